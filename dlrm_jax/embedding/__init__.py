@@ -1,0 +1,24 @@
+"""Embedding tables split over a device mesh, with updates that touch only the rows read."""
+
+from dlrm_jax.embedding.bags import pad_bags
+from dlrm_jax.embedding.collection import EmbeddingCollection, EmbeddingState
+from dlrm_jax.embedding.optimizer import SGD, Adagrad, Adam, RowOptimizer, RowWiseAdagrad
+from dlrm_jax.embedding.plan import Piece, Plan, automatic_plan
+from dlrm_jax.embedding.table import Feature, Lookup, Table
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "EmbeddingCollection",
+    "EmbeddingState",
+    "Feature",
+    "Lookup",
+    "Piece",
+    "Plan",
+    "RowOptimizer",
+    "RowWiseAdagrad",
+    "Table",
+    "automatic_plan",
+    "pad_bags",
+]

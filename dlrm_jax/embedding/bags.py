@@ -1,0 +1,51 @@
+"""Ragged bags of ids as padded ones."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32, Int, Int32
+
+from dlrm_jax.errors import UserError
+
+
+def pad_bags(
+    values: Int[np.ndarray, " N"],
+    lengths: Int[np.ndarray, " B"],
+    max_ids: int,
+    weights: Float32[np.ndarray, " N"] | None = None,
+) -> tuple[Int32[np.ndarray, "B L"], Float32[np.ndarray, "B L"] | None]:
+    """Turns concatenated bags into one padded row per sample.
+
+    A bag of more than ``max_ids`` ids is truncated: its *first* ``max_ids`` ids are
+    kept. Order the ids beforehand if others matter more, the latest of a history for
+    instance.
+
+    Args:
+        values: the ids of all bags, one bag after the other.
+        lengths: the number of ids of each bag; they sum to N.
+        max_ids: the width L of the result.
+        weights: one weight per id.
+
+    Returns:
+        ids padded with -1, and weights padded with 0 (None without weights).
+
+    Raises:
+        UserError: lengths are negative or don't sum to N, an id is negative or too
+            large for int32, or the weights don't match the ids.
+    """
+    if lengths.size and lengths.min() < 0:
+        raise UserError(f"lengths must not be negative, got {lengths.min()}")
+    if lengths.sum() != len(values):
+        raise UserError(f"lengths sum to {lengths.sum()} but there are {len(values)} ids")
+    if len(values) and not 0 <= values.min() <= values.max() < 2**31:
+        raise UserError(f"ids must lie in 0..2^31-1, got {values.min()}..{values.max()}")
+    if weights is not None and weights.shape != values.shape:
+        raise UserError(f"{len(values)} ids need as many weights, got shape {weights.shape}")
+    ends = np.cumsum(lengths)
+    positions = np.arange(max_ids)
+    present = positions < lengths[:, None]
+    source = np.where(present, (ends - lengths)[:, None] + positions, 0)
+    if not len(values):  # np.take needs something to point at
+        values, weights = np.zeros(1, np.int32), None if weights is None else np.zeros(1, "f4")
+    ids = np.where(present, values[source], -1).astype(np.int32)
+    return ids, None if weights is None else np.where(present, weights[source], 0).astype("f4")

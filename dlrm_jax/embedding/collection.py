@@ -1,0 +1,502 @@
+"""The sharded tables of a model: looked up, differentiated and updated on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Integer
+
+from dlrm_jax.embedding import exchange, gradient, logical
+from dlrm_jax.embedding.layout import Block, Slab, make_layout
+from dlrm_jax.embedding.optimizer import RowOptimizer, Slots, slot_shapes, update_rows, zero_slots
+from dlrm_jax.embedding.plan import Plan, automatic_plan
+from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import BATCH, DATA, MODEL
+
+# Arrays that exist once per data group and shard: [D, M, ...].
+_PER_DEVICE = PartitionSpec(DATA, MODEL)
+
+_pytree = jax.tree_util.register_dataclass
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class EmbeddingState:
+    """All arrays of the tables, by the name of their slab (see `layout`).
+
+    Attributes:
+        weights: the slabs.
+        slots: the optimizer state of each.
+        marker: scratch of `aggregate`; its content means nothing between steps.
+    """
+
+    weights: dict[str, Array]
+    slots: dict[str, Slots]
+    marker: dict[str, Array]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the way back needs to know of a lookup; one item per block, [D, M, N, T, L].
+
+    Attributes:
+        rows: of the slab, at its owner.
+        weights: of the ids, at their rows' owner; None without weights.
+        denominators: by lookup with mean pooling, what its sums were divided by [B].
+    """
+
+    rows: tuple[Array, ...]
+    weights: tuple[Array, ...] | None
+    denominators: dict[str, Array]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class Occurrences:
+    """A `Context` with the cotangent of every slot, at the rows' owners.
+
+    Attributes:
+        rows: as in `Context`, of the blocks that are trained.
+        weights: likewise.
+        cotangents: [D, M, N, T, d].
+    """
+
+    rows: tuple[Array, ...]
+    weights: tuple[Array, ...] | None
+    cotangents: tuple[Array, ...]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class RowGradients:
+    """The gradients of the touched rows of each slab, by its name.
+
+    Attributes:
+        rows: [M · K] numbers within the owner's slab; past its end for "no row".
+        values: [M · K, d].
+        summed: each row comes once, its gradients summed.
+    """
+
+    rows: dict[str, Array]
+    values: dict[str, Array]
+    summed: bool = dataclasses.field(metadata={"static": True})
+
+    def squared_norm(self) -> Float[Array, ""]:
+        """The sum of squares over all rows of all tables, for clipping by global norm."""
+        if not self.summed:
+            raise UserError("a norm needs EmbeddingCollection(..., sum_duplicates=True)")
+        return sum((jnp.sum(jnp.square(v)) for v in self.values.values()), jnp.zeros(()))
+
+    def scaled(self, factor: Float[Array, ""]) -> RowGradients:
+        """The gradients times a number."""
+        values = {name: value * factor for name, value in self.values.items()}
+        return dataclasses.replace(self, values=values)
+
+
+class EmbeddingCollection:
+    """Tables, the features that read them, and a plan of where they lie.
+
+    Holds descriptions only; arrays live in an `EmbeddingState`, a pure pytree. A train step is
+
+        pooled, context = collection.lookup(state, ids)
+        loss, (g, pooled_g) = jax.value_and_grad(loss_fn, argnums=(0, 1))(params, pooled)
+        state = collection.update(state, context, pooled_g, step)
+
+    with the state donated, so that rows are updated in place; ``update`` is ``back``,
+    ``aggregate`` and ``apply``, which can be called one by one to clip or accumulate.
+
+    Args:
+        tables: their descriptions; every one must be read by a lookup.
+        features: in the order of their columns in the id array.
+        lookups: in the order of the results.
+        mesh: of axes ``data`` and ``model``, see `dlrm_jax.mesh.make_mesh`.
+        optimizer: of the tables that have none of their own.
+        plan: of ``mesh.shape["model"]`` shards; None for `automatic_plan`.
+        sum_duplicates: sum the gradients of equal rows also where the optimizer doesn't
+            need it; `RowGradients.squared_norm` does.
+
+    Raises:
+        UserError: the descriptions or the plan contradict each other or the mesh.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        features: Sequence[Feature],
+        lookups: Sequence[Lookup],
+        mesh: Mesh,
+        optimizer: RowOptimizer | None = None,
+        plan: Plan | None = None,
+        sum_duplicates: bool = False,
+    ):
+        check_descriptions(tables, features, lookups)
+        self.tables = {table.name: table for table in tables}
+        self.features = tuple(features)
+        self.lookups = tuple(lookups)
+        self.mesh = mesh
+        self.plan = plan or automatic_plan(tables, mesh.shape[MODEL])
+        if self.plan.shards != mesh.shape[MODEL]:
+            raise UserError(
+                f"the plan is for {self.plan.shards} shards, the mesh has {mesh.shape[MODEL]}"
+            )
+        self.plan.check(tables)
+        without = [t.name for t in tables if t.trainable and not (t.optimizer or optimizer)]
+        if without:
+            raise UserError(f"no optimizer for the table(s) {', '.join(without)}")
+        self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
+        self.sum_duplicates = sum_duplicates
+
+    # -- Lookup and update: inside a jitted step ---------------------------------------
+
+    def lookup(
+        self,
+        state: EmbeddingState,
+        ids: Int[Array, "B C"],
+        weights: Float[Array, "B C"] | None = None,
+    ) -> tuple[dict[str, Float[Array, "B _"]], Context]:
+        """Pools the bags of a batch.
+
+        Args:
+            state: the tables.
+            ids: the bags of all features side by side, C = Σ max_ids; negative is absent.
+                B must be divisible by the number of devices. A bag with an id that its
+                table doesn't have becomes NaN; `check_ids` finds it by name beforehand.
+            weights: one per id; data, not differentiated.
+
+        Returns:
+            by lookup name, vectors of the table's width in at least float32, and what
+            `update` needs.
+        """
+        specs = {slab.name: slab_spec(slab) for slab in self.layout.slabs}
+        run = jax.shard_map(
+            self._lookup,
+            mesh=self.mesh,
+            in_specs=(specs, BATCH, BATCH),
+            out_specs=(BATCH, Context(_PER_DEVICE, _PER_DEVICE, BATCH)),  # pyright: ignore
+        )
+        return run(state.weights, ids, weights)
+
+    def _lookup(
+        self, slabs: dict[str, Array], ids: Array, weights: Array | None
+    ) -> tuple[dict[str, Array], Context]:
+        blocks = self.layout.blocks
+        ids = exchange.map_ids(self.layout, ids)
+        if weights is not None:
+            mapped = [weights[:, source] for source, _ in self.layout.mapped]
+            weights = jnp.concatenate([weights, *mapped], axis=1)
+        rows = _at_owner(blocks, [exchange.route(block, ids) for block in blocks])
+        at_rows = None
+        if weights is not None:
+            at_rows = _at_owner(blocks, [exchange.route_weights(b, weights) for b in blocks])
+        vectors = [
+            exchange.pool(slabs[b.slab.name], rows[i], None if at_rows is None else at_rows[i])
+            for i, b in enumerate(blocks)
+        ]
+        received = _at_sample(blocks, vectors, self.mesh.shape[MODEL])
+
+        pooled, denominators = {}, {}
+        for i, lookup in enumerate(self.lookups):
+            columns = self.layout.columns[i]
+            vector = exchange.collect(self.layout, i, received)
+            if lookup.pooling == "mean":
+                own = None if weights is None else weights[:, columns]
+                total = exchange.weight_sums(ids[:, columns], own, vector.dtype)
+                denominators[lookup.name] = jnp.where(total == 0, jnp.inf, total)
+                vector = vector / denominators[lookup.name][:, None]
+            bad = exchange.out_of_range(ids[:, columns], self.tables[lookup.table].rows)
+            pooled[lookup.name] = jnp.where(bad[:, None], jnp.nan, vector)
+
+        per_device = [[x[None, None] for x in part] for part in (rows, at_rows or ())]
+        return pooled, Context(
+            tuple(per_device[0]), None if at_rows is None else tuple(per_device[1]), denominators
+        )
+
+    def back(
+        self, context: Context, cotangents: Mapping[str, Float[Array, "B _"]]
+    ) -> Occurrences:
+        """Sends the cotangents of the pooled vectors to the owners of the rows.
+
+        Args:
+            context: from `lookup`.
+            cotangents: by lookup name, the gradient of the loss.
+        """
+        trained = [i for i, block in enumerate(self.layout.blocks) if block.slab.optimizer]
+        blocks = [self.layout.blocks[i] for i in trained]
+
+        def send(denominators: dict[str, Array], cotangents: dict[str, Array]):
+            own = [
+                cotangents[lookup.name] / denominators[lookup.name][:, None]
+                if lookup.pooling == "mean"
+                else cotangents[lookup.name]
+                for lookup in self.lookups
+            ]
+            sent = _at_owner(blocks, [exchange.spread(block, own) for block in blocks])
+            return tuple(x[None, None] for x in sent)
+
+        run = jax.shard_map(
+            send, mesh=self.mesh, in_specs=(BATCH, BATCH), out_specs=_PER_DEVICE
+        )
+        return Occurrences(
+            tuple(context.rows[i] for i in trained),
+            None if context.weights is None else tuple(context.weights[i] for i in trained),
+            run(context.denominators, dict(cotangents)),
+        )
+
+    def aggregate(
+        self, state: EmbeddingState, occurrences: Occurrences
+    ) -> tuple[RowGradients, EmbeddingState]:
+        """Sums the gradients of each row over the whole batch, equally on every copy.
+
+        Args:
+            state: only its scratch is used and returned changed.
+            occurrences: from `back`; or of several micro-batches, stacked along a new first
+                axis as `jax.lax.scan` does.
+        """
+        trained = [block for block in self.layout.blocks if block.slab.optimizer]
+        slabs = [slab for slab in self.layout.slabs if slab.optimizer]
+        stacked = occurrences.rows[0].ndim - 5 if occurrences.rows else 0
+        spec = PartitionSpec(*[None] * stacked, DATA, MODEL)
+        specs = {slab.name: slab_spec(slab) for slab in slabs}
+        copies = {slab.name: 1 for slab in slabs}
+        for slab in slabs:
+            copies[slab.name] = self.mesh.shape[DATA]
+            if not slab.sharded:
+                copies[slab.name] *= self.mesh.shape[MODEL]
+
+        def run(occurrences: Occurrences, marker: dict[str, Array]):
+            def local(x: Array) -> Array:
+                return x.reshape(-1, *x.shape[-2:])
+
+            rows, values, marker = {}, {}, dict(marker)
+            for slab in slabs:
+                items = [
+                    (
+                        local(occurrences.rows[i]),
+                        None if occurrences.weights is None else local(occurrences.weights[i]),
+                        local(occurrences.cotangents[i]),
+                    )
+                    for i, block in enumerate(trained)
+                    if block.slab is slab
+                ]
+                rows[slab.name], values[slab.name], used = gradient.aggregate(
+                    slab, items, marker.get(slab.name), copies[slab.name]
+                )
+                if used is not None:
+                    marker[slab.name] = used
+            return rows, values, marker
+
+        marker_specs = {name: specs[name] for name in state.marker}
+        rows, values, marker = jax.shard_map(
+            run, mesh=self.mesh, in_specs=(spec, marker_specs),
+            out_specs=(specs, specs, marker_specs),
+        )(occurrences, state.marker)
+        summed = all(self._needs_sums(slab) for slab in slabs)
+        return RowGradients(rows, values, summed), dataclasses.replace(state, marker=marker)
+
+    def apply(
+        self, state: EmbeddingState, gradients: RowGradients, step: Integer[Array, ""]
+    ) -> EmbeddingState:
+        """Updates the touched rows, in place where the state is donated.
+
+        Args:
+            state: the tables and their optimizer state.
+            gradients: from `aggregate`.
+            step: the number of updates done before this one.
+        """
+        slabs = {slab.name: slab for slab in self.layout.slabs if slab.optimizer}
+        specs = {name: slab_spec(slab) for name, slab in slabs.items()}
+
+        def run(weights, slots, rows, values, step):
+            new_weights, new_slots = {}, {}
+            for name, slab in slabs.items():
+                new_weights[name], new_slots[name] = update_rows(
+                    slab.optimizer, weights[name], slots[name], rows[name], values[name], step
+                )
+            return new_weights, new_slots
+
+        weights, slots = jax.shard_map(
+            run,
+            mesh=self.mesh,
+            in_specs=(specs, specs, specs, specs, PartitionSpec()),
+            out_specs=(specs, specs),
+        )(
+            {name: state.weights[name] for name in slabs},
+            {name: state.slots[name] for name in slabs},
+            gradients.rows,
+            gradients.values,
+            jnp.asarray(step),
+        )
+        return EmbeddingState(state.weights | weights, state.slots | slots, state.marker)
+
+    def update(
+        self,
+        state: EmbeddingState,
+        context: Context,
+        cotangents: Mapping[str, Float[Array, "B _"]],
+        step: Integer[Array, ""],
+    ) -> EmbeddingState:
+        """`back`, `aggregate` and `apply` in one."""
+        gradients, state = self.aggregate(state, self.back(context, cotangents))
+        return self.apply(state, gradients, step)
+
+    # -- Whole tables: outside the step ------------------------------------------------
+
+    def init(self, seed: int) -> EmbeddingState:
+        """Initial values, which depend on the seed and not on the mesh or the plan."""
+        return self.build(lambda table: {}, seed)
+
+    def build(
+        self, source: Callable[[Table], Mapping[str, Array | np.ndarray]], seed: int
+    ) -> EmbeddingState:
+        """A state made from logical arrays, one slab at a time so that little is held twice.
+
+        Args:
+            source: gives, for a table, its ``"weights"`` [rows, dim] and optimizer slots
+                ([rows] or [rows, dim]) by name. What is missing gets initial values.
+            seed: of the initial values.
+
+        Raises:
+            UserError: an array has another shape or an unknown name.
+        """
+        state = EmbeddingState({}, {}, {})
+        for slab in sorted(self.layout.slabs, key=lambda slab: -slab.rows):
+            given = {table.name: dict(source(table)) for table in slab.tables.values()}
+            abstract = {name: self.logical(table) for name, table in slab.tables.items()}
+            for name, arrays in given.items():
+                _check_arrays(name, arrays, abstract[name])
+                given[name] = {
+                    key: jax.device_put(
+                        jnp.asarray(x, abstract[name][key].dtype), abstract[name][key].sharding
+                    )
+                    for key, x in arrays.items()
+                }
+            make = functools.partial(self._make_slab, slab, seed)
+            leaves = jax.jit(make, out_shardings=logical.slab_sharding(self.mesh, slab))(given)
+            state.weights[slab.name] = leaves.pop("weights")
+            if slab.optimizer:
+                state.slots[slab.name] = leaves
+            if self._needs_sums(slab):
+                rows = state.weights[slab.name].shape[0]
+                state.marker[slab.name] = jax.jit(
+                    lambda rows=rows: jnp.zeros(rows, jnp.int32),
+                    out_shardings=logical.slab_sharding(self.mesh, slab),
+                )()
+        return state
+
+    def _make_slab(
+        self, slab: Slab, seed: int, given: dict[str, dict[str, Array]]
+    ) -> dict[str, Array]:
+        def whole(table: Table, key: str) -> Array:
+            if key in given[table.name]:
+                return given[table.name][key]
+            if key == "weights":
+                values = logical.initial_values(table, seed)
+                sharding = logical.logical_sharding(self.mesh, values.shape)
+                return jax.lax.with_sharding_constraint(values, sharding)
+            assert slab.optimizer is not None
+            return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]
+
+        keys = ["weights", *(slab.optimizer.slots if slab.optimizer else ())]
+        return {
+            key: logical.pack(
+                self.mesh, slab, {name: whole(table, key) for name, table in slab.tables.items()}
+            )
+            for key in keys
+        }
+
+    def read(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
+        """Gives each table's logical arrays, ``"weights"`` and slots, one slab at a time."""
+        for slab in self.layout.slabs:
+            leaves = {"weights": state.weights[slab.name], **state.slots.get(slab.name, {})}
+            tables = {
+                key: jax.jit(functools.partial(logical.unpack, self.mesh, slab))(leaf)
+                for key, leaf in leaves.items()
+            }
+            for name, table in slab.tables.items():
+                yield table, {key: arrays[name] for key, arrays in tables.items()}
+
+    def logical(self, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes, dtypes and shardings of what `read` gives and `build` takes."""
+        shapes: dict[str, jax.ShapeDtypeStruct] = {
+            "weights": jax.ShapeDtypeStruct((table.rows, table.dim), jnp.dtype(table.dtype))
+        }
+        slab = next(slab for slab in self.layout.slabs if table.name in slab.tables)
+        if slab.optimizer:
+            shapes |= slot_shapes(slab.optimizer, table.rows, table.dim, slab.dtype)
+        return {
+            key: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=logical.logical_sharding(self.mesh, x.shape)
+            )
+            for key, x in shapes.items()
+        }
+
+    def check_ids(self, ids: Int[np.ndarray, "B C"]) -> None:
+        """Looks for ids that no table has; runs on the host.
+
+        Raises:
+            UserError: naming the first one's sample, feature, value and range.
+        """
+        start = 0
+        for feature in self.features:
+            columns = ids[:, start : start + feature.max_ids]
+            start += feature.max_ids
+            for lookup in self.lookups:
+                if lookup.feature != feature.name:
+                    continue
+                mapped = columns if lookup.id_map is None else lookup.id_map(columns)
+                rows = self.tables[lookup.table].rows
+                bad = (columns < -1) | ((columns >= 0) & ((mapped < 0) | (mapped >= rows)))
+                if bad.any():
+                    sample, position = np.argwhere(bad)[0]
+                    raise UserError(
+                        f"feature {feature.name}, sample {sample}: id "
+                        f"{columns[sample, position]} is out of range; table {lookup.table} has "
+                        f"ids 0..{rows - 1}, and -1 stands for absent"
+                    )
+        if ids.shape[1] != start:
+            raise UserError(f"expected {start} id columns, got {ids.shape[1]}")
+
+    def _needs_sums(self, slab: Slab) -> bool:
+        return slab.optimizer is not None and (self.sum_duplicates or not slab.optimizer.linear)
+
+
+def slab_spec(slab: Slab) -> PartitionSpec:
+    """How a slab's arrays are split."""
+    return PartitionSpec(MODEL) if slab.sharded else PartitionSpec()
+
+
+def _at_owner(blocks: Sequence[Block], sent: Sequence[Array]) -> list[Array]:
+    """[M, b, ...] by receiver, for each block, to [N, ...] at the owner of its rows."""
+    received = iter(exchange.exchange([x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded]))
+    mine = [next(received) if b.slab.sharded else x for b, x in zip(blocks, sent, strict=True)]
+    return [x.reshape(-1, *x.shape[2:]) for x in mine]
+
+
+def _at_sample(blocks: Sequence[Block], vectors: Sequence[Array], shards: int) -> list[Array]:
+    """[N, T, d] at the owner of the rows, for each block, to [M, b, T, d] at the sample's."""
+    parts = [
+        x.reshape(shards if b.slab.sharded else 1, -1, *x.shape[1:])
+        for b, x in zip(blocks, vectors, strict=True)
+    ]
+    received = iter(exchange.exchange([x for b, x in zip(blocks, parts, strict=True) if b.slab.sharded]))
+    return [next(received) if b.slab.sharded else x for b, x in zip(blocks, parts, strict=True)]
+
+
+def _check_arrays(
+    table: str, arrays: Mapping[str, Array | np.ndarray], abstract: dict[str, jax.ShapeDtypeStruct]
+) -> None:
+    for key, array in arrays.items():
+        if key not in abstract:
+            raise UserError(f"table {table} has {', '.join(abstract)}, but {key!r} was given")
+        if array.shape != abstract[key].shape:
+            raise UserError(
+                f"table {table}: {key} must have shape {abstract[key].shape}, got {array.shape}"
+            )

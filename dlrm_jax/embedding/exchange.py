@@ -1,0 +1,127 @@
+"""From ids to pooled vectors, and from cotangents back to rows, on one device of the mesh.
+
+These functions run inside `jax.shard_map` over both mesh axes. In shapes, b is one
+device's samples, M the shards of the model axis, N = M·b the samples of one data group,
+and T, L, d a block's slots, ids per slot and width.
+
+1. *Route*, at the sender: ids become rows of the receiver's slab. An id that is absent
+   or lies elsewhere becomes one past the slab's last row: never -1, which would wrap.
+2. *Exchange*: all-to-all of rows; gather and pool; all-to-all of pooled vectors.
+3. *Back*: cotangents travel the same way to the shards that own the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dlrm_jax.embedding.layout import Block, Layout
+from dlrm_jax.mesh import MODEL
+
+
+def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
+    """Appends the columns that id maps make; absent ids stay absent."""
+    mapped = [
+        jnp.where(ids[:, source] >= 0, id_map(ids[:, source]), -1)
+        for source, id_map in layout.mapped
+    ]
+    return jnp.concatenate([ids, *mapped], axis=1) if mapped else ids
+
+
+def route(block: Block, ids: Int[Array, "b C"]) -> Int[Array, "M b T L"]:
+    """The row of each receiver's slab that each of its slots reads."""
+    taken = ids[:, block.column]  # [b, M, T, L]
+    held = (taken >= 0) & (taken < block.limit[:, :, None])
+    row = taken
+    if np.any(block.modulus > 1):
+        held &= taken % block.modulus[:, :, None] == block.residue[:, :, None]
+        row = taken // block.modulus[:, :, None]
+    row = jnp.where(held, row + block.offset[:, :, None], block.slab.rows)
+    return row.transpose(1, 0, 2, 3).astype(jnp.int32)
+
+
+def route_weights(block: Block, weights: Float[Array, "b C"]) -> Float[Array, "M b T L"]:
+    """The weights of the ids that `route` sends."""
+    return weights[:, block.column].transpose(1, 0, 2, 3)
+
+
+def exchange(parts: Sequence[Array]) -> list[Array]:
+    """Sends ``part[m]`` to shard m and returns what came from each shard, in one all-to-all.
+
+    Args:
+        parts: [M, b, ...] each, of one dtype.
+    """
+    if not parts or parts[0].shape[0] == 1:
+        return list(parts)
+    flat = [part.reshape(*part.shape[:2], -1) for part in parts]
+    received = jax.lax.all_to_all(jnp.concatenate(flat, axis=2), MODEL, 0, 0, tiled=True)
+    ends = np.cumsum([part.shape[2] for part in flat])[:-1]
+    pieces = jnp.split(received, ends, axis=2)
+    return [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+
+
+def pool(
+    slab: Float[Array, "R d"],
+    rows: Int[Array, "N T L"],
+    weights: Float[Array, "N T L"] | None,
+) -> Float[Array, "N T d"]:
+    """The weighted sum of the rows of every slot, in at least float32; no row adds nothing."""
+    dtype = jnp.promote_types(slab.dtype, jnp.float32)
+
+    def at(position: int | Int[Array, ""]) -> Float[Array, "N T d"]:
+        vectors = slab.at[rows[:, :, position]].get(mode="fill", fill_value=0).astype(dtype)
+        return vectors if weights is None else vectors * weights[:, :, position, None]
+
+    # A loop over bag positions never makes an array of [N, T, L, d], which is what a long
+    # bag's time would go into.
+    total = at(0)
+    if rows.shape[2] > 1:
+        total = jax.lax.fori_loop(1, rows.shape[2], lambda i, acc: acc + at(i), total)
+    return total
+
+
+def collect(
+    layout: Layout, lookup: int, received: Sequence[Float[Array, "M b T d"]]
+) -> Float[Array, "b d"]:
+    """One lookup's vectors at the samples' owner: the sum over its row pieces."""
+    parts = layout.parts[lookup]
+    block = received[parts[0][0]]
+    if len(parts) == 1:
+        return block[parts[0][1], :, parts[0][2]]
+    _, shards, slots = (np.array(axis) for axis in zip(*parts, strict=True))
+    return block[shards, :, slots].sum(axis=0)
+
+
+def spread(block: Block, cotangents: Sequence[Float[Array, "b d"]]) -> Float[Array, "M b T d"]:
+    """What `collect` adds up, backwards: each receiver gets the cotangents of its slots.
+
+    Args:
+        block: whose slots to fill; padding slots get zeros.
+        cotangents: by lookup, those of other blocks included.
+    """
+    members = np.unique(block.lookup[block.lookup >= 0])
+    rows = [cotangents[i] for i in members]
+    index = np.searchsorted(members, block.lookup)
+    if np.any(block.lookup < 0):
+        rows.append(jnp.zeros_like(rows[0]))
+        index = np.where(block.lookup < 0, len(members), index)
+    if block.lookup.shape[0] == 1:  # no receiver but this device: the slots are the members
+        return jnp.stack([rows[i] for i in index[0]], axis=1)[None]
+    return jnp.stack(rows, axis=0)[index].transpose(0, 2, 1, 3)
+
+
+def weight_sums(
+    ids: Int[Array, "b L"], weights: Float[Array, "b L"] | None, dtype: jnp.dtype
+) -> Float[Array, " b"]:
+    """Σ w over the ids that are present, the denominator of a mean."""
+    present = ids >= 0
+    return jnp.sum(present if weights is None else jnp.where(present, weights, 0), 1, dtype=dtype)
+
+
+def out_of_range(ids: Int[Array, "b L"], rows: int) -> Bool[Array, " b"]:
+    """Bags with an id that the table doesn't have."""
+    return jnp.any(ids >= rows, axis=1)

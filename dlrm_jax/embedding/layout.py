@@ -1,0 +1,204 @@
+"""Where a plan's pieces lie: slabs that hold them, and blocks of slots that read them.
+
+A *slab* is one array that holds the pieces of one kind side by side. A *slot* is one
+bag that a shard pools for every sample; a *block* is the slots of one bag length in one
+slab, equally many on every shard, so that one static exchange serves them all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int32
+
+from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.embedding.plan import Piece, Plan
+from dlrm_jax.embedding.table import Feature, Lookup, Table
+
+# A table this large has a slab of its own: on one shard it is then saved and restored
+# without a copy, and on CPU scatters into separate arrays run on all cores.
+OWN_SLAB_ROWS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Slab:
+    """One array: [shards · rows, dim], split over the model axis, or [rows, dim] on every device.
+
+    Attributes:
+        name: the key of its arrays in the state.
+        sharded: split over the model axis (otherwise replicated).
+        rows: on one device; shards with less are padded.
+        pieces: each with its first row in the slab.
+        tables: those that the pieces are of, by name.
+        optimizer: of all its rows; None if they are frozen.
+    """
+
+    name: str
+    sharded: bool
+    rows: int
+    dim: int
+    dtype: np.dtype
+    pieces: tuple[tuple[Piece, int], ...]
+    tables: Mapping[str, Table]
+    optimizer: RowOptimizer | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Slots [m, t] of one slab, for shard m, with L ids each (m is 0 alone if replicated).
+
+    A column's id x is held by the slot iff x < limit and x ≡ residue (mod modulus); it
+    lies then in the slab's row x // modulus + offset. Padding slots have limit 0.
+    """
+
+    slab: Slab
+    length: int
+    lookup: Int32[np.ndarray, "M T"]  # its index; -1 in padding
+    column: Int32[np.ndarray, "M T L"]
+    limit: Int32[np.ndarray, "M T"]
+    modulus: Int32[np.ndarray, "M T"]
+    residue: Int32[np.ndarray, "M T"]
+    offset: Int32[np.ndarray, "M T"]
+
+    @property
+    def slots(self) -> int:
+        """Slots per shard."""
+        return self.lookup.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """All slabs and blocks, and where each lookup finds its parts.
+
+    Attributes:
+        slabs: every table lies in exactly one.
+        blocks: the units of the exchange.
+        columns: by lookup, its columns in the id array after the mapped ids are appended.
+        mapped: the columns that each id map reads, in the order in which they are appended.
+        parts: by lookup, the (block, shard, slot) whose vectors sum to its own.
+    """
+
+    slabs: tuple[Slab, ...]
+    blocks: tuple[Block, ...]
+    columns: tuple[slice, ...]
+    mapped: tuple[tuple[slice, Callable], ...]
+    parts: tuple[tuple[tuple[int, int, int], ...], ...]
+
+
+def make_layout(
+    tables: Sequence[Table],
+    features: Sequence[Feature],
+    lookups: Sequence[Lookup],
+    plan: Plan,
+    optimizer: RowOptimizer | None,
+) -> Layout:
+    """Lays out checked descriptions and a checked plan.
+
+    Args:
+        tables: all tables.
+        features: in the order of their columns in the id array.
+        lookups: in the order of the results.
+        plan: of these tables.
+        optimizer: for tables that have none of their own.
+    """
+    slabs = _slabs(tables, plan, optimizer)
+    starts = np.cumsum([0, *(feature.max_ids for feature in features)]).tolist()
+    span = {f.name: slice(starts[i], starts[i + 1]) for i, f in enumerate(features)}
+    end = starts[-1]
+    columns: list[slice] = []
+    mapped: list[tuple[slice, Callable]] = []
+    for lookup in lookups:
+        source = span[lookup.feature]
+        if lookup.id_map is None:
+            columns.append(source)
+            continue
+        mapped.append((source, lookup.id_map))
+        columns.append(slice(end, end + source.stop - source.start))
+        end = columns[-1].stop
+
+    blocks: list[Block] = []
+    parts: list[list[tuple[int, int, int]]] = [[] for _ in lookups]
+    for slab in slabs:
+        here = [i for i, lookup in enumerate(lookups) if lookup.table in slab.tables]
+        for length in sorted({columns[i].stop - columns[i].start for i in here}):
+            same = [i for i in here if columns[i].stop - columns[i].start == length]
+            block = _block(slab, length, same, lookups, columns, plan.shards)
+            for m, t in zip(*np.nonzero(block.lookup >= 0), strict=True):
+                parts[block.lookup[m, t]].append((len(blocks), int(m), int(t)))
+            blocks.append(block)
+    return Layout(
+        slabs, tuple(blocks), tuple(columns), tuple(mapped), tuple(tuple(part) for part in parts)
+    )
+
+
+def _slabs(
+    tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None
+) -> tuple[Slab, ...]:
+    groups: dict[object, list[Table]] = {}
+    for table in tables:
+        own = table.optimizer or optimizer if table.trainable else None
+        sharded = plan.of(table.name)[0].shard is not None
+        alone = table.name if table.rows >= OWN_SLAB_ROWS else None
+        groups.setdefault((sharded, table.dim, table.dtype, own, alone), []).append(table)
+
+    slabs = []
+    for members in groups.values():
+        first = members[0]
+        used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
+        pieces = []
+        for table in members:
+            for piece in plan.of(table.name):
+                pieces.append((piece, used[piece.shard]))
+                used[piece.shard] += piece.rows(table.rows)
+        more = f"+{len(members) - 1}" if len(members) > 1 else ""
+        slabs.append(
+            Slab(
+                name=first.name + more,
+                sharded=plan.of(first.name)[0].shard is not None,
+                rows=max(used.values()),
+                dim=first.dim,
+                dtype=np.dtype(first.dtype),
+                pieces=tuple(pieces),
+                tables={table.name: table for table in members},
+                optimizer=first.optimizer or optimizer if first.trainable else None,
+            )
+        )
+    return tuple(slabs)
+
+
+def _block(
+    slab: Slab,
+    length: int,
+    members: Sequence[int],
+    lookups: Sequence[Lookup],
+    columns: Sequence[slice],
+    shards: int,
+) -> Block:
+    slots: list[list[tuple[int, Piece, int]]] = [[] for _ in range(shards if slab.sharded else 1)]
+    for i in members:
+        for piece, offset in slab.pieces:
+            if piece.table == lookups[i].table:
+                slots[piece.shard or 0].append((i, piece, offset))
+
+    shape = (len(slots), max(len(shard) for shard in slots))
+    block = Block(
+        slab=slab,
+        length=length,
+        lookup=np.full(shape, -1, np.int32),
+        column=np.zeros((*shape, length), np.int32),
+        limit=np.zeros(shape, np.int32),
+        modulus=np.ones(shape, np.int32),
+        residue=np.zeros(shape, np.int32),
+        offset=np.zeros(shape, np.int32),
+    )
+    for m, shard in enumerate(slots):
+        for t, (i, piece, offset) in enumerate(shard):
+            block.lookup[m, t] = i
+            block.column[m, t] = np.arange(columns[i].start, columns[i].stop)
+            block.limit[m, t] = slab.tables[piece.table].rows
+            block.modulus[m, t] = piece.modulus
+            block.residue[m, t] = piece.residue
+            block.offset[m, t] = offset
+    return block

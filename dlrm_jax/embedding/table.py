@@ -1,0 +1,137 @@
+"""The one description of tables and of who reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.errors import UserError
+
+Initializer = Callable[[Array, tuple[int, int], Any], Float[Array, "n d"]]
+"""``init(key, (n, dim), dtype)`` makes n consecutive rows; called once per chunk of rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One categorical input: for each sample a bag of at most ``max_ids`` ids.
+
+    Attributes:
+        name: unique among features.
+        max_ids: the width of the feature's columns in the id array; shorter bags are
+            padded with -1.
+    """
+
+    name: str
+    max_ids: int = 1
+
+    def __post_init__(self):
+        if self.max_ids < 1:
+            raise UserError(f"feature {self.name}: max_ids must be at least 1, got {self.max_ids}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One embedding table of ``rows`` vectors of width ``dim``.
+
+    Attributes:
+        name: unique among tables; names the table's array in a checkpoint.
+        rows: ids run from 0 to rows - 1.
+        dim: the width of a vector.
+        dtype: of the weights.
+        init: initial values; None for the reference's U(±√(1/rows)).
+        optimizer: None for the collection's.
+        trainable: False freezes the table.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    dtype: str = "float32"
+    init: Initializer | None = None
+    optimizer: RowOptimizer | None = None
+    trainable: bool = True
+
+    def __post_init__(self):
+        if self.rows < 1 or self.dim < 1:
+            raise UserError(
+                f"table {self.name}: rows and dim must be at least 1, got {self.rows} x {self.dim}"
+            )
+        if self.rows >= 2**31:
+            raise UserError(f"table {self.name}: at most 2^31 - 1 rows fit int32, got {self.rows}")
+        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
+            raise UserError(f"table {self.name}: expected a floating dtype, got {self.dtype}")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights of one copy."""
+        return self.rows * self.dim * jnp.dtype(self.dtype).itemsize
+
+    def initial_rows(self, key: Array, count: int) -> Float[Array, "n d"]:
+        """Initial values of ``count`` consecutive rows, from their key."""
+        shape, dtype = (count, self.dim), jnp.dtype(self.dtype)
+        if self.init is not None:
+            return self.init(key, shape, dtype)
+        bound = (1 / self.rows) ** 0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """Which feature reads which table, and how its bag becomes one vector.
+
+    Features may share a table, and one feature may read several tables.
+
+    Attributes:
+        name: unique among lookups; names the pooled vectors.
+        feature: the name of the feature.
+        table: the name of the table.
+        pooling: ``"sum"`` is Σ w·v over the ids that are present (w = 1 without
+            weights); ``"mean"`` is that divided by Σ w. An empty bag, or for the mean
+            one whose weights sum to 0, gives the zero vector.
+        id_map: applied elementwise to the ids that are present before the table is
+            read, such as ``lambda ids: ids // 4``; it must work on NumPy and JAX arrays.
+    """
+
+    name: str
+    feature: str
+    table: str
+    pooling: Literal["sum", "mean"] = "sum"
+    id_map: Callable[[Any], Any] | None = None
+
+    def __post_init__(self):
+        if self.pooling not in ("sum", "mean"):
+            raise UserError(f"lookup {self.name}: pooling must be sum or mean, got {self.pooling}")
+
+
+def check_descriptions(
+    tables: Sequence[Table], features: Sequence[Feature], lookups: Sequence[Lookup]
+) -> None:
+    """Names must be unique, lookups must name what exists, and every table must be read.
+
+    Raises:
+        UserError: naming the offender.
+    """
+    for kind, items in (("table", tables), ("feature", features), ("lookup", lookups)):
+        names = [item.name for item in items]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise UserError(f"{kind} names must be unique, {', '.join(repeated)} came twice")
+    for lookup in lookups:
+        for kind, name, items in (
+            ("feature", lookup.feature, features),
+            ("table", lookup.table, tables),
+        ):
+            known = [item.name for item in items]
+            if name not in known:
+                raise UserError(
+                    f"lookup {lookup.name}: no {kind} named {name!r}; there are {', '.join(known)}"
+                )
+    unread = {table.name for table in tables} - {lookup.table for lookup in lookups}
+    if unread:
+        raise UserError(f"no lookup reads the table(s) {', '.join(sorted(unread))}")

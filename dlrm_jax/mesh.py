@@ -1,0 +1,79 @@
+"""The device mesh: batches split over both axes, tables over ``model``, copied over ``data``."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dlrm_jax.errors import UserError
+
+DATA = "data"
+MODEL = "model"
+
+BATCH = PartitionSpec((DATA, MODEL))
+"""How the first axis of a batch is split: over all devices."""
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """Reads ``"2x4"`` as 2 data-parallel groups of 4 model shards.
+
+    Raises:
+        UserError: the text is not two positive numbers joined by an x.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if match is None:
+        raise UserError(
+            f"--mesh: expected DxM, D data-parallel groups of M model shards such as 2x4, "
+            f"got {text!r}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def emulate_devices(count: int) -> None:
+    """Asks for ``count`` CPU devices; call before JAX is used for the first time.
+
+    A count in ``XLA_FLAGS`` is the user's own word and is left alone. Accelerators are
+    not affected.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def make_mesh(shape: str | tuple[int, int]) -> Mesh:
+    """A mesh of axes ``data`` and ``model`` on the first devices that are enough.
+
+    Takes the default backend's devices (accelerators, where there are any), otherwise
+    emulated CPU devices.
+
+    Args:
+        shape: ``"2x4"`` or ``(2, 4)``.
+
+    Raises:
+        UserError: neither backend has as many devices.
+    """
+    shape = parse_mesh(shape) if isinstance(shape, str) else shape
+    count = shape[0] * shape[1]
+    devices = jax.devices()
+    if len(devices) < count and devices[0].platform != "cpu":
+        devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(
+            f"mesh {shape[0]}x{shape[1]} needs {count} devices, but there are "
+            f"{len(jax.devices())} of {jax.devices()[0].platform} and {len(devices)} of cpu; call "
+            f"emulate_devices({count}) before JAX is first used, or set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    if devices[0].platform != jax.devices()[0].platform:
+        # What isn't placed explicitly must not wander to the accelerator.
+        jax.config.update("jax_default_device", devices[0])
+    grid = np.array(devices[:count]).reshape(shape)
+    return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """The sharding of a batch's arrays, after ``leading`` axes that aren't split."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, *BATCH))
