@@ -1,0 +1,1 @@
+"""Examples: where they come from, what they hold and how they are batched."""

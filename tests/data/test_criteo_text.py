@@ -1,0 +1,136 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlrm_jax.data.criteo_text import COLUMNS, parse_block, read_blocks
+from dlrm_jax.errors import UserError
+
+GOOD = [b"1", *[b"3"] * 13, *[b"68fd1e64"] * 26]
+
+
+def line(**fields):
+    """A good line with some fields replaced."""
+    values = dict(zip(COLUMNS, GOOD, strict=True)) | fields
+    return b"\t".join(values.values()) + b"\n"
+
+
+def parse(block):
+    return parse_block(block, Path("train.txt"), 1)
+
+
+integers = st.none() | st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 100)
+values = st.none() | st.integers(0, 2**32 - 1)
+rows = st.tuples(
+    st.integers(0, 1),
+    st.lists(integers, min_size=13, max_size=13),
+    st.lists(values, min_size=26, max_size=26),
+)
+
+
+def formatted(row, digits="08x"):
+    label, numbers, categoricals = row
+    fields = [
+        str(label),
+        *("" if n is None else str(n) for n in numbers),
+        *("" if c is None else format(c, digits) for c in categoricals),
+    ]
+    return "\t".join(fields).encode()
+
+
+@given(st.lists(rows, min_size=1, max_size=5), st.sampled_from(["08x", "x", "X"]))
+def test_what_is_written_is_read(lines, digits):
+    block = parse(b"".join(formatted(row, digits) + b"\n" for row in lines))
+    np.testing.assert_array_equal(block.labels, [row[0] for row in lines])
+    expected = [[np.log1p(float(max(n or 0, 0))) for n in row[1]] for row in lines]
+    np.testing.assert_allclose(block.dense, expected, rtol=1e-6)
+    np.testing.assert_array_equal(block.values.T, [[c or 0 for c in row[2]] for row in lines])
+    bits = (block.missing[:, None] >> np.arange(26, dtype=np.uint32)) & 1
+    np.testing.assert_array_equal(bits, [[c is None for c in row[2]] for row in lines])
+    assert block.dense.dtype == np.float32
+    assert block.dense.flags.c_contiguous
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 300, 1000, 1 << 20])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_blocks_cover_the_file_whatever_their_size(tmp_path, block_bytes, end):
+    content = b"".join(line(I1=b"%d" % i, C26=b"%x" % i) for i in range(20))[:-1] + end
+    path = tmp_path / "train.txt"
+    path.write_bytes(content)
+    digest = hashlib.sha256()
+    blocks = list(read_blocks(path, digest.update, block_bytes))
+    assert digest.digest() == hashlib.sha256(content).digest()
+    assert np.concatenate([block.values[25] for block in blocks]).tolist() == list(range(20))
+    if block_bytes < 1000:
+        assert len(blocks) > 5
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (line(label=b"2"), r"column 1 \(label\): expected 0 or 1, found '2'"),
+        (line(label=b""), r"column 1 \(label\): expected 0 or 1, found ''"),
+        (line(label=b"-1"), r"column 1 \(label\)"),
+        (line(I1=b"1.5"), r"column 2 \(I1\): expected a 64-bit integer or nothing, found '1.5'"),
+        (line(I2=b"a"), r"column 3 \(I2\)"),
+        (line(I2=b"-"), r"column 3 \(I2\)"),
+        (line(I13=b"9223372036854775808"), r"column 14 \(I13\): .* '9223372036854775808'"),
+        (line(I3=b"+5"), r"column 4 \(I3\)"),
+        (line(I3=b" 5"), r"column 4 \(I3\)"),
+        (line(C1=b"68fd1e6g"), r"column 15 \(C1\): expected up to 8 hexadecimal digits"),
+        (line(C26=b"068fd1e64"), r"column 40 \(C26\): .* found '068fd1e64'"),
+        (line(C2=b"-1"), r"column 16 \(C2\)"),
+        (line(C2=b'"'), r"column 16 \(C2\)"),
+        (line(C3=b"a" * 5000), r"column 17 \(C3\): .*\(5000 bytes\)"),
+        (line(C4=b"\0"), r"column 18 \(C4\): .*found '\\x00'"),
+        (line(C4=b"\xff\xfe"), r"column 18 \(C4\): .*found '\\xff\\xfe'"),
+        (line()[:-1] + b"\r\n", "CR LF"),
+        (b"\n", "40 tab-separated fields .*found a blank line"),
+        (line()[:-10] + b"\n", r"column 40"),
+        (b"\t".join(GOOD[:39]) + b"\n", "40 tab-separated fields .*found 39"),
+        (b"\t".join([*GOOD, b"1"]) + b"\n", "40 tab-separated fields .*found 41"),
+        # As many separators as two good lines have.
+        (b"\t".join(GOOD[:39]) + b"\n" + b"\t".join([*GOOD, b"1"]) + b"\n", "found 39"),
+    ],
+)
+@pytest.mark.parametrize("block_bytes", [100, 1 << 20])
+def test_bad_lines_are_named(tmp_path, bad, message, block_bytes):
+    if bad.startswith(line()[:-10] + b"\n"):  # the last field is cut, then one field is missing
+        message = "found 39"
+    path = tmp_path / "train.txt"
+    path.write_bytes(line() * 6 + bad + line() * 2)
+    with pytest.raises(UserError, match=rf"train\.txt, line 7[,:].*{message}"):
+        list(read_blocks(path, hashlib.sha256().update, block_bytes))
+
+
+@given(st.data())
+def test_any_damage_is_either_read_as_written_or_named(data):
+    """Polars and the line by line reading agree on what is right."""
+    good = bytearray(line(I1=b"", C3=b"") * 3)
+    place = data.draw(st.integers(0, len(good) - 2))
+    piece = data.draw(st.binary(max_size=3) | st.sampled_from([b"\t", b"\n", b"-", b"0", b"e"]))
+    good[place : place + data.draw(st.integers(0, 3))] = piece
+    if not good.endswith(b"\n"):
+        good += b"\n"
+    try:
+        block = parse(bytes(good))
+    except UserError:  # and not the AssertionError that means they disagree
+        return
+    assert len(block.labels) == good.count(b"\n")
+
+
+def test_an_empty_file(tmp_path):
+    path = tmp_path / "train.txt"
+    path.touch()
+    with pytest.raises(UserError, match=r"train\.txt is empty"):
+        list(read_blocks(path, hashlib.sha256().update))
+
+
+def test_a_file_without_lines(tmp_path):
+    path = tmp_path / "train.txt.gz"
+    path.write_bytes(b"\x1f" * 200_000)
+    with pytest.raises(UserError, match="more than 65,536 bytes"):
+        list(read_blocks(path, hashlib.sha256().update, 1 << 12))
