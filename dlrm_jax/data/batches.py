@@ -18,12 +18,14 @@ class Batch(NamedTuple):
         ids: Embedding rows, `ABSENT` where a bag isn't full.
         labels: 0 or 1.
         weights: 1 for an example, 0 for padding.
+        id_weights: One per id, or None where all are 1.
     """
 
     dense: Float32[np.ndarray, "B D"]
     ids: Int32[np.ndarray, "B C"]
     labels: Float32[np.ndarray, " B"]
     weights: Float32[np.ndarray, " B"]
+    id_weights: Float32[np.ndarray, "B C"] | None = None
 
 
 def steps_per_epoch(examples: Examples, batch_size: int) -> int:

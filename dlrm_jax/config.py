@@ -1,0 +1,242 @@
+"""One run, described completely: frozen, validated on construction, changed by `replace`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from dlrm_jax.errors import UserError
+
+KAGGLE_ROWS = (
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27,
+    14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
+)  # fmt: skip
+TERABYTE_ROWS = (
+    9980333, 36084, 17217, 7378, 20134, 3, 7112, 1442, 61, 9758201, 1333352, 313829, 10, 2208,
+    11156, 122, 4, 970, 14, 9994222, 7267859, 9946608, 415421, 12420, 101, 36,
+)  # fmt: skip
+MLPERF_ROWS = (
+    39884406, 39043, 17289, 7420, 20263, 3, 7120, 1543, 63, 38532951, 2953546, 403346, 10, 2208,
+    11938, 155, 4, 976, 14, 39979771, 25641295, 39664984, 585935, 12972, 108, 36,
+)  # fmt: skip
+SMALL_ROWS = (
+    1460, 583, 50000, 20000, 305, 24, 4000, 633, 3, 8000, 2500, 30000, 1500, 27, 5000, 25000, 10,
+    2000, 1000, 4, 15000, 18, 15, 6000, 105, 3000,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is trained, on what, and how. Every field is a flag of the main job.
+
+    Widths and rows are counts; per-table settings name tables C1, C2, … as ``C3=value``.
+    """
+
+    # Tables: one feature each.
+    table_rows: tuple[int, ...] = SMALL_ROWS  # with --data=FILE, the file's vocabularies decide
+    bag_lengths: tuple[int, ...] = (1,)  # most ids per bag: one number, or one per table
+    embedding_dim: int = 16
+    pooling: Literal["sum", "mean"] = "sum"
+    table_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    placements: tuple[str, ...] = ()  # C3=row_wise, C4=table_wise:1, C5=replicated
+    frozen_tables: tuple[str, ...] = ()  # C1, C2
+    table_optimizers: tuple[str, ...] = ()  # C3=sgd or C3=sgd:0.01, with its learning rate
+
+    # Model.
+    dense_features: int = 13
+    bottom_mlp: tuple[int, ...] = (64, 16)
+    top_mlp: tuple[int, ...] = (128, 64, 1)
+    interaction: Literal["dot", "cat"] = "dot"
+    self_interaction: bool = False
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the MLPs
+
+    # Optimization.
+    loss: Literal["bce", "mse"] = "bce"
+    class_weights: tuple[float, ...] = (1.0, 1.0)  # of label 0 and of label 1
+    optimizer: Literal["sgd", "adagrad", "rowwise_adagrad", "adam"] = "rowwise_adagrad"
+    dense_optimizer: str = "same"  # or the name of an optax optimizer
+    learning_rate: float = 0.03
+    eps: float = 0.0  # 0 for the optimizer's own
+    warmup_steps: int = 0
+    decay_start: int = 0
+    decay_steps: int = 0
+    clip_norm: float = 0.0  # 0 for none
+    accumulation_steps: int = 1  # micro-batches a batch is worked through in
+
+    # Run.
+    batch_size: int = 512  # of one step, over all devices and micro-batches
+    evaluation_batch_size: int = 8192
+    steps: int = 0  # in all, resumed ones included; 0 for `epochs`
+    epochs: int = 1
+    eval_every: int = 1000  # steps; 0 for only at the end
+    checkpoint_every: int = 1000  # steps; 0 for only at the end
+    keep_checkpoints: int = 2  # the latest ones; the best one is kept besides
+    best_metric: Literal["auc", "log_loss", "accuracy", "normalized_entropy"] = "auc"
+    target_auc: float = 0.0  # stop once validation reaches it; 0 for never
+    seed: int = 0
+
+    # Data.
+    examples: int = 2_000_000  # to generate, of which 80 % train
+    zipf_exponent: float = 1.05  # of the generated ids; 0 for uniform
+    min_count: int = 1  # rarer values in a file share the id of unseen ones
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), FIELD_TYPES[field.name])
+        for name, low in _LOWEST.items():
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if not item >= low:  # also catches NaN
+                    raise UserError(f"{name}: expected at least {low}, got {item}")
+        for name in ("table_rows", "bottom_mlp", "top_mlp"):
+            if not getattr(self, name):
+                raise UserError(f"{name}: expected at least one number, got none")
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate: expected more than 0, got {self.learning_rate}")
+        if len(self.class_weights) != 2:
+            raise UserError(f"class_weights: expected two numbers, got {self.class_weights}")
+        if len(self.bag_lengths) not in (1, len(self.table_rows)):
+            raise UserError(
+                f"bag_lengths: expected one number, or one for each of the "
+                f"{len(self.table_rows)} tables, got {len(self.bag_lengths)}"
+            )
+        if self.interaction == "dot" and self.bottom_mlp[-1] != self.embedding_dim:
+            raise UserError(
+                f"bottom_mlp: dot interaction needs it to end in embedding_dim = "
+                f"{self.embedding_dim}, got {self.bottom_mlp}"
+            )
+        if self.top_mlp[-1] != 1:
+            raise UserError(f"top_mlp: expected it to end in 1, the logit, got {self.top_mlp}")
+        if self.batch_size % self.accumulation_steps:
+            raise UserError(
+                f"batch_size: {self.batch_size} is not divisible by accumulation_steps = "
+                f"{self.accumulation_steps}"
+            )
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        """C1, C2, … as Criteo names its categorical columns."""
+        return tuple(f"C{i + 1}" for i in range(len(self.table_rows)))
+
+    @property
+    def table_bag_lengths(self) -> tuple[int, ...]:
+        """The longest bag of each table."""
+        return self.bag_lengths * (len(self.table_rows) if len(self.bag_lengths) == 1 else 1)
+
+    def per_table(self, field: str) -> dict[str, str]:
+        """Reads ``("C3=value", …)`` as a mapping from table names.
+
+        Raises:
+            UserError: an item isn't of that form, or names no table.
+        """
+        settings = {}
+        for item in getattr(self, field):
+            name, separator, value = item.partition("=")
+            if not separator or name not in self.table_names:
+                raise UserError(
+                    f"{field}: expected TABLE=VALUE with a table of C1..C{len(self.table_rows)}, "
+                    f"got {item!r}"
+                )
+            settings[name] = value
+        return settings
+
+
+FIELD_TYPES = get_type_hints(Config)
+
+_LOWEST = {
+    **dict.fromkeys(
+        ("table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp", "dense_features",
+         "accumulation_steps", "batch_size", "evaluation_batch_size", "epochs",
+         "keep_checkpoints", "examples", "min_count"),
+        1,
+    ),
+    **dict.fromkeys(
+        ("class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm",
+         "steps", "eval_every", "checkpoint_every", "target_auc", "seed", "zipf_exponent"),
+        0,
+    ),
+}  # fmt: skip
+
+
+def _check_type(name: str, value: object, kind: object) -> None:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UserError(f"{name}: expected one of {', '.join(get_args(kind))}, got {value!r}")
+        return
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        good = isinstance(value, tuple) and all(type(x) in _accepted(item) for x in value)
+        wanted = f"a tuple of {item.__name__}"
+    else:
+        assert isinstance(kind, type)
+        good = type(value) in _accepted(kind)
+        wanted = kind.__name__
+    if not good:
+        raise UserError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def _accepted(kind: type) -> tuple[type, ...]:
+    return (int, float) if kind is float else (kind,)
+
+
+# The reference's command lines; see the README for what each is.
+PRESETS: dict[str, Config] = {
+    "small": Config(),
+    "kaggle": Config(
+        table_rows=KAGGLE_ROWS,
+        embedding_dim=16,
+        bottom_mlp=(512, 256, 64, 16),
+        top_mlp=(512, 256, 1),
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=128,
+        eval_every=10_000,
+        checkpoint_every=10_000,
+    ),
+    "terabyte": Config(
+        table_rows=TERABYTE_ROWS,
+        embedding_dim=64,
+        bottom_mlp=(512, 256, 64),
+        top_mlp=(512, 512, 256, 1),
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=2048,
+        eval_every=10_000,
+        checkpoint_every=10_000,
+    ),
+    "mlperf_v1": Config(
+        table_rows=MLPERF_ROWS,
+        embedding_dim=128,
+        bottom_mlp=(512, 256, 128),
+        top_mlp=(1024, 1024, 512, 256, 1),
+        optimizer="sgd",
+        learning_rate=1.0,
+        batch_size=2048,
+        eval_every=10_000,
+        checkpoint_every=10_000,
+    ),
+    "profile": Config(
+        table_rows=(1_000_000,) * 8,
+        bag_lengths=(100,),
+        embedding_dim=64,
+        dense_features=512,
+        bottom_mlp=(512, 64),
+        top_mlp=(1024, 1024, 1024, 1),
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=2048,
+        examples=50_000,
+        zipf_exponent=0.0,
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The configuration of this name.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]

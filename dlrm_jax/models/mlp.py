@@ -1,0 +1,60 @@
+"""Multi-layer perceptrons as the DLRM reference builds and initializes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+
+def _normal(variance: float) -> jax.nn.initializers.Initializer:
+    return jax.nn.initializers.normal(variance**0.5)
+
+
+class MLP(nnx.Module):
+    """Linear layers with a ReLU after each, or after each but the last.
+
+    Weights start from N(0, 2 / (fan_in + fan_out)) and biases from N(0, 1 / fan_out)
+    (variances), as in the DLRM reference.
+
+    Args:
+        widths: of the input, then of each layer.
+        last_relu: whether the last layer has one.
+        rngs: of the initial values.
+        dtype: that the layers compute in.
+        param_dtype: of their parameters.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        last_relu: bool,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.last_relu = last_relu
+        self.layers = nnx.List(
+            nnx.Linear(
+                fan_in,
+                fan_out,
+                kernel_init=_normal(2 / (fan_in + fan_out)),
+                bias_init=_normal(1 / fan_out),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+
+    def __call__(self, x: Float[Array, "B in"]) -> Float[Array, "B out"]:
+        """Applies all layers."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if self.last_relu or i + 1 < len(self.layers):
+                x = jax.nn.relu(x)
+        return x

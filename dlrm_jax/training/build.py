@@ -1,0 +1,112 @@
+"""From a config to what it describes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import EmbeddingCollection, Feature, Lookup, Table, automatic_plan
+from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import MODEL
+from dlrm_jax.models.dlrm import DLRM
+from dlrm_jax.training.dense import dense_optimizer
+from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.losses import LOSSES, class_weighted
+from dlrm_jax.training.schedule import WarmupDecay
+
+
+def make_learner(config: Config, mesh: Mesh) -> Learner:
+    """The learner of a config.
+
+    Raises:
+        UserError: the config contradicts itself or the mesh.
+    """
+    collection = make_collection(config, mesh)
+
+    def make_model(rngs: nnx.Rngs) -> DLRM:
+        return DLRM(
+            config.dense_features,
+            {lookup.name: config.embedding_dim for lookup in collection.lookups},
+            config.bottom_mlp,
+            config.top_mlp,
+            interaction_kind=config.interaction,
+            self_interaction=config.self_interaction,
+            rngs=rngs,
+            dtype=config.compute_dtype,
+            param_dtype="float64" if config.compute_dtype == "float64" else "float32",
+        )
+
+    learner = Learner(
+        collection,
+        make_model,
+        dense_optimizer(
+            config.dense_optimizer, config.optimizer, _schedule(config), config.eps or None
+        ),
+        class_weighted(LOSSES[config.loss], *config.class_weights),
+        config.clip_norm,
+        config.accumulation_steps,
+    )
+    micro_batch = config.batch_size // config.accumulation_steps
+    learner.check_batch_size("batch_size / accumulation_steps", micro_batch)
+    learner.check_batch_size("evaluation_batch_size", config.evaluation_batch_size)
+    return learner
+
+
+def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
+    """The tables of a config: C1, C2, …, each read by the feature of its name."""
+    own = {
+        name: _table_optimizer(config, text)
+        for name, text in config.per_table("table_optimizers").items()
+    }
+    unknown = set(config.frozen_tables) - set(config.table_names)
+    if unknown:
+        raise UserError(f"frozen_tables: no table named {', '.join(sorted(unknown))}")
+    tables = [
+        Table(
+            name,
+            rows,
+            config.embedding_dim,
+            dtype=config.table_dtype,
+            optimizer=own.get(name),
+            trainable=name not in config.frozen_tables,
+        )
+        for name, rows in zip(config.table_names, config.table_rows, strict=True)
+    ]
+    lengths = zip(config.table_names, config.table_bag_lengths, strict=True)
+    return EmbeddingCollection(
+        tables,
+        [Feature(name, length) for name, length in lengths],
+        [Lookup(name, name, name, config.pooling) for name in config.table_names],
+        mesh,
+        row_optimizer(config.optimizer, _schedule(config), _row_eps(config, config.optimizer)),
+        automatic_plan(tables, mesh.shape[MODEL], config.per_table("placements")),
+        sum_duplicates=config.clip_norm > 0,
+    )
+
+
+def _table_optimizer(config: Config, text: str) -> RowOptimizer:
+    name, separator, rate = text.partition(":")
+    try:
+        base = float(rate) if separator else config.learning_rate
+    except ValueError:
+        raise UserError(
+            f"table_optimizers: expected OPTIMIZER or OPTIMIZER:LEARNING_RATE, got {text!r}"
+        ) from None
+    return row_optimizer(name, _schedule(config, base), _row_eps(config, name))
+
+
+def _row_eps(config: Config, optimizer: str) -> float | None:
+    return None if optimizer == "sgd" else config.eps or None
+
+
+def _schedule(config: Config, base: float | None = None) -> WarmupDecay:
+    return WarmupDecay(
+        config.learning_rate if base is None else base,
+        config.warmup_steps,
+        config.decay_start,
+        config.decay_steps,
+    )

@@ -1,0 +1,68 @@
+"""Optimizers of the dense parameters, by name."""
+
+from __future__ import annotations
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.schedule import WarmupDecay
+
+# What the DLRM reference pairs with each optimizer of rows.
+_SAME = {"sgd": "sgd", "adagrad": "adagrad", "rowwise_adagrad": "adagrad", "adam": "adam"}
+
+
+def reference_adagrad(
+    learning_rate: optax.ScalarOrSchedule, eps: float = 1e-10
+) -> optax.GradientTransformation:
+    """Adagrad as PyTorch defines it: ``a += g²; w -= rate · g / (√a + eps)``, a from 0.
+
+    `optax.adagrad` starts a at 0.1 and has eps inside the root.
+    """
+
+    def init(params: optax.Params) -> optax.OptState:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        state = jax.tree.map(lambda a, g: a + g**2, state, updates)
+        return jax.tree.map(lambda g, a: g / (jnp.sqrt(a) + eps), updates, state), state
+
+    return optax.chain(
+        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def dense_optimizer(
+    name: str, sparse_name: str, schedule: WarmupDecay, eps: float | None
+) -> optax.GradientTransformation:
+    """The optimizer of the MLPs.
+
+    Args:
+        name: ``"same"``, the name of an optax optimizer, or ``"adagrad"``, which is the
+            reference's formula and not optax's.
+        sparse_name: the optimizer of the tables, which ``"same"`` follows.
+        schedule: of the learning rate.
+        eps: None for the optimizer's own.
+
+    Raises:
+        UserError: optax has no such optimizer, or it takes no learning rate or eps.
+    """
+    name = _SAME[sparse_name] if name == "same" else name
+    make = reference_adagrad if name == "adagrad" else getattr(optax, name, None)
+    parameters = inspect.signature(make).parameters if inspect.isfunction(make) else {}
+    if make is None or "learning_rate" not in parameters:
+        raise UserError(
+            f"dense_optimizer: expected same, adagrad or an optimizer of optax that takes a "
+            f"learning rate, such as sgd, adam, adamw, nadamw or lamb; got {name!r}"
+        )
+    if eps is None or (name == "sgd"):
+        return make(learning_rate=schedule)
+    if "eps" not in parameters:
+        raise UserError(f"eps: the dense optimizer {name} has none; leave it out")
+    return make(learning_rate=schedule, eps=eps)

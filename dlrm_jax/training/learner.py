@@ -1,0 +1,120 @@
+"""What is trained and where: tables, model and optimizers on a mesh, and their state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from dlrm_jax.data.batches import Batch
+from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import batch_sharding
+from dlrm_jax.training.losses import Loss, bce
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that changes in training, as one pure pytree.
+
+    Attributes:
+        step: the number of updates done.
+        params: of the dense model, as nested dicts.
+        optimizer: the state of its optimizer.
+        embedding: the tables and the state of theirs.
+    """
+
+    step: Array
+    params: Any
+    optimizer: Any
+    embedding: EmbeddingState
+
+
+class Learner:
+    """Descriptions and pure functions, no arrays.
+
+    Args:
+        collection: the tables, on their mesh.
+        make_model: makes the dense model from seeds. The model is called with the dense
+            features [B, D] and the pooled vectors by lookup name, and returns logits [B].
+        dense_optimizer: of the model's parameters; any optax one.
+        loss: of logits and labels, one value per sample.
+        clip_norm: the largest global norm of all gradients; 0 for any.
+        accumulation_steps: micro-batches that a batch is worked through in.
+    """
+
+    def __init__(
+        self,
+        collection: EmbeddingCollection,
+        make_model: Callable[[nnx.Rngs], nnx.Module],
+        dense_optimizer: optax.GradientTransformation,
+        loss: Loss = bce,
+        clip_norm: float = 0,
+        accumulation_steps: int = 1,
+    ):
+        self.collection = collection
+        self.mesh = collection.mesh
+        self.dense_optimizer = dense_optimizer
+        self.loss = loss
+        self.clip_norm = clip_norm
+        self.accumulation_steps = accumulation_steps
+        self._make_model = make_model
+        self._graph = nnx.graphdef(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+
+    def model(self, params: Any) -> Any:
+        """The model with these parameters."""
+        return nnx.merge(self._graph, params)
+
+    def init_params(self, seed: int) -> Any:
+        """Initial parameters of the model, as nested dicts."""
+        return nnx.to_pure_dict(nnx.state(self._make_model(nnx.Rngs(seed)), nnx.Param))
+
+    def init(self, seed: int, embedding: EmbeddingState | None = None) -> TrainState:
+        """The state before the first step; the same numbers on every mesh.
+
+        Args:
+            seed: of the initial values.
+            embedding: tables that are initialized already.
+        """
+
+        def dense() -> tuple[Any, Any]:
+            params = self.init_params(seed)
+            return params, self.dense_optimizer.init(params)
+
+        # Placed like what the step returns: otherwise the second step is compiled anew.
+        params, optimizer = jax.jit(dense, out_shardings=self.replicated)()
+        return TrainState(
+            step=jax.device_put(jnp.zeros((), jnp.int32), self.replicated),
+            params=params,
+            optimizer=optimizer,
+            embedding=embedding or self.collection.init(seed),
+        )
+
+    def check_batch_size(self, name: str, size: int) -> None:
+        """Raises a `UserError` unless every device gets as many samples of a batch."""
+        if size % self.mesh.devices.size:
+            shape = "x".join(str(n) for n in self.mesh.devices.shape)
+            raise UserError(
+                f"{name}: {size} samples can't be split evenly over the {self.mesh.devices.size} "
+                f"devices of mesh {shape}"
+            )
+
+    def put(self, batch: Batch) -> Batch:
+        """Places a training batch, split into micro-batches [A, B/A, ...] if there are any."""
+        count = self.accumulation_steps
+        if count == 1:
+            return jax.device_put(batch, batch_sharding(self.mesh))
+        split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        return jax.device_put(split, batch_sharding(self.mesh, leading=1))
+
+    def put_evaluation(self, batch: Batch) -> Batch:
+        """Places an evaluation batch."""
+        return jax.device_put(batch, batch_sharding(self.mesh))

@@ -1,0 +1,15 @@
+"""Eight emulated devices for every test, and shapes and dtypes checked at every call."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("dlrm_jax", "beartype.beartype")
+
+from dlrm_jax.mesh import emulate_devices  # noqa: E402
+
+emulate_devices(8)
