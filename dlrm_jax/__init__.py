@@ -1,0 +1,1 @@
+"""Deep learning recommendation models on sharded tables with row-sparse updates."""

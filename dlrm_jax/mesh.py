@@ -41,6 +41,9 @@ def emulate_devices(count: int) -> None:
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", count)
+    # Two programs with collectives in flight at once on emulated devices can hang, or corrupt
+    # the heap (seen with jaxlib 0.10.1 and 0.12.0 when more devices than cores are emulated).
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def make_mesh(shape: str | tuple[int, int]) -> Mesh:

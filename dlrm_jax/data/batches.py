@@ -1,31 +1,32 @@
 """Batches of a fixed size: shuffled for training, in order and padded for evaluation."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
 
 from dlrm_jax.data.arrays import ABSENT, Examples
 from dlrm_jax.errors import UserError
 
 
 class Batch(NamedTuple):
-    """B examples; every batch of a run has the same shapes, so a step is compiled once.
+    """B examples, as NumPy arrays or, once placed on devices, JAX ones.
+
+    Every batch of a run has the same shapes, so that a step is compiled once.
 
     Attributes:
-        dense: Features that enter the bottom MLP.
-        ids: Embedding rows, `ABSENT` where a bag isn't full.
-        labels: 0 or 1.
-        weights: 1 for an example, 0 for padding.
-        id_weights: One per id, or None where all are 1.
+        dense: [B, D] float32; features that enter the bottom MLP.
+        ids: [B, C] int32; embedding rows, `ABSENT` where a bag isn't full.
+        labels: [B] float32; 0 or 1.
+        weights: [B] float32; 1 for an example, 0 for padding.
+        id_weights: [B, C] float32; one per id, or None where all are 1.
     """
 
-    dense: Float32[np.ndarray, "B D"]
-    ids: Int32[np.ndarray, "B C"]
-    labels: Float32[np.ndarray, " B"]
-    weights: Float32[np.ndarray, " B"]
-    id_weights: Float32[np.ndarray, "B C"] | None = None
+    dense: Any
+    ids: Any
+    labels: Any
+    weights: Any
+    id_weights: Any = None
 
 
 def steps_per_epoch(examples: Examples, batch_size: int) -> int:

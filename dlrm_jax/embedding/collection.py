@@ -3,102 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
-from dlrm_jax.embedding import exchange, gradient, logical
-from dlrm_jax.embedding.layout import Block, Slab, make_layout
-from dlrm_jax.embedding.optimizer import RowOptimizer, Slots, slot_shapes, update_rows, zero_slots
+from dlrm_jax.embedding import exchange, gradient, storage
+from dlrm_jax.embedding.layout import Block, make_layout
+from dlrm_jax.embedding.logical import slab_spec
+from dlrm_jax.embedding.optimizer import RowOptimizer, update_rows
 from dlrm_jax.embedding.plan import Plan, automatic_plan
+from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import BATCH, DATA, MODEL
 
 # Arrays that exist once per data group and shard: [D, M, ...].
 _PER_DEVICE = PartitionSpec(DATA, MODEL)
-
-_pytree = jax.tree_util.register_dataclass
-
-
-@_pytree
-@dataclasses.dataclass(frozen=True)
-class EmbeddingState:
-    """All arrays of the tables, by the name of their slab (see `layout`).
-
-    Attributes:
-        weights: the slabs.
-        slots: the optimizer state of each.
-        marker: scratch of `aggregate`; its content means nothing between steps.
-    """
-
-    weights: dict[str, Array]
-    slots: dict[str, Slots]
-    marker: dict[str, Array]
-
-
-@_pytree
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What the way back needs to know of a lookup; one item per block, [D, M, N, T, L].
-
-    Attributes:
-        rows: of the slab, at its owner.
-        weights: of the ids, at their rows' owner; None without weights.
-        denominators: by lookup with mean pooling, what its sums were divided by [B].
-    """
-
-    rows: tuple[Array, ...]
-    weights: tuple[Array, ...] | None
-    denominators: dict[str, Array]
-
-
-@_pytree
-@dataclasses.dataclass(frozen=True)
-class Occurrences:
-    """A `Context` with the cotangent of every slot, at the rows' owners.
-
-    Attributes:
-        rows: as in `Context`, of the blocks that are trained.
-        weights: likewise.
-        cotangents: [D, M, N, T, d].
-    """
-
-    rows: tuple[Array, ...]
-    weights: tuple[Array, ...] | None
-    cotangents: tuple[Array, ...]
-
-
-@_pytree
-@dataclasses.dataclass(frozen=True)
-class RowGradients:
-    """The gradients of the touched rows of each slab, by its name.
-
-    Attributes:
-        rows: [M · K] numbers within the owner's slab; past its end for "no row".
-        values: [M · K, d].
-        summed: each row comes once, its gradients summed.
-    """
-
-    rows: dict[str, Array]
-    values: dict[str, Array]
-    summed: bool = dataclasses.field(metadata={"static": True})
-
-    def squared_norm(self) -> Float[Array, ""]:
-        """The sum of squares over all rows of all tables, for clipping by global norm."""
-        if not self.summed:
-            raise UserError("a norm needs EmbeddingCollection(..., sum_duplicates=True)")
-        return sum((jnp.sum(jnp.square(v)) for v in self.values.values()), jnp.zeros(()))
-
-    def scaled(self, factor: Float[Array, ""]) -> RowGradients:
-        """The gradients times a number."""
-        values = {name: value * factor for name, value in self.values.items()}
-        return dataclasses.replace(self, values=values)
 
 
 class EmbeddingCollection:
@@ -219,9 +143,7 @@ class EmbeddingCollection:
             tuple(per_device[0]), None if at_rows is None else tuple(per_device[1]), denominators
         )
 
-    def back(
-        self, context: Context, cotangents: Mapping[str, Float[Array, "B _"]]
-    ) -> Occurrences:
+    def back(self, context: Context, cotangents: Mapping[str, Float[Array, "B _"]]) -> Occurrences:
         """Sends the cotangents of the pooled vectors to the owners of the rows.
 
         Args:
@@ -241,9 +163,7 @@ class EmbeddingCollection:
             sent = _at_owner(blocks, [exchange.spread(block, own) for block in blocks])
             return tuple(x[None, None] for x in sent)
 
-        run = jax.shard_map(
-            send, mesh=self.mesh, in_specs=(BATCH, BATCH), out_specs=_PER_DEVICE
-        )
+        run = jax.shard_map(send, mesh=self.mesh, in_specs=(BATCH, BATCH), out_specs=_PER_DEVICE)
         return Occurrences(
             tuple(context.rows[i] for i in trained),
             None if context.weights is None else tuple(context.weights[i] for i in trained),
@@ -265,11 +185,8 @@ class EmbeddingCollection:
         stacked = occurrences.rows[0].ndim - 5 if occurrences.rows else 0
         spec = PartitionSpec(*[None] * stacked, DATA, MODEL)
         specs = {slab.name: slab_spec(slab) for slab in slabs}
-        copies = {slab.name: 1 for slab in slabs}
-        for slab in slabs:
-            copies[slab.name] = self.mesh.shape[DATA]
-            if not slab.sharded:
-                copies[slab.name] *= self.mesh.shape[MODEL]
+        groups = self.mesh.shape[DATA]
+        copies = {slab.name: groups if slab.sharded else self.mesh.size for slab in slabs}
 
         def run(occurrences: Occurrences, marker: dict[str, Array]):
             def local(x: Array) -> Array:
@@ -295,10 +212,12 @@ class EmbeddingCollection:
 
         marker_specs = {name: specs[name] for name in state.marker}
         rows, values, marker = jax.shard_map(
-            run, mesh=self.mesh, in_specs=(spec, marker_specs),
+            run,
+            mesh=self.mesh,
+            in_specs=(spec, marker_specs),
             out_specs=(specs, specs, marker_specs),
         )(occurrences, state.marker)
-        summed = all(self._needs_sums(slab) for slab in slabs)
+        summed = all(slab.needs_sums(self.sum_duplicates) for slab in slabs)
         return RowGradients(rows, values, summed), dataclasses.replace(state, marker=marker)
 
     def apply(
@@ -366,77 +285,27 @@ class EmbeddingCollection:
         Raises:
             UserError: an array has another shape or an unknown name.
         """
-        state = EmbeddingState({}, {}, {})
-        for slab in sorted(self.layout.slabs, key=lambda slab: -slab.rows):
-            given = {table.name: dict(source(table)) for table in slab.tables.values()}
-            abstract = {name: self.logical(table) for name, table in slab.tables.items()}
-            for name, arrays in given.items():
-                _check_arrays(name, arrays, abstract[name])
-                given[name] = {
-                    key: jax.device_put(
-                        jnp.asarray(x, abstract[name][key].dtype), abstract[name][key].sharding
-                    )
-                    for key, x in arrays.items()
-                }
-            make = functools.partial(self._make_slab, slab, seed)
-            leaves = jax.jit(make, out_shardings=logical.slab_sharding(self.mesh, slab))(given)
-            state.weights[slab.name] = leaves.pop("weights")
-            if slab.optimizer:
-                state.slots[slab.name] = leaves
-            if self._needs_sums(slab):
-                rows = state.weights[slab.name].shape[0]
-                state.marker[slab.name] = jax.jit(
-                    lambda rows=rows: jnp.zeros(rows, jnp.int32),
-                    out_shardings=logical.slab_sharding(self.mesh, slab),
-                )()
-        return state
+        return storage.build(self.mesh, self.layout, source, seed, self.sum_duplicates)
 
-    def _make_slab(
-        self, slab: Slab, seed: int, given: dict[str, dict[str, Array]]
-    ) -> dict[str, Array]:
-        def whole(table: Table, key: str) -> Array:
-            if key in given[table.name]:
-                return given[table.name][key]
-            if key == "weights":
-                values = logical.initial_values(table, seed)
-                sharding = logical.logical_sharding(self.mesh, values.shape)
-                return jax.lax.with_sharding_constraint(values, sharding)
-            assert slab.optimizer is not None
-            return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]
+    def arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
+        """Gives all logical arrays: of each table its ``"weights"``, then its slots by name.
 
-        keys = ["weights", *(slab.optimizer.slots if slab.optimizer else ())]
-        return {
-            key: logical.pack(
-                self.mesh, slab, {name: whole(table, key) for name, table in slab.tables.items()}
-            )
-            for key in keys
-        }
+        Few of them exist at a time. Those of a table alone in its slab may be the state's
+        own: don't donate the state while they are in use.
+        """
+        return storage.read(self.mesh, self.layout, state)
 
     def read(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
-        """Gives each table's logical arrays, ``"weights"`` and slots, one slab at a time."""
-        for slab in self.layout.slabs:
-            leaves = {"weights": state.weights[slab.name], **state.slots.get(slab.name, {})}
-            tables = {
-                key: jax.jit(functools.partial(logical.unpack, self.mesh, slab))(leaf)
-                for key, leaf in leaves.items()
-            }
-            for name, table in slab.tables.items():
-                yield table, {key: arrays[name] for key, arrays in tables.items()}
+        """`arrays` by table, one slab at a time."""
+        found: dict[str, dict[str, Array]] = {}
+        for table, key, array in self.arrays(state):
+            found.setdefault(table.name, {})[key] = array
+            if len(found[table.name]) == len(self.logical(table.name)):
+                yield table, found.pop(table.name)
 
-    def logical(self, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
+    def logical(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes, dtypes and shardings of what `read` gives and `build` takes."""
-        shapes: dict[str, jax.ShapeDtypeStruct] = {
-            "weights": jax.ShapeDtypeStruct((table.rows, table.dim), jnp.dtype(table.dtype))
-        }
-        slab = next(slab for slab in self.layout.slabs if table.name in slab.tables)
-        if slab.optimizer:
-            shapes |= slot_shapes(slab.optimizer, table.rows, table.dim, slab.dtype)
-        return {
-            key: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=logical.logical_sharding(self.mesh, x.shape)
-            )
-            for key, x in shapes.items()
-        }
+        return storage.logical_arrays(self.mesh, self.layout.slab_of(table), self.tables[table])
 
     def check_ids(self, ids: Int[np.ndarray, "B C"]) -> None:
         """Looks for ids that no table has; runs on the host.
@@ -464,18 +333,12 @@ class EmbeddingCollection:
         if ids.shape[1] != start:
             raise UserError(f"expected {start} id columns, got {ids.shape[1]}")
 
-    def _needs_sums(self, slab: Slab) -> bool:
-        return slab.optimizer is not None and (self.sum_duplicates or not slab.optimizer.linear)
-
-
-def slab_spec(slab: Slab) -> PartitionSpec:
-    """How a slab's arrays are split."""
-    return PartitionSpec(MODEL) if slab.sharded else PartitionSpec()
-
 
 def _at_owner(blocks: Sequence[Block], sent: Sequence[Array]) -> list[Array]:
     """[M, b, ...] by receiver, for each block, to [N, ...] at the owner of its rows."""
-    received = iter(exchange.exchange([x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded]))
+    received = iter(
+        exchange.exchange([x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded])
+    )
     mine = [next(received) if b.slab.sharded else x for b, x in zip(blocks, sent, strict=True)]
     return [x.reshape(-1, *x.shape[2:]) for x in mine]
 
@@ -486,17 +349,7 @@ def _at_sample(blocks: Sequence[Block], vectors: Sequence[Array], shards: int) -
         x.reshape(shards if b.slab.sharded else 1, -1, *x.shape[1:])
         for b, x in zip(blocks, vectors, strict=True)
     ]
-    received = iter(exchange.exchange([x for b, x in zip(blocks, parts, strict=True) if b.slab.sharded]))
+    received = iter(
+        exchange.exchange([x for b, x in zip(blocks, parts, strict=True) if b.slab.sharded])
+    )
     return [next(received) if b.slab.sharded else x for b, x in zip(blocks, parts, strict=True)]
-
-
-def _check_arrays(
-    table: str, arrays: Mapping[str, Array | np.ndarray], abstract: dict[str, jax.ShapeDtypeStruct]
-) -> None:
-    for key, array in arrays.items():
-        if key not in abstract:
-            raise UserError(f"table {table} has {', '.join(abstract)}, but {key!r} was given")
-        if array.shape != abstract[key].shape:
-            raise UserError(
-                f"table {table}: {key} must have shape {abstract[key].shape}, got {array.shape}"
-            )

@@ -44,6 +44,10 @@ class Slab:
     tables: Mapping[str, Table]
     optimizer: RowOptimizer | None
 
+    def needs_sums(self, always: bool) -> bool:
+        """Whether the gradients of equal rows must be summed before the update."""
+        return self.optimizer is not None and (always or not self.optimizer.linear)
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -85,6 +89,10 @@ class Layout:
     columns: tuple[slice, ...]
     mapped: tuple[tuple[slice, Callable], ...]
     parts: tuple[tuple[tuple[int, int, int], ...], ...]
+
+    def slab_of(self, table: str) -> Slab:
+        """The slab that holds a table."""
+        return next(slab for slab in self.slabs if table in slab.tables)
 
 
 def make_layout(
@@ -133,9 +141,7 @@ def make_layout(
     )
 
 
-def _slabs(
-    tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None
-) -> tuple[Slab, ...]:
+def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) -> tuple[Slab, ...]:
     groups: dict[object, list[Table]] = {}
     for table in tables:
         own = table.optimizer or optimizer if table.trainable else None

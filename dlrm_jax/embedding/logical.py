@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from dlrm_jax.embedding.layout import Slab
-from dlrm_jax.embedding.plan import Piece
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.mesh import DATA, MODEL
 
@@ -23,22 +23,24 @@ from dlrm_jax.mesh import DATA, MODEL
 # One call for a whole table would peak at four times its size.
 INITIAL_ROWS = 2**14
 
+# Rows of one shard that are moved at a time.
+_CHUNK_ROWS = 2**14
+
+
+def slab_spec(slab: Slab) -> PartitionSpec:
+    """How a slab's arrays are split: rows over the model axis, or not at all."""
+    return PartitionSpec(MODEL) if slab.sharded else PartitionSpec()
+
 
 def slab_sharding(mesh: Mesh, slab: Slab) -> NamedSharding:
-    """The sharding of a slab's arrays: rows over the model axis, or none."""
-    # On one shard both mean the same, and jitted functions return the second.
-    split = slab.sharded and mesh.shape[MODEL] > 1
-    return NamedSharding(mesh, PartitionSpec(MODEL) if split else PartitionSpec())
+    """`slab_spec` on a mesh."""
+    # On one shard both of its values mean the same, and jitted functions return the second.
+    return NamedSharding(mesh, slab_spec(slab) if mesh.shape[MODEL] > 1 else PartitionSpec())
 
 
 def logical_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """Columns over as many of the axes as divide them; vectors are on every device."""
-    axes: tuple[str, ...] = ()
-    if len(shape) == 2:
-        for candidate in ((DATA, MODEL), (MODEL,), (DATA,)):
-            if shape[1] % _size(mesh, candidate) == 0:
-                axes = candidate
-                break
+    axes = _column_axes(mesh, shape)
     return NamedSharding(mesh, PartitionSpec(None, axes) if axes else PartitionSpec())
 
 
@@ -54,55 +56,125 @@ def initial_values(table: Table, seed: int) -> Float[Array, "rows dim"]:
 
 
 def pack(
-    mesh: Mesh, slab: Slab, tables: Mapping[str, Shaped[Array, "rows *d"]]
-) -> Shaped[Array, "R *d"]:
+    mesh: Mesh, slab: Slab, tables: Mapping[str, Shaped[Array, rows * d]]
+) -> Shaped[Array, R * d]:
     """Logical arrays of the slab's tables as the slab's array. Call under `jax.jit`."""
     shards: list[list[Array]] = [[] for _ in range(_shards(mesh, slab))]
-    for piece, _ in slab.pieces:  # pieces lie on their shard in this order
+    for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
         shards[piece.shard or 0].append(tables[piece.table][piece.residue :: piece.modulus])
-    trailing = next(iter(tables.values())).shape[1:]
+    some = next(iter(tables.values()))
     columns = []
     for parts in shards:
-        rows = sum(part.shape[0] for part in parts)
-        padding = jnp.zeros((slab.rows - rows, *trailing), next(iter(tables.values())).dtype)
-        columns.append(jnp.concatenate([*parts, padding]) if len(parts) != 1 or rows < slab.rows
-                       else parts[0])
-    stacked = jnp.stack(columns)
-    stacked = jax.lax.with_sharding_constraint(stacked, _by_columns(mesh, stacked.shape))
-    return jax.lax.with_sharding_constraint(
-        stacked.reshape(-1, *trailing), slab_sharding(mesh, slab)
-    )
+        missing = slab.rows - sum(part.shape[0] for part in parts)
+        if missing:
+            parts.append(jnp.zeros((missing, *some.shape[1:]), some.dtype))
+        columns.append(jnp.concatenate(parts) if len(parts) > 1 else parts[0])
+    stacked = jnp.stack(columns) if len(columns) > 1 else columns[0][None]
+    for sharding in reversed(_way_to_columns(mesh, slab, stacked.shape)):
+        stacked = jax.lax.with_sharding_constraint(stacked, sharding)
+    return stacked.reshape(-1, *some.shape[1:])
 
 
 def unpack(
-    mesh: Mesh, slab: Slab, array: Shaped[Array, "R *d"]
-) -> dict[str, Shaped[Array, "rows *d"]]:
-    """A slab's array as logical arrays of its tables. Call under `jax.jit`."""
-    stacked = array.reshape(_shards(mesh, slab), slab.rows, *array.shape[1:])
-    # Resharded once to columns, so that every slice of rows below is local.
-    stacked = jax.lax.with_sharding_constraint(stacked, _by_columns(mesh, stacked.shape))
-    return {name: _unpack_table(slab, table, stacked) for name, table in slab.tables.items()}
+    mesh: Mesh, slab: Slab, array: Shaped[Array, R * d]
+) -> dict[str, Shaped[Array, rows * d]]:
+    """A slab's array as logical arrays of its tables. Call under `jax.jit`.
+
+    Works through chunks of rows, so that besides the results only a chunk is held.
+    """
+    specs = {
+        name: logical_sharding(mesh, (table.rows, *array.shape[1:])).spec
+        for name, table in slab.tables.items()
+    }
+
+    def run(local: Array) -> dict[str, Array]:
+        return {
+            name: _unpack_table(mesh, slab, table, local) for name, table in slab.tables.items()
+        }
+
+    spec = slab_spec(slab)
+    return jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=specs)(array)
 
 
-def _unpack_table(slab: Slab, table: Table, stacked: Array) -> Array:
+def _unpack_table(mesh: Mesh, slab: Slab, table: Table, local: Array) -> Array:
+    """One device's columns of a table, from its own rows of the slab. In `jax.shard_map`."""
     pieces = [(piece, start) for piece, start in slab.pieces if piece.table == table.name]
-    height = max(piece.rows(table.rows) for piece, _ in pieces)
+    starts = np.zeros(_shards(mesh, slab), np.int32)
+    for piece, start in pieces:
+        starts[piece.shard or 0] = start
+    mine = jnp.asarray(starts)[jax.lax.axis_index(MODEL)] if slab.sharded else starts[0]
+    axes = _column_axes(mesh, local.shape)
+    modulus = pieces[0][0].modulus
 
-    def rows_of(piece: Piece, start: int) -> Array:
-        count = piece.rows(table.rows)
-        part = stacked[piece.shard or 0, start : start + count]
-        return jnp.pad(part, [(0, height - count)] + [(0, 0)] * (part.ndim - 1))
+    def rows_from(first: int | Array, count: int) -> Array:
+        # Rows r ≡ k (mod m) of all shards k, as [count, m, c], are consecutive rows of the table.
+        part = local.at[mine + first + jnp.arange(count)].get(mode="fill", fill_value=0)
+        everyone = _to_columns(mesh, slab, part, axes)
+        dealt = everyone[np.array([piece.shard or 0 for piece, _ in pieces])]
+        return jnp.swapaxes(dealt, 0, 1).reshape(-1, *dealt.shape[2:])
 
-    if len(pieces) == 1:
-        return rows_of(*pieces[0])
-    # Rows r ≡ k (mod m) side by side, [height, m, ...], are the table in row-major order.
-    dealt = jnp.stack([rows_of(piece, start) for piece, start in pieces], axis=1)
-    return dealt.reshape(-1, *dealt.shape[2:])[: table.rows]
+    chunk = _CHUNK_ROWS * modulus
+    full, rest = divmod(table.rows, chunk)
+    width = [local.shape[1] // _size(mesh, axes)] if local.ndim == 2 else []
+    out = jnp.zeros((table.rows, *width), local.dtype)
+    if axes:
+        out = jax.lax.pcast(out, axes, to="varying")
+    if full:
+        out = jax.lax.fori_loop(
+            0,
+            full,
+            lambda i, out: jax.lax.dynamic_update_slice_in_dim(
+                out, rows_from(i * _CHUNK_ROWS, _CHUNK_ROWS), i * chunk, axis=0
+            ),
+            out,
+        )
+    if rest:
+        last = rows_from(full * _CHUNK_ROWS, -(-rest // modulus))[:rest]
+        out = out.at[full * chunk :].set(last)
+    return out
 
 
-def _by_columns(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    spec = logical_sharding(mesh, shape[1:]).spec
-    return NamedSharding(mesh, PartitionSpec(None, *spec))
+def _to_columns(mesh: Mesh, slab: Slab, part: Array, axes: tuple[str, ...]) -> Array:
+    """This device's columns of every shard's rows: [rows, *d] to [M, rows, *c]."""
+    if DATA in axes:
+        part = _own_columns(mesh, part, DATA)
+    if not slab.sharded:
+        return (_own_columns(mesh, part, MODEL) if MODEL in axes else part)[None]
+    if MODEL not in axes:
+        return jax.lax.all_gather(part, MODEL, to="invarying")
+    split = part.reshape(part.shape[0], mesh.shape[MODEL], -1)
+    return jax.lax.all_to_all(split, MODEL, split_axis=1, concat_axis=0)
+
+
+def _own_columns(mesh: Mesh, part: Array, axis: str) -> Array:
+    width = part.shape[1] // mesh.shape[axis]
+    return jax.lax.dynamic_slice_in_dim(part, jax.lax.axis_index(axis) * width, width, axis=1)
+
+
+def is_logical(mesh: Mesh, slab: Slab) -> bool:
+    """Whether the slab's array is its only table's logical array already."""
+    return len(slab.pieces) == 1 and _shards(mesh, slab) == 1
+
+
+def _way_to_columns(mesh: Mesh, slab: Slab, shape: tuple[int, ...]) -> list[NamedSharding]:
+    """Shardings of [M, R, ...], from one shard's rows a device to columns, step by step.
+
+    The partitioner makes a slice and an all-to-all of the way, and their opposites of the way
+    back; asked for both at once, it would hold the whole array on every device.
+    """
+    axes = _column_axes(mesh, shape[1:])
+    rows = MODEL if slab.sharded else None
+    others = tuple(axis for axis in axes if axis != rows)
+    specs = [(rows, None), (rows, None, others or None), (None, None, axes or None)]
+    return [NamedSharding(mesh, PartitionSpec(*spec[: len(shape)])) for spec in specs]
+
+
+def _column_axes(mesh: Mesh, shape: tuple[int, ...]) -> tuple[str, ...]:
+    if len(shape) == 2:
+        for axes in ((DATA, MODEL), (MODEL,), (DATA,)):
+            if shape[1] % _size(mesh, axes) == 0:
+                return axes
+    return ()
 
 
 def _shards(mesh: Mesh, slab: Slab) -> int:

@@ -212,6 +212,8 @@ def zero_slots(optimizer: RowOptimizer, rows: int, dim: int, dtype: jnp.dtype) -
     return {name: jnp.zeros(shapes[kind], dtype) for name, kind in optimizer.slots.items()}
 
 
-def slot_shapes(optimizer: RowOptimizer, rows: int, dim: int, dtype: jnp.dtype) -> Slots:
+def slot_shapes(
+    optimizer: RowOptimizer, rows: int, dim: int, dtype: jnp.dtype
+) -> dict[str, jax.ShapeDtypeStruct]:
     """`zero_slots` as shapes, without allocating."""
     return jax.eval_shape(lambda: zero_slots(optimizer, rows, dim, dtype))

@@ -100,7 +100,9 @@ class Plan:
 
     def describe(self, tables: Iterable[Table]) -> str:
         """A table for people: one line a table, then the bytes of weights per shard."""
-        header = f"{'table':<12} {'rows':>12} {'dim':>5}  {'placement':<11} {'shard':>5} {'MiB':>10}"
+        header = (
+            f"{'table':<12} {'rows':>12} {'dim':>5}  {'placement':<11} {'shard':>5} {'MiB':>10}"
+        )
         lines = [header]
         held = [0.0] * self.shards
         for table in tables:

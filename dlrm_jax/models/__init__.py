@@ -1,0 +1,1 @@
+"""Dense models, which know no tables and no mesh."""

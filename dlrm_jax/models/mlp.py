@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -48,7 +49,7 @@ class MLP(nnx.Module):
                 param_dtype=param_dtype,
                 rngs=rngs,
             )
-            for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True)
+            for fan_in, fan_out in itertools.pairwise(widths)
         )
 
     def __call__(self, x: Float[Array, "B in"]) -> Float[Array, "B out"]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from flax import nnx
 from jax.sharding import Mesh
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.training.schedule import WarmupDecay
 
 # What the DLRM reference pairs with each optimizer of rows.
 _SAME = {"sgd": "sgd", "adagrad": "adagrad", "rowwise_adagrad": "adagrad", "adam": "adam"}
@@ -39,7 +38,7 @@ def reference_adagrad(
 
 
 def dense_optimizer(
-    name: str, sparse_name: str, schedule: WarmupDecay, eps: float | None
+    name: str, sparse_name: str, schedule: optax.Schedule, eps: float | None
 ) -> optax.GradientTransformation:
     """The optimizer of the MLPs.
 

@@ -19,6 +19,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import batch_sharding
 from dlrm_jax.training.losses import Loss, bce
 
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:

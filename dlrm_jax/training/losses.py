@@ -29,6 +29,4 @@ def class_weighted(loss: Loss, negative: float, positive: float) -> Loss:
     """The loss times ``negative`` for label 0 and times ``positive`` for label 1."""
     if negative == positive == 1:
         return loss
-    return lambda logits, labels: (
-        loss(logits, labels) * (negative + (positive - negative) * labels)
-    )
+    return lambda logits, labels: loss(logits, labels) * (negative + (positive - negative) * labels)

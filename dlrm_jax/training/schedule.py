@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 FLOOR = 1e-7
 
@@ -34,9 +34,9 @@ class WarmupDecay:
     decay_start: int = 0
     decay_steps: int = 0
 
-    def __call__(self, count: Int[Array, ""]) -> Float[Array, ""]:
+    def __call__(self, count: ArrayLike) -> Float[Array, ""]:
         """The rate of the update that follows ``count`` earlier ones, as in optax."""
-        step = jnp.asarray(count + 1, jnp.result_type(float))
+        step = jnp.asarray(count, jnp.result_type(float)) + 1
         rate = jnp.full_like(step, self.base)
         if self.decay_steps:
             left = jnp.clip(self.decay_steps - (step - self.decay_start), 1, self.decay_steps)

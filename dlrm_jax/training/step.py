@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from dlrm_jax.data.batches import Batch
-from dlrm_jax.embedding.collection import Occurrences
+from dlrm_jax.embedding.state import Occurrences
 from dlrm_jax.training.learner import Learner, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Float[Array, ""]]]

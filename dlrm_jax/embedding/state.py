@@ -1,0 +1,89 @@
+"""The arrays of sharded tables, and what passes between the parts of a step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dlrm_jax.embedding.optimizer import Slots
+from dlrm_jax.errors import UserError
+
+_pytree = jax.tree_util.register_dataclass
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class EmbeddingState:
+    """All arrays of the tables, by the name of their slab (see `layout`).
+
+    Attributes:
+        weights: the slabs.
+        slots: the optimizer state of each.
+        marker: scratch of `aggregate`; its content means nothing between steps.
+    """
+
+    weights: dict[str, Array]
+    slots: dict[str, Slots]
+    marker: dict[str, Array]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the way back needs to know of a lookup; one item per block, [D, M, N, T, L].
+
+    Attributes:
+        rows: of the slab, at its owner.
+        weights: of the ids, at their rows' owner; None without weights.
+        denominators: by lookup with mean pooling, what its sums were divided by [B].
+    """
+
+    rows: tuple[Array, ...]
+    weights: tuple[Array, ...] | None
+    denominators: dict[str, Array]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class Occurrences:
+    """A `Context` with the cotangent of every slot, at the rows' owners.
+
+    Attributes:
+        rows: as in `Context`, of the blocks that are trained.
+        weights: likewise.
+        cotangents: [D, M, N, T, d].
+    """
+
+    rows: tuple[Array, ...]
+    weights: tuple[Array, ...] | None
+    cotangents: tuple[Array, ...]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class RowGradients:
+    """The gradients of the touched rows of each slab, by its name.
+
+    Attributes:
+        rows: [M · K] numbers within the owner's slab; past its end for "no row".
+        values: [M · K, d].
+        summed: each row comes once, its gradients summed.
+    """
+
+    rows: dict[str, Array]
+    values: dict[str, Array]
+    summed: bool = dataclasses.field(metadata={"static": True})
+
+    def squared_norm(self) -> Float[Array, ""]:
+        """The sum of squares over all rows of all tables, for clipping by global norm."""
+        if not self.summed:
+            raise UserError("a norm needs EmbeddingCollection(..., sum_duplicates=True)")
+        return sum((jnp.sum(jnp.square(v)) for v in self.values.values()), jnp.zeros(()))
+
+    def scaled(self, factor: Float[Array, ""]) -> RowGradients:
+        """The gradients times a number."""
+        values = {name: value * factor for name, value in self.values.items()}
+        return dataclasses.replace(self, values=values)

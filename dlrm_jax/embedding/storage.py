@@ -1,0 +1,113 @@
+"""Whole tables into and out of a state, one slab at a time. Runs outside the step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from dlrm_jax.embedding import logical
+from dlrm_jax.embedding.layout import Layout, Slab
+from dlrm_jax.embedding.optimizer import slot_shapes, zero_slots
+from dlrm_jax.embedding.state import EmbeddingState
+from dlrm_jax.embedding.table import Table
+from dlrm_jax.errors import UserError
+
+Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
+Arrays = dict[str, Array]
+
+
+def build(
+    mesh: Mesh, layout: Layout, source: Source, seed: int, sum_duplicates: bool
+) -> EmbeddingState:
+    """See `EmbeddingCollection.build`."""
+    weights, slots, marker = {}, {}, {}
+    # The largest first: what is held twice for a moment is then least on top of the rest.
+    for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
+        sharding = logical.slab_sharding(mesh, slab)
+        given = {name: _given(mesh, slab, table, source) for name, table in slab.tables.items()}
+        leaves = jax.jit(functools.partial(_make_slab, mesh, slab, seed), out_shardings=sharding)(
+            given
+        )
+        del given
+        jax.block_until_ready(leaves)
+        weights[slab.name] = leaves.pop("weights")
+        if slab.optimizer:
+            slots[slab.name] = leaves
+        if slab.needs_sums(sum_duplicates):
+            rows = weights[slab.name].shape[0]
+            zeros = functools.partial(jnp.zeros, rows, jnp.int32)
+            marker[slab.name] = jax.jit(zeros, out_shardings=sharding)()
+    return EmbeddingState(weights, slots, marker)
+
+
+def read(mesh: Mesh, layout: Layout, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
+    """See `EmbeddingCollection.read`."""
+    for slab in layout.slabs:
+        leaves = {"weights": state.weights[slab.name], **state.slots.get(slab.name, {})}
+        for key, leaf in leaves.items():
+            if logical.is_logical(mesh, slab):
+                (table,) = slab.tables.values()
+                yield table, key, leaf
+                continue
+            tables = jax.jit(functools.partial(logical.unpack, mesh, slab))(leaf)
+            while tables:
+                name = next(iter(tables))
+                # Not kept here, so that the caller decides how long an array lives.
+                yield slab.tables[name], key, tables.pop(name)
+
+
+def logical_arrays(mesh: Mesh, slab: Slab, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
+    """See `EmbeddingCollection.logical`."""
+    shapes = {"weights": jax.ShapeDtypeStruct((table.rows, table.dim), slab.dtype)}
+    if slab.optimizer:
+        shapes |= slot_shapes(slab.optimizer, table.rows, table.dim, slab.dtype)
+    return {
+        key: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=logical.logical_sharding(mesh, x.shape)
+        )
+        for key, x in shapes.items()
+    }
+
+
+def _given(mesh: Mesh, slab: Slab, table: Table, source: Source) -> Arrays:
+    """What the source has of a table, checked and placed."""
+    wanted = logical_arrays(mesh, slab, table)
+    placed = {}
+    for key, array in source(table).items():
+        if key not in wanted:
+            raise UserError(f"table {table.name} has {', '.join(wanted)}, but {key!r} was given")
+        if array.shape != wanted[key].shape:
+            raise UserError(
+                f"table {table.name}: {key} must have shape {wanted[key].shape}, got {array.shape}"
+            )
+        array = array.astype(wanted[key].dtype, copy=False)
+        placed[key] = jax.device_put(array, wanted[key].sharding)
+    return placed
+
+
+def _make_slab(mesh: Mesh, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
+    """The slab's arrays from its tables'; what wasn't given gets initial values."""
+
+    def whole(table: Table, key: str) -> Array:
+        if key in given[table.name]:
+            return given[table.name][key]
+        if key == "weights":
+            values = logical.initial_values(table, seed)
+            sharding = logical.logical_sharding(mesh, values.shape)
+            return jax.lax.with_sharding_constraint(values, sharding)
+        assert slab.optimizer is not None
+        return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]
+
+    keys = ["weights", *(slab.optimizer.slots if slab.optimizer else ())]
+    return {
+        key: logical.pack(
+            mesh, slab, {name: whole(table, key) for name, table in slab.tables.items()}
+        )
+        for key in keys
+    }

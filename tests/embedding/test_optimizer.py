@@ -1,0 +1,171 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlrm_jax.embedding import SGD, Adagrad, Adam, RowOptimizer, RowWiseAdagrad
+from dlrm_jax.embedding.optimizer import (
+    OPTIMIZERS,
+    row_optimizer,
+    slot_shapes,
+    update_rows,
+    zero_slots,
+)
+from dlrm_jax.errors import UserError
+
+R, D = 11, 5
+RATE = 0.3
+
+
+def dense_sgd(w, slots, g, t):
+    return w - RATE * g, slots
+
+
+def dense_adagrad(w, slots, g, t):
+    a = slots["accumulator"] + g**2
+    return w - RATE * g / (np.sqrt(a) + 1e-10), {"accumulator": a}
+
+
+def dense_rowwise_adagrad(w, slots, g, t):
+    a = slots["accumulator"] + (g**2).mean(axis=1)
+    return w - RATE * g / (np.sqrt(a) + 1e-10)[:, None], {"accumulator": a}
+
+
+def dense_adam(w, slots, g, t):
+    m = 0.9 * slots["mean"] + 0.1 * g
+    v = 0.999 * slots["variance"] + 0.001 * g**2
+    step = (m / (1 - 0.9 ** (t + 1))) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+    return w - RATE * step, {"mean": m, "variance": v}
+
+
+CASES = [
+    (SGD(RATE), dense_sgd),
+    (Adagrad(RATE), dense_adagrad),
+    (RowWiseAdagrad(RATE), dense_rowwise_adagrad),
+    (Adam(RATE), dense_adam),
+]
+CASES = [pytest.param(*case, id=type(case[0]).__name__) for case in CASES]
+NO_ROWS = [R, R + 1, 2 * R + 3, 2**31 - 1]
+
+
+def apply(optimizer, weights, slots, rows, gradients, step):
+    update = jax.jit(functools.partial(update_rows, optimizer))
+    return update(weights, slots, jnp.asarray(rows, jnp.int32), gradients, jnp.asarray(step))
+
+
+@pytest.mark.parametrize(("optimizer", "dense"), CASES)
+def test_touched_rows_follow_the_dense_formula_and_others_stay(optimizer, dense):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(R, D))
+    with jax.enable_x64(True):
+        slots = zero_slots(optimizer, R, D, jnp.dtype("float64"))
+        new, expected = jnp.asarray(weights), weights
+        expected_slots = {name: np.zeros(slot.shape) for name, slot in slots.items()}
+        for step in range(4):
+            touched = rng.choice(R - 1, size=4, replace=False)  # never the last row
+            gradients = np.zeros((R, D))
+            gradients[touched] = rng.normal(size=(4, D))
+            # "No row" between the rows, with gradients that would be seen.
+            rows = np.insert(touched, [0, 1, 2, 4], NO_ROWS)
+            given = np.insert(gradients[touched], [0, 1, 2, 4], 1e3, axis=0)
+            new, slots = apply(optimizer, new, slots, rows, jnp.asarray(given), step)
+
+            moved, moved_slots = dense(expected, expected_slots, gradients, step)
+            is_touched = np.isin(np.arange(R), touched)
+            expected = np.where(is_touched[:, None], moved, expected)
+            expected_slots = {
+                name: np.where(is_touched.reshape(-1, *[1] * (slot.ndim - 1)), slot, old)
+                for (name, slot), old in zip(
+                    moved_slots.items(), expected_slots.values(), strict=True
+                )
+            }
+            np.testing.assert_allclose(new, expected, rtol=1e-12)
+            for name, slot in slots.items():
+                np.testing.assert_allclose(slot, expected_slots[name], rtol=1e-12)
+        np.testing.assert_array_equal(new[-1], weights[-1])  # row -1, to the bit
+        assert all(not np.any(slot[-1]) for slot in slots.values())
+
+
+@pytest.mark.parametrize(("optimizer", "dense"), CASES)
+def test_no_row_changes_nothing(optimizer, dense):
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(R, D)), jnp.float32)
+    slots = zero_slots(optimizer, R, D, weights.dtype)
+    gradients = jnp.full((len(NO_ROWS), D), 7.0)
+    new, new_slots = apply(optimizer, weights, slots, NO_ROWS, gradients, 3)
+    np.testing.assert_array_equal(new, weights)
+    for name, slot in slots.items():
+        np.testing.assert_array_equal(new_slots[name], slot)
+
+
+def test_sgd_adds_up_repeated_rows():
+    weights = np.arange(R * D, dtype=np.float64).reshape(R, D)
+    rows = [3, 3, R, 0, 3]
+    gradients = np.random.default_rng(2).normal(size=(5, D))
+    expected = weights.copy()
+    for row, gradient in zip(rows, gradients, strict=True):
+        if row < R:
+            expected[row] -= RATE * gradient
+    with jax.enable_x64(True):
+        new, _ = apply(SGD(RATE), jnp.asarray(weights), {}, rows, jnp.asarray(gradients), 0)
+        np.testing.assert_allclose(new, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_adams_first_step_is_as_long_as_the_rate(scale):
+    gradients = jnp.asarray([[scale, -scale, 3 * scale]])
+    slots = zero_slots(Adam(0.01), 1, 3, jnp.dtype("float32"))
+    new, _ = apply(Adam(0.01), jnp.zeros((1, 3)), slots, [0], gradients, 0)
+    np.testing.assert_allclose(new, [[-0.01, 0.01, -0.01]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values())
+def test_a_schedule_gives_the_rate_of_each_step(make):
+    def schedule(count):
+        return 0.5 / (count + 1.0)
+
+    weights, gradients = jnp.zeros((R, D)), jnp.full((1, D), 2.0)
+    for step in (0, 1, 4):
+        slots = zero_slots(make(1.0), R, D, weights.dtype)
+        new, _ = apply(make(schedule), weights, slots, [2], gradients, step)
+        same, _ = apply(make(0.5 / (step + 1)), weights, slots, [2], gradients, step)
+        np.testing.assert_allclose(new, same, rtol=1e-6)
+        assert np.all(np.asarray(new)[2] != 0)
+
+
+def test_state_of_bfloat16_tables_is_float32():
+    for optimizer in (Adagrad(RATE), RowWiseAdagrad(RATE), Adam(RATE)):
+        weights = jnp.ones((R, D), jnp.bfloat16)
+        slots = zero_slots(optimizer, R, D, weights.dtype)
+        new, new_slots = apply(optimizer, weights, slots, [1], jnp.ones((1, D)), 0)
+        assert new.dtype == jnp.bfloat16
+        for slot in new_slots.values():
+            assert slot.dtype == jnp.float32
+            assert np.all(np.asarray(slot)[1] > 0)
+
+
+def test_the_state_has_a_float_per_row_or_per_element():
+    shapes = {}
+    for name, make in OPTIMIZERS.items():
+        slots = slot_shapes(make(1.0), R, D, np.dtype("float32"))
+        shapes[name] = {key: slot.shape for key, slot in slots.items()}
+    assert shapes == {
+        "sgd": {},
+        "adagrad": {"accumulator": (R, D)},
+        "rowwise_adagrad": {"accumulator": (R,)},
+        "adam": {"mean": (R, D), "variance": (R, D)},
+    }
+
+
+def test_optimizers_by_name():
+    assert row_optimizer("sgd", 0.1) == SGD(0.1)
+    assert row_optimizer("adagrad", 0.1) == Adagrad(0.1, eps=1e-10)
+    assert row_optimizer("rowwise_adagrad", 0.1, 1e-8) == RowWiseAdagrad(0.1, eps=1e-8)
+    assert row_optimizer("adam", 0.1, 1e-6) == Adam(0.1, eps=1e-6)
+    for name in OPTIMIZERS:
+        assert isinstance(row_optimizer(name, 0.1), RowOptimizer)
+    with pytest.raises(UserError, match=r"expected one of sgd, .*, adam, got 'lamb'"):
+        row_optimizer("lamb", 0.1)
+    with pytest.raises(UserError, match="eps: sgd has none, got 1e-08"):
+        row_optimizer("sgd", 0.1, 1e-8)

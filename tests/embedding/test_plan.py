@@ -1,0 +1,182 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlrm_jax.embedding import Piece, Plan, Table, automatic_plan
+from dlrm_jax.embedding.plan import REPLICATED_ROWS, replicated, row_wise, table_wise
+from dlrm_jax.errors import UserError
+
+# Around the limit of replication, and fewer rows than shards.
+ROWS = st.one_of(
+    st.integers(1, 12), st.integers(REPLICATED_ROWS - 5, REPLICATED_ROWS + 5), st.integers(1, 9000)
+)
+
+
+@st.composite
+def cases(draw):
+    """Shapes of tables, shards, overrides."""
+    shapes = draw(st.lists(st.tuples(ROWS, st.integers(1, 64)), min_size=1, max_size=8))
+    shards = draw(st.integers(1, 9))
+    placement = st.one_of(
+        st.sampled_from(["replicated", "row_wise", "table_wise"]),
+        st.integers(0, shards - 1).map(lambda k: f"table_wise:{k}"),
+    )
+    names = st.integers(0, len(shapes) - 1).map(lambda i: f"t{i}")
+    return shapes, shards, draw(st.dictionaries(names, placement))
+
+
+def planned(case):
+    """The tables and the plan of a case."""
+    shapes, shards, placements = case
+    tables = [Table(f"t{i}", rows, dim) for i, (rows, dim) in enumerate(shapes)]
+    return tables, automatic_plan(tables, shards, placements)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_every_row_lies_in_exactly_one_piece(case):
+    tables, plan = planned(case)
+    plan.check(tables)
+    for table in tables:
+        holders = np.zeros(table.rows, int)
+        for piece in plan.of(table.name):
+            rows = [r for r in range(table.rows) if r % piece.modulus == piece.residue]
+            assert piece.rows(table.rows) == len(rows)
+            assert piece.shard is None or 0 <= piece.shard < plan.shards
+            holders[rows] += 1
+        np.testing.assert_array_equal(holders, 1)
+    assert len(plan.pieces) == sum(len(plan.of(table.name)) for table in tables)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_json_round_trip(case):
+    _, plan = planned(case)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@settings(deadline=None)
+@given(cases())
+def test_overrides_are_followed(case):
+    _, plan = planned(case)
+    for name, placement in case[2].items():
+        kind, _, shard = placement.partition(":")
+        if plan.shards > 1:
+            assert plan.placement(name) == kind
+        if shard:
+            assert plan.of(name) == table_wise(name, int(shard))
+        if kind == "replicated":
+            assert plan.of(name) == replicated(name)
+        if kind == "row_wise":
+            assert plan.of(name) == row_wise(name, plan.shards)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_description_names_every_table_and_its_bytes_add_up(case):
+    tables, plan = planned(case)
+    header, *lines, last = plan.describe(tables).splitlines()
+    assert header.split() == ["table", "rows", "dim", "placement", "shard", "MiB"]
+    total = 0.0
+    for table, line in zip(tables, lines, strict=True):
+        name, rows, dim, placement, shard, mib = line.split()
+        assert (name, rows, dim) == (table.name, f"{table.rows:,}", str(table.dim))
+        assert placement == plan.placement(name)
+        assert shard == (str(plan.of(name)[0].shard) if placement == "table_wise" else "all")
+        assert float(mib) == pytest.approx(table.nbytes / 2**20, abs=0.006)
+        total += table.nbytes / 2**20 * (plan.shards if placement == "replicated" else 1)
+    held = [float(mib) for mib in last.removeprefix("MiB of weights per shard: ").split(", ")]
+    assert len(held) == plan.shards
+    assert sum(held) == pytest.approx(total, abs=0.051 * plan.shards)
+
+
+def test_defaults_replicate_small_tables_cut_large_ones_and_deal_out_the_rest():
+    tables = [
+        Table("small", REPLICATED_ROWS, 8),
+        Table("middle", REPLICATED_ROWS + 1, 8),
+        Table("huge", 1_000_000, 8),
+    ]
+    plan = automatic_plan(tables, 4)
+    placements = [plan.placement(table.name) for table in tables]
+    assert placements == ["replicated", "table_wise", "row_wise"]
+    assert {automatic_plan(tables, 1).placement(t.name) for t in tables} == {"table_wise"}
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(3000, 9000), min_size=20, max_size=40), st.integers(2, 6))
+def test_whole_tables_are_balanced(sizes, shards):
+    # Asked for explicitly: by default the largest of them might be cut by rows.
+    tables = [Table(f"t{i}", rows, 4) for i, rows in enumerate(sizes)]
+    plan = automatic_plan(tables, shards, {table.name: "table_wise" for table in tables})
+    counts = [0] * shards
+    held = [0] * shards
+    for table in tables:
+        (piece,) = plan.of(table.name)
+        assert piece.shard is not None
+        counts[piece.shard] += 1
+        held[piece.shard] += table.nbytes
+    assert max(counts) - min(counts) <= 1
+    # Largest first to the emptiest: shards differ by less than the largest table.
+    if max(counts) == min(counts):
+        assert max(held) - min(held) <= max(table.nbytes for table in tables)
+
+
+def test_a_tie_in_tables_goes_to_the_shard_with_fewer_bytes():
+    rows = {"a": 9000, "b": 8000, "c": 7000, "d": 3000}
+    tables = [Table(name, n, 4) for name, n in rows.items()]
+    plan = automatic_plan(tables, 2, dict.fromkeys(rows, "table_wise"))
+    assert [plan.of(name)[0].shard for name in rows] == [0, 1, 1, 0]
+
+
+TABLES = [Table("a", 10, 4), Table("b", 20, 4)]
+WHOLE_B = (Piece("b", 0),)
+
+
+@pytest.mark.parametrize(
+    ("placements", "message"),
+    [
+        ({"c": "row_wise", "a": "row_wise"}, "placements: no table named c; there are a, b"),
+        ({"a": "rowwise"}, "table a: expected replicated, row_wise, table_wise .*'rowwise'"),
+        ({"a": "row_wise:1"}, "table a: expected .*, got 'row_wise:1'"),
+        ({"b": "replicated:0"}, "table b: expected .*, got 'replicated:0'"),
+        ({"b": "table_wise:3"}, r"table b: shard must be 0\.\.2, got '3'"),
+        ({"b": "table_wise:-1"}, r"table b: shard must be 0\.\.2, got '-1'"),
+        ({"b": "table_wise:x"}, r"table b: shard must be 0\.\.2, got 'x'"),
+    ],
+)
+def test_override_errors_name_the_table(placements, message):
+    with pytest.raises(UserError, match=message):
+        automatic_plan(TABLES, 3, placements)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (),  # nowhere
+        (Piece("a", 0), Piece("a", 1)),  # twice
+        (Piece("a", 0, 2, 0),),  # odd rows missing
+        (Piece("a", 0, 2, 0), Piece("a", 1, 2, 0)),  # even rows twice
+        (Piece("a", 0, 2, 0), Piece("a", 1, 3, 1)),  # unequal moduli
+        (Piece("a", 1, 2, 0), Piece("a", 1, 2, 1)),  # both on one shard
+        (Piece("a", None, 2, 0), Piece("a", None, 2, 1)),  # replicated, but cut
+        (Piece("a", None, 2, 0), Piece("a", 1, 2, 1)),  # half replicated
+        (Piece("a", 3),),  # beyond the shards
+        (Piece("a", -1),),
+    ],
+)
+def test_a_plan_that_does_not_hold_every_row_once_is_refused(pieces):
+    with pytest.raises(UserError, match="table a: its pieces must hold every row once"):
+        Plan(3, pieces + WHOLE_B).check(TABLES)
+
+
+def test_a_plan_of_unknown_tables_is_refused():
+    plan = Plan(3, (Piece("z", 0), Piece("a", 0), *WHOLE_B))
+    with pytest.raises(UserError, match=re.escape("unknown table(s) z")):
+        plan.check(TABLES)
+
+
+def test_pieces_may_lie_on_any_shards_of_their_own():
+    Plan(3, (Piece("a", 2, 2, 0), Piece("a", 0, 2, 1), *WHOLE_B)).check(TABLES)

@@ -1,0 +1,72 @@
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlrm_jax.embedding import Feature, Lookup, Table
+from dlrm_jax.embedding.table import check_descriptions
+from dlrm_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Feature("age", 0), "feature age: max_ids must be at least 1, got 0"),
+        (lambda: Table("ads", 0, 4), "table ads: rows and dim must be at least 1, got 0 x 4"),
+        (lambda: Table("ads", 4, -1), "table ads: rows and dim must be at least 1, got 4 x -1"),
+        (lambda: Table("ads", 2**31, 1), "table ads: .* rows fit int32, got 2147483648"),
+        (lambda: Table("ads", 4, 4, dtype="int8"), "table ads: expected a floating .*, got int8"),
+    ],
+)
+def test_description_errors_name_the_offender(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_pooling_that_does_not_exist_names_the_lookup():
+    # Without the import hook, which users don't have and which would stop it first.
+    plain = inspect.unwrap(Lookup.__init__)
+    with pytest.raises(UserError, match="lookup l: pooling must be sum or mean, got max"):
+        plain(object.__new__(Lookup), "l", "f", "t", "max")
+
+
+F, G = Feature("f"), Feature("g", 2)
+A, B = Table("a", 3, 2), Table("b", 4, 2)
+READ_A, READ_B = Lookup("la", "f", "a"), Lookup("lb", "g", "b")
+
+
+@pytest.mark.parametrize(
+    ("tables", "features", "lookups", "message"),
+    [
+        ([A, A], [F], [READ_A], "table names must be unique, a came twice"),
+        ([A], [F, G, F, G], [READ_A], "feature names must be unique, f, g came twice"),
+        ([A], [F], [READ_A, READ_A], "lookup names must be unique, la came twice"),
+        ([A, B], [F], [READ_A, READ_B], "lookup lb: no feature named 'g'; there are f"),
+        ([A], [F, G], [READ_A, READ_B], "lookup lb: no table named 'b'; there are a"),
+        ([A, B], [F], [READ_A], r"no lookup reads the table\(s\) b"),
+    ],
+)
+def test_contradictions_name_the_offender(tables, features, lookups, message):
+    with pytest.raises(UserError, match=message):
+        check_descriptions(tables, features, lookups)
+
+
+def test_descriptions_may_share_tables_and_features_and_leave_a_feature_unread():
+    lookups = [READ_A, Lookup("again", "g", "a"), Lookup("other", "f", "b")]
+    check_descriptions([A, B], [F, G, Feature("unread")], lookups)
+
+
+def test_bytes_are_those_of_the_dtype():
+    assert Table("a", 10, 3).nbytes == 120
+    assert Table("a", 10, 3, dtype="bfloat16").nbytes == 60
+
+
+def test_initial_rows_are_the_references_or_ones_own():
+    values = np.asarray(Table("a", 100, 16).initial_rows(jax.random.key(0), 1000))
+    assert values.shape == (1000, 16)
+    assert np.abs(values).max() < 0.1  # sqrt(1 / 100)
+    assert np.std(values) == pytest.approx(0.1 / np.sqrt(3), rel=0.02)
+    own = Table("a", 100, 2, init=lambda key, shape, dtype: jnp.full(shape, 7, dtype))
+    np.testing.assert_array_equal(own.initial_rows(jax.random.key(0), 3), np.full((3, 2), 7.0))

@@ -1,0 +1,66 @@
+import re
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import batch_sharding, emulate_devices, make_mesh, parse_mesh
+
+GOOD = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 999_999), st.integers(1, 999_999))
+def test_a_shape_is_read_back(data, model):
+    assert parse_mesh(f"{data}x{model}") == (data, model)
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text(), st.text("0123456789x-+. \n", max_size=8)))
+def test_bad_text_is_named(text):
+    if GOOD.fullmatch(text):
+        return
+    with pytest.raises(UserError, match="expected DxM") as raised:
+        parse_mesh(text)
+    assert repr(text) in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "8", "0x8", "08x1", "2x", "2X4", "2x4x1", "-1x8", "2x4\n"])
+def test_near_misses_are_refused(text):
+    with pytest.raises(UserError, match=re.escape(f"got {text!r}")):
+        parse_mesh(text)
+
+
+@pytest.mark.parametrize("shape", ["1x1", "2x4", "8x1", (1, 8), (3, 2)])
+def test_a_mesh_is_made_of_the_first_devices(shape):
+    mesh = make_mesh(shape)
+    data, model = parse_mesh(shape) if isinstance(shape, str) else shape
+    assert dict(mesh.shape) == {"data": data, "model": model}
+    assert mesh.devices.reshape(-1).tolist() == jax.devices()[: data * model]
+
+
+def test_a_mesh_larger_than_the_machine_names_both_counts():
+    with pytest.raises(UserError, match=r"mesh 3x5 needs 15 devices, but there are 8 of cpu"):
+        make_mesh("3x5")
+
+
+def test_batches_are_split_over_all_devices_after_the_leading_axes():
+    mesh = make_mesh("2x4")
+    assert batch_sharding(mesh).shard_shape((16, 3)) == (2, 3)
+    assert batch_sharding(mesh, leading=1).shard_shape((5, 16, 3)) == (5, 2, 3)
+    assert batch_sharding(mesh).spec == PartitionSpec(("data", "model"))
+
+
+def test_a_device_count_in_the_environment_wins(monkeypatch):
+    def refuse(*args):
+        raise AssertionError(f"changed {args}")
+
+    monkeypatch.setattr(jax.config, "update", refuse)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    emulate_devices(5)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other")
+    with pytest.raises(AssertionError, match=r"changed .*jax_num_cpu_devices', 5"):
+        emulate_devices(5)
