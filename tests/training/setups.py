@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from oracle import Oracle, OracleLookup, OracleTable
@@ -28,10 +30,10 @@ DENSE = 3
 SAMPLES = 32  # so that each of 4 micro-batches can be split over 8 devices
 
 FEATURES = (
-    Feature("word", 4),
+    Feature("word", 3),
     Feature("tag", 3),
     Feature("item", 1),
-    Feature("past", 4),
+    Feature("past", 3),
     Feature("city", 2),
     Feature("page", 2),
     Feature("site", 2),
@@ -179,6 +181,26 @@ class Setup:
             decay_steps=decay_steps,
             clip_norm=self.clip_norm or None,
         )
+
+
+def start(setup: Setup, learner: Learner) -> TrainState:
+    """What `learner.init` gives, from other numbers; compiling random numbers takes longer."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.uniform(-0.3, 0.3, (ROWS[name], setup.width(name))) for name in ROWS}
+    params = _initial_params(dataclasses.replace(setup, mesh="1x1", optimizer="sgd"))
+    params = jax.device_put(params, learner.replicated)
+    init = jax.jit(learner.dense_optimizer.init, out_shardings=learner.replicated)
+    return TrainState(
+        step=jax.device_put(jnp.zeros((), jnp.int32), learner.replicated),
+        params=params,
+        optimizer=init(params),
+        embedding=learner.collection.build(lambda table: {"weights": weights[table.name]}, 0),
+    )
+
+
+@functools.cache
+def _initial_params(setup: Setup) -> Any:
+    return jax.tree.map(np.array, setup.learner().init_params(0))
 
 
 def make_batches(dtype: str, *, weighted: bool = True, count: int = 5) -> list[Batch]:
