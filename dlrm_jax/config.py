@@ -68,6 +68,7 @@ class Config:
     evaluation_batch_size: int = 8192
     steps: int = 0  # in all, resumed ones included; 0 for `epochs`
     epochs: int = 1
+    log_every: int = 100  # steps between the losses that are kept
     eval_every: int = 1000  # steps; 0 for only at the end
     checkpoint_every: int = 1000  # steps; 0 for only at the end
     keep_checkpoints: int = 2  # the latest ones; the best one is kept besides
@@ -76,7 +77,7 @@ class Config:
     seed: int = 0
 
     # Data.
-    examples: int = 2_000_000  # to generate, of which 80 % train
+    examples: int = 1_600_000  # to generate, of which 80 % train
     zipf_exponent: float = 1.05  # of the generated ids; 0 for uniform
     min_count: int = 1  # rarer values in a file share the id of unseen ones
 
@@ -123,6 +124,11 @@ class Config:
         """The longest bag of each table."""
         return self.bag_lengths * (len(self.table_rows) if len(self.bag_lengths) == 1 else 1)
 
+    def identity(self) -> dict[str, object]:
+        """The fields that a checkpoint must share with the run that restores it."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in MAY_CHANGE}
+
     def per_table(self, field: str) -> dict[str, str]:
         """Reads ``("C3=value", …)`` as a mapping from table names.
 
@@ -143,11 +149,17 @@ class Config:
 
 FIELD_TYPES = get_type_hints(Config)
 
+MAY_CHANGE = frozenset(
+    ("placements", "evaluation_batch_size", "steps", "epochs", "log_every", "eval_every",
+     "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc")
+)  # fmt: skip
+"""The fields that may differ when a run is resumed; all others are part of its identity."""
+
 _LOWEST = {
     **dict.fromkeys(
         ("table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp", "dense_features",
          "accumulation_steps", "batch_size", "evaluation_batch_size", "epochs",
-         "keep_checkpoints", "examples", "min_count"),
+         "keep_checkpoints", "log_every", "examples", "min_count"),
         1,
     ),
     **dict.fromkeys(

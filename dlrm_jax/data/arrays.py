@@ -1,5 +1,7 @@
 """Examples and data sets as plain arrays, whatever they were made from."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +52,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, rows: slice) -> Examples:
+        """The examples of these rows, without a copy."""
+        return Examples(self.dense[rows], self.ids[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)

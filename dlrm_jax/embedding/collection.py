@@ -236,6 +236,7 @@ class EmbeddingCollection:
         def run(weights, slots, rows, values, step):
             new_weights, new_slots = {}, {}
             for name, slab in slabs.items():
+                assert slab.optimizer is not None
                 new_weights[name], new_slots[name] = update_rows(
                     slab.optimizer, weights[name], slots[name], rows[name], values[name], step
                 )

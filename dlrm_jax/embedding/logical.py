@@ -55,9 +55,7 @@ def initial_values(table: Table, seed: int) -> Float[Array, "rows dim"]:
     return values.reshape(-1, table.dim)[: table.rows]
 
 
-def pack(
-    mesh: Mesh, slab: Slab, tables: Mapping[str, Shaped[Array, rows * d]]
-) -> Shaped[Array, R * d]:
+def pack(mesh: Mesh, slab: Slab, tables: Mapping[str, Array]) -> Array:
     """Logical arrays of the slab's tables as the slab's array. Call under `jax.jit`."""
     shards: list[list[Array]] = [[] for _ in range(_shards(mesh, slab))]
     for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
@@ -75,9 +73,7 @@ def pack(
     return stacked.reshape(-1, *some.shape[1:])
 
 
-def unpack(
-    mesh: Mesh, slab: Slab, array: Shaped[Array, R * d]
-) -> dict[str, Shaped[Array, rows * d]]:
+def unpack(mesh: Mesh, slab: Slab, array: Array) -> dict[str, Array]:
     """A slab's array as logical arrays of its tables. Call under `jax.jit`.
 
     Works through chunks of rows, so that besides the results only a chunk is held.

@@ -33,9 +33,6 @@ FORMAT = 1
 # of many small tables would take longer than their bytes.
 _ITEM_BYTES = 2**28
 
-# Orbax copies what it is writing or reading; this many bytes of it at a time.
-_CONCURRENT_BYTES = 2**27
-
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
@@ -66,6 +63,17 @@ class Checkpoints:
         sign = 1 if HIGHER_IS_BETTER[self.best_metric] else -1
         return max(known, key=lambda step: sign * known[step], default=None)
 
+    def improves(self, validation: Mapping[str, Any] | None) -> bool:
+        """Whether these metrics are better than those of the best checkpoint."""
+        if validation is None or not np.isfinite(validation[self.best_metric]):
+            return False
+        best = self.best()
+        if best is None:
+            return True
+        old, new = self._metric(best), validation[self.best_metric]
+        assert old is not None
+        return new > old if HIGHER_IS_BETTER[self.best_metric] else new < old
+
     def save(
         self,
         learner: Learner,
@@ -88,6 +96,8 @@ class Checkpoints:
         step = int(state.step)
         final = self.directory / f"{step:08d}"
         writing = final.with_suffix(".writing")
+        if final.exists():  # the state is a function of the step: it is there already
+            return
         try:
             shutil.rmtree(writing, ignore_errors=True)
             (writing / "tables").mkdir(parents=True)
@@ -102,8 +112,6 @@ class Checkpoints:
                 **notes,
             }
             (writing / "metadata.json").write_text(json.dumps(metadata, indent=1))
-            if final.exists():  # the same step again: by now with its metrics, for instance
-                shutil.rmtree(final)
             writing.rename(final)
         except OSError as error:
             shutil.rmtree(writing, ignore_errors=True)
@@ -123,10 +131,11 @@ class Checkpoints:
         metadata = self.metadata(step)
         for name, expected in self.identity.items():
             found = metadata["identity"].get(name)
+            expected = json.loads(json.dumps(expected))  # as it comes back from the file
             if found != expected:
                 raise UserError(
                     f"checkpoint {path} is of another run: its {name} is {_short(found)}, this "
-                    f"run's is {_short(expected)}; use the same or another --workdir"
+                    f"run's is {_short(expected)}; give the same settings, or another workdir"
                 )
         params = jax.eval_shape(lambda: learner.init_params(0))
         abstract = {
@@ -220,6 +229,11 @@ def load_table(
     return arrays
 
 
+def load_params(path: Path, abstract: Any) -> Any:
+    """Reads those of the dense parameters that the nested dicts of shapes name."""
+    return _load(path / "dense", {"params": abstract}, partial=True)["params"]
+
+
 def _save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[str, dict[str, Any]]:
     """Writes all tables; returns, by ``table/key``, in which item each array lies."""
     index: dict[str, dict[str, Any]] = {}
@@ -235,26 +249,26 @@ def _save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[s
 
     size = 0
     for table, key, array in learner.collection.arrays(state.embedding):
-        if size + array.nbytes > _ITEM_BYTES:
-            flush()
-            size = 0
         size += array.nbytes
         pending.setdefault(table.name, {})[key] = array
         index[f"{table.name}/{key}"] = {"item": str(items), "shape": array.shape}
-        del array  # otherwise it would live until the next one is made
+        del array  # otherwise it would live on while the next one is made
+        if size >= _ITEM_BYTES:
+            flush()
+            size = 0
     flush()
     return index
 
 
 def _save(path: Path, tree: Any) -> None:
     with _context():
-        ocp.save(path, tree)
+        ocp.save(str(path), tree)
 
 
 def _load(path: Path, abstract: Any, partial: bool = False) -> Any:
     try:
         with _context(partial):
-            return ocp.load(path, abstract)
+            return ocp.load(str(path), abstract)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error
 
@@ -265,8 +279,6 @@ def _context(partial: bool = False) -> ocp.Context:
     # Trained weights don't compress, and trying takes most of the time of a save.
     context.array_options.saving.use_compression = False
     context.memory_options.deepcopy_host_arrays = False  # saving blocks; nothing changes meanwhile
-    context.memory_options.write_concurrent_bytes = _CONCURRENT_BYTES
-    context.memory_options.read_concurrent_bytes = _CONCURRENT_BYTES
     return context
 
 

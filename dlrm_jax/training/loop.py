@@ -1,0 +1,226 @@
+"""The training loop, evaluation, and what interrupts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.batches import TrainBatches, evaluation_batches
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metrics import binary_metrics
+from dlrm_jax.training.step import Predict, TrainStep
+
+Metrics = Mapping[str, Any]
+
+
+class Interrupted(Exception):  # noqa: N818 (a request, not an error)
+    """The process was asked to stop; everything is saved.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class Signals:
+    """Notes SIGTERM and Ctrl-C instead of dying of them; a second one of either kills."""
+
+    def __init__(self):
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.__exit__()
+        self.received = number
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """After how many steps something is done; 0 for never, ends aside."""
+
+    log: int
+    evaluate: int
+    checkpoint: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What `train` returns.
+
+    Attributes:
+        state: after the last step.
+        validation: of that state.
+        examples_per_second: of the steps alone, without the first, which compiles; None if
+            there was no other.
+        reached_target: whether the target ended the run.
+    """
+
+    state: TrainState
+    validation: Metrics
+    examples_per_second: float | None
+    reached_target: bool
+
+
+def evaluate(
+    learner: Learner, predict: Predict, state: TrainState, examples: Examples, batch_size: int
+) -> dict[str, float | int]:
+    """Metrics over all examples, each counted once, whatever the batch size and the mesh."""
+    logits = []
+    for batch in evaluation_batches(examples, batch_size):
+        logits.append(np.asarray(predict(state, learner.put_evaluation(batch))))
+    return binary_metrics(np.concatenate(logits)[: len(examples)], examples.labels[:])
+
+
+def train(
+    learner: Learner,
+    train_step: TrainStep,
+    state: TrainState,
+    batches: TrainBatches,
+    steps: int,
+    intervals: Intervals,
+    validate: Callable[[TrainState], Metrics],
+    keep: Callable[[TrainState, Metrics | None, bool], None],
+    record: Callable[[int, str, Metrics], None],
+    target_auc: float = 0,
+) -> Trained:
+    """Trains to the given total of steps.
+
+    Args:
+        learner: whose state it is.
+        train_step: from `make_train_step`.
+        state: the first; donated.
+        batches: by step.
+        steps: in all, those that the state has behind it included.
+        intervals: see `Intervals`. Validation and a checkpoint come after the last step, too.
+        validate: metrics of a state on the validation examples.
+        keep: called with a state and its validation metrics when they are known or a
+            checkpoint is due, which the last argument says.
+        record: keeps metrics of a step and split.
+        target_auc: validation AUC at which to stop; 0 for never.
+
+    Raises:
+        UserError: a loss isn't finite, naming the step.
+        Interrupted: a signal came; the state was saved.
+    """
+    first = int(state.step)
+    clock = _Clock(batches.batch_size)
+    validation: Metrics | None = None
+    reached = False
+    with Signals() as signals, _progress(first, steps) as progress:
+        for step in range(first + 1, steps + 1):
+            clock.start()
+            state, loss = train_step(state, learner.put(batches[step - 1]))
+            loss = _finite(loss, step)
+            clock.stop()
+            progress(step, loss, clock.examples_per_second)
+
+            if step % intervals.log == 0 or step == steps:
+                record(step, "train", {"loss": loss})
+            validation = None
+            if (_due(step, intervals.evaluate) or step == steps) and not signals.received:
+                validation = validate(state)
+            if validation is not None:
+                record(step, "validation", validation)
+                reached = bool(target_auc) and validation["auc"] >= target_auc
+            due = _due(step, intervals.checkpoint) or step == steps or reached
+            if signals.received or validation is not None or due:
+                keep(state, validation, due or bool(signals.received))
+            if signals.received:
+                raise Interrupted(signals.received)
+            if reached:
+                break
+    if validation is None:  # there was nothing left to do
+        validation = validate(state)
+    return Trained(state, validation, clock.examples_per_second, reached)
+
+
+def _due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def _finite(loss: jax.Array, step: int) -> float:
+    value = float(loss)
+    if not math.isfinite(value):
+        raise UserError(
+            f"the loss of step {step} is {value}; lower the learning rate, clip gradients, or "
+            f"look for ids and values out of range in that batch. Earlier checkpoints are intact"
+        )
+    return value
+
+
+class _Clock:
+    """Time spent in steps, the first of a run left out."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._steps = -1
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self._steps += 1
+        if self._steps:
+            self._seconds += time.perf_counter() - self._started
+
+    @property
+    def examples_per_second(self) -> float | None:
+        return self._steps * self._batch_size / self._seconds if self._seconds else None
+
+
+class _progress:  # noqa: N801 (used like a function)
+    """A bar on a terminal, otherwise a line every ten seconds."""
+
+    def __init__(self, first: int, steps: int):
+        self._bar = tqdm.tqdm(
+            total=steps, initial=first, unit="step", disable=not sys.stderr.isatty()
+        )
+        self._steps = steps
+        self._first = first
+        self._begun = self._printed = time.monotonic()
+
+    def __enter__(self) -> Callable[[int, float, float | None], None]:
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _show(self, step: int, loss: float, examples_per_second: float | None) -> None:
+        rate = f"{examples_per_second:,.0f} examples/s" if examples_per_second else "compiled"
+        self._bar.update(1)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {rate}", refresh=False)
+        now = time.monotonic()
+        if self._bar.disable and now - self._printed >= 10:
+            self._printed = now
+            left = (now - self._begun) / (step - self._first) * (self._steps - step)
+            print(
+                f"step {step}/{self._steps}  loss {loss:.4f}  {rate}  {left:.0f} s left",
+                flush=True,
+            )

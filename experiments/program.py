@@ -1,0 +1,121 @@
+"""What every program here shares: flags from the config, errors as messages, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NoReturn, get_args, get_origin
+
+import jax
+from absl import app, flags, logging
+
+from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
+from dlrm_jax.training.loop import Interrupted
+
+FLAGS = flags.FLAGS
+
+
+def define_config_flags() -> None:
+    """One flag for each field of `Config`; without it, the preset's value holds."""
+    for field in dataclasses.fields(Config):
+        kind = FIELD_TYPES[field.name]
+        name, text = field.name, f"{field.name} of the config"
+        if get_origin(kind) is Literal:
+            flags.DEFINE_enum(name, None, list(get_args(kind)), text)
+        elif get_origin(kind) is tuple:
+            flags.DEFINE_list(name, None, text)
+        elif kind is bool:
+            flags.DEFINE_bool(name, None, text)
+        elif kind is int:
+            flags.DEFINE_integer(name, None, text)
+        elif kind is float:
+            flags.DEFINE_float(name, None, text)
+        else:
+            flags.DEFINE_string(name, None, text)
+
+
+def with_flags(config: Config) -> Config:
+    """The config with the fields replaced that the command line names."""
+    given = {}
+    for name, kind in FIELD_TYPES.items():
+        value = FLAGS[name].value
+        if value is not None:
+            given[name] = _items(name, value, kind) if get_origin(kind) is tuple else value
+    return dataclasses.replace(config, **given)
+
+
+def _items(name: str, items: Sequence[str], kind: object) -> tuple[object, ...]:
+    (item_type, _) = get_args(kind)
+    try:
+        return tuple(item_type(item) for item in items)
+    except ValueError:
+        raise UserError(
+            f"--{name}: expected {item_type.__name__} values with commas, got {','.join(items)!r}"
+        ) from None
+
+
+def start(mesh: str) -> jax.sharding.Mesh:
+    """The mesh, with emulated devices where the machine has fewer, and a compilation cache."""
+    shape = parse_mesh(mesh)
+    emulate_devices(shape[0] * shape[1])
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return make_mesh(shape)
+
+
+def cache_directory() -> Path:
+    """Where compiled programs and parsed data are kept between runs."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "dlrm_jax"
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a program: exit code 2 and one message for what the user can mend, no traceback."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+        try:
+            if len(argv) > 1:
+                raise UserError(f"expected flags only, got {' '.join(argv[1:])!r}")
+            main(argv)
+        except UserError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            _fail(str(error))
+        except Interrupted as request:
+            print(f"{request}; everything is saved, the same command goes on", file=sys.stderr)
+            sys.exit(128 + request.signal)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:
+            own = sorted({*FIELD_TYPES, *_defined_by(argv[0])})
+            _fail(f"{error}; the flags are {', '.join(own)}")
+        except flags.Error as error:
+            _fail(str(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _defined_by(program: str) -> list[str]:
+    module = FLAGS.flags_by_module_dict().get(program, [])
+    return [flag.name for flag in module]
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
