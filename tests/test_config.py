@@ -1,0 +1,144 @@
+import dataclasses
+import inspect
+import math
+from typing import Literal, get_args, get_origin
+
+import pytest
+
+from dlrm_jax.config import FIELD_TYPES, PRESETS, Config, preset
+from dlrm_jax.errors import UserError
+
+FIELDS = [field.name for field in dataclasses.fields(Config)]
+AT_LEAST_ONE = [
+    "table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp", "dense_features",
+    "accumulation_steps", "batch_size", "evaluation_batch_size", "epochs", "keep_checkpoints",
+    "examples", "min_count",
+]  # fmt: skip
+AT_LEAST_ZERO = [
+    "class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "steps",
+    "eval_every", "checkpoint_every", "target_auc", "seed", "zipf_exponent",
+]  # fmt: skip
+
+
+def refused(text, **changes):
+    """The message of the error that these fields raise, which names the text as well.
+
+    Made without the import hook, which users don't have and which would stop wrong types first.
+    """
+    plain = inspect.unwrap(Config.__init__)
+    with pytest.raises(UserError) as raised:
+        plain(object.__new__(Config), **changes)
+    assert str(raised.value).startswith(f"{next(iter(changes))}:")
+    assert text in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_wrong_type_names_field_and_value(name):
+    kind = FIELD_TYPES[name]
+    if get_origin(kind) is Literal:
+        message = refused("'nonsense'", **{name: "nonsense"})
+        assert all(choice in message for choice in get_args(kind))
+    elif get_origin(kind) is tuple:
+        refused(repr([1]), **{name: [1]})
+        refused("None", **{name: (None,)})
+    elif kind is bool:
+        refused("1", **{name: 1})
+    else:
+        refused("None", **{name: None})
+        if kind is int:
+            refused("1.5", **{name: 1.5})
+        if kind in (int, float):
+            refused("True", **{name: True})
+            refused("'3'", **{name: "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "low"), [*((n, 1) for n in AT_LEAST_ONE), *((n, 0) for n in AT_LEAST_ZERO)]
+)
+def test_a_number_too_low_names_field_and_value(name, low):
+    if get_origin(FIELD_TYPES[name]) is tuple:
+        value = (*getattr(Config(), name)[:-1], low - 1)
+    else:
+        value = low - 1
+    message = refused(f"got {low - 1}", **{name: value})
+    assert f"at least {low}" in message
+
+
+@pytest.mark.parametrize("name", [n for n in FIELDS if FIELD_TYPES[n] is float])
+def test_nan_is_refused(name):
+    refused("nan", **{name: math.nan})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"table_rows": ()}, "expected at least one number, got none"),
+        ({"bottom_mlp": ()}, "expected at least one number, got none"),
+        ({"top_mlp": ()}, "expected at least one number, got none"),
+        ({"learning_rate": 0.0}, "expected more than 0, got 0.0"),
+        ({"learning_rate": -0.1}, "expected more than 0, got -0.1"),
+        ({"class_weights": (1.0,)}, "expected two numbers, got (1.0,)"),
+        ({"bag_lengths": (1, 2, 3)}, "one for each of the 26 tables, got 3"),
+        ({"bottom_mlp": (64, 32)}, "embedding_dim = 16, got (64, 32)"),
+        ({"top_mlp": (64, 2)}, "expected it to end in 1, the logit, got (64, 2)"),
+        ({"batch_size": 10, "accumulation_steps": 4}, "10 is not divisible by accumulation_"),
+    ],
+)
+def test_contradictions_name_field_and_value(changes, text):
+    refused(text, **changes)
+
+
+def test_whole_numbers_pass_for_floats_and_cat_takes_any_width():
+    # Without the import hook, to which 1 is no float.
+    inspect.unwrap(Config.__init__)(object.__new__(Config), learning_rate=1, class_weights=(1, 2))
+    assert Config(interaction="cat", bottom_mlp=(64, 32)).bottom_mlp == (64, 32)
+
+
+def test_per_table_settings():
+    config = Config(placements=("C3=row_wise", "C26=table_wise:1"), table_optimizers=("C1=sgd=2",))
+    assert config.per_table("placements") == {"C3": "row_wise", "C26": "table_wise:1"}
+    assert config.per_table("table_optimizers") == {"C1": "sgd=2"}
+    assert Config().per_table("placements") == {}
+    for item in ("C27=row_wise", "row_wise", "C3", "c3=row_wise", ""):
+        bad = Config(placements=("C1=replicated", item))
+        with pytest.raises(UserError, match=r"placements: expected TABLE=VALUE .* C1\.\.C26") as e:
+            bad.per_table("placements")
+        assert repr(item) in str(e.value)
+
+
+def test_one_bag_length_is_for_every_table():
+    assert Config(table_rows=(5, 6), bag_lengths=(3,)).table_bag_lengths == (3, 3)
+    assert Config(table_rows=(5, 6), bag_lengths=(3, 1)).table_bag_lengths == (3, 1)
+    assert Config(table_rows=(5, 6)).table_names == ("C1", "C2")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "dim", "bottom", "top", "batch", "rate"),
+    [
+        ("kaggle", 33_762_577, 16, (512, 256, 64, 16), (512, 256, 1), 128, 0.1),
+        ("terabyte", 49_126_297, 64, (512, 256, 64), (512, 512, 256, 1), 2048, 0.1),
+        ("mlperf_v1", 187_767_399, 128, (512, 256, 128), (1024, 1024, 512, 256, 1), 2048, 1.0),
+        ("profile", 8_000_000, 64, (512, 64), (1024, 1024, 1024, 1), 2048, 0.1),
+    ],
+)
+def test_presets_are_the_published_configurations(name, rows, dim, bottom, top, batch, rate):
+    config = preset(name)
+    assert sum(config.table_rows) == rows
+    assert (config.embedding_dim, config.bottom_mlp, config.top_mlp) == (dim, bottom, top)
+    assert (config.optimizer, config.batch_size, config.learning_rate) == ("sgd", batch, rate)
+    if name == "profile":
+        assert (config.dense_features, len(config.table_rows), config.bag_lengths) == (
+            512,
+            8,
+            (100,),
+        )
+    else:
+        assert (config.dense_features, len(config.table_rows), config.bag_lengths) == (13, 26, (1,))
+
+
+def test_an_unknown_preset_names_those_that_there_are():
+    with pytest.raises(UserError) as raised:
+        preset("criteo")
+    assert "'criteo'" in str(raised.value)
+    assert all(name in str(raised.value) for name in PRESETS)

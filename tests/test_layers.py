@@ -1,0 +1,127 @@
+"""Imports go downwards only, and sharding stays where it belongs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each part may import besides itself.
+BELOW = {
+    "errors": set(),
+    "config": {"errors"},
+    "mesh": {"errors"},
+    "models": {"errors"},
+    "data": {"errors"},
+    "embedding": {"errors", "mesh"},
+    "training": {"errors", "config", "mesh", "models", "data", "embedding"},
+}
+BELOW["experiments"] = {*BELOW["training"], "training"}
+SHARDING_WORDS = ("shard_map", "PartitionSpec")
+KNOWS_SHARDING = {"embedding", "mesh", "training"}
+
+
+def part_of(module):
+    """The part that a dotted name lies in; None outside of the project."""
+    top, *rest = module.split(".")
+    if top == "experiments":
+        return "experiments"
+    return rest[0] if top == "dlrm_jax" and rest else None
+
+
+def imported(module, source, is_package=False):
+    """The dotted names that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, *([base] if base else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def violations(module, source, is_package=False):
+    """What a module does that its part may not do."""
+    own = part_of(module)
+    if own is None:  # the package itself, which holds nothing
+        own, allowed = "", set()
+    elif own not in BELOW:
+        return [f"{module} lies in no known part"]
+    else:
+        allowed = BELOW[own] | {own}
+    found = []
+    for name in imported(module, source, is_package):
+        part = part_of(name)
+        if part is not None and part not in allowed:
+            found.append(f"{module} imports {name}")
+    if module.startswith("dlrm_jax") and own not in KNOWS_SHARDING:
+        found += [f"{module} mentions {word}" for word in SHARDING_WORDS if word in source]
+    return found
+
+
+FILES = sorted(p for top in ("dlrm_jax", "experiments") for p in (ROOT / top).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards_only(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    is_package = parts[-1] == "__init__"
+    module = ".".join(parts[:-1] if is_package else parts)
+    assert violations(module, path.read_text(encoding="utf-8"), is_package) == []
+
+
+def test_every_part_is_there():
+    # Guards against a search that finds nothing.
+    found = {
+        path.relative_to(ROOT).with_suffix("").parts[1]
+        for path in FILES
+        if "dlrm_jax" in str(path.relative_to(ROOT))
+    }
+    assert BELOW.keys() - {"experiments"} <= found
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("dlrm_jax.models.x", "from dlrm_jax.embedding import Table", "imports dlrm_jax.embedding"),
+        ("dlrm_jax.models.x", "import dlrm_jax.config", "imports dlrm_jax.config"),
+        ("dlrm_jax.data.x", "from dlrm_jax import mesh", "imports dlrm_jax.mesh"),
+        ("dlrm_jax.data.x", "from ..models import mlp", "imports dlrm_jax.models.mlp"),
+        (
+            "dlrm_jax.embedding.x",
+            "def f():\n    from dlrm_jax.config import Config",
+            "dlrm_jax.config",
+        ),
+        ("dlrm_jax.config", "import dlrm_jax.mesh as m", "imports dlrm_jax.mesh"),
+        ("dlrm_jax.mesh", "from .training import step", "imports dlrm_jax.training.step"),
+        ("dlrm_jax.training.x", "from experiments import main", "imports experiments.main"),
+        ("dlrm_jax.models.x", "import jax\njax.shard_map(f)", "mentions shard_map"),
+        (
+            "dlrm_jax.data.x",
+            "from jax.sharding import PartitionSpec as P",
+            "mentions PartitionSpec",
+        ),
+        ("dlrm_jax.helpers", "", "lies in no known part"),
+    ],
+)
+def test_a_violation_is_caught(module, source, found):
+    (only,) = violations(module, source)
+    assert found in only
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("experiments.main", "from dlrm_jax.training import step\nfrom dlrm_jax import config"),
+        ("dlrm_jax.training.x", "from dlrm_jax.data.batches import Batch\nimport jax"),
+        ("dlrm_jax.training.x", "from . import step\nPartitionSpec()"),
+        ("dlrm_jax.embedding.x", "from dlrm_jax.mesh import MODEL\nimport jax\njax.shard_map"),
+        ("dlrm_jax.data.x", "from .arrays import Examples\nfrom ..errors import UserError"),
+    ],
+)
+def test_what_is_allowed_passes(module, source):
+    assert violations(module, source) == []
