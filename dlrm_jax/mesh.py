@@ -77,6 +77,20 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
+    """Every device must get as many samples of a batch.
+
+    Raises:
+        UserError: naming the size and the mesh.
+    """
+    if size % mesh.size:
+        shape = "x".join(str(n) for n in mesh.devices.shape)
+        raise UserError(
+            f"{name}: {size} samples can't be split evenly over the {mesh.size} devices of mesh "
+            f"{shape}"
+        )
+
+
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """The sharding of a batch's arrays, after ``leading`` axes that aren't split."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, *BATCH))

@@ -26,7 +26,7 @@ from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.criteo import load_criteo
 from dlrm_jax.data.synthetic import generate
 from dlrm_jax.errors import UserError
-from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.build import check_batch_sizes, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, evaluate, train
@@ -59,13 +59,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     config = with_flags(preset(FLAGS.preset))
     mesh = start(FLAGS.mesh)
+    check_batch_sizes(config, mesh)  # before the data, which may take long
+    config, data = load_data(config)
+    print(data.source)
+    learner = make_learner(config, mesh)
+    print(learner.collection.plan.describe(learner.collection.tables.values()))
+
     directory = Path(FLAGS.workdir or time.strftime("runs/criteo-%Y%m%d-%H%M%S"))
     with owned(directory) as workdir:
-        config, data = load_data(config)
-        print(data.source)
-        learner = make_learner(config, mesh)
-        print(learner.collection.plan.describe(learner.collection.tables.values()))
-
         checkpoints = Checkpoints(
             workdir / "checkpoints",
             {"data": data.fingerprint, **config.identity()},

@@ -9,7 +9,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.embedding import EmbeddingCollection, Feature, Lookup, Table, automatic_plan
 from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import MODEL
+from dlrm_jax.mesh import MODEL, check_batch_size
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
@@ -23,6 +23,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
     Raises:
         UserError: the config contradicts itself or the mesh.
     """
+    check_batch_sizes(config, mesh)
     collection = make_collection(config, mesh)
 
     def make_model(rngs: nnx.Rngs) -> DLRM:
@@ -38,7 +39,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
             param_dtype="float64" if config.compute_dtype == "float64" else "float32",
         )
 
-    learner = Learner(
+    return Learner(
         collection,
         make_model,
         dense_optimizer(
@@ -48,10 +49,18 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         config.clip_norm,
         config.accumulation_steps,
     )
+
+
+def check_batch_sizes(config: Config, mesh: Mesh) -> None:
+    """The mesh must divide the batches of training and evaluation.
+
+    Raises:
+        UserError: naming the field.
+    """
     micro_batch = config.batch_size // config.accumulation_steps
-    learner.check_batch_size("batch_size / accumulation_steps", micro_batch)
-    learner.check_batch_size("evaluation_batch_size", config.evaluation_batch_size)
-    return learner
+    name = "batch_size" if config.accumulation_steps == 1 else "batch_size / accumulation_steps"
+    check_batch_size(mesh, name, micro_batch)
+    check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
 
 
 def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:

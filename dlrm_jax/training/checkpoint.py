@@ -147,9 +147,8 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=learner.replicated), abstract
         )
         dense = _load(path / "dense", _plain(placed))
-        optimizer = jax.tree.unflatten(
-            jax.tree.structure(abstract["optimizer"]), jax.tree.leaves(dense["optimizer"])
-        )
+        leaves = [dense["optimizer"][str(i)] for i in range(len(dense["optimizer"]))]
+        optimizer = jax.tree.unflatten(jax.tree.structure(abstract["optimizer"]), leaves)
         embedding = learner.collection.build(
             lambda table: load_table(
                 path, metadata, table.name, learner.collection.logical(table.name)

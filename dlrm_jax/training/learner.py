@@ -15,7 +15,6 @@ from jaxtyping import Array
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
-from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import batch_sharding
 from dlrm_jax.training.losses import Loss, bce
 
@@ -98,15 +97,6 @@ class Learner:
             optimizer=optimizer,
             embedding=embedding or self.collection.init(seed),
         )
-
-    def check_batch_size(self, name: str, size: int) -> None:
-        """Raises a `UserError` unless every device gets as many samples of a batch."""
-        if size % self.mesh.devices.size:
-            shape = "x".join(str(n) for n in self.mesh.devices.shape)
-            raise UserError(
-                f"{name}: {size} samples can't be split evenly over the {self.mesh.devices.size} "
-                f"devices of mesh {shape}"
-            )
 
     def put(self, batch: Batch) -> Batch:
         """Places a training batch, split into micro-batches [A, B/A, ...] if there are any."""
