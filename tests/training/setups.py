@@ -183,24 +183,47 @@ class Setup:
         )
 
 
-def start(setup: Setup, learner: Learner) -> TrainState:
-    """What `learner.init` gives, from other numbers; compiling random numbers takes longer."""
+def initial_arrays(setup: Setup) -> dict[str, np.ndarray]:
+    """Weights to start from, named as by `arrays_of`, the same for every mesh and optimizer."""
     rng = np.random.default_rng(0)
-    weights = {name: rng.uniform(-0.3, 0.3, (ROWS[name], setup.width(name))) for name in ROWS}
-    params = _initial_params(dataclasses.replace(setup, mesh="1x1", optimizer="sgd"))
-    params = jax.device_put(params, learner.replicated)
+    arrays = {
+        f"{name}/weights": rng.uniform(-0.3, 0.3, (rows, setup.width(name)))
+        for name, rows in ROWS.items()
+    }
+    arrays |= _dense_arrays(_drawn_params(dataclasses.replace(setup, mesh="1x1", optimizer="sgd")))
+    return {name: array.astype(setup.dtype) for name, array in arrays.items()}
+
+
+def start(learner: Learner, initial: dict[str, np.ndarray]) -> TrainState:
+    """What `learner.init` gives, from given weights; compiling random numbers takes longer."""
+    params = {mlp: {"layers": {0: {}, 1: {}}} for mlp in ("bottom", "top")}
+    for mlp, layers in params.items():
+        for i, layer in layers["layers"].items():
+            for key in ("kernel", "bias"):
+                layer[key] = jax.device_put(initial[f"{mlp}/{i}/{key}"], learner.replicated)
     init = jax.jit(learner.dense_optimizer.init, out_shardings=learner.replicated)
     return TrainState(
         step=jax.device_put(jnp.zeros((), jnp.int32), learner.replicated),
         params=params,
         optimizer=init(params),
-        embedding=learner.collection.build(lambda table: {"weights": weights[table.name]}, 0),
+        embedding=learner.collection.build(
+            lambda table: {"weights": initial[f"{table.name}/weights"]}, seed=0
+        ),
     )
 
 
 @functools.cache
-def _initial_params(setup: Setup) -> Any:
+def _drawn_params(setup: Setup) -> Any:
     return jax.tree.map(np.array, setup.learner().init_params(0))
+
+
+def _dense_arrays(params: Any) -> dict[str, np.ndarray]:
+    return {
+        f"{mlp}/{i}/{key}": np.array(array)
+        for mlp in ("bottom", "top")
+        for i, layer in params[mlp]["layers"].items()
+        for key, array in layer.items()
+    }
 
 
 def make_batches(dtype: str, *, weighted: bool = True, count: int = 5) -> list[Batch]:
@@ -261,15 +284,12 @@ def oracle_arguments(batch: Batch) -> dict:
 
 def arrays_of(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
     """Copies of all tables, their optimizer state and the dense parameters."""
-    arrays = {
+    tables = {
         f"{table.name}/{key}": np.array(array)
         for table, logical in learner.collection.read(state.embedding)
         for key, array in logical.items()
     }
-    for mlp in ("bottom", "top"):
-        for i, layer in state.params[mlp]["layers"].items():
-            arrays |= {f"{mlp}/{i}/{key}": np.array(array) for key, array in layer.items()}
-    return arrays
+    return tables | _dense_arrays(state.params)
 
 
 def oracle_arrays(oracle: Oracle) -> dict[str, np.ndarray]:
