@@ -11,7 +11,6 @@ same workdir, it resumes, also on another mesh.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import time
 from collections.abc import Sequence
@@ -37,15 +36,14 @@ from dlrm_jax.training.warm_start import warm_start
 from experiments.program import (
     FLAGS,
     cache_directory,
-    define_config_flags,
+    define_run_flags,
     run,
     start,
+    versions,
     with_flags,
 )
 
-define_config_flags()
-flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
-flags.DEFINE_string("preset", "small", "small, kaggle, terabyte, mlperf_v1 or profile")
+define_run_flags(default_preset="small")
 flags.DEFINE_string("data", None, "a raw Criteo file; without it, examples are generated")
 flags.DEFINE_string("workdir", None, "of metrics and checkpoints; without it, a new one in runs/")
 flags.DEFINE_bool("eval_only", False, "evaluate a checkpoint of the workdir, don't train")
@@ -171,12 +169,6 @@ def first_state(
         source = Path(FLAGS.warm_start)
         return warm_start(learner, config.seed, source, FLAGS.warm_start_names), None
     return learner.init(config.seed), None
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def report(summary: dict[str, Any], workdir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Literal, NoReturn, get_args, get_origin
 import jax
 from absl import app, flags, logging
 
-from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.config import FIELD_TYPES, PRESETS, Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
 from dlrm_jax.training.loop import Interrupted
@@ -21,8 +22,10 @@ from dlrm_jax.training.loop import Interrupted
 FLAGS = flags.FLAGS
 
 
-def define_config_flags() -> None:
-    """One flag for each field of `Config`; without it, the preset's value holds."""
+def define_run_flags(default_preset: str) -> None:
+    """``--mesh``, ``--preset``, and for each field of `Config` a flag that overrides it."""
+    flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
+    flags.DEFINE_string("preset", default_preset, ", ".join(PRESETS))
     for field in dataclasses.fields(Config):
         kind = FIELD_TYPES[field.name]
         name, text = field.name, f"{field.name} of the config"
@@ -68,6 +71,12 @@ def start(mesh: str) -> jax.sharding.Mesh:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return make_mesh(shape)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def cache_directory() -> Path:

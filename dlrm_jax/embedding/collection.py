@@ -77,6 +77,7 @@ class EmbeddingCollection:
             raise UserError(f"no optimizer for the table(s) {', '.join(without)}")
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
         self.sum_duplicates = sum_duplicates
+        self._unpack = storage.unpackers(mesh, self.layout)
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 
@@ -216,6 +217,9 @@ class EmbeddingCollection:
             mesh=self.mesh,
             in_specs=(spec, marker_specs),
             out_specs=(specs, specs, marker_specs),
+            # Copies are made equal by collectives, or there is one copy, and no collective that
+            # could show it to the check.
+            check_vma=False,
         )(occurrences, state.marker)
         summed = all(slab.needs_sums(self.sum_duplicates) for slab in slabs)
         return RowGradients(rows, values, summed), dataclasses.replace(state, marker=marker)
@@ -294,7 +298,7 @@ class EmbeddingCollection:
         Few of them exist at a time. Those of a table alone in its slab may be the state's
         own: don't donate the state while they are in use.
         """
-        return storage.read(self.mesh, self.layout, state)
+        return storage.read(self.mesh, self.layout, self._unpack, state)
 
     def read(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
         """`arrays` by table, one slab at a time."""

@@ -85,9 +85,15 @@ def pool(
 
 
 def collect(
-    layout: Layout, lookup: int, received: Sequence[Float[Array, "M b T d"]]
-) -> Float[Array, "b d"]:
-    """One lookup's vectors at the samples' owner: the sum over its row pieces."""
+    layout: Layout, lookup: int, received: Sequence[Float[Array, "_ b _ _"]]
+) -> Float[Array, "b _"]:
+    """One lookup's vectors [b, d] at the samples' owner: the sum over its row pieces.
+
+    Args:
+        layout: says where the lookup's parts are.
+        lookup: its index.
+        received: by block, [M, b, T, d] (M is 1 for replicated slabs).
+    """
     parts = layout.parts[lookup]
     block = received[parts[0][0]]
     if len(parts) == 1:
@@ -96,12 +102,12 @@ def collect(
     return block[shards, :, slots].sum(axis=0)
 
 
-def spread(block: Block, cotangents: Sequence[Float[Array, "b d"]]) -> Float[Array, "M b T d"]:
-    """What `collect` adds up, backwards: each receiver gets the cotangents of its slots.
+def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Array, "_ b _ _"]:
+    """What `collect` adds up, backwards: each receiver's slots' cotangents, [M, b, T, d].
 
     Args:
         block: whose slots to fill; padding slots get zeros.
-        cotangents: by lookup, those of other blocks included.
+        cotangents: by lookup [b, d], those of other blocks included.
     """
     members = np.unique(block.lookup[block.lookup >= 0])
     rows = [cotangents[i] for i in members]

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from dlrm_jax.embedding.layout import Slab
 from dlrm_jax.mesh import DATA, MODEL
 
-Occurrences = tuple[Int[Array, "N T L"], Float[Array, "N T L"] | None, Float[Array, "N T d"]]
-"""Rows, their weights, and the cotangent of the slot that read them."""
+Occurrences = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ d"]]
+"""Rows [N, T, L], their weights, and the cotangents [N, T, d] of the slots that read them."""
 
 
 def aggregate(
@@ -40,6 +40,8 @@ def aggregate(
     """
     # A replicated slab's copies see different samples on both axes.
     axes = (DATA,) if slab.sharded else (DATA, MODEL)
+    if copies == 1:
+        axes = ()  # a collective over one device is still a pass over its data
     ids = sum(rows.size for rows, _, _ in occurrences) * copies
     if slab.rows <= ids:
         return *_sum_densely(slab.rows, occurrences, axes), marker
@@ -66,7 +68,7 @@ def _expand(occurrences: Sequence[Occurrences]) -> tuple[Int[Array, " K"], Float
 
 
 def _gather_copies(x: Array, axes: tuple[str, ...]) -> Array:
-    return jax.lax.all_gather(x, axes, axis=0, tiled=True, to="invarying")
+    return jax.lax.all_gather(x, axes, axis=0, tiled=True) if axes else x
 
 
 def _sum_densely(
@@ -77,7 +79,8 @@ def _sum_densely(
     totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
     totals = totals.at[rows].add(gradients, mode="drop")
     touched = jnp.zeros(size, jnp.int32).at[rows].max(1, mode="drop")
-    totals, touched = jax.lax.psum((totals, touched), axes)
+    if axes:
+        totals, touched = jax.lax.psum((totals, touched), axes)
     number = jnp.arange(size, dtype=jnp.int32)
     return jnp.where(touched > 0, number, size + number), totals
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dlrm_jax.embedding.optimizer import Slots
 from dlrm_jax.errors import UserError
+
+Leaf = Any
+"""An array or, where JAX maps over a tree, what stands for one: a shape, a sharding, a spec."""
 
 _pytree = jax.tree_util.register_dataclass
 
@@ -25,9 +28,9 @@ class EmbeddingState:
         marker: scratch of `aggregate`; its content means nothing between steps.
     """
 
-    weights: dict[str, Array]
-    slots: dict[str, Slots]
-    marker: dict[str, Array]
+    weights: dict[str, Leaf] | Leaf
+    slots: dict[str, dict[str, Leaf]] | Leaf
+    marker: dict[str, Leaf] | Leaf
 
 
 @_pytree
@@ -41,9 +44,9 @@ class Context:
         denominators: by lookup with mean pooling, what its sums were divided by [B].
     """
 
-    rows: tuple[Array, ...]
-    weights: tuple[Array, ...] | None
-    denominators: dict[str, Array]
+    rows: tuple[Leaf, ...] | Leaf
+    weights: tuple[Leaf, ...] | Leaf | None
+    denominators: dict[str, Leaf] | Leaf
 
 
 @_pytree
@@ -57,9 +60,9 @@ class Occurrences:
         cotangents: [D, M, N, T, d].
     """
 
-    rows: tuple[Array, ...]
-    weights: tuple[Array, ...] | None
-    cotangents: tuple[Array, ...]
+    rows: tuple[Leaf, ...] | Leaf
+    weights: tuple[Leaf, ...] | Leaf | None
+    cotangents: tuple[Leaf, ...] | Leaf
 
 
 @_pytree
@@ -73,8 +76,8 @@ class RowGradients:
         summed: each row comes once, its gradients summed.
     """
 
-    rows: dict[str, Array]
-    values: dict[str, Array]
+    rows: dict[str, Leaf] | Leaf
+    values: dict[str, Leaf] | Leaf
     summed: bool = dataclasses.field(metadata={"static": True})
 
     def squared_norm(self) -> Float[Array, ""]:

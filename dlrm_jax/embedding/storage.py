@@ -46,7 +46,19 @@ def build(
     return EmbeddingState(weights, slots, marker)
 
 
-def read(mesh: Mesh, layout: Layout, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
+def unpackers(mesh: Mesh, layout: Layout) -> dict[str, Callable[[Array], Arrays]]:
+    """By slab, the function that `read` applies; kept, so that it is compiled once."""
+    return {
+        slab.name: jax.jit(functools.partial(logical.unpack, mesh, slab)) for slab in layout.slabs
+    }
+
+
+def read(
+    mesh: Mesh,
+    layout: Layout,
+    unpack: Mapping[str, Callable[[Array], Arrays]],
+    state: EmbeddingState,
+) -> Iterator[tuple[Table, str, Array]]:
     """See `EmbeddingCollection.read`."""
     for slab in layout.slabs:
         leaves = {"weights": state.weights[slab.name], **state.slots.get(slab.name, {})}
@@ -55,7 +67,7 @@ def read(mesh: Mesh, layout: Layout, state: EmbeddingState) -> Iterator[tuple[Ta
                 (table,) = slab.tables.values()
                 yield table, key, leaf
                 continue
-            tables = jax.jit(functools.partial(logical.unpack, mesh, slab))(leaf)
+            tables = unpack[slab.name](leaf)
             while tables:
                 name = next(iter(tables))
                 # Not kept here, so that the caller decides how long an array lives.

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
@@ -31,10 +30,10 @@ class TrainState:
         embedding: the tables and the state of theirs.
     """
 
-    step: Array
+    step: Any
     params: Any
     optimizer: Any
-    embedding: EmbeddingState
+    embedding: EmbeddingState | Any
 
 
 class Learner:

@@ -1,0 +1,148 @@
+"""Times the train step of the main job, and measures the memory of a whole run.
+
+    python -m experiments.benchmark --preset=kaggle --mesh=2x4 --batch_size=2048
+
+Prints one JSON object. ``rows_ratio`` is the step's time over that of the same step on tables
+with a hundredth of the rows, the two timed in turn: row-sparse updates make it about 1.
+``peak_gib`` is the largest resident memory of initializing, training, saving and restoring;
+``bound_gib`` is 1.25 times the bytes of tables and optimizer state on all devices, plus 1 GiB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from dlrm_jax.config import Config, preset
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.data.synthetic import generate
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.step import make_train_step
+from experiments.program import FLAGS, define_run_flags, run, start, versions, with_flags
+
+define_run_flags(default_preset="kaggle")
+flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
+flags.DEFINE_integer("rounds", 15, "how often each of the two steps is timed", lower_bound=1)
+flags.DEFINE_integer("steps_per_round", 10, "steps timed together", lower_bound=1)
+
+# Different batches, so that the rows of one aren't left in the cache for the next.
+_BATCHES = 20
+_FEWER = 100
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+class Steps:
+    """A state, and steps that go on from it, on batches kept in memory.
+
+    Args:
+        config: of the data.
+        learner: of the state.
+    """
+
+    def __init__(self, config: Config, learner: Learner):
+        data = generate(
+            config.table_rows,
+            config.table_bag_lengths,
+            config.dense_features,
+            config.examples,
+            config.zipf_exponent,
+            config.seed,
+        )
+        batches = TrainBatches(data.train, config.batch_size, config.seed)
+        self._batches = [learner.put(batches[i]) for i in range(_BATCHES)]
+        self._step = make_train_step(learner)
+        self.state = learner.init(config.seed)
+
+    def run(self, count: int) -> float:
+        """Runs some steps and returns the mean seconds of one."""
+        begun = time.perf_counter()
+        for i in range(count):
+            self.state, loss = self._step(self.state, self._batches[i % _BATCHES])
+            loss.block_until_ready()
+        return (time.perf_counter() - begun) / count
+
+
+def save_and_restore(learner: Learner, steps: Steps) -> None:
+    """Replaces the state by what a checkpoint of it gives, as a resumed run would."""
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoints = Checkpoints(Path(directory), {})
+        checkpoints.save(learner, steps.state, {}, None)
+        del steps.state
+        steps.state = checkpoints.restore(learner, checkpoints.steps()[-1])
+
+
+def bytes_held(state: TrainState) -> int:
+    """Bytes of tables and optimizer state, over all devices."""
+    arrays = jax.tree.leaves((state.embedding.weights, state.embedding.slots))
+    return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Memory first, on its own; then the two steps in turn."""
+    del argv
+    config = with_flags(preset(FLAGS.preset))
+    if FLAGS.ids == "uniform":
+        config = dataclasses.replace(config, zipf_exponent=0.0)
+    # Just enough examples for the batches: memory is to be that of the run, not of its data.
+    config = dataclasses.replace(config, examples=-(-_BATCHES * config.batch_size * 10 // 8))
+    mesh = start(FLAGS.mesh)
+
+    learner = make_learner(config, mesh)
+    steps = Steps(config, learner)
+    steps.run(_BATCHES)
+    save_and_restore(learner, steps)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+    held = bytes_held(steps.state)
+
+    fewer = dataclasses.replace(
+        config, table_rows=tuple(-(-rows // _FEWER) for rows in config.table_rows)
+    )
+    fewer_steps = Steps(fewer, make_learner(fewer, mesh))
+    fewer_steps.run(_BATCHES)
+
+    times, fewer_times = [], []
+    for _ in range(FLAGS.rounds):
+        times.append(steps.run(FLAGS.steps_per_round))
+        fewer_times.append(fewer_steps.run(FLAGS.steps_per_round))
+    ratios = [a / b for a, b in zip(times, fewer_times, strict=True)]
+    print(
+        json.dumps(
+            {
+                "preset": FLAGS.preset,
+                "mesh": FLAGS.mesh,
+                "batch_size": config.batch_size,
+                "optimizer": config.optimizer,
+                "ids": FLAGS.ids,
+                "rows": sum(config.table_rows),
+                "median_ms": 1e3 * statistics.median(times),
+                "min_ms": 1e3 * min(times),
+                "max_ms": 1e3 * max(times),
+                "examples_per_second": config.batch_size / statistics.median(times),
+                "fewer_rows_median_ms": 1e3 * statistics.median(fewer_times),
+                "rows_ratio": statistics.median(ratios),
+                "tables_and_state_gib": held / 2**30,
+                "peak_gib": peak / 2**30,
+                "bound_gib": 1.25 * held / 2**30 + 1,
+                "device": jax.devices()[0].device_kind,
+                "versions": versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(main)
