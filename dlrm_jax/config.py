@@ -92,8 +92,8 @@ class Config:
         for name in ("table_rows", "bottom_mlp", "top_mlp"):
             if not getattr(self, name):
                 raise UserError(f"{name}: expected at least one number, got none")
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate: expected more than 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         if len(self.class_weights) != 2:
             raise UserError(f"class_weights: expected two numbers, got {self.class_weights}")
         if len(self.bag_lengths) not in (1, len(self.table_rows)):
@@ -143,6 +143,8 @@ class Config:
                     f"{field}: expected TABLE=VALUE with a table of C1..C{len(self.table_rows)}, "
                     f"got {item!r}"
                 )
+            if name in settings:
+                raise UserError(f"{field}: {name} is set twice")
             settings[name] = value
         return settings
 

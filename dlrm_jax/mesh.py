@@ -24,7 +24,7 @@ def parse_mesh(text: str) -> tuple[int, int]:
     Raises:
         UserError: the text is not two positive numbers joined by an x.
     """
-    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
     if match is None:
         raise UserError(
             f"--mesh: expected DxM, D data-parallel groups of M model shards such as 2x4, "

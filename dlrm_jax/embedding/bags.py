@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Float32, Int32, Integer
 
 from dlrm_jax.errors import UserError
 
 
 def pad_bags(
-    values: Int[np.ndarray, " N"],
-    lengths: Int[np.ndarray, " B"],
+    values: Integer[np.ndarray, " N"],
+    lengths: Integer[np.ndarray, " B"],
     max_ids: int,
     weights: Float32[np.ndarray, " N"] | None = None,
 ) -> tuple[Int32[np.ndarray, "B L"], Float32[np.ndarray, "B L"] | None]:
@@ -30,9 +30,11 @@ def pad_bags(
         ids padded with -1, and weights padded with 0 (None without weights).
 
     Raises:
-        UserError: lengths are negative or don't sum to N, an id is negative or too
+        UserError: max_ids is less than 1, lengths are negative or don't sum to N, an id is negative or too
             large for int32, or the weights don't match the ids.
     """
+    if max_ids < 1:
+        raise UserError(f"max_ids must be at least 1, got {max_ids}")
     if lengths.size and lengths.min() < 0:
         raise UserError(f"lengths must not be negative, got {lengths.min()}")
     if lengths.sum() != len(values):

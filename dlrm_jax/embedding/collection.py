@@ -309,7 +309,7 @@ class EmbeddingCollection:
                 yield table, found.pop(table.name)
 
     def logical(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes, dtypes and shardings of what `read` gives and `build` takes."""
+        """The shapes and dtypes of what `read` gives, with the shardings that suit `build`."""
         return storage.logical_arrays(self.mesh, self.layout.slab_of(table), self.tables[table])
 
     def check_ids(self, ids: Int[np.ndarray, "B C"]) -> None:

@@ -149,8 +149,10 @@ def automatic_plan(
     pieces: dict[str, tuple[Piece, ...]] = {}
     load = [(0, 0)] * shards  # (tables, bytes) of the whole tables on each shard
     for table in sorted(tables, key=lambda table: -table.nbytes):
-        placement, _, shard = chosen.get(table.name, _default(table, share, shards)).partition(":")
-        if placement not in PLACEMENTS or (shard and placement != "table_wise"):
+        placement, colon, shard = chosen.get(table.name, _default(table, share, shards)).partition(
+            ":"
+        )
+        if placement not in PLACEMENTS or (colon and placement != "table_wise"):
             raise UserError(
                 f"placements: table {table.name}: expected replicated, row_wise, table_wise or "
                 f"table_wise:SHARD, got {chosen[table.name]!r}"
@@ -160,7 +162,7 @@ def automatic_plan(
         elif placement == "row_wise":
             pieces[table.name] = row_wise(table.name, shards)
         else:
-            k = _shard(table.name, shard, shards) if shard else load.index(min(load))
+            k = _shard(table.name, shard, shards) if colon else load.index(min(load))
             pieces[table.name] = table_wise(table.name, k)
             load[k] = (load[k][0] + 1, load[k][1] + table.nbytes)
     return Plan(shards, tuple(piece for table in tables for piece in pieces[table.name]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -58,6 +59,8 @@ class Table:
     trainable: bool = True
 
     def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
+            raise UserError(f"table name: expected letters, digits, _ . or -, got {self.name!r}")
         if self.rows < 1 or self.dim < 1:
             raise UserError(
                 f"table {self.name}: rows and dim must be at least 1, got {self.rows} x {self.dim}"

@@ -54,8 +54,9 @@ def dense_optimizer(
     """
     name = _SAME[sparse_name] if name == "same" else name
     make = reference_adagrad if name == "adagrad" else getattr(optax, name, None)
-    parameters = inspect.signature(make).parameters if inspect.isfunction(make) else {}
-    if make is None or "learning_rate" not in parameters:
+    parameters = dict(inspect.signature(make).parameters) if callable(make) else {}
+    required = [key for key, p in parameters.items() if p.default is p.empty]
+    if make is None or required != ["learning_rate"] or name.startswith("scale_by"):
         raise UserError(
             f"dense_optimizer: expected same, adagrad or an optimizer of optax that takes a "
             f"learning rate, such as sgd, adam, adamw, nadamw or lamb; got {name!r}"
