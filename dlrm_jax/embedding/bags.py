@@ -30,8 +30,8 @@ def pad_bags(
         ids padded with -1, and weights padded with 0 (None without weights).
 
     Raises:
-        UserError: max_ids is less than 1, lengths are negative or don't sum to N, an id is negative or too
-            large for int32, or the weights don't match the ids.
+        UserError: max_ids is less than 1, lengths are negative or don't sum to N, an id is
+            negative or too large for int32, or the weights don't match the ids.
     """
     if max_ids < 1:
         raise UserError(f"max_ids must be at least 1, got {max_ids}")

@@ -108,6 +108,7 @@ class Checkpoints:
                 "step": step,
                 "identity": dict(self.identity),
                 "validation": dict(validation) if validation else None,
+                "params": {path: x.shape for path, x in flatten(state.params).items()},
                 "arrays": _save_tables(writing / "tables", learner, state),
                 **notes,
             }
@@ -290,3 +291,24 @@ def _plain(tree: Any) -> Any:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "…"
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted paths as keys."""
+    flat = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[Any, Any]:
+    """The opposite of `flatten`; numbers among the keys come back as such."""
+    tree: dict[Any, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = (int(key) if key.isdecimal() else key for key in path.split("."))
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = value
+    return tree

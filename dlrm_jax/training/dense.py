@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -53,16 +54,27 @@ def dense_optimizer(
         UserError: optax has no such optimizer, or it takes no learning rate or eps.
     """
     name = _SAME[sparse_name] if name == "same" else name
-    make = reference_adagrad if name == "adagrad" else getattr(optax, name, None)
-    parameters = dict(inspect.signature(make).parameters) if callable(make) else {}
-    required = [key for key, p in parameters.items() if p.default is p.empty]
-    if make is None or required != ["learning_rate"] or name.startswith("scale_by"):
+    make = _find(name)
+    if make is None:
         raise UserError(
             f"dense_optimizer: expected same, adagrad or an optimizer of optax that takes a "
             f"learning rate, such as sgd, adam, adamw, nadamw or lamb; got {name!r}"
         )
     if eps is None or (name == "sgd"):
         return make(learning_rate=schedule)
-    if "eps" not in parameters:
+    if "eps" not in inspect.signature(make).parameters:
         raise UserError(f"eps: the dense optimizer {name} has none; leave it out")
     return make(learning_rate=schedule, eps=eps)
+
+
+def _find(name: str) -> Callable[..., optax.GradientTransformation] | None:
+    if name == "adagrad":
+        return reference_adagrad
+    make = getattr(optax, name, None)
+    if not callable(make) or name.startswith("scale_by"):
+        return None
+    parameters = inspect.signature(make).parameters
+    required = [
+        key for key, parameter in parameters.items() if parameter.default is parameter.empty
+    ]
+    return make if required == ["learning_rate"] else None  # pyright: ignore[reportReturnType]

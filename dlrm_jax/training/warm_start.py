@@ -11,7 +11,13 @@ import numpy as np
 
 from dlrm_jax.embedding import Table
 from dlrm_jax.errors import UserError
-from dlrm_jax.training.checkpoint import load_params, load_table, read_metadata
+from dlrm_jax.training.checkpoint import (
+    flatten,
+    load_params,
+    load_table,
+    read_metadata,
+    unflatten,
+)
 from dlrm_jax.training.learner import Learner, TrainState
 
 
@@ -32,7 +38,7 @@ def warm_start(learner: Learner, seed: int, source: Path, names: Sequence[str]) 
         raise UserError(f"warm start: expected a directory, {source} is none")
     tables = [name for name in names if name in learner.collection.tables]
     params = jax.eval_shape(lambda: learner.init_params(seed))
-    wanted = _flatten(params)
+    wanted = flatten(params)
     chosen = {
         path: shape
         for path, shape in wanted.items()
@@ -50,30 +56,36 @@ def warm_start(learner: Learner, seed: int, source: Path, names: Sequence[str]) 
             wanted = {"weights": learner.collection.logical(table.name)["weights"]}
             return load_table(source, metadata, table.name, wanted)
 
-        loaded = _flatten(load_params(source, _unflatten(chosen))) if chosen else {}
+        _check_shapes(chosen, {k: tuple(v) for k, v in metadata["params"].items()})
+        loaded = flatten(load_params(source, unflatten(chosen))) if chosen else {}
     else:
 
         def table_weights(table: Table) -> Mapping[str, Any]:
             return {"weights": _read(source, table.name)}
 
         loaded = {path: _read(source, path) for path in chosen}
+        _check_shapes(chosen, {path: array.shape for path, array in loaded.items()})
 
-    for path, array in loaded.items():
-        if array.shape != chosen[path].shape:
-            raise UserError(
-                f"warm start: {path} has shape {array.shape}, expected {chosen[path].shape}"
-            )
     embedding = learner.collection.build(
         lambda table: table_weights(table) if table.name in tables else {}, seed
     )
     state = learner.init(seed, embedding)
-    merged = _flatten(state.params)
+    merged = flatten(state.params)
     for path, array in loaded.items():
         merged[path] = jax.device_put(
             np.asarray(array).astype(merged[path].dtype), learner.replicated
         )
-    params = _unflatten(merged)
+    params = unflatten(merged)
     return TrainState(state.step, params, state.optimizer, embedding)
+
+
+def _check_shapes(wanted: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
+    for path, abstract in wanted.items():
+        if found.get(path) != abstract.shape:
+            raise UserError(
+                f"warm start: {path} must have shape {abstract.shape}, the source has "
+                f"{found.get(path, 'no such layer')}"
+            )
 
 
 def _read(directory: Path, name: str) -> np.ndarray:
@@ -82,22 +94,3 @@ def _read(directory: Path, name: str) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"warm start: cannot read {path}: {error}") from error
-
-
-def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        flat |= _flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[Any, Any]:
-    tree: dict[Any, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = (int(key) if key.isdecimal() else key for key in path.split("."))
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return tree
