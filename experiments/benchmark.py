@@ -11,6 +11,7 @@ with a hundredth of the rows, the two timed in turn: row-sparse updates make it 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import resource
 import statistics
@@ -81,6 +82,7 @@ def save_and_restore(learner: Learner, steps: Steps) -> None:
         checkpoints = Checkpoints(Path(directory), {})
         checkpoints.save(learner, steps.state, {}, None)
         del steps.state
+        gc.collect()  # saving has put the arrays into reference cycles
         steps.state = checkpoints.restore(learner, checkpoints.steps()[-1])
 
 

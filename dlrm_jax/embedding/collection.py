@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
-from dlrm_jax.embedding import exchange, gradient, storage
+from dlrm_jax.embedding import exchange, gradient, logical, storage
 from dlrm_jax.embedding.layout import Block, make_layout
 from dlrm_jax.embedding.logical import slab_spec
 from dlrm_jax.embedding.optimizer import RowOptimizer, update_rows
@@ -77,7 +77,7 @@ class EmbeddingCollection:
             raise UserError(f"no optimizer for the table(s) {', '.join(without)}")
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
         self.sum_duplicates = sum_duplicates
-        self._unpack = storage.unpackers(mesh, self.layout)
+        self._unpackers = {s.name: logical.Unpacker(mesh, s) for s in self.layout.slabs}
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 
@@ -298,7 +298,7 @@ class EmbeddingCollection:
         Few of them exist at a time. Those of a table alone in its slab may be the state's
         own: don't donate the state while they are in use.
         """
-        return storage.read(self.mesh, self.layout, self._unpack, state)
+        return storage.read(self.layout, self._unpackers, state)
 
     def read(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
         """`arrays` by table, one slab at a time."""

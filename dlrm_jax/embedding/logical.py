@@ -6,6 +6,7 @@ divide among the devices, since rows seldom do, so it adds one table's share to 
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping
 
@@ -24,7 +25,7 @@ from dlrm_jax.mesh import DATA, MODEL
 INITIAL_ROWS = 2**14
 
 # Rows of one shard that are moved at a time.
-_CHUNK_ROWS = 2**14
+_CHUNK_ROWS = 2**17
 
 
 def slab_spec(slab: Slab) -> PartitionSpec:
@@ -73,61 +74,100 @@ def pack(mesh: Mesh, slab: Slab, tables: Mapping[str, Array]) -> Array:
     return stacked.reshape(-1, *some.shape[1:])
 
 
-def unpack(mesh: Mesh, slab: Slab, array: Array) -> dict[str, Array]:
-    """A slab's array as logical arrays of its tables. Call under `jax.jit`.
+class Unpacker:
+    """A slab's array as logical arrays of its tables, one large chunk of rows at a time.
 
-    Works through chunks of rows, so that besides the results only a chunk is held.
+    Besides the results only a chunk is held. Each chunk is a program of its own: collectives
+    repeated in a loop within one program make XLA abort on emulated devices now and then.
+
+    Args:
+        mesh: the slab's.
+        slab: whose arrays, weights or slots, to take apart.
     """
-    specs = {
-        name: logical_sharding(mesh, (table.rows, *array.shape[1:])).spec
-        for name, table in slab.tables.items()
-    }
 
-    def run(local: Array) -> dict[str, Array]:
-        return {
-            name: _unpack_table(mesh, slab, table, local) for name, table in slab.tables.items()
+    def __init__(self, mesh: Mesh, slab: Slab):
+        self._mesh = mesh
+        self._slab = slab
+        self._first = jax.jit(self._make_first)
+        self._fill = {
+            name: jax.jit(functools.partial(self._make_fill, table), donate_argnums=0)
+            for name, table in slab.tables.items()
         }
 
-    spec = slab_spec(slab)
-    return jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=specs)(array)
+    def __call__(self, array: Array) -> dict[str, Array]:
+        """The logical array of each table."""
+        if len(self._slab.pieces) == 1 and _shards(self._mesh, self._slab) == 1:
+            return dict.fromkeys(self._slab.tables, array)  # it is that already
+        tables = jax.block_until_ready(self._first(array))
+        for name, table in self._slab.tables.items():
+            for first in range(0, table.rows // self._chunk(table) * _CHUNK_ROWS, _CHUNK_ROWS):
+                tables[name] = jax.block_until_ready(self._fill[name](tables[name], array, first))
+        return tables
 
+    def _chunk(self, table: Table) -> int:
+        pieces = [piece for piece, _ in self._slab.pieces if piece.table == table.name]
+        return _CHUNK_ROWS * pieces[0].modulus
 
-def _unpack_table(mesh: Mesh, slab: Slab, table: Table, local: Array) -> Array:
-    """One device's columns of a table, from its own rows of the slab. In `jax.shard_map`."""
-    pieces = [(piece, start) for piece, start in slab.pieces if piece.table == table.name]
-    starts = np.zeros(_shards(mesh, slab), np.int32)
-    for piece, start in pieces:
-        starts[piece.shard or 0] = start
-    mine = jnp.asarray(starts)[jax.lax.axis_index(MODEL)] if slab.sharded else starts[0]
-    axes = _column_axes(mesh, local.shape)
-    modulus = pieces[0][0].modulus
+    def _make_first(self, array: Array) -> dict[str, Array]:
+        """All tables, zeros but for the rows behind the last whole chunk."""
 
-    def rows_from(first: int | Array, count: int) -> Array:
-        # Rows r ≡ k (mod m) of all shards k, as [count, m, c], are consecutive rows of the table.
+        def run(local: Array) -> dict[str, Array]:
+            tables = {}
+            for name, table in self._slab.tables.items():
+                chunk = self._chunk(table)
+                full, rest = divmod(table.rows, chunk)
+                rows = self._rows(
+                    table, local, full * _CHUNK_ROWS, -(-rest // (chunk // _CHUNK_ROWS))
+                )
+                tables[name] = jnp.pad(
+                    rows[:rest], [(full * chunk, 0)] + [(0, 0)] * (local.ndim - 1)
+                )
+            return tables
+
+        specs = {name: self._spec(table, array) for name, table in self._slab.tables.items()}
+        return jax.shard_map(run, mesh=self._mesh, in_specs=slab_spec(self._slab), out_specs=specs)(
+            array
+        )
+
+    def _make_fill(self, table: Table, out: Array, array: Array, first: Array) -> Array:
+        """The table with the chunk that begins at row ``first`` of each shard filled in."""
+
+        def run(out: Array, local: Array, first: Array) -> Array:
+            rows = self._rows(table, local, first, _CHUNK_ROWS)
+            start = first * (self._chunk(table) // _CHUNK_ROWS)
+            return jax.lax.dynamic_update_slice_in_dim(out, rows, start, axis=0)
+
+        spec = self._spec(table, array)
+        return jax.shard_map(
+            run,
+            mesh=self._mesh,
+            in_specs=(spec, slab_spec(self._slab), PartitionSpec()),
+            out_specs=spec,
+        )(out, array, first)
+
+    def _spec(self, table: Table, array: Array) -> PartitionSpec:
+        return logical_sharding(self._mesh, (table.rows, *array.shape[1:])).spec
+
+    def _rows(self, table: Table, local: Array, first: int | Array, count: int) -> Array:
+        """One device's columns of consecutive rows of a table. In `jax.shard_map`.
+
+        Args:
+            table: in this slab.
+            local: the device's own part of the slab.
+            first: row of each shard's piece to begin with.
+            count: rows of each piece.
+        """
+        mesh, slab = self._mesh, self._slab
+        pieces = [(piece, start) for piece, start in slab.pieces if piece.table == table.name]
+        starts = np.zeros(_shards(mesh, slab), np.int32)
+        for piece, start in pieces:
+            starts[piece.shard or 0] = start
+        mine = jnp.asarray(starts)[jax.lax.axis_index(MODEL)] if slab.sharded else starts[0]
         part = local.at[mine + first + jnp.arange(count)].get(mode="fill", fill_value=0)
-        everyone = _to_columns(mesh, slab, part, axes)
+        everyone = _to_columns(mesh, slab, part, _column_axes(mesh, local.shape))
+        # Rows r ≡ k (mod m) of all shards k, as [count, m, c], are consecutive rows of the table.
         dealt = everyone[np.array([piece.shard or 0 for piece, _ in pieces])]
         return jnp.swapaxes(dealt, 0, 1).reshape(-1, *dealt.shape[2:])
-
-    chunk = _CHUNK_ROWS * modulus
-    full, rest = divmod(table.rows, chunk)
-    width = [local.shape[1] // _size(mesh, axes)] if local.ndim == 2 else []
-    out = jnp.zeros((table.rows, *width), local.dtype)
-    if axes:
-        out = jax.lax.pcast(out, axes, to="varying")
-    if full:
-        out = jax.lax.fori_loop(
-            0,
-            full,
-            lambda i, out: jax.lax.dynamic_update_slice_in_dim(
-                out, rows_from(i * _CHUNK_ROWS, _CHUNK_ROWS), i * chunk, axis=0
-            ),
-            out,
-        )
-    if rest:
-        last = rows_from(full * _CHUNK_ROWS, -(-rest // modulus))[:rest]
-        out = out.at[full * chunk :].set(last)
-    return out
 
 
 def _to_columns(mesh: Mesh, slab: Slab, part: Array, axes: tuple[str, ...]) -> Array:
@@ -145,11 +185,6 @@ def _to_columns(mesh: Mesh, slab: Slab, part: Array, axes: tuple[str, ...]) -> A
 def _own_columns(mesh: Mesh, part: Array, axis: str) -> Array:
     width = part.shape[1] // mesh.shape[axis]
     return jax.lax.dynamic_slice_in_dim(part, jax.lax.axis_index(axis) * width, width, axis=1)
-
-
-def is_logical(mesh: Mesh, slab: Slab) -> bool:
-    """Whether the slab's array is its only table's logical array already."""
-    return len(slab.pieces) == 1 and _shards(mesh, slab) == 1
 
 
 def _way_to_columns(mesh: Mesh, slab: Slab, shape: tuple[int, ...]) -> list[NamedSharding]:

@@ -46,28 +46,14 @@ def build(
     return EmbeddingState(weights, slots, marker)
 
 
-def unpackers(mesh: Mesh, layout: Layout) -> dict[str, Callable[[Array], Arrays]]:
-    """By slab, the function that `read` applies; kept, so that it is compiled once."""
-    return {
-        slab.name: jax.jit(functools.partial(logical.unpack, mesh, slab)) for slab in layout.slabs
-    }
-
-
 def read(
-    mesh: Mesh,
-    layout: Layout,
-    unpack: Mapping[str, Callable[[Array], Arrays]],
-    state: EmbeddingState,
+    layout: Layout, unpackers: Mapping[str, logical.Unpacker], state: EmbeddingState
 ) -> Iterator[tuple[Table, str, Array]]:
     """See `EmbeddingCollection.read`."""
     for slab in layout.slabs:
         leaves = {"weights": state.weights[slab.name], **state.slots.get(slab.name, {})}
         for key, leaf in leaves.items():
-            if logical.is_logical(mesh, slab):
-                (table,) = slab.tables.values()
-                yield table, key, leaf
-                continue
-            tables = unpack[slab.name](leaf)
+            tables = unpackers[slab.name](leaf)
             while tables:
                 name = next(iter(tables))
                 # Not kept here, so that the caller decides how long an array lives.

@@ -12,6 +12,7 @@ written a few at a time, so that memory grows by little more than the largest.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 from collections.abc import Mapping
@@ -245,6 +246,7 @@ def _save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[s
         if pending:
             _save(directory / str(items), pending)
             pending.clear()
+            gc.collect()  # saving has put the arrays into reference cycles
             items += 1
 
     size = 0

@@ -84,7 +84,9 @@ def _accumulate(
         return jax.tree.map(jnp.add, carry, (loss, grads)), occurrences
 
     zero = (jnp.zeros((), total.dtype), jax.tree.map(jnp.zeros_like, state.params))
-    (loss, grads), occurrences = jax.lax.scan(add, zero, batch)
+    # XLA aborts now and then when emulated devices repeat a collective in a loop.
+    emulated = learner.mesh.devices.flat[0].platform == "cpu"
+    (loss, grads), occurrences = jax.lax.scan(add, zero, batch, unroll=emulated)
     return loss, grads, occurrences
 
 
