@@ -167,7 +167,7 @@ class Unpacker:
         everyone = _to_columns(mesh, slab, part, _column_axes(mesh, local.shape))
         # Rows r ≡ k (mod m) of all shards k, as [count, m, c], are consecutive rows of the table.
         dealt = everyone[np.array([piece.shard or 0 for piece, _ in pieces])]
-        return jnp.swapaxes(dealt, 0, 1).reshape(-1, *dealt.shape[2:])
+        return jnp.swapaxes(dealt, 0, 1).reshape(count * len(pieces), *dealt.shape[2:])
 
 
 def _to_columns(mesh: Mesh, slab: Slab, part: Array, axes: tuple[str, ...]) -> Array:
