@@ -178,7 +178,8 @@ def _to_columns(mesh: Mesh, slab: Slab, part: Array, axes: tuple[str, ...]) -> A
         return (_own_columns(mesh, part, MODEL) if MODEL in axes else part)[None]
     if MODEL not in axes:
         return jax.lax.all_gather(part, MODEL, to="invarying")
-    split = part.reshape(part.shape[0], mesh.shape[MODEL], -1)
+    shards = mesh.shape[MODEL]
+    split = part.reshape(part.shape[0], shards, part.shape[1] // shards)
     return jax.lax.all_to_all(split, MODEL, split_axis=1, concat_axis=0)
 
 
