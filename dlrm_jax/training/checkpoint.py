@@ -264,13 +264,13 @@ def _save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[s
 
 def _save(path: Path, tree: Any) -> None:
     with _context():
-        ocp.save(str(path), tree)
+        ocp.save(str(path.absolute()), tree)
 
 
 def _load(path: Path, abstract: Any, partial: bool = False) -> Any:
     try:
         with _context(partial):
-            return ocp.load(str(path), abstract)
+            return ocp.load(str(path.absolute()), abstract)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error
 

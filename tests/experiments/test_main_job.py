@@ -338,3 +338,19 @@ def test_checkpoint_of_another_run(unbroken: Path):
 def test_non_finite_loss_names_the_step(tmp_path: Path):
     flags = ("--optimizer=sgd", "--learning_rate=1e30", "--steps=5")
     fails("the loss of step 2", *SMALL, *flags, f"--workdir={tmp_path}")
+
+
+def test_without_workdir_a_new_one_is_made_where_the_user_stands(tmp_path: Path):
+    result = subprocess.run(
+        command("--mesh=1x1", *SMALL, "--steps=3"),
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    (workdir,) = (tmp_path / "runs").iterdir()
+    assert f"runs/{workdir.name}/summary.json" in result.stdout
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["00000003"]
