@@ -77,7 +77,7 @@ class Config:
     seed: int = 0
 
     # Data.
-    examples: int = 1_600_000  # to generate, of which 80 % train
+    examples: int = 2_400_000  # to generate, of which 80 % train
     zipf_exponent: float = 1.05  # of the generated ids; 0 for uniform
     min_count: int = 1  # rarer values in a file share the id of unseen ones
 
