@@ -26,8 +26,7 @@ from absl import flags
 
 from dlrm_jax.config import Config, preset
 from dlrm_jax.data.batches import TrainBatches
-from dlrm_jax.data.synthetic import generate
-from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_train_step
@@ -54,14 +53,7 @@ class Steps:
     """
 
     def __init__(self, config: Config, learner: Learner):
-        data = generate(
-            config.table_rows,
-            config.table_bag_lengths,
-            config.dense_features,
-            config.examples,
-            config.zipf_exponent,
-            config.seed,
-        )
+        data = generate_data(config)
         batches = TrainBatches(data.train, config.batch_size, config.seed)
         self._batches = [learner.put(batches[i]) for i in range(_BATCHES)]
         self._step = make_train_step(learner)

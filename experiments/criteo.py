@@ -23,9 +23,8 @@ from dlrm_jax.config import Config, preset
 from dlrm_jax.data.arrays import Dataset, check_ids
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.criteo import load_criteo
-from dlrm_jax.data.synthetic import generate
 from dlrm_jax.errors import UserError
-from dlrm_jax.training.build import check_batch_sizes, make_learner
+from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, evaluate, train
@@ -137,14 +136,7 @@ def load_data(config: Config) -> tuple[Config, Dataset]:
             dense_features=data.train.dense.shape[1],
         )
     else:
-        data = generate(
-            config.table_rows,
-            config.table_bag_lengths,
-            config.dense_features,
-            config.examples,
-            config.zipf_exponent,
-            config.seed,
-        )
+        data = generate_data(config)
     for name, examples in data.splits.items():
         check_ids(examples, data.table_rows, data.bag_lengths, name)
     return config, data

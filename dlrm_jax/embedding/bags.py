@@ -1,10 +1,13 @@
-"""Ragged bags of ids as padded ones."""
+"""Padded bags of ids: made of ragged ones, and checked."""
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Float32, Int32, Integer
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Float32, Int, Int32, Integer
+
+from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 
 
@@ -51,3 +54,31 @@ def pad_bags(
         values, weights = np.zeros(1, np.int32), None if weights is None else np.zeros(1, "f4")
     ids = np.where(present, values[source], -1).astype(np.int32)
     return ids, None if weights is None else np.where(present, weights[source], 0).astype("f4")
+
+
+def check_ids(
+    ids: Int[np.ndarray, "B C"],
+    features: Sequence[Feature],
+    lookups: Sequence[Lookup],
+    tables: Mapping[str, Table],
+) -> None:
+    """See `EmbeddingCollection.check_ids`."""
+    start = 0
+    for feature in features:
+        columns = ids[:, start : start + feature.max_ids]
+        start += feature.max_ids
+        for lookup in lookups:
+            if lookup.feature != feature.name:
+                continue
+            mapped = columns if lookup.id_map is None else lookup.id_map(columns)
+            rows = tables[lookup.table].rows
+            bad = (columns < -1) | ((columns >= 0) & ((mapped < 0) | (mapped >= rows)))
+            if bad.any():
+                sample, position = np.argwhere(bad)[0]
+                raise UserError(
+                    f"feature {feature.name}, sample {sample}: id "
+                    f"{columns[sample, position]} is out of range; table {lookup.table} has "
+                    f"ids 0..{rows - 1}, and -1 stands for absent"
+                )
+    if ids.shape[1] != start:
+        raise UserError(f"expected {start} id columns, got {ids.shape[1]}")

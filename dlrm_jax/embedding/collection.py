@@ -12,7 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
 from dlrm_jax.embedding import exchange, gradient, logical, storage
-from dlrm_jax.embedding.layout import Block, make_layout
+from dlrm_jax.embedding.bags import check_ids
+from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.logical import slab_spec
 from dlrm_jax.embedding.optimizer import RowOptimizer, update_rows
 from dlrm_jax.embedding.plan import Plan, automatic_plan
@@ -117,15 +118,17 @@ class EmbeddingCollection:
         if weights is not None:
             mapped = [weights[:, source] for source, _ in self.layout.mapped]
             weights = jnp.concatenate([weights, *mapped], axis=1)
-        rows = _at_owner(blocks, [exchange.route(block, ids) for block in blocks])
+        rows = exchange.at_owner(blocks, [exchange.route(block, ids) for block in blocks])
         at_rows = None
         if weights is not None:
-            at_rows = _at_owner(blocks, [exchange.route_weights(b, weights) for b in blocks])
+            at_rows = exchange.at_owner(
+                blocks, [exchange.route_weights(b, weights) for b in blocks]
+            )
         vectors = [
             exchange.pool(slabs[b.slab.name], rows[i], None if at_rows is None else at_rows[i])
             for i, b in enumerate(blocks)
         ]
-        received = _at_sample(blocks, vectors, self.mesh.shape[MODEL])
+        received = exchange.at_sample(blocks, vectors, self.mesh.shape[MODEL])
 
         pooled, denominators = {}, {}
         for i, lookup in enumerate(self.lookups):
@@ -161,7 +164,7 @@ class EmbeddingCollection:
                 else cotangents[lookup.name]
                 for lookup in self.lookups
             ]
-            sent = _at_owner(blocks, [exchange.spread(block, own) for block in blocks])
+            sent = exchange.at_owner(blocks, [exchange.spread(block, own) for block in blocks])
             return tuple(x[None, None] for x in sent)
 
         run = jax.shard_map(send, mesh=self.mesh, in_specs=(BATCH, BATCH), out_specs=_PER_DEVICE)
@@ -318,43 +321,4 @@ class EmbeddingCollection:
         Raises:
             UserError: naming the first one's sample, feature, value and range.
         """
-        start = 0
-        for feature in self.features:
-            columns = ids[:, start : start + feature.max_ids]
-            start += feature.max_ids
-            for lookup in self.lookups:
-                if lookup.feature != feature.name:
-                    continue
-                mapped = columns if lookup.id_map is None else lookup.id_map(columns)
-                rows = self.tables[lookup.table].rows
-                bad = (columns < -1) | ((columns >= 0) & ((mapped < 0) | (mapped >= rows)))
-                if bad.any():
-                    sample, position = np.argwhere(bad)[0]
-                    raise UserError(
-                        f"feature {feature.name}, sample {sample}: id "
-                        f"{columns[sample, position]} is out of range; table {lookup.table} has "
-                        f"ids 0..{rows - 1}, and -1 stands for absent"
-                    )
-        if ids.shape[1] != start:
-            raise UserError(f"expected {start} id columns, got {ids.shape[1]}")
-
-
-def _at_owner(blocks: Sequence[Block], sent: Sequence[Array]) -> list[Array]:
-    """[M, b, ...] by receiver, for each block, to [N, ...] at the owner of its rows."""
-    received = iter(
-        exchange.exchange([x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded])
-    )
-    mine = [next(received) if b.slab.sharded else x for b, x in zip(blocks, sent, strict=True)]
-    return [x.reshape(-1, *x.shape[2:]) for x in mine]
-
-
-def _at_sample(blocks: Sequence[Block], vectors: Sequence[Array], shards: int) -> list[Array]:
-    """[N, T, d] at the owner of the rows, for each block, to [M, b, T, d] at the sample's."""
-    parts = [
-        x.reshape(shards if b.slab.sharded else 1, -1, *x.shape[1:])
-        for b, x in zip(blocks, vectors, strict=True)
-    ]
-    received = iter(
-        exchange.exchange([x for b, x in zip(blocks, parts, strict=True) if b.slab.sharded])
-    )
-    return [next(received) if b.slab.sharded else x for b, x in zip(blocks, parts, strict=True)]
+        check_ids(ids, self.features, self.lookups, self.tables)

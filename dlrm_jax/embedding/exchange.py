@@ -64,6 +64,23 @@ def exchange(parts: Sequence[Array]) -> list[Array]:
     return [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
+def at_owner(blocks: Sequence[Block], sent: Sequence[Array]) -> list[Array]:
+    """[M, b, ...] by receiver, for each block, to [N, ...] at the owner of its rows."""
+    received = iter(exchange([x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded]))
+    mine = [next(received) if b.slab.sharded else x for b, x in zip(blocks, sent, strict=True)]
+    return [x.reshape(-1, *x.shape[2:]) for x in mine]
+
+
+def at_sample(blocks: Sequence[Block], vectors: Sequence[Array], shards: int) -> list[Array]:
+    """[N, T, d] at the owner of the rows, for each block, to [M, b, T, d] at the sample's."""
+    parts = [
+        x.reshape(shards if b.slab.sharded else 1, -1, *x.shape[1:])
+        for b, x in zip(blocks, vectors, strict=True)
+    ]
+    received = iter(exchange([x for b, x in zip(blocks, parts, strict=True) if b.slab.sharded]))
+    return [next(received) if b.slab.sharded else x for b, x in zip(blocks, parts, strict=True)]
+
+
 def pool(
     slab: Float[Array, "R d"],
     rows: Int[Array, "N T L"],

@@ -6,6 +6,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.synthetic import generate
 from dlrm_jax.embedding import EmbeddingCollection, Feature, Lookup, Table, automatic_plan
 from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
 from dlrm_jax.errors import UserError
@@ -15,6 +17,18 @@ from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import LOSSES, class_weighted
 from dlrm_jax.training.schedule import WarmupDecay
+
+
+def generate_data(config: Config) -> Dataset:
+    """Generated examples for the tables of a config."""
+    return generate(
+        config.table_rows,
+        config.table_bag_lengths,
+        config.dense_features,
+        config.examples,
+        config.zipf_exponent,
+        config.seed,
+    )
 
 
 def make_learner(config: Config, mesh: Mesh) -> Learner:

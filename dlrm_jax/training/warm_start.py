@@ -11,14 +11,14 @@ import numpy as np
 
 from dlrm_jax.embedding import Table
 from dlrm_jax.errors import UserError
-from dlrm_jax.training.checkpoint import (
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.serialization import (
     flatten,
     load_params,
     load_table,
     read_metadata,
     unflatten,
 )
-from dlrm_jax.training.learner import Learner, TrainState
 
 
 def warm_start(learner: Learner, seed: int, source: Path, names: Sequence[str]) -> TrainState:

@@ -13,9 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT, Dataset, Examples
 from dlrm_jax.data.batches import TrainBatches
-from dlrm_jax.data.synthetic import generate
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.loop import evaluate
 from dlrm_jax.training.metrics import auc
 from dlrm_jax.training.step import make_predict, make_train_step
@@ -25,14 +24,7 @@ CONFIG = Config(examples=400_000)
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    return generate(
-        CONFIG.table_rows,
-        CONFIG.table_bag_lengths,
-        CONFIG.dense_features,
-        CONFIG.examples,
-        CONFIG.zipf_exponent,
-        CONFIG.seed,
-    )
+    return generate_data(CONFIG)
 
 
 def dlrm_auc(train: Examples, test: Examples) -> float:

@@ -1,0 +1,154 @@
+"""The arrays and the metadata of one checkpoint, to and from disk; see `checkpoint`."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import Array
+from orbax.checkpoint import v1 as ocp
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.learner import Learner, TrainState
+
+FORMAT = 1
+
+# Arrays are collected up to this size before they are written together: one write for each
+# of many small tables would take longer than their bytes.
+_ITEM_BYTES = 2**28
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of one checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint, or one of another format.
+    """
+    try:
+        metadata = json.loads((path / "metadata.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not a checkpoint: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {metadata.get('format')}, this program reads {FORMAT}"
+        )
+    return metadata
+
+
+def load_table(
+    path: Path, metadata: Mapping[str, Any], table: str, wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, Array]:
+    """Reads one table's logical arrays.
+
+    Args:
+        path: of the checkpoint.
+        metadata: from `read_metadata`.
+        table: its name.
+        wanted: shapes, dtypes and shardings by key, from `EmbeddingCollection.logical`.
+
+    Raises:
+        UserError: the checkpoint has no such table, or one of another shape.
+    """
+    arrays = {}
+    for key, abstract in wanted.items():
+        entry = metadata["arrays"].get(f"{table}/{key}")
+        if entry is None:
+            raise UserError(f"checkpoint {path} has no array {key!r} of a table {table!r}")
+        if tuple(entry["shape"]) != abstract.shape:
+            raise UserError(
+                f"checkpoint {path}: {key} of table {table} has shape {tuple(entry['shape'])}, "
+                f"expected {abstract.shape}"
+            )
+        item = load(path / "tables" / entry["item"], {table: {key: abstract}}, partial=True)
+        arrays[key] = item[table][key]
+    return arrays
+
+
+def load_params(path: Path, abstract: Any) -> Any:
+    """Reads those of the dense parameters that the nested dicts of shapes name."""
+    return load(path / "dense", {"params": abstract}, partial=True)["params"]
+
+
+def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[str, dict[str, Any]]:
+    """Writes all tables; returns, by ``table/key``, in which item each array lies."""
+    index: dict[str, dict[str, Any]] = {}
+    pending: dict[str, dict[str, Array]] = {}
+    items = 0
+
+    def flush() -> None:
+        nonlocal items
+        if pending:
+            save(directory / str(items), pending)
+            pending.clear()
+            gc.collect()  # saving has put the arrays into reference cycles
+            items += 1
+
+    size = 0
+    for table, key, array in learner.collection.arrays(state.embedding):
+        size += array.nbytes
+        pending.setdefault(table.name, {})[key] = array
+        index[f"{table.name}/{key}"] = {"item": str(items), "shape": array.shape}
+        del array  # otherwise it would live on while the next one is made
+        if size >= _ITEM_BYTES:
+            flush()
+            size = 0
+    flush()
+    return index
+
+
+def save(path: Path, tree: Any) -> None:
+    with _context():
+        ocp.save(str(path.absolute()), tree)
+
+
+def load(path: Path, abstract: Any, partial: bool = False) -> Any:
+    try:
+        with _context(partial):
+            return ocp.load(str(path.absolute()), abstract)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def _context(partial: bool = False) -> ocp.Context:
+    context = ocp.Context()
+    context.pytree_options.loading.partial_load = partial
+    # Trained weights don't compress, and trying takes most of the time of a save.
+    context.array_options.saving.use_compression = False
+    context.memory_options.deepcopy_host_arrays = False  # saving blocks; nothing changes meanwhile
+    return context
+
+
+def plain(tree: Any) -> Any:
+    """Optimizer states as numbered leaves: their types are optax's, not the file's."""
+    leaves = jax.tree.leaves(tree["optimizer"])
+    return {**tree, "optimizer": {str(i): leaf for i, leaf in enumerate(leaves)}}
+
+
+def short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "…"
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted paths as keys."""
+    flat = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[Any, Any]:
+    """The opposite of `flatten`; numbers among the keys come back as such."""
+    tree: dict[Any, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = (int(key) if key.isdecimal() else key for key in path.split("."))
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = value
+    return tree
