@@ -37,7 +37,7 @@ class Config:
     bag_lengths: tuple[int, ...] = (1,)  # most ids per bag: one number, or one per table
     embedding_dim: int = 16
     pooling: Literal["sum", "mean"] = "sum"
-    table_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    table_dtype: Literal["float32", "bfloat16"] = "float32"
     placements: tuple[str, ...] = ()  # C3=row_wise, C4=table_wise:1, C5=replicated
     frozen_tables: tuple[str, ...] = ()  # C1, C2
     table_optimizers: tuple[str, ...] = ()  # C3=sgd or C3=sgd:0.01, with its learning rate
@@ -48,7 +48,7 @@ class Config:
     top_mlp: tuple[int, ...] = (128, 64, 1)
     interaction: Literal["dot", "cat"] = "dot"
     self_interaction: bool = False
-    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of the MLPs
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the MLPs
 
     # Optimization.
     loss: Literal["bce", "mse"] = "bce"

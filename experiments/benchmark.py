@@ -88,8 +88,8 @@ def main(argv: Sequence[str]) -> None:
     """Memory first, on its own; then the two steps in turn."""
     del argv
     config = with_flags(preset(FLAGS.preset))
-    if FLAGS.ids == "uniform":
-        config = dataclasses.replace(config, zipf_exponent=0.0)
+    exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
+    config = dataclasses.replace(config, zipf_exponent=exponent)
     # Just enough examples for the batches: memory is to be that of the run, not of its data.
     config = dataclasses.replace(config, examples=-(-_BATCHES * config.batch_size * 10 // 8))
     mesh = start(FLAGS.mesh)
@@ -120,6 +120,7 @@ def main(argv: Sequence[str]) -> None:
                 "batch_size": config.batch_size,
                 "optimizer": config.optimizer,
                 "ids": FLAGS.ids,
+                "zipf_exponent": exponent,
                 "rows": sum(config.table_rows),
                 "median_ms": 1e3 * statistics.median(times),
                 "min_ms": 1e3 * min(times),

@@ -29,13 +29,14 @@ from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, evaluate, train
 from dlrm_jax.training.metrics import METRICS
-from dlrm_jax.training.record import Record, owned, replace_text
+from dlrm_jax.training.record import Record, owned, replace_text, to_json
 from dlrm_jax.training.step import make_predict, make_train_step
 from dlrm_jax.training.warm_start import warm_start
 from experiments.program import (
     FLAGS,
     cache_directory,
     define_run_flags,
+    describe_devices,
     run,
     start,
     versions,
@@ -57,12 +58,17 @@ def main(argv: Sequence[str]) -> None:
     config = with_flags(preset(FLAGS.preset))
     mesh = start(FLAGS.mesh)
     check_batch_sizes(config, mesh)  # before the data, which may take long
+    check_flags()
+    print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     config, data = load_data(config)
     print(data.source)
     learner = make_learner(config, mesh)
     print(learner.collection.plan.describe(learner.collection.tables.values()))
 
     directory = Path(FLAGS.workdir or time.strftime("runs/criteo-%Y%m%d-%H%M%S"))
+    if FLAGS.eval_only and not directory.is_dir():
+        raise UserError(f"--eval_only: expected the --workdir of a run, there is no {directory}")
+    print(f"workdir {directory}")
     with owned(directory) as workdir:
         checkpoints = Checkpoints(
             workdir / "checkpoints",
@@ -72,7 +78,6 @@ def main(argv: Sequence[str]) -> None:
         )
         checkpoints.sweep()
         state, resumed_from = first_state(config, learner, checkpoints)
-        record = Record(workdir / "metrics.jsonl", resumed_from or 0)
         notes = {"mesh": FLAGS.mesh, "plan": json.loads(learner.collection.plan.to_json()),
                  "config": dataclasses.asdict(config), "versions": versions()}  # fmt: skip
         predict = make_predict(learner)
@@ -88,14 +93,16 @@ def main(argv: Sequence[str]) -> None:
                 checkpoints.save(learner, state, notes, validation)
 
         examples_per_second = None
+        record = None
         if not FLAGS.eval_only:
+            record = Record(workdir / "metrics.jsonl", resumed_from or 0)
             batches = TrainBatches(data.train, config.batch_size, config.seed)
             trained = train(
                 learner,
                 make_train_step(learner),
                 state,
                 batches,
-                config.steps or config.epochs * batches.steps_per_epoch,
+                last_step(config, batches, checkpoints, resumed_from),
                 Intervals(config.log_every, config.eval_every, config.checkpoint_every),
                 validate=lambda state: metrics_of(state, "validation"),
                 keep=keep,
@@ -106,10 +113,11 @@ def main(argv: Sequence[str]) -> None:
 
         # The test split is read here and nowhere else: it chooses nothing.
         results = {split: metrics_of(state, split) for split in ("train", "validation", "test")}
-        if not FLAGS.eval_only:
+        if record:
             record(int(state.step), "test", results["test"])
         summary = {
             "mesh": FLAGS.mesh,
+            "devices": describe_devices(mesh),
             "preset": FLAGS.preset,
             "steps": int(state.step),
             "batch_size": config.batch_size,
@@ -119,15 +127,42 @@ def main(argv: Sequence[str]) -> None:
             "resumed_from": resumed_from,
             "best_step": checkpoints.best(),
         }
-        replace_text(workdir / "summary.json", json.dumps(summary, indent=1))
+        replace_text(workdir / "summary.json", to_json(summary, indent=1))
         report(summary, workdir)
+
+
+def check_flags() -> None:
+    """Flags that nothing would read are refused.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for flag, needed, there in (
+        ("checkpoint", "--eval_only", FLAGS.eval_only),
+        ("warm_start_names", "--warm_start", FLAGS.warm_start),
+        ("min_count", "--data", FLAGS.data),
+    ):
+        if FLAGS[flag].present and not there:
+            raise UserError(f"--{flag} has no effect without {needed}")
+    for flag in ("table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent"):
+        if FLAGS[flag].present and FLAGS.data:
+            raise UserError(f"--{flag} has no effect with --data: the file decides")
+
+
+def last_step(
+    config: Config, batches: TrainBatches, checkpoints: Checkpoints, resumed_from: int | None
+) -> int:
+    """The total of steps; a run that had reached its target has none left."""
+    if resumed_from and config.target_auc:
+        validation = checkpoints.metadata(resumed_from)["validation"]
+        if validation and validation["auc"] >= config.target_auc:
+            return resumed_from
+    return config.steps or config.epochs * batches.steps_per_epoch
 
 
 def load_data(config: Config) -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs."""
     if FLAGS.data:
-        if FLAGS["table_rows"].present or FLAGS["bag_lengths"].present:
-            raise UserError("--table_rows and --bag_lengths follow from the file given as --data")
         data = load_criteo(Path(FLAGS.data), cache_directory() / "criteo", config.min_count)
         config = dataclasses.replace(
             config,
@@ -170,7 +205,9 @@ def report(summary: dict[str, Any], workdir: Path) -> None:
         values = "".join(f"{summary[split][name]:>20.5f}" for name in METRICS)
         print(f"{split:<12}{values}{summary[split]['examples']:>12,}")
     if summary["teacher_auc"]:
-        print(f"the teacher's test AUC, which no model can pass: {summary['teacher_auc']:.5f}")
+        print(
+            f"the teacher's test AUC, the best that can be expected: {summary['teacher_auc']:.5f}"
+        )
     if summary["examples_per_second"]:
         print(f"{summary['examples_per_second']:,.0f} examples/s in training")
     print(

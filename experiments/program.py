@@ -69,8 +69,16 @@ def start(mesh: str) -> jax.sharding.Mesh:
     emulate_devices(shape[0] * shape[1])
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return make_mesh(shape)
+
+
+def describe_devices(mesh: jax.sharding.Mesh) -> str:
+    """What the mesh consists of, so that emulation is never mistaken for the real thing."""
+    device = mesh.devices.flat[0]
+    emulated = ", emulated" if device.platform == "cpu" and mesh.size > 1 else ""
+    return f"{mesh.size} x {device.device_kind}{emulated}"
 
 
 def versions() -> dict[str, str]:
@@ -102,7 +110,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
                 raise
             _fail(str(error))
         except Interrupted as request:
-            print(f"{request}; everything is saved, the same command goes on", file=sys.stderr)
+            print(
+                f"{request}; everything is saved; the same command with this workdir goes on",
+                file=sys.stderr,
+            )
             sys.exit(128 + request.signal)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -146,7 +146,9 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
     for table in tables:
         own = table.optimizer or optimizer if table.trainable else None
         sharded = plan.of(table.name)[0].shard is not None
-        alone = table.name if table.rows >= OWN_SLAB_ROWS else None
+        # Alone, a table on one shard of several would be matched by padding on the others.
+        spread = plan.shards == 1 or plan.placement(table.name) != "table_wise"
+        alone = table.name if table.rows >= OWN_SLAB_ROWS and spread else None
         groups.setdefault((sharded, table.dim, table.dtype, own, alone), []).append(table)
 
     slabs = []

@@ -159,6 +159,7 @@ class Unpacker:
         """
         mesh, slab = self._mesh, self._slab
         pieces = [(piece, start) for piece, start in slab.pieces if piece.table == table.name]
+        pieces.sort(key=lambda placed: placed[0].residue)  # a plan may list them in any order
         starts = np.zeros(_shards(mesh, slab), np.int32)
         for piece, start in pieces:
             starts[piece.shard or 0] = start

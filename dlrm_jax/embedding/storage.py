@@ -49,7 +49,7 @@ def build(
 def read(
     layout: Layout, unpackers: Mapping[str, logical.Unpacker], state: EmbeddingState
 ) -> Iterator[tuple[Table, str, Array]]:
-    """See `EmbeddingCollection.read`."""
+    """See `EmbeddingCollection.arrays`."""
     for slab in layout.slabs:
         leaves = {"weights": state.weights[slab.name], **state.slots.get(slab.name, {})}
         for key, leaf in leaves.items():

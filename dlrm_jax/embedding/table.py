@@ -65,8 +65,8 @@ class Table:
             raise UserError(
                 f"table {self.name}: rows and dim must be at least 1, got {self.rows} x {self.dim}"
             )
-        if self.rows >= 2**31:
-            raise UserError(f"table {self.name}: at most 2^31 - 1 rows fit int32, got {self.rows}")
+        if self.rows > 2**30:  # numbers past the end, which stand for "no row", must fit as well
+            raise UserError(f"table {self.name}: at most 2^30 rows fit int32, got {self.rows}")
         if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
             raise UserError(f"table {self.name}: expected a floating dtype, got {self.dtype}")
 

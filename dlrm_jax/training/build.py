@@ -38,6 +38,8 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         UserError: the config contradicts itself or the mesh.
     """
     check_batch_sizes(config, mesh)
+    if config.eps and config.optimizer == "sgd":
+        raise UserError(f"eps: sgd has none, got {config.eps}; leave it out")
     collection = make_collection(config, mesh)
 
     def make_model(rngs: nnx.Rngs) -> DLRM:
@@ -50,7 +52,6 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
             self_interaction=config.self_interaction,
             rngs=rngs,
             dtype=config.compute_dtype,
-            param_dtype="float64" if config.compute_dtype == "float64" else "float32",
         )
 
     return Learner(

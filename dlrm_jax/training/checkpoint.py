@@ -5,7 +5,8 @@
         dense/                   Orbax: step, parameters, optimizer state
         tables/0, 1, …           Orbax: {table: {"weights" or slot: [rows, dim] or [rows]}}
 
-A checkpoint is written to ``00000040.writing`` and renamed when it is complete. Tables are
+A checkpoint is written to ``00000040.writing`` and renamed when it is complete, so a process
+killed at any time leaves the earlier ones whole. Tables are
 written a few at a time, so that memory grows by little more than the largest.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlrm_jax.errors import UserError
@@ -93,14 +95,19 @@ class Checkpoints:
             validation: the metrics of this very state, if they are known.
 
         Raises:
-            UserError: the disk is full or can't be written to. Earlier checkpoints and the
-                state are as they were.
+            UserError: the disk is full or can't be written to, or the parameters aren't
+                finite. Earlier checkpoints and the state are as they were.
         """
         step = int(state.step)
         final = self.directory / f"{step:08d}"
         writing = final.with_suffix(".writing")
         if final.exists():  # the state is a function of the step: it is there already
             return
+        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params)):
+            raise UserError(
+                f"the parameters after step {step} aren't finite and weren't saved; lower the "
+                f"learning rate or clip gradients. Earlier checkpoints are intact"
+            )
         try:
             shutil.rmtree(writing, ignore_errors=True)
             (writing / "tables").mkdir(parents=True)
@@ -117,11 +124,13 @@ class Checkpoints:
             }
             (writing / "metadata.json").write_text(json.dumps(metadata, indent=1))
             writing.rename(final)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(writing, ignore_errors=True)
-            raise UserError(
-                f"cannot write the checkpoint {final}: {error}; earlier checkpoints are intact"
-            ) from error
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
+                ) from error
+            raise
         self._delete_superseded()
 
     def restore(self, learner: Learner, step: int) -> TrainState:

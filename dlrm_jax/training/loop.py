@@ -131,7 +131,7 @@ def train(
     clock = _Clock(batches.batch_size)
     validation: Metrics | None = None
     reached = False
-    with Signals() as signals, _progress(first, steps) as progress:
+    with Signals() as signals, _Progress(first, steps) as progress:
         for step in range(first + 1, steps + 1):
             clock.start()
             state, loss = train_step(state, learner.put(batches[step - 1]))
@@ -139,19 +139,20 @@ def train(
             clock.stop()
             progress(step, loss, clock.examples_per_second)
 
-            if step % intervals.log == 0 or step == steps:
+            if _due(step, intervals.log) or step == steps:
                 record(step, "train", {"loss": loss})
+            # Also after a signal, so that a resumed run needn't know that it is due.
             validation = None
-            if (_due(step, intervals.evaluate) or step == steps) and not signals.received:
+            if _due(step, intervals.evaluate) or step == steps:
                 validation = validate(state)
-            if validation is not None:
                 record(step, "validation", validation)
                 reached = bool(target_auc) and validation["auc"] >= target_auc
             due = _due(step, intervals.checkpoint) or step == steps or reached
-            if signals.received or validation is not None or due:
-                keep(state, validation, due or bool(signals.received))
-            if signals.received:
-                raise Interrupted(signals.received)
+            stop = signals.received  # read once: a signal that comes later waits for its step
+            if stop or validation is not None or due:
+                keep(state, validation, due or bool(stop))
+            if stop:
+                raise Interrupted(stop)
             if reached:
                 break
     if validation is None:  # there was nothing left to do
@@ -195,7 +196,7 @@ class _Clock:
         return self._steps * self._batch_size / self._seconds if self._seconds else None
 
 
-class _progress:  # noqa: N801 (used like a function)
+class _Progress:
     """A bar on a terminal, otherwise a line every ten seconds."""
 
     def __init__(self, first: int, steps: int):

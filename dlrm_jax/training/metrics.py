@@ -32,11 +32,16 @@ def binary_metrics(
         examples: N.
 
     Raises:
-        UserError: there are no samples.
+        UserError: there are no samples, or a logit isn't finite.
     """
     if not len(labels):
         raise UserError("metrics need at least one sample, got none")
     z = logits.astype(np.float64)
+    if not np.isfinite(z).all():
+        raise UserError(
+            f"{np.sum(~np.isfinite(z))} of {len(z)} predictions aren't finite; lower the learning "
+            f"rate, clip gradients, or look for values out of range in the data"
+        )
     y = labels.astype(np.float64)
     log_loss = float(np.mean(np.logaddexp(0, z) - y * z))
     rate = float(y.mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,26 +43,39 @@ class Record:
     Args:
         path: of the file.
         resumed_from: later lines, of a run that went on beyond its last checkpoint, are
-            dropped: their steps are done again.
+            dropped: their steps are done again. So is the test result, which comes last.
     """
 
     def __init__(self, path: Path, resumed_from: int):
         self.path = path
         if path.exists():
             lines = path.read_text().splitlines()
-            replace_text(path, "".join(f"{x}\n" for x in lines if _step(x) <= resumed_from))
+            kept = [line for line in lines if _is_before(line, resumed_from)]
+            replace_text(path, "".join(f"{line}\n" for line in kept))
 
     def __call__(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+            file.write(to_json({"step": step, "split": split, **metrics}) + "\n")
 
 
-def _step(line: str) -> float:
+def _is_before(line: str, step: int) -> bool:
     try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:  # cut off when the run was killed
-        return float("inf")
+        entry = json.loads(line)
+        return entry["step"] <= step and entry["split"] != "test"
+    except (json.JSONDecodeError, KeyError, TypeError):  # cut off when the run was killed
+        return False
+
+
+def to_json(value: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON as every reader takes it: what isn't finite becomes null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -101,11 +101,29 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
 
 
 def save(path: Path, tree: Any) -> None:
-    with _context():
-        ocp.save(str(path.absolute()), tree)
+    """Writes a tree of arrays as an Orbax checkpoint of its own.
+
+    Raises:
+        OSError: the disk is full or can't be written to.
+    """
+    try:
+        with _context():
+            ocp.save(str(path.absolute()), tree)
+    except ValueError as error:  # as TensorStore reports what the file system refused
+        raise OSError(str(error)) from error
 
 
 def load(path: Path, abstract: Any, partial: bool = False) -> Any:
+    """Reads a tree of arrays.
+
+    Args:
+        path: what `save` wrote.
+        abstract: shapes, dtypes and shardings.
+        partial: whether ``abstract`` may name only some of the arrays.
+
+    Raises:
+        UserError: the arrays aren't there or are damaged.
+    """
     try:
         with _context(partial):
             return ocp.load(str(path.absolute()), abstract)
@@ -129,6 +147,7 @@ def plain(tree: Any) -> Any:
 
 
 def short(value: Any) -> str:
+    """A value as it stands in a message."""
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "…"
 

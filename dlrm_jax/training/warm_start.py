@@ -40,7 +40,7 @@ def warm_start(learner: Learner, seed: int, source: Path, names: Sequence[str]) 
     params = jax.eval_shape(lambda: learner.init_params(seed))
     wanted = flatten(params)
     chosen = {
-        path: shape
+        path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=learner.replicated)
         for path, shape in wanted.items()
         if any(f"{path}.".startswith(f"{name}.") for name in names)
     }
@@ -92,5 +92,5 @@ def _read(directory: Path, name: str) -> np.ndarray:
     path = directory / f"{name}.npy"
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"warm start: cannot read {path}: {error}") from error
