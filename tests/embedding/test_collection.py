@@ -14,6 +14,7 @@ from dlrm_jax.embedding import (
     EmbeddingCollection,
     Feature,
     Lookup,
+    Piece,
     Plan,
     RowWiseAdagrad,
     Table,
@@ -518,3 +519,18 @@ def test_frozen_tables_have_no_gradient_and_stay():
         same = np.array_equal(new[table.name]["weights"], arrays[table.name]["weights"])
         assert same == (not table.trainable)
     assert "accumulator" not in new["f"]
+
+
+def test_pieces_in_any_order():
+    table = Table("a", 7, 4)
+    plan = Plan(4, tuple(Piece("a", k, 4, (k + 1) % 4) for k in range(4)))
+    mesh = make_mesh("2x4")
+    collection = EmbeddingCollection(
+        [table], [Feature("f")], [Lookup("f", "f", "a")], mesh, SGD(0.1), plan
+    )
+    weights = np.arange(28, dtype=np.float32).reshape(7, 4)
+    state = collection.build(lambda table: {"weights": weights}, seed=0)
+    pooled, _ = collection.lookup(state, jnp.arange(8, dtype=jnp.int32)[:, None] % 7)
+    np.testing.assert_array_equal(pooled["f"], weights[np.arange(8) % 7])
+    ((_, arrays),) = collection.read(state)
+    np.testing.assert_array_equal(arrays["weights"], weights)

@@ -225,18 +225,21 @@ def test_best_checkpoint_and_target(tmp_path: Path):
     assert summary(tmp_path)["best_step"] == best
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {best, 40}
+    before = (tmp_path / "metrics.jsonl").read_text()
     succeed("--mesh=1x1", *flags, "--eval_only", "--checkpoint=best", f"--workdir={tmp_path}")
+    assert (tmp_path / "metrics.jsonl").read_text() == before
     assert summary(tmp_path)["validation"]["auc"] == validation[best]
     other = tmp_path / "target"
     target = f"--target_auc={validation[5]}"
-    succeed("--mesh=1x1", *flags, target, f"--workdir={other}")
-    assert summary(other)["steps"] == 5
+    for _ in range(2):  # run again, it doesn't train on
+        succeed("--mesh=1x1", *flags, target, f"--workdir={other}")
+        assert summary(other)["steps"] == 5
 
 
 def test_warm_start(unbroken: Path, tmp_path: Path):
     source = unbroken / "checkpoints" / "00000040"
     other = [flag for flag in SMALL if not flag.startswith("--top_mlp")]
-    flags = ("--mesh=2x4", *other, "--top_mlp=4,1", "--steps=1", "--learning_rate=1e-30")
+    flags = ("--mesh=1x1", *other, "--top_mlp=4,1", "--steps=1", "--learning_rate=1e-30")
     names = "--warm_start_names=C2,bottom"
     succeed(*flags, f"--warm_start={source}", names, f"--workdir={tmp_path / 'a'}")
     expected, found = arrays(unbroken, 40), arrays(tmp_path / "a", 1)
@@ -280,7 +283,9 @@ ERRORS = {
     "value out of range": (["--batch_size=0"], "batch_size"),
     "not a number": (["--bottom_mlp=8,x"], "--bottom_mlp"),
     "unknown table": (["--placements=C99=row_wise"], "C99"),
-    "no checkpoint": (["--eval_only"], "no checkpoint"),
+    "no workdir to evaluate": (["--eval_only"], "there is no"),
+    "flag without effect": (["--checkpoint=best"], "--eval_only"),
+    "eps of sgd": (["--optimizer=sgd", "--eps=1e-3"], "eps"),
     "positional argument": (["train.txt"], "train.txt"),
 }
 
@@ -354,3 +359,21 @@ def test_without_workdir_a_new_one_is_made_where_the_user_stands(tmp_path: Path)
     (workdir,) = (tmp_path / "runs").iterdir()
     assert f"runs/{workdir.name}/summary.json" in result.stdout
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["00000003"]
+
+
+def test_full_disk_leaves_no_half_checkpoint(tmp_path: Path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+    start = "import runpy; runpy.run_module('experiments.criteo', run_name='__main__')"
+    flags = ("--mesh=1x1", *SMALL, "--steps=3", f"--workdir={tmp_path}")
+    result = subprocess.run(
+        [sys.executable, "-c", limit + start, *flags],
+        cwd=ROOT,
+        env={**environment(), "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert "error: cannot write the checkpoint" in result.stderr
+    assert list((tmp_path / "checkpoints").iterdir()) == []
