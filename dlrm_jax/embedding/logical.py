@@ -25,7 +25,7 @@ from dlrm_jax.mesh import DATA, MODEL
 INITIAL_ROWS = 2**14
 
 # Rows of one shard that are moved at a time.
-_CHUNK_ROWS = 2**17
+_CHUNK_ROWS = 2**15
 
 
 def slab_spec(slab: Slab) -> PartitionSpec:
