@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
             if due or checkpoints.improves(validation):
                 checkpoints.save(learner, state, notes, validation)
 
+        results: dict[str, Metrics] = {}
         examples_per_second = None
         record = None
         if not FLAGS.eval_only:
@@ -110,9 +111,11 @@ def main(argv: Sequence[str]) -> None:
                 target_auc=config.target_auc,
             )
             state, examples_per_second = trained.state, trained.examples_per_second
+            results["validation"] = trained.validation
 
         # The test split is read here and nowhere else: it chooses nothing.
-        results = {split: metrics_of(state, split) for split in ("train", "validation", "test")}
+        for split in data.splits.keys() - results.keys():
+            results[split] = metrics_of(state, split)
         if record:
             record(int(state.step), "test", results["test"])
         summary = {

@@ -6,24 +6,17 @@ categorical features: a model without interactions falls visibly short of it.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32
 
 from dlrm_jax.data.arrays import Dataset, Examples
+from dlrm_jax.data.auc import auc
 from dlrm_jax.data.teacher import Teacher, sigmoid
 from dlrm_jax.errors import UserError
 
 GENERATOR_VERSION = 1
 """Part of the fingerprint; raise it with every change that changes the numbers."""
-
-SMALL_TABLE_ROWS = (
-    *(1460, 583, 50000, 20000, 305, 24, 4000, 633, 3, 8000, 2500, 30000, 1500),
-    *(27, 5000, 25000, 10, 2000, 1000, 4, 15000, 18, 15, 6000, 105, 3000),
-)
-"""26 tables, in the proportions of Criteo Kaggle's, small enough to learn within a minute."""
 
 _CHUNK = 1 << 15
 
@@ -89,7 +82,7 @@ def generate(
             f"{examples:,} generated examples, {len(table_rows)} tables with "
             f"{sum(table_rows):,} rows, Zipf exponent {zipf_exponent:g}, seed {seed}"
         ),
-        teacher_auc={name: _auc(logits[s], labels[s]) for name, s in bounds.items()},
+        teacher_auc={name: auc(logits[s], labels[s]) for name, s in bounds.items()},
     )
 
 
@@ -118,13 +111,3 @@ def _check_arguments(
     for name, value, low, high in ranges:
         if not low <= value <= high:
             raise UserError(f"{name} must lie between {low} and {high}, got {value}.")
-
-
-def _auc(scores: Float32[np.ndarray, " N"], labels: Float32[np.ndarray, " N"]) -> float:
-    """Probability that a positive example has the higher score; ties count one half."""
-    negative, positive = np.sort(scores[labels == 0]), np.sort(scores[labels == 1])
-    if not len(negative) or not len(positive):
-        return math.nan
-    below = np.searchsorted(negative, positive, side="left").sum(dtype=np.int64)
-    up_to = np.searchsorted(negative, positive, side="right").sum(dtype=np.int64)
-    return float(below + up_to) / (2.0 * len(negative) * len(positive))

@@ -102,50 +102,21 @@ class EmbeddingCollection:
             `update` needs.
         """
         specs = {slab.name: slab_spec(slab) for slab in self.layout.slabs}
-        run = jax.shard_map(
-            self._lookup,
+
+        def run(slabs: dict[str, Array], ids: Array, weights: Array | None):
+            pooled, rows, at_rows, denominators = exchange.lookup(
+                self.layout, self.lookups, slabs, ids, weights, self.mesh.shape[MODEL]
+            )
+            return pooled, Context(
+                _per_device(rows), at_rows and _per_device(at_rows), denominators
+            )
+
+        return jax.shard_map(
+            run,
             mesh=self.mesh,
             in_specs=(specs, BATCH, BATCH),
             out_specs=(BATCH, Context(_PER_DEVICE, _PER_DEVICE, BATCH)),  # pyright: ignore
-        )
-        return run(state.weights, ids, weights)
-
-    def _lookup(
-        self, slabs: dict[str, Array], ids: Array, weights: Array | None
-    ) -> tuple[dict[str, Array], Context]:
-        blocks = self.layout.blocks
-        ids = exchange.map_ids(self.layout, ids)
-        if weights is not None:
-            mapped = [weights[:, source] for source, _ in self.layout.mapped]
-            weights = jnp.concatenate([weights, *mapped], axis=1)
-        rows = exchange.at_owner(blocks, [exchange.route(block, ids) for block in blocks])
-        at_rows = None
-        if weights is not None:
-            at_rows = exchange.at_owner(
-                blocks, [exchange.route_weights(b, weights) for b in blocks]
-            )
-        vectors = [
-            exchange.pool(slabs[b.slab.name], rows[i], None if at_rows is None else at_rows[i])
-            for i, b in enumerate(blocks)
-        ]
-        received = exchange.at_sample(blocks, vectors, self.mesh.shape[MODEL])
-
-        pooled, denominators = {}, {}
-        for i, lookup in enumerate(self.lookups):
-            columns = self.layout.columns[i]
-            vector = exchange.collect(self.layout, i, received)
-            if lookup.pooling == "mean":
-                own = None if weights is None else weights[:, columns]
-                total = exchange.weight_sums(ids[:, columns], own, vector.dtype)
-                denominators[lookup.name] = jnp.where(total == 0, jnp.inf, total)
-                vector = vector / denominators[lookup.name][:, None]
-            bad = exchange.out_of_range(ids[:, columns], self.tables[lookup.table].rows)
-            pooled[lookup.name] = jnp.where(bad[:, None], jnp.nan, vector)
-
-        per_device = [[x[None, None] for x in part] for part in (rows, at_rows or ())]
-        return pooled, Context(
-            tuple(per_device[0]), None if at_rows is None else tuple(per_device[1]), denominators
-        )
+        )(state.weights, ids, weights)
 
     def back(self, context: Context, cotangents: Mapping[str, Float[Array, "B _"]]) -> Occurrences:
         """Sends the cotangents of the pooled vectors to the owners of the rows.
@@ -157,15 +128,9 @@ class EmbeddingCollection:
         trained = [i for i, block in enumerate(self.layout.blocks) if block.slab.optimizer]
         blocks = [self.layout.blocks[i] for i in trained]
 
-        def send(denominators: dict[str, Array], cotangents: dict[str, Array]):
-            own = [
-                cotangents[lookup.name] / denominators[lookup.name][:, None]
-                if lookup.pooling == "mean"
-                else cotangents[lookup.name]
-                for lookup in self.lookups
-            ]
-            sent = exchange.at_owner(blocks, [exchange.spread(block, own) for block in blocks])
-            return tuple(x[None, None] for x in sent)
+        def send(denominators: dict[str, Array], cotangents: dict[str, Array]) -> tuple[Array, ...]:
+            sent = exchange.send_back(self.lookups, blocks, denominators, cotangents)
+            return _per_device(sent)
 
         run = jax.shard_map(send, mesh=self.mesh, in_specs=(BATCH, BATCH), out_specs=_PER_DEVICE)
         return Occurrences(
@@ -322,3 +287,8 @@ class EmbeddingCollection:
             UserError: naming the first one's sample, feature, value and range.
         """
         check_ids(ids, self.features, self.lookups, self.tables)
+
+
+def _per_device(arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """One device's arrays as its parts of [D, M, ...] ones."""
+    return tuple(x[None, None] for x in arrays)

@@ -12,7 +12,7 @@ and T, L, d a block's slots, ids per slot and width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,75 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dlrm_jax.embedding.layout import Block, Layout
+from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import MODEL
+
+
+def lookup(
+    layout: Layout,
+    lookups: Sequence[Lookup],
+    slabs: Mapping[str, Array],
+    ids: Int[Array, "b C"],
+    weights: Float[Array, "b C"] | None,
+    shards: int,
+) -> tuple[dict[str, Array], list[Array], list[Array] | None, dict[str, Array]]:
+    """The whole way from this device's ids to its samples' vectors.
+
+    Args:
+        layout: of the tables.
+        lookups: in its order.
+        slabs: this device's part of each, by name.
+        ids: of this device's samples.
+        weights: one per id, or None.
+        shards: M.
+
+    Returns:
+        pooled vectors [b, d] by lookup; by block, the rows [N, T, L] that this device was
+        asked for, and their weights; by lookup with mean pooling, its denominators [b].
+    """
+    blocks = layout.blocks
+    ids = map_ids(layout, ids)
+    if weights is not None:
+        mapped = [weights[:, source] for source, _ in layout.mapped]
+        weights = jnp.concatenate([weights, *mapped], axis=1)
+    rows = at_owner(blocks, [route(block, ids) for block in blocks])
+    at_rows = None
+    if weights is not None:
+        at_rows = at_owner(blocks, [route_weights(block, weights) for block in blocks])
+    vectors = [
+        pool(slabs[block.slab.name], rows[i], None if at_rows is None else at_rows[i])
+        for i, block in enumerate(blocks)
+    ]
+    received = at_sample(blocks, vectors, shards)
+
+    pooled, denominators = {}, {}
+    for i, each in enumerate(lookups):
+        columns = layout.columns[i]
+        vector = collect(layout, i, received)
+        if each.pooling == "mean":
+            own = None if weights is None else weights[:, columns]
+            total = weight_sums(ids[:, columns], own, vector.dtype)
+            denominators[each.name] = jnp.where(total == 0, jnp.inf, total)
+            vector = vector / denominators[each.name][:, None]
+        bad = out_of_range(ids[:, columns], layout.table(each.table).rows)
+        pooled[each.name] = jnp.where(bad[:, None], jnp.nan, vector)
+    return pooled, rows, at_rows, denominators
+
+
+def send_back(
+    lookups: Sequence[Lookup],
+    blocks: Sequence[Block],
+    denominators: Mapping[str, Array],
+    cotangents: Mapping[str, Array],
+) -> list[Array]:
+    """The opposite way: cotangents [b, d] by lookup to those of slots, [N, T, d] by block."""
+    own = [
+        cotangents[each.name] / denominators[each.name][:, None]
+        if each.pooling == "mean"
+        else cotangents[each.name]
+        for each in lookups
+    ]
+    return at_owner(blocks, [spread(block, own) for block in blocks])
 
 
 def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:

@@ -15,13 +15,13 @@ from jaxtyping import Array, Float, Int
 from dlrm_jax.embedding.layout import Slab
 from dlrm_jax.mesh import DATA, MODEL
 
-Occurrences = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ d"]]
+BlockOccurrences = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ d"]]
 """Rows [N, T, L], their weights, and the cotangents [N, T, d] of the slots that read them."""
 
 
 def aggregate(
     slab: Slab,
-    occurrences: Sequence[Occurrences],
+    occurrences: Sequence[BlockOccurrences],
     marker: Int[Array, " R"] | None,
     copies: int,
 ) -> tuple[Int[Array, " K"], Float[Array, "K d"], Int[Array, " R"] | None]:
@@ -54,7 +54,9 @@ def aggregate(
     return _merge(slab.rows, rows, gradients, marker)
 
 
-def _expand(occurrences: Sequence[Occurrences]) -> tuple[Int[Array, " K"], Float[Array, "K d"]]:
+def _expand(
+    occurrences: Sequence[BlockOccurrences],
+) -> tuple[Int[Array, " K"], Float[Array, "K d"]]:
     """One (row, gradient) for each occurrence: the slot's cotangent times the weight."""
     all_rows, all_gradients = [], []
     for rows, weights, cotangents in occurrences:
@@ -72,7 +74,7 @@ def _gather_copies(x: Array, axes: tuple[str, ...]) -> Array:
 
 
 def _sum_densely(
-    size: int, occurrences: Sequence[Occurrences], axes: tuple[str, ...]
+    size: int, occurrences: Sequence[BlockOccurrences], axes: tuple[str, ...]
 ) -> tuple[Int[Array, " R"], Float[Array, "R d"]]:
     """For slabs no larger than the batch's ids: the sums of all rows, and who was touched."""
     rows, gradients = _expand(occurrences)

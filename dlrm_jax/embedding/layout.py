@@ -66,11 +66,6 @@ class Block:
     residue: Int32[np.ndarray, "M T"]
     offset: Int32[np.ndarray, "M T"]
 
-    @property
-    def slots(self) -> int:
-        """Slots per shard."""
-        return self.lookup.shape[1]
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -93,6 +88,10 @@ class Layout:
     def slab_of(self, table: str) -> Slab:
         """The slab that holds a table."""
         return next(slab for slab in self.slabs if table in slab.tables)
+
+    def table(self, name: str) -> Table:
+        """The table of this name."""
+        return self.slab_of(name).tables[name]
 
 
 def make_layout(
@@ -142,18 +141,18 @@ def make_layout(
 
 
 def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) -> tuple[Slab, ...]:
-    groups: dict[object, list[Table]] = {}
+    groups: dict[tuple[bool, RowOptimizer | None, int, str, str | None], list[Table]] = {}
     for table in tables:
-        own = table.optimizer or optimizer if table.trainable else None
+        effective = table.optimizer or optimizer if table.trainable else None
         sharded = plan.of(table.name)[0].shard is not None
         # Alone, a table on one shard of several would be matched by padding on the others.
         spread = plan.shards == 1 or plan.placement(table.name) != "table_wise"
         alone = table.name if table.rows >= OWN_SLAB_ROWS and spread else None
-        groups.setdefault((sharded, table.dim, table.dtype, own, alone), []).append(table)
+        key = (sharded, effective, table.dim, table.dtype, alone)
+        groups.setdefault(key, []).append(table)
 
     slabs = []
-    for members in groups.values():
-        first = members[0]
+    for (sharded, effective, dim, dtype, _), members in groups.items():
         used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
         pieces = []
         for table in members:
@@ -163,14 +162,14 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
         more = f"+{len(members) - 1}" if len(members) > 1 else ""
         slabs.append(
             Slab(
-                name=first.name + more,
-                sharded=plan.of(first.name)[0].shard is not None,
+                name=members[0].name + more,
+                sharded=sharded,
                 rows=max(used.values()),
-                dim=first.dim,
-                dtype=np.dtype(first.dtype),
+                dim=dim,
+                dtype=np.dtype(dtype),
                 pieces=tuple(pieces),
                 tables={table.name: table for table in members},
-                optimizer=first.optimizer or optimizer if first.trainable else None,
+                optimizer=effective,
             )
         )
     return tuple(slabs)

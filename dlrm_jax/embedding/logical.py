@@ -100,13 +100,14 @@ class Unpacker:
             return dict.fromkeys(self._slab.tables, array)  # it is that already
         tables = jax.block_until_ready(self._first(array))
         for name, table in self._slab.tables.items():
-            for first in range(0, table.rows // self._chunk(table) * _CHUNK_ROWS, _CHUNK_ROWS):
+            chunks = table.rows // (_CHUNK_ROWS * self._modulus(table))
+            for first in range(0, chunks * _CHUNK_ROWS, _CHUNK_ROWS):
                 tables[name] = jax.block_until_ready(self._fill[name](tables[name], array, first))
         return tables
 
-    def _chunk(self, table: Table) -> int:
-        pieces = [piece for piece, _ in self._slab.pieces if piece.table == table.name]
-        return _CHUNK_ROWS * pieces[0].modulus
+    def _modulus(self, table: Table) -> int:
+        """Over how many shards the table's rows are dealt out."""
+        return next(p.modulus for p, _ in self._slab.pieces if p.table == table.name)
 
     def _make_first(self, array: Array) -> dict[str, Array]:
         """All tables, zeros but for the rows behind the last whole chunk."""
@@ -114,14 +115,11 @@ class Unpacker:
         def run(local: Array) -> dict[str, Array]:
             tables = {}
             for name, table in self._slab.tables.items():
-                chunk = self._chunk(table)
-                full, rest = divmod(table.rows, chunk)
-                rows = self._rows(
-                    table, local, full * _CHUNK_ROWS, -(-rest // (chunk // _CHUNK_ROWS))
-                )
-                tables[name] = jnp.pad(
-                    rows[:rest], [(full * chunk, 0)] + [(0, 0)] * (local.ndim - 1)
-                )
+                modulus = self._modulus(table)
+                chunks, rest = divmod(table.rows, _CHUNK_ROWS * modulus)
+                rows = self._rows(table, local, chunks * _CHUNK_ROWS, -(-rest // modulus))
+                before = table.rows - rest
+                tables[name] = jnp.pad(rows[:rest], [(before, 0)] + [(0, 0)] * (local.ndim - 1))
             return tables
 
         specs = {name: self._spec(table, array) for name, table in self._slab.tables.items()}
@@ -134,7 +132,7 @@ class Unpacker:
 
         def run(out: Array, local: Array, first: Array) -> Array:
             rows = self._rows(table, local, first, _CHUNK_ROWS)
-            start = first * (self._chunk(table) // _CHUNK_ROWS)
+            start = first * self._modulus(table)
             return jax.lax.dynamic_update_slice_in_dim(out, rows, start, axis=0)
 
         spec = self._spec(table, array)

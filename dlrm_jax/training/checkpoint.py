@@ -6,8 +6,8 @@
         tables/0, 1, …           Orbax: {table: {"weights" or slot: [rows, dim] or [rows]}}
 
 A checkpoint is written to ``00000040.writing`` and renamed when it is complete, so a process
-killed at any time leaves the earlier ones whole. Tables are
-written a few at a time, so that memory grows by little more than the largest.
+killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that
+memory grows by little more than the largest.
 """
 
 from __future__ import annotations

@@ -77,13 +77,11 @@ class Trained:
         validation: of that state.
         examples_per_second: of the steps alone, without the first, which compiles; None if
             there was no other.
-        reached_target: whether the target ended the run.
     """
 
     state: TrainState
     validation: Metrics
     examples_per_second: float | None
-    reached_target: bool
 
 
 def evaluate(
@@ -157,7 +155,7 @@ def train(
                 break
     if validation is None:  # there was nothing left to do
         validation = validate(state)
-    return Trained(state, validation, clock.examples_per_second, reached)
+    return Trained(state, validation, clock.examples_per_second)
 
 
 def _due(step: int, interval: int) -> bool:

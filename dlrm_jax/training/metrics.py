@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from dlrm_jax.data.auc import auc
 from dlrm_jax.errors import UserError
 
 METRICS = ("log_loss", "auc", "normalized_entropy", "accuracy", "calibration")
@@ -55,23 +56,3 @@ def binary_metrics(
         "calibration": float(probability.mean()) / rate if rate > 0 else float("nan"),
         "examples": len(labels),
     }
-
-
-def auc(scores: Float[np.ndarray, " N"], labels: Shaped[np.ndarray, " N"]) -> float:
-    """The probability that a positive sample scores above a negative one; ties count half.
-
-    Exact, from the ranks of the positives (Mann–Whitney U). NaN if one class is missing.
-    """
-    positive = labels > 0.5
-    positives = int(positive.sum())
-    negatives = len(labels) - positives
-    if not positives or not negatives:
-        return float("nan")
-    order = np.argsort(scores)
-    ordered = scores[order]
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # of each run of ties
-    length = np.diff(np.r_[first, len(ordered)])
-    mean_rank = first + (length + 1) / 2
-    run = np.repeat(np.arange(len(first)), length)
-    rank_sum = mean_rank[run[positive[order]]].sum()
-    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))

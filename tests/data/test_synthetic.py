@@ -3,14 +3,16 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import check_ids
-from dlrm_jax.data.synthetic import SMALL_TABLE_ROWS, _auc, generate
+from dlrm_jax.data.auc import auc
+from dlrm_jax.data.synthetic import generate
 from dlrm_jax.errors import UserError
 
 
 def small(examples=150_000, seed=0, **changes):
     arguments = {
-        "table_rows": SMALL_TABLE_ROWS,
+        "table_rows": Config().table_rows,
         "bag_lengths": (1,) * 26,
         "dense_features": 13,
         "examples": examples,
@@ -51,7 +53,7 @@ def one_hot(ids, most=300):
     """The hottest ids of each feature, which are the only ones that carry much signal."""
     columns = [
         np.minimum(ids[:, [f]], most) == np.arange(min(rows, most))
-        for f, rows in enumerate(SMALL_TABLE_ROWS)
+        for f, rows in enumerate(Config().table_rows)
     ]
     return np.concatenate(columns, axis=1).astype(np.float32)
 
@@ -129,5 +131,5 @@ def test_auc_is_exact_with_ties():
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 10, 500).astype(np.float32)
     labels = rng.integers(0, 2, 500).astype(np.float32)
-    assert _auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert np.isnan(_auc(scores, np.zeros(500, np.float32)))
+    assert auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert np.isnan(auc(scores, np.zeros(500, np.float32)))

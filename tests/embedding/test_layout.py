@@ -113,7 +113,9 @@ def test_the_parts_of_a_lookup_cover_its_table_once(case):
             assert padding == (block.lookup[m, t] == -1)
             if padding:
                 assert block.limit[m, t] == 0
-        assert np.any(block.lookup[:, block.slots - 1] >= 0)  # no more padding than needed
+        assert np.any(
+            block.lookup[:, block.lookup.shape[1] - 1] >= 0
+        )  # no more padding than needed
 
 
 @settings(deadline=None)
@@ -152,4 +154,4 @@ def test_a_block_holds_the_bags_of_one_length():
     plan = automatic_plan(tables, 2, dict.fromkeys("abc", "table_wise"))
     layout = make_layout(tables, features, lookups, plan, SGD(1.0))
     assert len(layout.slabs) == 1
-    assert [(block.length, block.slots) for block in layout.blocks] == [(1, 1), (3, 1)]
+    assert [(block.length, block.lookup.shape[1]) for block in layout.blocks] == [(1, 1), (3, 1)]
