@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -45,8 +44,6 @@ class EmbeddingCollection:
         mesh: of axes ``data`` and ``model``, see `dlrm_jax.mesh.make_mesh`.
         optimizer: of the tables that have none of their own.
         plan: of ``mesh.shape["model"]`` shards; None for `automatic_plan`.
-        sum_duplicates: sum the gradients of equal rows also where the optimizer doesn't
-            need it; `RowGradients.squared_norm` does.
 
     Raises:
         UserError: the descriptions or the plan contradict each other or the mesh.
@@ -60,7 +57,6 @@ class EmbeddingCollection:
         mesh: Mesh,
         optimizer: RowOptimizer | None = None,
         plan: Plan | None = None,
-        sum_duplicates: bool = False,
     ):
         check_descriptions(tables, features, lookups)
         self.tables = {table.name: table for table in tables}
@@ -77,7 +73,6 @@ class EmbeddingCollection:
         if without:
             raise UserError(f"no optimizer for the table(s) {', '.join(without)}")
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
-        self.sum_duplicates = sum_duplicates
         self._unpackers = {s.name: logical.Unpacker(mesh, s) for s in self.layout.slabs}
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
@@ -139,58 +134,46 @@ class EmbeddingCollection:
             run(context.denominators, dict(cotangents)),
         )
 
-    def aggregate(
-        self, state: EmbeddingState, occurrences: Occurrences
-    ) -> tuple[RowGradients, EmbeddingState]:
+    def aggregate(self, occurrences: Occurrences, sum_duplicates: bool = False) -> RowGradients:
         """Sums the gradients of each row over the whole batch, equally on every copy.
 
         Args:
-            state: only its scratch is used and returned changed.
             occurrences: from `back`; or of several micro-batches, stacked along a new first
                 axis as `jax.lax.scan` does.
+            sum_duplicates: also where the optimizer doesn't need it, as
+                `RowGradients.squared_norm` does.
         """
         trained = [block for block in self.layout.blocks if block.slab.optimizer]
         slabs = [slab for slab in self.layout.slabs if slab.optimizer]
         stacked = occurrences.rows[0].ndim - 5 if occurrences.rows else 0
         spec = PartitionSpec(*[None] * stacked, DATA, MODEL)
-        specs = {slab.name: slab_spec(slab) for slab in slabs}
-        groups = self.mesh.shape[DATA]
-        copies = {slab.name: groups if slab.sharded else self.mesh.size for slab in slabs}
 
-        def run(occurrences: Occurrences, marker: dict[str, Array]):
+        def run(occurrences: Occurrences) -> dict[str, gradient.Sums]:
             def local(x: Array) -> Array:
                 return x.reshape(-1, *x.shape[-2:])
 
-            rows, values, marker = {}, {}, dict(marker)
-            for slab in slabs:
-                items = [
-                    (
-                        local(occurrences.rows[i]),
-                        None if occurrences.weights is None else local(occurrences.weights[i]),
-                        local(occurrences.cotangents[i]),
-                    )
-                    for i, block in enumerate(trained)
-                    if block.slab is slab
-                ]
-                rows[slab.name], values[slab.name], used = gradient.aggregate(
-                    slab, items, marker.get(slab.name), copies[slab.name]
+            items: dict[str, list[gradient.BlockOccurrences]] = {slab.name: [] for slab in slabs}
+            for i, block in enumerate(trained):
+                weights = None if occurrences.weights is None else local(occurrences.weights[i])
+                items[block.slab.name].append(
+                    (local(occurrences.rows[i]), weights, local(occurrences.cotangents[i]))
                 )
-                if used is not None:
-                    marker[slab.name] = used
-            return rows, values, marker
+            return gradient.aggregate(slabs, items, self.mesh.shape, sum_duplicates)
 
-        marker_specs = {name: specs[name] for name in state.marker}
-        rows, values, marker = jax.shard_map(
+        sums = jax.shard_map(
             run,
             mesh=self.mesh,
-            in_specs=(spec, marker_specs),
-            out_specs=(specs, specs, marker_specs),
+            in_specs=spec,
+            out_specs={slab.name: slab_spec(slab) for slab in slabs},
             # Copies are made equal by collectives, or there is one copy, and no collective that
             # could show it to the check.
             check_vma=False,
-        )(occurrences, state.marker)
-        summed = all(slab.needs_sums(self.sum_duplicates) for slab in slabs)
-        return RowGradients(rows, values, summed), dataclasses.replace(state, marker=marker)
+        )(occurrences)
+        return RowGradients(
+            {name: rows for name, (rows, _) in sums.items()},
+            {name: values for name, (_, values) in sums.items()},
+            summed=all(slab.needs_sums(sum_duplicates) for slab in slabs),
+        )
 
     def apply(
         self, state: EmbeddingState, gradients: RowGradients, step: Integer[Array, ""]
@@ -226,7 +209,7 @@ class EmbeddingCollection:
             gradients.values,
             jnp.asarray(step),
         )
-        return EmbeddingState(state.weights | weights, state.slots | slots, state.marker)
+        return EmbeddingState(state.weights | weights, state.slots | slots)
 
     def update(
         self,
@@ -236,8 +219,7 @@ class EmbeddingCollection:
         step: Integer[Array, ""],
     ) -> EmbeddingState:
         """`back`, `aggregate` and `apply` in one."""
-        gradients, state = self.aggregate(state, self.back(context, cotangents))
-        return self.apply(state, gradients, step)
+        return self.apply(state, self.aggregate(self.back(context, cotangents)), step)
 
     # -- Whole tables: outside the step ------------------------------------------------
 
@@ -258,7 +240,7 @@ class EmbeddingCollection:
         Raises:
             UserError: an array has another shape or an unknown name.
         """
-        return storage.build(self.mesh, self.layout, source, seed, self.sum_duplicates)
+        return storage.build(self.mesh, self.layout, source, seed)
 
     def arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
         """Gives all logical arrays: of each table its ``"weights"``, then its slots by name.

@@ -1,62 +1,91 @@
-"""From the occurrences of rows to one gradient per row, equal on every copy of a table.
+"""Gradients of the touched rows, summed over the batch. Runs on one device, in `jax.shard_map`.
 
-Runs inside `jax.shard_map`, like `exchange`. Copies exchange rows and cotangents, never
-tables, so no array here is as large as a slab that has more rows than the batch has ids.
+The cotangents of the pooled vectors are all that is known of the gradient; it stays outside of
+autodiff, whose gradient of a table would be as large as the table. Memory grows with the ids of
+a batch, never with the rows of a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dlrm_jax.embedding.layout import Slab
 from dlrm_jax.mesh import DATA, MODEL
 
-BlockOccurrences = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ d"]]
-"""Rows [N, T, L], their weights, and the cotangents [N, T, d] of the slots that read them."""
+BlockOccurrences = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
+"""One block's rows [N, T, L], weights [N, T, L] and cotangents [N, T, d]."""
+
+Sums = tuple[Int[Array, " K"], Float[Array, "K d"]]
+"""Rows, at or past the slab's end where there is none, and their gradients."""
 
 
 def aggregate(
-    slab: Slab,
-    occurrences: Sequence[BlockOccurrences],
-    marker: Int[Array, " R"] | None,
-    copies: int,
-) -> tuple[Int[Array, " K"], Float[Array, "K d"], Int[Array, " R"] | None]:
-    """The gradients of the rows that any copy of the slab saw touched.
+    slabs: Sequence[Slab],
+    occurrences: Mapping[str, Sequence[BlockOccurrences]],
+    mesh_shape: Mapping[str, int],
+    sum_duplicates: bool,
+) -> dict[str, Sums]:
+    """The gradients of the rows that any copy of a slab saw touched, equal on all copies.
 
     Args:
-        slab: whose rows they are.
-        occurrences: one item per block that reads the slab.
-        marker: scratch, one entry per row, of any content; None if rows may come
-            repeatedly.
-        copies: over how many devices the slab is copied.
-
-    Returns:
-        rows (at or past ``slab.rows`` where there is none), their gradients, and the
-        marker as it is afterwards. Equal on all copies.
+        slabs: whose rows they are.
+        occurrences: by slab, one item per block that reads it.
+        mesh_shape: sizes of the mesh's axes.
+        sum_duplicates: give each row once, its gradients summed, for optimizers too that
+            don't need it.
     """
-    # A replicated slab's copies see different samples on both axes.
-    axes = (DATA,) if slab.sharded else (DATA, MODEL)
-    if copies == 1:
-        axes = ()  # a collective over one device is still a pass over its data
-    ids = sum(rows.size for rows, _, _ in occurrences) * copies
-    if slab.rows <= ids:
-        return *_sum_densely(slab.rows, occurrences, axes), marker
-    everywhere = [
-        tuple(None if x is None else _gather_copies(x, axes) for x in item) for item in occurrences
-    ]
-    rows, gradients = _expand(everywhere)  # pyright: ignore[reportArgumentType]
-    if marker is None:
-        return rows, gradients, None
-    return _merge(slab.rows, rows, gradients, marker)
+    sums = {}
+    for sharded in (True, False):
+        # A replicated slab's copies see different samples on both axes.
+        axes = (DATA,) if sharded else (DATA, MODEL)
+        copies = math.prod(mesh_shape[axis] for axis in axes)
+        if copies == 1:
+            axes = ()  # a collective over one device is still a pass over its data
+        sparse = []
+        for slab in slabs:
+            if slab.sharded == sharded:
+                items = occurrences[slab.name]
+                if slab.rows <= copies * sum(rows.size for rows, _, _ in items):
+                    sums[slab.name] = _sum_densely(slab.rows, items, axes)
+                else:
+                    sparse.append(slab)
+        everywhere = _gather_copies([occurrences[slab.name] for slab in sparse], axes)
+        for slab, items in zip(sparse, everywhere, strict=True):
+            rows, gradients = _expand(items)
+            if slab.needs_sums(sum_duplicates):
+                rows, gradients = _merge(slab.rows, rows, gradients)
+            sums[slab.name] = (rows, gradients)
+    return sums
 
 
-def _expand(
-    occurrences: Sequence[BlockOccurrences],
-) -> tuple[Int[Array, " K"], Float[Array, "K d"]]:
+def _gather_copies(
+    slabs: Sequence[Sequence[BlockOccurrences]], axes: tuple[str, ...]
+) -> Sequence[Sequence[BlockOccurrences]]:
+    """The occurrences that all copies saw, in the order of the samples.
+
+    One collective for all slabs' rows and one for all else. A collective per array, eight
+    emulated devices on two cores, took 44 ms of their time where these take 29.
+    """
+    leaves, structure = jax.tree.flatten(list(slabs))
+    if not axes:
+        return slabs
+    for dtype in sorted({leaf.dtype for leaf in leaves}, key=str):
+        same = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        flat = [leaves[i].reshape(leaves[i].shape[0], -1) for i in same]
+        gathered = jax.lax.all_gather(jnp.concatenate(flat, axis=1), axes, axis=0, tiled=True)
+        ends = np.cumsum([x.shape[1] for x in flat])[:-1]
+        for i, part in zip(same, jnp.split(gathered, ends, axis=1), strict=True):
+            leaves[i] = part.reshape(-1, *leaves[i].shape[1:])
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _expand(occurrences: Sequence[BlockOccurrences]) -> Sums:
     """One (row, gradient) for each occurrence: the slot's cotangent times the weight."""
     all_rows, all_gradients = [], []
     for rows, weights, cotangents in occurrences:
@@ -69,13 +98,7 @@ def _expand(
     return jnp.concatenate(all_rows), jnp.concatenate(all_gradients)
 
 
-def _gather_copies(x: Array, axes: tuple[str, ...]) -> Array:
-    return jax.lax.all_gather(x, axes, axis=0, tiled=True) if axes else x
-
-
-def _sum_densely(
-    size: int, occurrences: Sequence[BlockOccurrences], axes: tuple[str, ...]
-) -> tuple[Int[Array, " R"], Float[Array, "R d"]]:
+def _sum_densely(size: int, occurrences: Sequence[BlockOccurrences], axes: tuple[str, ...]) -> Sums:
     """For slabs no larger than the batch's ids: the sums of all rows, and who was touched."""
     rows, gradients = _expand(occurrences)
     totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
@@ -87,18 +110,55 @@ def _sum_densely(
     return jnp.where(touched > 0, number, size + number), totals
 
 
-def _merge(
-    size: int, rows: Int[Array, " K"], gradients: Float[Array, "K d"], marker: Int[Array, " R"]
-) -> tuple[Int[Array, " K"], Float[Array, "K d"], Int[Array, " R"]]:
-    """Sums the gradients of equal rows, without sorting.
-
-    Every occurrence writes its position to its row's entry of the marker and reads the
-    entry back: the position that it finds there, whichever won, represents the row. Sorting
-    53,000 rows with their positions takes about 11 ms on a CPU, this 2.5.
-    """
+def _merge(size: int, rows: Int[Array, " K"], gradients: Float[Array, "K d"]) -> Sums:
+    """Sums the gradients of equal rows."""
     position = jnp.arange(rows.size, dtype=jnp.int32)
-    marker = marker.at[rows].set(position, mode="drop")
-    representative = marker.at[rows].get(mode="fill", fill_value=rows.size)
-    totals = jnp.zeros_like(gradients).at[representative].add(gradients, mode="drop")
+    first = representatives(size, rows)
+    totals = jnp.zeros_like(gradients).at[first].add(gradients, mode="drop")
     # Past the end and all different, so that no two of the returned rows are equal.
-    return jnp.where(representative == position, rows, size + position), totals, marker
+    return jnp.where(first == position, rows, size + position), totals
+
+
+# Entries of the scratch per occurrence: with as many, nearly all rows are alone in theirs.
+_ENTRIES = 8
+_GOLDEN = np.uint32(2654435769)  # 2³² over the golden ratio, as in Fibonacci hashing
+
+
+def representatives(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
+    """For each occurrence, the position of one of those with the same row; K if it has none.
+
+    Without sorting: every occurrence writes its position to the entry of a scratch that its row
+    is hashed to, and reads the entry back. The position that it finds there, whichever won,
+    represents the row, if it is one of the same row. The others, few, try again with another
+    hash; each round settles at least one row of each entry in use. On a CPU, 53,000 rows
+    take 0.4 ms, sorting them with their positions 11.
+
+    Args:
+        size: rows of the slab; those at or past it are none.
+        rows: not negative.
+    """
+    count = rows.size
+    bits = math.ceil(math.log2(max(_ENTRIES * count, 2)))
+    position = jnp.arange(count, dtype=jnp.int32)
+    nothing = jnp.full(count, count, jnp.int32)
+
+    def settle(entries: int, entry: Int[Array, " K"], found: Int[Array, " K"]) -> Array:
+        scratch = jnp.zeros(entries, jnp.int32).at[entry].set(position, mode="drop")
+        winner = scratch.at[entry].get(mode="fill", fill_value=count)
+        same = rows.at[winner].get(mode="fill", fill_value=-1) == rows
+        return jnp.where(same, winner, found)
+
+    if size <= 2**bits:  # each row has an entry of its own
+        return settle(size, rows, nothing)
+
+    def is_open(found: Int[Array, " K"]) -> Array:
+        return (found == count) & (rows < size)
+
+    def next_round(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        multiplier, found = carry
+        hashed = ((rows.astype(jnp.uint32) * multiplier) >> np.uint32(32 - bits)).astype(jnp.int32)
+        entry = jnp.where(is_open(found), hashed, 2**bits)
+        return multiplier * _GOLDEN, settle(2**bits, entry, found)
+
+    start = (jnp.asarray(_GOLDEN), nothing)
+    return jax.lax.while_loop(lambda carry: is_open(carry[1]).any(), next_round, start)[1]

@@ -25,12 +25,10 @@ class EmbeddingState:
     Attributes:
         weights: the slabs.
         slots: the optimizer state of each.
-        marker: scratch of `aggregate`; its content means nothing between steps.
     """
 
     weights: dict[str, Leaf] | Leaf
     slots: dict[str, dict[str, Leaf]] | Leaf
-    marker: dict[str, Leaf] | Leaf
 
 
 @_pytree
@@ -83,7 +81,7 @@ class RowGradients:
     def squared_norm(self) -> Float[Array, ""]:
         """The sum of squares over all rows of all tables, for clipping by global norm."""
         if not self.summed:
-            raise UserError("a norm needs EmbeddingCollection(..., sum_duplicates=True)")
+            raise UserError("a norm needs aggregate(..., sum_duplicates=True)")
         return sum((jnp.sum(jnp.square(v)) for v in self.values.values()), jnp.zeros(()))
 
     def scaled(self, factor: Float[Array, ""]) -> RowGradients:

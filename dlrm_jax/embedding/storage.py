@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -22,11 +21,9 @@ Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
 Arrays = dict[str, Array]
 
 
-def build(
-    mesh: Mesh, layout: Layout, source: Source, seed: int, sum_duplicates: bool
-) -> EmbeddingState:
+def build(mesh: Mesh, layout: Layout, source: Source, seed: int) -> EmbeddingState:
     """See `EmbeddingCollection.build`."""
-    weights, slots, marker = {}, {}, {}
+    weights, slots = {}, {}
     # The largest first: what is held twice for a moment is then least on top of the rest.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
         sharding = logical.slab_sharding(mesh, slab)
@@ -39,11 +36,7 @@ def build(
         weights[slab.name] = leaves.pop("weights")
         if slab.optimizer:
             slots[slab.name] = leaves
-        if slab.needs_sums(sum_duplicates):
-            rows = weights[slab.name].shape[0]
-            zeros = functools.partial(jnp.zeros, rows, jnp.int32)
-            marker[slab.name] = jax.jit(zeros, out_shardings=sharding)()
-    return EmbeddingState(weights, slots, marker)
+    return EmbeddingState(weights, slots)
 
 
 def read(

@@ -106,7 +106,6 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
         mesh,
         row_optimizer(config.optimizer, _schedule(config), _row_eps(config, config.optimizer)),
         automatic_plan(tables, mesh.shape[MODEL], config.per_table("placements")),
-        sum_duplicates=config.clip_norm > 0,
     )
 
 

@@ -33,6 +33,7 @@ from dlrm_jax.training.serialization import (
     load_table,
     plain,
     read_metadata,
+    release_memory,
     save,
     save_tables,
     short,
@@ -108,6 +109,7 @@ class Checkpoints:
                 f"the parameters after step {step} aren't finite and weren't saved; lower the "
                 f"learning rate or clip gradients. Earlier checkpoints are intact"
             )
+        release_memory()
         try:
             shutil.rmtree(writing, ignore_errors=True)
             (writing / "tables").mkdir(parents=True)
@@ -150,6 +152,7 @@ class Checkpoints:
                     f"checkpoint {path} is of another run: its {name} is {short(found)}, this "
                     f"run's is {short(expected)}; give the same settings, or another workdir"
                 )
+        release_memory()
         params = jax.eval_shape(lambda: learner.init_params(0))
         abstract = {
             "step": jax.ShapeDtypeStruct((), np.int32),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 
 FORMAT = 1
 
-# Arrays are collected up to this size before they are written together: one write for each
+# Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
 _ITEM_BYTES = 2**28
 
@@ -84,12 +86,13 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
         if pending:
             save(directory / str(items), pending)
             pending.clear()
-            gc.collect()  # saving has put the arrays into reference cycles
+            release_memory()
             items += 1
 
     size = 0
     for table, key, array in learner.collection.arrays(state.embedding):
-        size += array.nbytes
+        # Of all devices: slots with one number a row are whole on each.
+        size += sum(shard.data.nbytes for shard in array.addressable_shards)
         pending.setdefault(table.name, {})[key] = array
         index[f"{table.name}/{key}"] = {"item": str(items), "shape": array.shape}
         del array  # otherwise it would live on while the next one is made
@@ -98,6 +101,19 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
             size = 0
     flush()
     return index
+
+
+def release_memory() -> None:
+    """Gives back to the system what is free: call it before and after large arrays are moved.
+
+    Orbax leaves arrays in reference cycles. And glibc keeps what XLA's compiler has freed:
+    0.7 GiB after the step of 26 tables on eight emulated devices.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # other C libraries don't have it
+            trim(0)
 
 
 def save(path: Path, tree: Any) -> None:

@@ -28,7 +28,7 @@ def make_train_step(learner: Learner) -> TrainStep:
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         loss, grads, occurrences = _accumulate(learner, state, batch)
-        rows, embedding = collection.aggregate(state.embedding, occurrences)
+        rows = collection.aggregate(occurrences, sum_duplicates=bool(clip_norm))
         if clip_norm:
             # One norm over dense parameters and touched rows: equal to the norm over whole
             # tables, whose other rows have gradient zero.
@@ -37,7 +37,7 @@ def make_train_step(learner: Learner) -> TrainStep:
             grads, rows = jax.tree.map(lambda g: g * factor, grads), rows.scaled(factor)
         updates, optimizer = learner.dense_optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        embedding = collection.apply(embedding, rows, state.step)
+        embedding = collection.apply(state.embedding, rows, state.step)
         return TrainState(state.step + 1, params, optimizer, embedding), loss
 
     return jax.jit(train_step, donate_argnames="state")

@@ -68,13 +68,12 @@ def collection(
     tables=TABLES,
     lookups=LOOKUPS,
     optimizer: SGD | None = SGD(1.0),  # noqa: B008
-    sum_duplicates=False,
 ):
     mesh = make_mesh(mesh_shape)
     if isinstance(plan, str):
         chosen = dict(zip([t.name for t in tables], PLANS[plan], strict=True))
         plan = automatic_plan(tables, mesh.shape["model"], chosen)
-    return EmbeddingCollection(tables, FEATURES, lookups, mesh, optimizer, plan, sum_duplicates)
+    return EmbeddingCollection(tables, FEATURES, lookups, mesh, optimizer, plan)
 
 
 def random_arrays(tables=TABLES, seed=0):
@@ -456,7 +455,7 @@ def pooled_densely(weights, ids, id_weights):
 )
 def test_row_gradients_are_those_of_dense_autodiff(plan, weighted, sums):
     with jax.enable_x64(True):
-        tables = collection(plan=plan, tables=SPARSE, sum_duplicates=sums)
+        tables = collection(plan=plan, tables=SPARSE)
         rng = np.random.default_rng(7)
         weights = {t.name: rng.normal(size=(t.rows, t.dim)) for t in SPARSE}
         state = tables.build(lambda table: {"weights": weights[table.name]}, 0)
@@ -469,7 +468,7 @@ def test_row_gradients_are_those_of_dense_autodiff(plan, weighted, sums):
         def step(state, ids, id_weights):
             pooled, context = tables.lookup(state, ids, id_weights)
             cotangents = jax.grad(scalar)(pooled)
-            gradients, state = tables.aggregate(state, tables.back(context, cotangents))
+            gradients = tables.aggregate(tables.back(context, cotangents), sums)
             norm = gradients.squared_norm() if sums else jnp.zeros(())
             return tables.apply(state, gradients, jnp.zeros((), jnp.int32)), norm
 
@@ -497,10 +496,9 @@ def test_a_norm_needs_sums():
 
     def norm(state, ids):
         pooled, context = tables.lookup(state, ids)
-        gradients, _ = tables.aggregate(state, tables.back(context, pooled))
-        return gradients.squared_norm()
+        return tables.aggregate(tables.back(context, pooled)).squared_norm()
 
-    with pytest.raises(UserError, match=r"a norm needs EmbeddingCollection\(.*sum_duplicates"):
+    with pytest.raises(UserError, match=r"a norm needs aggregate\(.*sum_duplicates"):
         jax.eval_shape(norm, state, random_batch()[0])
 
 

@@ -128,7 +128,6 @@ class Setup:
             mesh,
             row_optimizer(self.optimizer, rate),
             automatic_plan(tables, mesh.shape["model"], PLACEMENTS),
-            sum_duplicates=self.clip_norm > 0,
         )
 
         def make_model(rngs: nnx.Rngs) -> DLRM:

@@ -73,11 +73,13 @@ def ways_taken(monkeypatch):
     ways = set()
     aggregate = gradient.aggregate
 
-    def spy(slab, occurrences, marker, copies):
-        ids = sum(rows.size for rows, _, _ in occurrences) * copies
-        large = "repeated" if marker is None else "merged"
-        ways.add((slab.sharded, "dense" if slab.rows <= ids else large))
-        return aggregate(slab, occurrences, marker, copies)
+    def spy(slabs, occurrences, mesh_shape, sum_duplicates):
+        for slab in slabs:
+            copies = mesh_shape["data"] * (1 if slab.sharded else mesh_shape["model"])
+            ids = sum(rows.size for rows, _, _ in occurrences[slab.name]) * copies
+            large = "merged" if slab.needs_sums(sum_duplicates) else "repeated"
+            ways.add((slab.sharded, "dense" if slab.rows <= ids else large))
+        return aggregate(slabs, occurrences, mesh_shape, sum_duplicates)
 
     monkeypatch.setattr(gradient, "aggregate", spy)
     return ways
