@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import resource
 import statistics
 import sys
@@ -131,6 +132,7 @@ def main(argv: Sequence[str]) -> None:
                 "tables_and_state_gib": held / 2**30,
                 "peak_gib": peak / 2**30,
                 "bound_gib": 1.25 * held / 2**30 + 1,
+                "allocator": os.environ.get("GLIBC_TUNABLES"),
                 "device": jax.devices()[0].device_kind,
                 "versions": versions(),
             },
