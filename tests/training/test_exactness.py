@@ -5,18 +5,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from drawn_batches import make_batches, oracle_arguments
+from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle, global_norm
-from setups import (
-    MESHES,
-    Setup,
-    arrays_of,
-    initial_arrays,
-    make_batches,
-    oracle_arguments,
-    oracle_arrays,
-    start,
-    train,
-)
+from setups import MESHES, Setup, train
 
 from dlrm_jax.embedding import gradient
 from dlrm_jax.training.learner import Learner, TrainState

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from setups import MESHES, arrays_of, train
+from named_arrays import arrays_of
+from setups import MESHES, train
 
 from dlrm_jax.config import Config, preset
 from dlrm_jax.data.batches import Batch

@@ -1,0 +1,150 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_collection import (
+    FEATURES,
+    LOOKUPS,
+    PLANS,
+    B,
+    assert_same,
+    built,
+    collection,
+    random_arrays,
+    random_batch,
+    read,
+)
+
+MESHES = ["1x1", "2x4", "8x1", "1x8"]
+
+
+def pooled_by_hand(weights, ids, id_weights=None, lookups=LOOKUPS):
+    """Plain NumPy, one id at a time."""
+    ends = dict(zip([f.name for f in FEATURES], np.cumsum([f.max_ids for f in FEATURES])))  # noqa: B905
+    length = {f.name: f.max_ids for f in FEATURES}
+    pooled = {}
+    for lookup in lookups:
+        table = np.asarray(weights[lookup.table], np.float64)
+        out = np.zeros((len(ids), table.shape[1]))
+        first = ends[lookup.feature] - length[lookup.feature]
+        for sample in range(len(ids)):
+            total = 0.0
+            for column in range(first, ends[lookup.feature]):
+                id_ = int(ids[sample, column])
+                if id_ < 0:
+                    continue
+                row = id_ if lookup.id_map is None else lookup.id_map(id_)
+                w = 1.0 if id_weights is None else float(id_weights[sample, column])
+                out[sample] += w * (table[row] if row < len(table) else np.nan)
+                total += w
+            if lookup.pooling == "mean":
+                out[sample] = out[sample] / total if total else 0.0
+        pooled[lookup.name] = out
+    return pooled
+
+
+def assert_pooled(pooled, expected):
+    assert list(pooled) == list(expected)
+    for name, vectors in pooled.items():
+        np.testing.assert_allclose(vectors, expected[name], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "plan"),
+    [*((mesh, "mixed") for mesh in MESHES), ("2x4", "row_wise"), ("1x8", "table_wise")],
+)
+def test_lookup_is_plain_pooling(mesh, plan):
+    tables = collection(mesh, plan)
+    arrays = random_arrays()
+    state = built(tables, arrays)
+    weights = {name: x["weights"] for name, x in arrays.items()}
+    ids, id_weights = random_batch()
+    lookup = jax.jit(lambda state, ids, w: tables.lookup(state, ids, w)[0])
+    assert_pooled(lookup(state, ids, None), pooled_by_hand(weights, ids))
+    assert_pooled(lookup(state, ids, id_weights), pooled_by_hand(weights, ids, id_weights))
+
+
+def test_a_mean_whose_weights_sum_to_zero_is_the_zero_vector():
+    tables = collection()
+    ids, id_weights = random_batch()
+    ids[0], id_weights[0] = 1, 0
+    ids[3], id_weights[3] = -1, 7  # weights of absent ids count nothing
+    ids[4], id_weights[4] = 2, np.tile([1, -1], 9)[: ids.shape[1]]
+    state = built(tables, random_arrays())
+    pooled, _ = jax.jit(tables.lookup)(state, ids, id_weights)
+    for vectors in pooled.values():
+        np.testing.assert_array_equal(np.asarray(vectors)[[0, 3]], 0)
+    np.testing.assert_array_equal(np.asarray(pooled["e"])[4], 0)  # the weights -1 and 1
+
+
+@functools.cache
+def compiled_lookup():
+    """A collection's lookup, its weights, and how often it was traced."""
+    tables = collection()
+    arrays = random_arrays()
+    traces = []
+
+    def lookup(state, ids):
+        traces.append(1)
+        return tables.lookup(state, ids)[0]
+
+    weights = {name: x["weights"] for name, x in arrays.items()}
+    return functools.partial(jax.jit(lookup), built(tables, arrays)), weights, traces
+
+
+COLUMNS = sum(feature.max_ids for feature in FEATURES)
+# Absent ids and ids past the end of some tables or of all.
+IDS = st.lists(
+    st.lists(
+        st.one_of(st.integers(-1, 4), st.integers(-3, 110)), min_size=COLUMNS, max_size=COLUMNS
+    ),
+    min_size=8,
+    max_size=8,
+)
+
+
+@settings(deadline=None)
+@given(IDS)
+def test_any_bags_are_pooled_and_only_bad_ones_are_nan(ids):
+    lookup, weights, traces = compiled_lookup()
+    ids = np.array(ids, np.int32)
+    pooled = jax.block_until_ready(lookup(ids))
+    assert_pooled(pooled, pooled_by_hand(weights, ids))  # NaN equals NaN, at the same places
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_an_id_out_of_range_spoils_its_bag_only(mesh):
+    tables = collection(mesh)
+    state = built(tables, random_arrays())
+    ids, _ = random_batch()
+    lookup = jax.jit(lambda state, ids: tables.lookup(state, ids)[0])
+    good = lookup(state, ids)
+    ids[5, 1:4] = [0, 30, 1]  # feature "three": a has id 30, e 30 // 2, d doesn't
+    bad = lookup(state, ids)
+    for name, vectors in bad.items():
+        nan = np.isnan(np.asarray(vectors))
+        assert np.all(nan[5]) == (name == "d")
+        assert not np.any(np.delete(nan, 5, axis=0))
+        np.testing.assert_array_equal(np.delete(vectors, 5, axis=0), np.delete(good[name], 5, 0))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_absent_ids_neither_read_nor_write_a_row(plan):
+    tables = collection(plan=plan)
+    arrays = random_arrays()
+    state = built(tables, arrays)
+    ids = np.full((B, COLUMNS), -1, np.int32)
+
+    def step(state, ids):
+        pooled, context = tables.lookup(state, ids)
+        ones = jax.tree.map(jnp.ones_like, pooled)
+        return pooled, tables.update(state, context, ones, jnp.asarray(2))
+
+    pooled, state = jax.jit(step)(state, ids)
+    assert all(not np.any(np.asarray(vectors)) for vectors in pooled.values())
+    assert_same(read(tables, state), arrays)
