@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped
 
 from dlrm_jax.data.arrays import Dataset, Examples
+from dlrm_jax.data.npy import ArrayWriter
 from dlrm_jax.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -65,35 +64,6 @@ class Metadata:
         temporary = entry / f"{_METADATA}.partial"
         temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
         temporary.replace(entry / _METADATA)
-
-
-class ArrayWriter:
-    """Writes an .npy file block by block.
-
-    A full disk raises `OSError` here; stores to a memory map would end the process.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]):
-        self._dtype = np.dtype(dtype)
-        self._file = path.open("wb")
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": shape,
-        }
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def append(self, block: Shaped[np.ndarray, "N ..."]) -> None:
-        """Writes the next rows."""
-        self._file.write(np.ascontiguousarray(block, self._dtype).data)
-
-    def __enter__(self) -> "ArrayWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
 
 
 class SplitWriter:

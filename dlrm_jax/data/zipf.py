@@ -11,16 +11,28 @@ def bounded_zipf(
 ) -> Int32[np.ndarray, "..."]:
     """Draws ids from 0 to rows - 1 with probability about proportional to (id + 1) ** -exponent.
 
-    The continuous power law on [1, rows + 1) is inverted and rounded down, which needs no memory
-    that grows with `rows`. The id is the rank less one, so hot rows lie together.
-
     Args:
         rng: Source of random numbers.
         rows: Number of distinct ids, up to 2**31 - 1.
         exponent: Zipf exponent s; 0 gives the uniform distribution.
         shape: Shape of the result.
     """
-    u = rng.random(shape)
+    return zipf_quantile(rng.random(shape), rows, exponent)
+
+
+def zipf_quantile(
+    u: Float64[np.ndarray, "..."], rows: int, exponent: float
+) -> Int32[np.ndarray, "..."]:
+    """Gives the id below which a share `u` of the draws of `bounded_zipf` lies.
+
+    The continuous power law on [1, rows + 1) is inverted and rounded down, which needs no memory
+    that grows with `rows`. The id is the rank less one, so hot rows lie together.
+
+    Args:
+        u: Shares from 0 to 1.
+        rows: As for `bounded_zipf`.
+        exponent: As for `bounded_zipf`.
+    """
     power = 1.0 - exponent
     log_end = math.log(rows + 1.0)
     if abs(power * log_end) < 1e-6:  # s = 1 is the limit of the general case
