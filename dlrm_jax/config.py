@@ -79,6 +79,7 @@ class Config:
     # Data.
     examples: int = 2_400_000  # to generate, of which 80 % train
     zipf_exponent: float = 1.05  # of the generated ids; 0 for uniform
+    shuffle_window: int = 0  # training examples shuffled among each other; 0 for all
     min_count: int = 1  # rarer values in a file share the id of unseen ones
 
     def __post_init__(self):
@@ -166,7 +167,8 @@ _LOWEST = {
     ),
     **dict.fromkeys(
         ("class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm",
-         "steps", "eval_every", "checkpoint_every", "target_auc", "seed", "zipf_exponent"),
+         "steps", "eval_every", "checkpoint_every", "target_auc", "seed", "zipf_exponent",
+         "shuffle_window"),
         0,
     ),
 }  # fmt: skip

@@ -20,8 +20,9 @@ from typing import Any
 from absl import flags
 
 from dlrm_jax.config import Config, preset
-from dlrm_jax.data.arrays import Dataset, check_ids
+from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.criteo import load_criteo
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
@@ -83,10 +84,10 @@ def main(argv: Sequence[str]) -> None:
         predict = make_predict(learner)
 
         def metrics_of(state: TrainState, split: str) -> Metrics:
-            examples = data.splits[split]
+            rows = data.splits[split]
             if split == "train":  # as many as there are to validate: the rest says no more
-                examples = examples[: len(data.validation)]
-            return evaluate(learner, predict, state, examples, config.evaluation_batch_size)
+                rows = rows[: len(data.validation)]
+            return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
 
         def keep(state: TrainState, validation: Metrics | None, due: bool) -> None:
             if due or checkpoints.improves(validation):
@@ -97,7 +98,9 @@ def main(argv: Sequence[str]) -> None:
         record = None
         if not FLAGS.eval_only:
             record = Record(workdir / "metrics.jsonl", resumed_from or 0)
-            batches = TrainBatches(data.train, config.batch_size, config.seed)
+            batches = TrainBatches(
+                data.train, config.batch_size, config.seed, config.shuffle_window
+            )
             trained = train(
                 learner,
                 make_train_step(learner),
@@ -171,12 +174,12 @@ def load_data(config: Config) -> tuple[Config, Dataset]:
             config,
             table_rows=data.table_rows,
             bag_lengths=(1,),
-            dense_features=data.train.dense.shape[1],
+            dense_features=data.train.dense_features,
         )
     else:
         data = generate_data(config)
-    for name, examples in data.splits.items():
-        check_ids(examples, data.table_rows, data.bag_lengths, name)
+    for name, split in data.splits.items():
+        check_ids(split, data.table_rows, data.bag_lengths, name)
     return config, data
 
 

@@ -17,6 +17,7 @@ AT_LEAST_ONE = [
 AT_LEAST_ZERO = [
     "class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "steps",
     "eval_every", "checkpoint_every", "target_auc", "seed", "zipf_exponent",
+    "shuffle_window",
 ]  # fmt: skip
 
 

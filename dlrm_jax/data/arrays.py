@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64, Integer
 
 from dlrm_jax.errors import UserError
 
 ABSENT = -1
 """The id of an unused place in a bag; it contributes nothing when the bag is pooled."""
-
-_ROWS_PER_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Examples:
         ids: Embedding rows. The bags of all categorical features lie side by side, so C is the sum
             of the bag lengths; `ABSENT` marks places that aren't used.
         labels: 0 or 1.
+        weights: How much each example counts in the training loss; None if all count 1.
 
     Raises:
         UserError: If an array has another type or rank, or the arrays differ in length.
@@ -33,21 +33,24 @@ class Examples:
     dense: Float32[np.ndarray, "N D"]
     ids: Int32[np.ndarray, "N C"]
     labels: Float32[np.ndarray, " N"]
+    weights: Float32[np.ndarray, " N"] | None = None
 
     def __post_init__(self) -> None:
-        wanted = {"dense": (np.float32, 2), "ids": (np.int32, 2), "labels": (np.float32, 1)}
-        for name, (dtype, rank) in wanted.items():
+        for name, (dtype, rank) in _ARRAYS.items():
             array = getattr(self, name)
+            if array is None:
+                continue
             if array.dtype != dtype or array.ndim != rank:
                 raise UserError(
                     f"Examples.{name} must be a {np.dtype(dtype)} array with {rank} axes, got "
                     f"{array.dtype} of shape {array.shape}; convert it first."
                 )
-        lengths = (len(self.dense), len(self.ids), len(self.labels))
-        if len(set(lengths)) > 1:
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) > 1:
             raise UserError(
-                "Examples need dense, ids and labels of the same length, got "
-                f"{lengths[0]}, {lengths[1]} and {lengths[2]}; were they cut at different places?"
+                "Examples need arrays of the same length, got "
+                f"{', '.join(f'{length} {name}' for name, length in lengths.items())}; were they "
+                "cut at different places?"
             )
 
     def __len__(self) -> int:
@@ -55,7 +58,118 @@ class Examples:
 
     def __getitem__(self, rows: slice) -> Examples:
         """The examples of these rows, without a copy."""
-        return Examples(self.dense[rows], self.ids[rows], self.labels[rows])
+        return Examples(**{name: array[rows] for name, array in self.arrays.items()})
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that there are, by name, as plain views.
+
+        Gathering from np.memmap objects costs Python calls for every result.
+        """
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        return {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+
+
+_ARRAYS = {
+    "dense": (np.float32, 2),
+    "ids": (np.int32, 2),
+    "labels": (np.float32, 1),
+    "weights": (np.float32, 1),
+}
+"""Type and rank of each array of `Examples`."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples that lie in several pieces, one after the other: those of Criteo are days.
+
+    Attributes:
+        days: The pieces. A row of the split is a row of the first day, or, less the length of the
+            days before, of a later one.
+
+    Raises:
+        UserError: If there is no day, or the arrays of one don't fit those of the first.
+    """
+
+    days: tuple[Examples, ...]
+
+    def __post_init__(self) -> None:
+        if not self.days:
+            raise UserError("a split needs at least one day, got none; it may have no examples.")
+        wanted = _widths(self.days[0])
+        for number, day in enumerate(self.days):
+            if _widths(day) != wanted:
+                raise UserError(
+                    f"the days of a split need arrays of the same width, got {wanted} in the first "
+                    f"and {_widths(day)} in day {number} (from 0); prepare all days alike."
+                )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, rows: slice) -> Split:
+        """The split of these rows, which follow one another, without a copy."""
+        first, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise UserError(f"a split is cut into rows that follow one another, got {rows}.")
+        days = [
+            day[max(first - start, 0) : max(stop - start, 0)]
+            for start, day in zip(self._starts.tolist(), self.days, strict=False)
+        ]
+        return Split(tuple(day for day in days if len(day)) or (days[0],))
+
+    @property
+    def dense_features(self) -> int:
+        """D, dense features per example."""
+        return self.days[0].dense.shape[1]
+
+    @property
+    def ids_per_example(self) -> int:
+        """C, the sum of the bag lengths."""
+        return self.days[0].ids.shape[1]
+
+    @property
+    def labels(self) -> Float32[np.ndarray, " N"]:
+        """The labels of all days, in memory."""
+        return np.concatenate([day.labels for day in self.days])
+
+    def take(self, rows: Integer[np.ndarray, " B"]) -> Examples:
+        """The examples of these rows, in this order, in memory.
+
+        Args:
+            rows: Of the split, sorted or not; one may occur several times.
+
+        Raises:
+            IndexError: If a row isn't in the split.
+        """
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of a split of {len(self)}")
+        # Sorting the rows first makes this slower: a core has many misses under way at once.
+        days = np.searchsorted(self._starts, rows, side="right") - 1
+        found = np.flatnonzero(np.bincount(days)) if len(rows) else [0]
+        if len(found) == 1:
+            local = rows - self._starts[found[0]]
+            arrays = self.days[found[0]].arrays.items()
+            return Examples(**{name: array.take(local, axis=0) for name, array in arrays})
+        gathered = {
+            name: np.empty((len(rows), *array.shape[1:]), array.dtype)
+            for name, array in self.days[0].arrays.items()
+        }
+        for number in found:
+            places = np.flatnonzero(days == number)
+            local = rows[places] - self._starts[number]
+            for name, array in self.days[number].arrays.items():
+                gathered[name][places] = array.take(local, axis=0)
+        return Examples(**gathered)
+
+    @cached_property
+    def _starts(self) -> Int64[np.ndarray, " D"]:
+        """The first row of each day, and the length of the split."""
+        return np.cumsum([0, *map(len, self.days)], dtype=np.int64)
+
+
+def _widths(examples: Examples) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in examples.arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -78,9 +192,9 @@ class Dataset:
         UserError: If the splits don't fit each other or the features.
     """
 
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: Split
+    validation: Split
+    test: Split
     table_rows: tuple[int, ...]
     bag_lengths: tuple[int, ...]
     fingerprint: str
@@ -98,52 +212,16 @@ class Dataset:
                 "table rows and bag lengths must be at least 1, got "
                 f"{self.table_rows} and {self.bag_lengths}."
             )
-        dense, ids = self.train.dense.shape[1], sum(self.bag_lengths)
+        dense, ids = self.train.dense_features, sum(self.bag_lengths)
         for name, split in self.splits.items():
-            if split.dense.shape[1] != dense or split.ids.shape[1] != ids:
+            if split.dense_features != dense or split.ids_per_example != ids:
                 raise UserError(
                     f"every split needs {dense} dense features and {ids} ids an example (the sum "
-                    f"of the bag lengths), but {name} has {split.dense.shape[1]} and "
-                    f"{split.ids.shape[1]}."
+                    f"of the bag lengths), but {name} has {split.dense_features} and "
+                    f"{split.ids_per_example}."
                 )
 
     @property
-    def splits(self) -> dict[str, Examples]:
+    def splits(self) -> dict[str, Split]:
         """The splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
-
-
-def check_ids(
-    examples: Examples, table_rows: Sequence[int], bag_lengths: Sequence[int], name: str
-) -> None:
-    """Checks that every id is `ABSENT` or a row of its table.
-
-    An id out of range wouldn't fail on an accelerator, it would read or update another row.
-
-    Args:
-        examples: Ids of shape [N, sum(bag_lengths)].
-        table_rows: Rows of each categorical feature's table.
-        bag_lengths: Places of each categorical feature in `examples.ids`.
-        name: What to call the examples in the message, such as "train".
-
-    Raises:
-        UserError: Names the first bad id: row, feature, value.
-    """
-    if examples.ids.shape[1] != sum(bag_lengths) or len(table_rows) != len(bag_lengths):
-        raise UserError(
-            f"{name}: {len(table_rows)} tables with bags of {sum(bag_lengths)} ids in all don't "
-            f"describe examples with {examples.ids.shape[1]} ids each."
-        )
-    feature_of_column = np.repeat(np.arange(len(table_rows)), bag_lengths)
-    limits = np.asarray(table_rows, np.int64)[feature_of_column]
-    for start in range(0, len(examples), _ROWS_PER_BLOCK):
-        block = np.asarray(examples.ids[start : start + _ROWS_PER_BLOCK])
-        if (block.min(axis=0) >= ABSENT).all() and (block.max(axis=0) < limits).all():
-            continue
-        row, column = np.argwhere((block < ABSENT) | (block >= limits))[0]
-        feature = feature_of_column[column]
-        raise UserError(
-            f"{name}, row {start + row} (from 0), categorical feature {feature} (from 0): expected "
-            f"an id from 0 to {limits[column] - 1}, or {ABSENT} for an absent one, got "
-            f"{block[row, column]}. Correct the ids, or give this feature a table with more rows."
-        )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlrm_jax.data.arrays import Dataset, Examples
+from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.npy import ArrayWriter
 from dlrm_jax.errors import UserError
 
@@ -138,7 +138,7 @@ def load(entry: Path, metadata: Metadata, source: str) -> Dataset | None:
         splits = {}
         for name in SPLITS:
             dense, ids, labels = (np.load(path, mmap_mode="r") for path in _paths(entry, name))
-            splits[name] = Examples(dense, ids, labels)
+            splits[name] = Split((Examples(dense, ids, labels),))
             if len(labels) != metadata.examples[name]:
                 return None
         return Dataset(

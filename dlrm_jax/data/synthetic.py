@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlrm_jax.data.arrays import Dataset, Examples
+from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.auc import auc
 from dlrm_jax.data.teacher import Teacher, sigmoid
 from dlrm_jax.errors import UserError
@@ -69,7 +69,7 @@ def generate(
         "validation": slice(train_end, validation_end),
         "test": slice(validation_end, examples),
     }
-    splits = {name: Examples(dense[s], ids[s], labels[s]) for name, s in bounds.items()}
+    splits = {name: Split((Examples(dense[s], ids[s], labels[s]),)) for name, s in bounds.items()}
     options = (table_rows, bag_lengths, dense_features, examples, float(zipf_exponent), seed)
     return Dataset(
         **splits,

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.batches import TrainBatches, evaluation_batches
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.learner import Learner, TrainState
@@ -85,13 +85,13 @@ class Trained:
 
 
 def evaluate(
-    learner: Learner, predict: Predict, state: TrainState, examples: Examples, batch_size: int
+    learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
 ) -> dict[str, float | int]:
     """Metrics over all examples, each counted once, whatever the batch size and the mesh."""
     logits = []
-    for batch in evaluation_batches(examples, batch_size):
+    for batch in evaluation_batches(split, batch_size):
         logits.append(np.asarray(predict(state, learner.put_evaluation(batch))))
-    return binary_metrics(np.concatenate(logits)[: len(examples)], examples.labels[:])
+    return binary_metrics(np.concatenate(logits)[: len(split)], split.labels)
 
 
 def train(

@@ -2,59 +2,65 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from dlrm_jax.data.arrays import Dataset, Examples, check_ids
+from dlrm_jax.data.arrays import Dataset, Examples, Split
+from dlrm_jax.data.check import check_ids
 from dlrm_jax.errors import UserError
 
 
 def examples(ids, dense=2):
     ids = np.asarray(ids, np.int32)
     n = len(ids)
-    return Examples(np.zeros((n, dense), np.float32), ids, np.zeros(n, np.float32))
+    return Examples(
+        np.zeros((n, dense), np.float32), ids, np.zeros(n, np.float32), np.ones(n, np.float32)
+    )
+
+
+def split(*days):
+    return Split(tuple(examples(ids) for ids in days))
 
 
 def test_examples_know_their_length():
     assert len(examples([[0], [1], [2]])) == 3
 
 
-@pytest.mark.parametrize("name", ["dense", "ids", "labels"])
+@pytest.mark.parametrize("name", ["dense", "ids", "labels", "weights"])
 @pytest.mark.parametrize(
     "change", [lambda a: a.astype(np.float64), lambda a: a[None], lambda a: a[1:]]
 )
 def test_examples_refuse_arrays_of_wrong_type_rank_or_length(name, change):
     good = examples([[0], [1]])
-    arrays = {"dense": good.dense, "ids": good.ids, "labels": good.labels}
-    arrays[name] = change(arrays[name])
+    arrays = good.arrays | {name: change(good.arrays[name])}
     # Where annotations are checked at runtime, the checker is faster.
     with pytest.raises((UserError, TypeCheckError), match="Examples"):
         Examples(**arrays)
 
 
 def test_dataset_names_the_split_that_does_not_fit():
-    good, bad = examples([[0, 1]]), examples([[0, 1, 2]])
+    good, bad = split([[0, 1]]), split([[0, 1, 2]])
     with pytest.raises(UserError, match=r"test has 2 and 3"):
         Dataset(good, good, bad, (5, 5), (1, 1), "", "")
 
 
 @pytest.mark.parametrize(("rows", "bags"), [((5,), (1, 1)), ((5, 0), (1, 1)), ((5, 5), (2, 0))])
 def test_dataset_refuses_tables_that_make_no_sense(rows, bags):
-    good = examples([[0, 1]])
+    good = split([[0, 1]])
     with pytest.raises(UserError):
         Dataset(good, good, good, rows, bags, "", "")
 
 
 def test_check_ids_accepts_the_whole_range():
-    check_ids(examples([[0, -1, 6], [4, 2, 0]]), (5, 7), (1, 2), "train")
+    check_ids(split([[0, -1, 6]], [[4, 2, 0]]), (5, 7), (1, 2), "train")
 
 
-@pytest.mark.parametrize("bad", [7, -2, 2**31 - 1])
-def test_check_ids_names_row_feature_and_value(bad):
+@pytest.mark.parametrize(("bad", "cut"), [(7, 0), (-2, 30_000), (2**31 - 1, 70_001)])
+def test_check_ids_names_row_feature_and_value(bad, cut):
     ids = np.zeros((100_000, 3), np.int32)
     ids[70_001, 2] = bad
     ids[70_002, 0] = 99
     with pytest.raises(UserError, match=rf"train, row 70001 .*feature 1 .*0 to 6.*got {bad}\."):
-        check_ids(examples(ids), (5, 7), (1, 2), "train")
+        check_ids(split(ids[:cut], ids[cut:]), (5, 7), (1, 2), "train")
 
 
 def test_check_ids_refuses_other_shapes():
     with pytest.raises(UserError, match="4 ids"):
-        check_ids(examples([[0, 1, 2]]), (5, 7), (1, 3), "train")
+        check_ids(split([[0, 1, 2]]), (5, 7), (1, 3), "train")

@@ -2,31 +2,72 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numbered import numbered
 
-from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.batches import TrainBatches, evaluation_batches, steps_per_epoch
 from dlrm_jax.errors import UserError
 
 
-def numbered(n):
-    """Examples that carry their number in every array."""
-    number = np.arange(n)
-    return Examples(
-        number[:, None].astype(np.float32),
-        np.stack([number, number + 1], axis=1).astype(np.int32),
-        number.astype(np.float32),
-    )
-
-
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5), st.integers(0, 3))
-def test_an_epoch_shows_no_example_twice_and_leaves_out_the_remainder(n, size, seed, epoch):
+@given(
+    st.integers(1, 60), st.integers(1, 20), st.integers(0, 5), st.integers(0, 3), st.integers(0, 70)
+)
+def test_an_epoch_shows_no_example_twice_and_leaves_out_the_remainder(n, size, seed, epoch, window):
     if n < size:
         return
-    batches = TrainBatches(numbered(n), size, seed)
+    batches = TrainBatches(numbered(n), size, seed, window)
     steps = steps_per_epoch(numbered(n), size)
     assert steps == n // size
     seen = np.concatenate([batches[epoch * steps + i].labels for i in range(steps)])
     assert len(np.unique(seen)) == steps * size
+    assert np.abs(seen - np.arange(len(seen))).max() < (window or n)
+
+
+@st.composite
+def cases(draw):
+    """Arguments of batches, and the number of processes that share them."""
+    processes, per_process = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    n = draw(st.integers(processes * per_process, 60))
+    cuts = tuple(draw(st.lists(st.integers(0, n), max_size=4)))
+    return n, cuts, processes * per_process, draw(st.integers(0, 70)), processes
+
+
+def assert_same(a, b):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def joined(parts):
+    return [None if x[0] is None else np.concatenate(x) for x in zip(*parts, strict=True)]
+
+
+@given(cases(), st.booleans(), st.lists(st.integers(0, 100), max_size=6))
+def test_days_and_processes_change_nothing(case, weighted, steps):
+    n, cuts, size, window, processes = case
+    whole = TrainBatches(numbered(n, (), weighted), size, 5, window)
+    split = numbered(n, cuts, weighted)
+    parts = [TrainBatches(split, size, 5, window, p, processes) for p in range(processes)]
+    for step in steps:  # in any order
+        assert_same(joined([part[step] for part in parts]), whole[step])
+
+
+@given(cases(), st.booleans())
+def test_days_and_processes_change_nothing_in_evaluation(case, weighted):
+    n, cuts, size, _, processes = case
+    split = numbered(n, cuts, weighted)
+    parts = [evaluation_batches(split, size, p, processes) for p in range(processes)]
+    together = [joined(batch) for batch in zip(*parts, strict=True)]
+    whole = list(evaluation_batches(numbered(n, (), weighted), size))
+    for a, b in zip(together, whole, strict=True):
+        assert_same(a, b)
+
+
+def test_all_examples_shuffled_at_once_is_one_permutation_per_epoch():
+    batches = TrainBatches(numbered(50), 8, 3)
+    expected = np.random.default_rng([3, 2]).permutation(np.arange(50, dtype=np.int32))
+    for step in range(6):
+        np.testing.assert_array_equal(
+            batches[2 * 6 + step].labels, expected[8 * step : 8 * (step + 1)]
+        )
 
 
 def test_a_batch_keeps_the_parts_of_an_example_together():
@@ -54,13 +95,11 @@ def test_epochs_are_shuffled_differently():
     np.testing.assert_array_equal(np.sort(first), np.sort(second))
 
 
-def test_memory_maps_are_read_like_arrays(tmp_path):
-    examples = numbered(40)
-    np.save(tmp_path / "ids.npy", examples.ids)
-    mapped = Examples(examples.dense, np.load(tmp_path / "ids.npy", mmap_mode="r"), examples.labels)
-    batch = TrainBatches(mapped, 8, 0)[2]
-    assert type(batch.ids) is np.ndarray
-    np.testing.assert_array_equal(batch.ids, TrainBatches(examples, 8, 0)[2].ids)
+def test_weights_of_examples_become_those_of_the_batch():
+    batch = TrainBatches(numbered(50, (20,), weighted=True), 8, 0)[3]
+    np.testing.assert_array_equal(batch.weights, batch.labels / 4)
+    *_, last = evaluation_batches(numbered(6, (), weighted=True), 4)
+    np.testing.assert_array_equal(last.weights, [1, 1.25, 0, 0])
 
 
 @given(st.integers(0, 50), st.integers(1, 20))
@@ -96,3 +135,15 @@ def test_arguments_out_of_range():
         TrainBatches(numbered(7), 1, -1)
     with pytest.raises(IndexError):
         TrainBatches(numbered(7), 1, 0)[-1]
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "text"),
+    [(0, 3, "8 can't be split evenly over 3"), (2, 2, "process 2 of 2"), (-1, 2, "process -1"),
+     (0, 0, "process 0 of 0")],
+)  # fmt: skip
+def test_processes_out_of_range(index, count, text):
+    with pytest.raises(UserError, match=text):
+        TrainBatches(numbered(9), 8, 0, process_index=index, process_count=count)
+    with pytest.raises(UserError, match=text):
+        evaluation_batches(numbered(9), 8, index, count)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.data import cache, criteo
-from dlrm_jax.data.arrays import check_ids
+from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.criteo import kaggle_split, load_criteo
 from dlrm_jax.errors import UserError
 
@@ -39,8 +39,9 @@ def raw(tmp_path):
 
 def same(a, b):
     return all(
-        np.array_equal(getattr(a.splits[split], name), getattr(b.splits[split], name))
+        np.array_equal(day.arrays[name], b.splits[split].days[0].arrays[name])
         for split in a.splits
+        for day in a.splits[split].days
         for name in ("dense", "ids", "labels")
     )
 
@@ -75,16 +76,17 @@ def test_arrays_are_what_the_definitions_say(raw, tmp_path, min_count, monkeypat
         ids = expected_ids([row[14 + feature] for row in fields], 60, min_count)
         assert dataset.table_rows[feature] == max(ids[:60]) + 1
         for name, lines in splits.items():
-            assert dataset.splits[name].ids[:, feature].tolist() == ids[lines]
-    assert 0 in dataset.test.ids
+            assert dataset.splits[name].days[0].ids[:, feature].tolist() == ids[lines]
+    assert 0 in dataset.test.days[0].ids
     for name, lines in splits.items():
         split = dataset.splits[name]
         check_ids(split, dataset.table_rows, dataset.bag_lengths, name)
         assert split.labels.tolist() == [float(row[0]) for row in fields[lines]]
         dense = [[np.log1p(max(int(n or 0), 0)) for n in row[1:14]] for row in fields[lines]]
-        np.testing.assert_allclose(split.dense, dense, rtol=1e-6)
-        assert isinstance(split.ids, np.memmap)
-        assert not split.ids.flags.writeable
+        (day,) = split.days
+        np.testing.assert_allclose(day.dense, dense, rtol=1e-6)
+        assert isinstance(day.ids, np.memmap)
+        assert not day.ids.flags.writeable
     assert dataset.bag_lengths == (1,) * 26
 
 
@@ -168,14 +170,14 @@ def test_the_fingerprint_ignores_path_and_time(raw, tmp_path):
 )
 def test_a_damaged_entry_is_prepared_again(raw, tmp_path, prepared, damage):
     first = load_criteo(raw, tmp_path / "cache")
-    reference = {name: np.array(split.ids) for name, split in first.splits.items()}
+    reference = {name: np.array(split.days[0].ids) for name, split in first.splits.items()}
     del first
     (entry,) = (path.parent for path in (tmp_path / "cache").glob("*/metadata.json"))
     damage(entry)
     again = load_criteo(raw, tmp_path / "cache")
     assert len(prepared) == 2
     for name, split in again.splits.items():
-        np.testing.assert_array_equal(split.ids, reference[name])
+        np.testing.assert_array_equal(split.days[0].ids, reference[name])
 
 
 def test_an_entry_of_another_schema_is_prepared_again(raw, tmp_path, prepared, monkeypatch):

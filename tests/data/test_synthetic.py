@@ -4,8 +4,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import check_ids
 from dlrm_jax.data.auc import auc
+from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.synthetic import generate
 from dlrm_jax.errors import UserError
 
@@ -34,14 +34,15 @@ def dataset():
 
 def test_shape_split_and_ranges(dataset):
     assert [len(split) for split in dataset.splits.values()] == [120_000, 15_000, 15_000]
-    assert dataset.train.dense.shape == (120_000, 13)
-    assert dataset.train.ids.shape == (120_000, 26)
+    (train,) = dataset.train.days
+    assert train.dense.shape == (120_000, 13)
+    assert train.ids.shape == (120_000, 26)
     for name, split in dataset.splits.items():
         check_ids(split, dataset.table_rows, dataset.bag_lengths, name)
         assert set(np.unique(split.labels)) == {0, 1}
-    assert dataset.train.dense.min() == 0
-    assert np.isfinite(dataset.train.dense).all()
-    assert dataset.train.labels.mean() == pytest.approx(0.25, abs=0.01)
+    assert train.dense.min() == 0
+    assert np.isfinite(train.dense).all()
+    assert train.labels.mean() == pytest.approx(0.25, abs=0.01)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -59,7 +60,7 @@ def one_hot(ids, most=300):
 
 
 def test_models_without_interactions_fall_short(dataset):
-    train, test = dataset.train, dataset.validation
+    (train,), (test,) = dataset.train.days, dataset.validation.days
     best = ceiling(dataset, "validation")
 
     model = LogisticRegression().fit(train.dense[:30_000], train.labels[:30_000])
@@ -80,15 +81,17 @@ def test_the_result_depends_on_the_arguments_only():
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert first.teacher_auc == again.teacher_auc
     for name in ("dense", "ids", "labels"):
-        np.testing.assert_array_equal(getattr(first.train, name), getattr(again.train, name))
-        assert not np.array_equal(getattr(first.train, name), getattr(other.train, name))
+        a, b, c = (data.train.days[0].arrays[name] for data in (first, again, other))
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, c)
 
 
 def test_bags_have_all_lengths_and_padding_at_the_end():
     dataset = small(20_000, table_rows=(50, 2000, 1000), bag_lengths=(1, 3, 8))
     check_ids(dataset.train, dataset.table_rows, dataset.bag_lengths, "train")
-    assert (dataset.train.ids[:, 0] >= 0).all()
-    for bag in (dataset.train.ids[:, 1:4], dataset.train.ids[:, 4:]):
+    ids = dataset.train.days[0].ids
+    assert (ids[:, 0] >= 0).all()
+    for bag in (ids[:, 1:4], ids[:, 4:]):
         lengths = (bag >= 0).sum(axis=1)
         np.testing.assert_array_equal(bag >= 0, np.arange(bag.shape[1]) < lengths[:, None])
         counts = np.bincount(lengths, minlength=bag.shape[1] + 1)

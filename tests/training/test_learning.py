@@ -11,7 +11,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import ABSENT, Dataset, Examples
+from dlrm_jax.data.arrays import ABSENT, Dataset, Examples, Split
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import generate_data, make_learner
@@ -27,7 +27,7 @@ def data() -> Dataset:
     return generate_data(CONFIG)
 
 
-def dlrm_auc(train: Examples, test: Examples) -> float:
+def dlrm_auc(train: Split, test: Split) -> float:
     learner = make_learner(dataclasses.replace(CONFIG), make_mesh("1x1"))
     state, step = learner.init(CONFIG.seed), make_train_step(learner)
     batches = TrainBatches(train, CONFIG.batch_size, CONFIG.seed)
@@ -37,8 +37,9 @@ def dlrm_auc(train: Examples, test: Examples) -> float:
     return float(evaluate(learner, make_predict(learner), state, test, size)["auc"])
 
 
-def without_ids(examples: Examples) -> Examples:
-    return Examples(examples.dense, np.full_like(examples.ids, ABSENT), examples.labels)
+def without_ids(split: Split) -> Split:
+    (day,) = split.days
+    return Split((Examples(day.dense, np.full_like(day.ids, ABSENT), day.labels),))
 
 
 def one_hot(examples: Examples, rows: tuple[int, ...]) -> Any:
@@ -58,9 +59,10 @@ def test_dlrm_passes_what_has_no_interactions_and_what_has_no_categories(data: D
     assert sum(data.table_rows) > 100_000
 
     logistic = LogisticRegression(C=0.1, solver="liblinear")
-    logistic.fit(one_hot(data.train[:150_000], data.table_rows), data.train.labels[:150_000])
-    scores = logistic.decision_function(one_hot(data.test, data.table_rows))
-    assert auc(scores, data.test.labels) < teacher - 0.02
+    (train,), (test,) = data.train[:150_000].days, data.test.days
+    logistic.fit(one_hot(train, data.table_rows), train.labels)
+    scores = logistic.decision_function(one_hot(test, data.table_rows))
+    assert auc(scores, test.labels) < teacher - 0.02
 
     # A quarter of the main job's examples already come close to the teacher.
     dlrm = dlrm_auc(data.train, data.test)
