@@ -123,7 +123,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         try:
             return FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
-            own = sorted({*FIELD_TYPES, *_defined_by(argv[0])})
+            fields = [name for name in FIELD_TYPES if name in FLAGS]  # of a run's, if it has these
+            own = sorted({*fields, *_defined_by(argv[0])})
             _fail(f"{error}; the flags are {', '.join(own)}")
         except flags.Error as error:
             _fail(str(error))

@@ -1,0 +1,101 @@
+"""Generated examples as the files that programs read, complete or not there."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from dlrm_jax.data.criteo_format import CATEGORICALS, INTEGERS, LineFormatter
+from dlrm_jax.data.example_stream import Block
+from dlrm_jax.data.npy import ArrayWriter
+from dlrm_jax.errors import UserError
+
+
+def write_raw(path: Path, blocks: Iterator[Block], compressed: bool = False) -> None:
+    """Writes raw lines in Criteo's layout.
+
+    Args:
+        path: The file.
+        blocks: The examples.
+        compressed: By gzip, the same bytes for the same lines.
+
+    Raises:
+        OSError: If they can't be written.
+    """
+    formatter = LineFormatter()
+    with ExitStack() as stack:
+        file = lines = stack.enter_context(path.open("wb"))
+        if compressed:
+            # Hashes and labels don't get smaller at higher levels. Name and time stay out of it.
+            lines = stack.enter_context(gzip.GzipFile("", "wb", 1, file, mtime=0))
+        for block in blocks:
+            lines.write(formatter(block.labels, block.integers, block.ids))
+    # Some file systems find out only now that they are full.
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_arrays(directory: Path, day: int, examples: int, blocks: Iterator[Block]) -> None:
+    """Writes the three arrays of a day as TorchRec's ``InMemoryBinaryCriteoIterDataPipe`` reads.
+
+    These are ``day_i_dense.npy`` float32 [N, 13], ``day_i_sparse.npy`` int32 [N, 26] and
+    ``day_i_labels.npy`` int32 [N, 1].
+
+    Args:
+        directory: Where to.
+        day: i.
+        examples: N.
+        blocks: The examples, N in all.
+
+    Raises:
+        OSError: If they can't be written.
+    """
+
+    def writer(name: str, width: int, dtype: type[np.generic]) -> ArrayWriter:
+        return ArrayWriter(directory / f"day_{day}_{name}.npy", (examples, width), dtype)
+
+    with (
+        writer("dense", INTEGERS, np.float32) as dense,
+        writer("sparse", CATEGORICALS, np.int32) as sparse,
+        writer("labels", 1, np.int32) as labels,
+    ):
+        for block in blocks:
+            dense.append(block.dense)
+            sparse.append(block.ids)
+            labels.append(block.labels)
+
+
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """Gives another name to write to, which becomes `path` when the block ends without an error.
+
+    Args:
+        path: A file or directory that isn't there yet.
+
+    Raises:
+        UserError: If something is there, or it can't be written; then nothing is left.
+    """
+    try:
+        if path.exists():
+            raise UserError(f"{path} exists; remove it, or give another name")
+        # The process's number keeps two programs with the same output apart.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            yield temporary
+            temporary.rename(path)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            elif temporary.exists():
+                temporary.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error}; nothing is left of it. Is the directory there and "
+            "writable, and the disk large enough?"
+        ) from error
