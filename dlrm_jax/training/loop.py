@@ -17,6 +17,7 @@ import tqdm
 
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.batches import TrainBatches, evaluation_batches
+from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import binary_metrics
@@ -88,9 +89,8 @@ def evaluate(
     learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
 ) -> dict[str, float | int]:
     """Metrics over all examples, each counted once, whatever the batch size and the mesh."""
-    logits = []
-    for batch in evaluation_batches(split, batch_size):
-        logits.append(np.asarray(predict(state, learner.put_evaluation(batch))))
+    with Prefetch(evaluation_batches(split, batch_size), learner.put_evaluation) as batches:
+        logits = [np.asarray(predict(state, batch)) for batch in batches]
     return binary_metrics(np.concatenate(logits)[: len(split)], split.labels)
 
 
@@ -129,10 +129,15 @@ def train(
     clock = _Clock(batches.batch_size)
     validation: Metrics | None = None
     reached = False
-    with Signals() as signals, _Progress(first, steps) as progress:
+    wanted = (batches[step] for step in range(first, steps))
+    with (
+        Signals() as signals,
+        _Progress(first, steps) as progress,
+        Prefetch(wanted, learner.put) as placed,
+    ):
         for step in range(first + 1, steps + 1):
             clock.start()
-            state, loss = train_step(state, learner.put(batches[step - 1]))
+            state, loss = train_step(state, next(placed))
             loss = _finite(loss, step)
             clock.stop()
             progress(step, loss, clock.examples_per_second)

@@ -1,0 +1,86 @@
+"""Batches that are read and placed on devices before they are needed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from dlrm_jax.data.batches import Batch
+
+Placed = TypeVar("Placed")
+
+
+class Prefetch(Generic[Placed], Iterator[Placed]):
+    """An iterator over placed batches, filled by a thread; to be used in a ``with`` block.
+
+    Args:
+        batches: Host batches in the order of their use. Advanced in the thread only.
+        put: Places a batch on devices; called in the thread. It must not start a computation:
+            on emulated devices, two with collectives at once can hang.
+        ahead: Placed batches that wait; the thread holds one more.
+
+    Raises:
+        Exception: What the batches or `put` raised, at the place in the order where it happened.
+    """
+
+    def __init__(self, batches: Iterable[Batch], put: Callable[[Batch], Placed], ahead: int = 2):
+        self._batches = batches
+        self._put = put
+        self._ready: queue.Queue[tuple[Placed] | _End] = queue.Queue(ahead)
+        self._closed = threading.Event()
+        # A daemon: an exit that skips `close`, as that of a second Ctrl-C, doesn't wait for it.
+        self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Placed:
+        if self._closed.is_set():
+            raise StopIteration
+        item = self._ready.get()
+        if not isinstance(item, _End):
+            return item[0]
+        self.close()
+        if item.error is not None:
+            raise item.error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Ends the thread, after the batch that it is at; waiting batches are dropped."""
+        self._closed.set()
+        # Makes room for what the thread is about to hand over; it hands over nothing after that.
+        while not self._ready.empty():
+            self._ready.get_nowait()
+        self._thread.join()
+
+    def __enter__(self) -> Prefetch[Placed]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        end = _End()
+        try:
+            for batch in self._batches:
+                placed = self._put(batch)
+                if self._closed.is_set():
+                    return
+                self._ready.put((placed,))
+        except BaseException as error:  # raised again by __next__
+            end = _End(error)
+        if not self._closed.is_set():
+            self._ready.put(end)
+
+
+class _End:
+    """Comes after the last batch, with what went wrong, if anything did."""
+
+    def __init__(self, error: BaseException | None = None):
+        self.error = error
