@@ -45,7 +45,8 @@ from experiments.program import (
 )
 
 define_run_flags(default_preset="small")
-flags.DEFINE_string("data", None, "a raw Criteo file; without it, examples are generated")
+flags.DEFINE_string("data", None, "a raw Criteo file, or a directory of prepared arrays; "
+                    "without it, examples are generated")  # fmt: skip
 flags.DEFINE_string("workdir", None, "of metrics and checkpoints; without it, a new one in runs/")
 flags.DEFINE_bool("eval_only", False, "evaluate a checkpoint of the workdir, don't train")
 flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "which one --eval_only takes")
@@ -152,7 +153,9 @@ def check_flags() -> None:
             raise UserError(f"--{flag} has no effect without {needed}")
     for flag in ("table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent"):
         if FLAGS[flag].present and FLAGS.data:
-            raise UserError(f"--{flag} has no effect with --data: the file decides")
+            raise UserError(f"--{flag} has no effect with --data: the data decide")
+    if FLAGS["min_count"].present and Path(FLAGS.data).is_dir():
+        raise UserError("--min_count has no effect with a directory: it was prepared with its own")
 
 
 def last_step(
@@ -173,7 +176,7 @@ def load_data(config: Config) -> tuple[Config, Dataset]:
         config = dataclasses.replace(
             config,
             table_rows=data.table_rows,
-            bag_lengths=(1,),
+            bag_lengths=data.bag_lengths,
             dense_features=data.train.dense_features,
         )
     else:

@@ -6,11 +6,15 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
 # Asserts in what the tests of a directory share show their values as those in tests do.
 pytest.register_assert_rewrite("main_job", "small_collection")
+# How long an example takes says how busy the machine is: it may be compiling.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 install_import_hook("dlrm_jax", "beartype.beartype")
 
 from dlrm_jax.mesh import emulate_devices  # noqa: E402

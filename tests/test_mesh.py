@@ -2,7 +2,7 @@ import re
 
 import jax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
@@ -12,13 +12,11 @@ from dlrm_jax.mesh import batch_sharding, emulate_devices, make_mesh, parse_mesh
 GOOD = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}")
 
 
-@settings(deadline=None)
 @given(st.integers(1, 999_999), st.integers(1, 999_999))
 def test_a_shape_is_read_back(data, model):
     assert parse_mesh(f"{data}x{model}") == (data, model)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.text(), st.text("0123456789x-+. \n", max_size=8)))
 def test_bad_text_is_named(text):
     if GOOD.fullmatch(text):

@@ -7,13 +7,10 @@ that is found to be bad is read again, line by line, to say where and what is wr
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
-import numpy as np
 import polars as pl
-from jaxtyping import Float32, UInt32
 
 from dlrm_jax.errors import UserError
 
@@ -23,6 +20,8 @@ COLUMNS = ("label", *INTEGERS, *CATEGORICALS)
 
 BLOCK_BYTES = 64 << 20
 
+OnBadLine = Literal["stop", "skip"]
+
 _MAX_LINE_BYTES = 1 << 16  # a line of 40 fields has less than 600 bytes
 _FIELD_BYTES = b"0123456789abcdefABCDEF-"
 _LINE_SEPARATORS = b"\t" * (len(COLUMNS) - 1) + b"\n"
@@ -30,111 +29,78 @@ _HEX_DIGITS = 8  # categoricals are 32-bit hashes
 _SCHEMA = dict.fromkeys(COLUMNS[:14], pl.Int64) | dict.fromkeys(CATEGORICALS, pl.String)
 
 
-@dataclass(frozen=True)
-class RawBlock:
-    """N consecutive lines.
-
-    Attributes:
-        labels: 0 or 1.
-        dense: log(x + 1) of the integers; missing and negative ones count as 0.
-        values: Categorical values, 0 where missing.
-        missing: Bit c is set where categorical feature c (from 0) is empty.
-    """
-
-    labels: Float32[np.ndarray, " N"]
-    dense: Float32[np.ndarray, "N 13"]
-    values: UInt32[np.ndarray, "26 N"]
-    missing: UInt32[np.ndarray, " N"]
-
-
-def read_blocks(
-    path: Path, update_hash: Callable[[bytes], object], block_bytes: int = BLOCK_BYTES
-) -> Iterator[RawBlock]:
-    """Parses a file block by block, in memory proportional to the block and not to the file.
+def whole_lines(read: Callable[[int], bytes], path: Path, block_bytes: int) -> Iterator[bytes]:
+    """Yields a text in pieces that end with a line feed.
 
     Args:
-        path: A file in Criteo's layout.
-        update_hash: Called with all bytes of the file, in order, as they are read.
-        block_bytes: Bytes read at a time; blocks end where lines do.
+        read: gives the next bytes of the text, none at its end.
+        path: The file, for messages.
+        block_bytes: Bytes read at a time.
 
     Raises:
-        UserError: If the file is empty or a line isn't as described above; names line and column.
-        OSError: If the file can't be read.
+        UserError: If a line is much longer than any in Criteo's layout.
     """
-    line = 1
-    for block in _whole_lines(path, update_hash, block_bytes):
-        parsed = parse_block(block, path, line)
-        line += len(parsed.labels)
-        yield parsed
-    if line == 1:
-        raise UserError(
-            f"{path} is empty; expected lines of {len(COLUMNS)} tab-separated fields (a label, "
-            "13 integers, 26 hexadecimal values). Was the download complete?"
-        )
-
-
-def _whole_lines(
-    path: Path, update_hash: Callable[[bytes], object], block_bytes: int
-) -> Iterator[bytes]:
-    """Yields the file in pieces that end with a line feed."""
     rest: list[bytes] = []
-    with path.open("rb") as file:
-        while data := file.read(block_bytes):
-            update_hash(data)
-            end = data.rfind(b"\n") + 1
-            if end:
-                yield b"".join([*rest, data[:end]])
-                rest = []
-            rest.append(data[end:])
-            if sum(map(len, rest)) > max(_MAX_LINE_BYTES, block_bytes):
-                raise UserError(
-                    f"{path} has a line of more than {_MAX_LINE_BYTES:,} bytes; it isn't a text "
-                    f"file in Criteo's layout ({len(COLUMNS)} tab-separated fields a line). "
-                    "Is it still compressed?"
-                )
+    while data := read(block_bytes):
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield b"".join([*rest, data[:end]])
+            rest = []
+        rest.append(data[end:])
+        if sum(map(len, rest)) > max(_MAX_LINE_BYTES, block_bytes):
+            raise UserError(
+                f"{path} has a line of more than {_MAX_LINE_BYTES:,} bytes; it isn't a text "
+                f"file in Criteo's layout ({len(COLUMNS)} tab-separated fields a line)."
+            )
     if last := b"".join(rest):  # the file doesn't end with a line feed
         yield last + b"\n"
 
 
-def parse_block(block: bytes, path: Path, first_line: int) -> RawBlock:
+def parse_block(
+    block: bytes, path: Path, first_line: int, on_bad_line: OnBadLine = "stop"
+) -> pl.DataFrame:
     """Parses whole lines, each ended by a line feed.
 
     Args:
         block: The lines.
         path: The file that they come from, for messages.
         first_line: The number of the first one in it, from 1.
+        on_bad_line: Whether malformed lines are an error or left out.
+
+    Returns:
+        ``label`` and `INTEGERS`, Int64; `CATEGORICALS`, UInt32. Null where a field is empty.
 
     Raises:
         UserError: Names the first bad line and column.
     """
+    frame = _parse(block)
+    if frame is None and on_bad_line == "skip":
+        lines = block[:-1].split(b"\n")
+        frame = _parse(b"".join(line + b"\n" for line in lines if not _line_error(line)))
+    if frame is None:
+        _raise_first_error(block, path, first_line)
+    return frame
+
+
+def _parse(block: bytes) -> pl.DataFrame | None:
+    """None if any line is malformed."""
     # Polars fills short lines with nulls in silence and skips blank ones. What remains when the
     # legal bytes of fields are deleted must be the separators of full lines; bad bytes remain, too.
     if block.translate(None, _FIELD_BYTES) != _LINE_SEPARATORS * block.count(b"\n"):
-        _raise_first_error(block, path, first_line)
+        return None
+    text = pl.col(CATEGORICALS)
     try:
         frame = pl.read_csv(
             block, has_header=False, separator="\t", quote_char=None, schema=_SCHEMA
         )
-        text = pl.col(CATEGORICALS)
-        longest = frame.select(text.str.len_bytes().max()).max_horizontal().item()
-        values = frame.select(text.str.to_integer(base=16, dtype=pl.UInt32))
+        checks = frame.select(
+            text.str.len_bytes().max(), label=pl.col("label").is_in([0, 1]).fill_null(False).all()
+        )
+        frame = frame.with_columns(text.str.to_integer(base=16, dtype=pl.UInt32))
     except pl.exceptions.ComputeError:
-        _raise_first_error(block, path, first_line)
-    labels = frame["label"]
-    if (longest or 0) > _HEX_DIGITS or not labels.is_in([0, 1]).fill_null(False).all():
-        _raise_first_error(block, path, first_line)
-
-    integers = frame.select(pl.col(INTEGERS).fill_null(0).clip(lower_bound=0).cast(pl.Float64))
-    missing = np.zeros(len(frame), np.uint32)
-    for bit, name in enumerate(CATEGORICALS):
-        if values[name].null_count():
-            missing |= values[name].is_null().to_numpy().astype(np.uint32) << np.uint32(bit)
-    return RawBlock(
-        labels=labels.to_numpy().astype(np.float32),
-        dense=np.log1p(integers.to_numpy()).astype(np.float32, order="C"),
-        values=np.stack([values[name].fill_null(0).to_numpy() for name in CATEGORICALS]),
-        missing=missing,
-    )
+        return None
+    longest = checks.select(pl.max_horizontal(CATEGORICALS)).item() or 0
+    return frame if checks["label"].all() and longest <= _HEX_DIGITS else None
 
 
 def _is_int64(field: bytes) -> bool:
@@ -161,28 +127,34 @@ _RULES = {column: _rule(column) for column in COLUMNS}
 def _raise_first_error(block: bytes, path: Path, first_line: int) -> NoReturn:
     """Reads a bad block again, slowly, and says what is wrong."""
     for number, line in enumerate(block[:-1].split(b"\n"), first_line):
-        place = f"{path}, line {number}"
-        if line.endswith(b"\r"):
-            raise UserError(
-                f"{place}: the line ends with CR LF; expected LF alone, as in Criteo's own files. "
-                "Convert the file, for example with dos2unix."
-            )
-        fields = line.split(b"\t")
-        if len(fields) != len(COLUMNS):
-            found = f"{len(fields)}" if line else "a blank line"
-            raise UserError(
-                f"{place}: expected {len(COLUMNS)} tab-separated fields (a label, 13 integers, 26 "
-                f"hexadecimal values), found {found}. Correct or remove the line; if it is the "
-                "last one, the download may be incomplete."
-            )
-        for column, (name, field) in enumerate(zip(COLUMNS, fields, strict=True), 1):
-            expected, accepts = _RULES[name]
-            if not accepts(field):
-                raise UserError(
-                    f"{place}, column {column} ({name}): expected {expected}, found "
-                    f"{_shown(field)}. Correct or remove the line."
-                )
+        if error := _line_error(line):
+            raise UserError(f"{path}, line {number}{error}")
     raise AssertionError(f"{path}: lines from {first_line} on failed to parse, yet all look right")
+
+
+def _line_error(line: bytes) -> str:
+    """What is wrong with a line, as what follows its number in a message; empty if nothing is."""
+    if line.endswith(b"\r"):
+        return (
+            ": the line ends with CR LF; expected LF alone, as in Criteo's own files. "
+            "Convert the file, for example with dos2unix."
+        )
+    fields = line.split(b"\t")
+    if len(fields) != len(COLUMNS):
+        found = f"{len(fields)}" if line else "a blank line"
+        return (
+            f": expected {len(COLUMNS)} tab-separated fields (a label, 13 integers, 26 "
+            f"hexadecimal values), found {found}. Correct or remove the line; if it is the "
+            "last one, the download may be incomplete."
+        )
+    for column, (name, field) in enumerate(zip(COLUMNS, fields, strict=True), 1):
+        expected, accepts = _RULES[name]
+        if not accepts(field):
+            return (
+                f", column {column} ({name}): expected {expected}, found {_shown(field)}. "
+                "Correct or remove the line."
+            )
+    return ""
 
 
 def _shown(field: bytes) -> str:

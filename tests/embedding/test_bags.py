@@ -2,7 +2,7 @@ import inspect
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.embedding import pad_bags
@@ -16,7 +16,6 @@ def flat(bags, dtype=np.int64):
     return np.array([x for bag in bags for x in bag], dtype), np.array([len(b) for b in bags], int)
 
 
-@settings(deadline=None)
 @given(BAGS, st.integers(1, 8), st.sampled_from([np.int64, np.int32]))
 def test_each_bag_is_its_first_ids_then_absent_ones(bags, max_ids, dtype):
     ids, weights = pad_bags(*flat(bags, dtype), max_ids)
@@ -28,7 +27,6 @@ def test_each_bag_is_its_first_ids_then_absent_ones(bags, max_ids, dtype):
         assert row == kept + [-1] * (max_ids - len(kept))
 
 
-@settings(deadline=None)
 @given(BAGS, st.integers(1, 8))
 def test_weights_stay_with_their_ids(bags, max_ids):
     values, lengths = flat(bags)

@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.embedding import SGD, Adagrad, Feature, Lookup, Table, automatic_plan
@@ -48,7 +48,6 @@ def laid_out(case):
     return tables, features, lookups, plan, layout
 
 
-@settings(deadline=None)
 @given(cases())
 def test_pieces_do_not_overlap_in_their_slab_and_fill_it(case):
     tables, _, _, plan, layout = laid_out(case)
@@ -76,7 +75,6 @@ def test_pieces_do_not_overlap_in_their_slab_and_fill_it(case):
             assert slab.sharded == (plan.placement(table.name) != "replicated")
 
 
-@settings(deadline=None)
 @given(cases())
 def test_the_parts_of_a_lookup_cover_its_table_once(case):
     tables, _, lookups, _, layout = laid_out(case)
@@ -118,7 +116,6 @@ def test_the_parts_of_a_lookup_cover_its_table_once(case):
         )  # no more padding than needed
 
 
-@settings(deadline=None)
 @given(cases())
 def test_columns_are_the_features_own_or_appended_by_their_map(case):
     _, features, lookups, _, layout = laid_out(case)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_collection import (
     FEATURES,
@@ -107,7 +107,6 @@ IDS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(IDS)
 def test_any_bags_are_pooled_and_only_bad_ones_are_nan(ids):
     lookup, weights, traces = compiled_lookup()

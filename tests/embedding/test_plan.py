@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.embedding import Piece, Plan, Table, automatic_plan
@@ -35,7 +35,6 @@ def planned(case):
     return tables, automatic_plan(tables, shards, placements)
 
 
-@settings(deadline=None)
 @given(cases())
 def test_every_row_lies_in_exactly_one_piece(case):
     tables, plan = planned(case)
@@ -51,14 +50,12 @@ def test_every_row_lies_in_exactly_one_piece(case):
     assert len(plan.pieces) == sum(len(plan.of(table.name)) for table in tables)
 
 
-@settings(deadline=None)
 @given(cases())
 def test_json_round_trip(case):
     _, plan = planned(case)
     assert Plan.from_json(plan.to_json()) == plan
 
 
-@settings(deadline=None)
 @given(cases())
 def test_overrides_are_followed(case):
     _, plan = planned(case)
@@ -74,7 +71,6 @@ def test_overrides_are_followed(case):
             assert plan.of(name) == row_wise(name, plan.shards)
 
 
-@settings(deadline=None)
 @given(cases())
 def test_description_names_every_table_and_its_bytes_add_up(case):
     tables, plan = planned(case)
@@ -105,7 +101,6 @@ def test_defaults_replicate_small_tables_cut_large_ones_and_deal_out_the_rest():
     assert {automatic_plan(tables, 1).placement(t.name) for t in tables} == {"table_wise"}
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(3000, 9000), min_size=20, max_size=40), st.integers(2, 6))
 def test_whole_tables_are_balanced(sizes, shards):
     # Asked for explicitly: by default the largest of them might be cut by rows.

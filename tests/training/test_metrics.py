@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
@@ -19,7 +19,6 @@ def arrays(samples):
     return np.array(logits, np.float32), np.array(labels, np.float32)
 
 
-@settings(deadline=None)
 @given(SAMPLES)
 def test_metrics_are_those_of_scikit_learn(samples):
     logits, labels = arrays(samples)
@@ -38,7 +37,6 @@ def test_metrics_are_those_of_scikit_learn(samples):
     assert math.isnan(got["calibration"]) == (labels.sum() == 0)
 
 
-@settings(deadline=None)
 @given(SAMPLES)
 def test_auc_counts_pairs_and_half_of_ties(samples):
     logits, labels = arrays(samples)

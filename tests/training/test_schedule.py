@@ -25,7 +25,7 @@ def rates(schedule, steps=STEPS):
     return jax.vmap(schedule)(jnp.arange(steps))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.floats(1e-3, 10),
     st.integers(0, 20),

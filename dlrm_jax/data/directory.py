@@ -1,0 +1,152 @@
+"""A directory of arrays by day, in TorchRec's layout, with a description of what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrm_jax.data.arrays import Dataset, Examples, Split
+from dlrm_jax.errors import UserError
+
+FORMAT = 1
+"""Raise it when the layout on disk, or the meaning of its numbers, changes."""
+
+METADATA = "metadata.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What a directory holds and what it was made from.
+
+    Attributes:
+        made_from: format, input files (path, size, time of change) and options.
+        content_hashes: of the input files.
+        fingerprint: as in `Dataset`.
+        days: rows of each day.
+        splits: by name, its parts: [day, first row in it, row after the last].
+        columns: names of the categorical columns.
+        table_rows: as in `Dataset`.
+        bag_lengths: as in `Dataset`.
+        skipped_lines: malformed lines that were left out.
+        versions: of the libraries that made it.
+    """
+
+    made_from: dict[str, Any]
+    content_hashes: list[str]
+    fingerprint: str
+    days: list[int]
+    splits: dict[str, list[list[int]]]
+    columns: list[str]
+    table_rows: list[int]
+    bag_lengths: list[int]
+    skipped_lines: int
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, directory: Path) -> Metadata:
+        """Reads the description of a directory.
+
+        Raises:
+            UserError: there is none, or one of another format.
+        """
+        path = directory / METADATA
+        try:
+            fields = json.loads(path.read_text())
+            if fields["made_from"]["format"] == FORMAT:
+                return cls(**fields)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{directory} isn't a directory of prepared data: cannot read {path}: {error!r}"
+            ) from error
+        raise UserError(
+            f"{directory} has format {fields['made_from']['format']}, this program reads {FORMAT}; "
+            f"prepare the data again"
+        )
+
+
+def load_directory(directory: Path) -> Dataset:
+    """Maps the arrays of a directory into memory, read-only.
+
+    Args:
+        directory: made by `preprocessing`, or by TorchRec's scripts: ``day_0_dense.npy``,
+            ``day_0_sparse.npy``, ``day_0_labels.npy`` and so on. Of the latter the last day is
+            halved into test and validation; rows of tables follow from the largest ids.
+
+    Raises:
+        UserError: arrays are missing, cut short or don't fit each other.
+    """
+    if (directory / METADATA).exists():
+        metadata = Metadata.read(directory)
+        days = [_day(directory, number) for number in range(len(metadata.days))]
+        sizes = [len(day) for day in days]
+        if sizes != metadata.days:
+            raise UserError(
+                f"{directory}: the days have {sizes} rows, its {METADATA} says {metadata.days}; "
+                f"prepare the data again"
+            )
+        inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
+        return Dataset(
+            train=_split(days, metadata.splits["train"]),
+            validation=_split(days, metadata.splits["validation"]),
+            test=_split(days, metadata.splits["test"]),
+            table_rows=tuple(metadata.table_rows),
+            bag_lengths=tuple(metadata.bag_lengths),
+            fingerprint=metadata.fingerprint,
+            source=f"{sum(sizes):,} examples of {inputs}, prepared in {directory}",
+        )
+    return _load_torchrec(directory)
+
+
+def _load_torchrec(directory: Path) -> Dataset:
+    names = [re.fullmatch(r"day_([0-9]+)_dense\.npy", path.name) for path in directory.iterdir()]
+    numbers = sorted(int(name[1]) for name in names if name)
+    if len(numbers) < 2:
+        raise UserError(
+            f"{directory}: expected a {METADATA}, or the arrays of two days or more "
+            f"(day_0_dense.npy, day_0_sparse.npy, day_0_labels.npy, …), found "
+            f"{len(numbers)} days"
+        )
+    days = [_day(directory, number) for number in numbers]
+    rows = [int(max(day.ids[:, i].max() for day in days)) + 1 for i in range(days[0].ids.shape[1])]
+    last, middle = len(days) - 1, (len(days[-1]) + 1) // 2
+    files = sorted(directory.glob("day_*.npy"))
+    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return Dataset(
+        train=Split(tuple(days[:-1])),
+        test=_split(days, [[last, 0, middle]]),
+        validation=_split(days, [[last, middle, len(days[-1])]]),
+        table_rows=tuple(rows),
+        bag_lengths=(1,) * len(rows),
+        fingerprint=hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest(),
+        source=f"{sum(map(len, days)):,} examples in {len(days)} days of arrays in {directory}",
+    )
+
+
+def _split(days: list[Examples], parts: list[list[int]]) -> Split:
+    return Split(tuple(days[day][start:stop] for day, start, stop in parts))
+
+
+def _day(directory: Path, number: int) -> Examples:
+    try:
+        dense, ids, labels = (
+            np.load(directory / f"day_{number}_{name}.npy", mmap_mode="r")
+            for name in ("dense", "sparse", "labels")
+        )
+        weights = directory / f"day_{number}_weights.npy"
+        return Examples(
+            dense,
+            ids,
+            labels.reshape(-1).astype(np.float32),
+            np.load(weights, mmap_mode="r") if weights.exists() else None,
+        )
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{directory}: the arrays of day {number} can't be read ({error}); prepare the data "
+            f"again"
+        ) from error

@@ -1,0 +1,296 @@
+"""The whole way from files to a directory of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from filelock import FileLock
+
+from dlrm_jax.data.criteo_text import OnBadLine
+from dlrm_jax.data.directory import FORMAT, METADATA, Metadata
+from dlrm_jax.data.preprocessing import vocabulary
+from dlrm_jax.data.preprocessing.encoding import Day, encode_column, write_day
+from dlrm_jax.data.preprocessing.files import made, write_json
+from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
+from dlrm_jax.data.preprocessing.sources import Source
+from dlrm_jax.data.preprocessing.staging import Staged, stage
+from dlrm_jax.errors import UserError
+
+DAYS = 7
+"""Days that a single file is cut into; where one ends in Criteo Kaggle's isn't marked."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the arrays depend on, besides the files.
+
+    Attributes:
+        schema: of the columns.
+        min_count: values that the training part holds less often share the id of unseen ones.
+        max_rows: rows that a table may have at most, 0 for no limit.
+        on_bad_line: what happens with malformed lines of Criteo text.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    schema: Schema = CRITEO
+    min_count: int = 1
+    max_rows: int = 0
+    on_bad_line: OnBadLine = "stop"
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise UserError(
+                f"min_count must be at least 1 (1 keeps every value), got {self.min_count}"
+            )
+        least = 2 * vocabulary.FIRST_VALUE
+        if self.max_rows and self.max_rows < least:
+            raise UserError(
+                f"max_rows must be at least {least}, or 0 for no limit, got {self.max_rows}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the metadata."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def preprocess(
+    paths: Sequence[Path],
+    output: Path,
+    options: Options,
+    replace: bool = False,
+    anew: bool = False,
+) -> Metadata:
+    """Makes a directory of arrays from logs in the order of time, out of core.
+
+    One file is cut into seven days of equal length, several are a day each. The last day is
+    for validation and test (its first half), the others for training. Vocabularies come from
+    the training part alone. Goes on where an interrupted call stopped; does nothing if the
+    output is there already. A second process that makes the same output waits for the first.
+
+    Args:
+        paths: the files.
+        output: the directory; ``OUTPUT.partial`` beside it holds what is unfinished, and needs
+            about as much room as the uncompressed text.
+        options: what to make of them.
+        replace: whether an output of something else is replaced, or an error.
+        anew: whether the output is made again even if it is there.
+
+    Raises:
+        UserError: a file can't be read, is malformed or was changed meanwhile; the output is
+            there already and of something else; the disk is full.
+    """
+    wanted = {"format": FORMAT, "options": options.to_json(), "inputs": _stat(paths)}
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(output.with_name(f".{output.name}.lock")):
+            difference = "asked for again" if anew else _out_of_date(output, wanted)
+            if output.exists():
+                if not difference:
+                    return Metadata.read(output)
+                if not replace:
+                    raise UserError(
+                        f"{output} was made from something else: {difference}; delete it, or give "
+                        f"another output directory"
+                    )
+                _log.warning("%s is made again: %s", output, difference)
+            _begin(partial, wanted)
+            _run(paths, partial, options, wanted)
+            replaced = output.with_name(f"{output.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)
+            if output.exists():
+                output.rename(replaced)  # arrays that are mapped from it stay valid
+            partial.rename(output)
+            shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {output}: {error.strerror or error}. What is finished is kept; the same "
+            f"command goes on from there"
+        ) from error
+    return Metadata.read(output)
+
+
+def cut(rows: Sequence[int]) -> tuple[list[Day], dict[str, list[list[int]]]]:
+    """Days, and splits as lists of [day, first row in it, row after the last].
+
+    The first days are a row longer where a file's rows aren't a multiple of seven, and test
+    is where the last day's are odd, as in the DLRM paper's implementation.
+
+    Args:
+        rows: of each file.
+
+    Raises:
+        UserError: a split would be empty.
+    """
+    if len(rows) == 1:
+        each, longer = divmod(rows[0], DAYS)
+        sizes = [each + (day < longer) for day in range(DAYS)]
+        days, start = [], 0
+        for size in sizes:
+            days.append(Day(0, start, start + size))
+            start += size
+    else:
+        days = [Day(file, 0, count) for file, count in enumerate(rows)]
+        sizes = list(rows)
+    last = len(days) - 1
+    if sizes[last] < 2 or min(sizes) < 1:
+        raise UserError(
+            f"expected at least {2 * DAYS} rows, or files with at least 2 each, to split them into "
+            f"training, validation and test, got {sum(rows)}"
+        )
+    middle = (sizes[last] + 1) // 2
+    splits = {
+        "train": [[day, 0, sizes[day]] for day in range(last)],
+        "test": [[last, 0, middle]],
+        "validation": [[last, middle, sizes[last]]],
+    }
+    return days, splits
+
+
+def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[str, Any]) -> None:
+    schema = options.schema
+    staged = []
+    for i, path in enumerate(paths):
+        _log.info("reading %s", path)
+        source = Source(path, schema, options.on_bad_line)
+        staged.append(stage(source, partial / "columns" / str(i)))
+    if _stat(paths) != wanted["inputs"]:
+        raise UserError("a file was changed while it was read; try again when it is complete")
+    days, splits = cut([file.rows for file in staged])
+    training = sum(days[day].stop - days[day].start for day, _, _ in splits["train"])
+
+    table_rows, vocabularies = [], []
+    for i, name in enumerate(schema.categorical):
+        _log.info("vocabulary and ids of %s", name)
+        path = partial / "vocabularies" / f"{i}.parquet"
+        if not path.exists():
+            values = _training(staged, f"c{i}", training)
+            with made(path) as temporary:
+                vocabulary.learn(values, options.min_count, options.max_rows).write_parquet(
+                    temporary
+                )
+        vocabularies.append(path)
+        table_rows.append(vocabulary.rows(pl.read_parquet(path, columns=["id"])))
+        for file, source in enumerate(staged):
+            encode_column(source, f"c{i}", schema.lengths[i], path, _ids(partial, file, i))
+
+    for number, day in enumerate(days):
+        _log.info("arrays of day %d", number)
+        ids = [_ids(partial, day.file, i) for i in range(len(schema.categorical))]
+        write_day(partial, number, day, staged[day.file], schema, ids)
+
+    contents = [file.content_hash for file in staged]
+    write_json(
+        partial / METADATA,
+        dataclasses.asdict(
+            Metadata(
+                made_from=wanted,
+                content_hashes=contents,
+                fingerprint=_digest([contents, wanted["options"]]),
+                days=[day.stop - day.start for day in days],
+                splits=splits,
+                columns=list(schema.categorical),
+                table_rows=table_rows,
+                bag_lengths=list(schema.lengths),
+                skipped_lines=sum(file.skipped for file in staged),
+                versions={"polars": importlib.metadata.version("polars")},
+            )
+        ),
+    )
+    for unneeded in ("columns", "ids", _BEGUN):
+        _remove(partial / unneeded)
+
+
+def _training(staged: Iterable[Staged], column: str, count: int) -> pl.LazyFrame:
+    scans = [file.scan().select(pl.col(column).alias("value")) for file in staged]
+    return pl.concat(scans).head(count)
+
+
+def _ids(partial: Path, file: int, column: int) -> Path:
+    return partial / "ids" / str(file) / f"{column}.int32"
+
+
+_BEGUN = "begun.json"
+
+
+def _begin(partial: Path, wanted: dict[str, Any]) -> None:
+    """Keeps what an interrupted call of the same kind has left, removes what another has."""
+    begun = partial / _BEGUN
+    if partial.exists():
+        found = json.loads(begun.read_text()) if begun.exists() else {}
+        if difference := _difference(found, wanted):
+            _log.warning("%s is of something else (%s): starting anew", partial, difference)
+            shutil.rmtree(partial)
+        else:
+            _log.info("going on with what is in %s", partial)
+    write_json(begun, wanted)
+
+
+def _out_of_date(output: Path, wanted: dict[str, Any]) -> str:
+    """Why an output isn't what is wanted; empty if it is."""
+    try:
+        metadata = Metadata.read(output)
+    except UserError as error:
+        return str(error)
+    found = metadata.made_from
+    inputs = zip(found["inputs"], wanted["inputs"], metadata.content_hashes, strict=False)
+    for old, new, content_hash in inputs:
+        # Copied or touched, perhaps not changed.
+        if old != new and {**old, "mtime_ns": 0} == {**new, "mtime_ns": 0}:
+            with Path(new["path"]).open("rb") as file:
+                if hashlib.file_digest(file, "blake2b").hexdigest() == content_hash:
+                    old["mtime_ns"] = new["mtime_ns"]
+    return _difference(found, wanted)
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first difference, in words; empty if there is none."""
+    for key in ("format", "inputs", "options"):
+        old, new = found.get(key), wanted[key]
+        if isinstance(old, dict):
+            for name in new:
+                if old.get(name) != new[name]:
+                    return f"{name} was {old.get(name)}, now {new[name]}"
+        elif old != new:
+            return f"{key} were {old}, now {new}"
+    return ""
+
+
+def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Name, size and time of change of files that can be read."""
+    found = []
+    for path in paths:
+        try:
+            with path.open("rb"):
+                status = path.stat()
+        except OSError as error:
+            raise UserError(
+                f"cannot read {path}: {error.strerror}; give the path of a file with logs"
+            ) from error
+        found.append({"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns})
+    return found
+
+
+def _digest(content: object) -> str:
+    text = json.dumps([FORMAT, content])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

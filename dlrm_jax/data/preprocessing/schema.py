@@ -1,0 +1,89 @@
+"""What the columns of a log mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlrm_jax.data.criteo_text import CATEGORICALS, INTEGERS
+from dlrm_jax.errors import UserError
+
+TRANSFORMS = ("log", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """The columns that are used; all others are ignored.
+
+    Attributes:
+        label: 0 or 1, or a boolean.
+        categorical: of any type that can be compared; a list column is a bag of ids.
+        dense: numbers; missing ones count as 0.
+        bag_lengths: by list column, how many of a bag's first values are kept.
+        weight: of each example, at least 0; None where all count the same.
+        dense_transform: ``"log"`` is log(max(x, 0) + 1), as for Criteo; ``"none"`` x itself.
+
+    Raises:
+        UserError: there is no categorical column, or one is named twice.
+    """
+
+    label: str
+    categorical: tuple[str, ...]
+    dense: tuple[str, ...] = ()
+    bag_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    weight: str | None = None
+    dense_transform: str = "log"
+
+    def __post_init__(self) -> None:
+        names = self.columns
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"schema: column {twice[0]!r} is named more than once")
+        if not self.categorical:
+            raise UserError("schema: expected at least one categorical column, got none")
+        unknown = self.bag_lengths.keys() - set(self.categorical)
+        if unknown:
+            raise UserError(f"schema: bag_lengths names {min(unknown)!r}, which isn't categorical")
+        for name, length in self.bag_lengths.items():
+            if not isinstance(length, int) or length < 1:
+                raise UserError(f"schema: bag_lengths: {name} must be 1 or more, got {length!r}")
+        if self.dense_transform not in TRANSFORMS:
+            raise UserError(
+                f"schema: dense_transform must be one of {', '.join(TRANSFORMS)}, got "
+                f"{self.dense_transform!r}"
+            )
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns."""
+        weight = [self.weight] if self.weight else []
+        return [self.label, *self.dense, *self.categorical, *weight]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Places of each categorical column's bag."""
+        return tuple(self.bag_lengths.get(name, 1) for name in self.categorical)
+
+    @classmethod
+    def from_json(cls, path: Path) -> Schema:
+        """Reads a schema: an object with the attributes as fields.
+
+        Raises:
+            UserError: the file can't be read or has other fields.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text())
+            for key, value in fields.items():
+                fields[key] = tuple(value) if isinstance(value, list) else value
+            return cls(**fields)
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"cannot read the schema {path}: {error}") from error
+        except TypeError as error:
+            names = ", ".join(field.name for field in dataclasses.fields(cls))
+            raise UserError(f"schema {path}: {error}; its fields are {names}") from error
+
+
+CRITEO = Schema("label", CATEGORICALS, INTEGERS)

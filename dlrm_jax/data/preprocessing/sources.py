@@ -1,0 +1,200 @@
+"""Input files, whatever their format, as parts: frames with the columns of a schema.
+
+Columns are named by position: ``label``, ``d0``, ``d1``, … (float32, transformed), ``c0``, ``c1``,
+… (raw values, null where missing) and, if the schema has one, ``weight``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+import zstandard
+
+from dlrm_jax.data import criteo_text
+from dlrm_jax.data.criteo_text import OnBadLine
+from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
+from dlrm_jax.errors import UserError
+
+PART_ROWS = 1 << 18
+"""Rows of a part of Parquet and CSV files; parts of Criteo files have as many bytes."""
+
+_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+class Source:
+    """One file, read once from beginning to end.
+
+    Args:
+        path: Criteo text (plain, gzip or zstandard); with a schema other than `CRITEO`, a
+            Parquet file or a CSV file with a header.
+        schema: what its columns mean.
+        on_bad_line: what to do with a malformed line of Criteo text.
+
+    Attributes:
+        rows: lines read so far, skipped ones included.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+
+    def __init__(self, path: Path, schema: Schema, on_bad_line: OnBadLine = "stop"):
+        self.path = path
+        self.schema = schema
+        self.on_bad_line: OnBadLine = on_bad_line
+        self.rows = 0
+        self._hash = hashlib.blake2b()
+
+    def parts(self) -> Iterator[Callable[[], pl.DataFrame]]:
+        """For each part in order, what parses it: a part that is known already needn't be parsed.
+
+        Raises:
+            UserError: the file, a column or a line isn't as described, naming the place.
+        """
+        try:
+            if self.schema == CRITEO:
+                yield from self._criteo_parts()
+            else:
+                yield from self._log_parts()
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
+        if not self.rows:
+            raise UserError(f"{self.path} is empty; expected rows. Was the download complete?")
+
+    def content_hash(self) -> str:
+        """Of all bytes of the file; complete when `parts` has ended."""
+        return self._hash.hexdigest()
+
+    def _criteo_parts(self) -> Iterator[Callable[[], pl.DataFrame]]:
+        with self.path.open("rb") as raw:
+            hashing = _Hashing(raw, self._hash.update)
+            read = self._decompressed(hashing)
+            for block in criteo_text.whole_lines(read, self.path, criteo_text.BLOCK_BYTES):
+                first_line = self.rows + 1
+                self.rows += block.count(b"\n")
+                yield lambda block=block, first_line=first_line: self._parse(block, first_line)
+            while hashing.read(1 << 20):  # what a decompressor left unread
+                pass
+
+    def _parse(self, block: bytes, first_line: int) -> pl.DataFrame:
+        frame = criteo_text.parse_block(block, self.path, first_line, self.on_bad_line)
+        return _canonical(frame, self.schema)
+
+    def _decompressed(self, file: _Hashing) -> Callable[[int], bytes]:
+        """How to read the text of a file that may be compressed."""
+        magic = file.peek(4)
+        if magic.startswith(_GZIP):
+            reader: BinaryIO = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore
+        elif magic == _ZSTANDARD:
+            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)  # pyright: ignore
+        else:
+            return file.read
+
+        def read(size: int) -> bytes:
+            try:
+                return reader.read(size)
+            except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+                raise UserError(
+                    f"{self.path}: the compressed file is cut short or damaged after line "
+                    f"{self.rows} ({error}); was the download complete?"
+                ) from error
+
+        return read
+
+    def _log_parts(self) -> Iterator[Callable[[], pl.DataFrame]]:
+        with self.path.open("rb") as file:
+            self._hash = hashlib.file_digest(file, "blake2b")
+        try:
+            if self.path.suffix == ".parquet":
+                frame = pl.scan_parquet(self.path)
+            else:
+                frame = pl.scan_csv(self.path)
+            self._check_columns(frame.collect_schema())
+            batches = frame.select(self.schema.columns).collect_batches(
+                chunk_size=PART_ROWS, maintain_order=True
+            )
+            for batch in batches:
+                first_row = self.rows + 1
+                self.rows += len(batch)
+                yield lambda batch=batch, first_row=first_row: self._checked(batch, first_row)
+        except pl.exceptions.PolarsError as error:
+            raise UserError(f"cannot read {self.path}: {error}") from error
+
+    def _check_columns(self, found: Mapping[str, Any]) -> None:
+        missing = [name for name in self.schema.columns if name not in found]
+        if missing:
+            raise UserError(
+                f"{self.path} has no column {missing[0]!r} that the schema names; its columns are "
+                f"{', '.join(found)}"
+            )
+        numbers = [*self.schema.dense, *([self.schema.weight] if self.schema.weight else [])]
+        for name in numbers:
+            if not (found[name].is_numeric() or found[name] == pl.Boolean):
+                raise UserError(
+                    f"{self.path}, column {name}: expected numbers, got {found[name]}; a column of "
+                    f"another kind can be categorical"
+                )
+        for name in self.schema.bag_lengths:
+            if not isinstance(found[name], pl.List):
+                raise UserError(
+                    f"{self.path}, column {name}: the schema gives a bag length, expected lists, "
+                    f"got {found[name]}"
+                )
+        for name in self.schema.categorical:
+            if isinstance(found[name], pl.List) and name not in self.schema.bag_lengths:
+                raise UserError(
+                    f"{self.path}, column {name} holds lists: the schema's bag_lengths must say "
+                    f"how many values of each are kept"
+                )
+
+    def _checked(self, batch: pl.DataFrame, first_row: int) -> pl.DataFrame:
+        label = batch[self.schema.label].cast(pl.Float64, strict=False)
+        bad = ~label.is_in([0.0, 1.0]).fill_null(False)
+        if bad.any():
+            row = bad.arg_max() or 0
+            raise UserError(
+                f"{self.path}, row {first_row + row}, column {self.schema.label}: expected 0 or 1, "
+                f"got {batch[self.schema.label][row]!r}"
+            )
+        return _canonical(batch, self.schema)
+
+
+class _Hashing(io.RawIOBase):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, update: Callable[[bytes], object]):
+        self._file = file
+        self._update = update
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, which will be read again."""
+        found = self._file.read(size)
+        self._file.seek(-len(found), io.SEEK_CUR)
+        return found
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._update(data)
+        return data
+
+
+def _canonical(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    def dense(name: str) -> pl.Expr:
+        x = pl.col(name).fill_null(0).cast(pl.Float64)
+        return x.clip(lower_bound=0).log1p() if schema.dense_transform == "log" else x
+
+    columns = [pl.col(schema.label).cast(pl.Float32).alias("label")]
+    columns += [dense(x).cast(pl.Float32).alias(f"d{i}") for i, x in enumerate(schema.dense)]
+    columns += [pl.col(x).alias(f"c{i}") for i, x in enumerate(schema.categorical)]
+    if schema.weight:
+        columns.append(pl.col(schema.weight).fill_null(0).cast(pl.Float32).alias("weight"))
+    return frame.select(columns)
