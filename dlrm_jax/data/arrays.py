@@ -23,7 +23,7 @@ class Examples:
         dense: Features that enter the bottom MLP as they are.
         ids: Embedding rows. The bags of all categorical features lie side by side, so C is the sum
             of the bag lengths; `ABSENT` marks places that aren't used.
-        labels: 0 or 1.
+        labels: 0 or 1; integers in TorchRec's files.
         weights: How much each example counts in the training loss; None if all count 1.
 
     Raises:
@@ -32,17 +32,18 @@ class Examples:
 
     dense: Float32[np.ndarray, "N D"]
     ids: Int32[np.ndarray, "N C"]
-    labels: Float32[np.ndarray, " N"]
+    labels: Float32[np.ndarray, " N"] | Int32[np.ndarray, " N"]
     weights: Float32[np.ndarray, " N"] | None = None
 
     def __post_init__(self) -> None:
-        for name, (dtype, rank) in _ARRAYS.items():
+        for name, (dtypes, rank) in _ARRAYS.items():
             array = getattr(self, name)
             if array is None:
                 continue
-            if array.dtype != dtype or array.ndim != rank:
+            if array.dtype not in dtypes or array.ndim != rank:
+                expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
                 raise UserError(
-                    f"Examples.{name} must be a {np.dtype(dtype)} array with {rank} axes, got "
+                    f"Examples.{name} must be a {expected} array with {rank} axes, got "
                     f"{array.dtype} of shape {array.shape}; convert it first."
                 )
         lengths = {name: len(array) for name, array in self.arrays.items()}
@@ -71,12 +72,12 @@ class Examples:
 
 
 _ARRAYS = {
-    "dense": (np.float32, 2),
-    "ids": (np.int32, 2),
-    "labels": (np.float32, 1),
-    "weights": (np.float32, 1),
+    "dense": ([np.float32], 2),
+    "ids": ([np.int32], 2),
+    "labels": ([np.float32, np.int32], 1),
+    "weights": ([np.float32], 1),
 }
-"""Type and rank of each array of `Examples`."""
+"""Types and rank of each array of `Examples`."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Split:
     @property
     def labels(self) -> Float32[np.ndarray, " N"]:
         """The labels of all days, in memory."""
-        return np.concatenate([day.labels for day in self.days])
+        return np.concatenate([day.labels for day in self.days], dtype=np.float32)
 
     def take(self, rows: Integer[np.ndarray, " B"]) -> Examples:
         """The examples of these rows, in this order, in memory.

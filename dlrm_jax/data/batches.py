@@ -94,7 +94,8 @@ class TrainBatches:
         rows = self._order.rows(epoch, start + self._part.start, start + self._part.stop)
         examples = self._split.take(rows)
         weights = self._ones if examples.weights is None else examples.weights
-        return Batch(examples.dense, examples.ids, examples.labels, weights)
+        labels = examples.labels.astype(np.float32, copy=False)
+        return Batch(examples.dense, examples.ids, labels, weights)
 
 
 def evaluation_batches(
@@ -121,7 +122,7 @@ def _consecutive(split: Split, batch_size: int, part: slice) -> Iterator[Batch]:
         yield Batch(
             dense=np.pad(examples.dense, ((0, padding), (0, 0))),
             ids=np.pad(examples.ids, ((0, padding), (0, 0)), constant_values=ABSENT),
-            labels=np.pad(examples.labels, (0, padding)),
+            labels=np.pad(examples.labels.astype(np.float32, copy=False), (0, padding)),
             weights=np.pad(weights if examples.weights is None else examples.weights, (0, padding)),
         )
 

@@ -142,7 +142,7 @@ def _day(directory: Path, number: int) -> Examples:
         return Examples(
             dense,
             ids,
-            labels.reshape(-1).astype(np.float32),
+            labels.reshape(-1),
             np.load(weights, mmap_mode="r") if weights.exists() else None,
         )
     except (OSError, EOFError, ValueError) as error:
