@@ -11,6 +11,7 @@ import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,7 +76,7 @@ class Source:
         with self.path.open("rb") as raw:
             hashing = _Hashing(raw, self._hash.update)
             read = self._decompressed(hashing)
-            for block in criteo_text.whole_lines(read, self.path, criteo_text.BLOCK_BYTES):
+            for block in _ahead(criteo_text.whole_lines(read, self.path, criteo_text.BLOCK_BYTES)):
                 first_line = self.rows + 1
                 self.rows += block.count(b"\n")
                 yield lambda block=block, first_line=first_line: self._parse(block, first_line)
@@ -185,6 +186,15 @@ class _Hashing(io.RawIOBase):
         data = self._file.read(size)
         self._update(data)
         return data
+
+
+def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same blocks; the next one is read and hashed while the last one is parsed."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = pool.submit(next, blocks, None)
+            yield block
 
 
 def _canonical(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
