@@ -19,6 +19,8 @@ FORMAT = 1
 
 METADATA = "metadata.json"
 
+_ROWS_PER_BLOCK = 1 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
@@ -106,14 +108,15 @@ def load_directory(directory: Path) -> Dataset:
 def _load_torchrec(directory: Path) -> Dataset:
     names = [re.fullmatch(r"day_([0-9]+)_dense\.npy", path.name) for path in directory.iterdir()]
     numbers = sorted(int(name[1]) for name in names if name)
-    if len(numbers) < 2:
+    unfinished = directory.suffix == ".partial" or (directory / "vocabularies").exists()
+    if len(numbers) < 2 or numbers != list(range(len(numbers))) or unfinished:
         raise UserError(
-            f"{directory}: expected a {METADATA}, or the arrays of two days or more "
-            f"(day_0_dense.npy, day_0_sparse.npy, day_0_labels.npy, …), found "
-            f"{len(numbers)} days"
+            f"{directory}: expected a {METADATA}, or the arrays of two days or more and nothing "
+            f"else (day_0_dense.npy, day_0_sparse.npy, day_0_labels.npy, day_1_…), found days "
+            f"{', '.join(map(str, numbers)) or 'none'}"
         )
     days = [_day(directory, number) for number in numbers]
-    rows = [int(max(day.ids[:, i].max() for day in days)) + 1 for i in range(days[0].ids.shape[1])]
+    rows = 1 + np.max([_largest(day.ids) for day in days], axis=0)
     last, middle = len(days) - 1, (len(days[-1]) + 1) // 2
     files = sorted(directory.glob("day_*.npy"))
     stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
@@ -121,11 +124,17 @@ def _load_torchrec(directory: Path) -> Dataset:
         train=Split(tuple(days[:-1])),
         test=_split(days, [[last, 0, middle]]),
         validation=_split(days, [[last, middle, len(days[-1])]]),
-        table_rows=tuple(rows),
+        table_rows=tuple(rows.tolist()),
         bag_lengths=(1,) * len(rows),
         fingerprint=hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest(),
         source=f"{sum(map(len, days)):,} examples in {len(days)} days of arrays in {directory}",
     )
+
+
+def _largest(ids: np.ndarray) -> np.ndarray:
+    """Of each column, reading the file once."""
+    starts = range(0, len(ids), _ROWS_PER_BLOCK)
+    return np.max([ids[start : start + _ROWS_PER_BLOCK].max(axis=0) for start in starts], axis=0)
 
 
 def _split(days: list[Examples], parts: list[list[int]]) -> Split:

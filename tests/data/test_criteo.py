@@ -170,9 +170,9 @@ def test_processes_that_need_the_same_entry_do_not_disturb_each_other(raw, tmp_p
 def test_paths_that_cannot_be_used(raw, tmp_path):
     with pytest.raises(UserError, match=r"none\.txt: No such file"):
         load_criteo(tmp_path / "none.txt", tmp_path / "cache")
-    with pytest.raises(UserError, match="found 0 days"):
+    with pytest.raises(UserError, match="found days none"):
         load_criteo(tmp_path, tmp_path / "cache")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot make"):
         load_criteo(raw, raw)
     with pytest.raises(UserError, match="min_count must be at least 1"):
         load_criteo(raw, tmp_path / "cache", min_count=0)

@@ -1,6 +1,7 @@
 import errno
 import gzip
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def test_arrays_lie_on_disk_as_torchrec_reads_them(raw, tmp_path):
     assert metadata.days == [10] * 7
     # Without the description it is taken for TorchRec's own.
     (tmp_path / "out" / "metadata.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "vocabularies")
     dataset = load_directory(tmp_path / "out")
     assert [len(split) for split in dataset.splits.values()] == [60, 5, 5]
 
@@ -157,7 +159,7 @@ def test_a_users_own_log(tmp_path):
     train = len(dataset.train)
     ids = np.concatenate([ids_of(dataset, name) for name in IN_TIME])
     assert ids[:, 0].tolist() == expected_ids(frame["shop"].to_list(), train)
-    seen = [x for bag in frame["seen"].to_list()[:train] for x in bag]
+    seen = [x for bag in frame["seen"].to_list()[:train] for x in bag[:3]]
     by_frequency = sorted(set(seen), key=lambda v: (-seen.count(v), v))
     known = {value: i + 2 for i, value in enumerate(by_frequency)}
     for bag, found in zip(frame["seen"].to_list(), ids[:, 1:].tolist(), strict=True):
@@ -179,14 +181,25 @@ def test_a_users_own_log(tmp_path):
     [
         ({"label": "nothing"}, "has no column 'nothing' that the schema names"),
         ({"label": "shop"}, "row 1, column shop: expected 0 or 1, got 'a'"),
-        ({"dense": ["shop2"]}, "column shop2: expected numbers, got String"),
+        ({"dense": ["shop2"]}, "row 1, column shop2: expected a finite number or nothing, got 'a'"),
+        ({"dense": ["big"]}, "row 3, column big: expected a finite number or nothing, got inf"),
+        ({"weight": "debt"}, "row 2, column debt: expected a number of at least 0, got -1.0"),
+        ({"categorical": ["nested"]}, "column nested: expected a list of values"),
         ({"categorical": ["bag"]}, "column bag holds lists: the schema's bag_lengths"),
         ({"bag_lengths": {"shop": 3}}, "column shop: the schema gives a bag length"),
     ],
 )
 def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
     frame = pl.DataFrame(
-        {"y": [0, 1] * 10, "shop": ["a"] * 20, "shop2": ["a"] * 20, "bag": [[1]] * 20}
+        {
+            "y": [0, 1] * 10,
+            "shop": ["a"] * 20,
+            "shop2": ["a"] * 20,
+            "bag": [[1]] * 20,
+            "nested": [[[1]]] * 20,
+            "big": [0.0, None, np.inf, *[1.0] * 17],
+            "debt": [1.0, -1.0] * 10,
+        }
     )
     frame.write_parquet(tmp_path / "log.parquet")
     fields = {"label": "y", "categorical": ["shop"], **change}
@@ -307,16 +320,58 @@ def test_a_file_that_grows_while_it_is_read(raw, tmp_path, monkeypatch):
         preprocess([raw], tmp_path / "out", Options())
 
 
+def test_csv_keeps_values_as_they_are_written(tmp_path):
+    lines = ["y,price,shop", *(f"{'true' if i % 2 else 'false'},{i},00{i % 3}" for i in range(40))]
+    lines[3] = "0,,7"
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    schema = Schema("y", ("shop",), ("price",), dense_transform="none")
+    preprocess([tmp_path / "log.csv"], tmp_path / "out", Options(schema))
+    table = pl.read_parquet(tmp_path / "out" / "vocabularies" / "0.parquet")
+    assert set(table["value"]) == {"000", "001", "002", "7"}
+    dataset = load_directory(tmp_path / "out")
+    assert dense_of(dataset, "train")[:4, 0].tolist() == [0, 1, 0, 3]
+    assert dataset.train.labels[:4].tolist() == [0, 1, 0, 1]
+
+
+def test_days_of_different_types(tmp_path):
+    for number, values in enumerate([[1, 2], ["a", "b"]]):
+        pl.DataFrame({"y": [0, 1], "shop": values}).write_parquet(tmp_path / f"{number}.parquet")
+    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    with pytest.raises(UserError, match=r"shop is Int64 in .*0\.parquet, but String in .*1\.parq"):
+        preprocess(paths, tmp_path / "out", Options(Schema("y", ("shop",))))
+
+
+def test_a_damaged_output_is_named(raw, tmp_path):
+    preprocess([raw], tmp_path / "out", Options())
+    (tmp_path / "out" / "day_3_dense.npy").unlink()
+    with pytest.raises(UserError, match="the arrays of day 3 can't be read"):
+        preprocess([raw], tmp_path / "out", Options())
+    (tmp_path / "out" / "metadata.json").unlink()
+    with pytest.raises(UserError, match="found days 0, 1, 2, 4"):
+        load_directory(tmp_path / "out")
+
+
+def test_what_is_finished_but_not_renamed_is_kept(raw, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_remove", lambda path: (_ for _ in ()).throw(StoppedError))
+        with pytest.raises(StoppedError):
+            preprocess([raw], tmp_path / "out", Options())
+    monkeypatch.setattr(pipeline, "_run", None)  # isn't needed any more
+    preprocess([raw], tmp_path / "out", Options())
+    assert len(load_directory(tmp_path / "out").train) == 60
+
+
 def damaged(content, kind):
     if kind == "cut":
         return content[: len(content) // 2]
     return content[:-40] + b"\x00" * 32 + content[-8:]
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
 @pytest.mark.parametrize("kind", ["cut", "overwritten"])
-def test_damaged_gzip(tmp_path, kind):
-    path = tmp_path / "train.txt.gz"
-    path.write_bytes(damaged(gzip.compress(text(200).encode()), kind))
+def test_damaged_compression(tmp_path, compress, kind):
+    path = tmp_path / "train.txt.compressed"
+    path.write_bytes(damaged(compress(text(200).encode()), kind))
     with pytest.raises(UserError, match="cut short or damaged"):
         preprocess([path], tmp_path / "out", Options())
     assert not (tmp_path / "out").exists()

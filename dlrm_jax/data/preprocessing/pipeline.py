@@ -16,7 +16,7 @@ import polars as pl
 from filelock import FileLock
 
 from dlrm_jax.data.criteo_text import OnBadLine
-from dlrm_jax.data.directory import FORMAT, METADATA, Metadata
+from dlrm_jax.data.directory import FORMAT, METADATA, Metadata, load_directory
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.encoding import Day, encode_column, write_day
 from dlrm_jax.data.preprocessing.files import made, write_json
@@ -83,7 +83,7 @@ def preprocess(
     Args:
         paths: the files.
         output: the directory; ``OUTPUT.partial`` beside it holds what is unfinished, and needs
-            about as much room as the uncompressed text.
+            about twice the room of the uncompressed text.
         options: what to make of them.
         replace: whether an output of something else is replaced, or an error.
         anew: whether the output is made again even if it is there.
@@ -92,6 +92,7 @@ def preprocess(
         UserError: a file can't be read, is malformed or was changed meanwhile; the output is
             there already and of something else; the disk is full.
     """
+    paths, output = [path.resolve() for path in paths], output.resolve()
     wanted = {"format": FORMAT, "options": options.to_json(), "inputs": _stat(paths)}
     partial = output.with_name(f"{output.name}.partial")
     try:
@@ -108,16 +109,19 @@ def preprocess(
                     )
                 _log.warning("%s is made again: %s", output, difference)
             _begin(partial, wanted)
-            _run(paths, partial, options, wanted)
+            if not (partial / METADATA).exists():
+                _run(paths, partial, options, wanted)
+            for unneeded in ("columns", "ids", _BEGUN):
+                _remove(partial / unneeded)
             replaced = output.with_name(f"{output.name}.replaced")
             shutil.rmtree(replaced, ignore_errors=True)
             if output.exists():
                 output.rename(replaced)  # arrays that are mapped from it stay valid
             partial.rename(output)
             shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
-            f"cannot write {output}: {error.strerror or error}. What is finished is kept; the same "
+            f"cannot make {output}: {error}. What is finished is kept; the same "
             f"command goes on from there"
         ) from error
     return Metadata.read(output)
@@ -169,6 +173,7 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
         staged.append(stage(source, partial / "columns" / str(i)))
     if _stat(paths) != wanted["inputs"]:
         raise UserError("a file was changed while it was read; try again when it is complete")
+    _check_types(paths, staged, schema)
     days, splits = cut([file.rows for file in staged])
     training = sum(days[day].stop - days[day].start for day, _, _ in splits["train"])
 
@@ -210,8 +215,18 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
             )
         ),
     )
-    for unneeded in ("columns", "ids", _BEGUN):
-        _remove(partial / unneeded)
+
+
+def _check_types(paths: Sequence[Path], staged: Sequence[Staged], schema: Schema) -> None:
+    """A value is the same in all files only if its type is."""
+    types = [file.scan().collect_schema() for file in staged]
+    for i, name in enumerate(schema.categorical):
+        for path, found in zip(paths, types, strict=True):
+            if found[f"c{i}"] != types[0][f"c{i}"]:
+                raise UserError(
+                    f"column {name} is {types[0][f'c{i}']} in {paths[0]}, but {found[f'c{i}']} in "
+                    f"{path}; give it one type"
+                )
 
 
 def _training(staged: Iterable[Staged], column: str, count: int) -> pl.LazyFrame:
@@ -230,19 +245,29 @@ def _begin(partial: Path, wanted: dict[str, Any]) -> None:
     """Keeps what an interrupted call of the same kind has left, removes what another has."""
     begun = partial / _BEGUN
     if partial.exists():
-        found = json.loads(begun.read_text()) if begun.exists() else {}
+        try:
+            finished = (partial / METADATA).exists()
+            found = Metadata.read(partial).made_from if finished else json.loads(begun.read_text())
+        except (OSError, ValueError, UserError):
+            found = {}
         if difference := _difference(found, wanted):
             _log.warning("%s is of something else (%s): starting anew", partial, difference)
-            shutil.rmtree(partial)
+            # Renamed first: what is half deleted must not be gone on with.
+            doomed = partial.with_name(f"{partial.name}.deleting")
+            shutil.rmtree(doomed, ignore_errors=True)
+            partial.rename(doomed)
+            shutil.rmtree(doomed)
         else:
             _log.info("going on with what is in %s", partial)
-    write_json(begun, wanted)
+    if not (partial / METADATA).exists():
+        write_json(begun, wanted)
 
 
 def _out_of_date(output: Path, wanted: dict[str, Any]) -> str:
     """Why an output isn't what is wanted; empty if it is."""
     try:
         metadata = Metadata.read(output)
+        load_directory(output)
     except UserError as error:
         return str(error)
     found = metadata.made_from

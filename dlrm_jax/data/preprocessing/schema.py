@@ -38,6 +38,9 @@ class Schema:
     dense_transform: str = "log"
 
     def __post_init__(self) -> None:
+        for field in ("categorical", "dense"):
+            if not isinstance(getattr(self, field), tuple):
+                raise UserError(f"schema: {field} must be a list, got {getattr(self, field)!r}")
         names = self.columns
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

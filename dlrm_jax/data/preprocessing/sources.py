@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import polars as pl
 import zstandard
 
@@ -26,14 +27,15 @@ from dlrm_jax.errors import UserError
 PART_ROWS = 1 << 18
 """Rows of a part of Parquet and CSV files; parts of Criteo files have as many bytes."""
 
-_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# What files begin with.
+_GZIP, _ZSTANDARD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 
 
 class Source:
     """One file, read once from beginning to end.
 
     Args:
-        path: Criteo text (plain, gzip or zstandard); with a schema other than `CRITEO`, a
+        path: with the schema `CRITEO`, Criteo text (plain, gzip or zstandard); with any other, a
             Parquet file or a CSV file with a header.
         schema: what its columns mean.
         on_bad_line: what to do with a malformed line of Criteo text.
@@ -59,7 +61,7 @@ class Source:
             UserError: the file, a column or a line isn't as described, naming the place.
         """
         try:
-            if self.schema == CRITEO:
+            if self.schema is CRITEO:
                 yield from self._criteo_parts()
             else:
                 yield from self._log_parts()
@@ -91,9 +93,9 @@ class Source:
         """How to read the text of a file that may be compressed."""
         magic = file.peek(4)
         if magic.startswith(_GZIP):
-            reader: BinaryIO = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore
+            reader = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore[reportArgumentType]
         elif magic == _ZSTANDARD:
-            reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)  # pyright: ignore
+            reader = _ZstandardReader(file)
         else:
             return file.read
 
@@ -110,12 +112,14 @@ class Source:
 
     def _log_parts(self) -> Iterator[Callable[[], pl.DataFrame]]:
         with self.path.open("rb") as file:
+            parquet = file.read(4) == _PARQUET
+            file.seek(0)
             self._hash = hashlib.file_digest(file, "blake2b")
         try:
-            if self.path.suffix == ".parquet":
-                frame = pl.scan_parquet(self.path)
-            else:
-                frame = pl.scan_csv(self.path)
+            if parquet:
+                frame = pl.scan_parquet(self.path, glob=False)
+            else:  # as text: a type guessed from the first rows would make 007 of 7
+                frame = pl.scan_csv(self.path, glob=False, infer_schema=False)
             self._check_columns(frame.collect_schema())
             batches = frame.select(self.schema.columns).collect_batches(
                 chunk_size=PART_ROWS, maintain_order=True
@@ -123,7 +127,9 @@ class Source:
             for batch in batches:
                 first_row = self.rows + 1
                 self.rows += len(batch)
-                yield lambda batch=batch, first_row=first_row: self._checked(batch, first_row)
+                yield lambda batch=batch, first_row=first_row: _canonical(
+                    self._checked(batch, first_row), self.schema
+                )
         except pl.exceptions.PolarsError as error:
             raise UserError(f"cannot read {self.path}: {error}") from error
 
@@ -134,36 +140,82 @@ class Source:
                 f"{self.path} has no column {missing[0]!r} that the schema names; its columns are "
                 f"{', '.join(found)}"
             )
-        numbers = [*self.schema.dense, *([self.schema.weight] if self.schema.weight else [])]
-        for name in numbers:
-            if not (found[name].is_numeric() or found[name] == pl.Boolean):
+        for name in self.schema.categorical:
+            kind = found[name]
+            is_list = isinstance(kind, pl.List | pl.Array)
+            if is_list and isinstance(kind.inner, pl.List | pl.Array):
                 raise UserError(
-                    f"{self.path}, column {name}: expected numbers, got {found[name]}; a column of "
-                    f"another kind can be categorical"
+                    f"{self.path}, column {name}: expected a list of values, got {kind}"
                 )
-        for name in self.schema.bag_lengths:
-            if not isinstance(found[name], pl.List):
+            if name in self.schema.bag_lengths and not is_list:
                 raise UserError(
                     f"{self.path}, column {name}: the schema gives a bag length, expected lists, "
-                    f"got {found[name]}"
+                    f"got {kind}"
                 )
-        for name in self.schema.categorical:
-            if isinstance(found[name], pl.List) and name not in self.schema.bag_lengths:
+            if is_list and name not in self.schema.bag_lengths:
                 raise UserError(
                     f"{self.path}, column {name} holds lists: the schema's bag_lengths must say "
                     f"how many values of each are kept"
                 )
 
     def _checked(self, batch: pl.DataFrame, first_row: int) -> pl.DataFrame:
-        label = batch[self.schema.label].cast(pl.Float64, strict=False)
-        bad = ~label.is_in([0.0, 1.0]).fill_null(False)
-        if bad.any():
-            row = bad.arg_max() or 0
-            raise UserError(
-                f"{self.path}, row {first_row + row}, column {self.schema.label}: expected 0 or 1, "
-                f"got {batch[self.schema.label][row]!r}"
-            )
-        return _canonical(batch, self.schema)
+        """The batch with its numbers as Float64, none of them bad."""
+        schema = self.schema
+
+        def numbers(name: str, expected: str, accepts: Callable[[pl.Expr], pl.Expr]) -> pl.Series:
+            text = pl.col(name)
+            if batch[name].dtype == pl.Boolean or batch[name].dtype == pl.String:
+                lower = text.cast(pl.String).str.to_lowercase()
+                text = lower.replace({"true": "1", "false": "0"})
+            found = batch.select(text.cast(pl.Float64, strict=False).fill_nan(None).alias("x"))
+            wrong = batch[name].is_not_null() & found["x"].is_null()
+            if batch[name].dtype.is_float():
+                wrong &= batch[name].is_not_nan()
+            wrong |= ~found.select(accepts(pl.col("x")).fill_null(False))["x"]
+            if wrong.any():
+                row = wrong.arg_max() or 0
+                raise UserError(
+                    f"{self.path}, row {first_row + row}, column {name}: expected {expected}, got "
+                    f"{batch[name][row]!r}"
+                )
+            return found["x"].alias(name)
+
+        largest = float(np.finfo(np.float32).max)
+        checked = [numbers(schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0]))]
+        for name in schema.dense:
+            finite = "a finite number or nothing"
+            checked.append(numbers(name, finite, lambda x: x.is_null() | (x.abs() <= largest)))
+        if schema.weight:
+            least = "a number of at least 0"
+            checked.append(numbers(schema.weight, least, lambda x: x.is_between(0, largest)))
+        return batch.with_columns(checked)
+
+
+class _ZstandardReader:
+    """Zstandard frames one after the other; their end is checked, as a stream's isn't."""
+
+    def __init__(self, file: _Hashing):
+        self._file = file
+        self._frame: Any = None
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """At least as many bytes, or all that are left."""
+        pieces, length = [], 0
+        while length < size:
+            data = self._rest or self._file.read(1 << 20)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last frame doesn't end")
+                break
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            pieces.append(self._frame.decompress(data))
+            length += len(pieces[-1])
+            self._rest = b""
+            if self._frame.eof:
+                self._rest = self._frame.unused_data
+                self._frame = None
+        return b"".join(pieces)
 
 
 class _Hashing(io.RawIOBase):
@@ -202,9 +254,17 @@ def _canonical(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
         x = pl.col(name).fill_null(0).cast(pl.Float64)
         return x.clip(lower_bound=0).log1p() if schema.dense_transform == "log" else x
 
+    def categorical(name: str) -> pl.Expr:
+        if name not in schema.bag_lengths:
+            return pl.col(name)
+        bag = pl.col(name)
+        if isinstance(frame[name].dtype, pl.Array):
+            bag = bag.arr.to_list()
+        return bag.list.head(schema.bag_lengths[name])
+
     columns = [pl.col(schema.label).cast(pl.Float32).alias("label")]
     columns += [dense(x).cast(pl.Float32).alias(f"d{i}") for i, x in enumerate(schema.dense)]
-    columns += [pl.col(x).alias(f"c{i}") for i, x in enumerate(schema.categorical)]
+    columns += [categorical(x).alias(f"c{i}") for i, x in enumerate(schema.categorical)]
     if schema.weight:
-        columns.append(pl.col(schema.weight).fill_null(0).cast(pl.Float32).alias("weight"))
+        columns.append(pl.col(schema.weight).cast(pl.Float32).alias("weight"))
     return frame.select(columns)

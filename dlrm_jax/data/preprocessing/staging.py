@@ -30,7 +30,7 @@ class Staged:
 
     def scan(self) -> pl.LazyFrame:
         """The rows, in the order of the file; see `sources` for the columns."""
-        return pl.scan_ipc(self.directory / "*.arrow")
+        return _scan(self.directory)
 
 
 def stage(source: Source, directory: Path) -> Staged:
@@ -42,7 +42,11 @@ def stage(source: Source, directory: Path) -> Staged:
             if not part.exists():
                 with made(part) as temporary:
                     parse().write_ipc(temporary)
-        rows = pl.scan_ipc(directory / "*.arrow").select(pl.len()).collect().item()
+        rows = _scan(directory).select(pl.len()).collect().item()
         content = source.content_hash()
         write_json(done, {"rows": rows, "skipped": source.rows - rows, "content_hash": content})
     return Staged(directory, **json.loads(done.read_text()))
+
+
+def _scan(directory: Path) -> pl.LazyFrame:
+    return pl.scan_ipc(sorted(directory.glob("*.arrow")), glob=False)
