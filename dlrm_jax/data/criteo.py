@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from pathlib import Path
 
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
-from dlrm_jax.errors import UserError
-
-_log = logging.getLogger(__name__)
 
 
 def load_criteo(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
@@ -35,9 +31,4 @@ def load_criteo(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
     name = json.dumps([str(path), options.to_json()]).encode()
     entry = cache_dir / f"{path.stem}-{hashlib.blake2b(name, digest_size=8).hexdigest()}"
     preprocess([path], entry, options, replace=True)
-    try:
-        return load_directory(entry)
-    except UserError as error:
-        _log.warning("%s; preparing it again", error)
-        preprocess([path], entry, options, replace=True, anew=True)
-        return load_directory(entry)
+    return load_directory(entry)

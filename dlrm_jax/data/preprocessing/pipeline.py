@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -16,8 +15,8 @@ import polars as pl
 from filelock import FileLock
 
 from dlrm_jax.data.criteo_text import OnBadLine
-from dlrm_jax.data.directory import FORMAT, METADATA, Metadata, load_directory
-from dlrm_jax.data.preprocessing import vocabulary
+from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.preprocessing import freshness, vocabulary
 from dlrm_jax.data.preprocessing.encoding import Day, encode_column, write_day
 from dlrm_jax.data.preprocessing.files import made, write_json
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
@@ -71,7 +70,6 @@ def preprocess(
     output: Path,
     options: Options,
     replace: bool = False,
-    anew: bool = False,
 ) -> Metadata:
     """Makes a directory of arrays from logs in the order of time, out of core.
 
@@ -86,32 +84,31 @@ def preprocess(
             about twice the room of the uncompressed text.
         options: what to make of them.
         replace: whether an output of something else is replaced, or an error.
-        anew: whether the output is made again even if it is there.
 
     Raises:
         UserError: a file can't be read, is malformed or was changed meanwhile; the output is
             there already and of something else; the disk is full.
     """
     paths, output = [path.resolve() for path in paths], output.resolve()
-    wanted = {"format": FORMAT, "options": options.to_json(), "inputs": _stat(paths)}
+    wanted = freshness.wanted(paths, options.to_json())
     partial = output.with_name(f"{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(output.with_name(f".{output.name}.lock")):
-            difference = "asked for again" if anew else _out_of_date(output, wanted)
+            difference = freshness.out_of_date(output, wanted)
             if output.exists():
                 if not difference:
                     return Metadata.read(output)
                 if not replace:
                     raise UserError(
-                        f"{output} was made from something else: {difference}; delete it, or give "
-                        f"another output directory"
+                        f"{output} isn't what is wanted: {difference}; delete it, or give another "
+                        f"output directory"
                     )
                 _log.warning("%s is made again: %s", output, difference)
-            _begin(partial, wanted)
+            freshness.begin(partial, wanted)
             if not (partial / METADATA).exists():
                 _run(paths, partial, options, wanted)
-            for unneeded in ("columns", "ids", _BEGUN):
+            for unneeded in ("columns", "ids", freshness.BEGUN):
                 _remove(partial / unneeded)
             replaced = output.with_name(f"{output.name}.replaced")
             shutil.rmtree(replaced, ignore_errors=True)
@@ -171,7 +168,7 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
         _log.info("reading %s", path)
         source = Source(path, schema, options.on_bad_line)
         staged.append(stage(source, partial / "columns" / str(i)))
-    if _stat(paths) != wanted["inputs"]:
+    if freshness.wanted(paths, wanted["options"]) != wanted:
         raise UserError("a file was changed while it was read; try again when it is complete")
     _check_types(paths, staged, schema)
     days, splits = cut([file.rows for file in staged])
@@ -204,7 +201,7 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
             Metadata(
                 made_from=wanted,
                 content_hashes=contents,
-                fingerprint=_digest([contents, wanted["options"]]),
+                fingerprint=freshness.fingerprint(contents, wanted["options"]),
                 days=[day.stop - day.start for day in days],
                 splits=splits,
                 columns=list(schema.categorical),
@@ -236,82 +233,6 @@ def _training(staged: Iterable[Staged], column: str, count: int) -> pl.LazyFrame
 
 def _ids(partial: Path, file: int, column: int) -> Path:
     return partial / "ids" / str(file) / f"{column}.int32"
-
-
-_BEGUN = "begun.json"
-
-
-def _begin(partial: Path, wanted: dict[str, Any]) -> None:
-    """Keeps what an interrupted call of the same kind has left, removes what another has."""
-    begun = partial / _BEGUN
-    if partial.exists():
-        try:
-            finished = (partial / METADATA).exists()
-            found = Metadata.read(partial).made_from if finished else json.loads(begun.read_text())
-        except (OSError, ValueError, UserError):
-            found = {}
-        if difference := _difference(found, wanted):
-            _log.warning("%s is of something else (%s): starting anew", partial, difference)
-            # Renamed first: what is half deleted must not be gone on with.
-            doomed = partial.with_name(f"{partial.name}.deleting")
-            shutil.rmtree(doomed, ignore_errors=True)
-            partial.rename(doomed)
-            shutil.rmtree(doomed)
-        else:
-            _log.info("going on with what is in %s", partial)
-    if not (partial / METADATA).exists():
-        write_json(begun, wanted)
-
-
-def _out_of_date(output: Path, wanted: dict[str, Any]) -> str:
-    """Why an output isn't what is wanted; empty if it is."""
-    try:
-        metadata = Metadata.read(output)
-        load_directory(output)
-    except UserError as error:
-        return str(error)
-    found = metadata.made_from
-    inputs = zip(found["inputs"], wanted["inputs"], metadata.content_hashes, strict=False)
-    for old, new, content_hash in inputs:
-        # Copied or touched, perhaps not changed.
-        if old != new and {**old, "mtime_ns": 0} == {**new, "mtime_ns": 0}:
-            with Path(new["path"]).open("rb") as file:
-                if hashlib.file_digest(file, "blake2b").hexdigest() == content_hash:
-                    old["mtime_ns"] = new["mtime_ns"]
-    return _difference(found, wanted)
-
-
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first difference, in words; empty if there is none."""
-    for key in ("format", "inputs", "options"):
-        old, new = found.get(key), wanted[key]
-        if isinstance(old, dict):
-            for name in new:
-                if old.get(name) != new[name]:
-                    return f"{name} was {old.get(name)}, now {new[name]}"
-        elif old != new:
-            return f"{key} were {old}, now {new}"
-    return ""
-
-
-def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size and time of change of files that can be read."""
-    found = []
-    for path in paths:
-        try:
-            with path.open("rb"):
-                status = path.stat()
-        except OSError as error:
-            raise UserError(
-                f"cannot read {path}: {error.strerror}; give the path of a file with logs"
-            ) from error
-        found.append({"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns})
-    return found
-
-
-def _digest(content: object) -> str:
-    text = json.dumps([FORMAT, content])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -10,17 +10,17 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import polars as pl
 import zstandard
 
 from dlrm_jax.data import criteo_text
 from dlrm_jax.data.criteo_text import OnBadLine
+from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.errors import UserError
 
@@ -120,7 +120,7 @@ class Source:
                 frame = pl.scan_parquet(self.path, glob=False)
             else:  # as text: a type guessed from the first rows would make 007 of 7
                 frame = pl.scan_csv(self.path, glob=False, infer_schema=False)
-            self._check_columns(frame.collect_schema())
+            logs.check_columns(self.path, self.schema, frame.collect_schema())
             batches = frame.select(self.schema.columns).collect_batches(
                 chunk_size=PART_ROWS, maintain_order=True
             )
@@ -128,67 +128,10 @@ class Source:
                 first_row = self.rows + 1
                 self.rows += len(batch)
                 yield lambda batch=batch, first_row=first_row: _canonical(
-                    self._checked(batch, first_row), self.schema
+                    logs.checked(self.path, self.schema, batch, first_row), self.schema
                 )
         except pl.exceptions.PolarsError as error:
             raise UserError(f"cannot read {self.path}: {error}") from error
-
-    def _check_columns(self, found: Mapping[str, Any]) -> None:
-        missing = [name for name in self.schema.columns if name not in found]
-        if missing:
-            raise UserError(
-                f"{self.path} has no column {missing[0]!r} that the schema names; its columns are "
-                f"{', '.join(found)}"
-            )
-        for name in self.schema.categorical:
-            kind = found[name]
-            is_list = isinstance(kind, pl.List | pl.Array)
-            if is_list and isinstance(kind.inner, pl.List | pl.Array):
-                raise UserError(
-                    f"{self.path}, column {name}: expected a list of values, got {kind}"
-                )
-            if name in self.schema.bag_lengths and not is_list:
-                raise UserError(
-                    f"{self.path}, column {name}: the schema gives a bag length, expected lists, "
-                    f"got {kind}"
-                )
-            if is_list and name not in self.schema.bag_lengths:
-                raise UserError(
-                    f"{self.path}, column {name} holds lists: the schema's bag_lengths must say "
-                    f"how many values of each are kept"
-                )
-
-    def _checked(self, batch: pl.DataFrame, first_row: int) -> pl.DataFrame:
-        """The batch with its numbers as Float64, none of them bad."""
-        schema = self.schema
-
-        def numbers(name: str, expected: str, accepts: Callable[[pl.Expr], pl.Expr]) -> pl.Series:
-            text = pl.col(name)
-            if batch[name].dtype == pl.Boolean or batch[name].dtype == pl.String:
-                lower = text.cast(pl.String).str.to_lowercase()
-                text = lower.replace({"true": "1", "false": "0"})
-            found = batch.select(text.cast(pl.Float64, strict=False).fill_nan(None).alias("x"))
-            wrong = batch[name].is_not_null() & found["x"].is_null()
-            if batch[name].dtype.is_float():
-                wrong &= batch[name].is_not_nan()
-            wrong |= ~found.select(accepts(pl.col("x")).fill_null(False))["x"]
-            if wrong.any():
-                row = wrong.arg_max() or 0
-                raise UserError(
-                    f"{self.path}, row {first_row + row}, column {name}: expected {expected}, got "
-                    f"{batch[name][row]!r}"
-                )
-            return found["x"].alias(name)
-
-        largest = float(np.finfo(np.float32).max)
-        checked = [numbers(schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0]))]
-        for name in schema.dense:
-            finite = "a finite number or nothing"
-            checked.append(numbers(name, finite, lambda x: x.is_null() | (x.abs() <= largest)))
-        if schema.weight:
-            least = "a number of at least 0"
-            checked.append(numbers(schema.weight, least, lambda x: x.is_between(0, largest)))
-        return batch.with_columns(checked)
 
 
 class _ZstandardReader:
@@ -250,6 +193,8 @@ def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _canonical(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """A frame's columns under the names that `sources` gives them, transformed."""
+
     def dense(name: str) -> pl.Expr:
         x = pl.col(name).fill_null(0).cast(pl.Float64)
         return x.clip(lower_bound=0).log1p() if schema.dense_transform == "log" else x
