@@ -1,0 +1,134 @@
+"""Logs of a user's own, in Parquet and CSV."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from criteo_lines import IN_TIME, dense_of, expected_ids, ids_of
+
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+
+
+def test_a_users_own_log(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "when": range(40),
+            "clicked": rng.random(40) < 0.5,
+            "price": [None, *rng.normal(size=39)],
+            "shop": [None if x == 0 else f"shop {x}" for x in rng.integers(0, 5, 40)],
+            "seen": [[int(x) for x in rng.integers(0, 9, n)] for n in rng.integers(0, 6, 40)],
+            "importance": rng.random(40),
+        }
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    schema = tmp_path / "schema.json"
+    fields = {
+        "label": "clicked",
+        "dense": ["price"],
+        "categorical": ["shop", "seen"],
+        "bag_lengths": {"seen": 3},
+        "weight": "importance",
+        "dense_transform": "none",
+    }
+    schema.write_text(json.dumps(fields))
+    preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(Schema.from_json(schema)))
+    dataset = load_directory(tmp_path / "out")
+    assert dataset.bag_lengths == (1, 3)
+    train = len(dataset.train)
+    ids = np.concatenate([ids_of(dataset, name) for name in IN_TIME])
+    assert ids[:, 0].tolist() == expected_ids(frame["shop"].to_list(), train)
+    seen = [x for bag in frame["seen"].to_list()[:train] for x in bag[:3]]
+    by_frequency = sorted(set(seen), key=lambda v: (-seen.count(v), v))
+    known = {value: i + 2 for i, value in enumerate(by_frequency)}
+    for bag, found in zip(frame["seen"].to_list(), ids[:, 1:].tolist(), strict=True):
+        expected = [known.get(x, 0) for x in bag[:3]]
+        assert found == expected + [-1] * (3 - len(expected))
+    dense = np.concatenate([dense_of(dataset, name)[:, 0] for name in IN_TIME])
+    np.testing.assert_allclose(dense, frame["price"].fill_null(0).to_numpy(), rtol=1e-6)
+    weights = np.concatenate(
+        [day.arrays["weights"] for name in IN_TIME for day in dataset.splits[name].days]
+    )
+    np.testing.assert_allclose(weights, frame["importance"].to_numpy(), rtol=1e-6)
+    # The vocabulary maps ids back to what the user knows.
+    shops = pl.read_parquet(tmp_path / "out" / "vocabularies" / "0.parquet")
+    assert set(shops["value"]) == set(frame["shop"][:train].drop_nulls())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "nothing"}, "has no column 'nothing' that the schema names"),
+        ({"label": "shop"}, "row 1, column shop: expected 0 or 1, got 'a'"),
+        ({"dense": ["shop2"]}, "row 1, column shop2: expected a finite number or nothing, got 'a'"),
+        ({"dense": ["big"]}, "row 3, column big: expected a finite number or nothing, got inf"),
+        ({"weight": "debt"}, "row 2, column debt: expected a number of at least 0, got -1.0"),
+        ({"categorical": ["nested"]}, "column nested: expected a list of values"),
+        ({"categorical": ["bag"]}, "column bag holds lists: the schema's bag_lengths"),
+        ({"bag_lengths": {"shop": 3}}, "column shop: the schema gives a bag length"),
+    ],
+)
+def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
+    frame = pl.DataFrame(
+        {
+            "y": [0, 1] * 10,
+            "shop": ["a"] * 20,
+            "shop2": ["a"] * 20,
+            "bag": [[1]] * 20,
+            "nested": [[[1]]] * 20,
+            "big": [0.0, None, np.inf, *[1.0] * 17],
+            "debt": [1.0, -1.0] * 10,
+        }
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    fields = {"label": "y", "categorical": ["shop"], **change}
+    if change.get("label") == "shop":
+        fields["categorical"] = ["bag"]
+        fields["bag_lengths"] = {"bag": 1}
+    (tmp_path / "schema.json").write_text(json.dumps(fields))
+    schema = Schema.from_json(tmp_path / "schema.json")
+    with pytest.raises(UserError, match=message):
+        preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"label": "y"}, "categorical"),
+        ({"label": "y", "categorical": []}, "at least one categorical"),
+        ({"label": "y", "categorical": ["y"]}, "'y' is named more than once"),
+        ({"label": "y", "categorical": ["a"], "colour": 1}, "its fields are label"),
+        ({"label": "y", "categorical": ["a"], "bag_lengths": {"b": 1}}, "isn't categorical"),
+        ({"label": "y", "categorical": ["a"], "dense_transform": "sqrt"}, "one of log, none"),
+    ],
+)
+def test_bad_schemas(tmp_path, fields, message):
+    (tmp_path / "schema.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=message):
+        Schema.from_json(tmp_path / "schema.json")
+
+
+def test_csv_keeps_values_as_they_are_written(tmp_path):
+    lines = ["y,price,shop", *(f"{'true' if i % 2 else 'false'},{i},00{i % 3}" for i in range(40))]
+    lines[3] = "0,,7"
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    schema = Schema("y", ("shop",), ("price",), dense_transform="none")
+    preprocess([tmp_path / "log.csv"], tmp_path / "out", Options(schema))
+    table = pl.read_parquet(tmp_path / "out" / "vocabularies" / "0.parquet")
+    assert set(table["value"]) == {"000", "001", "002", "7"}
+    dataset = load_directory(tmp_path / "out")
+    assert dense_of(dataset, "train")[:4, 0].tolist() == [0, 1, 0, 3]
+    assert dataset.train.labels[:4].tolist() == [0, 1, 0, 1]
+
+
+def test_days_of_different_types(tmp_path):
+    for number, values in enumerate([[1, 2], ["a", "b"]]):
+        pl.DataFrame({"y": [0, 1], "shop": values}).write_parquet(tmp_path / f"{number}.parquet")
+    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    with pytest.raises(UserError, match=r"shop is Int64 in .*0\.parquet, but String in .*1\.parq"):
+        preprocess(paths, tmp_path / "out", Options(Schema("y", ("shop",))))
