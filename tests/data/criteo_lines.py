@@ -1,6 +1,17 @@
-"""Text in Criteo's layout, and what ids its definition gives, in plain Python."""
+"""Text in Criteo's layout, what ids its definition gives, and what came of it."""
 
 import numpy as np
+
+IN_TIME = ("train", "test", "validation")
+"""The splits in the order of their rows."""
+
+
+def ids_of(dataset, split):
+    return np.concatenate([day.ids for day in dataset.splits[split].days])
+
+
+def dense_of(dataset, split):
+    return np.concatenate([day.dense for day in dataset.splits[split].days])
 
 
 def text(lines, seed=0):

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import zstandard
-from criteo_lines import expected_ids, text
+from criteo_lines import dense_of, expected_ids, ids_of, text
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,14 +16,6 @@ from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.preprocessing import encoding, pipeline
 from dlrm_jax.data.preprocessing.pipeline import Options, cut, preprocess
 from dlrm_jax.errors import UserError
-
-
-def ids_of(dataset, split):
-    return np.concatenate([day.ids for day in dataset.splits[split].days])
-
-
-def dense_of(dataset, split):
-    return np.concatenate([day.dense for day in dataset.splits[split].days])
 
 
 @pytest.fixture
