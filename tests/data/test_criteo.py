@@ -83,6 +83,7 @@ def test_a_touched_file_is_hashed_and_not_prepared_again(raw, tmp_path, prepared
     os.utime(raw, ns=(1, 1))
     load_criteo(raw, tmp_path / "cache")
     assert len(prepared) == 1
+    assert '"mtime_ns": 1\n' in (entry_of(tmp_path / "cache") / "metadata.json").read_text()
 
 
 def test_changed_content_of_the_same_size_is_noticed(raw, tmp_path, prepared):

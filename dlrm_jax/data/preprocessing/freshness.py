@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -50,6 +52,9 @@ def out_of_date(output: Path, wanted: dict[str, Any]) -> str:
             with Path(new["path"]).open("rb") as file:
                 if hashlib.file_digest(file, "blake2b").hexdigest() == content_hash:
                     old["mtime_ns"] = new["mtime_ns"]
+                    # Saves hashing next time, no more: the directory may be read-only.
+                    with contextlib.suppress(OSError):
+                        write_json(output / METADATA, dataclasses.asdict(metadata))
     return _difference(found, wanted)
 
 

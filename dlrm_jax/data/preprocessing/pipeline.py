@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dlrm_jax.data.criteo_text import OnBadLine
 from dlrm_jax.data.directory import METADATA, Metadata
@@ -94,7 +95,7 @@ def preprocess(
     partial = output.with_name(f"{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(output.with_name(f".{output.name}.lock")):
+        with _locked(output):
             difference = freshness.out_of_date(output, wanted)
             if output.exists():
                 if not difference:
@@ -122,6 +123,21 @@ def preprocess(
             f"command goes on from there"
         ) from error
     return Metadata.read(output)
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keeps other processes from making the same output."""
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.warning("waiting for another process that makes %s", output)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cut(rows: Sequence[int]) -> tuple[list[Day], dict[str, list[list[int]]]]:
