@@ -23,7 +23,7 @@ from dlrm_jax.config import Config, preset
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.check import check_ids
-from dlrm_jax.data.criteo import load_criteo
+from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -172,7 +172,7 @@ def last_step(
 def load_data(config: Config) -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs."""
     if FLAGS.data:
-        data = load_criteo(Path(FLAGS.data), cache_directory() / "criteo", config.min_count)
+        data = load_dataset(Path(FLAGS.data), cache_directory() / "criteo", config.min_count)
         config = dataclasses.replace(
             config,
             table_rows=data.table_rows,

@@ -11,7 +11,7 @@ from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
 
 
-def load_criteo(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
+def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
     """Loads a directory of arrays, or a raw file through a cache of such directories.
 
     Args:

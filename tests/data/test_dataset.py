@@ -11,7 +11,7 @@ import pytest
 from criteo_lines import text
 
 from dlrm_jax.data.check import check_ids
-from dlrm_jax.data.criteo import load_criteo
+from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.npy import ArrayWriter
 from dlrm_jax.data.preprocessing import pipeline
 from dlrm_jax.errors import UserError
@@ -60,38 +60,38 @@ def left_behind(cache_dir):
 
 
 def test_prepared_once_per_content_and_option(raw, tmp_path, prepared):
-    first = load_criteo(raw, tmp_path / "cache")
-    assert_same(copied(first), copied(load_criteo(raw, tmp_path / "cache")))
+    first = load_dataset(raw, tmp_path / "cache")
+    assert_same(copied(first), copied(load_dataset(raw, tmp_path / "cache")))
     assert len(prepared) == 1
-    other = load_criteo(raw, tmp_path / "cache", min_count=2)
+    other = load_dataset(raw, tmp_path / "cache", min_count=2)
     assert len(prepared) == 2
     assert other.fingerprint != first.fingerprint
-    assert load_criteo(raw, tmp_path / "cache").fingerprint == first.fingerprint
+    assert load_dataset(raw, tmp_path / "cache").fingerprint == first.fingerprint
     assert len(prepared) == 2
 
 
 def test_a_directory_is_taken_as_it_is(raw, tmp_path, prepared):
-    first = load_criteo(raw, tmp_path / "cache")
-    again = load_criteo(entry_of(tmp_path / "cache"), tmp_path / "unused")
+    first = load_dataset(raw, tmp_path / "cache")
+    again = load_dataset(entry_of(tmp_path / "cache"), tmp_path / "unused")
     assert first.fingerprint == again.fingerprint
     assert len(prepared) == 1
     assert not (tmp_path / "unused").exists()
 
 
 def test_a_touched_file_is_hashed_and_not_prepared_again(raw, tmp_path, prepared):
-    load_criteo(raw, tmp_path / "cache")
+    load_dataset(raw, tmp_path / "cache")
     os.utime(raw, ns=(1, 1))
-    load_criteo(raw, tmp_path / "cache")
+    load_dataset(raw, tmp_path / "cache")
     assert len(prepared) == 1
     assert '"mtime_ns": 1\n' in (entry_of(tmp_path / "cache") / "metadata.json").read_text()
 
 
 def test_changed_content_of_the_same_size_is_noticed(raw, tmp_path, prepared):
-    first = load_criteo(raw, tmp_path / "cache")
+    first = load_dataset(raw, tmp_path / "cache")
     content = raw.read_bytes()
     raw.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     os.utime(raw, ns=(1, 1))
-    second = load_criteo(raw, tmp_path / "cache")
+    second = load_dataset(raw, tmp_path / "cache")
     assert len(prepared) == 2
     assert first.fingerprint != second.fingerprint
     # The replaced arrays stay readable for those who hold them.
@@ -103,7 +103,7 @@ def test_changed_content_of_the_same_size_is_noticed(raw, tmp_path, prepared):
 def test_the_fingerprint_ignores_path_and_time(raw, tmp_path):
     copy = tmp_path / "elsewhere.txt"
     copy.write_bytes(raw.read_bytes())
-    a, b = load_criteo(raw, tmp_path / "cache"), load_criteo(copy, tmp_path / "cache")
+    a, b = load_dataset(raw, tmp_path / "cache"), load_dataset(copy, tmp_path / "cache")
     assert a.fingerprint == b.fingerprint
     assert_same(copied(a), copied(b))
 
@@ -120,17 +120,17 @@ def test_the_fingerprint_ignores_path_and_time(raw, tmp_path):
     ],
 )
 def test_a_damaged_entry_is_prepared_again(raw, tmp_path, prepared, damage):
-    reference = copied(load_criteo(raw, tmp_path / "cache"))
+    reference = copied(load_dataset(raw, tmp_path / "cache"))
     damage(entry_of(tmp_path / "cache"))
-    assert_same(reference, copied(load_criteo(raw, tmp_path / "cache")))
+    assert_same(reference, copied(load_dataset(raw, tmp_path / "cache")))
     assert len(prepared) == 2
 
 
 def test_an_entry_of_another_format_is_prepared_again(raw, tmp_path, prepared):
-    load_criteo(raw, tmp_path / "cache")
+    load_dataset(raw, tmp_path / "cache")
     metadata = entry_of(tmp_path / "cache") / "metadata.json"
     metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 0'))
-    load_criteo(raw, tmp_path / "cache")
+    load_dataset(raw, tmp_path / "cache")
     assert len(prepared) == 2
 
 
@@ -141,9 +141,9 @@ def test_a_full_disk_names_the_place(raw, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ArrayWriter, "append", full)
         with pytest.raises(UserError, match="No space left") as caught:
-            load_criteo(raw, tmp_path / "cache")
+            load_dataset(raw, tmp_path / "cache")
     assert str(tmp_path / "cache") in str(caught.value)
-    load_criteo(raw, tmp_path / "cache")
+    load_dataset(raw, tmp_path / "cache")
     assert left_behind(tmp_path / "cache") == [entry_of(tmp_path / "cache").name]
 
 
@@ -158,33 +158,33 @@ def test_a_full_disk_raises_and_does_not_kill():
 
 def test_processes_that_need_the_same_entry_do_not_disturb_each_other(raw, tmp_path):
     program = (
-        "import sys; from pathlib import Path; from dlrm_jax.data.criteo import load_criteo; "
-        "print(load_criteo(Path(sys.argv[1]), Path(sys.argv[2])).fingerprint)"
+        "import sys; from pathlib import Path; from dlrm_jax.data.dataset import load_dataset; "
+        "print(load_dataset(Path(sys.argv[1]), Path(sys.argv[2])).fingerprint)"
     )
     command = [sys.executable, "-c", program, str(raw), str(tmp_path / "cache")]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     fingerprints = {run.communicate(timeout=60)[0] for run in runs}
-    assert fingerprints == {load_criteo(raw, tmp_path / "cache").fingerprint + "\n"}
+    assert fingerprints == {load_dataset(raw, tmp_path / "cache").fingerprint + "\n"}
     assert len(left_behind(tmp_path / "cache")) == 1
 
 
 def test_paths_that_cannot_be_used(raw, tmp_path):
     with pytest.raises(UserError, match=r"none\.txt: No such file"):
-        load_criteo(tmp_path / "none.txt", tmp_path / "cache")
+        load_dataset(tmp_path / "none.txt", tmp_path / "cache")
     with pytest.raises(UserError, match="found days none"):
-        load_criteo(tmp_path, tmp_path / "cache")
+        load_dataset(tmp_path, tmp_path / "cache")
     with pytest.raises(UserError, match="cannot make"):
-        load_criteo(raw, raw)
+        load_dataset(raw, raw)
     with pytest.raises(UserError, match="min_count must be at least 1"):
-        load_criteo(raw, tmp_path / "cache", min_count=0)
+        load_dataset(raw, tmp_path / "cache", min_count=0)
     raw.write_text("")
     with pytest.raises(UserError, match=r"train\.txt is empty"):
-        load_criteo(raw, tmp_path / "cache")
+        load_dataset(raw, tmp_path / "cache")
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason="needs a sample of Criteo's data")
 def test_real_lines(tmp_path):
-    dataset = load_criteo(SAMPLE, tmp_path)
+    dataset = load_dataset(SAMPLE, tmp_path)
     lines = SAMPLE.read_text().splitlines()
     assert sum(map(len, dataset.splits.values())) == len(lines)
     positives = sum(float(split.labels.sum()) for split in dataset.splits.values())
