@@ -2,6 +2,7 @@
 
     python -m experiments.preprocess --input=train.txt --output=criteo
     python -m experiments.preprocess --input=day_0.gz,day_1.gz --output=criteo --min_count=10
+    python -m experiments.preprocess --input=train.txt --output=criteo --compatible=reference
     python -m experiments.preprocess --input=log.parquet --schema=schema.json --output=log
 
 then ``python -m experiments.criteo --data=criteo``. Interrupted, the same command goes on.
@@ -26,6 +27,9 @@ flags.DEFINE_string("output", None, "the directory to make")
 flags.DEFINE_string("schema", None, "a JSON file that says what the columns mean")
 flags.DEFINE_integer("min_count", 1, "rarer values share one id")
 flags.DEFINE_integer("max_rows", 0, "rows that a table may have at most; 0 for no limit")
+flags.DEFINE_enum("compatible", None, ["reference"], "make the ids and dense features that the "
+                  "DLRM paper's implementation makes of Criteo text")  # fmt: skip
+flags.DEFINE_integer("max_ind_range", 0, "with --compatible=reference, values modulo this; 0: not")
 flags.DEFINE_enum("on_bad_line", "stop", ["stop", "skip"], "what to do with malformed lines")
 
 
@@ -43,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
         FLAGS.min_count,
         FLAGS.max_rows,
         FLAGS.on_bad_line,
+        FLAGS.compatible == "reference",
+        FLAGS.max_ind_range,
     )
     begun = time.perf_counter()
     output = Path(FLAGS.output)

@@ -40,6 +40,10 @@ class Options:
         min_count: values that the training part holds less often share the id of unseen ones.
         max_rows: rows that a table may have at most, 0 for no limit.
         on_bad_line: what happens with malformed lines of Criteo text.
+        reference: whether ids and dense features are those that the DLRM paper's implementation
+            makes of Criteo text: values, missing ones among them, are numbered in order of
+            first appearance over all data, that of validation and test too.
+        max_ind_range: with ``reference``, values are taken modulo this before; 0 for not.
 
     Raises:
         UserError: a number is out of range.
@@ -49,12 +53,26 @@ class Options:
     min_count: int = 1
     max_rows: int = 0
     on_bad_line: OnBadLine = "stop"
+    reference: bool = False
+    max_ind_range: int = 0
 
     def __post_init__(self) -> None:
         if self.min_count < 1:
             raise UserError(
                 f"min_count must be at least 1 (1 keeps every value), got {self.min_count}"
             )
+        if self.reference and (
+            self.schema is not CRITEO
+            or self.min_count > 1
+            or self.max_rows
+            or self.max_ind_range < 0
+        ):
+            raise UserError(
+                "the reference's ids are those of Criteo text, without a schema, min_count or "
+                "max_rows; max_ind_range limits them, at least 0"
+            )
+        if self.max_ind_range and not self.reference:
+            raise UserError("max_ind_range has no effect without the reference's ids")
         least = 2 * vocabulary.FIRST_VALUE
         if self.max_rows and self.max_rows < least:
             raise UserError(
@@ -182,7 +200,7 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
     staged = []
     for i, path in enumerate(paths):
         _log.info("reading %s", path)
-        source = Source(path, schema, options.on_bad_line)
+        source = Source(path, schema, options.on_bad_line, options.reference, options.max_ind_range)
         staged.append(stage(source, partial / "columns" / str(i)))
     if freshness.wanted(paths, wanted["options"]) != wanted:
         raise UserError("a file was changed while it was read; try again when it is complete")
@@ -195,11 +213,13 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
         _log.info("vocabulary and ids of %s", name)
         path = partial / "vocabularies" / f"{i}.parquet"
         if not path.exists():
-            values = _training(staged, f"c{i}", training)
+            values = _values(staged, f"c{i}")
+            if options.reference:
+                table = vocabulary.learn_in_order(values)
+            else:
+                table = vocabulary.learn(values.head(training), options.min_count, options.max_rows)
             with made(path) as temporary:
-                vocabulary.learn(values, options.min_count, options.max_rows).write_parquet(
-                    temporary
-                )
+                table.write_parquet(temporary)
         vocabularies.append(path)
         table_rows.append(vocabulary.rows(pl.read_parquet(path, columns=["id"])))
         for file, source in enumerate(staged):
@@ -242,9 +262,8 @@ def _check_types(paths: Sequence[Path], staged: Sequence[Staged], schema: Schema
                 )
 
 
-def _training(staged: Iterable[Staged], column: str, count: int) -> pl.LazyFrame:
-    scans = [file.scan().select(pl.col(column).alias("value")) for file in staged]
-    return pl.concat(scans).head(count)
+def _values(staged: Iterable[Staged], column: str) -> pl.LazyFrame:
+    return pl.concat([file.scan().select(pl.col(column).alias("value")) for file in staged])
 
 
 def _ids(partial: Path, file: int, column: int) -> Path:

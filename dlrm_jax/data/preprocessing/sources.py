@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import polars as pl
 import zstandard
 
@@ -39,6 +40,10 @@ class Source:
             Parquet file or a CSV file with a header.
         schema: what its columns mean.
         on_bad_line: what to do with a malformed line of Criteo text.
+        reference: for Criteo text, whether values are what the DLRM paper's implementation
+            makes of them: a missing value is 0, values are taken modulo ``max_ind_range`` (0: as
+            they are), dense features are log(max(x, 0) + 1) in float32.
+        max_ind_range: see there.
 
     Attributes:
         rows: lines read so far, skipped ones included.
@@ -47,8 +52,17 @@ class Source:
         UserError: the file can't be read.
     """
 
-    def __init__(self, path: Path, schema: Schema, on_bad_line: OnBadLine = "stop"):
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        on_bad_line: OnBadLine = "stop",
+        reference: bool = False,
+        max_ind_range: int = 0,
+    ):
         self.path = path
+        self.reference = reference
+        self.max_ind_range = max_ind_range
         self.schema = schema
         self.on_bad_line: OnBadLine = on_bad_line
         self.rows = 0
@@ -87,6 +101,8 @@ class Source:
 
     def _parse(self, block: bytes, first_line: int) -> pl.DataFrame:
         frame = criteo_text.parse_block(block, self.path, first_line, self.on_bad_line)
+        if self.reference:
+            return _as_reference(frame, self.max_ind_range)
         return _canonical(frame, self.schema)
 
     def _decompressed(self, file: _Hashing) -> Callable[[int], bytes]:
@@ -213,3 +229,21 @@ def _canonical(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     if schema.weight:
         columns.append(pl.col(schema.weight).cast(pl.Float32).alias("weight"))
     return frame.select(columns)
+
+
+def _as_reference(frame: pl.DataFrame, max_ind_range: int) -> pl.DataFrame:
+    def dense(name: str) -> pl.Series:
+        x = frame[name].fill_null(0).clip(lower_bound=0).cast(pl.Float32).to_numpy()
+        return pl.Series(np.log(x + np.float32(1)))
+
+    def value(name: str) -> pl.Series:
+        x = frame[name].fill_null(0)
+        return x % max_ind_range if max_ind_range else x
+
+    return pl.DataFrame(
+        {
+            "label": frame["label"].cast(pl.Float32),
+            **{f"d{i}": dense(name) for i, name in enumerate(CRITEO.dense)},
+            **{f"c{i}": value(name) for i, name in enumerate(CRITEO.categorical)},
+        }
+    )

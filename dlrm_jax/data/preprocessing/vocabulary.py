@@ -46,9 +46,21 @@ def learn(values: pl.LazyFrame, min_count: int = 1, max_rows: int = 0) -> pl.Dat
     return kept.with_columns(pl.Series("id", ids.astype(np.int32)))
 
 
+def learn_in_order(values: pl.LazyFrame) -> pl.DataFrame:
+    """The vocabulary of a column ``value`` without nulls, ids in order of first appearance.
+
+    As the DLRM paper's implementation numbers values: from 0, over all data.
+    """
+    grouped = values.with_row_index("first").group_by("value")
+    found = grouped.agg(pl.len().alias("count"), pl.col("first").min())
+    table = found.collect(engine="streaming").sort("first").drop("first")
+    return table.with_columns(pl.Series("id", np.arange(len(table), dtype=np.int32)))
+
+
 def rows(vocabulary: pl.DataFrame) -> int:
     """Rows of the table that the ids need."""
-    return max(FIRST_VALUE, 1 + (vocabulary["id"].max() or 0))  # pyright: ignore
+    largest = vocabulary["id"].max()
+    return FIRST_VALUE if largest is None else 1 + int(largest)  # pyright: ignore[reportArgumentType]
 
 
 def encode(values: pl.Series, vocabulary: pl.DataFrame, length: int) -> Int32[np.ndarray, "N L"]:
