@@ -106,8 +106,8 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
 def release_memory() -> None:
     """Gives back to the system what is free: call it before and after large arrays are moved.
 
-    Orbax leaves arrays in reference cycles. And glibc keeps what XLA's compiler has freed:
-    0.7 GiB after the step of 26 tables on eight emulated devices.
+    Orbax leaves arrays in reference cycles. And glibc keeps what XLA's compiler has freed, which
+    the peak that `experiments.benchmark` prints would hold with an empty compilation cache.
     """
     gc.collect()
     if sys.platform == "linux":

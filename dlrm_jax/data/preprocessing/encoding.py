@@ -18,7 +18,7 @@ from dlrm_jax.data.preprocessing.staging import Staged
 
 # Places of bags that are joined with a vocabulary at a time. More cost memory; fewer, time, as the
 # vocabulary is hashed each time.
-_ROWS_PER_JOIN = 1 << 23
+_PLACES_PER_JOIN = 1 << 23
 _ROWS_PER_BLOCK = 1 << 17
 
 
@@ -53,7 +53,7 @@ def encode_column(
         return
     values = pl.read_parquet(vocabulary_path)
     with made(path) as temporary, temporary.open("wb") as file:
-        count = max(1, _ROWS_PER_JOIN // length)
+        count = max(1, _PLACES_PER_JOIN // length)
         for start in range(0, staged.rows, count):
             part = staged.scan().select(column).slice(start, count).collect()
             file.write(vocabulary.encode(part[column], values, length).data)

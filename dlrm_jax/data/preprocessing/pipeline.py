@@ -208,7 +208,7 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
     days, splits = cut([file.rows for file in staged])
     training = sum(days[day].stop - days[day].start for day, _, _ in splits["train"])
 
-    table_rows, vocabularies = [], []
+    table_rows = []
     for i, name in enumerate(schema.categorical):
         _log.info("vocabulary and ids of %s", name)
         path = partial / "vocabularies" / f"{i}.parquet"
@@ -220,7 +220,6 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
                 table = vocabulary.learn(values.head(training), options.min_count, options.max_rows)
             with made(path) as temporary:
                 table.write_parquet(temporary)
-        vocabularies.append(path)
         table_rows.append(vocabulary.rows(pl.read_parquet(path, columns=["id"])))
         for file, source in enumerate(staged):
             encode_column(source, f"c{i}", schema.lengths[i], path, _ids(partial, file, i))

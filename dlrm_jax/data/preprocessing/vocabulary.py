@@ -69,18 +69,15 @@ def encode(values: pl.Series, vocabulary: pl.DataFrame, length: int) -> Int32[np
     Args:
         values: N of the column's type; nulls become `MISSING`.
         vocabulary: from `learn`.
-        length: L. Lists keep their first L values and are filled with `ABSENT`; the bag of a
-            null or empty list is empty.
+        length: L. Lists have at most L values and are filled with `ABSENT`; the bag of a null or
+            empty list is empty.
     """
     if not isinstance(values.dtype, pl.List):
         return _ids(values, vocabulary)[:, None]
     lengths = values.list.len().fill_null(0).to_numpy()
     flat = values.filter(values.list.len() > 0).explode()
-    begins = np.cumsum(lengths) - lengths
-    place = np.arange(len(flat)) - np.repeat(begins, lengths)
     bags = np.full((len(values), length), ABSENT, np.int32)
-    kept = place < length
-    bags[np.arange(length) < lengths[:, None]] = _ids(flat, vocabulary)[kept]
+    bags[np.arange(length) < lengths[:, None]] = _ids(flat, vocabulary)
     return bags
 
 
