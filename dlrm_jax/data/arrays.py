@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer
@@ -188,6 +189,7 @@ class Dataset:
         source: One line for people: where the examples come from.
         teacher_auc: For generated data, per split, the AUC of the true probabilities, which no
             model beats except by luck; NaN where a split has one class only.
+        directory: Where the vocabularies lie that made the ids; None if they aren't known.
 
     Raises:
         UserError: If the splits don't fit each other or the features.
@@ -201,6 +203,7 @@ class Dataset:
     fingerprint: str
     source: str
     teacher_auc: Mapping[str, float] | None = None
+    directory: Path | None = None
 
     def __post_init__(self) -> None:
         if len(self.table_rows) != len(self.bag_lengths):

@@ -14,7 +14,7 @@ import numpy as np
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the layout on disk, or the meaning of its numbers, changes."""
 
 METADATA = "metadata.json"
@@ -35,7 +35,9 @@ class Metadata:
         columns: names of the categorical columns.
         table_rows: as in `Dataset`.
         bag_lengths: as in `Dataset`.
+        missing: by dense and categorical column, examples without a value.
         skipped_lines: malformed lines that were left out.
+        grown_from: fingerprints of the data whose vocabularies these continue, the first first.
         versions: of the libraries that made it.
     """
 
@@ -47,7 +49,9 @@ class Metadata:
     columns: list[str]
     table_rows: list[int]
     bag_lengths: list[int]
+    missing: dict[str, int]
     skipped_lines: int
+    grown_from: list[str]
     versions: dict[str, str]
 
     @classmethod
@@ -101,6 +105,7 @@ def load_directory(directory: Path) -> Dataset:
             bag_lengths=tuple(metadata.bag_lengths),
             fingerprint=metadata.fingerprint,
             source=f"{sum(sizes):,} examples of {inputs}, prepared in {directory}",
+            directory=directory,
         )
     return _load_torchrec(directory)
 

@@ -242,6 +242,8 @@ def _run(paths: Sequence[Path], partial: Path, options: Options, wanted: dict[st
                 columns=list(schema.categorical),
                 table_rows=table_rows,
                 bag_lengths=list(schema.lengths),
+                missing=_missing(staged, schema),
+                grown_from=[],
                 skipped_lines=sum(file.skipped for file in staged),
                 versions={"polars": importlib.metadata.version("polars")},
             )
@@ -263,6 +265,15 @@ def _check_types(paths: Sequence[Path], staged: Sequence[Staged], schema: Schema
 
 def _values(staged: Iterable[Staged], column: str) -> pl.LazyFrame:
     return pl.concat([file.scan().select(pl.col(column).alias("value")) for file in staged])
+
+
+def _missing(staged: Sequence[Staged], schema: Schema) -> dict[str, int]:
+    """Examples without a value, by column."""
+    columns = {f"d{i}": name for i, name in enumerate(schema.dense)}
+    columns |= {f"c{i}": name for i, name in enumerate(schema.categorical)}
+    counts = pl.concat([file.scan().select(*columns).null_count() for file in staged]).sum()
+    found = counts.collect(engine="streaming").row(0, named=True)
+    return {name: found[column] for column, name in columns.items()}
 
 
 def _ids(partial: Path, file: int, column: int) -> Path:
