@@ -7,13 +7,14 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
+from jaxtyping import Float
 
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.batches import TrainBatches, evaluation_batches
@@ -85,13 +86,24 @@ class Trained:
     examples_per_second: float | None
 
 
+def predictions(
+    learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
+) -> Iterator[Float[np.ndarray, " B"]]:
+    """Yields the logits of all examples, in order, a batch at a time."""
+    left = len(split)
+    with Prefetch(evaluation_batches(split, batch_size), learner.put_evaluation) as batches:
+        for batch in batches:
+            logits = np.asarray(predict(state, batch))
+            yield logits[:left]  # the last batch is filled up
+            left -= len(logits)
+
+
 def evaluate(
     learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
 ) -> dict[str, float | int]:
     """Metrics over all examples, each counted once, whatever the batch size and the mesh."""
-    with Prefetch(evaluation_batches(split, batch_size), learner.put_evaluation) as batches:
-        logits = [np.asarray(predict(state, batch)) for batch in batches]
-    return binary_metrics(np.concatenate(logits)[: len(split)], split.labels)
+    logits = list(predictions(learner, predict, state, split, batch_size))
+    return binary_metrics(np.concatenate(logits), split.labels)
 
 
 def train(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array
 from orbax.checkpoint import v1 as ocp
 
@@ -32,25 +33,38 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """
     try:
         metadata = json.loads((path / "metadata.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not a checkpoint: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint {path} has format {metadata.get('format')}, this program reads {FORMAT}"
-        )
+        found = metadata["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a checkpoint: {error!r}{_checkpoints_in(path)}") from error
+    if found != FORMAT:
+        raise UserError(f"checkpoint {path} has format {found}, this program reads {FORMAT}")
     return metadata
 
 
+def _checkpoints_in(path: Path) -> str:
+    """A hint for who names a run, or the checkpoints of one, instead of a checkpoint."""
+    for directory in (path / "checkpoints", path):
+        if directory.is_dir():
+            found = sorted(str(x) for x in directory.iterdir() if x.name.isdecimal())
+            if found:
+                return f"; it has the checkpoints {', '.join(found)}"
+    return ""
+
+
 def load_table(
-    path: Path, metadata: Mapping[str, Any], table: str, wanted: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, Array]:
+    path: Path,
+    metadata: Mapping[str, Any],
+    table: str,
+    wanted: Mapping[str, jax.ShapeDtypeStruct | np.ndarray],
+) -> dict[str, Array | np.ndarray]:
     """Reads one table's logical arrays.
 
     Args:
         path: of the checkpoint.
         metadata: from `read_metadata`.
         table: its name.
-        wanted: shapes, dtypes and shardings by key, from `EmbeddingCollection.logical`.
+        wanted: by key, shapes, dtypes and shardings from `EmbeddingCollection.logical`; or NumPy
+            arrays of any values, for such arrays.
 
     Raises:
         UserError: the checkpoint has no such table, or one of another shape.
@@ -70,8 +84,24 @@ def load_table(
     return arrays
 
 
-def load_params(path: Path, abstract: Any) -> Any:
-    """Reads those of the dense parameters that the nested dicts of shapes name."""
+def load_params(path: Path, metadata: Mapping[str, Any], abstract: Mapping[Any, Any]) -> Any:
+    """Reads those of the dense parameters that the nested dicts of shapes name.
+
+    Args:
+        path: of the checkpoint.
+        metadata: from `read_metadata`.
+        abstract: shapes, dtypes and shardings.
+
+    Raises:
+        UserError: the checkpoint has no such parameter, or one of another shape.
+    """
+    for name, wanted in flatten(abstract).items():
+        found = metadata["params"].get(name)
+        if found is None or tuple(found) != wanted.shape:
+            there = "no such parameter" if found is None else f"shape {tuple(found)}"
+            raise UserError(
+                f"checkpoint {path}: expected {name} of shape {wanted.shape}, it has {there}"
+            )
     return load(path / "dense", {"params": abstract}, partial=True)["params"]
 
 

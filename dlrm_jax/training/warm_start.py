@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from dlrm_jax.embedding import Table
+from dlrm_jax.embedding.logical import initial_values
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.serialization import (
@@ -21,8 +24,18 @@ from dlrm_jax.training.serialization import (
 )
 
 
-def warm_start(learner: Learner, seed: int, source: Path, names: Sequence[str]) -> TrainState:
+def warm_start(
+    learner: Learner,
+    seed: int,
+    source: Path,
+    names: Sequence[str],
+    grown_from: Collection[str] = (),
+) -> TrainState:
     """A new state whose named parts come from elsewhere; optimizers start afresh.
+
+    A table may have more rows than in the checkpoint if the ids of the data continue those that
+    the checkpoint was trained with. The rows behind its own get initial values, those that they
+    have in any new table of this size.
 
     Args:
         learner: whose state to make.
@@ -30,9 +43,12 @@ def warm_start(learner: Learner, seed: int, source: Path, names: Sequence[str]) 
         source: a checkpoint (the directory with its step as the name), or a directory of
             ``NAME.npy``: ``C1.npy`` [rows, dim], ``bottom.layers.0.kernel.npy``, …
         names: tables (``C1``) and layers (``bottom``, ``top.layers.0``, …).
+        grown_from: fingerprints of the data whose ids this run's continue, as in
+            `data.directory.Metadata`.
 
     Raises:
-        UserError: a name is unknown here or there, or the shapes differ.
+        UserError: a name is unknown here or there, the shapes differ, or a table has become
+            longer while its ids don't mean the same as in the checkpoint.
     """
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
@@ -53,18 +69,21 @@ def warm_start(learner: Learner, seed: int, source: Path, names: Sequence[str]) 
         metadata = read_metadata(source)
 
         def table_weights(table: Table) -> Mapping[str, Any]:
-            wanted = {"weights": learner.collection.logical(table.name)["weights"]}
-            return load_table(source, metadata, table.name, wanted)
+            return {"weights": _trained(learner, seed, source, metadata, table, grown_from)}
 
-        _check_shapes(chosen, {k: tuple(v) for k, v in metadata["params"].items()})
-        loaded = flatten(load_params(source, unflatten(chosen))) if chosen else {}
+        loaded = flatten(load_params(source, metadata, unflatten(chosen))) if chosen else {}
     else:
 
         def table_weights(table: Table) -> Mapping[str, Any]:
             return {"weights": _read(source, table.name)}
 
         loaded = {path: _read(source, path) for path in chosen}
-        _check_shapes(chosen, {path: array.shape for path, array in loaded.items()})
+        for path, array in loaded.items():
+            if array.shape != chosen[path].shape:
+                raise UserError(
+                    f"warm start: {path} must have shape {chosen[path].shape}, the source has "
+                    f"{array.shape}"
+                )
 
     embedding = learner.collection.build(
         lambda table: table_weights(table) if table.name in tables else {}, seed
@@ -79,13 +98,36 @@ def warm_start(learner: Learner, seed: int, source: Path, names: Sequence[str]) 
     return TrainState(state.step, params, state.optimizer, embedding)
 
 
-def _check_shapes(wanted: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
-    for path, abstract in wanted.items():
-        if found.get(path) != abstract.shape:
-            raise UserError(
-                f"warm start: {path} must have shape {abstract.shape}, the source has "
-                f"{found.get(path, 'no such layer')}"
-            )
+def _trained(
+    learner: Learner,
+    seed: int,
+    source: Path,
+    metadata: Mapping[str, Any],
+    table: Table,
+    grown_from: Collection[str],
+) -> Array | np.ndarray:
+    """The weights of a table from a checkpoint, which may have fewer rows."""
+    wanted = learner.collection.logical(table.name)["weights"]
+    entry = metadata["arrays"].get(f"{table.name}/weights")
+    rows = entry["shape"][0] if entry else table.rows
+    if rows >= table.rows:
+        return load_table(source, metadata, table.name, {"weights": wanted})["weights"]
+    if metadata["identity"].get("data") not in grown_from:
+        raise UserError(
+            f"warm start: table {table.name} has {rows} rows in {source} and {table.rows} here, "
+            f"and these data don't continue its ids: an id of the two may mean different values. "
+            f"Prepare the data with python -m experiments.preprocess --grow=OLD_DIRECTORY, where "
+            f"OLD_DIRECTORY is what {source} was trained on"
+        )
+    first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
+    trained = load_table(source, metadata, table.name, {"weights": first})["weights"]
+    grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
+    return jax.block_until_ready(grow(trained))
+
+
+def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array, "rows dim"]:
+    """The table with its first rows given, the others as they are at first."""
+    return jax.lax.dynamic_update_slice_in_dim(initial_values(table, seed), first, 0, axis=0)
 
 
 def _read(directory: Path, name: str) -> np.ndarray:

@@ -1,0 +1,58 @@
+"""A small model, trained for some steps and saved as the main job does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import ABSENT, Examples, Split
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.step import make_train_step
+
+CONFIG = Config(
+    table_rows=(7, 3000, 40),
+    bag_lengths=(1, 3, 2),
+    placements=("C1=replicated", "C2=row_wise", "C3=table_wise"),
+    table_optimizers=("C1=adam:0.01",),
+    embedding_dim=8,
+    dense_features=3,
+    bottom_mlp=(8,),
+    top_mlp=(8, 1),
+    batch_size=64,
+    evaluation_batch_size=64,
+    learning_rate=0.1,
+)
+DATA = "data of the small model"
+STEPS = 5
+
+
+def examples(count: int, seed: int = 0, config: Config = CONFIG) -> Split:
+    """Random features with some places of bags unused, in two days."""
+    rng = np.random.default_rng(seed)
+    limits = np.repeat(config.table_rows, config.table_bag_lengths)
+    ids = rng.integers(0, limits, (count, len(limits))).astype(np.int32)
+    ids[rng.random(ids.shape) < 0.1] = ABSENT
+    dense = rng.normal(size=(count, config.dense_features)).astype(np.float32)
+    days = Examples(dense, ids, (ids[:, 0] % 2 == 0).astype(np.float32))
+    return Split((days[: count // 3], days[count // 3 :]))
+
+
+def train_and_save(
+    workdir: Path, mesh: str, config: Config = CONFIG
+) -> tuple[Learner, TrainState, Path]:
+    """The learner, its last state, and where that lies."""
+    learner = make_learner(config, make_mesh(mesh))
+    state, step = learner.init(config.seed), make_train_step(learner)
+    batches = TrainBatches(examples(512), config.batch_size, seed=0)
+    for i in range(STEPS):
+        state, _ = step(state, learner.put(batches[i]))
+    checkpoints = Checkpoints(workdir / "checkpoints", {"data": DATA, **config.identity()})
+    checkpoints.save(learner, state, {"config": dataclasses.asdict(config)}, None)
+    return learner, state, workdir / "checkpoints" / f"{STEPS:08d}"

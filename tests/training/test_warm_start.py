@@ -1,0 +1,91 @@
+"""New states from parts of saved ones; tables that have become longer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from named_arrays import arrays_of
+from saved_run import CONFIG, DATA, train_and_save
+
+from dlrm_jax.embedding.logical import INITIAL_ROWS
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.warm_start import warm_start
+
+# C1 stays, C2 gets a row that the shards don't divide, C3 more than are initialized at a time.
+GROWN = dataclasses.replace(CONFIG, table_rows=(7, 3001, INITIAL_ROWS + 5), seed=3)
+NAMES = ("C1", "C2", "C3")
+OLDER = ("data of long ago", DATA, "data of yesterday")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """A checkpoint and what is in it."""
+    learner, state, checkpoint = train_and_save(tmp_path_factory.mktemp("run"), "2x4")
+    return checkpoint, arrays_of(learner, state)
+
+
+@pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mesh", ["2x4", "1x1"])
+def test_a_grown_table_is_the_trained_one_and_new_rows(
+    saved: tuple[Path, dict[str, np.ndarray]], mesh: str, table_dtype: str
+):
+    checkpoint, trained = saved
+    learner = make_learner(dataclasses.replace(GROWN, table_dtype=table_dtype), make_mesh(mesh))
+    fresh = arrays_of(learner, learner.init(GROWN.seed))
+    state = warm_start(learner, GROWN.seed, checkpoint, NAMES, OLDER)
+    found = arrays_of(learner, state)
+    assert found.keys() == fresh.keys()
+    for name in NAMES:
+        old = trained[f"{name}/weights"].astype(table_dtype)
+        new = fresh[f"{name}/weights"]
+        assert np.any(old != new[: len(old)])
+        np.testing.assert_array_equal(
+            found[f"{name}/weights"], np.concatenate([old, new[len(old) :]])
+        )
+    for name in found.keys() - {f"{name}/weights" for name in NAMES}:
+        np.testing.assert_array_equal(found[name], fresh[name], err_msg=name)
+
+
+def test_only_what_is_named_is_taken(saved: tuple[Path, dict[str, np.ndarray]]):
+    checkpoint, trained = saved
+    learner = make_learner(GROWN, make_mesh("2x4"))
+    fresh = arrays_of(learner, learner.init(GROWN.seed))
+    found = arrays_of(learner, warm_start(learner, GROWN.seed, checkpoint, ("C2", "top"), OLDER))
+    np.testing.assert_array_equal(found["C2/weights"][:3000], trained["C2/weights"])
+    for name in ("top/0/kernel", "top/0/bias", "top/1/kernel", "top/1/bias"):
+        np.testing.assert_array_equal(found[name], trained[name])
+    for name in found.keys() - {"C2/weights", "top/0/kernel", "top/0/bias", "top/1/kernel",
+                                "top/1/bias"}:  # fmt: skip
+        np.testing.assert_array_equal(found[name], fresh[name], err_msg=name)
+
+
+def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.ndarray]]):
+    checkpoint, trained = saved
+    learner = make_learner(GROWN, make_mesh("1x1"))
+    for grown_from in ((), ("data of long ago",)):
+        with pytest.raises(UserError, match=r"C3 has 40 rows .* --grow=OLD_DIRECTORY"):
+            warm_start(learner, 0, checkpoint, ("C3",), grown_from)
+    # As many rows there as here: what the ids mean is the user's business.
+    found = arrays_of(learner, warm_start(learner, 0, checkpoint, ("C1",)))
+    np.testing.assert_array_equal(found["C1/weights"], trained["C1/weights"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table_rows": (7, 2999, 40)}, r"C2 has shape \(3000, 8\), expected \(2999, 8\)"),
+        ({"embedding_dim": 4, "bottom_mlp": (4,)}, r"has shape \([0-9]*, 8\), expected"),
+        ({"table_rows": (7, 3001, 40, 5), "bag_lengths": (1,)}, "no array 'weights' of .* 'C4'"),
+    ],
+)
+def test_other_shapes_are_refused(
+    saved: tuple[Path, dict[str, np.ndarray]], changes: dict, message: str
+):
+    learner = make_learner(dataclasses.replace(CONFIG, **changes), make_mesh("1x1"))
+    with pytest.raises(UserError, match=message):
+        warm_start(learner, 0, saved[0], tuple(learner.collection.tables), OLDER)
