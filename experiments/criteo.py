@@ -24,7 +24,9 @@ from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.dataset import load_dataset
+from dlrm_jax.data.directory import Metadata
 from dlrm_jax.errors import UserError
+from dlrm_jax.training import vocabularies
 from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
@@ -79,7 +81,9 @@ def main(argv: Sequence[str]) -> None:
             config.best_metric,
         )
         checkpoints.sweep()
-        state, resumed_from = first_state(config, learner, checkpoints)
+        state, resumed_from = first_state(config, learner, checkpoints, data)
+        if data.directory and not FLAGS.eval_only:
+            vocabularies.keep(data.directory, workdir)
         notes = {"mesh": FLAGS.mesh, "plan": json.loads(learner.collection.plan.to_json()),
                  "config": dataclasses.asdict(config), "versions": versions()}  # fmt: skip
         predict = make_predict(learner)
@@ -187,7 +191,7 @@ def load_data(config: Config) -> tuple[Config, Dataset]:
 
 
 def first_state(
-    config: Config, learner: Learner, checkpoints: Checkpoints
+    config: Config, learner: Learner, checkpoints: Checkpoints, data: Dataset
 ) -> tuple[TrainState, int | None]:
     """The state to go on from, and the step that it was saved at; None for a fresh one."""
     steps = checkpoints.steps()
@@ -202,8 +206,9 @@ def first_state(
     if FLAGS.warm_start:
         if not FLAGS.warm_start_names:
             raise UserError("--warm_start needs --warm_start_names, such as C1,C2,bottom")
-        source = Path(FLAGS.warm_start)
-        return warm_start(learner, config.seed, source, FLAGS.warm_start_names), None
+        source, names = Path(FLAGS.warm_start), FLAGS.warm_start_names
+        grown_from = Metadata.read(data.directory).grown_from if data.directory else []
+        return warm_start(learner, config.seed, source, names, grown_from), None
     return learner.init(config.seed), None
 
 

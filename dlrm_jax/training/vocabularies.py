@@ -1,0 +1,102 @@
+"""What maps raw values to the ids of a model: a run keeps it, to be served without its data.
+
+``WORKDIR/preprocessing`` holds ``metadata.json`` and ``vocabularies/`` of the prepared data.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import polars as pl
+
+from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.errors import UserError
+
+VOCABULARIES = "vocabularies"
+
+
+def keep(directory: Path, workdir: Path) -> None:
+    """Copies what maps values to ids to a run's workdir, whole or not at all.
+
+    Hard links take its place where the file system allows. What is there already of the same data
+    is left as it is.
+
+    Args:
+        directory: of the prepared data, see `data.directory`.
+        workdir: of the run.
+
+    Raises:
+        UserError: it can't be read or written.
+    """
+    kept = workdir / "preprocessing"
+    writing = kept.with_suffix(".writing")
+    wanted = Metadata.read(directory).fingerprint
+    try:
+        if kept.exists():
+            if Metadata.read(kept).fingerprint == wanted:
+                return
+            # Of a run on other data that ended before its first checkpoint.
+            shutil.rmtree(kept)
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir()
+        shutil.copy2(directory / METADATA, writing / METADATA)
+        shutil.copytree(directory / VOCABULARIES, writing / VOCABULARIES, copy_function=_link)
+        writing.rename(kept)
+    except (OSError, shutil.Error) as error:
+        raise UserError(
+            f"cannot keep the vocabularies of {directory} in {workdir}: {error}; are they there, "
+            f"and is the disk large enough?"
+        ) from error
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def find_kept(checkpoint: Path) -> Path | None:
+    """Where the run of a checkpoint keeps them, or None if it doesn't."""
+    kept = checkpoint.absolute().parent.parent / "preprocessing"
+    return kept if kept.is_dir() else None
+
+
+def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Metadata:
+    """Reads the description of a directory whose ids must be those of a checkpoint.
+
+    Args:
+        directory: of prepared data, or what `keep` made of it.
+        checkpoint: for the message.
+        fingerprint: of the data that the checkpoint was trained on.
+
+    Raises:
+        UserError: it is of other data.
+    """
+    metadata = Metadata.read(directory)
+    if metadata.fingerprint != fingerprint:
+        raise UserError(
+            f"{directory} isn't of the data that {checkpoint} was trained on: its ids mean other "
+            f"values. Give raw logs, which are mapped to the ids of training, or a directory of "
+            f"the very data of training"
+        )
+    return metadata
+
+
+def read_values(directory: Path, table: int) -> pl.DataFrame:
+    """The raw values of a table: columns ``value`` and ``id``, by ascending id.
+
+    Args:
+        directory: of prepared data, or what `keep` made of it.
+        table: its number, from 0.
+
+    Raises:
+        UserError: the vocabulary can't be read.
+    """
+    path = directory / VOCABULARIES / f"{table}.parquet"
+    try:
+        return pl.read_parquet(path, columns=["value", "id"])
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"cannot read the vocabulary {path}: {error}") from error
