@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, Integer
 
+from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
 
 ABSENT = -1
@@ -23,7 +25,8 @@ class Examples:
     Attributes:
         dense: Features that enter the bottom MLP as they are.
         ids: Embedding rows. The bags of all categorical features lie side by side, so C is the sum
-            of the bag lengths; `ABSENT` marks places that aren't used.
+            of the bag lengths; `ABSENT` marks places that aren't used. One array, or one for each
+            feature in an `HStacked`.
         labels: 0 or 1; integers in TorchRec's files.
         weights: How much each example counts in the training loss; None if all count 1.
 
@@ -32,7 +35,7 @@ class Examples:
     """
 
     dense: Float32[np.ndarray, "N D"]
-    ids: Int32[np.ndarray, "N C"]
+    ids: Int32[np.ndarray | HStacked, "N C"]
     labels: Float32[np.ndarray, " N"] | Int32[np.ndarray, " N"]
     weights: Float32[np.ndarray, " N"] | None = None
 
@@ -63,13 +66,17 @@ class Examples:
         return Examples(**{name: array[rows] for name, array in self.arrays.items()})
 
     @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Any]:
         """The arrays that there are, by name, as plain views.
 
         Gathering from np.memmap objects costs Python calls for every result.
         """
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        return {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+        return {
+            name: array if isinstance(array, HStacked) else np.asarray(array)
+            for name, array in arrays.items()
+            if array is not None
+        }
 
 
 _ARRAYS = {

@@ -50,5 +50,6 @@ def _blocks(split: Split) -> Iterator[tuple[int, np.ndarray]]:
     first = 0
     for day in split.days:
         for start in range(0, len(day), _ROWS_PER_BLOCK):
-            yield first + start, day.arrays["ids"][start : start + _ROWS_PER_BLOCK]
+            block = day.arrays["ids"][start : start + _ROWS_PER_BLOCK]
+            yield first + start, np.asarray(block)
         first += len(day)

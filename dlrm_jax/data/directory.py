@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from dlrm_jax.data.arrays import Dataset, Examples, Split
+from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.errors import UserError
 
 FORMAT = 2
 """Raise it when the layout on disk, or the meaning of its numbers, changes."""
 
 METADATA = "metadata.json"
-
-_ROWS_PER_BLOCK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,34 +79,39 @@ def load_directory(directory: Path) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
     Args:
-        directory: made by `preprocessing`, or by TorchRec's scripts: ``day_0_dense.npy``,
-            ``day_0_sparse.npy``, ``day_0_labels.npy`` and so on. Of the latter the last day is
-            halved into test and validation; rows of tables follow from the largest ids.
+        directory: made by `preprocessing`, or by TorchRec's or MLPerf's scripts, with the files
+            that `DayFiles` describes. Of the latter the last day is halved as TorchRec does, into
+            validation, the first half, and test. Bag lengths follow from the shapes of the arrays,
+            rows of tables from the largest ids.
 
     Raises:
-        UserError: arrays are missing, cut short or don't fit each other.
+        UserError: arrays are missing, cut short or don't fit each other or the description.
     """
-    if (directory / METADATA).exists():
-        metadata = Metadata.read(directory)
-        days = [_day(directory, number) for number in range(len(metadata.days))]
-        sizes = [len(day) for day in days]
-        if sizes != metadata.days:
-            raise UserError(
-                f"{directory}: the days have {sizes} rows, its {METADATA} says {metadata.days}; "
-                f"prepare the data again"
-            )
-        inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
-        return Dataset(
-            train=_split(days, metadata.splits["train"]),
-            validation=_split(days, metadata.splits["validation"]),
-            test=_split(days, metadata.splits["test"]),
-            table_rows=tuple(metadata.table_rows),
-            bag_lengths=tuple(metadata.bag_lengths),
-            fingerprint=metadata.fingerprint,
-            source=f"{sum(sizes):,} examples of {inputs}, prepared in {directory}",
-            directory=directory,
+    if not (directory / METADATA).exists():
+        return _load_torchrec(directory)
+    metadata = Metadata.read(directory)
+    days = [DayFiles.map(directory, number) for number in range(len(metadata.days))]
+    sizes = [len(day.examples) for day in days]
+    if sizes != metadata.days:
+        raise UserError(
+            f"{directory}: the days have {sizes} rows, its {METADATA} says {metadata.days}; "
+            f"prepare the data again"
         )
-    return _load_torchrec(directory)
+    for day in days:
+        day.check_bags(metadata.bag_lengths, METADATA)
+        if any(bags.dtype != np.int32 for bags in day.bags):
+            raise UserError(f"{day.path}: expected int32 ids beside a {METADATA}, got int64")
+    inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
+    return Dataset(
+        train=_split(days, metadata.splits["train"]),
+        validation=_split(days, metadata.splits["validation"]),
+        test=_split(days, metadata.splits["test"]),
+        table_rows=tuple(metadata.table_rows),
+        bag_lengths=tuple(metadata.bag_lengths),
+        fingerprint=metadata.fingerprint,
+        source=f"{sum(sizes):,} examples of {inputs}, prepared in {directory}",
+        directory=directory,
+    )
 
 
 def _load_torchrec(directory: Path) -> Dataset:
@@ -117,50 +121,34 @@ def _load_torchrec(directory: Path) -> Dataset:
     if len(numbers) < 2 or numbers != list(range(len(numbers))) or unfinished:
         raise UserError(
             f"{directory}: expected a {METADATA}, or the arrays of two days or more and nothing "
-            f"else (day_0_dense.npy, day_0_sparse.npy, day_0_labels.npy, day_1_…), found days "
-            f"{', '.join(map(str, numbers)) or 'none'}"
+            f"else (day_0_dense.npy, day_0_sparse.npy or day_0_sparse_multi_hot.npz, "
+            f"day_0_labels.npy, day_1_…), found days {', '.join(map(str, numbers)) or 'none'}"
         )
-    days = [_day(directory, number) for number in numbers]
-    rows = 1 + np.max([_largest(day.ids) for day in days], axis=0)
-    last, middle = len(days) - 1, (len(days[-1]) + 1) // 2
-    files = sorted(directory.glob("day_*.npy"))
-    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    days = [DayFiles.map(directory, number) for number in numbers]
+    first = days[0]
+    widths = [bags.shape[1] for bags in first.bags]
+    bag_lengths = widths if first.multi_hot else [1] * widths[0]
+    for day in days:
+        day.check_bags(bag_lengths, first.path.name)
+    largest = np.max([day.largest_ids() for day in days], axis=0)
+    starts = np.cumsum([0, *bag_lengths[:-1]])
+    last, rows = len(days) - 1, len(days[-1].examples)
+    middle = (rows + 1) // 2
+    stats = [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(directory.glob("day_*.np[yz]"))
+    ]
+    examples = sum(len(day.examples) for day in days)
     return Dataset(
-        train=Split(tuple(days[:-1])),
-        test=_split(days, [[last, 0, middle]]),
-        validation=_split(days, [[last, middle, len(days[-1])]]),
-        table_rows=tuple(rows.tolist()),
-        bag_lengths=(1,) * len(rows),
+        train=Split(tuple(day.examples for day in days[:-1])),
+        validation=_split(days, [[last, 0, middle]]),
+        test=_split(days, [[last, middle, rows]]),
+        table_rows=tuple((1 + np.maximum.reduceat(largest, starts)).tolist()),
+        bag_lengths=tuple(bag_lengths),
         fingerprint=hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest(),
-        source=f"{sum(map(len, days)):,} examples in {len(days)} days of arrays in {directory}",
+        source=f"{examples:,} examples in {len(days)} days of arrays in {directory}",
     )
 
 
-def _largest(ids: np.ndarray) -> np.ndarray:
-    """Of each column, reading the file once."""
-    starts = range(0, len(ids), _ROWS_PER_BLOCK)
-    return np.max([ids[start : start + _ROWS_PER_BLOCK].max(axis=0) for start in starts], axis=0)
-
-
-def _split(days: list[Examples], parts: list[list[int]]) -> Split:
-    return Split(tuple(days[day][start:stop] for day, start, stop in parts))
-
-
-def _day(directory: Path, number: int) -> Examples:
-    try:
-        dense, ids, labels = (
-            np.load(directory / f"day_{number}_{name}.npy", mmap_mode="r")
-            for name in ("dense", "sparse", "labels")
-        )
-        weights = directory / f"day_{number}_weights.npy"
-        return Examples(
-            dense,
-            ids,
-            labels.reshape(-1),
-            np.load(weights, mmap_mode="r") if weights.exists() else None,
-        )
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{directory}: the arrays of day {number} can't be read ({error}); prepare the data "
-            f"again"
-        ) from error
+def _split(days: list[DayFiles], parts: list[list[int]]) -> Split:
+    return Split(tuple(days[day].examples[start:stop] for day, start, stop in parts))

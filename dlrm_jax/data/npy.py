@@ -1,41 +1,176 @@
-"""NumPy files of any size, written in bounded memory."""
+"""NumPy files of any size: written in bounded memory, read through memory maps."""
 
+from __future__ import annotations
+
+import math
 import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Shaped
 
+from dlrm_jax.errors import UserError
 
-class ArrayWriter:
-    """Writes an .npy file block by block.
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Of a member of a zip file: signature, then the lengths of its name and of the extra field."""
+
+
+class BlockWriter:
+    """Writes an array block by block, in the format of an .npy file.
 
     A full disk raises `OSError` here; stores to a memory map would end the process.
 
     Args:
-        path: The file, replaced if it exists.
+        file: Open for writing, at the place where the array begins.
         shape: Shape of the whole array; the blocks appended must make it up.
         dtype: Type of its elements.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]):
-        self._dtype = np.dtype(dtype)
-        self._file = path.open("wb")
+    def __init__(
+        self, file: IO[bytes] | BufferedIOBase, shape: tuple[int, ...], dtype: type[np.generic]
+    ):
+        self._file, self._dtype = file, np.dtype(dtype)
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
             "shape": shape,
         }
-        np.lib.format.write_array_header_1_0(self._file, header)
+        np.lib.format.write_array_header_1_0(file, header)
 
     def append(self, block: Shaped[np.ndarray, "N ..."]) -> None:
         """Writes the next rows."""
         self._file.write(np.ascontiguousarray(block, self._dtype).data)
 
-    def __enter__(self) -> "ArrayWriter":
+
+class ArrayWriter(BlockWriter):
+    """Writes an .npy file block by block; to be used in a ``with`` block.
+
+    Args:
+        path: The file, replaced if it exists.
+        shape: As for `BlockWriter`.
+        dtype: As for `BlockWriter`.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]):
+        super().__init__(path.open("wb"), shape, dtype)
+
+    def __enter__(self) -> ArrayWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        _sync_and_close(self._file)
+
+
+class NpzWriter:
+    """Writes an .npz file, the same bytes as `np.savez`, block by block.
+
+    To be used in a ``with`` block. Members aren't compressed, so that `map_npz` can map them.
+
+    Args:
+        path: The file, replaced if it exists.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb")
+        self._zip = zipfile.ZipFile(self._file, "w")
+
+    @contextmanager
+    def member(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> Iterator[BlockWriter]:
+        """Gives what writes the array of this name; one at a time.
+
+        Args:
+            name: Of the array, without ``.npy``.
+            shape: As for `BlockWriter`.
+            dtype: As for `BlockWriter`.
+        """
+        # Sizes of 64 bits whatever they are, as np.savez has it: a reader that knows where the
+        # data of a small member begin finds those of a large one.
+        with self._zip.open(f"{name}.npy", "w", force_zip64=True) as file:
+            yield BlockWriter(file, shape, dtype)
+
+    def __enter__(self) -> NpzWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._zip.close()
+        finally:
+            _sync_and_close(self._file)
+
+
+def _sync_and_close(file: IO[bytes] | BufferedIOBase) -> None:
+    with file:
+        file.flush()
+        # Some file systems find out only now that they are full.
+        os.fsync(file.fileno())
+
+
+def map_npz(path: Path) -> dict[str, np.ndarray]:
+    """Maps the arrays of an .npz file into memory, read-only; `np.load` would read them.
+
+    The arrays aren't aligned, as a zip file places them anywhere. NumPy computes with such arrays,
+    but many functions, `np.take` among them, copy a whole one first.
+
+    Args:
+        path: Written by `NpzWriter` or `np.savez`.
+
+    Returns:
+        The arrays by name, in the order in which they were written.
+
+    Raises:
+        UserError: The file can't be read, is damaged, or has a compressed member.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                info.filename.removesuffix(".npy"): _map_member(path, archive, info)
+                for info in archive.infolist()
+            }
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} can't be read as an .npz file: {error}; is it complete?"
+        ) from error
+
+
+def _map_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise UserError(
+            f"{path}, member {info.filename}: expected an array that isn't compressed, so that it "
+            f"can be mapped; write the file with np.savez instead of np.savez_compressed"
+        )
+    try:
+        with archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, fortran_order, dtype = read_header(file)
+            start = file.tell()
+            if dtype.hasobject:
+                raise ValueError("objects can't be mapped")
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}, member {info.filename}: expected an array in NumPy's format: {error}"
+        ) from error
+    expected = start + math.prod(shape) * dtype.itemsize
+    if info.file_size != expected:
+        raise UserError(
+            f"{path}, member {info.filename}: expected {expected:,} bytes for a {dtype} array of "
+            f"shape {shape}, got {info.file_size:,}; it is damaged, make the file again"
+        )
+    # The directory at the end of a zip file has an extra field of its own, maybe of another length.
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        _, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    offset = info.header_offset + _LOCAL_HEADER.size + name + extra + start
+    order = "F" if fortran_order else "C"
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order=order)

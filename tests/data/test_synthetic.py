@@ -89,7 +89,7 @@ def test_the_result_depends_on_the_arguments_only():
 def test_bags_have_all_lengths_and_padding_at_the_end():
     dataset = small(20_000, table_rows=(50, 2000, 1000), bag_lengths=(1, 3, 8))
     check_ids(dataset.train, dataset.table_rows, dataset.bag_lengths, "train")
-    ids = dataset.train.days[0].ids
+    ids = np.asarray(dataset.train.days[0].ids)
     assert (ids[:, 0] >= 0).all()
     for bag in (ids[:, 1:4], ids[:, 4:]):
         lengths = (bag >= 0).sum(axis=1)

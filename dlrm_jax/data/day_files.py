@@ -1,0 +1,139 @@
+"""The files of one day: dense features, ids, labels and perhaps weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from dlrm_jax.data.arrays import ABSENT, Examples
+from dlrm_jax.data.hstacked import HStacked
+from dlrm_jax.data.npy import map_npz
+from dlrm_jax.errors import UserError
+
+_ROWS_PER_BLOCK = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class DayFiles:
+    """The arrays of a day i in TorchRec's layout, mapped into memory, read-only.
+
+    ``day_i_dense.npy`` float32 [N, D], ``day_i_labels.npy`` int32 or float32, [N, 1] or [N], maybe
+    ``day_i_weights.npy`` float32 [N]. The ids are ``day_i_sparse.npy`` int32 [N, C], or
+    ``day_i_sparse_multi_hot.npz`` with members ``0.npy``, ``1.npy``, … int32 [N, L], one for each
+    feature, not compressed. Where both are there, the latter is read: MLPerf's script makes it of
+    the former, and it holds those ids, too. Ids may be int64, which TorchRec's scripts leave
+    behind for some days.
+
+    Attributes:
+        path: of the ids.
+        multi_hot: whether each feature has an array of its own there.
+        bags: the ids as they lie there, [N, L] for each feature or one [N, C].
+        examples: the day.
+    """
+
+    path: Path
+    multi_hot: bool
+    bags: Sequence[np.ndarray]
+    examples: Examples
+
+    @classmethod
+    def map(cls, directory: Path, number: int) -> DayFiles:
+        """Maps the arrays of day ``number``.
+
+        Raises:
+            UserError: arrays are missing, cut short or don't fit each other.
+        """
+        multi_hot = directory / f"day_{number}_sparse_multi_hot.npz"
+        one_hot = directory / f"day_{number}_sparse.npy"
+        weights = directory / f"day_{number}_weights.npy"
+        try:
+            if multi_hot.exists():
+                path, bags = multi_hot, _members(multi_hot)
+            else:
+                path, bags = one_hot, [_map_npy(one_hot)]
+            examples = Examples(
+                _map_npy(directory / f"day_{number}_dense.npy"),
+                _as_one(path, bags),
+                _map_npy(directory / f"day_{number}_labels.npy").reshape(-1),
+                _map_npy(weights) if weights.exists() else None,
+            )
+        except (OSError, EOFError, ValueError) as error:
+            raise UserError(
+                f"{directory}: the arrays of day {number} can't be read ({error}); prepare the "
+                f"data again"
+            ) from error
+        return cls(path, path == multi_hot, bags, examples)
+
+    def check_bags(self, bag_lengths: Sequence[int], source: str) -> None:
+        """Compares the widths of the arrays with the bag lengths that ``source`` says.
+
+        Raises:
+            UserError: they differ.
+        """
+        found = [bags.shape[1] for bags in self.bags]
+        expected = list(bag_lengths) if self.multi_hot else [sum(bag_lengths)]
+        if found != expected:
+            raise UserError(
+                f"{self.path}: expected arrays of {_listed(expected)} ids an example, as {source} "
+                f"says, got {_listed(found)}; prepare all days alike"
+            )
+
+    def largest_ids(self) -> Int64[np.ndarray, " C"]:
+        """Of each column, reading the file once.
+
+        Raises:
+            UserError: an id doesn't fit into int32.
+        """
+        largest = []
+        for number, bags in enumerate(self.bags):
+            found = np.full(bags.shape[1], ABSENT, np.int64)
+            for start in range(0, len(bags), _ROWS_PER_BLOCK):
+                block = bags[start : start + _ROWS_PER_BLOCK]
+                if bags.dtype == np.int64:
+                    outside = block != block.astype(np.int32)
+                    if outside.any():
+                        row, column = np.argwhere(outside)[0]
+                        member = f", member {number}.npy" if self.multi_hot else ""
+                        raise UserError(
+                            f"{self.path}{member}, row {start + row}, column {column} (both from "
+                            f"0): expected an id that fits into int32, got {block[row, column]}; "
+                            f"prepare the data again"
+                        )
+                np.maximum(found, block.max(axis=0), out=found)
+            largest.append(found)
+        return np.concatenate(largest)
+
+
+def _members(path: Path) -> list[np.ndarray]:
+    arrays = map_npz(path)
+    names = [str(number) for number in range(len(arrays))]
+    if sorted(arrays) != sorted(names):
+        raise UserError(
+            f"{path}: expected members 0.npy, 1.npy, and so on, a feature each, got "
+            f"{', '.join(f'{name}.npy' for name in arrays) or 'none'}"
+        )
+    return [arrays[name] for name in names]
+
+
+def _as_one(path: Path, bags: Sequence[np.ndarray]) -> np.ndarray | HStacked:
+    if path.suffix == ".npy" and bags[0].dtype == np.int32:
+        return bags[0]
+    try:
+        return HStacked(bags)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode="r")
+    if not array.flags.c_contiguous:
+        raise UserError(f"{path}: expected an array in row-major order, got one by columns")
+    return array
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
