@@ -1,0 +1,74 @@
+"""MLPerf's synthetic multi-hot features: several ids made of one.
+
+The benchmark DLRM-DCNv2 has one published data set, made of Criteo's with one id a feature: each id
+stands for a row of a table of random ids, itself first. The tables depend on their sizes and a seed
+only, so those made here are the published ones, number by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+
+from dlrm_jax.data.arrays import ABSENT
+from dlrm_jax.data.npy import ArrayWriter
+
+MLPERF_SIZES = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
+"""Ids of each of Criteo's features, from the README of ``recommendation_v2`` in MLPerf Training."""
+
+_DRAWS_PER_BLOCK = 1 << 22
+
+
+def synthetic_tables(
+    rows: Sequence[int], sizes: Sequence[int], directory: Path, seed: int = 0
+) -> list[Path]:
+    """Draws the tables that make several ids of one.
+
+    Row r of the table of a feature with n rows and h ids is r, then h - 1 numbers drawn uniformly
+    from [0, n). One `numpy.random.RandomState` draws all tables, one after the other, as MLPerf's
+    script does; a table thus depends on those before it, and all are drawn in every call. Memory
+    doesn't grow with the tables.
+
+    Args:
+        rows: Of each feature's embedding table, n, less than 2**31.
+        sizes: Ids of each feature, h, at least 1.
+        directory: Where to, made if it isn't there. Files that are there are replaced.
+        seed: Of the generator; MLPerf's is 0.
+
+    Returns:
+        For each feature an .npy file, int32 [n, h]; needs 4 Σ n h bytes.
+
+    Raises:
+        OSError: If they can't be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    random = np.random.RandomState(seed)
+    paths = []
+    for feature, (count, size) in enumerate(zip(rows, sizes, strict=True)):
+        paths.append(directory / f"{feature}.npy")
+        step = max(1, _DRAWS_PER_BLOCK // size)
+        with ArrayWriter(paths[-1], (count, size), np.int32) as writer:
+            for start in range(0, count, step):
+                block = np.empty((min(step, count - start), size), np.int32)
+                block[:, 0] = np.arange(start, start + len(block))
+                # The generator draws number after number: blocks change nothing.
+                block[:, 1:] = random.randint(count, size=(len(block), size - 1), dtype=np.int64)
+                writer.append(block)
+    return paths
+
+
+def expand(
+    ids: Int32[np.ndarray, " N"], table: Int32[np.ndarray, "R H"]
+) -> Int32[np.ndarray, "N H"]:
+    """Makes H ids of each.
+
+    Args:
+        ids: Any ids, taken modulo R, or `ABSENT`, which stays absent in all places.
+        table: Of `synthetic_tables`; may be a memory map.
+    """
+    bags = np.asarray(table).take(ids % np.int32(len(table)), axis=0)
+    bags[ids == ABSENT] = ABSENT
+    return bags
