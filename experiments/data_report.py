@@ -242,6 +242,7 @@ def _origin(page: Page, dataset: Dataset, metadata: Metadata | None) -> None:
         for file in metadata.made_from["inputs"]:
             facts.append(("file", f"{file['path']}, {file['size']:,} bytes"))
         facts.append(("malformed lines left out", f"{metadata.skipped_lines:,}"))
+        facts.append(("examples with label 0 left out", f"{metadata.dropped_negatives:,}"))
         facts += _options("", metadata.made_from["options"])
         facts += [("vocabularies continue", fingerprint) for fingerprint in metadata.grown_from]
         facts += [("made with", " ".join(library)) for library in metadata.versions.items()]

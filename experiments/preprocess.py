@@ -3,7 +3,9 @@
     python -m experiments.preprocess --input=train.txt --output=criteo
     python -m experiments.preprocess --input=day_0.gz,day_1.gz --output=criteo --min_count=10
     python -m experiments.preprocess --input=train.txt --output=criteo --compatible=reference
-    python -m experiments.preprocess --input=log.parquet --schema=schema.json --output=log
+    python -m experiments.preprocess --input=a.parquet --schema=schema.json --output=a
+    python -m experiments.preprocess --input=b.parquet --schema=schema.json --output=b --grow=a
+    python -m experiments.preprocess --report=criteo
 
 then ``python -m experiments.criteo --data=criteo``. Interrupted, the same command goes on.
 """
@@ -13,53 +15,117 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from absl import flags, logging
 
-from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.multi_hot import MLPERF_SIZES
+from dlrm_jax.data.preprocessing.options import Compatible, Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.errors import UserError
+from experiments.data_report import write_report
 from experiments.program import FLAGS, run
 
-flags.DEFINE_list("input", None, "files in the order of time: Criteo text (plain, gzip or "
-                  "zstandard) or, with --schema, Parquet or CSV")  # fmt: skip
+flags.DEFINE_list("input", None, "files in the order of time: Criteo's text or MLPerf's binary "
+                  "form (plain, gzip or zstandard) or, with --schema, Parquet or CSV")  # fmt: skip
+flags.DEFINE_string("validation", None, "a file for validation alone, instead of half a day")
+flags.DEFINE_string("test", None, "a file for test alone, with --validation")
 flags.DEFINE_string("output", None, "the directory to make")
 flags.DEFINE_string("schema", None, "a JSON file that says what the columns mean")
 flags.DEFINE_integer("min_count", 1, "rarer values share one id")
 flags.DEFINE_integer("max_rows", 0, "rows that a table may have at most; 0 for no limit")
-flags.DEFINE_enum("compatible", None, ["reference"], "make the ids and dense features that the "
-                  "DLRM paper's implementation makes of Criteo text")  # fmt: skip
-flags.DEFINE_integer("max_ind_range", 0, "with --compatible=reference, values modulo this; 0: not")
+flags.DEFINE_string("grow", None, "a directory whose vocabularies go on: old values keep their "
+                    "ids, new ones follow")  # fmt: skip
+flags.DEFINE_enum("compatible", None, [name for name in get_args(Compatible) if name],
+                  "whose ids and dense features to make of Criteo's columns")  # fmt: skip
+flags.DEFINE_integer("max_ind_range", 0, "with --compatible: values (the reference) or ids "
+                     "(TorchRec) modulo this; 0 for neither")  # fmt: skip
+flags.DEFINE_float("drop_negatives", 0.0, "share of the training examples with label 0 that is "
+                   "left out at random")  # fmt: skip
+flags.DEFINE_integer("seed", 0, "of --drop_negatives")
+flags.DEFINE_list("multi_hot_sizes", [], "make so many ids of each one, as MLPerf does; 'mlperf' "
+                  "for its sizes")  # fmt: skip
 flags.DEFINE_enum("on_bad_line", "stop", ["stop", "skip"], "what to do with malformed lines")
+flags.DEFINE_string("report", None, "a prepared directory: write what is in it as a page there")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepares, then says what there is."""
+    """Prepares, then says what there is; or reports what was prepared."""
     del argv
+    check_flags()
+    if FLAGS.report:
+        page = Path(FLAGS.report) / "report.html"
+        write_report(Path(FLAGS.report), page)
+        print(f"see {page}")
+        return
+    logging.set_verbosity(logging.INFO)
+    begun = time.perf_counter()
+    output = Path(FLAGS.output)
+    metadata = preprocess(
+        [Path(path) for path in FLAGS.input],
+        output,
+        make_options(),
+        [Path(path) for path in (FLAGS.validation, FLAGS.test) if path],
+        Path(FLAGS.grow) if FLAGS.grow else None,
+    )
+    summarize(metadata, time.perf_counter() - begun, output)
+
+
+def check_flags() -> None:
+    """Flags that are missing, or that nothing would read, are refused.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if FLAGS.report:
+        given = [flag.name for flag in FLAGS.get_key_flags_for_module(__name__) if flag.present]
+        others = [name for name in given if name != "report"]
+        if others:
+            raise UserError(f"--{others[0]} has no effect with --report, which makes no arrays")
+        return
     for flag in ("input", "output"):
         if not FLAGS[flag].value:
             raise UserError(f"--{flag} is missing")
-    if FLAGS.schema and FLAGS.on_bad_line == "skip":
-        raise UserError("--on_bad_line has no effect with --schema")
-    logging.set_verbosity(logging.INFO)
-    options = Options(
+    if bool(FLAGS.validation) != bool(FLAGS.test):
+        raise UserError("--validation and --test: expected a file for both, or for neither")
+    if FLAGS["seed"].present and not FLAGS.drop_negatives:
+        raise UserError("--seed has no effect without --drop_negatives")
+
+
+def make_options() -> Options:
+    """What the flags ask for."""
+    sizes = FLAGS.multi_hot_sizes
+    try:
+        multi_hot = MLPERF_SIZES if sizes == ["mlperf"] else tuple(int(size) for size in sizes)
+    except ValueError:
+        raise UserError(
+            f"--multi_hot_sizes: expected integers with commas, or mlperf, got {','.join(sizes)!r}"
+        ) from None
+    return Options(
         Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO,
-        FLAGS.min_count,
-        FLAGS.max_rows,
-        FLAGS.on_bad_line,
-        FLAGS.compatible == "reference",
-        FLAGS.max_ind_range,
+        min_count=FLAGS.min_count,
+        max_rows=FLAGS.max_rows,
+        on_bad_line=FLAGS.on_bad_line,
+        compatible=FLAGS.compatible or "",
+        max_ind_range=FLAGS.max_ind_range,
+        drop_negatives=FLAGS.drop_negatives,
+        seed=FLAGS.seed,
+        multi_hot_sizes=multi_hot,
     )
-    begun = time.perf_counter()
-    output = Path(FLAGS.output)
-    metadata = preprocess([Path(path) for path in FLAGS.input], output, options)
-    seconds = time.perf_counter() - begun
+
+
+def summarize(metadata: Metadata, seconds: float, output: Path) -> None:
+    """Prints tables and counts."""
     rows = sum(metadata.days)
     print(f"{'column':<20} {'rows of its table':>18}")
     for name, table_rows in zip(metadata.columns, metadata.table_rows, strict=True):
         print(f"{name:<20} {table_rows:>18,}")
     if metadata.skipped_lines:
         print(f"skipped {metadata.skipped_lines:,} malformed lines")
+    if metadata.dropped_negatives:
+        print(f"left out {metadata.dropped_negatives:,} examples with label 0")
     print(
         f"{rows:,} rows in {len(metadata.days)} days, {sum(metadata.table_rows):,} rows of tables, "
         f"{seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {output}"

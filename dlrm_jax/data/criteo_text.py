@@ -38,7 +38,7 @@ def whole_lines(read: Callable[[int], bytes], path: Path, block_bytes: int) -> I
         block_bytes: Bytes read at a time.
 
     Raises:
-        UserError: If a line is much longer than any in Criteo's layout.
+        UserError: If a line is much longer than any in Criteo's layout and longer than a block.
     """
     rest: list[bytes] = []
     while data := read(block_bytes):
@@ -49,11 +49,21 @@ def whole_lines(read: Callable[[int], bytes], path: Path, block_bytes: int) -> I
         rest.append(data[end:])
         if sum(map(len, rest)) > max(_MAX_LINE_BYTES, block_bytes):
             raise UserError(
-                f"{path} has a line of more than {_MAX_LINE_BYTES:,} bytes; it isn't a text "
-                f"file in Criteo's layout ({len(COLUMNS)} tab-separated fields a line)."
+                f"{path} has a line of more than {max(_MAX_LINE_BYTES, block_bytes):,} bytes; is "
+                f"it a text file with an example a line?"
             )
     if last := b"".join(rest):  # the file doesn't end with a line feed
         yield last + b"\n"
+
+
+def is_unlabelled(first: bytes) -> bool:
+    """Whether a file that begins with these bytes has lines without a label, as Kaggle's test."""
+    return first.split(b"\n", 1)[0].count(b"\t") == len(COLUMNS) - 2
+
+
+def with_labels(block: bytes) -> bytes:
+    """Whole lines without labels as lines with the label 0."""
+    return b"0\t" + block[:-1].replace(b"\n", b"\n0\t") + b"\n"
 
 
 def parse_block(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
 
 
 def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:

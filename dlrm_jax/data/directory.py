@@ -36,6 +36,7 @@ class Metadata:
         bag_lengths: as in `Dataset`.
         missing: by dense and categorical column, examples without a value.
         skipped_lines: malformed lines that were left out.
+        dropped_negatives: examples with label 0 that were left out.
         grown_from: fingerprints of the data whose vocabularies these continue, the first first.
         versions: of the libraries that made it.
     """
@@ -50,6 +51,7 @@ class Metadata:
     bag_lengths: list[int]
     missing: dict[str, int]
     skipped_lines: int
+    dropped_negatives: int
     grown_from: list[str]
     versions: dict[str, str]
 

@@ -181,5 +181,5 @@ def _missing(metadata: Metadata) -> dict[str, float]:
 def _unseen_has_an_id(metadata: Metadata) -> bool:
     """Whether `UNSEEN` means what it says: other programs' ids, and random ones, lack it."""
     options = metadata.made_from["options"]
-    others = ("reference", "compatible", "multi_hot_sizes")
+    others = ("compatible", "multi_hot_sizes")
     return not any(options.get(name) for name in others)

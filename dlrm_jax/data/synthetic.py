@@ -72,7 +72,9 @@ def generate(
     splits = {name: Split((Examples(dense[s], ids[s], labels[s]),)) for name, s in bounds.items()}
     options = (table_rows, bag_lengths, dense_features, examples, float(zipf_exponent), seed)
     return Dataset(
-        **splits,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
         table_rows=table_rows,
         bag_lengths=bag_lengths,
         fingerprint=hashlib.blake2b(

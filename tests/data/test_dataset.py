@@ -129,7 +129,7 @@ def test_a_damaged_entry_is_prepared_again(raw, tmp_path, prepared, damage):
 def test_an_entry_of_another_format_is_prepared_again(raw, tmp_path, prepared):
     load_dataset(raw, tmp_path / "cache")
     metadata = entry_of(tmp_path / "cache") / "metadata.json"
-    metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 0'))
+    metadata.write_text(metadata.read_text().replace('"format": 2', '"format": 0'))
     load_dataset(raw, tmp_path / "cache")
     assert len(prepared) == 2
 

@@ -69,6 +69,7 @@ def describe(directory, bag_lengths, **changes):
         "bag_lengths": list(bag_lengths),
         "missing": {},
         "skipped_lines": 0,
+        "dropped_negatives": 0,
         "grown_from": [],
         "versions": {},
     } | changes

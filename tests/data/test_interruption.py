@@ -10,8 +10,9 @@ from criteo_lines import text
 from dlrm_jax.data import criteo_text
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.npy import ArrayWriter
-from dlrm_jax.data.preprocessing import encoding, pipeline, sources
-from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
+from dlrm_jax.data.preprocessing import conversion, encoding, pipeline, sources, vocabulary
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.errors import UserError
 
 
@@ -42,8 +43,8 @@ def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch, stopped):
     monkeypatch.setattr(encoding, "_ROWS_PER_BLOCK", 7)
     owners = {
         "parse_block": criteo_text,
-        "learn": pipeline.vocabulary,
-        "encode": pipeline.vocabulary,
+        "learn": vocabulary,
+        "encode": vocabulary,
         "append": ArrayWriter,
     }
     calls, limit = [], 3
@@ -77,7 +78,7 @@ def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch, stopped):
 
 def test_what_another_run_left_is_not_used(raw, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_day", lambda *args: (_ for _ in ()).throw(StoppedError))
+        patch.setattr(conversion, "write_day", lambda *args: (_ for _ in ()).throw(StoppedError))
         with pytest.raises(StoppedError):
             preprocess([raw], tmp_path / "out", Options(min_count=9))
     preprocess([raw], tmp_path / "out", Options())

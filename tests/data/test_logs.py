@@ -1,4 +1,4 @@
-"""Logs of a user's own, in Parquet and CSV."""
+"""Logs of a user's own, in Parquet."""
 
 import json
 
@@ -8,7 +8,8 @@ import pytest
 from criteo_lines import IN_TIME, dense_of, expected_ids, ids_of
 
 from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
@@ -113,22 +114,29 @@ def test_bad_schemas(tmp_path, fields, message):
         Schema.from_json(tmp_path / "schema.json")
 
 
-def test_csv_keeps_values_as_they_are_written(tmp_path):
-    lines = ["y,price,shop", *(f"{'true' if i % 2 else 'false'},{i},00{i % 3}" for i in range(40))]
-    lines[3] = "0,,7"
-    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
-    schema = Schema("y", ("shop",), ("price",), dense_transform="none")
-    preprocess([tmp_path / "log.csv"], tmp_path / "out", Options(schema))
-    table = pl.read_parquet(tmp_path / "out" / "vocabularies" / "0.parquet")
-    assert set(table["value"]) == {"000", "001", "002", "7"}
-    dataset = load_directory(tmp_path / "out")
-    assert dense_of(dataset, "train")[:4, 0].tolist() == [0, 1, 0, 3]
-    assert dataset.train.labels[:4].tolist() == [0, 1, 0, 1]
-
-
 def test_days_of_different_types(tmp_path):
     for number, values in enumerate([[1, 2], ["a", "b"]]):
         pl.DataFrame({"y": [0, 1], "shop": values}).write_parquet(tmp_path / f"{number}.parquet")
     paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
     with pytest.raises(UserError, match=r"shop is Int64 in .*0\.parquet, but String in .*1\.parq"):
         preprocess(paths, tmp_path / "out", Options(Schema("y", ("shop",))))
+
+
+def test_bad_rows_are_counted_when_skipped(tmp_path):
+    frame = pl.DataFrame(
+        {"y": [0, 1, 7, 1] * 10, "x": [1.0, 2.0, 3.0, np.inf] * 10, "a": range(40)}
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    options = Options(Schema("y", ("a",), ("x",)), on_bad_line="skip")
+    metadata = preprocess([tmp_path / "log.parquet"], tmp_path / "out", options)
+    assert (metadata.skipped_lines, sum(metadata.days)) == (20, 20)
+
+
+def test_a_column_that_counts_what_is_missing(tmp_path):
+    frame = pl.DataFrame(
+        {"y": [0, 1] * 20, "x": [1.0, None, np.nan, 2.0] * 10, "a": [None, *range(39)]}
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    schema = Schema("y", ("a",), ("x",))
+    metadata = preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
+    assert metadata.missing == {"x": 20, "a": 1}

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from dlrm_jax.data import criteo_text
 from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.preprocessing import encoding, pipeline
-from dlrm_jax.data.preprocessing.pipeline import Options, cut, preprocess
+from dlrm_jax.data.preprocessing import encoding, splits
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
 
@@ -33,15 +35,15 @@ def test_arrays_are_what_the_definitions_say(raw, tmp_path, min_count, monkeypat
     preprocess([raw], tmp_path / "out", Options(min_count=min_count))
     dataset = load_directory(tmp_path / "out")
     fields = [row.split("\t") for row in raw.read_text().splitlines()]
-    splits = {"train": slice(0, 60), "test": slice(60, 65), "validation": slice(65, 70)}
+    places = {"train": slice(0, 60), "test": slice(60, 65), "validation": slice(65, 70)}
     for feature in range(26):
         column = [int(row[14 + feature], 16) if row[14 + feature] else None for row in fields]
         ids = expected_ids(column, 60, min_count)
         assert dataset.table_rows[feature] == max(1, *ids[:60]) + 1
-        for name, lines in splits.items():
+        for name, lines in places.items():
             assert ids_of(dataset, name)[:, feature].tolist() == ids[lines]
     assert 0 in ids_of(dataset, "test")
-    for name, lines in splits.items():
+    for name, lines in places.items():
         assert dataset.splits[name].labels.tolist() == [float(row[0]) for row in fields[lines]]
         dense = [[np.log1p(max(int(n or 0), 0)) for n in row[1:14]] for row in fields[lines]]
         np.testing.assert_allclose(dense_of(dataset, name), dense, rtol=1e-6)
@@ -67,20 +69,21 @@ def test_arrays_lie_on_disk_as_torchrec_reads_them(raw, tmp_path):
 
 @given(st.integers(14, 100_000))
 def test_the_split_of_one_file_is_contiguous_and_even(rows):
-    days, splits = cut([rows])
+    days = splits.even_days(rows)
+    parts = splits.by_day(days)
     assert [day.start for day in days[1:]] == [day.stop for day in days[:-1]]
     assert (days[0].start, days[-1].stop) == (0, rows)
     sizes = [day.stop - day.start for day in days]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] - sizes[-1] <= 1
-    (_, first, middle), (_, again, end) = *splits["test"], *splits["validation"]
+    (_, first, middle), (_, again, end) = *parts["test"], *parts["validation"]
     assert (first, again, end) == (0, middle, sizes[-1])
     assert 0 <= middle - (end - middle) <= 1
 
 
 def test_kaggle_itself_is_split_as_published():
-    _, splits = cut([45_840_617])
-    sizes = {name: sum(stop - start for _, start, stop in parts) for name, parts in splits.items()}
+    parts = splits.by_day(splits.even_days(45_840_617)).items()
+    sizes = {name: sum(stop - start for _, start, stop in own) for name, own in parts}
     assert sizes == {"train": 39_291_958, "test": 3_274_330, "validation": 3_274_329}
 
 
@@ -106,14 +109,6 @@ def test_several_files_are_days(tmp_path):
         [ids_of(dataset, name)[:, 0] for name in ("train", "test", "validation")]
     )
     assert found.tolist() == expected_ids(column, 18)
-
-
-def test_rare_values_share_rows_above_the_limit(tmp_path):
-    values = pl.DataFrame({"value": [v for v in range(100) for _ in range(100 - v)]})
-    table = pipeline.vocabulary.learn(values.lazy(), max_rows=40)
-    assert pipeline.vocabulary.rows(table) == 40
-    assert table["id"].to_list()[:33] == list(range(2, 35))
-    assert set(table["id"].to_list()[33:]) == set(range(35, 40))
 
 
 def damaged(content, kind):
@@ -145,3 +140,90 @@ def test_too_few_rows(tmp_path):
     path.write_text(text(13))
     with pytest.raises(UserError, match="at least 14 rows"):
         preprocess([path], tmp_path / "out", Options())
+
+
+def days_of_text(tmp_path, days=3, lines=200):
+    paths = [tmp_path / f"day_{day}" for day in range(days)]
+    for seed, path in enumerate(paths):
+        path.write_text(text(lines, seed))
+    return paths
+
+
+def rows_of(directory, day):
+    dense, ids = (np.load(directory / f"day_{day}_{name}.npy") for name in ("dense", "sparse"))
+    return [tuple(row) for row in np.hstack([dense, ids]).tolist()]
+
+
+@pytest.mark.parametrize(("compatible", "sampled"), [("", [0, 1]), ("reference", [0, 1, 2])])
+def test_negatives_are_dropped_from_training_alone(tmp_path, compatible, sampled):
+    paths = days_of_text(tmp_path)
+    share = {"drop_negatives": 0.75, "compatible": compatible}
+    metadata = preprocess(paths, tmp_path / "out", Options(**share, seed=1))
+    preprocess(paths, tmp_path / "again", Options(**share, seed=1))
+    preprocess(paths, tmp_path / "other", Options(**share, seed=2))
+    kept = 0
+    for day, path in enumerate(paths):
+        labels = np.load(tmp_path / "out" / f"day_{day}_labels.npy")[:, 0]
+        whole = np.array([int(line[0]) for line in path.read_text().splitlines()])
+        assert labels.sum() == whole.sum()  # every positive one is there
+        kept += len(labels)
+        if day in sampled:
+            assert 0.1 < (labels == 0).sum() / (whole == 0).sum() < 0.4
+        else:
+            assert labels.tolist() == whole.tolist()
+        assert rows_of(tmp_path / "out", day) == rows_of(tmp_path / "again", day)
+    assert metadata.dropped_negatives == 600 - kept
+    assert metadata.skipped_lines == 0
+    assert rows_of(tmp_path / "out", 0) != rows_of(tmp_path / "other", 0)
+
+
+def test_negatives_of_a_single_file_are_not_dropped(raw, tmp_path):
+    with pytest.raises(UserError, match="validation and test must keep all examples"):
+        preprocess([raw], tmp_path / "out", Options(drop_negatives=0.5))
+
+
+def test_ids_of_other_data_go_on(tmp_path):
+    old, new = days_of_text(tmp_path, 2, 100)
+    first = preprocess([old], tmp_path / "old", Options())
+    new.write_text(new.read_text() + text(70, seed=7).replace("01234567", "0badcafe"))
+    second = preprocess([new], tmp_path / "new", Options(), grow=tmp_path / "old")
+    assert second.grown_from == [first.fingerprint]
+    for i in range(26):
+        before, after = (
+            dict(
+                pl.read_parquet(tmp_path / name / f"vocabularies/{i}.parquet")
+                .select("value", "id")
+                .rows()
+            )
+            for name in ("old", "new")
+        )
+        assert before.items() <= after.items()
+    assert sum(second.table_rows) > sum(first.table_rows)
+    third = preprocess([old], tmp_path / "third", Options(), grow=tmp_path / "new")
+    assert third.grown_from == [first.fingerprint, second.fingerprint]
+    for options, message in (
+        (Options(compatible="reference"), "another program's can't grow"),
+        (Options(Schema("y", ("a",))), "the columns were"),
+    ):
+        with pytest.raises(UserError, match=message):
+            preprocess([new], tmp_path / "x", options, grow=tmp_path / "old")
+
+
+def test_mlperfs_multi_hot_ids(raw, tmp_path):
+    sizes = (3, 1, 2, *[1] * 23)
+    options = Options(compatible="torchrec", max_ind_range=5, multi_hot_sizes=sizes)
+    preprocess([raw], tmp_path / "out", options)
+    preprocess([raw], tmp_path / "one", Options(compatible="torchrec", max_ind_range=5))
+    random = np.random.RandomState(0)
+    tables = []
+    rows = load_directory(tmp_path / "one").table_rows
+    for count, size in zip(rows, sizes, strict=True):
+        drawn = random.randint(0, count, size=(count, size - 1))
+        tables.append(np.hstack([np.arange(count)[:, None], drawn]))
+    for day in range(7):
+        one = np.load(tmp_path / "one" / f"day_{day}_sparse.npy")
+        with np.load(tmp_path / "out" / f"day_{day}_sparse_multi_hot.npz") as found:
+            for i, table in enumerate(tables):
+                np.testing.assert_array_equal(found[str(i)], table[one[:, i]])
+    dataset = load_directory(tmp_path / "out")
+    assert (dataset.bag_lengths, dataset.table_rows) == (sizes, rows)

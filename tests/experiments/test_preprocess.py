@@ -1,11 +1,13 @@
 """From logs to a trained model by command lines alone."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from criteo_lines import text
 from main_job import run, summary
 
 PROGRAM = ("-m", "experiments.preprocess")
@@ -46,15 +48,57 @@ def test_a_users_log_becomes_a_model(tmp_path: Path):
     assert all(np.isfinite(found[split]["log_loss"]) for split in ("train", "validation", "test"))
 
 
+def errors_of(*flags: str, shell: str = "") -> str:
+    """The one message of a call that fails."""
+    program = ("-c", f"import os; os.execvp('sh', ['sh', '-c', {shell!r}])") if shell else PROGRAM
+    result = run(*flags, program=program)
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    return last
+
+
 def test_errors_are_one_message(tmp_path: Path):
+    output = f"--output={tmp_path / 'o'}"
     for flags, fragment in [
-        ((f"--input={tmp_path / 'none'}", f"--output={tmp_path / 'o'}"), "none: No such file"),
-        ((f"--output={tmp_path / 'o'}",), "--input is missing"),
-        ((f"--input={sys.executable}", f"--output={tmp_path / 'o'}"), "line 1: expected 40"),
+        ((f"--input={tmp_path / 'none'}", output), "none: No such file"),
+        ((output,), "--input is missing"),
+        ((f"--input={sys.executable}", output), "line 1: expected 40"),
+        ((f"--report={tmp_path}", "--min_count=2"), "--min_count has no effect with --report"),
+        ((f"--input={tmp_path / 'a'}", output, f"--test={tmp_path / 'a'}"), "a file for both"),
+        ((f"--input={tmp_path / 'a'}", output, "--multi_hot_sizes=2,x"), "got '2,x'"),
     ]:
-        result = run(*flags, program=PROGRAM)
-        assert result.returncode == 2, result.stderr
-        last = result.stderr.strip().splitlines()[-1]
-        assert last.startswith("error: ")
-        assert fragment in last
+        assert fragment in errors_of(*flags)
     assert not (tmp_path / "o").exists()
+
+
+def test_malformed_files_are_named_and_nothing_is_left(tmp_path: Path):
+    good = text(40).encode()
+    lines = good.splitlines(keepends=True)
+    for name, content, fragment in [
+        ("cut.gz", gzip.compress(good)[:-20], "cut short or damaged"),
+        ("label", good + b"2" + lines[0][1:], "line 41, column 1 (label): expected 0 or 1, found"),
+        ("number", good + b"1\tx" + lines[0][2:], "line 41, column 2 (I1): expected a 64-bit"),
+        ("encoding", good + lines[0].replace(b"\t", b"\t\xe4", 1), "line 41, column 2 (I1)"),
+        ("crlf", good.replace(b"\n", b"\r\n"), "line 1: the line ends with CR LF"),
+        ("empty", b"", "is empty; expected rows"),
+    ]:
+        (tmp_path / "day_0").write_bytes(good)
+        (tmp_path / name).write_bytes(content)
+        inputs = f"--input={tmp_path / 'day_0'},{tmp_path / name}"
+        message = errors_of(inputs, f"--output={tmp_path / 'o'}")
+        assert str(tmp_path / name) in message
+        assert fragment in message
+        assert not (tmp_path / "o").exists()
+
+
+def test_a_full_disk(tmp_path: Path):
+    (tmp_path / "train.txt").write_text(text(4000))
+    flags = f"--input={tmp_path / 'train.txt'} --output={tmp_path / 'o'}"
+    # No file may grow beyond so many blocks of 512 bytes.
+    command = f"ulimit -f 200; exec {sys.executable} -m experiments.preprocess {flags}"
+    assert "What is finished is kept" in errors_of(shell=command)
+    assert not (tmp_path / "o").exists()
+    prepare(*flags.split())
+    assert (tmp_path / "o" / "metadata.json").exists()

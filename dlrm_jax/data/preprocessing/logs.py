@@ -9,17 +9,29 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from dlrm_jax.data.criteo_text import OnBadLine
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
+_LARGEST = float(np.finfo(np.float32).max)
 
-def check_columns(path: Path, schema: Schema, found: Mapping[str, Any]) -> None:
+
+def check_columns(
+    path: Path, schema: Schema, found: Mapping[str, Any], without_label: bool = False
+) -> None:
     """Checks names and types.
+
+    Args:
+        path: the file.
+        schema: what its columns mean.
+        found: their types by name.
+        without_label: whether that one may be missing.
 
     Raises:
         UserError: naming the column.
     """
-    missing = [name for name in schema.columns if name not in found]
+    wanted = schema.columns[1:] if without_label else schema.columns
+    missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(
             f"{path} has no column {missing[0]!r} that the schema names; its columns are "
@@ -41,37 +53,89 @@ def check_columns(path: Path, schema: Schema, found: Mapping[str, Any]) -> None:
             )
 
 
-def checked(path: Path, schema: Schema, batch: pl.DataFrame, first_row: int) -> pl.DataFrame:
-    """A batch with its numbers as Float64, none of them bad; NaN counts as missing.
+def checked(
+    path: Path,
+    schema: Schema,
+    batch: pl.DataFrame,
+    first_row: int,
+    on_bad_line: OnBadLine = "stop",
+) -> pl.DataFrame:
+    """The good rows of a batch, numbers as Float64, times in microseconds; NaN is missing.
+
+    Args:
+        path: the file, for messages.
+        schema: what its columns mean.
+        batch: consecutive rows.
+        first_row: the number of the first one, from 1.
+        on_bad_line: whether malformed rows are an error or left out.
 
     Raises:
         UserError: naming row and column.
     """
-
-    def numbers(name: str, expected: str, accepts: Callable[[pl.Expr], pl.Expr]) -> pl.Series:
-        text = pl.col(name)
-        if batch[name].dtype == pl.Boolean or batch[name].dtype == pl.String:
-            lower = text.cast(pl.String).str.to_lowercase()
-            text = lower.replace({"true": "1", "false": "0"})
-        found = batch.select(text.cast(pl.Float64, strict=False).fill_nan(None).alias("x"))
-        wrong = batch[name].is_not_null() & found["x"].is_null()
+    rules: list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]] = [
+        (schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0])),
+        *(
+            (name, "a finite number or nothing", lambda x: x.is_null() | (x.abs() <= _LARGEST))
+            for name in schema.dense
+        ),
+    ]
+    if schema.weight:
+        rules.append((schema.weight, "a number of at least 0", lambda x: x.is_between(0, _LARGEST)))
+    columns, bad = [], pl.repeat(False, len(batch), eager=True)
+    for name, expected, accepts in rules:
+        found = _numbers(batch[name])
+        wrong = batch[name].is_not_null() & found.is_null()
         if batch[name].dtype.is_float():
             wrong &= batch[name].is_not_nan()
-        wrong |= ~found.select(accepts(pl.col("x")).fill_null(False))["x"]
-        if wrong.any():
-            row = wrong.arg_max() or 0
-            raise UserError(
-                f"{path}, row {first_row + row}, column {name}: expected {expected}, got "
-                f"{batch[name][row]!r}"
-            )
-        return found["x"].alias(name)
+        wrong |= ~found.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
+        bad |= _reported(path, batch[name], wrong, expected, first_row, on_bad_line)
+        columns.append(found)
+    if schema.timestamp:
+        found = _times(batch[schema.timestamp])
+        expected = "a date, a time, or seconds since 1970"
+        wrong = found.is_null()
+        bad |= _reported(path, batch[schema.timestamp], wrong, expected, first_row, on_bad_line)
+        columns.append(found)
+    return batch.with_columns(columns).filter(~bad)
 
-    largest = float(np.finfo(np.float32).max)
-    checked = [numbers(schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0]))]
-    for name in schema.dense:
-        finite = "a finite number or nothing"
-        checked.append(numbers(name, finite, lambda x: x.is_null() | (x.abs() <= largest)))
-    if schema.weight:
-        least = "a number of at least 0"
-        checked.append(numbers(schema.weight, least, lambda x: x.is_between(0, largest)))
-    return batch.with_columns(checked)
+
+def _reported(
+    path: Path,
+    column: pl.Series,
+    wrong: pl.Series,
+    expected: str,
+    first_row: int,
+    on_bad_line: OnBadLine,
+) -> pl.Series:
+    """Which rows are wrong, if that isn't an error."""
+    if on_bad_line == "stop" and wrong.any():
+        row = wrong.arg_max() or 0
+        raise UserError(
+            f"{path}, row {first_row + row}, column {column.name}: expected {expected}, got "
+            f"{column[row]!r}"
+        )
+    return wrong
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    """As Float64, null where it is none."""
+    if column.dtype == pl.Boolean or column.dtype == pl.String:
+        lower = column.cast(pl.String).str.to_lowercase()
+        column = lower.replace({"true": "1", "false": "0"})
+    return column.cast(pl.Float64, strict=False).fill_nan(None)
+
+
+def _times(column: pl.Series) -> pl.Series:
+    """As microseconds since 1970 (UTC), null where it is none."""
+    microseconds = pl.Datetime("us")
+    if column.dtype.is_temporal():
+        if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone:
+            column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        return column.cast(microseconds, strict=False)
+    if column.dtype == pl.String:
+        numbers = column.cast(pl.Float64, strict=False)
+        if numbers.null_count() == len(column):
+            return _times(column.str.to_datetime(time_unit="us", strict=False))
+        column = numbers
+    seconds = column.cast(pl.Float64, strict=False).fill_nan(None)
+    return (seconds * 1e6).cast(pl.Int64, strict=False).cast(microseconds).alias(column.name)

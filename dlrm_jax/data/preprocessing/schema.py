@@ -24,6 +24,8 @@ class Schema:
         dense: numbers; missing ones count as 0.
         bag_lengths: by list column, how many of a bag's first values are kept.
         weight: of each example, at least 0; None where all count the same.
+        timestamp: a date, a time, or seconds since 1970 (UTC), ascending; days are its dates. None
+            where days are files.
         dense_transform: ``"log"`` is log(max(x, 0) + 1), as for Criteo; ``"none"`` x itself.
 
     Raises:
@@ -35,6 +37,7 @@ class Schema:
     dense: tuple[str, ...] = ()
     bag_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weight: str | None = None
+    timestamp: str | None = None
     dense_transform: str = "log"
 
     def __post_init__(self) -> None:
@@ -62,8 +65,8 @@ class Schema:
     @property
     def columns(self) -> list[str]:
         """The names of all columns."""
-        weight = [self.weight] if self.weight else []
-        return [self.label, *self.dense, *self.categorical, *weight]
+        optional = [name for name in (self.weight, self.timestamp) if name]
+        return [self.label, *self.dense, *self.categorical, *optional]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -78,15 +81,21 @@ class Schema:
             UserError: the file can't be read or has other fields.
         """
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
-            for key, value in fields.items():
-                fields[key] = tuple(value) if isinstance(value, list) else value
-            return cls(**fields)
+            return cls.from_fields(json.loads(path.read_text()))
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"cannot read the schema {path}: {error}") from error
         except TypeError as error:
             names = ", ".join(field.name for field in dataclasses.fields(cls))
             raise UserError(f"schema {path}: {error}; its fields are {names}") from error
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Schema:
+        """Of what JSON makes of a schema."""
+        given: dict[str, Any] = dict(fields)
+        for name in ("categorical", "dense"):
+            if isinstance(given.get(name), list):
+                given[name] = tuple(given[name])
+        return cls(**given)
 
 
 CRITEO = Schema("label", CATEGORICALS, INTEGERS)

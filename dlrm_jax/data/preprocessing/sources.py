@@ -1,52 +1,60 @@
-"""Input files, whatever their format, as parts: frames with the columns of a schema.
-
-Columns are named by position: ``label``, ``d0``, ``d1``, … (float32, transformed), ``c0``, ``c1``,
-… (raw values, null where missing) and, if the schema has one, ``weight``.
-"""
+"""Input files, whatever their format, as parts: frames with the columns that `columns` names."""
 
 from __future__ import annotations
 
-import gzip
+import dataclasses
 import hashlib
-import io
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
-import zstandard
 
-from dlrm_jax.data import criteo_text
-from dlrm_jax.data.criteo_text import OnBadLine
+from dlrm_jax.data import criteo_binary, criteo_text
 from dlrm_jax.data.preprocessing import logs
-from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
+from dlrm_jax.data.preprocessing.columns import canonical
+from dlrm_jax.data.preprocessing.compression import Bytes, DamagedError, opened
+from dlrm_jax.data.preprocessing.csv_text import Records
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.schema import CRITEO
 from dlrm_jax.errors import UserError
 
 PART_ROWS = 1 << 18
 """Rows of a part of Parquet and CSV files; parts of Criteo files have as many bytes."""
 
-# What files begin with.
-_GZIP, _ZSTANDARD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_PARQUET = b"PAR1"
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a file.
+
+    Attributes:
+        frame: the rows; see `columns`.
+        skipped: malformed ones, left out.
+        dropped: negative examples, left out.
+    """
+
+    frame: pl.DataFrame
+    skipped: int
+    dropped: int
 
 
 class Source:
     """One file, read once from beginning to end.
 
     Args:
-        path: with the schema `CRITEO`, Criteo text (plain, gzip or zstandard); with any other, a
-            Parquet file or a CSV file with a header.
-        schema: what its columns mean.
-        on_bad_line: what to do with a malformed line of Criteo text.
-        reference: for Criteo text, whether values are what the DLRM paper's implementation
-            makes of them: a missing value is 0, values are taken modulo ``max_ind_range`` (0: as
-            they are), dense features are log(max(x, 0) + 1) in float32.
-        max_ind_range: see there.
-
-    Attributes:
-        rows: lines read so far, skipped ones included.
+        path: with Criteo's columns, its text or MLPerf's binary form, plain or compressed by gzip
+            or zstandard; with another schema, a Parquet file, or a CSV file with a header, which
+            may be compressed, too.
+        options: what to make of it.
+        number: of the file among all, which selects the negative examples that are dropped.
+        drop: whether they are, of this file.
+        labelled: whether there must be labels; otherwise they are 0 where there are none.
 
     Raises:
         UserError: the file can't be read.
@@ -55,195 +63,149 @@ class Source:
     def __init__(
         self,
         path: Path,
-        schema: Schema,
-        on_bad_line: OnBadLine = "stop",
-        reference: bool = False,
-        max_ind_range: int = 0,
+        options: Options,
+        number: int = 0,
+        drop: bool = False,
+        labelled: bool = True,
     ):
         self.path = path
-        self.reference = reference
-        self.max_ind_range = max_ind_range
-        self.schema = schema
-        self.on_bad_line: OnBadLine = on_bad_line
-        self.rows = 0
+        self._options = options
+        self._number = number
+        self._drop = drop
+        self._labelled = labelled
         self._hash = hashlib.blake2b()
+        self._rows = 0
 
-    def parts(self) -> Iterator[Callable[[], pl.DataFrame]]:
+    def parts(self) -> Iterator[Callable[[], Part]]:
         """For each part in order, what parses it: a part that is known already needn't be parsed.
 
         Raises:
             UserError: the file, a column or a line isn't as described, naming the place.
         """
         try:
-            if self.schema is CRITEO:
-                yield from self._criteo_parts()
+            with self.path.open("rb") as file:
+                parquet = file.read(4) == _PARQUET and self._options.schema != CRITEO
+            if parquet:
+                yield from self._parquet()
             else:
-                yield from self._log_parts()
+                with opened(self.path, self._hash.update) as content:
+                    yield from self._text(content)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
-        if not self.rows:
+        except DamagedError as error:
+            raise UserError(
+                f"{self.path}: the compressed file is cut short or damaged after line "
+                f"{self._rows} ({error}); was the download complete?"
+            ) from error
+        if not self._rows:
             raise UserError(f"{self.path} is empty; expected rows. Was the download complete?")
 
     def content_hash(self) -> str:
         """Of all bytes of the file; complete when `parts` has ended."""
         return self._hash.hexdigest()
 
-    def _criteo_parts(self) -> Iterator[Callable[[], pl.DataFrame]]:
-        with self.path.open("rb") as raw:
-            hashing = _Hashing(raw, self._hash.update)
-            read = self._decompressed(hashing)
-            for block in _ahead(criteo_text.whole_lines(read, self.path, criteo_text.BLOCK_BYTES)):
-                first_line = self.rows + 1
-                self.rows += block.count(b"\n")
-                yield lambda block=block, first_line=first_line: self._parse(block, first_line)
-            while hashing.read(1 << 20):  # what a decompressor left unread
-                pass
-
-    def _parse(self, block: bytes, first_line: int) -> pl.DataFrame:
-        frame = criteo_text.parse_block(block, self.path, first_line, self.on_bad_line)
-        if self.reference:
-            return _as_reference(frame, self.max_ind_range)
-        return _canonical(frame, self.schema)
-
-    def _decompressed(self, file: _Hashing) -> Callable[[int], bytes]:
-        """How to read the text of a file that may be compressed."""
-        magic = file.peek(4)
-        if magic.startswith(_GZIP):
-            reader = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore[reportArgumentType]
-        elif magic == _ZSTANDARD:
-            reader = _ZstandardReader(file)
+    def _text(self, content: Bytes) -> Iterator[Callable[[], Part]]:
+        if self._options.schema != CRITEO:
+            yield from self._csv(content)
+        elif criteo_binary.is_binary(content.peek(4)):
+            yield from self._binary(content)
         else:
-            return file.read
+            labelled = self._labelled or not criteo_text.is_unlabelled(content.peek(1 << 16))
+            lines = criteo_text.whole_lines(content.read, self.path, criteo_text.BLOCK_BYTES)
+            for block in _ahead(lines):
+                first = self._count(block.count(b"\n"))
+                yield lambda block=block, first=first: self._lines(block, first, labelled)
 
-        def read(size: int) -> bytes:
-            try:
-                return reader.read(size)
-            except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-                raise UserError(
-                    f"{self.path}: the compressed file is cut short or damaged after line "
-                    f"{self.rows} ({error}); was the download complete?"
-                ) from error
+    def _lines(self, block: bytes, first: int, labelled: bool) -> Part:
+        on_bad_line = self._options.on_bad_line
+        if not labelled:
+            block = criteo_text.with_labels(block)
+        frame = criteo_text.parse_block(block, self.path, first, on_bad_line)
+        return self._part(frame, first, block.count(b"\n") - len(frame))
 
-        return read
+    def _binary(self, content: Bytes) -> Iterator[Callable[[], Part]]:
+        def parse(block: bytes, first: int) -> Part:
+            on_bad_line = self._options.on_bad_line
+            frame = criteo_binary.parse_block(block, self.path, first, on_bad_line)
+            return self._part(frame, first, len(block) // criteo_binary.SAMPLE_BYTES - len(frame))
 
-    def _log_parts(self) -> Iterator[Callable[[], pl.DataFrame]]:
+        for block in _ahead(_blocks(content, criteo_binary.BLOCK_BYTES)):
+            first = self._count(-(-len(block) // criteo_binary.SAMPLE_BYTES))
+            yield lambda block=block, first=first: parse(block, first)
+
+    def _csv(self, content: Bytes) -> Iterator[Callable[[], Part]]:
+        blocks = criteo_text.whole_lines(content.read, self.path, criteo_text.BLOCK_BYTES)
+        records = Records(_ahead(blocks), self.path, self._options.on_bad_line)
+        self._check_columns(dict.fromkeys(records.columns, pl.String()))
+        skipped = 0
+        for frame in records.frames(self._columns(records.columns), PART_ROWS):
+            # As a text: a type guessed from the first rows would make 007 of 7.
+            first, more = self._count(len(frame)), records.skipped - skipped
+            skipped = records.skipped
+            yield lambda frame=frame, first=first, more=more: self._rows_of(frame, first, more)
+
+    def _parquet(self) -> Iterator[Callable[[], Part]]:
         with self.path.open("rb") as file:
-            parquet = file.read(4) == _PARQUET
-            file.seek(0)
             self._hash = hashlib.file_digest(file, "blake2b")
         try:
-            if parquet:
-                frame = pl.scan_parquet(self.path, glob=False)
-            else:  # as text: a type guessed from the first rows would make 007 of 7
-                frame = pl.scan_csv(self.path, glob=False, infer_schema=False)
-            logs.check_columns(self.path, self.schema, frame.collect_schema())
-            batches = frame.select(self.schema.columns).collect_batches(
+            frame = pl.scan_parquet(self.path, glob=False)
+            found = frame.collect_schema()
+            self._check_columns(found)
+            batches = frame.select(self._columns(list(found))).collect_batches(
                 chunk_size=PART_ROWS, maintain_order=True
             )
             for batch in batches:
-                first_row = self.rows + 1
-                self.rows += len(batch)
-                yield lambda batch=batch, first_row=first_row: _canonical(
-                    logs.checked(self.path, self.schema, batch, first_row), self.schema
-                )
+                first = self._count(len(batch))
+                yield lambda batch=batch, first=first: self._rows_of(batch, first, 0)
         except pl.exceptions.PolarsError as error:
             raise UserError(f"cannot read {self.path}: {error}") from error
 
+    def _check_columns(self, found: Mapping[str, Any]) -> None:
+        unlabelled = not self._labelled and self._options.schema.label not in found
+        logs.check_columns(self.path, self._options.schema, found, without_label=unlabelled)
 
-class _ZstandardReader:
-    """Zstandard frames one after the other; their end is checked, as a stream's isn't."""
+    def _columns(self, found: list[str]) -> list[str]:
+        return [name for name in self._options.schema.columns if name in found]
 
-    def __init__(self, file: _Hashing):
-        self._file = file
-        self._frame: Any = None
-        self._rest = b""
+    def _rows_of(self, frame: pl.DataFrame, first: int, skipped: int) -> Part:
+        schema = self._options.schema
+        if schema.label not in frame.columns:
+            frame = frame.with_columns(pl.lit(0).alias(schema.label))
+        checked = logs.checked(self.path, schema, frame, first, self._options.on_bad_line)
+        return self._part(checked, first, skipped + len(frame) - len(checked))
 
-    def read(self, size: int) -> bytes:
-        """At least as many bytes, or all that are left."""
-        pieces, length = [], 0
-        while length < size:
-            data = self._rest or self._file.read(1 << 20)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last frame doesn't end")
-                break
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            pieces.append(self._frame.decompress(data))
-            length += len(pieces[-1])
-            self._rest = b""
-            if self._frame.eof:
-                self._rest = self._frame.unused_data
-                self._frame = None
-        return b"".join(pieces)
+    def _part(self, frame: pl.DataFrame, first: int, skipped: int) -> Part:
+        parsed = canonical(frame, self._options)
+        if not self._drop:
+            return Part(parsed, skipped, 0)
+        # A function of the place in the data alone: an interrupted run goes on alike.
+        rng = np.random.default_rng([self._options.seed, self._number, first])
+        kept = rng.random(len(parsed)) >= self._options.drop_negatives
+        kept |= parsed["label"].to_numpy() > 0
+        return Part(parsed.filter(pl.Series(kept)), skipped, int(np.sum(~kept)))
 
-
-class _Hashing(io.RawIOBase):
-    """A file whose bytes are hashed as they are read."""
-
-    def __init__(self, file: BinaryIO, update: Callable[[bytes], object]):
-        self._file = file
-        self._update = update
-
-    def peek(self, size: int) -> bytes:
-        """The next bytes, which will be read again."""
-        found = self._file.read(size)
-        self._file.seek(-len(found), io.SEEK_CUR)
-        return found
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._update(data)
-        return data
+    def _count(self, rows: int) -> int:
+        """Counts rows that were read; returns the number of the first one, from 1."""
+        self._rows += rows
+        return self._rows - rows + 1
 
 
-def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _blocks(content: Bytes, size: int) -> Iterator[bytes]:
+    """Blocks of so many bytes, the last one of fewer."""
+    block = b""
+    while more := content.read(size - len(block)):
+        block += more
+        if len(block) == size:
+            yield block
+            block = b""
+    if block:
+        yield block
+
+
+def _ahead(blocks: Iterator[T]) -> Iterator[T]:
     """The same blocks; the next one is read and hashed while the last one is parsed."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, blocks, None)
         while (block := following.result()) is not None:
             following = pool.submit(next, blocks, None)
             yield block
-
-
-def _canonical(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """A frame's columns under the names that `sources` gives them, transformed."""
-
-    def dense(name: str) -> pl.Expr:
-        x = pl.col(name).fill_null(0).cast(pl.Float64)
-        return x.clip(lower_bound=0).log1p() if schema.dense_transform == "log" else x
-
-    def categorical(name: str) -> pl.Expr:
-        if name not in schema.bag_lengths:
-            return pl.col(name)
-        bag = pl.col(name)
-        if isinstance(frame[name].dtype, pl.Array):
-            bag = bag.arr.to_list()
-        return bag.list.head(schema.bag_lengths[name])
-
-    columns = [pl.col(schema.label).cast(pl.Float32).alias("label")]
-    columns += [dense(x).cast(pl.Float32).alias(f"d{i}") for i, x in enumerate(schema.dense)]
-    columns += [categorical(x).alias(f"c{i}") for i, x in enumerate(schema.categorical)]
-    if schema.weight:
-        columns.append(pl.col(schema.weight).cast(pl.Float32).alias("weight"))
-    return frame.select(columns)
-
-
-def _as_reference(frame: pl.DataFrame, max_ind_range: int) -> pl.DataFrame:
-    def dense(name: str) -> pl.Series:
-        x = frame[name].fill_null(0).clip(lower_bound=0).cast(pl.Float32).to_numpy()
-        return pl.Series(np.log(x + np.float32(1)))
-
-    def value(name: str) -> pl.Series:
-        x = frame[name].fill_null(0)
-        return x % max_ind_range if max_ind_range else x
-
-    return pl.DataFrame(
-        {
-            "label": frame["label"].cast(pl.Float32),
-            **{f"d{i}": dense(name) for i, name in enumerate(CRITEO.dense)},
-            **{f"c{i}": value(name) for i, name in enumerate(CRITEO.categorical)},
-        }
-    )

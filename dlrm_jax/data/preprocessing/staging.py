@@ -19,34 +19,76 @@ class Staged:
     Attributes:
         directory: of the parts.
         rows: N.
-        skipped: malformed lines that were left out.
+        skipped: malformed ones that were left out.
+        dropped: negative examples that were left out.
         content_hash: of the file.
+        missing: rows without a value, by column.
+        smallest: number in the dense columns, nulls being 0.
     """
 
     directory: Path
     rows: int
     skipped: int
+    dropped: int
     content_hash: str
+    missing: dict[str, int]
+    smallest: float
 
     def scan(self) -> pl.LazyFrame:
-        """The rows, in the order of the file; see `sources` for the columns."""
+        """The rows, in the order of the file; see `columns`."""
         return _scan(self.directory)
+
+    def parts(self) -> list[Path]:
+        """The files with the rows, in order."""
+        return _parts(self.directory)
 
 
 def stage(source: Source, directory: Path) -> Staged:
     """Parses a file into a directory; what is there already of the same file stays."""
     done = directory / "staged.json"
     if not done.exists():
+        counts = []
         for number, parse in enumerate(source.parts()):
-            part = directory / f"{number:06d}.arrow"
-            if not part.exists():
-                with made(part) as temporary:
-                    parse().write_ipc(temporary)
-        rows = _scan(directory).select(pl.len()).collect().item()
-        content = source.content_hash()
-        write_json(done, {"rows": rows, "skipped": source.rows - rows, "content_hash": content})
+            path = directory / f"{number:06d}.arrow"
+            counted = path.with_suffix(".json")
+            if not path.exists():
+                part = parse()
+                write_json(counted, {"skipped": part.skipped, "dropped": part.dropped})
+                with made(path) as temporary:
+                    part.frame.write_ipc(temporary)
+            counts.append(json.loads(counted.read_text()))
+        write_json(
+            done,
+            {
+                **_summary(_scan(directory)),
+                **{key: sum(count[key] for count in counts) for key in ("skipped", "dropped")},
+                "content_hash": source.content_hash(),
+            },
+        )
     return Staged(directory, **json.loads(done.read_text()))
 
 
+def _summary(rows: pl.LazyFrame) -> dict[str, object]:
+    columns = rows.collect_schema().names()
+    dense = [name for name in columns if name.startswith("d")]
+    features = [name for name in columns if name[0] in "cd"]
+    found = rows.select(
+        pl.len().alias("rows"),
+        *(pl.col(name).null_count() for name in features),
+        *(pl.col(name).min().alias(f"least {name}") for name in dense),
+    ).collect(engine="streaming")
+    row = found.row(0, named=True)
+    missing = {name: row[name] for name in features}
+    least = [row[f"least {name}"] for name in dense]
+    if any(missing[name] for name in dense):
+        least.append(0)
+    known = [value for value in least if value is not None]
+    return {"rows": row["rows"], "missing": missing, "smallest": float(min(known, default=0))}
+
+
 def _scan(directory: Path) -> pl.LazyFrame:
-    return pl.scan_ipc(sorted(directory.glob("*.arrow")), glob=False)
+    return pl.scan_ipc(_parts(directory), glob=False)
+
+
+def _parts(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.arrow"))

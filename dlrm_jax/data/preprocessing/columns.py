@@ -1,0 +1,84 @@
+"""The columns of a schema under names by position, with dense features transformed.
+
+``label``, ``d0``, ``d1``, … (float32), ``c0``, ``c1``, … (raw values) and, if the schema has them,
+``weight`` and ``time`` (microseconds since 1970). Missing values are null.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float32
+
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.errors import UserError
+
+_INT32 = np.iinfo(np.int32)
+
+
+def canonical(frame: pl.DataFrame, options: Options) -> pl.DataFrame:
+    """Names and transforms the columns of a frame.
+
+    For TorchRec's dense features it takes the smallest integer of the file, which isn't known
+    yet: these stay integers until `finished`.
+
+    Args:
+        frame: with the schema's columns.
+        options: what to make of them.
+
+    Raises:
+        UserError: an integer is too large for TorchRec's transform.
+    """
+    schema = options.schema
+    columns: list[pl.Expr | pl.Series] = [pl.col(schema.label).cast(pl.Float32).alias("label")]
+    for i, name in enumerate(schema.dense):
+        columns.append(_dense(frame, name, options).alias(f"d{i}"))
+    for i, name in enumerate(schema.categorical):
+        columns.append(_categorical(frame, name, options).alias(f"c{i}"))
+    if schema.weight:
+        columns.append(pl.col(schema.weight).cast(pl.Float32).alias("weight"))
+    if schema.timestamp:
+        columns.append(pl.col(schema.timestamp).alias("time"))
+    return frame.select(columns)
+
+
+def finished(dense: pl.DataFrame, options: Options, smallest: float) -> Float32[np.ndarray, "N D"]:
+    """Dense features as they are trained on.
+
+    Args:
+        dense: the columns ``d0``, ``d1``, …
+        options: what to make of them.
+        smallest: number of the whole file, nulls being 0.
+    """
+    array = dense.fill_null(0).to_numpy()
+    if options.compatible == "torchrec":
+        # As TorchRec's tsv_to_npys: int32 differences, logarithms in float32.
+        return np.log(array - np.int32(int(smallest) - 2), dtype=np.float32)
+    return array
+
+
+def _dense(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr | pl.Series:
+    x = pl.col(name)
+    if options.compatible == "torchrec":
+        if not frame[name].is_between(_INT32.min, _INT32.max).all():
+            raise UserError(f"column {name}: TorchRec's integers have 32 bits, got larger ones")
+        return x.cast(pl.Int32)
+    if options.compatible == "reference":
+        # NumPy's logarithm in float32, as there; null becomes NaN and back.
+        raised = frame[name].clip(lower_bound=0).cast(pl.Float32).to_numpy() + np.float32(1)
+        return pl.Series(name, np.log(raised), nan_to_null=True)
+    x = x.cast(pl.Float64)
+    if options.schema.dense_transform == "log":
+        x = x.clip(lower_bound=0).log1p()
+    return x.cast(pl.Float32)
+
+
+def _categorical(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr:
+    x = pl.col(name)
+    length = options.schema.bag_lengths.get(name)
+    if length is not None:
+        if isinstance(frame[name].dtype, pl.Array):
+            x = x.arr.to_list()
+        return x.list.head(length)
+    modulo = options.max_ind_range if options.compatible == "reference" else 0
+    return x % modulo if modulo else x

@@ -1,0 +1,124 @@
+"""The bytes of a file that may be compressed, hashed as they are read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import zstandard
+
+_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # what such files begin with
+_BLOCK = 1 << 20
+
+
+class DamagedError(Exception):
+    """A compressed file is cut short, or its content isn't what was compressed."""
+
+
+class Bytes:
+    """The uncompressed bytes of a file.
+
+    Args:
+        read: gives at most as many bytes as it is asked for, none at the end.
+    """
+
+    def __init__(self, read: Callable[[int], bytes]):
+        self._read = read
+        self._peeked = b""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most as many, none at the end.
+
+        Raises:
+            DamagedError: see there.
+        """
+        if self._peeked:
+            found, self._peeked = self._peeked[:size], self._peeked[size:]
+            return found
+        try:
+            return self._read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            raise DamagedError(str(error)) from error
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, fewer at the end only; they will be read again."""
+        while len(self._peeked) < size:
+            # Not by `read`, which would give what is peeked.
+            peeked, self._peeked = self._peeked, b""
+            more = self.read(max(size, _BLOCK))
+            self._peeked = peeked + more
+            if not more:
+                break
+        return self._peeked[:size]
+
+
+@contextmanager
+def opened(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]:
+    """Opens a file: plain, gzip or zstandard, which its first bytes tell.
+
+    Args:
+        path: the file.
+        update: called with all bytes of the file, compressed ones, by the end of the block if it
+            ends without an error.
+    """
+    with path.open("rb") as raw:
+        file = _Hashing(raw, update)
+        magic = raw.read(len(_ZSTANDARD))
+        raw.seek(0)
+        if magic.startswith(_GZIP):
+            unzipped = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore[reportArgumentType]
+            yield Bytes(unzipped.read)
+        elif magic == _ZSTANDARD:
+            yield Bytes(_ZstandardReader(file).read)
+        else:
+            yield Bytes(file.read)
+        while file.read(_BLOCK):  # what a decompressor left unread
+            pass
+
+
+class _Hashing(io.RawIOBase):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, update: Callable[[bytes], object]):
+        self._file = file
+        self._update = update
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._update(data)
+        return data
+
+
+class _ZstandardReader:
+    """Zstandard frames one after the other; their end is checked, as a stream's isn't."""
+
+    def __init__(self, file: _Hashing):
+        self._file = file
+        self._frame: Any = None
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """At least as many bytes, or all that are left."""
+        pieces, length = [], 0
+        while length < size:
+            data = self._rest or self._file.read(_BLOCK)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last frame doesn't end")
+                break
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            pieces.append(self._frame.decompress(data))
+            length += len(pieces[-1])
+            self._rest = b""
+            if self._frame.eof:
+                self._rest = self._frame.unused_data
+                self._frame = None
+        return b"".join(pieces)

@@ -1,0 +1,143 @@
+"""The steps from files to arrays; what one has finished isn't done again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import polars as pl
+
+from dlrm_jax.data.multi_hot import synthetic_tables
+from dlrm_jax.data.preprocessing import vocabulary
+from dlrm_jax.data.preprocessing.encoding import encode_column, write_day
+from dlrm_jax.data.preprocessing.files import made
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.sources import Source
+from dlrm_jax.data.preprocessing.splits import Day
+from dlrm_jax.data.preprocessing.staging import Staged, stage
+from dlrm_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_UNSEEN = {"": vocabulary.UNSEEN, "reference": None, "torchrec": 1}
+
+
+class Conversion:
+    """A directory that arrays are made in.
+
+    Args:
+        directory: of the arrays, ``vocabularies/`` and, while they are made, `TEMPORARY`.
+        options: what to make of the files.
+        vocabularies: where they lie; None for ``vocabularies/`` in the directory.
+    """
+
+    TEMPORARY: ClassVar = ("columns", "ids", "expansions")
+
+    def __init__(self, directory: Path, options: Options, vocabularies: Path | None = None):
+        self.directory = directory
+        self.options = options
+        self._vocabularies = vocabularies or directory / "vocabularies"
+
+    def stage(self, paths: Sequence[Path], dropped: int = 0, labelled: bool = True) -> list[Staged]:
+        """Parses files.
+
+        Args:
+            paths: the files.
+            dropped: of how many of them, from the first on, negative examples are left out.
+            labelled: as for `Source`.
+
+        Raises:
+            UserError: a file isn't as described, or a column has another type in another file.
+        """
+        files = []
+        for number, path in enumerate(paths):
+            _log.info("reading %s", path)
+            source = Source(path, self.options, number, number < dropped, labelled)
+            files.append(stage(source, self.directory / "columns" / str(number)))
+        self._check_types(paths, files)
+        return files
+
+    def learn(self, files: Sequence[Staged], training: int, grow: Path | None) -> list[int]:
+        """Makes the vocabularies.
+
+        Args:
+            files: all of them.
+            training: the first rows, which are for training.
+            grow: a directory whose vocabularies these continue.
+
+        Returns:
+            rows of each table.
+        """
+        rows = []
+        for i, name in enumerate(self.options.schema.categorical):
+            path = self._vocabulary(i)
+            if not path.exists():
+                _log.info("vocabulary of %s", name)
+                values = pl.concat([file.scan().select(self._values(i)) for file in files])
+                known = grow and pl.read_parquet(grow / "vocabularies" / path.name)
+                with made(path) as temporary:
+                    self._learned(values, training, known).write_parquet(temporary)
+            rows.append(vocabulary.rows(pl.read_parquet(path, columns=["id"])))
+        return rows
+
+    def encode(self, files: Sequence[Staged]) -> None:
+        """Maps values to ids, column by column."""
+        unseen = _UNSEEN[self.options.compatible]
+        for i, name in enumerate(self.options.schema.categorical):
+            _log.info("ids of %s", name)
+            length = self.options.schema.lengths[i]
+            for number, file in enumerate(files):
+                ids = self._ids(number, i)
+                try:
+                    encode_column(file, self._values(i), length, self._vocabulary(i), ids, unseen)
+                except UserError as error:
+                    raise UserError(f"column {name}: {error}") from error
+
+    def write(self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]) -> None:
+        """Writes the arrays of the days, for tables with these rows."""
+        columns = range(len(self.options.schema.categorical))
+        expansions: Sequence[Path] = ()
+        if max(self.options.multi_hot_sizes, default=1) > 1:
+            _log.info("multi-hot tables")
+            expansions = synthetic_tables(
+                rows, self.options.multi_hot_sizes, self.directory / "expansions"
+            )
+        for number, day in enumerate(days):
+            _log.info("arrays of day %d", number)
+            ids = [self._ids(day.file, i) for i in columns]
+            write_day(self.directory, number, day, files[day.file], self.options, ids, expansions)
+
+    def _values(self, column: int) -> pl.Expr:
+        values = pl.col(f"c{column}").alias("value")
+        return values.fill_null(0) if self.options.compatible else values
+
+    def _vocabulary(self, column: int) -> Path:
+        return self._vocabularies / f"{column}.parquet"
+
+    def _ids(self, file: int, column: int) -> Path:
+        return self.directory / "ids" / str(file) / f"{column}.int32"
+
+    def _learned(
+        self, values: pl.LazyFrame, training: int, known: pl.DataFrame | None
+    ) -> pl.DataFrame:
+        options = self.options
+        if options.compatible == "reference":
+            return vocabulary.learn_in_order(values)
+        if options.compatible == "torchrec":
+            table = vocabulary.learn_in_order(values, 2, options.min_count)
+            modulo = options.max_ind_range
+            return table.with_columns(pl.col("id") % modulo) if modulo else table
+        return vocabulary.learn(values.head(training), options.min_count, options.max_rows, known)
+
+    def _check_types(self, paths: Sequence[Path], files: Sequence[Staged]) -> None:
+        """A value is the same in all files only if its type is."""
+        types = [file.scan().collect_schema() for file in files]
+        for i, name in enumerate(self.options.schema.categorical):
+            for path, found in zip(paths, types, strict=True):
+                if found[f"c{i}"] != types[0][f"c{i}"]:
+                    raise UserError(
+                        f"column {name} is {types[0][f'c{i}']} in {paths[0]}, but "
+                        f"{found[f'c{i}']} in {path}; give it one type"
+                    )

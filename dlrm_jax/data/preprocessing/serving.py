@@ -1,0 +1,48 @@
+"""Logs mapped through vocabularies that were learned before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.day_files import DayFiles
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.conversion import Conversion
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.splits import days_of
+from dlrm_jax.errors import UserError
+
+
+def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Examples]:
+    """Makes arrays of logs as those of a prepared directory are made, ready for prediction.
+
+    Args:
+        paths: the files, of the kind that the directory was made from; labels, weights and
+            timestamps may be missing.
+        prepared: a directory with ``metadata.json`` and ``vocabularies/``.
+        output: the directory to make; the arrays are mapped from there.
+
+    Returns:
+        the examples of each file, row by row; labels are 0 where the file has none.
+
+    Raises:
+        UserError: a file can't be read or is malformed; the disk is full.
+    """
+    metadata = Metadata.read(prepared)
+    trained = Options.from_json(metadata.made_from["options"])
+    schema = dataclasses.replace(trained.schema, weight=None, timestamp=None)
+    # Every line gets its prediction, so none is left out.
+    options = dataclasses.replace(trained, schema=schema, on_bad_line="stop", drop_negatives=0.0)
+    conversion = Conversion(output, options, prepared / "vocabularies")
+    try:
+        output.mkdir(parents=True)
+        files = conversion.stage(paths, labelled=False)
+        conversion.encode(files)
+        conversion.write(files, days_of([file.rows for file in files]), metadata.table_rows)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"cannot make arrays in {output}: {error}") from error
+    return [DayFiles.map(output, number).examples for number in range(len(files))]

@@ -1,0 +1,67 @@
+"""MLPerf's binary form holds what the text holds."""
+
+import gzip
+
+import numpy as np
+import pytest
+from criteo_lines import IN_TIME, dense_of, ids_of, text
+
+from dlrm_jax.data import criteo_binary
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.errors import UserError
+
+
+def samples(lines, seed=0):
+    """The lines of `text` as 40 int32 each: what is missing is 0, negative integers are, too."""
+    rows = []
+    for line in text(lines, seed).splitlines():
+        label, *fields = line.split("\t")
+        integers = [max(int(field or 0), 0) for field in fields[:13]]
+        rows.append([int(label), *integers, *(int(field or "0", 16) for field in fields[13:])])
+    return np.array(rows, "<i4")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_the_same_arrays_as_of_the_text(tmp_path, compress, monkeypatch):
+    monkeypatch.setattr(criteo_binary, "BLOCK_BYTES", 7 * criteo_binary.SAMPLE_BYTES)
+    (tmp_path / "train.txt").write_text(text(70))
+    (tmp_path / "train.bin").write_bytes(compress(samples(70).tobytes()))
+    options = Options(compatible="reference")
+    preprocess([tmp_path / "train.txt"], tmp_path / "a", options)
+    preprocess([tmp_path / "train.bin"], tmp_path / "b", options)
+    text_data, binary_data = (load_directory(tmp_path / name) for name in "ab")
+    assert text_data.table_rows == binary_data.table_rows
+    for split in IN_TIME:
+        for of in (ids_of, dense_of):
+            np.testing.assert_array_equal(of(text_data, split), of(binary_data, split))
+        assert text_data.splits[split].labels.tolist() == binary_data.splits[split].labels.tolist()
+
+
+def test_files_for_validation_and_test(tmp_path):
+    paths = [tmp_path / f"{name}.bin" for name in ("train", "val", "test")]
+    for number, path in enumerate(paths):
+        path.write_bytes(samples(5 + number, number).tobytes())
+    preprocess(paths[:1], tmp_path / "out", Options(), paths[1:])
+    dataset = load_directory(tmp_path / "out")
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 5, "validation": 6, "test": 7,
+    }  # fmt: skip
+    assert dataset.test.labels.tolist() == samples(7, 2)[:, 0].tolist()
+
+
+def test_cut_short(tmp_path):
+    (tmp_path / "train.bin").write_bytes(samples(20).tobytes()[:-4])
+    with pytest.raises(UserError, match="156 are left after sample 19; was the download"):
+        preprocess([tmp_path / "train.bin"], tmp_path / "out", Options())
+
+
+def test_a_bad_label(tmp_path):
+    content = samples(70)
+    content[33, 0] = 7
+    (tmp_path / "train.bin").write_bytes(content.tobytes())
+    with pytest.raises(UserError, match=r"sample 34, column 1 \(label\): expected 0 or 1, found 7"):
+        preprocess([tmp_path / "train.bin"], tmp_path / "out", Options())
+    metadata = preprocess([tmp_path / "train.bin"], tmp_path / "out", Options(on_bad_line="skip"))
+    assert (metadata.skipped_lines, sum(metadata.days)) == (1, 69)

@@ -1,0 +1,96 @@
+"""CSV files with a header."""
+
+import csv
+import gzip
+import io
+
+import polars as pl
+import pytest
+from criteo_lines import dense_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlrm_jax.data import criteo_text
+from dlrm_jax.data.criteo_text import OnBadLine, whole_lines
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.preprocessing.csv_text import Records
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+
+SCHEMA = Schema("y", ("shop",), ("price",), dense_transform="none")
+
+
+def records(content, tmp_path, block_bytes=64, on_bad_line: OnBadLine = "stop"):
+    blocks = whole_lines(io.BytesIO(content).read, tmp_path / "log.csv", block_bytes)
+    return Records(blocks, tmp_path / "log.csv", on_bad_line)
+
+
+def frame_of(content, tmp_path, columns, **options):
+    found = records(content, tmp_path, **options)
+    return pl.concat(found.frames(columns, 3))
+
+
+def test_values_stay_as_they_are_written(tmp_path):
+    lines = ["y,price,shop", *(f"{'true' if i % 2 else 'false'},{i},00{i % 3}" for i in range(40))]
+    lines[3] = "0,,7"
+    (tmp_path / "log.csv").write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+    preprocess([tmp_path / "log.csv"], tmp_path / "out", Options(SCHEMA))
+    table = pl.read_parquet(tmp_path / "out" / "vocabularies" / "0.parquet")
+    assert set(table["value"]) == {"000", "001", "002", "7"}
+    dataset = load_directory(tmp_path / "out")
+    assert dense_of(dataset, "train")[:4, 0].tolist() == [0, 1, 0, 3]
+    assert dataset.train.labels[:4].tolist() == [0, 1, 0, 1]
+
+
+@given(st.lists(st.lists(st.text(max_size=5), min_size=2, max_size=2), min_size=1, max_size=9))
+def test_what_is_written_is_read(tmp_path_factory, rows):
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows([["a", "b"], *rows])
+    content = written.getvalue().encode(errors="surrogatepass")
+    found = frame_of(content, tmp_path_factory.getbasetemp(), ["b", "a"], block_bytes=7)
+    assert found.columns == ["b", "a"]
+    assert found.rows() == [(b or None, a or None) for a, b in rows]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"y,shop\n1,a\n0\n", "line 3: expected 2 fields as in the header, found 1"),
+        (b"y,shop\n1,a\n0,b,c\n", "line 3: expected 2 fields as in the header, found 3"),
+        (b"y,shop\n1,a\n\n", "line 3: expected 2 fields as in the header, found 0"),
+        (b"y,shop\r\n1,a\r\n0\r\n", "line 3: expected 2 fields"),
+        (b'y,shop\n1,"a\n0,b\n', "line 3: unexpected end of data"),
+        (b'y,shop\n1,"a"b\n', "line 2: ',' expected after '\"'"),
+        (b"y,shop\n1,a\n0,\xff\n", "line 3: expected UTF-8, found the byte ff"),
+        ("y,shop\n1,ä\n".encode("utf-16"), "line 1: expected UTF-8, found the byte ff"),
+        (b"y,y\n1,2\n", "got 'y' twice"),
+        (b"", "got nothing"),
+    ],
+)
+def test_malformed_files_name_the_line(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        frame_of(content, tmp_path, ["y"])
+
+
+def test_malformed_lines_are_counted_when_skipped(tmp_path):
+    content = b"y,shop\n" + b"1,a\n" * 3 + b"0\n" + b"0,b\n" * 3 + b"1,2,3\n\n"
+    found = records(content, tmp_path, on_bad_line="skip")
+    frame = pl.concat(found.frames(["y", "shop"], 3))
+    assert frame.rows() == [("1", "a")] * 3 + [("0", "b")] * 3
+    assert found.skipped == 3
+
+
+def test_all_that_is_left_out_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(criteo_text, "BLOCK_BYTES", 30)
+    lines = ["y,price,shop", *(f"{i % 2},{i},{i % 3}" for i in range(40)), "1", "x,1,1", "1,x,1"]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    options = Options(SCHEMA, on_bad_line="skip")
+    metadata = preprocess([tmp_path / "log.csv"], tmp_path / "out", options)
+    assert (metadata.skipped_lines, sum(metadata.days)) == (3, 40)
+
+
+def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
+    content = b"\xef\xbb\xbfy,shop\r\n1,a\r\n0,b\r\n"
+    assert frame_of(content, tmp_path, ["y", "shop"]).rows() == [("1", "a"), ("0", "b")]

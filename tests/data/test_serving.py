@@ -1,0 +1,73 @@
+"""Logs that come after training get the ids that training gave."""
+
+import gzip
+
+import numpy as np
+import polars as pl
+import pytest
+from criteo_lines import IN_TIME, dense_of, ids_of, text
+
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.serving import encode_logs
+from dlrm_jax.errors import UserError
+
+
+def without_labels(content):
+    return "".join(line.split("\t", 1)[1] + "\n" for line in content.splitlines())
+
+
+@pytest.mark.parametrize("form", [str, without_labels])
+def test_criteo_text(tmp_path, form):
+    (tmp_path / "train.txt").write_text(text(70))
+    (tmp_path / "new.gz").write_bytes(gzip.compress(form(text(70)).encode()))
+    preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(min_count=5))
+    dataset = load_directory(tmp_path / "out")
+    (found,) = encode_logs([tmp_path / "new.gz"], tmp_path / "out", tmp_path / "new")
+    expected = np.concatenate([ids_of(dataset, name) for name in IN_TIME])
+    np.testing.assert_array_equal(found.ids, expected)
+    expected = np.concatenate([dense_of(dataset, name) for name in IN_TIME])
+    np.testing.assert_array_equal(found.dense, expected)
+    labels = (
+        [0] * 70 if form is without_labels else [int(line[0]) for line in text(70).split("\n")[:-1]]
+    )
+    assert found.labels.tolist() == labels
+
+
+def test_one_row_of_a_users_log(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "y": [0, 1] * 20,
+            "shop": ["a", "b"] * 20,
+            "seen": [[1, 2, 3]] * 40,
+            "w": [1.0] * 40,
+            "t": range(0, 40 * 3600, 3600),
+        }
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    schema = Schema("y", ("shop", "seen"), (), {"seen": 2}, weight="w", timestamp="t")
+    preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
+    new = pl.DataFrame({"seen": [[3, 9, 1], [], None], "shop": ["b", None, "c"]})
+    new.write_parquet(tmp_path / "new.parquet")
+    (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out", tmp_path / "new")
+    assert np.asarray(found.ids).tolist() == [[3, 0, 0], [1, -1, -1], [0, -1, -1]]
+
+
+def test_several_files_and_a_value_that_nobody_numbered(tmp_path):
+    (tmp_path / "train.txt").write_text(text(70))
+    preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(compatible="reference"))
+    paths = [tmp_path / "train.txt"] * 2
+    first, second = encode_logs(paths, tmp_path / "out", tmp_path / "same")
+    np.testing.assert_array_equal(first.ids, second.ids)
+    (tmp_path / "new.txt").write_text("\t".join(["1", *["5"] * 13, *["0badcafe"] * 26]) + "\n")
+    with pytest.raises(UserError, match="C1: the value 195939070 isn't in the vocabulary"):
+        encode_logs([tmp_path / "new.txt"], tmp_path / "out", tmp_path / "new")
+
+
+def test_malformed_lines_are_never_left_out(tmp_path):
+    (tmp_path / "train.txt").write_text(text(70) + "nonsense\n")
+    preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(on_bad_line="skip"))
+    with pytest.raises(UserError, match="line 71: expected 40"):
+        encode_logs([tmp_path / "train.txt"], tmp_path / "out", tmp_path / "new")

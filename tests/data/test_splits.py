@@ -1,0 +1,91 @@
+"""Days by date, and files held out."""
+
+import datetime
+
+import polars as pl
+import pytest
+
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+
+SCHEMA = Schema("y", ("a",), timestamp="when")
+START = datetime.datetime(2026, 2, 27, 22, 30)
+
+
+def times(hours):
+    return [START + datetime.timedelta(hours=hour) for hour in hours]
+
+
+def write(path, when):
+    count = len(when)
+    frame = pl.DataFrame({"y": [0, 1] * (count // 2) + [1] * (count % 2), "a": range(count)})
+    frame.with_columns(pl.Series("when", when)).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x,
+        lambda x: x.isoformat(),
+        lambda x: x.replace(tzinfo=datetime.UTC).timestamp(),
+        lambda x: int(x.replace(tzinfo=datetime.UTC).timestamp()),
+        lambda x: x.replace(tzinfo=datetime.UTC).isoformat(),
+    ],
+)
+def test_a_day_is_a_date(tmp_path, form):
+    path = write(tmp_path / "log.parquet", [form(time) for time in times(range(48))])
+    metadata = preprocess([path], tmp_path / "out", Options(SCHEMA))
+    assert metadata.days == [2, 24, 22]  # the first begins at 22:30
+    assert metadata.splits == {
+        "train": [[0, 0, 2], [1, 0, 24]],
+        "test": [[2, 0, 11]],
+        "validation": [[2, 11, 22]],
+    }
+
+
+def test_a_date_goes_on_in_another_file(tmp_path):
+    paths = [
+        write(tmp_path / "0.parquet", times(range(20))),
+        write(tmp_path / "1.parquet", times(range(20, 30))),
+    ]
+    assert preprocess(paths, tmp_path / "out", Options(SCHEMA)).days == [2, 18, 6, 4]
+
+
+def test_held_out_files_may_have_several_dates(tmp_path):
+    path = write(tmp_path / "log.parquet", times(range(5)))
+    held_out = [
+        write(tmp_path / "validation.parquet", times(range(5, 30))),
+        write(tmp_path / "test.parquet", times(range(30, 31))),
+    ]
+    preprocess([path], tmp_path / "out", Options(SCHEMA), held_out)
+    dataset = load_directory(tmp_path / "out")
+    assert [len(split) for split in dataset.splits.values()] == [5, 25, 1]
+    with pytest.raises(UserError, match="one for validation and one for test or neither"):
+        preprocess([path], tmp_path / "other", Options(SCHEMA), held_out[:1])
+
+
+@pytest.mark.parametrize("rows", [2, 1 << 18])
+def test_times_that_go_back(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr("dlrm_jax.data.preprocessing.sources.PART_ROWS", rows)
+    path = write(tmp_path / "log.parquet", times([0, 1, 2, 30, 29, 31, 60]))
+    with pytest.raises(
+        UserError, match=r"log.parquet, row 5 .* 2026-03-01 03:30:00 is before .* 04"
+    ):
+        preprocess([path], tmp_path / "out", Options(SCHEMA))
+
+
+def test_a_time_that_is_none(tmp_path):
+    path = write(tmp_path / "log.parquet", ["2026-01-01", "2026-01-02", "soon", "2026-01-03"])
+    expected = "row 3, column when: expected a date, a time, or seconds since 1970, got 'soon'"
+    with pytest.raises(UserError, match=expected):
+        preprocess([path], tmp_path / "out", Options(SCHEMA))
+
+
+def test_one_date_is_not_enough(tmp_path):
+    path = write(tmp_path / "log.parquet", times([2, 3, 4, 5]))
+    with pytest.raises(UserError, match="got 4 rows in 1 days"):
+        preprocess([path], tmp_path / "out", Options(SCHEMA))
