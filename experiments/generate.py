@@ -13,6 +13,7 @@ The same flags give the same bytes, and more examples begin with the same ones.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,12 @@ from dlrm_jax.data.locality import StackProfile, read_trace
 from dlrm_jax.errors import UserError
 from experiments.program import FLAGS, run
 
-flags.DEFINE_string("output", None, "the file to make; with --days or --format=arrays, a directory")
+flags.DEFINE_string(
+    "output",
+    None,
+    "the file to make, compressed if it ends in .gz or .zst; with --days or --format=arrays, a "
+    "directory",
+)
 flags.DEFINE_enum("format", "raw", ["raw", "arrays"], "tab-separated lines, or NumPy files")
 flags.DEFINE_integer("examples", None, "of each day, or in all without --days", lower_bound=1)
 flags.DEFINE_integer("days", None, "day_0 to day_{DAYS - 1} in a directory", lower_bound=1)
@@ -52,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     """Profile, stream, files, summary."""
     del argv
     # What is half-written goes away when the program is told to end, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     check_flags()
     profile = load_profile()
     if not FLAGS.output:
@@ -100,15 +106,10 @@ def check_flags() -> None:
         if FLAGS[flag].present and (FLAGS.trace or FLAGS.profile):
             raise UserError(f"--{flag} has no effect with --trace or --profile: they decide ids")
     suffix = Path(FLAGS.output or "").suffix
-    if suffix == ".gz" and (FLAGS.days or FLAGS.format == "arrays"):
+    if suffix in (".gz", ".zst") and (FLAGS.days or FLAGS.format == "arrays"):
         raise UserError(
             f"--output: --days and --format=arrays make a directory, got the name {FLAGS.output} "
             "of a compressed file"
-        )
-    if suffix == ".zst":
-        raise UserError(
-            f"--output: expected a plain name or one in .gz, got {FLAGS.output}; zstandard isn't "
-            "written, compress the file afterwards with zstd"
         )
 
 
@@ -190,7 +191,7 @@ def write(stream: ExampleStream, output: Path, tally: Tally) -> None:
     with tqdm(total=total, unit=" examples", unit_scale=True, disable=None) as progress:
         if FLAGS.format == "raw" and not FLAGS.days:
             blocks = tally.watch(stream, 0, progress)
-            write_raw(output, blocks, compressed=FLAGS.output.endswith(".gz"))
+            write_raw(output, blocks, Path(FLAGS.output).suffix)
             return
         output.mkdir()
         for day in range(stream.days):

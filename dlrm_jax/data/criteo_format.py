@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int32, UInt32
 
-INTEGERS = 13
-CATEGORICALS = 26
+from dlrm_jax.data.criteo_text import CATEGORICALS, INTEGERS
+
 EMPTY = -2
 """Stands for an empty integer field."""
 LARGEST_INTEGER = 99_999
@@ -76,9 +76,9 @@ class LineFormatter:
                 self._lines[name] = ord(character)
         lines = self._lines[: len(labels)]
         lines["label"] = labels + ord("0")
-        for feature in range(INTEGERS):
+        for feature in range(len(INTEGERS)):
             lines[f"I{feature}"] = self._integers[integers[:, feature] - EMPTY]
-        for feature in range(CATEGORICALS):
+        for feature in range(len(CATEGORICALS)):
             values = mixed(ids[:, feature], feature)
             high = self._hexadecimal[values >> np.uint32(16)]
             low = self._hexadecimal[values & np.uint32(0xFFFF)]
@@ -92,10 +92,10 @@ class LineFormatter:
 def _line() -> tuple[np.dtype[np.void], dict[str, str]]:
     """The fields of a line as one packed record, and what stands in those between them."""
     fields, separators = [("label", "u1")], {}
-    for feature in range(INTEGERS):
+    for feature in range(len(INTEGERS)):
         fields += [(f"I{feature} tab", "u1"), (f"I{feature}", f"u{_INTEGER_BYTES}")]
         separators[f"I{feature} tab"] = "\t"
-    for feature in range(CATEGORICALS):
+    for feature in range(len(CATEGORICALS)):
         fields += [(f"C{feature} tab", "u1")]
         fields += [(f"C{feature} {half}", "u4") for half in ("high", "low")]
         separators[f"C{feature} tab"] = "\t"

@@ -10,20 +10,23 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+import zstandard
 
-from dlrm_jax.data.criteo_format import CATEGORICALS, INTEGERS, LineFormatter
+from dlrm_jax.data.criteo_format import LineFormatter
+from dlrm_jax.data.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.example_stream import Block
 from dlrm_jax.data.npy import ArrayWriter
 from dlrm_jax.errors import UserError
 
 
-def write_raw(path: Path, blocks: Iterator[Block], compressed: bool = False) -> None:
+def write_raw(path: Path, blocks: Iterator[Block], suffix: str = "") -> None:
     """Writes raw lines in Criteo's layout.
 
     Args:
         path: The file.
         blocks: The examples.
-        compressed: By gzip, the same bytes for the same lines.
+        suffix: Of the name that the file will get: ``.gz`` and ``.zst`` compress, to the same bytes
+            for the same lines.
 
     Raises:
         OSError: If they can't be written.
@@ -31,9 +34,13 @@ def write_raw(path: Path, blocks: Iterator[Block], compressed: bool = False) -> 
     formatter = LineFormatter()
     with ExitStack() as stack:
         file = lines = stack.enter_context(path.open("wb"))
-        if compressed:
+        if suffix == ".gz":
             # Hashes and labels don't get smaller at higher levels. Name and time stay out of it.
             lines = stack.enter_context(gzip.GzipFile("", "wb", 1, file, mtime=0))
+        elif suffix == ".zst":
+            # The checksum lets readers notice damage, as gzip's does.
+            compressor = zstandard.ZstdCompressor(write_checksum=True)
+            lines = stack.enter_context(compressor.stream_writer(file, closefd=False))
         for block in blocks:
             lines.write(formatter(block.labels, block.integers, block.ids))
     # Some file systems find out only now that they are full.
@@ -61,8 +68,8 @@ def write_arrays(directory: Path, day: int, examples: int, blocks: Iterator[Bloc
         return ArrayWriter(directory / f"day_{day}_{name}.npy", (examples, width), dtype)
 
     with (
-        writer("dense", INTEGERS, np.float32) as dense,
-        writer("sparse", CATEGORICALS, np.int32) as sparse,
+        writer("dense", len(INTEGERS), np.float32) as dense,
+        writer("sparse", len(CATEGORICALS), np.int32) as sparse,
         writer("labels", 1, np.int32) as labels,
     ):
         for block in blocks:

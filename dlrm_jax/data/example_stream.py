@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32, UInt32
 
-from dlrm_jax.data.criteo_format import CATEGORICALS, EMPTY, INTEGERS, LARGEST_INTEGER, mixed
+from dlrm_jax.data.criteo_format import EMPTY, LARGEST_INTEGER, mixed
+from dlrm_jax.data.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.locality import LocalIds, StackProfile
 from dlrm_jax.data.teacher import Teacher, sigmoid
 from dlrm_jax.data.zipf import zipf_quantile
@@ -83,7 +84,9 @@ class ExampleStream:
     ):
         _check_arguments(table_rows, zipf_exponent, seed, days, drift)
         self.days, self._drift, self._seed = days, drift, seed
-        self._teacher = Teacher(table_rows, (1,) * CATEGORICALS, INTEGERS, zipf_exponent, seed)
+        self._teacher = Teacher(
+            table_rows, (1,) * len(CATEGORICALS), len(INTEGERS), zipf_exponent, seed
+        )
         self._locals = [
             LocalIds(profile, rows, np.random.default_rng([seed, 3, feature]))
             for feature, rows in enumerate(table_rows)
@@ -125,10 +128,10 @@ class ExampleStream:
         birth_of_the_youngest = np.uint32(unborn_share * 2**32)
 
         def unborn(column: Int32[np.ndarray, " M"]) -> np.ndarray:
-            births = mixed(column, salt=CATEGORICALS + feature)
+            births = mixed(column, salt=len(CATEGORICALS) + feature)
             return np.flatnonzero((births < birth_of_the_youngest) & (column > 0))
 
-        for feature in range(CATEGORICALS):
+        for feature in range(len(CATEGORICALS)):
             column = ids[:, feature]
             places = unborn(column)
             while len(places):
@@ -153,10 +156,10 @@ class ExampleStream:
 def _check_arguments(
     table_rows: Sequence[int], zipf_exponent: float, seed: int, days: int, drift: float
 ) -> None:
-    if len(table_rows) != CATEGORICALS:
+    if len(table_rows) != len(CATEGORICALS):
         raise UserError(
-            f"table_rows: Criteo's layout has {CATEGORICALS} categorical features, expected as "
-            f"many tables, got {len(table_rows)}."
+            f"table_rows: Criteo's layout has {len(CATEGORICALS)} categorical features, expected "
+            f"as many tables, got {len(table_rows)}."
         )
     ranges = [
         *((f"table_rows[{i}]", rows, 1, 2**31 - 1) for i, rows in enumerate(table_rows)),

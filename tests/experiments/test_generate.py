@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from main_job import ROOT, environment, run
 
 from dlrm_jax.data.criteo_format import MAY_BE_EMPTY
@@ -93,6 +94,10 @@ def test_same_flags_same_bytes_and_more_examples_begin_alike(raw: tuple[Path, st
     compressed = (tmp_path / "again.txt.gz").read_bytes()
     assert gzip.decompress(compressed) == lines
     assert len(compressed) < 0.7 * len(lines)
+    generate(*EXAMPLES, f"--output={tmp_path}/again.txt.zst")
+    with zstandard.open(tmp_path / "again.txt.zst", "rb") as file:
+        assert file.read() == lines
+    assert (tmp_path / "again.txt.zst").stat().st_size < 0.7 * len(lines)
     generate("--preset=small", "--examples=777", f"--output={tmp_path}/fewer")
     fewer = (tmp_path / "fewer").read_bytes()
     assert fewer.count(b"\n") == 777
@@ -172,7 +177,7 @@ def test_locality_of_a_trace(tmp_path: Path):
         (("--save_profile=x", "--trace=x", "--seed=1"), "without --output"),
         (("--output=OUT", "--examples=9", "--profile=x", "--zipf_exponent=1"), "--zipf_exponent"),
         (("--output=OUT.gz", "--examples=9", "--days=2"), "make a directory"),
-        (("--output=OUT.zst", "--examples=9"), "zstandard"),
+        (("--output=OUT.zst", "--examples=9", "--format=arrays"), "make a directory"),
         (("--output=OUT", "--examples=9", "--table_rows=1,a"), "integers with commas"),
         (("--output=OUT", "--examples=9", "--table_rows=1,2"), "26"),
         (("--output=OUT", "--examples=9", "--preset=huge"), "--preset"),
@@ -191,16 +196,26 @@ def test_refusals(flags: tuple[str, ...], fragment: str, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
 
 
-@pytest.mark.parametrize("flags", [(), ("--format=arrays",), ("--days=2",)], ids=str)
-def test_a_full_disk_leaves_nothing(tmp_path: Path, flags: tuple[str, ...]):
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("out", ()), ("out.zst", ()), ("out", ("--format=arrays",)), ("out", ("--days=2",))],
+    ids=str,
+)
+def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str, flags: tuple[str, ...]):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); "
     start = "import runpy; runpy.run_module('experiments.generate', run_name='__main__')"
-    message = refused(*EXAMPLES, *flags, f"--output={tmp_path}/out", program=("-c", limit + start))
+    message = refused(
+        *EXAMPLES, *flags, f"--output={tmp_path}/{name}", program=("-c", limit + start)
+    )
     assert "cannot write" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_leaves_nothing(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [(signal.SIGTERM, 143, b""), (signal.SIGINT, 130, b"interrupted")],
+)
+def test_a_signal_leaves_nothing(tmp_path: Path, number: int, code: int, message: bytes):
     flags = ("--examples=1000000000", f"--output={tmp_path}/out")
     with subprocess.Popen(
         [sys.executable, *PROGRAM, *flags], cwd=ROOT, env=environment(), stderr=subprocess.PIPE
@@ -209,10 +224,10 @@ def test_a_signal_leaves_nothing(tmp_path: Path):
             while not list(tmp_path.iterdir()):
                 assert process.poll() is None
                 time.sleep(0.05)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             _, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130
-    assert stderr.strip() == b"interrupted"
+    assert process.returncode == code
+    assert stderr.strip() == message
     assert list(tmp_path.iterdir()) == []
