@@ -117,7 +117,7 @@ def _trained(
             f"warm start: table {table.name} has {rows} rows in {source} and {table.rows} here, "
             f"and these data don't continue its ids: an id of the two may mean different values. "
             f"Prepare the data with python -m experiments.preprocess --grow=OLD_DIRECTORY, where "
-            f"OLD_DIRECTORY is what {source} was trained on"
+            f"OLD_DIRECTORY is what {source} was trained on, or the preprocessing/ in its workdir"
         )
     first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
     trained = load_table(source, metadata, table.name, {"weights": first})["weights"]
