@@ -68,7 +68,7 @@ def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch, stopped):
     interrupted = len(calls) - before
     preprocess([raw], tmp_path / "whole", Options())
     whole = len(calls) - before - interrupted
-    if stopped != "append":  # a half-written array is written again from its beginning
+    if stopped in ("parse_block", "learn"):  # half-written arrays are written from the beginning
         assert interrupted == whole - 3
     for path in sorted((tmp_path / "whole").glob("*.npy")):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()

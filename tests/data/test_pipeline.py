@@ -31,7 +31,7 @@ def raw(tmp_path):
 def test_arrays_are_what_the_definitions_say(raw, tmp_path, min_count, monkeypatch):
     monkeypatch.setattr(criteo_text, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(encoding, "_ROWS_PER_BLOCK", 7)
-    monkeypatch.setattr(encoding, "_PLACES_PER_JOIN", 11)
+    monkeypatch.setattr(encoding, "_PLACES", 11)
     preprocess([raw], tmp_path / "out", Options(min_count=min_count))
     dataset = load_directory(tmp_path / "out")
     fields = [row.split("\t") for row in raw.read_text().splitlines()]

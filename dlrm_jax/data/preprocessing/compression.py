@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,10 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import xxhash
 import zstandard
+
+# Tells whether a file was changed by mistake, not by an enemy, at many times the speed of those
+# that would withstand one.
+Hash = xxhash.xxh3_128
 
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # what such files begin with
 _BLOCK = 1 << 20
+
+
+def file_hash(path: Path) -> str:
+    """The hash of all bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, Hash).hexdigest()
 
 
 class DamagedError(Exception):

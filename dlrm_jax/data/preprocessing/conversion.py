@@ -11,7 +11,7 @@ import polars as pl
 
 from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
-from dlrm_jax.data.preprocessing.encoding import encode_column, write_day
+from dlrm_jax.data.preprocessing.encoding import Encoder, raw_values, write_day
 from dlrm_jax.data.preprocessing.files import made
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
@@ -20,8 +20,6 @@ from dlrm_jax.data.preprocessing.staging import Staged, stage
 from dlrm_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
-
-_UNSEEN = {"": vocabulary.UNSEEN, "reference": None, "torchrec": 1}
 
 
 class Conversion:
@@ -33,7 +31,7 @@ class Conversion:
         vocabularies: where they lie; None for ``vocabularies/`` in the directory.
     """
 
-    TEMPORARY: ClassVar = ("columns", "ids", "expansions")
+    TEMPORARY: ClassVar = ("columns", "expansions")
 
     def __init__(self, directory: Path, options: Options, vocabularies: Path | None = None):
         self.directory = directory
@@ -75,28 +73,17 @@ class Conversion:
             path = self._vocabulary(i)
             if not path.exists():
                 _log.info("vocabulary of %s", name)
-                values = pl.concat([file.scan().select(self._values(i)) for file in files])
+                values = pl.concat(
+                    [file.scan().select(raw_values(i, self.options)) for file in files]
+                )
                 known = grow and pl.read_parquet(grow / "vocabularies" / path.name)
                 with made(path) as temporary:
                     self._learned(values, training, known).write_parquet(temporary)
             rows.append(vocabulary.rows(pl.read_parquet(path, columns=["id"])))
         return rows
 
-    def encode(self, files: Sequence[Staged]) -> None:
-        """Maps values to ids, column by column."""
-        unseen = _UNSEEN[self.options.compatible]
-        for i, name in enumerate(self.options.schema.categorical):
-            _log.info("ids of %s", name)
-            length = self.options.schema.lengths[i]
-            for number, file in enumerate(files):
-                ids = self._ids(number, i)
-                try:
-                    encode_column(file, self._values(i), length, self._vocabulary(i), ids, unseen)
-                except UserError as error:
-                    raise UserError(f"column {name}: {error}") from error
-
     def write(self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]) -> None:
-        """Writes the arrays of the days, for tables with these rows."""
+        """Maps values to ids and writes the arrays of the days, for tables with these rows."""
         columns = range(len(self.options.schema.categorical))
         expansions: Sequence[Path] = ()
         if max(self.options.multi_hot_sizes, default=1) > 1:
@@ -104,20 +91,16 @@ class Conversion:
             expansions = synthetic_tables(
                 rows, self.options.multi_hot_sizes, self.directory / "expansions"
             )
-        for number, day in enumerate(days):
-            _log.info("arrays of day %d", number)
-            ids = [self._ids(day.file, i) for i in columns]
-            write_day(self.directory, number, day, files[day.file], self.options, ids, expansions)
-
-    def _values(self, column: int) -> pl.Expr:
-        values = pl.col(f"c{column}").alias("value")
-        return values.fill_null(0) if self.options.compatible else values
+        vocabularies = [self._vocabulary(i) for i in columns]
+        for number, file in enumerate(files):
+            encoder = Encoder(file, self.options, vocabularies, columns, file.rows)
+            for i, day in enumerate(days):
+                if day.file == number:
+                    _log.info("arrays of day %d", i)
+                    write_day(self.directory, i, day, file, self.options, encoder, expansions)
 
     def _vocabulary(self, column: int) -> Path:
         return self._vocabularies / f"{column}.parquet"
-
-    def _ids(self, file: int, column: int) -> Path:
-        return self.directory / "ids" / str(file) / f"{column}.int32"
 
     def _learned(
         self, values: pl.LazyFrame, training: int, known: pl.DataFrame | None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from jaxtyping import Int32
 
 from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.npy import ArrayWriter, BlockWriter, NpzWriter
@@ -16,39 +17,88 @@ from dlrm_jax.data.preprocessing.files import made
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
+from dlrm_jax.errors import UserError
 
-# Places of bags that are joined with a vocabulary at a time. More cost memory; fewer, time, as the
+# Places of bags that are encoded at a time, 4 bytes each. More cost memory; fewer, time, as every
 # vocabulary is hashed each time.
-_PLACES_PER_JOIN = 1 << 23
+_PLACES = 1 << 27
 _ROWS_PER_BLOCK = 1 << 17
+_ROWS_IN_CACHE = 1 << 12
+
+_UNSEEN = {"": vocabulary.UNSEEN, "reference": None, "torchrec": 1}
 
 
-def encode_column(
-    staged: Staged,
-    column: pl.Expr,
-    length: int,
-    vocabulary_path: Path,
-    path: Path,
-    unseen: int | None = vocabulary.UNSEEN,
-) -> None:
-    """Writes the ids of one column of one file: int32 [N, L], row by row.
+class Encoder:
+    """The ids of columns of a file, for rows that are asked for in order.
 
     Args:
         staged: the file.
-        column: of the file, under the name ``value``.
-        length: L, places of a bag.
-        vocabulary_path: of the column.
-        path: to write to; nothing is done if it exists.
-        unseen: as for `vocabulary.encode`.
+        options: of the data.
+        vocabularies: for every categorical column a file.
+        columns: the columns.
+        stop: the row after the last that will be asked for.
     """
-    if path.exists():
-        return
-    values = pl.read_parquet(vocabulary_path)
-    with made(path) as temporary, temporary.open("wb") as file:
-        count = max(1, _PLACES_PER_JOIN // length)
-        for start in range(0, staged.rows, count):
-            part = staged.scan().select(column).slice(start, count).collect()
-            file.write(vocabulary.encode(part["value"], values, length, unseen).data)
+
+    def __init__(
+        self,
+        staged: Staged,
+        options: Options,
+        vocabularies: Sequence[Path],
+        columns: Sequence[int],
+        stop: int,
+    ):
+        self._staged = staged
+        self._options = options
+        self._vocabularies = vocabularies
+        self._columns = columns
+        self._stop = stop
+        self._width = sum(options.schema.lengths[i] for i in columns)
+        self._rows = max(1, _PLACES // self._width)
+        self._first = self._after = 0  # rows whose ids are there
+        self._ids: list[np.ndarray] = []
+
+    def __call__(self, start: int, stop: int) -> Int32[np.ndarray, "n C"]:
+        """The ids of consecutive rows, those of the columns side by side.
+
+        Raises:
+            UserError: a value has no id.
+        """
+        out = np.empty((stop - start, self._width), np.int32)
+        row = start
+        while row < stop:
+            if not self._first <= row < self._after:
+                self._encode(row)
+            # Few rows at a time: the columns' ids meet in a core's cache.
+            last = min(row + _ROWS_IN_CACHE, stop, self._after)
+            parts = [ids[row - self._first : last - self._first] for ids in self._ids]
+            np.concatenate(parts, axis=1, out=out[row - start : last - start])
+            row = last
+        return out
+
+    def of(self, column: int, stop: int) -> Encoder:
+        """An encoder of one of the columns."""
+        return Encoder(self._staged, self._options, self._vocabularies, [column], stop)
+
+    def _encode(self, row: int) -> None:
+        self._first, self._after = row, min(row + self._rows, self._stop)
+        self._ids.clear()
+        schema = self._options.schema
+        unseen = _UNSEEN[self._options.compatible]
+        for i in self._columns:
+            rows = self._staged.scan().select(raw_values(i, self._options))
+            values = rows.slice(row, self._after - row).collect()["value"]
+            known = pl.read_parquet(self._vocabularies[i])
+            try:
+                ids = vocabulary.encode(values, known, schema.lengths[i], unseen)
+            except UserError as error:
+                raise UserError(f"column {schema.categorical[i]}: {error}") from error
+            self._ids.append(ids)
+
+
+def raw_values(column: int, options: Options) -> pl.Expr:
+    """The values of a column of a staged file, as a column ``value``."""
+    values = pl.col(f"c{column}").alias("value")
+    return values.fill_null(0) if options.compatible else values
 
 
 def write_day(
@@ -57,10 +107,10 @@ def write_day(
     day: Day,
     staged: Staged,
     options: Options,
-    ids: Sequence[Path],
+    encoder: Encoder,
     expansions: Sequence[Path],
 ) -> None:
-    """Writes the arrays of one day, in TorchRec's layout.
+    """Writes the arrays of one day, in TorchRec's layout; those that are there stay.
 
     ``day_NUMBER_dense.npy`` float32 [N, D], ``…_labels.npy`` int32 [N, 1], with a weight
     ``…_weights.npy`` float32 [N], and ``…_sparse.npy`` int32 [N, C] or, if a bag has several
@@ -72,14 +122,10 @@ def write_day(
         day: its rows.
         staged: its file.
         options: of the data.
-        ids: what `encode_column` wrote, one per categorical column.
+        encoder: of all columns of the file.
         expansions: per column the table that makes several ids of one; none to leave them.
     """
     schema = options.schema
-    maps = [
-        np.memmap(path, np.int32, mode="r").reshape(-1, length)
-        for path, length in zip(ids, schema.lengths, strict=True)
-    ]
     tables = [np.load(path, mmap_mode="r") for path in expansions]
 
     def rows(names: list[str], start: int, stop: int) -> pl.DataFrame:
@@ -95,12 +141,10 @@ def write_day(
         return lambda start, stop: rows([name], start, stop)[name].to_numpy()
 
     def bag(i: int) -> Callable[[int, int], np.ndarray]:
+        encode = encoder.of(i, day.stop)
         if not tables:
-            return lambda start, stop: maps[i][start:stop]
-        return lambda start, stop: expand(maps[i][start:stop, 0], tables[i])
-
-    def sparse(start: int, stop: int) -> np.ndarray:
-        return np.concatenate([array[start:stop] for array in maps], axis=1)
+            return encode
+        return lambda start, stop: expand(encode(start, stop)[:, 0], tables[i])
 
     def append(writer: BlockWriter, read: Callable[[int, int], np.ndarray]) -> None:
         for start in range(day.start, day.stop, _ROWS_PER_BLOCK):
@@ -114,7 +158,7 @@ def write_day(
         arrays.append(("weights", (len(day),), np.float32, column("weight")))
     one_id = max(options.lengths) == 1
     if one_id:
-        arrays.append(("sparse", (len(day), len(maps)), np.int32, sparse))
+        arrays.append(("sparse", (len(day), len(schema.categorical)), np.int32, encoder))
     for name, shape, dtype, read in arrays:
         path = directory / f"day_{number}_{name}.npy"
         if not path.exists():

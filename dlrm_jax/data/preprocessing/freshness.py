@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.directory import FORMAT, METADATA, Metadata, load_directory
+from dlrm_jax.data.preprocessing.compression import file_hash
 from dlrm_jax.data.preprocessing.files import write_json
 from dlrm_jax.errors import UserError
 
@@ -47,14 +48,12 @@ def out_of_date(output: Path, wanted: dict[str, Any]) -> str:
     found = metadata.made_from
     inputs = zip(found["inputs"], wanted["inputs"], metadata.content_hashes, strict=False)
     for old, new, content_hash in inputs:
-        # Copied or touched, perhaps not changed.
-        if old != new and {**old, "mtime_ns": 0} == {**new, "mtime_ns": 0}:
-            with Path(new["path"]).open("rb") as file:
-                if hashlib.file_digest(file, "blake2b").hexdigest() == content_hash:
-                    old["mtime_ns"] = new["mtime_ns"]
-                    # Saves hashing next time, no more: the directory may be read-only.
-                    with contextlib.suppress(OSError):
-                        write_json(output / METADATA, dataclasses.asdict(metadata))
+        touched = old != new and {**old, "mtime_ns": 0} == {**new, "mtime_ns": 0}
+        if touched and file_hash(Path(new["path"])) == content_hash:
+            old["mtime_ns"] = new["mtime_ns"]
+            # Saves hashing next time, no more: the directory may be read-only.
+            with contextlib.suppress(OSError):
+                write_json(output / METADATA, dataclasses.asdict(metadata))
     return _difference(found, wanted)
 
 

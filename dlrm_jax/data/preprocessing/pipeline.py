@@ -153,7 +153,6 @@ def _run(
     parts = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in parts["train"])
     rows = conversion.learn(files, training, grow)
-    conversion.encode(files)
     conversion.write(files, days, rows)
 
     contents = [file.content_hash for file in files]

@@ -41,7 +41,6 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
     try:
         output.mkdir(parents=True)
         files = conversion.stage(paths, labelled=False)
-        conversion.encode(files)
         conversion.write(files, days_of([file.rows for file in files]), metadata.table_rows)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot make arrays in {output}: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,16 @@ import numpy as np
 import polars as pl
 
 from dlrm_jax.data import criteo_binary, criteo_text
+from dlrm_jax.data.criteo_text import OnBadLine
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.columns import canonical
-from dlrm_jax.data.preprocessing.compression import Bytes, DamagedError, opened
+from dlrm_jax.data.preprocessing.compression import (
+    Bytes,
+    DamagedError,
+    Hash,
+    file_hash,
+    opened,
+)
 from dlrm_jax.data.preprocessing.csv_text import Records
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.schema import CRITEO
@@ -73,7 +79,7 @@ class Source:
         self._number = number
         self._drop = drop
         self._labelled = labelled
-        self._hash = hashlib.blake2b()
+        self._hash = ""
         self._rows = 0
 
     def parts(self) -> Iterator[Callable[[], Part]]:
@@ -88,8 +94,10 @@ class Source:
             if parquet:
                 yield from self._parquet()
             else:
-                with opened(self.path, self._hash.update) as content:
+                digest = Hash()
+                with opened(self.path, digest.update) as content:
                     yield from self._text(content)
+                self._hash = digest.hexdigest()
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
         except DamagedError as error:
@@ -102,7 +110,7 @@ class Source:
 
     def content_hash(self) -> str:
         """Of all bytes of the file; complete when `parts` has ended."""
-        return self._hash.hexdigest()
+        return self._hash
 
     def _text(self, content: Bytes) -> Iterator[Callable[[], Part]]:
         if self._options.schema != CRITEO:
@@ -113,25 +121,31 @@ class Source:
             labelled = self._labelled or not criteo_text.is_unlabelled(content.peek(1 << 16))
             lines = criteo_text.whole_lines(content.read, self.path, criteo_text.BLOCK_BYTES)
             for block in _ahead(lines):
-                first = self._count(block.count(b"\n"))
-                yield lambda block=block, first=first: self._lines(block, first, labelled)
-
-    def _lines(self, block: bytes, first: int, labelled: bool) -> Part:
-        on_bad_line = self._options.on_bad_line
-        if not labelled:
-            block = criteo_text.with_labels(block)
-        frame = criteo_text.parse_block(block, self.path, first, on_bad_line)
-        return self._part(frame, first, block.count(b"\n") - len(frame))
+                count = block.count(b"\n")
+                first = self._count(count)
+                if not labelled:
+                    block = criteo_text.with_labels(block)
+                yield lambda block=block, first=first, count=count: self._parsed(
+                    criteo_text.parse_block, block, first, count
+                )
 
     def _binary(self, content: Bytes) -> Iterator[Callable[[], Part]]:
-        def parse(block: bytes, first: int) -> Part:
-            on_bad_line = self._options.on_bad_line
-            frame = criteo_binary.parse_block(block, self.path, first, on_bad_line)
-            return self._part(frame, first, len(block) // criteo_binary.SAMPLE_BYTES - len(frame))
-
         for block in _ahead(_blocks(content, criteo_binary.BLOCK_BYTES)):
-            first = self._count(-(-len(block) // criteo_binary.SAMPLE_BYTES))
-            yield lambda block=block, first=first: parse(block, first)
+            count = -(-len(block) // criteo_binary.SAMPLE_BYTES)
+            first = self._count(count)
+            yield lambda block=block, first=first, count=count: self._parsed(
+                criteo_binary.parse_block, block, first, count
+            )
+
+    def _parsed(
+        self,
+        parse_block: Callable[[bytes, Path, int, OnBadLine], pl.DataFrame],
+        block: bytes,
+        first: int,
+        count: int,
+    ) -> Part:
+        frame = parse_block(block, self.path, first, self._options.on_bad_line)
+        return self._part(frame, first, count - len(frame))
 
     def _csv(self, content: Bytes) -> Iterator[Callable[[], Part]]:
         blocks = criteo_text.whole_lines(content.read, self.path, criteo_text.BLOCK_BYTES)
@@ -145,8 +159,7 @@ class Source:
             yield lambda frame=frame, first=first, more=more: self._rows_of(frame, first, more)
 
     def _parquet(self) -> Iterator[Callable[[], Part]]:
-        with self.path.open("rb") as file:
-            self._hash = hashlib.file_digest(file, "blake2b")
+        self._hash = file_hash(self.path)
         try:
             frame = pl.scan_parquet(self.path, glob=False)
             found = frame.collect_schema()

@@ -130,15 +130,14 @@ def _ids(
     values: pl.Series, vocabulary: pl.DataFrame, unseen: int | None
 ) -> Int32[np.ndarray, " N"]:
     frame = values.alias("value").to_frame()
-    # Nulls match nothing; an absent id of a value that is there is an unseen value.
-    joined = frame.join(
-        vocabulary.select("value", "id"), on="value", how="left", maintain_order="left"
-    )
-    unknown = pl.col("id").is_null() & pl.col("value").is_not_null()
-    if unseen is None and len(found := joined.filter(unknown)):
+    known = vocabulary.select("value", "id")
+    ids = frame.join(known, on="value", how="left", maintain_order="left")["id"]  # null: unknown
+    if unseen is None and len(unknown := values.filter(ids.is_null() & values.is_not_null())):
         raise UserError(
-            f"the value {found['value'][0]!r} isn't in the vocabulary, whose ids are another "
-            f"program's and have none for such values; prepare training data with our own ids"
+            f"the value {unknown[0]!r} isn't in the vocabulary, whose ids are another program's "
+            f"and have none for such values; prepare training data with our own ids"
         )
-    filled = pl.when(pl.col("value").is_null()).then(MISSING).otherwise(unseen or 0)
-    return joined.select(pl.col("id").fill_null(filled.cast(pl.Int32)))["id"].to_numpy()
+    found = ids.fill_null(unseen or 0).to_numpy()
+    if values.null_count():
+        found = np.where(values.is_null().to_numpy(), np.int32(MISSING), found)
+    return found
