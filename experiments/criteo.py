@@ -25,6 +25,7 @@ from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
 from dlrm_jax.training import vocabularies
 from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
@@ -32,7 +33,7 @@ from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, evaluate, train
 from dlrm_jax.training.metrics import METRICS
-from dlrm_jax.training.record import Record, owned, replace_text, to_json
+from dlrm_jax.training.record import Record, owned, to_json
 from dlrm_jax.training.step import make_predict, make_train_step
 from dlrm_jax.training.warm_start import warm_start
 from experiments.program import (
@@ -138,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
             "resumed_from": resumed_from,
             "best_step": checkpoints.best(),
         }
-        replace_text(workdir / "summary.json", to_json(summary, indent=1))
+        write_text(workdir / "summary.json", to_json(summary, indent=1))
         report(summary, workdir)
 
 

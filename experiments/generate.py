@@ -12,8 +12,6 @@ The same flags give the same bytes, and more examples begin with the same ones.
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,8 +23,9 @@ from tqdm import tqdm
 
 from dlrm_jax.config import PRESETS, preset
 from dlrm_jax.data.auc import auc
-from dlrm_jax.data.example_files import complete, write_arrays, write_raw
+from dlrm_jax.data.example_files import write_arrays, write_raw
 from dlrm_jax.data.example_stream import BLOCK, Block, ExampleStream
+from dlrm_jax.data.files import complete
 from dlrm_jax.data.locality import StackProfile, read_trace
 from dlrm_jax.errors import UserError
 from experiments.program import FLAGS, run
@@ -57,8 +56,6 @@ T = TypeVar("T")
 def main(argv: Sequence[str]) -> None:
     """Profile, stream, files, summary."""
     del argv
-    # What is half-written goes away when the program is told to end, too.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     check_flags()
     profile = load_profile()
     if not FLAGS.output:

@@ -13,7 +13,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-from dlrm_jax.data.preprocessing.files import made
+from dlrm_jax.data.files import made
 
 _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """\

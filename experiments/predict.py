@@ -13,8 +13,6 @@ its workdir. The output has one line for each row of the data, in their order, w
 
 from __future__ import annotations
 
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +29,7 @@ from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
-from dlrm_jax.data.example_files import complete
+from dlrm_jax.data.files import complete
 from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
@@ -60,8 +58,6 @@ _ROWS_PER_FRAME = 1 << 22
 def main(argv: Sequence[str]) -> None:
     """Checkpoint, probabilities, tables."""
     del argv
-    # What is half-written goes away when the program is told to end, too.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     check_flags()
     checkpoint = Path(FLAGS.checkpoint)
     metadata = read_metadata(checkpoint)

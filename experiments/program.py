@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,6 +100,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     def guarded(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+        # What is half-written goes away when a program is told to end, too.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
             if len(argv) > 1:
                 raise UserError(f"expected flags only, got {' '.join(argv[1:])!r}")

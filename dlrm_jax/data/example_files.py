@@ -1,12 +1,11 @@
-"""Generated examples as the files that programs read, complete or not there."""
+"""Generated examples as the files that programs read."""
 
 from __future__ import annotations
 
 import gzip
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from dlrm_jax.data.criteo_format import LineFormatter
 from dlrm_jax.data.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.example_stream import Block
 from dlrm_jax.data.npy import ArrayWriter
-from dlrm_jax.errors import UserError
 
 
 def write_raw(path: Path, blocks: Iterator[Block], suffix: str = "") -> None:
@@ -76,33 +74,3 @@ def write_arrays(directory: Path, day: int, examples: int, blocks: Iterator[Bloc
             dense.append(block.dense)
             sparse.append(block.ids)
             labels.append(block.labels)
-
-
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """Gives another name to write to, which becomes `path` when the block ends without an error.
-
-    Args:
-        path: A file or directory that isn't there yet.
-
-    Raises:
-        UserError: If something is there, or it can't be written; then nothing is left.
-    """
-    try:
-        if path.exists():
-            raise UserError(f"{path} exists; remove it, or give another name")
-        # The process's number keeps two programs with the same output apart.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            yield temporary
-            temporary.rename(path)
-        finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
-            elif temporary.exists():
-                temporary.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error}; nothing is left of it. Is the directory there and "
-            "writable, and the disk large enough?"
-        ) from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import filelock
 
+from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
 
 
@@ -51,7 +52,7 @@ class Record:
         if path.exists():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if _is_before(line, resumed_from)]
-            replace_text(path, "".join(f"{line}\n" for line in kept))
+            write_text(path, "".join(f"{line}\n" for line in kept))
 
     def __call__(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
@@ -76,10 +77,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(text)
-    temporary.replace(path)

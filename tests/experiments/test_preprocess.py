@@ -21,7 +21,7 @@ def prepare(*flags: str) -> str:
     return result.stdout
 
 
-def test_a_users_log_becomes_a_model(tmp_path: Path):
+def test_a_users_log_becomes_a_model_and_predictions(tmp_path: Path):
     rng = np.random.default_rng(0)
     n = 1000
     bags = [[f"item {x}" for x in rng.integers(0, 30, length)] for length in rng.integers(0, 5, n)]
@@ -46,6 +46,21 @@ def test_a_users_log_becomes_a_model(tmp_path: Path):
     found = summary(tmp_path / "w")
     assert sum(found[split]["examples"] for split in ("validation", "test")) == n // 7
     assert all(np.isfinite(found[split]["log_loss"]) for split in ("train", "validation", "test"))
+
+    log.head(30).drop("clicked").write_parquet(tmp_path / "new.parquet")
+    checkpoint = f"--checkpoint={tmp_path / 'w' / 'checkpoints' / '00000005'}"
+    new = (f"--data={tmp_path / 'new.parquet'}", f"--output={tmp_path / 'p.csv'}")
+    vectors = ("--tables=viewed", f"--tables_output={tmp_path / 'vectors'}")
+    result = run(checkpoint, *new, *vectors, program=("-m", "experiments.predict"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    p = pl.read_csv(tmp_path / "p.csv")["probability"]
+    assert (len(p), p.is_between(0, 1).all()) == (30, True)
+    items = pl.read_parquet(tmp_path / "vectors" / "C2.parquet")
+    assert set(items["value"].drop_nulls()) <= {f"item {x}" for x in range(30)}
+
+    shown = prepare(f"--report={tmp_path / 'data'}")
+    assert "report.html" in shown
+    assert "viewed" in (tmp_path / "data" / "report.html").read_text()
 
 
 def errors_of(*flags: str, shell: str = "") -> str:

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import polars as pl
 
+from dlrm_jax.data.files import made
 from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.encoding import Encoder, raw_values, write_day
-from dlrm_jax.data.preprocessing.files import made
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.splits import Day

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int32
 
+from dlrm_jax.data.files import made
 from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.npy import ArrayWriter, BlockWriter, NpzWriter
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.columns import finished
-from dlrm_jax.data.preprocessing.files import made
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged

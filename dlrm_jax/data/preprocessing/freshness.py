@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.directory import FORMAT, METADATA, Metadata, load_directory
+from dlrm_jax.data.files import write_json
 from dlrm_jax.data.preprocessing.compression import file_hash
-from dlrm_jax.data.preprocessing.files import write_json
 from dlrm_jax.errors import UserError
 
 BEGUN = "begun.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.preprocessing.files import made, write_json
+from dlrm_jax.data.files import made, write_json
 from dlrm_jax.data.preprocessing.sources import Source
 
 
