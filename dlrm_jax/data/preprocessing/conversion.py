@@ -79,7 +79,7 @@ class Conversion:
                 known = grow and pl.read_parquet(grow / "vocabularies" / path.name)
                 with made(path) as temporary:
                     self._learned(values, training, known).write_parquet(temporary)
-            rows.append(vocabulary.rows(pl.read_parquet(path, columns=["id"])))
+            rows.append(vocabulary.rows(pl.scan_parquet(path)))
         return rows
 
     def write(self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]) -> None:

@@ -87,7 +87,7 @@ class Encoder:
         for i in self._columns:
             rows = self._staged.scan().select(raw_values(i, self._options))
             values = rows.slice(row, self._after - row).collect()["value"]
-            known = pl.read_parquet(self._vocabularies[i])
+            known = vocabulary.read_for(values, self._vocabularies[i])
             try:
                 ids = vocabulary.encode(values, known, schema.lengths[i], unseen)
             except UserError as error:

@@ -6,6 +6,8 @@ kept as Parquet beside the arrays.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 from jaxtyping import Int32
@@ -21,6 +23,8 @@ FIRST_VALUE = 2
 """The id of the most frequent value."""
 
 _SHARED_PART = 8
+_DISTINCT_PER_PART = 1 << 24
+_LARGE = 1 << 22
 
 
 def learn(
@@ -46,11 +50,29 @@ def learn(
     """
     if isinstance(values.collect_schema()["value"], pl.List):
         values = values.explode("value")
-    counts = values.drop_nulls().group_by("value").agg(pl.len().alias("count"))
-    if known is not None:
-        return _grown(counts.collect(engine="streaming"), min_count, max_rows, known)
-    kept = counts.filter(pl.col("count") >= min_count).collect(engine="streaming")
-    return _numbered(kept, max_rows, 0)
+    values = values.drop_nulls()
+    if known is None:
+        return _numbered(_distinct(values, min_count), max_rows, 0)
+    return _grown(_distinct(values), min_count, max_rows, known)
+
+
+def _distinct(values: pl.LazyFrame, min_count: int = 1, *aggregated: pl.Expr) -> pl.DataFrame:
+    """Distinct values that occur so often, with their counts; in no order.
+
+    Counting needs some 40 bytes a distinct value, so many of them are counted part by part.
+    """
+    hashed = pl.col("value").hash()
+    distinct = values.select(pl.len()).collect(engine="streaming").item()
+    if distinct > _DISTINCT_PER_PART:
+        distinct = values.select(hashed.approx_n_unique()).collect(engine="streaming").item()
+    parts = 1 + distinct // _DISTINCT_PER_PART
+    found = []
+    for part in range(parts):
+        own = values.filter(hashed % parts == part) if parts > 1 else values
+        counted = own.group_by("value").agg(pl.len().alias("count"), *aggregated)
+        frequent = counted.filter(pl.col("count") >= min_count)
+        found.append(frequent.collect(engine="streaming"))
+    return pl.concat(found)
 
 
 def _numbered(counts: pl.DataFrame, max_rows: int, before: int) -> pl.DataFrame:
@@ -88,18 +110,31 @@ def learn_in_order(values: pl.LazyFrame, first_id: int = 0, min_count: int = 1) 
             ``sparse_to_contiguous``.
         min_count: rarer values have the id 1, as in the latter.
     """
-    grouped = values.with_row_index("first").group_by("value")
-    found = grouped.agg(pl.len().alias("count"), pl.col("first").min())
-    table = found.collect(engine="streaming").sort("first").drop("first")
+    found = _distinct(values.with_row_index("first"), 1, pl.col("first").min())
+    table = found.sort("first").drop("first")
     kept = table["count"].to_numpy() >= min_count
     ids = np.where(kept, first_id - 1 + np.cumsum(kept), 1)
     return table.with_columns(pl.Series("id", ids.astype(np.int32)))
 
 
-def rows(vocabulary: pl.DataFrame) -> int:
+def rows(vocabulary: pl.LazyFrame) -> int:
     """Rows of the table that the ids need."""
-    largest = vocabulary["id"].max()
-    return FIRST_VALUE if largest is None else 1 + int(largest)  # pyright: ignore[reportArgumentType]
+    largest = vocabulary.select(pl.col("id").max()).collect().item()
+    return FIRST_VALUE if largest is None else 1 + largest
+
+
+def read_for(values: pl.Series, path: Path) -> pl.DataFrame:
+    """What a kept vocabulary says of these values.
+
+    Of a large one only the lines of values that occur are read: a join with all of it would hash
+    all, in 70 bytes a line.
+    """
+    vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
+    if vocabulary.select(pl.len()).collect().item() > _LARGE:
+        flat = values.explode() if isinstance(values.dtype, pl.List) else values
+        occurring = flat.unique().to_frame("value").lazy()
+        vocabulary = vocabulary.join(occurring, on="value", how="semi")
+    return vocabulary.collect(engine="streaming")
 
 
 def encode(
@@ -109,7 +144,7 @@ def encode(
 
     Args:
         values: N of the column's type; nulls become `MISSING`.
-        vocabulary: from `learn`.
+        vocabulary: from `learn` or `read_for` these values.
         length: L. Lists have at most L values and are filled with `ABSENT`; the bag of a null or
             empty list is empty.
         unseen: the id of values that the vocabulary doesn't have; None if there is none.
