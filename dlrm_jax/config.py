@@ -38,7 +38,7 @@ class Config:
     embedding_dim: int = 16
     pooling: Literal["sum", "mean"] = "sum"
     table_dtype: Literal["float32", "bfloat16"] = "float32"
-    placements: tuple[str, ...] = ()  # C3=row_wise, C4=table_wise:1, C5=replicated
+    placements: tuple[str, ...] = ()  # C3=row_wise[:0-3], C4=table_wise[:1], C5=column_wise, …
     frozen_tables: tuple[str, ...] = ()  # C1, C2
     table_optimizers: tuple[str, ...] = ()  # C3=sgd or C3=sgd:0.01, with its learning rate
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int, Integer
 
 from dlrm_jax.embedding import exchange, gradient, logical, storage
 from dlrm_jax.embedding.bags import check_ids
-from dlrm_jax.embedding.layout import make_layout
-from dlrm_jax.embedding.logical import slab_spec
-from dlrm_jax.embedding.optimizer import RowOptimizer, update_rows
+from dlrm_jax.embedding.layout import Slab, make_layout
+from dlrm_jax.embedding.logical import slab_spec, slot_specs
+from dlrm_jax.embedding.optimizer import RowOptimizer, mean_of_columns, update_rows
 from dlrm_jax.embedding.plan import Plan, automatic_plan
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
@@ -164,7 +164,7 @@ class EmbeddingCollection:
             run,
             mesh=self.mesh,
             in_specs=spec,
-            out_specs={slab.name: slab_spec(slab) for slab in slabs},
+            out_specs={slab.name: _per_shard(slab) for slab in slabs},
             # Copies are made equal by collectives, or there is one copy, and no collective that
             # could show it to the check.
             check_vma=False,
@@ -186,22 +186,36 @@ class EmbeddingCollection:
             step: the number of updates done before this one.
         """
         slabs = {slab.name: slab for slab in self.layout.slabs if slab.optimizer}
-        specs = {name: slab_spec(slab) for name, slab in slabs.items()}
+        weight_specs = {name: slab_spec(slab) for name, slab in slabs.items()}
+        specs = {name: slot_specs(slab) for name, slab in slabs.items()}
+        per_shard = {name: _per_shard(slab) for name, slab in slabs.items()}
+
+        def mean_of_all_columns(x: Array) -> Array:
+            return jax.lax.pmean(mean_of_columns(x), MODEL)
 
         def run(weights, slots, rows, values, step):
             new_weights, new_slots = {}, {}
             for name, slab in slabs.items():
                 assert slab.optimizer is not None
                 new_weights[name], new_slots[name] = update_rows(
-                    slab.optimizer, weights[name], slots[name], rows[name], values[name], step
+                    slab.optimizer,
+                    weights[name],
+                    slots[name],
+                    rows[name],
+                    values[name],
+                    step,
+                    mean_of_all_columns if slab.split == "columns" else mean_of_columns,
                 )
             return new_weights, new_slots
 
         weights, slots = jax.shard_map(
             run,
             mesh=self.mesh,
-            in_specs=(specs, specs, specs, specs, PartitionSpec()),
-            out_specs=(specs, specs),
+            in_specs=(weight_specs, specs, per_shard, per_shard, PartitionSpec()),
+            out_specs=(weight_specs, specs),
+            # Where columns are split, all shards have the same rows with the same state, which
+            # the check can't know.
+            check_vma=not any(slab.split == "columns" for slab in slabs.values()),
         )(
             {name: state.weights[name] for name in slabs},
             {name: state.slots[name] for name in slabs},
@@ -269,6 +283,11 @@ class EmbeddingCollection:
             UserError: naming the first one's sample, feature, value and range.
         """
         check_ids(ids, self.features, self.lookups, self.tables)
+
+
+def _per_shard(slab: Slab) -> PartitionSpec:
+    """How the rows that are updated, and their gradients, lie: those of each shard in turn."""
+    return PartitionSpec(MODEL) if slab.sharded else PartitionSpec()
 
 
 def _per_device(arrays: Sequence[Array]) -> tuple[Array, ...]:

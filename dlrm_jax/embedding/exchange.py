@@ -172,23 +172,26 @@ def pool(
 def collect(
     layout: Layout, lookup: int, received: Sequence[Float[Array, "_ b _ _"]]
 ) -> Float[Array, "b _"]:
-    """One lookup's vectors [b, d] at the samples' owner: the sum over its row pieces.
+    """One lookup's vectors [b, d] at the samples' owner, of all its pieces.
 
     Args:
         layout: says where the lookup's parts are.
         lookup: its index.
-        received: by block, [M, b, T, d] (M is 1 for replicated slabs).
+        received: by block, [M, b, T, d] (M is 1 for replicated slabs; d is a shard's columns).
     """
     parts = layout.parts[lookup]
     block = received[parts[0][0]]
     if len(parts) == 1:
         return block[parts[0][1], :, parts[0][2]]
     _, shards, slots = (np.array(axis) for axis in zip(*parts, strict=True))
-    return block[shards, :, slots].sum(axis=0)
+    pieces = block[shards, :, slots]
+    if layout.blocks[parts[0][0]].slab.split == "columns":
+        return jnp.swapaxes(pieces, 0, 1).reshape(pieces.shape[1], -1)
+    return pieces.sum(axis=0)
 
 
 def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Array, "_ b _ _"]:
-    """What `collect` adds up, backwards: each receiver's slots' cotangents, [M, b, T, d].
+    """The opposite of `collect`: each receiver's slots' cotangents, [M, b, T, d].
 
     Args:
         block: whose slots to fill; padding slots get zeros.
@@ -200,6 +203,10 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
     if np.any(block.lookup < 0):
         rows.append(jnp.zeros_like(rows[0]))
         index = np.where(block.lookup < 0, len(members), index)
+    if block.slab.split == "columns":  # every receiver has the same slots, and gets its columns
+        shards = block.lookup.shape[0]
+        whole = jnp.stack([rows[i] for i in index[0]], axis=1)  # [b, T, shards · d]
+        return jnp.moveaxis(whole.reshape(*whole.shape[:2], shards, -1), 2, 0)
     if block.lookup.shape[0] == 1:  # no receiver but this device: the slots are the members
         return jnp.stack([rows[i] for i in index[0]], axis=1)[None]
     return jnp.stack(rows, axis=0)[index].transpose(0, 2, 1, 3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32
@@ -17,6 +18,8 @@ from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 
+_Split = Literal["rows", "columns"] | None
+
 # A table this large has a slab of its own: on one shard it is then saved and restored
 # without a copy, and on CPU scatters into separate arrays run on all cores.
 OWN_SLAB_ROWS = 1_000_000
@@ -24,25 +27,31 @@ OWN_SLAB_ROWS = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """One array: [shards · rows, dim], split over the model axis, or [rows, dim] on every device.
+    """One array: [shards · rows, dim] split by rows over the model axis, or [rows, dim].
 
     Attributes:
         name: the key of its arrays in the state.
-        sharded: split over the model axis (otherwise replicated).
+        split: what is split over the model axis; None if it is whole on every device.
         rows: on one device; shards with less are padded.
+        dim: width of its tables, whose columns may be split.
         pieces: each with its first row in the slab.
         tables: those that the pieces are of, by name.
         optimizer: of all its rows; None if they are frozen.
     """
 
     name: str
-    sharded: bool
+    split: _Split
     rows: int
     dim: int
     dtype: np.dtype
     pieces: tuple[tuple[Piece, int], ...]
     tables: Mapping[str, Table]
     optimizer: RowOptimizer | None
+
+    @property
+    def sharded(self) -> bool:
+        """Whether shards hold different parts."""
+        return self.split is not None
 
     def needs_sums(self, always: bool) -> bool:
         """Whether the gradients of equal rows must be summed before the update."""
@@ -76,7 +85,8 @@ class Layout:
         blocks: the units of the exchange.
         columns: by lookup, its columns in the id array after the mapped ids are appended.
         mapped: the columns that each id map reads, in the order in which they are appended.
-        parts: by lookup, the (block, shard, slot) whose vectors sum to its own.
+        parts: by lookup, the (block, shard, slot) whose vectors make up its own: their sum or,
+            of a slab split by columns, their concatenation.
     """
 
     slabs: tuple[Slab, ...]
@@ -141,18 +151,21 @@ def make_layout(
 
 
 def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) -> tuple[Slab, ...]:
-    groups: dict[tuple[bool, RowOptimizer | None, int, str, str | None], list[Table]] = {}
+    groups: dict[tuple[_Split, RowOptimizer | None, int, str, str | None], list[Table]] = {}
     for table in tables:
         effective = table.optimizer or optimizer if table.trainable else None
-        sharded = plan.of(table.name)[0].shard is not None
-        # Alone, a table on one shard of several would be matched by padding on the others.
-        spread = plan.shards == 1 or plan.placement(table.name) != "table_wise"
+        pieces = plan.of(table.name)
+        split: _Split = "columns" if pieces[0].splits > 1 else "rows"
+        if pieces[0].shard is None:
+            split = None
+        # Alone, a table on some shards would be matched by padding on the others.
+        spread = split is None or len(pieces) == plan.shards
         alone = table.name if table.rows >= OWN_SLAB_ROWS and spread else None
-        key = (sharded, effective, table.dim, table.dtype, alone)
+        key = (split, effective, table.dim, table.dtype, alone)
         groups.setdefault(key, []).append(table)
 
     slabs = []
-    for (sharded, effective, dim, dtype, _), members in groups.items():
+    for (split, effective, dim, dtype, _), members in groups.items():
         used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
         pieces = []
         for table in members:
@@ -163,7 +176,7 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
         slabs.append(
             Slab(
                 name=members[0].name + more,
-                sharded=sharded,
+                split=split,
                 rows=max(used.values()),
                 dim=dim,
                 dtype=np.dtype(dtype),

@@ -28,19 +28,38 @@ INITIAL_ROWS = 2**14
 _CHUNK_ROWS = 2**15
 
 
-def slab_spec(slab: Slab) -> PartitionSpec:
-    """How a slab's arrays are split: rows over the model axis, or not at all."""
-    return PartitionSpec(MODEL) if slab.sharded else PartitionSpec()
+def slab_spec(slab: Slab, ndim: int = 2) -> PartitionSpec:
+    """How a slab's arrays are split over the model axis: by rows, by columns, or not at all.
+
+    Args:
+        slab: whose weights or slots they are.
+        ndim: of the array; slots with one number a row have no columns to split.
+    """
+    if slab.split == "rows":
+        return PartitionSpec(MODEL)
+    return PartitionSpec(None, MODEL) if slab.split == "columns" and ndim == 2 else PartitionSpec()
 
 
-def slab_sharding(mesh: Mesh, slab: Slab) -> NamedSharding:
+def slot_specs(slab: Slab) -> dict[str, PartitionSpec]:
+    """`slab_spec` of the optimizer's slots."""
+    slots = slab.optimizer.slots if slab.optimizer else {}
+    return {name: slab_spec(slab, 1 if kind == "row" else 2) for name, kind in slots.items()}
+
+
+def slab_sharding(mesh: Mesh, slab: Slab, ndim: int = 2) -> NamedSharding:
     """`slab_spec` on a mesh."""
-    # On one shard both of its values mean the same, and jitted functions return the second.
-    return NamedSharding(mesh, slab_spec(slab) if mesh.shape[MODEL] > 1 else PartitionSpec())
+    # On one shard all of its values mean the same, and jitted functions return the last.
+    return NamedSharding(mesh, slab_spec(slab, ndim) if mesh.shape[MODEL] > 1 else PartitionSpec())
 
 
-def logical_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Columns over as many of the axes as divide them; vectors are on every device."""
+def logical_sharding(mesh: Mesh, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
+    """How a logical array of the slab's tables is split.
+
+    Columns over as many of the axes as divide them; vectors are on every device. A slab that is
+    split by columns itself needs no communication: its tables stay as they are.
+    """
+    if slab.split == "columns":
+        return slab_sharding(mesh, slab, len(shape))
     axes = _column_axes(mesh, shape)
     return NamedSharding(mesh, PartitionSpec(None, axes) if axes else PartitionSpec())
 
@@ -58,6 +77,9 @@ def initial_values(table: Table, seed: int) -> Float[Array, "rows dim"]:
 
 def pack(mesh: Mesh, slab: Slab, tables: Mapping[str, Array]) -> Array:
     """Logical arrays of the slab's tables as the slab's array. Call under `jax.jit`."""
+    if slab.split == "columns":  # every shard has the pieces of all tables, one after the other
+        whole = jnp.concatenate([tables[name] for name in slab.tables])
+        return jax.lax.with_sharding_constraint(whole, slab_sharding(mesh, slab, whole.ndim))
     shards: list[list[Array]] = [[] for _ in range(_shards(mesh, slab))]
     for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
         shards[piece.shard or 0].append(tables[piece.table][piece.residue :: piece.modulus])
@@ -88,6 +110,7 @@ class Unpacker:
     def __init__(self, mesh: Mesh, slab: Slab):
         self._mesh = mesh
         self._slab = slab
+        self._slices = jax.jit(self._make_slices)
         self._first = jax.jit(self._make_first)
         self._fill = {
             name: jax.jit(functools.partial(self._make_fill, table), donate_argnums=0)
@@ -96,13 +119,25 @@ class Unpacker:
 
     def __call__(self, array: Array) -> dict[str, Array]:
         """The logical array of each table."""
-        if len(self._slab.pieces) == 1 and _shards(self._mesh, self._slab) == 1:
+        if len(self._slab.tables) == 1 and self._slab.split != "rows":
             return dict.fromkeys(self._slab.tables, array)  # it is that already
+        if self._slab.split == "columns":
+            return self._slices(array)
         tables = jax.block_until_ready(self._first(array))
         for name, table in self._slab.tables.items():
             chunks = table.rows // (_CHUNK_ROWS * self._modulus(table))
             for first in range(0, chunks * _CHUNK_ROWS, _CHUNK_ROWS):
                 tables[name] = jax.block_until_ready(self._fill[name](tables[name], array, first))
+        return tables
+
+    def _make_slices(self, array: Array) -> dict[str, Array]:
+        """All tables of a slab that is split by columns, whose rows every shard has in order."""
+        sharding = slab_sharding(self._mesh, self._slab, array.ndim)
+        start, tables = 0, {}
+        for name, table in self._slab.tables.items():
+            rows = array[start : start + table.rows]
+            tables[name] = jax.lax.with_sharding_constraint(rows, sharding)
+            start += table.rows
         return tables
 
     def _modulus(self, table: Table) -> int:
@@ -144,7 +179,7 @@ class Unpacker:
         )(out, array, first)
 
     def _spec(self, table: Table, array: Array) -> PartitionSpec:
-        return logical_sharding(self._mesh, (table.rows, *array.shape[1:])).spec
+        return logical_sharding(self._mesh, self._slab, (table.rows, *array.shape[1:])).spec
 
     def _rows(self, table: Table, local: Array, first: int | Array, count: int) -> Array:
         """One device's columns of consecutive rows of a table. In `jax.shard_map`.

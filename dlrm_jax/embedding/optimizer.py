@@ -25,6 +25,14 @@ SlotShape = Literal["row", "element"]
 Slots = dict[str, Array]
 
 
+RowMean = Callable[[Float[Array, "K d"]], Float[Array, " K"]]
+
+
+def mean_of_columns(x: Float[Array, "K d"]) -> Float[Array, " K"]:
+    """The mean of each row."""
+    return jnp.mean(x, axis=1)
+
+
 @runtime_checkable
 class RowOptimizer(Protocol):
     """What a table needs from its optimizer.
@@ -42,7 +50,11 @@ class RowOptimizer(Protocol):
     linear: ClassVar[bool]
 
     def update(
-        self, gradients: Float[Array, "K d"], slots: Slots, step: Int[Array, ""]
+        self,
+        gradients: Float[Array, "K d"],
+        slots: Slots,
+        step: Int[Array, ""],
+        row_mean: RowMean = mean_of_columns,
     ) -> tuple[Float[Array, "K d"], Slots]:
         """Returns what to add to K rows, and their new state.
 
@@ -50,6 +62,7 @@ class RowOptimizer(Protocol):
             gradients: the summed gradient of each touched row.
             slots: the state of the same rows, [K] or [K, d] each.
             step: the number of updates done before this one.
+            row_mean: the mean over all columns of a row, of which d may be a part.
         """
         ...
 
@@ -68,7 +81,11 @@ class SGD:
     linear: ClassVar[bool] = True
 
     def update(
-        self, gradients: Float[Array, "K d"], slots: Slots, step: Int[Array, ""]
+        self,
+        gradients: Float[Array, "K d"],
+        slots: Slots,
+        step: Int[Array, ""],
+        row_mean: RowMean = mean_of_columns,
     ) -> tuple[Float[Array, "K d"], Slots]:
         """See `RowOptimizer.update`."""
         return -rate_at(self.learning_rate, step) * gradients, slots
@@ -88,7 +105,11 @@ class Adagrad:
     linear: ClassVar[bool] = False
 
     def update(
-        self, gradients: Float[Array, "K d"], slots: Slots, step: Int[Array, ""]
+        self,
+        gradients: Float[Array, "K d"],
+        slots: Slots,
+        step: Int[Array, ""],
+        row_mean: RowMean = mean_of_columns,
     ) -> tuple[Float[Array, "K d"], Slots]:
         """See `RowOptimizer.update`."""
         accumulator = slots["accumulator"] + gradients**2
@@ -110,10 +131,14 @@ class RowWiseAdagrad:
     linear: ClassVar[bool] = False
 
     def update(
-        self, gradients: Float[Array, "K d"], slots: Slots, step: Int[Array, ""]
+        self,
+        gradients: Float[Array, "K d"],
+        slots: Slots,
+        step: Int[Array, ""],
+        row_mean: RowMean = mean_of_columns,
     ) -> tuple[Float[Array, "K d"], Slots]:
         """See `RowOptimizer.update`."""
-        accumulator = slots["accumulator"] + jnp.mean(gradients**2, axis=1)
+        accumulator = slots["accumulator"] + row_mean(gradients**2)
         scale = rate_at(self.learning_rate, step) / (jnp.sqrt(accumulator) + self.eps)
         return -scale[:, None] * gradients, {"accumulator": accumulator}
 
@@ -134,7 +159,11 @@ class Adam:
     linear: ClassVar[bool] = False
 
     def update(
-        self, gradients: Float[Array, "K d"], slots: Slots, step: Int[Array, ""]
+        self,
+        gradients: Float[Array, "K d"],
+        slots: Slots,
+        step: Int[Array, ""],
+        row_mean: RowMean = mean_of_columns,
     ) -> tuple[Float[Array, "K d"], Slots]:
         """See `RowOptimizer.update`."""
         count = (step + 1).astype(gradients.dtype)
@@ -182,6 +211,7 @@ def update_rows(
     rows: Int[Array, " K"],
     gradients: Float[Array, "K d"],
     step: Int[Array, ""],
+    row_mean: RowMean = mean_of_columns,
 ) -> tuple[Float[Array, "R d"], Slots]:
     """Applies one update to the named rows, in place where the arrays are donated.
 
@@ -193,10 +223,11 @@ def update_rows(
             repetition unless ``optimizer.linear``.
         gradients: their gradients.
         step: the number of updates done before this one.
+        row_mean: as for `RowOptimizer.update`.
     """
     # All numbers are known to be non-negative: "fill" and "drop" then catch every "no row".
     touched = {name: slot.at[rows].get(mode="fill", fill_value=0) for name, slot in slots.items()}
-    updates, touched = optimizer.update(gradients, touched, step)
+    updates, touched = optimizer.update(gradients, touched, step, row_mean)
     slots = {
         name: slot.at[rows].set(touched[name].astype(slot.dtype), mode="drop")
         for name, slot in slots.items()

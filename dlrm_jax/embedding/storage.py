@@ -26,9 +26,11 @@ def build(mesh: Mesh, layout: Layout, source: Source, seed: int) -> EmbeddingSta
     weights, slots = {}, {}
     # The largest first: what is held twice for a moment is then least on top of the rest.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
-        sharding = logical.slab_sharding(mesh, slab)
+        shardings = {"weights": logical.slab_sharding(mesh, slab)}
+        for name, kind in (slab.optimizer.slots if slab.optimizer else {}).items():
+            shardings[name] = logical.slab_sharding(mesh, slab, 1 if kind == "row" else 2)
         given = {name: _given(mesh, slab, table, source) for name, table in slab.tables.items()}
-        leaves = jax.jit(functools.partial(_make_slab, mesh, slab, seed), out_shardings=sharding)(
+        leaves = jax.jit(functools.partial(_make_slab, mesh, slab, seed), out_shardings=shardings)(
             given
         )
         del given
@@ -60,7 +62,7 @@ def logical_arrays(mesh: Mesh, slab: Slab, table: Table) -> dict[str, jax.ShapeD
         shapes |= slot_shapes(slab.optimizer, table.rows, table.dim, slab.dtype)
     return {
         key: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=logical.logical_sharding(mesh, x.shape)
+            x.shape, x.dtype, sharding=logical.logical_sharding(mesh, slab, x.shape)
         )
         for key, x in shapes.items()
     }
@@ -90,7 +92,7 @@ def _make_slab(mesh: Mesh, slab: Slab, seed: int, given: dict[str, Arrays]) -> A
             return given[table.name][key]
         if key == "weights":
             values = logical.initial_values(table, seed)
-            sharding = logical.logical_sharding(mesh, values.shape)
+            sharding = logical.logical_sharding(mesh, slab, values.shape)
             return jax.lax.with_sharding_constraint(values, sharding)
         assert slab.optimizer is not None
         return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]

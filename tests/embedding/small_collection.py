@@ -47,7 +47,9 @@ LOOKUPS = [
 ]
 PLANS = {
     "mixed": ["row_wise", "row_wise", "table_wise", "replicated", "table_wise", "replicated"],
+    "column_wise": ["column_wise", "replicated", "column_wise", "row_wise", *["column_wise"] * 2],
     "row_wise": ["row_wise"] * 6,
+    "on_some_shards": ["row_wise:1-2", "table_wise:3", "row_wise:0-2", *["row_wise:2-3"] * 3],
     "table_wise": ["table_wise"] * 6,
     "replicated": ["replicated"] * 6,
 }

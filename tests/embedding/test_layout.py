@@ -152,3 +152,18 @@ def test_a_block_holds_the_bags_of_one_length():
     layout = make_layout(tables, features, lookups, plan, SGD(1.0))
     assert len(layout.slabs) == 1
     assert [(block.length, block.lookup.shape[1]) for block in layout.blocks] == [(1, 1), (3, 1)]
+
+
+def test_split_columns_lie_alike_on_all_shards():
+    tables = [Table("a", 10, 4), Table("b", 7, 4), Table("c", 5, 4)]
+    features = [Feature("one", 1), Feature("three", 3)]
+    lookups = [Lookup("a", "one", "a"), Lookup("b", "three", "b"), Lookup("c", "one", "c")]
+    plan = automatic_plan(tables, 2, {"a": "column_wise", "b": "column_wise", "c": "row_wise"})
+    layout = make_layout(tables, features, lookups, plan, SGD(1.0))
+    columns, rows = layout.slabs
+    assert (columns.split, columns.rows, columns.dim) == ("columns", 17, 4)
+    assert rows.split == "rows"
+    assert {piece.table: start for piece, start in columns.pieces} == {"a": 0, "b": 10}
+    for block in layout.blocks[:2]:
+        for field in (block.lookup, block.column, block.limit, block.offset):
+            np.testing.assert_array_equal(field[0], field[1])

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.embedding import Piece, Plan, Table, automatic_plan
-from dlrm_jax.embedding.plan import REPLICATED_ROWS, replicated, row_wise, table_wise
+from dlrm_jax.embedding.plan import (
+    REPLICATED_ROWS,
+    column_wise,
+    replicated,
+    row_wise,
+    table_wise,
+)
 from dlrm_jax.errors import UserError
 
 # Around the limit of replication, and fewer rows than shards.
@@ -68,7 +74,7 @@ def test_overrides_are_followed(case):
         if kind == "replicated":
             assert plan.of(name) == replicated(name)
         if kind == "row_wise":
-            assert plan.of(name) == row_wise(name, plan.shards)
+            assert plan.of(name) == row_wise(name, range(plan.shards))
 
 
 @given(cases())
@@ -134,8 +140,11 @@ WHOLE_B = (Piece("b", 0),)
     ("placements", "message"),
     [
         ({"c": "row_wise", "a": "row_wise"}, "placements: no table named c; there are a, b"),
-        ({"a": "rowwise"}, "table a: expected replicated, row_wise, table_wise .*'rowwise'"),
-        ({"a": "row_wise:1"}, "table a: expected .*, got 'row_wise:1'"),
+        ({"a": "rowwise"}, "table a: expected replicated, .*, table_wise .*'rowwise'"),
+        ({"a": "row_wise:1"}, "table a: expected shards FIRST-LAST, got '1'"),
+        ({"a": "row_wise:2-1"}, "table a: expected shards FIRST-LAST, got '2-1'"),
+        ({"a": "row_wise:0-3"}, r"table a: shard must be 0\.\.2, got '3'"),
+        ({"a": "column_wise:0"}, "table a: expected .*, got 'column_wise:0'"),
         ({"b": "replicated:0"}, "table b: expected .*, got 'replicated:0'"),
         ({"b": "table_wise:3"}, r"table b: shard must be 0\.\.2, got '3'"),
         ({"b": "table_wise:-1"}, r"table b: shard must be 0\.\.2, got '-1'"),
@@ -160,6 +169,9 @@ def test_override_errors_name_the_table(placements, message):
         (Piece("a", None, 2, 0), Piece("a", 1, 2, 1)),  # half replicated
         (Piece("a", 3),),  # beyond the shards
         (Piece("a", -1),),
+        (Piece("a", 0, splits=2, split=0), Piece("a", 1, splits=2, split=1)),  # not all shards
+        tuple(Piece("a", 2 - k, splits=3, split=k) for k in range(3)),  # not in order
+        (*column_wise("a", 3)[:2], Piece("a", 2, 2, 1, 3, 2)),  # rows missing
     ],
 )
 def test_a_plan_that_does_not_hold_every_row_once_is_refused(pieces):
@@ -175,3 +187,28 @@ def test_a_plan_of_unknown_tables_is_refused():
 
 def test_pieces_may_lie_on_any_shards_of_their_own():
     Plan(3, (Piece("a", 2, 2, 0), Piece("a", 0, 2, 1), *WHOLE_B)).check(TABLES)
+
+
+def test_columns_are_split_over_all_shards():
+    tables = [Table("a", 10, 6), *TABLES[1:]]
+    plan = automatic_plan(tables, 3, {"a": "column_wise", "b": "table_wise:1"})
+    plan.check(tables)
+    assert plan.of("a") == column_wise("a", 3)
+    assert plan.placement("a") == "column_wise"
+    assert Plan.from_json(plan.to_json()) == plan
+    _, a, _, held = Plan(3, plan.pieces).describe([Table("a", 2**19, 6), *TABLES[1:]]).splitlines()
+    assert a.split()[3:] == ["column_wise", "all", "12.00"]
+    assert held.endswith("4.0, 4.0, 4.0")
+
+
+def test_columns_that_the_shards_do_not_divide():
+    plan = automatic_plan(TABLES, 3, {"a": "column_wise"})
+    with pytest.raises(UserError, match="table a: its width 4 can't be split evenly over 3 shards"):
+        plan.check(TABLES)
+
+
+def test_rows_over_some_shards():
+    plan = automatic_plan(TABLES, 3, {"a": "row_wise:1-2"})
+    assert plan.of("a") == (Piece("a", 1, 2, 0), Piece("a", 2, 2, 1))
+    assert plan.placement("a") == "row_wise"
+    assert plan.describe(TABLES).splitlines()[1].split()[3:5] == ["row_wise", "1,2"]

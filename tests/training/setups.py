@@ -57,6 +57,15 @@ PLACEMENTS = {
     "pages": "replicated",
     "sites": "table_wise",
 }
+
+
+def by_columns(shards: int) -> dict[str, str]:
+    """Other placements: columns are split, and rows over the second half of the shards."""
+    half = f"row_wise:{shards // 2}-{shards - 1}"
+    columns = dict.fromkeys(("tags", "items", "pages"), "column_wise")
+    return {**PLACEMENTS, **columns, "cities": half}
+
+
 WIDTH = 8
 WIDTHS_TO_CONCATENATE = dict(zip(ROWS, (8, 4, 6, 8, 5, 3), strict=True))
 FROZEN = ("sites",)
@@ -72,6 +81,7 @@ class Setup:
 
     mesh: str = "2x4"
     optimizer: str = "sgd"
+    columns: bool = False
     dtype: Literal["float32", "float64"] = "float64"
     interaction: Literal["dot", "cat"] = "dot"
     self_interaction: bool = False
@@ -107,13 +117,14 @@ class Setup:
                     trainable=name not in FROZEN,
                 )
             )
+        shards = mesh.shape["model"]
         collection = EmbeddingCollection(
             tables,
             FEATURES,
             LOOKUPS,
             mesh,
             row_optimizer(self.optimizer, rate),
-            automatic_plan(tables, mesh.shape["model"], PLACEMENTS),
+            automatic_plan(tables, shards, by_columns(shards) if self.columns else PLACEMENTS),
         )
 
         def make_model(rngs: nnx.Rngs) -> DLRM:

@@ -11,6 +11,7 @@ from oracle import Oracle, global_norm
 from setups import MESHES, Setup, train
 
 from dlrm_jax.embedding import gradient
+from dlrm_jax.embedding.plan import PLACEMENTS
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_predict
 
@@ -93,10 +94,21 @@ def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_float64_training_with_split_columns_is_the_oracles(mesh, optimizer):
+    check_training(Setup(mesh=mesh, optimizer=optimizer, columns=True))
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "setup",
     [
         pytest.param(Setup(optimizer="adagrad", interaction="cat"), id="tables-of-several-widths"),
+        pytest.param(
+            Setup(optimizer="rowwise_adagrad", columns=True, clip_norm=0.15, accumulation_steps=2),
+            id="split-columns-clipped",
+        ),
         pytest.param(Setup(optimizer="sgd", self_interaction=True, loss="mse"), id="self-and-mse"),
         pytest.param(
             Setup(optimizer="adam", class_weights=(0.4, 1.7), schedule=(5, 20, 20)),
@@ -158,9 +170,11 @@ def test_float32(mesh, optimizer):
 
 
 def test_the_problem_has_every_placement():
-    plan = Setup(dtype="float32").learner().collection.plan
-    placements = {plan.placement(piece.table) for piece in plan.pieces}
-    assert placements == {"replicated", "table_wise", "row_wise"}
+    placements = set()
+    for columns in (False, True):
+        plan = Setup(dtype="float32", columns=columns).learner().collection.plan
+        placements |= {plan.placement(piece.table) for piece in plan.pieces}
+    assert placements == set(PLACEMENTS)
 
 
 @pytest.mark.usefixtures("x64")
