@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         checkpoints.sweep()
         state, resumed_from = first_state(config, learner, checkpoints, data)
         if data.directory and not FLAGS.eval_only:
-            vocabularies.keep(data.directory, workdir)
+            vocabularies.keep(data.directory, data.fingerprint, workdir)
         notes = {"mesh": FLAGS.mesh, "plan": json.loads(learner.collection.plan.to_json()),
                  "config": dataclasses.asdict(config), "versions": versions()}  # fmt: skip
         predict = make_predict(learner)
@@ -208,8 +208,10 @@ def first_state(
         if not FLAGS.warm_start_names:
             raise UserError("--warm_start needs --warm_start_names, such as C1,C2,bottom")
         source, names = Path(FLAGS.warm_start), FLAGS.warm_start_names
-        grown_from = Metadata.read(data.directory).grown_from if data.directory else []
-        return warm_start(learner, config.seed, source, names, grown_from), None
+        same_ids = None
+        if data.directory:
+            same_ids = [data.fingerprint, *Metadata.read(data.directory).grown_from]
+        return warm_start(learner, config.seed, source, names, same_ids), None
     return learner.init(config.seed), None
 
 

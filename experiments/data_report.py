@@ -143,7 +143,7 @@ def _frequencies(page: Page, columns: Sequence[Column]) -> None:
     )
     curves = []
     for column in sorted(columns, key=lambda column: column.rows, reverse=True):
-        occurrences = np.sort(column.occurrences)[::-1][: column.touched]
+        occurrences = column.ascending[::-1][: column.touched]
         ranks = np.geomspace(1, max(1, column.touched), _POINTS).round().astype(int)
         ranks = np.unique(ranks)[: column.touched]
         name = f"{short(column.name)}, {compact(column.rows)} rows"

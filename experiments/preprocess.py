@@ -20,7 +20,7 @@ from typing import get_args
 from absl import flags, logging
 
 from dlrm_jax.data.directory import Metadata
-from dlrm_jax.data.multi_hot import MLPERF_SIZES
+from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
@@ -40,8 +40,9 @@ flags.DEFINE_string("grow", None, "a directory whose vocabularies go on: old val
                     "ids, new ones follow")  # fmt: skip
 flags.DEFINE_enum("compatible", None, [name for name in get_args(Compatible) if name],
                   "whose ids and dense features to make of Criteo's columns")  # fmt: skip
-flags.DEFINE_integer("max_ind_range", 0, "with --compatible: values (the reference) or ids "
-                     "(TorchRec) modulo this; 0 for neither")  # fmt: skip
+flags.DEFINE_list("max_ind_range", [], "with --compatible: values (the reference) or ids "
+                  "(TorchRec) modulo this number, or one for each column; 'mlperf' for its "
+                  "tables' rows")  # fmt: skip
 flags.DEFINE_float("drop_negatives", 0.0, "share of the training examples with label 0 that is "
                    "left out at random")  # fmt: skip
 flags.DEFINE_integer("seed", 0, "of --drop_negatives")
@@ -96,24 +97,32 @@ def check_flags() -> None:
 
 def make_options() -> Options:
     """What the flags ask for."""
-    sizes = FLAGS.multi_hot_sizes
-    try:
-        multi_hot = MLPERF_SIZES if sizes == ["mlperf"] else tuple(int(size) for size in sizes)
-    except ValueError:
-        raise UserError(
-            f"--multi_hot_sizes: expected integers with commas, or mlperf, got {','.join(sizes)!r}"
-        ) from None
     return Options(
         Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO,
         min_count=FLAGS.min_count,
         max_rows=FLAGS.max_rows,
         on_bad_line=FLAGS.on_bad_line,
         compatible=FLAGS.compatible or "",
-        max_ind_range=FLAGS.max_ind_range,
+        max_ind_range=integers("max_ind_range", MLPERF_ROWS),
         drop_negatives=FLAGS.drop_negatives,
         seed=FLAGS.seed,
-        multi_hot_sizes=multi_hot,
+        multi_hot_sizes=integers("multi_hot_sizes", MLPERF_SIZES),
     )
+
+
+def integers(flag: str, mlperf: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers that a flag gives.
+
+    Raises:
+        UserError: they are none.
+    """
+    items: list[str] = FLAGS[flag].value or []
+    try:
+        return mlperf if items == ["mlperf"] else tuple(int(item) for item in items)
+    except ValueError:
+        raise UserError(
+            f"--{flag}: expected integers with commas, or mlperf, got {','.join(items)!r}"
+        ) from None
 
 
 def summarize(metadata: Metadata, seconds: float, output: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from dlrm_jax.data.criteo_text import CATEGORICALS, COLUMNS, INTEGERS, OnBadLine
+from dlrm_jax.data.criteo_text import CATEGORICALS, COLUMNS, INTEGERS
+from dlrm_jax.data.lines import OnBadLine
 from dlrm_jax.errors import UserError
 
 SAMPLE_BYTES = 4 * len(COLUMNS)

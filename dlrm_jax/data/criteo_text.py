@@ -6,54 +6,23 @@ that is found to be bad is read again, line by line, to say where and what is wr
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import polars as pl
 
+from dlrm_jax.data.lines import OnBadLine
 from dlrm_jax.errors import UserError
 
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORICALS = tuple(f"C{i}" for i in range(1, 27))
 COLUMNS = ("label", *INTEGERS, *CATEGORICALS)
 
-BLOCK_BYTES = 64 << 20
-
-OnBadLine = Literal["stop", "skip"]
-
-_MAX_LINE_BYTES = 1 << 16  # a line of 40 fields has less than 600 bytes
 _FIELD_BYTES = b"0123456789abcdefABCDEF-"
 _LINE_SEPARATORS = b"\t" * (len(COLUMNS) - 1) + b"\n"
 _HEX_DIGITS = 8  # categoricals are 32-bit hashes
 _SCHEMA = dict.fromkeys(COLUMNS[:14], pl.Int64) | dict.fromkeys(CATEGORICALS, pl.String)
-
-
-def whole_lines(read: Callable[[int], bytes], path: Path, block_bytes: int) -> Iterator[bytes]:
-    """Yields a text in pieces that end with a line feed.
-
-    Args:
-        read: gives the next bytes of the text, none at its end.
-        path: The file, for messages.
-        block_bytes: Bytes read at a time.
-
-    Raises:
-        UserError: If a line is much longer than any in Criteo's layout and longer than a block.
-    """
-    rest: list[bytes] = []
-    while data := read(block_bytes):
-        end = data.rfind(b"\n") + 1
-        if end:
-            yield b"".join([*rest, memoryview(data)[:end]])  # one copy instead of two
-            rest = []
-        rest.append(data[end:])
-        if sum(map(len, rest)) > max(_MAX_LINE_BYTES, block_bytes):
-            raise UserError(
-                f"{path} has a line of more than {max(_MAX_LINE_BYTES, block_bytes):,} bytes; is "
-                f"it a text file with an example a line?"
-            )
-    if last := b"".join(rest):  # the file doesn't end with a line feed
-        yield last + b"\n"
 
 
 def is_unlabelled(first: bytes) -> bool:

@@ -16,7 +16,7 @@ def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
     """Loads a directory of arrays, or a raw file through a cache of such directories.
 
     Args:
-        path: what `preprocess` or TorchRec's scripts have made, or Criteo text.
+        path: what `preprocess` or TorchRec's scripts have made, or Criteo's text or binary form.
         cache_dir: where arrays made of raw files are kept; needs about as much room as the
             uncompressed text, and as much again while they are made.
         min_count: values that the training part of a raw file holds less often share one id.

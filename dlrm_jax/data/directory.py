@@ -19,6 +19,7 @@ FORMAT = 2
 """Raise it when the layout on disk, or the meaning of its numbers, changes."""
 
 METADATA = "metadata.json"
+VOCABULARIES = "vocabularies"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Metadata:
         missing: by dense and categorical column, examples without a value.
         skipped_lines: malformed lines that were left out.
         dropped_negatives: examples with label 0 that were left out.
+        smallest: number among the dense columns of each file.
         grown_from: fingerprints of the data whose vocabularies these continue, the first first.
         versions: of the libraries that made it.
     """
@@ -52,6 +54,7 @@ class Metadata:
     missing: dict[str, int]
     skipped_lines: int
     dropped_negatives: int
+    smallest: list[float]
     grown_from: list[str]
     versions: dict[str, str]
 
@@ -119,7 +122,7 @@ def load_directory(directory: Path) -> Dataset:
 def _load_torchrec(directory: Path) -> Dataset:
     names = [re.fullmatch(r"day_([0-9]+)_dense\.npy", path.name) for path in directory.iterdir()]
     numbers = sorted(int(name[1]) for name in names if name)
-    unfinished = directory.suffix == ".partial" or (directory / "vocabularies").exists()
+    unfinished = directory.suffix == ".partial" or (directory / VOCABULARIES).exists()
     if len(numbers) < 2 or numbers != list(range(len(numbers))) or unfinished:
         raise UserError(
             f"{directory}: expected a {METADATA}, or the arrays of two days or more and nothing "

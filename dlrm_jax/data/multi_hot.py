@@ -19,6 +19,12 @@ from dlrm_jax.data.npy import ArrayWriter
 MLPERF_SIZES = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
 """Ids of each of Criteo's features, from the README of ``recommendation_v2`` in MLPerf Training."""
 
+MLPERF_ROWS = (
+    40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10, 2209,
+    11938, 155, 4, 976, 14, 40000000, 40000000, 40000000, 590152, 12973, 108, 36,
+)  # fmt: skip
+"""Rows of each of Criteo's tables, from the same place; ids are taken modulo these."""
+
 _DRAWS_PER_BLOCK = 1 << 22
 
 

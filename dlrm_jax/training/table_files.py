@@ -78,10 +78,11 @@ def _lines(table: str, rows: int, values: pl.DataFrame | None) -> pl.DataFrame:
     ids = pl.DataFrame({"id": np.arange(rows, dtype=np.int32)})
     if values is None:
         return ids
-    if len(values) and not 0 <= values["id"][0] <= values["id"][-1] < rows:
+    known = values["id"]
+    if not known.is_between(0, rows - 1).all():
         raise UserError(
-            f"the vocabulary of table {table} has ids from {values['id'][0]} to "
-            f"{values['id'][-1]}, the table has {rows} rows: they aren't of the same run"
+            f"the vocabulary of table {table} has ids from {known.min()} to {known.max()}, the "
+            f"table has {rows} rows: they aren't of the same run"
         )
     return ids.join(values, on="id", how="left", maintain_order="left_right").select("value", "id")
 

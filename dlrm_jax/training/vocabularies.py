@@ -11,13 +11,12 @@ from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
+from dlrm_jax.data.files import made
 from dlrm_jax.errors import UserError
 
-VOCABULARIES = "vocabularies"
 
-
-def keep(directory: Path, workdir: Path) -> None:
+def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
     """Copies what maps values to ids to a run's workdir, whole or not at all.
 
     Hard links take its place where the file system allows. What is there already of the same data
@@ -25,25 +24,26 @@ def keep(directory: Path, workdir: Path) -> None:
 
     Args:
         directory: of the prepared data, see `data.directory`.
+        fingerprint: of the data that the run is of.
         workdir: of the run.
 
     Raises:
-        UserError: it can't be read or written.
+        UserError: it can't be read or written, or another process has put other data there.
     """
     kept = workdir / "preprocessing"
-    writing = kept.with_suffix(".writing")
-    wanted = Metadata.read(directory).fingerprint
     try:
         if kept.exists():
-            if Metadata.read(kept).fingerprint == wanted:
+            if Metadata.read(kept).fingerprint == fingerprint:
                 return
             # Of a run on other data that ended before its first checkpoint.
             shutil.rmtree(kept)
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir()
-        shutil.copy2(directory / METADATA, writing / METADATA)
-        shutil.copytree(directory / VOCABULARIES, writing / VOCABULARIES, copy_function=_link)
-        writing.rename(kept)
+        with made(kept) as writing:
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir()
+            shutil.copy2(directory / METADATA, writing / METADATA)
+            shutil.copytree(directory / VOCABULARIES, writing / VOCABULARIES, copy_function=_link)
+            if Metadata.read(writing).fingerprint != fingerprint:
+                raise UserError(f"{directory} was replaced by other data meanwhile; start again")
     except (OSError, shutil.Error) as error:
         raise UserError(
             f"cannot keep the vocabularies of {directory} in {workdir}: {error}; are they there, "
@@ -86,7 +86,7 @@ def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Meta
 
 
 def read_values(directory: Path, table: int) -> pl.DataFrame:
-    """The raw values of a table: columns ``value`` and ``id``, by ascending id.
+    """The raw values of a table: columns ``value`` and ``id``, in any order.
 
     Args:
         directory: of prepared data, or what `keep` made of it.
@@ -97,6 +97,6 @@ def read_values(directory: Path, table: int) -> pl.DataFrame:
     """
     path = directory / VOCABULARIES / f"{table}.parquet"
     try:
-        return pl.read_parquet(path, columns=["value", "id"])
+        return pl.read_parquet(path, columns=["value", "id"], glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot read the vocabulary {path}: {error}") from error

@@ -29,7 +29,7 @@ def warm_start(
     seed: int,
     source: Path,
     names: Sequence[str],
-    grown_from: Collection[str] = (),
+    same_ids: Collection[str] | None = None,
 ) -> TrainState:
     """A new state whose named parts come from elsewhere; optimizers start afresh.
 
@@ -43,12 +43,13 @@ def warm_start(
         source: a checkpoint (the directory with its step as the name), or a directory of
             ``NAME.npy``: ``C1.npy`` [rows, dim], ``bottom.layers.0.kernel.npy``, …
         names: tables (``C1``) and layers (``bottom``, ``top.layers.0``, …).
-        grown_from: fingerprints of the data whose ids this run's continue, as in
-            `data.directory.Metadata`.
+        same_ids: fingerprints of the data whose ids mean the same as this run's: its own and
+            those that it continues, see `data.directory.Metadata`. None if that isn't known;
+            then it is for the caller to know, and tables can't grow.
 
     Raises:
-        UserError: a name is unknown here or there, the shapes differ, or a table has become
-            longer while its ids don't mean the same as in the checkpoint.
+        UserError: a name is unknown here or there, the shapes differ, or the ids of a table
+            don't mean the same as in the checkpoint.
     """
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
@@ -69,7 +70,7 @@ def warm_start(
         metadata = read_metadata(source)
 
         def table_weights(table: Table) -> Mapping[str, Any]:
-            return {"weights": _trained(learner, seed, source, metadata, table, grown_from)}
+            return {"weights": _trained(learner, seed, source, metadata, table, same_ids)}
 
         loaded = flatten(load_params(source, metadata, unflatten(chosen))) if chosen else {}
     else:
@@ -104,21 +105,23 @@ def _trained(
     source: Path,
     metadata: Mapping[str, Any],
     table: Table,
-    grown_from: Collection[str],
+    same_ids: Collection[str] | None,
 ) -> Array | np.ndarray:
     """The weights of a table from a checkpoint, which may have fewer rows."""
     wanted = learner.collection.logical(table.name)["weights"]
     entry = metadata["arrays"].get(f"{table.name}/weights")
     rows = entry["shape"][0] if entry else table.rows
-    if rows >= table.rows:
-        return load_table(source, metadata, table.name, {"weights": wanted})["weights"]
-    if metadata["identity"].get("data") not in grown_from:
+    known = same_ids is not None and metadata["identity"].get("data") in same_ids
+    if same_ids is not None and not known:
         raise UserError(
-            f"warm start: table {table.name} has {rows} rows in {source} and {table.rows} here, "
-            f"and these data don't continue its ids: an id of the two may mean different values. "
-            f"Prepare the data with python -m experiments.preprocess --grow=OLD_DIRECTORY, where "
-            f"OLD_DIRECTORY is what {source} was trained on, or the preprocessing/ in its workdir"
+            f"warm start: the ids of these data aren't those of {source}, and don't continue "
+            f"them: in table {table.name} (with {rows} rows there, {table.rows} here) an id may "
+            f"mean different values. Prepare the data with python -m experiments.preprocess "
+            f"--grow=OLD_DIRECTORY, where OLD_DIRECTORY is what {source} was trained on, or the "
+            f"preprocessing/ in its workdir"
         )
+    if rows >= table.rows or not known:
+        return load_table(source, metadata, table.name, {"weights": wanted})["weights"]
     first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
     trained = load_table(source, metadata, table.name, {"weights": first})["weights"]
     grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from criteo_lines import IN_TIME, dense_of, ids_of, text
 
-from dlrm_jax.data import criteo_text
+from dlrm_jax.data import lines
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
@@ -65,10 +65,14 @@ def prepared(path, output, **options):
     return dense, ids, list(dataset.table_rows)
 
 
+def limits(max_ind_range):
+    return (max_ind_range,) if max_ind_range else ()
+
+
 @pytest.fixture
-def lines(tmp_path, monkeypatch):
+def criteo(tmp_path, monkeypatch):
     """Negative and missing integers, missing values, zero itself, values that come only late."""
-    monkeypatch.setattr(criteo_text, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 3000)
     zero = "\t".join(["1", *["2147483"] * 13, *["00000000"] * 26]) + "\n"
     path = tmp_path / "train.txt"
     path.write_text(text(40) + zero + text(60, seed=1))
@@ -76,10 +80,10 @@ def lines(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("max_ind_range", [0, 3, 10_000_000])
-def test_reference(lines, tmp_path, max_ind_range):
-    options = {"compatible": "reference", "max_ind_range": max_ind_range}
-    dense, ids, rows = prepared(lines, tmp_path / "out", **options)
-    expected = by_the_reference(lines.read_text().splitlines(), max_ind_range)
+def test_reference(criteo, tmp_path, max_ind_range):
+    options = {"compatible": "reference", "max_ind_range": limits(max_ind_range)}
+    dense, ids, rows = prepared(criteo, tmp_path / "out", **options)
+    expected = by_the_reference(criteo.read_text().splitlines(), max_ind_range)
     np.testing.assert_array_equal(dense, expected[0])
     np.testing.assert_array_equal(ids, expected[1])
     assert rows == expected[2]
@@ -87,10 +91,10 @@ def test_reference(lines, tmp_path, max_ind_range):
 
 @pytest.mark.parametrize("min_count", [1, 3, 12])
 @pytest.mark.parametrize("max_ind_range", [0, 4])
-def test_torchrec(lines, tmp_path, min_count, max_ind_range):
-    options = {"min_count": min_count, "max_ind_range": max_ind_range}
-    dense, ids, rows = prepared(lines, tmp_path / "out", compatible="torchrec", **options)
-    expected = by_torchrec(lines.read_text().splitlines(), min_count, max_ind_range)
+def test_torchrec(criteo, tmp_path, min_count, max_ind_range):
+    options = {"min_count": min_count, "max_ind_range": limits(max_ind_range)}
+    dense, ids, rows = prepared(criteo, tmp_path / "out", compatible="torchrec", **options)
+    expected = by_torchrec(criteo.read_text().splitlines(), min_count, max_ind_range)
     np.testing.assert_array_equal(dense, expected[0])
     np.testing.assert_array_equal(ids, expected[1])
     assert rows == (ids.max(axis=0) + 1).tolist()
@@ -137,8 +141,8 @@ def test_integers_that_torchrec_cannot_hold(tmp_path):
         {"compatible": "reference", "max_rows": 100},
         {"compatible": "torchrec", "max_rows": 100},
         {"compatible": "torchrec", "schema": Schema("y", ("a",))},
-        {"compatible": "reference", "max_ind_range": -1},
-        {"max_ind_range": 5},
+        {"compatible": "reference", "max_ind_range": (-1,)},
+        {"max_ind_range": (5,)},
     ],
 )
 def test_options_that_contradict_each_other(contradiction):
@@ -146,7 +150,16 @@ def test_options_that_contradict_each_other(contradiction):
         Options(**contradiction)
 
 
-def test_missing_values_are_counted_though_they_become_0(lines, tmp_path):
-    counts = preprocess([lines], tmp_path / "out", Options(compatible="torchrec")).missing
-    fields = [line.split("\t")[1:] for line in lines.read_text().splitlines()]
+def test_missing_values_are_counted_though_they_become_0(criteo, tmp_path):
+    counts = preprocess([criteo], tmp_path / "out", Options(compatible="torchrec")).missing
+    fields = [line.split("\t")[1:] for line in criteo.read_text().splitlines()]
     assert list(counts.values()) == [column.count("") for column in zip(*fields, strict=True)]
+
+
+def test_ranges_of_their_own_are_the_rows_of_the_tables(criteo, tmp_path):
+    ranges = tuple(range(2, 28))
+    options = {"compatible": "torchrec", "max_ind_range": ranges}
+    _, ids, rows = prepared(criteo, tmp_path / "out", **options)
+    _, expected = by_torchrec(criteo.read_text().splitlines(), 1, 0)
+    np.testing.assert_array_equal(ids, expected % ranges)
+    assert rows == list(ranges)

@@ -10,9 +10,9 @@ from criteo_lines import dense_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.data import criteo_text
-from dlrm_jax.data.criteo_text import OnBadLine, whole_lines
+from dlrm_jax.data import lines
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.lines import OnBadLine, whole_lines
 from dlrm_jax.data.preprocessing.csv_text import Records
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
@@ -33,9 +33,9 @@ def frame_of(content, tmp_path, columns, **options):
 
 
 def test_values_stay_as_they_are_written(tmp_path):
-    lines = ["y,price,shop", *(f"{'true' if i % 2 else 'false'},{i},00{i % 3}" for i in range(40))]
-    lines[3] = "0,,7"
-    (tmp_path / "log.csv").write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+    rows = ["y,price,shop", *(f"{'true' if i % 2 else 'false'},{i},00{i % 3}" for i in range(40))]
+    rows[3] = "0,,7"
+    (tmp_path / "log.csv").write_bytes(gzip.compress(("\n".join(rows) + "\n").encode()))
     preprocess([tmp_path / "log.csv"], tmp_path / "out", Options(SCHEMA))
     table = pl.read_parquet(tmp_path / "out" / "vocabularies" / "0.parquet")
     assert set(table["value"]) == {"000", "001", "002", "7"}
@@ -83,9 +83,9 @@ def test_malformed_lines_are_counted_when_skipped(tmp_path):
 
 
 def test_all_that_is_left_out_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(criteo_text, "BLOCK_BYTES", 30)
-    lines = ["y,price,shop", *(f"{i % 2},{i},{i % 3}" for i in range(40)), "1", "x,1,1", "1,x,1"]
-    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 30)
+    rows = ["y,price,shop", *(f"{i % 2},{i},{i % 3}" for i in range(40)), "1", "x,1,1", "1,x,1"]
+    (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     options = Options(SCHEMA, on_bad_line="skip")
     metadata = preprocess([tmp_path / "log.csv"], tmp_path / "out", options)
     assert (metadata.skipped_lines, sum(metadata.days)) == (3, 40)

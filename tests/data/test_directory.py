@@ -70,6 +70,7 @@ def describe(directory, bag_lengths, **changes):
         "missing": {},
         "skipped_lines": 0,
         "dropped_negatives": 0,
+        "smallest": [],
         "grown_from": [],
         "versions": {},
     } | changes

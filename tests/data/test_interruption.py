@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from criteo_lines import text
 
-from dlrm_jax.data import criteo_text
+from dlrm_jax.data import criteo_text, lines
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.npy import ArrayWriter
-from dlrm_jax.data.preprocessing import conversion, encoding, pipeline, sources, vocabulary
+from dlrm_jax.data.preprocessing import conversion, day_arrays, pipeline, sources, vocabulary
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.errors import UserError
@@ -39,8 +39,8 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("stopped", ["parse_block", "learn", "encode", "append"])
 def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr(criteo_text, "BLOCK_BYTES", 4000)
-    monkeypatch.setattr(encoding, "_ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr(day_arrays, "_ROWS_PER_BLOCK", 7)
     owners = {
         "parse_block": criteo_text,
         "learn": vocabulary,

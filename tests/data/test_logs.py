@@ -1,5 +1,7 @@
 """Logs of a user's own, in Parquet."""
 
+import datetime
+import decimal
 import json
 
 import numpy as np
@@ -140,3 +142,29 @@ def test_a_column_that_counts_what_is_missing(tmp_path):
     schema = Schema("y", ("a",), ("x",))
     metadata = preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
     assert metadata.missing == {"x": 20, "a": 1}
+
+
+def test_columns_with_the_names_of_criteos(tmp_path):
+    names = ["label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27))]
+    pl.DataFrame({name: [0, 1] * 10 for name in names}).write_parquet(tmp_path / "log.parquet")
+    schema = Schema("label", tuple(names[14:]), tuple(names[1:14]))
+    metadata = preprocess([tmp_path / "log.parquet"], tmp_path / "o[1]", Options(schema))
+    assert metadata.table_rows == [4] * 26
+
+
+def test_values_of_all_types(tmp_path):
+    values = {
+        "date": [datetime.date(2026, 1, 1), datetime.date(2026, 1, 2)],
+        "time": [datetime.datetime(2026, 1, 1), datetime.datetime(2026, 1, 2)],
+        "flag": [True, False],
+        "number": [1.5, np.nan],
+        "enum": pl.Series(["a", "b"], dtype=pl.Enum(["b", "a"])),
+        "bytes": [b"a", b"b"],
+        "decimal": [decimal.Decimal("1.50"), decimal.Decimal("2.25")],
+    }
+    frame = pl.DataFrame({"y": [0, 1], **values})
+    pl.concat([frame] * 20).write_parquet(tmp_path / "log.parquet")
+    options = Options(Schema("y", tuple(values)))
+    metadata = preprocess([tmp_path / "log.parquet"], tmp_path / "out", options)
+    assert metadata.table_rows == [4, 4, 4, 3, 4, 4, 4]
+    assert metadata.missing["number"] == 20  # NaN is none

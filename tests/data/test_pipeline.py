@@ -11,9 +11,9 @@ from criteo_lines import dense_of, expected_ids, ids_of, text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.data import criteo_text
+from dlrm_jax.data import lines
 from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.preprocessing import encoding, splits
+from dlrm_jax.data.preprocessing import day_arrays, encoding, splits
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -29,8 +29,8 @@ def raw(tmp_path):
 
 @pytest.mark.parametrize("min_count", [1, 9])
 def test_arrays_are_what_the_definitions_say(raw, tmp_path, min_count, monkeypatch):
-    monkeypatch.setattr(criteo_text, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(encoding, "_ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(day_arrays, "_ROWS_PER_BLOCK", 7)
     monkeypatch.setattr(encoding, "_PLACES", 11)
     preprocess([raw], tmp_path / "out", Options(min_count=min_count))
     dataset = load_directory(tmp_path / "out")
@@ -40,12 +40,12 @@ def test_arrays_are_what_the_definitions_say(raw, tmp_path, min_count, monkeypat
         column = [int(row[14 + feature], 16) if row[14 + feature] else None for row in fields]
         ids = expected_ids(column, 60, min_count)
         assert dataset.table_rows[feature] == max(1, *ids[:60]) + 1
-        for name, lines in places.items():
-            assert ids_of(dataset, name)[:, feature].tolist() == ids[lines]
+        for name, rows in places.items():
+            assert ids_of(dataset, name)[:, feature].tolist() == ids[rows]
     assert 0 in ids_of(dataset, "test")
-    for name, lines in places.items():
-        assert dataset.splits[name].labels.tolist() == [float(row[0]) for row in fields[lines]]
-        dense = [[np.log1p(max(int(n or 0), 0)) for n in row[1:14]] for row in fields[lines]]
+    for name, rows in places.items():
+        assert dataset.splits[name].labels.tolist() == [float(row[0]) for row in fields[rows]]
+        dense = [[np.log1p(max(int(n or 0), 0)) for n in row[1:14]] for row in fields[rows]]
         np.testing.assert_allclose(dense_of(dataset, name), dense, rtol=1e-6)
 
 
@@ -202,7 +202,8 @@ def test_ids_of_other_data_go_on(tmp_path):
     third = preprocess([old], tmp_path / "third", Options(), grow=tmp_path / "new")
     assert third.grown_from == [first.fingerprint, second.fingerprint]
     for options, message in (
-        (Options(compatible="reference"), "another program's can't grow"),
+        (Options(compatible="reference"), "with the option compatible can't grow"),
+        (Options(multi_hot_sizes=(2,) * 26), "with the option multi_hot_sizes can't grow"),
         (Options(Schema("y", ("a",))), "the columns were"),
     ):
         with pytest.raises(UserError, match=message):
@@ -211,9 +212,9 @@ def test_ids_of_other_data_go_on(tmp_path):
 
 def test_mlperfs_multi_hot_ids(raw, tmp_path):
     sizes = (3, 1, 2, *[1] * 23)
-    options = Options(compatible="torchrec", max_ind_range=5, multi_hot_sizes=sizes)
+    options = Options(compatible="torchrec", max_ind_range=(5,), multi_hot_sizes=sizes)
     preprocess([raw], tmp_path / "out", options)
-    preprocess([raw], tmp_path / "one", Options(compatible="torchrec", max_ind_range=5))
+    preprocess([raw], tmp_path / "one", Options(compatible="torchrec", max_ind_range=(5,)))
     random = np.random.RandomState(0)
     tables = []
     rows = load_directory(tmp_path / "one").table_rows

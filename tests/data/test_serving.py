@@ -71,3 +71,53 @@ def test_malformed_lines_are_never_left_out(tmp_path):
     preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(on_bad_line="skip"))
     with pytest.raises(UserError, match="line 71: expected 40"):
         encode_logs([tmp_path / "train.txt"], tmp_path / "out", tmp_path / "new")
+
+
+def test_types_differ_between_training_and_serving(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "y": [0, 1] * 20,
+            "n": [1, 2] * 20,
+            "s": pl.Series(["a", "b"] * 20, dtype=pl.Categorical),
+            "bag": [["x"], ["y", "x"]] * 20,
+        }
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    schema = Schema("y", ("n", "s", "bag"), (), {"bag": 2})
+    preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
+
+    def served(number, **columns):
+        pl.DataFrame(columns).write_parquet(tmp_path / "new.parquet")
+        (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out", tmp_path / number)
+        return np.asarray(found.ids).tolist()
+
+    empty = pl.Series([[], []], dtype=pl.List(pl.Null))
+    expected = [[3, 2, -1, -1], [1, 3, -1, -1]]
+    assert served("a", n=[2.0, None], s=["a", "b"], bag=empty) == expected
+    expected = [[3, 1, 2, -1], [2, 1, 3, 2]]
+    assert served("b", n=["2", "1"], s=[None, None], bag=[["x"], ["y", "x"]]) == expected
+    with pytest.raises(UserError, match="column n: expected values of type Int64"):
+        served("c", n=["2", "many"], s=["a", "b"], bag=[["x"], []])
+    # Labels of what is to be predicted may be there and say nothing.
+    expected = [[3, 2, 2, -1]]
+    assert served("d", y=[None], n=[2], s=["a"], bag=[["x"]]) == expected
+
+
+def test_torchrecs_dense_features_do_not_depend_on_the_rows_beside(tmp_path):
+    (tmp_path / "train.txt").write_text(text(70))
+    preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(compatible="torchrec"))
+    whole, row = (
+        encode_logs([tmp_path / name], tmp_path / "out", tmp_path / f"of {name}")[0].dense
+        for name in ("train.txt", "row.txt")
+        if (tmp_path / "row.txt").write_text(text(70).splitlines()[4] + "\n")
+    )
+    np.testing.assert_array_equal(row[0], whole[4])
+
+
+def test_torchrecs_dense_features_of_days_that_differ(tmp_path):
+    paths = [tmp_path / f"day_{day}" for day in range(2)]
+    for day, path in enumerate(paths):
+        path.write_text(text(70).replace("\t-", f"\t-{day + 1}"))
+    preprocess(paths, tmp_path / "out", Options(compatible="torchrec"))
+    with pytest.raises(UserError, match=r"which was -12\.0, -22\.0 in training"):
+        encode_logs(paths[:1], tmp_path / "out", tmp_path / "new")

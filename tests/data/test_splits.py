@@ -55,6 +55,20 @@ def test_a_date_goes_on_in_another_file(tmp_path):
     assert preprocess(paths, tmp_path / "out", Options(SCHEMA)).days == [2, 18, 6, 4]
 
 
+def test_a_date_that_several_files_share_is_one_day(tmp_path):
+    paths = [write(tmp_path / f"{i}.parquet", times(range(i * 7, i * 7 + 7))) for i in range(3)]
+    metadata = preprocess(paths, tmp_path / "out", Options(SCHEMA))
+    assert metadata.days == [2, 5, 7, 7]  # two hours of the first date, nineteen of the second
+    assert metadata.splits == {
+        "train": [[0, 0, 2]],
+        "test": [[1, 0, 5], [2, 0, 5]],
+        "validation": [[2, 5, 7], [3, 0, 7]],
+    }
+    options = Options(SCHEMA, drop_negatives=0.5)
+    with pytest.raises(UserError, match="the last file isn't just the last day"):
+        preprocess(paths, tmp_path / "other", options)
+
+
 def test_held_out_files_may_have_several_dates(tmp_path):
     path = write(tmp_path / "log.parquet", times(range(5)))
     held_out = [
@@ -78,10 +92,18 @@ def test_times_that_go_back(tmp_path, rows, monkeypatch):
         preprocess([path], tmp_path / "out", Options(SCHEMA))
 
 
-def test_a_time_that_is_none(tmp_path):
-    path = write(tmp_path / "log.parquet", ["2026-01-01", "2026-01-02", "soon", "2026-01-03"])
-    expected = "row 3, column when: expected a date, a time, or seconds since 1970, got 'soon'"
-    with pytest.raises(UserError, match=expected):
+@pytest.mark.parametrize(
+    ("when", "row"),
+    [
+        (["2026-01-01", "2026-01-02", "soon", "2026-01-03"], "row 3, .* got 'soon'"),
+        (["now", "then"], "row 1, .* got 'now'"),
+        ([1_700_000_000_000, 1_700_000_000_001], "row 1, .* got 1700000000000"),  # milliseconds
+        ([1.0, float("nan")], "row 2, .* got nan"),
+    ],
+)
+def test_a_time_that_is_none(tmp_path, when, row):
+    path = write(tmp_path / "log.parquet", when)
+    with pytest.raises(UserError, match=row):
         preprocess([path], tmp_path / "out", Options(SCHEMA))
 
 

@@ -16,7 +16,7 @@ VALUES = st.lists(st.none() | st.integers(0, 20), max_size=60)
 
 def learned(values, **options):
     frame = pl.DataFrame({"value": pl.Series(values, dtype=pl.Int64)})
-    return vocabulary.learn(frame.lazy(), **options)
+    return vocabulary.learn([frame.lazy()], **options)
 
 
 def ids(table):
@@ -48,18 +48,27 @@ def test_growing_keeps_ids_and_adds_new_values_by_frequency(old, new, min_count)
     assert vocabulary.rows(grown.lazy()) == max(after.values(), default=1) + 1
 
 
-def test_growing_beyond_the_limit_shares_rows():
-    known = learned(range(30), max_rows=40)
-    grown = learned(range(30, 60), max_rows=40, known=known)
+@pytest.mark.parametrize(("limit", "rows", "new_ids"), [(0, 70, range(40, 70)), (40, 40, (35, 39)),
+                                                        (100, 70, range(40, 70))])  # fmt: skip
+def test_growing_a_table_that_shared_rows(limit, rows, new_ids):
+    known = learned(range(60), max_rows=40)  # has as many rows as it may
+    grown = learned(range(60, 90), max_rows=limit, known=known)
     assert ids(known).items() <= ids(grown).items()
-    assert vocabulary.rows(grown.lazy()) == 40
-    assert {ids(grown)[value] for value in range(36, 60)} <= set(range(35, 40))
+    assert vocabulary.rows(grown.lazy()) == rows
+    added = [ids(grown)[value] for value in range(60, 90)]
+    assert (min(added), max(added)) == (min(new_ids), max(new_ids))
+
+
+def test_a_table_does_not_shrink():
+    known = learned(range(60), max_rows=40)
+    with pytest.raises(UserError, match="has 40 rows already, more than max_rows = 30"):
+        learned(range(90), max_rows=30, known=known)
 
 
 def test_growing_by_another_type():
     frame = pl.DataFrame({"value": ["a", "b"]})
     with pytest.raises(UserError, match="values of its own type, Int64, got String"):
-        vocabulary.learn(frame.lazy(), known=learned([1, 2]))
+        vocabulary.learn([frame.lazy()], known=learned([1, 2]))
 
 
 @given(VALUES, VALUES)
@@ -74,12 +83,15 @@ def test_encoding(training, values):
 @given(VALUES, st.integers(1, 3))
 def test_counting_in_parts_changes_nothing(values, min_count):
     whole = learned(values, min_count=min_count)
-    in_order = pl.LazyFrame({"value": [value or 0 for value in values]}, {"value": pl.Int64})
+    all_values = [value or 0 for value in values]
+    pieces = (all_values[:7], all_values[7:])
+    frames = [pl.LazyFrame({"value": piece}, {"value": pl.Int64}) for piece in pieces]
+    in_order = (frames, list(map(len, pieces)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vocabulary, "_DISTINCT_PER_PART", 3)
         assert learned(values, min_count=min_count).equals(whole)
-        by_parts = vocabulary.learn_in_order(in_order, 2, min_count)
-    assert by_parts.equals(vocabulary.learn_in_order(in_order, 2, min_count))
+        by_parts = vocabulary.learn_in_order(*in_order, 2, min_count)
+    assert by_parts.equals(vocabulary.learn_in_order(*in_order, 2, min_count))
 
 
 @pytest.mark.parametrize("large", [0, 1000])
@@ -97,6 +109,42 @@ def test_reading_what_is_needed(tmp_path, monkeypatch, values, large):
 
 
 def test_a_value_without_an_id():
-    table = vocabulary.learn_in_order(pl.LazyFrame({"value": [3, 4]}))
+    table = vocabulary.learn_in_order([pl.LazyFrame({"value": [3, 4]})], [2])
     with pytest.raises(UserError, match="the value 5 isn't in the vocabulary"):
         vocabulary.encode(pl.Series([3, 5]), table, 1, unseen=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "known"),
+    [
+        (pl.Series([1.0, None, 3.0]), pl.Int64()),
+        (pl.Series(["1", None, "3"]), pl.Int32()),
+        (pl.Series([None, None]), pl.String()),
+        (pl.Series([[], None, []], dtype=pl.List(pl.Null)), pl.String()),
+        (pl.Series([["7"], None, []]), pl.UInt32()),
+    ],
+)
+def test_values_in_another_type(values, known):
+    found = vocabulary.as_known(values, known)
+    inner = found.dtype.inner if isinstance(found.dtype, pl.List) else found.dtype
+    assert inner == known
+    assert [x and str(x) for x in values.to_list() if x] == [
+        str([str(y) for y in x] if isinstance(x, list) else float(x) if values.dtype.is_float()
+            else x) for x in found.to_list() if x
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "known"),
+    [
+        (pl.Series([1.5]), pl.Int64()),
+        (pl.Series(["007"]), pl.Int64()),
+        (pl.Series(["x"]), pl.Int64()),
+        (pl.Series([1]), pl.String()),
+        (pl.Series([1.0]), pl.String()),
+        (pl.Series([True]), pl.Int64()),
+    ],
+)
+def test_values_that_would_mean_something_else(values, known):
+    with pytest.raises(UserError, match=f"expected values of type {known}, as in training"):
+        vocabulary.as_known(values, known)

@@ -45,10 +45,14 @@ def vocabulary(*pairs: tuple[str, int]) -> pl.DataFrame:
 # Rows 0 and 1 are of unseen and missing values; two values share the last row.
 SHARED = vocabulary(("a", 2), ("b", 3), ("c", 4), ("d", 5), ("e", 6), ("f", 6))
 WITHOUT_SPECIAL = vocabulary(*zip("abcdefg", range(7), strict=True))
+# In the order of their frequency, rare ones sharing a row, as ids of TorchRec's lie.
+UNSORTED = vocabulary(("a", 2), ("b", 1), ("c", 6), ("d", 1), ("e", 3))
 
 
 @pytest.mark.parametrize("rows_per_frame", [3, 100])
-@pytest.mark.parametrize("values", [SHARED, WITHOUT_SPECIAL], ids=["shared", "without-special"])
+@pytest.mark.parametrize(
+    "values", [SHARED, WITHOUT_SPECIAL, UNSORTED], ids=["shared", "without-special", "unsorted"]
+)
 def test_parquet(
     saved: Run,
     values: pl.DataFrame,
@@ -61,7 +65,8 @@ def test_parquet(
     found = pl.read_parquet(tmp_path / "C1.parquet")
     assert found.schema == {"value": pl.String, "id": pl.Int32, "vector": pl.Array(pl.Float32, 8)}
     weights, of_value = saved[1]["C1/weights"], dict(values.iter_rows())
-    lines = [(None, i) for i in range(7) if i not in of_value.values()] + list(of_value.items())
+    named = {i: [(v, i) for v, own in of_value.items() if own == i] for i in range(7)}
+    lines = [line for i in range(7) for line in named[i] or [(None, i)]]
     assert list(found.select("value", "id").iter_rows()) == lines
     for value, row, vector in found.iter_rows():
         assert of_value.get(value, row) == row

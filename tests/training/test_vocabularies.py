@@ -43,7 +43,7 @@ def test_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             raise OSError("no links here")
 
         monkeypatch.setattr(os, "link", refuse)
-    vocabularies.keep(data, workdir)
+    vocabularies.keep(data, "f", workdir)
     kept = vocabularies.find_kept(checkpoint)
     assert kept is not None
     assert kept == workdir / "preprocessing"
@@ -57,25 +57,27 @@ def test_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_kept_once_for_the_same_data(tmp_path: Path):
     data, workdir = prepared(tmp_path / "data"), tmp_path / "run"
     workdir.mkdir()
-    vocabularies.keep(data, workdir)
+    vocabularies.keep(data, "f", workdir)
     before = (workdir / "preprocessing").stat().st_ino
-    vocabularies.keep(data, workdir)
+    vocabularies.keep(data, "f", workdir)
     assert (workdir / "preprocessing").stat().st_ino == before
-    vocabularies.keep(prepared(tmp_path / "other", "g"), workdir)
+    vocabularies.keep(prepared(tmp_path / "other", "g"), "g", workdir)
     assert values(workdir / "preprocessing") == ["g0", "g1"]
 
 
 def test_half_a_directory_is_not_kept(tmp_path: Path):
     data, workdir = prepared(tmp_path / "data"), tmp_path / "run"
-    (workdir / "preprocessing.writing").mkdir(parents=True)
-    vocabularies.keep(data, workdir)  # what an interrupted one has left is no obstacle
+    (workdir / "preprocessing.partial").mkdir(parents=True)
+    vocabularies.keep(data, "f", workdir)  # what an interrupted one has left is no obstacle
     assert [path.name for path in workdir.iterdir()] == ["preprocessing"]
     broken = prepared(tmp_path / "broken", "g")
     for path in (broken / "vocabularies").iterdir():
         path.unlink()
     (broken / "vocabularies").rmdir()
     with pytest.raises(UserError, match=r"cannot keep the vocabularies of .*broken"):
-        vocabularies.keep(broken, tmp_path)
+        vocabularies.keep(broken, "g", tmp_path)
+    with pytest.raises(UserError, match="was replaced by other data meanwhile"):
+        vocabularies.keep(data, "g", tmp_path)
     assert not (tmp_path / "preprocessing").exists()
 
 

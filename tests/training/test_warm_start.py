@@ -67,10 +67,14 @@ def test_only_what_is_named_is_taken(saved: tuple[Path, dict[str, np.ndarray]]):
 def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.ndarray]]):
     checkpoint, trained = saved
     learner = make_learner(GROWN, make_mesh("1x1"))
-    for grown_from in ((), ("data of long ago",)):
-        with pytest.raises(UserError, match=r"C3 has 40 rows .* --grow=OLD_DIRECTORY"):
-            warm_start(learner, 0, checkpoint, ("C3",), grown_from)
-    # As many rows there as here: what the ids mean is the user's business.
+    for same_ids in ((), ("data of long ago",)):
+        for name, rows in (("C3", 40), ("C1", 7)):  # also where there are as many rows
+            match = rf"table {name} \(with {rows} rows there, .* --grow=OLD_DIRECTORY"
+            with pytest.raises(UserError, match=match):
+                warm_start(learner, 0, checkpoint, (name,), same_ids)
+    with pytest.raises(UserError, match=r"weights of table C3 has shape \(40, 8\)"):
+        warm_start(learner, 0, checkpoint, ("C3",))
+    # Where it isn't known what ids mean, it is the user's business.
     found = arrays_of(learner, warm_start(learner, 0, checkpoint, ("C1",)))
     np.testing.assert_array_equal(found["C1/weights"], trained["C1/weights"])
 

@@ -14,6 +14,7 @@ from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.errors import UserError
 
 _INT32 = np.iinfo(np.int32)
+_ENCODED = (pl.Categorical, pl.Enum)
 
 
 def canonical(frame: pl.DataFrame, options: Options) -> pl.DataFrame:
@@ -60,7 +61,7 @@ def finished(dense: pl.DataFrame, options: Options, smallest: float) -> Float32[
 def _dense(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr | pl.Series:
     x = pl.col(name)
     if options.compatible == "torchrec":
-        if not frame[name].is_between(_INT32.min, _INT32.max).all():
+        if not frame[name].is_between(_INT32.min + 2, _INT32.max).all():
             raise UserError(f"column {name}: TorchRec's integers have 32 bits, got larger ones")
         return x.cast(pl.Int32)
     if options.compatible == "reference":
@@ -74,11 +75,18 @@ def _dense(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr | pl.Ser
 
 
 def _categorical(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr:
-    x = pl.col(name)
+    x, kind = pl.col(name), frame[name].dtype
     length = options.schema.bag_lengths.get(name)
     if length is not None:
-        if isinstance(frame[name].dtype, pl.Array):
+        if isinstance(kind, pl.Array):
             x = x.arr.to_list()
-        return x.list.head(length)
-    modulo = options.max_ind_range if options.compatible == "reference" else 0
-    return x % modulo if modulo else x
+        x = x.list.head(length)
+        kind = kind.inner  # pyright: ignore[reportAttributeAccessIssue]
+        return x.cast(pl.List(pl.String)) if kind in _ENCODED else x
+    if kind.is_float():
+        x = x.fill_nan(None)
+    if kind in _ENCODED:  # two files may encode the same strings otherwise
+        return x.cast(pl.String)
+    if options.compatible == "reference" and options.max_ind_range:
+        return x % options.limit(options.schema.categorical.index(name))
+    return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import ClassVar
 
 import polars as pl
 
+from dlrm_jax.data.directory import VOCABULARIES
 from dlrm_jax.data.files import made
 from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
-from dlrm_jax.data.preprocessing.encoding import Encoder, raw_values, write_day
+from dlrm_jax.data.preprocessing.day_arrays import write_day
+from dlrm_jax.data.preprocessing.encoding import Encoder, raw_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.splits import Day
@@ -36,7 +39,7 @@ class Conversion:
     def __init__(self, directory: Path, options: Options, vocabularies: Path | None = None):
         self.directory = directory
         self.options = options
-        self._vocabularies = vocabularies or directory / "vocabularies"
+        self._vocabularies = vocabularies or directory / VOCABULARIES
 
     def stage(self, paths: Sequence[Path], dropped: int = 0, labelled: bool = True) -> list[Staged]:
         """Parses files.
@@ -73,14 +76,15 @@ class Conversion:
             path = self._vocabulary(i)
             if not path.exists():
                 _log.info("vocabulary of %s", name)
-                values = pl.concat(
-                    [file.scan().select(raw_values(i, self.options)) for file in files]
-                )
-                known = grow and pl.read_parquet(grow / "vocabularies" / path.name)
+                known = grow and pl.read_parquet(grow / VOCABULARIES / path.name, glob=False)
+                try:
+                    learned = self._learned(i, files, training, known)
+                except UserError as error:
+                    raise UserError(f"column {name}: {error}") from error
                 with made(path) as temporary:
-                    self._learned(values, training, known).write_parquet(temporary)
-            rows.append(vocabulary.rows(pl.scan_parquet(path)))
-        return rows
+                    learned.write_parquet(temporary)
+            rows.append(vocabulary.rows(pl.scan_parquet(path, glob=False)))
+        return self.options.table_rows(rows)
 
     def write(self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]) -> None:
         """Maps values to ids and writes the arrays of the days, for tables with these rows."""
@@ -103,16 +107,23 @@ class Conversion:
         return self._vocabularies / f"{column}.parquet"
 
     def _learned(
-        self, values: pl.LazyFrame, training: int, known: pl.DataFrame | None
+        self, column: int, files: Sequence[Staged], training: int, known: pl.DataFrame | None
     ) -> pl.DataFrame:
-        options = self.options
+        options, lengths = self.options, [file.rows for file in files]
+        values = [file.scan().select(raw_values(column, options)) for file in files]
         if options.compatible == "reference":
-            return vocabulary.learn_in_order(values)
+            return vocabulary.learn_in_order(values, lengths)
         if options.compatible == "torchrec":
-            table = vocabulary.learn_in_order(values, 2, options.min_count)
-            modulo = options.max_ind_range
-            return table.with_columns(pl.col("id") % modulo) if modulo else table
-        return vocabulary.learn(values.head(training), options.min_count, options.max_rows, known)
+            table = vocabulary.learn_in_order(values, lengths, 2, options.min_count)
+            limit = options.limit(column)
+            return table.with_columns(pl.col("id") % limit) if limit else table
+        starts = itertools.accumulate(lengths, initial=0)
+        first_rows = [
+            frame.head(training - start)
+            for frame, start in zip(values, starts, strict=False)
+            if start < training
+        ]
+        return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 
     def _check_types(self, paths: Sequence[Path], files: Sequence[Staged]) -> None:
         """A value is the same in all files only if its type is."""

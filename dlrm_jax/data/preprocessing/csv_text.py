@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.criteo_text import OnBadLine
+from dlrm_jax.data.lines import OnBadLine
 from dlrm_jax.errors import UserError
 
 # Python's reader and not Polars', which fills short lines with nulls in silence and names no line.
@@ -19,7 +19,7 @@ class Records:
     """The records of a CSV file, a number of them at a time.
 
     Args:
-        blocks: whole lines of UTF-8 text, such as `criteo_text.whole_lines` gives.
+        blocks: whole lines of UTF-8 text, such as `lines.whole_lines` gives.
         path: the file, for messages.
         on_bad_line: whether records with too few or many fields are an error or left out.
 
@@ -62,7 +62,7 @@ class Records:
                     ended = True
                     break
                 if len(fields) == len(self.columns):
-                    records.append(fields)
+                    records.append([fields[i] for i in places])
                 elif self._on_bad_line == "skip":
                     self.skipped += 1
                 else:
@@ -72,9 +72,9 @@ class Records:
                         f"Correct or remove the line; if it is the last one, the file may be "
                         f"incomplete"
                     )
-            fields = list(zip(*records, strict=True)) or [()] * len(self.columns)
-            series = [pl.Series(self.columns[i], fields[i], pl.String) for i in places]
-            yield pl.DataFrame(series).with_columns(pl.all().replace("", None))
+            fields = list(zip(*records, strict=True)) or [()] * len(places)
+            series = map(pl.Series, columns, fields, [pl.String] * len(places))
+            yield pl.DataFrame(list(series)).with_columns(pl.all().replace("", None))
 
     def _next(self) -> list[str] | None:
         try:

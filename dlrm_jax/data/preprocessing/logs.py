@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dlrm_jax.data.criteo_text import OnBadLine
+from dlrm_jax.data.lines import OnBadLine
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
+# Of the years 1 to 9999, which Python's dates have: larger numbers aren't seconds.
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -135,7 +137,12 @@ def _times(column: pl.Series) -> pl.Series:
     if column.dtype == pl.String:
         numbers = column.cast(pl.Float64, strict=False)
         if numbers.null_count() == len(column):
-            return _times(column.str.to_datetime(time_unit="us", strict=False))
+            try:
+                return _times(column.str.to_datetime(time_unit="us", strict=False))
+            except pl.exceptions.ComputeError:  # none of them looks like a date
+                return pl.Series(column.name, [None] * len(column), microseconds)
         column = numbers
-    seconds = column.cast(pl.Float64, strict=False).fill_nan(None)
-    return (seconds * 1e6).cast(pl.Int64, strict=False).cast(microseconds).alias(column.name)
+    seconds = column.cast(pl.Float64, strict=False)
+    known = seconds.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)
+    micros = (seconds * 1e6).cast(pl.Int64, strict=False).cast(microseconds)
+    return micros.to_frame("x").select(pl.when(known).then("x"))["x"].alias(column.name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from dlrm_jax.data.criteo_text import OnBadLine
+from dlrm_jax.data.lines import OnBadLine
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.errors import UserError
@@ -30,7 +31,8 @@ class Options:
             ``"torchrec"``: from 2, values rarer than ``min_count`` in all data are 1, dense
             log(x - m + 2), m the smallest integer of the file.
         max_ind_range: for compatible ones, what the reference takes values modulo, and TorchRec
-            ids; 0 for neither.
+            ids: one number, or one for every column, which is then also the rows of its table;
+            none for neither.
         drop_negatives: share of the training examples with label 0 that is left out, at random.
             The reference's leave out those of validation and test, too.
         seed: of what is left out.
@@ -46,7 +48,7 @@ class Options:
     max_rows: int = 0
     on_bad_line: OnBadLine = "stop"
     compatible: Compatible = ""
-    max_ind_range: int = 0
+    max_ind_range: tuple[int, ...] = ()
     drop_negatives: float = 0.0
     seed: int = 0
     multi_hot_sizes: tuple[int, ...] = ()
@@ -56,7 +58,7 @@ class Options:
         for name, good, expected in (
             ("min_count", self.min_count >= 1, "at least 1 (1 keeps every value)"),
             ("max_rows", not self.max_rows or self.max_rows >= least, f"at least {least}, or 0"),
-            ("max_ind_range", self.max_ind_range >= 0, "at least 0"),
+            ("max_ind_range", min(self.max_ind_range, default=1) >= 1, "at least 1 each"),
             ("drop_negatives", 0 <= self.drop_negatives < 1, "from 0 to below 1"),
             ("seed", self.seed >= 0, "at least 0"),
             ("multi_hot_sizes", min(self.multi_hot_sizes, default=1) >= 1, "at least 1 each"),
@@ -68,11 +70,12 @@ class Options:
         elif self.max_ind_range:
             raise UserError("max_ind_range has no effect without compatible ids")
         columns = len(self.schema.categorical)
-        if self.multi_hot_sizes and len(self.multi_hot_sizes) != columns:
-            raise UserError(
-                f"multi_hot_sizes: expected one for each of the {columns} categorical columns, "
-                f"got {len(self.multi_hot_sizes)}"
-            )
+        for name, most in (("multi_hot_sizes", (0, columns)), ("max_ind_range", (0, 1, columns))):
+            if len(getattr(self, name)) not in most:
+                raise UserError(
+                    f"{name}: expected one for each of the {columns} categorical columns, got "
+                    f"{len(getattr(self, name))}"
+                )
         if self.multi_hot_sizes and self.schema.bag_lengths:
             raise UserError("multi_hot_sizes are for one id per column, the schema has bags")
 
@@ -90,6 +93,20 @@ class Options:
         """Places of each categorical column in the arrays."""
         return self.multi_hot_sizes or self.schema.lengths
 
+    def limit(self, column: int) -> int:
+        """What values or ids of a column are taken modulo; 0 for nothing."""
+        own = self.max_ind_range * (len(self.schema.categorical) if self._one_limit else 1)
+        return own[column] if own else 0
+
+    def table_rows(self, needed: Sequence[int]) -> list[int]:
+        """Rows of the tables, whose ids need so many."""
+        given = self.compatible == "torchrec" and self.max_ind_range and not self._one_limit
+        return list(self.max_ind_range) if given else list(needed)
+
+    @property
+    def _one_limit(self) -> bool:
+        return len(self.max_ind_range) == 1
+
     def to_json(self) -> dict[str, Any]:
         """As it stands in the metadata."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -100,5 +117,6 @@ class Options:
         own = {field.name for field in dataclasses.fields(cls)}
         given = {name: value for name, value in fields.items() if name in own}
         given["schema"] = Schema.from_fields(given["schema"])
-        given["multi_hot_sizes"] = tuple(given["multi_hot_sizes"])
+        for name in ("multi_hot_sizes", "max_ind_range"):
+            given[name] = tuple(given[name])
         return cls(**given)

@@ -91,8 +91,8 @@ def preprocess(
             shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
-            f"cannot make {output}: {error}. What is finished is kept; the same "
-            f"command goes on from there"
+            f"cannot make {output}: {error}. What is finished is kept; when that is mended, the "
+            f"same command goes on from there"
         ) from error
     return Metadata.read(output)
 
@@ -116,8 +116,10 @@ def _check(
     columns = list(options.schema.categorical)
     if grown.columns != columns:
         raise UserError(f"grow: the columns were {grown.columns}, now {columns}; they must be same")
-    if options.compatible or grown.made_from["options"]["compatible"]:
-        raise UserError("grow: ids that are compatible with another program's can't grow")
+    before = grown.made_from["options"]
+    for option in ("compatible", "multi_hot_sizes"):
+        if getattr(options, option) or before[option]:
+            raise UserError(f"grow: the ids of data with the option {option} can't grow")
 
 
 @contextlib.contextmanager
@@ -171,6 +173,7 @@ def _run(
         missing={name: sum(file.missing[key] for file in files) for key, name in names.items()},
         skipped_lines=sum(file.skipped for file in files),
         dropped_negatives=sum(file.dropped for file in files),
+        smallest=[file.smallest for file in files],
         grown_from=wanted["options"]["grown_from"],
         versions={name: importlib.metadata.version(name) for name in ("numpy", "polars")},
     )
@@ -185,11 +188,12 @@ def _days(
             return splits.even_days(files[0].rows)
         return splits.days_of([file.rows for file in files])
     days = splits.dates(paths, files)
-    last = [day for day in days if day.file == len(files) - 1]
-    if options.drop_negatives and not held_out and len(last) > 1:
+    last = {day.date for day in days if day.file == len(files) - 1}
+    earlier = {day.date for day in days if day.file < len(files) - 1}
+    if options.drop_negatives and not held_out and (len(last) > 1 or last & earlier):
         raise UserError(
-            "drop_negatives: the last file holds several days, and those before the last would "
-            "keep all examples; give files for validation and test"
+            "drop_negatives: negative examples are left out file by file, and the last file isn't "
+            "just the last day; give files for validation and test"
         )
     return days
 

@@ -12,6 +12,7 @@ from dlrm_jax.data.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.errors import UserError
 
 TRANSFORMS = ("log", "none")
+LAYOUTS = ("named", "criteo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Schema:
         timestamp: a date, a time, or seconds since 1970 (UTC), ascending; days are its dates. None
             where days are files.
         dense_transform: ``"log"`` is log(max(x, 0) + 1), as for Criteo; ``"none"`` x itself.
+        layout: ``"named"`` columns of Parquet and CSV, or those of ``"criteo"``'s text and binary
+            form, which have no names.
 
     Raises:
         UserError: there is no categorical column, or one is named twice.
@@ -39,6 +42,7 @@ class Schema:
     weight: str | None = None
     timestamp: str | None = None
     dense_transform: str = "log"
+    layout: str = "named"
 
     def __post_init__(self) -> None:
         for field in ("categorical", "dense"):
@@ -56,11 +60,12 @@ class Schema:
         for name, length in self.bag_lengths.items():
             if not isinstance(length, int) or length < 1:
                 raise UserError(f"schema: bag_lengths: {name} must be 1 or more, got {length!r}")
-        if self.dense_transform not in TRANSFORMS:
-            raise UserError(
-                f"schema: dense_transform must be one of {', '.join(TRANSFORMS)}, got "
-                f"{self.dense_transform!r}"
-            )
+        for field, allowed in (("dense_transform", TRANSFORMS), ("layout", LAYOUTS)):
+            if getattr(self, field) not in allowed:
+                raise UserError(
+                    f"schema: {field} must be one of {', '.join(allowed)}, got "
+                    f"{getattr(self, field)!r}"
+                )
 
     @property
     def columns(self) -> list[str]:
@@ -98,4 +103,4 @@ class Schema:
         return cls(**given)
 
 
-CRITEO = Schema("label", CATEGORICALS, INTEGERS)
+CRITEO = Schema("label", CATEGORICALS, INTEGERS, layout="criteo")

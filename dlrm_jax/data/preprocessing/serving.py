@@ -10,7 +10,7 @@ import polars as pl
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.directory import VOCABULARIES, Metadata
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import days_of
@@ -27,7 +27,7 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
         output: the directory to make; the arrays are mapped from there.
 
     Returns:
-        the examples of each file, row by row; labels are 0 where the file has none.
+        the examples of each file, row by row; their labels mean nothing.
 
     Raises:
         UserError: a file can't be read or is malformed; the disk is full.
@@ -37,11 +37,25 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
     schema = dataclasses.replace(trained.schema, weight=None, timestamp=None)
     # Every line gets its prediction, so none is left out.
     options = dataclasses.replace(trained, schema=schema, on_bad_line="stop", drop_negatives=0.0)
-    conversion = Conversion(output, options, prepared / "vocabularies")
+    conversion = Conversion(output, options, prepared / VOCABULARIES)
     try:
         output.mkdir(parents=True)
         files = conversion.stage(paths, labelled=False)
+        if options.compatible == "torchrec":
+            files = [dataclasses.replace(file, smallest=_smallest(metadata)) for file in files]
         conversion.write(files, days_of([file.rows for file in files]), metadata.table_rows)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot make arrays in {output}: {error}") from error
     return [DayFiles.map(output, number).examples for number in range(len(files))]
+
+
+def _smallest(metadata: Metadata) -> float:
+    """What TorchRec's dense features are relative to, in training and so in serving."""
+    found = set(metadata.smallest)
+    if len(found) > 1:
+        raise UserError(
+            f"TorchRec's dense features are relative to the smallest integer of each file, which "
+            f"was {', '.join(map(str, metadata.smallest))} in training: of others they aren't "
+            f"defined; prepare training data with our own transform"
+        )
+    return found.pop()

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
-from dlrm_jax.data import criteo_binary, criteo_text
-from dlrm_jax.data.criteo_text import OnBadLine
+from dlrm_jax.data import criteo_binary, criteo_text, lines
+from dlrm_jax.data.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.columns import canonical
 from dlrm_jax.data.preprocessing.compression import (
@@ -24,7 +24,6 @@ from dlrm_jax.data.preprocessing.compression import (
 )
 from dlrm_jax.data.preprocessing.csv_text import Records
 from dlrm_jax.data.preprocessing.options import Options
-from dlrm_jax.data.preprocessing.schema import CRITEO
 from dlrm_jax.errors import UserError
 
 PART_ROWS = 1 << 18
@@ -60,7 +59,7 @@ class Source:
         options: what to make of it.
         number: of the file among all, which selects the negative examples that are dropped.
         drop: whether they are, of this file.
-        labelled: whether there must be labels; otherwise they are 0 where there are none.
+        labelled: whether there must be labels; otherwise they may be missing and mean nothing.
 
     Raises:
         UserError: the file can't be read.
@@ -76,6 +75,7 @@ class Source:
     ):
         self.path = path
         self._options = options
+        self._named = options.schema.layout == "named"
         self._number = number
         self._drop = drop
         self._labelled = labelled
@@ -90,7 +90,7 @@ class Source:
         """
         try:
             with self.path.open("rb") as file:
-                parquet = file.read(4) == _PARQUET and self._options.schema != CRITEO
+                parquet = file.read(4) == _PARQUET and self._named
             if parquet:
                 yield from self._parquet()
             else:
@@ -113,14 +113,14 @@ class Source:
         return self._hash
 
     def _text(self, content: Bytes) -> Iterator[Callable[[], Part]]:
-        if self._options.schema != CRITEO:
+        if self._named:
             yield from self._csv(content)
         elif criteo_binary.is_binary(content.peek(4)):
             yield from self._binary(content)
         else:
             labelled = self._labelled or not criteo_text.is_unlabelled(content.peek(1 << 16))
-            lines = criteo_text.whole_lines(content.read, self.path, criteo_text.BLOCK_BYTES)
-            for block in _ahead(lines):
+            blocks = lines.whole_lines(content.read, self.path, lines.BLOCK_BYTES)
+            for block in _ahead(blocks):
                 count = block.count(b"\n")
                 first = self._count(count)
                 if not labelled:
@@ -148,7 +148,7 @@ class Source:
         return self._part(frame, first, count - len(frame))
 
     def _csv(self, content: Bytes) -> Iterator[Callable[[], Part]]:
-        blocks = criteo_text.whole_lines(content.read, self.path, criteo_text.BLOCK_BYTES)
+        blocks = lines.whole_lines(content.read, self.path, lines.BLOCK_BYTES)
         records = Records(_ahead(blocks), self.path, self._options.on_bad_line)
         self._check_columns(dict.fromkeys(records.columns, pl.String()))
         skipped = 0
@@ -174,15 +174,14 @@ class Source:
             raise UserError(f"cannot read {self.path}: {error}") from error
 
     def _check_columns(self, found: Mapping[str, Any]) -> None:
-        unlabelled = not self._labelled and self._options.schema.label not in found
-        logs.check_columns(self.path, self._options.schema, found, without_label=unlabelled)
+        logs.check_columns(self.path, self._options.schema, found, not self._labelled)
 
     def _columns(self, found: list[str]) -> list[str]:
         return [name for name in self._options.schema.columns if name in found]
 
     def _rows_of(self, frame: pl.DataFrame, first: int, skipped: int) -> Part:
         schema = self._options.schema
-        if schema.label not in frame.columns:
+        if not self._labelled:
             frame = frame.with_columns(pl.lit(0).alias(schema.label))
         checked = logs.checked(self.path, schema, frame, first, self._options.on_bad_line)
         return self._part(checked, first, skipped + len(frame) - len(checked))

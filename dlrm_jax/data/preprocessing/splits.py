@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +27,13 @@ class Day:
         file: index of the file.
         start: its first row.
         stop: the row after its last.
+        date: that all its rows are of, if that is known.
     """
 
     file: int
     start: int
     stop: int
+    date: datetime.date | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -56,7 +59,7 @@ def even_days(rows: int) -> list[Day]:
 
 
 def dates(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
-    """The rows of each date (UTC) of each file as a day.
+    """The rows of each date (UTC) of each file as days; a date may go on in the next file.
 
     Args:
         paths: of the files, for messages.
@@ -69,7 +72,7 @@ def dates(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
     for number, (path, file) in enumerate(zip(paths, files, strict=True)):
         start, row, date = 0, 0, None
         for part in file.parts():
-            times = pl.read_ipc(part, columns=["time"])["time"]
+            times = pl.scan_ipc(part, glob=False).select("time").collect()["time"]
             before = times.shift(1, fill_value=last)
             if (times < before).any():
                 bad = (times < before).arg_max() or 0
@@ -82,35 +85,45 @@ def dates(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
                 times.dt.date().rle().struct.unnest().select("value", "len").rows()
             ):
                 if date is not None and today != date:
-                    days.append(Day(number, start, row))
+                    days.append(Day(number, start, row, date))
                     start = row
                 date, row = today, row + length
             last = times[-1] if len(times) else last
-        days.append(Day(number, start, row))
+        days.append(Day(number, start, row, date))
     return days
 
 
 def by_day(days: Sequence[Day]) -> Splits:
     """All days but the last for training, the first half of that one for test.
 
-    Test has the odd row, as in the DLRM paper's implementation.
+    Test has the odd row, as in the DLRM paper's implementation. A date that several files share is
+    one day.
 
     Raises:
         UserError: a split would be empty.
     """
-    last = len(days) - 1
-    _check(days[:-1])
-    if len(days[last]) < 2 or last < 1:
+    first = len(days) - 1
+    while first > 0 and days[first].date and days[first - 1].date == days[first].date:
+        first -= 1
+    last = range(first, len(days))
+    rows = sum(len(days[number]) for number in last)
+    _check(days[:first])
+    if rows < 2 or first < 1:
         raise UserError(
             f"expected at least {2 * DAYS} rows of one file, or two days or more, the last one "
             f"with at least 2 rows, to split them into training, validation and test, got "
             f"{sum(map(len, days))} rows in {len(days)} days"
         )
-    middle = (len(days[last]) + 1) // 2
+    test, validation, before = [], [], 0
+    for number in last:
+        middle = min(max((rows + 1) // 2 - before, 0), len(days[number]))
+        test.append([number, 0, middle])
+        validation.append([number, middle, len(days[number])])
+        before += len(days[number])
     return {
-        "train": _whole(days, range(last)),
-        "test": [[last, 0, middle]],
-        "validation": [[last, middle, len(days[last])]],
+        "train": _whole(days, range(first)),
+        "test": [part for part in test if part[1] < part[2]],
+        "validation": [part for part in validation if part[1] < part[2]],
     }
 
 
