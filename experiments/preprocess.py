@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.INFO)
     begun = time.perf_counter()
     output = Path(FLAGS.output)
+    there = output.exists()
     metadata = preprocess(
         [Path(path) for path in FLAGS.input],
         output,
@@ -71,7 +72,10 @@ def main(argv: Sequence[str]) -> None:
         [Path(path) for path in (FLAGS.validation, FLAGS.test) if path],
         Path(FLAGS.grow) if FLAGS.grow else None,
     )
-    summarize(metadata, time.perf_counter() - begun, output)
+    summarize(metadata)
+    rows, seconds = sum(metadata.days), time.perf_counter() - begun
+    done = "there already" if there else f"{seconds:.1f} s ({rows / seconds:,.0f} rows/s)"
+    print(f"{rows:,} rows in {len(metadata.days)} days, {done}; see {output}")
 
 
 def check_flags() -> None:
@@ -125,9 +129,8 @@ def integers(flag: str, mlperf: tuple[int, ...]) -> tuple[int, ...]:
         ) from None
 
 
-def summarize(metadata: Metadata, seconds: float, output: Path) -> None:
+def summarize(metadata: Metadata) -> None:
     """Prints tables and counts."""
-    rows = sum(metadata.days)
     print(f"{'column':<20} {'rows of its table':>18}")
     for name, table_rows in zip(metadata.columns, metadata.table_rows, strict=True):
         print(f"{name:<20} {table_rows:>18,}")
@@ -135,10 +138,7 @@ def summarize(metadata: Metadata, seconds: float, output: Path) -> None:
         print(f"skipped {metadata.skipped_lines:,} malformed lines")
     if metadata.dropped_negatives:
         print(f"left out {metadata.dropped_negatives:,} examples with label 0")
-    print(
-        f"{rows:,} rows in {len(metadata.days)} days, {sum(metadata.table_rows):,} rows of tables, "
-        f"{seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {output}"
-    )
+    print(f"{'all':<20} {sum(metadata.table_rows):>18,}")
 
 
 if __name__ == "__main__":

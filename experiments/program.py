@@ -22,6 +22,9 @@ from dlrm_jax.training.loop import Interrupted
 
 FLAGS = flags.FLAGS
 
+# What a file system answers that is full, limited, or not to be written to.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
 
 def define_run_flags(default_preset: str) -> None:
     """``--mesh``, ``--preset``, and for each field of `Config` a flag that overrides it."""
@@ -109,7 +112,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except UserError as error:
             _fail(str(error))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if error.errno not in _REFUSED:
                 raise
             _fail(str(error))
         except Interrupted as request:

@@ -99,9 +99,13 @@ class NpzWriter:
     def __enter__(self) -> NpzWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             self._zip.close()
+        except (OSError, ValueError):
+            if kind is None:
+                raise
+            # Another error has left it half-written, and is on its way.
         finally:
             _sync_and_close(self._file)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,11 @@ def owned(workdir: Path) -> Iterator[Path]:
     """Makes the directory and holds it for this process.
 
     Raises:
-        UserError: another run holds it, or it can't be made.
+        UserError: another run holds it, it can't be made, or it has a name that isn't safe.
     """
+    if re.search(r"\[.*\]", str(workdir.absolute())):
+        # What Orbax writes under such a name it doesn't find again: it takes it for a pattern.
+        raise UserError(f"workdir {workdir}: expected a path without brackets; give another one")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(workdir / ".lock", timeout=0)

@@ -73,6 +73,9 @@ def test_a_users_own_log(tmp_path):
         ({"categorical": ["nested"]}, "column nested: expected a list of values"),
         ({"categorical": ["bag"]}, "column bag holds lists: the schema's bag_lengths"),
         ({"bag_lengths": {"shop": 3}}, "column shop: the schema gives a bag length"),
+        ({"dense": ["day"]}, "column day: expected numbers, got Date"),
+        ({"dense": ["bag"]}, r"column bag: expected numbers, got List"),
+        ({"timestamp": "clock"}, "column clock: expected dates, times or seconds since 1970"),
     ],
 )
 def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
@@ -85,6 +88,8 @@ def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
             "nested": [[[1]]] * 20,
             "big": [0.0, None, np.inf, *[1.0] * 17],
             "debt": [1.0, -1.0] * 10,
+            "day": [datetime.date(2026, 1, 1)] * 20,
+            "clock": [datetime.time(12)] * 20,
         }
     )
     frame.write_parquet(tmp_path / "log.parquet")
@@ -108,6 +113,11 @@ def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
         ({"label": "y", "categorical": ["a"], "colour": 1}, "its fields are label"),
         ({"label": "y", "categorical": ["a"], "bag_lengths": {"b": 1}}, "isn't categorical"),
         ({"label": "y", "categorical": ["a"], "dense_transform": "sqrt"}, "one of log, none"),
+        ({"label": ["y"], "categorical": ["a"]}, r"label: expected one name, got \['y'\]"),
+        ({"label": "y", "categorical": ["a"], "bag_lengths": {"a": True}}, "from 1 to 65536"),
+        ({"label": "y", "categorical": ["a"], "bag_lengths": {"a": 10**12}}, "from 1 to 65536"),
+        ({"label": "y", "categorical": ["a", 3]}, "categorical: expected names of columns, got 3"),
+        (None, "expected an object with label and categorical"),
     ],
 )
 def test_bad_schemas(tmp_path, fields, message):
@@ -168,3 +178,20 @@ def test_values_of_all_types(tmp_path):
     metadata = preprocess([tmp_path / "log.parquet"], tmp_path / "out", options)
     assert metadata.table_rows == [4, 4, 4, 3, 4, 4, 4]
     assert metadata.missing["number"] == 20  # NaN is none
+
+
+def test_integers_of_several_widths_are_the_same_values(tmp_path):
+    paths = [tmp_path / f"{i}.parquet" for i in range(2)]
+    for path, kind in zip(paths, (pl.Int32, pl.Int64), strict=True):
+        column = pl.Series("a", [5, 6] * 5, dtype=kind)
+        pl.DataFrame({"y": [0, 1] * 5, "a": column}).write_parquet(path)
+    preprocess(paths, tmp_path / "out", Options(Schema("y", ("a",))))
+    dataset = load_directory(tmp_path / "out")
+    for split in IN_TIME:
+        assert set(ids_of(dataset, split)[:, 0]) == {2, 3}
+
+
+def test_parquet_without_a_schema(tmp_path):
+    pl.DataFrame({"y": [0, 1]}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=r"log.parquet is a Parquet file; .*\(--schema"):
+        preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options())

@@ -228,3 +228,17 @@ def test_mlperfs_multi_hot_ids(raw, tmp_path):
                 np.testing.assert_array_equal(found[str(i)], table[one[:, i]])
     dataset = load_directory(tmp_path / "out")
     assert (dataset.bag_lengths, dataset.table_rows) == (sizes, rows)
+
+
+def test_a_file_given_twice(raw, tmp_path):
+    with pytest.raises(UserError, match=r"train\.txt is given twice"):
+        preprocess([raw], tmp_path / "out", Options(), [raw, tmp_path / "test.txt"])
+
+
+def test_an_empty_directory_is_no_obstacle(raw, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert sum(preprocess([raw], tmp_path / "out", Options()).days) == 70
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").touch()
+    with pytest.raises(UserError, match="other isn't what is wanted"):
+        preprocess([raw], tmp_path / "other", Options())

@@ -97,6 +97,7 @@ def test_times_that_go_back(tmp_path, rows, monkeypatch):
     [
         (["2026-01-01", "2026-01-02", "soon", "2026-01-03"], "row 3, .* got 'soon'"),
         (["now", "then"], "row 1, .* got 'now'"),
+        (["03/01/2024", "03/02/2024"], "row 1, .* got '03/01/2024'"),  # who knows the month
         ([1_700_000_000_000, 1_700_000_000_001], "row 1, .* got 1700000000000"),  # milliseconds
         ([1.0, float("nan")], "row 2, .* got nan"),
     ],

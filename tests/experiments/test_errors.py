@@ -51,6 +51,11 @@ def test_errors_in_data(tmp_path: Path):
     assert not (tmp_path / "w").exists(), "nothing half-written"
 
 
+def test_a_workdir_that_orbax_would_not_find_again(tmp_path: Path):
+    fails("expected a path without brackets", *SMALL, f"--workdir={tmp_path / 'w[1]'}")
+    assert not (tmp_path / "w[1]").exists()
+
+
 def test_too_few_devices_in_xla_flags(tmp_path: Path):
     flags = "--xla_force_host_platform_device_count=4"
     result = run(*SMALL, "--mesh=2x4", f"--workdir={tmp_path}", XLA_FLAGS=flags)

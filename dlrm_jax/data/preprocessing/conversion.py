@@ -126,11 +126,12 @@ class Conversion:
         return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 
     def _check_types(self, paths: Sequence[Path], files: Sequence[Staged]) -> None:
-        """A value is the same in all files only if its type is."""
+        """A value is the same in all files only if its type is, integers of any width aside."""
         types = [file.scan().collect_schema() for file in files]
         for i, name in enumerate(self.options.schema.categorical):
             for path, found in zip(paths, types, strict=True):
-                if found[f"c{i}"] != types[0][f"c{i}"]:
+                kinds = (found[f"c{i}"], types[0][f"c{i}"])
+                if kinds[0] != kinds[1] and not all(kind.is_integer() for kind in kinds):
                     raise UserError(
                         f"column {name} is {types[0][f'c{i}']} in {paths[0]}, but "
                         f"{found[f'c{i}']} in {path}; give it one type"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,11 @@ def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
     found = []
     for path in paths:
         try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(0, "not a file")
             with path.open("rb"):
-                status = path.stat()
+                pass
         except OSError as error:
             raise UserError(
                 f"cannot read {path}: {error.strerror}; give the path of a file with logs"

@@ -39,6 +39,17 @@ def check_columns(
             f"{path} has no column {missing[0]!r} that the schema names; its columns are "
             f"{', '.join(found)}"
         )
+    numbers = [name for name in wanted if name in (schema.label, *schema.dense, schema.weight)]
+    for name in numbers:
+        if not (found[name].is_numeric() or found[name] in (pl.Boolean, pl.String, pl.Null)):
+            raise UserError(f"{path}, column {name}: expected numbers, got {found[name]}")
+    if schema.timestamp:
+        kind = found[schema.timestamp]
+        if not (kind.is_numeric() or kind in (pl.Date, pl.Datetime, pl.String)):
+            raise UserError(
+                f"{path}, column {schema.timestamp}: expected dates, times or seconds since 1970, "
+                f"got {kind}"
+            )
     for name in schema.categorical:
         kind = found[name]
         is_list = isinstance(kind, pl.List | pl.Array)
@@ -137,10 +148,11 @@ def _times(column: pl.Series) -> pl.Series:
     if column.dtype == pl.String:
         numbers = column.cast(pl.Float64, strict=False)
         if numbers.null_count() == len(column):
-            try:
-                return _times(column.str.to_datetime(time_unit="us", strict=False))
-            except pl.exceptions.ComputeError:  # none of them looks like a date
-                return pl.Series(column.name, [None] * len(column), microseconds)
+            # Year first: of 03/01/2024 nobody knows which is the month.
+            iso = pl.Series(column.name, column).str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
+            if iso.null_count() == len(iso):
+                return iso.cast(microseconds, strict=False)
+            return _times(iso.str.to_datetime(time_unit="us", strict=False))
         column = numbers
     seconds = column.cast(pl.Float64, strict=False)
     known = seconds.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)

@@ -69,6 +69,8 @@ def preprocess(
         output.parent.mkdir(parents=True, exist_ok=True)
         with _locked(output):
             difference = freshness.out_of_date(output, wanted)
+            if output.is_dir() and not any(output.iterdir()):
+                output.rmdir()
             if output.exists():
                 if not difference:
                     return Metadata.read(output)
@@ -105,6 +107,10 @@ def _check(
             f"expected files with logs, and one for validation and one for test or neither, got "
             f"{len(paths)} and {len(held_out)}"
         )
+    files = [path.resolve() for path in (*paths, *held_out)]
+    twice = [path for path in files if files.count(path) > 1]
+    if twice:
+        raise UserError(f"{twice[0]} is given twice; examples must not train and test a model")
     several = held_out or len(paths) > 1 or options.compatible == "reference"
     if options.drop_negatives and not several:
         raise UserError(
@@ -126,6 +132,7 @@ def _check(
 def _locked(output: Path) -> Iterator[None]:
     """Keeps other processes from making the same output."""
     lock = FileLock(output.with_name(f".{output.name}.lock"))
+    Path(lock.lock_file).touch()  # otherwise waiting for it would never end where this fails
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -13,6 +13,7 @@ from dlrm_jax.errors import UserError
 
 TRANSFORMS = ("log", "none")
 LAYOUTS = ("named", "criteo")
+_LONGEST_BAG = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,10 @@ class Schema:
         if unknown:
             raise UserError(f"schema: bag_lengths names {min(unknown)!r}, which isn't categorical")
         for name, length in self.bag_lengths.items():
-            if not isinstance(length, int) or length < 1:
-                raise UserError(f"schema: bag_lengths: {name} must be 1 or more, got {length!r}")
+            if type(length) is not int or not 1 <= length <= _LONGEST_BAG:
+                raise UserError(
+                    f"schema: bag_lengths: {name} must be from 1 to {_LONGEST_BAG}, got {length!r}"
+                )
         for field, allowed in (("dense_transform", TRANSFORMS), ("layout", LAYOUTS)):
             if getattr(self, field) not in allowed:
                 raise UserError(
@@ -86,17 +89,33 @@ class Schema:
             UserError: the file can't be read or has other fields.
         """
         try:
-            return cls.from_fields(json.loads(path.read_text()))
-        except (OSError, ValueError, AttributeError) as error:
+            fields = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read the schema {path}: {error}") from error
-        except TypeError as error:
-            names = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise UserError(f"schema {path}: {error}; its fields are {names}") from error
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict) or not {"label", "categorical"} <= fields.keys():
+            raise UserError(f"schema {path}: expected an object with label and categorical")
+        if unknown := fields.keys() - set(names):
+            raise UserError(
+                f"schema {path} has no field {min(unknown)!r}; its fields are {', '.join(names)}"
+            )
+        return cls.from_fields(fields)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Schema:
-        """Of what JSON makes of a schema."""
+        """Of what JSON makes of a schema.
+
+        Raises:
+            UserError: what should name a column is something else.
+        """
         given: dict[str, Any] = dict(fields)
+        for field in ("label", "weight", "timestamp", "categorical", "dense"):
+            value = given.get(field)
+            for name in value if isinstance(value, list) else [value]:
+                if not isinstance(name, str | None):
+                    raise UserError(f"schema: {field}: expected names of columns, got {name!r}")
+        if isinstance(given["label"], list):
+            raise UserError(f"schema: label: expected one name, got {given['label']!r}")
         for name in ("categorical", "dense"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])

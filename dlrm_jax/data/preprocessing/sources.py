@@ -115,6 +115,11 @@ class Source:
     def _text(self, content: Bytes) -> Iterator[Callable[[], Part]]:
         if self._named:
             yield from self._csv(content)
+        elif content.peek(4) == _PARQUET:
+            raise UserError(
+                f"{self.path} is a Parquet file; expected Criteo's text or binary form, or a "
+                f"schema that says what its columns mean (--schema of experiments.preprocess)"
+            )
         elif criteo_binary.is_binary(content.peek(4)):
             yield from self._binary(content)
         else:

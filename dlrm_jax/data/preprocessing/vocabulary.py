@@ -52,7 +52,7 @@ def learn(
         UserError: values have another type than the known ones, or these have more rows than
             the table may have.
     """
-    present, most = pl.concat(values), sum(map(_length, values))
+    present, most = pl.concat(values, how="vertical_relaxed"), sum(map(_length, values))
     if isinstance(present.collect_schema()["value"], pl.List):
         present, most = present.explode("value"), None
     present = present.drop_nulls()
