@@ -82,7 +82,7 @@ class EmbeddingCollection:
         state: EmbeddingState,
         ids: Int[Array, "B C"],
         weights: Float[Array, "B C"] | None = None,
-    ) -> tuple[dict[str, Float[Array, "B _"]], Context]:
+    ) -> tuple[dict[str, Float[Array, "B *_"]], Context]:
         """Pools the bags of a batch.
 
         Args:
@@ -93,8 +93,8 @@ class EmbeddingCollection:
             weights: one per id; data, not differentiated.
 
         Returns:
-            by lookup name, vectors of the table's width in at least float32, and what
-            `update` needs.
+            by lookup name, vectors [B, d] or, without pooling, [B, max_ids, d] of the table's
+            width d in at least float32; and what `update` needs.
         """
         specs = {slab.name: slab_spec(slab) for slab in self.layout.slabs}
 
@@ -113,7 +113,7 @@ class EmbeddingCollection:
             out_specs=(BATCH, Context(_PER_DEVICE, _PER_DEVICE, BATCH)),  # pyright: ignore
         )(state.weights, ids, weights)
 
-    def back(self, context: Context, cotangents: Mapping[str, Float[Array, "B _"]]) -> Occurrences:
+    def back(self, context: Context, cotangents: Mapping[str, Float[Array, "B *_"]]) -> Occurrences:
         """Sends the cotangents of the pooled vectors to the owners of the rows.
 
         Args:
@@ -229,7 +229,7 @@ class EmbeddingCollection:
         self,
         state: EmbeddingState,
         context: Context,
-        cotangents: Mapping[str, Float[Array, "B _"]],
+        cotangents: Mapping[str, Float[Array, "B *_"]],
         step: Integer[Array, ""],
     ) -> EmbeddingState:
         """`back`, `aggregate` and `apply` in one."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.table import Lookup
@@ -43,8 +43,9 @@ def lookup(
         shards: M.
 
     Returns:
-        pooled vectors [b, d] by lookup; by block, the rows [N, T, L] that this device was
-        asked for, and their weights; by lookup with mean pooling, its denominators [b].
+        pooled vectors [b, d], of sequences [b, L, d], by lookup; by block, the rows [N, T, L]
+        that this device was asked for, and their weights; by lookup with mean pooling, its
+        denominators [b].
     """
     blocks = layout.blocks
     ids = map_ids(layout, ids)
@@ -64,14 +65,18 @@ def lookup(
     pooled, denominators = {}, {}
     for i, each in enumerate(lookups):
         columns = layout.columns[i]
-        vector = collect(layout, i, received)
+        unknown = ids[:, columns] >= layout.table(each.table).rows
+        if each.pooling == "none":
+            sequence = jnp.stack([collect(layout, bag, received) for bag in layout.bags[i]], axis=1)
+            pooled[each.name] = jnp.where(unknown[:, :, None], jnp.nan, sequence)
+            continue
+        vector = collect(layout, layout.bags[i][0], received)
         if each.pooling == "mean":
             own = None if weights is None else weights[:, columns]
             total = weight_sums(ids[:, columns], own, vector.dtype)
             denominators[each.name] = jnp.where(total == 0, jnp.inf, total)
             vector = vector / denominators[each.name][:, None]
-        bad = out_of_range(ids[:, columns], layout.table(each.table).rows)
-        pooled[each.name] = jnp.where(bad[:, None], jnp.nan, vector)
+        pooled[each.name] = jnp.where(jnp.any(unknown, axis=1)[:, None], jnp.nan, vector)
     return pooled, rows, at_rows, denominators
 
 
@@ -81,14 +86,17 @@ def send_back(
     denominators: Mapping[str, Array],
     cotangents: Mapping[str, Array],
 ) -> list[Array]:
-    """The opposite way: cotangents [b, d] by lookup to those of slots, [N, T, d] by block."""
-    own = [
-        cotangents[each.name] / denominators[each.name][:, None]
-        if each.pooling == "mean"
-        else cotangents[each.name]
-        for each in lookups
-    ]
-    return at_owner(blocks, [spread(block, own) for block in blocks])
+    """The opposite way: cotangents of `lookup`'s vectors to those of slots, [N, T, d] by block."""
+    of_bags: list[Array] = []
+    for each in lookups:
+        cotangent = cotangents[each.name]
+        if each.pooling == "none":
+            of_bags += [cotangent[:, position] for position in range(cotangent.shape[1])]
+        elif each.pooling == "mean":
+            of_bags.append(cotangent / denominators[each.name][:, None])
+        else:
+            of_bags.append(cotangent)
+    return at_owner(blocks, [spread(block, of_bags) for block in blocks])
 
 
 def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
@@ -170,16 +178,16 @@ def pool(
 
 
 def collect(
-    layout: Layout, lookup: int, received: Sequence[Float[Array, "_ b _ _"]]
+    layout: Layout, bag: int, received: Sequence[Float[Array, "_ b _ _"]]
 ) -> Float[Array, "b _"]:
-    """One lookup's vectors [b, d] at the samples' owner, of all its pieces.
+    """One bag's vectors [b, d] at the samples' owner, of all its table's pieces.
 
     Args:
-        layout: says where the lookup's parts are.
-        lookup: its index.
+        layout: says where the bag's parts are.
+        bag: its index.
         received: by block, [M, b, T, d] (M is 1 for replicated slabs; d is a shard's columns).
     """
-    parts = layout.parts[lookup]
+    parts = layout.parts[bag]
     block = received[parts[0][0]]
     if len(parts) == 1:
         return block[parts[0][1], :, parts[0][2]]
@@ -195,19 +203,19 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
 
     Args:
         block: whose slots to fill; padding slots get zeros.
-        cotangents: by lookup [b, d], those of other blocks included.
+        cotangents: by bag [b, d], those of other blocks included.
     """
-    members = np.unique(block.lookup[block.lookup >= 0])
+    members = np.unique(block.bag[block.bag >= 0])
     rows = [cotangents[i] for i in members]
-    index = np.searchsorted(members, block.lookup)
-    if np.any(block.lookup < 0):
+    index = np.searchsorted(members, block.bag)
+    if np.any(block.bag < 0):
         rows.append(jnp.zeros_like(rows[0]))
-        index = np.where(block.lookup < 0, len(members), index)
+        index = np.where(block.bag < 0, len(members), index)
     if block.slab.split == "columns":  # every receiver has the same slots, and gets its columns
-        shards = block.lookup.shape[0]
+        shards = block.bag.shape[0]
         whole = jnp.stack([rows[i] for i in index[0]], axis=1)  # [b, T, shards · d]
         return jnp.moveaxis(whole.reshape(*whole.shape[:2], shards, -1), 2, 0)
-    if block.lookup.shape[0] == 1:  # no receiver but this device: the slots are the members
+    if block.bag.shape[0] == 1:  # no receiver but this device: the slots are the members
         return jnp.stack([rows[i] for i in index[0]], axis=1)[None]
     return jnp.stack(rows, axis=0)[index].transpose(0, 2, 1, 3)
 
@@ -218,8 +226,3 @@ def weight_sums(
     """Σ w over the ids that are present, the denominator of a mean."""
     present = ids >= 0
     return jnp.sum(present if weights is None else jnp.where(present, weights, 0), 1, dtype=dtype)
-
-
-def out_of_range(ids: Int[Array, "b L"], rows: int) -> Bool[Array, " b"]:
-    """Bags with an id that the table doesn't have."""
-    return jnp.any(ids >= rows, axis=1)

@@ -2,14 +2,15 @@
 
 A *slab* is one array that holds the pieces of one kind side by side. A *slot* is one
 bag that a shard pools for every sample; a *block* is the slots of one bag length in one
-slab, equally many on every shard, so that one static exchange serves them all.
+slab, equally many on every shard, so that one static exchange serves them all. A sequence
+is as many bags of one id.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -68,7 +69,7 @@ class Block:
 
     slab: Slab
     length: int
-    lookup: Int32[np.ndarray, "M T"]  # its index; -1 in padding
+    bag: Int32[np.ndarray, "M T"]  # its index; -1 in padding
     column: Int32[np.ndarray, "M T L"]
     limit: Int32[np.ndarray, "M T"]
     modulus: Int32[np.ndarray, "M T"]
@@ -78,14 +79,15 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """All slabs and blocks, and where each lookup finds its parts.
+    """All slabs and blocks, and where each lookup finds the parts of its bags.
 
     Attributes:
         slabs: every table lies in exactly one.
         blocks: the units of the exchange.
         columns: by lookup, its columns in the id array after the mapped ids are appended.
         mapped: the columns that each id map reads, in the order in which they are appended.
-        parts: by lookup, the (block, shard, slot) whose vectors make up its own: their sum or,
+        bags: by lookup, the indices of its bags: one, or one an id of a sequence.
+        parts: by bag, the (block, shard, slot) whose vectors make up its own: their sum or,
             of a slab split by columns, their concatenation.
     """
 
@@ -93,6 +95,7 @@ class Layout:
     blocks: tuple[Block, ...]
     columns: tuple[slice, ...]
     mapped: tuple[tuple[slice, Callable], ...]
+    bags: tuple[range, ...]
     parts: tuple[tuple[tuple[int, int, int], ...], ...]
 
     def slab_of(self, table: str) -> Slab:
@@ -135,18 +138,31 @@ def make_layout(
         columns.append(slice(end, end + source.stop - source.start))
         end = columns[-1].stop
 
+    bags: list[_Bag] = []
+    of_lookup = []
+    for lookup, own in zip(lookups, columns, strict=True):
+        numbers = np.arange(own.start, own.stop)
+        groups = numbers[:, None] if lookup.pooling == "none" else numbers[None]
+        of_lookup.append(range(len(bags), len(bags) + len(groups)))
+        bags += [_Bag(lookup.table, group) for group in groups]
+
     blocks: list[Block] = []
-    parts: list[list[tuple[int, int, int]]] = [[] for _ in lookups]
+    parts: list[list[tuple[int, int, int]]] = [[] for _ in bags]
     for slab in slabs:
-        here = [i for i, lookup in enumerate(lookups) if lookup.table in slab.tables]
-        for length in sorted({columns[i].stop - columns[i].start for i in here}):
-            same = [i for i in here if columns[i].stop - columns[i].start == length]
-            block = _block(slab, length, same, lookups, columns, plan.shards)
-            for m, t in zip(*np.nonzero(block.lookup >= 0), strict=True):
-                parts[block.lookup[m, t]].append((len(blocks), int(m), int(t)))
+        here = [i for i, bag in enumerate(bags) if bag.table in slab.tables]
+        for length in sorted({len(bags[i].columns) for i in here}):
+            same = {i: bags[i] for i in here if len(bags[i].columns) == length}
+            block = _block(slab, length, same, plan.shards)
+            for m, t in zip(*np.nonzero(block.bag >= 0), strict=True):
+                parts[block.bag[m, t]].append((len(blocks), int(m), int(t)))
             blocks.append(block)
     return Layout(
-        slabs, tuple(blocks), tuple(columns), tuple(mapped), tuple(tuple(part) for part in parts)
+        slabs=slabs,
+        blocks=tuple(blocks),
+        columns=tuple(columns),
+        mapped=tuple(mapped),
+        bags=tuple(of_lookup),
+        parts=tuple(map(tuple, parts)),
     )
 
 
@@ -188,25 +204,25 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
     return tuple(slabs)
 
 
-def _block(
-    slab: Slab,
-    length: int,
-    members: Sequence[int],
-    lookups: Sequence[Lookup],
-    columns: Sequence[slice],
-    shards: int,
-) -> Block:
+class _Bag(NamedTuple):
+    """The ids that one slot pools for a sample."""
+
+    table: str
+    columns: np.ndarray  # in the id array
+
+
+def _block(slab: Slab, length: int, bags: Mapping[int, _Bag], shards: int) -> Block:
     slots: list[list[tuple[int, Piece, int]]] = [[] for _ in range(shards if slab.sharded else 1)]
-    for i in members:
+    for i, bag in bags.items():
         for piece, offset in slab.pieces:
-            if piece.table == lookups[i].table:
+            if piece.table == bag.table:
                 slots[piece.shard or 0].append((i, piece, offset))
 
     shape = (len(slots), max(len(shard) for shard in slots))
     block = Block(
         slab=slab,
         length=length,
-        lookup=np.full(shape, -1, np.int32),
+        bag=np.full(shape, -1, np.int32),
         column=np.zeros((*shape, length), np.int32),
         limit=np.zeros(shape, np.int32),
         modulus=np.ones(shape, np.int32),
@@ -215,8 +231,8 @@ def _block(
     )
     for m, shard in enumerate(slots):
         for t, (i, piece, offset) in enumerate(shard):
-            block.lookup[m, t] = i
-            block.column[m, t] = np.arange(columns[i].start, columns[i].stop)
+            block.bag[m, t] = i
+            block.column[m, t] = bags[i].columns
             block.limit[m, t] = slab.tables[piece.table].rows
             block.modulus[m, t] = piece.modulus
             block.residue[m, t] = piece.residue

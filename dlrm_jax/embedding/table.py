@@ -86,7 +86,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
-    """Which feature reads which table, and how its bag becomes one vector.
+    """Which feature reads which table, and what becomes of its bag.
 
     Features may share a table, and one feature may read several tables.
 
@@ -94,9 +94,10 @@ class Lookup:
         name: unique among lookups; names the pooled vectors.
         feature: the name of the feature.
         table: the name of the table.
-        pooling: ``"sum"`` is Σ w·v over the ids that are present (w = 1 without
-            weights); ``"mean"`` is that divided by Σ w. An empty bag, or for the mean
-            one whose weights sum to 0, gives the zero vector.
+        pooling: ``"none"`` gives the vectors one by one, [max_ids, dim], times w, zeros where
+            an id is absent: a sequence, as attention reads it. ``"sum"`` is Σ w·v over the ids
+            that are present (w = 1 without weights); ``"mean"`` is that divided by Σ w. An empty
+            bag, or for the mean one whose weights sum to 0, gives the zero vector.
         id_map: applied elementwise to the ids that are present before the table is
             read, such as ``lambda ids: ids // 4``; it must work on NumPy and JAX arrays.
     """
@@ -104,12 +105,14 @@ class Lookup:
     name: str
     feature: str
     table: str
-    pooling: Literal["sum", "mean"] = "sum"
+    pooling: Literal["sum", "mean", "none"] = "sum"
     id_map: Callable[[Any], Any] | None = None
 
     def __post_init__(self):
-        if self.pooling not in ("sum", "mean"):
-            raise UserError(f"lookup {self.name}: pooling must be sum or mean, got {self.pooling}")
+        if self.pooling not in ("sum", "mean", "none"):
+            raise UserError(
+                f"lookup {self.name}: pooling must be sum, mean or none, got {self.pooling}"
+            )
 
 
 def check_descriptions(

@@ -37,8 +37,10 @@ FEATURES = [Feature("one"), Feature("three", 3), Feature("two", 2), Feature("oth
 LOOKUPS = [
     Lookup("a", "three", "a"),
     Lookup("a_mean", "other", "a", "mean"),  # a shared table
+    Lookup("a_sequence", "other", "a", "none", id_map=halves),
     Lookup("b", "one", "b"),
     Lookup("c_halves", "two", "c", "mean", id_map=halves),
+    Lookup("c_sequence", "three", "c", "none"),
     Lookup("d", "three", "d"),
     Lookup("e", "two", "e", "mean"),
     Lookup("e_halves", "three", "e", id_map=halves),

@@ -88,7 +88,9 @@ def pooled_densely(weights, ids, id_weights):
         own = ids[:, columns[lookup.feature]]
         w = (own >= 0) * (1.0 if id_weights is None else id_weights[:, columns[lookup.feature]])
         rows = jnp.maximum(own if lookup.id_map is None else lookup.id_map(own), 0)
-        vectors = (weights[lookup.table][rows] * w[:, :, None]).sum(axis=1)
+        vectors = weights[lookup.table][rows] * w[:, :, None]
+        if lookup.pooling != "none":
+            vectors = vectors.sum(axis=1)
         if lookup.pooling == "mean":
             total = w.sum(axis=1, keepdims=True)
             vectors = jnp.where(total == 0, 0, vectors / jnp.where(total == 0, 1, total))
@@ -104,6 +106,8 @@ def pooled_densely(weights, ids, id_weights):
         ("row_wise", True, True),
         ("table_wise", False, False),
         ("replicated", True, True),
+        ("column_wise", True, True),
+        ("on_some_shards", True, False),
     ],
 )
 def test_row_gradients_are_those_of_dense_autodiff(plan, weighted, sums):

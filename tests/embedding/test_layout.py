@@ -9,6 +9,9 @@ OPTIMIZERS = [None, SGD(0.5), Adagrad(0.1)]
 PLACEMENTS = ["replicated", "row_wise", "table_wise"]
 
 
+POOLINGS = st.sampled_from(["sum", "none"])
+
+
 def quarter(ids):
     return ids // 4
 
@@ -27,8 +30,8 @@ def cases(draw):
     tables = draw(st.lists(table, min_size=1, max_size=6))
     lengths = draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     feature, mapped = st.integers(0, len(lengths) - 1), st.booleans()
-    reads = [(i, draw(feature), draw(mapped)) for i in range(len(tables))]
-    more = st.tuples(st.integers(0, len(tables) - 1), feature, mapped)
+    reads = [(i, draw(feature), draw(mapped), draw(POOLINGS)) for i in range(len(tables))]
+    more = st.tuples(st.integers(0, len(tables) - 1), feature, mapped, POOLINGS)
     return tables, lengths, reads + draw(st.lists(more, max_size=4)), draw(st.integers(1, 5))
 
 
@@ -40,8 +43,8 @@ def laid_out(case):
     ]
     features = [Feature(f"f{i}", length) for i, length in enumerate(lengths)]
     lookups = [
-        Lookup(f"l{i}", f"f{feature}", f"t{table}", id_map=quarter if mapped else None)
-        for i, (table, feature, mapped) in enumerate(reads)
+        Lookup(f"l{i}", f"f{feature}", f"t{table}", pooling, quarter if mapped else None)
+        for i, (table, feature, mapped, pooling) in enumerate(reads)
     ]
     plan = automatic_plan(tables, shards, {f"t{i}": shape[-1] for i, shape in enumerate(shapes)})
     layout = make_layout(tables, features, lookups, plan, SGD(1.0))
@@ -76,20 +79,26 @@ def test_pieces_do_not_overlap_in_their_slab_and_fill_it(case):
 
 
 @given(cases())
-def test_the_parts_of_a_lookup_cover_its_table_once(case):
+def test_the_parts_of_a_bag_cover_its_table_once(case):
     tables, _, lookups, _, layout = laid_out(case)
     by_name = {table.name: table for table in tables}
     used = set()
-    for i, lookup in enumerate(lookups):
+    bags = []  # lookup and columns
+    for lookup, span in zip(lookups, layout.columns, strict=True):
+        columns = list(range(span.start, span.stop))
+        own = [[column] for column in columns] if lookup.pooling == "none" else [columns]
+        assert layout.bags[lookups.index(lookup)] == range(len(bags), len(bags) + len(own))
+        bags += [(lookup, columns) for columns in own]
+    assert len(bags) == len(layout.parts)
+    for i, (lookup, columns) in enumerate(bags):
         ids = np.arange(by_name[lookup.table].rows)
         holders = np.zeros(len(ids), int)
         places = []
         for b, m, t in layout.parts[i]:
             block = layout.blocks[b]
             assert lookup.table in block.slab.tables
-            assert block.lookup[m, t] == i
-            span = layout.columns[i]
-            np.testing.assert_array_equal(block.column[m, t], np.arange(span.start, span.stop))
+            assert block.bag[m, t] == i
+            np.testing.assert_array_equal(block.column[m, t], columns)
             held = ids < block.limit[m, t]
             held &= ids % block.modulus[m, t] == block.residue[m, t]
             holders += held
@@ -106,14 +115,12 @@ def test_the_parts_of_a_lookup_cover_its_table_once(case):
         assert len(set(places)) == len(ids)  # every id has a row of its own
 
     for b, block in enumerate(layout.blocks):
-        for m, t in np.ndindex(block.lookup.shape):
+        for m, t in np.ndindex(block.bag.shape):
             padding = (b, m, t) not in used
-            assert padding == (block.lookup[m, t] == -1)
+            assert padding == (block.bag[m, t] == -1)
             if padding:
                 assert block.limit[m, t] == 0
-        assert np.any(
-            block.lookup[:, block.lookup.shape[1] - 1] >= 0
-        )  # no more padding than needed
+        assert np.any(block.bag[:, block.bag.shape[1] - 1] >= 0)  # no more padding than needed
 
 
 @given(cases())
@@ -151,7 +158,7 @@ def test_a_block_holds_the_bags_of_one_length():
     plan = automatic_plan(tables, 2, dict.fromkeys("abc", "table_wise"))
     layout = make_layout(tables, features, lookups, plan, SGD(1.0))
     assert len(layout.slabs) == 1
-    assert [(block.length, block.lookup.shape[1]) for block in layout.blocks] == [(1, 1), (3, 1)]
+    assert [(block.length, block.bag.shape[1]) for block in layout.blocks] == [(1, 1), (3, 1)]
 
 
 def test_split_columns_lie_alike_on_all_shards():
@@ -165,5 +172,5 @@ def test_split_columns_lie_alike_on_all_shards():
     assert rows.split == "rows"
     assert {piece.table: start for piece, start in columns.pieces} == {"a": 0, "b": 10}
     for block in layout.blocks[:2]:
-        for field in (block.lookup, block.column, block.limit, block.offset):
+        for field in (block.bag, block.column, block.limit, block.offset):
             np.testing.assert_array_equal(field[0], field[1])

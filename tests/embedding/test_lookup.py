@@ -29,21 +29,24 @@ def pooled_by_hand(weights, ids, id_weights=None, lookups=LOOKUPS):
     pooled = {}
     for lookup in lookups:
         table = np.asarray(weights[lookup.table], np.float64)
-        out = np.zeros((len(ids), table.shape[1]))
+        out, sequences = np.zeros((len(ids), table.shape[1])), []
         first = ends[lookup.feature] - length[lookup.feature]
         for sample in range(len(ids)):
             total = 0.0
+            sequence = np.zeros((length[lookup.feature], table.shape[1]))
             for column in range(first, ends[lookup.feature]):
                 id_ = int(ids[sample, column])
                 if id_ < 0:
                     continue
                 row = id_ if lookup.id_map is None else lookup.id_map(id_)
                 w = 1.0 if id_weights is None else float(id_weights[sample, column])
-                out[sample] += w * (table[row] if row < len(table) else np.nan)
+                sequence[column - first] = w * (table[row] if row < len(table) else np.nan)
                 total += w
+            sequences.append(sequence)
+            out[sample] = sequence.sum(axis=0)
             if lookup.pooling == "mean":
                 out[sample] = out[sample] / total if total else 0.0
-        pooled[lookup.name] = out
+        pooled[lookup.name] = np.array(sequences) if lookup.pooling == "none" else out
     return pooled
 
 
@@ -55,7 +58,14 @@ def assert_pooled(pooled, expected):
 
 @pytest.mark.parametrize(
     ("mesh", "plan"),
-    [*((mesh, "mixed") for mesh in MESHES), ("2x4", "row_wise"), ("1x8", "table_wise")],
+    [
+        *((mesh, "mixed") for mesh in MESHES),
+        ("2x4", "row_wise"),
+        ("1x8", "table_wise"),
+        ("2x4", "column_wise"),
+        ("1x4", "column_wise"),
+        ("2x4", "on_some_shards"),
+    ],
 )
 def test_lookup_is_plain_pooling(mesh, plan):
     tables = collection(mesh, plan)

@@ -28,7 +28,7 @@ def test_description_errors_name_the_offender(make, message):
 def test_a_pooling_that_does_not_exist_names_the_lookup():
     # Without the import hook, which users don't have and which would stop it first.
     plain = inspect.unwrap(Lookup.__init__)
-    with pytest.raises(UserError, match="lookup l: pooling must be sum or mean, got max"):
+    with pytest.raises(UserError, match="lookup l: pooling must be sum, mean or none, got max"):
         plain(object.__new__(Lookup), "l", "f", "t", "max")
 
 
