@@ -6,6 +6,8 @@ import ctypes
 import gc
 import json
 import sys
+import traceback
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -174,7 +176,22 @@ def load(path: Path, abstract: Any, partial: bool = False) -> Any:
         with _context(partial):
             return ocp.load(str(path.absolute()), abstract)
     except (ValueError, OSError, KeyError) as error:
+        _drop_coroutines(error)
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def _drop_coroutines(error: BaseException) -> None:
+    """Frees what a failed load leaves: coroutines that nobody awaits.
+
+    Python would complain of them whenever it frees them, which may be anywhere.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        seen: BaseException | None = error
+        while seen is not None:
+            traceback.clear_frames(seen.__traceback__)
+            seen = seen.__context__
+        gc.collect()
 
 
 def _context(partial: bool = False) -> ocp.Context:
