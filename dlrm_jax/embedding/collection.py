@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Integer
 from dlrm_jax.embedding import exchange, gradient, logical, storage
 from dlrm_jax.embedding.bags import check_ids
 from dlrm_jax.embedding.layout import Slab, make_layout
-from dlrm_jax.embedding.logical import slab_spec, slot_specs
+from dlrm_jax.embedding.logical import slab_spec, slot_ndims
 from dlrm_jax.embedding.optimizer import RowOptimizer, mean_of_columns, update_rows
 from dlrm_jax.embedding.plan import Plan, automatic_plan
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
@@ -187,7 +187,10 @@ class EmbeddingCollection:
         """
         slabs = {slab.name: slab for slab in self.layout.slabs if slab.optimizer}
         weight_specs = {name: slab_spec(slab) for name, slab in slabs.items()}
-        specs = {name: slot_specs(slab) for name, slab in slabs.items()}
+        specs = {
+            name: {slot: slab_spec(slab, ndim) for slot, ndim in slot_ndims(slab).items()}
+            for name, slab in slabs.items()
+        }
         per_shard = {name: _per_shard(slab) for name, slab in slabs.items()}
 
         def mean_of_all_columns(x: Array) -> Array:

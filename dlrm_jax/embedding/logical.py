@@ -40,10 +40,10 @@ def slab_spec(slab: Slab, ndim: int = 2) -> PartitionSpec:
     return PartitionSpec(None, MODEL) if slab.split == "columns" and ndim == 2 else PartitionSpec()
 
 
-def slot_specs(slab: Slab) -> dict[str, PartitionSpec]:
-    """`slab_spec` of the optimizer's slots."""
+def slot_ndims(slab: Slab) -> dict[str, int]:
+    """Of the optimizer's slots: one number a row, or one an element."""
     slots = slab.optimizer.slots if slab.optimizer else {}
-    return {name: slab_spec(slab, 1 if kind == "row" else 2) for name, kind in slots.items()}
+    return {name: 1 if kind == "row" else 2 for name, kind in slots.items()}
 
 
 def slab_sharding(mesh: Mesh, slab: Slab, ndim: int = 2) -> NamedSharding:

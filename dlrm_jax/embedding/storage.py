@@ -26,9 +26,8 @@ def build(mesh: Mesh, layout: Layout, source: Source, seed: int) -> EmbeddingSta
     weights, slots = {}, {}
     # The largest first: what is held twice for a moment is then least on top of the rest.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
-        shardings = {"weights": logical.slab_sharding(mesh, slab)}
-        for name, kind in (slab.optimizer.slots if slab.optimizer else {}).items():
-            shardings[name] = logical.slab_sharding(mesh, slab, 1 if kind == "row" else 2)
+        ndims = {"weights": 2, **logical.slot_ndims(slab)}
+        shardings = {k: logical.slab_sharding(mesh, slab, ndim) for k, ndim in ndims.items()}
         given = {name: _given(mesh, slab, table, source) for name, table in slab.tables.items()}
         leaves = jax.jit(functools.partial(_make_slab, mesh, slab, seed), out_shardings=shardings)(
             given

@@ -149,7 +149,7 @@ def _times(column: pl.Series) -> pl.Series:
         numbers = column.cast(pl.Float64, strict=False)
         if numbers.null_count() == len(column):
             # Year first: of 03/01/2024 nobody knows which is the month.
-            iso = pl.Series(column.name, column).str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
+            iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
             if iso.null_count() == len(iso):
                 return iso.cast(microseconds, strict=False)
             return _times(iso.str.to_datetime(time_unit="us", strict=False))
