@@ -1,3 +1,4 @@
+import os
 import re
 
 import jax
@@ -52,12 +53,26 @@ def test_batches_are_split_over_all_devices_after_the_leading_axes():
     assert batch_sharding(mesh).spec == PartitionSpec(("data", "model"))
 
 
-def test_a_device_count_in_the_environment_wins(monkeypatch):
+def test_what_the_environment_says_wins(monkeypatch):
     changed = {}
     monkeypatch.setattr(jax.config, "update", changed.__setitem__)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    own = (
+        "--xla_force_host_platform_device_count=3 "
+        "--xla_cpu_enable_concurrency_optimized_scheduler=true"
+    )
+    monkeypatch.setenv("XLA_FLAGS", own)
     emulate_devices(5)
     assert "jax_num_cpu_devices" not in changed
-    monkeypatch.setenv("XLA_FLAGS", "--xla_other")
+    assert os.environ["XLA_FLAGS"] == own
+
+
+def test_several_devices_start_collectives_in_one_order(monkeypatch):
+    changed = {}
+    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_other=1")
+    emulate_devices(1)
+    assert os.environ["XLA_FLAGS"] == "--xla_other=1"
     emulate_devices(5)
     assert changed["jax_num_cpu_devices"] == 5
+    added = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    assert os.environ["XLA_FLAGS"] == f"--xla_other=1 {added}"
