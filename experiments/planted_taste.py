@@ -1,0 +1,71 @@
+"""Generated choices: users draw items by a planted taste, so the best possible recall is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+GROUPS = 100
+_FACTORS = 8
+_USERS_PER_BLOCK = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What U users have chosen among I items, and why.
+
+    Attributes:
+        known: K different items of each user, in no order.
+        held_out: one more item of each user, for the test.
+        groups: below `GROUPS`; users of one group like similar items.
+        likes: a vector of each user.
+        qualities: a vector of each item.
+        fame: what an item's score has for every user.
+    """
+
+    known: Int32[np.ndarray, "U K"]
+    held_out: Int32[np.ndarray, " U"]
+    groups: Int32[np.ndarray, " U"]
+    likes: Float32[np.ndarray, "U F"]
+    qualities: Float32[np.ndarray, "I F"]
+    fame: Float32[np.ndarray, " I"]
+
+    def taste(self, users: Int32[np.ndarray, " n"]) -> Float32[np.ndarray, "n I"]:
+        """The scores of all items: users choose by the softmax of theirs."""
+        return self.likes[users] @ self.qualities.T + self.fame
+
+    def popularity(self) -> Float32[np.ndarray, " I"]:
+        """How many users are known to have chosen each item."""
+        return np.bincount(self.known.ravel(), minlength=len(self.fame)).astype(np.float32)
+
+
+def generate(users: int, items: int, known: int, seed: int) -> Choices:
+    """Draws ``known`` + 1 different items for every user.
+
+    Args:
+        users: their number U.
+        items: their number I, more than ``known``.
+        known: the number K of known items of a user.
+        seed: of everything.
+    """
+    rng = np.random.default_rng(seed)
+    likes = rng.normal(size=(users, _FACTORS)).astype(np.float32)
+    groups = np.argmax(likes @ rng.normal(size=(_FACTORS, GROUPS)), axis=1).astype(np.int32)
+    drawn = np.empty((users, known + 1), np.int32)
+    choices = Choices(
+        known=drawn[:, :known],
+        held_out=drawn[:, known],
+        groups=groups,
+        likes=likes,
+        qualities=rng.normal(size=(items, _FACTORS)).astype(np.float32),
+        fame=rng.normal(size=items).astype(np.float32),
+    )
+    for first in range(0, users, _USERS_PER_BLOCK):
+        block = np.arange(first, min(first + _USERS_PER_BLOCK, users), dtype=np.int32)
+        # The items with the largest scores after adding Gumbel noise are draws without replacement.
+        noisy = choices.taste(block) + rng.gumbel(size=(len(block), items))
+        largest = np.argpartition(-noisy, known, axis=1)[:, : known + 1]
+        drawn[block] = rng.permuted(largest, axis=1)
+    return choices
