@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,15 +36,27 @@ def parse_mesh(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def emulate_devices(count: int) -> None:
+def emulate_devices(count: int, processes: int = 1) -> None:
     """Asks for ``count`` CPU devices; call before JAX is used for the first time.
 
     What ``XLA_FLAGS`` says of the two is the user's own word and is left alone. Accelerators are
     not affected.
+
+    Args:
+        count: of all processes.
+        processes: each of which gets as many of them.
+
+    Raises:
+        UserError: the devices can't be shared out evenly.
     """
+    if count % processes:
+        raise UserError(
+            f"{count} devices can't be shared out evenly among {processes} processes; choose a "
+            f"multiple"
+        )
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", count // processes)
     # Two programs with collectives in flight at once on emulated devices can hang, or corrupt
     # the heap (seen with jaxlib 0.10.1 and 0.12.0 when more devices than cores are emulated).
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -58,13 +71,15 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     """A mesh of axes ``data`` and ``model`` on the first devices that are enough.
 
     Takes the default backend's devices (accelerators, where there are any), otherwise
-    emulated CPU devices.
+    emulated CPU devices. Several processes must all have devices in it. It takes those of process
+    0 first, data group by data group, so that the shards of a group lie in one process if it has
+    as many devices or a multiple, and the exchange of vectors stays there.
 
     Args:
         shape: ``"2x4"`` or ``(2, 4)``.
 
     Raises:
-        UserError: neither backend has as many devices.
+        UserError: neither backend has as many devices, or several processes have more.
     """
     shape = parse_mesh(shape) if isinstance(shape, str) else shape
     count = shape[0] * shape[1]
@@ -81,6 +96,14 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     if devices[0].platform != jax.devices()[0].platform:
         # What isn't placed explicitly must not wander to the accelerator.
         jax.config.update("jax_default_device", devices[0])
+    processes = len({device.process_index for device in devices})
+    if processes > 1 and len(devices) != count:
+        raise UserError(
+            f"mesh {shape[0]}x{shape[1]} has {count} devices, the {processes} processes have "
+            f"{len(devices)} of {devices[0].platform}; expected a mesh of all of them"
+        )
+    # In the order of processes: each then has consecutive samples of a batch.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     grid = np.array(devices[:count]).reshape(shape)
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -102,3 +125,19 @@ def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     """The sharding of a batch's arrays, after ``leading`` axes that aren't split."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, *BATCH))
+
+
+def put_batch(mesh: Mesh, batch: Any, leading: int = 0) -> Any:
+    """Places a batch, of which each process has consecutive samples.
+
+    Args:
+        mesh: of all processes' devices.
+        batch: a pytree of arrays, this process's samples of each.
+        leading: axes before that of the samples.
+    """
+    return jax.make_array_from_process_local_data(batch_sharding(mesh, leading), batch)
+
+
+def put_whole(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Places an array that every process has, or can read, as a whole; a device takes its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -5,18 +5,20 @@
 
 Without ``--data`` it generates examples whose best possible AUC is known; the first command
 comes within 0.01 of it. Every field of `dlrm_jax.config.Config` is a flag. Run again in the
-same workdir, it resumes, also on another mesh.
+same workdir, it resumes, also on another mesh and in another number of processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from dlrm_jax.config import Config, preset
@@ -27,6 +29,7 @@ from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import is_first
 from dlrm_jax.training import vocabularies
 from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -36,9 +39,11 @@ from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.record import Record, owned, to_json
 from dlrm_jax.training.step import make_predict, make_train_step
 from dlrm_jax.training.warm_start import warm_start
+from experiments.launch import launch
 from experiments.program import (
     FLAGS,
     cache_directory,
+    define_process_flags,
     define_run_flags,
     describe_devices,
     run,
@@ -48,6 +53,7 @@ from experiments.program import (
 )
 
 define_run_flags(default_preset="small")
+define_process_flags()
 flags.DEFINE_string("data", None, "a raw Criteo file, or a directory of prepared arrays; "
                     "without it, examples are generated")  # fmt: skip
 flags.DEFINE_string("workdir", None, "of metrics and checkpoints; without it, a new one in runs/")
@@ -61,16 +67,18 @@ def main(argv: Sequence[str]) -> None:
     """Mesh, data, learner, state, training, evaluation, in this order."""
     del argv
     config = with_flags(preset(FLAGS.preset))
-    mesh = start(FLAGS.mesh)
-    check_batch_sizes(config, mesh)  # before the data, which may take long
     check_flags()
+    directory = Path(FLAGS.workdir or time.strftime("runs/criteo-%Y%m%d-%H%M%S"))
+    if FLAGS.processes > 1 and not FLAGS.coordinator:
+        sys.exit(launch(FLAGS.processes, directory))
+    mesh = start(FLAGS.mesh, FLAGS.processes)
+    check_batch_sizes(config, mesh)  # before the data, which may take long
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     config, data = load_data(config)
     print(data.source)
     learner = make_learner(config, mesh)
     print(learner.collection.plan.describe(learner.collection.tables.values()))
 
-    directory = Path(FLAGS.workdir or time.strftime("runs/criteo-%Y%m%d-%H%M%S"))
     if FLAGS.eval_only and not directory.is_dir():
         raise UserError(f"--eval_only: expected the --workdir of a run, there is no {directory}")
     print(f"workdir {directory}")
@@ -105,7 +113,12 @@ def main(argv: Sequence[str]) -> None:
         if not FLAGS.eval_only:
             record = Record(workdir / "metrics.jsonl", resumed_from or 0)
             batches = TrainBatches(
-                data.train, config.batch_size, config.seed, config.shuffle_window
+                data.train,
+                config.batch_size,
+                config.seed,
+                config.shuffle_window,
+                jax.process_index(),
+                jax.process_count(),
             )
             trained = train(
                 learner,
@@ -139,7 +152,8 @@ def main(argv: Sequence[str]) -> None:
             "resumed_from": resumed_from,
             "best_step": checkpoints.best(),
         }
-        write_text(workdir / "summary.json", to_json(summary, indent=1))
+        if is_first():
+            write_text(workdir / "summary.json", to_json(summary, indent=1))
         report(summary, workdir)
 
 
@@ -153,9 +167,13 @@ def check_flags() -> None:
         ("checkpoint", "--eval_only", FLAGS.eval_only),
         ("warm_start_names", "--warm_start", FLAGS.warm_start),
         ("min_count", "--data", FLAGS.data),
+        ("process", "--coordinator", FLAGS.coordinator),
+        ("coordinator", "--processes", FLAGS.processes > 1),
     ):
         if FLAGS[flag].present and not there:
             raise UserError(f"--{flag} has no effect without {needed}")
+    if FLAGS.coordinator and not FLAGS.workdir:
+        raise UserError("--coordinator needs --workdir, the same in all processes")
     for flag in ("table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent"):
         if FLAGS[flag].present and FLAGS.data:
             raise UserError(f"--{flag} has no effect with --data: the data decide")

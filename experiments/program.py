@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
@@ -18,6 +19,7 @@ from absl import app, flags, logging
 from dlrm_jax.config import FIELD_TYPES, PRESETS, Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
+from dlrm_jax.processes import CLUSTER, is_first, join, several
 from dlrm_jax.training.loop import Interrupted
 
 FLAGS = flags.FLAGS
@@ -47,6 +49,15 @@ def define_run_flags(default_preset: str) -> None:
             flags.DEFINE_string(name, None, text)
 
 
+def define_process_flags() -> None:
+    """``--processes``, and the place of this one if the program doesn't start them itself."""
+    flags.DEFINE_integer("processes", 1, "in how many the program runs; started here, on this "
+                         "machine, if there is no --coordinator", lower_bound=1)  # fmt: skip
+    flags.DEFINE_string("coordinator", None, "this is one of the processes: HOST:PORT of process "
+                        f"0, or {CLUSTER!r} under Slurm, Kubernetes or Open MPI")  # fmt: skip
+    flags.DEFINE_integer("process", None, "which one this is, from 0; not in a cluster")
+
+
 def with_flags(config: Config) -> Config:
     """The config with the fields replaced that the command line names."""
     given = {}
@@ -67,10 +78,19 @@ def _items(name: str, items: Sequence[str], kind: object) -> tuple[object, ...]:
         ) from None
 
 
-def start(mesh: str) -> jax.sharding.Mesh:
-    """The mesh, with emulated devices where the machine has fewer, and a compilation cache."""
+def start(mesh: str, processes: int = 1) -> jax.sharding.Mesh:
+    """The mesh, with emulated devices where the machine has fewer, and a compilation cache.
+
+    Args:
+        mesh: such as ``"2x4"``.
+        processes: that it is spread over. If there are several, this is the one that the flags of
+            `define_process_flags` say.
+    """
     shape = parse_mesh(mesh)
-    emulate_devices(shape[0] * shape[1])
+    emulate_devices(shape[0] * shape[1], processes)
+    if processes > 1:
+        join(FLAGS.coordinator, processes, FLAGS.process)
+        _leave_output_to_first()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -78,11 +98,20 @@ def start(mesh: str) -> jax.sharding.Mesh:
     return make_mesh(shape)
 
 
+def _leave_output_to_first() -> None:
+    """Of several processes, only what process 0 prints goes to standard output."""
+    sys.stdout.flush()
+    shown, hidden = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(hidden, 1)  # in every process, gloo writes a line for each connection it makes
+    sys.stdout = os.fdopen(shown if is_first() else hidden, "w")
+
+
 def describe_devices(mesh: jax.sharding.Mesh) -> str:
     """What the mesh consists of, so that emulation is never mistaken for the real thing."""
     device = mesh.devices.flat[0]
     emulated = ", emulated" if device.platform == "cpu" and mesh.size > 1 else ""
-    return f"{mesh.size} x {device.device_kind}{emulated}"
+    processes = f", in {jax.process_count()} processes" if several() else ""
+    return f"{mesh.size} x {device.device_kind}{emulated}{processes}"
 
 
 def versions() -> dict[str, str]:
@@ -116,14 +145,31 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
                 raise
             _fail(str(error))
         except Interrupted as request:
-            print(
-                f"{request}; everything is saved; the same command with this workdir goes on",
-                file=sys.stderr,
-            )
+            if is_first():
+                print(
+                    f"{request}; everything is saved; the same command with this workdir goes on",
+                    file=sys.stderr,
+                )
             sys.exit(128 + request.signal)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            _end(130)
+        except SystemExit as request:
+            _end(request.code)
+        except jax.errors.JaxRuntimeError as error:
+            if not several():
+                raise
+            reason = str(error).splitlines()[0]
+            _fail(
+                f"the devices can't go on: {reason}; another process has probably ended, and says "
+                f"why. Started again with this workdir, they go on from the last checkpoint",
+                code=1,
+            )
+        except Exception:
+            if not several():
+                raise
+            traceback.print_exc()
+            _end(1)
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -143,6 +189,15 @@ def _defined_by(program: str) -> list[str]:
     return [flag.name for flag in module]
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    _end(code)
+
+
+def _end(code: int | str | None) -> NoReturn:
+    """Ends the program; one of several processes at once, so that the others notice."""
+    if several() and isinstance(code, int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # otherwise it would wait at its exit for the others, who wait for it
+    sys.exit(code)

@@ -12,14 +12,15 @@ BELOW = {
     "errors": set(),
     "config": {"errors"},
     "mesh": {"errors"},
+    "processes": {"errors"},
     "models": {"errors"},
     "data": {"errors"},
     "embedding": {"errors", "mesh"},
-    "training": {"errors", "config", "mesh", "models", "data", "embedding"},
+    "training": {"errors", "config", "mesh", "processes", "models", "data", "embedding"},
 }
 BELOW["experiments"] = {*BELOW["training"], "training"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
-KNOWS_SHARDING = {"embedding", "mesh", "training"}
+KNOWS_SHARDING = {"embedding", "mesh", "processes", "training"}
 
 
 def part_of(module):

@@ -15,6 +15,9 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
     """Loads a directory of arrays, or a raw file through a cache of such directories.
 
+    Several processes may call it at once: where they share a cache, one makes the arrays and the
+    others wait for them, otherwise each makes its own.
+
     Args:
         path: what `preprocess` or TorchRec's scripts have made, or Criteo's text or binary form.
         cache_dir: where arrays made of raw files are kept; needs about as much room as the

@@ -16,6 +16,7 @@ from dlrm_jax.embedding.optimizer import slot_shapes, zero_slots
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import put_whole
 
 Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
 Arrays = dict[str, Array]
@@ -78,8 +79,11 @@ def _given(mesh: Mesh, slab: Slab, table: Table, source: Source) -> Arrays:
             raise UserError(
                 f"table {table.name}: {key} must have shape {wanted[key].shape}, got {array.shape}"
             )
-        array = array.astype(wanted[key].dtype, copy=False)
-        placed[key] = jax.device_put(array, wanted[key].sharding)
+        array, sharding = array.astype(wanted[key].dtype, copy=False), wanted[key].sharding
+        if isinstance(array, np.ndarray):
+            placed[key] = put_whole(array, sharding)
+        else:
+            placed[key] = jax.device_put(array, sharding)
     return placed
 
 

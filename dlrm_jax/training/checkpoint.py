@@ -8,6 +8,9 @@
 A checkpoint is written to ``00000040.writing`` and renamed when it is complete, so a process
 killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that
 memory grows by little more than the largest.
+
+Several processes write to the same directory, which all must see, each what its devices have;
+process 0 does the rest. All call the methods here together.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import is_first, on_first
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
 from dlrm_jax.training.serialization import (
@@ -58,22 +62,31 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, ascending."""
+        return on_first(self._steps)
+
+    def best(self) -> int | None:
+        """The step of the checkpoint with the best validation metric, if any has one."""
+        return on_first(self._best)
+
+    def improves(self, validation: Mapping[str, Any] | None) -> bool:
+        """Whether these metrics are better than those of the best checkpoint."""
+        return on_first(lambda: self._improves(validation))
+
+    def _steps(self) -> list[int]:
         if not self.directory.is_dir():
             return []
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
 
-    def best(self) -> int | None:
-        """The step of the checkpoint with the best validation metric, if any has one."""
-        values = {step: self._metric(step) for step in self.steps()}
+    def _best(self) -> int | None:
+        values = {step: self._metric(step) for step in self._steps()}
         known = {step: value for step, value in values.items() if value is not None}
         sign = 1 if HIGHER_IS_BETTER[self.best_metric] else -1
         return max(known, key=lambda step: sign * known[step], default=None)
 
-    def improves(self, validation: Mapping[str, Any] | None) -> bool:
-        """Whether these metrics are better than those of the best checkpoint."""
+    def _improves(self, validation: Mapping[str, Any] | None) -> bool:
         if validation is None or not np.isfinite(validation[self.best_metric]):
             return False
-        best = self.best()
+        best = self._best()
         if best is None:
             return True
         old, new = self._metric(best), validation[self.best_metric]
@@ -97,12 +110,13 @@ class Checkpoints:
 
         Raises:
             UserError: the disk is full or can't be written to, or the parameters aren't
-                finite. Earlier checkpoints and the state are as they were.
+                finite. Earlier checkpoints and the state are as they were. Where only some of
+                the processes have failed, the others wait for them, until they end.
         """
         step = int(state.step)
         final = self.directory / f"{step:08d}"
         writing = final.with_suffix(".writing")
-        if final.exists():  # the state is a function of the step: it is there already
+        if on_first(final.exists):  # the state is a function of the step: it is there already
             return
         if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params)):
             raise UserError(
@@ -111,8 +125,7 @@ class Checkpoints:
             )
         release_memory()
         try:
-            shutil.rmtree(writing, ignore_errors=True)
-            (writing / "tables").mkdir(parents=True)
+            on_first(lambda: _make_anew(writing))
             dense = {"step": state.step, "params": state.params, "optimizer": state.optimizer}
             save(writing / "dense", plain(dense))
             metadata = {
@@ -124,16 +137,16 @@ class Checkpoints:
                 "arrays": save_tables(writing / "tables", learner, state),
                 **notes,
             }
-            (writing / "metadata.json").write_text(json.dumps(metadata, indent=1))
-            writing.rename(final)
+            on_first(lambda: _complete(writing, final, metadata))
         except BaseException as error:
-            shutil.rmtree(writing, ignore_errors=True)
+            if is_first():
+                shutil.rmtree(writing, ignore_errors=True)
             if isinstance(error, OSError):
                 raise UserError(
                     f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
                 ) from error
             raise
-        self._delete_superseded()
+        on_first(self._delete_superseded)
 
     def restore(self, learner: Learner, step: int) -> TrainState:
         """Reads the state of a step onto the learner's mesh and plan.
@@ -175,16 +188,19 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was written beside the state."""
+        return on_first(lambda: self._metadata(step))
+
+    def _metadata(self, step: int) -> dict[str, Any]:
         return read_metadata(self.directory / f"{step:08d}")
 
     def _metric(self, step: int) -> float | None:
-        validation = self.metadata(step)["validation"]
+        validation = self._metadata(step)["validation"]
         value = validation and validation[self.best_metric]
         return value if value is not None and np.isfinite(value) else None
 
     def _delete_superseded(self) -> None:
-        steps = self.steps()
-        for step in set(steps[: -self.keep]) - {self.best()}:
+        steps = self._steps()
+        for step in set(steps[: -self.keep]) - {self._best()}:
             path = self.directory / f"{step:08d}"
             # Renamed first: what is half deleted must not look like a checkpoint.
             doomed = path.rename(path.with_suffix(".deleting"))
@@ -192,7 +208,20 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Deletes what interrupted saves and deletions have left. Only for the workdir's owner."""
+        on_first(self._sweep)
+
+    def _sweep(self) -> None:
         if self.directory.is_dir():
             for path in self.directory.iterdir():
                 if path.suffix in (".writing", ".deleting"):
                     shutil.rmtree(path)
+
+
+def _make_anew(writing: Path) -> None:
+    shutil.rmtree(writing, ignore_errors=True)
+    (writing / "tables").mkdir(parents=True)
+
+
+def _complete(writing: Path, final: Path, metadata: Mapping[str, Any]) -> None:
+    (writing / "metadata.json").write_text(json.dumps(metadata, indent=1))
+    writing.rename(final)

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
-from dlrm_jax.mesh import batch_sharding
+from dlrm_jax.mesh import put_batch
 from dlrm_jax.training.losses import Loss, bce
 
 
@@ -84,27 +84,31 @@ class Learner:
             embedding: tables that are initialized already.
         """
 
-        def dense() -> tuple[Any, Any]:
+        def dense() -> tuple[Any, Any, Any]:
             params = self.init_params(seed)
-            return params, self.dense_optimizer.init(params)
+            return jnp.zeros((), jnp.int32), params, self.dense_optimizer.init(params)
 
         # Placed like what the step returns: otherwise the second step is compiled anew.
-        params, optimizer = jax.jit(dense, out_shardings=self.replicated)()
+        step, params, optimizer = jax.jit(dense, out_shardings=self.replicated)()
         return TrainState(
-            step=jax.device_put(jnp.zeros((), jnp.int32), self.replicated),
+            step=step,
             params=params,
             optimizer=optimizer,
             embedding=embedding or self.collection.init(seed),
         )
 
     def put(self, batch: Batch) -> Batch:
-        """Places a training batch, split into micro-batches [A, B/A, ...] if there are any."""
+        """Places a training batch, split into micro-batches [A, B/A, ...] if there are any.
+
+        Args:
+            batch: this process's part of it.
+        """
         count = self.accumulation_steps
         if count == 1:
-            return jax.device_put(batch, batch_sharding(self.mesh))
+            return put_batch(self.mesh, batch)
         split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-        return jax.device_put(split, batch_sharding(self.mesh, leading=1))
+        return put_batch(self.mesh, split, leading=1)
 
     def put_evaluation(self, batch: Batch) -> Batch:
-        """Places an evaluation batch."""
-        return jax.device_put(batch, batch_sharding(self.mesh))
+        """Places an evaluation batch, of which this process has a part."""
+        return put_batch(self.mesh, batch)

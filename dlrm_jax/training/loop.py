@@ -20,6 +20,7 @@ from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.batches import TrainBatches, evaluation_batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import Agreement, is_first
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.step import Predict, TrainStep
@@ -91,7 +92,8 @@ def predictions(
 ) -> Iterator[Float[np.ndarray, " B"]]:
     """Yields the logits of all examples, in order, a batch at a time."""
     left = len(split)
-    with Prefetch(evaluation_batches(split, batch_size), learner.put_evaluation) as batches:
+    parts = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
+    with Prefetch(parts, learner.put_evaluation) as batches:
         for batch in batches:
             logits = np.asarray(predict(state, batch))
             yield logits[:left]  # the last batch is filled up
@@ -138,6 +140,7 @@ def train(
         Interrupted: a signal came; the state was saved.
     """
     first = int(state.step)
+    agreed = Agreement(learner.mesh)
     clock = _Clock(batches.batch_size)
     validation: Metrics | None = None
     reached = False
@@ -163,9 +166,10 @@ def train(
                 record(step, "validation", validation)
                 reached = bool(target_auc) and validation["auc"] >= target_auc
             due = _due(step, intervals.checkpoint) or step == steps or reached
-            stop = signals.received  # read once: a signal that comes later waits for its step
+            # Of any process. Read once: a signal that comes later waits for its step.
+            stop = agreed(signals.received or 0)
             if stop or validation is not None or due:
-                keep(state, validation, due or bool(stop))
+                keep(state, validation, due or stop > 0)
             if stop:
                 raise Interrupted(stop)
             if reached:
@@ -216,7 +220,10 @@ class _Progress:
 
     def __init__(self, first: int, steps: int):
         self._bar = tqdm.tqdm(
-            total=steps, initial=first, unit="step", disable=not sys.stderr.isatty()
+            total=steps,
+            initial=first,
+            unit="step",
+            disable=not (sys.stderr.isatty() and is_first()),
         )
         self._steps = steps
         self._first = first
@@ -233,7 +240,7 @@ class _Progress:
         self._bar.update(1)
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate}", refresh=False)
         now = time.monotonic()
-        if self._bar.disable and now - self._printed >= 10:
+        if self._bar.disable and is_first() and now - self._printed >= 10:
             self._printed = now
             left = (now - self._begun) / (step - self._first) * (self._steps - step)
             print(

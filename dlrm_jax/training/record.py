@@ -14,21 +14,30 @@ import filelock
 
 from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import is_first, on_first
 
 
 @contextmanager
 def owned(workdir: Path) -> Iterator[Path]:
-    """Makes the directory and holds it for this process.
+    """Makes the directory and holds it for this run, all its processes.
 
     Raises:
         UserError: another run holds it, it can't be made, or it has a name that isn't safe.
     """
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    on_first(lambda: _acquire(workdir, lock))
+    try:
+        yield workdir
+    finally:
+        lock.release()
+
+
+def _acquire(workdir: Path, lock: filelock.BaseFileLock) -> None:
     if re.search(r"\[.*\]", str(workdir.absolute())):
         # What Orbax writes under such a name it doesn't find again: it takes it for a pattern.
         raise UserError(f"workdir {workdir}: expected a path without brackets; give another one")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(workdir / ".lock", timeout=0)
         lock.acquire()
     except filelock.Timeout:
         raise UserError(
@@ -36,14 +45,10 @@ def owned(workdir: Path) -> Iterator[Path]:
         ) from None
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
-    try:
-        yield workdir
-    finally:
-        lock.release()
 
 
 class Record:
-    """``metrics.jsonl``: one object a line with step, split and metrics.
+    """``metrics.jsonl``: one object a line with step, split and metrics; process 0 writes it.
 
     Args:
         path: of the file.
@@ -53,13 +58,15 @@ class Record:
 
     def __init__(self, path: Path, resumed_from: int):
         self.path = path
-        if path.exists():
+        if is_first() and path.exists():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if _is_before(line, resumed_from)]
             write_text(path, "".join(f"{line}\n" for line in kept))
 
     def __call__(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
+        if not is_first():
+            return
         with self.path.open("a") as file:
             file.write(to_json({"step": step, "split": split, **metrics}) + "\n")
 

@@ -14,13 +14,14 @@ import polars as pl
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.data.files import made
 from dlrm_jax.errors import UserError
+from dlrm_jax.processes import on_first
 
 
 def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
     """Copies what maps values to ids to a run's workdir, whole or not at all.
 
     Hard links take its place where the file system allows. What is there already of the same data
-    is left as it is.
+    is left as it is. Of several processes, process 0 does it.
 
     Args:
         directory: of the prepared data, see `data.directory`.
@@ -30,7 +31,10 @@ def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
     Raises:
         UserError: it can't be read or written, or another process has put other data there.
     """
-    kept = workdir / "preprocessing"
+    on_first(lambda: _keep(directory, fingerprint, workdir / "preprocessing"))
+
+
+def _keep(directory: Path, fingerprint: str, kept: Path) -> None:
     try:
         if kept.exists():
             if Metadata.read(kept).fingerprint == fingerprint:
@@ -46,8 +50,8 @@ def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
                 raise UserError(f"{directory} was replaced by other data meanwhile; start again")
     except (OSError, shutil.Error) as error:
         raise UserError(
-            f"cannot keep the vocabularies of {directory} in {workdir}: {error}; are they there, "
-            f"and is the disk large enough?"
+            f"cannot keep the vocabularies of {directory} in {kept.parent}: {error}; are they "
+            f"there, and is the disk large enough?"
         ) from error
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from dlrm_jax.embedding import Table
 from dlrm_jax.embedding.logical import initial_values
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.serialization import (
     flatten,
@@ -92,9 +93,7 @@ def warm_start(
     state = learner.init(seed, embedding)
     merged = flatten(state.params)
     for path, array in loaded.items():
-        merged[path] = jax.device_put(
-            np.asarray(array).astype(merged[path].dtype), learner.replicated
-        )
+        merged[path] = put_whole(np.asarray(array).astype(merged[path].dtype), learner.replicated)
     params = unflatten(merged)
     return TrainState(state.step, params, state.optimizer, embedding)
 
