@@ -14,7 +14,7 @@ from dlrm_jax.embedding import exchange, gradient, logical, storage
 from dlrm_jax.embedding.bags import check_ids
 from dlrm_jax.embedding.layout import Slab, make_layout
 from dlrm_jax.embedding.logical import slab_spec, slot_ndims
-from dlrm_jax.embedding.optimizer import RowOptimizer, mean_of_columns, update_rows
+from dlrm_jax.embedding.optimizer import RowOptimizer, mean_of_columns, slot_shapes, update_rows
 from dlrm_jax.embedding.plan import Plan, automatic_plan
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
@@ -44,6 +44,9 @@ class EmbeddingCollection:
         mesh: of axes ``data`` and ``model``, see `dlrm_jax.mesh.make_mesh`.
         optimizer: of the tables that have none of their own.
         plan: of ``mesh.shape["model"]`` shards; None for `automatic_plan`.
+        exchange_dtype: in which pooled vectors and cotangents travel between devices, such as
+            ``"bfloat16"``, for half the bytes; they are summed in at least float32 nevertheless.
+            None for their own.
 
     Raises:
         UserError: the descriptions or the plan contradict each other or the mesh.
@@ -57,12 +60,14 @@ class EmbeddingCollection:
         mesh: Mesh,
         optimizer: RowOptimizer | None = None,
         plan: Plan | None = None,
+        exchange_dtype: str | None = None,
     ):
         check_descriptions(tables, features, lookups)
         self.tables = {table.name: table for table in tables}
         self.features = tuple(features)
         self.lookups = tuple(lookups)
         self.mesh = mesh
+        self.exchange_dtype = exchange_dtype
         self.plan = plan or automatic_plan(tables, mesh.shape[MODEL])
         if self.plan.shards != mesh.shape[MODEL]:
             raise UserError(
@@ -100,7 +105,13 @@ class EmbeddingCollection:
 
         def run(slabs: dict[str, Array], ids: Array, weights: Array | None):
             pooled, rows, at_rows, denominators = exchange.lookup(
-                self.layout, self.lookups, slabs, ids, weights, self.mesh.shape[MODEL]
+                self.layout,
+                self.lookups,
+                slabs,
+                ids,
+                weights,
+                self.mesh.shape[MODEL],
+                self.exchange_dtype,
             )
             return pooled, Context(
                 _per_device(rows), at_rows and _per_device(at_rows), denominators
@@ -124,7 +135,9 @@ class EmbeddingCollection:
         blocks = [self.layout.blocks[i] for i in trained]
 
         def send(denominators: dict[str, Array], cotangents: dict[str, Array]) -> tuple[Array, ...]:
-            sent = exchange.send_back(self.lookups, blocks, denominators, cotangents)
+            sent = exchange.send_back(
+                self.lookups, blocks, denominators, cotangents, self.exchange_dtype
+            )
             return _per_device(sent)
 
         run = jax.shard_map(send, mesh=self.mesh, in_specs=(BATCH, BATCH), out_specs=_PER_DEVICE)
@@ -158,7 +171,9 @@ class EmbeddingCollection:
                 items[block.slab.name].append(
                     (local(occurrences.rows[i]), weights, local(occurrences.cotangents[i]))
                 )
-            return gradient.aggregate(slabs, items, self.mesh.shape, sum_duplicates)
+            return gradient.aggregate(
+                slabs, items, self.mesh.shape, sum_duplicates, self.exchange_dtype
+            )
 
         sums = jax.shard_map(
             run,
@@ -243,6 +258,25 @@ class EmbeddingCollection:
     def init(self, seed: int) -> EmbeddingState:
         """Initial values, which depend on the seed and not on the mesh or the plan."""
         return self.build(lambda table: {}, seed)
+
+    def abstract(self) -> EmbeddingState:
+        """`init`'s shapes, dtypes and shardings, with no array behind them."""
+        weights, slots = {}, {}
+        for slab in self.layout.slabs:
+            rows = slab.rows * (self.plan.shards if slab.split == "rows" else 1)
+            shapes = {"weights": jax.ShapeDtypeStruct((rows, slab.dim), slab.dtype)}
+            if slab.optimizer:
+                shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
+            placed = {
+                key: jax.ShapeDtypeStruct(
+                    x.shape, x.dtype, sharding=logical.slab_sharding(self.mesh, slab, len(x.shape))
+                )
+                for key, x in shapes.items()
+            }
+            weights[slab.name] = placed.pop("weights")
+            if slab.optimizer:
+                slots[slab.name] = placed
+        return EmbeddingState(weights, slots)
 
     def build(
         self, source: Callable[[Table], Mapping[str, Array | np.ndarray]], seed: int

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dlrm_jax.embedding import travel
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import MODEL
@@ -31,6 +32,7 @@ def lookup(
     ids: Int[Array, "b C"],
     weights: Float[Array, "b C"] | None,
     shards: int,
+    dtype: str | None = None,
 ) -> tuple[dict[str, Array], list[Array], list[Array] | None, dict[str, Array]]:
     """The whole way from this device's ids to its samples' vectors.
 
@@ -41,6 +43,7 @@ def lookup(
         ids: of this device's samples.
         weights: one per id, or None.
         shards: M.
+        dtype: in which vectors travel; None for their own.
 
     Returns:
         pooled vectors [b, d], of sequences [b, L, d], by lookup; by block, the rows [N, T, L]
@@ -60,7 +63,7 @@ def lookup(
         pool(slabs[block.slab.name], rows[i], None if at_rows is None else at_rows[i])
         for i, block in enumerate(blocks)
     ]
-    received = at_sample(blocks, vectors, shards)
+    received = at_sample(blocks, vectors, shards, dtype)
 
     pooled, denominators = {}, {}
     for i, each in enumerate(lookups):
@@ -85,6 +88,7 @@ def send_back(
     blocks: Sequence[Block],
     denominators: Mapping[str, Array],
     cotangents: Mapping[str, Array],
+    dtype: str | None = None,
 ) -> list[Array]:
     """The opposite way: cotangents of `lookup`'s vectors to those of slots, [N, T, d] by block."""
     of_bags: list[Array] = []
@@ -96,7 +100,7 @@ def send_back(
             of_bags.append(cotangent / denominators[each.name][:, None])
         else:
             of_bags.append(cotangent)
-    return at_owner(blocks, [spread(block, of_bags) for block in blocks])
+    return at_owner(blocks, [spread(block, of_bags) for block in blocks], dtype)
 
 
 def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
@@ -125,35 +129,44 @@ def route_weights(block: Block, weights: Float[Array, "b C"]) -> Float[Array, "M
     return weights[:, block.column].transpose(1, 0, 2, 3)
 
 
-def exchange(parts: Sequence[Array]) -> list[Array]:
+def exchange(parts: Sequence[Array], dtype: str | None = None) -> list[Array]:
     """Sends ``part[m]`` to shard m and returns what came from each shard, in one all-to-all.
 
     Args:
         parts: [M, b, ...] each, of one dtype.
+        dtype: in which they travel; None for their own.
     """
     if not parts or parts[0].shape[0] == 1:
         return list(parts)
     flat = [part.reshape(*part.shape[:2], -1) for part in parts]
-    received = jax.lax.all_to_all(jnp.concatenate(flat, axis=2), MODEL, 0, 0, tiled=True)
+    sent = jnp.concatenate(flat, axis=2)
+    received = jax.lax.all_to_all(travel.pack(sent, dtype), MODEL, 0, 0, tiled=True)
+    received = travel.unpack(received, dtype, sent.dtype)
     ends = np.cumsum([part.shape[2] for part in flat])[:-1]
     pieces = jnp.split(received, ends, axis=2)
     return [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
-def at_owner(blocks: Sequence[Block], sent: Sequence[Array]) -> list[Array]:
+def at_owner(
+    blocks: Sequence[Block], sent: Sequence[Array], dtype: str | None = None
+) -> list[Array]:
     """[M, b, ...] by receiver, for each block, to [N, ...] at the owner of its rows."""
-    received = iter(exchange([x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded]))
+    parts = [x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded]
+    received = iter(exchange(parts, dtype))
     mine = [next(received) if b.slab.sharded else x for b, x in zip(blocks, sent, strict=True)]
     return [x.reshape(-1, *x.shape[2:]) for x in mine]
 
 
-def at_sample(blocks: Sequence[Block], vectors: Sequence[Array], shards: int) -> list[Array]:
+def at_sample(
+    blocks: Sequence[Block], vectors: Sequence[Array], shards: int, dtype: str | None = None
+) -> list[Array]:
     """[N, T, d] at the owner of the rows, for each block, to [M, b, T, d] at the sample's."""
     parts = [
         x.reshape(shards if b.slab.sharded else 1, -1, *x.shape[1:])
         for b, x in zip(blocks, vectors, strict=True)
     ]
-    received = iter(exchange([x for b, x in zip(blocks, parts, strict=True) if b.slab.sharded]))
+    away = [x for b, x in zip(blocks, parts, strict=True) if b.slab.sharded]
+    received = iter(exchange(away, dtype))
     return [next(received) if b.slab.sharded else x for b, x in zip(blocks, parts, strict=True)]
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dlrm_jax.embedding import travel
 from dlrm_jax.embedding.layout import Slab
 from dlrm_jax.mesh import DATA, MODEL
 
@@ -30,6 +31,7 @@ def aggregate(
     occurrences: Mapping[str, Sequence[BlockOccurrences]],
     mesh_shape: Mapping[str, int],
     sum_duplicates: bool,
+    dtype: str | None = None,
 ) -> dict[str, Sums]:
     """The gradients of the rows that any copy of a slab saw touched, equal on all copies.
 
@@ -39,23 +41,21 @@ def aggregate(
         mesh_shape: sizes of the mesh's axes.
         sum_duplicates: give each row once, its gradients summed, for optimizers too that
             don't need it.
+        dtype: in which cotangents travel from one copy to the others; None for their own.
     """
     sums = {}
     for sharded in (True, False):
-        # A replicated slab's copies see different samples on both axes.
-        axes = (DATA,) if sharded else (DATA, MODEL)
+        axes = copy_axes(sharded, mesh_shape)
         copies = math.prod(mesh_shape[axis] for axis in axes)
-        if copies == 1:
-            axes = ()  # a collective over one device is still a pass over its data
         sparse = []
         for slab in slabs:
             if slab.sharded == sharded:
                 items = occurrences[slab.name]
-                if slab.rows <= copies * sum(rows.size for rows, _, _ in items):
+                if is_dense(slab, copies * sum(rows.size for rows, _, _ in items)):
                     sums[slab.name] = _sum_densely(slab.rows, items, axes)
                 else:
                     sparse.append(slab)
-        everywhere = _gather_copies([occurrences[slab.name] for slab in sparse], axes)
+        everywhere = _gather_copies([occurrences[slab.name] for slab in sparse], axes, dtype)
         for slab, items in zip(sparse, everywhere, strict=True):
             rows, gradients = _expand(items)
             if slab.needs_sums(sum_duplicates):
@@ -64,25 +64,46 @@ def aggregate(
     return sums
 
 
+def copy_axes(sharded: bool, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes over which copies of a slab see different samples.
+
+    Without those of one device, over which a collective would still be a pass over its data.
+    """
+    axes = (DATA,) if sharded else (DATA, MODEL)
+    return axes if math.prod(mesh_shape[axis] for axis in axes) > 1 else ()
+
+
+def is_dense(slab: Slab, occurrences: int) -> bool:
+    """Whether all rows' gradients are fewer numbers than those of what all copies saw."""
+    return slab.rows <= occurrences
+
+
 def _gather_copies(
-    slabs: Sequence[Sequence[BlockOccurrences]], axes: tuple[str, ...]
+    slabs: Sequence[Sequence[BlockOccurrences]], axes: tuple[str, ...], dtype: str | None
 ) -> Sequence[Sequence[BlockOccurrences]]:
     """The occurrences that all copies saw, in the order of the samples.
 
     One collective for all slabs' rows and one for all else: with small batches the number of
     collectives costs more than their bytes.
     """
-    leaves, structure = jax.tree.flatten(list(slabs))
     if not axes:
         return slabs
-    for dtype in sorted({leaf.dtype for leaf in leaves}, key=str):
-        same = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+    packed = [[(rows, w, travel.pack(g, dtype)) for rows, w, g in items] for items in slabs]
+    leaves, structure = jax.tree.flatten(packed)
+    for kind in sorted({leaf.dtype for leaf in leaves}, key=str):
+        same = [i for i, leaf in enumerate(leaves) if leaf.dtype == kind]
         flat = [leaves[i].reshape(leaves[i].shape[0], -1) for i in same]
         gathered = jax.lax.all_gather(jnp.concatenate(flat, axis=1), axes, axis=0, tiled=True)
         ends = np.cumsum([x.shape[1] for x in flat])[:-1]
         for i, part in zip(same, jnp.split(gathered, ends, axis=1), strict=True):
             leaves[i] = part.reshape(-1, *leaves[i].shape[1:])
-    return jax.tree.unflatten(structure, leaves)
+    return [
+        [
+            (rows, w, travel.unpack(g, dtype, own.dtype))
+            for (rows, w, g), (_, _, own) in zip(items, before, strict=True)
+        ]
+        for items, before in zip(jax.tree.unflatten(structure, leaves), slabs, strict=True)
+    ]
 
 
 def _expand(occurrences: Sequence[BlockOccurrences]) -> Sums:

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
@@ -34,7 +35,8 @@ class Slab:
         name: the key of its arrays in the state.
         split: what is split over the model axis; None if it is whole on every device.
         rows: on one device; shards with less are padded.
-        dim: width of its tables, whose columns may be split.
+        dim: width of its tables.
+        width: of a vector on one shard: less than ``dim`` where columns are split.
         pieces: each with its first row in the slab.
         tables: those that the pieces are of, by name.
         optimizer: of all its rows; None if they are frozen.
@@ -44,6 +46,7 @@ class Slab:
     split: _Split
     rows: int
     dim: int
+    width: int
     dtype: np.dtype
     pieces: tuple[tuple[Piece, int], ...]
     tables: Mapping[str, Table]
@@ -53,6 +56,11 @@ class Slab:
     def sharded(self) -> bool:
         """Whether shards hold different parts."""
         return self.split is not None
+
+    @property
+    def vector_dtype(self) -> np.dtype:
+        """Of pooled vectors and gradients: at least float32."""
+        return jnp.promote_types(self.dtype, jnp.float32)
 
     def needs_sums(self, always: bool) -> bool:
         """Whether the gradients of equal rows must be summed before the update."""
@@ -195,6 +203,7 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
                 split=split,
                 rows=max(used.values()),
                 dim=dim,
+                width=dim // plan.shards if split == "columns" else dim,
                 dtype=np.dtype(dtype),
                 pieces=tuple(pieces),
                 tables={table.name: table for table in members},

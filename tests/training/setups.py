@@ -90,6 +90,7 @@ class Setup:
     clip_norm: float = 0.0
     schedule: tuple[int, int, int] = (0, 0, 0)  # warm-up, start of the decay, its length
     accumulation_steps: int = 1
+    exchange_dtype: str | None = None
 
     def width(self, table: str) -> int:
         return WIDTH if self.interaction == "dot" else WIDTHS_TO_CONCATENATE[table]
@@ -125,6 +126,7 @@ class Setup:
             mesh,
             row_optimizer(self.optimizer, rate),
             automatic_plan(tables, shards, by_columns(shards) if self.columns else PLACEMENTS),
+            self.exchange_dtype,
         )
 
         def make_model(rngs: nnx.Rngs) -> DLRM:

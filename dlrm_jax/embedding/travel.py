@@ -1,0 +1,26 @@
+"""The numbers that collectives carry, in fewer bits than they are computed with."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+
+def pack(x: Shaped[Array, "*s"], dtype: str | None) -> Shaped[Array, "*s"]:
+    """The array as it travels: its numbers in this dtype, as integers of the same bits.
+
+    As floats XLA would send them in float32 on CPU, which has no bfloat16 collectives.
+    None leaves the array as it is.
+    """
+    if dtype is None:
+        return x
+    bits = 8 * jnp.dtype(dtype).itemsize
+    return jax.lax.bitcast_convert_type(x.astype(dtype), jnp.dtype(f"uint{bits}"))
+
+
+def unpack(x: Shaped[Array, "*s"], dtype: str | None, to: jnp.dtype) -> Shaped[Array, "*s"]:
+    """The opposite of `pack`, in the dtype ``to``."""
+    if dtype is None:
+        return x
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(dtype)).astype(to)

@@ -1,0 +1,128 @@
+"""What a train step is made of, before it runs: its collectives, and the bytes it needs."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlrm_jax.data.batches import Batch
+from dlrm_jax.embedding.traffic import Collective, collectives
+from dlrm_jax.mesh import DATA, MODEL, batch_sharding
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.step import make_train_step
+
+_KINDS = (
+    "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute|collective-broadcast"
+    "|ragged-all-to-all"
+)
+_RESULT = re.compile(rf"^\s*(?:ROOT )?\S+ = (.*?) ({_KINDS})(-start)?\(", re.MULTILINE)
+_ARRAY = re.compile(r"([a-z]+)(\d+)[a-z0-9]*\[([\d,]*)\]")
+
+
+def compile_step(
+    learner: Learner, batch_size: int, dense_features: int, weighted: bool = False
+) -> jax.stages.Compiled:
+    """The train step, compiled without an array being made.
+
+    Args:
+        learner: of the step; its mesh may have more devices than there is memory for.
+        batch_size: B.
+        dense_features: D.
+        weighted: whether ids have weights.
+    """
+    step: Any = make_train_step(learner)
+    batch = abstract_batch(learner, batch_size, dense_features, weighted)
+    return step.lower(abstract_state(learner), batch).compile()
+
+
+def abstract_state(learner: Learner) -> TrainState:
+    """`Learner.init` as shapes with shardings."""
+
+    def dense() -> tuple[Any, Any]:
+        params = learner.init_params(0)
+        return params, learner.dense_optimizer.init(params)
+
+    def whole(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=learner.replicated)
+
+    params, optimizer = jax.tree.map(whole, jax.eval_shape(dense))
+    step = whole(jax.ShapeDtypeStruct((), jnp.int32))
+    return TrainState(step, params, optimizer, learner.collection.abstract())
+
+
+def abstract_batch(
+    learner: Learner, batch_size: int, dense_features: int, weighted: bool = False
+) -> Batch:
+    """`Learner.put`'s result as shapes with shardings."""
+    columns = sum(feature.max_ids for feature in learner.collection.features)
+    count = learner.accumulation_steps
+    leading = () if count == 1 else (count,)
+    sharding = batch_sharding(learner.mesh, len(leading))
+
+    def array(dtype: type[np.generic], *shape: int) -> jax.ShapeDtypeStruct:
+        shape = (*leading, batch_size // count, *shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return Batch(
+        dense=array(np.float32, dense_features),
+        ids=array(np.int32, columns),
+        labels=array(np.float32),
+        weights=array(np.float32),
+        id_weights=array(np.float32, columns) if weighted else None,
+    )
+
+
+def planned_collectives(
+    learner: Learner, batch_size: int, weighted: bool = False
+) -> tuple[Collective, ...]:
+    """All that the step should have: those of the tables, and one for the dense gradients.
+
+    Args:
+        learner: of the step.
+        batch_size: B.
+        weighted: whether ids have weights.
+    """
+    mesh = learner.mesh
+    if mesh.size == 1:
+        return ()
+    found = collectives(
+        learner.collection.layout,
+        mesh.shape,
+        batch_size,
+        weighted,
+        learner.collection.exchange_dtype,
+    )
+    parameters = jax.tree.leaves(abstract_state(learner).params)
+    dense = sum(math.prod(x.shape) * x.dtype.itemsize for x in parameters)
+    scalar = parameters[0].dtype.itemsize
+    for purpose, nbytes in (
+        ("dense gradients", learner.accumulation_steps * dense),
+        ("loss", learner.accumulation_steps * scalar),
+        ("weight of the batch", 4),
+    ):
+        found += (Collective("all-reduce", (DATA, MODEL), purpose, nbytes, float(nbytes)),)
+    return found
+
+
+def compiled_collectives(compiled: jax.stages.Compiled) -> list[tuple[str, int]]:
+    """Kind and bytes of every collective's result on one device, of a program for CPU devices.
+
+    Raises:
+        ValueError: the program starts collectives asynchronously, which shows other arrays too.
+    """
+    found, text = [], compiled.as_text()
+    assert text is not None
+    for shapes, kind, start in _RESULT.findall(text):
+        if start:
+            raise ValueError(f"expected a program for CPU devices, it has {kind}{start}")
+        found.append((kind, sum(_nbytes(*array) for array in _ARRAY.findall(shapes))))
+    return found
+
+
+def _nbytes(kind: str, bits: str, shape: str) -> int:
+    return math.prod(int(n) for n in shape.split(",") if n) * int(bits) // 8

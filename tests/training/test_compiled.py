@@ -1,0 +1,51 @@
+"""What the compiled step holds is what the plan says: collective by collective, byte by byte."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+from drawn_batches import SAMPLES
+from setups import DENSE, Setup
+
+from dlrm_jax.training.compiled import (
+    compile_step,
+    compiled_collectives,
+    planned_collectives,
+)
+
+BATCH = 4 * SAMPLES
+
+
+def bytes_by_kind(collectives: list[tuple[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for kind, nbytes in collectives:
+        total[kind] += nbytes
+    return total
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        Setup("1x1"),
+        Setup("2x4"),
+        Setup("2x4", "rowwise_adagrad", columns=True),
+        Setup("4x2", "adam", columns=True),
+        Setup("8x1", "adagrad"),
+        Setup("1x8", "rowwise_adagrad", columns=True),
+        Setup("1x8"),
+        Setup("2x4", "adagrad", accumulation_steps=4),
+        Setup("2x4", "rowwise_adagrad", columns=True, exchange_dtype="bfloat16"),
+        Setup("1x8", exchange_dtype="bfloat16"),
+    ],
+    ids=lambda setup: f"{setup.mesh}-{setup.optimizer}",
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_step_has_the_collectives_of_the_plan_and_no_other(setup, weighted):
+    learner = dataclasses.replace(setup, dtype="float32").learner()
+    planned = planned_collectives(learner, BATCH, weighted)
+    compiled = compiled_collectives(compile_step(learner, BATCH, DENSE, weighted))
+    wanted = bytes_by_kind([(each.kind, each.nbytes) for each in planned])
+    assert bytes_by_kind(compiled) == wanted
+    assert len(compiled) <= len(planned) * setup.accumulation_steps
