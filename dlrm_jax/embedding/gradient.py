@@ -47,16 +47,21 @@ def aggregate(
     for sharded in (True, False):
         axes = copy_axes(sharded, mesh_shape)
         copies = math.prod(mesh_shape[axis] for axis in axes)
-        sparse = []
+        apart = []  # those whose copies tell each other what they saw
         for slab in slabs:
             if slab.sharded == sharded:
                 items = occurrences[slab.name]
-                if is_dense(slab, copies * sum(rows.size for rows, _, _ in items)):
+                ids = copies * sum(rows.size for rows, _, _ in items)
+                bags = copies * sum(rows[:, :, 0].size for rows, _, _ in items)
+                if axes and sums_are_less(slab, ids, bags):
                     sums[slab.name] = _sum_densely(slab.rows, items, axes)
                 else:
-                    sparse.append(slab)
-        everywhere = _gather_copies([occurrences[slab.name] for slab in sparse], axes, dtype)
-        for slab, items in zip(sparse, everywhere, strict=True):
+                    apart.append(slab)
+        everywhere = _gather_copies([occurrences[slab.name] for slab in apart], axes, dtype)
+        for slab, items in zip(apart, everywhere, strict=True):
+            if is_dense(slab, sum(rows.size for rows, _, _ in items)):
+                sums[slab.name] = _sum_densely(slab.rows, items, ())
+                continue
             rows, gradients = _expand(items)
             if slab.needs_sums(sum_duplicates):
                 rows, gradients = _merge(slab.rows, rows, gradients)
@@ -73,8 +78,16 @@ def copy_axes(sharded: bool, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
     return axes if math.prod(mesh_shape[axis] for axis in axes) > 1 else ()
 
 
+def sums_are_less(slab: Slab, ids: int, bags: int) -> bool:
+    """Whether the sums of all rows are fewer numbers than the bags that all copies saw.
+
+    A bag is its ids and one cotangent: with long bags far less than a gradient for each id.
+    """
+    return slab.rows * (slab.width + 1) <= ids + bags * slab.width
+
+
 def is_dense(slab: Slab, occurrences: int) -> bool:
-    """Whether all rows' gradients are fewer numbers than those of what all copies saw."""
+    """Whether there are so many occurrences that all rows are summed, touched or not."""
     return slab.rows <= occurrences
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlrm_jax.embedding.gradient import copy_axes, is_dense
+from dlrm_jax.embedding.gradient import copy_axes, is_dense, sums_are_less
 from dlrm_jax.embedding.layout import Block, Layout, Slab
 from dlrm_jax.embedding.optimizer import mean_of_columns, slot_shapes
 from dlrm_jax.mesh import DATA, MODEL
@@ -89,7 +89,8 @@ def _between_copies(
     found, sparse = [], []
     for slab in layout.slabs:
         if slab.optimizer and slab.sharded == sharded:
-            if is_dense(slab, batch_size * _slots(layout, slab)):
+            ids, bags = (batch_size * count for count in _per_sample(layout, slab))
+            if sums_are_less(slab, ids, bags):
                 row = slab.width * slab.vector_dtype.itemsize + 4  # its gradient; whether touched
                 found.append(_of_slab(axes, f"gradients of {slab.name}", slab.rows * row))
             else:
@@ -106,7 +107,7 @@ def _means(layout: Layout, batch_size: int) -> list[Collective]:
     found = []
     for slab in layout.slabs:
         if slab.optimizer and slab.split == "columns":
-            occurrences = batch_size * _slots(layout, slab)
+            occurrences = batch_size * _per_sample(layout, slab)[0]
             rows = slab.rows if is_dense(slab, occurrences) else occurrences
             nbytes = rows * _row_means(slab) * slab.vector_dtype.itemsize
             found.append(_of_slab((MODEL,), f"means of {slab.name}", nbytes))
@@ -130,9 +131,10 @@ def _of_blocks(
     return Collective(kind, axes, purpose, samples * padded, float(samples * needed))
 
 
-def _slots(layout: Layout, slab: Slab) -> int:
-    """Ids of a sample that one shard is asked for, padding included."""
-    return sum(b.bag.shape[1] * b.length for b in layout.blocks if b.slab is slab)
+def _per_sample(layout: Layout, slab: Slab) -> tuple[int, int]:
+    """Ids and bags that one shard is asked for, padding included."""
+    counts = [(b.bag.shape[1], b.length) for b in layout.blocks if b.slab is slab]
+    return sum(bags * length for bags, length in counts), sum(bags for bags, _ in counts)
 
 
 def _ids(block: Block) -> int:
