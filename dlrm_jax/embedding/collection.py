@@ -16,6 +16,7 @@ from dlrm_jax.embedding.layout import Slab, make_layout
 from dlrm_jax.embedding.logical import slab_spec, slot_ndims
 from dlrm_jax.embedding.optimizer import RowOptimizer, mean_of_columns, slot_shapes, update_rows
 from dlrm_jax.embedding.plan import Plan, automatic_plan
+from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.errors import UserError
@@ -215,6 +216,10 @@ class EmbeddingCollection:
             new_weights, new_slots = {}, {}
             for name, slab in slabs.items():
                 assert slab.optimizer is not None
+
+                def rounded(values: Array, slab: Slab = slab) -> Array:
+                    return round_randomly(values, bits_of_rows(slab, rows[slab.name], step))
+
                 new_weights[name], new_slots[name] = update_rows(
                     slab.optimizer,
                     weights[name],
@@ -223,6 +228,7 @@ class EmbeddingCollection:
                     values[name],
                     step,
                     mean_of_all_columns if slab.split == "columns" else mean_of_columns,
+                    rounded if slab.rounds_randomly else None,
                 )
             return new_weights, new_slots
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +40,7 @@ class Slab:
         pieces: each with its first row in the slab.
         tables: those that the pieces are of, by name.
         optimizer: of all its rows; None if they are frozen.
+        rounds_randomly: new weights, see `rounding`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Slab:
     pieces: tuple[tuple[Piece, int], ...]
     tables: Mapping[str, Table]
     optimizer: RowOptimizer | None
+    rounds_randomly: bool
 
     @property
     def sharded(self) -> bool:
@@ -64,7 +66,8 @@ class Slab:
 
     def needs_sums(self, always: bool) -> bool:
         """Whether the gradients of equal rows must be summed before the update."""
-        return self.optimizer is not None and (always or not self.optimizer.linear)
+        one_by_one = self.optimizer is None or (self.optimizer.linear and not self.rounds_randomly)
+        return always or not one_by_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,7 @@ def make_layout(
 
 
 def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) -> tuple[Slab, ...]:
-    groups: dict[tuple[_Split, RowOptimizer | None, int, str, str | None], list[Table]] = {}
+    groups: dict[tuple[Any, ...], list[Table]] = {}
     for table in tables:
         effective = table.optimizer or optimizer if table.trainable else None
         pieces = plan.of(table.name)
@@ -185,11 +188,11 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
         # Alone, a table on some shards would be matched by padding on the others.
         spread = split is None or len(pieces) == plan.shards
         alone = table.name if table.rows >= OWN_SLAB_ROWS and spread else None
-        key = (split, effective, table.dim, table.dtype, alone)
+        key = (split, effective, table.dim, table.dtype, table.rounds_randomly, alone)
         groups.setdefault(key, []).append(table)
 
     slabs = []
-    for (split, effective, dim, dtype, _), members in groups.items():
+    for (split, effective, dim, dtype, rounds_randomly, _), members in groups.items():
         used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
         pieces = []
         for table in members:
@@ -208,6 +211,7 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
                 pieces=tuple(pieces),
                 tables={table.name: table for table in members},
                 optimizer=effective,
+                rounds_randomly=rounds_randomly,
             )
         )
     return tuple(slabs)

@@ -212,6 +212,7 @@ def update_rows(
     gradients: Float[Array, "K d"],
     step: Int[Array, ""],
     row_mean: RowMean = mean_of_columns,
+    rounded: Callable[[Float[Array, "K d"]], Float[Array, "K d"]] | None = None,
 ) -> tuple[Float[Array, "R d"], Slots]:
     """Applies one update to the named rows, in place where the arrays are donated.
 
@@ -220,10 +221,11 @@ def update_rows(
         weights: the rows of one device.
         slots: their optimizer state.
         rows: the touched rows; a number of R or more stands for "no row". Without
-            repetition unless ``optimizer.linear``.
+            repetition unless ``optimizer.linear`` and not ``rounded``.
         gradients: their gradients.
         step: the number of updates done before this one.
         row_mean: as for `RowOptimizer.update`.
+        rounded: gives new weights in the dtype of the old ones; None rounds each update.
     """
     # All numbers are known to be non-negative: "fill" and "drop" then catch every "no row".
     touched = {name: slot.at[rows].get(mode="fill", fill_value=0) for name, slot in slots.items()}
@@ -232,6 +234,9 @@ def update_rows(
         name: slot.at[rows].set(touched[name].astype(slot.dtype), mode="drop")
         for name, slot in slots.items()
     }
+    if rounded:
+        old = weights.at[rows].get(mode="fill", fill_value=0).astype(updates.dtype)
+        return weights.at[rows].set(rounded(old + updates), mode="drop"), slots
     # Adding, not setting: one pass over the rows, and right for repeated rows too.
     return weights.at[rows].add(updates.astype(weights.dtype), mode="drop"), slots
 

@@ -48,6 +48,8 @@ class Table:
         init: initial values; None for the reference's U(±√(1/rows)).
         optimizer: None for the collection's.
         trainable: False freezes the table.
+        stochastic_rounding: of updated bfloat16 weights, so that small updates aren't lost;
+            False rounds them to the nearest. Means nothing for other dtypes.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Table:
     init: Initializer | None = None
     optimizer: RowOptimizer | None = None
     trainable: bool = True
+    stochastic_rounding: bool = True
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
@@ -74,6 +77,11 @@ class Table:
     def nbytes(self) -> int:
         """Bytes of the weights of one copy."""
         return self.rows * self.dim * jnp.dtype(self.dtype).itemsize
+
+    @property
+    def rounds_randomly(self) -> bool:
+        """Whether `stochastic_rounding` means something."""
+        return self.stochastic_rounding and jnp.dtype(self.dtype) == jnp.bfloat16
 
     def initial_rows(self, key: Array, count: int) -> Float[Array, "n d"]:
         """Initial values of ``count`` consecutive rows, from their key."""

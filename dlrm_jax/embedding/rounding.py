@@ -1,0 +1,74 @@
+"""Bfloat16 weights rounded up or down at random, so that on average no update is lost.
+
+An update smaller than half the distance between two bfloat16 numbers vanishes if it is rounded to
+the nearest; rounded up with the probability of its share of that distance, it counts in full on
+average (Gupta et al., 2015, "Deep learning with limited numerical precision"). The random bits
+depend on the step, the table, and the logical row and column alone: not on mesh or plan.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, BFloat16, Float32, Int, UInt16
+
+from dlrm_jax.embedding.layout import Slab
+from dlrm_jax.mesh import MODEL
+
+
+def round_randomly(
+    values: Float32[Array, "K d"], bits: UInt16[Array, "K d"]
+) -> BFloat16[Array, "K d"]:
+    """One of the two neighbours of each value, the nearer the likelier.
+
+    Args:
+        values: what is not finite stays what it is.
+        bits: uniformly distributed.
+    """
+    # The lower half of a float32 is what bfloat16 lacks: added to as much noise, it carries into
+    # the upper half with a probability of its share.
+    noisy = jax.lax.bitcast_convert_type(values, jnp.uint32) + bits.astype(jnp.uint32)
+    upper = jax.lax.bitcast_convert_type((noisy >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(values), upper, values.astype(jnp.bfloat16))
+
+
+def bits_of_rows(slab: Slab, rows: Int[Array, " K"], step: Int[Array, ""]) -> UInt16[Array, "K d"]:
+    """Random bits for this shard's columns of its rows. In `jax.shard_map`.
+
+    Args:
+        slab: that the rows are of.
+        rows: numbers within the shard's part; those past its end get bits nobody needs.
+        step: the number of updates done before this one.
+    """
+    shard = jax.lax.axis_index(MODEL) if slab.sharded else 0
+    starts, moduli, residues, names = (jnp.asarray(x)[shard] for x in _pieces(slab))
+    piece = jnp.searchsorted(starts, rows, side="right") - 1
+    logical_row = (rows - starts[piece]) * moduli[piece] + residues[piece]
+
+    def bits(name: Array, row: Array) -> Array:
+        # Not the default generator, which may differ from backend to backend.
+        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), step)
+        key = jax.random.fold_in(jax.random.fold_in(key, name), row)
+        return jax.random.bits(key, (slab.dim,), jnp.uint16)
+
+    whole = jax.vmap(bits)(names[piece], logical_row)
+    if slab.split != "columns":
+        return whole
+    return jax.lax.dynamic_slice_in_dim(whole, shard * slab.width, slab.width, axis=1)
+
+
+def _pieces(slab: Slab) -> tuple[np.ndarray, ...]:
+    """Of each shard's pieces in the order of their rows: start, modulus, residue, name's hash."""
+    shards = 1 + max(piece.shard or 0 for piece, _ in slab.pieces)
+    found: list[list[tuple[int, ...]]] = [[] for _ in range(shards)]
+    for piece, start in slab.pieces:
+        name = zlib.crc32(piece.table.encode())
+        found[piece.shard or 0].append((start, piece.modulus, piece.residue, name))
+    most = max(map(len, found))
+    padding = (slab.rows, 1, 0, 0)  # begins where nothing does
+    table = [sorted(pieces) + [padding] * (most - len(pieces)) for pieces in found]
+    columns = np.array(table, np.int64).transpose(2, 0, 1)
+    return (*columns[:3].astype(np.int32), columns[3].astype(np.uint32))
