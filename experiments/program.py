@@ -27,6 +27,9 @@ FLAGS = flags.FLAGS
 # What a file system answers that is full, limited, or not to be written to.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
+# What the errors of collectives and of JAX's coordinator tell of when another process has gone.
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbeat")
+
 
 def define_run_flags(default_preset: str) -> None:
     """``--mesh``, ``--preset``, and for each field of `Config` a flag that overrides it."""
@@ -156,20 +159,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             _end(130)
         except SystemExit as request:
             _end(request.code)
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
             if not several():
                 raise
-            reason = str(error).splitlines()[0]
-            _fail(
-                f"the devices can't go on: {reason}; another process has probably ended, and says "
-                f"why. Started again with this workdir, they go on from the last checkpoint",
-                code=1,
-            )
-        except Exception:
-            if not several():
-                raise
-            traceback.print_exc()
-            _end(1)
+            _fail_among_others(error)
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -192,6 +185,19 @@ def _defined_by(program: str) -> list[str]:
 def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     _end(code)
+
+
+def _fail_among_others(error: Exception) -> NoReturn:
+    """One of several processes can't go on, because of itself or because of another one."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(x in str(error) for x in _LOST):
+        _fail(
+            f"another process can't be reached any more, and says why if it has ended: "
+            f"{str(error).splitlines()[0]}. Started again with this workdir, all go on from the "
+            f"last checkpoint",
+            code=1,
+        )
+    traceback.print_exception(error)
+    _end(1)
 
 
 def _end(code: int | str | None) -> NoReturn:

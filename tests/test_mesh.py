@@ -46,6 +46,19 @@ def test_a_mesh_larger_than_the_machine_names_both_counts():
         make_mesh("3x5")
 
 
+def test_devices_are_shared_out_among_processes(monkeypatch):
+    changed = {}
+    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    emulate_devices(8, processes=2)
+    assert changed["jax_num_cpu_devices"] == 4
+    # One device each, too, starts collectives in the order of the others.
+    emulate_devices(2, processes=2)
+    assert "concurrency_optimized_scheduler=false" in os.environ["XLA_FLAGS"]
+    with pytest.raises(UserError, match="8 devices can't be shared out evenly among 3 processes"):
+        emulate_devices(8, processes=3)
+
+
 def test_batches_are_split_over_all_devices_after_the_leading_axes():
     mesh = make_mesh("2x4")
     assert batch_sharding(mesh).shard_shape((16, 3)) == (2, 3)

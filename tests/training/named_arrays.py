@@ -7,11 +7,11 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from oracle import Oracle
 from setups import ROWS, Setup
 
+from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.learner import Learner, TrainState
 
 
@@ -22,7 +22,7 @@ def initial_arrays(setup: Setup) -> dict[str, np.ndarray]:
         f"{name}/weights": rng.uniform(-0.3, 0.3, (rows, setup.width(name)))
         for name, rows in ROWS.items()
     }
-    arrays |= _dense_arrays(_drawn_params(dataclasses.replace(setup, mesh="1x1", optimizer="sgd")))
+    arrays |= dense_arrays(_drawn_params(dataclasses.replace(setup, mesh="1x1", optimizer="sgd")))
     return {name: array.astype(setup.dtype) for name, array in arrays.items()}
 
 
@@ -32,10 +32,10 @@ def start(learner: Learner, initial: dict[str, np.ndarray]) -> TrainState:
     for mlp, layers in params.items():
         for i, layer in layers["layers"].items():
             for key in ("kernel", "bias"):
-                layer[key] = jax.device_put(initial[f"{mlp}/{i}/{key}"], learner.replicated)
+                layer[key] = put_whole(initial[f"{mlp}/{i}/{key}"], learner.replicated)
     init = jax.jit(learner.dense_optimizer.init, out_shardings=learner.replicated)
     return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), learner.replicated),
+        step=put_whole(np.zeros((), np.int32), learner.replicated),
         params=params,
         optimizer=init(params),
         embedding=learner.collection.build(
@@ -49,7 +49,8 @@ def _drawn_params(setup: Setup) -> Any:
     return jax.tree.map(np.array, setup.learner().init_params(0))
 
 
-def _dense_arrays(params: Any) -> dict[str, np.ndarray]:
+def dense_arrays(params: Any) -> dict[str, np.ndarray]:
+    """Copies of the parameters of the dense model."""
     return {
         f"{mlp}/{i}/{key}": np.array(array)
         for mlp in ("bottom", "top")
@@ -65,7 +66,7 @@ def arrays_of(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
         for table, logical in learner.collection.read(state.embedding)
         for key, array in logical.items()
     }
-    return tables | _dense_arrays(state.params)
+    return tables | dense_arrays(state.params)
 
 
 def oracle_arrays(oracle: Oracle) -> dict[str, np.ndarray]:

@@ -1,0 +1,81 @@
+"""The main job in two processes: what ends it, and going on in one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from main_job import SMALL, fails, in_background, losses, succeed, summary
+
+TWO = ("--mesh=2x4", "--processes=2", *SMALL)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
+
+def processes_of(launcher: subprocess.Popen[str]) -> list[int]:
+    """The ids of the processes that it has started, in their order."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return [int(number) for number in children.read_text().split()]
+
+
+def is_running(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def saved(workdir: Path) -> list[int]:
+    directory = workdir / "checkpoints"
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
+
+
+def wait_until(condition, launcher: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert launcher.poll() is None, launcher.communicate()[1][-3000:]
+
+
+def test_a_killed_process_ends_the_others_and_one_goes_on(unbroken: Path, tmp_path: Path):
+    flags = (*SMALL, "--steps=40", "--checkpoint_every=3", f"--workdir={tmp_path}")
+    for victim in (1, 0):  # process 0 is the coordinator
+        before = saved(tmp_path)
+        with in_background("--mesh=2x4", "--processes=2", *flags) as launcher:
+            wait_until(lambda before=before: set(saved(tmp_path)) - set(before), launcher)
+            processes = processes_of(launcher)
+            os.kill(processes[victim], signal.SIGKILL)
+            _, stderr = launcher.communicate(timeout=60)
+        assert launcher.returncode == 128 + signal.SIGKILL
+        assert f"process {victim} was killed by SIGKILL; the others were stopped" in stderr
+        assert f"goes on from step {saved(tmp_path)[-1]}" in stderr
+        assert "Traceback" not in stderr
+        assert not any(is_running(process) for process in processes)
+
+    succeed("--mesh=2x4", *flags)
+    assert summary(tmp_path)["resumed_from"] > 3
+    for split in ("train", "validation", "test"):
+        difference = summary(tmp_path)[split]["log_loss"] - summary(unbroken)[split]["log_loss"]
+        assert abs(difference) < 1e-5
+
+
+def test_a_signal_to_the_launcher_saves(tmp_path: Path):
+    flags = (*TWO, "--steps=1000000", "--checkpoint_every=0", f"--workdir={tmp_path}")
+    metrics = tmp_path / "metrics.jsonl"
+    with in_background(*flags) as launcher:
+        wait_until(lambda: metrics.exists() and metrics.stat().st_size, launcher)
+        processes = processes_of(launcher)
+        launcher.send_signal(signal.SIGTERM)
+        _, stderr = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGTERM, stderr
+    assert stderr.count("stopped by SIGTERM; everything is saved") == 1
+    assert stderr.count("\n") == 1
+    assert saved(tmp_path) == [max(losses(tmp_path))]
+    assert not any(is_running(process) for process in processes)
+
+
+def test_processes_started_elsewhere_need_one_workdir():
+    flags = ("--processes=2", "--coordinator=host:1", "--process=1")
+    fails("--coordinator needs --workdir", "--mesh=2x4", *SMALL, *flags)

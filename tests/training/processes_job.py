@@ -1,0 +1,97 @@
+"""Trains the problem of `setups` in one of several processes; started by `test_processes`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from drawn_batches import make_batches
+from jax.experimental import multihost_utils
+from named_arrays import dense_arrays, start
+from setups import Setup, train
+
+from dlrm_jax.data.batches import Batch
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import emulate_devices
+from dlrm_jax.processes import Agreement, is_first, join, on_first
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.learner import Learner, TrainState
+
+DEVICES = 8
+STEPS = 8
+STEPS_BEFORE = 3  # of the run in one process that is gone on with
+
+# By the number of processes. Each setup has two optimizers.
+FRESH = {
+    2: (Setup("2x4", "sgd", columns=True), Setup("8x1", "rowwise_adagrad", columns=True)),
+    4: (Setup("2x4", "adagrad", columns=True), Setup("1x8", "rowwise_adagrad", columns=True)),
+}
+# What goes on from a checkpoint of one process, on another mesh and with another plan.
+RESUMED = {2: Setup("1x8", "adam", columns=True), 4: Setup("4x2", "adam", columns=True)}
+
+
+def main(coordinator: str, count: int, index: int, directory: Path) -> None:
+    emulate_devices(DEVICES, count)
+    join(coordinator, count, index)
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes most of the time
+    with np.load(directory / "initial.npz") as arrays:
+        initial = dict(arrays)
+    batches = [part_of(batch, index, count) for batch in make_batches("float64")]
+
+    for setup in FRESH[count]:
+        learner = setup.learner()
+        state, losses = train(learner, start(learner, initial), batches, STEPS)
+        arrays = gathered(learner, state)
+        if is_first():
+            np.savez(directory / f"{setup.mesh}.npz", allow_pickle=False, losses=losses, **arrays)
+
+    learner = RESUMED[count].learner()
+    state = Checkpoints(directory / "before", {}).restore(learner, STEPS_BEFORE)
+    rest = batches[STEPS_BEFORE:] + batches[:STEPS_BEFORE]
+    state, _ = train(learner, state, rest, STEPS - STEPS_BEFORE)
+    Checkpoints(directory / "after", {}).save(learner, state, {}, None)
+
+    seen = {
+        "largest": Agreement(learner.mesh)(index * 10),
+        "result": on_first(lambda: ["of", index]),
+        "long": on_first(lambda: "x" * 5000),
+        "error": message(UserError, UserError(f"of {index}")),
+        "refused": message(OSError, OSError(28, f"full in {index}")),
+        "bug": message(RuntimeError if index else KeyError, KeyError(index)),
+    }
+    (directory / f"seen-{index}.json").write_text(json.dumps(seen))
+
+
+def part_of(batch: Batch, index: int, count: int) -> Batch:
+    return Batch(*(np.split(array, count)[index] for array in batch))
+
+
+def gathered(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
+    """What `named_arrays.arrays_of` gives, in every process."""
+    tables = {
+        f"{table.name}/{key}": np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        for table, logical in learner.collection.read(state.embedding)
+        for key, array in logical.items()
+    }
+    return tables | dense_arrays(state.params)
+
+
+def message(expected: type[Exception], error: Exception) -> str:
+    """What a process is told when process 0 fails in this way."""
+
+    def fail() -> None:
+        raise error
+
+    try:
+        on_first(fail)
+    except expected as told:
+        return str(told)
+    return "nothing"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -1,0 +1,165 @@
+"""Two and four processes with eight devices in all: the numbers are the oracle's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from drawn_batches import make_batches, oracle_arguments
+from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
+from oracle import Oracle
+from processes_job import FRESH, RESUMED, STEPS, STEPS_BEFORE
+from setups import MESHES, ROWS, Setup, train
+
+from dlrm_jax.embedding.optimizer import OPTIMIZERS
+from dlrm_jax.embedding.plan import PLACEMENTS
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.processes import CLUSTER, Agreement, free_address, join, on_first
+from dlrm_jax.training.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def x64():
+    jax.config.update("jax_enable_x64", True)  # in Orbax's threads, too
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="module")
+def begun(x64: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the processes start from: weights, and a checkpoint of this process."""
+    directory, setup = tmp_path_factory.mktemp("begun"), Setup("2x4", "adam")
+    initial, learner = initial_arrays(setup), setup.learner()
+    np.savez(directory / "initial.npz", allow_pickle=False, **initial)
+    state = start(learner, initial)
+    state, _ = train(learner, state, make_batches(setup.dtype), STEPS_BEFORE)
+    Checkpoints(directory / "before", {}).save(learner, state, {}, None)
+    return directory
+
+
+@pytest.fixture(scope="module", params=sorted(FRESH), ids=lambda count: f"{count} processes")
+def trained(request: pytest.FixtureRequest, begun: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The number of processes, and the directory of what they have left."""
+    count, directory = request.param, tmp_path_factory.mktemp("processes")
+    shutil.copytree(begun, directory, dirs_exist_ok=True)
+    run_job(count, directory)
+    return count, directory
+
+
+def run_job(count: int, directory: Path) -> None:
+    address = free_address()
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for index in range(count):
+            program = [sys.executable, Path(__file__).with_name("processes_job.py")]
+            log = stack.enter_context((directory / f"{index}.log").open("w"))
+            process = subprocess.Popen(
+                [*program, address, str(count), str(index), directory],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        for index, process in enumerate(processes):
+            code = process.wait(SECONDS)
+            assert code == 0, (directory / f"{index}.log").read_text()[-3000:]
+
+
+def oracle_after(setup: Setup, steps: int) -> tuple[Oracle, list[float]]:
+    oracle = setup.oracle(initial_arrays(setup))
+    inputs = [oracle_arguments(batch) for batch in make_batches(setup.dtype)]
+    return oracle, [oracle.step(**inputs[i % len(inputs)]) for i in range(steps)]
+
+
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]):
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(actual[name], array, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_training_is_the_oracles(trained):
+    count, directory = trained
+    for setup in FRESH[count]:
+        with np.load(directory / f"{setup.mesh}.npz") as saved:
+            found = dict(saved)
+        oracle, losses = oracle_after(setup, STEPS)
+        np.testing.assert_allclose(found.pop("losses"), losses, rtol=1e-9, atol=1e-9)
+        assert_same(found, oracle_arrays(oracle))
+
+
+def test_checkpoints_of_one_process_and_of_several(trained):
+    """Begun in one process, gone on with in several, and read in one again."""
+    _, directory = trained
+    setup = Setup("8x1", "adam")
+    learner = setup.learner()
+    state = Checkpoints(directory / "after", {}).restore(learner, STEPS)
+    oracle, _ = oracle_after(setup, STEPS)
+    assert_same(arrays_of(learner, state), oracle_arrays(oracle))
+
+
+def test_what_one_process_knows_all_do(trained):
+    count, directory = trained
+    seen = [json.loads((directory / f"seen-{index}.json").read_text()) for index in range(count)]
+    for index, found in enumerate(seen):
+        assert found == {
+            "largest": 10 * (count - 1),
+            "result": ["of", 0],
+            "long": "x" * 5000,
+            "error": "of 0",
+            "refused": "[Errno 28] full in 0",
+            "bug": "KeyError(0)" if index else "0",
+        }
+
+
+def test_every_optimizer_mesh_and_placement_is_among_them():
+    meshes, placements = set(), set()
+    for count, fresh in FRESH.items():
+        setups = [*fresh, RESUMED[count]]
+        names = {setup.table_optimizer(table)[0] for setup in setups for table in ROWS}
+        assert names == set(OPTIMIZERS)
+        meshes |= {setup.mesh for setup in setups}
+        plan = fresh[0].learner().collection.plan
+        placements |= {plan.placement(piece.table) for piece in plan.pieces}
+    assert meshes == set(MESHES) - {"1x1"}
+    assert placements == set(PLACEMENTS)
+
+
+def test_a_single_process_agrees_with_itself():
+    assert Agreement(make_mesh("2x4"))(15) == 15
+    assert on_first(lambda: (1, 2)) == (1, 2)
+    with pytest.raises(UserError, match="as it is"):
+        on_first(lambda: _fail("as it is"))
+
+
+def _fail(text: str):
+    raise UserError(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("host:1", 2, 2), "of 2 processes, expected one from 0 to 1, got 2"),
+        (("host:1", 2, None), "expected the number of this process"),
+        ((CLUSTER, 2, 1), "and none with 'cluster'"),
+        (("host", 2, 1), "expected HOST:PORT or cluster, got 'host'"),
+    ],
+)
+def test_a_wrong_place_is_refused(arguments, text):
+    with pytest.raises(UserError, match=text):
+        join(*arguments)
