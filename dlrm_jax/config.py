@@ -19,6 +19,13 @@ MLPERF_ROWS = (
     39884406, 39043, 17289, 7420, 20263, 3, 7120, 1543, 63, 38532951, 2953546, 403346, 10, 2208,
     11938, 155, 4, 976, 14, 39979771, 25641295, 39664984, 585935, 12972, 108, 36,
 )  # fmt: skip
+MLPERF_V2_ROWS = (
+    40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10, 2209,
+    11938, 155, 4, 976, 14, 40000000, 40000000, 40000000, 590152, 12973, 108, 36,
+)  # fmt: skip
+MLPERF_V2_BAG_LENGTHS = (
+    3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1,
+)  # fmt: skip
 SMALL_ROWS = (
     1460, 583, 50000, 20000, 305, 24, 4000, 633, 3, 8000, 2500, 30000, 1500, 27, 5000, 25000, 10,
     2000, 1000, 4, 15000, 18, 15, 6000, 105, 3000,
@@ -39,6 +46,7 @@ class Config:
     pooling: Literal["sum", "mean"] = "sum"
     table_dtype: Literal["float32", "bfloat16"] = "float32"
     placements: tuple[str, ...] = ()  # C3=row_wise[:0-3], C4=table_wise[:1], C5=column_wise, …
+    plan: str = ""  # a file that experiments.plan wrote; "" for a plan made at the start
     frozen_tables: tuple[str, ...] = ()  # C1, C2
     table_optimizers: tuple[str, ...] = ()  # C3=sgd or C3=sgd:0.01, with its learning rate
 
@@ -107,6 +115,11 @@ class Config:
                 f"bottom_mlp: dot interaction needs it to end in embedding_dim = "
                 f"{self.embedding_dim}, got {self.bottom_mlp}"
             )
+        if self.plan and self.placements:
+            raise UserError(
+                f"placements: they have no effect with a plan, which says where every table is, "
+                f"got {','.join(self.placements)} and {self.plan}"
+            )
         if self.top_mlp[-1] != 1:
             raise UserError(f"top_mlp: expected it to end in 1, the logit, got {self.top_mlp}")
         if self.batch_size % self.accumulation_steps:
@@ -153,7 +166,7 @@ class Config:
 FIELD_TYPES = get_type_hints(Config)
 
 MAY_CHANGE = frozenset(
-    ("placements", "evaluation_batch_size", "steps", "epochs", "log_every", "eval_every",
+    ("placements", "plan", "evaluation_batch_size", "steps", "epochs", "log_every", "eval_every",
      "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc")
 )  # fmt: skip
 """The fields that may differ when a run is resumed; all others are part of its identity."""
@@ -230,6 +243,21 @@ PRESETS: dict[str, Config] = {
         batch_size=2048,
         eval_every=10_000,
         checkpoint_every=10_000,
+    ),
+    # MLPerf's recommendation_v2, with dot interaction in place of DCN-v2's cross layers.
+    "mlperf_v2": Config(
+        table_rows=MLPERF_V2_ROWS,
+        bag_lengths=MLPERF_V2_BAG_LENGTHS,
+        embedding_dim=128,
+        bottom_mlp=(512, 256, 128),
+        top_mlp=(1024, 1024, 512, 256, 1),
+        optimizer="rowwise_adagrad",
+        learning_rate=0.005,
+        eps=1e-8,
+        batch_size=65_536,
+        evaluation_batch_size=65_536,
+        eval_every=3_000,
+        checkpoint_every=3_000,
     ),
     "profile": Config(
         table_rows=(1_000_000,) * 8,

@@ -6,6 +6,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from dlrm_jax.config import FIELD_TYPES, PRESETS, Config, preset
+from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.errors import UserError
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -136,6 +137,22 @@ def test_presets_are_the_published_configurations(name, rows, dim, bottom, top, 
         )
     else:
         assert (config.dense_features, len(config.table_rows), config.bag_lengths) == (13, 26, (1,))
+
+
+def test_mlperf_v2_is_the_published_configuration():
+    config = preset("mlperf_v2")
+    assert (config.table_rows, config.bag_lengths) == (MLPERF_ROWS, MLPERF_SIZES)
+    assert (sum(config.table_rows), sum(config.table_bag_lengths)) == (204_184_588, 214)
+    assert (config.embedding_dim, config.bottom_mlp) == (128, (512, 256, 128))
+    assert config.top_mlp == (1024, 1024, 512, 256, 1)
+    assert (config.optimizer, config.learning_rate, config.eps) == ("rowwise_adagrad", 0.005, 1e-8)
+    assert config.batch_size == 65_536
+
+
+def test_a_plan_leaves_nothing_to_place():
+    with pytest.raises(UserError, match=r"placements: .* got C1=replicated and p.json"):
+        Config(placements=("C1=replicated",), plan="p.json")
+    assert "plan" not in Config(plan="p.json").identity()
 
 
 def test_an_unknown_preset_names_those_that_there_are():

@@ -3,8 +3,10 @@
 from dlrm_jax.embedding.bags import pad_bags
 from dlrm_jax.embedding.collection import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.optimizer import SGD, Adagrad, Adam, RowOptimizer, RowWiseAdagrad
-from dlrm_jax.embedding.plan import Piece, Plan, automatic_plan
+from dlrm_jax.embedding.plan import Piece, Plan
+from dlrm_jax.embedding.planner import automatic_plan
 from dlrm_jax.embedding.table import Feature, Lookup, Table
+from dlrm_jax.embedding.workload import Workload
 
 __all__ = [
     "SGD",
@@ -19,6 +21,7 @@ __all__ = [
     "RowOptimizer",
     "RowWiseAdagrad",
     "Table",
+    "Workload",
     "automatic_plan",
     "pad_bags",
 ]

@@ -15,7 +15,8 @@ from dlrm_jax.embedding.bags import check_ids
 from dlrm_jax.embedding.layout import Slab, make_layout
 from dlrm_jax.embedding.logical import slab_spec, slot_ndims
 from dlrm_jax.embedding.optimizer import RowOptimizer, mean_of_columns, slot_shapes, update_rows
-from dlrm_jax.embedding.plan import Plan, automatic_plan
+from dlrm_jax.embedding.plan import Plan
+from dlrm_jax.embedding.planner import automatic_plan
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 
 PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise")
-
-# Tables this small cost less as a copy on every device, whose gradients are summed
-# densely, than as a slot in the exchange.
-REPLICATED_ROWS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +110,26 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote."""
-        fields = json.loads(text)
-        return cls(fields["shards"], tuple(Piece(**piece) for piece in fields["pieces"]))
+        """The plan that `to_json` wrote.
+
+        Raises:
+            UserError: the text isn't such a plan, naming what is wrong.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"a plan is JSON, as Plan.to_json writes it; got {error}") from None
+        if not isinstance(fields, dict) or fields.keys() != {"shards", "pieces"}:
+            raise UserError(
+                f"a plan is an object with shards and pieces, got {_shortened(fields)}; "
+                f"Plan.to_json writes one"
+            )
+        shards, pieces = fields["shards"], fields["pieces"]
+        if type(shards) is not int or shards < 1:
+            raise UserError(f"plan: expected shards to be a number from 1, got {shards!r}")
+        if not isinstance(pieces, list):
+            raise UserError(f"plan: expected pieces to be a list, got {_shortened(pieces)}")
+        return cls(shards, tuple(_piece(number, piece) for number, piece in enumerate(pieces)))
 
     def describe(self, tables: Iterable[Table]) -> str:
         """A table for people: one line a table, then the bytes of weights per shard."""
@@ -144,78 +157,27 @@ class Plan:
         return "\n".join(lines)
 
 
-def automatic_plan(
-    tables: Sequence[Table], shards: int, placements: Mapping[str, str] | None = None
-) -> Plan:
-    """A simple plan: small tables everywhere, large ones cut by rows, the rest dealt out.
-
-    A table is cut by rows when it holds more than a quarter of one shard's mean share;
-    whole tables go, largest first, to the shard with the fewest tables, then the fewest
-    bytes, so that no shard's part of the exchange is mostly padding.
-
-    Args:
-        tables: all tables.
-        shards: the size of the mesh's model axis.
-        placements: by table name, what to do instead: ``"replicated"``, ``"column_wise"``,
-            ``"row_wise"``, ``"table_wise"`` or, with shards, ``"row_wise:0-3"``,
-            ``"table_wise:2"``.
-
-    Raises:
-        UserError: an override names no table or is none of these.
-    """
-    chosen = dict(placements or {})
-    unknown = chosen.keys() - {table.name for table in tables}
-    if unknown:
+def _piece(number: int, fields: object) -> Piece:
+    """A piece of a plan that is read, its position in which is named if it is none."""
+    known = {field.name: field for field in dataclasses.fields(Piece)}
+    if not isinstance(fields, dict) or not {"table", "shard"} <= fields.keys() <= known.keys():
         raise UserError(
-            f"placements: no table named {', '.join(sorted(unknown))}; "
-            f"there are {', '.join(table.name for table in tables)}"
+            f"plan: piece {number}: expected an object with table, shard and any of "
+            f"{', '.join(list(known)[2:])}, got {_shortened(fields)}"
         )
-    share = sum(table.nbytes for table in tables) / shards
-    pieces: dict[str, tuple[Piece, ...]] = {}
-    load = [(0, 0)] * shards  # (tables, bytes) of the whole tables on each shard
-    for table in sorted(tables, key=lambda table: -table.nbytes):
-        placement, colon, shard = chosen.get(table.name, _default(table, share, shards)).partition(
-            ":"
-        )
-        with_shards = placement in ("table_wise", "row_wise")
-        if placement not in PLACEMENTS or (colon and not with_shards):
-            raise UserError(
-                f"placements: table {table.name}: expected replicated, column_wise, row_wise, "
-                f"row_wise:FIRST-LAST, table_wise or table_wise:SHARD, got {chosen[table.name]!r}"
-            )
-        if placement == "replicated":
-            pieces[table.name] = replicated(table.name)
-        elif placement == "column_wise":
-            pieces[table.name] = column_wise(table.name, shards)
-        elif placement == "row_wise":
-            group = _shards(table.name, shard, shards) if colon else range(shards)
-            pieces[table.name] = row_wise(table.name, group)
+    for name, value in fields.items():
+        low = 1 if name in ("modulus", "splits") else 0
+        if name == "table":
+            good, wanted = isinstance(value, str), "a name"
         else:
-            k = _shard(table.name, shard, shards) if colon else load.index(min(load))
-            pieces[table.name] = table_wise(table.name, k)
-            load[k] = (load[k][0] + 1, load[k][1] + table.nbytes)
-    return Plan(shards, tuple(piece for table in tables for piece in pieces[table.name]))
+            good, wanted = type(value) is int and value >= low, f"a number from {low}"
+            if name == "shard":
+                good, wanted = good or value is None, f"{wanted}, or null for all shards"
+        if not good:
+            raise UserError(f"plan: piece {number}: expected {name} to be {wanted}, got {value!r}")
+    return Piece(**fields)
 
 
-def _default(table: Table, share: float, shards: int) -> str:
-    if shards == 1:
-        return "table_wise"
-    if table.rows <= REPLICATED_ROWS:
-        return "replicated"
-    return "row_wise" if table.nbytes > share / 4 else "table_wise"
-
-
-def _shards(table: str, text: str, shards: int) -> range:
-    first, dash, last = text.partition("-")
-    if not dash:
-        raise UserError(f"placements: table {table}: expected shards FIRST-LAST, got {text!r}")
-    found = range(_shard(table, first, shards), _shard(table, last, shards) + 1)
-    if not found:
-        raise UserError(f"placements: table {table}: expected shards FIRST-LAST, got {text!r}")
-    return found
-
-
-def _shard(table: str, text: str, shards: int) -> int:
-    if not text.isdecimal() or int(text) >= shards:
-        raise UserError(f"placements: table {table}: shard must be 0..{shards - 1}, got {text!r}")
-    return int(text)
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 from flax import nnx
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.synthetic import generate
-from dlrm_jax.embedding import EmbeddingCollection, Feature, Lookup, Table, automatic_plan
+from dlrm_jax.embedding import (
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    Plan,
+    Table,
+    Workload,
+    automatic_plan,
+)
+from dlrm_jax.embedding.devices import Device, device_like
+from dlrm_jax.embedding.limits import Limits
 from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
+from dlrm_jax.embedding.workload import bags_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import MODEL, check_batch_size
+from dlrm_jax.mesh import DATA, MODEL, check_batch_size
 from dlrm_jax.models.dlrm import DLRM
+from dlrm_jax.processes import on_first
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import LOSSES, class_weighted
@@ -78,8 +93,29 @@ def check_batch_sizes(config: Config, mesh: Mesh) -> None:
     check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
 
 
-def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
-    """The tables of a config: C1, C2, …, each read by the feature of its name."""
+@dataclasses.dataclass(frozen=True)
+class Descriptions:
+    """What a config says of its tables: C1, C2, …, each read by the feature of its name.
+
+    Attributes:
+        tables: all tables.
+        features: one a table.
+        lookups: one a table.
+        optimizer: of the tables that have none of their own.
+    """
+
+    tables: tuple[Table, ...]
+    features: tuple[Feature, ...]
+    lookups: tuple[Lookup, ...]
+    optimizer: RowOptimizer
+
+
+def describe(config: Config) -> Descriptions:
+    """The tables of a config and who reads them.
+
+    Raises:
+        UserError: naming the field that contradicts itself.
+    """
     own = {
         name: _table_optimizer(config, text)
         for name, text in config.per_table("table_optimizers").items()
@@ -99,14 +135,75 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
         for name, rows in zip(config.table_names, config.table_rows, strict=True)
     ]
     lengths = zip(config.table_names, config.table_bag_lengths, strict=True)
-    return EmbeddingCollection(
-        tables,
-        [Feature(name, length) for name, length in lengths],
-        [Lookup(name, name, name, config.pooling) for name in config.table_names],
-        mesh,
+    return Descriptions(
+        tuple(tables),
+        tuple(Feature(name, length) for name, length in lengths),
+        tuple(Lookup(name, name, name, config.pooling) for name in config.table_names),
         row_optimizer(config.optimizer, _schedule(config), _row_eps(config, config.optimizer)),
-        automatic_plan(tables, mesh.shape[MODEL], config.per_table("placements")),
     )
+
+
+def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Workload:
+    """What one step of a config, or one of its micro-batches, asks of its tables."""
+    return Workload(
+        config.batch_size // config.accumulation_steps,
+        data_groups,
+        config.zipf_exponent,
+        bags_of(descriptions.features, descriptions.lookups),
+    )
+
+
+def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
+    """The tables of a config on a mesh, placed by its plan or by an automatic one."""
+    described = describe(config)
+    if config.plan:
+        plan = read_plan(Path(config.plan))
+    else:
+        device, limits = _devices_of(mesh)
+        plan = automatic_plan(
+            described.tables,
+            mesh.shape[MODEL],
+            config.per_table("placements"),
+            optimizer=described.optimizer,
+            workload=workload(config, described, mesh.shape[DATA]),
+            device=device,
+            limits=limits,
+        )
+    try:
+        return EmbeddingCollection(
+            described.tables,
+            described.features,
+            described.lookups,
+            mesh,
+            described.optimizer,
+            plan,
+        )
+    except UserError as error:
+        raise UserError(f"--plan={config.plan}: {error}" if config.plan else str(error)) from None
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file.
+
+    Raises:
+        UserError: naming the file.
+    """
+    try:
+        return Plan.from_json(path.read_text())
+    except (OSError, UnicodeDecodeError, UserError) as error:
+        raise UserError(f"--plan={path}: {error}") from error
+
+
+def _devices_of(mesh: Mesh) -> tuple[Device, Limits]:
+    """What the planner is to know of a mesh: its devices, and what they have room for."""
+    first = mesh.local_devices[0]
+    device = device_like(first.device_kind)
+    # The same in all processes, which must make the same plan. CPUs don't tell.
+    memory = on_first(lambda: (first.memory_stats() or {}).get("bytes_limit"))
+    if memory is None:
+        return device, Limits()
+    device = dataclasses.replace(device, memory=memory)
+    return device, Limits(memory=device.memory_for_tables)
 
 
 def _table_optimizer(config: Config, text: str) -> RowOptimizer:

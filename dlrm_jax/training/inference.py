@@ -138,6 +138,7 @@ def _for_prediction(config: Config, batch_size: int) -> Config:
         frozen_tables=config.table_names,
         table_optimizers=(),
         placements=(),
+        plan="",
         accumulation_steps=1,
         batch_size=batch_size,
         evaluation_batch_size=batch_size,

@@ -2,23 +2,15 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrm_jax.embedding import Piece, Plan, Table, automatic_plan
-from dlrm_jax.embedding.plan import (
-    REPLICATED_ROWS,
-    column_wise,
-    replicated,
-    row_wise,
-    table_wise,
-)
+from dlrm_jax.embedding.plan import column_wise, replicated, row_wise, table_wise
 from dlrm_jax.errors import UserError
 
-# Around the limit of replication, and fewer rows than shards.
-ROWS = st.one_of(
-    st.integers(1, 12), st.integers(REPLICATED_ROWS - 5, REPLICATED_ROWS + 5), st.integers(1, 9000)
-)
+# Fewer rows than shards, too.
+ROWS = st.one_of(st.integers(1, 12), st.integers(1, 9000))
 
 
 @st.composite
@@ -41,27 +33,30 @@ def planned(case):
     return tables, automatic_plan(tables, shards, placements)
 
 
+@settings(max_examples=30)
 @given(cases())
 def test_every_row_lies_in_exactly_one_piece(case):
     tables, plan = planned(case)
     plan.check(tables)
     for table in tables:
-        holders = np.zeros(table.rows, int)
+        holders = np.zeros(table.rows)
         for piece in plan.of(table.name):
             rows = [r for r in range(table.rows) if r % piece.modulus == piece.residue]
             assert piece.rows(table.rows) == len(rows)
             assert piece.shard is None or 0 <= piece.shard < plan.shards
-            holders[rows] += 1
-        np.testing.assert_array_equal(holders, 1)
+            holders[rows] += 1 / piece.splits
+        np.testing.assert_allclose(holders, 1)
     assert len(plan.pieces) == sum(len(plan.of(table.name)) for table in tables)
 
 
+@settings(max_examples=30)
 @given(cases())
 def test_json_round_trip(case):
     _, plan = planned(case)
     assert Plan.from_json(plan.to_json()) == plan
 
 
+@settings(max_examples=30)
 @given(cases())
 def test_overrides_are_followed(case):
     _, plan = planned(case)
@@ -77,6 +72,7 @@ def test_overrides_are_followed(case):
             assert plan.of(name) == row_wise(name, range(plan.shards))
 
 
+@settings(max_examples=30)
 @given(cases())
 def test_description_names_every_table_and_its_bytes_add_up(case):
     tables, plan = planned(case)
@@ -87,49 +83,16 @@ def test_description_names_every_table_and_its_bytes_add_up(case):
         name, rows, dim, placement, shard, mib = line.split()
         assert (name, rows, dim) == (table.name, f"{table.rows:,}", str(table.dim))
         assert placement == plan.placement(name)
-        assert shard == (str(plan.of(name)[0].shard) if placement == "table_wise" else "all")
+        held = {piece.shard for piece in plan.of(name)}
+        if held == {None} or len(held) == plan.shards > 1:
+            assert shard == "all"
+        else:
+            assert shard == ",".join(str(piece.shard) for piece in plan.of(name))
         assert float(mib) == pytest.approx(table.nbytes / 2**20, abs=0.006)
         total += table.nbytes / 2**20 * (plan.shards if placement == "replicated" else 1)
     held = [float(mib) for mib in last.removeprefix("MiB of weights per shard: ").split(", ")]
     assert len(held) == plan.shards
     assert sum(held) == pytest.approx(total, abs=0.051 * plan.shards)
-
-
-def test_defaults_replicate_small_tables_cut_large_ones_and_deal_out_the_rest():
-    tables = [
-        Table("small", REPLICATED_ROWS, 8),
-        Table("middle", REPLICATED_ROWS + 1, 8),
-        Table("huge", 1_000_000, 8),
-    ]
-    plan = automatic_plan(tables, 4)
-    placements = [plan.placement(table.name) for table in tables]
-    assert placements == ["replicated", "table_wise", "row_wise"]
-    assert {automatic_plan(tables, 1).placement(t.name) for t in tables} == {"table_wise"}
-
-
-@given(st.lists(st.integers(3000, 9000), min_size=20, max_size=40), st.integers(2, 6))
-def test_whole_tables_are_balanced(sizes, shards):
-    # Asked for explicitly: by default the largest of them might be cut by rows.
-    tables = [Table(f"t{i}", rows, 4) for i, rows in enumerate(sizes)]
-    plan = automatic_plan(tables, shards, {table.name: "table_wise" for table in tables})
-    counts = [0] * shards
-    held = [0] * shards
-    for table in tables:
-        (piece,) = plan.of(table.name)
-        assert piece.shard is not None
-        counts[piece.shard] += 1
-        held[piece.shard] += table.nbytes
-    assert max(counts) - min(counts) <= 1
-    # Largest first to the emptiest: shards differ by less than the largest table.
-    if max(counts) == min(counts):
-        assert max(held) - min(held) <= max(table.nbytes for table in tables)
-
-
-def test_a_tie_in_tables_goes_to_the_shard_with_fewer_bytes():
-    rows = {"a": 9000, "b": 8000, "c": 7000, "d": 3000}
-    tables = [Table(name, n, 4) for name, n in rows.items()]
-    plan = automatic_plan(tables, 2, dict.fromkeys(rows, "table_wise"))
-    assert [plan.of(name)[0].shard for name in rows] == [0, 1, 1, 0]
 
 
 TABLES = [Table("a", 10, 4), Table("b", 20, 4)]
@@ -212,3 +175,38 @@ def test_rows_over_some_shards():
     assert plan.of("a") == (Piece("a", 1, 2, 0), Piece("a", 2, 2, 1))
     assert plan.placement("a") == "row_wise"
     assert plan.describe(TABLES).splitlines()[1].split()[3:5] == ["row_wise", "1,2"]
+
+
+GOOD = '{"table": "a", "shard": 0}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a plan is JSON, as Plan.to_json writes it; got Expecting value: line 1"),
+        ("[]", r"an object with shards and pieces, got \[\]"),
+        ('{"shards": 2}', "an object with shards and pieces"),
+        ('{"shards": "2", "pieces": []}', "shards to be a number from 1, got '2'"),
+        ('{"shards": true, "pieces": []}', "shards to be a number from 1, got True"),
+        ('{"shards": 2, "pieces": {}}', "pieces to be a list"),
+        (f'{{"shards": 2, "pieces": [{GOOD}, 3]}}', "piece 1: expected an object .* got 3"),
+        ('{"shards": 2, "pieces": [{"table": "a"}]}', "piece 0: expected an object with table, s"),
+        ('{"shards": 2, "pieces": [{"table": "a", "shard": 0, "row": 1}]}', "piece 0: .*'row': 1"),
+        (
+            '{"shards": 2, "pieces": [{"table": 7, "shard": 0}]}',
+            "expected table to be a name, got 7",
+        ),
+        ('{"shards": 2, "pieces": [{"table": "a", "shard": -1}]}', "expected shard to be .*got -1"),
+        (
+            '{"shards": 2, "pieces": [{"table": "a", "shard": 0, "modulus": 0}]}',
+            "piece 0: expected modulus to be a number from 1, got 0",
+        ),
+    ],
+)
+def test_a_file_that_is_no_plan_says_why(text, message):
+    with pytest.raises(UserError, match=message):
+        Plan.from_json(text)
+
+
+def test_what_a_piece_leaves_out_is_as_of_a_whole_table():
+    assert Plan.from_json(f'{{"shards": 2, "pieces": [{GOOD}]}}') == Plan(2, table_wise("a", 0))

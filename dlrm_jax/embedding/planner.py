@@ -1,0 +1,87 @@
+"""Plans made automatically: enumerate the placements, estimate what they cost, choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dlrm_jax.embedding.choices import choices
+from dlrm_jax.embedding.costs import EVERYWHERE, Costs
+from dlrm_jax.embedding.devices import DEVICES, Device
+from dlrm_jax.embedding.limits import Limits
+from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.embedding.plan import Plan
+from dlrm_jax.embedding.search import Search
+from dlrm_jax.embedding.table import Table
+from dlrm_jax.embedding.workload import Workload
+from dlrm_jax.errors import UserError
+
+
+def automatic_plan(
+    tables: Sequence[Table],
+    shards: int,
+    placements: Mapping[str, str] | None = None,
+    *,
+    optimizer: RowOptimizer | None = None,
+    workload: Workload | None = None,
+    device: Device = DEVICES["h100"],
+    limits: Limits | None = None,
+) -> Plan:
+    """A plan that fits into memory, loads all shards alike, and is fast, in this order.
+
+    Every table may be on all shards, on one, have its rows dealt out over 2, 4, … or all of them
+    in aligned runs, or its columns over all. The same arguments give the same plan. The first two
+    alone give one for large batches of single ids; it is right for all others, too.
+
+    Args:
+        tables: all tables.
+        shards: the size of the mesh's model axis.
+        placements: by table name, what to do whatever it costs: ``"replicated"``,
+            ``"column_wise"``, ``"row_wise"``, ``"table_wise"`` on a shard of the planner's choice
+            or, with shards, ``"row_wise:0-3"``, ``"table_wise:2"``.
+        optimizer: of tables that have none of their own.
+        workload: what is asked of the tables; None for `Workload`'s own values.
+        device: that they lie on.
+        limits: None for `Limits`' own values, which know of no bound of memory.
+
+    Raises:
+        UserError: an override names no table or isn't a placement, or the tables don't fit into
+            ``limits.memory``.
+    """
+    found = choices(tables, shards, placements or {})
+    costs = Costs(tables, found, shards, optimizer, workload or Workload(), device)
+    limits = limits or Limits()
+    search = Search(costs, limits)
+    chosen = search.best()
+    over = search.key(chosen).over
+    if over > 0:
+        raise UserError(_too_large(tables, costs, limits.memory, (1 + over) * limits.memory))
+    return Plan(
+        shards,
+        tuple(
+            piece
+            for table, own, choice in zip(tables, found, chosen, strict=True)
+            for piece in own[choice].pieces(table.name)
+        ),
+    )
+
+
+def _too_large(tables: Sequence[Table], costs: Costs, memory: float, held: float) -> str:
+    """What is needed, what there is, and which table takes most of it."""
+    least = []
+    for candidates, slab in zip(costs.candidates, costs.slab, strict=True):
+        in_slab = candidates.rows.mean(axis=1) * costs.shared[slab].row_bytes
+        least.append(np.min(in_slab + candidates.everywhere[:, EVERYWHERE.index("held")]))
+    binding = int(np.argmax(least))
+    table = tables[binding]
+    needed, how = sum(least), "at least"
+    if needed <= memory:
+        needed, how = held, "in the best plan found"
+    return (
+        f"memory: tables and their optimizer state need {how} {needed / 2**30:.3g} GiB on each of "
+        f"{costs.shards} shards, a device has {memory / 2**30:.3g} GiB for them. Most of it, "
+        f"{least[binding] / 2**30:.3g} GiB, is for table {table.name} ({table.rows:,} x "
+        f"{table.dim}). Use more shards, a narrower type or an optimizer with less state, or place "
+        f"fewer tables yourself"
+    )
