@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int, Int32, Integer
+from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Int, Int32, Integer, Shaped
 
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import check_batch_size
 
 
 def pad_bags(
@@ -54,6 +57,28 @@ def pad_bags(
         values, weights = np.zeros(1, np.int32), None if weights is None else np.zeros(1, "f4")
     ids = np.where(present, values[source], -1).astype(np.int32)
     return ids, None if weights is None else np.where(present, weights[source], 0).astype("f4")
+
+
+def check_batch(
+    mesh: Mesh,
+    features: Sequence[Feature],
+    ids: Shaped[Array, "..."],
+    weights: Shaped[Array, "..."] | None,
+) -> None:
+    """See `EmbeddingCollection.lookup`."""
+    columns = sum(feature.max_ids for feature in features)
+    if ids.ndim != 2 or ids.shape[1] != columns:
+        raise UserError(
+            f"ids: expected [B, {columns}], the max_ids of {len(features)} feature(s) side by "
+            f"side, got {list(ids.shape)}"
+        )
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise UserError(f"ids: expected integers, got {ids.dtype}")
+    if weights is not None and weights.shape != ids.shape:
+        raise UserError(
+            f"weights: expected one for each id, {list(ids.shape)}, got {list(weights.shape)}"
+        )
+    check_batch_size(mesh, "ids", ids.shape[0])
 
 
 def check_ids(

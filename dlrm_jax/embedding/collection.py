@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer
 
-from dlrm_jax.embedding import exchange, gradient, logical, storage
-from dlrm_jax.embedding.bags import check_ids
-from dlrm_jax.embedding.layout import Slab, make_layout
-from dlrm_jax.embedding.logical import slab_spec, slot_ndims
-from dlrm_jax.embedding.optimizer import RowOptimizer, mean_of_columns, slot_shapes, update_rows
-from dlrm_jax.embedding.plan import Plan
-from dlrm_jax.embedding.planner import automatic_plan
-from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding import logical, parallel, storage
+from dlrm_jax.embedding.bags import check_batch, check_ids
+from dlrm_jax.embedding.layout import make_layout
+from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
+from dlrm_jax.embedding.plan import Plan, automatic_plan
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
+from dlrm_jax.embedding.travel import check_dtype
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import BATCH, DATA, MODEL
-
-# Arrays that exist once per data group and shard: [D, M, ...].
-_PER_DEVICE = PartitionSpec(DATA, MODEL)
+from dlrm_jax.mesh import MODEL, check_axes
 
 
 class EmbeddingCollection:
@@ -64,7 +58,9 @@ class EmbeddingCollection:
         plan: Plan | None = None,
         exchange_dtype: str | None = None,
     ):
-        check_descriptions(tables, features, lookups)
+        check_axes(mesh)
+        check_descriptions(tables, features, lookups, optimizer)
+        check_dtype(exchange_dtype)
         self.tables = {table.name: table for table in tables}
         self.features = tuple(features)
         self.lookups = tuple(lookups)
@@ -76,9 +72,6 @@ class EmbeddingCollection:
                 f"the plan is for {self.plan.shards} shards, the mesh has {mesh.shape[MODEL]}"
             )
         self.plan.check(tables)
-        without = [t.name for t in tables if t.trainable and not (t.optimizer or optimizer)]
-        if without:
-            raise UserError(f"no optimizer for the table(s) {', '.join(without)}")
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
         self._unpackers = {s.name: logical.Unpacker(mesh, s) for s in self.layout.slabs}
 
@@ -102,29 +95,14 @@ class EmbeddingCollection:
         Returns:
             by lookup name, vectors [B, d] or, without pooling, [B, max_ids, d] of the table's
             width d in at least float32; and what `update` needs.
+
+        Raises:
+            UserError: ids or weights have another shape or dtype.
         """
-        specs = {slab.name: slab_spec(slab) for slab in self.layout.slabs}
-
-        def run(slabs: dict[str, Array], ids: Array, weights: Array | None):
-            pooled, rows, at_rows, denominators = exchange.lookup(
-                self.layout,
-                self.lookups,
-                slabs,
-                ids,
-                weights,
-                self.mesh.shape[MODEL],
-                self.exchange_dtype,
-            )
-            return pooled, Context(
-                _per_device(rows), at_rows and _per_device(at_rows), denominators
-            )
-
-        return jax.shard_map(
-            run,
-            mesh=self.mesh,
-            in_specs=(specs, BATCH, BATCH),
-            out_specs=(BATCH, Context(_PER_DEVICE, _PER_DEVICE, BATCH)),  # pyright: ignore
-        )(state.weights, ids, weights)
+        check_batch(self.mesh, self.features, ids, weights)
+        return parallel.lookup(
+            self.mesh, self.layout, self.lookups, self.exchange_dtype, state, ids, weights
+        )
 
     def back(self, context: Context, cotangents: Mapping[str, Float[Array, "B *_"]]) -> Occurrences:
         """Sends the cotangents of the pooled vectors to the owners of the rows.
@@ -132,21 +110,18 @@ class EmbeddingCollection:
         Args:
             context: from `lookup`.
             cotangents: by lookup name, the gradient of the loss.
+
+        Raises:
+            UserError: there isn't one for each lookup.
         """
-        trained = [i for i, block in enumerate(self.layout.blocks) if block.slab.optimizer]
-        blocks = [self.layout.blocks[i] for i in trained]
-
-        def send(denominators: dict[str, Array], cotangents: dict[str, Array]) -> tuple[Array, ...]:
-            sent = exchange.send_back(
-                self.lookups, blocks, denominators, cotangents, self.exchange_dtype
+        names = {lookup.name for lookup in self.lookups}
+        if cotangents.keys() != names:
+            raise UserError(
+                f"cotangents: expected one for each of the lookups {', '.join(sorted(names))}; "
+                f"got {', '.join(sorted(cotangents)) or 'none'}"
             )
-            return _per_device(sent)
-
-        run = jax.shard_map(send, mesh=self.mesh, in_specs=(BATCH, BATCH), out_specs=_PER_DEVICE)
-        return Occurrences(
-            tuple(context.rows[i] for i in trained),
-            None if context.weights is None else tuple(context.weights[i] for i in trained),
-            run(context.denominators, dict(cotangents)),
+        return parallel.back(
+            self.mesh, self.layout, self.lookups, self.exchange_dtype, context, cotangents
         )
 
     def aggregate(self, occurrences: Occurrences, sum_duplicates: bool = False) -> RowGradients:
@@ -158,42 +133,12 @@ class EmbeddingCollection:
             sum_duplicates: also where the optimizer doesn't need it, as
                 `RowGradients.squared_norm` does.
         """
-        trained = [block for block in self.layout.blocks if block.slab.optimizer]
-        slabs = [slab for slab in self.layout.slabs if slab.optimizer]
-        stacked = occurrences.rows[0].ndim - 5 if occurrences.rows else 0
-        spec = PartitionSpec(*[None] * stacked, DATA, MODEL)
-
-        def run(occurrences: Occurrences) -> dict[str, gradient.Sums]:
-            def local(x: Array) -> Array:
-                return x.reshape(-1, *x.shape[-2:])
-
-            items: dict[str, list[gradient.BlockOccurrences]] = {slab.name: [] for slab in slabs}
-            for i, block in enumerate(trained):
-                weights = None if occurrences.weights is None else local(occurrences.weights[i])
-                items[block.slab.name].append(
-                    (local(occurrences.rows[i]), weights, local(occurrences.cotangents[i]))
-                )
-            return gradient.aggregate(
-                slabs, items, self.mesh.shape, sum_duplicates, self.exchange_dtype
-            )
-
-        sums = jax.shard_map(
-            run,
-            mesh=self.mesh,
-            in_specs=spec,
-            out_specs={slab.name: _per_shard(slab) for slab in slabs},
-            # Copies are made equal by collectives, or there is one copy, and no collective that
-            # could show it to the check.
-            check_vma=False,
-        )(occurrences)
-        return RowGradients(
-            {name: rows for name, (rows, _) in sums.items()},
-            {name: values for name, (_, values) in sums.items()},
-            summed=all(slab.needs_sums(sum_duplicates) for slab in slabs),
+        return parallel.aggregate(
+            self.mesh, self.layout, self.exchange_dtype, occurrences, sum_duplicates
         )
 
     def apply(
-        self, state: EmbeddingState, gradients: RowGradients, step: Integer[Array, ""]
+        self, state: EmbeddingState, gradients: RowGradients, step: Integer[Array, ""] | int
     ) -> EmbeddingState:
         """Updates the touched rows, in place where the state is donated.
 
@@ -202,60 +147,14 @@ class EmbeddingCollection:
             gradients: from `aggregate`.
             step: the number of updates done before this one.
         """
-        slabs = {slab.name: slab for slab in self.layout.slabs if slab.optimizer}
-        weight_specs = {name: slab_spec(slab) for name, slab in slabs.items()}
-        specs = {
-            name: {slot: slab_spec(slab, ndim) for slot, ndim in slot_ndims(slab).items()}
-            for name, slab in slabs.items()
-        }
-        per_shard = {name: _per_shard(slab) for name, slab in slabs.items()}
-
-        def mean_of_all_columns(x: Array) -> Array:
-            return jax.lax.pmean(mean_of_columns(x), MODEL)
-
-        def run(weights, slots, rows, values, step):
-            new_weights, new_slots = {}, {}
-            for name, slab in slabs.items():
-                assert slab.optimizer is not None
-
-                def rounded(values: Array, slab: Slab = slab) -> Array:
-                    return round_randomly(values, bits_of_rows(slab, rows[slab.name], step))
-
-                new_weights[name], new_slots[name] = update_rows(
-                    slab.optimizer,
-                    weights[name],
-                    slots[name],
-                    rows[name],
-                    values[name],
-                    step,
-                    mean_of_all_columns if slab.split == "columns" else mean_of_columns,
-                    rounded if slab.rounds_randomly else None,
-                )
-            return new_weights, new_slots
-
-        weights, slots = jax.shard_map(
-            run,
-            mesh=self.mesh,
-            in_specs=(weight_specs, specs, per_shard, per_shard, PartitionSpec()),
-            out_specs=(weight_specs, specs),
-            # Where columns are split, all shards have the same rows with the same state, which
-            # the check can't know.
-            check_vma=not any(slab.split == "columns" for slab in slabs.values()),
-        )(
-            {name: state.weights[name] for name in slabs},
-            {name: state.slots[name] for name in slabs},
-            gradients.rows,
-            gradients.values,
-            jnp.asarray(step),
-        )
-        return EmbeddingState(state.weights | weights, state.slots | slots)
+        return parallel.apply(self.mesh, self.layout, state, gradients, step)
 
     def update(
         self,
         state: EmbeddingState,
         context: Context,
         cotangents: Mapping[str, Float[Array, "B *_"]],
-        step: Integer[Array, ""],
+        step: Integer[Array, ""] | int,
     ) -> EmbeddingState:
         """`back`, `aggregate` and `apply` in one."""
         return self.apply(state, self.aggregate(self.back(context, cotangents)), step)
@@ -327,13 +226,3 @@ class EmbeddingCollection:
             UserError: naming the first one's sample, feature, value and range.
         """
         check_ids(ids, self.features, self.lookups, self.tables)
-
-
-def _per_shard(slab: Slab) -> PartitionSpec:
-    """How the rows that are updated, and their gradients, lie: those of each shard in turn."""
-    return PartitionSpec(MODEL) if slab.sharded else PartitionSpec()
-
-
-def _per_device(arrays: Sequence[Array]) -> tuple[Array, ...]:
-    """One device's arrays as its parts of [D, M, ...] ones."""
-    return tuple(x[None, None] for x in arrays)

@@ -87,7 +87,13 @@ class Table:
         """Initial values of ``count`` consecutive rows, from their key."""
         shape, dtype = (count, self.dim), jnp.dtype(self.dtype)
         if self.init is not None:
-            return self.init(key, shape, dtype)
+            values = self.init(key, shape, dtype)
+            if values.shape != shape:
+                raise UserError(
+                    f"table {self.name}: init must give an array of shape {shape}, got "
+                    f"{values.shape}"
+                )
+            return values
         bound = (1 / self.rows) ** 0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -124,9 +130,15 @@ class Lookup:
 
 
 def check_descriptions(
-    tables: Sequence[Table], features: Sequence[Feature], lookups: Sequence[Lookup]
+    tables: Sequence[Table],
+    features: Sequence[Feature],
+    lookups: Sequence[Lookup],
+    optimizer: Any,
 ) -> None:
-    """Names must be unique, lookups must name what exists, and every table must be read.
+    """Names must be unique, and what is named or needed must exist.
+
+    Lookups name features and tables; every table must be read, and if it is trained have an
+    optimizer: its own or, for want of it, this one.
 
     Raises:
         UserError: naming the offender.
@@ -149,3 +161,13 @@ def check_descriptions(
     unread = {table.name for table in tables} - {lookup.table for lookup in lookups}
     if unread:
         raise UserError(f"no lookup reads the table(s) {', '.join(sorted(unread))}")
+    without = [t.name for t in tables if t.trainable and not (t.optimizer or optimizer)]
+    if without:
+        raise UserError(f"no optimizer for the table(s) {', '.join(without)}")
+    for table in tables:
+        effective = table.optimizer or optimizer
+        if table.trainable and not isinstance(effective, RowOptimizer):
+            raise UserError(
+                f"table {table.name}: expected a RowOptimizer such as RowWiseAdagrad, got "
+                f"{type(effective).__name__}; optax transformations serve the dense model only"
+            )

@@ -6,6 +6,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from dlrm_jax.errors import UserError
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Vectors can travel in any floating dtype.
+
+    Raises:
+        UserError: it is another.
+    """
+    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+        raise UserError(f"exchange_dtype: expected a floating dtype, got {dtype}")
+
 
 def pack(x: Shaped[Array, "*s"], dtype: str | None) -> Shaped[Array, "*s"]:
     """The array as it travels: its numbers in this dtype, as integers of the same bits.

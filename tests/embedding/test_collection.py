@@ -1,9 +1,13 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_collection import LOOKUPS, TABLES, collection, random_batch
+from small_collection import FEATURES, LOOKUPS, TABLES, collection, random_batch
 
-from dlrm_jax.embedding import automatic_plan
+from dlrm_jax.embedding import SGD, EmbeddingCollection, automatic_plan
+from dlrm_jax.embedding.bags import check_batch
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
 
 
 def test_a_plan_for_another_mesh_is_refused():
@@ -24,6 +28,61 @@ def test_tables_without_an_optimizer_are_refused_unless_frozen():
 def test_contradicting_descriptions_are_refused():
     with pytest.raises(UserError, match=r"no lookup reads the table\(s\) f"):
         collection(lookups=LOOKUPS[:-1])
+
+
+def test_a_mesh_of_other_axes_is_refused():
+    mesh = jax.make_mesh((2, 4), ("x", "y"))
+    with pytest.raises(UserError, match="expected the axes data and model, got x, y"):
+        EmbeddingCollection(TABLES, FEATURES, LOOKUPS, mesh, SGD(0.1))
+
+
+def test_vectors_travel_as_floats():
+    with pytest.raises(UserError, match="exchange_dtype: expected a floating dtype, got int8"):
+        EmbeddingCollection(TABLES, FEATURES, LOOKUPS, make_mesh("1x1"), SGD(0.1), None, "int8")
+
+
+@pytest.mark.parametrize(
+    ("ids", "weights", "message"),
+    [
+        (
+            jnp.zeros((8, 8), jnp.int32),
+            None,
+            r"expected \[B, 9\], .* got \[8, 8\]",
+        ),
+        (jnp.zeros((8, 9, 1), jnp.int32), None, r"expected \[B, 9\], .* got \[8, 9, 1\]"),
+        (jnp.zeros((8, 9)), None, "ids: expected integers, got float32"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.zeros((8, 1)), r"weights: expected one for each id"),
+        (jnp.zeros((6, 9), jnp.int32), None, "ids: 6 samples can't be split evenly over the 8"),
+    ],
+)
+def test_batches_are_checked_by_shape(ids, weights, message):
+    with pytest.raises(UserError, match=message):
+        check_batch(make_mesh("2x4"), FEATURES, ids, weights)
+
+
+def test_every_lookup_needs_a_cotangent():
+    tables = collection()
+    state = tables.abstract()
+    ids = jax.ShapeDtypeStruct((8, 9), jnp.int32)
+
+    def back(state, ids):
+        pooled, context = tables.lookup(state, ids)
+        del pooled["b"]
+        return tables.back(context, pooled)
+
+    with pytest.raises(
+        UserError, match=r"cotangents: expected one for each .* a, .* d, .*; got a,"
+    ):
+        jax.eval_shape(back, state, ids)
+
+
+def test_the_abstract_state_is_that_of_init():
+    tables = collection()
+    found, wanted = tables.abstract(), tables.init(0)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for shape, array in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert shape.sharding == array.sharding
 
 
 def test_ids_are_checked_by_name():

@@ -3,9 +3,10 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from dlrm_jax.embedding import Feature, Lookup, Table
+from dlrm_jax.embedding import SGD, Feature, Lookup, Table
 from dlrm_jax.embedding.table import check_descriptions
 from dlrm_jax.errors import UserError
 
@@ -50,12 +51,19 @@ READ_A, READ_B = Lookup("la", "f", "a"), Lookup("lb", "g", "b")
 )
 def test_contradictions_name_the_offender(tables, features, lookups, message):
     with pytest.raises(UserError, match=message):
-        check_descriptions(tables, features, lookups)
+        check_descriptions(tables, features, lookups, SGD(0.1))
 
 
 def test_descriptions_may_share_tables_and_features_and_leave_a_feature_unread():
     lookups = [READ_A, Lookup("again", "g", "a"), Lookup("other", "f", "b")]
-    check_descriptions([A, B], [F, G, Feature("unread")], lookups)
+    check_descriptions([A, B], [F, G, Feature("unread")], lookups, SGD(0.1))
+
+
+def test_an_optimizer_of_another_kind_is_refused():
+    with pytest.raises(
+        UserError, match=r"table a: expected a RowOptimizer such as .* got Gradient"
+    ):
+        check_descriptions([A], [F], [READ_A], optax.sgd(0.1))
 
 
 def test_bytes_are_those_of_the_dtype():
@@ -70,3 +78,9 @@ def test_initial_rows_are_the_references_or_ones_own():
     assert np.std(values) == pytest.approx(0.1 / np.sqrt(3), rel=0.02)
     own = Table("a", 100, 2, init=lambda key, shape, dtype: jnp.full(shape, 7, dtype))
     np.testing.assert_array_equal(own.initial_rows(jax.random.key(0), 3), np.full((3, 2), 7.0))
+
+
+def test_initial_rows_of_another_shape_are_refused():
+    bad = Table("a", 100, 2, init=lambda key, shape, dtype: jnp.zeros((5, 2)))
+    with pytest.raises(UserError, match=r"table a: init must give .* \(3, 2\), got \(5, 2\)"):
+        bad.initial_rows(jax.random.key(0), 3)
