@@ -13,7 +13,8 @@ from dlrm_jax.embedding import logical, parallel, storage
 from dlrm_jax.embedding.bags import check_batch, check_ids
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
-from dlrm_jax.embedding.plan import Plan, automatic_plan
+from dlrm_jax.embedding.plan import Plan
+from dlrm_jax.embedding.planner import automatic_plan
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.travel import check_dtype

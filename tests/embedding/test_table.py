@@ -60,9 +60,7 @@ def test_descriptions_may_share_tables_and_features_and_leave_a_feature_unread()
 
 
 def test_an_optimizer_of_another_kind_is_refused():
-    with pytest.raises(
-        UserError, match=r"table a: expected a RowOptimizer such as .* got Gradient"
-    ):
+    with pytest.raises(UserError, match=r"expected a RowOptimizer such as .* got Gradient"):
         check_descriptions([A], [F], [READ_A], optax.sgd(0.1))
 
 
