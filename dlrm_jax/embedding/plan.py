@@ -144,7 +144,7 @@ class Plan:
             if self.placement(table.name) == "table_wise":
                 shard = str(pieces[0].shard)
             elif pieces[0].shard is not None and len(pieces) < self.shards:
-                shard = ",".join(str(piece.shard) for piece in pieces)
+                shard = _run([piece.shard for piece in pieces if piece.shard is not None])
             lines.append(
                 f"{table.name:<12} {table.rows:>12,} {table.dim:>5}  "
                 f"{self.placement(table.name):<11} {shard:>5} {table.nbytes / 2**20:>10.2f}"
@@ -176,6 +176,14 @@ def _piece(number: int, fields: object) -> Piece:
         if not good:
             raise UserError(f"plan: piece {number}: expected {name} to be {wanted}, got {value!r}")
     return Piece(**fields)
+
+
+def _run(shards: Sequence[int]) -> str:
+    """Shards as `automatic_plan`'s overrides name them, where they are a run."""
+    first, last = shards[0], shards[-1]
+    if list(shards) == list(range(first, last + 1)):
+        return f"{first}-{last}" if last > first else str(first)
+    return ",".join(map(str, shards))
 
 
 def _shortened(value: object) -> str:

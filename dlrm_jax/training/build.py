@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from flax import nnx
@@ -157,7 +158,7 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
     """The tables of a config on a mesh, placed by its plan or by an automatic one."""
     described = describe(config)
     if config.plan:
-        plan = read_plan(Path(config.plan))
+        plan = read_plan(Path(config.plan), described.tables, mesh.shape[MODEL])
     else:
         device, limits = _devices_of(mesh)
         plan = automatic_plan(
@@ -169,29 +170,25 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
             device=device,
             limits=limits,
         )
-    try:
-        return EmbeddingCollection(
-            described.tables,
-            described.features,
-            described.lookups,
-            mesh,
-            described.optimizer,
-            plan,
-        )
-    except UserError as error:
-        raise UserError(f"--plan={config.plan}: {error}" if config.plan else str(error)) from None
+    return EmbeddingCollection(
+        described.tables, described.features, described.lookups, mesh, described.optimizer, plan
+    )
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in a file.
+def read_plan(path: Path, tables: Sequence[Table], shards: int) -> Plan:
+    """The plan in a file, which must be one of these tables on so many shards.
 
     Raises:
         UserError: naming the file.
     """
     try:
-        return Plan.from_json(path.read_text())
+        plan = Plan.from_json(path.read_text())
+        if plan.shards != shards:
+            raise UserError(f"the plan is for {plan.shards} shards, the mesh has {shards}")
+        plan.check(tables)
     except (OSError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"--plan={path}: {error}") from error
+    return plan
 
 
 def _devices_of(mesh: Mesh) -> tuple[Device, Limits]:
