@@ -74,9 +74,14 @@ def join(coordinator: str, count: int, index: int | None) -> None:
             shutdown_timeout_seconds=_END_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
+        missing = (
+            "is this Slurm, Kubernetes with JAX's k8s extra, Open MPI or Cloud TPU?"
+            if automatic
+            else "were all of them started, each with the same coordinator and its own number?"
+        )
         raise UserError(
-            f"cannot join the {count} processes at {coordinator}: {str(error).splitlines()[0]}; "
-            f"were all of them started, each with the same coordinator and a number of its own?"
+            f"cannot join the {count} processes at {coordinator}: {str(error).splitlines()[0]} "
+            f"{missing}"
         ) from error
 
 

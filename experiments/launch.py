@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import queue
 import signal
 import subprocess
@@ -21,6 +23,25 @@ _GRACE_SECONDS = 10
 
 # Where JAX ends a process because another one has gone. A stack follows that says nothing of it.
 _ENDED_BY_OTHERS = "Terminating process because the JAX distributed service"
+
+
+# Tells a process which one has started it.
+_LAUNCHER = "DLRM_JAX_LAUNCHER"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        index: which one it was.
+        code: its exit code; negative is a signal.
+        by_others: whether JAX ended it, because it missed another one.
+    """
+
+    index: int
+    code: int
+    by_others: bool
 
 
 def launch(count: int, workdir: Path) -> int:
@@ -43,17 +64,36 @@ def launch(count: int, workdir: Path) -> int:
         for index in range(count)
     ]  # fmt: skip
     with _started(commands) as processes:
-        ended = _follow(processes)
-        codes: dict[int, int] = {}
-        while len(codes) < count and not any(codes.values()):
-            _note(ended, codes, timeout=1)
+        arriving = _follow(processes)
+        ended: list[Ended] = []
+        while len(ended) < count and not any(process.code for process in ended):
+            _wait(arriving, ended, timeout=1)
         deadline = time.monotonic() + _GRACE_SECONDS
-        while len(codes) < count and time.monotonic() < deadline:
-            _note(ended, codes, timeout=0.1)
-    failed, code = next(((i, code) for i, code in codes.items() if code), (0, 0))
-    if code and set(codes.values()) != {code}:  # if all ended in the same way, they have said why
-        print(f"error: {_account(failed, code, workdir)}", file=sys.stderr)
-    return code if code >= 0 else 128 - code
+        while len(ended) < count and time.monotonic() < deadline:
+            _wait(arriving, ended, timeout=0.1)
+    failed = [process for process in ended if process.code]
+    if not failed:
+        return 0
+    first = next((process for process in failed if not process.by_others), failed[0])
+    if len(ended) < count or any(process.code != first.code for process in ended):
+        # Otherwise all ended in the same way, and have said why.
+        missing = [index for index in range(count) if index not in {x.index for x in ended}]
+        print(f"error: {_account(first, missing)}; {_going_on(workdir)}", file=sys.stderr)
+    return first.code if first.code >= 0 else 128 - first.code
+
+
+def end_with_launcher() -> None:
+    """In a process that `launch` has started, makes its death this one's."""
+    launcher = os.environ.get(_LAUNCHER)
+    if launcher is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
 
 
 @contextmanager
@@ -72,6 +112,7 @@ def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Pope
             processes.append(
                 subprocess.Popen(
                     command,
+                    env=os.environ | {_LAUNCHER: str(os.getpid())},
                     stdin=subprocess.DEVNULL,
                     stdout=None if index == 0 else subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
@@ -90,41 +131,45 @@ def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Pope
             signal.signal(number, handler)
 
 
-def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[tuple[int, int]]:
-    """Shows what they write as errors; gives number and exit code of each when it has ended."""
-    ended: queue.Queue[tuple[int, int]] = queue.Queue()
+def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:
+    """Shows what they write as errors, and tells when one has ended."""
+    ended: queue.Queue[Ended] = queue.Queue()
     shown: set[str] = set()
 
     def follow(index: int, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
-        consequence = False
+        by_others = False
         for line in process.stderr:
-            consequence = consequence or _ENDED_BY_OTHERS in line
-            if line not in shown and not consequence:
+            by_others = by_others or _ENDED_BY_OTHERS in line
+            if line not in shown and not by_others:
                 shown.add(line)
                 sys.stderr.write(f"[process {index}] {line}" if index else line)
                 sys.stderr.flush()
-        ended.put((index, process.wait()))
+        ended.put(Ended(index, process.wait(), by_others))
 
     for index, process in enumerate(processes):
         threading.Thread(target=follow, args=(index, process), daemon=True).start()
     return ended
 
 
-def _note(ended: queue.Queue[tuple[int, int]], codes: dict[int, int], timeout: float) -> None:
+def _wait(arriving: queue.Queue[Ended], ended: list[Ended], timeout: float) -> None:
     try:
-        index, code = ended.get(timeout=timeout)
-        codes[index] = code
+        ended.append(arriving.get(timeout=timeout))
     except queue.Empty:
         return
 
 
-def _account(index: int, code: int, workdir: Path) -> str:
-    """What happened, and how to go on."""
+def _account(first: Ended, missing: Sequence[int]) -> str:
+    """What happened."""
+    if first.by_others:
+        silent = " and ".join(str(index) for index in missing) or "another one"
+        return f"process {first.index} heard no more of {silent}; all were stopped"
+    code = first.code
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"process {first.index} {how}; the others were stopped"
+
+
+def _going_on(workdir: Path) -> str:
     steps = Checkpoints(workdir / "checkpoints", {}).steps()
-    return (
-        f"process {index} {how}; the others were stopped; the same command with "
-        f"--workdir={workdir} "
-        + (f"goes on from step {steps[-1]}" if steps else "starts anew, as nothing was saved yet")
-    )
+    then = f"goes on from step {steps[-1]}" if steps else "starts anew: nothing was saved yet"
+    return f"the same command with --workdir={workdir} {then}"

@@ -21,6 +21,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
 from dlrm_jax.processes import CLUSTER, is_first, join, several
 from dlrm_jax.training.loop import Interrupted
+from experiments.launch import end_with_launcher
 
 FLAGS = flags.FLAGS
 
@@ -92,6 +93,7 @@ def start(mesh: str, processes: int = 1) -> jax.sharding.Mesh:
     shape = parse_mesh(mesh)
     emulate_devices(shape[0] * shape[1], processes)
     if processes > 1:
+        end_with_launcher()
         join(FLAGS.coordinator, processes, FLAGS.process)
         _leave_output_to_first()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from main_job import SMALL, fails, in_background, losses, succeed, summary
+from main_job import ROOT, SMALL, fails, in_background, losses, succeed, summary
 
 TWO = ("--mesh=2x4", "--processes=2", *SMALL)
 
@@ -24,7 +26,11 @@ def processes_of(launcher: subprocess.Popen[str]) -> list[int]:
 
 
 def is_running(process: int) -> bool:
-    return Path(f"/proc/{process}").exists()
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"  # dead, but nobody has asked yet
 
 
 def saved(workdir: Path) -> list[int]:
@@ -39,12 +45,19 @@ def wait_until(condition, launcher: subprocess.Popen[str]) -> None:
     assert launcher.poll() is None, launcher.communicate()[1][-3000:]
 
 
+@contextlib.contextmanager
+def until_it_saves(workdir: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """Starts it, and goes on when it has saved something new."""
+    before = saved(workdir)
+    with in_background(*flags) as launcher:
+        wait_until(lambda: set(saved(workdir)) - set(before), launcher)
+        yield launcher
+
+
 def test_a_killed_process_ends_the_others_and_one_goes_on(unbroken: Path, tmp_path: Path):
     flags = (*SMALL, "--steps=40", "--checkpoint_every=3", f"--workdir={tmp_path}")
     for victim in (1, 0):  # process 0 is the coordinator
-        before = saved(tmp_path)
-        with in_background("--mesh=2x4", "--processes=2", *flags) as launcher:
-            wait_until(lambda before=before: set(saved(tmp_path)) - set(before), launcher)
+        with until_it_saves(tmp_path, "--mesh=2x4", "--processes=2", *flags) as launcher:
             processes = processes_of(launcher)
             os.kill(processes[victim], signal.SIGKILL)
             _, stderr = launcher.communicate(timeout=60)
@@ -73,6 +86,32 @@ def test_a_signal_to_the_launcher_saves(tmp_path: Path):
     assert stderr.count("stopped by SIGTERM; everything is saved") == 1
     assert stderr.count("\n") == 1
     assert saved(tmp_path) == [max(losses(tmp_path))]
+    assert not any(is_running(process) for process in processes)
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from experiments.launch import end_with_launcher, launch
+if not any(flag.startswith("--coordinator") for flag in sys.argv):
+    sys.exit(launch(2, Path("never made")))
+end_with_launcher()
+print("started", file=sys.stderr)
+time.sleep(600)
+"""
+
+
+def test_processes_end_with_their_launcher():
+    program = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stderr is not None
+        assert "started" in launcher.stderr.readline()
+        processes = processes_of(launcher)
+        launcher.kill()
+    deadline = time.monotonic() + 60
+    while any(is_running(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(processes) == 2
     assert not any(is_running(process) for process in processes)
 
 
