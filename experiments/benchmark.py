@@ -4,6 +4,8 @@
 
 Prints one JSON object. ``rows_ratio`` is the step's time over that of the same step on tables
 with a hundredth of the rows, the two timed in turn: row-sparse updates make it about 1.
+With ``--against=1x1`` the step on another mesh of the same devices is timed in turn as well:
+``mesh_ratio`` is the time of the former over that of the latter.
 ``peak_gib`` is the largest resident memory of initializing, training, saving and restoring;
 ``bound_gib`` is 1.25 times the bytes of tables and optimizer state on all devices, plus 1 GiB.
 """
@@ -27,6 +29,7 @@ from absl import flags
 
 from dlrm_jax.config import Config, preset
 from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
@@ -35,7 +38,8 @@ from experiments.program import FLAGS, define_run_flags, run, start, versions, w
 
 define_run_flags(default_preset="kaggle")
 flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
-flags.DEFINE_integer("rounds", 15, "how often each of the two steps is timed", lower_bound=1)
+flags.DEFINE_string("against", None, "another mesh, of no more devices, to compare with")
+flags.DEFINE_integer("rounds", 15, "how often each of the steps is timed", lower_bound=1)
 flags.DEFINE_integer("steps_per_round", 10, "steps timed together", lower_bound=1)
 
 # Different batches, so that the rows of one aren't left in the cache for the next.
@@ -86,7 +90,7 @@ def bytes_held(state: TrainState) -> int:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Memory first, on its own; then the two steps in turn."""
+    """Memory first, on its own; then the steps in turn."""
     del argv
     config = with_flags(preset(FLAGS.preset))
     exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
@@ -105,14 +109,29 @@ def main(argv: Sequence[str]) -> None:
     fewer = dataclasses.replace(
         config, table_rows=tuple(-(-rows // _FEWER) for rows in config.table_rows)
     )
-    fewer_steps = Steps(fewer, make_learner(fewer, mesh))
-    fewer_steps.run(_BATCHES)
-
-    times, fewer_times = [], []
+    compared = {"steps": steps, "fewer_rows": Steps(fewer, make_learner(fewer, mesh))}
+    if FLAGS.against:
+        compared["against"] = Steps(config, make_learner(config, make_mesh(FLAGS.against)))
+    for each in compared.values():
+        each.run(_BATCHES)
+    times: dict[str, list[float]] = {name: [] for name in compared}
     for _ in range(FLAGS.rounds):
-        times.append(steps.run(FLAGS.steps_per_round))
-        fewer_times.append(fewer_steps.run(FLAGS.steps_per_round))
-    ratios = [a / b for a, b in zip(times, fewer_times, strict=True)]
+        for name, each in compared.items():
+            times[name].append(each.run(FLAGS.steps_per_round))
+
+    def ratio(other: str) -> float:
+        """The median of the rounds' ratios, whose two timings saw the same machine."""
+        pairs = zip(times["steps"], times[other], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    milliseconds = [1e3 * seconds for seconds in times["steps"]]
+    against = {}
+    if FLAGS.against:
+        against = {
+            "against": FLAGS.against,
+            "against_median_ms": 1e3 * statistics.median(times["against"]),
+            "mesh_ratio": ratio("against"),
+        }
     print(
         json.dumps(
             {
@@ -123,12 +142,13 @@ def main(argv: Sequence[str]) -> None:
                 "ids": FLAGS.ids,
                 "zipf_exponent": exponent,
                 "rows": sum(config.table_rows),
-                "median_ms": 1e3 * statistics.median(times),
-                "min_ms": 1e3 * min(times),
-                "max_ms": 1e3 * max(times),
-                "examples_per_second": config.batch_size / statistics.median(times),
-                "fewer_rows_median_ms": 1e3 * statistics.median(fewer_times),
-                "rows_ratio": statistics.median(ratios),
+                "median_ms": statistics.median(milliseconds),
+                "min_ms": min(milliseconds),
+                "max_ms": max(milliseconds),
+                "examples_per_second": 1e3 * config.batch_size / statistics.median(milliseconds),
+                "fewer_rows_median_ms": 1e3 * statistics.median(times["fewer_rows"]),
+                "rows_ratio": ratio("fewer_rows"),
+                **against,
                 "tables_and_state_gib": held / 2**30,
                 "peak_gib": peak / 2**30,
                 "bound_gib": 1.25 * held / 2**30 + 1,
