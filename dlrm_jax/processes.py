@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -133,6 +133,27 @@ def on_first(action: Callable[[], Any]) -> Any:
     if "error" in answer:
         raise _SHARED.get(answer["error"], RuntimeError)(*answer["arguments"])
     return answer["result"]
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """All processes must have been given the same.
+
+    Args:
+        values: by name; what JSON can hold.
+
+    Raises:
+        UserError: naming the first difference, in each process that has another value than
+            process 0.
+    """
+    if not several():
+        return
+    expected = on_first(lambda: dict(values))
+    for name, value in json.loads(json.dumps(values)).items():
+        if value != expected[name]:
+            raise UserError(
+                f"{name} is {value} in process {jax.process_index()} and {expected[name]} in "
+                f"process 0; give all of them the same flags and data"
+            )
 
 
 def _broadcast(content: bytes) -> bytes:

@@ -29,7 +29,7 @@ from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import is_first
+from dlrm_jax.processes import check_same, is_first
 from dlrm_jax.training import vocabularies
 from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
     check_batch_sizes(config, mesh)  # before the data, which may take long
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     config, data = load_data(config)
+    check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
     print(data.source)
     learner = make_learner(config, mesh)
     print(learner.collection.plan.describe(learner.collection.tables.values()))
@@ -136,8 +137,10 @@ def main(argv: Sequence[str]) -> None:
             results["validation"] = trained.validation
 
         # The test split is read here and nowhere else: it chooses nothing.
-        for split in data.splits.keys() - results.keys():
-            results[split] = metrics_of(state, split)
+        # One after the other in all processes: a set would be in an order of its own in each.
+        for split in data.splits:
+            if split not in results:
+                results[split] = metrics_of(state, split)
         if record:
             record(int(state.step), "test", results["test"])
         summary = {

@@ -26,6 +26,11 @@ def owned(workdir: Path) -> Iterator[Path]:
     """
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     on_first(lambda: _acquire(workdir, lock))
+    if not workdir.is_dir():
+        raise UserError(
+            f"workdir {workdir}: process 0 has it, but this process doesn't see it; expected a "
+            f"directory on a disk that all processes share"
+        )
     try:
         yield workdir
     finally:

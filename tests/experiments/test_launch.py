@@ -54,6 +54,12 @@ def until_it_saves(workdir: Path, *flags: str) -> Iterator[subprocess.Popen[str]
         yield launcher
 
 
+def assert_like(unbroken: Path, workdir: Path) -> None:
+    for split in ("train", "validation", "test"):
+        difference = summary(workdir)[split]["log_loss"] - summary(unbroken)[split]["log_loss"]
+        assert abs(difference) < 1e-5
+
+
 def test_a_killed_process_ends_the_others_and_one_goes_on(unbroken: Path, tmp_path: Path):
     flags = (*SMALL, "--steps=40", "--checkpoint_every=3", f"--workdir={tmp_path}")
     for victim in (1, 0):  # process 0 is the coordinator
@@ -69,9 +75,11 @@ def test_a_killed_process_ends_the_others_and_one_goes_on(unbroken: Path, tmp_pa
 
     succeed("--mesh=2x4", *flags)
     assert summary(tmp_path)["resumed_from"] > 3
-    for split in ("train", "validation", "test"):
-        difference = summary(tmp_path)[split]["log_loss"] - summary(unbroken)[split]["log_loss"]
-        assert abs(difference) < 1e-5
+    assert_like(unbroken, tmp_path)
+
+    (tmp_path / "summary.json").unlink()
+    succeed("--mesh=4x2", "--processes=2", *flags, "--eval_only")
+    assert_like(unbroken, tmp_path)
 
 
 def test_a_signal_to_the_launcher_saves(tmp_path: Path):

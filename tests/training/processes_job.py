@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from setups import Setup, train
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices
-from dlrm_jax.processes import Agreement, is_first, join, on_first
+from dlrm_jax.processes import Agreement, check_same, is_first, join, on_first
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 
@@ -56,9 +57,12 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
         "largest": Agreement(learner.mesh)(index * 10),
         "result": on_first(lambda: ["of", index]),
         "long": on_first(lambda: "x" * 5000),
-        "error": message(UserError, UserError(f"of {index}")),
-        "refused": message(OSError, OSError(28, f"full in {index}")),
-        "bug": message(RuntimeError if index else KeyError, KeyError(index)),
+        "error": message(UserError, lambda: on_first(failing(UserError(f"of {index}")))),
+        "refused": message(OSError, lambda: on_first(failing(OSError(28, f"full in {index}")))),
+        "differing": message(UserError, lambda: check_same({"a": (1, 2), "b": index})),
+        "bug": message(
+            RuntimeError if index else KeyError, lambda: on_first(failing(KeyError(index)))
+        ),
     }
     (directory / f"seen-{index}.json").write_text(json.dumps(seen))
 
@@ -77,16 +81,19 @@ def gathered(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
     return tables | dense_arrays(state.params)
 
 
-def message(expected: type[Exception], error: Exception) -> str:
-    """What a process is told when process 0 fails in this way."""
-
+def failing(error: Exception) -> Callable[[], None]:
     def fail() -> None:
         raise error
 
+    return fail
+
+
+def message(expected: type[Exception], action: Callable[[], None]) -> str:
+    """Of the error that the action raises."""
     try:
-        on_first(fail)
-    except expected as told:
-        return str(told)
+        action()
+    except expected as error:
+        return str(error)
     return "nothing"
 
 
