@@ -114,9 +114,7 @@ def test_checkpoints_of_one_process_and_of_several(trained):
 
 def test_what_one_process_knows_all_do(trained):
     count, directory = trained
-    different = (
-        "b is {0} in process {0} and 0 in process 0; give all of them the same flags and data"
-    )
+    same = "give all of them the same flags and data"
     seen = [json.loads((directory / f"seen-{index}.json").read_text()) for index in range(count)]
     for index, found in enumerate(seen):
         assert found == {
@@ -126,9 +124,11 @@ def test_what_one_process_knows_all_do(trained):
             "error": "of 0",
             "refused": "[Errno 28] full in 0",
             "bug": "KeyError(0)" if index else "0",
-            "differing": f"b is {index} in process {index} and 0 in process 0; {same}"
-            if index
-            else "nothing",
+            "differing": (
+                f"b is {index} in process {index} and 0 in process 0; {same}"
+                if index
+                else "nothing"
+            ),
         }
 
 
