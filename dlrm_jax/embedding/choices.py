@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
 from dlrm_jax.embedding.plan import (
     PLACEMENTS,
     Piece,
@@ -77,11 +78,18 @@ def choices(
 
 
 def _all(table: Table, shards: int) -> list[Choice]:
-    """Of equal ones the first is taken."""
+    """Of equal ones the first is taken.
+
+    Large tables are on all shards. On some they would share a slab with others, and what is built,
+    saved and restored in one piece would grow with all of them.
+    """
     if shards == 1:
         return _whole(1)
-    found = [Choice("replicated", range(shards)), *_whole(shards)]
-    for size in range(2, shards + 1):
+    found = [Choice("replicated", range(shards))]
+    large = table.rows >= OWN_SLAB_ROWS
+    if not large:
+        found += _whole(shards)
+    for size in range(shards if large else 2, shards + 1):
         if shards % size == 0:
             groups = [range(start, start + size) for start in range(0, shards, size)]
             found += [Choice("row_wise", group) for group in groups]

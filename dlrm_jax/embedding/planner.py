@@ -31,8 +31,9 @@ def automatic_plan(
     """A plan that fits into memory, loads all shards alike, and is fast, in this order.
 
     Every table may be on all shards, on one, have its rows dealt out over 2, 4, … or all of them
-    in aligned runs, or its columns over all. The same arguments give the same plan. The first two
-    alone give one for large batches of single ids; it is right for all others, too.
+    in aligned runs, or its columns over all; large tables are on all. The same arguments give the
+    same plan. The first two alone give one for large batches of single ids; it is right for all
+    others, too.
 
     Args:
         tables: all tables.

@@ -87,11 +87,11 @@ def random_problem(seed):
     rng = np.random.default_rng(seed)
     count, shards = int(rng.integers(3, 9)), int(rng.choice([2, 4]))
     rows = np.exp(rng.uniform(np.log(50), np.log(2e7), count)).astype(int)
-    rows[0] = 2e7
+    rows[0] = 9e5
     lengths = rng.choice([1, 3], count)
     tables, features, lookups = described(rows.tolist(), lengths.tolist(), int(rng.choice([6, 64])))
     bags = bags_of(features, lookups)
-    workload = Workload(4096, 1, float(rng.choice([0.0, 1.05])), bags)
+    workload = Workload(256, 1, float(rng.choice([0.0, 1.05])), bags)
     found = choices(tables, shards, {})
     return Costs(tables, found, shards, ADAGRAD, workload, DEVICES["h100"])
 
