@@ -45,6 +45,8 @@ class Config:
     embedding_dim: int = 16
     pooling: Literal["sum", "mean"] = "sum"
     table_dtype: Literal["float32", "bfloat16"] = "float32"
+    stochastic_rounding: bool = True  # of bfloat16 tables
+    exchange_dtype: Literal["float32", "bfloat16"] = "float32"  # of vectors between devices
     placements: tuple[str, ...] = ()  # C3=row_wise[:0-3], C4=table_wise[:1], C5=column_wise, …
     plan: str = ""  # a file that experiments.plan wrote; "" for a plan made at the start
     frozen_tables: tuple[str, ...] = ()  # C1, C2

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from dlrm_jax.config import preset
 from dlrm_jax.data.files import write_text
 from dlrm_jax.embedding import automatic_plan
-from dlrm_jax.embedding.balance import LINKS, Balance, balance, seconds_by_part
-from dlrm_jax.embedding.devices import DEVICES, Device, device
 from dlrm_jax.embedding.layout import make_layout
-from dlrm_jax.embedding.limits import Limits
+from dlrm_jax.embedding.planning.balance import LINKS, Balance, balance, seconds_by_part
+from dlrm_jax.embedding.planning.devices import DEVICES, Device, device
+from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.traffic import Collective, collectives
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, parse_mesh

@@ -4,9 +4,9 @@ from dlrm_jax.embedding.bags import pad_bags
 from dlrm_jax.embedding.collection import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.optimizer import SGD, Adagrad, Adam, RowOptimizer, RowWiseAdagrad
 from dlrm_jax.embedding.plan import Piece, Plan
-from dlrm_jax.embedding.planner import automatic_plan
+from dlrm_jax.embedding.planning.planner import automatic_plan
+from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.table import Feature, Lookup, Table
-from dlrm_jax.embedding.workload import Workload
 
 __all__ = [
     "SGD",

@@ -14,12 +14,14 @@ from dlrm_jax.embedding.bags import check_batch, check_ids
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
 from dlrm_jax.embedding.plan import Plan
-from dlrm_jax.embedding.planner import automatic_plan
+from dlrm_jax.embedding.planning.devices import device_like
+from dlrm_jax.embedding.planning.planner import automatic_plan
+from dlrm_jax.embedding.planning.workload import Workload, bags_of
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.travel import check_dtype
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import MODEL, check_axes
+from dlrm_jax.mesh import DATA, MODEL, check_axes
 
 
 class EmbeddingCollection:
@@ -67,7 +69,13 @@ class EmbeddingCollection:
         self.lookups = tuple(lookups)
         self.mesh = mesh
         self.exchange_dtype = exchange_dtype
-        self.plan = plan or automatic_plan(tables, mesh.shape[MODEL])
+        self.plan = plan or automatic_plan(
+            tables,
+            mesh.shape[MODEL],
+            optimizer=optimizer,
+            workload=Workload(data_groups=mesh.shape[DATA], bags=bags_of(features, lookups)),
+            device=device_like(mesh.devices.flat[0].device_kind),
+        )
         if self.plan.shards != mesh.shape[MODEL]:
             raise UserError(
                 f"the plan is for {self.plan.shards} shards, the mesh has {mesh.shape[MODEL]}"

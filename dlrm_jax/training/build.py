@@ -21,10 +21,10 @@ from dlrm_jax.embedding import (
     Workload,
     automatic_plan,
 )
-from dlrm_jax.embedding.devices import Device, device_like
-from dlrm_jax.embedding.limits import Limits
 from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
-from dlrm_jax.embedding.workload import bags_of
+from dlrm_jax.embedding.planning.devices import Device, device_like
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, check_batch_size
 from dlrm_jax.models.dlrm import DLRM
@@ -132,6 +132,7 @@ def describe(config: Config) -> Descriptions:
             dtype=config.table_dtype,
             optimizer=own.get(name),
             trainable=name not in config.frozen_tables,
+            stochastic_rounding=config.stochastic_rounding,
         )
         for name, rows in zip(config.table_names, config.table_rows, strict=True)
     ]
@@ -171,7 +172,13 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
             limits=limits,
         )
     return EmbeddingCollection(
-        described.tables, described.features, described.lookups, mesh, described.optimizer, plan
+        described.tables,
+        described.features,
+        described.lookups,
+        mesh,
+        described.optimizer,
+        plan,
+        None if config.exchange_dtype == "float32" else config.exchange_dtype,
     )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from dlrm_jax.embedding.costs import EVERYWHERE, Costs
-from dlrm_jax.embedding.limits import Limits
+from dlrm_jax.embedding.planning.costs import EVERYWHERE, Costs
+from dlrm_jax.embedding.planning.limits import Limits
 
 
 def fastest(

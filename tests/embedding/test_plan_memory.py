@@ -17,8 +17,8 @@ from dlrm_jax.embedding import (
     Workload,
     automatic_plan,
 )
-from dlrm_jax.embedding.balance import balance
-from dlrm_jax.embedding.workload import bags_of
+from dlrm_jax.embedding.planning.balance import balance
+from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.mesh import batch_sharding, make_mesh
 
 BATCH = 64

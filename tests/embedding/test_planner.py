@@ -25,16 +25,16 @@ from dlrm_jax.embedding import (
     Workload,
     automatic_plan,
 )
-from dlrm_jax.embedding.balance import balance, seconds_by_part
-from dlrm_jax.embedding.choices import Choice, choices
-from dlrm_jax.embedding.costs import Costs
-from dlrm_jax.embedding.devices import DEVICES, device, device_like
 from dlrm_jax.embedding.layout import make_layout
-from dlrm_jax.embedding.limits import Limits
 from dlrm_jax.embedding.plan import table_wise
-from dlrm_jax.embedding.search import Search
+from dlrm_jax.embedding.planning.balance import balance, seconds_by_part
+from dlrm_jax.embedding.planning.choices import Choice, choices
+from dlrm_jax.embedding.planning.costs import Costs
+from dlrm_jax.embedding.planning.devices import DEVICES, device, device_like
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.search import Search
+from dlrm_jax.embedding.planning.workload import bags_of, distinct_rows
 from dlrm_jax.embedding.traffic import collectives
-from dlrm_jax.embedding.workload import bags_of, distinct_rows
 from dlrm_jax.errors import UserError
 
 ADAGRAD = RowWiseAdagrad(0.1)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.costs import EVERYWHERE, Costs
-from dlrm_jax.embedding.limits import Key, Limits, Outcomes, judged
+from dlrm_jax.embedding.planning.costs import EVERYWHERE, Costs
+from dlrm_jax.embedding.planning.limits import Key, Limits, Outcomes, judged
 
 # Placements kept while tables are added.
 _BEAM = 12

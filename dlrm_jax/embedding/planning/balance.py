@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.choices import Choice
-from dlrm_jax.embedding.costs import Costs
-from dlrm_jax.embedding.devices import Device
 from dlrm_jax.embedding.layout import Layout, Slab
-from dlrm_jax.embedding.limits import Limits
 from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
 from dlrm_jax.embedding.plan import PLACEMENTS, Plan
-from dlrm_jax.embedding.search import Search
+from dlrm_jax.embedding.planning.choices import Choice
+from dlrm_jax.embedding.planning.costs import Costs
+from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.search import Search
+from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.table import Table
-from dlrm_jax.embedding.workload import Workload
 
 
 @dataclasses.dataclass(frozen=True)

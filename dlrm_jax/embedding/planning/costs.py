@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from dlrm_jax.embedding.choices import Choice
-from dlrm_jax.embedding.devices import Device
 from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
 from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.embedding.planning.choices import Choice
+from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.timing import Kind, Timing
+from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.table import Table
-from dlrm_jax.embedding.timing import Kind, Timing
-from dlrm_jax.embedding.workload import Workload
 
 EVERYWHERE = ("held", "exchanged", "seconds", "reads", "busy")
 """What a choice adds to every device: bytes of tables and state, bytes of the exchange, seconds,

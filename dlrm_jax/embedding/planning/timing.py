@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.devices import Device
 from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.embedding.planning.devices import Device
+from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.table import Table
-from dlrm_jax.embedding.workload import Workload
 
 # How often an array passes through memory, by reading what the step does with it: vectors looked
 # up are read and added to a sum; pooled vectors are packed, sent and unpacked, and so are their
@@ -62,7 +62,7 @@ class Kind:
         dtype = jnp.dtype(table.dtype)
         vector = jnp.promote_types(dtype, jnp.float32).itemsize
         rows, elements = slots.count("row"), slots.count("element")
-        summed = own is not None and not own.linear
+        summed = own is not None and (table.rounds_randomly or not own.linear)
         return cls(table.dim, dtype.itemsize, vector, rows, elements, table.trainable, summed)
 
     def row_bytes(self, columns: int) -> int:

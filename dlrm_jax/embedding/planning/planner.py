@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dlrm_jax.embedding.choices import choices
-from dlrm_jax.embedding.costs import EVERYWHERE, Costs
-from dlrm_jax.embedding.devices import DEVICES, Device
-from dlrm_jax.embedding.limits import Limits
 from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Plan
-from dlrm_jax.embedding.search import Search
+from dlrm_jax.embedding.planning.choices import choices
+from dlrm_jax.embedding.planning.costs import EVERYWHERE, Costs
+from dlrm_jax.embedding.planning.devices import DEVICES, Device
+from dlrm_jax.embedding.planning.limits import Limits
+from dlrm_jax.embedding.planning.search import Search
+from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.table import Table
-from dlrm_jax.embedding.workload import Workload
 from dlrm_jax.errors import UserError
 
 

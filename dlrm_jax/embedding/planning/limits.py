@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.costs import EVERYWHERE
+from dlrm_jax.embedding.planning.costs import EVERYWHERE
 
 _HELD, _EXCHANGED, _SECONDS, _READS, _BUSY = range(len(EVERYWHERE))
 # Differences that are rounding alone.
