@@ -28,7 +28,7 @@ from dlrm_jax.embedding.traffic import Collective, collectives
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, parse_mesh
 from dlrm_jax.training.build import describe, read_plan, workload
-from experiments.pictures import COLOURS, COMPACT, new_axes
+from experiments.plan_pictures import draw_mesh, draw_shards
 from experiments.program import FLAGS, define_run_flags, run, with_flags
 
 define_run_flags(default_preset="mlperf_v2")
@@ -36,7 +36,8 @@ flags.DEFINE_enum("device", "h100", list(DEVICES), "what the mesh consists of")
 flags.DEFINE_float("memory_gib", None, "of each device, for tables and their optimizer state; by "
                    "default three quarters of what it has", lower_bound=0)  # fmt: skip
 flags.DEFINE_string("output", None, "where to write the plan, as JSON")
-flags.DEFINE_string("picture", None, "where to draw what the shards hold and read, as PNG")
+flags.DEFINE_string("picture", None, "where to draw what the shards hold and read: PNG or SVG")
+flags.DEFINE_string("mesh_picture", None, "where to draw which device holds what: PNG or SVG")
 
 _GIB, _MIB = 2**30, 2**20
 # A limit is said to bind where less than this part of it is left.
@@ -54,6 +55,10 @@ def main(argv: Sequence[str]) -> None:
             f"batch_size: {micro_batch} samples can't be split evenly over the {groups * shards} "
             f"devices of mesh {FLAGS.mesh}"
         )
+    for name in ("picture", "mesh_picture"):
+        path = FLAGS[name].value
+        if path and Path(path).suffix not in (".png", ".svg"):
+            raise UserError(f"--{name}: expected a file named .png or .svg, got {path!r}")
     described = describe(config)
     asked = workload(config, described, groups)
     kind = device(FLAGS.device)
@@ -87,8 +92,15 @@ def main(argv: Sequence[str]) -> None:
         write_text(Path(FLAGS.output), plan.to_json())
         print(f"plan: {FLAGS.output}")
     if FLAGS.picture:
-        draw(found).savefig(FLAGS.picture, format="png", dpi=120)
-        print(f"picture: {FLAGS.picture}")
+        save(draw_shards(found), FLAGS.picture)
+    if FLAGS.mesh_picture:
+        save(draw_mesh(layout, plan, groups), FLAGS.mesh_picture)
+
+
+def save(figure: Figure, path: str) -> None:
+    """Writes a picture in the format that its name asks for."""
+    figure.savefig(path, dpi=120)
+    print(f"picture: {path}")
 
 
 def print_shards(found: Balance) -> None:
@@ -159,38 +171,6 @@ def binding(
         if value > limit * (1 - _NEAR):
             reasons.append(f"{'over' if value > limit * 1.0001 else 'at'} the limit of {name}")
     return "; ".join(reasons)
-
-
-def draw(found: Balance) -> Figure:
-    """Bytes by placement and distinct rows, shard by shard."""
-    figure, above = new_axes(4.4)
-    grid = figure.add_gridspec(2, 1, height_ratios=(2, 1))
-    above.set_subplotspec(grid[0])
-    below = figure.add_subplot(grid[1], sharex=above)
-    shards = np.arange(len(found.reads))
-    unit, size = ("GiB", _GIB) if found.device_bytes >= _GIB else ("MiB", _MIB)
-    top = np.zeros(len(shards))
-    for colour, (placement, nbytes) in zip(COLOURS, found.held.items(), strict=False):
-        if nbytes.any():
-            label = placement.replace("_", "-")
-            above.bar(shards, nbytes / size, 0.7, top, color=colour, label=label)
-            top += nbytes / size
-    if found.padding.any():
-        above.bar(shards, found.padding / size, 0.7, top, color="#dddddd", label="padding")
-    above.set_ylabel(f"held, {unit}")
-    above.tick_params(axis="x", length=0, labelbottom=False)
-    above.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    below.bar(shards, found.reads, 0.7, color="#777777")
-    below.axhline(found.reads.mean(), color="#333333", linewidth=0.8, linestyle=":", label="mean")
-    below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    below.spines[["top", "right"]].set_visible(False)
-    below.tick_params(labelsize=9)
-    below.yaxis.set_major_formatter(COMPACT)
-    below.set_ylabel("distinct rows\nlooked up", size=9)
-    below.set_xlabel("shard", size=9)
-    if len(shards) <= 32:
-        below.set_xticks(shards)
-    return figure
 
 
 if __name__ == "__main__":

@@ -20,3 +20,11 @@ install_import_hook("dlrm_jax", "beartype.beartype")
 from dlrm_jax.mesh import emulate_devices  # noqa: E402
 
 emulate_devices(8)
+
+
+def pytest_addoption(parser: pytest.Parser):
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="with several processes, all optimizers, meshes and placements, 50 steps each",
+    )

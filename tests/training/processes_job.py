@@ -22,13 +22,11 @@ from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 
 DEVICES = 8
-STEPS = 8
-STEPS_BEFORE = 3  # of the run in one process that is gone on with
+STEPS = 8  # of the run that is gone on with
+STEPS_BEFORE = 3  # of these, those in one process
 
-# By the number of processes. Each has two optimizers, and every placement.
-FRESH = {2: Setup("8x1", "sgd", columns=True), 4: Setup("4x2", "adagrad", columns=True)}
-# What goes on from a checkpoint of one process, on another mesh and with another plan. The shards
-# of a group lie in several processes.
+# By the number of processes: what goes on from a checkpoint of one process, on another mesh and
+# with another plan. The shards of a group lie in several processes.
 RESUMED = {2: Setup("1x8", "adam", columns=True), 4: Setup("2x4", "adam", columns=True)}
 
 
@@ -41,11 +39,14 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
         initial = dict(arrays)
     batches = [part_of(batch, index, count) for batch in make_batches("float64")]
 
-    learner = FRESH[count].learner()
-    state, losses = train(learner, start(learner, initial), batches, STEPS)
-    arrays = gathered(learner, state)
-    if is_first():
-        np.savez(directory / "trained.npz", allow_pickle=False, losses=losses, **arrays)
+    wanted = json.loads((directory / "wanted.json").read_text())
+    for number, fields in enumerate(wanted["setups"]):
+        learner = Setup(*fields).learner()
+        state, losses = train(learner, start(learner, initial), batches, wanted["steps"])
+        arrays = gathered(learner, state)
+        if is_first():
+            path = directory / f"trained-{number}.npz"
+            np.savez(path, allow_pickle=False, losses=losses, **arrays)
 
     learner = RESUMED[count].learner()
     state = Checkpoints(directory / "before", {}).restore(learner, STEPS_BEFORE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from drawn_batches import make_batches, oracle_arguments
 from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle
-from processes_job import FRESH, RESUMED, STEPS, STEPS_BEFORE
+from processes_job import RESUMED, STEPS, STEPS_BEFORE
 from setups import MESHES, ROWS, Setup, train
 
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
@@ -28,6 +29,17 @@ from dlrm_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 240
+THOROUGH_SECONDS = 3000
+
+# By the number of processes. Each has two optimizers, and every placement.
+FRESH = {2: [Setup("8x1", "sgd", columns=True)], 4: [Setup("4x2", "adagrad", columns=True)]}
+ALL = [
+    Setup(mesh, optimizer, columns)
+    for mesh in MESHES
+    if mesh != "1x1"  # which several processes can't share
+    for optimizer in OPTIMIZERS
+    for columns in (False, True)
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +61,30 @@ def begun(x64: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--thorough"))
+
+
 @pytest.fixture(scope="module", params=sorted(FRESH), ids=lambda count: f"{count} processes")
-def trained(request: pytest.FixtureRequest, begun: Path, tmp_path_factory: pytest.TempPathFactory):
+def trained(
+    request: pytest.FixtureRequest,
+    begun: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    thorough: bool,
+):
     """The number of processes, and the directory of what they have left."""
     count, directory = request.param, tmp_path_factory.mktemp("processes")
     shutil.copytree(begun, directory, dirs_exist_ok=True)
-    run_job(count, directory)
+    chosen = ALL if thorough else FRESH[count]
+    setups = [(setup.mesh, setup.optimizer, setup.columns) for setup in chosen]
+    wanted = {"setups": setups, "steps": 50 if thorough else STEPS}
+    (directory / "wanted.json").write_text(json.dumps(wanted))
+    run_job(count, directory, THOROUGH_SECONDS if thorough else SECONDS)
     return count, directory
 
 
-def run_job(count: int, directory: Path) -> None:
+def run_job(count: int, directory: Path, seconds: float) -> None:
     address = free_address()
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -77,7 +103,7 @@ def run_job(count: int, directory: Path) -> None:
             stack.callback(process.kill)
             processes.append(process)
         for index, process in enumerate(processes):
-            code = process.wait(SECONDS)
+            code = process.wait(seconds)
             assert code == 0, (directory / f"{index}.log").read_text()[-3000:]
 
 
@@ -87,19 +113,26 @@ def oracle_after(setup: Setup, steps: int) -> tuple[Oracle, list[float]]:
     return oracle, [oracle.step(**inputs[i % len(inputs)]) for i in range(steps)]
 
 
-def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]):
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], of: str = ""):
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_allclose(actual[name], array, rtol=1e-9, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            actual[name], array, rtol=1e-9, atol=1e-9, err_msg=f"{name} {of}"
+        )
 
 
 def test_training_is_the_oracles(trained):
-    count, directory = trained
-    with np.load(directory / "trained.npz") as saved:
-        found = dict(saved)
-    oracle, losses = oracle_after(FRESH[count], STEPS)
-    np.testing.assert_allclose(found.pop("losses"), losses, rtol=1e-9, atol=1e-9)
-    assert_same(found, oracle_arrays(oracle))
+    _, directory = trained
+    wanted = json.loads((directory / "wanted.json").read_text())
+    for number, fields in enumerate(wanted["setups"]):
+        setup = Setup(*fields)
+        with np.load(directory / f"trained-{number}.npz") as saved:
+            found = dict(saved)
+        oracle, losses = oracle_after(setup, wanted["steps"])
+        np.testing.assert_allclose(
+            found.pop("losses"), losses, rtol=1e-9, atol=1e-9, err_msg=str(setup)
+        )
+        assert_same(found, oracle_arrays(oracle), str(setup))
 
 
 def test_checkpoints_of_one_process_and_of_several(trained):
@@ -134,12 +167,12 @@ def test_what_one_process_knows_all_do(trained):
 
 def test_every_optimizer_mesh_and_placement_is_among_them():
     for count in FRESH:
-        setups = (FRESH[count], RESUMED[count])
+        setups = (*FRESH[count], RESUMED[count])
         names = {setup.table_optimizer(table)[0] for setup in setups for table in ROWS}
         assert names == set(OPTIMIZERS)
-        plan = setups[1].learner().collection.plan
+        plan = RESUMED[count].learner().collection.plan
         assert {plan.placement(piece.table) for piece in plan.pieces} == set(PLACEMENTS)
-    meshes = {setup.mesh for setup in (*FRESH.values(), *RESUMED.values())}
+    meshes = {setup.mesh for setup in (*itertools.chain(*FRESH.values()), *RESUMED.values())}
     assert meshes == set(MESHES) - {"1x1"}
 
 
