@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
+from dlrm_jax.models.linear import Linear
+
 
 def _normal(variance: float) -> jax.nn.initializers.Initializer:
     return jax.nn.initializers.normal(variance**0.5)
@@ -38,24 +40,23 @@ class MLP(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        self.last_relu = last_relu
+        count = len(widths) - 1
         self.layers = nnx.List(
-            nnx.Linear(
+            Linear(
                 fan_in,
                 fan_out,
-                kernel_init=_normal(2 / (fan_in + fan_out)),
+                relu=last_relu or i + 1 < count,
+                weight_init=_normal(2 / (fan_in + fan_out)),
                 bias_init=_normal(1 / fan_out),
+                rngs=rngs,
                 dtype=dtype,
                 param_dtype=param_dtype,
-                rngs=rngs,
             )
-            for fan_in, fan_out in itertools.pairwise(widths)
+            for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths))
         )
 
     def __call__(self, x: Float[Array, "B in"]) -> Float[Array, "B out"]:
         """Applies all layers."""
-        for i, layer in enumerate(self.layers):
+        for layer in self.layers:
             x = layer(x)
-            if self.last_relu or i + 1 < len(self.layers):
-                x = jax.nn.relu(x)
         return x
