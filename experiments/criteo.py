@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
     print(data.source)
     learner = make_learner(config, mesh)
     print(learner.collection.plan.describe(learner.collection.tables.values()))
+    print(f"row updates: {learner.collection.kernels}")
 
     if FLAGS.eval_only and not directory.is_dir():
         raise UserError(f"--eval_only: expected the --workdir of a run, there is no {directory}")

@@ -22,6 +22,7 @@ from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.travel import check_dtype
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, check_axes
+from dlrm_jax.native.row_updates import Kernels, available
 
 
 class EmbeddingCollection:
@@ -46,6 +47,8 @@ class EmbeddingCollection:
         exchange_dtype: in which pooled vectors and cotangents travel between devices, such as
             ``"bfloat16"``, for half the bytes; they are summed in at least float32 nevertheless.
             None for their own.
+        kernels: ``"auto"`` updates rows with `dlrm_jax.native` on CPUs where it is built and
+            has the update, ``"native"`` demands that it is built, ``"jax"`` does without.
 
     Raises:
         UserError: the descriptions or the plan contradict each other or the mesh.
@@ -60,6 +63,7 @@ class EmbeddingCollection:
         optimizer: RowOptimizer | None = None,
         plan: Plan | None = None,
         exchange_dtype: str | None = None,
+        kernels: Kernels = "auto",
     ):
         check_axes(mesh)
         check_descriptions(tables, features, lookups, optimizer)
@@ -82,7 +86,25 @@ class EmbeddingCollection:
             )
         self.plan.check(tables)
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
+        native = available(kernels, mesh.devices.flat[0].platform)
+        self.natively = frozenset(
+            slab.name for slab in self.layout.slabs if native and parallel.updated_natively(slab)
+        )
         self._unpackers = {s.name: logical.Unpacker(mesh, s) for s in self.layout.slabs}
+
+    @property
+    def kernels(self) -> str:
+        """What updates the rows: ``"native"``, ``"jax"``, or which tables are whose."""
+        trained = [slab for slab in self.layout.slabs if slab.optimizer]
+        names = {
+            kind: [name for slab in trained if (slab.name in self.natively) == native
+                   for name in slab.tables]
+            for kind, native in (("native", True), ("jax", False))
+        }  # fmt: skip
+        used = {kind: tables for kind, tables in names.items() if tables}
+        if len(used) < 2:
+            return next(iter(used), "none")
+        return "; ".join(f"{kind} of {', '.join(tables)}" for kind, tables in used.items())
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 
@@ -143,7 +165,12 @@ class EmbeddingCollection:
                 `RowGradients.squared_norm` does.
         """
         return parallel.aggregate(
-            self.mesh, self.layout, self.exchange_dtype, occurrences, sum_duplicates
+            self.mesh,
+            self.layout,
+            self.exchange_dtype,
+            occurrences,
+            sum_duplicates,
+            self.natively,
         )
 
     def apply(
@@ -156,7 +183,7 @@ class EmbeddingCollection:
             gradients: from `aggregate`.
             step: the number of updates done before this one.
         """
-        return parallel.apply(self.mesh, self.layout, state, gradients, step)
+        return parallel.apply(self.mesh, self.layout, state, gradients, step, self.natively)
 
     def update(
         self,

@@ -8,7 +8,7 @@ a batch, never with the rows of a table.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ BlockOccurrences = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Floa
 """One block's rows [N, T, L], weights [N, T, L] and cotangents [N, T, d]."""
 
 Sums = tuple[Int[Array, " K"], Float[Array, "K d"]]
-"""Rows, at or past the slab's end where there is none, and their gradients."""
+"""Different rows, at or past the slab's end where there is none, and their gradients."""
 
 
 def aggregate(
@@ -32,8 +32,11 @@ def aggregate(
     mesh_shape: Mapping[str, int],
     sum_duplicates: bool,
     dtype: str | None = None,
-) -> dict[str, Sums]:
+    natively: Container[str] = (),
+) -> dict[str, tuple[BlockOccurrences, ...]]:
     """The gradients of the rows that any copy of a slab saw touched, equal on all copies.
+
+    Where rows needn't be summed, they remain as they occurred, one gradient for a whole bag.
 
     Args:
         slabs: whose rows they are.
@@ -42,8 +45,9 @@ def aggregate(
         sum_duplicates: give each row once, its gradients summed, for optimizers too that
             don't need it.
         dtype: in which cotangents travel from one copy to the others; None for their own.
+        natively: the names of slabs whose updates sum the gradients of equal rows themselves.
     """
-    sums = {}
+    found: dict[str, tuple[BlockOccurrences, ...]] = {}
     for sharded in (True, False):
         axes = copy_axes(sharded, mesh_shape)
         copies = math.prod(mesh_shape[axis] for axis in axes)
@@ -54,19 +58,20 @@ def aggregate(
                 ids = copies * sum(rows.size for rows, _, _ in items)
                 bags = copies * sum(rows[:, :, 0].size for rows, _, _ in items)
                 if axes and sums_are_less(slab, ids, bags):
-                    sums[slab.name] = _sum_densely(slab.rows, items, axes)
+                    found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, axes))
                 else:
                     apart.append(slab)
         everywhere = _gather_copies([occurrences[slab.name] for slab in apart], axes, dtype)
         for slab, items in zip(apart, everywhere, strict=True):
-            if is_dense(slab, sum(rows.size for rows, _, _ in items)):
-                sums[slab.name] = _sum_densely(slab.rows, items, ())
-                continue
-            rows, gradients = _expand(items)
-            if slab.needs_sums(sum_duplicates):
-                rows, gradients = _merge(slab.rows, rows, gradients)
-            sums[slab.name] = (rows, gradients)
-    return sums
+            if slab.name in natively and not sum_duplicates:
+                found[slab.name] = tuple(items)
+            elif is_dense(slab, sum(rows.size for rows, _, _ in items)):
+                found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, ()))
+            elif slab.needs_sums(sum_duplicates):
+                found[slab.name] = _one_by_one(_merge(slab.rows, *expand(items)))
+            else:
+                found[slab.name] = tuple(items)
+    return found
 
 
 def copy_axes(sharded: bool, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
@@ -119,7 +124,15 @@ def _gather_copies(
     ]
 
 
-def _expand(occurrences: Sequence[BlockOccurrences]) -> Sums:
+def _one_by_one(sums: Sums) -> tuple[BlockOccurrences, ...]:
+    """As bags of one row each."""
+    rows, gradients = sums
+    return ((rows[:, None, None], None, gradients[:, None]),)
+
+
+def expand(
+    occurrences: Sequence[BlockOccurrences],
+) -> tuple[Int[Array, " K"], Float[Array, "K d"]]:
     """One (row, gradient) for each occurrence: the slot's cotangent times the weight."""
     all_rows, all_gradients = [], []
     for rows, weights, cotangents in occurrences:
@@ -134,7 +147,7 @@ def _expand(occurrences: Sequence[BlockOccurrences]) -> Sums:
 
 def _sum_densely(size: int, occurrences: Sequence[BlockOccurrences], axes: tuple[str, ...]) -> Sums:
     """For slabs no larger than the batch's ids: the sums of all rows, and who was touched."""
-    rows, gradients = _expand(occurrences)
+    rows, gradients = expand(occurrences)
     totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
     totals = totals.at[rows].add(gradients, mode="drop")
     touched = jnp.zeros(size, jnp.int32).at[rows].max(1, mode="drop")

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
 from dlrm_jax.embedding import exchange, gradient
 from dlrm_jax.embedding.layout import Layout, Slab
 from dlrm_jax.embedding.logical import slab_spec, slot_ndims
-from dlrm_jax.embedding.optimizer import mean_of_columns, update_rows
+from dlrm_jax.embedding.optimizer import (
+    SGD,
+    RowWiseAdagrad,
+    mean_of_columns,
+    rate_at,
+    update_rows,
+)
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import BATCH, DATA, MODEL
+from dlrm_jax.native import row_updates
 
 # Arrays that exist once per data group and shard: [D, M, ...].
 _PER_DEVICE = PartitionSpec(DATA, MODEL)
@@ -78,13 +86,14 @@ def aggregate(
     exchange_dtype: str | None,
     occurrences: Occurrences,
     sum_duplicates: bool,
+    natively: Container[str],
 ) -> RowGradients:
     """See `EmbeddingCollection.aggregate`."""
     trained = [block for block in layout.blocks if block.slab.optimizer]
     slabs = [slab for slab in layout.slabs if slab.optimizer]
     stacked = occurrences.rows[0].ndim - 5 if occurrences.rows else 0
 
-    def run(occurrences: Occurrences) -> dict[str, gradient.Sums]:
+    def run(occurrences: Occurrences) -> dict[str, tuple[gradient.BlockOccurrences, ...]]:
         def local(x: Array) -> Array:
             return x.reshape(-1, *x.shape[-2:])
 
@@ -94,9 +103,11 @@ def aggregate(
             items[block.slab.name].append(
                 (local(occurrences.rows[i]), weights, local(occurrences.cotangents[i]))
             )
-        return gradient.aggregate(slabs, items, mesh.shape, sum_duplicates, exchange_dtype)
+        return gradient.aggregate(
+            slabs, items, mesh.shape, sum_duplicates, exchange_dtype, natively
+        )
 
-    sums = jax.shard_map(
+    bags = jax.shard_map(
         run,
         mesh=mesh,
         in_specs=PartitionSpec(*[None] * stacked, DATA, MODEL),
@@ -105,11 +116,10 @@ def aggregate(
         # could show it to the check.
         check_vma=False,
     )(occurrences)
-    return RowGradients(
-        {name: rows for name, (rows, _) in sums.items()},
-        {name: values for name, (_, values) in sums.items()},
-        summed=all(slab.needs_sums(sum_duplicates) for slab in slabs),
+    summed = all(
+        sum_duplicates or (slab.needs_sums(False) and slab.name not in natively) for slab in slabs
     )
+    return RowGradients(bags, summed)
 
 
 def apply(
@@ -118,6 +128,7 @@ def apply(
     state: EmbeddingState,
     gradients: RowGradients,
     step: Integer[Array, ""] | int,
+    natively: Container[str],
 ) -> EmbeddingState:
     """See `EmbeddingCollection.apply`."""
     slabs = {slab.name: slab for slab in layout.slabs if slab.optimizer}
@@ -128,42 +139,79 @@ def apply(
     }
     per_shard = {name: _per_shard(slab) for name, slab in slabs.items()}
 
-    def run(weights, slots, rows, values, step):
+    def run(weights, slots, bags, step):
         new_weights, new_slots = {}, {}
         for name, slab in slabs.items():
-            new_weights[name], new_slots[name] = _update(
-                slab, weights[name], slots[name], rows[name], values[name], step
+            update = _update_natively if name in natively else _update
+            new_weights[name], new_slots[name] = update(
+                slab, weights[name], slots[name], bags[name], step
             )
         return new_weights, new_slots
 
     weights, slots = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(weight_specs, slot_specs, per_shard, per_shard, PartitionSpec()),
+        in_specs=(weight_specs, slot_specs, per_shard, PartitionSpec()),
         out_specs=(weight_specs, slot_specs),
         # Where columns are split, all shards have the same rows with the same state, which
-        # the check can't know.
-        check_vma=not any(slab.split == "columns" for slab in slabs.values()),
+        # the check can't know; nor does it know what native updates do.
+        check_vma=not any(
+            slab.split == "columns" or name in natively for name, slab in slabs.items()
+        ),
     )(
         {name: state.weights[name] for name in slabs},
         {name: state.slots[name] for name in slabs},
-        gradients.rows,
-        gradients.values,
+        gradients.bags,
         jnp.asarray(step),
     )
     return EmbeddingState(state.weights | weights, state.slots | slots)
+
+
+def updated_natively(slab: Slab) -> bool:
+    """Whether `row_updates` has the update of this slab, if it is built.
+
+    For long bags it is far faster: it neither writes down a gradient for each id nor sums those
+    of equal rows anywhere but in registers. On two cores, 8 tables of 1M x 64, batches of 2048
+    with 100 uniform ids a bag: 41 instead of 87 to 113 ms for SGD, 64 instead of 215 for row-wise
+    Adagrad. With one id a bag the two are about equal (20 such tables x 16: 0.6 and 0.7, 2.5 and
+    2.3).
+    """
+    if slab.optimizer is None or slab.dtype != np.float32:
+        return False
+    if type(slab.optimizer) is RowWiseAdagrad:
+        return slab.split != "columns"  # whose rows' mean is taken over several devices
+    return type(slab.optimizer) is SGD
+
+
+def _update_natively(
+    slab: Slab,
+    weights: Array,
+    slots: dict[str, Array],
+    bags: Sequence[gradient.BlockOccurrences],
+    step: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """`_update` by other means."""
+    if isinstance(slab.optimizer, SGD):
+        rate = rate_at(slab.optimizer.learning_rate, step)
+        return row_updates.sgd(weights, rate, bags), slots
+    assert isinstance(slab.optimizer, RowWiseAdagrad)
+    rate = rate_at(slab.optimizer.learning_rate, step)
+    weights, accumulator = row_updates.rowwise_adagrad(
+        weights, slots["accumulator"], rate, slab.optimizer.eps, bags
+    )
+    return weights, {"accumulator": accumulator}
 
 
 def _update(
     slab: Slab,
     weights: Array,
     slots: dict[str, Array],
-    rows: Array,
-    gradients: Array,
+    bags: Sequence[gradient.BlockOccurrences],
     step: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """One device's part of a slab, updated."""
     assert slab.optimizer is not None
+    rows, gradients = gradient.expand(bags)
 
     def mean_of_all_columns(x: Array) -> Array:
         return jax.lax.pmean(mean_of_columns(x), MODEL)

@@ -69,22 +69,26 @@ class RowGradients:
     """The gradients of the touched rows of each slab, by its name.
 
     Attributes:
-        rows: [M · K] numbers within the owner's slab; past its end for "no row".
-        values: [M · K, d].
-        summed: each row comes once, its gradients summed.
+        bags: items of rows [M · N, T, L], numbers within the owner's slab and past its end for
+            "no row"; the weight of each or None; and gradients [M · N, T, d], each that of L
+            rows, times their weights.
+        summed: each row comes once, its gradients summed: bags of one row without weights.
     """
 
-    rows: dict[str, Leaf] | Leaf
-    values: dict[str, Leaf] | Leaf
+    bags: dict[str, tuple[tuple[Leaf, Leaf | None, Leaf], ...]] | Leaf
     summed: bool = dataclasses.field(metadata={"static": True})
 
     def squared_norm(self) -> Float[Array, ""]:
         """The sum of squares over all rows of all tables, for clipping by global norm."""
         if not self.summed:
             raise UserError("a norm needs aggregate(..., sum_duplicates=True)")
-        return sum((jnp.sum(jnp.square(v)) for v in self.values.values()), jnp.zeros(()))
+        gradients = (g for items in self.bags.values() for _, _, g in items)
+        return sum((jnp.sum(jnp.square(g)) for g in gradients), jnp.zeros(()))
 
     def scaled(self, factor: Float[Array, ""]) -> RowGradients:
         """The gradients times a number."""
-        values = {name: value * factor for name, value in self.values.items()}
-        return dataclasses.replace(self, values=values)
+        bags = {
+            name: tuple((rows, weights, g * factor) for rows, weights, g in items)
+            for name, items in self.bags.items()
+        }
+        return dataclasses.replace(self, bags=bags)

@@ -51,7 +51,7 @@ class Linear(nnx.Module):
         weight, bias = self.weight[...], self.bias[...]
         x, weight, bias = (array.astype(self.dtype) for array in (x, weight, bias))
         y = _linear(x.reshape(-1, x.shape[-1]), weight, bias, self.relu)
-        return y.reshape(*x.shape[:-1], -1)
+        return jnp.reshape(y, (*x.shape[:-1], -1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

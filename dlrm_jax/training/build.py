@@ -179,6 +179,7 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
         described.optimizer,
         plan,
         None if config.exchange_dtype == "float32" else config.exchange_dtype,
+        config.kernels,
     )
 
 

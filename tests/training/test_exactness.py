@@ -66,13 +66,13 @@ def ways_taken(monkeypatch):
     ways = set()
     aggregate = gradient.aggregate
 
-    def spy(slabs, occurrences, mesh_shape, sum_duplicates):
+    def spy(slabs, occurrences, mesh_shape, sum_duplicates, *options):
         for slab in slabs:
             copies = mesh_shape["data"] * (1 if slab.sharded else mesh_shape["model"])
             ids = sum(rows.size for rows, _, _ in occurrences[slab.name]) * copies
             large = "merged" if slab.needs_sums(sum_duplicates) else "repeated"
             ways.add((slab.sharded, "dense" if slab.rows <= ids else large))
-        return aggregate(slabs, occurrences, mesh_shape, sum_duplicates)
+        return aggregate(slabs, occurrences, mesh_shape, sum_duplicates, *options)
 
     monkeypatch.setattr(gradient, "aggregate", spy)
     return ways

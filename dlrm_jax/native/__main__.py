@@ -1,0 +1,12 @@
+"""Builds the native row updates: ``python -m dlrm_jax.native``."""
+
+import sys
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.native.library import build
+
+try:
+    print(f"built {build()}; CPU runs use it from now on")
+except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,97 @@
+"""Builds and loads the shared library of ``row_updates.cc``."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+
+from dlrm_jax.errors import UserError
+
+_SOURCE = Path(__file__).with_name("row_updates.cc")
+
+# Not -ffast-math, with which a library changes how its whole process rounds tiny numbers.
+_OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
+
+# By the name of its target in XLA, the symbol of each function.
+TARGETS = {
+    "dlrm_jax_sgd": "DlrmJaxSgd",
+    "dlrm_jax_rowwise_adagrad": "DlrmJaxRowwiseAdagrad",
+}
+
+
+def path() -> Path:
+    """Where the library lies once it is built, named after all that it was built from."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    made_of = (_SOURCE.read_text(), importlib.metadata.version("jaxlib"), _OPTIONS, _processor())
+    digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+    return Path(home) / "dlrm_jax" / "native" / f"row_updates-{digest}.so"
+
+
+def build() -> Path:
+    """Compiles the library for this machine's processor, with ``$CXX`` or else c++.
+
+    Returns:
+        where it lies, which is `path`.
+
+    Raises:
+        UserError: there is no compiler, or it reports an error.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    target = path()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+        made = Path(directory) / target.name
+        # -isystem, not -I: the header's warnings are not the user's to mend.
+        command = [*compiler, *_OPTIONS, "-isystem", jax.ffi.include_dir()]
+        try:
+            subprocess.run(
+                [*command, str(_SOURCE), "-o", str(made)],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        except FileNotFoundError:
+            raise UserError(
+                f"no C++ compiler named {compiler[0]}; install one, such as g++ or clang++, or "
+                f"name it in CXX"
+            ) from None
+        except subprocess.CalledProcessError as error:
+            raise UserError(f"{shlex.join(command)} failed:\n{error.stderr}") from None
+        made.replace(target)
+    return target
+
+
+@functools.cache
+def load() -> bool:
+    """Registers the functions with XLA if the library has been built; whether it has.
+
+    Asked once: what is built later counts from the next start on, so that one program doesn't
+    change its formulation half-way.
+    """
+    if not path().exists():
+        return False
+    library = ctypes.CDLL(str(path()))
+    for target, symbol in TARGETS.items():
+        capsule = jax.ffi.pycapsule(getattr(library, symbol))
+        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+    return True
+
+
+def _processor() -> str:
+    """What -march=native depends on; a home directory may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:  # not Linux
+        return platform.machine() + platform.processor()
+    told = {line.split(":")[0].strip(): line for line in lines if ":" in line}
+    return told.get("flags") or told.get("Features") or platform.machine()

@@ -1,0 +1,257 @@
+// What XLA's CPU backend has no good operation for, as custom calls of its foreign function
+// interface. Optional: everything has a formulation in JAX as well, and tests compare the two.
+// `python -m dlrm_jax.native` builds this file.
+//
+// Results don't depend on the number of threads: each row is updated by one thread, which adds
+// up its gradients in the order of the batch.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+// Runs work(0) ... work(tasks - 1), some of them on XLA's threads, and waits for all. The caller
+// takes tasks as well and waits for begun ones alone, so that callers that fill the whole pool
+// can't wait for each other.
+template <typename Work>
+void Parallel(ffi::ThreadPool pool, int64_t tasks, const Work& work) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    std::mutex mutex;
+    std::condition_variable changed;
+    int64_t done = 0;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto take = [shared, tasks, &work] {
+    int64_t finished = 0;
+    for (int64_t i; (i = shared->next.fetch_add(1)) < tasks; ++finished) work(i);
+    if (finished == 0) return;
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    if ((shared->done += finished) == tasks) shared->changed.notify_all();
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), tasks) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([take] { take(); });
+  take();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->changed.wait(lock, [&] { return shared->done == tasks; });
+}
+
+// One block of bags: rows [bags, length], weights of the same shape or none, gradients [bags, d].
+struct Bags {
+  const int32_t* rows;
+  const float* weights;
+  const float* gradients;
+  int64_t bags;
+  int64_t length;
+};
+
+// Sorts by the upper half, whose values are less than `limit`; equal ones keep their order.
+void RadixSort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, uint64_t limit) {
+  constexpr int kBits = 11;
+  other.resize(keys.size());
+  for (int shift = 32; limit > 0; shift += kBits, limit >>= kBits) {
+    uint32_t starts[(1 << kBits) + 1] = {};
+    for (uint64_t key : keys) ++starts[((key >> shift) & ((1 << kBits) - 1)) + 1];
+    for (int i = 0; i < 1 << kBits; ++i) starts[i + 1] += starts[i];
+    for (uint64_t key : keys) other[starts[(key >> shift) & ((1 << kBits) - 1)]++] = key;
+    keys.swap(other);
+  }
+}
+
+// How many rows ahead are asked for: enough to hide the latency of memory.
+constexpr size_t kAhead = 8;
+
+inline void Prefetch(const float* row, int64_t d) {
+  for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(row + j, 1);
+}
+
+// An occurrence of a row: its number within a block.
+struct Occurrences {
+  const std::vector<Bags>& blocks;
+  int64_t d;
+
+  int64_t count() const {
+    int64_t total = 0;
+    for (const Bags& block : blocks) total += block.bags * block.length;
+    return total;
+  }
+
+  // A thread is worth its start for some thousand rows.
+  int64_t tasks(ffi::ThreadPool pool) const {
+    return std::clamp<int64_t>(count() / 8192, 1, pool.num_threads());
+  }
+
+  // sum += weight · gradient of an occurrence.
+  void AddTo(float* sum, uint32_t occurrence, float factor) const {
+    const Bags* block = blocks.data();
+    for (; occurrence >= block->bags * block->length; ++block)
+      occurrence -= block->bags * block->length;
+    if (block->weights) factor *= block->weights[occurrence];
+    const float* gradient =
+        block->gradients + int64_t{occurrence / static_cast<uint32_t>(block->length)} * d;
+    for (int64_t j = 0; j < d; ++j) sum[j] += factor * gradient[j];
+  }
+};
+
+// Calls found(row, occurrence) for the rows of [0, limit) that are this task's, in the order of
+// the batch. By Fibonacci hashing, the hottest rows, often neighbours, are different tasks'.
+template <typename Found>
+void Mine(const std::vector<Bags>& blocks, int64_t limit, int64_t task, int64_t tasks,
+          const Found& found) {
+  uint32_t occurrence = 0;
+  for (const Bags& block : blocks) {
+    for (int64_t i = 0; i < block.bags * block.length; ++i, ++occurrence) {
+      const uint32_t row = block.rows[i];
+      if (row >= static_cast<uint64_t>(limit)) continue;
+      if ((uint64_t{row * 2654435769u} * tasks) >> 32 != static_cast<uint64_t>(task)) continue;
+      found(row, occurrence);
+    }
+  }
+}
+
+// Calls update(row, gradient) for each row of [0, limit) that occurs in the bags, with the sum of
+// its gradients, times the weights. `ahead(row)` comes some rows earlier.
+template <typename Ahead, typename Update>
+void ForEachRow(ffi::ThreadPool pool, const std::vector<Bags>& blocks, int64_t limit, int64_t d,
+                const Ahead& ahead, const Update& update) {
+  const Occurrences occurrences{blocks, d};
+  const int64_t tasks = occurrences.tasks(pool);
+  Parallel(pool, tasks, [&](int64_t task) {
+    // Kept from call to call: fresh memory would have to be mapped and zeroed each time.
+    static thread_local std::vector<uint64_t> kept, kept_other;
+    static thread_local std::vector<float> kept_sum;
+    std::vector<uint64_t>&keys = kept, &other = kept_other;
+    keys.clear();
+    kept_sum.resize(d);
+    float* const sum = kept_sum.data();
+    Mine(blocks, limit, task, tasks, [&](uint32_t row, uint32_t occurrence) {
+      keys.push_back(uint64_t{row} << 32 | occurrence);
+    });
+    RadixSort(keys, other, limit);
+    for (size_t i = 0, end; i < keys.size(); i = end) {
+      const uint32_t row = keys[i] >> 32;
+      for (int64_t j = 0; j < d; ++j) sum[j] = 0;
+      for (end = i; end < keys.size() && keys[end] >> 32 == row; ++end) {
+        if (end + kAhead < keys.size()) ahead(keys[end + kAhead] >> 32);
+        occurrences.AddTo(sum, static_cast<uint32_t>(keys[end]), 1.f);
+      }
+      update(row, sum);
+    }
+  });
+}
+
+ffi::ErrorOr<std::vector<Bags>> Blocks(ffi::RemainingArgs args, bool weighted) {
+  std::vector<Bags> blocks;
+  const size_t each = weighted ? 3 : 2;
+  for (size_t i = 0; i + each <= args.size(); i += each) {
+    auto rows = args.get<ffi::Buffer<ffi::S32>>(i);
+    auto gradients = args.get<ffi::Buffer<ffi::F32>>(i + 1);
+    if (!rows || !gradients) return ffi::Unexpected(ffi::Error::InvalidArgument("block dtypes"));
+    const auto shape = rows->dimensions();
+    const int64_t length = shape.back();
+    Bags block{rows->typed_data(), nullptr, gradients->typed_data(),
+               static_cast<int64_t>(rows->element_count()) / length, length};
+    if (weighted) {
+      auto weights = args.get<ffi::Buffer<ffi::F32>>(i + 2);
+      if (!weights) return ffi::Unexpected(ffi::Error::InvalidArgument("weights' dtype"));
+      block.weights = weights->typed_data();
+    }
+    blocks.push_back(block);
+  }
+  return blocks;
+}
+
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
+
+// w -= rate · g; the result is the weights' own buffer, or a copy that XLA has made of it.
+ffi::Error Sgd(ffi::ThreadPool pool, Array, Array rate, ffi::RemainingArgs blocks_args,
+               Result result, bool weighted) {
+  auto blocks = Blocks(blocks_args, weighted);
+  if (!blocks) return blocks.error();
+  const auto shape = result->dimensions();
+  float* const weights = result->typed_data();
+  const int64_t d = shape[1];
+  const float step = *rate.typed_data();
+  // Without sorting, as it doesn't matter whether a row's gradients are added up first.
+  const Occurrences occurrences{*blocks, d};
+  const int64_t tasks = occurrences.tasks(pool);
+  Parallel(pool, tasks, [&](int64_t task) {
+    std::pair<uint64_t, uint32_t> waiting[kAhead];
+    size_t count = 0;
+    auto update = [&](size_t i) {
+      auto [row, occurrence] = waiting[i % kAhead];
+      occurrences.AddTo(weights + row * d, occurrence, -step);
+    };
+    Mine(*blocks, shape[0], task, tasks, [&](uint32_t row, uint32_t occurrence) {
+      Prefetch(weights + int64_t{row} * d, d);
+      if (count >= kAhead) update(count);
+      waiting[count++ % kAhead] = {row, occurrence};
+    });
+    for (size_t i = count < kAhead ? 0 : count - kAhead; i < count; ++i) update(i);
+  });
+  return ffi::Error::Success();
+}
+
+// a += mean(g²); w -= rate · g / (√a + eps).
+ffi::Error RowwiseAdagrad(ffi::ThreadPool pool, Array, Array, Array rate,
+                          ffi::RemainingArgs blocks_args, Result result, Result slots,
+                          bool weighted, float eps) {
+  auto blocks = Blocks(blocks_args, weighted);
+  if (!blocks) return blocks.error();
+  const auto shape = result->dimensions();
+  float* const weights = result->typed_data();
+  float* const accumulator = slots->typed_data();
+  const int64_t d = shape[1];
+  const float step = *rate.typed_data();
+  ForEachRow(
+      pool, *blocks, shape[0], d,
+      [&](uint64_t row) {
+        Prefetch(weights + row * d, d);
+        __builtin_prefetch(accumulator + row, 1);
+      },
+      [&](uint64_t row, const float* gradient) {
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t j = 0; j < d; ++j) squares += gradient[j] * gradient[j];
+        const float a = accumulator[row] += squares / d;
+        const float scale = step / (std::sqrt(a) + eps);
+        float* const w = weights + row * d;
+        for (int64_t j = 0; j < d; ++j) w[j] -= scale * gradient[j];
+      });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxSgd, Sgd,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .RemainingArgs()
+                                  .Ret<Array>()
+                                  .Attr<bool>("weighted"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxRowwiseAdagrad, RowwiseAdagrad,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .RemainingArgs()
+                                  .Ret<Array>()
+                                  .Ret<Array>()
+                                  .Attr<bool>("weighted")
+                                  .Attr<float>("eps"));

@@ -1,0 +1,101 @@
+"""The native row updates as JAX functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.native import library
+
+Kernels = Literal["auto", "native", "jax"]
+"""Native updates where they are built; only if they are, otherwise an error; never."""
+
+Bags = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
+"""Rows [N, T, L], the weight of each, and the gradient of each bag [N, T, d], which is that of
+all its rows, times their weights."""
+
+
+def available(kernels: str, platform: str) -> bool:
+    """Whether a program for this platform may use the native updates.
+
+    Raises:
+        UserError: they are asked for and can't be had.
+    """
+    if kernels not in get_args(Kernels):
+        raise UserError(f"kernels: expected {', '.join(get_args(Kernels))}, got {kernels!r}")
+    if kernels == "jax":
+        return False
+    found = platform == "cpu" and library.load()
+    if kernels == "native" and not found:
+        raise UserError(
+            "kernels: the native ones are not built for this machine and version of jaxlib; run "
+            "python -m dlrm_jax.native"
+            if platform == "cpu"
+            else f"kernels: the native ones are for CPUs, the mesh is of {platform}"
+        )
+    return found
+
+
+def sgd(
+    weights: Float[Array, "R d"], rate: float | Float[Array, ""], bags: Sequence[Bags]
+) -> Float[Array, "R d"]:
+    """``w -= rate · g`` for every occurrence of a row; `embedding.optimizer.SGD`.
+
+    Args:
+        weights: float32; updated in place where it may be.
+        rate: the learning rate.
+        bags: rows at or past R are none.
+    """
+    call = jax.ffi.ffi_call("dlrm_jax_sgd", _like(weights), input_output_aliases={0: 0})
+    return call(weights, jnp.float32(rate), *_flat(bags), weighted=_weighted(bags))
+
+
+def rowwise_adagrad(
+    weights: Float[Array, "R d"],
+    accumulator: Float[Array, " R"],
+    rate: float | Float[Array, ""],
+    eps: float,
+    bags: Sequence[Bags],
+) -> tuple[Float[Array, "R d"], Float[Array, " R"]]:
+    """``a += mean(g²); w -= rate · g / (√a + eps)``; `embedding.optimizer.RowWiseAdagrad`.
+
+    Args:
+        weights: float32; updated in place where it may be, as the accumulator is.
+        accumulator: of each row.
+        rate: the learning rate.
+        eps: of the formula.
+        bags: as for `sgd`; g is the sum over all occurrences of a row.
+    """
+    call = jax.ffi.ffi_call(
+        "dlrm_jax_rowwise_adagrad",
+        (_like(weights), _like(accumulator)),
+        input_output_aliases={0: 0, 1: 1},
+    )
+    weights, accumulator = call(
+        weights,
+        accumulator,
+        jnp.float32(rate),
+        *_flat(bags),
+        weighted=_weighted(bags),
+        eps=np.float32(eps),
+    )
+    return weights, accumulator
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _weighted(bags: Sequence[Bags]) -> bool:
+    return any(weights is not None for _, weights, _ in bags)
+
+
+def _flat(bags: Sequence[Bags]) -> list[Array]:
+    """All arrays, in the order in which the native function reads them."""
+    return [x for rows, weights, g in bags for x in (rows, g, weights) if x is not None]
