@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ class Linear(nnx.Module):
         """Applies the layer to the last axis."""
         weight, bias = self.weight[...], self.bias[...]
         x, weight, bias = (array.astype(self.dtype) for array in (x, weight, bias))
-        y = _linear(x.reshape(-1, x.shape[-1]), weight, bias, self.relu)
-        return jnp.reshape(y, (*x.shape[:-1], -1))
+        y: Any = _linear(x.reshape(-1, x.shape[-1]), weight, bias, self.relu)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -17,6 +17,13 @@ from dlrm_jax.training.learner import Learner, TrainState
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Float[Array, ""]]]
 Predict = Callable[[TrainState, Batch], Float[Array, " B"]]
 
+# What a CPU's dense model works on at a time: the activations of more samples fall out of its
+# caches. On two cores, the step of the Kaggle preset took 35.5 to 37.5 instead of 39.5 to 41 ms at
+# 2048 samples in chunks of 1024, and 145 instead of 163 at 8192, 153 in chunks of 512 or 2048; the
+# other presets' didn't change. Predictions of 8192 samples took 46 instead of 52.
+_CHUNK = 1024
+_PREDICTED_CHUNK = 2048  # no activations are kept for a way back
+
 
 def make_train_step(learner: Learner) -> TrainStep:
     """The train step: ``state, loss = step(state, batch)``, compiled once.
@@ -48,7 +55,12 @@ def make_predict(learner: Learner) -> Predict:
 
     def predict(state: TrainState, batch: Batch) -> Float[Array, " B"]:
         pooled, _ = learner.collection.lookup(state.embedding, batch.ids, batch.id_weights)
-        return learner.model(state.params)(batch.dense, pooled)
+        model = learner.model(state.params)
+        chunks = _chunks(learner, batch, _PREDICTED_CHUNK)
+        if chunks == 1:
+            return model(batch.dense, pooled)
+        split = _split((batch.dense, pooled), chunks)
+        return jax.lax.map(lambda chunk: model(*chunk), split).reshape(-1)
 
     return jax.jit(predict, out_shardings=learner.replicated)
 
@@ -71,11 +83,24 @@ def _accumulate(
     def gradients(micro: Batch) -> tuple[Float[Array, ""], Any, Occurrences]:
         # Lookups stay outside of autodiff, whose gradient of a table is as large as the table.
         pooled, context = collection.lookup(state.embedding, micro.ids, micro.id_weights)
-        loss, (grads, cotangents) = jax.value_and_grad(loss_of, argnums=(0, 1))(
-            state.params, pooled, micro
-        )
+        loss, grads, cotangents = chunked(pooled, micro)
         return loss, grads, collection.back(context, cotangents)
 
+    def chunked(pooled: Any, micro: Batch) -> tuple[Float[Array, ""], Any, Any]:
+        value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1))
+        chunks = _chunks(learner, micro, _CHUNK)
+        if chunks == 1:
+            loss, (grads, cotangents) = value_and_grad(state.params, pooled, micro)
+            return loss, grads, cotangents
+
+        def add(carry: Any, chunk: Any) -> tuple[Any, Any]:
+            loss, (grads, cotangents) = value_and_grad(state.params, *chunk)
+            return jax.tree.map(jnp.add, carry, (loss, grads)), cotangents
+
+        (loss, grads), cotangents = jax.lax.scan(add, zero, _split((pooled, micro), chunks))
+        return loss, grads, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cotangents)
+
+    zero = (jnp.zeros((), total.dtype), jax.tree.map(jnp.zeros_like, state.params))
     if learner.accumulation_steps == 1:
         return gradients(batch)
 
@@ -83,11 +108,25 @@ def _accumulate(
         loss, grads, occurrences = gradients(micro)
         return jax.tree.map(jnp.add, carry, (loss, grads)), occurrences
 
-    zero = (jnp.zeros((), total.dtype), jax.tree.map(jnp.zeros_like, state.params))
     # XLA aborts now and then when emulated devices repeat a collective in a loop.
     emulated = learner.mesh.devices.flat[0].platform == "cpu"
     (loss, grads), occurrences = jax.lax.scan(add, zero, batch, unroll=emulated)
     return loss, grads, occurrences
+
+
+def _chunks(learner: Learner, batch: Batch, size: int) -> int:
+    """How many parts the dense model works through a batch in, one after the other.
+
+    One wherever there are collectives in it, which must not be repeated in a loop of emulated
+    devices; the samples of each device are fewer there anyway.
+    """
+    samples = batch.dense.shape[0]
+    on_one_cpu = learner.mesh.size == 1 and learner.mesh.devices.flat[0].platform == "cpu"
+    return samples // size if on_one_cpu and samples and samples % size == 0 else 1
+
+
+def _split(tree: Any, chunks: int) -> Any:
+    return jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), tree)
 
 
 def _squared_norm(tree: Any) -> Float[Array, ""]:

@@ -38,6 +38,7 @@ def small(**changes) -> Config:
         "top_mlp": (16, 1),
         "batch_size": BATCH,
         "evaluation_batch_size": BATCH,
+        "kernels": "jax",  # those of tests/native, which may be built or not, have tests there
     }
     return dataclasses.replace(preset("small"), **(defaults | changes))
 

@@ -1,0 +1,43 @@
+"""Float32 at the batch sizes of real runs: chunks on one CPU, hot rows with thousands of ids."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from drawn_batches import SAMPLES, make_batches, oracle_arguments
+from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
+from setups import Setup
+
+from dlrm_jax.data.batches import Batch
+from dlrm_jax.training.step import make_predict, make_train_step
+
+
+def large_batch(size: int) -> Batch:
+    parts = make_batches("float32", count=size // SAMPLES)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "size", "optimizer"),
+    [("1x1", 8192, "sgd"), ("2x4", 8192, "rowwise_adagrad"), ("1x1", 65_536, "rowwise_adagrad")],
+)
+def test_float32_is_the_float64_oracles(mesh: str, size: int, optimizer: str):
+    setup = Setup(mesh=mesh, optimizer=optimizer, dtype="float32")
+    learner, initial, batch = setup.learner(), initial_arrays(setup), large_batch(size)
+    oracle = setup.oracle({name: array.astype("f8") for name, array in initial.items()})
+
+    state = start(learner, initial)
+    logits = np.asarray(make_predict(learner)(state, learner.put(batch)))
+    some = oracle_arguments(jax.tree.map(lambda x: x[::16], batch))
+    expected = oracle.forward(some["dense"], some["ids"], some["id_weights"])
+    np.testing.assert_allclose(logits[::16], expected, rtol=1e-4, atol=1e-5)
+
+    state, loss = make_train_step(learner)(state, learner.put(batch))
+    assert float(loss) == pytest.approx(oracle.step(**oracle_arguments(batch)), rel=2e-6)
+    arrays = arrays_of(learner, state)
+    moved = 0
+    for name, array in oracle_arrays(oracle).items():
+        np.testing.assert_allclose(arrays[name], array, rtol=1e-4, atol=2e-6, err_msg=name)
+        moved += name in initial and np.abs(array - initial[name]).max() > 1e-3
+    assert moved > 5, "nothing was learnt that could differ"
