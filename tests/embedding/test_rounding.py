@@ -18,11 +18,12 @@ from dlrm_jax.mesh import make_mesh
 
 ALL_BITS = np.arange(2**16, dtype=np.uint16)
 B = 16
+RATE = 2**-12  # less than the distance between most of the weights' neighbours
 
 TABLES = [
     Table("a", 37, 8, "bfloat16"),
     Table("b", 50, 8, "bfloat16"),
-    Table("c", 11, 8, "bfloat16", optimizer=SGD(2**-9)),
+    Table("c", 11, 8, "bfloat16", optimizer=SGD(RATE)),
 ]
 
 
@@ -55,7 +56,7 @@ def trained(shape: str, placements, tables=TABLES, steps: int = 3) -> dict[str, 
         [Feature(name, 3) for name in names],
         [Lookup(name, name, name) for name in names],
         mesh,
-        SGD(2**-9),
+        SGD(RATE),
         automatic_plan(tables, mesh.shape["model"], dict(zip(names, placements, strict=True))),
     )
     state = collection.init(0)
@@ -82,6 +83,14 @@ def test_bits_depend_on_neither_mesh_nor_plan():
         found = trained(mesh, placements)
         for name, weights in wanted.items():
             np.testing.assert_array_equal(found[name], weights, err_msg=f"{name} {placements}")
+
+
+def test_shards_without_rows_of_a_table_draw_as_others_do():
+    tables = [Table("tiny", 2, 8, "bfloat16"), Table("big", 40, 8, "bfloat16")]
+    wanted = trained("1x1", ("replicated", "replicated"), tables)
+    found = trained("1x4", ("row_wise", "table_wise:3"), tables)  # shard 3 has no row of tiny
+    for name, weights in wanted.items():
+        np.testing.assert_array_equal(found[name], weights, err_msg=name)
 
 
 def test_bits_differ_between_tables_rows_columns_and_steps():
