@@ -55,10 +55,12 @@ def lookup(
     if weights is not None:
         mapped = [weights[:, source] for source, _ in layout.mapped]
         weights = jnp.concatenate([weights, *mapped], axis=1)
-    rows = at_owner(blocks, [route(block, ids) for block in blocks])
+    sent = [route(block, ids) for block in blocks]
+    rows = at_owner(blocks, sent)
     at_rows = None
     if weights is not None:
-        at_rows = at_owner(blocks, [route_weights(block, weights) for block in blocks])
+        of_rows = [route_weights(b, weights, x) for b, x in zip(blocks, sent, strict=True)]
+        at_rows = at_owner(blocks, of_rows)
     vectors = [
         pool(slabs[block.slab.name], rows[i], None if at_rows is None else at_rows[i])
         for i, block in enumerate(blocks)
@@ -124,9 +126,11 @@ def route(block: Block, ids: Int[Array, "b C"]) -> Int[Array, "M b T L"]:
     return row.transpose(1, 0, 2, 3).astype(jnp.int32)
 
 
-def route_weights(block: Block, weights: Float[Array, "b C"]) -> Float[Array, "M b T L"]:
-    """The weights of the ids that `route` sends."""
-    return weights[:, block.column].transpose(1, 0, 2, 3)
+def route_weights(
+    block: Block, weights: Float[Array, "b C"], rows: Int[Array, "M b T L"]
+) -> Float[Array, "M b T L"]:
+    """The weights of the rows that `route` sends; 0 for no row, whatever weight is there."""
+    return jnp.where(rows < block.slab.rows, weights[:, block.column].transpose(1, 0, 2, 3), 0)
 
 
 def exchange(parts: Sequence[Array], dtype: str | None = None) -> list[Array]:

@@ -91,6 +91,25 @@ def test_a_mean_whose_weights_sum_to_zero_is_the_zero_vector():
     np.testing.assert_array_equal(np.asarray(pooled["e"])[4], 0)  # the weights -1 and 1
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_weights_of_absent_ids_count_nowhere(plan):
+    tables = collection(plan=plan)
+    state = built(tables, random_arrays())
+    ids, id_weights = random_batch()
+
+    @jax.jit
+    def step(state, ids, id_weights):
+        pooled, context = tables.lookup(state, ids, id_weights)
+        ones = jax.tree.map(jnp.ones_like, pooled)
+        rows = tables.aggregate(tables.back(context, ones), sum_duplicates=True)
+        return pooled, rows.values, tables.apply(state, rows, 0)
+
+    wanted = step(state, ids, np.where(ids < 0, 0, id_weights))
+    for weight in (np.nan, np.inf):
+        found = step(state, ids, np.where(ids < 0, np.float32(weight), id_weights))
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
 @functools.cache
 def compiled_lookup():
     """A collection's lookup, its weights, and how often it was traced."""
