@@ -12,7 +12,7 @@ and T, L, d a block's slots, ids per slot and width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from dlrm_jax.embedding import travel
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import MODEL
+
+# More than the rows of any table.
+_IN_NO_TABLE = np.int32(2**31 - 1)
 
 
 def lookup(
@@ -106,12 +109,15 @@ def send_back(
 
 
 def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
-    """Appends the columns that id maps make; absent ids stay absent."""
-    mapped = [
-        jnp.where(ids[:, source] >= 0, id_map(ids[:, source]), -1)
-        for source, id_map in layout.mapped
-    ]
-    return jnp.concatenate([ids, *mapped], axis=1) if mapped else ids
+    """Appends the columns that id maps make; absent ids stay absent, and no others become so."""
+
+    def mapped(source: slice, id_map: Callable[[Array], Array]) -> Array:
+        given = ids[:, source]
+        found = jnp.where(given >= 0, id_map(given), np.int32(-1))
+        return jnp.where((given >= 0) & (found < 0), _IN_NO_TABLE, found)
+
+    columns = [mapped(source, id_map) for source, id_map in layout.mapped]
+    return jnp.concatenate([ids, *columns], axis=1) if columns else ids
 
 
 def route(block: Block, ids: Int[Array, "b C"]) -> Int[Array, "M b T L"]:
