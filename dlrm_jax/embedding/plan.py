@@ -84,24 +84,21 @@ class Plan:
             raise UserError(f"the plan places unknown table(s) {', '.join(sorted(unknown))}")
         for table in tables:
             pieces = self.of(table.name)
-            if pieces and pieces[0].splits > 1:
-                good = pieces == column_wise(table.name, self.shards)
-                if good and table.dim % self.shards:
-                    raise UserError(
-                        f"table {table.name}: its width {table.dim} can't be split evenly over "
-                        f"{self.shards} shards; place it otherwise"
-                    )
-            else:
-                wanted = [(k, len(pieces)) for k in range(len(pieces))]
-                whole = sorted((piece.residue, piece.modulus) for piece in pieces) == wanted
-                shards = {piece.shard for piece in pieces}
-                on_mesh = shards == {None} or shards <= set(range(self.shards))
-                good = pieces and whole and on_mesh and len(shards) == len(pieces)
-            if not good:
+            ordered = tuple(sorted(pieces, key=lambda piece: piece.residue))
+            shards = [piece.shard for piece in ordered if piece.shard is not None]
+            on_mesh = set(shards) <= set(range(self.shards)) and len(set(shards)) == len(shards)
+            by_rows = shards and on_mesh and ordered == row_wise(table.name, shards)
+            by_columns = pieces == column_wise(table.name, self.shards)
+            if not (by_rows or by_columns or pieces == replicated(table.name)):
                 raise UserError(
                     f"table {table.name}: its pieces must hold every row once, each on a shard "
                     f"of its own below {self.shards}, or all its columns in order over all "
                     f"shards; the plan has {pieces}"
+                )
+            if by_columns and table.dim % self.shards:
+                raise UserError(
+                    f"table {table.name}: its width {table.dim} can't be split evenly over "
+                    f"{self.shards} shards; place it otherwise"
                 )
 
     def to_json(self) -> str:

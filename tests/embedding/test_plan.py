@@ -137,6 +137,9 @@ def test_override_errors_name_the_table(placements, message):
         (Piece("a", 0, splits=2, split=0), Piece("a", 1, splits=2, split=1)),  # not all shards
         tuple(Piece("a", 2 - k, splits=3, split=k) for k in range(3)),  # not in order
         (*column_wise("a", 3)[:2], Piece("a", 2, 2, 1, 3, 2)),  # rows missing
+        (Piece("a", 0, 2, 0), Piece("a", 1, 2, 1, 3, 1)),  # half of its rows' columns missing
+        (Piece("a", 0, split=2),),  # a block of columns of none
+        (Piece("a", None, split=2),),
     ],
 )
 def test_a_plan_that_does_not_hold_every_row_once_is_refused(pieces):
