@@ -170,9 +170,11 @@ def test_columns_are_split_over_all_shards():
 
 
 def test_columns_that_the_shards_do_not_divide():
-    plan = automatic_plan(TABLES, 3, {"a": "column_wise"})
-    with pytest.raises(UserError, match="table a: its width 4 can't be split evenly over 3 shards"):
-        plan.check(TABLES)
+    message = "table a: its width 4 can't be split evenly over 3 shards"
+    with pytest.raises(UserError, match=message):
+        Plan(3, column_wise("a", 3) + WHOLE_B).check(TABLES)
+    with pytest.raises(UserError, match=message):
+        automatic_plan(TABLES, 3, {"a": "column_wise"})
 
 
 def test_rows_over_some_shards():

@@ -47,8 +47,8 @@ def automatic_plan(
         limits: None for `Limits`' own values, which know of no bound of memory.
 
     Raises:
-        UserError: an override names no table or isn't a placement, or the tables don't fit into
-            ``limits.memory``.
+        UserError: an override names no table, isn't a placement or none for its table, or the
+            tables don't fit into ``limits.memory``.
     """
     found = choices(tables, shards, placements or {})
     costs = Costs(tables, found, shards, optimizer, workload or Workload(), device)
@@ -58,7 +58,7 @@ def automatic_plan(
     over = search.key(chosen).over
     if over > 0:
         raise UserError(_too_large(tables, costs, limits.memory, (1 + over) * limits.memory))
-    return Plan(
+    plan = Plan(
         shards,
         tuple(
             piece
@@ -66,6 +66,8 @@ def automatic_plan(
             for piece in own[choice].pieces(table.name)
         ),
     )
+    plan.check(tables)  # an override may split columns that the shards don't divide
+    return plan
 
 
 def _too_large(tables: Sequence[Table], costs: Costs, memory: float, held: float) -> str:
