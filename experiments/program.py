@@ -191,7 +191,9 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 def _fail_among_others(error: Exception) -> NoReturn:
     """One of several processes can't go on, because of itself or because of another one."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(x in str(error) for x in _LOST):
+    # JAX raises ValueError, too, for what gloo tells.
+    lost = isinstance(error, RuntimeError | ValueError) and any(x in str(error) for x in _LOST)
+    if lost:
         _fail(
             f"another process can't be reached any more, and says why if it has ended: "
             f"{str(error).splitlines()[0]}. Started again with this workdir, all go on from the "
