@@ -59,7 +59,7 @@ def join(coordinator: str, count: int, index: int | None) -> None:
     if index is not None and not 0 <= index < count:
         raise UserError(f"of {count} processes, expected one from 0 to {count - 1}, got {index}")
     host, _, port = coordinator.rpartition(":")
-    # With another one, JAX would wait for the others without an end.
+    # With another one, JAX would wait for the others in vain.
     if not automatic and not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(
             f"coordinator: expected HOST:PORT, with a port from 1 to 65535, or {CLUSTER}, got "

@@ -143,8 +143,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             if len(argv) > 1:
                 raise UserError(f"expected flags only, got {' '.join(argv[1:])!r}")
             main(argv)
+            sys.stdout.flush()
         except UserError as error:
             _fail(str(error))
+        except BrokenPipeError:  # who reads the output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _end(128 + signal.SIGPIPE)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
