@@ -65,8 +65,15 @@ class Plan:
         return tuple(piece for piece in self.pieces if piece.table == table)
 
     def placement(self, table: str) -> str:
-        """One of `PLACEMENTS`."""
-        first = self.of(table)[0]
+        """One of `PLACEMENTS`.
+
+        Raises:
+            UserError: the plan doesn't have the table.
+        """
+        pieces = self.of(table)
+        if not pieces:
+            raise UserError(f"table {table}: the plan has no pieces of it; make one of this table")
+        first = pieces[0]
         if first.shard is None:
             return "replicated"
         if first.splits > 1:
@@ -114,7 +121,7 @@ class Plan:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"a plan is JSON, as Plan.to_json writes it; got {error}") from None
         if not isinstance(fields, dict) or fields.keys() != {"shards", "pieces"}:
             raise UserError(

@@ -153,6 +153,17 @@ def test_a_plan_of_unknown_tables_is_refused():
         plan.check(TABLES)
 
 
+def test_a_description_of_other_tables_is_refused():
+    with pytest.raises(UserError, match="table z: the plan has no pieces of it"):
+        Plan(3, WHOLE_B).describe([Table("z", 3, 4)])
+
+
+@pytest.mark.parametrize(("tables", "shards"), [([], 3), (TABLES, 0)])
+def test_nothing_to_plan_for_is_refused(tables, shards):
+    with pytest.raises(UserError, match=f"one shard to plan for, got {len(tables)} and {shards}"):
+        automatic_plan(tables, shards)
+
+
 def test_pieces_may_lie_on_any_shards_of_their_own():
     Plan(3, (Piece("a", 2, 2, 0), Piece("a", 0, 2, 1), *WHOLE_B)).check(TABLES)
 
@@ -193,6 +204,7 @@ GOOD = '{"table": "a", "shard": 0}'
     ("text", "message"),
     [
         ("", "a plan is JSON, as Plan.to_json writes it; got Expecting value: line 1"),
+        pytest.param("[" * 100_000, "a plan is JSON, .*; got maximum recursion", id="too deep"),
         ("[]", r"an object with shards and pieces, got \[\]"),
         ('{"shards": 2}', "an object with shards and pieces"),
         ('{"shards": "2", "pieces": []}', "shards to be a number from 1, got '2'"),

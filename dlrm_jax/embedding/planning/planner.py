@@ -47,9 +47,13 @@ def automatic_plan(
         limits: None for `Limits`' own values, which know of no bound of memory.
 
     Raises:
-        UserError: an override names no table, isn't a placement or none for its table, or the
-            tables don't fit into ``limits.memory``.
+        UserError: there are no tables or shards, an override names no table, isn't a placement or
+            none for its table, or the tables don't fit into ``limits.memory``.
     """
+    if not tables or shards < 1:
+        raise UserError(
+            f"expected at least one table and one shard to plan for, got {len(tables)} and {shards}"
+        )
     found = choices(tables, shards, placements or {})
     costs = Costs(tables, found, shards, optimizer, workload or Workload(), device)
     limits = limits or Limits()
