@@ -103,9 +103,9 @@ def check_flags() -> None:
     if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
         raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
     for name in ("output", "picture", "mesh_picture"):
-        if not FLAGS[name].value:
+        if not (given := FLAGS[name].value):
             continue
-        path = Path(FLAGS[name].value)
+        path = Path(given)
         if name != "output" and path.suffix not in (".png", ".svg"):
             raise UserError(f"--{name}: expected a file named .png or .svg, got '{path}'")
         if path.is_dir():

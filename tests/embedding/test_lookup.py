@@ -182,7 +182,7 @@ def test_a_map_to_a_negative_id_spoils_its_bag_only(plan):
     other, three = ids[:, -3:], ids[:, 1:4]
     lacking = {
         "a_sequence": np.repeat(((other >= 0) & (other < 3))[:, :, None], 8, axis=2),
-        "e_halves": np.repeat((three >= 0).any(axis=1)[:, None], 8, axis=1),
+        "e_halves": np.repeat(np.any(three >= 0, axis=1, keepdims=True), 8, axis=1),
     }
     for name, vectors in pooled.items():
         nowhere = np.zeros(vectors.shape, bool)
