@@ -21,8 +21,12 @@ BATCH = PartitionSpec((DATA, MODEL))
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
-def parse_mesh(text: str) -> tuple[int, int]:
+def parse_mesh(text: str, name: str = "--mesh") -> tuple[int, int]:
     """Reads ``"2x4"`` as 2 data-parallel groups of 4 model shards.
+
+    Args:
+        text: a mesh's shape.
+        name: of what the text was given for.
 
     Raises:
         UserError: the text is not two positive numbers joined by an x.
@@ -30,7 +34,7 @@ def parse_mesh(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
     if match is None:
         raise UserError(
-            f"--mesh: expected DxM, D data-parallel groups of M model shards such as 2x4, "
+            f"{name}: expected DxM, D data-parallel groups of M model shards such as 2x4, "
             f"got {text!r}"
         )
     return int(match[1]), int(match[2])

@@ -58,8 +58,13 @@ def join(coordinator: str, count: int, index: int | None) -> None:
         )
     if index is not None and not 0 <= index < count:
         raise UserError(f"of {count} processes, expected one from 0 to {count - 1}, got {index}")
-    if not automatic and not coordinator.rpartition(":")[2].isdecimal():
-        raise UserError(f"coordinator: expected HOST:PORT or {CLUSTER}, got {coordinator!r}")
+    host, _, port = coordinator.rpartition(":")
+    # With another one, JAX would wait for the others in vain.
+    if not automatic and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(
+            f"coordinator: expected HOST:PORT, with a port from 1 to 65535, or {CLUSTER}, got "
+            f"{coordinator!r}"
+        )
     # It would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:

@@ -29,7 +29,8 @@ from absl import flags
 
 from dlrm_jax.config import Config, preset
 from dlrm_jax.data.batches import TrainBatches
-from dlrm_jax.mesh import make_mesh
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
@@ -107,11 +108,18 @@ def main(argv: Sequence[str]) -> None:
     """Memory first, on its own; then the steps in turn."""
     del argv
     config = with_flags(preset(FLAGS.preset))
+    if FLAGS["examples"].present:
+        raise UserError("--examples has no effect: there are as many as the batches need")
+    if FLAGS["zipf_exponent"].present and FLAGS.ids == "uniform":
+        raise UserError("--zipf_exponent has no effect with --ids=uniform")
     exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
     config = dataclasses.replace(config, zipf_exponent=exponent)
     # Just enough examples for the batches: memory is to be that of the run, not of its data.
     config = dataclasses.replace(config, examples=-(-_BATCHES * config.batch_size * 10 // 8))
+    against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
     mesh = start(FLAGS.mesh)
+    if against_shape:  # refused before the rest, which takes long
+        check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
 
     learner = make_learner(config, mesh)
     steps = Steps(config, learner)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax
 
 from dlrm_jax.config import preset
+from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import (
@@ -76,10 +77,20 @@ def main(argv: Sequence[str]) -> None:
     for kind, nbytes in compiled_collectives(compiled):
         found[kind] += nbytes
     print(f"\n{'bytes on each device':<22} {'planned':>14} {'compiled':>14}")
-    for kind in sorted(wanted | found):
+    kinds = sorted(wanted | found)
+    for kind in kinds:
         print(f"{kind:<22} {wanted[kind]:>14,} {found[kind]:>14,}")
-    if wanted != found:
-        raise RuntimeError("the compiled step has other collectives than the plan")
+    differing = [
+        f"{found[kind]:,} bytes of {kind} instead of {wanted[kind]:,}"
+        for kind in kinds
+        if found[kind] != wanted[kind]
+    ]
+    if differing:
+        raise UserError(
+            f"expected the compiled step to have the collectives of the plan, it has "
+            f"{' and '.join(differing)}; don't rely on the plan's estimates for this config, and "
+            f"report it with the command"
+        )
 
 
 def _bytes_on_one_device(arrays: object) -> int:

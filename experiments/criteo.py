@@ -28,6 +28,7 @@ from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.files import write_text
+from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import check_same, is_first
 from dlrm_jax.training import vocabularies
@@ -62,6 +63,11 @@ flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "which one --eval_
 flags.DEFINE_string("warm_start", None, "a checkpoint, or a directory of NAME.npy")
 flags.DEFINE_list("warm_start_names", [], "the tables and layers to take from it")
 
+# What decides which steps a run takes; the config's fields, which are flags as well, come with it.
+_OF_ALL_PROCESSES = (
+    "mesh", "workdir", "eval_only", "checkpoint", "warm_start", "warm_start_names"
+)  # fmt: skip
+
 
 def main(argv: Sequence[str]) -> None:
     """Mesh, data, learner, state, training, evaluation, in this order."""
@@ -72,12 +78,14 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, directory))
     mesh = start(FLAGS.mesh, FLAGS.processes)
+    check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
     check_batch_sizes(config, mesh)  # before the data, which may take long
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     config, data = load_data(config)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
     print(data.source)
     learner = make_learner(config, mesh)
+    check_same(pieces_by_table(learner.collection.plan))
     print(learner.collection.plan.describe(learner.collection.tables.values()))
     print(f"row updates: {learner.collection.kernels}")
 
@@ -183,6 +191,14 @@ def check_flags() -> None:
             raise UserError(f"--{flag} has no effect with --data: the data decide")
     if FLAGS["min_count"].present and Path(FLAGS.data).is_dir():
         raise UserError("--min_count has no effect with a directory: it was prepared with its own")
+
+
+def pieces_by_table(plan: Plan) -> dict[str, Any]:
+    """A plan as `check_same` compares it: it may come from a file that another machine has, too."""
+    pieces: dict[str, Any] = {}
+    for piece in plan.pieces:
+        pieces.setdefault(f"the plan of {piece.table}", []).append(dataclasses.asdict(piece))
+    return pieces
 
 
 def last_step(

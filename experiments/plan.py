@@ -18,7 +18,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from dlrm_jax.config import preset
-from dlrm_jax.data.files import write_text
+from dlrm_jax.data.files import made, write_text
 from dlrm_jax.embedding import automatic_plan
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.planning.balance import LINKS, Balance, balance, seconds_by_part
@@ -34,7 +34,7 @@ from experiments.program import FLAGS, define_run_flags, run, with_flags
 define_run_flags(default_preset="mlperf_v2")
 flags.DEFINE_enum("device", "h100", list(DEVICES), "what the mesh consists of")
 flags.DEFINE_float("memory_gib", None, "of each device, for tables and their optimizer state; by "
-                   "default three quarters of what it has", lower_bound=0)  # fmt: skip
+                   "default three quarters of what it has")  # fmt: skip
 flags.DEFINE_string("output", None, "where to write the plan, as JSON")
 flags.DEFINE_string("picture", None, "where to draw what the shards hold and read: PNG or SVG")
 flags.DEFINE_string("mesh_picture", None, "where to draw which device holds what: PNG or SVG")
@@ -55,10 +55,7 @@ def main(argv: Sequence[str]) -> None:
             f"batch_size: {micro_batch} samples can't be split evenly over the {groups * shards} "
             f"devices of mesh {FLAGS.mesh}"
         )
-    for name in ("picture", "mesh_picture"):
-        path = FLAGS[name].value
-        if path and Path(path).suffix not in (".png", ".svg"):
-            raise UserError(f"--{name}: expected a file named .png or .svg, got {path!r}")
+    check_flags()
     described = describe(config)
     asked = workload(config, described, groups)
     kind = device(FLAGS.device)
@@ -97,9 +94,34 @@ def main(argv: Sequence[str]) -> None:
         save(draw_mesh(layout, plan, groups), FLAGS.mesh_picture)
 
 
+def check_flags() -> None:
+    """What the report would end with an error for is refused before it.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
+        raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
+    for name in ("output", "picture", "mesh_picture"):
+        if not (given := FLAGS[name].value):
+            continue
+        path = Path(given)
+        if name != "output" and path.suffix not in (".png", ".svg"):
+            raise UserError(f"--{name}: expected a file named .png or .svg, got '{path}'")
+        if path.is_dir():
+            raise UserError(f"--{name}: expected a file, got the directory {path}; give a name")
+        for parent in path.parents:
+            if parent.exists() and not parent.is_dir():
+                raise UserError(
+                    f"--{name}: expected a file in a directory, got {path}, where {parent} is a "
+                    f"file; give another name"
+                )
+
+
 def save(figure: Figure, path: str) -> None:
     """Writes a picture in the format that its name asks for."""
-    figure.savefig(path, dpi=120)
+    with made(Path(path)) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120)
     print(f"picture: {path}")
 
 

@@ -143,8 +143,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             if len(argv) > 1:
                 raise UserError(f"expected flags only, got {' '.join(argv[1:])!r}")
             main(argv)
+            sys.stdout.flush()
         except UserError as error:
             _fail(str(error))
+        except BrokenPipeError:  # who reads the output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _end(128 + signal.SIGPIPE)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
@@ -191,7 +195,9 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 def _fail_among_others(error: Exception) -> NoReturn:
     """One of several processes can't go on, because of itself or because of another one."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(x in str(error) for x in _LOST):
+    # JAX raises ValueError, too, for what gloo tells.
+    lost = isinstance(error, RuntimeError | ValueError) and any(x in str(error) for x in _LOST)
+    if lost:
         _fail(
             f"another process can't be reached any more, and says why if it has ended: "
             f"{str(error).splitlines()[0]}. Started again with this workdir, all go on from the "

@@ -39,15 +39,16 @@ from experiments.planted_taste import GROUPS, Choices, generate
 from experiments.program import FLAGS, describe_devices, run, start
 from experiments.retrieval import Scores, in_batch_softmax, recall
 
+KNOWN = 11  # items of each user
+
 flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
 flags.DEFINE_integer("users", 20_000, "who choose items", lower_bound=1)
-flags.DEFINE_integer("items", 5000, "to choose from", lower_bound=1)
+flags.DEFINE_integer("items", 5000, "to choose from", lower_bound=KNOWN + 1)
 flags.DEFINE_integer("batch_size", 1024, "users of a step", lower_bound=1)
 flags.DEFINE_integer("steps", 500, "of training", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "of data and model", lower_bound=0)
 flags.DEFINE_multi_integer("recall_at", [10, 100], "the values of k", lower_bound=1)
 
-KNOWN = 11  # items of each user
 DIM = 32
 TEMPERATURE = 0.1
 

@@ -31,6 +31,8 @@ def test_bad_text_is_named(text):
 def test_near_misses_are_refused(text):
     with pytest.raises(UserError, match=re.escape(f"got {text!r}")):
         parse_mesh(text)
+    with pytest.raises(UserError, match="--against: expected"):
+        parse_mesh(text, "--against")
 
 
 @pytest.mark.parametrize("shape", ["1x1", "2x4", "8x1", (1, 8), (3, 2)])

@@ -12,7 +12,7 @@ and T, L, d a block's slots, ids per slot and width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from dlrm_jax.embedding import travel
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import MODEL
+
+# More than the rows of any table.
+_IN_NO_TABLE = np.int32(2**31 - 1)
 
 
 def lookup(
@@ -55,10 +58,12 @@ def lookup(
     if weights is not None:
         mapped = [weights[:, source] for source, _ in layout.mapped]
         weights = jnp.concatenate([weights, *mapped], axis=1)
-    rows = at_owner(blocks, [route(block, ids) for block in blocks])
+    sent = [route(block, ids) for block in blocks]
+    rows = at_owner(blocks, sent)
     at_rows = None
     if weights is not None:
-        at_rows = at_owner(blocks, [route_weights(block, weights) for block in blocks])
+        of_rows = [route_weights(b, weights, x) for b, x in zip(blocks, sent, strict=True)]
+        at_rows = at_owner(blocks, of_rows)
     vectors = [
         pool(slabs[block.slab.name], rows[i], None if at_rows is None else at_rows[i])
         for i, block in enumerate(blocks)
@@ -104,12 +109,15 @@ def send_back(
 
 
 def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
-    """Appends the columns that id maps make; absent ids stay absent."""
-    mapped = [
-        jnp.where(ids[:, source] >= 0, id_map(ids[:, source]), -1)
-        for source, id_map in layout.mapped
-    ]
-    return jnp.concatenate([ids, *mapped], axis=1) if mapped else ids
+    """Appends the columns that id maps make; absent ids stay absent, and no others become so."""
+
+    def mapped(source: slice, id_map: Callable[[Array], Array]) -> Array:
+        given = ids[:, source]
+        found = jnp.where(given >= 0, id_map(given), np.int32(-1))
+        return jnp.where((given >= 0) & (found < 0), _IN_NO_TABLE, found)
+
+    columns = [mapped(source, id_map) for source, id_map in layout.mapped]
+    return jnp.concatenate([ids, *columns], axis=1) if columns else ids
 
 
 def route(block: Block, ids: Int[Array, "b C"]) -> Int[Array, "M b T L"]:
@@ -124,9 +132,11 @@ def route(block: Block, ids: Int[Array, "b C"]) -> Int[Array, "M b T L"]:
     return row.transpose(1, 0, 2, 3).astype(jnp.int32)
 
 
-def route_weights(block: Block, weights: Float[Array, "b C"]) -> Float[Array, "M b T L"]:
-    """The weights of the ids that `route` sends."""
-    return weights[:, block.column].transpose(1, 0, 2, 3)
+def route_weights(
+    block: Block, weights: Float[Array, "b C"], rows: Int[Array, "M b T L"]
+) -> Float[Array, "M b T L"]:
+    """The weights of the rows that `route` sends; 0 for no row, whatever weight is there."""
+    return jnp.where(rows < block.slab.rows, weights[:, block.column].transpose(1, 0, 2, 3), 0)
 
 
 def exchange(parts: Sequence[Array], dtype: str | None = None) -> list[Array]:

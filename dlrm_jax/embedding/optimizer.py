@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from dlrm_jax.errors import UserError
 
@@ -212,7 +212,7 @@ def update_rows(
     gradients: Float[Array, "K d"],
     step: Int[Array, ""],
     row_mean: RowMean = mean_of_columns,
-    rounded: Callable[[Float[Array, "K d"]], Float[Array, "K d"]] | None = None,
+    rounded: Callable[[Float32[Array, "K d"]], Float[Array, "K d"]] | None = None,
 ) -> tuple[Float[Array, "R d"], Slots]:
     """Applies one update to the named rows, in place where the arrays are donated.
 
@@ -235,8 +235,10 @@ def update_rows(
         for name, slot in slots.items()
     }
     if rounded:
-        old = weights.at[rows].get(mode="fill", fill_value=0).astype(updates.dtype)
-        return weights.at[rows].set(rounded(old + updates), mode="drop"), slots
+        old = weights.at[rows].get(mode="fill", fill_value=0).astype(jnp.float32)
+        # A rate of 64 bits makes updates of 64 bits.
+        new = rounded(old + updates.astype(jnp.float32))
+        return weights.at[rows].set(new, mode="drop"), slots
     # Adding, not setting: one pass over the rows, and right for repeated rows too.
     return weights.at[rows].add(updates.astype(weights.dtype), mode="drop"), slots
 

@@ -65,8 +65,15 @@ class Plan:
         return tuple(piece for piece in self.pieces if piece.table == table)
 
     def placement(self, table: str) -> str:
-        """One of `PLACEMENTS`."""
-        first = self.of(table)[0]
+        """One of `PLACEMENTS`.
+
+        Raises:
+            UserError: the plan doesn't have the table.
+        """
+        pieces = self.of(table)
+        if not pieces:
+            raise UserError(f"table {table}: the plan has no pieces of it; make one of this table")
+        first = pieces[0]
         if first.shard is None:
             return "replicated"
         if first.splits > 1:
@@ -84,24 +91,21 @@ class Plan:
             raise UserError(f"the plan places unknown table(s) {', '.join(sorted(unknown))}")
         for table in tables:
             pieces = self.of(table.name)
-            if pieces and pieces[0].splits > 1:
-                good = pieces == column_wise(table.name, self.shards)
-                if good and table.dim % self.shards:
-                    raise UserError(
-                        f"table {table.name}: its width {table.dim} can't be split evenly over "
-                        f"{self.shards} shards; place it otherwise"
-                    )
-            else:
-                wanted = [(k, len(pieces)) for k in range(len(pieces))]
-                whole = sorted((piece.residue, piece.modulus) for piece in pieces) == wanted
-                shards = {piece.shard for piece in pieces}
-                on_mesh = shards == {None} or shards <= set(range(self.shards))
-                good = pieces and whole and on_mesh and len(shards) == len(pieces)
-            if not good:
+            ordered = tuple(sorted(pieces, key=lambda piece: piece.residue))
+            shards = [piece.shard for piece in ordered if piece.shard is not None]
+            on_mesh = set(shards) <= set(range(self.shards)) and len(set(shards)) == len(shards)
+            by_rows = shards and on_mesh and ordered == row_wise(table.name, shards)
+            by_columns = pieces == column_wise(table.name, self.shards)
+            if not (by_rows or by_columns or pieces == replicated(table.name)):
                 raise UserError(
                     f"table {table.name}: its pieces must hold every row once, each on a shard "
                     f"of its own below {self.shards}, or all its columns in order over all "
                     f"shards; the plan has {pieces}"
+                )
+            if by_columns and table.dim % self.shards:
+                raise UserError(
+                    f"table {table.name}: its width {table.dim} can't be split evenly over "
+                    f"{self.shards} shards; place it otherwise"
                 )
 
     def to_json(self) -> str:
@@ -117,7 +121,7 @@ class Plan:
         """
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"a plan is JSON, as Plan.to_json writes it; got {error}") from None
         if not isinstance(fields, dict) or fields.keys() != {"shards", "pieces"}:
             raise UserError(

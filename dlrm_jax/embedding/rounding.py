@@ -65,8 +65,9 @@ def _pieces(slab: Slab) -> tuple[np.ndarray, ...]:
     shards = 1 + max(piece.shard or 0 for piece, _ in slab.pieces)
     found: list[list[tuple[int, ...]]] = [[] for _ in range(shards)]
     for piece, start in slab.pieces:
-        name = zlib.crc32(piece.table.encode())
-        found[piece.shard or 0].append((start, piece.modulus, piece.residue, name))
+        if piece.rows(slab.tables[piece.table].rows):  # otherwise another may start there, too
+            name = zlib.crc32(piece.table.encode())
+            found[piece.shard or 0].append((start, piece.modulus, piece.residue, name))
     most = max(map(len, found))
     padding = (slab.rows, 1, 0, 0)  # begins where nothing does
     table = [sorted(pieces) + [padding] * (most - len(pieces)) for pieces in found]

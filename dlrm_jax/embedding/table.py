@@ -18,6 +18,14 @@ Initializer = Callable[[Array, tuple[int, int], Any], Float[Array, "n d"]]
 """``init(key, (n, dim), dtype)`` makes n consecutive rows; called once per chunk of rows."""
 
 
+def is_floating(dtype: str) -> bool:
+    """Whether this is the name of a floating dtype."""
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Feature:
     """One categorical input: for each sample a bag of at most ``max_ids`` ids.
@@ -70,8 +78,10 @@ class Table:
             )
         if self.rows > 2**30:  # numbers past the end, which stand for "no row", must fit as well
             raise UserError(f"table {self.name}: at most 2^30 rows fit int32, got {self.rows}")
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
-            raise UserError(f"table {self.name}: expected a floating dtype, got {self.dtype}")
+        if not is_floating(self.dtype) or jnp.dtype(self.dtype).itemsize < 2:
+            raise UserError(
+                f"table {self.name}: expected a floating dtype of 16 bits or more, got {self.dtype}"
+            )
 
     @property
     def nbytes(self) -> int:

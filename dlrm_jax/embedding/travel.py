@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from dlrm_jax.embedding.table import is_floating
 from dlrm_jax.errors import UserError
 
 
@@ -15,7 +16,7 @@ def check_dtype(dtype: str | None) -> None:
     Raises:
         UserError: it is another.
     """
-    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+    if dtype is not None and not is_floating(dtype):
         raise UserError(f"exchange_dtype: expected a floating dtype, got {dtype}")
 
 

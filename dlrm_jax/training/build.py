@@ -53,7 +53,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
     Raises:
         UserError: the config contradicts itself or the mesh.
     """
-    check_batch_sizes(config, mesh)
+    _check_training_batch(config, mesh)
     if config.eps and config.optimizer == "sgd":
         raise UserError(f"eps: sgd has none, got {config.eps}; leave it out")
     collection = make_collection(config, mesh)
@@ -88,10 +88,14 @@ def check_batch_sizes(config: Config, mesh: Mesh) -> None:
     Raises:
         UserError: naming the field.
     """
+    _check_training_batch(config, mesh)
+    check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
+
+
+def _check_training_batch(config: Config, mesh: Mesh) -> None:
     micro_batch = config.batch_size // config.accumulation_steps
     name = "batch_size" if config.accumulation_steps == 1 else "batch_size / accumulation_steps"
     check_batch_size(mesh, name, micro_batch)
-    check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ def abstract_batch(
 def planned_collectives(
     learner: Learner, batch_size: int, weighted: bool = False
 ) -> tuple[Collective, ...]:
-    """All that the step should have: those of the tables, and one for the dense gradients.
+    """All that the step should have: those of the tables, of the dense gradients and of clipping.
 
     Args:
         learner: of the step.
@@ -90,8 +90,9 @@ def planned_collectives(
     mesh = learner.mesh
     if mesh.size == 1:
         return ()
+    layout = learner.collection.layout
     found = collectives(
-        learner.collection.layout,
+        layout,
         mesh.shape,
         batch_size,
         weighted,
@@ -106,6 +107,11 @@ def planned_collectives(
         ("weight of the batch", 4),
     ):
         found += (Collective("all-reduce", (DATA, MODEL), purpose, nbytes, float(nbytes)),)
+    if learner.clip_norm and mesh.shape[MODEL] > 1:
+        for slab in layout.slabs:
+            if slab.optimizer and slab.sharded:
+                norm, nbytes = f"norm of {slab.name}", slab.vector_dtype.itemsize
+                found += (Collective("all-reduce", (MODEL,), norm, nbytes, float(nbytes)),)
     return found
 
 

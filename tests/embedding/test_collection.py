@@ -36,9 +36,10 @@ def test_a_mesh_of_other_axes_is_refused():
         EmbeddingCollection(TABLES, FEATURES, LOOKUPS, mesh, SGD(0.1))
 
 
-def test_vectors_travel_as_floats():
-    with pytest.raises(UserError, match="exchange_dtype: expected a floating dtype, got int8"):
-        EmbeddingCollection(TABLES, FEATURES, LOOKUPS, make_mesh("1x1"), SGD(0.1), None, "int8")
+@pytest.mark.parametrize("dtype", ["int8", "foo"])
+def test_vectors_travel_as_floats(dtype):
+    with pytest.raises(UserError, match=f"exchange_dtype: expected a floating dtype, got {dtype}"):
+        EmbeddingCollection(TABLES, FEATURES, LOOKUPS, make_mesh("1x1"), SGD(0.1), None, dtype)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -91,6 +92,25 @@ def test_a_mean_whose_weights_sum_to_zero_is_the_zero_vector():
     np.testing.assert_array_equal(np.asarray(pooled["e"])[4], 0)  # the weights -1 and 1
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_weights_of_absent_ids_count_nowhere(plan):
+    tables = collection(plan=plan)
+    state = built(tables, random_arrays())
+    ids, id_weights = random_batch()
+
+    @jax.jit
+    def step(state, ids, id_weights):
+        pooled, context = tables.lookup(state, ids, id_weights)
+        ones = jax.tree.map(jnp.ones_like, pooled)
+        rows = tables.aggregate(tables.back(context, ones), sum_duplicates=True)
+        return pooled, rows.values, tables.apply(state, rows, 0)
+
+    wanted = step(state, ids, np.where(ids < 0, 0, id_weights))
+    for weight in (np.nan, np.inf):
+        found = step(state, ids, np.where(ids < 0, np.float32(weight), id_weights))
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
 @functools.cache
 def compiled_lookup():
     """A collection's lookup, its weights, and how often it was traced."""
@@ -140,6 +160,34 @@ def test_an_id_out_of_range_spoils_its_bag_only(mesh):
         assert np.all(nan[5]) == (name == "d")
         assert not np.any(np.delete(nan, 5, axis=0))
         np.testing.assert_array_equal(np.delete(vectors, 5, axis=0), np.delete(good[name], 5, 0))
+
+
+@pytest.mark.parametrize("plan", ["mixed", "row_wise"])
+def test_a_map_to_a_negative_id_spoils_its_bag_only(plan):
+    changed = {"a_sequence": lambda ids: ids - 3, "e_halves": lambda ids: -(2**31) + ids}
+    lookups = [
+        dataclasses.replace(x, id_map=changed[x.name]) if x.name in changed else x for x in LOOKUPS
+    ]
+    tables = collection(plan=plan, lookups=lookups)
+    arrays = random_arrays()
+    state = built(tables, arrays)
+    ids, _ = random_batch()
+
+    @jax.jit
+    def step(state, ids):
+        pooled, context = tables.lookup(state, ids)
+        return pooled, tables.update(state, context, jax.tree.map(jnp.ones_like, pooled), 0)
+
+    pooled, updated = step(state, ids)
+    other, three = ids[:, -3:], ids[:, 1:4]
+    lacking = {
+        "a_sequence": np.repeat(((other >= 0) & (other < 3))[:, :, None], 8, axis=2),
+        "e_halves": np.repeat(np.any(three >= 0, axis=1, keepdims=True), 8, axis=1),
+    }
+    for name, vectors in pooled.items():
+        nowhere = np.zeros(vectors.shape, bool)
+        np.testing.assert_array_equal(np.isnan(vectors), lacking.get(name, nowhere), err_msg=name)
+    assert all(np.isfinite(array["weights"]).all() for array in read(tables, updated).values())
 
 
 @pytest.mark.parametrize("plan", PLANS)

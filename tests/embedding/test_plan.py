@@ -137,6 +137,9 @@ def test_override_errors_name_the_table(placements, message):
         (Piece("a", 0, splits=2, split=0), Piece("a", 1, splits=2, split=1)),  # not all shards
         tuple(Piece("a", 2 - k, splits=3, split=k) for k in range(3)),  # not in order
         (*column_wise("a", 3)[:2], Piece("a", 2, 2, 1, 3, 2)),  # rows missing
+        (Piece("a", 0, 2, 0), Piece("a", 1, 2, 1, 3, 1)),  # half of its rows' columns missing
+        (Piece("a", 0, split=2),),  # a block of columns of none
+        (Piece("a", None, split=2),),
     ],
 )
 def test_a_plan_that_does_not_hold_every_row_once_is_refused(pieces):
@@ -148,6 +151,17 @@ def test_a_plan_of_unknown_tables_is_refused():
     plan = Plan(3, (Piece("z", 0), Piece("a", 0), *WHOLE_B))
     with pytest.raises(UserError, match=re.escape("unknown table(s) z")):
         plan.check(TABLES)
+
+
+def test_a_description_of_other_tables_is_refused():
+    with pytest.raises(UserError, match="table z: the plan has no pieces of it"):
+        Plan(3, WHOLE_B).describe([Table("z", 3, 4)])
+
+
+@pytest.mark.parametrize(("tables", "shards"), [([], 3), (TABLES, 0)])
+def test_nothing_to_plan_for_is_refused(tables, shards):
+    with pytest.raises(UserError, match=f"one shard to plan for, got {len(tables)} and {shards}"):
+        automatic_plan(tables, shards)
 
 
 def test_pieces_may_lie_on_any_shards_of_their_own():
@@ -167,9 +181,11 @@ def test_columns_are_split_over_all_shards():
 
 
 def test_columns_that_the_shards_do_not_divide():
-    plan = automatic_plan(TABLES, 3, {"a": "column_wise"})
-    with pytest.raises(UserError, match="table a: its width 4 can't be split evenly over 3 shards"):
-        plan.check(TABLES)
+    message = "table a: its width 4 can't be split evenly over 3 shards"
+    with pytest.raises(UserError, match=message):
+        Plan(3, column_wise("a", 3) + WHOLE_B).check(TABLES)
+    with pytest.raises(UserError, match=message):
+        automatic_plan(TABLES, 3, {"a": "column_wise"})
 
 
 def test_rows_over_some_shards():
@@ -188,6 +204,7 @@ GOOD = '{"table": "a", "shard": 0}'
     ("text", "message"),
     [
         ("", "a plan is JSON, as Plan.to_json writes it; got Expecting value: line 1"),
+        pytest.param("[" * 100_000, "a plan is JSON, .*; got maximum recursion", id="too deep"),
         ("[]", r"an object with shards and pieces, got \[\]"),
         ('{"shards": 2}', "an object with shards and pieces"),
         ('{"shards": "2", "pieces": []}', "shards to be a number from 1, got '2'"),

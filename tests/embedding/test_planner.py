@@ -254,3 +254,15 @@ def test_any_tables_and_shards_have_a_plan(shards, seed):
         for i in range(int(rng.integers(1, 7)))
     ]
     automatic_plan(tables, shards, workload=Workload(int(rng.integers(1, 9999)))).check(tables)
+
+
+@pytest.mark.parametrize("memory", [0.0, -1.0, float("nan")])
+def test_limits_without_memory_are_refused(memory):
+    with pytest.raises(UserError, match=f"expected a memory of more than 0 bytes, got {memory}"):
+        Limits(memory=memory)
+
+
+@pytest.mark.parametrize("lengths", [(), (-3,), (2, 0)])
+def test_bags_without_ids_are_refused(lengths):
+    with pytest.raises(UserError, match=r"workload: expected the ids of each .* a, .*got"):
+        Workload(bags={"a": lengths})

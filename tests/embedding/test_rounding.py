@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dlrm_jax.embedding import (
     SGD,
+    Adam,
     EmbeddingCollection,
     Feature,
     Lookup,
@@ -18,11 +19,12 @@ from dlrm_jax.mesh import make_mesh
 
 ALL_BITS = np.arange(2**16, dtype=np.uint16)
 B = 16
+RATE = 2**-12  # less than the distance between most of the weights' neighbours
 
 TABLES = [
     Table("a", 37, 8, "bfloat16"),
     Table("b", 50, 8, "bfloat16"),
-    Table("c", 11, 8, "bfloat16", optimizer=SGD(2**-9)),
+    Table("c", 11, 8, "bfloat16", optimizer=SGD(RATE)),
 ]
 
 
@@ -55,7 +57,7 @@ def trained(shape: str, placements, tables=TABLES, steps: int = 3) -> dict[str, 
         [Feature(name, 3) for name in names],
         [Lookup(name, name, name) for name in names],
         mesh,
-        SGD(2**-9),
+        SGD(RATE),
         automatic_plan(tables, mesh.shape["model"], dict(zip(names, placements, strict=True))),
     )
     state = collection.init(0)
@@ -82,6 +84,32 @@ def test_bits_depend_on_neither_mesh_nor_plan():
         found = trained(mesh, placements)
         for name, weights in wanted.items():
             np.testing.assert_array_equal(found[name], weights, err_msg=f"{name} {placements}")
+
+
+def test_shards_without_rows_of_a_table_draw_as_others_do():
+    tables = [Table("tiny", 2, 8, "bfloat16"), Table("big", 40, 8, "bfloat16")]
+    wanted = trained("1x1", ("replicated", "replicated"), tables)
+    found = trained("1x4", ("row_wise", "table_wise:3"), tables)  # shard 3 has no row of tiny
+    for name, weights in wanted.items():
+        np.testing.assert_array_equal(found[name], weights, err_msg=name)
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_a_rate_of_64_bits_rounds_as_one_of_32(make):
+    def updated(rate) -> np.ndarray:
+        table = Table("a", 11, 8, "bfloat16")
+        collection = EmbeddingCollection(
+            [table], [Feature("a")], [Lookup("a", "a", "a")], make_mesh("1x1"), make(rate)
+        )
+        pooled, context = collection.lookup(
+            collection.init(0), jnp.arange(8, dtype="int32")[:, None]
+        )
+        ones = jax.tree.map(jnp.ones_like, pooled)
+        state = collection.update(collection.init(0), context, ones, 0)
+        return np.asarray(state.weights["a"])
+
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(updated(np.float64(RATE)), updated(RATE))
 
 
 def test_bits_differ_between_tables_rows_columns_and_steps():

@@ -1,3 +1,4 @@
+import functools
 import inspect
 
 import jax
@@ -18,7 +19,13 @@ from dlrm_jax.errors import UserError
         (lambda: Table("ads", 0, 4), "table ads: rows and dim must be at least 1, got 0 x 4"),
         (lambda: Table("ads", 4, -1), "table ads: rows and dim must be at least 1, got 4 x -1"),
         (lambda: Table("ads", 2**31, 1), "table ads: .* rows fit int32, got 2147483648"),
-        (lambda: Table("ads", 4, 4, dtype="int8"), "table ads: expected a floating .*, got int8"),
+        *(
+            (
+                functools.partial(Table, "ads", 4, 4, dtype=dtype),
+                f"ads: .* floating .*, got {dtype}",
+            )
+            for dtype in ("int8", "foo", "float8_e4m3fn")
+        ),
     ],
 )
 def test_description_errors_name_the_offender(make, message):

@@ -12,7 +12,8 @@ PROGRAM = ("-m", "experiments.compile")
 
 
 def test_memory_and_collectives_of_the_compiled_step():
-    result = run("--preset=small", "--mesh=4x4", "--optimizer=adagrad", program=PROGRAM)
+    flags = ("--optimizer=adagrad", "--clip_norm=1")
+    result = run("--preset=small", "--mesh=4x4", *flags, program=PROGRAM)
     assert result.returncode == 0, result.stderr[-2000:]
     text = result.stdout
     config = preset("small")
@@ -33,6 +34,24 @@ def test_a_batch_that_does_not_fit_the_mesh_is_refused():
     result = run("--preset=small", "--mesh=4x4", "--batch_size=1000", program=PROGRAM)
     assert result.returncode == 2
     assert re.fullmatch(r"error: batch_size: 1000 samples .*16 devices.*\n", result.stderr)
+
+
+WITHOUT_A_PLAN = """
+import runpy
+from dlrm_jax.training import compiled
+compiled.planned_collectives = lambda *of: ()
+runpy.run_module("experiments.compile", run_name="__main__")
+"""
+
+
+def test_other_collectives_than_those_of_the_plan_end_in_one_message():
+    result = run("--preset=small", "--mesh=8x1", program=("-c", WITHOUT_A_PLAN))
+    assert result.returncode == 2
+    assert re.fullmatch(
+        r"error: expected the compiled step to have the collectives of the plan, it has "
+        r".*[\d,]+ bytes of all-reduce instead of 0; .*\n",
+        result.stderr,
+    )
 
 
 def _number(pattern: str, text: str) -> float:

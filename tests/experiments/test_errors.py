@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,20 @@ def test_checkpoint_of_another_run(unbroken: Path):
 def test_non_finite_loss_names_the_step(tmp_path: Path):
     flags = ("--optimizer=sgd", "--learning_rate=1e30", "--steps=5")
     fails("the loss of step 2", *SMALL, *flags, f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--against=3by1"], "--against: expected DxM, .*, got '3by1'"),
+        (["--against=1x5"], "batch_size: 1024 samples can't be split evenly over .* mesh 1x5"),
+        (["--examples=5"], "--examples has no effect: .*"),
+        (["--ids=uniform", "--zipf_exponent=1"], "--zipf_exponent has no effect with --ids=uni.*"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_errors_of_the_benchmark(flags, message):
+    program = ("-m", "experiments.benchmark")
+    result = run("--preset=small", "--mesh=2x4", "--batch_size=1024", *flags, program=program)
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert re.fullmatch(f"error: {message}\n", result.stderr)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from main_job import ROOT, SMALL, fails, in_background, losses, succeed, summary
+from main_job import ROOT, SMALL, fails, in_background, losses, run, succeed, summary
+
+from dlrm_jax.embedding import Plan
+from dlrm_jax.embedding.plan import table_wise
+from dlrm_jax.processes import free_address
 
 TWO = ("--mesh=2x4", "--processes=2", *SMALL)
+UNPLACED = [flag for flag in SMALL if not flag.startswith("--placements")]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
@@ -126,3 +133,31 @@ def test_processes_end_with_their_launcher():
 def test_processes_started_elsewhere_need_one_workdir():
     flags = ("--processes=2", "--coordinator=host:1", "--process=1")
     fails("--coordinator needs --workdir", "--mesh=2x4", *SMALL, *flags)
+
+
+@pytest.mark.parametrize(
+    ("meshes", "message"),
+    [
+        (("2x1", "1x2"), "error: mesh is 1x2 in process 1 and 2x1 in process 0; give all "),
+        (("1x2", "1x2"), "error: the plan of C1 is .*'shard': 1.* in process 1 and .*'shard': 0"),
+    ],
+    ids=["mesh", "plan"],
+)
+def test_processes_that_differ_are_refused(meshes, message, tmp_path: Path):
+    """Started by hand, each in a directory with another plan."""
+    where = (f"--workdir={tmp_path / 'w'}", f"--coordinator={free_address()}", "--plan=plan.json")
+
+    def start(index: int) -> subprocess.CompletedProcess[str]:
+        directory = tmp_path / str(index)
+        directory.mkdir()
+        pieces = [piece for name in ("C1", "C2", "C3", "C4") for piece in table_wise(name, index)]
+        (directory / "plan.json").write_text(Plan(2, tuple(pieces)).to_json())
+        place = (f"--mesh={meshes[index]}", "--processes=2", f"--process={index}")
+        return run(*place, *where, *UNPLACED, cwd=directory, PYTHONPATH=str(ROOT))
+
+    with ThreadPoolExecutor() as both:
+        first, second = both.map(start, range(2))
+    assert second.returncode == 2, second.stderr[-2000:]
+    assert re.match(message, second.stderr)
+    assert first.returncode == 1, first.stderr[-2000:]
+    assert "another process can't be reached any more" in first.stderr

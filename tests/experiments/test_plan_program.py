@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from main_job import run
+from main_job import ROOT, run
 
 from dlrm_jax.config import Config
 from dlrm_jax.embedding import Plan, automatic_plan
@@ -52,6 +56,47 @@ def test_memory_that_is_too_small_is_refused():
         r"shards, a device has 4 GiB for them\. .*table C1 \(40,000,000 x 128\).*\n",
         result.stderr,
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--memory_gib=0"], "--memory_gib: expected a finite number above 0, got 0.0"),
+        (["--memory_gib=nan"], "--memory_gib: expected a finite number above 0, got nan"),
+        (["--output=."], "--output: expected a file, got the directory .; give a name"),
+        (["--picture=d.png"], "--picture: expected a file, got the directory d.png; give a name"),
+        (["--mesh_picture=p.gif"], "--mesh_picture: expected a file named .png or .svg, got .*"),
+        (["--output=f/g/p.json"], "--output: expected a file in a directory, .* f is a file; .*"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_flags_are_refused_before_the_report(flags, message, tmp_path: Path):
+    (tmp_path / "d.png").mkdir()
+    (tmp_path / "f").touch()
+    result = run("--mesh=1x8", *flags, program=PROGRAM, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert result.returncode == 2
+    assert re.fullmatch(f"error: {message}\n", result.stderr)
+    assert not result.stdout
+
+
+def test_files_are_made_with_their_directories(tmp_path: Path):
+    for flag, name in (("output", "p.json"), ("picture", "p.svg"), ("mesh_picture", "p.png")):
+        path = tmp_path / flag / name
+        result = run("--preset=small", f"--{flag}={path}", program=PROGRAM)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert [each.name for each in path.parent.iterdir()] == [name]
+
+
+def test_a_reader_that_has_enough_ends_it_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *PROGRAM, "--preset=small"]
+    result = subprocess.run(
+        command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=200, check=False
+    )
+    os.close(write)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert not result.stderr
 
 
 def saved(path: Path, tables, shards: int) -> Config:

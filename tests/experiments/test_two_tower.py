@@ -36,3 +36,9 @@ def test_more_items_are_asked_for_than_there_are():
         "error: --recall_at: 100 is more than the 89 items that are ranked: --items=100 without "
         "11 known of the user\n"
     )
+
+
+def test_all_items_are_known_of_a_user():
+    result = run("--items=11", program=PROGRAM)
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert result.stderr == "error: flag --items=11: 11 is not integer >= 12\n"

@@ -38,6 +38,8 @@ def bytes_by_kind(collectives: list[tuple[str, int]]) -> Counter[str]:
         Setup("2x4", "adagrad", accumulation_steps=4),
         Setup("2x4", "rowwise_adagrad", columns=True, exchange_dtype="bfloat16"),
         Setup("1x8", exchange_dtype="bfloat16"),
+        Setup("2x4", "rowwise_adagrad", columns=True, clip_norm=1.0),
+        Setup("8x1", clip_norm=1.0),
     ],
     ids=lambda setup: f"{setup.mesh}-{setup.optimizer}",
 )

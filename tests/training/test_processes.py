@@ -193,7 +193,10 @@ def _fail(text: str):
         (("host:1", 2, 2), "of 2 processes, expected one from 0 to 1, got 2"),
         (("host:1", 2, None), "expected the number of this process"),
         ((CLUSTER, 2, 1), "and none with 'cluster'"),
-        (("host", 2, 1), "expected HOST:PORT or cluster, got 'host'"),
+        *(
+            ((where, 2, 1), f"expected HOST:PORT, .*, or cluster, got '{where}'")
+            for where in ("host", ":1", "host:", "host:x", "host:0", "host:65536")
+        ),
     ],
 )
 def test_a_wrong_place_is_refused(arguments, text):

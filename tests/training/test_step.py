@@ -17,7 +17,7 @@ from dlrm_jax.config import Config, preset
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.build import check_batch_sizes, make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import bce
 from dlrm_jax.training.step import make_predict, make_train_step
@@ -202,12 +202,18 @@ def test_accumulation_gives_the_same_losses():
     [
         ({"batch_size": 60}, "batch_size"),
         ({"batch_size": 64, "accumulation_steps": 16}, "batch_size / accumulation_steps"),
-        ({"evaluation_batch_size": 60}, "evaluation_batch_size"),
     ],
 )
 def test_a_batch_that_devices_cannot_share(changes, field):
     with pytest.raises(UserError, match=f"{field}.* samples can't be split .*mesh 2x4"):
         make_learner(small(**changes), make_mesh("2x4"))
+
+
+def test_batches_of_evaluation_are_no_matter_of_a_train_step():
+    config, mesh = small(evaluation_batch_size=60), make_mesh("2x4")
+    make_learner(config, mesh)
+    with pytest.raises(UserError, match="evaluation_batch_size: 60 samples can't be split"):
+        check_batch_sizes(config, mesh)
 
 
 @pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])

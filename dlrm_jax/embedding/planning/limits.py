@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from dlrm_jax.embedding.planning.costs import EVERYWHERE
+from dlrm_jax.errors import UserError
 
 _HELD, _EXCHANGED, _SECONDS, _READS, _BUSY = range(len(EVERYWHERE))
 # Differences that are rounding alone.
@@ -35,6 +36,10 @@ class Limits:
     held: float = 1.05
     copies: float = 1.25
     small: float = 2**26
+
+    def __post_init__(self):
+        if not self.memory > 0:
+            raise UserError(f"limits: expected a memory of more than 0 bytes, got {self.memory}")
 
 
 class Key(NamedTuple):

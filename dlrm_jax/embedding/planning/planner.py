@@ -47,9 +47,13 @@ def automatic_plan(
         limits: None for `Limits`' own values, which know of no bound of memory.
 
     Raises:
-        UserError: an override names no table or isn't a placement, or the tables don't fit into
-            ``limits.memory``.
+        UserError: there are no tables or shards, an override names no table, isn't a placement or
+            none for its table, or the tables don't fit into ``limits.memory``.
     """
+    if not tables or shards < 1:
+        raise UserError(
+            f"expected at least one table and one shard to plan for, got {len(tables)} and {shards}"
+        )
     found = choices(tables, shards, placements or {})
     costs = Costs(tables, found, shards, optimizer, workload or Workload(), device)
     limits = limits or Limits()
@@ -58,7 +62,7 @@ def automatic_plan(
     over = search.key(chosen).over
     if over > 0:
         raise UserError(_too_large(tables, costs, limits.memory, (1 + over) * limits.memory))
-    return Plan(
+    plan = Plan(
         shards,
         tuple(
             piece
@@ -66,6 +70,8 @@ def automatic_plan(
             for piece in own[choice].pieces(table.name)
         ),
     )
+    plan.check(tables)  # an override may split columns that the shards don't divide
+    return plan
 
 
 def _too_large(tables: Sequence[Table], costs: Costs, memory: float, held: float) -> str:

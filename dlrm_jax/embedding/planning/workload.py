@@ -37,6 +37,12 @@ class Workload:
             )
         if not 0 <= self.zipf_exponent < float("inf"):
             raise UserError(f"workload: expected a Zipf exponent from 0, got {self.zipf_exponent}")
+        for table, lengths in self.bags.items():
+            if not isinstance(lengths, Sequence) or not lengths or min(lengths) < 1:
+                raise UserError(
+                    f"workload: expected the ids of each bag of table {table}, numbers from 1 such "
+                    f"as (1, 3), got {lengths!r}"
+                )
 
     def lengths(self, table: str) -> dict[int, int]:
         """How many bags of each length a sample reads from a table."""
