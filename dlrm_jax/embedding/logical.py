@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,15 +65,37 @@ def logical_sharding(mesh: Mesh, slab: Slab, shape: tuple[int, ...]) -> NamedSha
     return NamedSharding(mesh, PartitionSpec(None, axes) if axes else PartitionSpec())
 
 
-def initial_values(table: Table, seed: int) -> Float[Array, "rows dim"]:
-    """Initial values, a function of the seed, the table's name and the row alone."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(table.name.encode()))
-    chunks = -(-table.rows // INITIAL_ROWS)
-    values = jax.lax.map(
-        lambda chunk: table.initial_rows(jax.random.fold_in(key, chunk), INITIAL_ROWS),
-        jnp.arange(chunks),
-    )
-    return values.reshape(-1, table.dim)[: table.rows]
+def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array, "_ _"]]:
+    """Initial values by name, a function of the seed, the table's name and the row alone.
+
+    Args:
+        tables: of one width and dtype.
+        seed: of all random numbers.
+    """
+    groups: dict[Any, list[Table]] = {}
+    for table in tables:
+        groups.setdefault(table.init, []).append(table)
+    found = {}
+    for group in groups.values():
+        # In one loop, since compiling a random generator takes longer than running it.
+        chunks = [-(-table.rows // INITIAL_ROWS) for table in group]
+        name = np.repeat([zlib.crc32(table.name.encode()) for table in group], chunks)
+        number = np.concatenate([np.arange(count) for count in chunks])
+        bound = np.repeat([table.initial_bound for table in group], chunks)
+
+        def draw(of: tuple[Array, Array, Array], table: Table = group[0]) -> Array:
+            name, number, bound = of
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), name), number)
+            return table.initial_rows(key, INITIAL_ROWS, bound)
+
+        dtype = jnp.promote_types(group[0].dtype, jnp.float32)
+        drawn = jax.lax.map(draw, (name.astype("u4"), number.astype("u4"), bound.astype(dtype)))
+        drawn = drawn.reshape(-1, group[0].dim)
+        start = 0
+        for table, count in zip(group, chunks, strict=True):
+            found[table.name] = drawn[start : start + table.rows]
+            start += count * INITIAL_ROWS
+    return found
 
 
 def pack(mesh: Mesh, slab: Slab, tables: Mapping[str, Array]) -> Array:

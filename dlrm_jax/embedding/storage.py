@@ -89,12 +89,15 @@ def _given(mesh: Mesh, slab: Slab, table: Table, source: Source) -> Arrays:
 
 def _make_slab(mesh: Mesh, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
     """The slab's arrays from its tables'; what wasn't given gets initial values."""
+    drawn = logical.initial_values(
+        [table for name, table in slab.tables.items() if "weights" not in given[name]], seed
+    )
 
     def whole(table: Table, key: str) -> Array:
         if key in given[table.name]:
             return given[table.name][key]
         if key == "weights":
-            values = logical.initial_values(table, seed)
+            values = drawn[table.name]
             sharding = logical.logical_sharding(mesh, slab, values.shape)
             return jax.lax.with_sharding_constraint(values, sharding)
         assert slab.optimizer is not None

@@ -93,19 +93,31 @@ class Table:
         """Whether `stochastic_rounding` means something."""
         return self.stochastic_rounding and jnp.dtype(self.dtype) == jnp.bfloat16
 
-    def initial_rows(self, key: Array, count: int) -> Float[Array, "n d"]:
-        """Initial values of ``count`` consecutive rows, from their key."""
+    @property
+    def initial_bound(self) -> float:
+        """The reference's initial values lie between this and its negative."""
+        return (1 / self.rows) ** 0.5
+
+    def initial_rows(
+        self, key: Array, count: int, bound: float | Float[Array, ""]
+    ) -> Float[Array, "n d"]:
+        """Initial values of ``count`` consecutive rows, from their key.
+
+        Args:
+            key: of these rows.
+            count: n.
+            bound: `initial_bound`, which tables that differ in nothing else may be given to share
+                a program; an ``init`` of the table's own doesn't ask for it.
+        """
         shape, dtype = (count, self.dim), jnp.dtype(self.dtype)
-        if self.init is not None:
-            values = self.init(key, shape, dtype)
-            if values.shape != shape:
-                raise UserError(
-                    f"table {self.name}: init must give an array of shape {shape}, got "
-                    f"{values.shape}"
-                )
-            return values
-        bound = (1 / self.rows) ** 0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        if self.init is None:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+        values = self.init(key, shape, dtype)
+        if values.shape != shape:
+            raise UserError(
+                f"table {self.name}: init must give an array of shape {shape}, got {values.shape}"
+            )
+        return values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,9 @@ def _trained(
 
 def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array, "rows dim"]:
     """The table with its first rows given, the others as they are at first."""
-    return jax.lax.dynamic_update_slice_in_dim(initial_values(table, seed), first, 0, axis=0)
+    return jax.lax.dynamic_update_slice_in_dim(
+        initial_values([table], seed)[table.name], first, 0, axis=0
+    )
 
 
 def _read(directory: Path, name: str) -> np.ndarray:

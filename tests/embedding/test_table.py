@@ -77,15 +77,16 @@ def test_bytes_are_those_of_the_dtype():
 
 
 def test_initial_rows_are_the_references_or_ones_own():
-    values = np.asarray(Table("a", 100, 16).initial_rows(jax.random.key(0), 1000))
+    table = Table("a", 100, 16)
+    values = np.asarray(table.initial_rows(jax.random.key(0), 1000, table.initial_bound))
     assert values.shape == (1000, 16)
     assert np.abs(values).max() < 0.1  # sqrt(1 / 100)
     assert np.std(values) == pytest.approx(0.1 / np.sqrt(3), rel=0.02)
     own = Table("a", 100, 2, init=lambda key, shape, dtype: jnp.full(shape, 7, dtype))
-    np.testing.assert_array_equal(own.initial_rows(jax.random.key(0), 3), np.full((3, 2), 7.0))
+    np.testing.assert_array_equal(own.initial_rows(jax.random.key(0), 3, 0.1), np.full((3, 2), 7.0))
 
 
 def test_initial_rows_of_another_shape_are_refused():
     bad = Table("a", 100, 2, init=lambda key, shape, dtype: jnp.zeros((5, 2)))
     with pytest.raises(UserError, match=r"table a: init must give .* \(3, 2\), got \(5, 2\)"):
-        bad.initial_rows(jax.random.key(0), 3)
+        bad.initial_rows(jax.random.key(0), 3, 0.1)
