@@ -1,13 +1,19 @@
-"""Times the train step of the main job, and measures the memory of a whole run.
+"""Times the step of the main job, or its predictions, and measures the memory of a whole run.
 
     python -m experiments.benchmark --preset=kaggle --mesh=2x4 --batch_size=2048
 
-Prints one JSON object. ``rows_ratio`` is the step's time over that of the same step on tables
-with a hundredth of the rows, the two timed in turn: row-sparse updates make it about 1.
-With ``--against=1x1`` the step on another mesh of the same devices is timed in turn as well:
+``--json`` prints one JSON object instead of lines. Times are medians of rounds of several steps;
+``spread`` is the distance of the quartiles over the median. ``seconds_to_first_step`` are of the
+main job, from the command on, with an empty compilation cache and with a full one.
+
+``roofline_share`` is the time that the machine would need at least (see `experiments.roofline`)
+over the median. ``rows_ratio`` is the step's time over that of the same step on tables with a
+hundredth of the rows, the two timed in turn: row-sparse updates make it about 1. With
+``--against=1x1`` the step on another mesh of the same devices is timed in turn as well:
 ``mesh_ratio`` is the time of the former over that of the latter.
+
 ``peak_gib`` is the largest resident memory of initializing, training, saving and restoring;
-``bound_gib`` is 1.25 times the bytes of tables and optimizer state on all devices, plus 1 GiB.
+``bound_gib`` is 1.15 times the bytes of tables and optimizer state on all devices, plus 0.7 GiB.
 """
 
 from __future__ import annotations
@@ -21,27 +27,33 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 
-from dlrm_jax.config import Config, preset
+from dlrm_jax.config import FIELD_TYPES, Config, preset
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.step import make_train_step
+from dlrm_jax.training.step import make_predict, make_train_step
+from experiments import roofline
+from experiments.first_step import seconds_to_first_step
 from experiments.program import FLAGS, define_run_flags, run, start, versions, with_flags
 
 define_run_flags(default_preset="kaggle")
+flags.DEFINE_enum("mode", "train", ["train", "infer"], "train steps or predictions")
 flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
 flags.DEFINE_string("against", None, "another mesh, of no more devices, to compare with")
 flags.DEFINE_integer("rounds", 15, "how often each of the steps is timed", lower_bound=1)
 flags.DEFINE_integer("steps_per_round", 10, "steps timed together", lower_bound=1)
+flags.DEFINE_bool("first_step", True, "also time the main job from its start to its first step")
+flags.DEFINE_bool("json", False, "print one JSON object")
 
 # Different batches, so that the rows of one aren't left in the cache for the next.
 _BATCHES = 20
@@ -51,7 +63,7 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Steps:
-    """A state, and steps that go on from it, on batches kept in memory.
+    """A state, and steps that go on from it or predictions from it, on batches kept in memory.
 
     Args:
         config: of the data.
@@ -61,17 +73,31 @@ class Steps:
     def __init__(self, config: Config, learner: Learner):
         data = generate_data(config)
         batches = TrainBatches(data.train, config.batch_size, config.seed)
-        self._batches = [learner.put(batches[i]) for i in range(_BATCHES)]
-        self._step = make_train_step(learner)
+        self.batches = [batches[i] for i in range(_BATCHES)]
+        self._placed = [learner.put(batch) for batch in self.batches]
+        self._train = make_train_step(learner)
+        self._predict = make_predict(learner)
         self.state = learner.init(config.seed)
 
     def run(self, count: int) -> float:
         """Runs some steps and returns the mean seconds of one."""
         begun = time.perf_counter()
         for i in range(count):
-            self.state, loss = self._step(self.state, self._batches[i % _BATCHES])
-            loss.block_until_ready()
+            batch = self._placed[i % _BATCHES]
+            if FLAGS.mode == "infer":
+                self._predict(self.state, batch).block_until_ready()
+            else:
+                self.state, loss = self._train(self.state, batch)
+                loss.block_until_ready()
         return (time.perf_counter() - begun) / count
+
+    def work(self, learner: Learner) -> roofline.Work:
+        """What one step does."""
+        function = self._predict if FLAGS.mode == "infer" else self._train
+        return roofline.Work(
+            roofline.matrix_flops(function, self.state, self._placed[0]),
+            roofline.row_bytes(learner.collection, self.batches, FLAGS.mode == "train"),
+        )
 
 
 def save_and_restore(learner: Learner, steps: Steps) -> None:
@@ -104,27 +130,51 @@ def bytes_held(state: TrainState) -> int:
     return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Memory first, on its own; then the steps in turn."""
-    del argv
-    config = with_flags(preset(FLAGS.preset))
+def config_of_flags() -> Config:
+    """The preset, the flags, and just enough examples for the batches.
+
+    Memory is to be that of the run, not of its data.
+
+    Raises:
+        UserError: a flag that has no effect was given.
+    """
     if FLAGS["examples"].present:
         raise UserError("--examples has no effect: there are as many as the batches need")
     if FLAGS["zipf_exponent"].present and FLAGS.ids == "uniform":
         raise UserError("--zipf_exponent has no effect with --ids=uniform")
-    exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
-    config = dataclasses.replace(config, zipf_exponent=exponent)
-    # Just enough examples for the batches: memory is to be that of the run, not of its data.
-    config = dataclasses.replace(config, examples=-(-_BATCHES * config.batch_size * 10 // 8))
+    config = with_flags(preset(FLAGS.preset))
+    return dataclasses.replace(
+        config,
+        zipf_exponent=0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05,
+        examples=-(-_BATCHES * config.batch_size * 10 // 8),
+    )
+
+
+def run_flags() -> list[str]:
+    """The flags of this command line that the main job has, too."""
+    names = [name for name in ("preset", "mesh", *FIELD_TYPES) if FLAGS[name].present]
+    return [f"--{name}={_text(FLAGS[name].value)}" for name in names]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The first step and memory first, on their own; then the steps in turn."""
+    del argv
+    config = config_of_flags()
     against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
     mesh = start(FLAGS.mesh)
     if against_shape:  # refused before the rest, which takes long
         check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
+    first_step = seconds_to_first_step(run_flags()) if FLAGS.first_step else None
 
     learner = make_learner(config, mesh)
     steps = Steps(config, learner)
     steps.run(_BATCHES)
-    save_and_restore(learner, steps)
+    if FLAGS.mode == "train":
+        save_and_restore(learner, steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
     held = bytes_held(steps.state)
 
@@ -138,46 +188,85 @@ def main(argv: Sequence[str]) -> None:
         for name, each in compared.items():
             times[name].append(each.run(FLAGS.steps_per_round))
 
+    machine, work = roofline.measure(config.embedding_dim), steps.work(learner)
+    seconds = statistics.median(times["steps"])
+    report(
+        {
+            "preset": FLAGS.preset,
+            "mode": FLAGS.mode,
+            "mesh": FLAGS.mesh,
+            "batch_size": config.batch_size,
+            "optimizer": config.optimizer,
+            "kernels": learner.collection.kernels,
+            "ids": FLAGS.ids,
+            "zipf_exponent": config.zipf_exponent,
+            "rows": sum(config.table_rows),
+            **summary(times["steps"]),
+            "examples_per_second": config.batch_size / seconds,
+            **ratios(times),
+            "step_gflop": work.flops / 1e9,
+            "step_row_mib": work.row_bytes / 2**20,
+            "machine_gflops": machine.flops / 1e9,
+            "machine_row_gib_per_second": machine.row_bytes / 2**30,
+            "roofline_ms": 1e3 * machine.limit(work),
+            "roofline_share": machine.limit(work) / seconds,
+            "seconds_to_first_step": first_step,
+            "tables_and_state_gib": held / 2**30,
+            "peak_gib": peak / 2**30,
+            "bound_gib": 1.15 * held / 2**30 + 0.7,
+            "allocator": os.environ.get("GLIBC_TUNABLES"),
+            "device": jax.devices()[0].device_kind,
+            "versions": versions(),
+        }
+    )
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, extremes and spread of the rounds."""
+    milliseconds = [1e3 * each for each in seconds]
+    median = statistics.median(milliseconds)
+    low, _, high = statistics.quantiles(milliseconds) if len(milliseconds) > 1 else [median] * 3
+    return {
+        "median_ms": median,
+        "min_ms": min(milliseconds),
+        "max_ms": max(milliseconds),
+        "spread": (high - low) / median,
+    }
+
+
+def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The medians of the rounds' ratios, whose two timings saw the same machine."""
+
     def ratio(other: str) -> float:
-        """The median of the rounds' ratios, whose two timings saw the same machine."""
         pairs = zip(times["steps"], times[other], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
-    milliseconds = [1e3 * seconds for seconds in times["steps"]]
-    against = {}
-    if FLAGS.against:
-        against = {
+    found = {
+        "fewer_rows_median_ms": 1e3 * statistics.median(times["fewer_rows"]),
+        "rows_ratio": ratio("fewer_rows"),
+    }
+    if "against" in times:
+        found |= {
             "against": FLAGS.against,
             "against_median_ms": 1e3 * statistics.median(times["against"]),
             "mesh_ratio": ratio("against"),
         }
-    print(
-        json.dumps(
-            {
-                "preset": FLAGS.preset,
-                "mesh": FLAGS.mesh,
-                "batch_size": config.batch_size,
-                "optimizer": config.optimizer,
-                "ids": FLAGS.ids,
-                "zipf_exponent": exponent,
-                "rows": sum(config.table_rows),
-                "median_ms": statistics.median(milliseconds),
-                "min_ms": min(milliseconds),
-                "max_ms": max(milliseconds),
-                "examples_per_second": 1e3 * config.batch_size / statistics.median(milliseconds),
-                "fewer_rows_median_ms": 1e3 * statistics.median(times["fewer_rows"]),
-                "rows_ratio": ratio("fewer_rows"),
-                **against,
-                "tables_and_state_gib": held / 2**30,
-                "peak_gib": peak / 2**30,
-                "bound_gib": 1.25 * held / 2**30 + 1,
-                "allocator": os.environ.get("GLIBC_TUNABLES"),
-                "device": jax.devices()[0].device_kind,
-                "versions": versions(),
-            },
-            indent=1,
-        )
-    )
+    return found
+
+
+def report(results: Mapping[str, Any]) -> None:
+    """One JSON object, or a line for each result."""
+    if FLAGS.json:
+        print(json.dumps(results, indent=1))
+        return
+    for name, value in results.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+        print(f"{name:<28}{_short(value)}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

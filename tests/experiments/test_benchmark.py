@@ -1,0 +1,61 @@
+"""The benchmark's report: every figure there, and consistent with the others."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from main_job import run
+
+from dlrm_jax.config import preset
+from dlrm_jax.errors import UserError
+from experiments.first_step import seconds_to_first_step
+
+SMALL = ("--preset=small", "--batch_size=64", "--rounds=2", "--steps_per_round=2")
+
+
+def benchmark(*flags: str):
+    result = run(*SMALL, *flags, program=("-m", "experiments.benchmark"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_one_json_object(mode: str):
+    flags = ("--json", "--nofirst_step", "--mesh=1x2", "--against=1x1", "--optimizer=sgd")
+    found = json.loads(benchmark(f"--mode={mode}", *flags))
+    config = preset("small")
+    assert found["rows"] == sum(config.table_rows)
+    assert found["seconds_to_first_step"] is None
+    assert 0 < found["min_ms"] <= found["median_ms"] <= found["max_ms"]
+    assert found["spread"] >= 0
+    assert found["examples_per_second"] == pytest.approx(64e3 / found["median_ms"])
+    assert found["roofline_share"] == pytest.approx(found["roofline_ms"] / found["median_ms"])
+    for ratio in ("rows_ratio", "mesh_ratio"):
+        assert 0.01 < found[ratio] < 100
+    held = found["tables_and_state_gib"]
+    assert held * 2**30 >= found["rows"] * config.embedding_dim * 4
+    assert found["bound_gib"] == pytest.approx(1.15 * held + 0.7)
+    assert found["peak_gib"] > held
+    # Forward and twice as much on the way back, but for the first layer's input.
+    mlps = ((config.dense_features, *config.bottom_mlp), (16 + 27 * 26 // 2, *config.top_mlp))
+    products = sum(a * b for widths in mlps for a, b in itertools.pairwise(widths))
+    interaction = 27 * 27 * config.embedding_dim
+    expected = {
+        "infer": products + interaction,
+        "train": 3 * products - mlps[0][0] * mlps[0][1] + 2 * interaction,
+    }
+    assert found["step_gflop"] * 1e9 == 2 * 64 * expected[mode]
+
+
+def test_seconds_to_the_first_step():
+    flags = ["--examples=2000", "--batch_size=64", "--evaluation_batch_size=64"]
+    found = seconds_to_first_step(flags)
+    assert found.keys() == {"cold", "warm"}
+    assert 0.1 < found["warm"] < found["cold"] < 1000
+
+
+def test_a_main_job_that_fails_says_why():
+    with pytest.raises(UserError, match=r"experiments.criteo --steps=x .*flag --steps=x"):
+        seconds_to_first_step(["--steps=x"])
