@@ -1,0 +1,110 @@
+"""A worker's side of the conversation: lines of JSON, a request each, an answer each.
+
+Requests are ``{"do": "build", "problem": …}``, then any number of ``{"do": "losses", "steps": N}``
+and ``{"do": "run", "steps": N}``, then ``{"do": "quit"}``; the end of the input means the same.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+from experiments.peers.problem import Problem, mean_loss
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+class Contestant(Protocol):
+    """Weights and batches in memory, and a step that goes on from there."""
+
+    def step(self, batch: int) -> Any:
+        """Trains on a batch and gives its loss before the update, or gives the logits [B].
+
+        Returns when all is computed.
+        """
+        ...
+
+
+def serve(build: Callable[[Problem], Contestant], packages: Sequence[str]) -> None:
+    """Answers requests until there are no more.
+
+    Args:
+        build: makes the contestant.
+        packages: whose versions are reported.
+    """
+    answers = _only_for_answers()
+    worker = _Worker(build, packages)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "quit":
+            return
+        print(json.dumps(worker.answer(request)), file=answers, flush=True)
+
+
+def _only_for_answers() -> TextIO:
+    """Standard output; what libraries print goes to standard error from now on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+class _Worker:
+    def __init__(self, build: Callable[[Problem], Contestant], packages: Sequence[str]):
+        self._build = build
+        self._packages = packages
+        self._problem: Problem
+        self._contestant: Contestant
+        self._idle_since = 0.0
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if request["do"] == "build":
+            self._problem = Problem.from_json(request["problem"])
+            self._contestant = self._build(self._problem)
+            _forget_peak()
+            versions = {name: importlib.metadata.version(name) for name in self._packages}
+            return {"python": sys.version.split()[0], "versions": versions}
+        if request["do"] == "losses":
+            return {"losses": [self._loss(i) for i in range(request["steps"])]}
+        assert request["do"] == "run", request
+        return self._run(request["steps"])
+
+    def _loss(self, i: int) -> float:
+        result = np.asarray(self._contestant.step(i % self._problem.batches))
+        if self._problem.mode == "train":
+            return float(result)
+        return mean_loss(result, self._problem.batch(i % self._problem.batches).labels)
+
+    def _run(self, steps: int) -> dict[str, Any]:
+        # What is computed between two requests would be computed while another one is timed.
+        idle = time.process_time() - self._idle_since if self._idle_since else 0.0
+        begun = time.perf_counter()
+        for i in range(steps):
+            self._contestant.step(i % self._problem.batches)
+        seconds = (time.perf_counter() - begun) / steps
+        answer = {"seconds": seconds, "idle_cpu_seconds": idle, "peak_bytes": _peak()}
+        self._idle_since = time.process_time()
+        return answer
+
+
+def _forget_peak() -> None:
+    """Where the system can, from here on the peak is that of the steps: files are mapped before."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """The largest resident memory, in bytes."""
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
