@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -117,17 +118,17 @@ def matches(
     """One after the other; ours stays, the peers come and go."""
     with Contestant(lineup.ours()) as ours:
         bar.set_description("building ours")
-        ours_is = ours.ask("build", problem=problem.to_json())
+        our_versions = ours.ask("build", problem=problem.to_json())
         losses = ours.ask("losses", steps=COMPARED_STEPS)["losses"]
         for worker in peers:
             bar.set_description(f"building {worker.name}")
             with Contestant(worker) as peer:
-                theirs_is = peer.ask("build", problem=problem.to_json())
+                versions = peer.ask("build", problem=problem.to_json())
                 bar.set_description(worker.name)
                 outcome = play(ours, losses, peer, FLAGS.rounds, FLAGS.steps_per_round, bar.update)
             yield (
                 worker.name,
-                {"ours_is": ours_is, "theirs_is": theirs_is, "outcome": outcome},
+                {"our_versions": our_versions, "peer_versions": versions, "outcome": outcome},
             )
 
 
@@ -169,6 +170,8 @@ def main(argv: Sequence[str]) -> None:
                             print(entry.row(), flush=True)
                         if FLAGS.output:
                             report.write(Path(FLAGS.output), settings(), entries)
+    if text := report.warning(entries):
+        print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,31 +9,50 @@ from typing import Any
 
 from dlrm_jax.errors import UserError
 from experiments.peers.contestant import Contestant
+from experiments.peers.load import Load
 
 COMPARED_STEPS = 10
 
 TOLERANCE = 1e-4
 """The largest relative distance of two losses: float32, summed in another order for ten steps."""
 
+QUIET = 0.05
+"""A round counts if no more of the machine's processor time went elsewhere."""
+
+_ATTEMPTS = 3  # rounds made for each that is asked for, if the machine isn't quiet
+
 # A round of a slow contestant has fewer steps.
 _ROUND_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
+class Round:
+    """Both contestants, one after the other.
+
+    Attributes:
+        ours: seconds of a step of ours, the mean of its turn.
+        theirs: of a step of the other's.
+        elsewhere: share of the machine's processor time that neither used; None if not known.
+    """
+
+    ours: float
+    theirs: float
+    elsewhere: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Side:
-    """What one of the two has done.
+    """One of the two, over all rounds.
 
     Attributes:
         losses: of its first steps.
-        seconds: of a step, the mean of each round.
-        steps_per_round: how many it made.
+        steps_per_round: how many it made in a turn.
         peak_bytes: its largest resident memory while it made steps.
         idle_cpu_share: processor time that it used while the other one was timed, over that time:
             not 0 if threads of it keep spinning.
     """
 
     losses: tuple[float, ...]
-    seconds: tuple[float, ...]
     steps_per_round: int
     peak_bytes: int
     idle_cpu_share: float
@@ -46,28 +65,38 @@ class Outcome:
     Attributes:
         ours: the one that the other is compared with.
         theirs: the other.
-        ratios: its time over ours, for each round.
+        all_rounds: in their order, also those that don't count.
+        wanted: how many count.
     """
 
     ours: Side
     theirs: Side
+    all_rounds: tuple[Round, ...]
+    wanted: int
 
     @property
-    def ratios(self) -> list[float]:
-        """Round by round, whose two timings saw the same machine."""
-        pairs = zip(self.ours.seconds, self.theirs.seconds, strict=True)
-        return [theirs / ours for ours, theirs in pairs]
+    def rounds(self) -> list[Round]:
+        """Those that count: the first ones when the machine was quiet, or the quietest."""
+        by_load = sorted(self.all_rounds, key=lambda x: max(QUIET, x.elsewhere or 0.0))
+        return by_load[: self.wanted]
+
+    @property
+    def elsewhere(self) -> float | None:
+        """The mean share over the rounds that count."""
+        shares = [x.elsewhere for x in self.rounds if x.elsewhere is not None]
+        return statistics.mean(shares) if shares else None
 
     @property
     def loss_distance(self) -> float:
         """The largest relative one."""
         return max(map(_distance, self.ours.losses, self.theirs.losses))
 
-    def quartiles(self) -> tuple[float, float, float]:
-        """Of the ratios: lower, median, upper."""
-        if len(self.ratios) == 1:
-            return (self.ratios[0],) * 3
-        lower, median, upper = statistics.quantiles(self.ratios, n=4, method="inclusive")
+    def ratio_quartiles(self) -> tuple[float, float, float]:
+        """Lower, median, upper of the other's time over ours, taken round by round."""
+        ratios = [x.theirs / x.ours for x in self.rounds]
+        if len(ratios) == 1:
+            return (ratios[0],) * 3
+        lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
         return lower, median, upper
 
 
@@ -97,7 +126,7 @@ def play(
     peer: Contestant,
     rounds: int,
     steps_per_round: int,
-    on_round: Callable[[], Any],
+    on_quiet_round: Callable[[], Any],
 ) -> Outcome:
     """Times the two in turn; both are built, and the other one's losses are compared first.
 
@@ -105,42 +134,51 @@ def play(
         ours: the contestant that made its first steps before.
         our_losses: of those.
         peer: a contestant that has made none.
-        rounds: how often each is timed.
+        rounds: how often each is timed while the machine is quiet.
         steps_per_round: steps timed together, of a contestant that isn't slow.
-        on_round: called after each.
+        on_quiet_round: called after each that counts for certain.
 
     Raises:
         UserError: the losses differ, or a process has ended.
     """
     losses = peer.ask("losses", steps=len(our_losses))["losses"]
     check_losses(peer.name, our_losses, losses)
-    pair = (ours, peer)
-    counts = []
-    for contestant in pair:  # also the first that is seen of all batches
-        seconds = contestant.ask("run", steps=steps_per_round)["seconds"]
-        counts.append(max(1, min(steps_per_round, int(_ROUND_SECONDS / seconds))))
-    answers: tuple[list[dict[str, Any]], ...] = ([], [])
-    for _ in range(rounds):
-        for contestant, count, mine in zip(pair, counts, answers, strict=True):
-            mine.append(contestant.ask("run", steps=count))
-        on_round()
-    busy = [
-        sum(answer["seconds"] for answer in mine) * count
-        for mine, count in zip(answers, counts, strict=True)
-    ]
-    sides = [
-        Side(
-            losses=tuple(its_losses),
-            seconds=tuple(answer["seconds"] for answer in mine),
-            steps_per_round=count,
-            peak_bytes=max(answer["peak_bytes"] for answer in mine),
-            idle_cpu_share=sum(answer["idle_cpu_seconds"] for answer in mine) / others,
-        )
-        for its_losses, mine, count, others in zip(
-            (our_losses, losses), answers, counts, reversed(busy), strict=True
-        )
-    ]
-    return Outcome(*sides)
+    # The first turn, in which all batches are seen for the first time, doesn't count.
+    counts = [_fitting(x.ask("run", steps=steps_per_round), steps_per_round) for x in (ours, peer)]
+    answers: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    made: list[Round] = []
+    quiet = 0
+    while quiet < rounds and len(made) < _ATTEMPTS * rounds:
+        load = Load()
+        a, b = (x.ask("run", steps=n) for x, n in zip((ours, peer), counts, strict=True))
+        elsewhere = load.elsewhere(a["cpu_seconds"] + b["cpu_seconds"])
+        answers.append((a, b))
+        made.append(Round(a["seconds"], b["seconds"], elsewhere))
+        if (elsewhere or 0.0) <= QUIET:
+            quiet += 1
+            on_quiet_round()
+    ours_answers, peer_answers = zip(*answers, strict=True)
+    return Outcome(
+        _side(our_losses, counts[0], ours_answers, counts[1] * sum(x.theirs for x in made)),
+        _side(losses, counts[1], peer_answers, counts[0] * sum(x.ours for x in made)),
+        tuple(made),
+        rounds,
+    )
+
+
+def _fitting(answer: dict[str, Any], steps: int) -> int:
+    return max(1, min(steps, int(_ROUND_SECONDS / answer["seconds"])))
+
+
+def _side(
+    losses: Sequence[float], steps: int, answers: Sequence[dict[str, Any]], idle_seconds: float
+) -> Side:
+    return Side(
+        tuple(losses),
+        steps,
+        max(answer["peak_bytes"] for answer in answers),
+        sum(answer["idle_cpu_seconds"] for answer in answers) / idle_seconds,
+    )
 
 
 def _distance(a: float, b: float) -> float:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.peers.match import Outcome
+from experiments.peers.match import QUIET, Outcome
 
 COLUMNS = (
     "preset", "rows", "batch", "work", "peer", "ours, ms", "peer, ms", "peer / ours", "quartiles",
-    "loss distance", "our peak, GiB", "peer's peak, GiB",
+    "loss distance", "our peak, GiB", "peer's peak, GiB", "load elsewhere",
 )  # fmt: skip
 
 
@@ -27,8 +29,8 @@ class Entry:
         mode: ``"train"`` or ``"infer"``.
         optimizer: of training.
         peer: its name.
-        ours_is: versions on our side.
-        theirs_is: on the other.
+        our_versions: of Python and packages on our side.
+        peer_versions: on the other.
         outcome: of the match.
     """
 
@@ -39,60 +41,72 @@ class Entry:
     mode: str
     optimizer: str | None
     peer: str
-    ours_is: dict[str, Any]
-    theirs_is: dict[str, Any]
+    our_versions: dict[str, str]
+    peer_versions: dict[str, str]
     outcome: Outcome
 
     def row(self) -> str:
         """A row of the table in Markdown."""
-        lower, median, upper = self.outcome.quartiles()
-        rows = f"{self.rows:,}"
-        if self.rows != self.whole_rows:
-            rows += f" of {self.whole_rows:,}"
-        ours, theirs = self.outcome.ours, self.outcome.theirs
+        ours, theirs, rounds = self.outcome.ours, self.outcome.theirs, self.outcome.rounds
+        lower, median, upper = self.outcome.ratio_quartiles()
+        cut = f" of {self.whole_rows:,}" if self.rows != self.whole_rows else ""
+        elsewhere = self.outcome.elsewhere
         return _line(
-            self.preset,
-            rows,
-            str(self.batch_size),
-            f"{self.mode}, {self.optimizer}" if self.optimizer else self.mode,
-            self.peer,
-            _milliseconds(ours.seconds),
-            _milliseconds(theirs.seconds),
-            f"{median:.3g}",
-            f"{lower:.3g} – {upper:.3g}",  # noqa: RUF001
-            f"{self.outcome.loss_distance:.0e}",
-            f"{ours.peak_bytes / 2**30:.2f}",
-            f"{theirs.peak_bytes / 2**30:.2f}",
+            [
+                self.preset,
+                f"{self.rows:,}{cut}",
+                str(self.batch_size),
+                f"{self.mode}, {self.optimizer}" if self.optimizer else self.mode,
+                self.peer,
+                _milliseconds(x.ours for x in rounds),
+                _milliseconds(x.theirs for x in rounds),
+                f"{median:.3g}",
+                f"{lower:.3g} to {upper:.3g}",
+                f"{self.outcome.loss_distance:.0e}",
+                f"{ours.peak_bytes / 2**30:.2f}",
+                f"{theirs.peak_bytes / 2**30:.2f}",
+                "unknown" if elsewhere is None else f"{elsewhere:.0%}",
+            ]
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with the ratios."""
-        lower, median, upper = self.outcome.quartiles()
+        """All of it, with the ratio."""
+        lower, median, upper = self.outcome.ratio_quartiles()
         return {
             **dataclasses.asdict(self),
-            "ratios": self.outcome.ratios,
             "ratio": median,
             "ratio_quartiles": [lower, upper],
             "loss_distance": self.outcome.loss_distance,
+            "load_elsewhere": self.outcome.elsewhere,
         }
 
 
 def header() -> str:
     """The first two lines of the table."""
-    return f"{_line(*COLUMNS)}\n{_line(*['---'] * len(COLUMNS))}"
+    return f"{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}"
 
 
-def write(path: Path, settings: dict[str, Any], entries: list[Entry]) -> None:
+def warning(entries: Sequence[Entry]) -> str:
+    """What is to be said of matches that had to do with rounds that weren't quiet; or nothing."""
+    loud = [entry for entry in entries if (entry.outcome.elsewhere or 0.0) > QUIET]
+    if not loud:
+        return ""
+    return (
+        f"the machine did other things in {len(loud)} of {len(entries)} matches, for more than "
+        f"{QUIET:.0%} of its time: these timings mean little"
+    )
+
+
+def write(path: Path, settings: dict[str, Any], entries: Sequence[Entry]) -> None:
     """Replaces the file by one with these entries."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"settings": settings, "matches": [entry.as_json() for entry in entries]}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _line(*cells: str) -> str:
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _milliseconds(seconds: tuple[float, ...]) -> str:
-    middle = sorted(seconds)[len(seconds) // 2]
-    return f"{1e3 * middle:.3g}"
+def _milliseconds(seconds: Iterable[float]) -> str:
+    return f"{1e3 * statistics.median(seconds):.3g}"

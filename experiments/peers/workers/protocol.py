@@ -22,6 +22,9 @@ from experiments.peers.problem import Problem, mean_loss
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
+# OpenMP's threads keep spinning for some milliseconds after their work, in case there is more.
+_SETTLE_SECONDS = 0.05
+
 
 class Contestant(Protocol):
     """Weights and batches in memory, and a step that goes on from there."""
@@ -71,7 +74,7 @@ class _Worker:
             self._contestant = self._build(self._problem)
             _forget_peak()
             versions = {name: importlib.metadata.version(name) for name in self._packages}
-            return {"python": sys.version.split()[0], "versions": versions}
+            return {"python": sys.version.split()[0], **versions}
         if request["do"] == "losses":
             return {"losses": [self._loss(i) for i in range(request["steps"])]}
         assert request["do"] == "run", request
@@ -85,14 +88,19 @@ class _Worker:
 
     def _run(self, steps: int) -> dict[str, Any]:
         # What is computed between two requests would be computed while another one is timed.
-        idle = time.process_time() - self._idle_since if self._idle_since else 0.0
-        begun = time.perf_counter()
+        begun_cpu, begun = time.process_time(), time.perf_counter()
+        idle = begun_cpu - self._idle_since if self._idle_since else 0.0
         for i in range(steps):
             self._contestant.step(i % self._problem.batches)
         seconds = (time.perf_counter() - begun) / steps
-        answer = {"seconds": seconds, "idle_cpu_seconds": idle, "peak_bytes": _peak()}
+        time.sleep(_SETTLE_SECONDS)
         self._idle_since = time.process_time()
-        return answer
+        return {
+            "seconds": seconds,
+            "cpu_seconds": self._idle_since - begun_cpu,
+            "idle_cpu_seconds": idle,
+            "peak_bytes": _peak(),
+        }
 
 
 def _forget_peak() -> None:
