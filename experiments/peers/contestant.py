@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,16 +36,20 @@ class Worker:
         python: of its environment.
         module: its main module.
         flags: of that.
+        environment: variables that it has if they aren't set already.
     """
 
     name: str
     python: Path
     module: str
     flags: Sequence[str] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Contestant:
     """The process of a worker, to be used in a ``with`` block.
+
+    It is stopped while it isn't asked: OpenMP's threads would go on spinning in the time of others.
 
     Args:
         worker: what it runs.
@@ -60,7 +64,7 @@ class Contestant:
         self._process = subprocess.Popen(
             [worker.python, "-c", _RUN, _ROOT, worker.module, *worker.flags],
             # The peers are on the CPU, also where this project would find something better.
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env={**worker.environment, **os.environ, "JAX_PLATFORMS": "cpu"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -71,6 +75,7 @@ class Contestant:
         """The answer to one request of `workers.protocol`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
             self._process.stdin.flush()
@@ -79,6 +84,7 @@ class Contestant:
         answer = self._process.stdout.readline()
         if not answer:
             raise self._ended(do)
+        self._process.send_signal(signal.SIGSTOP)
         return json.loads(answer)
 
     def _ended(self, do: str) -> UserError:

@@ -12,6 +12,9 @@ from experiments.peers.contestant import Worker
 
 _WORKERS = "experiments.peers.workers"
 
+# Threads wait actively: with 128 examples a step takes a third of what it takes if they sleep at once.
+_TORCH_ENVIRONMENT = {"OMP_WAIT_POLICY": "active"}
+
 _TORCH_MODULES = {
     "torch_plain": "torch_plain",
     "fbgemm": "torch_fbgemm",
@@ -54,6 +57,6 @@ def peers(names: Sequence[str], directory: Path) -> list[Worker]:
             return Worker(name, Path(sys.executable), f"{_WORKERS}.jax_dense")
         base = name.removesuffix(COMPILED)
         flags = ("--compiled",) if name != base else ()
-        return Worker(name, python, f"{_WORKERS}.{_TORCH_MODULES[base]}", flags)
+        return Worker(name, python, f"{_WORKERS}.{_TORCH_MODULES[base]}", flags, _TORCH_ENVIRONMENT)
 
     return [worker(name) for name in names]

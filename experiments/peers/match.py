@@ -48,14 +48,11 @@ class Side:
         losses: of its first steps.
         steps_per_round: how many it made in a turn.
         peak_bytes: its largest resident memory while it made steps.
-        idle_cpu_share: processor time that it used while the other one was timed, over that time:
-            not 0 if threads of it keep spinning.
     """
 
     losses: tuple[float, ...]
     steps_per_round: int
     peak_bytes: int
-    idle_cpu_share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +156,8 @@ def play(
             on_quiet_round()
     ours_answers, peer_answers = zip(*answers, strict=True)
     return Outcome(
-        _side(our_losses, counts[0], ours_answers, counts[1] * sum(x.theirs for x in made)),
-        _side(losses, counts[1], peer_answers, counts[0] * sum(x.ours for x in made)),
+        _side(our_losses, counts[0], ours_answers),
+        _side(losses, counts[1], peer_answers),
         tuple(made),
         rounds,
     )
@@ -170,15 +167,8 @@ def _fitting(answer: dict[str, Any], steps: int) -> int:
     return max(1, min(steps, int(_ROUND_SECONDS / answer["seconds"])))
 
 
-def _side(
-    losses: Sequence[float], steps: int, answers: Sequence[dict[str, Any]], idle_seconds: float
-) -> Side:
-    return Side(
-        tuple(losses),
-        steps,
-        max(answer["peak_bytes"] for answer in answers),
-        sum(answer["idle_cpu_seconds"] for answer in answers) / idle_seconds,
-    )
+def _side(losses: Sequence[float], steps: int, answers: Sequence[dict[str, Any]]) -> Side:
+    return Side(tuple(losses), steps, max(answer["peak_bytes"] for answer in answers))
 
 
 def _distance(a: float, b: float) -> float:

@@ -77,8 +77,8 @@ def dense_optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer
     """PyTorch's own of the MLPs, in one pass over all parameters."""
     parameters = list(model.parameters())
     if problem.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=problem.learning_rate, foreach=True)
-    return torch.optim.Adagrad(parameters, lr=problem.learning_rate, eps=problem.eps, foreach=True)
+        return torch.optim.SGD(parameters, lr=problem.learning_rate, fused=True)
+    return torch.optim.Adagrad(parameters, lr=problem.learning_rate, eps=problem.eps, fused=True)
 
 
 class TorchContestant:
