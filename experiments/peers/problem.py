@@ -83,8 +83,9 @@ class Problem:
     @classmethod
     def from_json(cls, text: str) -> Problem:
         """Reads what `to_json` wrote."""
-        fields = json.loads(text)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        tuples: dict[str, Any] = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+        return cls(**fields | tuples)
 
     def to_json(self) -> str:
         """As one line."""

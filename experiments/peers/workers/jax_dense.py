@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.dense import reference_adagrad
@@ -42,11 +43,16 @@ def rowwise_adagrad(learning_rate: float, eps: float) -> optax.GradientTransform
 
 
 class JaxDense:
-    """Tables and MLPs as one tree of parameters."""
+    """Tables and MLPs as one tree of parameters.
 
-    def __init__(self, problem: Problem):
+    Args:
+        problem: what to compute.
+        mesh: of one device.
+    """
+
+    def __init__(self, problem: Problem, mesh: Mesh):
         config = config_of(problem)
-        learner = make_learner(config, start("1x1"))
+        learner = make_learner(config, mesh)
         names = config.table_names
         ends = np.cumsum(problem.bag_lengths)[:-1].tolist()
         rate = problem.learning_rate
@@ -108,4 +114,4 @@ class JaxDense:
 
 
 if __name__ == "__main__":
-    serve(JaxDense, PACKAGES)
+    serve(lambda problem: JaxDense(problem, start("1x1")), PACKAGES)

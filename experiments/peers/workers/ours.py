@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
@@ -22,11 +23,16 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Ours:
-    """The project's train step or prediction, with the weights of a problem."""
+    """The project's train step or prediction, with the weights of a problem.
 
-    def __init__(self, problem: Problem):
+    Args:
+        problem: what to compute.
+        mesh: of one device.
+    """
+
+    def __init__(self, problem: Problem, mesh: Mesh):
         config = config_of(problem)
-        learner = make_learner(config, start("1x1"))
+        learner = make_learner(config, mesh)
         numbers = {name: number for number, name in enumerate(config.table_names)}
 
         def given(table: Table) -> dict[str, np.ndarray]:
@@ -67,7 +73,8 @@ def config_of(problem: Problem) -> Config:
 def batch_of(problem: Problem, number: int) -> Batch:
     """A batch on the host."""
     arrays = problem.batch(number)
-    return Batch(*map(np.array, arrays), np.ones(problem.batch_size, np.float32))
+    dense, ids, labels = map(np.array, arrays)
+    return Batch(dense, ids, labels, np.ones(problem.batch_size, np.float32))
 
 
 def initial_params(problem: Problem, learner: Learner) -> Any:
@@ -97,4 +104,4 @@ def _matrix(layer: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    serve(Ours, PACKAGES)
+    serve(lambda problem: Ours(problem, start("1x1")), PACKAGES)
