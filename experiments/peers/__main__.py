@@ -65,12 +65,13 @@ class Work(NamedTuple):
 
 def chosen(flag: str, known: Sequence[Any]) -> list[Any]:
     """The values of a flag, all of which must be known ones."""
-    unknown = [value for value in FLAGS[flag].value if value not in known]
-    if unknown or not FLAGS[flag].value:
+    values = FLAGS[flag].value or []
+    unknown = [value for value in values if value not in known]
+    if unknown or not values:
         raise UserError(
             f"--{flag}: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none'}"
         )
-    return FLAGS[flag].value
+    return values
 
 
 def works() -> list[Work]:

@@ -92,7 +92,7 @@ class Outcome:
         """Lower, median, upper of the other's time over ours, taken round by round."""
         ratios = [x.theirs / x.ours for x in self.rounds]
         if len(ratios) == 1:
-            return (ratios[0],) * 3
+            ratios *= 2
         lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
         return lower, median, upper
 
