@@ -6,7 +6,13 @@ import os
 import time
 from pathlib import Path
 
+QUIET = 0.05
+"""The share of the processor time that may go elsewhere while something is timed."""
+
 _STAT = Path("/proc/stat")
+
+# How long is looked whether the machine is quiet: 40 ticks of the clock on two cores.
+_LOOK_SECONDS = 0.2
 
 
 class Load:
@@ -26,6 +32,20 @@ class Load:
             return None
         available = (time.monotonic() - self._begun) * (os.cpu_count() or 1)
         return max(0.0, busy - self._busy - own_seconds) / available
+
+
+def wait_for_quiet(limit: float) -> None:
+    """Waits until nothing else seems to run, while what is timed is stopped.
+
+    Args:
+        limit: seconds after which it's given up.
+    """
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        load = Load()
+        time.sleep(_LOOK_SECONDS)
+        if (load.elsewhere(own_seconds=0) or 0.0) <= QUIET:
+            return
 
 
 def _busy_seconds() -> float | None:

@@ -9,17 +9,16 @@ from typing import Any
 
 from dlrm_jax.errors import UserError
 from experiments.peers.contestant import Contestant
-from experiments.peers.load import Load
+from experiments.peers.load import QUIET, Load, wait_for_quiet
 
 COMPARED_STEPS = 10
 
 TOLERANCE = 1e-4
 """The largest relative distance of two losses: float32, summed in another order for ten steps."""
 
-QUIET = 0.05
-"""A round counts if no more of the machine's processor time went elsewhere."""
-
 _ATTEMPTS = 3  # rounds made for each that is asked for, if the machine isn't quiet
+
+_PATIENCE_SECONDS = 5.0  # before a round
 
 # A round of a slow contestant has fewer steps.
 _ROUND_SECONDS = 5.0
@@ -146,6 +145,7 @@ def play(
     made: list[Round] = []
     quiet = 0
     while quiet < rounds and len(made) < _ATTEMPTS * rounds:
+        wait_for_quiet(_PATIENCE_SECONDS)
         load = Load()
         a, b = (x.ask("run", steps=n) for x, n in zip((ours, peer), counts, strict=True))
         elsewhere = load.elsewhere(a["cpu_seconds"] + b["cpu_seconds"])

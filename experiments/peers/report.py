@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.peers.match import QUIET, Outcome
+from experiments.peers.load import QUIET
+from experiments.peers.match import Outcome
 
 COLUMNS = (
     "preset", "rows", "batch", "work", "peer", "ours, ms", "peer, ms", "peer / ours", "quartiles",
