@@ -86,18 +86,21 @@ def test_tables_are_cut_to_what_fits():
     assert cut(CONFIG, 5).table_rows == (5, 5, 3)
 
 
-def scripted(*losses: float) -> Worker:
+def scripted(losses: list[float], endless: bool) -> Worker:
     return Worker(
         "scripted",
         Path(sys.executable),
         "scripted_peer",
-        list(map(str, losses)),
+        [*map(str, losses), *(["--endless"] if endless else [])],
         {"PYTHONPATH": str(Path(__file__).parent)},
     )
 
 
-def meet(problem: Problem, ours: list[float], theirs: list[float]):
-    with Contestant(scripted(*ours)) as one, Contestant(scripted(*theirs)) as other:
+def meet(problem: Problem, ours: list[float], theirs: list[float], endless: bool = False):
+    with (
+        Contestant(scripted(ours, endless)) as one,
+        Contestant(scripted(theirs, endless)) as other,
+    ):
         for contestant in (one, other):
             answer = contestant.ask("build", problem=problem.to_json())
             assert answer["numpy"] == np.__version__
@@ -107,7 +110,7 @@ def meet(problem: Problem, ours: list[float], theirs: list[float]):
 
 def test_a_match(tmp_path: Path):
     problem = draw(tmp_path, "train", "sgd")
-    outcome = meet(problem, [0.7, 0.6, 0.5] + [0.0] * 20, [0.7, 0.6, 0.50001] + [0.0] * 20)
+    outcome = meet(problem, [0.7, 0.6, 0.5] + [0.0] * 100_000, [0.7, 0.6, 0.50001] + [0.0] * 20)
     assert outcome.loss_distance == pytest.approx(2e-5, rel=1e-3)
     assert len(outcome.rounds) == 2
     lower, median, upper = outcome.ratio_quartiles()

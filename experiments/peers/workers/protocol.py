@@ -1,7 +1,7 @@
 """A worker's side of the conversation: lines of JSON, a request each, an answer each.
 
-Requests are ``{"do": "build", "problem": …}``, then any number of ``{"do": "losses", "steps": N}``
-and ``{"do": "run", "steps": N}``, then ``{"do": "quit"}``; the end of the input means the same.
+Requests are ``{"do": "build", "problem": …}``, then ``{"do": "losses", "steps": N}`` of the first N
+batches, then any number of ``{"do": "run", "steps": N}``. The end of the input is the end.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from experiments.peers.problem import Problem, mean_loss
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 _PR_SET_PDEATHSIG = 1
+
+# The first steps of a turn find caches full of another's data and threads that sleep.
+_WARM_UP_SECONDS = 0.05
 
 
 class Contestant(Protocol):
@@ -50,8 +53,6 @@ def serve(build: Callable[[Problem], Contestant], packages: Sequence[str]) -> No
     worker = _Worker(build, packages)
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "quit":
-            return
         print(json.dumps(worker.answer(request)), file=answers, flush=True)
 
 
@@ -74,6 +75,7 @@ class _Worker:
         self._packages = packages
         self._problem: Problem
         self._contestant: Contestant
+        self._step = 0
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if request["do"] == "build":
@@ -83,20 +85,29 @@ class _Worker:
             versions = {name: importlib.metadata.version(name) for name in self._packages}
             return {"python": sys.version.split()[0], **versions}
         if request["do"] == "losses":
+            assert request["steps"] <= self._problem.batches, request
             return {"losses": [self._loss(i) for i in range(request["steps"])]}
         assert request["do"] == "run", request
         return self._run(request["steps"])
 
+    def _next(self) -> Any:
+        result = self._contestant.step(self._step % self._problem.batches)
+        self._step += 1
+        return result
+
     def _loss(self, i: int) -> float:
-        result = np.asarray(self._contestant.step(i % self._problem.batches))
+        result = np.asarray(self._next())
         if self._problem.mode == "train":
             return float(result)
-        return mean_loss(result, self._problem.batch(i % self._problem.batches).labels)
+        return mean_loss(result, self._problem.batch(i).labels)
 
     def _run(self, steps: int) -> dict[str, Any]:
         begun_cpu, begun = time.process_time(), time.perf_counter()
-        for i in range(steps):
-            self._contestant.step(i % self._problem.batches)
+        while time.perf_counter() - begun < _WARM_UP_SECONDS:
+            self._next()
+        begun = time.perf_counter()
+        for _ in range(steps):
+            self._next()
         seconds = (time.perf_counter() - begun) / steps
         cpu_seconds = time.process_time() - begun_cpu
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": _peak()}
