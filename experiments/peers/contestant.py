@@ -24,8 +24,6 @@ _RUN = (
     "runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
 
-_LAST_LINES = 12
-
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
@@ -91,10 +89,9 @@ class Contestant:
         code = self._process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended, code {code},"
         self._errors.seek(0)
-        lines = [line.rstrip() for line in self._errors if line.strip()][-_LAST_LINES:]
-        said = "".join(f"\n  {line}" for line in lines) or " nothing"
         return UserError(
-            f"{self.name} {how} when asked for {do!r}; --peers can leave it out. It said:{said}"
+            f"{self.name} {how} when asked for {do!r}; --peers can leave it out. It said: "
+            f"{_essence(self._errors.read())}"
         )
 
     def __enter__(self) -> Contestant:
@@ -110,3 +107,11 @@ class Contestant:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
+
+
+def _essence(text: str) -> str:
+    """The line of the last exception, or else the last line: PyTorch's go on for pages."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    traces = [i for i, line in enumerate(lines) if line.startswith("Traceback ")]
+    after = lines[traces[-1] + 1 :] if traces else []
+    return next((line for line in after if not line.startswith(" ")), lines[-1] if lines else "-")

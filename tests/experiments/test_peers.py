@@ -110,7 +110,7 @@ def meet(problem: Problem, ours: list[float], theirs: list[float], endless: bool
 
 def test_a_match(tmp_path: Path):
     problem = draw(tmp_path, "train", "sgd")
-    outcome = meet(problem, [0.7, 0.6, 0.5] + [0.0] * 100_000, [0.7, 0.6, 0.50001] + [0.0] * 20)
+    outcome = meet(problem, [0.7, 0.6, 0.5], [0.7, 0.6, 0.50001], endless=True)
     assert outcome.loss_distance == pytest.approx(2e-5, rel=1e-3)
     assert len(outcome.rounds) == 2
     lower, median, upper = outcome.ratio_quartiles()
@@ -128,12 +128,12 @@ def test_a_wrong_loss_is_named(tmp_path: Path):
 
 def test_a_peer_that_dies_is_named_with_its_last_words(tmp_path: Path):
     problem = draw(tmp_path, "train", "sgd")
-    with pytest.raises(UserError, match=r"scripted ended, code 3, when asked for 'losses'") as e:
+    with pytest.raises(UserError, match=r"scripted ended, code 1, when asked for 'losses'") as e:
         meet(problem, [0.7, 0.6, 0.5], [0.7])
-    assert "no memory left" in str(e.value)
+    assert str(e.value).endswith("It said: MemoryError: no memory left")
     with (
         Contestant(Worker("none", Path(sys.executable), "no_such_module")) as missing,
-        pytest.raises(UserError, match=r"none ended, code 1, (.|\n)*No module named"),
+        pytest.raises(UserError, match=r"none ended, code 1, .*No module named"),
     ):
         missing.ask("build", problem=problem.to_json())
 

@@ -64,7 +64,7 @@ class TorchRec:
         """See `Contestant.step`."""
         dense, bags, labels = self._batches[batch]
         if self._optimizer is None:
-            with torch.inference_mode():
+            with torch.no_grad():  # FBGEMM's operator isn't there in inference mode
                 return self._dense_part(dense, self._sparse_part(bags))
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._dense_part(dense, self._sparse_part(bags), labels)
