@@ -4,15 +4,17 @@
 
 All on the CPU, each in a process of its own, with the same initial weights and batches. The losses
 of the first ten steps must agree. That says little of tables under SGD with one id a bag: even if
-they are never updated, Kaggle's losses agree to 1e-5. With ``--presets=small --max_rows=100
---batch_sizes=64`` such a peer is caught; check a new one there first. Then this project and one peer at a time are timed in turn, so
-that the two timings of a round see the same machine and no more than two contestants' tables are in
-memory. Prints a row of a table in Markdown for each match: the ratio is the peer's time over ours,
-the median of the rounds, with its quartiles; a peak is the resident memory of making steps.
+they are never updated, Kaggle's losses agree to 1e-5. ``--presets=small --max_rows=100
+--batch_sizes=64`` catches such a peer; check a new one there first.
+
+Then this project and one peer at a time are timed in turn, so that the two timings of a round see
+the same machine and no more than two contestants' tables are in memory. Rounds count if nearly
+nothing else ran meanwhile. Prints a row of a table in Markdown for each match: the ratio is the
+peer's time over ours, the median of the rounds, with its quartiles; a peak is the resident memory of
+making steps; "load elsewhere" is the share of the processors that something else had.
 
 Peers get all cores and the allocator settings of this program. What they need is installed on first
-use; ``*_compiled`` want a C++ compiler besides. A round counts if nearly nothing else ran meanwhile;
-"load elsewhere" is the share of the processors that something else had in the rounds that count.
+use; ``*_compiled`` want a C++ compiler besides.
 """
 
 from __future__ import annotations
