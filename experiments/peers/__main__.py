@@ -10,7 +10,7 @@ they are never updated, Kaggle's losses agree to 1e-5. ``--presets=small --max_r
 Then this project and one peer at a time are timed in turn, so that the two timings of a round see
 the same machine and no more than two contestants' tables are in memory. Rounds count if nearly
 nothing else ran meanwhile. Prints a row of a table in Markdown for each match: the ratio is the
-peer's time over ours, the median of the rounds, with its quartiles; a peak is the resident memory of
+peer's time over ours, the median of the rounds, with its quartiles; a peak is resident memory of
 making steps; "load elsewhere" is the share of the processors that something else had.
 
 Peers get all cores and the allocator settings of this program. What they need is installed on first
