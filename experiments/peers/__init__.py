@@ -1,0 +1,1 @@
+"""The train step and the prediction of this project, timed in turn with the same work elsewhere."""

@@ -1,0 +1,77 @@
+"""The environment of PyTorch's contestants, made once and kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+
+from dlrm_jax.errors import UserError
+
+_REQUIREMENTS = [Path(__file__).with_name(name) for name in ("torch.txt", "requirements.txt")]
+
+# Says what an environment was completed with; without it, it is half-made.
+_COMPLETE = "complete.txt"
+
+
+def ready(directory: Path) -> Path:
+    """Makes the environment, or finishes it, if it isn't as the requirements say.
+
+    Args:
+        directory: of the environment; made if there is none.
+
+    Returns:
+        its Python.
+
+    Raises:
+        UserError: the directory holds something else, or pip fails.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--environment: expected a directory, got the file {directory}")
+    if directory.is_dir() and any(directory.iterdir()) and not _is_environment(directory):
+        raise UserError(
+            f"--environment: expected a new or empty directory or one that this program has made, "
+            f"but {directory} holds other things"
+        )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(directory.with_name(f".{directory.name}.lock")):
+        texts = [file.read_text() for file in _REQUIREMENTS]
+        wanted = "\n".join([f"# Python {sys.version.split()[0]}", *texts])
+        python = directory / "bin" / "python"
+        complete = directory / _COMPLETE
+        if not complete.is_file() or complete.read_text() != wanted:
+            complete.unlink(missing_ok=True)
+            print(f"installing PyTorch, TorchRec and FBGEMM into {directory}", file=sys.stderr)
+            _call([sys.executable, "-m", "venv", directory])
+            for file in _REQUIREMENTS:
+                _call([python, "-m", "pip", "install", "--no-deps", "-r", file])
+            complete.write_text(wanted)
+        return python
+
+
+def _is_environment(directory: Path) -> bool:
+    # Its first file may be all there is of one.
+    return any((directory / name).exists() for name in ("pyvenv.cfg", "bin", "lib", "include"))
+
+
+def _call(command: list[str | Path]) -> None:
+    text = " ".join(map(str, command))
+    try:
+        result = subprocess.run(
+            command,
+            env={k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise UserError(f"{text}: {error}") from error
+    if result.returncode:
+        lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-5:]
+        raise UserError(f"{text} failed, code {result.returncode}: {' '.join(errors)}")

@@ -1,0 +1,62 @@
+"""Who takes part, by name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlrm_jax.errors import UserError
+from experiments.peers import environment
+from experiments.peers.contestant import Worker
+
+_WORKERS = "experiments.peers.workers"
+
+# Threads wait actively: if they sleep at once, a step with 128 examples takes three times as long.
+_TORCH_ENVIRONMENT = {"OMP_WAIT_POLICY": "active"}
+
+_TORCH_MODULES = {
+    "torch_plain": "torch_plain",
+    "fbgemm": "torch_fbgemm",
+    "torchrec": "torch_torchrec",
+}
+
+COMPILED = "_compiled"
+"""Ends the name of a variant whose dense part goes through `torch.compile`."""
+
+PEERS = (*_TORCH_MODULES, *(name + COMPILED for name in _TORCH_MODULES), "jax_dense")
+"""The names of all peers."""
+
+
+def ours() -> Worker:
+    """This project."""
+    return Worker("ours", Path(sys.executable), f"{_WORKERS}.ours")
+
+
+def peers(names: Sequence[str], directory: Path) -> list[Worker]:
+    """The peers of these names; what they need is installed.
+
+    Args:
+        names: of `PEERS`.
+        directory: of the environment of those that need one.
+
+    Raises:
+        UserError: a name is unknown, or something can't be installed.
+    """
+    unknown = [name for name in names if name not in PEERS]
+    if unknown or not names:
+        raise UserError(
+            f"--peers: expected some of {', '.join(PEERS)}, got {', '.join(unknown) or 'none'}"
+        )
+    python = Path(sys.executable)
+    if any(name != "jax_dense" for name in names):
+        python = environment.ready(directory)
+
+    def worker(name: str) -> Worker:
+        if name == "jax_dense":
+            return Worker(name, Path(sys.executable), f"{_WORKERS}.jax_dense")
+        base = name.removesuffix(COMPILED)
+        flags = ("--compiled",) if name != base else ()
+        return Worker(name, python, f"{_WORKERS}.{_TORCH_MODULES[base]}", flags, _TORCH_ENVIRONMENT)
+
+    return [worker(name) for name in names]

@@ -1,0 +1,140 @@
+"""What all contestants compute: sizes, and the files of weights and batches that they share.
+
+For workers of either environment; NumPy is all that it needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Mode = Literal["train", "infer"]
+Optimizer = Literal["sgd", "rowwise_adagrad"]
+
+
+class Arrays(NamedTuple):
+    """One batch, as the files have it.
+
+    Attributes:
+        dense: [B, D] float32.
+        ids: [B, C] int32; the bags of all tables side by side, -1 where there is no id.
+        labels: [B] float32; 0 or 1.
+    """
+
+    dense: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+class Bags(NamedTuple):
+    """The bags of one table in a batch, as PyTorch's operators take them.
+
+    Attributes:
+        ids: int64; those of all samples, one after the other.
+        offsets: [B + 1] int64; where the bag of each sample begins, and where the last ends.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """DLRM with dot interaction, mean binary cross-entropy, and the numbers to start from.
+
+    Attributes:
+        mode: whether a step trains or predicts.
+        optimizer: of the tables. ``"rowwise_adagrad"`` goes with element-wise Adagrad of the MLPs.
+        learning_rate: of tables and MLPs.
+        eps: of Adagrad, outside of the root.
+        zipf_exponent: of the ids; 0 for uniform.
+        table_rows: of each table.
+        bag_lengths: most ids in a bag of each table.
+        embedding_dim: width of the tables, d.
+        dense_features: D.
+        bottom_mlp: widths of its layers, a ReLU after each.
+        top_mlp: widths of its layers; the last is the logit, without a ReLU.
+        batch_size: B.
+        batches: how many there are; steps go through them again and again.
+        weights: directory of ``table_N.npy`` and of ``bottom_N_weight.npy`` and the like.
+        examples: directory of ``dense.npy``, ``ids.npy`` and ``labels.npy``, [batches, B, …].
+    """
+
+    mode: Mode
+    optimizer: Optimizer
+    learning_rate: float
+    eps: float
+    zipf_exponent: float
+    table_rows: tuple[int, ...]
+    bag_lengths: tuple[int, ...]
+    embedding_dim: int
+    dense_features: int
+    bottom_mlp: tuple[int, ...]
+    top_mlp: tuple[int, ...]
+    batch_size: int
+    batches: int
+    weights: str
+    examples: str
+
+    @classmethod
+    def from_json(cls, text: str) -> Problem:
+        """Reads what `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        tuples: dict[str, Any] = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+        return cls(**fields | tuples)
+
+    def to_json(self) -> str:
+        """As one line."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @property
+    def interaction_width(self) -> int:
+        """The width of the top MLP's input: the dense vector and the products of all pairs."""
+        vectors = len(self.table_rows) + 1
+        return self.embedding_dim + vectors * (vectors - 1) // 2
+
+    def widths(self, mlp: str) -> tuple[int, ...]:
+        """Of the input of ``"bottom"`` or ``"top"``, then of each of its layers."""
+        if mlp == "bottom":
+            return (self.dense_features, *self.bottom_mlp)
+        return (self.interaction_width, *self.top_mlp)
+
+    def table(self, number: int) -> np.ndarray:
+        """Initial values [rows, d], a memory map."""
+        return np.load(Path(self.weights) / f"table_{number}.npy", mmap_mode="r")
+
+    def layers(self, mlp: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Initial weights [out, in] and biases [out] of the layers of an MLP."""
+        return [
+            (self._layer(mlp, number, "weight"), self._layer(mlp, number, "bias"))
+            for number in range(len(self.widths(mlp)) - 1)
+        ]
+
+    def _layer(self, mlp: str, number: int, name: str) -> np.ndarray:
+        return np.load(Path(self.weights) / f"{mlp}_{number}_{name}.npy")
+
+    def batch(self, number: int) -> Arrays:
+        """A batch, as memory maps."""
+        files = (Path(self.examples) / f"{name}.npy" for name in Arrays._fields)
+        return Arrays(*(np.load(file, mmap_mode="r")[number] for file in files))
+
+    def bags(self, number: int) -> list[Bags]:
+        """The bags of each table in a batch."""
+        ids = self.batch(number).ids
+        ends = np.cumsum(self.bag_lengths)
+        found = []
+        for columns in np.split(ids, ends[:-1], axis=1):
+            present = columns >= 0
+            offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
+            found.append(Bags(columns[present].astype(np.int64), offsets.astype(np.int64)))
+        return found
+
+
+def mean_loss(logits: Any, labels: np.ndarray) -> float:
+    """Mean binary cross-entropy, in float64: what is compared of predictions."""
+    logits = np.asarray(logits, np.float64)
+    return float(np.mean(np.logaddexp(0, logits) - labels * logits))
