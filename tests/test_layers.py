@@ -15,7 +15,8 @@ BELOW = {
     "processes": {"errors"},
     "models": {"errors"},
     "data": {"errors"},
-    "embedding": {"errors", "mesh"},
+    "native": {"errors"},
+    "embedding": {"errors", "mesh", "native"},
     "training": {"errors", "config", "mesh", "processes", "models", "data", "embedding"},
 }
 BELOW["experiments"] = {*BELOW["training"], "training"}

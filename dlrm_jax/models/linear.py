@@ -44,7 +44,8 @@ class Linear(nnx.Module):
     ):
         self.relu = relu
         self.dtype = dtype
-        self.weight = nnx.Param(weight_init(rngs.params(), (fan_out, fan_in), param_dtype))
+        # JAX's initializers want [in, out].
+        self.weight = nnx.Param(weight_init(rngs.params(), (fan_in, fan_out), param_dtype).T)
         self.bias = nnx.Param(bias_init(rngs.params(), (fan_out,), param_dtype))
 
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
