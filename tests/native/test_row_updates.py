@@ -111,8 +111,6 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
         ("1x1", "table_wise", True, False),
         ("2x4", "row_wise", False, False),
         ("2x4", "replicated", True, True),
-        ("4x2", "table_wise", False, False),
-        ("1x8", "row_wise", True, False),
     ],
 )
 @pytest.mark.parametrize("optimizer", [SGD, RowWiseAdagrad])

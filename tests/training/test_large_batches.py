@@ -20,7 +20,7 @@ def large_batch(size: int) -> Batch:
 
 @pytest.mark.parametrize(
     ("mesh", "size", "optimizer"),
-    [("1x1", 8192, "sgd"), ("2x4", 8192, "rowwise_adagrad"), ("1x1", 65_536, "rowwise_adagrad")],
+    [("2x4", 8192, "sgd"), ("1x1", 65_536, "rowwise_adagrad")],
 )
 def test_float32_is_the_float64_oracles(mesh: str, size: int, optimizer: str):
     setup = Setup(mesh=mesh, optimizer=optimizer, dtype="float32")

@@ -121,7 +121,7 @@ def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], 
         )
 
 
-def test_training_is_the_oracles(trained):
+def check_training_is_the_oracles(trained):
     _, directory = trained
     wanted = json.loads((directory / "wanted.json").read_text())
     for number, fields in enumerate(wanted["setups"]):
@@ -135,7 +135,7 @@ def test_training_is_the_oracles(trained):
         assert_same(found, oracle_arrays(oracle), str(setup))
 
 
-def test_checkpoints_of_one_process_and_of_several(trained):
+def check_checkpoints_of_one_process_and_of_several(trained):
     """Begun in one process, gone on with in several, and read in one again."""
     _, directory = trained
     setup = Setup("8x1", "adam")
@@ -145,7 +145,7 @@ def test_checkpoints_of_one_process_and_of_several(trained):
     assert_same(arrays_of(learner, state), oracle_arrays(oracle))
 
 
-def test_what_one_process_knows_all_do(trained):
+def check_what_one_process_knows_all_do(trained):
     count, directory = trained
     same = "give all of them the same flags and data"
     seen = [json.loads((directory / f"seen-{index}.json").read_text()) for index in range(count)]
@@ -163,6 +163,13 @@ def test_what_one_process_knows_all_do(trained):
                 else "nothing"
             ),
         }
+
+
+def test_several_processes(trained):
+    """One test, since workers that shared these checks out would each train anew for theirs."""
+    check_training_is_the_oracles(trained)
+    check_checkpoints_of_one_process_and_of_several(trained)
+    check_what_one_process_knows_all_do(trained)
 
 
 def test_every_optimizer_mesh_and_placement_is_among_them():
