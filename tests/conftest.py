@@ -26,5 +26,5 @@ def pytest_addoption(parser: pytest.Parser):
     parser.addoption(
         "--thorough",
         action="store_true",
-        help="with several processes, all optimizers, meshes and placements, 50 steps each",
+        help="several processes: all optimizers, meshes and placements, 50 steps; large batches",
     )

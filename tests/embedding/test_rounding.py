@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from dlrm_jax.embedding import (
     SGD,
-    Adam,
     EmbeddingCollection,
     Feature,
     Lookup,
@@ -94,19 +93,19 @@ def test_shards_without_rows_of_a_table_draw_as_others_do():
         np.testing.assert_array_equal(found[name], weights, err_msg=name)
 
 
-@pytest.mark.parametrize("make", [SGD, Adam])
-def test_a_rate_of_64_bits_rounds_as_one_of_32(make):
+def test_a_rate_of_64_bits_rounds_as_one_of_32():
     def updated(rate) -> np.ndarray:
         table = Table("a", 11, 8, "bfloat16")
         collection = EmbeddingCollection(
-            [table], [Feature("a")], [Lookup("a", "a", "a")], make_mesh("1x1"), make(rate)
+            [table], [Feature("a")], [Lookup("a", "a", "a")], make_mesh("1x1"), SGD(rate)
         )
-        pooled, context = collection.lookup(
-            collection.init(0), jnp.arange(8, dtype="int32")[:, None]
-        )
-        ones = jax.tree.map(jnp.ones_like, pooled)
-        state = collection.update(collection.init(0), context, ones, 0)
-        return np.asarray(state.weights["a"])
+
+        @jax.jit
+        def step(state):
+            pooled, context = collection.lookup(state, jnp.arange(8, dtype="int32")[:, None])
+            return collection.update(state, context, jax.tree.map(jnp.ones_like, pooled), 0)
+
+        return np.asarray(step(collection.init(0)).weights["a"])
 
     with jax.enable_x64(True):
         np.testing.assert_array_equal(updated(np.float64(RATE)), updated(RATE))

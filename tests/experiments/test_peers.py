@@ -108,7 +108,8 @@ def meet(problem: Problem, ours: list[float], theirs: list[float], endless: bool
         return play(one, losses, other, rounds=2, steps_per_round=1, on_quiet_round=lambda: None)
 
 
-def test_a_match(tmp_path: Path):
+def test_a_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("experiments.peers.match.wait_for_quiet", lambda limit: None)
     problem = draw(tmp_path, "train", "sgd")
     outcome = meet(problem, [0.7, 0.6, 0.5], [0.7, 0.6, 0.50001], endless=True)
     assert outcome.loss_distance == pytest.approx(2e-5, rel=1e-3)

@@ -20,9 +20,14 @@ def large_batch(size: int) -> Batch:
 
 @pytest.mark.parametrize(
     ("mesh", "size", "optimizer"),
-    [("2x4", 8192, "sgd"), ("1x1", 65_536, "rowwise_adagrad")],
-)
-def test_float32_is_the_float64_oracles(mesh: str, size: int, optimizer: str):
+    [("2x4", 8192, "sgd"), ("1x1", 8192, "rowwise_adagrad"), ("1x1", 65_536, "sgd"),
+     ("2x4", 65_536, "rowwise_adagrad")],
+)  # fmt: skip
+def test_float32_is_the_float64_oracles(
+    mesh: str, size: int, optimizer: str, request: pytest.FixtureRequest
+):
+    if size > 8192 and not request.config.getoption("--thorough"):
+        pytest.skip("the oracle takes its time: with --thorough")
     setup = Setup(mesh=mesh, optimizer=optimizer, dtype="float32")
     learner, initial, batch = setup.learner(), initial_arrays(setup), large_batch(size)
     oracle = setup.oracle({name: array.astype("f8") for name, array in initial.items()})

@@ -75,6 +75,8 @@ def trained(
 ):
     """The number of processes, and the directory of what they have left."""
     count, directory = request.param, tmp_path_factory.mktemp("processes")
+    if count == 2 and not thorough:
+        pytest.skip("two processes are compared with --thorough")
     shutil.copytree(begun, directory, dirs_exist_ok=True)
     chosen = ALL if thorough else FRESH[count]
     setups = [(setup.mesh, setup.optimizer, setup.columns) for setup in chosen]
