@@ -151,9 +151,9 @@ def config_of_flags() -> Config:
 
 
 def run_flags() -> list[str]:
-    """The flags of this command line that the main job has, too."""
-    names = [name for name in ("preset", "mesh", *FIELD_TYPES) if FLAGS[name].present]
-    return [f"--{name}={_text(FLAGS[name].value)}" for name in names]
+    """What this command line says, for the main job, whose own default is another preset."""
+    given = [name for name in FIELD_TYPES if FLAGS[name].present]
+    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *given)]
 
 
 def _text(value: Any) -> str:
