@@ -95,7 +95,9 @@ def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
 
 @pytest.mark.usefixtures("x64")
 # Each mesh with one optimizer; `test_processes.py --thorough` has all pairs.
-@pytest.mark.parametrize(("mesh", "optimizer"), zip(MESHES, (*OPTIMIZERS, "sgd"), strict=True))
+@pytest.mark.parametrize(
+    ("mesh", "optimizer"), list(zip(MESHES, (*OPTIMIZERS, "sgd"), strict=True))
+)
 def test_float64_training_with_split_columns_is_the_oracles(mesh, optimizer):
     check_training(Setup(mesh=mesh, optimizer=optimizer, columns=True))
 
