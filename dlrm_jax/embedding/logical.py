@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +71,9 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
         tables: of one width and dtype.
         seed: of all random numbers.
     """
-    groups: dict[Any, list[Table]] = {}
-    for table in tables:
-        groups.setdefault(table.init, []).append(table)
+    groups: dict[int, list[Table]] = {}
+    for table in tables:  # by identity: an initializer of one's own may not be hashable
+        groups.setdefault(id(table.init), []).append(table)
     found = {}
     for group in groups.values():
         # In one loop, since compiling a random generator takes longer than running it.

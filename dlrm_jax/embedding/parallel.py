@@ -191,13 +191,13 @@ def _update_natively(
     step: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """`_update` by other means."""
-    if isinstance(slab.optimizer, SGD):
-        rate = rate_at(slab.optimizer.learning_rate, step)
+    optimizer = slab.optimizer
+    assert isinstance(optimizer, SGD | RowWiseAdagrad)
+    rate = rate_at(optimizer.learning_rate, step)
+    if isinstance(optimizer, SGD):
         return row_updates.sgd(weights, rate, bags), slots
-    assert isinstance(slab.optimizer, RowWiseAdagrad)
-    rate = rate_at(slab.optimizer.learning_rate, step)
     weights, accumulator = row_updates.rowwise_adagrad(
-        weights, slots["accumulator"], rate, slab.optimizer.eps, bags
+        weights, slots["accumulator"], rate, optimizer.eps, bags
     )
     return weights, {"accumulator": accumulator}
 

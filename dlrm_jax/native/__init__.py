@@ -1,5 +1,5 @@
 """Optional: row updates compiled from C++ for CPUs, where XLA's operations are far from the limit.
 
 ``python -m dlrm_jax.native`` builds them, with any C++17 compiler. They are then used wherever
-`row_updates.applies` says so; without them, everything runs in JAX alone.
+`embedding.parallel.updated_natively` says so; without them, everything runs in JAX alone.
 """

@@ -89,7 +89,7 @@ struct Occurrences {
 
   // A thread is worth its start for some thousand rows.
   int64_t tasks(ffi::ThreadPool pool) const {
-    return std::clamp<int64_t>(count() / 8192, 1, pool.num_threads());
+    return std::clamp<int64_t>(count() / 8192, 1, std::max<int64_t>(1, pool.num_threads()));
   }
 
   // sum += weight · gradient of an occurrence.
