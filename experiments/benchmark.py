@@ -35,10 +35,9 @@ import jax
 from absl import flags
 
 from dlrm_jax.config import FIELD_TYPES, Config, preset
-from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
-from dlrm_jax.training.build import generate_data, make_learner
+from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_predict, make_train_step
@@ -71,9 +70,7 @@ class Steps:
     """
 
     def __init__(self, config: Config, learner: Learner):
-        data = generate_data(config)
-        batches = TrainBatches(data.train, config.batch_size, config.seed)
-        self.batches = [batches[i] for i in range(_BATCHES)]
+        self.batches = generated_batches(config, _BATCHES)
         self._placed = [learner.put(batch) for batch in self.batches]
         self._train = make_train_step(learner)
         self._predict = make_predict(learner)
@@ -131,9 +128,7 @@ def bytes_held(state: TrainState) -> int:
 
 
 def config_of_flags() -> Config:
-    """The preset, the flags, and just enough examples for the batches.
-
-    Memory is to be that of the run, not of its data.
+    """The preset and the flags.
 
     Raises:
         UserError: a flag that has no effect was given.
@@ -143,11 +138,8 @@ def config_of_flags() -> Config:
     if FLAGS["zipf_exponent"].present and FLAGS.ids == "uniform":
         raise UserError("--zipf_exponent has no effect with --ids=uniform")
     config = with_flags(preset(FLAGS.preset))
-    return dataclasses.replace(
-        config,
-        zipf_exponent=0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05,
-        examples=-(-_BATCHES * config.batch_size * 10 // 8),
-    )
+    exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
+    return dataclasses.replace(config, zipf_exponent=exponent)
 
 
 def run_flags() -> list[str]:

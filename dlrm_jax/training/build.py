@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.synthetic import generate
 from dlrm_jax.embedding import (
     EmbeddingCollection,
@@ -45,6 +46,14 @@ def generate_data(config: Config) -> Dataset:
         config.zipf_exponent,
         config.seed,
     )
+
+
+def generated_batches(config: Config, count: int) -> list[Batch]:
+    """The first training batches of generated data of just enough examples, on the host."""
+    # 80 % of the examples are for training.
+    config = dataclasses.replace(config, examples=-(-count * config.batch_size * 10 // 8))
+    batches = TrainBatches(generate_data(config).train, config.batch_size, config.seed)
+    return [batches[i] for i in range(count)]
 
 
 def make_learner(config: Config, mesh: Mesh) -> Learner:

@@ -10,9 +10,8 @@ import numpy as np
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT
-from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.zipf import bounded_zipf
-from dlrm_jax.training.build import generate_data
+from dlrm_jax.training.build import generated_batches
 from experiments.peers.problem import Arrays, Mode, Optimizer, Problem
 
 # Two contestants' tables, their optimizer state and temporaries fit into 16 GiB.
@@ -99,12 +98,9 @@ def draw_examples(config: Config, directory: Path, full_bags: bool) -> None:
         directory: where they go.
         full_bags: fills every bag up to its length, with ids of the same distribution.
     """
-    # Just enough: 80 % of what is generated is for training.
-    config = dataclasses.replace(config, examples=-(-_BATCHES * config.batch_size * 10 // 8))
-    batches = TrainBatches(generate_data(config).train, config.batch_size, config.seed)
-    chosen = [batches[i] for i in range(_BATCHES)]
+    batches = generated_batches(config, _BATCHES)
     for name in Arrays._fields:
-        stacked = np.stack([getattr(batch, name) for batch in chosen])
+        stacked = np.stack([getattr(batch, name) for batch in batches])
         if name == "ids" and full_bags:
             _fill(stacked, config)
         np.save(directory / f"{name}.npy", stacked)

@@ -78,29 +78,17 @@ def batch_of(problem: Problem, number: int) -> Batch:
 
 
 def initial_params(problem: Problem, learner: Learner) -> Any:
-    """The problem's weights in the learner's parameters, whichever way round it keeps them."""
-    params = jax.eval_shape(lambda: learner.init_params(0))
-    # The last layer has one output and more inputs than that, so the ways differ somewhere.
-    as_given = all(
-        _matrix(params[mlp]["layers"][i]).shape == weight.shape
+    """The problem's weights as the learner's parameters."""
+    params = {
+        mlp: {
+            "layers": {
+                i: {"weight": weight, "bias": bias}
+                for i, (weight, bias) in enumerate(problem.layers(mlp))
+            }
+        }
         for mlp in ("bottom", "top")
-        for i, (weight, _) in enumerate(problem.layers(mlp))
-    )
-
-    def layer(weight: np.ndarray, bias: np.ndarray, shapes: dict[str, Any]) -> dict[str, Any]:
-        weight = weight if as_given else weight.T
-        return {name: weight if len(x.shape) == 2 else bias for name, x in shapes.items()}
-
-    for mlp in ("bottom", "top"):
-        layers = params[mlp]["layers"]
-        for i, (weight, bias) in enumerate(problem.layers(mlp)):
-            layers[i] = layer(weight, bias, layers[i])
+    }
     return jax.device_put(params, learner.replicated)
-
-
-def _matrix(layer: dict[str, Any]) -> Any:
-    (matrix,) = (x for x in layer.values() if len(x.shape) == 2)
-    return matrix
 
 
 if __name__ == "__main__":
