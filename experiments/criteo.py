@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from dlrm_jax.cache import cache_directory
 from dlrm_jax.config import Config, preset
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import TrainBatches
@@ -43,7 +44,6 @@ from dlrm_jax.training.warm_start import warm_start
 from experiments.launch import launch
 from experiments.program import (
     FLAGS,
-    cache_directory,
     define_process_flags,
     define_run_flags,
     describe_devices,

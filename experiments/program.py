@@ -10,12 +10,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
 import jax
 from absl import app, flags, logging
 
+from dlrm_jax.cache import cache_directory
 from dlrm_jax.config import FIELD_TYPES, PRESETS, Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
@@ -123,12 +123,6 @@ def versions() -> dict[str, str]:
     """Of what decides the numbers."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def cache_directory() -> Path:
-    """Where compiled programs and parsed data are kept between runs."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "dlrm_jax"
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

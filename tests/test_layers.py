@@ -10,16 +10,17 @@ ROOT = Path(__file__).parents[1]
 # What each part may import besides itself.
 BELOW = {
     "errors": set(),
+    "cache": set(),
     "config": {"errors"},
     "mesh": {"errors"},
     "processes": {"errors"},
     "models": {"errors"},
     "data": {"errors"},
-    "native": {"errors"},
+    "native": {"errors", "cache"},
     "embedding": {"errors", "mesh", "native"},
     "training": {"errors", "config", "mesh", "processes", "models", "data", "embedding"},
 }
-BELOW["experiments"] = {*BELOW["training"], "training"}
+BELOW["experiments"] = {*BELOW["training"], "training", "cache"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
 KNOWS_SHARDING = {"embedding", "mesh", "processes", "training"}
 

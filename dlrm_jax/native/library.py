@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 
+from dlrm_jax.cache import cache_directory
 from dlrm_jax.errors import UserError
 
 _SOURCE = Path(__file__).with_name("row_updates.cc")
@@ -31,10 +32,9 @@ TARGETS = {
 
 def path() -> Path:
     """Where the library lies once it is built, named after all that it was built from."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     made_of = (_SOURCE.read_text(), importlib.metadata.version("jaxlib"), _OPTIONS, _processor())
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
-    return Path(home) / "dlrm_jax" / "native" / f"row_updates-{digest}.so"
+    return cache_directory() / "native" / f"row_updates-{digest}.so"
 
 
 def build() -> Path:

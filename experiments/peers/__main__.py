@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from tqdm import tqdm
 
+from dlrm_jax.cache import cache_directory
 from dlrm_jax.config import PRESETS, Config, preset
 from dlrm_jax.errors import UserError
 from experiments.peers import lineup, report
@@ -38,7 +39,7 @@ from experiments.peers.contestant import Contestant, Worker
 from experiments.peers.drawing import cut, draw_examples, draw_weights, make_problem
 from experiments.peers.match import COMPARED_STEPS, TOLERANCE, play
 from experiments.peers.problem import Mode, Optimizer, Problem
-from experiments.program import FLAGS, cache_directory, run
+from experiments.program import FLAGS, run
 
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "rowwise_adagrad")
 MODES: tuple[Mode, ...] = ("train", "infer")
