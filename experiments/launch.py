@@ -21,9 +21,10 @@ from dlrm_jax.training.checkpoint import Checkpoints
 # How long the others may take to end by themselves, and to say what they have to, after one has.
 _GRACE_SECONDS = 10
 
-# Where JAX ends a process because another one has gone. A stack follows that says nothing of it.
-_ENDED_BY_OTHERS = "Terminating process because the JAX distributed service"
-
+# What a process says that ends because it can't reach another one, and where JAX ends it for that
+# reason, which a stack follows that says nothing of it.
+ANOTHER_LOST = "another process can't be reached any more"
+_ENDED_BY_JAX = "Terminating process because the JAX distributed service"
 
 # Tells a process which one has started it.
 _LAUNCHER = "DLRM_JAX_LAUNCHER"
@@ -36,7 +37,7 @@ class Ended:
     Attributes:
         index: which one it was.
         code: its exit code; negative is a signal.
-        by_others: whether JAX ended it, because it missed another one.
+        by_others: whether it ended because it missed another one.
     """
 
     index: int
@@ -138,10 +139,11 @@ def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:
 
     def follow(index: int, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
-        by_others = False
+        by_jax = by_others = False
         for line in process.stderr:
-            by_others = by_others or _ENDED_BY_OTHERS in line
-            if line not in shown and not by_others:
+            by_jax = by_jax or _ENDED_BY_JAX in line
+            by_others = by_others or by_jax or ANOTHER_LOST in line
+            if line not in shown and not by_jax:
                 shown.add(line)
                 sys.stderr.write(f"[process {index}] {line}" if index else line)
                 sys.stderr.flush()

@@ -21,7 +21,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
 from dlrm_jax.processes import CLUSTER, is_first, join, several
 from dlrm_jax.training.loop import Interrupted
-from experiments.launch import end_with_launcher
+from experiments.launch import ANOTHER_LOST, end_with_launcher
 
 FLAGS = flags.FLAGS
 
@@ -193,9 +193,8 @@ def _fail_among_others(error: Exception) -> NoReturn:
     lost = isinstance(error, RuntimeError | ValueError) and any(x in str(error) for x in _LOST)
     if lost:
         _fail(
-            f"another process can't be reached any more, and says why if it has ended: "
-            f"{str(error).splitlines()[0]}. Started again with this workdir, all go on from the "
-            f"last checkpoint",
+            f"{ANOTHER_LOST}, and says why if it has ended: {str(error).splitlines()[0]}. "
+            f"Started again with this workdir, all go on from the last checkpoint",
             code=1,
         )
     traceback.print_exception(error)

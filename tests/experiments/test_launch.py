@@ -130,6 +130,25 @@ def test_processes_end_with_their_launcher():
     assert not any(is_running(process) for process in processes)
 
 
+LOSING = """
+import os, signal, sys, time
+from pathlib import Path
+from experiments.launch import ANOTHER_LOST, launch
+if not any(flag.startswith("--coordinator") for flag in sys.argv):
+    sys.exit(launch(2, Path("never made")))
+if "--process=0" in sys.argv:
+    sys.exit(f"error: {ANOTHER_LOST}")
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_process_that_was_lost_is_named_though_another_ended_first():
+    result = run("-c", LOSING, program=())
+    assert result.returncode == 128 + signal.SIGKILL
+    assert "process 1 was killed by SIGKILL; the others were stopped" in result.stderr
+
+
 def test_processes_started_elsewhere_need_one_workdir():
     flags = ("--processes=2", "--coordinator=host:1", "--process=1")
     fails("--coordinator needs --workdir", "--mesh=2x4", *SMALL, *flags)
