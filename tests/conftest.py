@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -20,6 +21,13 @@ install_import_hook("dlrm_jax", "beartype.beartype")
 from dlrm_jax.mesh import emulate_devices  # noqa: E402
 
 emulate_devices(8)
+
+
+def pytest_configure(config: pytest.Config):
+    """Two thirds of the tests' time is compilation, often of what another test has compiled."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
 
 
 def pytest_addoption(parser: pytest.Parser):
