@@ -61,13 +61,15 @@ def emulate_devices(count: int, processes: int = 1) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         jax.config.update("jax_num_cpu_devices", count // processes)
+    if count == 1:
+        return
     # Two programs with collectives in flight at once on emulated devices can hang, or corrupt
     # the heap (seen with jaxlib 0.10.1 and 0.12.0 when more devices than cores are emulated).
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     # So can one program whose collectives don't depend on each other: each device starts them
     # in an order of its own (0 of 6 runs of `experiments.two_tower` on 2x4 came to an end). In
     # one order a DLRM step on 2x4 is as fast, or faster.
-    if count > 1 and _SCHEDULER not in flags:
+    if _SCHEDULER not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_SCHEDULER}=false".strip()
 
 
@@ -137,6 +139,15 @@ def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
             f"{name}: {size} samples can't be split evenly over the {mesh.size} devices of mesh "
             f"{shape}"
         )
+
+
+def programs_ahead(mesh: Mesh) -> int:
+    """How many programs to start before the first one's results are read.
+
+    A device then goes from one to the next without waiting for the host. None on several emulated
+    devices, see `emulate_devices`; not many, because the batches of all are in memory.
+    """
+    return 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else 2
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

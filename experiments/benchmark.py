@@ -18,6 +18,7 @@ hundredth of the rows, the two timed in turn: row-sparse updates make it about 1
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import gc
 import json
@@ -36,7 +37,7 @@ from absl import flags
 
 from dlrm_jax.config import FIELD_TYPES, Config, preset
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
+from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh, programs_ahead
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
@@ -72,6 +73,7 @@ class Steps:
     def __init__(self, config: Config, learner: Learner):
         self.batches = generated_batches(config, _BATCHES)
         self._placed = [learner.put(batch) for batch in self.batches]
+        self._ahead = programs_ahead(learner.mesh)
         self._train = make_train_step(learner)
         self._predict = make_predict(learner)
         self.state = learner.init(config.seed)
@@ -79,13 +81,17 @@ class Steps:
     def run(self, count: int) -> float:
         """Runs some steps and returns the mean seconds of one."""
         begun = time.perf_counter()
+        started: collections.deque[jax.Array] = collections.deque()
         for i in range(count):
             batch = self._placed[i % _BATCHES]
             if FLAGS.mode == "infer":
-                self._predict(self.state, batch).block_until_ready()
+                output = self._predict(self.state, batch)
             else:
-                self.state, loss = self._train(self.state, batch)
-                loss.block_until_ready()
+                self.state, output = self._train(self.state, batch)
+            started.append(output)
+            if len(started) > self._ahead:
+                started.popleft().block_until_ready()
+        jax.block_until_ready(list(started))
         return (time.perf_counter() - begun) / count
 
     def work(self, learner: Learner) -> roofline.Work:

@@ -35,8 +35,9 @@ from dlrm_jax.processes import check_same, is_first
 from dlrm_jax.training import vocabularies
 from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.loop import Intervals, Metrics, evaluate, train
+from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.record import Record, owned, to_json
 from dlrm_jax.training.step import make_predict, make_train_step

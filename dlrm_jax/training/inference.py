@@ -16,8 +16,8 @@ from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.loop import predictions
 from dlrm_jax.training.serialization import (
     load_params,
     load_table,

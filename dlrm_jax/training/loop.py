@@ -1,29 +1,27 @@
-"""The training loop, evaluation, and what interrupts them."""
+"""The training loop, and what interrupts it."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
-from jaxtyping import Float
 
-from dlrm_jax.data.arrays import Split
-from dlrm_jax.data.batches import TrainBatches, evaluation_batches
+from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import programs_ahead
 from dlrm_jax.processes import Agreement, is_first
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.metrics import binary_metrics
-from dlrm_jax.training.step import Predict, TrainStep
+from dlrm_jax.training.step import TrainStep
 
 Metrics = Mapping[str, Any]
 
@@ -87,27 +85,6 @@ class Trained:
     examples_per_second: float | None
 
 
-def predictions(
-    learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
-) -> Iterator[Float[np.ndarray, " B"]]:
-    """Yields the logits of all examples, in order, a batch at a time."""
-    left = len(split)
-    parts = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
-    with Prefetch(parts, learner.put_evaluation) as batches:
-        for batch in batches:
-            logits = np.asarray(predict(state, batch))
-            yield logits[:left]  # the last batch is filled up
-            left -= len(logits)
-
-
-def evaluate(
-    learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
-) -> dict[str, float | int]:
-    """Metrics over all examples, each counted once, whatever the batch size and the mesh."""
-    logits = list(predictions(learner, predict, state, split, batch_size))
-    return binary_metrics(np.concatenate(logits), split.labels)
-
-
 def train(
     learner: Learner,
     train_step: TrainStep,
@@ -141,7 +118,9 @@ def train(
     """
     first = int(state.step)
     agreed = Agreement(learner.mesh)
+    ahead = programs_ahead(learner.mesh)
     clock = _Clock(batches.batch_size)
+    started: collections.deque[tuple[int, jax.Array]] = collections.deque()
     validation: Metrics | None = None
     reached = False
     wanted = (batches[step] for step in range(first, steps))
@@ -150,26 +129,38 @@ def train(
         _Progress(first, steps) as progress,
         Prefetch(wanted, learner.put) as placed,
     ):
-        for step in range(first + 1, steps + 1):
-            clock.start()
-            state, loss = train_step(state, next(placed))
-            loss = _finite(loss, step)
-            clock.stop()
-            progress(step, loss, clock.examples_per_second)
 
-            if _due(step, intervals.log) or step == steps:
-                record(step, "train", {"loss": loss})
+        def read_losses(unread: int) -> None:
+            """Of the steps started, up to the last few."""
+            while len(started) > unread:
+                step, loss = started.popleft()
+                value = _finite(loss, step)
+                clock.count()
+                progress(step, value, clock.examples_per_second)
+                if _due(step, intervals.log) or step == steps:
+                    record(step, "train", {"loss": value})
+
+        clock.go_on()
+        for step in range(first + 1, steps + 1):
+            state, loss = train_step(state, next(placed))
+            started.append((step, loss))
+            evaluating = _due(step, intervals.evaluate) or step == steps
+            due = _due(step, intervals.checkpoint) or step == steps
+            read_losses(0 if evaluating or due else ahead)
+
             # Also after a signal, so that a resumed run needn't know that it is due.
             validation = None
-            if _due(step, intervals.evaluate) or step == steps:
+            if evaluating:
                 validation = validate(state)
                 record(step, "validation", validation)
                 reached = bool(target_auc) and validation["auc"] >= target_auc
-            due = _due(step, intervals.checkpoint) or step == steps or reached
+            due = due or reached
             # Of any process. Read once: a signal that comes later waits for its step.
             stop = agreed(signals.received or 0)
-            if stop or validation is not None or due:
+            if stop or evaluating or due:
+                read_losses(0)
                 keep(state, validation, due or stop > 0)
+                clock.go_on()
             if stop:
                 raise Interrupted(stop)
             if reached:
@@ -200,15 +191,19 @@ class _Clock:
         self._batch_size = batch_size
         self._steps = -1
         self._seconds = 0.0
-        self._started = 0.0
+        self._since = 0.0
 
-    def start(self) -> None:
-        self._started = time.perf_counter()
+    def go_on(self) -> None:
+        """What comes now is a step, unlike what came before."""
+        self._since = time.perf_counter()
 
-    def stop(self) -> None:
+    def count(self) -> None:
+        """A step has ended."""
+        now = time.perf_counter()
         self._steps += 1
         if self._steps:
-            self._seconds += time.perf_counter() - self._started
+            self._seconds += now - self._since
+        self._since = now
 
     @property
     def examples_per_second(self) -> float | None:

@@ -24,7 +24,7 @@ FORMAT = 1
 
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
-_ITEM_BYTES = 2**28
+_ITEM_BYTES = 2**26
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +50,7 @@ LOOKUPS = [
     Lookup("adam", "b", "adam"),
 ]
 BATCH = 256
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,6 +128,23 @@ def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_results_do_not_depend_on_the_number_of_threads():
+    digests = set()
+    for threads in (1, 2, 5):
+        program = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("updated.py"))],
+            env=os.environ | {"NPROC": str(threads), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digest, counted = program.stdout.split()
+        assert int(counted) == threads
+        digests.add(digest)
+    assert len(digests) == 1
 
 
 def test_split_columns():

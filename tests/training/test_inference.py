@@ -17,8 +17,8 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.inference import TrainedModel, trained_config
-from dlrm_jax.training.loop import predictions
 from dlrm_jax.training.step import make_predict
 
 ROWS = 200  # three batches of 64, and one that isn't full

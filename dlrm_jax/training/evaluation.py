@@ -1,0 +1,52 @@
+"""Predictions of all examples of a split, and their metrics."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from dlrm_jax.data.arrays import Split
+from dlrm_jax.data.batches import evaluation_batches
+from dlrm_jax.data.prefetch import Prefetch
+from dlrm_jax.mesh import programs_ahead
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metrics import binary_metrics
+from dlrm_jax.training.step import Predict
+
+
+def predictions(
+    learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
+) -> Iterator[Float[np.ndarray, " B"]]:
+    """Yields the logits of all examples, in order, a batch at a time.
+
+    A batch's are read when later ones have been started, so that devices don't wait for the host.
+    """
+    left = len(split)
+    parts = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
+    with Prefetch(parts, learner.put_evaluation) as batches:
+        outputs = (predict(state, batch) for batch in batches)
+        for logits in _read_behind(outputs, programs_ahead(learner.mesh)):
+            yield logits[:left]  # the last batch is filled up
+            left -= len(logits)
+
+
+def _read_behind(outputs: Iterable[jax.Array], ahead: int) -> Iterator[np.ndarray]:
+    """Each output, read when as many later ones have been asked for."""
+    started: collections.deque[jax.Array] = collections.deque()
+    for output in outputs:
+        started.append(output)
+        if len(started) > ahead:
+            yield np.asarray(started.popleft())
+    yield from map(np.asarray, started)
+
+
+def evaluate(
+    learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
+) -> dict[str, float | int]:
+    """Metrics over all examples, each counted once, whatever the batch size and the mesh."""
+    logits = list(predictions(learner, predict, state, split, batch_size))
+    return binary_metrics(np.concatenate(logits), split.labels)

@@ -1,0 +1,91 @@
+"""Devices don't wait for the host to read losses and predictions; no state is kept before that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import pytest
+from saved_run import CONFIG, examples
+
+from dlrm_jax.data.batches import Batch, TrainBatches
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.evaluation import predictions
+from dlrm_jax.training.learner import TrainState
+from dlrm_jax.training.loop import Intervals, train
+from dlrm_jax.training.step import make_predict, make_train_step
+
+
+def events_of_training(mesh: str, bad_step: int = 0) -> list[tuple[str, int]]:
+    """In their order: steps started, losses read, validations and states kept, by step."""
+    learner = make_learner(CONFIG, make_mesh(mesh))
+    step_of, events = make_train_step(learner), []
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        events.append(("start", int(state.step) + 1))
+        state, loss = step_of(state, batch)
+        return state, loss * float("nan") if events[-1] == ("start", bad_step) else loss
+
+    def validate(state: TrainState) -> Mapping[str, Any]:
+        events.append(("validate", int(state.step)))
+        return {"auc": 0.5}
+
+    def record(step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        if split == "train":
+            events.append(("read", step))
+
+    batches = TrainBatches(examples(512), CONFIG.batch_size, seed=0)
+    try:
+        train(
+            learner,
+            train_step,
+            learner.init(0),
+            batches,
+            steps=6,
+            intervals=Intervals(log=1, evaluate=0, checkpoint=4),
+            validate=validate,
+            keep=lambda state, *_: events.append(("keep", int(state.step))),
+            record=record,
+        )
+    except UserError as error:
+        events.append((str(error), 0))
+    return events
+
+
+def test_one_device_goes_from_step_to_step():
+    assert events_of_training("1x1") == [
+        ("start", 1), ("start", 2), ("start", 3), ("read", 1),
+        ("start", 4), ("read", 2), ("read", 3), ("read", 4), ("keep", 4),
+        ("start", 5), ("start", 6), ("read", 5), ("read", 6), ("validate", 6), ("keep", 6),
+    ]  # fmt: skip
+
+
+def test_several_emulated_devices_have_one_program_at_a_time():
+    events = events_of_training("2x4")
+    steps = [event for event in events if event[0] in ("start", "read")]
+    assert steps == [(what, step) for step in range(1, 7) for what in ("start", "read")]
+
+
+def test_what_follows_a_loss_that_is_not_finite_is_not_kept():
+    events = events_of_training("1x1", bad_step=3)
+    assert events[-1][0].startswith("the loss of step 3 is nan")
+    assert ("start", 4) in events, "it has run ahead"
+    assert not any(what == "keep" for what, _ in events)
+
+
+@pytest.mark.parametrize(("mesh", "ahead"), [("1x1", 2), ("2x4", 0)])
+def test_predictions_run_ahead(mesh: str, ahead: int):
+    learner = make_learner(CONFIG, make_mesh(mesh))
+    predict, started = make_predict(learner), []
+
+    def counted(state: TrainState, batch: Batch) -> jax.Array:
+        started.append(batch)
+        return predict(state, batch)
+
+    found = predictions(learner, counted, learner.init(0), examples(64 * 5 - 1), 64)
+    sizes, counts = zip(*((len(logits), len(started)) for logits in found), strict=True)
+    assert sizes == (64, 64, 64, 64, 63)
+    assert counts == tuple(min(5, i + ahead) for i in range(1, 6))
