@@ -21,10 +21,16 @@ _TORCH_MODULES = {
     "torchrec": "torch_torchrec",
 }
 
-COMPILED = "_compiled"
-"""Ends the name of a variant whose dense part goes through `torch.compile`."""
+# What the name of a variant ends with: how its dense part is run.
+_VARIANTS = {"": "eager", "_compiled": "compiled", "_onednn": "onednn"}
 
-PEERS = (*_TORCH_MODULES, *(name + COMPILED for name in _TORCH_MODULES), "jax_dense")
+_TORCH = {
+    name + ending: (module, how)
+    for ending, how in _VARIANTS.items()
+    for name, module in _TORCH_MODULES.items()
+}
+
+PEERS = (*_TORCH, "jax_dense")
 """The names of all peers."""
 
 
@@ -55,8 +61,7 @@ def peers(names: Sequence[str], directory: Path) -> list[Worker]:
     def worker(name: str) -> Worker:
         if name == "jax_dense":
             return Worker(name, Path(sys.executable), f"{_WORKERS}.jax_dense")
-        base = name.removesuffix(COMPILED)
-        flags = ("--compiled",) if name != base else ()
-        return Worker(name, python, f"{_WORKERS}.{_TORCH_MODULES[base]}", flags, _TORCH_ENVIRONMENT)
+        module, how = _TORCH[name]
+        return Worker(name, python, f"{_WORKERS}.{module}", (f"--dense={how}",), _TORCH_ENVIRONMENT)
 
     return [worker(name) for name in names]

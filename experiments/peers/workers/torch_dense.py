@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from experiments.peers.problem import Bags, Problem
 from experiments.peers.workers.protocol import serve
+from experiments.peers.workers.torch_linear import use_onednn
 
 
 class Tables(Protocol):
@@ -81,21 +82,28 @@ def dense_optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer
     return torch.optim.Adagrad(parameters, lr=problem.learning_rate, eps=problem.eps, fused=True)
 
 
+def dense_part(module: nn.Module, how: str) -> Callable[..., Any]:
+    """The module as it is run: ``"eager"``, ``"compiled"`` or ``"onednn"``."""
+    if how == "onednn":
+        use_onednn(module)
+    return torch.compile(module, fullgraph=True) if how == "compiled" else module
+
+
 class TorchContestant:
     """Tables and a dense part.
 
     Args:
         problem: what to compute.
         make_tables: makes the tables.
-        compiled: whether the dense part goes through `torch.compile`.
+        how: see `dense_part`.
     """
 
-    def __init__(self, problem: Problem, make_tables: Callable[[Problem], Tables], compiled: bool):
+    def __init__(self, problem: Problem, make_tables: Callable[[Problem], Tables], how: str):
         self._training = problem.mode == "train"
         model = DenseDLRM(problem)
         self._optimizer = dense_optimizer(problem, model) if self._training else None
         whole = DLRMLoss(model) if self._training else model
-        self._dense_part = torch.compile(whole, fullgraph=True) if compiled else whole
+        self._dense_part = dense_part(whole, how)
         self._tables = make_tables(problem)
         self._batches = []
         for i in range(problem.batches):
@@ -118,18 +126,18 @@ class TorchContestant:
         return loss.detach()
 
 
-def main(make: Callable[[Problem, bool], Any], packages: Sequence[str]) -> None:
-    """Serves a contestant, with ``--compiled`` on the command line its compiled variant.
+def main(make: Callable[[Problem, str], Any], packages: Sequence[str]) -> None:
+    """Serves a contestant, whose dense part runs as ``--dense`` says.
 
     Args:
-        make: makes it of a problem, compiled or not.
+        make: makes it of a problem and the flag.
         packages: whose versions are reported.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--compiled", action="store_true")
-    compiled = parser.parse_args().compiled
+    parser.add_argument("--dense", choices=["eager", "compiled", "onednn"], default="eager")
+    how = parser.parse_args().dense
     torch.set_num_threads(os.cpu_count() or 1)
-    serve(lambda problem: make(problem, compiled), packages)
+    serve(lambda problem: make(problem, how), packages)
 
 
 def _mlp(problem: Problem, name: str) -> nn.Sequential:

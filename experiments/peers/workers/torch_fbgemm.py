@@ -69,6 +69,6 @@ class TableBatched:
 
 if __name__ == "__main__":
     main(
-        lambda problem, compiled: TorchContestant(problem, TableBatched, compiled),
+        lambda problem, how: TorchContestant(problem, TableBatched, how),
         ("torch", "fbgemm-gpu-cpu", "numpy"),
     )

@@ -78,6 +78,6 @@ class EmbeddingBags:
 
 if __name__ == "__main__":
     main(
-        lambda problem, compiled: TorchContestant(problem, EmbeddingBags, compiled),
+        lambda problem, how: TorchContestant(problem, EmbeddingBags, how),
         ("torch", "numpy"),
     )

@@ -14,7 +14,7 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from experiments.peers.problem import Bags, Problem
-from experiments.peers.workers.torch_dense import DLRMLoss, dense_optimizer, main
+from experiments.peers.workers.torch_dense import DLRMLoss, dense_optimizer, dense_part, main
 
 
 class DensePart(nn.Module):
@@ -36,10 +36,10 @@ class TorchRec:
 
     Args:
         problem: what to compute.
-        compiled: whether the dense part goes through `torch.compile`.
+        how: see `torch_dense.dense_part`.
     """
 
-    def __init__(self, problem: Problem, compiled: bool):
+    def __init__(self, problem: Problem, how: str):
         self._training = problem.mode == "train"
         self._keys = [f"C{i + 1}" for i in range(len(problem.table_rows))]
         model = DLRM(
@@ -53,7 +53,7 @@ class TorchRec:
         model = DensePart(model)
         self._optimizer = dense_optimizer(problem, model) if self._training else None
         whole = DLRMLoss(model) if self._training else model
-        self._dense_part = torch.compile(whole, fullgraph=True) if compiled else whole
+        self._dense_part = dense_part(whole, how)
         self._batches = []
         for i in range(problem.batches):
             arrays = problem.batch(i)
