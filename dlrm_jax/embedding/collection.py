@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer
 
-from dlrm_jax.embedding import logical, parallel, storage
+from dlrm_jax.embedding import logical, natively, parallel, storage
 from dlrm_jax.embedding.bags import check_batch, check_ids
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
@@ -22,7 +22,7 @@ from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.travel import check_dtype
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, check_axes
-from dlrm_jax.native.row_updates import Kernels, available
+from dlrm_jax.native.kernels import Kernels, available
 
 
 class EmbeddingCollection:
@@ -47,8 +47,8 @@ class EmbeddingCollection:
         exchange_dtype: in which pooled vectors and cotangents travel between devices, such as
             ``"bfloat16"``, for half the bytes; they are summed in at least float32 nevertheless.
             None for their own.
-        kernels: ``"auto"`` updates rows with `dlrm_jax.native` on CPUs where it is built and
-            has the update, ``"native"`` demands that it is built, ``"jax"`` does without.
+        kernels: ``"auto"`` looks long bags up and updates rows with `dlrm_jax.native` on CPUs
+            where it is built, ``"native"`` demands that it is built, ``"jax"`` does without.
 
     Raises:
         UserError: the descriptions or the plan contradict each other or the mesh.
@@ -86,25 +86,21 @@ class EmbeddingCollection:
             )
         self.plan.check(tables)
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
-        native = available(kernels, mesh.devices.flat[0].platform)
+        self.native = available(kernels, mesh.devices.flat[0].platform)
         self.natively = frozenset(
-            slab.name for slab in self.layout.slabs if native and parallel.updated_natively(slab)
+            slab.name
+            for slab in self.layout.slabs
+            if self.native and natively.updated_natively(slab)
         )
         self._unpackers = {s.name: logical.Unpacker(mesh, s) for s in self.layout.slabs}
 
     @property
-    def kernels(self) -> str:
-        """What updates the rows: ``"native"``, ``"jax"``, or which tables are whose."""
-        trained = [slab for slab in self.layout.slabs if slab.optimizer]
-        names = {
-            kind: [name for slab in trained if (slab.name in self.natively) == native
-                   for name in slab.tables]
-            for kind, native in (("native", True), ("jax", False))
-        }  # fmt: skip
-        used = {kind: tables for kind, tables in names.items() if tables}
-        if len(used) < 2:
-            return next(iter(used), "none")
-        return "; ".join(f"{kind} of {', '.join(tables)}" for kind, tables in used.items())
+    def kernels(self) -> dict[str, str]:
+        """What runs the ``"lookups"`` of bags with several ids and the ``"updates"`` of rows.
+
+        ``"native"``, ``"jax"``, ``"none"`` if there are none, or which tables are whose.
+        """
+        return natively.kernels(self.layout, self.native, self.natively)
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 
@@ -132,7 +128,14 @@ class EmbeddingCollection:
         """
         check_batch(self.mesh, self.features, ids, weights)
         return parallel.lookup(
-            self.mesh, self.layout, self.lookups, self.exchange_dtype, state, ids, weights
+            self.mesh,
+            self.layout,
+            self.lookups,
+            self.exchange_dtype,
+            state,
+            ids,
+            weights,
+            self.native,
         )
 
     def back(self, context: Context, cotangents: Mapping[str, Float[Array, "B *_"]]) -> Occurrences:

@@ -21,8 +21,10 @@ from jaxtyping import Array, Float, Int
 
 from dlrm_jax.embedding import travel
 from dlrm_jax.embedding.layout import Block, Layout
+from dlrm_jax.embedding.natively import pooled_natively
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import MODEL
+from dlrm_jax.native import kernels
 
 # More than the rows of any table.
 _IN_NO_TABLE = np.int32(2**31 - 1)
@@ -36,6 +38,7 @@ def lookup(
     weights: Float[Array, "b C"] | None,
     shards: int,
     dtype: str | None = None,
+    native: bool = False,
 ) -> tuple[dict[str, Array], list[Array], list[Array] | None, dict[str, Array]]:
     """The whole way from this device's ids to its samples' vectors.
 
@@ -47,6 +50,7 @@ def lookup(
         weights: one per id, or None.
         shards: M.
         dtype: in which vectors travel; None for their own.
+        native: whether blocks that are `pooled_natively` may be.
 
     Returns:
         pooled vectors [b, d], of sequences [b, L, d], by lookup; by block, the rows [N, T, L]
@@ -64,10 +68,11 @@ def lookup(
     if weights is not None:
         of_rows = [route_weights(b, weights, x) for b, x in zip(blocks, sent, strict=True)]
         at_rows = at_owner(blocks, of_rows)
-    vectors = [
-        pool(slabs[block.slab.name], rows[i], None if at_rows is None else at_rows[i])
-        for i, block in enumerate(blocks)
-    ]
+    vectors = []
+    for i, block in enumerate(blocks):
+        pooling = kernels.pool if native and pooled_natively(block) else pool
+        of_rows = None if at_rows is None else at_rows[i]
+        vectors.append(pooling(slabs[block.slab.name], rows[i], of_rows))
     received = at_sample(blocks, vectors, shards, dtype)
 
     pooled, denominators = {}, {}

@@ -6,7 +6,6 @@ from collections.abc import Container, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
@@ -24,7 +23,7 @@ from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import BATCH, DATA, MODEL
-from dlrm_jax.native import row_updates
+from dlrm_jax.native import kernels
 
 # Arrays that exist once per data group and shard: [D, M, ...].
 _PER_DEVICE = PartitionSpec(DATA, MODEL)
@@ -38,12 +37,13 @@ def lookup(
     state: EmbeddingState,
     ids: Int[Array, "B C"],
     weights: Float[Array, "B C"] | None,
+    native: bool,
 ) -> tuple[dict[str, Float[Array, "B *_"]], Context]:
     """See `EmbeddingCollection.lookup`."""
 
     def run(slabs: dict[str, Array], ids: Array, weights: Array | None):
         pooled, rows, at_rows, denominators = exchange.lookup(
-            layout, lookups, slabs, ids, weights, mesh.shape[MODEL], exchange_dtype
+            layout, lookups, slabs, ids, weights, mesh.shape[MODEL], exchange_dtype, native
         )
         return pooled, Context(_per_device(rows), at_rows and _per_device(at_rows), denominators)
 
@@ -52,6 +52,7 @@ def lookup(
         mesh=mesh,
         in_specs=({slab.name: slab_spec(slab) for slab in layout.slabs}, BATCH, BATCH),
         out_specs=(BATCH, Context(_PER_DEVICE, _PER_DEVICE, BATCH)),  # pyright: ignore
+        check_vma=not native,  # the check can't know what native kernels do
     )(state.weights, ids, weights)
 
 
@@ -167,22 +168,6 @@ def apply(
     return EmbeddingState(state.weights | weights, state.slots | slots)
 
 
-def updated_natively(slab: Slab) -> bool:
-    """Whether `row_updates` has the update of this slab, if it is built.
-
-    For long bags it is far faster: it neither writes down a gradient for each id nor sums those
-    of equal rows anywhere but in registers. On two cores, 8 tables of 1M x 64, batches of 2048
-    with 100 uniform ids a bag: 41 instead of 87 to 113 ms for SGD, 64 instead of 215 for row-wise
-    Adagrad. With one id a bag the two are about equal (20 such tables x 16: 0.6 and 0.7, 2.5 and
-    2.3).
-    """
-    if slab.optimizer is None or slab.dtype != np.float32:
-        return False
-    if type(slab.optimizer) is RowWiseAdagrad:
-        return slab.split != "columns"  # whose rows' mean is taken over several devices
-    return type(slab.optimizer) is SGD
-
-
 def _update_natively(
     slab: Slab,
     weights: Array,
@@ -195,8 +180,8 @@ def _update_natively(
     assert isinstance(optimizer, SGD | RowWiseAdagrad)
     rate = rate_at(optimizer.learning_rate, step)
     if isinstance(optimizer, SGD):
-        return row_updates.sgd(weights, rate, bags), slots
-    weights, accumulator = row_updates.rowwise_adagrad(
+        return kernels.sgd(weights, rate, bags), slots
+    weights, accumulator = kernels.rowwise_adagrad(
         weights, slots["accumulator"], rate, optimizer.eps, bags
     )
     return weights, {"accumulator": accumulator}

@@ -1,5 +1,5 @@
-"""Optional: row updates compiled from C++ for CPUs, where XLA's operations are far from the limit.
+"""Optional: kernels in C++ for CPUs, where XLA's operations are far from the limit.
 
 ``python -m dlrm_jax.native`` builds them, with any C++17 compiler. They are then used wherever
-`embedding.parallel.updated_natively` says so; without them, everything runs in JAX alone.
+`embedding.natively` says so; without them, everything runs in JAX alone.
 """

@@ -1,4 +1,4 @@
-"""Builds the native row updates: ``python -m dlrm_jax.native``."""
+"""Builds the native kernels: ``python -m dlrm_jax.native``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Builds and loads the shared library of ``row_updates.cc``."""
+"""Builds and loads the shared library of ``kernels.cc``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ import jax
 from dlrm_jax.cache import cache_directory
 from dlrm_jax.errors import UserError
 
-_SOURCE = Path(__file__).with_name("row_updates.cc")
+_SOURCE = Path(__file__).with_name("kernels.cc")
 
 # Not -ffast-math, with which a library changes how its whole process rounds tiny numbers.
 _OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
 
 # By the name of its target in XLA, the symbol of each function.
 TARGETS = {
+    "dlrm_jax_pool": "DlrmJaxPool",
     "dlrm_jax_sgd": "DlrmJaxSgd",
     "dlrm_jax_rowwise_adagrad": "DlrmJaxRowwiseAdagrad",
 }
@@ -34,7 +35,7 @@ def path() -> Path:
     """Where the library lies once it is built, named after all that it was built from."""
     made_of = (_SOURCE.read_text(), importlib.metadata.version("jaxlib"), _OPTIONS, _processor())
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
-    return cache_directory() / "native" / f"row_updates-{digest}.so"
+    return cache_directory() / "native" / f"kernels-{digest}.so"
 
 
 def build() -> Path:

@@ -1,4 +1,4 @@
-"""The native row updates as JAX functions."""
+"""The native lookups and row updates as JAX functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.native import library
 
 Kernels = Literal["auto", "native", "jax"]
-"""Native updates where they are built; only if they are, otherwise an error; never."""
+"""Native ones where they are built; only if they are, otherwise an error; never."""
 
 Bags = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
 """Rows [N, T, L], the weight of each, and the gradient of each bag [N, T, d], which is that of
@@ -22,7 +22,7 @@ all its rows, times their weights."""
 
 
 def available(kernels: str, platform: str) -> bool:
-    """Whether a program for this platform may use the native updates.
+    """Whether a program for this platform may use what is native.
 
     Raises:
         UserError: they are asked for and can't be had.
@@ -40,6 +40,21 @@ def available(kernels: str, platform: str) -> bool:
             else f"kernels: the native ones are for CPUs, the mesh is of {platform}"
         )
     return found
+
+
+def pool(
+    table: Float[Array, "R d"], rows: Int[Array, "N T L"], weights: Float[Array, "N T L"] | None
+) -> Float[Array, "N T d"]:
+    """The weighted sum of the rows of every bag; `embedding.exchange.pool`.
+
+    Args:
+        table: float32.
+        rows: at or past R is none.
+        weights: one per row; None for ones.
+    """
+    shape = jax.ShapeDtypeStruct((*rows.shape[:2], table.shape[1]), table.dtype)
+    call = jax.ffi.ffi_call("dlrm_jax_pool", shape)
+    return call(table, rows) if weights is None else call(table, rows, weights)
 
 
 def sgd(

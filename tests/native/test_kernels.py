@@ -1,4 +1,4 @@
-"""The native row updates against those in JAX, which other tests compare with the oracle."""
+"""The native kernels against JAX, which other tests compare with the oracle."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from dlrm_jax.embedding import (
     RowWiseAdagrad,
     Table,
     automatic_plan,
+    exchange,
 )
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.native import library
-from dlrm_jax.native.row_updates import Kernels, available
+from dlrm_jax.native import kernels, library
+from dlrm_jax.native.kernels import Kernels, available
 
 TABLES = [
     Table("large", 70_000, 16),
@@ -122,7 +123,8 @@ def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
     rate = optimizer(lambda step: 0.05 / (1 + step))
     native = collection("native", rate, mesh, placement)
     assert native.natively
-    assert native.kernels.endswith("jax of adam")
+    assert native.kernels["lookups"] == "native"
+    assert native.kernels["updates"].endswith("jax of adam")
     found = train(native, weighted, sums)
     expected = train(collection("jax", rate, mesh, placement), weighted, sums)
     assert found.keys() == expected.keys()
@@ -130,12 +132,35 @@ def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
         np.testing.assert_allclose(found[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("dim", "bags", "length"), [(1, 3, 2), (83, 200, 40), (128, 1, 5000)])
+def test_bags_are_pooled_as_in_jax(dim: int, bags: int, length: int, weighted: bool):
+    rng = np.random.default_rng(dim)
+    table = rng.normal(size=(1000, dim)).astype(np.float32)
+    rows = rng.integers(0, 1100, (bags, 2, length)).astype(np.int32)  # those from 1000 on are none
+    rows[0, 0] = 1000
+    weights = rng.uniform(size=rows.shape).astype(np.float32) if weighted else None
+    found = jax.jit(kernels.pool)(table, rows, weights)
+    expected = jax.jit(exchange.pool)(table, rows, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert not np.any(np.asarray(found)[0, 0])
+
+
+def test_predictions_use_them_too():
+    frozen = [dataclasses.replace(t, trainable=False, optimizer=None) for t in TABLES]
+    tables = EmbeddingCollection(frozen, FEATURES, LOOKUPS, make_mesh("1x1"), kernels="native")
+    assert tables.kernels == {"lookups": "native", "updates": "none"}
+    lookup = jax.jit(lambda state, ids: tables.lookup(state, ids)[0])
+    text = lookup.lower(tables.abstract(), batch(0, False)[0]).compile().as_text() or ""
+    assert "dlrm_jax_pool" in text
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_results_do_not_depend_on_the_number_of_threads():
     digests = set()
     for threads in (1, 2, 5):
         program = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("updated.py"))],
+            [sys.executable, str(Path(__file__).with_name("computed.py"))],
             env=os.environ | {"NPROC": str(threads), "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,

@@ -3,7 +3,7 @@
 // `python -m dlrm_jax.native` builds this file.
 //
 // Results don't depend on the number of threads: each row is updated by one thread, which adds
-// up its gradients in the order of the batch.
+// up its gradients in the order of the batch, and each bag is pooled by one.
 
 #include <algorithm>
 #include <atomic>
@@ -47,7 +47,8 @@ void Parallel(ffi::ThreadPool pool, int64_t tasks, const Work& work) {
   shared->changed.wait(lock, [&] { return shared->done == tasks; });
 }
 
-// One block of bags: rows [bags, length], weights of the same shape or none, gradients [bags, d].
+// One block of bags: rows [bags, length], weights of the same shape or none, and the gradients
+// [bags, d], unless the bags are to be pooled.
 struct Bags {
   const int32_t* rows;
   const float* weights;
@@ -70,10 +71,11 @@ void RadixSort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, uint64
 }
 
 // How many rows ahead are asked for: enough to hide the latency of memory.
-constexpr size_t kAhead = 8;
+constexpr size_t kAhead = 16;
 
+template <int kWrite>
 inline void Prefetch(const float* row, int64_t d) {
-  for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(row + j, 1);
+  for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(row + j, kWrite);
 }
 
 // An occurrence of a row: its number within a block.
@@ -175,6 +177,57 @@ ffi::ErrorOr<std::vector<Bags>> Blocks(ffi::RemainingArgs args, bool weighted) {
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::Result<Array>;
 
+// Columns [0, kColumns) of a bag's sum, which stay in registers until all rows are added.
+template <int kColumns>
+inline void SumColumns(const float* table, int64_t limit, int64_t d, const int32_t* rows,
+                       const float* weights, int64_t length, float* result) {
+  float sum[kColumns] = {};
+  for (int64_t i = 0; i < length; ++i) {
+    const uint32_t row = rows[i];
+    if (row >= static_cast<uint64_t>(limit)) continue;
+    const float factor = weights ? weights[i] : 1.f;
+    for (int j = 0; j < kColumns; ++j) sum[j] += factor * table[row * d + j];
+  }
+  for (int j = 0; j < kColumns; ++j) result[j] = sum[j];
+}
+
+// The weighted sums of the rows of bags [N, T, L], as [N, T, d].
+ffi::Error Pool(ffi::ThreadPool pool, Array table, ffi::Buffer<ffi::S32> rows,
+                ffi::RemainingArgs weights, Result result) {
+  Bags bags{rows.typed_data(), nullptr, nullptr, 0, rows.dimensions().back()};
+  const int64_t count = rows.element_count(), length = bags.length;
+  bags.bags = count / length;
+  if (weights.size() > 0) {
+    auto given = weights.get<Array>(0);
+    if (!given) return given.error();
+    bags.weights = given->typed_data();
+  }
+  const float* const from = table.typed_data();
+  const int64_t limit = table.dimensions()[0], d = table.dimensions()[1];
+  // Several for each thread, as one may be slower than another.
+  const int64_t tasks = std::clamp<int64_t>(count / 2048, 1, 4 * pool.num_threads() + 1);
+  Parallel(pool, tasks, [&](int64_t task) {
+    const int64_t end = bags.bags * (task + 1) / tasks;
+    for (int64_t bag = bags.bags * task / tasks; bag < end; ++bag) {
+      const int64_t first = bag * length;
+      for (int64_t i = first + kAhead; i < std::min<int64_t>(first + kAhead + length, count); ++i) {
+        const uint32_t row = bags.rows[i];
+        if (row < static_cast<uint64_t>(limit)) Prefetch<0>(from + row * d, d);
+      }
+      const int32_t* const mine = bags.rows + first;
+      const float* const of_mine = bags.weights ? bags.weights + first : nullptr;
+      float* const to = result->typed_data() + bag * d;
+      int64_t j = 0;
+      for (; j + 64 <= d; j += 64)
+        SumColumns<64>(from + j, limit, d, mine, of_mine, length, to + j);
+      for (; j + 16 <= d; j += 16)
+        SumColumns<16>(from + j, limit, d, mine, of_mine, length, to + j);
+      for (; j < d; ++j) SumColumns<1>(from + j, limit, d, mine, of_mine, length, to + j);
+    }
+  });
+  return ffi::Error::Success();
+}
+
 // w -= rate · g; the result is the weights' own buffer, or a copy that XLA has made of it.
 ffi::Error Sgd(ffi::ThreadPool pool, Array, Array rate, ffi::RemainingArgs blocks_args,
                Result result, bool weighted) {
@@ -195,7 +248,7 @@ ffi::Error Sgd(ffi::ThreadPool pool, Array, Array rate, ffi::RemainingArgs block
       occurrences.AddTo(weights + row * d, occurrence, -step);
     };
     Mine(*blocks, shape[0], task, tasks, [&](uint32_t row, uint32_t occurrence) {
-      Prefetch(weights + int64_t{row} * d, d);
+      Prefetch<1>(weights + int64_t{row} * d, d);
       if (count >= kAhead) update(count);
       waiting[count++ % kAhead] = {row, occurrence};
     });
@@ -218,7 +271,7 @@ ffi::Error RowwiseAdagrad(ffi::ThreadPool pool, Array, Array, Array rate,
   ForEachRow(
       pool, *blocks, shape[0], d,
       [&](uint64_t row) {
-        Prefetch(weights + row * d, d);
+        Prefetch<1>(weights + row * d, d);
         __builtin_prefetch(accumulator + row, 1);
       },
       [&](uint64_t row, const float* gradient) {
@@ -234,6 +287,14 @@ ffi::Error RowwiseAdagrad(ffi::ThreadPool pool, Array, Array, Array rate,
 }
 
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxPool, Pool,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<Array>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxSgd, Sgd,
                               ffi::Ffi::Bind()

@@ -1,0 +1,47 @@
+"""Linear layers through oneDNN.
+
+PyTorch's own go to MKL, which on other makers' processors leaves half of the vector units unused:
+on an AMD EPYC with AVX-512 a product of [2048, 512] and [512, 512] ran at 200 GFLOP/s, oneDNN's at
+450. PyTorch has the operator, for inference alone and without a switch for float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``a @ b.T + bias`` of matrices."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        back = _product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        return back, _product(grad.t(), x.t()), grad.sum(0)
+
+
+class OneDnnLinear(nn.Linear):
+    """`nn.Linear` of a matrix [B, in]."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as in the base class)
+        """[B, out]."""
+        return _Linear.apply(input, self.weight, self.bias)
+
+
+def use_onednn(module: nn.Module) -> None:
+    """Makes all linear layers in a module such ones."""
+    for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = OneDnnLinear
