@@ -14,7 +14,8 @@ peer's time over ours, the median of the rounds, with its quartiles; a peak is r
 making steps; "load elsewhere" is the share of the processors that something else had.
 
 Peers get all cores and the allocator settings of this program. What they need is installed on first
-use; ``*_compiled`` want a C++ compiler besides.
+use. ``*_compiled`` put the dense part through `torch.compile` and want a C++ compiler; ``*_onednn``
+have linear layers through oneDNN, which on processors that aren't Intel's PyTorch doesn't do.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from dlrm_jax.cache import cache_directory
 from dlrm_jax.config import PRESETS, Config, preset
 from dlrm_jax.errors import UserError
+from dlrm_jax.native import library
 from experiments.peers import lineup, report
 from experiments.peers.contestant import Contestant, Worker
 from experiments.peers.drawing import cut, draw_examples, draw_weights, make_problem
@@ -114,6 +116,7 @@ def settings() -> dict[str, Any]:
         "compared_steps": COMPARED_STEPS,
         "loss_tolerance": TOLERANCE,
         "allocator": os.environ.get("GLIBC_TUNABLES"),
+        "native_kernels": library.path().exists(),
         "device": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
     }
@@ -147,6 +150,7 @@ def main(argv: Sequence[str]) -> None:
     peers = lineup.peers(FLAGS.peers, directory)
     entries: list[report.Entry] = []
     total = len(todo) * len(sizes) * len(planned) * len(peers) * FLAGS.rounds
+    print(f"ours has {'' if library.path().exists() else 'no '}native kernels; see BUILD.md\n")
     print(report.header(), flush=True)
     with tqdm(total=total, unit=" rounds", disable=None) as bar, tempfile.TemporaryDirectory() as t:
         weights, examples = Path(t) / "weights", Path(t) / "examples"
