@@ -55,8 +55,8 @@ flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table ar
 flags.DEFINE_enum("bags", "full", ["full", "varied"], "whether bags have as many ids as they may, "
                   "or from 1 to that number")  # fmt: skip
 flags.DEFINE_integer("rounds", 15, "how often each of two contestants is timed", lower_bound=1)
-flags.DEFINE_integer("steps_per_round", 10, "steps timed together; fewer if they are very slow",
-                     lower_bound=1)  # fmt: skip
+flags.DEFINE_integer("steps_per_round", 10, "steps timed together; fewer if they are very slow, "
+                     "more if very fast", lower_bound=1)  # fmt: skip
 flags.DEFINE_integer("max_rows", 0, "of a table, which is cut to it; 0 for as many as let all "
                      "tables fit into 2.5 GiB", lower_bound=0)  # fmt: skip
 flags.DEFINE_string("output", None, "a file for all timings, as JSON")

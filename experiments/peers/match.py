@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,8 +21,10 @@ _ATTEMPTS = 3  # rounds made for each that is asked for, if the machine isn't qu
 
 _PATIENCE_SECONDS = 5.0  # before a round
 
-# A round of a slow contestant has fewer steps.
-_ROUND_SECONDS = 5.0
+# A turn of a slow contestant has fewer steps, one of a fast contestant more: what it takes to go on
+# after having been stopped mustn't count for much.
+_LONGEST_TURN_SECONDS = 5.0
+_SHORTEST_TURN_SECONDS = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +134,7 @@ def play(
         our_losses: of those.
         peer: a contestant that has made none.
         rounds: how often each is timed while the machine is quiet.
-        steps_per_round: steps timed together, of a contestant that isn't slow.
+        steps_per_round: steps timed together, if they take neither very long nor no time.
         on_quiet_round: called after each that counts for certain.
 
     Raises:
@@ -164,7 +167,8 @@ def play(
 
 
 def _fitting(answer: dict[str, Any], steps: int) -> int:
-    return max(1, min(steps, int(_ROUND_SECONDS / answer["seconds"])))
+    least = math.ceil(_SHORTEST_TURN_SECONDS / answer["seconds"])
+    return max(1, min(max(steps, least), int(_LONGEST_TURN_SECONDS / answer["seconds"])))
 
 
 def _side(losses: Sequence[float], steps: int, answers: Sequence[dict[str, Any]]) -> Side:
