@@ -186,7 +186,8 @@ def main(argv: Sequence[str]) -> None:
         for name, each in compared.items():
             times[name].append(each.run(FLAGS.steps_per_round))
 
-    machine, work = roofline.measure(config.embedding_dim), steps.work(learner)
+    machine = roofline.measure(config.embedding_dim, learner.collection.native)
+    work = steps.work(learner)
     seconds = statistics.median(times["steps"])
     report(
         {

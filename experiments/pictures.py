@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+
+from dlrm_jax.data.files import made
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 """Of lines; by Okabe and Ito, whom the colour-blind can tell apart, too."""
@@ -38,6 +41,13 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(color=_INK, size=9)
     return figure, axes
+
+
+def save(figure: Figure, path: str) -> None:
+    """Writes a picture in the format that its name asks for, and says where."""
+    with made(Path(path)) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120)
+    print(f"picture: {path}")
 
 
 def bars(shares: Mapping[str, float], label: str) -> Figure:

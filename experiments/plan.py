@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from dlrm_jax.config import preset
-from dlrm_jax.data.files import made, write_text
+from dlrm_jax.data.files import write_text
 from dlrm_jax.embedding import automatic_plan
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.planning.balance import LINKS, Balance, balance, seconds_by_part
@@ -28,6 +27,7 @@ from dlrm_jax.embedding.traffic import Collective, collectives
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, parse_mesh
 from dlrm_jax.training.build import describe, read_plan, workload
+from experiments.pictures import save
 from experiments.plan_pictures import draw_mesh, draw_shards
 from experiments.program import FLAGS, define_run_flags, run, with_flags
 
@@ -116,13 +116,6 @@ def check_flags() -> None:
                     f"--{name}: expected a file in a directory, got {path}, where {parent} is a "
                     f"file; give another name"
                 )
-
-
-def save(figure: Figure, path: str) -> None:
-    """Writes a picture in the format that its name asks for."""
-    with made(Path(path)) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120)
-    print(f"picture: {path}")
 
 
 def print_shards(found: Balance) -> None:

@@ -20,9 +20,9 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from dlrm_jax.data.batches import Batch
-from dlrm_jax.embedding import EmbeddingCollection
-from dlrm_jax.embedding.exchange import pool
+from dlrm_jax.embedding import EmbeddingCollection, exchange
 from dlrm_jax.embedding.optimizer import slot_shapes
+from dlrm_jax.native import kernels
 
 _SIDE = 2048  # of the matrices: large enough for the full speed of two cores
 _TABLE_BYTES = 512 * 2**20  # far more than caches hold
@@ -61,13 +61,19 @@ class Work:
     row_bytes: float
 
 
-def measure(dim: int) -> Machine:
-    """The machine at its best in several tries; rows are float32 and as wide as given."""
+def measure(dim: int, native: bool) -> Machine:
+    """The machine at its best in several tries.
+
+    Args:
+        dim: width of the rows, which are float32.
+        native: whether native kernels, which read faster, may be used.
+    """
     matrix = jnp.ones((_SIDE, _SIDE))
     product = jax.jit(jnp.matmul)
     rows = _TABLE_BYTES // (4 * dim)
     table = jnp.ones((rows, dim))
     ids = np.random.default_rng(0).integers(0, rows, (_IDS // 64, 1, 64), dtype=np.int32)
+    pool = kernels.pool if native else exchange.pool
     read = jax.jit(lambda table, ids: pool(table, ids, None))
     return Machine(
         flops=2 * _SIDE**3 / _fastest(lambda: product(matrix, matrix)),

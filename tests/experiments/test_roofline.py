@@ -1,12 +1,17 @@
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from main_job import run
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import Adagrad, EmbeddingCollection, Feature, Lookup, RowWiseAdagrad, Table
 from dlrm_jax.mesh import make_mesh
 from experiments.roofline import Machine, Work, matrix_flops, measure, row_bytes
+from experiments.roofline_picture import point
 
 
 def test_products_count_as_often_as_they_run():
@@ -43,6 +48,38 @@ def test_the_limit_is_the_longer_of_the_two():
 
 
 def test_a_machine_has_some_speed():
-    machine = measure(16)
+    machine = measure(16, native=False)
     assert 1e8 < machine.flops < 1e15
     assert 1e6 < machine.row_bytes < 1e13
+
+
+FOUND = {
+    "preset": "kaggle", "batch_size": 2048, "mode": "train", "optimizer": "sgd", "median_ms": 20.0,
+    "step_gflop": 4.0, "machine_gflops": 400.0, "step_row_mib": 10.0,
+    "machine_row_gib_per_second": 4.0,
+}  # fmt: skip
+
+
+def test_a_step_below_its_roof():
+    """10 ms of products and 2.44 of rows in a step of 20."""
+    above = point(FOUND)
+    assert above.name == "kaggle, 2,048, sgd"
+    assert above.intensity == pytest.approx(10 / (1e4 / 2**10 / 4))
+    assert above.speed == above.share == 0.5
+    by_rows = point({**FOUND, "step_row_mib": 61.44, "mode": "infer"})  # 15 ms
+    assert by_rows.name == "kaggle, 2,048, infer"
+    assert by_rows.share == pytest.approx(0.75)
+
+
+def test_the_picture_of_files(tmp_path: Path):
+    results = tmp_path / "a.json"
+    results.write_text(json.dumps(FOUND))
+    picture = tmp_path / "roofline.svg"
+    program = ("-m", "experiments.roofline_picture")
+    drawn = run(f"--results={results}", f"--output={picture}", program=program)
+    assert drawn.returncode == 0, drawn.stderr
+    assert picture.read_text().startswith("<?xml")
+    results.write_text("{}")
+    refused = run(f"--results={results}", f"--output={picture}", program=program)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {results}: expected what experiments.benchmark")
