@@ -20,7 +20,7 @@ BELOW = {
     "embedding": {"errors", "mesh", "native"},
     "training": {"errors", "config", "mesh", "processes", "models", "data", "embedding"},
 }
-BELOW["experiments"] = {*BELOW["training"], "training", "cache"}
+BELOW["experiments"] = {*BELOW["training"], "training", "cache", "native"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
 KNOWS_SHARDING = {"embedding", "mesh", "processes", "training"}
 
