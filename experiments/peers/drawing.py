@@ -22,7 +22,7 @@ _BATCHES = 20
 
 # Small enough that rounding isn't amplified: at ten times these rates the loss overshoots in the
 # first steps, and after ten the peers differ by 1e-4 from one another.
-_LEARNING_RATES: dict[Optimizer, float] = {"sgd": 0.01, "rowwise_adagrad": 0.0005}
+_LEARNING_RATES: dict[Optimizer, float] = {"sgd": 0.01, "rowwise_adagrad": 0.0001}
 _EPS = 1e-6  # with 1e-8 the first steps of Adagrad turn on the signs of gradients that round to 0
 
 _CHUNK = 1 << 20
