@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What is larger than the first limit, as large tables are, is still given back when it is freed.
 # glibc reads its settings when a process starts, hence the second start. BUILD.md says how to
 # measure it and how to opt out.
-_ALLOCATOR = {"hugetlb": 1, "mmap_threshold": 2**28, "trim_threshold": 2**29}
+_ALLOCATOR = {"hugetlb": 1, "mmap_threshold": 2**27, "trim_threshold": 2**28}
 
 if sys.platform == "linux" and sys.argv[0] == "-m" and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{k}={v}" for k, v in _ALLOCATOR.items())

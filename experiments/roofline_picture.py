@@ -91,6 +91,7 @@ def draw(points: Sequence[Point]) -> Figure:
     axes.set_ylim(10 ** math.floor(math.log10(min(0.1, *(x.speed for x in points)))), 1.3)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_minor_formatter(PERCENT)
     axes.set_xlabel("time that its matrix products need at least, over that of its rows")
     axes.set_ylabel("speed, of a large product's")
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
