@@ -18,7 +18,6 @@ hundredth of the rows, the two timed in turn: row-sparse updates make it about 1
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import gc
 import json
@@ -40,6 +39,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh, programs_ahead
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments import roofline
@@ -81,18 +81,16 @@ class Steps:
     def run(self, count: int) -> float:
         """Runs some steps and returns the mean seconds of one."""
         begun = time.perf_counter()
-        started: collections.deque[jax.Array] = collections.deque()
-        for i in range(count):
-            batch = self._placed[i % _BATCHES]
-            if FLAGS.mode == "infer":
-                output = self._predict(self.state, batch)
-            else:
-                self.state, output = self._train(self.state, batch)
-            started.append(output)
-            if len(started) > self._ahead:
-                started.popleft().block_until_ready()
-        jax.block_until_ready(list(started))
+        for _ in read_behind(map(self._step, range(count)), self._ahead):
+            pass
         return (time.perf_counter() - begun) / count
+
+    def _step(self, number: int) -> jax.Array:
+        batch = self._placed[number % _BATCHES]
+        if FLAGS.mode == "infer":
+            return self._predict(self.state, batch)
+        self.state, loss = self._train(self.state, batch)
+        return loss
 
     def work(self, learner: Learner) -> roofline.Work:
         """What one step does."""

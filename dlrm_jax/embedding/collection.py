@@ -96,11 +96,12 @@ class EmbeddingCollection:
 
     @property
     def kernels(self) -> dict[str, str]:
-        """What runs the ``"lookups"`` of bags with several ids and the ``"updates"`` of rows.
+        """What runs the ``"lookups"`` and the ``"updates"`` of rows.
 
-        ``"native"``, ``"jax"``, ``"none"`` if there are none, or which tables are whose.
+        ``"native"``, ``"jax"``, ``"none"`` if there are none, or which tables are whose. Of tables
+        that lie in one array, native lookups of some are named as those of all.
         """
-        return natively.kernels(self.layout, self.native, self.natively)
+        return natively.kernels(self.layout, self.native)
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 

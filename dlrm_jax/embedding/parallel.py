@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Integer
 from dlrm_jax.embedding import exchange, gradient
 from dlrm_jax.embedding.layout import Layout, Slab
 from dlrm_jax.embedding.logical import slab_spec, slot_ndims
+from dlrm_jax.embedding.natively import pooled_natively
 from dlrm_jax.embedding.optimizer import (
     SGD,
     RowWiseAdagrad,
@@ -52,7 +53,8 @@ def lookup(
         mesh=mesh,
         in_specs=({slab.name: slab_spec(slab) for slab in layout.slabs}, BATCH, BATCH),
         out_specs=(BATCH, Context(_PER_DEVICE, _PER_DEVICE, BATCH)),  # pyright: ignore
-        check_vma=not native,  # the check can't know what native kernels do
+        # The check can't know what native kernels do.
+        check_vma=not (native and any(map(pooled_natively, layout.blocks))),
     )(state.weights, ids, weights)
 
 

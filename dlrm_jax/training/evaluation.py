@@ -29,12 +29,12 @@ def predictions(
     parts = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
     with Prefetch(parts, learner.put_evaluation) as batches:
         outputs = (predict(state, batch) for batch in batches)
-        for logits in _read_behind(outputs, programs_ahead(learner.mesh)):
+        for logits in read_behind(outputs, programs_ahead(learner.mesh)):
             yield logits[:left]  # the last batch is filled up
             left -= len(logits)
 
 
-def _read_behind(outputs: Iterable[jax.Array], ahead: int) -> Iterator[np.ndarray]:
+def read_behind(outputs: Iterable[jax.Array], ahead: int) -> Iterator[np.ndarray]:
     """Each output, read when as many later ones have been asked for."""
     started: collections.deque[jax.Array] = collections.deque()
     for output in outputs:
