@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -107,25 +109,24 @@ def test_what_is_not_given_gets_initial_values():
     assert_same(read(tables, state), initial)
 
 
+@dataclasses.dataclass
 class Constant:
     """An initializer that can't be hashed."""
 
-    __hash__ = None
-
-    def __init__(self, value):
-        self.value = value
+    value: float
 
     def __call__(self, key, shape, dtype):
         return jnp.full(shape, self.value, dtype)
 
 
 def test_initializers_of_ones_own():
-    tables = [Table(name, 6, 4, init=Constant(i)) for i, name in enumerate("abc")]
-    features = [Feature(table.name) for table in tables]
-    lookups = [Lookup(table.name, table.name, table.name) for table in tables]
+    values = {"a": 0.5, "b": 1.5, "c": 2.5}
+    tables = [Table(name, 6, 4, init=Constant(value)) for name, value in values.items()]
+    features = [Feature(name) for name in values]
+    lookups = [Lookup(name, name, name) for name in values]
     collection = EmbeddingCollection(tables, features, lookups, make_mesh("2x4"), SGD(0.1))
     for table, arrays in collection.read(collection.init(0)):
-        np.testing.assert_array_equal(arrays["weights"], np.full((6, 4), table.init.value))
+        np.testing.assert_array_equal(arrays["weights"], np.full((6, 4), values[table.name]))
 
 
 def test_logical_describes_what_read_gives():
