@@ -43,7 +43,13 @@ class Config:
     table_rows: tuple[int, ...] = SMALL_ROWS  # with --data=FILE, the file's vocabularies decide
     bag_lengths: tuple[int, ...] = (1,)  # most ids per bag: one number, or one per table
     embedding_dim: int = 16
-    pooling: Literal["sum", "mean"] = "sum"
+    pooling: Literal["sum", "mean", "learned"] = "sum"  # learned: each row has a weight
+    shared_tables: tuple[str, ...] = ()  # C3=C2: the feature C3 reads the tables of C2
+    compression: Literal["none", "quotient_remainder", "mixed_dimensions"] = "none"
+    compress_above: int = 200  # rows; smaller tables are left whole
+    collisions: int = 4  # c of quotient and remainder
+    composition: Literal["product", "sum", "concat"] = "product"  # of the two
+    temperature: float = 0.3  # α of mixed dimensions
     table_dtype: Literal["float32", "bfloat16"] = "float32"
     stochastic_rounding: bool = True  # of bfloat16 tables
     exchange_dtype: Literal["float32", "bfloat16"] = "float32"  # of vectors between devices
@@ -54,6 +60,8 @@ class Config:
     table_optimizers: tuple[str, ...] = ()  # C3=sgd or C3=sgd:0.01, with its learning rate
 
     # Model.
+    model: str = "dlrm"  # a name in dlrm_jax.models.zoo, or MODULE:CLASS
+    model_options: tuple[str, ...] = ()  # layers=3, rank=512: arguments of its class
     dense_features: int = 13
     bottom_mlp: tuple[int, ...] = (64, 16)
     top_mlp: tuple[int, ...] = (128, 64, 1)
@@ -89,6 +97,7 @@ class Config:
 
     # Data.
     examples: int = 2_400_000  # to generate, of which 80 % train
+    teacher: Literal["pairs", "additive"] = "pairs"  # additive: of generated labels, no products
     zipf_exponent: float = 1.05  # of the generated ids; 0 for uniform
     shuffle_window: int = 0  # training examples shuffled among each other; 0 for all
     min_count: int = 1  # rarer values in a file share the id of unseen ones
@@ -101,9 +110,8 @@ class Config:
             for item in value if isinstance(value, tuple) else (value,):
                 if not item >= low:  # also catches NaN
                     raise UserError(f"{name}: expected at least {low}, got {item}")
-        for name in ("table_rows", "bottom_mlp", "top_mlp"):
-            if not getattr(self, name):
-                raise UserError(f"{name}: expected at least one number, got none")
+        if not self.table_rows:
+            raise UserError("table_rows: expected at least one number, got none")
         if not 0 < self.learning_rate < float("inf"):
             raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         if len(self.class_weights) != 2:
@@ -113,7 +121,11 @@ class Config:
                 f"bag_lengths: expected one number, or one for each of the "
                 f"{len(self.table_rows)} tables, got {len(self.bag_lengths)}"
             )
-        if self.interaction == "dot" and self.bottom_mlp[-1] != self.embedding_dim:
+        if (
+            self.model == "dlrm"
+            and self.interaction == "dot"
+            and (self.bottom_mlp[-1:] != (self.embedding_dim,))
+        ):
             raise UserError(
                 f"bottom_mlp: dot interaction needs it to end in embedding_dim = "
                 f"{self.embedding_dim}, got {self.bottom_mlp}"
@@ -123,7 +135,7 @@ class Config:
                 f"placements: they have no effect with a plan, which says where every table is, "
                 f"got {','.join(self.placements)} and {self.plan}"
             )
-        if self.top_mlp[-1] != 1:
+        if self.top_mlp[-1:] != (1,):
             raise UserError(f"top_mlp: expected it to end in 1, the logit, got {self.top_mlp}")
         if self.batch_size % self.accumulation_steps:
             raise UserError(
@@ -145,6 +157,24 @@ class Config:
         """The fields that a checkpoint must share with the run that restores it."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if name not in MAY_CHANGE}
+
+    @property
+    def table_of(self) -> dict[str, str]:
+        """Whose tables each feature reads: its own, or those of another that it shares.
+
+        Raises:
+            UserError: `shared_tables` names no table, or one that is shared itself or of another
+                size.
+        """
+        shared = self.per_table("shared_tables")
+        rows = dict(zip(self.table_names, self.table_rows, strict=True))
+        for name, owner in shared.items():
+            if owner not in rows or owner in shared or owner == name or rows[name] != rows[owner]:
+                raise UserError(
+                    f"shared_tables: expected {name} to name another table with {rows[name]} rows "
+                    f"that isn't shared itself, got {owner!r}"
+                )
+        return {name: shared.get(name, name) for name in self.table_names}
 
     def per_table(self, field: str) -> dict[str, str]:
         """Reads ``("C3=value", …)`` as a mapping from table names.
@@ -176,14 +206,15 @@ MAY_CHANGE = frozenset(
 
 _LOWEST = {
     **dict.fromkeys(
-        ("table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp", "dense_features",
+        ("table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp",
          "accumulation_steps", "batch_size", "evaluation_batch_size", "epochs",
-         "keep_checkpoints", "log_every", "examples", "min_count"),
+         "keep_checkpoints", "log_every", "examples", "min_count", "collisions"),
         1,
     ),
     **dict.fromkeys(
         ("class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm",
-         "steps", "eval_every", "checkpoint_every", "target_auc", "seed", "zipf_exponent",
+         "steps", "eval_every", "checkpoint_every", "compress_above", "temperature",
+         "dense_features", "target_auc", "seed", "zipf_exponent",
          "shuffle_window"),
         0,
     ),
@@ -247,11 +278,13 @@ PRESETS: dict[str, Config] = {
         eval_every=10_000,
         checkpoint_every=10_000,
     ),
-    # MLPerf's recommendation_v2, with dot interaction in place of DCN-v2's cross layers.
+    # MLPerf's recommendation_v2.
     "mlperf_v2": Config(
         table_rows=MLPERF_V2_ROWS,
         bag_lengths=MLPERF_V2_BAG_LENGTHS,
         embedding_dim=128,
+        model="dcn_v2",
+        model_options=("layers=3", "rank=512"),
         bottom_mlp=(512, 256, 128),
         top_mlp=(1024, 1024, 512, 256, 1),
         optimizer="rowwise_adagrad",

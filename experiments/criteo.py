@@ -1,4 +1,4 @@
-"""Trains and evaluates DLRM on Criteo-like data.
+"""Trains and evaluates DLRM, or another model, on Criteo-like data.
 
     python -m experiments.criteo --mesh=2x4
     python -m experiments.criteo --mesh=2x4 --data=train.txt --preset=kaggle --workdir=runs/kaggle
@@ -187,7 +187,9 @@ def check_flags() -> None:
             raise UserError(f"--{flag} has no effect without {needed}")
     if FLAGS.coordinator and not FLAGS.workdir:
         raise UserError("--coordinator needs --workdir, the same in all processes")
-    for flag in ("table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent"):
+    for flag in (
+        "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher"
+    ):  # fmt: skip
         if FLAGS[flag].present and FLAGS.data:
             raise UserError(f"--{flag} has no effect with --data: the data decide")
     if FLAGS["min_count"].present and Path(FLAGS.data).is_dir():

@@ -26,7 +26,8 @@ from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.traffic import Collective, collectives
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, parse_mesh
-from dlrm_jax.training.build import describe, read_plan, workload
+from dlrm_jax.training.build import read_plan, workload
+from dlrm_jax.training.tables import describe
 from experiments.pictures import save
 from experiments.plan_pictures import draw_mesh, draw_shards
 from experiments.program import FLAGS, define_run_flags, run, with_flags
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         plan = automatic_plan(
             described.tables,
             shards,
-            config.per_table("placements"),
+            described.placements,
             optimizer=described.optimizer,
             workload=asked,
             device=kind,

@@ -21,6 +21,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
 from dlrm_jax.processes import CLUSTER, is_first, join, several
 from dlrm_jax.training.loop import Interrupted
+from dlrm_jax.training.model import unread
 from experiments.launch import ANOTHER_LOST, end_with_launcher
 
 FLAGS = flags.FLAGS
@@ -63,13 +64,21 @@ def define_process_flags() -> None:
 
 
 def with_flags(config: Config) -> Config:
-    """The config with the fields replaced that the command line names."""
+    """The config with the fields replaced that the command line names.
+
+    Raises:
+        UserError: nothing would read one of them.
+    """
     given = {}
     for name, kind in FIELD_TYPES.items():
         value = FLAGS[name].value
         if value is not None:
             given[name] = _items(name, value, kind) if get_origin(kind) is tuple else value
-    return dataclasses.replace(config, **given)
+    config = dataclasses.replace(config, **given)
+    for name, needed in unread(config).items():
+        if name in given:
+            raise UserError(f"--{name} has no effect without {needed}")
+    return config
 
 
 def _items(name: str, items: Sequence[str], kind: object) -> tuple[object, ...]:

@@ -11,14 +11,14 @@ from dlrm_jax.errors import UserError
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 AT_LEAST_ONE = [
-    "table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp", "dense_features",
+    "table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp",
     "accumulation_steps", "batch_size", "evaluation_batch_size", "epochs", "keep_checkpoints",
-    "examples", "min_count",
+    "examples", "min_count", "collisions",
 ]  # fmt: skip
 AT_LEAST_ZERO = [
     "class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "steps",
     "eval_every", "checkpoint_every", "target_auc", "seed", "zipf_exponent",
-    "shuffle_window",
+    "shuffle_window", "dense_features", "compress_above", "temperature",
 ]  # fmt: skip
 
 
@@ -76,8 +76,8 @@ def test_nan_is_refused(name):
     ("changes", "text"),
     [
         ({"table_rows": ()}, "expected at least one number, got none"),
-        ({"bottom_mlp": ()}, "expected at least one number, got none"),
-        ({"top_mlp": ()}, "expected at least one number, got none"),
+        ({"bottom_mlp": ()}, "embedding_dim = 16, got ()"),
+        ({"top_mlp": ()}, "expected it to end in 1, the logit, got ()"),
         ({"learning_rate": 0.0}, "expected a positive number, got 0.0"),
         ({"learning_rate": -0.1}, "expected a positive number, got -0.1"),
         ({"class_weights": (1.0,)}, "expected two numbers, got (1.0,)"),
@@ -147,6 +147,7 @@ def test_mlperf_v2_is_the_published_configuration():
     assert config.top_mlp == (1024, 1024, 512, 256, 1)
     assert (config.optimizer, config.learning_rate, config.eps) == ("rowwise_adagrad", 0.005, 1e-8)
     assert config.batch_size == 65_536
+    assert (config.model, config.model_options) == ("dcn_v2", ("layers=3", "rank=512"))
 
 
 def test_a_plan_leaves_nothing_to_place():

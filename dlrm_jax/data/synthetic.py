@@ -12,7 +12,7 @@ import numpy as np
 
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.auc import auc
-from dlrm_jax.data.teacher import Teacher, sigmoid
+from dlrm_jax.data.teacher import Teacher, TeacherKind, sigmoid
 from dlrm_jax.errors import UserError
 
 GENERATOR_VERSION = 1
@@ -28,6 +28,7 @@ def generate(
     examples: int,
     zipf_exponent: float,
     seed: int,
+    labels_from: TeacherKind = "pairs",
 ) -> Dataset:
     """Draws a data set; the result depends on the arguments only.
 
@@ -43,6 +44,7 @@ def generate(
         examples: Number of examples: the first 80 % train, 10 % validation, 10 % test.
         zipf_exponent: Exponent s of Zipf's law; 0 makes ids uniform.
         seed: Selects the teacher and the examples.
+        labels_from: ``"additive"`` leaves the products out.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -51,7 +53,7 @@ def generate(
     table_rows, bag_lengths = tuple(map(int, table_rows)), tuple(map(int, bag_lengths))
     dense_features, examples, seed = int(dense_features), int(examples), int(seed)
     _check_arguments(table_rows, bag_lengths, dense_features, examples, zipf_exponent, seed)
-    teacher = Teacher(table_rows, bag_lengths, dense_features, zipf_exponent, seed)
+    teacher = Teacher(table_rows, bag_lengths, dense_features, zipf_exponent, seed, labels_from)
     dense = np.empty((examples, dense_features), np.float32)
     ids = np.empty((examples, sum(bag_lengths)), np.int32)
     logits, labels = np.empty(examples, np.float32), np.empty(examples, np.float32)
@@ -70,7 +72,9 @@ def generate(
         "test": slice(validation_end, examples),
     }
     splits = {name: Split((Examples(dense[s], ids[s], labels[s]),)) for name, s in bounds.items()}
-    options = (table_rows, bag_lengths, dense_features, examples, float(zipf_exponent), seed)
+    options = (
+        table_rows, bag_lengths, dense_features, examples, float(zipf_exponent), seed, labels_from
+    )  # fmt: skip
     return Dataset(
         train=splits["train"],
         validation=splits["validation"],

@@ -3,12 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.zipf import bounded_zipf, cumulative_zipf
+
+TeacherKind = Literal["pairs", "additive"]
+"""Whether the logit has products of features, or effects of single ones only."""
 
 _SAMPLE = 1 << 15  # examples that the teacher's scales are measured on
 _CLICK_RATE = 0.25
@@ -79,6 +83,7 @@ class Teacher:
         dense_features: int,
         exponent: float,
         seed: int,
+        kind: TeacherKind = "pairs",
     ):
         rng = np.random.default_rng([seed, 0])
         self.table_rows, self.bag_lengths, self.exponent = table_rows, bag_lengths, exponent
@@ -89,7 +94,7 @@ class Teacher:
         candidates = small if len(small) >= 2 else varied[:8]
         possible = [(f, g) for i, f in enumerate(candidates) for g in candidates[:i]]
         chosen = rng.permutation(len(possible))[:_PAIRS]
-        self.pairs = [possible[i] for i in chosen]
+        self.pairs = [possible[i] for i in chosen] if kind == "pairs" else []
         interacting = {feature for pair in self.pairs for feature in pair}
         self.effects = [
             _Effects.draw(rng, rows, exponent, feature in interacting)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
@@ -15,25 +15,22 @@ from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.synthetic import generate
 from dlrm_jax.embedding import (
     EmbeddingCollection,
-    Feature,
-    Lookup,
     Plan,
     Table,
     Workload,
     automatic_plan,
 )
-from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
 from dlrm_jax.embedding.planning.devices import Device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, check_batch_size
-from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.processes import on_first
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import LOSSES, class_weighted
-from dlrm_jax.training.schedule import WarmupDecay
+from dlrm_jax.training.model import make_model
+from dlrm_jax.training.tables import Descriptions, describe, schedule
 
 
 def generate_data(config: Config) -> Dataset:
@@ -45,6 +42,7 @@ def generate_data(config: Config) -> Dataset:
         config.examples,
         config.zipf_exponent,
         config.seed,
+        config.teacher,
     )
 
 
@@ -65,25 +63,12 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
     _check_training_batch(config, mesh)
     if config.eps and config.optimizer == "sgd":
         raise UserError(f"eps: sgd has none, got {config.eps}; leave it out")
-    collection = make_collection(config, mesh)
-
-    def make_model(rngs: nnx.Rngs) -> DLRM:
-        return DLRM(
-            config.dense_features,
-            {lookup.name: config.embedding_dim for lookup in collection.lookups},
-            config.bottom_mlp,
-            config.top_mlp,
-            interaction_kind=config.interaction,
-            self_interaction=config.self_interaction,
-            rngs=rngs,
-            dtype=config.compute_dtype,
-        )
-
+    described = describe(config)
     return Learner(
-        collection,
-        make_model,
+        _place(config, described, mesh),
+        functools.partial(make_model, config, described.parts),
         dense_optimizer(
-            config.dense_optimizer, config.optimizer, _schedule(config), config.eps or None
+            config.dense_optimizer, config.optimizer, schedule(config), config.eps or None
         ),
         class_weighted(LOSSES[config.loss], *config.class_weights),
         config.clip_norm,
@@ -107,57 +92,6 @@ def _check_training_batch(config: Config, mesh: Mesh) -> None:
     check_batch_size(mesh, name, micro_batch)
 
 
-@dataclasses.dataclass(frozen=True)
-class Descriptions:
-    """What a config says of its tables: C1, C2, …, each read by the feature of its name.
-
-    Attributes:
-        tables: all tables.
-        features: one a table.
-        lookups: one a table.
-        optimizer: of the tables that have none of their own.
-    """
-
-    tables: tuple[Table, ...]
-    features: tuple[Feature, ...]
-    lookups: tuple[Lookup, ...]
-    optimizer: RowOptimizer
-
-
-def describe(config: Config) -> Descriptions:
-    """The tables of a config and who reads them.
-
-    Raises:
-        UserError: naming the field that contradicts itself.
-    """
-    own = {
-        name: _table_optimizer(config, text)
-        for name, text in config.per_table("table_optimizers").items()
-    }
-    unknown = set(config.frozen_tables) - set(config.table_names)
-    if unknown:
-        raise UserError(f"frozen_tables: no table named {', '.join(sorted(unknown))}")
-    tables = [
-        Table(
-            name,
-            rows,
-            config.embedding_dim,
-            dtype=config.table_dtype,
-            optimizer=own.get(name),
-            trainable=name not in config.frozen_tables,
-            stochastic_rounding=config.stochastic_rounding,
-        )
-        for name, rows in zip(config.table_names, config.table_rows, strict=True)
-    ]
-    lengths = zip(config.table_names, config.table_bag_lengths, strict=True)
-    return Descriptions(
-        tuple(tables),
-        tuple(Feature(name, length) for name, length in lengths),
-        tuple(Lookup(name, name, name, config.pooling) for name in config.table_names),
-        row_optimizer(config.optimizer, _schedule(config), _row_eps(config, config.optimizer)),
-    )
-
-
 def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Workload:
     """What one step of a config, or one of its micro-batches, asks of its tables."""
     return Workload(
@@ -170,7 +104,10 @@ def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Wo
 
 def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
     """The tables of a config on a mesh, placed by its plan or by an automatic one."""
-    described = describe(config)
+    return _place(config, describe(config), mesh)
+
+
+def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingCollection:
     if config.plan:
         plan = read_plan(Path(config.plan), described.tables, mesh.shape[MODEL])
     else:
@@ -178,7 +115,7 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
         plan = automatic_plan(
             described.tables,
             mesh.shape[MODEL],
-            config.per_table("placements"),
+            described.placements,
             optimizer=described.optimizer,
             workload=workload(config, described, mesh.shape[DATA]),
             device=device,
@@ -222,27 +159,3 @@ def _devices_of(mesh: Mesh) -> tuple[Device, Limits]:
         return device, Limits()
     device = dataclasses.replace(device, memory=memory)
     return device, Limits(memory=device.memory_for_tables)
-
-
-def _table_optimizer(config: Config, text: str) -> RowOptimizer:
-    name, separator, rate = text.partition(":")
-    try:
-        base = float(rate) if separator else config.learning_rate
-    except ValueError:
-        raise UserError(
-            f"table_optimizers: expected OPTIMIZER or OPTIMIZER:LEARNING_RATE, got {text!r}"
-        ) from None
-    return row_optimizer(name, _schedule(config, base), _row_eps(config, name))
-
-
-def _row_eps(config: Config, optimizer: str) -> float | None:
-    return None if optimizer == "sgd" else config.eps or None
-
-
-def _schedule(config: Config, base: float | None = None) -> WarmupDecay:
-    return WarmupDecay(
-        config.learning_rate if base is None else base,
-        config.warmup_steps,
-        config.decay_start,
-        config.decay_steps,
-    )

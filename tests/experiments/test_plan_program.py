@@ -17,7 +17,8 @@ from dlrm_jax.config import Config
 from dlrm_jax.embedding import Plan, automatic_plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import MODEL, make_mesh
-from dlrm_jax.training.build import describe, make_collection
+from dlrm_jax.training.build import make_collection
+from dlrm_jax.training.tables import describe
 
 PROGRAM = ("-m", "experiments.plan")
 CONFIG = Config(table_rows=(50, 3000, 600), embedding_dim=8, bottom_mlp=(8,))

@@ -10,13 +10,16 @@ from flax import nnx
 from dlrm_jax.config import PRESETS
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.dlrm import DLRM
+from dlrm_jax.models.fields import Field
 from dlrm_jax.models.mlp import MLP
+from dlrm_jax.training.model import fields_of
 
 VECTORS = {"a": 8, "b": 8, "c": 8}
+FIELDS = [Field(name, width) for name, width in VECTORS.items()]
 
 
 def model(dtype="float32", seed=0, **options):
-    return DLRM(4, VECTORS, (16, 8), (12, 1), rngs=nnx.Rngs(seed), dtype=dtype, **options)
+    return DLRM(4, FIELDS, (16, 8), (12, 1), rngs=nnx.Rngs(seed), dtype=dtype, **options)
 
 
 def parameters(layer: Any):
@@ -32,19 +35,19 @@ def batch(size=64):
 @pytest.mark.parametrize("name", PRESETS)
 def test_layer_widths_of_the_presets(name):
     config = PRESETS[name]
-    vectors = dict.fromkeys(config.table_names, config.embedding_dim)
+    fields = fields_of(config)
     shapes = nnx.eval_shape(
         lambda: DLRM(
             config.dense_features,
-            vectors,
+            fields,
             config.bottom_mlp,
             config.top_mlp,
-            interaction_kind=config.interaction,
+            interaction=config.interaction,
             self_interaction=config.self_interaction,
             rngs=nnx.Rngs(0),
         )
     )
-    F = len(vectors) + 1
+    F = len(fields) + 1
     z = config.embedding_dim + F * (F - 1) // 2
     for mlp, widths in (
         (shapes.bottom, (config.dense_features, *config.bottom_mlp)),
@@ -86,7 +89,7 @@ def test_a_relu_follows_every_layer_but_the_logits():
 
 @pytest.mark.parametrize("kind", ["dot", "cat"])
 def test_logits_follow_the_papers_forward_pass(kind):
-    net = model(interaction_kind=kind)
+    net = model(interaction=kind)
     dense, pooled = batch()
 
     def mlp(module, x, last_relu):
@@ -124,7 +127,7 @@ def test_bfloat16_computes_float32_logits_close_to_the_others():
 
 def test_widths_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"bottom MLP's output, 8; got \{'b': 4\}"):
-        DLRM(4, {"a": 8, "b": 4}, (16, 8), (12, 1), rngs=nnx.Rngs(0))
+        DLRM(4, [Field("a", 8), Field("b", 4)], (16, 8), (12, 1), rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"top MLP must end in 1, the logit; got \(12, 2\)"):
-        DLRM(4, VECTORS, (16, 8), (12, 2), rngs=nnx.Rngs(0))
-    DLRM(4, {"a": 8, "b": 4}, (16, 8), (12, 1), interaction_kind="cat", rngs=nnx.Rngs(0))
+        DLRM(4, FIELDS, (16, 8), (12, 2), rngs=nnx.Rngs(0))
+    DLRM(4, [Field("a", 8), Field("b", 4)], (16, 8), (12, 1), interaction="cat", rngs=nnx.Rngs(0))

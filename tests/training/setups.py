@@ -16,6 +16,7 @@ from dlrm_jax.embedding import EmbeddingCollection, Feature, Lookup, Table, auto
 from dlrm_jax.embedding.optimizer import row_optimizer
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.dlrm import DLRM
+from dlrm_jax.models.fields import Field
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import LOSSES, class_weighted
@@ -132,10 +133,10 @@ class Setup:
         def make_model(rngs: nnx.Rngs) -> DLRM:
             return DLRM(
                 DENSE,
-                {lookup.name: self.width(lookup.table) for lookup in LOOKUPS},
+                [Field(lookup.name, self.width(lookup.table)) for lookup in LOOKUPS],
                 (6, WIDTH),
                 (10, 1),
-                interaction_kind=self.interaction,
+                interaction=self.interaction,
                 self_interaction=self.self_interaction,
                 rngs=rngs,
                 dtype=self.dtype,

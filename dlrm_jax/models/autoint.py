@@ -1,0 +1,95 @@
+"""AutoInt (arXiv 1810.11921): fields attend to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dlrm_jax.models.fields import (
+    SMALL_VECTOR,
+    Field,
+    FieldVectors,
+    Model,
+    Read,
+    Vectors,
+    common_width,
+)
+
+
+class InteractingLayer(nnx.Module):
+    """Multi-head self-attention over fields, with a residual and a ReLU (equations 5 to 8).
+
+    Args:
+        width: of the vectors that come in.
+        heads: H.
+        head_width: of the vectors of a head.
+        rngs: of the initial values.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, *, rngs: nnx.Rngs):
+        init = jax.nn.initializers.glorot_normal()
+
+        def matrix() -> nnx.Param:
+            return nnx.Param(init(rngs.params(), (width, heads * head_width)))
+
+        self.heads = heads
+        self.query, self.key, self.value, self.residual = (matrix() for _ in range(4))
+
+    def __call__(self, x: Float[Array, "B F in"]) -> Float[Array, "B F out"]:
+        """Returns F vectors as wide as all heads together."""
+
+        def by_head(weight: nnx.Param) -> Float[Array, "B F H a"]:
+            return (x @ weight[...]).reshape(*x.shape[:2], self.heads, -1)
+
+        scores = jnp.einsum("bmha,bnha->bhmn", by_head(self.query), by_head(self.key))
+        attention = jax.nn.softmax(scores, axis=-1)
+        heads = jnp.einsum("bhmn,bnha->bmha", attention, by_head(self.value))
+        return jax.nn.relu(heads.reshape(*x.shape[:2], -1) + x @ self.residual[...])
+
+
+class AutoInt(Model):
+    """Interacting layers over the vectors of all fields, and one logit of all that comes out.
+
+    Args:
+        dense_features: D.
+        fields: of one width, d.
+        layers: how many.
+        heads: of each layer.
+        head_width: of each head.
+        rngs: of the initial values.
+    """
+
+    @staticmethod
+    def reads(field: Field) -> tuple[Read, ...]:
+        """A vector for each id."""
+        del field
+        return (SMALL_VECTOR,)
+
+    def __init__(
+        self,
+        dense_features: int,
+        fields: Sequence[Field],
+        *,
+        layers: int = 2,
+        heads: int = 2,
+        head_width: int = 16,
+        rngs: nnx.Rngs,
+    ):
+        self.field_vectors = FieldVectors(dense_features, fields, rngs=rngs)
+        out = heads * head_width
+        inputs = [common_width(fields), *[out] * (layers - 1)]
+        self.layers = nnx.List(InteractingLayer(w, heads, head_width, rngs=rngs) for w in inputs)
+        flat = (dense_features + len(fields)) * out
+        self.output = nnx.Param(jax.nn.initializers.glorot_normal()(rngs.params(), (flat, 1)))
+        self.bias = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        x = self.field_vectors(dense, vectors)
+        for layer in self.layers:
+            x = layer(x)
+        return (x.reshape(len(x), -1) @ self.output[...])[:, 0] + self.bias[...]

@@ -1,0 +1,160 @@
+"""Deep & Cross Networks: DCN (arXiv 1708.05123) and DCN-v2 (arXiv 2008.13535)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.models.fields import (
+    Field,
+    Model,
+    Vectors,
+    concatenated,
+    concatenated_width,
+    hidden,
+)
+from dlrm_jax.models.mlp import MLP
+
+
+class CrossVector(nnx.Module):
+    """x' = x₀ (xᵀ w) + b + x, DCN's layer.
+
+    Args:
+        width: of x.
+        rngs: of the initial values.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        init = jax.nn.initializers.glorot_normal()
+        self.weight = nnx.Param(init(rngs.params(), (width, 1)))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, first: Float[Array, "B W"], x: Float[Array, "B W"]) -> Float[Array, "B W"]:
+        """Crosses x with the first layer's input."""
+        return first * (x @ self.weight[...]) + self.bias[...] + x
+
+
+class CrossMatrix(nnx.Module):
+    """x' = x₀ ∘ (W x + b) + x, DCN-v2's layer; of low rank W = U V.
+
+    Args:
+        width: of x.
+        rank: of W; 0 for a full matrix.
+        rngs: of the initial values.
+    """
+
+    def __init__(self, width: int, rank: int, *, rngs: nnx.Rngs):
+        init = jax.nn.initializers.glorot_normal()
+        shapes = [(width, rank), (rank, width)] if rank else [(width, width)]
+        self.factors = nnx.List(nnx.Param(init(rngs.params(), shape)) for shape in shapes)
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, first: Float[Array, "B W"], x: Float[Array, "B W"]) -> Float[Array, "B W"]:
+        """Crosses x with the first layer's input."""
+        product = x
+        for factor in self.factors:
+            product = product @ factor[...]
+        return first * (product + self.bias[...]) + x
+
+
+class DCN(Model):
+    """Cross layers and an MLP, both over dense features and vectors; one logit of both.
+
+    Args:
+        dense_features: D.
+        fields: the categorical inputs.
+        top_mlp: widths of the deep part; the last is 1, the logit.
+        layers: how many cross layers.
+        rngs: of the initial values.
+        dtype: that the MLP computes in.
+    """
+
+    def __init__(
+        self,
+        dense_features: int,
+        fields: Sequence[Field],
+        top_mlp: Sequence[int],
+        *,
+        layers: int = 3,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.fields = tuple(fields)
+        width = concatenated_width(dense_features, fields)
+        self.cross = nnx.List(CrossVector(width, rngs=rngs) for _ in range(layers))
+        deep = hidden(top_mlp)
+        self.deep = MLP((width, *deep), last_relu=True, rngs=rngs, dtype=dtype)
+        self.output = MLP((width + (deep or (width,))[-1], 1), last_relu=False, rngs=rngs)
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        first = x = concatenated(dense, vectors, self.fields)
+        for layer in self.cross:
+            x = layer(first, x)
+        deep = self.deep(first)
+        return self.output(jnp.concatenate([x, deep.astype(x.dtype)], axis=1))[:, 0]
+
+
+class DCNv2(Model):
+    """Cross layers with matrices, and an MLP behind them or beside them (figure 1 of the paper).
+
+    With a rank and a bottom MLP this is the model of MLPerf's DLRM-DCNv2.
+
+    Args:
+        dense_features: D.
+        fields: the categorical inputs.
+        bottom_mlp: widths of layers that the dense features go through first, each with a
+            ReLU; none for the paper's own form.
+        top_mlp: widths of the deep part; the last is 1, the logit.
+        layers: how many cross layers.
+        rank: of their matrices; 0 for full ones.
+        structure: whether the deep part is ``"stacked"`` on the cross layers or ``"parallel"``.
+        rngs: of the initial values.
+        dtype: that the MLPs compute in.
+    """
+
+    def __init__(
+        self,
+        dense_features: int,
+        fields: Sequence[Field],
+        bottom_mlp: Sequence[int],
+        top_mlp: Sequence[int],
+        *,
+        layers: int = 3,
+        rank: int = 0,
+        structure: Literal["stacked", "parallel"] = "stacked",
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        if structure not in ("stacked", "parallel"):
+            raise UserError(f"structure: expected stacked or parallel, got {structure!r}")
+        self.fields = tuple(fields)
+        self.structure = structure
+        self.bottom = MLP((dense_features, *bottom_mlp), last_relu=True, rngs=rngs, dtype=dtype)
+        width = concatenated_width((dense_features, *bottom_mlp)[-1], fields)
+        self.cross = nnx.List(CrossMatrix(width, rank, rngs=rngs) for _ in range(layers))
+        deep = hidden(top_mlp)
+        if structure == "stacked":
+            self.top = MLP((width, *deep, 1), last_relu=False, rngs=rngs, dtype=dtype)
+            return
+        self.top = MLP((width, *deep), last_relu=True, rngs=rngs, dtype=dtype)
+        self.output = MLP((width + (deep or (width,))[-1], 1), last_relu=False, rngs=rngs)
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        bottom = self.bottom(dense)
+        bottom = bottom.astype(jnp.promote_types(bottom.dtype, jnp.float32))
+        first = x = concatenated(bottom, vectors, self.fields)
+        for layer in self.cross:
+            x = layer(first, x)
+        if self.structure == "stacked":
+            logits = self.top(x)[:, 0]
+            return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        deep = self.top(first).astype(x.dtype)
+        return self.output(jnp.concatenate([x, deep], axis=1))[:, 0]

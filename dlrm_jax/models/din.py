@@ -1,0 +1,89 @@
+"""Deep Interest Network (arXiv 1706.06978): attention of a target over a history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.models.fields import VECTOR, Field, Model, Read, Vectors, hidden
+from dlrm_jax.models.mlp import MLP
+
+
+class DIN(Model):
+    """An MLP over dense features, vectors, and histories weighted by what the target is.
+
+    Each history e₁, e₂, … becomes Σⱼ a(eⱼ, v) eⱼ, where v is the target's vector and a an MLP over
+    eⱼ, v, eⱼ - v and eⱼ ∘ v. As in equation 3 of the paper, the weights aren't normalized. Absent
+    ids, whose vectors are zero, add nothing. ReLUs stand for the paper's Dice.
+
+    Args:
+        dense_features: D.
+        fields: those with several ids are histories.
+        top_mlp: widths of the MLP; the last is 1, the logit.
+        target: the name of the field that attends, which has one id.
+        attention: hidden widths of a.
+        rngs: of the initial values.
+        dtype: that the MLPs compute in.
+
+    Raises:
+        UserError: there is no history, or no such target of the same width.
+    """
+
+    @staticmethod
+    def reads(field: Field) -> tuple[Read, ...]:
+        """A vector, or a sequence of them where there are several ids."""
+        return (Read(sequence=True),) if field.max_ids > 1 else (VECTOR,)
+
+    def __init__(
+        self,
+        dense_features: int,
+        fields: Sequence[Field],
+        top_mlp: Sequence[int],
+        *,
+        target: str,
+        attention: tuple[int, ...] = (32,),
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        widths = {field.name: field.width for field in fields if field.max_ids == 1}
+        histories = [field for field in fields if field.max_ids > 1]
+        if not histories:
+            raise UserError("din needs a history: a field with several ids; all have one")
+        if target not in widths:
+            raise UserError(f"target: expected a field of one id, got {target!r}")
+        if any(field.width != widths[target] for field in histories):
+            raise UserError("din needs histories as wide as their target")
+        self.names = tuple(widths)
+        self.histories = tuple(field.name for field in histories)
+        self.target = target
+        self.attention = nnx.Dict(
+            {
+                name: MLP(
+                    (4 * widths[target], *attention, 1), last_relu=False, rngs=rngs, dtype=dtype
+                )
+                for name in self.histories
+            }
+        )
+        width = dense_features + sum(field.width for field in fields)
+        self.top = MLP((width, *hidden(top_mlp), 1), last_relu=False, rngs=rngs, dtype=dtype)
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        target = vectors[self.target]
+        attended = [self._attend(name, vectors[name], target) for name in self.histories]
+        parts = [dense, *(vectors[name] for name in self.names), *attended]
+        logits = self.top(jnp.concatenate(parts, axis=1))[:, 0]
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def _attend(
+        self, name: str, history: Float[Array, "B L d"], target: Float[Array, "B d"]
+    ) -> Float[Array, "B d"]:
+        wide = jnp.broadcast_to(target[:, None], history.shape)
+        inputs = [history, wide, history - wide, history * wide]
+        flat = jnp.concatenate(inputs, axis=2).reshape(-1, 4 * target.shape[1])
+        weights = self.attention[name](flat).reshape(history.shape[:2])
+        return jnp.einsum("bl,bld->bd", weights.astype(history.dtype), history)

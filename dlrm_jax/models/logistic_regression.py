@@ -1,0 +1,34 @@
+"""Logistic regression: what can be had without interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dlrm_jax.models.fields import WEIGHT, Field, FirstOrder, Model, Read, Vectors
+
+
+class LogisticRegression(Model):
+    """ŷ = Σ wᵢ xᵢ + b, over ids and dense features.
+
+    Args:
+        dense_features: D.
+        fields: the categorical inputs.
+        rngs: means nothing here, all weights start from 0.
+    """
+
+    @staticmethod
+    def reads(field: Field) -> tuple[Read, ...]:
+        """A weight for each id."""
+        del field
+        return (WEIGHT,)
+
+    def __init__(self, dense_features: int, fields: Sequence[Field], *, rngs: nnx.Rngs):
+        del rngs
+        self.first_order = FirstOrder(dense_features, fields)
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        return self.first_order(dense, vectors)

@@ -1,0 +1,65 @@
+"""Neural collaborative filtering (arXiv 1708.05031): of a user and an item, by their ids alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.models.fields import VECTOR, Field, Model, Read, Vectors, common_width, hidden
+from dlrm_jax.models.mlp import MLP
+
+_OF_MLP = Read(".mlp")
+
+
+class NCF(Model):
+    """NeuMF: one logit of a product of vectors and of an MLP over others (section 3.4).
+
+    Args:
+        dense_features: must be 0.
+        fields: two, of one width: such as the user and the item.
+        top_mlp: widths of the MLP; the last is 1, the logit.
+        rngs: of the initial values.
+        dtype: that the MLP computes in.
+
+    Raises:
+        UserError: there are other inputs.
+    """
+
+    @staticmethod
+    def reads(field: Field) -> tuple[Read, ...]:
+        """One vector for the product, one for the MLP."""
+        del field
+        return (VECTOR, _OF_MLP)
+
+    def __init__(
+        self,
+        dense_features: int,
+        fields: Sequence[Field],
+        top_mlp: Sequence[int],
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        if len(fields) != 2 or dense_features:
+            raise UserError(
+                f"neural collaborative filtering is for two fields, a user and an item, and no "
+                f"dense features; got {len(fields)} and {dense_features}"
+            )
+        width = common_width(fields)
+        self.names = tuple(field.name for field in fields)
+        deep = hidden(top_mlp)
+        self.mlp = MLP((2 * width, *deep), last_relu=True, rngs=rngs, dtype=dtype)
+        self.output = MLP((width + (deep or (2 * width,))[-1], 1), last_relu=False, rngs=rngs)
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        del dense
+        first, second = self.names
+        product = vectors[first] * vectors[second]
+        both = [vectors[first + _OF_MLP.suffix], vectors[second + _OF_MLP.suffix]]
+        deep = self.mlp(jnp.concatenate(both, axis=1))
+        return self.output(jnp.concatenate([product, deep.astype(product.dtype)], axis=1))[:, 0]

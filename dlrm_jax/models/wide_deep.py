@@ -1,0 +1,63 @@
+"""Wide & Deep (arXiv 1606.07792)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+from dlrm_jax.models.fields import (
+    VECTOR,
+    WEIGHT,
+    Field,
+    FirstOrder,
+    Model,
+    Read,
+    Vectors,
+    concatenated,
+    concatenated_width,
+    hidden,
+)
+from dlrm_jax.models.mlp import MLP
+
+
+class WideDeep(Model):
+    """ŷ = wide + deep: a linear model and an MLP over dense features and vectors (section 3).
+
+    The wide part reads ids as they are; crossed ones, which the paper makes by hand, would be
+    further fields of the data.
+
+    Args:
+        dense_features: D.
+        fields: the categorical inputs.
+        top_mlp: widths of the deep part; the last is 1, the logit.
+        rngs: of the initial values.
+        dtype: that the MLP computes in.
+    """
+
+    @staticmethod
+    def reads(field: Field) -> tuple[Read, ...]:
+        """A weight and a vector for each id."""
+        del field
+        return (VECTOR, WEIGHT)
+
+    def __init__(
+        self,
+        dense_features: int,
+        fields: Sequence[Field],
+        top_mlp: Sequence[int],
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.fields = tuple(fields)
+        self.wide = FirstOrder(dense_features, fields)
+        widths = (concatenated_width(dense_features, fields), *hidden(top_mlp), 1)
+        self.deep = MLP(widths, last_relu=False, rngs=rngs, dtype=dtype)
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        deep = self.deep(concatenated(dense, vectors, self.fields))[:, 0]
+        return self.wide(dense, vectors) + deep

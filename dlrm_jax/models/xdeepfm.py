@@ -1,0 +1,99 @@
+"""xDeepFM (arXiv 1803.05170): a compressed interaction network beside an MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+
+from dlrm_jax.models.fields import (
+    SMALL_VECTOR,
+    WEIGHT,
+    Field,
+    FieldVectors,
+    FirstOrder,
+    Model,
+    Read,
+    Vectors,
+    common_width,
+    hidden,
+)
+from dlrm_jax.models.mlp import MLP
+
+
+class CIN(nnx.Module):
+    """Xᵏ_h = Σ_{i,j} Wᵏ_hij (Xᵏ⁻¹_i ∘ X⁰_j), each summed over its elements (equations 6 to 8).
+
+    Args:
+        fields: m, the rows of X⁰.
+        widths: H₁, H₂, …, the rows of X¹, X², ….
+        rngs: of the initial values.
+    """
+
+    def __init__(self, fields: int, widths: Sequence[int], *, rngs: nnx.Rngs):
+        init = jax.nn.initializers.glorot_normal()
+        inputs = [fields, *widths[:-1]]
+        self.weights = nnx.List(
+            nnx.Param(init(rngs.params(), (rows * fields, width)))
+            for rows, width in zip(inputs, widths, strict=True)
+        )
+
+    def __call__(self, first: Float[Array, "B m d"]) -> Float[Array, "B H"]:
+        """Returns H = ΣHₖ numbers per example, one for each row of each layer."""
+        x, sums = first, []
+        for weight in self.weights:
+            # With the elements in front, a layer is one matrix product.
+            products = jnp.einsum("bid,bjd->bdij", x, first)
+            products = products.reshape(*products.shape[:2], -1) @ weight[...]
+            x = products.transpose(0, 2, 1)
+            sums.append(jnp.sum(x, axis=2))
+        return jnp.concatenate(sums, axis=1)
+
+
+class XDeepFM(Model):
+    """ŷ = linear + CIN + deep (section 3.3).
+
+    Args:
+        dense_features: D.
+        fields: of one width, d.
+        top_mlp: widths of the deep part; the last is 1, the logit.
+        cin: widths of the layers of the compressed interaction network.
+        rngs: of the initial values.
+        dtype: that the MLP computes in.
+    """
+
+    @staticmethod
+    def reads(field: Field) -> tuple[Read, ...]:
+        """A weight and a vector for each id."""
+        del field
+        return (SMALL_VECTOR, WEIGHT)
+
+    def __init__(
+        self,
+        dense_features: int,
+        fields: Sequence[Field],
+        top_mlp: Sequence[int],
+        *,
+        cin: tuple[int, ...] = (16, 16),
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        count = dense_features + len(fields)
+        self.linear = FirstOrder(dense_features, fields)
+        self.field_vectors = FieldVectors(dense_features, fields, rngs=rngs)
+        self.cin = CIN(count, cin, rngs=rngs)
+        self.cin_output = nnx.Param(
+            jax.nn.initializers.glorot_normal()(rngs.params(), (sum(cin), 1))
+        )
+        widths = (count * common_width(fields), *hidden(top_mlp), 1)
+        self.deep = MLP(widths, last_relu=False, rngs=rngs, dtype=dtype)
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        fields = self.field_vectors(dense, vectors)
+        explicit = (self.cin(fields) @ self.cin_output[...])[:, 0]
+        deep = self.deep(fields.reshape(len(fields), -1))[:, 0]
+        return self.linear(dense, vectors) + explicit + deep

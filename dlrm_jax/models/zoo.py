@@ -1,0 +1,29 @@
+"""The models, by name."""
+
+from __future__ import annotations
+
+from dlrm_jax.models.autoint import AutoInt
+from dlrm_jax.models.dcn import DCN, DCNv2
+from dlrm_jax.models.deepfm import DeepFM
+from dlrm_jax.models.din import DIN
+from dlrm_jax.models.dlrm import DLRM
+from dlrm_jax.models.fields import Model
+from dlrm_jax.models.fm import FM
+from dlrm_jax.models.logistic_regression import LogisticRegression
+from dlrm_jax.models.ncf import NCF
+from dlrm_jax.models.wide_deep import WideDeep
+from dlrm_jax.models.xdeepfm import XDeepFM
+
+MODELS: dict[str, type[Model]] = {
+    "logistic_regression": LogisticRegression,
+    "fm": FM,
+    "wide_deep": WideDeep,
+    "deepfm": DeepFM,
+    "xdeepfm": XDeepFM,
+    "dcn": DCN,
+    "dcn_v2": DCNv2,
+    "autoint": AutoInt,
+    "ncf": NCF,
+    "din": DIN,
+    "dlrm": DLRM,
+}

@@ -1,0 +1,139 @@
+"""From a config to its model: one of the zoo or a class of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.models.fields import Field, Model
+from dlrm_jax.models.representation import Part, Represented
+from dlrm_jax.models.zoo import MODELS
+
+_GIVEN = ("self", "dense_features", "fields", "rngs", "dtype", "param_dtype")
+
+
+def fields_of(config: Config) -> tuple[Field, ...]:
+    """The categorical inputs, C1, C2, …."""
+    return tuple(
+        Field(name, config.embedding_dim, length)
+        for name, length in zip(config.table_names, config.table_bag_lengths, strict=True)
+    )
+
+
+def model_class(config: Config) -> type[Model]:
+    """The class that ``config.model`` names.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    module, separator, name = config.model.partition(":")
+    if not separator:
+        if config.model not in MODELS:
+            raise UserError(
+                f"model: expected one of {', '.join(MODELS)}, or MODULE:CLASS; got {config.model!r}"
+            )
+        return MODELS[config.model]
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model: can't import {config.model!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise UserError(f"model: expected a subclass of dlrm_jax.models.fields.Model, got {found}")
+    return found
+
+
+def make_model(
+    config: Config, parts: Mapping[str, Callable[[nnx.Rngs], Part]], rngs: nnx.Rngs
+) -> nnx.Module:
+    """The dense model of a config.
+
+    Args:
+        config: whose model it is.
+        parts: see `tables.Descriptions`.
+        rngs: of the initial values.
+
+    Raises:
+        UserError: the model doesn't take an option, or not such inputs.
+    """
+    kind: Any = model_class(config)
+    taken = options(kind)
+    arguments: dict[str, Any] = {name: getattr(config, name) for name in config_fields(kind)}
+    arguments |= _own_options(config, taken)
+    if "dtype" in inspect.signature(kind.__init__).parameters:
+        arguments["dtype"] = config.compute_dtype
+    elif config.compute_dtype != "float32":
+        raise UserError(f"compute_dtype: {config.model} has no MLP, got {config.compute_dtype}")
+    model = kind(config.dense_features, fields_of(config), **arguments, rngs=rngs)
+    if not parts:
+        return model
+    return Represented(model, {name: make(rngs) for name, make in parts.items()})
+
+
+def options(kind: type[Model]) -> dict[str, Any]:
+    """The types of what a class takes besides its inputs, by name."""
+    hints = typing.get_type_hints(kind.__init__)
+    parameters = inspect.signature(kind.__init__).parameters
+    return {name: hints[name] for name in parameters if name not in _GIVEN}
+
+
+def config_fields(kind: type[Model]) -> list[str]:
+    """The fields of `Config` that are arguments of a class."""
+    return [name for name in options(kind) if name in FIELD_TYPES]
+
+
+def unread(config: Config) -> dict[str, str]:
+    """The fields that mean nothing in a config, and what would make them mean something."""
+    found = {}
+    taken = config_fields(model_class(config))
+    for name in ("bottom_mlp", "top_mlp", "interaction", "self_interaction"):
+        if name not in taken:
+            found[name] = f"a model that has it; {config.model} hasn't"
+    compressing = {"collisions": "quotient_remainder", "composition": "quotient_remainder",
+                   "temperature": "mixed_dimensions"}  # fmt: skip
+    for name, compression in compressing.items():
+        if config.compression != compression:
+            found[name] = f"--compression={compression}"
+    if config.compression == "none":
+        found["compress_above"] = "--compression"
+    return found
+
+
+def _own_options(config: Config, taken: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: kind for name, kind in taken.items() if name not in FIELD_TYPES}
+    values = {}
+    for item in config.model_options:
+        name, separator, text = item.partition("=")
+        if not separator or name not in own:
+            raise UserError(
+                f"model_options: expected NAME=VALUE with a name of "
+                f"{', '.join(own) or 'none at all'}, which {config.model} has; got {item!r}"
+            )
+        values[name] = _parsed(item, text, own[name])
+    parameters = inspect.signature(model_class(config).__init__).parameters
+    for name in own:
+        if name not in values and parameters[name].default is inspect.Parameter.empty:
+            raise UserError(f"model_options: {config.model} needs {name}=VALUE")
+    return values
+
+
+def _parsed(item: str, text: str, kind: Any) -> Any:
+    try:
+        if typing.get_origin(kind) is tuple:  # commas separate options
+            return tuple(int(number) for number in text.split("-"))
+        if kind is bool:
+            return {"true": True, "false": False}[text]
+        return kind(text) if kind in (int, float) else text
+    except (ValueError, KeyError):
+        raise UserError(
+            f"model_options: expected {_READABLE.get(kind, '64-32, numbers')}, got {item!r}"
+        ) from None
+
+
+_READABLE = {int: "a whole number", float: "a number", bool: "true or false"}

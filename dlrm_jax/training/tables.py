@@ -1,0 +1,220 @@
+"""From a config to its tables: what the model reads of each field, held whole or compressed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import nnx
+
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import Feature, Lookup, Table
+from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
+from dlrm_jax.errors import UserError
+from dlrm_jax.models.fields import SMALL, Field, Read
+from dlrm_jax.models.representation import LearnedPooling, Part, Projection, QuotientRemainder
+from dlrm_jax.training.model import fields_of, model_class
+from dlrm_jax.training.schedule import WarmupDecay
+
+_INIT = {
+    "uniform": None,
+    "small": jax.nn.initializers.normal(SMALL),
+    "zeros": jax.nn.initializers.zeros,
+    "ones": jax.nn.initializers.ones,
+}
+
+MakePart = Callable[[nnx.Rngs], Part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Descriptions:
+    """What a config says of its tables: C1, C2, …, and what a model wants besides.
+
+    Attributes:
+        tables: all tables. Those of feature C3 are C3, C3.weight, C3.quotient, …
+        features: C1, C2, ….
+        lookups: who reads which table.
+        optimizer: of the tables that have none of their own.
+        placements: of the tables whose placement is given.
+        parts: what makes a vector that no lookup gives as it is, by its name.
+    """
+
+    tables: tuple[Table, ...]
+    features: tuple[Feature, ...]
+    lookups: tuple[Lookup, ...]
+    optimizer: RowOptimizer
+    placements: dict[str, str]
+    parts: dict[str, MakePart]
+
+
+def describe(config: Config) -> Descriptions:
+    """The tables of a config and who reads them.
+
+    What the config says of C3 holds of all tables of that feature.
+
+    Raises:
+        UserError: naming the field that contradicts itself.
+    """
+    optimizers = {
+        name: _table_optimizer(config, text)
+        for name, text in config.per_table("table_optimizers").items()
+    }
+    unknown = set(config.frozen_tables) - set(config.table_names)
+    if unknown:
+        raise UserError(f"frozen_tables: no table named {', '.join(sorted(unknown))}")
+    placed = config.per_table("placements")
+    tables: dict[str, Table] = {}
+    lookups: list[Lookup] = []
+    placements: dict[str, str] = {}
+    parts: dict[str, MakePart] = {}
+    table_of = config.table_of
+    for name in (*optimizers, *config.frozen_tables, *placed):
+        if table_of[name] != name:
+            raise UserError(f"{name} has no tables of its own, it shares those of {table_of[name]}")
+    reads = model_class(config).reads
+    rows = dict(zip(config.table_names, config.table_rows, strict=True))
+    dims = dict(zip(rows, compressed_widths(config), strict=True))
+    for field in fields_of(config):
+        owner = table_of[field.name]
+        for read in reads(field):
+            vector = _Vector(config, field, owner, rows[owner], dims[owner], read)
+            for lookup, (suffix, table_rows, width, init) in vector.lookups:
+                lookups.append(lookup)
+                tables[owner + suffix] = Table(
+                    owner + suffix,
+                    table_rows,
+                    width,
+                    dtype=config.table_dtype,
+                    init=_INIT[init],
+                    optimizer=optimizers.get(owner),
+                    trainable=owner not in config.frozen_tables,
+                    stochastic_rounding=config.stochastic_rounding,
+                )
+                if owner in placed:
+                    placements[owner + suffix] = placed[owner]
+            if vector.part:
+                parts[vector.name] = vector.part
+    return Descriptions(
+        tuple(tables.values()),
+        tuple(Feature(field.name, field.max_ids) for field in fields_of(config)),
+        tuple(lookups),
+        row_optimizer(config.optimizer, schedule(config), _row_eps(config, config.optimizer)),
+        placements,
+        parts,
+    )
+
+
+_Held = tuple[str, int, int, str]
+"""A table: what its name adds to its owner's, rows, width, initial values."""
+
+
+class _Vector:
+    """One vector that the model reads: the lookups that it takes and what they become.
+
+    Attributes:
+        name: that the model knows it by.
+        lookups: with the tables that they read.
+        part: what makes the vector; None where it is a lookup's own.
+    """
+
+    def __init__(
+        self, config: Config, field: Field, owner: str, rows: int, narrow: int, read: Read
+    ):
+        self.name = field.name + read.suffix
+        self.part: MakePart | None = None
+        whole, compression = read.width is not None, config.compression
+        width = read.width or field.width
+        pooling = "none" if read.sequence else config.pooling
+
+        def lookup(suffix: str, table: _Held, **changes: object) -> tuple[Lookup, _Held]:
+            options = {"pooling": "sum" if pooling == "learned" else pooling, **changes}
+            return Lookup(self.name + suffix, field.name, owner + table[0], **options), table  # pyright: ignore
+
+        if compression == "quotient_remainder" and not whole and rows > config.compress_above:
+            c, each = config.collisions, width
+            if config.composition == "concat":
+                each = _half(width)
+            quotient = (f"{read.suffix}.quotient", -(-rows // c), each, read.init)
+            remainder = (f"{read.suffix}.remainder", c, each, read.init)
+            self.lookups = [
+                lookup(".quotient", quotient, id_map=lambda ids: ids // c),
+                lookup(".remainder", remainder, id_map=lambda ids: ids % c),
+            ]
+            names = (f"{self.name}.quotient", f"{self.name}.remainder")
+            self.part = lambda _: QuotientRemainder(*names, config.composition)
+        elif compression == "mixed_dimensions" and not whole and narrow < width:
+            suffix = f"{read.suffix}.narrow"
+            self.lookups = [lookup(".narrow", (suffix, rows, narrow, read.init))]
+            name = f"{self.name}.narrow"
+            self.part = lambda rngs: Projection(name, narrow, width, rngs=rngs)
+        elif pooling == "learned" and not whole:
+            table = (read.suffix, rows, width, read.init)
+            weight = (f"{read.suffix}.pooling", rows, 1, "ones")
+            self.lookups = [
+                lookup(".sequence", table, pooling="none"),
+                lookup(".pooling", weight, pooling="none"),
+            ]
+            names = (f"{self.name}.sequence", f"{self.name}.pooling")
+            self.part = lambda _: LearnedPooling(*names)
+        else:
+            self.lookups = [lookup("", (read.suffix, rows, width, read.init))]
+
+
+def compressed_widths(config: Config) -> tuple[int, ...]:
+    """The width of each table's rows; with mixed dimensions, larger tables have narrower ones."""
+    if config.compression != "mixed_dimensions":
+        return (config.embedding_dim,) * len(config.table_rows)
+    mixed = mixed_dimensions(config.table_rows, config.embedding_dim, config.temperature)
+    return tuple(
+        width if rows > config.compress_above else config.embedding_dim
+        for rows, width in zip(config.table_rows, mixed, strict=True)
+    )
+
+
+def mixed_dimensions(rows: Sequence[int], width: int, temperature: float) -> tuple[int, ...]:
+    """max(1, round(d (n_min / nᵢ)^α)), the popularity rule of arXiv 1909.11810.
+
+    Args:
+        rows: nᵢ of each table.
+        width: d, of the smallest table.
+        temperature: α; 0 gives all tables the same width.
+    """
+    least = min(rows)
+    return tuple(max(1, round(width * (least / n) ** temperature)) for n in rows)
+
+
+def schedule(config: Config, base: float | None = None) -> WarmupDecay:
+    """The learning rate by step.
+
+    Args:
+        config: what is said of it.
+        base: None for the config's own.
+    """
+    return WarmupDecay(
+        config.learning_rate if base is None else base,
+        config.warmup_steps,
+        config.decay_start,
+        config.decay_steps,
+    )
+
+
+def _half(width: int) -> int:
+    if width % 2:
+        raise UserError(f"composition: concat needs an even embedding_dim, got {width}")
+    return width // 2
+
+
+def _table_optimizer(config: Config, text: str) -> RowOptimizer:
+    name, separator, rate = text.partition(":")
+    try:
+        base = float(rate) if separator else config.learning_rate
+    except ValueError:
+        raise UserError(
+            f"table_optimizers: expected OPTIMIZER or OPTIMIZER:LEARNING_RATE, got {text!r}"
+        ) from None
+    return row_optimizer(name, schedule(config, base), _row_eps(config, name))
+
+
+def _row_eps(config: Config, optimizer: str) -> float | None:
+    return None if optimizer == "sgd" else config.eps or None
