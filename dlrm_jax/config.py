@@ -245,6 +245,16 @@ def _accepted(kind: type) -> tuple[type, ...]:
 # The reference's command lines; see the README for what each is.
 PRESETS: dict[str, Config] = {
     "small": Config(),
+    # Small enough for many models to learn all that there is in a minute or less each.
+    "comparison": Config(
+        table_rows=(3, 10, 18, 24, 27, 60, 105, 300, 600, 1000, 2000, 5000),
+        embedding_dim=8,
+        dense_features=4,
+        bottom_mlp=(32, 8),
+        top_mlp=(64, 32, 1),
+        batch_size=1024,
+        examples=1_000_000,
+    ),
     "kaggle": Config(
         table_rows=KAGGLE_ROWS,
         embedding_dim=16,

@@ -10,11 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dlrm_jax.models.fields import (
-    SMALL_VECTOR,
     Field,
     FieldVectors,
     Model,
-    Read,
     Vectors,
     common_width,
 )
@@ -62,12 +60,6 @@ class AutoInt(Model):
         head_width: of each head.
         rngs: of the initial values.
     """
-
-    @staticmethod
-    def reads(field: Field) -> tuple[Read, ...]:
-        """A vector for each id."""
-        del field
-        return (SMALL_VECTOR,)
 
     def __init__(
         self,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from dlrm_jax.errors import UserError
 from dlrm_jax.models.fields import (
     Field,
     Model,
@@ -132,8 +131,6 @@ class DCNv2(Model):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        if structure not in ("stacked", "parallel"):
-            raise UserError(f"structure: expected stacked or parallel, got {structure!r}")
         self.fields = tuple(fields)
         self.structure = structure
         self.bottom = MLP((dense_features, *bottom_mlp), last_relu=True, rngs=rngs, dtype=dtype)

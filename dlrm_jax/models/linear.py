@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -52,8 +53,9 @@ class Linear(nnx.Module):
         """Applies the layer to the last axis."""
         weight, bias = self.weight[...], self.bias[...]
         x, weight, bias = (array.astype(self.dtype) for array in (x, weight, bias))
-        y: Any = _linear(x.reshape(-1, x.shape[-1]), weight, bias, self.relu)
-        return y.reshape(*x.shape[:-1], -1)
+        leading = x.shape[:-1]  # -1 can't stand for them where there are no inputs
+        y: Any = _linear(x.reshape(math.prod(leading), x.shape[-1]), weight, bias, self.relu)
+        return y.reshape(*leading, len(bias))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

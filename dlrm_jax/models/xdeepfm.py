@@ -37,19 +37,21 @@ class CIN(nnx.Module):
         init = jax.nn.initializers.glorot_normal()
         inputs = [fields, *widths[:-1]]
         self.weights = nnx.List(
-            nnx.Param(init(rngs.params(), (rows * fields, width)))
+            nnx.Param(init(rngs.params(), (rows, width * fields)))
             for rows, width in zip(inputs, widths, strict=True)
         )
 
     def __call__(self, first: Float[Array, "B m d"]) -> Float[Array, "B H"]:
         """Returns H = ΣHₖ numbers per example, one for each row of each layer."""
-        x, sums = first, []
+        # Elements in front: a layer is one matrix product with Wᵏ as [i, (h, j)], whose result is
+        # multiplied by X⁰ and summed over j. All products Xᵏ⁻¹_i ∘ X⁰_j, written down, would be
+        # several times as large.
+        first = x = first.transpose(0, 2, 1)
+        sums = []
         for weight in self.weights:
-            # With the elements in front, a layer is one matrix product.
-            products = jnp.einsum("bid,bjd->bdij", x, first)
-            products = products.reshape(*products.shape[:2], -1) @ weight[...]
-            x = products.transpose(0, 2, 1)
-            sums.append(jnp.sum(x, axis=2))
+            products = (x @ weight[...]).reshape(*x.shape[:2], -1, first.shape[2])
+            x = jnp.sum(products * first[:, :, None], axis=3)
+            sums.append(jnp.sum(x, axis=1))
         return jnp.concatenate(sums, axis=1)
 
 

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -127,13 +127,17 @@ def _parsed(item: str, text: str, kind: Any) -> Any:
     try:
         if typing.get_origin(kind) is tuple:  # commas separate options
             return tuple(int(number) for number in text.split("-"))
+        if typing.get_origin(kind) is Literal:
+            return {choice: choice for choice in typing.get_args(kind)}[text]
         if kind is bool:
             return {"true": True, "false": False}[text]
         return kind(text) if kind in (int, float) else text
     except (ValueError, KeyError):
-        raise UserError(
-            f"model_options: expected {_READABLE.get(kind, '64-32, numbers')}, got {item!r}"
-        ) from None
+        raise UserError(f"model_options: expected {_readable(kind)}, got {item!r}") from None
 
 
-_READABLE = {int: "a whole number", float: "a number", bool: "true or false"}
+def _readable(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(typing.get_args(kind))
+    texts = {int: "a whole number", float: "a number", bool: "true or false"}
+    return texts.get(kind, "numbers such as 64-32")

@@ -1,0 +1,228 @@
+"""Models trained alike and kept: each trial is one JSON file, and what is there isn't done again.
+
+All trials of a study have the same data, tables, batches and steps. The learning rate is chosen
+for each model and optimizer by the validation log loss of the first seed; the other seeds take it
+over. Within a trial the metrics are those of the evaluation with the best validation log loss, as
+if training had been stopped there. The test split chooses nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import tqdm
+from jax.sharding import Mesh
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.data.files import write_text
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.learner import TrainState
+from dlrm_jax.training.loop import Intervals, Metrics, train
+from dlrm_jax.training.record import to_json
+from dlrm_jax.training.step import make_predict, make_train_step
+from experiments.roofline import matrix_flops
+
+RATES: dict[str, tuple[float, ...]] = {
+    "sgd": (0.1, 0.3, 1.0),
+    "adagrad": (0.01, 0.03, 0.1),
+    "rowwise_adagrad": (0.01, 0.03, 0.1),
+    "adam": (0.0003, 0.001, 0.003),
+}
+"""Learning rates to search over, by optimizer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A model under an optimizer.
+
+    Attributes:
+        name: of the model, with its options if it has any: ``dcn_v2:rank=8``.
+        optimizer: of tables and dense model.
+    """
+
+    name: str
+    optimizer: str
+
+    def config(self, base: Config, learning_rate: float, seed: int) -> Config:
+        """The run of this contender."""
+        model, _, options = self.name.partition(":")
+        return dataclasses.replace(
+            base,
+            model=model,
+            model_options=tuple(options.split(":")) if options else (),
+            optimizer=self.optimizer,  # pyright: ignore[reportArgumentType]
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a contender.
+
+    Attributes:
+        contender: who.
+        learning_rate: that was chosen.
+        trials: of each seed, as `run_trial` gives them.
+    """
+
+    contender: Contender
+    learning_rate: float
+    trials: Sequence[Mapping[str, Any]]
+
+    def values(self, split: Literal["train", "validation", "test"], metric: str) -> list[float]:
+        """One number per seed."""
+        return [trial[split][metric] for trial in self.trials]
+
+
+class Study:
+    """Trials on one data set, kept in a directory.
+
+    Args:
+        base: the run of all trials, models and optimizers aside.
+        data: that all train on.
+        mesh: that they run on.
+        evaluations: how often each trial is evaluated.
+        directory: of the files.
+    """
+
+    def __init__(self, base: Config, data: Dataset, mesh: Mesh, evaluations: int, directory: Path):
+        self.base, self.data, self.mesh = base, data, mesh
+        self.evaluations, self.directory = evaluations, directory
+
+    def run(
+        self,
+        contenders: Sequence[Contender],
+        rates: Mapping[str, Sequence[float]],
+        seeds: int,
+    ) -> list[Result]:
+        """Searches, then repeats with the other seeds.
+
+        Args:
+            contenders: in the order of the results.
+            rates: learning rates by optimizer.
+            seeds: trials of each contender with its chosen rate: seeds 0, 1, ….
+        """
+        results = []
+        total = sum(len(rates[each.optimizer]) + seeds - 1 for each in contenders)
+        with tqdm.tqdm(total=total, unit="trial", dynamic_ncols=True) as bar:
+
+            def trial(contender: Contender, rate: float, seed: int) -> Mapping[str, Any]:
+                bar.set_description(
+                    f"{contender.name}, {contender.optimizer} {rate:g}, seed {seed}"
+                )
+                found = self.trial(contender.config(self.base, rate, seed))
+                bar.update(1)
+                return found
+
+            for each in contenders:
+                searched = {rate: trial(each, rate, 0) for rate in rates[each.optimizer]}
+                best = min(searched, key=lambda rate: _log_loss(searched[rate]))
+                if not math.isfinite(_log_loss(searched[best])):
+                    raise UserError(
+                        f"{each.name} with {each.optimizer} diverges at all learning rates of "
+                        f"{', '.join(map(str, searched))}; try smaller ones"
+                    )
+                others = [trial(each, best, seed) for seed in range(1, seeds)]
+                results.append(Result(each, best, [searched[best], *others]))
+        return results
+
+    def trial(self, config: Config) -> Mapping[str, Any]:
+        """One trial: from its file if it was done before."""
+        identity = {"data": self.data.fingerprint, "evaluations": self.evaluations,
+                    "mesh": dict(self.mesh.shape), "steps": config.steps,
+                    "epochs": config.epochs, **config.identity()}  # fmt: skip
+        key = hashlib.blake2b(to_json(identity).encode(), digest_size=8).hexdigest()
+        path = self.directory / f"{config.model}-{config.optimizer}-{config.seed}-{key}.json"
+        if not path.exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            found = run_trial(config, self.data, self.mesh, self.evaluations)
+            write_text(path, to_json({"trial": identity, **found}, indent=1))
+        return json.loads(path.read_text())
+
+
+def _log_loss(trial: Mapping[str, Any]) -> float:
+    """By validation; infinite if the trial diverged."""
+    return trial["validation"]["log_loss"] if trial["validation"] else math.inf
+
+
+def run_trial(config: Config, data: Dataset, mesh: Mesh, evaluations: int) -> dict[str, Any]:
+    """Trains one model.
+
+    Args:
+        config: of the run; its tables are those of the data.
+        data: three splits.
+        mesh: to run on.
+        evaluations: how often, the end included.
+
+    Returns:
+        the metrics of ``train`` (as many examples as there are for validation), ``validation`` and
+        ``test`` at the best evaluation, None if the trial diverged before the first; ``curve``,
+        the step and the metrics of each; ``parameters``, ``flops`` (of matrix products, per
+        example of a step), ``milliseconds`` of a step, ``bytes`` held, ``temporary_bytes`` of it.
+    """
+    learner = make_learner(config, mesh)
+    batches = TrainBatches(data.train, config.batch_size, config.seed, config.shuffle_window)
+    steps = config.steps or config.epochs * batches.steps_per_epoch
+    state = learner.init(config.seed)
+    predict = make_predict(learner)
+    jitted, placed = make_train_step(learner), learner.put(batches[0])
+    step = jitted.lower(state, placed).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    memory = step.memory_analysis()
+    found: dict[str, Any] = {
+        "parameters": sum(t.rows * t.dim for t in learner.collection.tables.values())
+        + sum(x.size for x in jax.tree.leaves(state.params)),
+        "flops": matrix_flops(jitted, state, placed) / config.batch_size,
+        "bytes": sum(
+            shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
+        ),
+        "temporary_bytes": memory.temp_size_in_bytes * mesh.size if memory else None,
+        "train": None,
+        "validation": None,
+        "test": None,
+        "milliseconds": None,
+        "curve": [],
+    }
+
+    def metrics_of(state: TrainState, split: str) -> Metrics:
+        rows = data.splits[split]
+        if split == "train":
+            rows = rows[: len(data.validation)]
+        return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
+
+    def validate(state: TrainState) -> Metrics:
+        metrics = {split: metrics_of(state, split) for split in ("train", "validation")}
+        found["curve"].append({"step": int(state.step), **metrics})
+        if metrics["validation"]["log_loss"] < _log_loss(found):
+            found.update(metrics, test=metrics_of(state, "test"))
+        return metrics["validation"]
+
+    try:
+        trained = train(
+            learner,
+            step,
+            state,
+            batches,
+            steps,
+            Intervals(log=0, evaluate=-(-steps // evaluations), checkpoint=0),
+            validate=validate,
+            keep=lambda *_: None,
+            record=lambda *_: None,
+        )
+    except UserError as error:  # what diverged has lost, and the others go on
+        found["diverged"] = str(error)
+        return found
+    speed = trained.examples_per_second
+    found["milliseconds"] = 1e3 * config.batch_size / speed if speed else None
+    return found

@@ -1,0 +1,301 @@
+"""Every model's forward pass against its paper's formula, written with loops in NumPy."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.models.fields import Field, Model
+from dlrm_jax.models.representation import (
+    LearnedPooling,
+    Projection,
+    QuotientRemainder,
+    Represented,
+)
+from dlrm_jax.models.zoo import MODELS
+
+B, D, WIDTH = 5, 2, 4
+FIELDS = [Field(name, WIDTH) for name in ("a", "b", "c")]
+PAIR = FIELDS[:2]
+HISTORY = [Field("user", WIDTH), Field("item", WIDTH), Field("seen", WIDTH, max_ids=3)]
+
+
+def built(name: str, fields=FIELDS, dense_features=D, **options) -> Any:
+    """A model whose parameters are all drawn, so that zeros hide nothing."""
+    model = MODELS[name](dense_features, fields, rngs=nnx.Rngs(0), **options)  # pyright: ignore
+    graph, state = nnx.split(model)
+    rng = np.random.default_rng(1)
+    drawn = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), "float32"), state)
+    return nnx.merge(graph, drawn)
+
+
+def example(fields=FIELDS, dense_features=D, kind: type[Model] = Model):
+    """Dense features and all that a model reads, drawn."""
+    rng = np.random.default_rng(2)
+    vectors = {}
+    for field in fields:
+        for read in kind.reads(field):
+            shape = (field.max_ids,) * read.sequence + (read.width or field.width,)
+            vectors[field.name + read.suffix] = rng.normal(0, 1, (B, *shape)).astype("float32")
+    return rng.normal(0, 1, (B, dense_features)).astype("float32"), vectors
+
+
+def f64(parameter) -> np.ndarray:
+    return np.asarray(parameter[...], np.float64)
+
+
+def mlp(module, x, last_relu=False):
+    layers = list(module.layers)
+    for i, layer in enumerate(layers):
+        x = f64(layer.weight) @ x + f64(layer.bias)
+        if last_relu or i + 1 < len(layers):
+            x = np.maximum(x, 0)
+    return x
+
+
+def check(model, dense, vectors, formula):
+    """The formula is of one example: its dense features, and its vectors by name."""
+    got = model(jnp.asarray(dense), {name: jnp.asarray(v) for name, v in vectors.items()})
+    wanted = [
+        formula(dense[n].astype("f8"), {name: v[n].astype("f8") for name, v in vectors.items()})
+        for n in range(B)
+    ]
+    assert np.ptp(wanted) > 0.01
+    np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=2e-4)
+
+
+def first_order(module, x, v):
+    weights = [v[f"{name}.weight"][0] for name in "abc"]
+    return sum(weights) + x @ f64(module.dense) + f64(module.bias)
+
+
+def field_vectors(module, x, v):
+    table = f64(module.dense)
+    return [v[name] for name in "abc"] + [x[j] * table[j] for j in range(D)]
+
+
+def all_pairs(vectors):
+    return sum(u @ w for u, w in itertools.combinations(vectors, 2))
+
+
+def test_logistic_regression():
+    model = built("logistic_regression")
+    dense, vectors = example(kind=MODELS["logistic_regression"])
+    check(model, dense, vectors, lambda x, v: first_order(model.first_order, x, v))
+
+
+def test_fm():
+    model = built("fm")
+
+    def formula(x, v):
+        return first_order(model.first_order, x, v) + all_pairs(
+            field_vectors(model.field_vectors, x, v)
+        )
+
+    check(model, *example(kind=MODELS["fm"]), formula)
+
+
+def test_wide_deep():
+    model = built("wide_deep", top_mlp=(6, 1))
+
+    def formula(x, v):
+        deep = mlp(model.deep, np.concatenate([x, v["a"], v["b"], v["c"]]))
+        return first_order(model.wide, x, v) + deep[0]
+
+    check(model, *example(kind=MODELS["wide_deep"]), formula)
+
+
+def test_deepfm():
+    model = built("deepfm", top_mlp=(6, 1))
+
+    def formula(x, v):
+        fields = field_vectors(model.field_vectors, x, v)
+        linear = first_order(model.first_order, x, v)
+        return linear + all_pairs(fields) + mlp(model.deep, np.concatenate(fields))[0]
+
+    check(model, *example(kind=MODELS["deepfm"]), formula)
+
+
+def test_xdeepfm():
+    model = built("xdeepfm", top_mlp=(6, 1), cin=(3, 2))
+
+    def formula(x, v):
+        fields = field_vectors(model.field_vectors, x, v)
+        m, rows, sums = len(fields), fields, []
+        for weight, width in zip(model.cin.weights, (3, 2), strict=True):
+            w = f64(weight).reshape(len(rows), width, m)
+            places = [(i, j) for i in range(len(rows)) for j in range(m)]
+            rows = [
+                np.sum([w[i, h, j] * rows[i] * fields[j] for i, j in places], axis=0)
+                for h in range(width)
+            ]
+            sums += [np.sum(row) for row in rows]
+        deep = mlp(model.deep, np.concatenate(fields))[0]
+        return first_order(model.linear, x, v) + np.array(sums) @ f64(model.cin_output)[:, 0] + deep
+
+    check(model, *example(kind=MODELS["xdeepfm"]), formula)
+
+
+def test_dcn():
+    model = built("dcn", top_mlp=(6, 1), layers=2)
+
+    def formula(x, v):
+        first = crossed = np.concatenate([x, v["a"], v["b"], v["c"]])
+        for layer in model.cross:
+            crossed = first * (crossed @ f64(layer.weight)[:, 0]) + f64(layer.bias) + crossed
+        deep = mlp(model.deep, first, last_relu=True)
+        return mlp(model.output, np.concatenate([crossed, deep]))[0]
+
+    check(model, *example(), formula)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("structure", ["stacked", "parallel"])
+@pytest.mark.parametrize("bottom", [(), (4,)])
+def test_dcn_v2(rank, structure, bottom):
+    model = built("dcn_v2", bottom_mlp=bottom, top_mlp=(6, 1), layers=2, rank=rank,
+                  structure=structure)  # fmt: skip
+
+    def formula(x, v):
+        x = mlp(model.bottom, x, last_relu=True)
+        first = crossed = np.concatenate([x, v["a"], v["b"], v["c"]])
+        for layer in model.cross:
+            matrix = np.linalg.multi_dot([f64(f).T for f in reversed(layer.factors)]) if rank else (
+                f64(layer.factors[0]).T)  # fmt: skip
+            crossed = first * (matrix @ crossed + f64(layer.bias)) + crossed
+        if structure == "stacked":
+            return mlp(model.top, crossed)[0]
+        deep = mlp(model.top, first, last_relu=True)
+        return mlp(model.output, np.concatenate([crossed, deep]))[0]
+
+    check(model, *example(), formula)
+    assert all((3 in f[...].shape) == (rank == 3) for layer in model.cross for f in layer.factors)
+
+
+def test_autoint():
+    model = built("autoint", layers=2, heads=2, head_width=3)
+
+    def formula(x, v):
+        fields = field_vectors(model.field_vectors, x, v)
+        for layer in model.layers:
+            query, key, value, residual = (
+                f64(w).T for w in (layer.query, layer.key, layer.value, layer.residual)
+            )
+            out = []
+            for m in range(len(fields)):
+                heads = []
+                for h in (slice(0, 3), slice(3, 6)):
+                    scores = np.exp([(query[h] @ fields[m]) @ (key[h] @ e) for e in fields])
+                    shares = scores / scores.sum()
+                    heads.append(
+                        sum(a * (value[h] @ e) for a, e in zip(shares, fields, strict=True))
+                    )
+                out.append(np.maximum(np.concatenate(heads) + residual @ fields[m], 0))
+            fields = out
+        return np.concatenate(fields) @ f64(model.output)[:, 0] + f64(model.bias)
+
+    check(model, *example(), formula)
+
+
+def test_ncf():
+    model = built("ncf", PAIR, 0, top_mlp=(6, 1))
+
+    def formula(x, v):
+        deep = mlp(model.mlp, np.concatenate([v["a.mlp"], v["b.mlp"]]), last_relu=True)
+        return mlp(model.output, np.concatenate([v["a"] * v["b"], deep]))[0]
+
+    check(model, *example(PAIR, 0, MODELS["ncf"]), formula)
+
+
+def test_din():
+    model = built("din", HISTORY, top_mlp=(6, 1), target="item", attention=(5,))
+    dense, vectors = example(HISTORY, kind=MODELS["din"])
+    vectors["seen"][1, 1:] = 0  # absent
+
+    def formula(x, v):
+        target = v["item"]
+        attended = sum(
+            mlp(model.attention["seen"], np.concatenate([e, target, e - target, e * target]))[0] * e
+            for e in v["seen"]
+        )
+        return mlp(model.top, np.concatenate([x, v["user"], target, attended]))[0]
+
+    check(model, dense, vectors, formula)
+
+
+def test_dlrm_without_dense_features_is_linear_beside_its_products():
+    model = built("dlrm", dense_features=0, bottom_mlp=(6, WIDTH), top_mlp=(6, 1))
+
+    def formula(x, v):
+        constant = mlp(model.bottom, x, last_relu=True)
+        stack = [constant, v["a"], v["b"], v["c"]]
+        products = [stack[i] @ stack[j] for i in range(4) for j in range(i)]
+        return mlp(model.top, np.concatenate([constant, products]))[0]
+
+    check(model, *example(dense_features=0), formula)
+
+
+def test_represented_vectors():
+    rng = np.random.default_rng(0)
+    vectors = {name: rng.normal(size=(B, WIDTH)).astype("f4") for name in ("q", "r", "whole")}
+    vectors["narrow"] = rng.normal(size=(B, 2)).astype("f4")
+    vectors["sequence"] = rng.normal(size=(B, 3, WIDTH)).astype("f4")
+    vectors["weights"] = rng.normal(size=(B, 3, 1)).astype("f4")
+    on_device = jax.tree.map(jnp.asarray, vectors)
+    projection = Projection("narrow", 2, WIDTH, rngs=nnx.Rngs(0))
+    q, r = vectors["q"], vectors["r"]
+    pooled = sum(vectors["sequence"][:, i] * vectors["weights"][:, i] for i in range(3))
+    for part, wanted in (
+        (QuotientRemainder("q", "r", "product"), q * r),
+        (QuotientRemainder("q", "r", "sum"), q + r),
+        (QuotientRemainder("q", "r", "concat"), np.concatenate([q, r], axis=1)),
+        (projection, vectors["narrow"] @ np.asarray(projection.weight[...])),
+        (LearnedPooling("sequence", "weights"), pooled),
+    ):
+        np.testing.assert_allclose(part(on_device), wanted, rtol=1e-5, atol=1e-6)
+
+    class Reader(Model):
+        def __call__(self, dense, vectors):
+            return dense[:, 0] + vectors["whole"][:, 0] + vectors["made"][:, 1]
+
+    model = Represented(Reader(), {"made": QuotientRemainder("q", "r", "product")})
+    dense = jnp.ones((B, 1))
+    np.testing.assert_allclose(
+        model(dense, on_device), 1 + vectors["whole"][:, 0] + (q * r)[:, 1], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"ncf", "din"}))
+def test_bfloat16_leaves_logits_in_float32(name):
+    kind: Any = MODELS[name]
+    arguments = kind.__init__.__annotations__
+    if "dtype" not in arguments:
+        return
+    options = {"bottom_mlp": (8, WIDTH), "top_mlp": (6, 1)}
+    options = {key: value for key, value in options.items() if key in arguments}
+    model = kind(D, FIELDS, **options, rngs=nnx.Rngs(0), dtype="bfloat16")
+    dense, vectors = example(kind=kind)
+    assert model(jnp.asarray(dense), jax.tree.map(jnp.asarray, vectors)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "options", "message"),
+    [
+        ("fm", [Field("a", 4), Field("b", 3)], {}, r"vectors of one width, got \{'a': 4, 'b': 3\}"),
+        ("wide_deep", FIELDS, {"top_mlp": (4, 2)}, r"must end in 1, the logit; got \(4, 2\)"),
+        ("ncf", FIELDS, {"top_mlp": (4, 1)}, "for two fields.*got 3 and 2"),
+        ("din", FIELDS, {"top_mlp": (4, 1), "target": "a"}, "needs a history"),
+        ("din", HISTORY, {"top_mlp": (4, 1), "target": "seen"}, "one id, got 'seen'"),
+        ("din", [*HISTORY[:2], Field("seen", 3, 2)], {"top_mlp": (4, 1), "target": "item"},
+         "as wide as their target"),
+        ("dlrm", FIELDS, {"bottom_mlp": (), "top_mlp": (4, 1)}, "at least one layer, got none"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(name, fields, options, message):
+    with pytest.raises(UserError, match=message):
+        MODELS[name](D, fields, rngs=nnx.Rngs(0), **options)  # pyright: ignore

@@ -1,0 +1,146 @@
+"""Every model through config, tables and step, on a mesh; options and classes of the user's own."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.models.fields import VECTOR, WEIGHT, Model
+from dlrm_jax.models.zoo import MODELS
+from dlrm_jax.training.build import generate_data, make_learner
+from dlrm_jax.training.model import make_model, model_class, unread
+from dlrm_jax.training.step import make_predict, make_train_step
+
+CONFIG = Config(
+    table_rows=(30, 40, 50),
+    bag_lengths=(1, 1, 3),
+    embedding_dim=8,
+    dense_features=3,
+    bottom_mlp=(8, 8),
+    top_mlp=(8, 1),
+    batch_size=64,
+    examples=800,
+    placements=("C1=row_wise", "C2=table_wise:1"),
+    learning_rate=0.1,
+)
+CHANGES: dict[str, dict[str, Any]] = {
+    "ncf": {"table_rows": (30, 40), "bag_lengths": (1,), "dense_features": 0},
+    "din": {"model_options": ("target=C2", "attention=6-4")},
+}
+
+
+def config_of(model: str) -> Config:
+    return dataclasses.replace(CONFIG, model=model, **CHANGES.get(model, {}))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_trains_on_a_mesh(name):
+    config = config_of(name)
+    mesh = make_mesh("2x4")
+    learner = make_learner(config, mesh)
+    batch = TrainBatches(generate_data(config).train, config.batch_size, 0)[0]
+    placed = learner.put(batch)
+    state = learner.init(0)
+    # The first loss is that of the model by itself, on what its tables hold.
+    tables = {
+        table.name: arrays["weights"] for table, arrays in learner.collection.read(state.embedding)
+    }
+    ends = np.cumsum(config.table_bag_lengths)
+    vectors = {}
+    for lookup in learner.collection.lookups:
+        place = config.table_names.index(lookup.feature)
+        bags = np.asarray(batch.ids)[:, ends[place] - config.table_bag_lengths[place] : ends[place]]
+        sequence = np.where(bags[..., None] >= 0, np.asarray(tables[lookup.table])[bags], 0)
+        vectors[lookup.name] = jnp.asarray(
+            sequence if lookup.pooling == "none" else sequence.sum(1)
+        )
+    logits = learner.model(state.params)(jnp.asarray(batch.dense), vectors)
+    wanted = float(jnp.mean(learner.loss(logits, jnp.asarray(batch.labels))))
+    step = make_train_step(learner)
+    losses = []
+    for _ in range(15):
+        state, loss = step(state, placed)
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(wanted, rel=1e-4)
+    assert losses[-1] < 0.95 * losses[0]
+    assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def weights_by_table(learner, state):
+    pairs = learner.collection.read(state.embedding)
+    return {table.name: np.asarray(arrays["weights"]) for table, arrays in pairs}
+
+
+class SumOfWeights(Model):
+    """What a user writes: one class."""
+
+    @staticmethod
+    def reads(field):
+        return (WEIGHT, VECTOR) if field.max_ids == 1 else (VECTOR,)
+
+    def __init__(self, dense_features, fields, *, factor: float, rngs: nnx.Rngs):
+        del dense_features, rngs
+        self.names = tuple(field.name for field in fields)
+        self.factor = factor
+
+    def __call__(self, dense, vectors):
+        del dense
+        return self.factor * jnp.stack([vectors[name][:, 0] for name in self.names]).sum(0)
+
+
+def test_a_class_of_the_users_own():
+    config = dataclasses.replace(
+        CONFIG, model=f"{__name__}:SumOfWeights", model_options=("factor=2.5",)
+    )
+    learner = make_learner(config, make_mesh("2x4"))
+    batch = TrainBatches(generate_data(config).train, config.batch_size, 0)[0]
+    state = learner.init(0)
+    logits = make_predict(learner)(state, learner.put(batch))
+    assert set(learner.collection.tables) == {"C1", "C1.weight", "C2", "C2.weight", "C3"}
+    assert (
+        learner.collection.plan.describe(learner.collection.tables.values()).count("row_wise") == 2
+    )
+    tables = {t.name: np.asarray(a["weights"]) for t, a in learner.collection.read(state.embedding)}
+    ids = np.asarray(batch.ids)
+    bag = np.where(ids[:, 2:] >= 0, tables["C3"][ids[:, 2:], 0], 0).sum(1)
+    wanted = 2.5 * (tables["C1"][ids[:, 0], 0] + tables["C2"][ids[:, 1], 0] + bag)
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "dlmr"}, "expected one of logistic_regression, .*MODULE:CLASS; got 'dlmr'"),
+        ({"model": "no_such_module:M"}, "can't import 'no_such_module:M': No module named"),
+        ({"model": "math:M"}, "can't import 'math:M'"),
+        ({"model": "math:pi"}, "expected a subclass of"),
+        ({"model": f"{__name__}:SumOfWeights"}, "needs factor=VALUE"),
+        ({"model": "dcn", "model_options": ("layer=3",)}, "a name of layers, which dcn has"),
+        ({"model": "dcn", "model_options": ("layers",)}, "got 'layers'"),
+        ({"model": "dcn", "model_options": ("layers=x",)}, "a whole number, got 'layers=x'"),
+        ({"model": "xdeepfm", "model_options": ("cin=8,8",)}, "numbers such as 64-32"),
+        ({"model": "dcn_v2", "model_options": ("structure=up",)}, "stacked or parallel"),
+        ({"model": "fm", "model_options": ("x=1",)}, "none at all, which fm has"),
+        ({"model": "fm", "compute_dtype": "bfloat16"}, "fm has no MLP"),
+    ],
+)
+def test_models_that_cannot_be_made_are_refused(changes, message):
+    config = dataclasses.replace(CONFIG, **changes)
+    with pytest.raises(UserError, match=message):
+        make_model(config, {}, nnx.Rngs(0))
+
+
+def test_fields_that_nothing_reads_are_named():
+    assert set(unread(CONFIG)) == {"collisions", "composition", "temperature", "compress_above"}
+    fm = dataclasses.replace(CONFIG, model="fm", compression="mixed_dimensions")
+    assert set(unread(fm)) == {
+        "bottom_mlp", "top_mlp", "interaction", "self_interaction", "collisions", "composition"
+    }  # fmt: skip
+    assert issubclass(model_class(fm), Model)
