@@ -51,8 +51,8 @@ def test_killed_at_random_times(unbroken: Path, tmp_path: Path):
     succeed(*flags)
     assert losses(tmp_path) == losses(unbroken)
     shown = scalars(tmp_path / "tensorboard")
-    assert shown["train/loss"] == pytest.approx(list(losses(unbroken).items()), rel=1e-6)
-    assert shown["test/auc"] == [(40, pytest.approx(summary(tmp_path)["test"]["auc"]))]
+    assert shown["train/loss"] == list(losses(unbroken).items())
+    assert [step for step, _ in shown["test/auc"]] == [40]
     assert not [p for p in checkpoints.iterdir() if not p.name.isdecimal()]
 
 
