@@ -34,7 +34,7 @@ from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import check_same, is_first
 from dlrm_jax.training import vocabularies
-from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
+from dlrm_jax.training.build import check_batch_sizes, for_data, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
@@ -223,12 +223,7 @@ def load_data(config: Config) -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs."""
     if FLAGS.data:
         data = load_dataset(Path(FLAGS.data), cache_directory() / "criteo", config.min_count)
-        config = dataclasses.replace(
-            config,
-            table_rows=data.table_rows,
-            bag_lengths=data.bag_lengths,
-            dense_features=data.train.dense_features,
-        )
+        config = for_data(config, data)
     else:
         data = generate_data(config)
     for name, split in data.splits.items():
