@@ -1,7 +1,7 @@
 """What it brings that the rows of a table lie in the order of their frequency.
 
-    python -m experiments.frequency --preset=kaggle
-    python -m experiments.frequency --data=criteo --embedding_dim=16 --bottom_mlp=64,16
+    python -m experiments.frequency --optimizer=rowwise_adagrad
+    python -m experiments.frequency --data=criteo
 
 The same batches are looked up in tables whose rows lie by descending frequency in the training
 part, as `experiments.preprocess` lays them, by first appearance in it, as other programs do, and at
@@ -9,7 +9,13 @@ random. The batches are of the validation part, so that rows don't lie well for 
 in them. Lines and pages that they touch, hits of caches and loads of shards are counted, not
 measured; an array is taken to begin with a line and a page. Lookups and updates, on one device, are
 timed in turn; a ratio is the random order's time over another's, round by round: the median, and
-the quartiles. Prints tables, and writes ``frequency.json`` and ``frequency.png`` to the workdir.
+the quartiles. Of a training part much shorter than the tables, most rows don't occur, and lie as by
+chance behind the others in every order: give generated data as many ``--examples`` as you can.
+
+``busiest shard`` is its load over the mean, where row r of each table lies on shard r mod
+``--shards``, in tables with more rows than the batch has examples; ``tables turned`` is that of
+lookups where each table begins one shard after the one before. Prints tables, and writes
+``frequency.json`` and ``frequency.png``, of the last batch size, to the workdir.
 """
 
 from __future__ import annotations
