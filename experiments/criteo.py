@@ -10,6 +10,7 @@ same workdir, it resumes, also on another mesh and in another number of processe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -33,7 +34,7 @@ from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import check_same, is_first
 from dlrm_jax.training import vocabularies
-from dlrm_jax.training.build import check_batch_sizes, generate_data, make_learner
+from dlrm_jax.training.build import check_batch_sizes, for_data, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
@@ -59,6 +60,7 @@ define_process_flags()
 flags.DEFINE_string("data", None, "a raw Criteo file, or a directory of prepared arrays; "
                     "without it, examples are generated")  # fmt: skip
 flags.DEFINE_string("workdir", None, "of metrics and checkpoints; without it, a new one in runs/")
+flags.DEFINE_bool("tensorboard", False, "write the metrics to WORKDIR/tensorboard as well")
 flags.DEFINE_bool("eval_only", False, "evaluate a checkpoint of the workdir, don't train")
 flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "which one --eval_only takes")
 flags.DEFINE_string("warm_start", None, "a checkpoint, or a directory of NAME.npy")
@@ -93,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.eval_only and not directory.is_dir():
         raise UserError(f"--eval_only: expected the --workdir of a run, there is no {directory}")
     print(f"workdir {directory}")
-    with owned(directory) as workdir:
+    with owned(directory) as workdir, contextlib.ExitStack() as opened:
         checkpoints = Checkpoints(
             workdir / "checkpoints",
             {"data": data.fingerprint, **config.identity()},
@@ -122,7 +124,9 @@ def main(argv: Sequence[str]) -> None:
         examples_per_second = None
         record = None
         if not FLAGS.eval_only:
-            record = Record(workdir / "metrics.jsonl", resumed_from or 0)
+            events = workdir / "tensorboard" if FLAGS.tensorboard else None
+            record = Record(workdir / "metrics.jsonl", resumed_from or 0, events)
+            opened.enter_context(record)
             batches = TrainBatches(
                 data.train,
                 config.batch_size,
@@ -187,6 +191,8 @@ def check_flags() -> None:
             raise UserError(f"--{flag} has no effect without {needed}")
     if FLAGS.coordinator and not FLAGS.workdir:
         raise UserError("--coordinator needs --workdir, the same in all processes")
+    if FLAGS.tensorboard and FLAGS.eval_only:
+        raise UserError("--tensorboard has no effect with --eval_only, which records no metrics")
     for flag in (
         "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher"
     ):  # fmt: skip
@@ -219,12 +225,7 @@ def load_data(config: Config) -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs."""
     if FLAGS.data:
         data = load_dataset(Path(FLAGS.data), cache_directory() / "criteo", config.min_count)
-        config = dataclasses.replace(
-            config,
-            table_rows=data.table_rows,
-            bag_lengths=data.bag_lengths,
-            dense_features=data.train.dense_features,
-        )
+        config = for_data(config, data)
     else:
         data = generate_data(config)
     for name, split in data.splits.items():

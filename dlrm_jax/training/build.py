@@ -46,6 +46,16 @@ def generate_data(config: Config) -> Dataset:
     )
 
 
+def for_data(config: Config, data: Dataset) -> Config:
+    """The config with the tables and dense features that the data need."""
+    return dataclasses.replace(
+        config,
+        table_rows=data.table_rows,
+        bag_lengths=data.bag_lengths,
+        dense_features=data.train.dense_features,
+    )
+
+
 def generated_batches(config: Config, count: int) -> list[Batch]:
     """The first training batches of generated data of just enough examples, on the host."""
     # 80 % of the examples are for training.

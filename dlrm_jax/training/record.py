@@ -59,29 +59,65 @@ class Record:
         path: of the file.
         resumed_from: later lines, of a run that went on beyond its last checkpoint, are
             dropped: their steps are done again. So is the test result, which comes last.
+        events: a directory of TensorBoard's event files, which are told the same; None for none.
+            If it has none yet, they are told the lines that are kept, too.
     """
 
-    def __init__(self, path: Path, resumed_from: int):
+    def __init__(self, path: Path, resumed_from: int, events: Path | None = None):
         self.path = path
-        if is_first() and path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if _is_before(line, resumed_from)]
-            write_text(path, "".join(f"{line}\n" for line in kept))
+        self._events = None
+        if not is_first():
+            return
+        kept = []
+        if path.exists():
+            entries = map(_entry, path.read_text().splitlines())
+            kept = [entry for entry in entries if _is_before(entry, resumed_from)]
+            write_text(path, "".join(map(_line, kept)))
+        if events:
+            # Here, since it imports what it finds of other services' packages.
+            from dlrm_jax.training.events import EventFile
+
+            # The last step is told again: it may have the test result, which isn't kept.
+            first_step = resumed_from if any(events.glob("events.*")) else 0
+            self._events = EventFile(events, first_step)
+            for entry in kept:
+                if entry["step"] >= first_step:
+                    self._events(entry)
 
     def __call__(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
         if not is_first():
             return
+        entry = _finite({"step": step, "split": split, **metrics})
         with self.path.open("a") as file:
-            file.write(to_json({"step": step, "split": split, **metrics}) + "\n")
+            file.write(_line(entry))
+        if self._events:
+            self._events(entry)
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._events:
+            self._events.close()
 
 
-def _is_before(line: str, step: int) -> bool:
+def _entry(line: str) -> Any:
     try:
-        entry = json.loads(line)
+        return json.loads(line)
+    except json.JSONDecodeError:  # cut off when the run was killed
+        return None
+
+
+def _is_before(entry: Any, step: int) -> bool:
+    try:
         return entry["step"] <= step and entry["split"] != "test"
-    except (json.JSONDecodeError, KeyError, TypeError):  # cut off when the run was killed
+    except (KeyError, TypeError):  # not an entry
         return False
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return to_json(entry) + "\n"
 
 
 def to_json(value: Mapping[str, Any], indent: int | None = None) -> str:

@@ -22,6 +22,7 @@ ERRORS = {
     "unknown table": (["--placements=C99=row_wise"], "C99"),
     "no workdir to evaluate": (["--eval_only"], "there is no"),
     "flag without effect": (["--checkpoint=best"], "--eval_only"),
+    "metrics that nothing records": (["--tensorboard", "--eval_only"], "--tensorboard has no"),
     "eps of sgd": (["--optimizer=sgd", "--eps=1e-3"], "eps"),
     "positional argument": (["train.txt"], "train.txt"),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from event_files import scalars
 from main_job import SMALL, arrays, in_background, losses, run, succeed, summary
 
 
@@ -32,7 +33,8 @@ def test_resume_on_other_meshes(unbroken: Path, tmp_path: Path):
 
 
 def test_killed_at_random_times(unbroken: Path, tmp_path: Path):
-    flags = ("--mesh=2x4", *SMALL, "--steps=40", "--checkpoint_every=3", f"--workdir={tmp_path}")
+    flags = ("--mesh=2x4", *SMALL, "--steps=40", "--checkpoint_every=3", "--tensorboard")
+    flags += (f"--workdir={tmp_path}",)
     chance = random.Random(0)
     checkpoints = tmp_path / "checkpoints"
     for _ in range(3):
@@ -48,6 +50,9 @@ def test_killed_at_random_times(unbroken: Path, tmp_path: Path):
             process.kill()
     succeed(*flags)
     assert losses(tmp_path) == losses(unbroken)
+    shown = scalars(tmp_path / "tensorboard")
+    assert shown["train/loss"] == list(losses(unbroken).items())
+    assert [step for step, _ in shown["test/auc"]] == [40]
     assert not [p for p in checkpoints.iterdir() if not p.name.isdecimal()]
 
 
@@ -58,6 +63,7 @@ def test_signals_save(tmp_path: Path, number: signal.Signals, code: int):
         *SMALL,
         "--steps=1000000",
         "--checkpoint_every=0",
+        "--tensorboard",
         f"--workdir={tmp_path}",
     )
     metrics = tmp_path / "metrics.jsonl"
@@ -74,6 +80,7 @@ def test_signals_save(tmp_path: Path, number: signal.Signals, code: int):
     assert "Traceback" not in stderr
     (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert step == max(losses(tmp_path))
+    assert [shown for shown, _ in scalars(tmp_path / "tensorboard")["train/loss"]][-1] == step
 
 
 def test_full_disk_leaves_no_half_checkpoint(tmp_path: Path):

@@ -1,0 +1,68 @@
+"""A picture of how unevenly rows are looked up, and of what their order changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int64
+from matplotlib.figure import Figure
+
+from dlrm_jax.data.statistics import Column
+from experiments.pictures import COLOURS, PERCENT, compact, draw_lines, new_axes, short
+
+_POINTS = 300
+
+
+def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Lookups served by the hottest rows; below, quantities over those of the random order.
+
+    Args:
+        columns: of the tables.
+        changes: by order, the quantities over those of the random order, by name.
+    """
+    figure, above = new_axes(6.4)
+    grid = figure.add_gridspec(2, 1)
+    above.set_subplotspec(grid[0])
+    together = np.concatenate([column.occurrences for column in columns])
+    curves = [("all tables", *_served(np.sort(together)))]
+    for column in sorted(columns, key=lambda column: column.rows, reverse=True):
+        name = f"{short(column.name)}, {compact(column.rows)} rows"
+        curves.append((name, *_served(column.ascending)))
+    draw_lines(above, curves, "tables")
+    above.set_xscale("log")
+    above.set_xlim(1e-6, 1)
+    above.set_ylim(0, 1)
+    above.xaxis.set_major_formatter(PERCENT)
+    above.yaxis.set_major_formatter(PERCENT)
+    above.set_xlabel("hottest rows of the table")
+    above.set_ylabel("lookups that they serve")
+
+    below = figure.add_subplot(grid[1])
+    names = list(next(iter(changes.values())))
+    height = 0.8 / len(changes)
+    for i, (order, values) in enumerate(changes.items()):
+        below.barh(
+            np.arange(len(names)) + (i - (len(changes) - 1) / 2) * height,
+            [values[name] for name in names],
+            height,
+            color=COLOURS[i],
+            label=f"by {order.replace('_', ' ')}",
+        )
+    below.axvline(1, color="#333333", linewidth=0.8, linestyle=":")
+    below.set_yticks(range(len(names)), names)
+    below.invert_yaxis()
+    below.tick_params(axis="y", length=0)
+    below.spines[["top", "right"]].set_visible(False)
+    below.tick_params(labelsize=9)
+    below.xaxis.set_major_formatter(PERCENT)
+    below.set_xlabel("of those with rows in random order", size=9)
+    below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    return figure
+
+
+def _served(ascending: Int64[np.ndarray, " R"]) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the rows and of the lookups that they serve."""
+    total = np.cumsum(ascending[::-1])
+    ranks = np.unique(np.geomspace(1, len(total), _POINTS).round().astype(int))
+    return ranks / len(total), total[ranks - 1] / max(1, total[-1])

@@ -1,0 +1,111 @@
+"""Lookups and updates of batches whose rows lie in several orders, timed in turn."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float32, Int, Int32
+
+from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
+from dlrm_jax.mesh import put_batch
+
+
+class Work:
+    """A state, and batches that are looked up in it or update it.
+
+    Args:
+        collection: of the state.
+        ids: by order, the same batches one after the other.
+        batch_size: B, of each.
+        seed: of the initial values.
+    """
+
+    def __init__(
+        self,
+        collection: EmbeddingCollection,
+        ids: Mapping[str, Int32[np.ndarray, "N C"]],
+        batch_size: int,
+        seed: int,
+    ):
+        self._batches = {
+            name: [
+                put_batch(collection.mesh, own[first : first + batch_size])
+                for first in range(0, len(own) - batch_size + 1, batch_size)
+            ]
+            for name, own in ids.items()
+        }
+        self._state = collection.init(seed)
+        rng = np.random.default_rng(seed)
+        self._cotangents = {
+            lookup.name: rng.normal(
+                0, 1e-4, (batch_size, collection.tables[lookup.table].dim)
+            ).astype(np.float32)
+            for lookup in collection.lookups
+        }
+        self._cotangents = put_batch(collection.mesh, self._cotangents)
+
+        @jax.jit
+        def lookup(state: EmbeddingState, ids: Int[Array, "B C"]) -> dict[str, Array]:
+            return collection.lookup(state, ids)[0]
+
+        @functools.partial(jax.jit, donate_argnames="state")
+        def update(
+            state: EmbeddingState,
+            ids: Int[Array, "B C"],
+            cotangents: Mapping[str, Float32[Array, "B d"]],
+        ) -> EmbeddingState:
+            _, context = collection.lookup(state, ids)  # its vectors, unused, aren't read
+            return collection.update(state, context, cotangents, 0)
+
+        self._lookup, self._update = lookup, update
+
+    def lookups(self, order: str) -> float:
+        """Mean seconds of the lookups of a batch."""
+        begun = time.perf_counter()
+        for ids in self._batches[order]:
+            jax.block_until_ready(self._lookup(self._state, ids))
+        return (time.perf_counter() - begun) / len(self._batches[order])
+
+    def updates(self, order: str) -> float:
+        """Mean seconds of the updates by a batch."""
+        begun = time.perf_counter()
+        for ids in self._batches[order]:
+            self._state = self._update(self._state, ids, self._cotangents)
+            jax.block_until_ready(self._state)
+        return (time.perf_counter() - begun) / len(self._batches[order])
+
+
+def in_turn(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Of lookups and of updates, milliseconds by order and the ratios to the last order.
+
+    Returns:
+        by ``"lookup"`` and ``"update"``, and by order, ``ms``, the median of the rounds,
+        ``fastest_ms``, and ``ratio``, the last order's time over this one's in the same round:
+        the first quartile, the median and the third one.
+    """
+    found: dict[str, Any] = {}
+    for name, run in (("lookup", work.lookups), ("update", work.updates)):
+        for order in orders:  # compiled, and the pages of tables and state there
+            run(order)
+        times = {order: [] for order in orders}
+        for _ in range(rounds):
+            for order in orders:
+                times[order].append(run(order))
+        last = times[orders[-1]]
+        found[name] = {
+            order: {
+                "ms": 1e3 * statistics.median(own),
+                "fastest_ms": 1e3 * min(own),
+                "ratio": statistics.quantiles(
+                    [b / a for a, b in zip(own, last, strict=True)], method="inclusive"
+                ),
+            }
+            for order, own in times.items()
+        }
+    return found

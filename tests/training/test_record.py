@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from event_files import scalars
+
+from dlrm_jax.training.record import Record
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def told(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """What the event files beside the lines ought to say."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for entry in lines(path):
+        step, split = entry.pop("step"), entry.pop("split")
+        for name, value in entry.items():
+            if value is not None:
+                found.setdefault(f"{split}/{name}", []).append((step, value))
+    return found
+
+
+def train(record: Record, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        record(step, "train", {"loss": 1 / 2**step})
+    record(last, "validation", {"auc": 0.5, "log_loss": float("nan"), "examples": 7})
+
+
+def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    with Record(path, 0) as record:
+        train(record, 1, 3)
+        record(3, "test", {"auc": 0.75})
+    with path.open("a") as file:
+        file.write('{"step": 2, "spl')
+    with Record(path, 2) as record:
+        assert [entry["step"] for entry in lines(path)] == [1, 2]
+        record(3, "train", {"loss": float("inf")})
+    assert lines(path)[-1] == {"step": 3, "split": "train", "loss": None}
+    assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("from_the_first", [True, False])
+def test_event_files_say_the_same(tmp_path: Path, from_the_first: bool):
+    path, events = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
+    with Record(path, 0, events if from_the_first else None) as record:
+        train(record, 1, 3)
+        record(3, "test", {"auc": 0.75})
+        train(record, 4, 5)  # beyond the last checkpoint
+    with Record(path, 3, events) as record:
+        train(record, 4, 6)
+        record(6, "test", {"auc": 0.25})
+    found = scalars(events)
+    assert found == told(path)
+    assert found["test/auc"] == [(6, 0.25)]
+    assert [step for step, _ in found["train/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert "validation/log_loss" not in found
+
+
+def test_events_are_on_disk_before_the_file_is_closed(tmp_path: Path):
+    with Record(tmp_path / "metrics.jsonl", 0, tmp_path / "tensorboard") as record:
+        record(1, "train", {"loss": 0.5})
+        assert scalars(tmp_path / "tensorboard") == {"train/loss": [(1, 0.5)]}
