@@ -62,13 +62,13 @@ def known_features(tables: Tables, asked: Sequence[str] | None) -> tuple[str, ..
         for name, value in {**OF_USERS, **OF_ITEMS}.items()
         if columns.issuperset(value.meta.root_names())
     ]
-    for name in asked or ():
-        if name not in has:
-            raise UserError(
-                f"{tables.files[0].parent}: expected some of the features {', '.join(has)}, which "
-                f"are all that the data set has, got {name!r}"
-            )
     wanted = DEFAULT if asked is None else asked
+    unknown = [] if asked is None else [name for name in asked if name not in has]
+    if unknown or not wanted:
+        raise UserError(
+            f"{tables.files[0].parent}: expected some of the features {', '.join(has)}, which are "
+            f"all that the data set has, got {', '.join(unknown) or 'none'}"
+        )
     return tuple(name for name in has if name in wanted)
 
 

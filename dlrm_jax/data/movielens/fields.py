@@ -26,8 +26,8 @@ class Kind:
 
     dtype: Any
     words: str
-    lowest: float = 0
-    highest: float = 0
+    lowest: float | int = 0
+    highest: float | int = 0
 
 
 TEXT = Kind(pl.String, "text")

@@ -15,7 +15,7 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.movielens.examples import Encoder, Log
 from dlrm_jax.data.movielens.formats import Tables, read_tables
 from dlrm_jax.data.movielens.negatives import Negatives
-from dlrm_jax.data.movielens.splits import SplitName, split_rows
+from dlrm_jax.data.movielens.splits import split_rows
 from dlrm_jax.data.preprocessing.compression import file_hash
 from dlrm_jax.errors import UserError
 
@@ -61,11 +61,11 @@ class Ranking:
 
 def load_movielens(
     directory: Path,
-    split: SplitName = "random",
+    split: str = "random",
     seed: int = 0,
     features: Sequence[str] | None = None,
     history: int = 0,
-    threshold: float = 4,
+    threshold: float = 4.0,
 ) -> MovieLens:
     """Ratings as examples: label 1 where the user likes the item.
 
@@ -73,7 +73,7 @@ def load_movielens(
 
     Args:
         directory: see `read_tables`.
-        split: see `split_rows`.
+        split: one of `SPLITS`, see `split_rows`.
         seed: of the random split.
         features: names, of `OF_USERS` and `OF_ITEMS`; None for the usual ones.
         history: the last items that the user has liked before, as many as this; 0 for none.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from dlrm_jax.errors import UserError
 
-SplitName = Literal["random", "time", "leave_one_out"]
+SPLITS = ("random", "time", "leave_one_out")
+"""The ways to split ratings."""
 
 
 class Rows(NamedTuple):
@@ -20,21 +21,21 @@ class Rows(NamedTuple):
     test: Int64[np.ndarray, " t"]
 
 
-def split_rows(users: Int64[np.ndarray, " N"], how: SplitName, seed: int) -> Rows:
+def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
     """Splits ratings.
 
     Args:
         users: of the ratings, in the order of time.
-        how: ``random`` draws a tenth, rounded down, for validation and another for test,
-            ``time`` takes the last two tenths, ``leave_one_out`` the last rating but one and the
-            last of every user that has three or more.
+        how: one of `SPLITS`. ``random`` draws a tenth, rounded down, for validation and another
+            for test; ``time`` takes the last two tenths; ``leave_one_out`` the last rating but one
+            and the last of every user that has three or more.
         seed: of the random split.
 
     Raises:
         UserError: there is no such split, or there are too few ratings for it.
     """
     count = len(users)
-    if how == "random" or how == "time":
+    if how in ("random", "time"):
         tenth = count // 10
         if not tenth:
             raise UserError(f"a {how} split needs at least 10 ratings, got {count}")
@@ -44,7 +45,7 @@ def split_rows(users: Int64[np.ndarray, " N"], how: SplitName, seed: int) -> Row
         parts = np.split(order, [count - 2 * tenth, count - tenth])
         return Rows(*map(np.sort, parts))
     if how != "leave_one_out":
-        raise UserError(f"expected one of the splits {', '.join(get_args(SplitName))}, got {how!r}")
+        raise UserError(f"expected one of the splits {', '.join(SPLITS)}, got {how!r}")
     by_user = np.argsort(users, kind="stable")
     sizes = np.bincount(users)
     ends = np.cumsum(sizes)[sizes > 2]
