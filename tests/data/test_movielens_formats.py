@@ -45,6 +45,14 @@ def test_files_beside_the_ratings_may_be_missing(tmp_path):
     assert [path.name for path in tables.files] == ["ratings.dat", "movies.dat"]
 
 
+def test_genres_of_recbole_have_one_of_two_names(tmp_path):
+    write_recbole(tmp_path)
+    before = read_tables(tmp_path).items
+    text = (tmp_path / "small.item").read_text(encoding="utf-8")
+    (tmp_path / "small.item").write_text(text.replace("class:", "genre:"), encoding="utf-8")
+    assert read_tables(tmp_path).items.equals(before)
+
+
 @pytest.mark.parametrize(
     ("write", "name", "line", "content", "message"),
     [
