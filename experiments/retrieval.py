@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from dlrm_jax.training.ranking import hit_ratio, places
+
 Scores = Callable[[Int32[np.ndarray, " n"]], Float32[np.ndarray, "n I"]]
 """Gives the scores of all items for some users, in an array of its own."""
 
@@ -58,7 +60,5 @@ def recall(
         users = np.arange(first, min(first + _USERS_PER_BLOCK, len(known)), dtype=np.int32)
         found = scores(users)
         np.put_along_axis(found, known[users], -np.inf, axis=1)
-        own = np.take_along_axis(found, held_out[users, None], axis=1)
-        # Not "found >= own": scores that aren't numbers must not look like a perfect ranking.
-        before[users] = np.count_nonzero(~(found < own), axis=1) - 1
-    return [float(np.mean(before < rank)) for rank in ranks]
+        before[users] = places(found, held_out[users])
+    return [hit_ratio(before, rank) for rank in ranks]

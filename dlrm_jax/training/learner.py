@@ -106,7 +106,7 @@ class Learner:
         count = self.accumulation_steps
         if count == 1:
             return put_batch(self.mesh, batch)
-        split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        split = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
         return put_batch(self.mesh, split, leading=1)
 
     def put_evaluation(self, batch: Batch) -> Batch:

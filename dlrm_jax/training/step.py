@@ -126,7 +126,7 @@ def _chunks(learner: Learner, batch: Batch, size: int) -> int:
 
 
 def _split(tree: Any, chunks: int) -> Any:
-    return jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), tree)
+    return jax.tree.map(lambda x: x.reshape(chunks, len(x) // chunks, *x.shape[1:]), tree)
 
 
 def _squared_norm(tree: Any) -> Float[Array, ""]:

@@ -1,0 +1,105 @@
+"""From what is known of users and items to ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int32, Int64
+
+from dlrm_jax.data.movielens.formats import Tables
+from dlrm_jax.data.preprocessing import vocabulary
+from dlrm_jax.errors import UserError
+
+# The lowest age of each group that 1M has, where it stands for all ages of the group.
+_AGE_GROUPS = (18, 25, 35, 45, 50, 56)
+
+OF_USERS = {
+    "user": pl.col("user"),
+    "gender": pl.col("gender"),
+    "age": pl.col("age"),
+    "age_group": sum((pl.col("age") >= lowest).cast(pl.Int64) for lowest in _AGE_GROUPS),
+    "occupation": pl.col("occupation"),
+    "zip": pl.col("zip").str.head(3),  # in the United States a region, not a post office
+}
+"""What can be known of users, by the name of the feature."""
+
+OF_ITEMS = {"item": pl.col("item"), "year": pl.col("year"), "genres": pl.col("genres")}
+"""What can be known of items, by the name of the feature."""
+
+DEFAULT = ("user", "gender", "age_group", "occupation", "zip", "item", "year", "genres")
+"""The features that are made where nothing else is asked for, as far as a data set has them."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is known of all users, or of all items, as ids.
+
+    Attributes:
+        names: of the features.
+        rows: of each feature's table.
+        lengths: of each feature's bags.
+        ids: of user or item i in row i, those of all features side by side.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    ids: Int32[np.ndarray, "n C"]
+
+
+def known_features(tables: Tables, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The features to make, those of users first; as many of `DEFAULT` as there are, or others.
+
+    Raises:
+        UserError: the data set doesn't have what is asked for.
+    """
+    columns = {*tables.users.columns, *tables.items.columns}
+    has = [
+        name
+        for name, value in {**OF_USERS, **OF_ITEMS}.items()
+        if columns.issuperset(value.meta.root_names())
+    ]
+    wanted = DEFAULT if asked is None else asked
+    unknown = [] if asked is None else [name for name in asked if name not in has]
+    if unknown or not wanted:
+        raise UserError(
+            f"{tables.files[0].parent}: expected some of the features {', '.join(has)}, which are "
+            f"all that the data set has, got {', '.join(unknown) or 'none'}"
+        )
+    return tuple(name for name in has if name in wanted)
+
+
+def encode(
+    described: pl.DataFrame,
+    values: Mapping[str, pl.Expr],
+    names: Sequence[str],
+    trained: Int64[np.ndarray, " n"],
+) -> Features:
+    """Learns a vocabulary for each feature, as `vocabulary.learn`, and makes ids.
+
+    Args:
+        described: a row for each user or item; nulls where something isn't known.
+        values: of `OF_USERS` or `OF_ITEMS`.
+        names: of the features; those that aren't among the values are another's.
+        trained: row of the user or item of each training example. What no training example has
+            gets the id of unseen values.
+    """
+    own = [name for name in names if name in values]
+    rows, bags = [], [np.empty((len(described), 0), np.int32)]
+    for name in own:
+        column = described.select(values[name].alias("value")).to_series()
+        known = vocabulary.learn([column.gather(trained).to_frame().lazy()])
+        rows.append(vocabulary.rows(known.lazy()))
+        bags.append(vocabulary.encode(column, known, _longest(column)))
+    lengths = tuple(bag.shape[1] for bag in bags[1:])
+    return Features(tuple(own), tuple(rows), lengths, np.concatenate(bags, axis=1))
+
+
+def _longest(column: pl.Series) -> int:
+    """The length that bags of these values need."""
+    if column.dtype != pl.List:
+        return 1
+    return int(column.list.len().fill_null(0).to_numpy().max(initial=1))

@@ -1,0 +1,56 @@
+"""Which ratings train, validate and test."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from dlrm_jax.errors import UserError
+
+SPLITS = ("random", "time", "leave_one_out")
+"""The ways to split ratings."""
+
+
+class Rows(NamedTuple):
+    """The rows of each split, ascending."""
+
+    train: Int64[np.ndarray, " n"]
+    validation: Int64[np.ndarray, " m"]
+    test: Int64[np.ndarray, " t"]
+
+
+def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
+    """Splits ratings.
+
+    Args:
+        users: of the ratings, in the order of time.
+        how: one of `SPLITS`. ``random`` draws a tenth, rounded down, for validation and another
+            for test; ``time`` takes the last two tenths; ``leave_one_out`` the last rating but one
+            and the last of every user that has three or more.
+        seed: of the random split.
+
+    Raises:
+        UserError: there is no such split, or there are too few ratings for it.
+    """
+    count = len(users)
+    if how in ("random", "time"):
+        tenth = count // 10
+        if not tenth:
+            raise UserError(f"a {how} split needs at least 10 ratings, got {count}")
+        order = np.arange(count)
+        if how == "random":
+            np.random.default_rng([seed, 1]).shuffle(order)
+        parts = np.split(order, [count - 2 * tenth, count - tenth])
+        return Rows(*map(np.sort, parts))
+    if how != "leave_one_out":
+        raise UserError(f"expected one of the splits {', '.join(SPLITS)}, got {how!r}")
+    by_user = np.argsort(users, kind="stable")
+    sizes = np.bincount(users)
+    ends = np.cumsum(sizes)[sizes > 2]
+    if not len(ends):
+        raise UserError("leaving one out needs a user with at least 3 ratings, there is none")
+    validation, test = by_user[ends - 2], by_user[ends - 1]
+    train = np.delete(by_user, np.concatenate([ends - 2, ends - 1]))
+    return Rows(*map(np.sort, (train, validation, test)))

@@ -1,0 +1,51 @@
+"""How far ahead a model ranks what a user has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, Int64
+
+
+def places(
+    scores: Float[np.ndarray, "U C"], chosen: Int[np.ndarray, " U"]
+) -> Int64[np.ndarray, " U"]:
+    """How many candidates of each user come before the chosen one; those with its score do.
+
+    Args:
+        scores: of the candidates.
+        chosen: the column of the chosen one.
+    """
+    own = np.take_along_axis(scores, chosen[:, None], axis=1)
+    # Not "scores >= own": scores that aren't numbers must not look like a perfect ranking.
+    return np.count_nonzero(~(scores < own), axis=1) - 1
+
+
+def hit_ratio(places: Int[np.ndarray, " U"], k: int) -> float:
+    """The share of users whose chosen candidate is among the first k, also called recall at k."""
+    return float(np.mean(places < k))
+
+
+def ndcg(places: Int[np.ndarray, " U"], k: int) -> float:
+    """Normalized discounted cumulative gain at k where each user has one chosen candidate.
+
+    It gains 1 / log2(2 + its place) if it is among the first k, else nothing; the best gain is 1
+    (Järvelin and Kekäläinen, 2002, "Cumulated gain-based evaluation of IR techniques").
+    """
+    return float(np.mean(np.where(places < k, 1 / np.log2(2 + places), 0)))
+
+
+def ranking_metrics(
+    scores: Float[np.ndarray, "U C"], ks: Sequence[int] = (10,)
+) -> dict[str, float]:
+    """``hr@k`` and ``ndcg@k`` for each k.
+
+    Args:
+        scores: of the candidates of each user, the first of which is the chosen one.
+        ks: how many of the candidates count as found.
+    """
+    before = places(scores, np.zeros(len(scores), np.int64))
+    return {f"hr@{k}": hit_ratio(before, k) for k in ks} | {
+        f"ndcg@{k}": ndcg(before, k) for k in ks
+    }
