@@ -255,6 +255,14 @@ PRESETS: dict[str, Config] = {
         batch_size=1024,
         examples=1_000_000,
     ),
+    # For experiments.movielens, whose data have no dense features and decide on the tables.
+    "movielens": Config(
+        dense_features=0,
+        bottom_mlp=(16,),
+        top_mlp=(64, 32, 1),
+        batch_size=512,
+        epochs=10,
+    ),
     "kaggle": Config(
         table_rows=KAGGLE_ROWS,
         embedding_dim=16,

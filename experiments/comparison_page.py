@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from dlrm_jax.data.arrays import Dataset
 from experiments.page import Page
 from experiments.pictures import COLOURS, PERCENT, compact, new_axes
+from experiments.tasks import Task
 from experiments.trials import Result
 
-COLUMNS = (
-    "model", "optimizer", "learning rate", "log loss", "AUC", "normalized entropy", "accuracy",
-    "parameters", "FLOPs per example", "ms per step", "MiB held", "MiB temporary",
-)  # fmt: skip
+_NAMES = {"log_loss": "log loss", "auc": "AUC", "normalized_entropy": "normalized entropy",
+          "hr@10": "HR@10", "ndcg@10": "NDCG@10"}  # fmt: skip
+_COSTS = ("parameters", "FLOPs per example", "ms per step", "MiB held", "MiB temporary")
 _MIB = 2**20
 
 
-def rows_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """The results as texts, one row each, under `COLUMNS`."""
-    return [_row(result) for result in results]
+def columns(task: Task) -> tuple[str, ...]:
+    """The header of the table."""
+    metrics = (_NAMES.get(metric, metric) for metric in task.shown)
+    return ("model", "optimizer", "learning rate", *metrics, *_COSTS)
 
 
-def _row(result: Result) -> tuple[str, ...]:
+def rows_of(results: Sequence[Result], task: Task) -> list[tuple[str, ...]]:
+    """The results as texts, one row each, under `columns`."""
+    return [_row(result, task) for result in results]
+
+
+def _row(result: Result, task: Task) -> tuple[str, ...]:
     first = result.trials[0]
     times = [trial["milliseconds"] for trial in result.trials if trial["milliseconds"]]
     temporary = first["temporary_bytes"]
@@ -34,10 +39,7 @@ def _row(result: Result) -> tuple[str, ...]:
         result.contender.name,
         result.contender.optimizer,
         f"{result.learning_rate:g}",
-        *(
-            mean_and_deviation(result.values("test", metric))
-            for metric in ("log_loss", "auc", "normalized_entropy", "accuracy")
-        ),
+        *(mean_and_deviation(result.test(metric)) for metric in task.shown),
         compact(first["parameters"]),
         compact(first["flops"]),
         f"{statistics.median(times):.2f}" if times else "-",
@@ -52,66 +54,73 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
 
 
-def write_page(results: Sequence[Result], data: Dataset, path: Path) -> None:
+def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
     """One HTML file with everything.
 
     Args:
         results: in the order of the table.
-        data: that they are of.
+        task: that they are of.
         path: of the file.
     """
     seeds = max(len(result.trials) for result in results)
     page = Page("Models compared")
-    page.text(f"Data: {data.source}.")
+    page.text(f"Data: {task.data.source}.")
     page.text(
-        f"Test metrics at the evaluation with the best validation log loss; mean and standard "
+        f"Test metrics at the evaluation that is best on the validation split; mean and standard "
         f"deviation over {seeds} seeds. The learning rate was chosen on the validation split with "
         f"the first seed. All models have the same data, batches and steps."
     )
     page.heading("Test metrics and costs")
-    page.table(COLUMNS, rows_of(results), texts=2)
-    page.picture(draw_aucs(results, data), "Test AUC of each model with the range of its seeds")
+    page.table(columns(task), rows_of(results, task), texts=2)
+    page.picture(draw_ranks(results, task), "Test metric of each model and the range of its seeds")
     for optimizer in dict.fromkeys(result.contender.optimizer for result in results):
         chosen = [result for result in results if result.contender.optimizer == optimizer]
-        page.heading(f"Accuracy over iterations, {optimizer}")
-        page.picture(draw_accuracy(chosen), f"Accuracy over iterations with {optimizer}")
+        page.heading(f"{_NAMES.get(task.curve, task.curve)} over iterations, {optimizer}")
+        page.picture(draw_curves(chosen, task), f"{task.curve} over iterations with {optimizer}")
     page.write(path)
 
 
-def draw_aucs(results: Sequence[Result], data: Dataset) -> Figure:
+def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
     """A point for each contender and a line over its seeds, the best at the top."""
-    ranked = sorted(results, key=lambda result: statistics.mean(result.values("test", "auc")))
+    metric = "auc" if "auc" in task.shown else task.chosen_by
+    ranked = sorted(results, key=lambda result: result.mean(metric))
     figure, axes = new_axes(0.8 + 0.24 * len(ranked))
     for i, result in enumerate(ranked):
-        values = result.values("test", "auc")
+        values = result.test(metric)
         axes.plot([min(values), max(values)], [i, i], color=COLOURS[0], linewidth=1.5)
-        axes.plot(statistics.mean(values), i, "o", color=COLOURS[0], markersize=5)
-    if data.teacher_auc:
-        axes.axvline(data.teacher_auc["test"], color=COLOURS[1], linewidth=1)
-        axes.annotate("teacher", (data.teacher_auc["test"], 1), (-3, 0), ha="right", va="top",
-                      xycoords=("data", "axes fraction"), textcoords="offset points", size=8,
+        axes.plot(result.mean(metric), i, "o", color=COLOURS[0], markersize=5)
+    best = task.data.teacher_auc
+    if best:
+        axes.axvline(best["test"], color=COLOURS[1], linewidth=1)
+        axes.annotate("teacher", (best["test"], 1), (-3, 0), ha="right", va="top", size=8,
+                      xycoords=("data", "axes fraction"), textcoords="offset points",
                       color=COLOURS[1])  # fmt: skip
     names = [f"{each.contender.name}, {each.contender.optimizer}" for each in ranked]
     axes.set_yticks(range(len(ranked)), names, parse_math=False)
     axes.set_ylim(-0.6, len(ranked) - 0.4)
     axes.grid(axis="x", linewidth=0.3)
-    axes.set_xlabel("test AUC: mean, and the range over seeds", loc="left")
+    axes.set_xlabel(
+        f"test {_NAMES.get(metric, metric)}: mean, and the range over seeds", loc="left"
+    )
     return figure
 
 
-def draw_accuracy(results: Sequence[Result]) -> Figure:
-    """Training and validation accuracy by step, of the first seeds (figure 5 of the DLRM paper)."""
+def draw_curves(results: Sequence[Result], task: Task) -> Figure:
+    """Training and validation by step, of the first seeds (figure 5 of the DLRM paper)."""
     figure, axes = new_axes(3.6)
-    colours = [*COLOURS, "#56b4e9", "#f0e442", "#000000", "#999999"]
-    for colour, result in zip(colours, results, strict=False):
+    for colour, result in zip(itertools.cycle(_MANY_COLOURS), results, strict=False):
         curve = result.trials[0]["curve"]
-        steps = np.array([point["step"] for point in curve])
+        steps = [point["step"] for point in curve]
         for split, style in (("train", "-"), ("validation", "--")):
-            accuracy = np.array([point[split]["accuracy"] for point in curve])
-            label = f"{result.contender.name}, {split}"
-            axes.plot(steps, accuracy, style, color=colour, linewidth=1.3, label=label)
+            values = [point[split][task.curve] for point in curve]
+            if None not in values:  # choices have no metric of the training split
+                label = f"{result.contender.name}, {split}"
+                axes.plot(steps, values, style, color=colour, linewidth=1.3, label=label)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("iterations", loc="left")
-    axes.set_ylabel("accuracy", loc="bottom")
+    axes.set_ylabel(_NAMES.get(task.curve, task.curve), loc="bottom")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
     return figure
+
+
+_MANY_COLOURS = (*COLOURS, "#56b4e9", "#f0e442", "#000000", "#999999")

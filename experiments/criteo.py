@@ -22,19 +22,16 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlrm_jax.cache import cache_directory
 from dlrm_jax.config import Config, preset
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import TrainBatches
-from dlrm_jax.data.check import check_ids
-from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.files import write_text
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import check_same, is_first
 from dlrm_jax.training import vocabularies
-from dlrm_jax.training.build import check_batch_sizes, for_data, generate_data, make_learner
+from dlrm_jax.training.build import check_batch_sizes, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
@@ -43,6 +40,7 @@ from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.record import Record, owned, to_json
 from dlrm_jax.training.step import make_predict, make_train_step
 from dlrm_jax.training.warm_start import warm_start
+from experiments.datasets import check_data_flags, define_data_flag, load_data
 from experiments.launch import launch
 from experiments.program import (
     FLAGS,
@@ -57,8 +55,7 @@ from experiments.program import (
 
 define_run_flags(default_preset="small")
 define_process_flags()
-flags.DEFINE_string("data", None, "a raw Criteo file, or a directory of prepared arrays; "
-                    "without it, examples are generated")  # fmt: skip
+define_data_flag()
 flags.DEFINE_string("workdir", None, "of metrics and checkpoints; without it, a new one in runs/")
 flags.DEFINE_bool("tensorboard", False, "write the metrics to WORKDIR/tensorboard as well")
 flags.DEFINE_bool("eval_only", False, "evaluate a checkpoint of the workdir, don't train")
@@ -183,7 +180,6 @@ def check_flags() -> None:
     for flag, needed, there in (
         ("checkpoint", "--eval_only", FLAGS.eval_only),
         ("warm_start_names", "--warm_start", FLAGS.warm_start),
-        ("min_count", "--data", FLAGS.data),
         ("process", "--coordinator", FLAGS.coordinator),
         ("coordinator", "--processes", FLAGS.processes > 1),
     ):
@@ -193,13 +189,7 @@ def check_flags() -> None:
         raise UserError("--coordinator needs --workdir, the same in all processes")
     if FLAGS.tensorboard and FLAGS.eval_only:
         raise UserError("--tensorboard has no effect with --eval_only, which records no metrics")
-    for flag in (
-        "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher"
-    ):  # fmt: skip
-        if FLAGS[flag].present and FLAGS.data:
-            raise UserError(f"--{flag} has no effect with --data: the data decide")
-    if FLAGS["min_count"].present and Path(FLAGS.data).is_dir():
-        raise UserError("--min_count has no effect with a directory: it was prepared with its own")
+    check_data_flags()
 
 
 def pieces_by_table(plan: Plan) -> dict[str, Any]:
@@ -219,18 +209,6 @@ def last_step(
         if validation and validation["auc"] >= config.target_auc:
             return resumed_from
     return config.steps or config.epochs * batches.steps_per_epoch
-
-
-def load_data(config: Config) -> tuple[Config, Dataset]:
-    """The data, and the config with the tables that it needs."""
-    if FLAGS.data:
-        data = load_dataset(Path(FLAGS.data), cache_directory() / "criteo", config.min_count)
-        config = for_data(config, data)
-    else:
-        data = generate_data(config)
-    for name, split in data.splits.items():
-        check_ids(split, data.table_rows, data.bag_lengths, name)
-    return config, data
 
 
 def first_state(

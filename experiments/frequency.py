@@ -34,16 +34,15 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
-from dlrm_jax.cache import cache_directory
 from dlrm_jax.config import Config, preset
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.files import write_json
 from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.embedding.optimizer import slot_shapes
 from dlrm_jax.errors import UserError
-from dlrm_jax.training.build import describe, for_data, generate_data, make_collection
+from dlrm_jax.training.build import describe, make_collection
+from experiments.datasets import check_data_flags, define_data_flag, load_data
 from experiments.frequency_picture import draw
 from experiments.frequency_timing import Work, in_turn
 from experiments.pictures import percent, save
@@ -51,8 +50,7 @@ from experiments.program import FLAGS, define_run_flags, run, start, versions, w
 from experiments.row_order import ORDERS, hit_rate, imbalance, in_batches, ordered_ids, touched
 
 define_run_flags(default_preset="kaggle")
-flags.DEFINE_string("data", None, "a raw Criteo file, or a directory of prepared arrays; "
-                    "without it, examples are generated")  # fmt: skip
+define_data_flag()
 flags.DEFINE_string("workdir", None, "of the results; without it, a new one in runs/")
 flags.DEFINE_list("batch_sizes", ["2048", "8192"], "examples of a batch")
 flags.DEFINE_float("cache_mib", 1, "of an LRU cache that holds rows or pages", lower_bound=0)
@@ -63,7 +61,10 @@ _HOTTEST = (0.001, 0.01, 0.1)
 _UNITS = {"64 B lines": 64, "4 KiB pages": 2**12, "2 MiB pages": 2**21}
 _BATCHES = 16
 _TRACE = 2**20  # accesses whose stack distances are found
-_NO_EFFECT = ("mesh", "batch_size", "table_optimizers", "frozen_tables", "placements", "plan")
+_NO_EFFECT = (
+    "mesh", "batch_size", "table_optimizers", "frozen_tables", "placements", "plan", "model",
+    "model_options", "compression", "shared_tables",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
@@ -72,11 +73,13 @@ def main(argv: Sequence[str]) -> None:
     for flag in _NO_EFFECT:
         if FLAGS[flag].present:
             raise UserError(f"--{flag} has no effect: these are tables of one kind on one device")
+    check_data_flags()
     sizes = batch_sizes()
     config = with_flags(preset(FLAGS.preset))
     workdir = Path(FLAGS.workdir or time.strftime("runs/frequency-%Y%m%d-%H%M%S"))
     mesh = start("1x1")
-    config, data = load_data(config, max(sizes))
+    config, data = load_data(config)
+    check_size(data, max(sizes))
     print(f"data: {data.source}")
     metadata = Metadata.read(data.directory) if data.directory else None
     columns = measure(data, metadata).columns
@@ -122,23 +125,17 @@ def batch_sizes() -> list[int]:
     return [int(size) for size in FLAGS.batch_sizes]
 
 
-def load_data(config: Config, batch_size: int) -> tuple[Config, Dataset]:
-    """The data, and the config with the tables that it needs.
+def check_size(data: Dataset, batch_size: int) -> None:
+    """The data must hold a batch to look up.
 
     Raises:
-        UserError: they can't be read, or hold no batch to look up.
+        UserError: they don't.
     """
-    if FLAGS.data:
-        data = load_dataset(Path(FLAGS.data), cache_directory() / "criteo", config.min_count)
-        config = for_data(config, data)
-    else:
-        data = generate_data(config)
     if len(data.validation) < batch_size:
         raise UserError(
             f"--batch_sizes: expected at most the {len(data.validation)} validation examples of "
             f"the data, got {batch_size}; give a smaller one, or more --examples"
         )
-    return config, data
 
 
 # -- What is counted -------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Models trained alike and kept: each trial is one JSON file, and what is there isn't done again.
 
 All trials of a study have the same data, tables, batches and steps. The learning rate is chosen
-for each model and optimizer by the validation log loss of the first seed; the other seeds take it
-over. Within a trial the metrics are those of the evaluation with the best validation log loss, as
-if training had been stopped there. The test split chooses nothing.
+for each model and optimizer by the validation split with the first seed; the other seeds take it
+over. Within a trial the metrics are those of the evaluation that is best on the validation split,
+as if training had been stopped there. The test split chooses nothing.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ import dataclasses
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.build import make_learner
-from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import to_json
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.roofline import matrix_flops
+from experiments.tasks import Task, badness
 
 RATES: dict[str, tuple[float, ...]] = {
     "sgd": (0.1, 0.3, 1.0),
@@ -81,24 +82,28 @@ class Result:
     learning_rate: float
     trials: Sequence[Mapping[str, Any]]
 
-    def values(self, split: Literal["train", "validation", "test"], metric: str) -> list[float]:
-        """One number per seed."""
-        return [trial[split][metric] for trial in self.trials]
+    def test(self, metric: str) -> list[float]:
+        """The test metric of each seed."""
+        return [trial["test"][metric] for trial in self.trials]
+
+    def mean(self, metric: str) -> float:
+        """Of `test`."""
+        return statistics.mean(self.test(metric))
 
 
 class Study:
-    """Trials on one data set, kept in a directory.
+    """Trials of one task, kept in a directory.
 
     Args:
         base: the run of all trials, models and optimizers aside.
-        data: that all train on.
+        task: that all are trained for.
         mesh: that they run on.
         evaluations: how often each trial is evaluated.
         directory: of the files.
     """
 
-    def __init__(self, base: Config, data: Dataset, mesh: Mesh, evaluations: int, directory: Path):
-        self.base, self.data, self.mesh = base, data, mesh
+    def __init__(self, base: Config, task: Task, mesh: Mesh, evaluations: int, directory: Path):
+        self.base, self.task, self.mesh = base, task, mesh
         self.evaluations, self.directory = evaluations, directory
 
     def run(
@@ -128,8 +133,8 @@ class Study:
 
             for each in contenders:
                 searched = {rate: trial(each, rate, 0) for rate in rates[each.optimizer]}
-                best = min(searched, key=lambda rate: _log_loss(searched[rate]))
-                if not math.isfinite(_log_loss(searched[best])):
+                best = min(searched, key=lambda rate: self._badness(searched[rate]))
+                if self._badness(searched[best]) == math.inf:
                     raise UserError(
                         f"{each.name} with {each.optimizer} diverges at all learning rates of "
                         f"{', '.join(map(str, searched))}; try smaller ones"
@@ -140,29 +145,27 @@ class Study:
 
     def trial(self, config: Config) -> Mapping[str, Any]:
         """One trial: from its file if it was done before."""
-        identity = {"data": self.data.fingerprint, "evaluations": self.evaluations,
+        identity = {"data": self.task.data.fingerprint, "evaluations": self.evaluations,
                     "mesh": dict(self.mesh.shape), "steps": config.steps,
                     "epochs": config.epochs, **config.identity()}  # fmt: skip
         key = hashlib.blake2b(to_json(identity).encode(), digest_size=8).hexdigest()
         path = self.directory / f"{config.model}-{config.optimizer}-{config.seed}-{key}.json"
         if not path.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
-            found = run_trial(config, self.data, self.mesh, self.evaluations)
+            found = run_trial(config, self.task, self.mesh, self.evaluations)
             write_text(path, to_json({"trial": identity, **found}, indent=1))
         return json.loads(path.read_text())
 
-
-def _log_loss(trial: Mapping[str, Any]) -> float:
-    """By validation; infinite if the trial diverged."""
-    return trial["validation"]["log_loss"] if trial["validation"] else math.inf
+    def _badness(self, trial: Mapping[str, Any]) -> float:
+        return badness(self.task, trial["validation"])
 
 
-def run_trial(config: Config, data: Dataset, mesh: Mesh, evaluations: int) -> dict[str, Any]:
+def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[str, Any]:
     """Trains one model.
 
     Args:
         config: of the run; its tables are those of the data.
-        data: three splits.
+        task: with the data.
         mesh: to run on.
         evaluations: how often, the end included.
 
@@ -173,7 +176,7 @@ def run_trial(config: Config, data: Dataset, mesh: Mesh, evaluations: int) -> di
         example of a step), ``milliseconds`` of a step, ``bytes`` held, ``temporary_bytes`` of it.
     """
     learner = make_learner(config, mesh)
-    batches = TrainBatches(data.train, config.batch_size, config.seed, config.shuffle_window)
+    data, batches = task.data, task.batches(config)
     steps = config.steps or config.epochs * batches.steps_per_epoch
     state = learner.init(config.seed)
     predict = make_predict(learner)
@@ -199,12 +202,14 @@ def run_trial(config: Config, data: Dataset, mesh: Mesh, evaluations: int) -> di
         rows = data.splits[split]
         if split == "train":
             rows = rows[: len(data.validation)]
-        return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
+        size = config.evaluation_batch_size
+        logits = np.concatenate(list(predictions(learner, predict, state, rows, size)))
+        return task.metrics(split, logits, rows.labels)
 
     def validate(state: TrainState) -> Metrics:
         metrics = {split: metrics_of(state, split) for split in ("train", "validation")}
         found["curve"].append({"step": int(state.step), **metrics})
-        if metrics["validation"]["log_loss"] < _log_loss(found):
+        if badness(task, metrics["validation"]) < badness(task, found["validation"]):
             found.update(metrics, test=metrics_of(state, "test"))
         return metrics["validation"]
 

@@ -1,7 +1,7 @@
 """Batches of a fixed size: shuffled for training, in order and padded for evaluation."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -45,6 +45,17 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
             f"{len(split)}; make the batch smaller."
         )
     return len(split) // batch_size
+
+
+class Batches(Protocol):
+    """An endless sequence of training batches, by the number of the step, from 0."""
+
+    steps_per_epoch: int
+    batch_size: int
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step."""
+        ...
 
 
 class TrainBatches:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import tqdm
 
-from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import programs_ahead
@@ -89,7 +89,7 @@ def train(
     learner: Learner,
     train_step: TrainStep,
     state: TrainState,
-    batches: TrainBatches,
+    batches: Batches,
     steps: int,
     intervals: Intervals,
     validate: Callable[[TrainState], Metrics],

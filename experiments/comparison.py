@@ -1,0 +1,145 @@
+"""What programs that compare models share: their flags, and what they leave."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import flags
+from jax.sharding import Mesh
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.files import write_text
+from dlrm_jax.errors import UserError
+from dlrm_jax.models.zoo import MODELS
+from dlrm_jax.training.model import model_class
+from dlrm_jax.training.record import owned, to_json
+from experiments.comparison_page import columns, rows_of, write_page
+from experiments.program import FLAGS
+from experiments.tasks import Task
+from experiments.trials import RATES, Contender, Result, Study
+
+# What the contenders themselves decide.
+_THEIRS = ("model", "model_options", "optimizer", "learning_rate", "seed")
+_NEED_OTHER_INPUTS = ("ncf", "din")
+
+
+def define_comparison_flags(models: str = "dlrm,dcn", optimizers: str = "rowwise_adagrad") -> None:
+    """Who competes, and how often; beside the flags of the config."""
+    flags.DEFINE_list("models", models, "names, with options behind colons; or all, which leaves "
+                      "out ncf and din: they need other inputs")  # fmt: skip
+    flags.DEFINE_list("optimizers", optimizers, "of tables and dense models")
+    flags.DEFINE_list("learning_rates", [], "to search over; by default three for each optimizer")
+    flags.DEFINE_integer("seeds", 3, "trials with the chosen learning rate", lower_bound=1)
+    flags.DEFINE_integer("evaluations", 10, "of each trial", lower_bound=1)
+    flags.DEFINE_string("workdir", None, "of trials, pictures and the page; without it, a new one "
+                        "in runs/")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """Who competes.
+
+    Attributes:
+        contenders: in the order of the table.
+        rates: the learning rates to search over, by optimizer.
+        seeds: of each contender.
+        evaluations: of each trial.
+    """
+
+    contenders: Sequence[Contender]
+    rates: dict[str, tuple[float, ...]]
+    seeds: int
+    evaluations: int
+
+
+def asked(config: Config) -> Contest:
+    """What the flags say.
+
+    Args:
+        config: that the contenders are put into, for the sake of early errors.
+
+    Raises:
+        UserError: a flag that the contenders decide was given, or a name is unknown.
+    """
+    for name in _THEIRS:
+        if FLAGS[name].present:
+            raise UserError(f"--{name} has no effect: --models, --optimizers, --learning_rates and "
+                            f"--seeds decide")  # fmt: skip
+    models = FLAGS.models
+    if models == ["all"]:
+        models = [name for name in MODELS if name not in _NEED_OTHER_INPUTS]
+    unknown = [name for name in FLAGS.optimizers if name not in RATES]
+    if unknown or not FLAGS.optimizers or not models:
+        raise UserError(
+            f"expected --models, and --optimizers of {', '.join(RATES)}; got {','.join(models)!r} "
+            f"and {','.join(FLAGS.optimizers)!r}"
+        )
+    try:
+        given = tuple(map(float, FLAGS.learning_rates))
+    except ValueError:
+        raise UserError(
+            f"--learning_rates: expected numbers, got {','.join(FLAGS.learning_rates)!r}"
+        ) from None
+    contenders = [Contender(model, name) for model in models for name in FLAGS.optimizers]
+    for each in contenders:
+        model_class(each.config(config, 1.0, 0))
+    rates = {name: given or RATES[name] for name in FLAGS.optimizers}
+    return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations)
+
+
+@contextlib.contextmanager
+def held(program: str) -> Iterator[Path]:
+    """The workdir, held for this run."""
+    directory = Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
+    with owned(directory):
+        print(f"workdir {directory}")
+        yield directory
+
+
+def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory: Path) -> None:
+    """Runs the trials that haven't been; prints the table, writes the page and all numbers.
+
+    Args:
+        contest: who competes.
+        config: the run of all, with the tables of the data.
+        task: what for.
+        mesh: to run on.
+        directory: of the results.
+    """
+    print(task.data.source)
+    study = Study(config, task, mesh, contest.evaluations, directory / "trials")
+    results = study.run(contest.contenders, contest.rates, contest.seeds)
+    _print_table([columns(task), *rows_of(results, task)])
+    best = task.data.teacher_auc
+    if best:
+        print(f"the teacher's test AUC, the best that can be expected: {best['test']:.4f}")
+    _print_distances(results, task)
+    everything = {"data": task.data.source, "results": [dataclasses.asdict(r) for r in results]}
+    write_text(directory / "results.json", to_json(everything, indent=1))
+    write_page(results, task, directory / "comparison.html")
+    print(f"see {directory}/comparison.html, results.json")
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(cells)))
+
+
+def _print_distances(results: Sequence[Result], task: Task) -> None:
+    """How far models with interactions are above logistic regression, if it is among them."""
+    metric = "auc" if "auc" in task.shown else task.chosen_by
+    linear = [r for r in results if r.contender.name == "logistic_regression"]
+    others = [r for r in results if r.contender.name != "logistic_regression"]
+    for base in linear:
+        for each in others:
+            if each.contender.optimizer == base.contender.optimizer:
+                print(
+                    f"{each.contender.name}, {each.contender.optimizer}: test {metric} "
+                    f"{each.mean(metric) - base.mean(metric):+.4f} from logistic regression's"
+                )

@@ -1,0 +1,111 @@
+"""Compares models on MovieLens: which movies will a user like, or which one comes next?
+
+    python -m experiments.movielens --data=ml-100k --models=dlrm,dcn_v2,deepfm --workdir=runs/ml
+    python -m experiments.movielens --data=ml-1m --task=ranking --features=user,item --models=ncf
+    python -m experiments.movielens --data=ml-1m --features=user,item --history=20 \
+        --models=din:target=item,dlrm
+
+``--data`` is a directory as GroupLens publishes it (100K, 1M, 10M, 20M, 25M, …) or in RecBole's
+form. ``clicks``: label 1 where the user gives at least four stars, examples split 8:1:1 at random
+or in time. ``ranking``: each user's last movie among 99 that it hasn't rated, with four sampled
+negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and options are
+those of `experiments.compare`; an option may name a feature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from dlrm_jax.config import Config, preset
+from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_ranking
+from dlrm_jax.data.movielens.splits import SPLITS
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.build import check_batch_sizes, for_data
+from experiments.comparison import Contest, asked, compare, define_comparison_flags, held
+from experiments.program import FLAGS, define_run_flags, run, start, with_flags
+from experiments.tasks import Choices, Clicks, Task
+
+define_run_flags(default_preset="movielens")
+define_comparison_flags("dlrm,dcn_v2,deepfm", "rowwise_adagrad")
+flags.DEFINE_string("data", None, "the directory of the files", required=True)
+flags.DEFINE_enum("task", "clicks", ["clicks", "ranking"], "what is learned")
+flags.DEFINE_enum("split", "random", list(SPLITS), "of clicks")
+flags.DEFINE_list("features", [], "of users and items; by default all that the files have")
+flags.DEFINE_integer("history", 0, "movies that the user has liked before", lower_bound=0)
+flags.DEFINE_integer("negatives", 4, "of each training example of ranking", lower_bound=0)
+
+_DECIDED = (
+    "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
+    "min_count", "shared_tables",
+)  # fmt: skip
+_SEED = 0  # of the split and of negatives: all trials have the same
+
+
+def main(argv: Sequence[str]) -> None:
+    """Contenders, data, trials."""
+    del argv
+    check_flags()
+    config = with_flags(preset(FLAGS.preset))
+    contest = asked(config)
+    movielens, task = load(Path(FLAGS.data))
+    config, contest = for_movielens(config, movielens), by_column(contest, movielens)
+    with held("movielens") as directory:
+        mesh = start(FLAGS.mesh)
+        check_batch_sizes(config, mesh)
+        print("features: " + ", ".join(movielens.features))
+        compare(contest, config, task, mesh, directory)
+
+
+def check_flags() -> None:
+    """Flags that nothing would read are refused.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for flag in _DECIDED:
+        if FLAGS[flag].present:
+            raise UserError(f"--{flag} has no effect: the data decide")
+    other = {"split": "clicks", "negatives": "ranking"}
+    for flag, task in other.items():
+        if FLAGS[flag].present and FLAGS.task != task:
+            raise UserError(f"--{flag} has no effect without --task={task}")
+
+
+def load(directory: Path) -> tuple[MovieLens, Task]:
+    """The data of the flags."""
+    features = FLAGS.features or None
+    if FLAGS.task == "clicks":
+        movielens = load_movielens(directory, FLAGS.split, _SEED, features, FLAGS.history)
+        return movielens, Clicks(movielens.dataset)
+    ranking = load_ranking(directory, _SEED, features, FLAGS.history, FLAGS.negatives)
+    data = ranking.movielens.dataset
+    return ranking.movielens, Choices(data, ranking.candidates, ranking.train)
+
+
+def for_movielens(config: Config, movielens: MovieLens) -> Config:
+    """The config with the tables of the data; a history reads that of the items."""
+    places = {name: f"C{i + 1}" for i, name in enumerate(movielens.features)}
+    pairs = zip(movielens.features, movielens.tables, strict=True)
+    shared = tuple(f"{places[name]}={places[table]}" for name, table in pairs if name != table)
+    return dataclasses.replace(for_data(config, movielens.dataset), shared_tables=shared)
+
+
+def by_column(contest: Contest, movielens: MovieLens) -> Contest:
+    """The contest with columns, C1, C2, …, where options name features."""
+    places = {f"={name}": f"=C{i + 1}" for i, name in enumerate(movielens.features)}
+
+    def renamed(model: str) -> str:
+        name, *options = model.split(":")
+        pairs = [option.partition("=") for option in options]
+        return ":".join([name, *(f"{key}{places.get('=' + v, '=' + v)}" for key, _, v in pairs)])
+
+    contenders = [dataclasses.replace(x, name=renamed(x.name)) for x in contest.contenders]
+    return dataclasses.replace(contest, contenders=contenders)
+
+
+if __name__ == "__main__":
+    run(main)
