@@ -253,14 +253,16 @@ PRESETS: dict[str, Config] = {
         bottom_mlp=(32, 8),
         top_mlp=(64, 32, 1),
         batch_size=1024,
-        examples=1_000_000,
+        examples=600_000,
     ),
-    # For experiments.movielens, whose data have no dense features and decide on the tables.
+    # For experiments.movielens, whose data decide on the tables and have no dense features. The
+    # width is the best of 16, 24, 32 and 48 for DLRM on the validation split of 100K's clicks.
     "movielens": Config(
+        embedding_dim=24,
         dense_features=0,
-        bottom_mlp=(16,),
-        top_mlp=(64, 32, 1),
-        batch_size=512,
+        bottom_mlp=(64, 24),
+        top_mlp=(256, 128, 1),
+        batch_size=256,
         epochs=10,
     ),
     "kaggle": Config(
