@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
@@ -78,11 +79,14 @@ class DLRM(nnx.Module):
         """Returns the logits; their sigmoid is the click probability."""
         vectors = [pooled[name] for name in self.vectors]
         # A low-precision MLP must not drag the products of the tables' vectors down with it.
-        x = self.bottom(dense)
+        with jax.named_scope("bottom_mlp"):
+            x = self.bottom(dense)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if self.interaction_kind == "cat":
-            z = interaction.cat(x, vectors)
-        else:
-            z = interaction.dot(x, vectors, self.self_interaction)
-        logits = self.top(z)[:, 0]
+        with jax.named_scope("interaction"):
+            if self.interaction_kind == "cat":
+                z = interaction.cat(x, vectors)
+            else:
+                z = interaction.dot(x, vectors, self.self_interaction)
+        with jax.named_scope("top_mlp"):
+            logits = self.top(z)[:, 0]
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

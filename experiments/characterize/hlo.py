@@ -1,0 +1,267 @@
+"""A compiled program's instructions, as its text shows them, and the class of each.
+
+The class of an instruction is the outermost `jax.named_scope` that it was traced in, on the way
+there and back; that of a collective is its kind. XLA keeps the scopes in ``op_name``, where they
+stand among the names of transformations and of loops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+OTHER = "other"
+"""The class of what was traced in no scope."""
+
+COLLECTIVES = (
+    "all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute",
+    "collective-broadcast", "ragged-all-to-all",
+)  # fmt: skip
+
+# What runs instructions of its own, in whose time it does nothing.
+CONTAINERS = ("while", "call", "conditional")
+# What nothing runs for: names for parts of arrays that are there.
+_SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_NAME = re.compile(r"%([\w.-]+)")
+_SHAPE = re.compile(r"\b(pred|[a-z]+\d+)[a-z0-9]*\[([\d,]*)\]")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CALLED = re.compile(r"(calls|to_apply|body|condition)=%?([\w.-]+)")
+_INDEX = re.compile(r"\b(index)=(\d+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+# Groups of devices: listed, or parts of an array of all numbers, or axes of a mesh.
+_GROUPS = re.compile(r"replica_groups=(\{\}|\{\{.*?\}\}|\[.*?\]<=.*?(?=, )|mesh\[.*?\] \{.*?\})")
+_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+_TRANSFORMED = re.compile(r"(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)")
+_STRUCTURE = re.compile(
+    r"while|body|cond|scan|closed_call|shard_map|checkpoint|rematted_computation|branch_\d+_fun"
+    r"|custom_[jv][vj]p_call"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """The type of an array on one device."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> float:
+        """Bytes of an element."""
+        return 1 if self.dtype == "pred" else int(re.sub(r"\D", "", self.dtype)) / 8
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return int(self.size * self.itemsize)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of the text.
+
+    Attributes:
+        name: of the instruction, different from all others in the program.
+        opcode: what it does.
+        results: one array, or those of a tuple.
+        operands: names of instructions of the same computation.
+        attributes: what follows the operands.
+        root: whether its result is the computation's.
+        index: of a parameter, or of the element of a tuple that it takes; 0 for anything else.
+    """
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+    index: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of all results."""
+        return sum(array.nbytes for array in self.results)
+
+    @property
+    def collective(self) -> str | None:
+        """Its kind, if it is one, without the ``-start`` or ``-done`` of an asynchronous one."""
+        kind = self.opcode.removesuffix("-start").removesuffix("-done")
+        return kind if kind in COLLECTIVES else None
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is run for it."""
+        return self.opcode in _SILENT or self.opcode.endswith("-done")
+
+    @property
+    def trips(self) -> int:
+        """How often a loop's body runs.
+
+        Raises:
+            ValueError: XLA doesn't know.
+        """
+        found = _TRIPS.search(self.attributes)
+        if found is None:
+            raise ValueError(f"{self.name}: expected a loop with a known number of trips")
+        return int(found[1])
+
+    @property
+    def predecessors(self) -> list[str]:
+        """What must have run before, though it takes nothing from it."""
+        found = re.search(r"control-predecessors=\{([^}]*)\}", self.attributes)
+        return _NAME.findall(found[1]) if found else []
+
+    @property
+    def op_name(self) -> str:
+        """Where it was traced; empty if XLA has made it up."""
+        found = _OP_NAME.search(self.attributes)
+        return found[1] if found else ""
+
+    def called(self, kind: str) -> str | None:
+        """The computation that it has as its ``calls``, ``to_apply``, ``body`` or ``condition``."""
+        return dict(_CALLED.findall(self.attributes)).get(kind)
+
+
+def scope(op_name: str) -> str | None:
+    """The outermost scope in a name such as ``jit(step)/transpose(jvp(top_mlp))/dot_general``."""
+    for part in op_name.split("/")[:-1]:  # the last is the operation
+        while found := _TRANSFORMED.fullmatch(part):
+            part = found[1]
+        if re.fullmatch(r"\w+", part) and not _STRUCTURE.fullmatch(part):
+            return part
+    return None
+
+
+class Program:
+    """The instructions of a compiled program.
+
+    Args:
+        text: of `jax.stages.Compiled.as_text`.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        self.instructions: dict[str, Instruction] = {}
+        self.entry = ""
+        found = re.search(r"num_partitions=(\d+)", text[: text.index("\n")])
+        self.devices = int(found[1]) if found else 1
+        current: list[Instruction] = []
+        for line in text.splitlines():
+            if found := _COMPUTATION.match(line):
+                current = self.computations[found[2]] = []
+                self.entry = found[2] if found[1] else self.entry
+            elif found := _INSTRUCTION.match(line):
+                instruction = _instruction(*found.groups())
+                current.append(instruction)
+                self.instructions[instruction.name] = instruction
+
+    def operands(self, instruction: Instruction) -> list[Instruction]:
+        """Those whose results it takes."""
+        return [self.instructions[name] for name in instruction.operands]
+
+    @functools.cached_property
+    def executions(self) -> dict[str, int]:
+        """Of what the program runs one by one, how often it does, fused ones not among them."""
+        found: dict[str, int] = {}
+
+        def visit(computation: str, times: int) -> None:
+            for instruction in self.computations[computation]:
+                if instruction.opcode == "while":
+                    body = instruction.called("body")
+                    assert body is not None
+                    visit(body, times * instruction.trips)
+                elif instruction.opcode == "call":
+                    target = instruction.called("to_apply")
+                    assert target is not None
+                    visit(target, times)
+                elif not instruction.silent:
+                    found[instruction.name] = times
+
+        visit(self.entry, 1)
+        return found
+
+    @functools.cached_property
+    def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Of each collective, which devices take part in it together."""
+        found = {}
+        for instruction in self.instructions.values():
+            if instruction.collective and not instruction.silent:
+                groups = _GROUPS.search(instruction.attributes)
+                if groups is None:
+                    raise ValueError(f"{instruction.name}: expected a collective with groups")
+                found[instruction.name] = _groups(groups[1], self.devices)
+        return found
+
+    @functools.cached_property
+    def classes(self) -> dict[str, str]:
+        """The class of each instruction that is run."""
+        return {name: self._class_of(name) for name in self.executions}
+
+    def _class_of(self, name: str) -> str:
+        """What XLA has made up, to copy something or to sum in two steps, has that of its input."""
+        pending, seen = [self.instructions[name]], set()
+        if pending[0].collective:
+            return pending[0].collective
+        while pending:
+            instruction = pending.pop(0)
+            if found := scope(instruction.op_name):
+                return found
+            if instruction.name not in seen and not instruction.op_name:
+                seen.add(instruction.name)
+                pending += self.operands(instruction)
+        return OTHER
+
+
+def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
+    """Reads ``{{0,1},{2,3}}``, ``[2,2]<=[4]`` or ``mesh['x'=2,'y'=2] {'y'}``."""
+    if text == "{}":
+        return (tuple(range(devices)),)
+    if text.startswith("{"):
+        return tuple(_numbers(group) for group in re.findall(r"\{([\d,]+)\}", text))
+    if found := _IOTA.fullmatch(text):
+        shape, order = _numbers(found[2]), found[3] and _numbers(found[3])
+        grid = np.arange(devices).reshape(shape).transpose(order or None)
+        groups = grid.reshape(_numbers(found[1]))
+    else:
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", text)}
+        together = re.findall(r"'(\w+)'", text[text.index("]") :])
+        axes = [list(sizes).index(axis) for axis in together]
+        grid = np.arange(devices).reshape(list(sizes.values()))
+        groups = np.moveaxis(grid, axes, range(-len(axes), 0))
+        groups = groups.reshape(-1, math.prod(sizes[axis] for axis in together))
+    return tuple(tuple(group) for group in groups.tolist())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _instruction(root: str, name: str, results: str, opcode: str, rest: str) -> Instruction:
+    operands, _, attributes = rest.partition(")")
+    index = operands if opcode == "parameter" else dict(_INDEX.findall(attributes)).get("index", 0)
+    return Instruction(
+        name,
+        opcode,
+        tuple(
+            Array(dtype, tuple(int(n) for n in shape.split(",") if n))
+            for dtype, shape in _SHAPE.findall(results)
+        ),
+        tuple(_NAME.findall(operands)),
+        attributes,
+        bool(root),
+        int(index),
+    )
