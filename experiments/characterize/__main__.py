@@ -27,6 +27,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from dlrm_jax.config import preset
@@ -74,6 +75,8 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.picture and Path(FLAGS.picture).suffix not in (".png", ".svg"):
         raise UserError(f"--picture: expected a file named .png or .svg, got '{FLAGS.picture}'")
     mesh = start(FLAGS.mesh)
+    # A program in the cache may have been traced with other scopes, which don't change it.
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     check_batch_size(mesh, "batch_size", config.batch_size)
 
     description = {

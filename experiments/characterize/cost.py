@@ -27,7 +27,8 @@ class Cost:
     """What instructions do.
 
     Attributes:
-        flops: 2 m n k of a product, one for each element of other arithmetic on floats.
+        flops: 2 m n k of a product, one for each element of other arithmetic on floats, and for
+            each element of a row that a native kernel reads or writes.
         nbytes: read and written, of arrays in whole or the parts that are taken, tables aside.
         row_bytes: of rows of tables and their optimizer state, one for each id that names them.
     """
@@ -79,8 +80,11 @@ def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -
     else:
         moved = [(x, _read(program, instruction, i, x)) for i, s in sources for x in s.results]
         moved += [(x, _written(program, instruction, x)) for x in instruction.results]
+    flops = sum(_flops(program, part) for part in _parts(program, instruction))
+    if instruction.opcode == "custom-call":
+        flops += sum(nbytes / array.itemsize for array, nbytes in moved if array in tables)
     return Cost(
-        sum(_flops(program, part) for part in _parts(program, instruction)),
+        flops,
         sum(nbytes for array, nbytes in moved if array not in tables),
         sum(nbytes for array, nbytes in moved if array in tables),
     )

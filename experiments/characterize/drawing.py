@@ -47,13 +47,23 @@ def draw_step(result: Mapping[str, Any]) -> Figure:
     colour = colours(list(classes))
     names = sorted(classes, key=lambda name: classes[name]["ms"])
     times = [classes[name]["ms"] for name in names]
+    limits = [classes[name].get("limit_ms", 0.0) for name in names]
     left.barh(range(len(names)), times, 0.66, color=[colour[name] for name in names])
+    limited = [y for y, limit in enumerate(limits) if limit]
+    left.vlines(
+        [limits[y] for y in limited], [y - 0.4 for y in limited], [y + 0.4 for y in limited],
+        color="black", linewidth=1.4, label="at the machine's speeds",
+    )  # fmt: skip
+    left.legend(loc="lower right", frameon=False, fontsize=8)
     for y, name in enumerate(names):
-        text = f"{classes[name]['ms']:.3g} ms, {percent(classes[name]['share'])}"
-        left.annotate(text, (times[y], y), (4, 0), textcoords="offset points", va="center", size=8)
+        text = f"{times[y]:.3g} ms, {percent(classes[name]['share'])}"
+        left.annotate(
+            text, (max(times[y], limits[y]), y), (5, 0), textcoords="offset points", va="center",
+            size=8,
+        )  # fmt: skip
     left.set_yticks(range(len(names)), [short(name) for name in names], parse_math=False)
     left.tick_params(axis="y", length=0)
-    left.set_xlim(0, 1.35 * max(times))
+    left.set_xlim(0, 1.35 * max(*times, *limits))
     left.set_xticks([])
     left.spines["bottom"].set_visible(False)
     left.set_title(
@@ -63,20 +73,22 @@ def draw_step(result: Mapping[str, Any]) -> Figure:
         loc="left",
     )
     _draw_roofs(right, result["machine"])
-    for name in reversed(names):
-        found = classes[name]
-        if found.get("gflop") and found["flops_per_byte"]:
-            x, y = found["flops_per_byte"], found["gflops_per_second"]
-            right.plot(x, y, "o", color=colour[name], markersize=6)
-            right.annotate(
-                short(name), (x, y), (6, -3), textcoords="offset points", size=8, parse_math=False
-            )
+    computing = [name for name in names if classes[name].get("gflop")]
+    computing.sort(key=lambda name: classes[name]["flops_per_byte"])
+    for i, name in enumerate(computing):
+        at = classes[name]["flops_per_byte"], classes[name]["gflops_per_second"]
+        right.plot(*at, "o", color=colour[name], markersize=6)
+        # Neighbours are named above and below.
+        right.annotate(
+            short(name), at, (0, -14 if i % 2 else 7), textcoords="offset points", size=8,
+            ha="center", parse_math=False,
+        )  # fmt: skip
     return figure
 
 
 def _draw_roofs(axes: Axes, machine: Mapping[str, float]) -> None:
     top = machine["gflops"]
-    ends = np.array([1e-2, 1e4])
+    ends = np.array([1e-2, 1e3])
     for name, style in (("stream", "-"), ("row", "--")):
         speed = machine[f"{name}_gib_per_second"] * 2**30 / 1e9
         edge = np.array([ends[0], top / speed, ends[1]])
@@ -87,9 +99,11 @@ def _draw_roofs(axes: Axes, machine: Mapping[str, float]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(*ends)
-    axes.set_ylim(top / 1e5, 2.5 * top)
+    axes.set_ylim(top / 1e4, 3 * top)
     axes.yaxis.set_major_locator(LogLocator(numticks=9))
     axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("FLOPs per byte", size=9)
     axes.set_ylabel("GFLOP/s", size=9)
     axes.legend(loc="lower right", frameon=False, fontsize=8)
@@ -128,9 +142,11 @@ def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
         )
     right.plot(positions, bottom, "k:", linewidth=1.2, label="step")
     right.set_yscale("log")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
         axes.set_xticks(positions, list(results))
-        axes.set_xlabel(what, size=9)
+        axes.set_xlabel(what.replace("_", " "), size=9)
     left.set_ylabel("ms a step", size=9)
     handles, labels = left.get_legend_handles_labels()
     line, step = right.get_legend_handles_labels()

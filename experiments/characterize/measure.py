@@ -142,8 +142,6 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
         rounds: how often each is done.
         count: steps a round.
     """
-    # The cache's programs may have been compiled from other scopes, which don't change them.
-    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     learner = make_learner(config, mesh)
     steps = Steps(config, learner)
     program = Program(steps.compile())
