@@ -20,7 +20,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, pr
 from dlrm_jax.data.files import made, write_json
 from dlrm_jax.errors import UserError
 from experiments.characterize.cost import cost, table_arrays
-from experiments.characterize.hlo import Instruction, Program
+from experiments.characterize.hlo import CONTAINERS, Instruction, Program
 
 VERSION = "0.0.4"
 COMP_NODE, COMM_COLL_NODE = 4, 7
@@ -152,16 +152,12 @@ class _Nodes:
                 result = operands[0][each.index]
             elif each.silent:
                 result = _all(operands)
-            elif each.opcode == "while":
-                body = each.called("body")
-                assert body is not None
-                (result,) = operands
-                for _ in range(each.trips):
-                    result = self.run(body, [result])
-            elif each.opcode == "call":
-                target = each.called("to_apply")
-                assert target is not None
-                result = self.run(target, operands)
+            elif each.opcode in CONTAINERS:
+                computations, times = self._program.inside(each)
+                for _ in range(times):
+                    # A loop's body comes last; the next trip is given its result.
+                    *_, result = [self.run(inner, operands) for inner in computations]
+                    operands = [result]
             else:
                 before = [nodes[name] for name in each.predecessors if name in nodes]
                 nodes[each.name] = self._add(each, _all(operands), before)

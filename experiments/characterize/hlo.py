@@ -23,7 +23,7 @@ COLLECTIVES = (
 )  # fmt: skip
 
 # What runs instructions of its own, in whose time it does nothing.
-CONTAINERS = ("while", "call", "conditional")
+CONTAINERS = ("while", "call")
 # What nothing runs for: names for parts of arrays that are there.
 _SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 
@@ -35,9 +35,12 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r"(calls|to_apply|body|condition)=%?([\w.-]+)")
 _INDEX = re.compile(r"\b(index)=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# Groups of devices: listed, or parts of an array of all numbers, or axes of a mesh.
-_GROUPS = re.compile(r"replica_groups=(\{\}|\{\{.*?\}\}|\[.*?\]<=.*?(?=, )|mesh\[.*?\] \{.*?\})")
-_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+# Groups of devices: listed, or made from an array of all numbers, or axes of a mesh.
+_GROUPS = re.compile(r"replica_groups=(\{\}|\{\{.*?\}\}|\[.*?\]<=\S+?(?=, )|mesh\[.*?\}(?=, ))")
+_LISTED = re.compile(r"\{([\d,]+)\}")
+_RESHAPED = re.compile(r"\[([\d,]+)\]<=(.*)")
+_MESH = re.compile(r"mesh\[(.*?)\](?:, device_ids=\((.*)\))? \{('\w+'(?:, ?'\w+')*)\}")
+_ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 _TRANSFORMED = re.compile(r"(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)")
 _STRUCTURE = re.compile(
@@ -108,16 +111,10 @@ class Instruction:
         return self.opcode in _SILENT or self.opcode.endswith("-done")
 
     @property
-    def trips(self) -> int:
-        """How often a loop's body runs.
-
-        Raises:
-            ValueError: XLA doesn't know.
-        """
+    def trips(self) -> int | None:
+        """How often a loop's body runs; None if the data decide."""
         found = _TRIPS.search(self.attributes)
-        if found is None:
-            raise ValueError(f"{self.name}: expected a loop with a known number of trips")
-        return int(found[1])
+        return int(found[1]) if found else None
 
     @property
     def predecessors(self) -> list[str]:
@@ -173,21 +170,28 @@ class Program:
         """Those whose results it takes."""
         return [self.instructions[name] for name in instruction.operands]
 
+    def inside(self, container: Instruction) -> tuple[list[str], int]:
+        """The computations that a loop or a call runs, and how often.
+
+        Once if the data decide on it; only then is there a condition to be run.
+        """
+        kinds = ["to_apply", "body"]
+        if container.opcode == "while" and container.trips is None:
+            kinds = ["condition", "body"]
+        found = [container.called(kind) for kind in kinds]
+        return [computation for computation in found if computation], container.trips or 1
+
     @functools.cached_property
     def executions(self) -> dict[str, int]:
-        """Of what the program runs one by one, how often it does, fused ones not among them."""
+        """Of what the program runs one by one, how often it does; what is fused isn't among it."""
         found: dict[str, int] = {}
 
         def visit(computation: str, times: int) -> None:
             for instruction in self.computations[computation]:
-                if instruction.opcode == "while":
-                    body = instruction.called("body")
-                    assert body is not None
-                    visit(body, times * instruction.trips)
-                elif instruction.opcode == "call":
-                    target = instruction.called("to_apply")
-                    assert target is not None
-                    visit(target, times)
+                if instruction.opcode in CONTAINERS:
+                    computations, trips = self.inside(instruction)
+                    for each in computations:
+                        visit(each, times * trips)
                 elif not instruction.silent:
                     found[instruction.name] = times
 
@@ -208,8 +212,8 @@ class Program:
 
     @functools.cached_property
     def classes(self) -> dict[str, str]:
-        """The class of each instruction that is run."""
-        return {name: self._class_of(name) for name in self.executions}
+        """The class of each instruction."""
+        return {name: self._class_of(name) for name in self.instructions}
 
     def _class_of(self, name: str) -> str:
         """What XLA has made up, to copy something or to sum in two steps, has that of its input."""
@@ -231,19 +235,29 @@ def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
     if text == "{}":
         return (tuple(range(devices)),)
     if text.startswith("{"):
-        return tuple(_numbers(group) for group in re.findall(r"\{([\d,]+)\}", text))
-    if found := _IOTA.fullmatch(text):
-        shape, order = _numbers(found[2]), found[3] and _numbers(found[3])
-        grid = np.arange(devices).reshape(shape).transpose(order or None)
-        groups = grid.reshape(_numbers(found[1]))
-    else:
-        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", text)}
-        together = re.findall(r"'(\w+)'", text[text.index("]") :])
+        return tuple(_numbers(group) for group in _LISTED.findall(text))
+    if found := _RESHAPED.fullmatch(text):
+        groups = _ordered(found[2]).reshape(_numbers(found[1]))
+    elif found := _MESH.fullmatch(text):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        order = _ordered(found[2]) if found[2] else np.arange(devices)
+        together = re.findall(r"\w+", found[3])
         axes = [list(sizes).index(axis) for axis in together]
-        grid = np.arange(devices).reshape(list(sizes.values()))
-        groups = np.moveaxis(grid, axes, range(-len(axes), 0))
-        groups = groups.reshape(-1, math.prod(sizes[axis] for axis in together))
+        grid = np.moveaxis(order.reshape(list(sizes.values())), axes, range(-len(axes), 0))
+        groups = grid.reshape(-1, math.prod(sizes[axis] for axis in together))
+    else:
+        raise ValueError(f"expected groups of devices, got {text}")
     return tuple(tuple(group) for group in groups.tolist())
+
+
+def _ordered(text: str) -> np.ndarray:
+    """Reads ``[2,4]T(1,0)``: the numbers from 0, as an array, transposed; or a list of them."""
+    found = _ORDER.fullmatch(text)
+    if found is None:
+        return np.array(_numbers(text))
+    shape = _numbers(found[1])
+    order = _numbers(found[2]) if found[2] else range(len(shape))
+    return np.arange(math.prod(shape)).reshape(shape).transpose(*order).reshape(-1)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
