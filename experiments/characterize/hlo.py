@@ -11,8 +11,9 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Sequence
 
-import numpy as np
+from experiments.characterize.groups import Groups, read_groups
 
 OTHER = "other"
 """The class of what was traced in no scope."""
@@ -35,13 +36,6 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r"(calls|to_apply|body|condition)=%?([\w.-]+)")
 _INDEX = re.compile(r"\b(index)=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# Groups of devices: listed, or made from an array of all numbers, or axes of a mesh.
-_GROUPS = re.compile(r"replica_groups=(\{\}|\{\{.*?\}\}|\[.*?\]<=\S+?(?=, )|mesh\[.*?\}(?=, ))")
-_LISTED = re.compile(r"\{([\d,]+)\}")
-_RESHAPED = re.compile(r"\[([\d,]+)\]<=(.*)")
-_MESH = re.compile(r"mesh\[(.*?)\](?:, device_ids=\((.*)\))? \{('\w+'(?:, ?'\w+')*)\}")
-_ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
-
 _TRANSFORMED = re.compile(r"(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)")
 _STRUCTURE = re.compile(
     r"while|body|cond|scan|closed_call|shard_map|checkpoint|rematted_computation|branch_\d+_fun"
@@ -199,69 +193,51 @@ class Program:
         return found
 
     @functools.cached_property
-    def groups(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def groups(self) -> dict[str, Groups]:
         """Of each collective, which devices take part in it together."""
-        found = {}
-        for instruction in self.instructions.values():
-            if instruction.collective and not instruction.silent:
-                groups = _GROUPS.search(instruction.attributes)
-                if groups is None:
-                    raise ValueError(f"{instruction.name}: expected a collective with groups")
-                found[instruction.name] = _groups(groups[1], self.devices)
-        return found
+        return {
+            each.name: read_groups(each.attributes, self.devices)
+            for each in self.instructions.values()
+            if each.collective and not each.silent
+        }
 
     @functools.cached_property
     def classes(self) -> dict[str, str]:
         """The class of each instruction."""
         return {name: self._class_of(name) for name in self.instructions}
 
+    @functools.cached_property
+    def _read(self) -> dict[str, Sequence[str]]:
+        """Of each instruction, those whose results it takes."""
+        return {name: each.operands for name, each in self.instructions.items()}
+
+    @functools.cached_property
+    def _reading(self) -> dict[str, Sequence[str]]:
+        """Of each instruction, those that take its result."""
+        found: dict[str, list[str]] = {name: [] for name in self.instructions}
+        for name, operands in self._read.items():
+            for operand in operands:
+                found[operand].append(name)
+        return {**found}
+
     def _class_of(self, name: str) -> str:
-        """What XLA has made up, to copy something or to sum in two steps, has that of its input."""
-        pending, seen = [self.instructions[name]], set()
-        if pending[0].collective:
-            return pending[0].collective
-        while pending:
-            instruction = pending.pop(0)
-            if found := scope(instruction.op_name):
-                return found
-            if instruction.name not in seen and not instruction.op_name:
-                seen.add(instruction.name)
-                pending += self.operands(instruction)
+        """What XLA has made up, to copy something or to sum in two steps, has that of its input.
+
+        Or, if that is an argument, that of what reads it.
+        """
+        instruction = self.instructions[name]
+        if instruction.collective:
+            return instruction.collective
+        if instruction.op_name:
+            return scope(instruction.op_name) or OTHER
+        for neighbours in (self._read, self._reading):
+            pending = [name]
+            for each in pending:
+                if found := scope(self.instructions[each].op_name):
+                    return found
+                if not self.instructions[each].op_name:
+                    pending += [x for x in neighbours[each] if x not in pending]
         return OTHER
-
-
-def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """Reads ``{{0,1},{2,3}}``, ``[2,2]<=[4]`` or ``mesh['x'=2,'y'=2] {'y'}``."""
-    if text == "{}":
-        return (tuple(range(devices)),)
-    if text.startswith("{"):
-        return tuple(_numbers(group) for group in _LISTED.findall(text))
-    if found := _RESHAPED.fullmatch(text):
-        groups = _ordered(found[2]).reshape(_numbers(found[1]))
-    elif found := _MESH.fullmatch(text):
-        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        order = _ordered(found[2]) if found[2] else np.arange(devices)
-        together = re.findall(r"\w+", found[3])
-        axes = [list(sizes).index(axis) for axis in together]
-        grid = np.moveaxis(order.reshape(list(sizes.values())), axes, range(-len(axes), 0))
-        groups = grid.reshape(-1, math.prod(sizes[axis] for axis in together))
-    else:
-        raise ValueError(f"expected groups of devices, got {text}")
-    return tuple(tuple(group) for group in groups.tolist())
-
-
-def _ordered(text: str) -> np.ndarray:
-    """Reads ``[2,4]T(1,0)``: the numbers from 0, as an array, transposed; or a list of them."""
-    found = _ORDER.fullmatch(text)
-    if found is None:
-        return np.array(_numbers(text))
-    shape = _numbers(found[1])
-    order = _numbers(found[2]) if found[2] else range(len(shape))
-    return np.arange(math.prod(shape)).reshape(shape).transpose(*order).reshape(-1)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
 
 
 def _instruction(root: str, name: str, results: str, opcode: str, rest: str) -> Instruction:

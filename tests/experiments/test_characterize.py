@@ -26,6 +26,7 @@ from dlrm_jax.training.compiled import (
 from dlrm_jax.training.step import make_train_step
 from experiments.characterize import chakra, sweep
 from experiments.characterize.cost import class_costs, table_arrays
+from experiments.characterize.groups import read_groups
 from experiments.characterize.hlo import Program, scope
 from experiments.characterize.measure import measure
 from experiments.characterize.profile import (
@@ -194,14 +195,13 @@ def test_scopes_in_names(name: str, found: str | None):
     ],
 )
 def test_groups_of_devices(text: str, groups: tuple):
-    program = Program(
-        "HloModule jit_step, num_partitions=4\n\n"
-        "ENTRY %main (a: f32[4]) -> f32[4] {\n"
-        "  %a = f32[4]{0} parameter(0)\n"
-        f"  ROOT %s = f32[4]{{0}} all-reduce(%a), replica_groups={text}, to_apply=%f\n"
-        "}\n"
-    )
-    assert program.groups == {"s": groups}
+    assert read_groups(f", channel_id=1, replica_groups={text}, to_apply=%f", 4) == groups
+
+
+def test_groups_in_another_form_are_no_groups():
+    for attributes in ("", ", replica_groups=mesh['x'=4] {'x':(1)2}, to_apply=%f"):
+        with pytest.raises(ValueError, match="expected groups of devices, got"):
+            read_groups(attributes, 4)
 
 
 def test_loops_that_the_data_end_count_once(tmp_path: Path):
