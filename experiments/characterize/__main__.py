@@ -94,7 +94,10 @@ def main(argv: Sequence[str]) -> None:
     print(report.text_table(report.HEADER, [*report.rows(result), report.totals(result)]))
     print(f"\n{report.sentence(result)}")
     if abs(result["profiled_over_step"] - 1) > _TOLERANCE:
-        print(f"these differ by more than {_TOLERANCE:.0%}: is the machine doing something else?")
+        print(
+            f"these differ by more than {_TOLERANCE:.0%}: the profiler slows steps of a "
+            f"millisecond or two; during longer ones, the machine did something else"
+        )
     if FLAGS.picture:
         save(draw_step(result), FLAGS.picture)
     if workdir is None:

@@ -22,7 +22,7 @@ from dlrm_jax.errors import UserError
 from experiments.characterize.cost import cost, table_arrays
 from experiments.characterize.hlo import CONTAINERS, Instruction, Program
 
-VERSION = "0.0.4"
+VERSION = "1.0.0"
 COMP_NODE, COMM_COLL_NODE = 4, 7
 COLLECTIVE_TYPES = {
     "all-reduce": 0,
@@ -201,6 +201,6 @@ def _type_of(collective: Instruction) -> int:
     if kind not in COLLECTIVE_TYPES:
         raise UserError(
             f"expected collectives that Chakra has a type for, {', '.join(COLLECTIVE_TYPES)}; the "
-            f"step has {kind} ({collective.name}); leave --chakra out"
+            f"step has {kind} ({collective.name}); leave --workdir out"
         )
     return COLLECTIVE_TYPES[kind]

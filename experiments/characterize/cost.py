@@ -1,4 +1,8 @@
-"""Operations and bytes of a program's instructions, on one device, each time they run."""
+"""Operations and bytes of a program's instructions, on one device, each time they run.
+
+Products are those that XLA shows, as it does for CPUs; what a vendor's library computes in a custom
+call isn't seen.
+"""
 
 from __future__ import annotations
 

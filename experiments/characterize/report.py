@@ -128,7 +128,8 @@ def write_page(path: Path, result: Result, sweeps: Mapping[str, Mapping[str, Res
         "different ones that a batch names, read once and, to be updated, read and written once. "
         "The limit is the longer of the times that operations and bytes take at the machine's "
         "speeds; what stays in caches may be faster. A collective counts from when the last "
-        "device has come to it."
+        "device has come to it. What computes nothing, such as lookups of one id a bag, isn't "
+        "among the points."
     )
     for what, results in sweeps.items():
         page.heading(f"By {what}")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 
@@ -85,7 +87,7 @@ def run(
         UserError: a step couldn't be measured, with what was said of it.
     """
     found = {}
-    for value in values:
+    for value in tqdm(values, desc=what, unit=" steps", disable=None):
         directory = workdir / f"{what}={value}"
         command = [
             sys.executable, "-m", "experiments.characterize", *arguments,
