@@ -38,8 +38,8 @@ _INDEX = re.compile(r"\b(index)=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _TRANSFORMED = re.compile(r"(?:jvp|transpose|vmap|remat|checkpoint)\((.*)\)")
 _STRUCTURE = re.compile(
-    r"while|body|cond|scan|closed_call|shard_map|checkpoint|rematted_computation|branch_\d+_fun"
-    r"|custom_[jv][vj]p_call"
+    r"while|body|cond|branch_\d+_fun|scan|closed_call|eval_jaxpr|shard_map|checkpoint"
+    r"|rematted_computation|custom_[jv][vj]p_call"
 )
 
 
