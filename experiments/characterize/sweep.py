@@ -95,6 +95,8 @@ def run(
         ]  # fmt: skip
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(f"--sweep: {what}={value}: {done.stderr.strip()}")
+            raise UserError(
+                f"--sweep: {what}={value}: {done.stderr.strip().removeprefix('error: ')}"
+            )
         found[value] = json.loads((directory / "characterization.json").read_text())
     return found
