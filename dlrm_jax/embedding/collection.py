@@ -105,6 +105,7 @@ class EmbeddingCollection:
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 
+    @jax.named_scope("lookup")
     def lookup(
         self,
         state: EmbeddingState,
@@ -139,6 +140,7 @@ class EmbeddingCollection:
             self.native,
         )
 
+    @jax.named_scope("update")
     def back(self, context: Context, cotangents: Mapping[str, Float[Array, "B *_"]]) -> Occurrences:
         """Sends the cotangents of the pooled vectors to the owners of the rows.
 
@@ -159,6 +161,7 @@ class EmbeddingCollection:
             self.mesh, self.layout, self.lookups, self.exchange_dtype, context, cotangents
         )
 
+    @jax.named_scope("update")
     def aggregate(self, occurrences: Occurrences, sum_duplicates: bool = False) -> RowGradients:
         """Sums the gradients of each row over the whole batch, equally on every copy.
 
@@ -177,6 +180,7 @@ class EmbeddingCollection:
             self.natively,
         )
 
+    @jax.named_scope("update")
     def apply(
         self, state: EmbeddingState, gradients: RowGradients, step: Integer[Array, ""] | int
     ) -> EmbeddingState:

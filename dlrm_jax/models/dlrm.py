@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
@@ -83,8 +84,12 @@ class DLRM(Model):
         """Returns the logits."""
         pooled = [vectors[name] for name in self.names]
         # A low-precision MLP must not drag the products of the tables' vectors down with it.
-        x = self.bottom(dense)
+        with jax.named_scope("bottom_mlp"):
+            x = self.bottom(dense)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        z = cat(x, pooled) if self.interaction == "cat" else dot(x, pooled, self.self_interaction)
-        logits = self.top(z)[:, 0]
+        with jax.named_scope("interaction"):
+            kind, itself = self.interaction, self.self_interaction
+            z = cat(x, pooled) if kind == "cat" else dot(x, pooled, itself)
+        with jax.named_scope("top_mlp"):
+            logits = self.top(z)[:, 0]
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

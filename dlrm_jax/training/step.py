@@ -42,8 +42,11 @@ def make_train_step(learner: Learner) -> TrainStep:
             norm = jnp.sqrt(_squared_norm(grads) + rows.squared_norm())
             factor = jnp.minimum(1, clip_norm / norm)
             grads, rows = jax.tree.map(lambda g: g * factor, grads), rows.scaled(factor)
-        updates, optimizer = learner.dense_optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, optimizer = learner.dense_optimizer.update(
+                grads, state.optimizer, state.params
+            )
+            params = optax.apply_updates(state.params, updates)
         embedding = collection.apply(state.embedding, rows, state.step)
         return TrainState(state.step + 1, params, optimizer, embedding), loss
 
@@ -78,7 +81,8 @@ def _accumulate(
 
     def loss_of(params: Any, pooled: Any, micro: Batch) -> Float[Array, ""]:
         logits = learner.model(params)(micro.dense, pooled)
-        return jnp.sum(micro.weights * learner.loss(logits, micro.labels)) / total
+        with jax.named_scope("loss"):
+            return jnp.sum(micro.weights * learner.loss(logits, micro.labels)) / total
 
     def gradients(micro: Batch) -> tuple[Float[Array, ""], Any, Occurrences]:
         # Lookups stay outside of autodiff, whose gradient of a table is as large as the table.

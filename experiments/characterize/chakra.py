@@ -1,0 +1,206 @@
+"""A profiled step as a Chakra execution trace, which system simulators such as ASTRA-sim replay.
+
+Each device has a file ``NAME.DEVICE.et`` of protocol buffers, each after its length: one
+``GlobalMetadata``, then a ``Node`` for each instruction that the device runs, a loop's as often as
+it runs them. ``NAME.groups.json`` has the devices of each ``pg_name`` that collectives name.
+
+The schema is MLCommons' et_def.proto (https://github.com/mlcommons/chakra, MIT license;
+arXiv 2305.14516), restated here as far as a step needs it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, proto
+
+from dlrm_jax.data.files import made, write_json
+from dlrm_jax.errors import UserError
+from experiments.characterize.cost import cost, table_arrays
+from experiments.characterize.hlo import CONTAINERS, Instruction, Program
+
+VERSION = "1.0.0"
+COMP_NODE, COMM_COLL_NODE = 4, 7
+COLLECTIVE_TYPES = {
+    "all-reduce": 0,
+    "all-gather": 2,
+    "collective-broadcast": 5,
+    "all-to-all": 6,
+    "ragged-all-to-all": 6,
+    "reduce-scatter": 7,
+}
+
+_MESSAGES = {
+    "AttributeProto": (
+        "1 string name", "2 string doc_string", "3 double double_val", "7 int32 int32_val",
+        "9 int64 int64_val", "13 uint64 uint64_val", "27 bool bool_val", "29 string string_val",
+    ),
+    "GlobalMetadata": ("1 string version", "2 AttributeProto* attr"),
+    "Node": (
+        "1 uint64 id", "2 string name", "3 NodeType type", "4 uint64* ctrl_deps",
+        "5 uint64* data_deps", "6 uint64 start_time_micros", "7 uint64 duration_micros",
+        "10 AttributeProto* attr",
+    ),
+}  # fmt: skip
+_NODE_TYPES = (
+    "INVALID_NODE", "METADATA_NODE", "MEM_LOAD_NODE", "MEM_STORE_NODE", "COMP_NODE",
+    "COMM_SEND_NODE", "COMM_RECV_NODE", "COMM_COLL_NODE",
+)  # fmt: skip
+
+
+def _schema() -> dict[str, Any]:
+    """The classes of the messages."""
+    package = "ChakraProtoMsg"
+    file = descriptor_pb2.FileDescriptorProto(name="et_def.proto", package=package, syntax="proto3")
+    kinds = file.enum_type.add(name="NodeType")
+    for number, name in enumerate(_NODE_TYPES):
+        kinds.value.add(name=name, number=number)
+    for message, fields in _MESSAGES.items():
+        described = file.message_type.add(name=message)
+        for number, kind, name in map(str.split, fields):
+            field = described.field.add(name=name, number=int(number))
+            field.label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
+            kind = kind.rstrip("*")
+            if kind[0].islower():
+                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
+            else:
+                field.type = field.TYPE_ENUM if kind == "NodeType" else field.TYPE_MESSAGE
+                field.type_name = f".{package}.{kind}"
+            if name.endswith("_val"):
+                field.oneof_index = 0
+        if message == "AttributeProto":
+            described.oneof_decl.add(name="value")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClassesForFiles([file.name], pool)
+
+
+SCHEMA = {name.rpartition(".")[2]: message for name, message in _schema().items()}
+"""`GlobalMetadata`, `Node` and `AttributeProto`."""
+
+
+def write(
+    program: Program, seconds: Mapping[tuple[str, int], float], directory: Path, name: str
+) -> None:
+    """Writes a trace for each device, and the groups of devices that they name.
+
+    Args:
+        program: of the step.
+        seconds: that an instruction takes on a device, by its name and the device.
+        directory: where the files go.
+        name: of the trace, the first part of theirs.
+
+    Raises:
+        UserError: there is a collective that the schema has no type for.
+    """
+    groups = sorted({group for groups in program.groups.values() for group in groups})
+    numbers = {group: number for number, group in enumerate(groups, start=1)}
+    write_json(directory / f"{name}.groups.json", {numbers[g]: list(g) for g in groups})
+    for device in range(program.devices):
+        nodes = _Nodes(program, seconds, device, numbers)
+        nodes.run(program.entry)
+        file = io.BytesIO()
+        for message in (SCHEMA["GlobalMetadata"](version=VERSION), *nodes.found):
+            proto.serialize_length_prefixed(message, file)
+        with made(directory / f"{name}.{device}.et") as path:
+            path.write_bytes(file.getvalue())
+
+
+def read(path: Path) -> tuple[Any, list[Any]]:
+    """The metadata and the nodes of a file."""
+    file = io.BytesIO(path.read_bytes())
+    metadata = proto.parse_length_prefixed(SCHEMA["GlobalMetadata"], file)
+    nodes = iter(lambda: proto.parse_length_prefixed(SCHEMA["Node"], file), None)
+    return metadata, list(nodes)
+
+
+_Source = Any  # what an array comes from, a frozenset of nodes' ids; or a tuple of such
+
+
+class _Nodes:
+    """The nodes of one device, found by going through the program as the device does."""
+
+    def __init__(
+        self,
+        program: Program,
+        seconds: Mapping[tuple[str, int], float],
+        device: int,
+        groups: Mapping[tuple[int, ...], int],
+    ):
+        self.found: list[Any] = []
+        self._program = program
+        self._tables = table_arrays(program)
+        self._seconds = seconds
+        self._device = device
+        self._groups = groups
+
+    def run(self, computation: str, arguments: Sequence[_Source] = ()) -> _Source:
+        """Goes through a computation, the entry or another; returns where its result comes from."""
+        sources: dict[str, _Source] = {}
+        nodes: dict[str, int] = {}
+        result: _Source = frozenset()
+        for each in self._program.computations[computation]:
+            operands = [sources[name] for name in each.operands]
+            if each.opcode == "parameter":
+                result = arguments[each.index] if arguments else frozenset()
+            elif each.opcode == "tuple":
+                result = tuple(operands)
+            elif each.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
+                result = operands[0][each.index]
+            elif each.silent:
+                result = _all(operands)
+            elif each.opcode in CONTAINERS:
+                computations, times = self._program.inside(each)
+                for _ in range(times):
+                    # A loop's body comes last; the next trip is given its result.
+                    *_, result = [self.run(inner, operands) for inner in computations]
+                    operands = [result]
+            else:
+                before = [nodes[name] for name in each.predecessors if name in nodes]
+                nodes[each.name] = self._add(each, _all(operands), before)
+                result = frozenset([nodes[each.name]])
+            sources[each.name] = result
+            if each.root:
+                return result
+        raise ValueError(f"{computation}: expected it to have a root")
+
+    def _add(self, instruction: Instruction, data: Iterable[int], before: Iterable[int]) -> int:
+        done = cost(self._program, instruction, self._tables)
+        node = SCHEMA["Node"](
+            id=len(self.found) + 1,
+            name=instruction.name,
+            type=COMM_COLL_NODE if instruction.collective else COMP_NODE,
+            data_deps=sorted(data),
+            ctrl_deps=sorted(before),
+            duration_micros=round(1e6 * self._seconds.get((instruction.name, self._device), 0)),
+        )
+        node.attr.add(name="is_cpu_op", bool_val=False)  # simulators send from accelerators only
+        node.attr.add(name="class", string_val=self._program.classes[instruction.name])
+        if instruction.collective:
+            node.attr.add(name="comm_type", int64_val=_type_of(instruction))
+            node.attr.add(name="comm_size", int64_val=instruction.nbytes)
+            (group,) = [g for g in self._program.groups[instruction.name] if self._device in g]
+            node.attr.add(name="pg_name", string_val=str(self._groups[group]))
+        else:
+            node.attr.add(name="num_ops", int64_val=round(done.flops))
+            node.attr.add(name="tensor_size", uint64_val=round(done.nbytes + done.row_bytes))
+        self.found.append(node)
+        return node.id
+
+
+def _all(sources: Iterable[_Source]) -> frozenset[int]:
+    """The nodes of several sources together."""
+    return frozenset().union(*(_all(s) if isinstance(s, tuple) else s for s in sources))
+
+
+def _type_of(collective: Instruction) -> int:
+    kind = collective.collective
+    if kind not in COLLECTIVE_TYPES:
+        raise UserError(
+            f"expected collectives that Chakra has a type for, {', '.join(COLLECTIVE_TYPES)}; the "
+            f"step has {kind} ({collective.name}); leave --workdir out"
+        )
+    return COLLECTIVE_TYPES[kind]

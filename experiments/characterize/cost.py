@@ -1,0 +1,168 @@
+"""Operations and bytes of a program's instructions, on one device, each time they run.
+
+Products are those that XLA shows, as it does for CPUs; what a vendor's library computes in a custom
+call isn't seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from experiments.characterize.hlo import Array, Instruction, Program
+
+# One operation an element of the result; what only moves or compares isn't arithmetic.
+_ELEMENTWISE = frozenset(
+    ("add", "subtract", "multiply", "divide", "maximum", "minimum", "negate", "abs", "power",
+     "sqrt", "rsqrt", "cbrt", "exponential", "exponential-minus-one", "log", "log-plus-one",
+     "logistic", "tanh", "erf", "sine", "cosine", "atan2", "remainder")
+)  # fmt: skip
+# One for each element of an operand, the one with this number.
+_REDUCTIONS = {"reduce": 0, "reduce-window": 0, "all-reduce": 0, "reduce-scatter": 0, "scatter": 2}
+# What takes parts of its first operand.
+_CUTS = ("gather", "slice", "dynamic-slice")
+# What changes a part of an array in place, by another operand.
+_UPDATES = {"scatter": 2, "dynamic-update-slice": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What instructions do.
+
+    Attributes:
+        flops: 2 m n k of a product, one for each element of other arithmetic on floats, and for
+            each element of a row that a native kernel reads or writes.
+        nbytes: read and written, of arrays in whole or the parts that are taken, tables aside.
+        row_bytes: of rows of tables and their optimizer state, one for each id that names them.
+    """
+
+    flops: float = 0.0
+    nbytes: float = 0.0
+    row_bytes: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops,
+            self.nbytes + other.nbytes,
+            self.row_bytes + other.row_bytes,
+        )
+
+
+def class_costs(program: Program, tables: frozenset[Array]) -> dict[str, Cost]:
+    """All that a step does on all devices, by class.
+
+    Args:
+        program: of the step.
+        tables: see `cost`.
+    """
+    found: dict[str, Cost] = {}
+    for name, times in program.executions.items():
+        each = cost(program, program.instructions[name], tables)
+        times *= program.devices
+        total = Cost(times * each.flops, times * each.nbytes, times * each.row_bytes)
+        kind = program.classes[name]
+        found[kind] = found.get(kind, Cost()) + total
+    return found
+
+
+def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -> Cost:
+    """What an instruction does.
+
+    Args:
+        program: that it is in.
+        instruction: of those that are run one by one.
+        tables: what arrays that are tables or their optimizer state look like on a device.
+    """
+    if instruction.collective:  # which may well send a table
+        tables = frozenset()
+    sources = list(enumerate(program.operands(instruction)))
+    if instruction.opcode == "custom-call":  # a native kernel, which has an operand of ids
+        ids = sum(s.results[0].size for _, s in sources if s.results[0].dtype == "s32")
+        whole = [x for _, source in sources for x in source.results] + [*instruction.results]
+        moved = [(x, ids * x.nbytes // x.shape[0] if x in tables else x.nbytes) for x in whole]
+    else:
+        moved = [(x, _read(program, instruction, i, x)) for i, s in sources for x in s.results]
+        moved += [(x, _written(program, instruction, x)) for x in instruction.results]
+    flops = sum(_flops(program, part) for part in _parts(program, instruction))
+    if instruction.opcode == "custom-call":
+        flops += sum(nbytes / array.itemsize for array, nbytes in moved if array in tables)
+    return Cost(
+        flops,
+        sum(nbytes for array, nbytes in moved if array not in tables),
+        sum(nbytes for array, nbytes in moved if array in tables),
+    )
+
+
+def table_arrays(program: Program) -> frozenset[Array]:
+    """What the step's tables and their optimizer state look like on a device."""
+    return frozenset(
+        array
+        for instruction in program.computations[program.entry]
+        if instruction.op_name.startswith("state.embedding")
+        for array in instruction.results
+    )
+
+
+def _parts(program: Program, instruction: Instruction) -> list[Instruction]:
+    """The instructions that are fused in this one; or itself."""
+    calls = instruction.called("calls") if instruction.opcode == "fusion" else None
+    return program.computations[calls] if calls else [instruction]
+
+
+def _flops(program: Program, instruction: Instruction) -> float:
+    if not instruction.results or not instruction.results[0].dtype.startswith(("f", "bf")):
+        return 0.0
+    size = instruction.results[0].size
+    if instruction.opcode == "dot":
+        left = program.operands(instruction)[0].results[0].shape
+        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        assert found is not None
+        return 2.0 * size * math.prod(left[int(axis)] for axis in found[1].split(",") if axis)
+    if instruction.opcode in _REDUCTIONS:
+        operand = program.operands(instruction)[_REDUCTIONS[instruction.opcode]]
+        return float(operand.results[0].size)
+    return float(size) if instruction.opcode in _ELEMENTWISE else 0.0
+
+
+def _read(program: Program, instruction: Instruction, number: int, array: Array) -> int:
+    """Bytes that an instruction reads of an operand, which it may cut down at first."""
+    parts = _parts(program, instruction)
+    if parts == [instruction]:
+        return _taken(program, instruction, number, array)
+    pending = [part for part in parts if part.opcode == "parameter" and part.index == number]
+    nbytes, seen = 0, set()
+    for source in pending:
+        for user in parts:
+            for position, operand in enumerate(user.operands):
+                if operand != source.name:
+                    continue
+                # What is cut from values computed of all elements needs just its own.
+                elementwise = user.results[0].size == array.size
+                if elementwise and not user.root and user.opcode not in {*_CUTS, *_UPDATES}:
+                    pending += [user] if user.name not in seen else []
+                    seen.add(user.name)
+                else:
+                    nbytes += _taken(program, user, position, array)
+    return min(nbytes, array.nbytes)
+
+
+def _taken(program: Program, user: Instruction, position: int, array: Array) -> int:
+    if position == 0 and user.opcode in _CUTS:
+        return int(user.results[0].size * array.itemsize)
+    if position == 0 and user.opcode in _UPDATES:
+        return _update_bytes(program, user) if user.opcode == "scatter" else 0
+    return array.nbytes
+
+
+def _written(program: Program, instruction: Instruction, array: Array) -> int:
+    updates = [
+        _update_bytes(program, part)
+        for part in _parts(program, instruction)
+        if part.opcode in _UPDATES and part.results[0].size == array.size
+    ]
+    return min(sum(updates), array.nbytes) if updates else array.nbytes
+
+
+def _update_bytes(program: Program, update: Instruction) -> int:
+    return program.operands(update)[_UPDATES[update.opcode]].nbytes

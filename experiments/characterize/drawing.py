@@ -1,0 +1,169 @@
+"""Pictures of a step by class of operator, and of sweeps over steps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from experiments.characterize.profile import DATA, IDLE
+from experiments.pictures import new_axes, percent, short
+
+# What belongs together has tints of one colour.
+_COLOURS = {
+    "top_mlp": "#0072b2", "bottom_mlp": "#80b9d9", "interaction": "#009e73", "lookup": "#d55e00",
+    "update": "#f0b183", "optimizer": "#cc79a7", "loss": "#e9c6d8", "all-to-all": "#e69f00",
+    "all-reduce": "#f3d080", "all-gather": "#8a6100", DATA: "#6b6b6b", "other": "#a8a8a8",
+    IDLE: "#dedede",
+}  # fmt: skip
+_MORE = ("#332288", "#56b4e9", "#117733", "#aa4499", "#999933", "#882255", "#44aa99", "#661100")
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each class, those that every model has always the same, in a fixed order."""
+    more = itertools.cycle(_MORE)
+    given = {name: next(more) for name in names if name not in _COLOURS}
+    known = {name: colour for name, colour in _COLOURS.items() if name in names}
+    last = {name: known.pop(name) for name in (DATA, "other", IDLE) if name in known}
+    return known | given | last
+
+
+def draw_step(result: Mapping[str, Any]) -> Figure:
+    """Time by class, and the classes that compute under the machine's roofs.
+
+    Args:
+        result: as in ``characterization.json``.
+    """
+    classes = result["classes"]
+    figure, left = new_axes(1.6 + 0.24 * max(8, len(classes)))
+    grid = figure.add_gridspec(1, 2, width_ratios=(1, 1))
+    left.set_subplotspec(grid[0])
+    right = _beside(figure, grid[1])
+    colour = colours(list(classes))
+    names = sorted(classes, key=lambda name: classes[name]["ms"])
+    times = [classes[name]["ms"] for name in names]
+    limits = [classes[name].get("limit_ms", 0.0) for name in names]
+    left.barh(range(len(names)), times, 0.66, color=[colour[name] for name in names])
+    limited = [y for y, limit in enumerate(limits) if limit]
+    left.vlines(
+        [limits[y] for y in limited], [y - 0.4 for y in limited], [y + 0.4 for y in limited],
+        color="black", linewidth=1.4, label="at the machine's speeds",
+    )  # fmt: skip
+    left.legend(loc="lower right", frameon=False, fontsize=8)
+    for y, name in enumerate(names):
+        text = f"{times[y]:.3g} ms, {percent(classes[name]['share'])}"
+        left.annotate(
+            text, (max(times[y], limits[y]), y), (5, 0), textcoords="offset points", va="center",
+            size=8,
+        )  # fmt: skip
+    left.set_yticks(range(len(names)), [short(name) for name in names], parse_math=False)
+    left.tick_params(axis="y", length=0)
+    left.set_xlim(0, 1.35 * max(*times, *limits))
+    left.set_xticks([])
+    left.spines["bottom"].set_visible(False)
+    left.set_title(
+        f"{result['preset']}, batch {result['batch_size']:,}, mesh {result['mesh']}: "
+        f"{result['profiled_ms']:.3g} ms a step",
+        size=9.5,
+        loc="left",
+    )
+    _draw_roofs(right, result["machine"])
+    computing = [name for name in names if classes[name].get("gflop")]
+    computing.sort(key=lambda name: classes[name]["flops_per_byte"])
+    for i, name in enumerate(computing):
+        at = classes[name]["flops_per_byte"], classes[name]["gflops_per_second"]
+        right.plot(*at, "o", color=colour[name], markersize=6)
+        # Neighbours are named above and below.
+        right.annotate(
+            short(name), at, (0, -14 if i % 2 else 7), textcoords="offset points", size=8,
+            ha="center", parse_math=False,
+        )  # fmt: skip
+    return figure
+
+
+def _draw_roofs(axes: Axes, machine: Mapping[str, float]) -> None:
+    top = machine["gflops"]
+    ends = np.array([1e-2, 1e3])
+    for name, style in (("stream", "-"), ("row", "--")):
+        speed = machine[f"{name}_gib_per_second"] * 2**30 / 1e9
+        edge = np.array([ends[0], top / speed, ends[1]])
+        label = "read in sequence" if name == "stream" else "rows at random"
+        axes.plot(
+            edge, np.minimum(edge * speed, top), style, color="#333333", linewidth=1.1, label=label
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(*ends)
+    axes.set_ylim(top / 1e4, 3 * top)
+    axes.yaxis.set_major_locator(LogLocator(numticks=9))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("FLOPs per byte", size=9)
+    axes.set_ylabel("GFLOP/s", size=9)
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    axes.set_title(f"{top:.3g} GFLOP/s in a large matrix product", size=9.5, loc="left")
+
+
+def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Steps as stacked bars of their classes, and each class as a curve.
+
+    Args:
+        what: differs between the steps.
+        results: of the steps, by the value that it has in them.
+    """
+    names = list(dict.fromkeys(name for each in results.values() for name in each["classes"]))
+    colour = colours(names)
+    figure, left = new_axes(3.4)
+    grid = figure.add_gridspec(1, 2, width_ratios=(1, 1))
+    left.set_subplotspec(grid[0])
+    right = _beside(figure, grid[1])
+    positions = np.arange(len(results))
+    bottom = np.zeros(len(results))
+    for name in colour:
+        times = np.array(
+            [each["classes"].get(name, {"ms": 0.0})["ms"] for each in results.values()]
+        )
+        left.bar(positions, times, 0.62, bottom, color=colour[name], label=name)
+        bottom += times
+        if times.any():
+            right.plot(
+                positions, np.where(times > 0, times, np.nan), "o-", color=colour[name],
+                linewidth=1.5, markersize=3.5,
+            )  # fmt: skip
+    for x, total in zip(positions, bottom, strict=True):
+        left.annotate(
+            f"{total:.3g}", (x, total), (0, 2), textcoords="offset points", ha="center", size=8
+        )
+    right.plot(positions, bottom, "k:", linewidth=1.2, label="step")
+    right.set_yscale("log")
+    right.yaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_minor_formatter(NullFormatter())
+    for axes in (left, right):
+        axes.set_xticks(positions, list(results))
+        axes.set_xlabel(what.replace("_", " "), size=9)
+    left.set_ylabel("ms a step", size=9)
+    handles, labels = left.get_legend_handles_labels()
+    line, step = right.get_legend_handles_labels()
+    legend = right.legend(
+        line + handles[::-1], step + labels[::-1], loc="upper left", bbox_to_anchor=(1, 1.04),
+        frameon=False, fontsize=8,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _beside(figure: Figure, place: Any) -> Axes:
+    """A second picture in a figure of `new_axes`."""
+    axes = figure.add_subplot(place)
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set(color="#333333", linewidth=0.6)
+    axes.tick_params(which="both", color="#333333", labelcolor="#333333", labelsize=9, width=0.6)
+    return axes

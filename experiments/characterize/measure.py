@@ -1,0 +1,193 @@
+"""One step, timed, profiled and counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.profiler import TraceAnnotation
+from jax.sharding import Mesh
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.batches import Batch, TrainBatches
+from dlrm_jax.data.prefetch import Prefetch
+from dlrm_jax.mesh import programs_ahead
+from dlrm_jax.training.build import generate_data, make_learner
+from dlrm_jax.training.evaluation import read_behind
+from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.step import make_train_step
+from experiments import roofline
+from experiments.characterize.cost import Cost, class_costs, table_arrays
+from experiments.characterize.hlo import Program
+from experiments.characterize.profile import DATA, WINDOW, Profile, class_seconds, record
+
+MODULE = "jit_train_step"
+"""The name of the step's program."""
+
+# Different batches, so that the rows of one aren't left in the cache for the next.
+_BATCHES = 20
+_LEAD = 3  # steps before those that count, until as many are in flight as always
+_STREAM_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What came of it.
+
+    Attributes:
+        step: seconds, measured without the profiler.
+        classes: seconds of the profiled step by class, of which it is the sum.
+        costs: of the whole mesh, by class.
+        machine: what it reaches.
+        stream_bytes: bytes a second that it reads and writes in sequence.
+        program: one device's.
+        profile: of the median round.
+        kernels: what runs lookups and updates.
+    """
+
+    step: float
+    classes: dict[str, float]
+    costs: dict[str, Cost]
+    machine: roofline.Machine
+    stream_bytes: float
+    program: Program
+    profile: Profile
+    kernels: dict[str, str]
+
+    @property
+    def profiled(self) -> float:
+        """Seconds of the profiled step."""
+        return sum(self.classes.values())
+
+    def limit(self, name: str) -> float:
+        """Seconds that a class's work would take at least."""
+        cost = self.costs[name]
+        return max(
+            cost.flops / self.machine.flops,
+            cost.nbytes / self.stream_bytes + cost.row_bytes / self.machine.row_bytes,
+        )
+
+
+class Steps:
+    """The main job's steps, on generated batches that a thread loads and places.
+
+    Args:
+        config: of the data.
+        learner: of the state.
+    """
+
+    def __init__(self, config: Config, learner: Learner):
+        self._learner = learner
+        # 80 % of the examples are for training.
+        examples = -(-_BATCHES * config.batch_size * 10 // 8)
+        data = generate_data(dataclasses.replace(config, examples=examples))
+        self._batches = TrainBatches(data.train, config.batch_size, config.seed)
+        self.batches = [self._batches[number] for number in range(_BATCHES)]
+        self._ahead = programs_ahead(learner.mesh)
+        self._train = make_train_step(learner)
+        self._state = learner.init(config.seed)
+
+    def compile(self) -> str:
+        """The text of the program that `run` runs."""
+        batch = self._learner.put(self.batches[0])
+        lowered: Any = self._train
+        text = lowered.lower(self._state, batch).compile().as_text()
+        assert text is not None
+        return text
+
+    def run(self, count: int) -> float:
+        """Runs some steps, within an annotation `WINDOW`, and returns the seconds of one."""
+        with Prefetch(self._loaded(), self._put) as placed:
+            losses = read_behind(map(self._step, placed), self._ahead)
+            _read(losses, _LEAD)
+            with TraceAnnotation(WINDOW):
+                begun = time.perf_counter()
+                _read(losses, count)
+                seconds = (time.perf_counter() - begun) / count
+        jax.block_until_ready(self._state)
+        return seconds
+
+    def _loaded(self) -> Iterator[Batch]:
+        for number in itertools.count():
+            with TraceAnnotation(DATA):
+                batch = self._batches[number]
+            yield batch
+
+    def _put(self, batch: Batch) -> Batch:
+        with TraceAnnotation(DATA):
+            return self._learner.put(batch)
+
+    def _step(self, batch: Batch) -> jax.Array:
+        self._state, loss = self._train(self._state, batch)
+        return loss
+
+
+def _read(losses: Iterator[Any], count: int) -> None:
+    for _ in itertools.islice(losses, count):
+        pass
+
+
+def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
+    """Times and profiles the step of a config in turn, so that both see the same machine.
+
+    Args:
+        config: of tables, model and batches.
+        mesh: that it runs on.
+        rounds: how often each is done.
+        count: steps a round.
+    """
+    learner = make_learner(config, mesh)
+    steps = Steps(config, learner)
+    program = Program(steps.compile())
+    steps.run(_BATCHES)
+
+    def run() -> int:
+        steps.run(count)
+        return count
+
+    timed, profiles = [], []
+    for _ in range(rounds):
+        timed.append(steps.run(count))
+        profiles.append(record(run, MODULE))
+    profile = sorted(profiles, key=lambda each: each.end - each.start)[(rounds - 1) // 2]
+    native, dim = learner.collection.native, config.embedding_dim
+    return Measured(
+        step=statistics.median(timed),
+        classes=class_seconds(profile, program),
+        costs=_costs(program, learner, steps.batches),
+        machine=roofline.measure(dim, native),
+        stream_bytes=measure_stream(),
+        program=program,
+        profile=profile,
+        kernels=learner.collection.kernels,
+    )
+
+
+def _costs(program: Program, learner: Learner, batches: list[Batch]) -> dict[str, Cost]:
+    """By class; of rows those that differ, as more often named ones are in caches."""
+    costs = class_costs(program, table_arrays(program))
+    looked_up = roofline.row_bytes(learner.collection, batches, train=False)
+    in_all = roofline.row_bytes(learner.collection, batches, train=True)
+    for name, nbytes in (("lookup", looked_up), ("update", in_all - looked_up)):
+        if name in costs:
+            costs[name] = dataclasses.replace(costs[name], row_bytes=nbytes)
+    return costs
+
+
+def measure_stream() -> float:
+    """Bytes a second that a sum of two large arrays reads and writes, at best."""
+    x = jnp.ones(_STREAM_BYTES // 4)
+    add = jax.jit(jnp.add, donate_argnums=0)
+    y = add(jnp.ones_like(x), x).block_until_ready()
+    seconds = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        y = add(y, x).block_until_ready()
+        seconds.append(time.perf_counter() - begun)
+    return 3 * _STREAM_BYTES / min(seconds)

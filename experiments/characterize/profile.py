@@ -1,0 +1,171 @@
+"""Profiles of a step, and whose each instant of them is."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.characterize.hlo import CONTAINERS, Program
+
+IDLE = "idle, dispatch"
+"""The class of the instants in which nothing runs."""
+DATA = "data"
+"""The class, and the annotation, of loading and placing batches."""
+WINDOW = "profiled steps"
+"""The annotation around what counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that ran, in seconds from the profile's start.
+
+    Attributes:
+        name: of the instruction; or `DATA`.
+        device: its number in the mesh.
+        start: when it began.
+        end: when it ended.
+    """
+
+    name: str
+    device: int
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What ran in some steps.
+
+    Attributes:
+        steps: how many.
+        start: of the first, in seconds.
+        end: of the last.
+        events: in order of their starts.
+    """
+
+    steps: int
+    start: float
+    end: float
+    events: tuple[Event, ...]
+
+
+def record(run: Callable[[], int], module: str) -> Profile:
+    """Profiles some steps.
+
+    Args:
+        run: runs them, those that count within an annotation `WINDOW`; returns how many do.
+        module: the name of the compiled program whose instructions are wanted.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # tells of every function call, and slows them
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory, profiler_options=options):
+            steps = run()
+        (path,) = Path(directory).rglob("*.xplane.pb")
+        return _read(jax.profiler.ProfileData.from_file(str(path)), steps, module)
+
+
+def _read(data: Any, steps: int, module: str) -> Profile:
+    events, windows = [], []
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                start, end = event.start_ns / 1e9, event.end_ns / 1e9
+                if event.name == WINDOW:
+                    windows.append((start, end))
+                elif event.name == DATA:
+                    events.append(Event(DATA, 0, start, end))
+                elif (stats := dict(event.stats)).get("hlo_module") == module and "hlo_op" in stats:
+                    device = int(stats.get("device_ordinal", 0))
+                    events.append(Event(stats["hlo_op"], device, start, end))
+    ((start, end),) = windows
+    return Profile(steps, start, end, tuple(sorted(events, key=lambda event: event.start)))
+
+
+def without_waiting(
+    events: Iterable[Event], groups: Mapping[str, Sequence[Sequence[int]]]
+) -> Iterator[Event]:
+    """The events, collectives from when their last device has come to them.
+
+    Until then the devices that are early wait for what that one still does, which is an event
+    itself.
+
+    Args:
+        events: in order of their starts.
+        groups: of each collective, which devices take part in it together.
+    """
+    arrived: dict[tuple[str, int, int], float] = {}
+    numbered = []
+    count: collections.Counter[tuple[str, int]] = collections.Counter()
+    for event in events:
+        group = groups.get(event.name)
+        if group is None:
+            yield event
+            continue
+        together = next(i for i, devices in enumerate(group) if event.device in devices)
+        key = (event.name, together, count[event.name, event.device])
+        count[event.name, event.device] += 1
+        arrived[key] = max(arrived.get(key, 0), event.start)
+        numbered.append((key, event))
+    for key, event in numbered:
+        yield dataclasses.replace(event, start=min(arrived[key], event.end))
+
+
+def class_seconds(profile: Profile, program: Program) -> dict[str, float]:
+    """Seconds of a step by class; they sum to the profiled step.
+
+    Raises:
+        KeyError: the profile has an instruction that the program doesn't.
+    """
+    intervals = []
+    for event in without_waiting(profile.events, program.groups):
+        if event.name == DATA:
+            intervals.append((DATA, event.start, event.end))
+        elif program.instructions[event.name].opcode not in CONTAINERS:
+            intervals.append((program.classes[event.name], event.start, event.end))
+    whole = shares(intervals, profile.start, profile.end)
+    return {name: seconds / profile.steps for name, seconds in whole.items()}
+
+
+def shares(
+    intervals: Iterable[tuple[str, float, float]], start: float, end: float
+) -> dict[str, float]:
+    """Divides the time from start to end among classes.
+
+    An instant belongs in equal parts to the classes that something runs of, on whatever thread or
+    device; or to `IDLE`.
+
+    Args:
+        intervals: class, start and end of what ran.
+        start: of the time.
+        end: of the time.
+    """
+    changes = []
+    for name, begun, ended in intervals:
+        begun, ended = max(begun, start), min(ended, end)
+        if begun < ended:
+            changes += [(begun, name, 1), (ended, name, -1)]
+    found: dict[str, float] = collections.defaultdict(float)
+    running: collections.Counter[str] = collections.Counter()
+    now = start
+    for instant, name, change in [*sorted(changes), (end, IDLE, 0)]:
+        active = [each for each, number in running.items() if number] or [IDLE]
+        for each in active:
+            found[each] += (instant - now) / len(active)
+        running[name] += change
+        now = instant
+    return dict(found)
+
+
+def durations(profile: Profile, program: Program) -> dict[tuple[str, int], float]:
+    """Seconds that an instruction takes on a device each time, the mean over the profile."""
+    taken: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
+    for event in without_waiting(profile.events, program.groups):
+        taken[event.name, event.device].append(event.end - event.start)
+    return {key: sum(seconds) / len(seconds) for key, seconds in taken.items()}

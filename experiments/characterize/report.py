@@ -1,0 +1,138 @@
+"""What was measured, as JSON, as lines and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.characterize.drawing import draw_step, draw_sweep
+from experiments.characterize.measure import Measured
+from experiments.page import Page
+from experiments.pictures import percent
+from experiments.program import versions
+
+Result = Mapping[str, Any]
+"""What ``characterization.json`` holds of one step."""
+
+HEADER = (
+    "class", "ms", "share", "GFLOP", "MiB", "MiB of rows", "FLOPs/byte", "GFLOP/s", "limit, ms",
+)  # fmt: skip
+
+
+def as_result(description: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
+    """Everything in the units that people read.
+
+    Args:
+        description: of what was measured.
+        measured: what came of it.
+    """
+    classes = {}
+    for name, seconds in sorted(measured.classes.items(), key=lambda item: -item[1]):
+        classes[name] = {"ms": 1e3 * seconds, "share": seconds / measured.profiled}
+        if cost := measured.costs.get(name):
+            nbytes = cost.nbytes + cost.row_bytes
+            classes[name] |= {
+                "gflop": cost.flops / 1e9,
+                "mib": cost.nbytes / 2**20,
+                "row_mib": cost.row_bytes / 2**20,
+                "flops_per_byte": cost.flops / nbytes if nbytes else 0.0,
+                "gflops_per_second": cost.flops / seconds / 1e9,
+                "limit_ms": 1e3 * measured.limit(name),
+            }
+    return {
+        **description,
+        "kernels": measured.kernels,
+        "step_ms": 1e3 * measured.step,
+        "profiled_ms": 1e3 * measured.profiled,
+        "profiled_over_step": measured.profiled / measured.step,
+        "machine": {
+            "gflops": measured.machine.flops / 1e9,
+            "stream_gib_per_second": measured.stream_bytes / 2**30,
+            "row_gib_per_second": measured.machine.row_bytes / 2**30,
+        },
+        "classes": classes,
+        "versions": versions(),
+    }
+
+
+def rows(result: Result) -> list[list[str]]:
+    """A row for each class, below `HEADER`."""
+    found = []
+    for name, each in result["classes"].items():
+        keys = ("gflop", "mib", "row_mib", "flops_per_byte", "gflops_per_second", "limit_ms")
+        costs = [f"{each[key]:.4g}" if each.get(key) else "" for key in keys]
+        found.append([name, f"{each['ms']:.3f}", percent(each["share"]), *costs])
+    return found
+
+
+def totals(result: Result) -> list[str]:
+    """The row below them."""
+    return ["profiled step", f"{result['profiled_ms']:.3f}", "100%", *[""] * 6]
+
+
+def sentence(result: Result) -> str:
+    """How much the profiler has changed of what it shows."""
+    return (
+        f"{result['profiled_ms']:.3f} ms profiled over {result['step_ms']:.3f} ms without the "
+        f"profiler: {result['profiled_over_step']:.3f}"
+    )
+
+
+def text_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Lines with columns, the first flush left."""
+    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *body)
+    )
+
+
+def sweep_table(what: str, results: Mapping[str, Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the milliseconds of each class, a step in each column."""
+    names = list(dict.fromkeys(name for each in results.values() for name in each["classes"]))
+    body = []
+    for name in names:
+        found = [each["classes"].get(name) for each in results.values()]
+        body.append([name, *(f"{each['ms']:.3f}" if each else "" for each in found)])
+    for name, key in (("profiled step", "profiled_ms"), ("step", "step_ms")):
+        body.append([name, *(f"{each[key]:.3f}" for each in results.values())])
+    return [f"ms, by {what}", *results], body
+
+
+def write_page(path: Path, result: Result, sweeps: Mapping[str, Mapping[str, Result]]) -> None:
+    """All of it.
+
+    Args:
+        path: of the page.
+        result: of one step.
+        sweeps: of several, by what differs between them and by its value.
+    """
+    page = Page(f"One step of {result['preset']}, by class of operator")
+    machine = result["machine"]
+    page.text(
+        f"Batch {result['batch_size']:,}, mesh {result['mesh']}, {result['device']}; "
+        f"{result['rows']:,} rows of width {result['embedding_dim']}, {result['optimizer']}. "
+        f"{sentence(result)}. The machine reaches {machine['gflops']:.4g} GFLOP/s in a large "
+        f"matrix product, {machine['stream_gib_per_second']:.3g} GiB/s in sequence and "
+        f"{machine['row_gib_per_second']:.3g} GiB/s in rows at random."
+    )
+    page.picture(draw_step(result), "time by class, and the classes under the machine's roofs")
+    page.table(HEADER, rows(result), totals(result))
+    page.text(
+        "An instant belongs in equal parts to the classes that something runs of then. Operations "
+        "and bytes are those of the compiled program on all devices; rows of tables are the "
+        "different ones that a batch names, read once and, to be updated, read and written once. "
+        "The limit is the longer of the times that operations and bytes take at the machine's "
+        "speeds; what stays in caches may be faster. A collective counts from when the last "
+        "device has come to it. What computes nothing, such as lookups of one id a bag, isn't "
+        "among the points."
+    )
+    for what, results in sweeps.items():
+        page.heading(f"By {what}")
+        page.picture(draw_sweep(what, results), f"steps by class for each {what}")
+        page.table(*sweep_table(what, results))
+    page.write(path)

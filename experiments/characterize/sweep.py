@@ -1,0 +1,102 @@
+"""Steps that differ in one thing, each measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
+
+
+def _width(config: Config, value: str) -> list[str]:
+    bottom = [*map(str, config.bottom_mlp[:-1]), value]
+    return [f"--embedding_dim={value}", f"--bottom_mlp={','.join(bottom)}"]
+
+
+def _rows(config: Config, value: str) -> list[str]:
+    rows = [str(max(1, round(float(value) * each))) for each in config.table_rows]
+    return [f"--table_rows={','.join(rows)}"]
+
+
+# By what differs: the flags that give it a value, and the values if none are named.
+_SWEEPS: dict[
+    str, tuple[Callable[[Config, str], list[str]], Callable[[Config], Sequence[object]]]
+] = {
+    "batch_size": (
+        lambda config, value: [f"--batch_size={value}"],
+        lambda config: [config.batch_size // 4, config.batch_size, config.batch_size * 4],
+    ),
+    "width": (_width, lambda config: [config.embedding_dim * n // 2 for n in (1, 2, 4)]),
+    "bag_length": (
+        lambda config, value: [f"--bag_lengths={value}"],
+        lambda config: [1, 4, 16],
+    ),
+    "rows": (_rows, lambda config: [0.01, 0.1, 1]),
+    "mesh": (lambda config, value: [f"--mesh={value}"], lambda config: ["1x1", "1x2", "2x2"]),
+}
+NAMES = tuple(_SWEEPS)
+
+
+def parse(text: Sequence[str], config: Config) -> dict[str, list[str]]:
+    """Reads ``("batch_size=512:2048", "mesh")`` as values by what differs.
+
+    Raises:
+        UserError: an item isn't of that form.
+    """
+    found = {}
+    for item in text:
+        name, given, values = item.partition("=")
+        if name not in _SWEEPS or (given and not all(values.split(":"))):
+            raise UserError(
+                f"--sweep: expected some of {', '.join(NAMES)}, each with its values or without, "
+                f"such as batch_size=512:2048,mesh; got {item!r}"
+            )
+        found[name] = values.split(":") if given else [*map(str, _SWEEPS[name][1](config))]
+    return found
+
+
+def run(
+    what: str,
+    values: Sequence[str],
+    config: Config,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    workdir: Path,
+) -> dict[str, Any]:
+    """Measures a step for each value.
+
+    Args:
+        what: differs.
+        values: that it has.
+        config: of all else.
+        arguments: of this program.
+        environment: of the processes.
+        workdir: for what each leaves, in ``WHAT=VALUE``.
+
+    Returns:
+        the results by value.
+
+    Raises:
+        UserError: a step couldn't be measured, with what was said of it.
+    """
+    found = {}
+    for value in tqdm(values, desc=what, unit=" steps", disable=None):
+        directory = workdir / f"{what}={value}"
+        command = [
+            sys.executable, "-m", "experiments.characterize", *arguments,
+            *_SWEEPS[what][0](config, value), "--sweep=", "--picture=", f"--workdir={directory}",
+        ]  # fmt: skip
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(
+                f"--sweep: {what}={value}: {done.stderr.strip().removeprefix('error: ')}"
+            )
+        found[value] = json.loads((directory / "characterization.json").read_text())
+    return found

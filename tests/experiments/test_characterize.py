@@ -1,0 +1,331 @@
+"""A step by class: whose the time of a profile is, what a compiled program does, and its trace."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from main_job import run
+
+from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.compiled import (
+    abstract_batch,
+    abstract_state,
+    compile_step,
+    compiled_collectives,
+    planned_collectives,
+)
+from dlrm_jax.training.step import make_train_step
+from experiments.characterize import chakra, sweep
+from experiments.characterize.cost import class_costs, table_arrays
+from experiments.characterize.groups import read_groups
+from experiments.characterize.hlo import Program, scope
+from experiments.characterize.measure import measure
+from experiments.characterize.profile import (
+    DATA,
+    IDLE,
+    Event,
+    Profile,
+    class_seconds,
+    shares,
+    without_waiting,
+)
+from experiments.roofline import matrix_flops
+
+CONFIG = Config(
+    table_rows=(70, 9000, 400),
+    bag_lengths=(1, 3, 2),
+    embedding_dim=8,
+    bottom_mlp=(24, 8),
+    top_mlp=(32, 1),
+    dense_features=5,
+    optimizer="sgd",
+    batch_size=2048,  # works in chunks on one device
+    kernels="jax",
+    placements=("C1=replicated", "C2=row_wise", "C3=table_wise"),
+)
+MESHES = ("1x1", "2x4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scopes_of_this_program() -> Iterator[None]:
+    """A compiled program from the tests' cache may have been traced with other scopes."""
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+    yield
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def compiled(request: pytest.FixtureRequest) -> tuple:
+    learner = make_learner(CONFIG, make_mesh(request.param))
+    step = compile_step(learner, CONFIG.batch_size, CONFIG.dense_features)
+    text = step.as_text()
+    assert text is not None
+    return learner, step, Program(text)
+
+
+# -- Whose the time is ---------------------------------------------------------------------
+
+
+def test_an_instant_belongs_equally_to_what_runs():
+    intervals = [
+        ("a", 1.0, 5.0),
+        ("b", 3.0, 7.0),
+        ("b", 4.0, 6.0),  # another thread's, of the same class
+        ("c", 9.0, 12.0),  # goes on after the end
+        ("c", -1.0, 0.5),
+    ]
+    found = shares(intervals, 0.0, 10.0)
+    assert found == {"a": 2.0 + 1.0, "b": 1.0 + 2.0, "c": 0.5 + 1.0, IDLE: 0.5 + 2.0}
+    assert sum(found.values()) == 10
+
+
+def test_nothing_runs():
+    assert shares([], 2.0, 5.0) == {IDLE: 3.0}
+
+
+def test_collectives_count_from_when_all_have_come():
+    events = [
+        Event("sum", 0, 1.0, 5.0),
+        Event("work", 1, 1.0, 3.0),
+        Event("sum", 1, 3.0, 5.5),
+        Event("sum", 2, 4.5, 4.75),  # of another group, alone
+        Event("sum", 0, 6.0, 8.0),  # the next time
+        Event("sum", 1, 7.0, 8.0),
+    ]
+    found = set(without_waiting(events, {"sum": ((0, 1), (2,))}))
+    assert found == {
+        Event("sum", 0, 3.0, 5.0),
+        Event("work", 1, 1.0, 3.0),
+        Event("sum", 1, 3.0, 5.5),
+        Event("sum", 2, 4.5, 4.75),
+        Event("sum", 0, 7.0, 8.0),
+        Event("sum", 1, 7.0, 8.0),
+    }
+
+
+LOOP = """\
+HloModule jit_step, num_partitions=1
+
+%body (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %state = (s32[], f32[4]{0}) parameter(0)
+  %number = s32[] get-tuple-element(%state), index=0
+  %x = f32[4]{0} get-tuple-element(%state), index=1
+  %next = s32[] add(%number, %number)
+  %double = f32[4]{0} add(%x, %x), metadata={op_name="jit(step)/while/body/jvp(cross)/add"}
+  ROOT %both = (s32[], f32[4]{0}) tuple(%next, %double)
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %begin = (s32[], f32[4]{0}) tuple(%zero, %a)
+  %loop = (s32[], f32[4]{0}) while(%begin), body=%body, config={"known_trip_count":{"n":"3"}}
+  %b = f32[4]{0} get-tuple-element(%loop), index=1
+  ROOT %c = f32[4]{0} negate(%b)
+}
+"""
+
+
+def test_what_is_in_a_loop_counts_and_not_the_loop():
+    program = Program(LOOP)
+    events = (
+        Event("loop", 0, 1.0, 9.0),
+        Event("double", 0, 2.0, 3.0),
+        Event(DATA, 0, 2.5, 5.0),
+        Event("double", 0, 6.0, 8.0),
+    )
+    found = class_seconds(Profile(2, 0.0, 10.0, events), program)
+    cross, data, idle = (0.5 + 0.25 + 2.0) / 2, (0.25 + 2.0) / 2, 5.0 / 2
+    assert found == pytest.approx({"cross": cross, DATA: data, IDLE: idle})
+
+
+def test_a_loop_runs_as_often_as_it_does(tmp_path: Path):
+    program = Program(LOOP)
+    assert program.executions == {"next": 3, "double": 3, "c": 1}
+    assert [program.classes[name] for name in program.executions] == ["other", "cross", "other"]
+    assert class_costs(program, frozenset())["cross"].flops == 3 * 4
+    chakra.write(program, {("double", 0): 2e-6}, tmp_path, "loop")
+    _, nodes = chakra.read(tmp_path / "loop.0.et")
+    doubles = [node for node in nodes if node.name == "double"]
+    assert [node.duration_micros for node in doubles] == [2, 2, 2]
+    assert [list(node.data_deps) for node in doubles] == [[], [doubles[0].id], [doubles[1].id]]
+    assert list(nodes[-1].data_deps) == [doubles[2].id]
+
+
+# -- What the program does -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("jit(train_step)/lookup/jit(_where)/select_n", "lookup"),
+        ("jit(s)/while/body/closed_call/transpose(jvp(top_mlp))/cond/branch_0_fun/dot", "top_mlp"),
+        ("jit(s)/jvp(bottom_mlp)/ni,oi->no/dot_general", "bottom_mlp"),
+        ("jit(s)/while/body/eval_jaxpr/jvp(deep)/cross/add", "deep"),
+        ("jit(s)/while/body/add", None),
+        ("jit(s)/jvp()/mul", None),
+        ("state.embedding.weights['C1']", None),
+        ("", None),
+    ],
+)
+def test_scopes_in_names(name: str, found: str | None):
+    assert scope(name) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
+        ("{}", ((0, 1, 2, 3),)),
+        ("[2,2]<=[4]", ((0, 1), (2, 3))),
+        ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+        ("mesh['x'=2,'y'=2] {'x'}", ((0, 2), (1, 3))),
+        ("mesh['x'=2,'y'=2] {'x','y'}", ((0, 1, 2, 3),)),
+        ("mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'y'}", ((0, 2), (1, 3))),
+        ("mesh['x'=2,'y'=2], device_ids=(3,2,1,0) {'y'}", ((3, 2), (1, 0))),
+    ],
+)
+def test_groups_of_devices(text: str, groups: tuple):
+    assert read_groups(f", channel_id=1, replica_groups={text}, to_apply=%f", 4) == groups
+
+
+def test_groups_in_another_form_are_no_groups():
+    for attributes in ("", ", replica_groups=mesh['x'=4] {'x':(1)2}, to_apply=%f"):
+        with pytest.raises(ValueError, match="expected groups of devices, got"):
+            read_groups(attributes, 4)
+
+
+def test_loops_that_the_data_end_count_once(tmp_path: Path):
+    program = Program(LOOP.replace('config={"known_trip_count":{"n":"3"}}', "condition=%body"))
+    assert program.executions == {"next": 1, "double": 1, "c": 1}
+    chakra.write(program, {}, tmp_path, "loop")
+    assert len(chakra.read(tmp_path / "loop.0.et")[1]) == 2 + 2 + 1  # condition, body, c
+
+
+def test_every_class_is_found(compiled: tuple):
+    learner, step, program = compiled
+    classes = [program.classes[name] for name in program.executions]
+    scopes = {"lookup", "update", "bottom_mlp", "interaction", "top_mlp", "loss", "optimizer"}
+    kinds = {kind for kind, _ in compiled_collectives(step)}
+    assert {*classes} - {"other"} == scopes | kinds
+    assert bool(kinds) == (learner.mesh.size > 1)
+    assert classes.count("other") < len(classes) / 2
+
+
+def test_products_are_those_of_the_traced_step(compiled: tuple):
+    learner, _, program = compiled
+    arguments = abstract_state(learner), abstract_batch(learner, CONFIG.batch_size, 5)
+    products = matrix_flops(make_train_step(learner), *arguments)
+    costs = class_costs(program, table_arrays(program))
+    flops = sum(each.flops for name, each in costs.items())
+    assert products < flops < 1.5 * products
+    # The interaction's two products, forward and back, of 4 vectors of width 8.
+    assert costs["interaction"].flops >= 2 * 2 * 2048 * 4 * 4 * 8
+
+
+def test_rows_are_counted_by_ids():
+    config = dataclasses.replace(CONFIG, table_rows=(10**6,) * 3, placements=())
+    learner = make_learner(config, make_mesh("1x1"))
+    text = compile_step(learner, config.batch_size, config.dense_features).as_text()
+    assert text is not None
+    program = Program(text)
+    costs = class_costs(program, table_arrays(program))
+    rows = 2048 * (1 + 3 + 2) * 8 * 4
+    assert costs["lookup"].row_bytes == rows
+    assert costs["update"].row_bytes == 2 * rows
+    assert costs["top_mlp"].row_bytes == 0
+
+
+# -- Traces --------------------------------------------------------------------------------
+
+
+def test_a_trace_is_a_graph_with_the_plans_collectives(compiled: tuple, tmp_path: Path):
+    learner, step, program = compiled
+    chakra.write(program, {}, tmp_path, "step")
+    files = sorted(tmp_path.glob("step.*.et"))
+    assert len(files) == learner.mesh.size
+    groups = json.loads((tmp_path / "step.groups.json").read_text())
+    planned = collections.Counter()
+    for each in planned_collectives(learner, CONFIG.batch_size):
+        planned[each.kind] += each.nbytes
+    for device, file in enumerate(files):
+        metadata, nodes = chakra.read(file)
+        assert metadata.version
+        seen: set[int] = set()
+        for node in nodes:
+            assert node.id not in seen
+            # What a node needs comes before it: there is no cycle, nor anything that is missing.
+            assert {*node.data_deps, *node.ctrl_deps} <= seen
+            seen.add(node.id)
+        found = collections.Counter()
+        sent = [node for node in nodes if node.type == chakra.COMM_COLL_NODE]
+        for node in sent:
+            attributes = {x.name: getattr(x, x.WhichOneof("value")) for x in node.attr}
+            found[attributes["class"]] += attributes["comm_size"]
+            assert attributes["comm_type"] == chakra.COLLECTIVE_TYPES[attributes["class"]]
+            assert device in groups[attributes["pg_name"]]
+        assert len(sent) == len(compiled_collectives(step))
+        assert found == planned
+
+
+def test_a_collective_without_a_type_is_refused(tmp_path: Path):
+    text = LOOP.replace("negate(%b)", "collective-permute(%b), replica_groups={{0}}")
+    with pytest.raises(UserError, match="the step has collective-permute"):
+        chakra.write(Program(text), {}, tmp_path, "step")
+
+
+# -- All together --------------------------------------------------------------------------
+
+
+# Python 3.12 and later say so of a type of JAX's, which as an error ends the process.
+@pytest.mark.filterwarnings("ignore:builtin type event_stats has no __module__:DeprecationWarning")
+def test_classes_sum_to_the_profiled_step():
+    config = dataclasses.replace(CONFIG, batch_size=256)
+    found = measure(config, make_mesh("1x2"), rounds=1, count=4)
+    profile = found.profile
+    assert found.profiled == pytest.approx((profile.end - profile.start) / 4)
+    assert {"lookup", "update", "top_mlp", "all-to-all", DATA, IDLE} <= found.classes.keys()
+    assert all(seconds >= 0 for seconds in found.classes.values())
+    # It may run while others do, but not in no time.
+    assert 0.05 < found.profiled / found.step < 20
+    ran = {event.name for event in profile.events}
+    # XLA may do without a scalar, but not without much.
+    assert len(ran & found.program.executions.keys()) > 0.9 * len(found.program.executions)
+
+
+def test_the_program(tmp_path: Path):
+    flags = (
+        "--preset=small", "--table_rows=7,3000,40", "--embedding_dim=8", "--bottom_mlp=8",
+        "--top_mlp=8,1", "--batch_size=64", "--rounds=1", "--steps_per_round=2", "--mesh=1x2",
+        f"--workdir={tmp_path}", f"--picture={tmp_path / 'step.svg'}", "--sweep=mesh=1x1",
+    )  # fmt: skip
+    done = run(*flags, program=("-m", "experiments.characterize"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "characterization.json").read_text())
+    total = sum(each["ms"] for each in result["classes"].values())
+    assert total == pytest.approx(result["profiled_ms"])
+    assert result["classes"]["all-to-all"]["mib"] > 0
+    assert result["sweeps"]["mesh"]["1x1"]["mesh"] == "1x1"
+    assert "all-to-all" not in result["sweeps"]["mesh"]["1x1"]["classes"]
+    assert (tmp_path / "step.svg").read_text().startswith("<?xml")
+    page = (tmp_path / "characterization.html").read_text()
+    assert "By mesh" in page
+    assert "top_mlp" in page
+    assert len(list((tmp_path / "chakra").glob("*.et"))) == 2
+
+
+def test_sweeps_in_words():
+    found = sweep.parse(["batch_size=64:128", "width"], CONFIG)
+    assert found == {"batch_size": ["64", "128"], "width": ["4", "8", "16"]}
+    for wrong in ("depth", "batch_size=", "batch_size=64:"):
+        with pytest.raises(UserError, match="--sweep: expected some of batch_size, width"):
+            sweep.parse([wrong], CONFIG)
