@@ -82,6 +82,7 @@ class AutoInt(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         x = self.field_vectors(dense, vectors)
-        for layer in self.layers:
-            x = layer(x)
+        with jax.named_scope("interaction"):
+            for layer in self.layers:
+                x = layer(x)
         return (x.reshape(len(x), -1) @ self.output[...])[:, 0] + self.bias[...]

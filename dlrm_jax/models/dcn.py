@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,14 @@ class CrossMatrix(nnx.Module):
         return first * (product + self.bias[...]) + x
 
 
+@jax.named_scope("interaction")
+def _crossed(layers: Iterable[Any], first: Float[Array, "B W"]) -> Float[Array, "B W"]:
+    x = first
+    for layer in layers:
+        x = layer(first, x)
+    return x
+
+
 class DCN(Model):
     """Cross layers and an MLP, both over dense features and vectors; one logit of both.
 
@@ -93,11 +101,11 @@ class DCN(Model):
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
-        first = x = concatenated(dense, vectors, self.fields)
-        for layer in self.cross:
-            x = layer(first, x)
-        deep = self.deep(first)
-        return self.output(jnp.concatenate([x, deep.astype(x.dtype)], axis=1))[:, 0]
+        first = concatenated(dense, vectors, self.fields)
+        x = _crossed(self.cross, first)
+        with jax.named_scope("top_mlp"):
+            deep = self.deep(first)
+            return self.output(jnp.concatenate([x, deep.astype(x.dtype)], axis=1))[:, 0]
 
 
 class DCNv2(Model):
@@ -145,13 +153,14 @@ class DCNv2(Model):
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
-        bottom = self.bottom(dense)
+        with jax.named_scope("bottom_mlp"):
+            bottom = self.bottom(dense)
         bottom = bottom.astype(jnp.promote_types(bottom.dtype, jnp.float32))
-        first = x = concatenated(bottom, vectors, self.fields)
-        for layer in self.cross:
-            x = layer(first, x)
-        if self.structure == "stacked":
-            logits = self.top(x)[:, 0]
-            return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        deep = self.top(first).astype(x.dtype)
-        return self.output(jnp.concatenate([x, deep], axis=1))[:, 0]
+        first = concatenated(bottom, vectors, self.fields)
+        x = _crossed(self.cross, first)
+        with jax.named_scope("top_mlp"):
+            if self.structure == "stacked":
+                logits = self.top(x)[:, 0]
+                return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            deep = self.top(first).astype(x.dtype)
+            return self.output(jnp.concatenate([x, deep], axis=1))[:, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
@@ -40,5 +41,6 @@ class DeepFM(FM):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         fields = self.field_vectors(dense, vectors)
-        deep = self.deep(fields.reshape(len(fields), -1))[:, 0]
+        with jax.named_scope("top_mlp"):
+            deep = self.deep(fields.reshape(len(fields), -1))[:, 0]
         return self.first_order(dense, vectors) + pairs(fields) + deep

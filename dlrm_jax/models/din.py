@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
@@ -74,9 +75,11 @@ class DIN(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         target = vectors[self.target]
-        attended = [self._attend(name, vectors[name], target) for name in self.histories]
+        with jax.named_scope("interaction"):
+            attended = [self._attend(name, vectors[name], target) for name in self.histories]
         parts = [dense, *(vectors[name] for name in self.names), *attended]
-        logits = self.top(jnp.concatenate(parts, axis=1))[:, 0]
+        with jax.named_scope("top_mlp"):
+            logits = self.top(jnp.concatenate(parts, axis=1))[:, 0]
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     def _attend(

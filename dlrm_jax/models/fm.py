@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -20,6 +21,7 @@ from dlrm_jax.models.fields import (
 )
 
 
+@jax.named_scope("interaction")
 def pairs(fields: Float[Array, "B F d"]) -> Float[Array, " B"]:
     """Σ_{i<j} ⟨vᵢ, vⱼ⟩ in linear time: ½ Σ_d ((Σᵢ vᵢ)² - Σᵢ vᵢ²); lemma 3.1 of the paper."""
     square_of_sum = jnp.square(jnp.sum(fields, axis=1))

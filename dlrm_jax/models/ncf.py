@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
@@ -61,5 +62,6 @@ class NCF(Model):
         first, second = self.names
         product = vectors[first] * vectors[second]
         both = [vectors[first + _OF_MLP.suffix], vectors[second + _OF_MLP.suffix]]
-        deep = self.mlp(jnp.concatenate(both, axis=1))
-        return self.output(jnp.concatenate([product, deep.astype(product.dtype)], axis=1))[:, 0]
+        with jax.named_scope("top_mlp"):
+            deep = self.mlp(jnp.concatenate(both, axis=1))
+            return self.output(jnp.concatenate([product, deep.astype(product.dtype)], axis=1))[:, 0]

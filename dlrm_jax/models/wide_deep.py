@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
@@ -59,5 +60,6 @@ class WideDeep(Model):
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
-        deep = self.deep(concatenated(dense, vectors, self.fields))[:, 0]
+        with jax.named_scope("top_mlp"):
+            deep = self.deep(concatenated(dense, vectors, self.fields))[:, 0]
         return self.wide(dense, vectors) + deep

@@ -96,6 +96,8 @@ class XDeepFM(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         fields = self.field_vectors(dense, vectors)
-        explicit = (self.cin(fields) @ self.cin_output[...])[:, 0]
-        deep = self.deep(fields.reshape(len(fields), -1))[:, 0]
+        with jax.named_scope("interaction"):
+            explicit = (self.cin(fields) @ self.cin_output[...])[:, 0]
+        with jax.named_scope("top_mlp"):
+            deep = self.deep(fields.reshape(len(fields), -1))[:, 0]
         return self.linear(dense, vectors) + explicit + deep
