@@ -25,9 +25,9 @@ from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_rank
 from dlrm_jax.data.movielens.splits import SPLITS
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.build import check_batch_sizes, for_data
-from experiments.comparison import Contest, asked, compare, define_comparison_flags, held
+from experiments.compare.contest import Contest, asked, compare, define_comparison_flags, held
+from experiments.compare.tasks import Choices, Clicks, Task
 from experiments.program import FLAGS, define_run_flags, run, start, with_flags
-from experiments.tasks import Choices, Clicks, Task
 
 define_run_flags(default_preset="movielens")
 define_comparison_flags("dlrm,dcn_v2,deepfm", "rowwise_adagrad")

@@ -11,7 +11,7 @@ import pytest
 from main_job import run
 
 from dlrm_jax.data.arrays import Dataset, Examples, Split
-from experiments.row_order import (
+from experiments.frequency.row_order import (
     ORDERS,
     first_lookups,
     hit_rate,

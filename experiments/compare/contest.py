@@ -17,10 +17,10 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.training.model import model_class
 from dlrm_jax.training.record import owned, to_json
-from experiments.comparison_page import columns, rows_of, write_page
+from experiments.compare.results_page import columns, rows_of, write_page
+from experiments.compare.tasks import Task
+from experiments.compare.trials import RATES, Contender, Result, Study
 from experiments.program import FLAGS
-from experiments.tasks import Task
-from experiments.trials import RATES, Contender, Result, Study
 
 # What the contenders themselves decide.
 _THEIRS = ("model", "model_options", "optimizer", "learning_rate", "seed")

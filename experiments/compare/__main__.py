@@ -5,11 +5,11 @@
     python -m experiments.compare --data=train.txt --batch_size=128 --epochs=5 --workdir=runs/real
 
 For each model and optimizer the learning rate is searched on the validation split (see
-`experiments.trials`); test metrics are means over seeds, ± their standard deviation. Without
-``--data``, examples are generated, and the AUC of the teacher that made them is the best there is;
-``--teacher=additive`` makes them without interactions. The second command is figure 5 of the DLRM
-paper. Every field of `dlrm_jax.config.Config` is a flag; ``dcn_v2:rank=8:layers=2`` is a model with
-its options. Interrupted, the same command with the same workdir goes on.
+`experiments.compare.trials`); test metrics are means over seeds, ± their standard deviation.
+Without ``--data``, examples are generated, and the AUC of the teacher that made them is the best
+there is; ``--teacher=additive`` makes them without interactions. The second command is figure 5 of
+the DLRM paper. Every field of `dlrm_jax.config.Config` is a flag; ``dcn_v2:rank=8:layers=2`` is a
+model with its options. Interrupted, the same command with the same workdir goes on.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 
 from dlrm_jax.config import preset
 from dlrm_jax.training.build import check_batch_sizes
-from experiments.comparison import asked, compare, define_comparison_flags, held
+from experiments.compare.contest import asked, compare, define_comparison_flags, held
+from experiments.compare.tasks import Clicks
 from experiments.datasets import check_data_flags, define_data_flag, load_data
 from experiments.program import FLAGS, define_run_flags, run, start, with_flags
-from experiments.tasks import Clicks
 
 define_run_flags(default_preset="comparison")
 define_comparison_flags()

@@ -43,11 +43,18 @@ from dlrm_jax.embedding.optimizer import slot_shapes
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.build import describe, make_collection
 from experiments.datasets import check_data_flags, define_data_flag, load_data
-from experiments.frequency_picture import draw
-from experiments.frequency_timing import Work, in_turn
+from experiments.frequency.picture import draw
+from experiments.frequency.row_order import (
+    ORDERS,
+    hit_rate,
+    imbalance,
+    in_batches,
+    ordered_ids,
+    touched,
+)
+from experiments.frequency.timing import Work, in_turn
 from experiments.pictures import percent, save
 from experiments.program import FLAGS, define_run_flags, run, start, versions, with_flags
-from experiments.row_order import ORDERS, hit_rate, imbalance, in_batches, ordered_ids, touched
 
 define_run_flags(default_preset="kaggle")
 define_data_flag()

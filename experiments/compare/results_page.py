@@ -9,10 +9,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.compare.tasks import Task
+from experiments.compare.trials import Result
 from experiments.page import Page
 from experiments.pictures import COLOURS, PERCENT, compact, new_axes
-from experiments.tasks import Task
-from experiments.trials import Result
 
 _NAMES = {"log_loss": "log loss", "auc": "AUC", "normalized_entropy": "normalized entropy",
           "hr@10": "HR@10", "ndcg@10": "NDCG@10"}  # fmt: skip

@@ -31,8 +31,8 @@ from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import to_json
 from dlrm_jax.training.step import make_predict, make_train_step
+from experiments.compare.tasks import Task, badness
 from experiments.roofline import matrix_flops
-from experiments.tasks import Task, badness
 
 RATES: dict[str, tuple[float, ...]] = {
     "sgd": (0.1, 0.3, 1.0),

@@ -1,0 +1,1 @@
+"""What ids ordered by frequency bring."""

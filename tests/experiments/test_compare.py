@@ -1,0 +1,210 @@
+"""Models compared: what is kept, what is done again, and who is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from main_job import ROOT, environment, run
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.training.build import generate_data
+from experiments.compare.tasks import Choices, Clicks, EpochBatches, badness
+
+COMPARE = ("-m", "experiments.compare")
+MOVIELENS = ("-m", "experiments.movielens")
+SMALL = (
+    "--table_rows=7,30,40",
+    "--dense_features=2",
+    "--examples=4000",
+    "--embedding_dim=4",
+    "--bottom_mlp=4",
+    "--top_mlp=8,1",
+    "--batch_size=128",
+    "--evaluation_batch_size=512",
+    "--evaluations=3",
+    "--learning_rates=0.01,0.1",
+)
+
+
+def succeed(program: tuple[str, ...], *flags: str) -> str:
+    result = run(*flags, program=program)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def results(workdir: Path):
+    return json.loads((workdir / "results.json").read_text())["results"]
+
+
+def trials(workdir: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (workdir / "trials").iterdir()}
+
+
+def test_each_trial_is_kept_and_only_what_is_missing_is_done_again(tmp_path):
+    flags = (*SMALL, "--models=logistic_regression,dcn_v2:rank=2", "--seeds=2",
+             f"--workdir={tmp_path}")  # fmt: skip
+    shown = succeed(COMPARE, *flags)
+    assert "dcn_v2:rank=2, rowwise_adagrad: test auc " in shown
+    linear, dcn = results(tmp_path)
+    assert linear["contender"] == {"name": "logistic_regression", "optimizer": "rowwise_adagrad"}
+    assert [len(each["trials"]) for each in (linear, dcn)] == [2, 2]
+    # Weights of ids and of dense features, and the bias.
+    assert linear["trials"][0]["parameters"] == 7 + 30 + 40 + 2 + 1
+    for result in (linear, dcn):
+        rates = {t["trial"]["learning_rate"] for t in result["trials"]}
+        assert rates == {result["learning_rate"]}
+        assert [t["trial"]["seed"] for t in result["trials"]] == [0, 1]
+        for trial in result["trials"]:
+            assert [point["step"] for point in trial["curve"]] == [9, 18, 25]
+            best = min(point["validation"]["log_loss"] for point in trial["curve"])
+            assert trial["validation"]["log_loss"] == best
+            assert trial["test"]["examples"] == 400
+            assert trial["milliseconds"] > 0 < trial["temporary_bytes"]
+    # The rate was chosen by validation, among both.
+    searched = [json.loads(p.read_text()) for p in (tmp_path / "trials").glob("dcn_v2-*-0-*.json")]
+    losses = {t["trial"]["learning_rate"]: t["validation"]["log_loss"] for t in searched}
+    assert set(losses) == {0.01, 0.1}
+    assert dcn["learning_rate"] == min(losses, key=lambda rate: losses[rate])
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count("<img") == 2
+    assert "dcn_v2:rank=2" in page
+
+    before = trials(tmp_path)
+    assert len(before) == 2 * (2 + 1)
+    missing = next(iter(before))
+    (tmp_path / "trials" / missing).unlink()
+    table = [line for line in shown.splitlines() if line.startswith(("logistic", "dcn_v2"))]
+    again = succeed(COMPARE, *flags)
+    after = trials(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {missing}
+    # Metrics are the same again, times aren't.
+    metrics = [line.split()[:15] for line in table[:2]]
+    repeated = [line.split()[:15] for line in again.splitlines() if line.split()[0] in
+                ("logistic_regression", "dcn_v2:rank=2")]  # fmt: skip
+    assert repeated == metrics
+
+
+def test_interrupted_it_goes_on(tmp_path):
+    flags = [*SMALL, "--models=fm", "--seeds=1", "--epochs=150", f"--workdir={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, *COMPARE, *flags], cwd=ROOT, env=environment(),
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("trials/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors[-2000:]
+    first = trials(tmp_path)
+    assert len(first) == 1
+    succeed(COMPARE, *flags)
+    assert len(trials(tmp_path)) == 2
+    assert first.items() <= trials(tmp_path).items()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--models=fmm",), "model: expected one of logistic_regression, "),
+        (("--optimizers=adamw",), "got 'dlrm,dcn' and 'adamw'"),
+        (("--learning_rates=a",), "--learning_rates: expected numbers, got 'a'"),
+        (("--model=fm",), "--model has no effect: --models, "),
+        (("--models=ncf", "--seeds=1"), "is for two fields, a user and an item"),
+        (("--models=fm", "--learning_rates=1e30", "--optimizers=sgd", "--seeds=1", *SMALL[:-1]),
+         "fm with sgd diverges at all learning rates of 1e+30"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused(flags, message, tmp_path):
+    result = run(*flags, f"--workdir={tmp_path}", program=COMPARE)
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def movielens(tmp_path_factory) -> Path:
+    """Users of two tastes, of whom each has rated half of the movies."""
+    directory = tmp_path_factory.mktemp("ml")
+    rng = np.random.default_rng(0)
+    lines = ["userId,movieId,rating,timestamp"]
+    for user in range(60):
+        rated = rng.choice(150, 30, replace=False)
+        # The taste shows in what is watched, and in what is liked of it.
+        rated = np.unique(np.where(rng.random(30) < 0.7, rated // 2 * 2 + user % 2, rated))
+        for order, movie in enumerate(rng.permutation(rated)):
+            liked = (movie - user) % 2 == 0
+            lines.append(f"{user},{movie},{5 if liked else 2},{1000 + order}")
+    (directory / "ratings.csv").write_text("\n".join(lines) + "\n")
+    return directory
+
+
+MOVIES = (
+    "--seeds=1", "--batch_size=64", "--evaluation_batch_size=512", "--embedding_dim=4",
+    "--bottom_mlp=4", "--top_mlp=8,1", "--evaluations=2", "--learning_rates=0.1",
+)  # fmt: skip
+
+
+def test_clicks_of_movielens_with_histories(movielens, tmp_path):
+    flags = ("--features=user,item", "--history=5", "--models=din:target=item,dlrm", *MOVIES)
+    shown = succeed(MOVIELENS, f"--data={movielens}", f"--workdir={tmp_path}", *flags)
+    assert "features: user, item, history" in shown
+    din, dlrm = results(tmp_path)
+    assert din["contender"]["name"] == "din:target=C2"
+    assert din["trials"][0]["trial"]["shared_tables"] == ["C3=C2"]
+    assert min(each["trials"][0]["test"]["auc"] for each in (din, dlrm)) > 0.7
+
+
+def test_rankings_of_movielens(movielens, tmp_path):
+    flags = ("--task=ranking", "--features=user,item", "--models=ncf", "--epochs=4", *MOVIES)
+    shown = succeed(MOVIELENS, f"--data={movielens}", f"--workdir={tmp_path}", *flags)
+    assert "NDCG@10" in shown
+    (ncf,) = results(tmp_path)
+    test = ncf["trials"][0]["test"]
+    assert test["hr@10"] > 0.15  # 0.1 by chance, among 100
+    assert 0 < test["ndcg@10"] <= test["hr@10"]
+    assert [point["step"] for point in ncf["trials"][0]["curve"]][-1] % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--task=ranking", "--split=time"), "--split has no effect without --task=clicks"),
+        (("--negatives=2",), "--negatives has no effect without --task=ranking"),
+        (("--features=age",), "expected some of the features user, item"),
+        (("--models=din:target=genre", "--history=3"), "target: expected a field of one id"),
+    ],
+)
+def test_what_movielens_cannot_do_is_refused(flags, message, movielens, tmp_path):
+    result = run(f"--data={movielens}", f"--workdir={tmp_path}", *MOVIES, *flags, program=MOVIELENS)
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert message in result.stderr.splitlines()[-1]
+
+
+def test_each_epoch_has_its_own_examples():
+    def train(epoch: int) -> Split:
+        labels = np.arange(7, dtype=np.float32) + 100 * epoch
+        return Split((Examples(np.zeros((7, 0), "f4"), np.zeros((7, 1), "i4"), labels),))
+
+    batches = EpochBatches(train, Config(batch_size=3))
+    seen = [batches[step].labels for step in (0, 1, 2, 3, 0)]
+    assert batches.steps_per_epoch == 2
+    assert [set(labels // 100) for labels in seen] == [{0}, {0}, {1}, {1}, {0}]
+    np.testing.assert_array_equal(seen[0], seen[4])
+
+
+def test_what_is_better():
+    data = generate_data(Config(table_rows=(5,), examples=100))
+    clicks, choices = Clicks(data), Choices(data, 2, lambda epoch: data.train)
+    assert badness(clicks, {"log_loss": 0.3}) < badness(clicks, {"log_loss": 0.4})
+    assert badness(choices, {"ndcg@10": 0.5}) < badness(choices, {"ndcg@10": 0.4})
+    assert badness(clicks, {"log_loss": None}) == badness(clicks, None) == float("inf")
+    found = choices.metrics("test", np.array([2.0, 1, 1, 2], "f4"), np.zeros(4, "f4"))
+    assert found["hr@10"] == 1
