@@ -1,7 +1,7 @@
 """Batches of a fixed size: shuffled for training, in order and padded for evaluation."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,6 +47,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return len(split) // batch_size
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless sequence of training batches, by the number of the step, from 0."""
 

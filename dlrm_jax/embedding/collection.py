@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from dlrm_jax.embedding import logical, natively, parallel, storage
 from dlrm_jax.embedding.bags import check_batch, check_ids
+from dlrm_jax.embedding.held import held_dtype
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
 from dlrm_jax.embedding.plan import Plan
@@ -214,7 +215,7 @@ class EmbeddingCollection:
         weights, slots = {}, {}
         for slab in self.layout.slabs:
             rows = slab.rows * (self.plan.shards if slab.split == "rows" else 1)
-            shapes = {"weights": jax.ShapeDtypeStruct((rows, slab.dim), slab.dtype)}
+            shapes = {"weights": jax.ShapeDtypeStruct((rows, slab.dim), held_dtype(slab.dtype))}
             if slab.optimizer:
                 shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
             placed = {

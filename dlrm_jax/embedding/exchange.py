@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from dlrm_jax.embedding import travel
+from dlrm_jax.embedding.held import weights_of
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.natively import pooled_natively
 from dlrm_jax.embedding.table import Lookup
@@ -70,9 +71,11 @@ def lookup(
         at_rows = at_owner(blocks, of_rows)
     vectors = []
     for i, block in enumerate(blocks):
-        pooling = kernels.pool if native and pooled_natively(block) else pool
-        of_rows = None if at_rows is None else at_rows[i]
-        vectors.append(pooling(slabs[block.slab.name], rows[i], of_rows))
+        held, of_rows = slabs[block.slab.name], None if at_rows is None else at_rows[i]
+        if native and pooled_natively(block):
+            vectors.append(kernels.pool(held, rows[i], of_rows))
+        else:
+            vectors.append(pool(held, rows[i], of_rows, block.slab.dtype))
     received = at_sample(blocks, vectors, shards, dtype)
 
     pooled, denominators = {}, {}
@@ -186,15 +189,25 @@ def at_sample(
 
 
 def pool(
-    slab: Float[Array, "R d"],
+    slab: Shaped[Array, "R d"],
     rows: Int[Array, "N T L"],
     weights: Float[Array, "N T L"] | None,
+    dtype: np.dtype | None = None,
 ) -> Float[Array, "N T d"]:
-    """The weighted sum of the rows of every slot, in at least float32; no row adds nothing."""
-    dtype = jnp.promote_types(slab.dtype, jnp.float32)
+    """The weighted sum of the rows of every slot, in at least float32; no row adds nothing.
+
+    Args:
+        slab: as `held` holds it.
+        rows: of the slab; a number of R or more stands for "no row".
+        weights: of the rows; None for all 1.
+        dtype: of the weights that are held; None if they are held as what they are.
+    """
+    kind = dtype or slab.dtype
+    wide = jnp.promote_types(kind, jnp.float32)
 
     def at(position: int | Int[Array, ""]) -> Float[Array, "N T d"]:
-        vectors = slab.at[rows[:, :, position]].get(mode="fill", fill_value=0).astype(dtype)
+        held = slab.at[rows[:, :, position]].get(mode="fill", fill_value=0)
+        vectors = weights_of(held, kind).astype(wide)
         return vectors if weights is None else vectors * weights[:, :, position, None]
 
     # A loop over bag positions never makes an array of [N, T, L, d], which is what a long

@@ -66,7 +66,10 @@ class Slab:
 
     def needs_sums(self, always: bool) -> bool:
         """Whether the gradients of equal rows must be summed before the update."""
-        one_by_one = self.optimizer is None or (self.optimizer.linear and not self.rounds_randomly)
+        # Weights of 16 bits are rounded once per update, not once per occurrence.
+        one_by_one = self.optimizer is None or (
+            self.optimizer.linear and jnp.dtype(self.dtype).itemsize > 2
+        )
         return always or not one_by_one
 
 

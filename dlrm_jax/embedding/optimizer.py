@@ -14,8 +14,10 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
+from dlrm_jax.embedding.held import hold, weights_of
 from dlrm_jax.errors import UserError
 
 Rate = float | Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -206,26 +208,28 @@ def row_optimizer(name: str, learning_rate: Rate, eps: float | None = None) -> R
 
 def update_rows(
     optimizer: RowOptimizer,
-    weights: Float[Array, "R d"],
+    weights: Shaped[Array, "R d"],
     slots: Slots,
     rows: Int[Array, " K"],
     gradients: Float[Array, "K d"],
     step: Int[Array, ""],
     row_mean: RowMean = mean_of_columns,
+    dtype: np.dtype | None = None,
     rounded: Callable[[Float32[Array, "K d"]], Float[Array, "K d"]] | None = None,
-) -> tuple[Float[Array, "R d"], Slots]:
+) -> tuple[Shaped[Array, "R d"], Slots]:
     """Applies one update to the named rows, in place where the arrays are donated.
 
     Args:
         optimizer: the optimizer of all R rows.
-        weights: the rows of one device.
+        weights: the rows of one device, as `held` holds them.
         slots: their optimizer state.
         rows: the touched rows; a number of R or more stands for "no row". Without
-            repetition unless ``optimizer.linear`` and not ``rounded``.
+            repetition unless ``optimizer.linear`` and the weights have more than 16 bits.
         gradients: their gradients.
         step: the number of updates done before this one.
         row_mean: as for `RowOptimizer.update`.
-        rounded: gives new weights in the dtype of the old ones; None rounds each update.
+        dtype: of the weights; None if they are held as what they are.
+        rounded: gives new weights of 16 bits; None rounds them to the nearest.
     """
     # All numbers are known to be non-negative: "fill" and "drop" then catch every "no row".
     touched = {name: slot.at[rows].get(mode="fill", fill_value=0) for name, slot in slots.items()}
@@ -234,13 +238,16 @@ def update_rows(
         name: slot.at[rows].set(touched[name].astype(slot.dtype), mode="drop")
         for name, slot in slots.items()
     }
-    if rounded:
-        old = weights.at[rows].get(mode="fill", fill_value=0).astype(jnp.float32)
+    dtype = dtype or weights.dtype
+    if dtype.itemsize == 2:
+        old = weights_of(weights.at[rows].get(mode="fill", fill_value=0), dtype)
         # A rate of 64 bits makes updates of 64 bits.
-        new = rounded(old + updates.astype(jnp.float32))
+        new = old.astype(jnp.float32) + updates.astype(jnp.float32)
+        new = rounded(new) if rounded else new.astype(dtype)
+        new = new if weights.dtype == dtype else hold(new)
         return weights.at[rows].set(new, mode="drop"), slots
     # Adding, not setting: one pass over the rows, and right for repeated rows too.
-    return weights.at[rows].add(updates.astype(weights.dtype), mode="drop"), slots
+    return weights.at[rows].add(updates.astype(dtype), mode="drop"), slots
 
 
 def zero_slots(optimizer: RowOptimizer, rows: int, dim: int, dtype: jnp.dtype) -> Slots:

@@ -214,6 +214,7 @@ def _update(
         gradients,
         step,
         mean_of_all_columns if slab.split == "columns" else mean_of_columns,
+        slab.dtype,
         rounded if slab.rounds_randomly else None,
     )
 

@@ -23,7 +23,7 @@ class EmbeddingState:
     """All arrays of the tables, by the name of their slab (see `layout`).
 
     Attributes:
-        weights: the slabs.
+        weights: the slabs, as `held` holds them.
         slots: the optimizer state of each.
     """
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from dlrm_jax.embedding import logical
+from dlrm_jax.embedding.held import hold, weights_of
 from dlrm_jax.embedding.layout import Layout, Slab
 from dlrm_jax.embedding.optimizer import slot_shapes, zero_slots
 from dlrm_jax.embedding.state import EmbeddingState
@@ -52,7 +53,15 @@ def read(
             while tables:
                 name = next(iter(tables))
                 # Not kept here, so that the caller decides how long an array lives.
-                yield slab.tables[name], key, tables.pop(name)
+                array = tables.pop(name)
+                yield slab.tables[name], key, _released(array, slab) if key == "weights" else array
+
+
+def _released(held: Array, slab: Slab) -> Array:
+    return held if held.dtype == slab.dtype else _weights_of(held, slab.dtype)
+
+
+_weights_of = jax.jit(weights_of, static_argnames="dtype")
 
 
 def logical_arrays(mesh: Mesh, slab: Slab, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
@@ -104,9 +113,10 @@ def _make_slab(mesh: Mesh, slab: Slab, seed: int, given: dict[str, Arrays]) -> A
         return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]
 
     keys = ["weights", *(slab.optimizer.slots if slab.optimizer else ())]
-    return {
+    arrays = {
         key: logical.pack(
             mesh, slab, {name: whole(table, key) for name, table in slab.tables.items()}
         )
         for key in keys
     }
+    return arrays | {"weights": hold(arrays["weights"])}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.ranking import ranking_metrics
 
 
+@runtime_checkable
 class Task(Protocol):
     """Data, how they are trained on, and how models are told apart.
 
