@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.state import Occurrences
+from dlrm_jax.mesh import compiler_options
 from dlrm_jax.training.learner import Learner, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Float[Array, ""]]]
@@ -50,7 +51,9 @@ def make_train_step(learner: Learner) -> TrainStep:
         embedding = collection.apply(state.embedding, rows, state.step)
         return TrainState(state.step + 1, params, optimizer, embedding), loss
 
-    return jax.jit(train_step, donate_argnames="state")
+    return jax.jit(
+        train_step, donate_argnames="state", compiler_options=compiler_options(learner.mesh)
+    )
 
 
 def make_predict(learner: Learner) -> Predict:
@@ -65,7 +68,9 @@ def make_predict(learner: Learner) -> Predict:
         split = _split((batch.dense, pooled), chunks)
         return jax.lax.map(lambda chunk: model(*chunk), split).reshape(-1)
 
-    return jax.jit(predict, out_shardings=learner.replicated)
+    return jax.jit(
+        predict, out_shardings=learner.replicated, compiler_options=compiler_options(learner.mesh)
+    )
 
 
 def _accumulate(
