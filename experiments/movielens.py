@@ -99,9 +99,8 @@ def by_column(contest: Contest, movielens: MovieLens) -> Contest:
     places = {f"={name}": f"=C{i + 1}" for i, name in enumerate(movielens.features)}
 
     def renamed(model: str) -> str:
-        name, *options = model.split(":")
-        pairs = [option.partition("=") for option in options]
-        return ":".join([name, *(f"{key}{places.get('=' + v, '=' + v)}" for key, _, v in pairs)])
+        parts = [part.partition("=") for part in model.split(":")]
+        return ":".join(key + places.get(sign + value, sign + value) for key, sign, value in parts)
 
     contenders = [dataclasses.replace(x, name=renamed(x.name)) for x in contest.contenders]
     return dataclasses.replace(contest, contenders=contenders)

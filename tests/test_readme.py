@@ -51,13 +51,34 @@ def printed_by(code: str, tmp_path: Path) -> list[str]:
     return [line.rstrip() for line in result.stdout.splitlines()]
 
 
+def python_blocks(name: str) -> list[str]:
+    return [code for kind, code in blocks((ROOT / name).read_text()) if kind == "python"]
+
+
 def test_readme(tmp_path: Path):
-    (code,) = [
-        code for language, code in blocks((ROOT / "README.md").read_text()) if language == "python"
+    losses = [
+        float(line.split()[1]) for line in printed_by(python_blocks("README.md")[0], tmp_path)
     ]
-    losses = [float(line.split()[1]) for line in printed_by(code, tmp_path)]
     assert len(losses) == 20
     assert losses[-1] < losses[0]
+
+
+def test_a_model_is_one_class(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(python_blocks("README.md")[1])
+    flags = ["--model=mine:Products", "--model_options=scale=0.5", "--examples=5000",
+             f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.criteo", *flags],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "C1.weight" in result.stdout
 
 
 def test_library(tmp_path: Path):

@@ -57,11 +57,11 @@ class Contender:
 
     def config(self, base: Config, learning_rate: float, seed: int) -> Config:
         """The run of this contender."""
-        model, _, options = self.name.partition(":")
+        parts = self.name.split(":")  # a class has a colon in its name, too
         return dataclasses.replace(
             base,
-            model=model,
-            model_options=tuple(options.split(":")) if options else (),
+            model=":".join(part for part in parts if "=" not in part),
+            model_options=tuple(part for part in parts if "=" in part),
             optimizer=self.optimizer,  # pyright: ignore[reportArgumentType]
             learning_rate=learning_rate,
             seed=seed,

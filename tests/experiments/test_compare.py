@@ -17,6 +17,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.training.build import generate_data
 from experiments.compare.tasks import Choices, Clicks, EpochBatches, badness
+from experiments.compare.trials import Contender
 
 COMPARE = ("-m", "experiments.compare")
 MOVIELENS = ("-m", "experiments.movielens")
@@ -198,6 +199,12 @@ def test_each_epoch_has_its_own_examples():
     assert batches.steps_per_epoch == 2
     assert [set(labels // 100) for labels in seen] == [{0}, {0}, {1}, {1}, {0}]
     np.testing.assert_array_equal(seen[0], seen[4])
+
+
+def test_a_contender_is_a_model_with_its_options():
+    config = Contender("mine:Products:scale=2:layers=3", "sgd").config(Config(), 0.5, 7)
+    assert (config.model, config.model_options) == ("mine:Products", ("scale=2", "layers=3"))
+    assert (config.optimizer, config.learning_rate, config.seed) == ("sgd", 0.5, 7)
 
 
 def test_what_is_better():
