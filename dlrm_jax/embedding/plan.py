@@ -17,8 +17,8 @@ class Piece:
     """A part of a table, on one shard or, for None, on every one.
 
     It holds the rows r ≡ residue (mod modulus), dealt out in turn rather than in blocks, so that
-    ids ordered by frequency load all shards alike; of these, one of ``splits`` equal blocks of
-    columns.
+    of ids ordered by frequency all shards read about as many different ones; of these rows, one of
+    ``splits`` equal blocks of columns.
     """
 
     table: str

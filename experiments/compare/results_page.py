@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.compare.tasks import Task
 from experiments.compare.trials import Result
 from experiments.page import Page
-from experiments.pictures import COLOURS, PERCENT, compact, new_axes
+from experiments.pictures import COLOURS, PERCENT, compact, new_axes, save
 
 _NAMES = {"log_loss": "log loss", "auc": "AUC", "normalized_entropy": "normalized entropy",
           "hr@10": "HR@10", "ndcg@10": "NDCG@10"}  # fmt: skip
@@ -55,7 +55,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
-    """One HTML file with everything.
+    """One HTML file with everything, and its pictures beside it.
 
     Args:
         results: in the order of the table.
@@ -72,12 +72,23 @@ def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
     )
     page.heading("Test metrics and costs")
     page.table(columns(task), rows_of(results, task), texts=2)
-    page.picture(draw_ranks(results, task), "Test metric of each model and the range of its seeds")
+    for name, (title, figure) in pictures(results, task).items():
+        page.heading(title)
+        page.picture(figure, title)
+        save(figure, str(path.parent / f"{name}.png"))
+    page.write(path)
+
+
+def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figure]]:
+    """Titles and pictures, by the name of their file."""
+    metric = "auc" if "auc" in task.shown else task.chosen_by
+    title = f"Test {_NAMES.get(metric, metric)}: mean and range over seeds"
+    drawn = {"models": (title, draw_ranks(results, task))}
     for optimizer in dict.fromkeys(result.contender.optimizer for result in results):
         chosen = [result for result in results if result.contender.optimizer == optimizer]
-        page.heading(f"{_NAMES.get(task.curve, task.curve)} over iterations, {optimizer}")
-        page.picture(draw_curves(chosen, task), f"{task.curve} over iterations with {optimizer}")
-    page.write(path)
+        title = f"{_NAMES.get(task.curve, task.curve)} over iterations, {optimizer}"
+        drawn[optimizer] = (title, draw_curves(chosen, task))
+    return drawn
 
 
 def draw_ranks(results: Sequence[Result], task: Task) -> Figure:

@@ -35,7 +35,7 @@ from experiments.compare.tasks import Task, badness
 from experiments.roofline import matrix_flops
 
 RATES: dict[str, tuple[float, ...]] = {
-    "sgd": (0.1, 0.3, 1.0),
+    "sgd": (0.3, 1.0, 3.0),
     "adagrad": (0.01, 0.03, 0.1),
     "rowwise_adagrad": (0.01, 0.03, 0.1),
     "adam": (0.0003, 0.001, 0.003),
