@@ -130,6 +130,11 @@ class Config:
                 f"bottom_mlp: dot interaction needs it to end in embedding_dim = "
                 f"{self.embedding_dim}, got {self.bottom_mlp}"
             )
+        if self.pooling == "learned" and self.compression != "none":
+            raise UserError(
+                f"pooling: learned weights are for tables that aren't compressed, got "
+                f"compression={self.compression}"
+            )
         if self.plan and self.placements:
             raise UserError(
                 f"placements: they have no effect with a plan, which says where every table is, "

@@ -27,7 +27,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.training.build import check_batch_sizes, for_data
 from experiments.compare.contest import Contest, asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Choices, Clicks, Task
-from experiments.program import FLAGS, define_run_flags, run, start, with_flags
+from experiments.program import FLAGS, define_run_flags, run, start
 
 define_run_flags(default_preset="movielens")
 define_comparison_flags("dlrm,dcn_v2,deepfm", "rowwise_adagrad")
@@ -49,8 +49,7 @@ def main(argv: Sequence[str]) -> None:
     """Contenders, data, trials."""
     del argv
     check_flags()
-    config = with_flags(preset(FLAGS.preset))
-    contest = asked(config)
+    contest, config = asked(preset(FLAGS.preset))
     movielens, task = load(Path(FLAGS.data))
     config, contest = for_movielens(config, movielens), by_column(contest, movielens)
     with held("movielens") as directory:

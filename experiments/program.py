@@ -69,16 +69,31 @@ def with_flags(config: Config) -> Config:
     Raises:
         UserError: nothing would read one of them.
     """
+    config = overridden(config)
+    check_read([config])
+    return config
+
+
+def check_read(configs: Sequence[Config]) -> None:
+    """Flags that none of the configs reads are refused.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    by_name = [unread(config) for config in configs]
+    for name, needed in by_name[0].items():
+        if FLAGS[name].value is not None and all(name in each for each in by_name):
+            raise UserError(f"--{name} has no effect without {needed}")
+
+
+def overridden(config: Config) -> Config:
+    """The config with the fields replaced that the command line names, read or not."""
     given = {}
     for name, kind in FIELD_TYPES.items():
         value = FLAGS[name].value
         if value is not None:
             given[name] = _items(name, value, kind) if get_origin(kind) is tuple else value
-    config = dataclasses.replace(config, **given)
-    for name, needed in unread(config).items():
-        if name in given:
-            raise UserError(f"--{name} has no effect without {needed}")
-    return config
+    return dataclasses.replace(config, **given)
 
 
 def _items(name: str, items: Sequence[str], kind: object) -> tuple[object, ...]:

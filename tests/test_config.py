@@ -78,6 +78,7 @@ def test_nan_is_refused(name):
         ({"table_rows": ()}, "expected at least one number, got none"),
         ({"bottom_mlp": ()}, "embedding_dim = 16, got ()"),
         ({"top_mlp": ()}, "expected it to end in 1, the logit, got ()"),
+        ({"pooling": "learned", "compression": "mixed_dimensions"}, "got compression=mixed"),
         ({"learning_rate": 0.0}, "expected a positive number, got 0.0"),
         ({"learning_rate": -0.1}, "expected a positive number, got -0.1"),
         ({"class_weights": (1.0,)}, "expected two numbers, got (1.0,)"),

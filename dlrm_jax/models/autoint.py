@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.models.fields import (
     Field,
     FieldVectors,
@@ -71,6 +72,11 @@ class AutoInt(Model):
         head_width: int = 16,
         rngs: nnx.Rngs,
     ):
+        if min(layers, heads, head_width) < 1:
+            raise UserError(
+                f"expected at least 1 of layers, heads and head_width, got {layers}, {heads} and "
+                f"{head_width}"
+            )
         self.field_vectors = FieldVectors(dense_features, fields, rngs=rngs)
         out = heads * head_width
         inputs = [common_width(fields), *[out] * (layers - 1)]

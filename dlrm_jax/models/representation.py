@@ -94,9 +94,11 @@ class Represented(nnx.Module):
 
     def __init__(self, model: nnx.Module, parts: Mapping[str, Part]):
         self.model: Any = model
-        self.parts = nnx.Dict(parts)
+        self.names = tuple(parts)
+        # Dots separate the names of parameters.
+        self.parts = nnx.Dict({name.replace(".", "_"): part for name, part in parts.items()})
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
-        made = {name: part(vectors) for name, part in self.parts.items()}
+        made = {name: self.parts[name.replace(".", "_")](vectors) for name in self.names}
         return self.model(dense, {**vectors, **made})

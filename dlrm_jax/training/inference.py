@@ -135,7 +135,7 @@ def _for_prediction(config: Config, batch_size: int) -> Config:
     """The same model; frozen tables have no optimizer state, and a mesh its own placements."""
     return dataclasses.replace(
         config,
-        frozen_tables=config.table_names,
+        frozen_tables=tuple(dict.fromkeys(config.table_of.values())),
         table_optimizers=(),
         placements=(),
         plan="",

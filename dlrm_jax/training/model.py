@@ -42,7 +42,7 @@ def model_class(config: Config) -> type[Model]:
         return MODELS[config.model]
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"model: can't import {config.model!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Model)):
         raise UserError(f"model: expected a subclass of dlrm_jax.models.fields.Model, got {found}")
@@ -79,8 +79,13 @@ def make_model(
 def options(kind: type[Model]) -> dict[str, Any]:
     """The types of what a class takes besides its inputs, by name."""
     hints = typing.get_type_hints(kind.__init__)
-    parameters = inspect.signature(kind.__init__).parameters
-    return {name: hints[name] for name in parameters if name not in _GIVEN}
+    named = [
+        name
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    # Those without an annotation are text.
+    return {name: hints.get(name, str) for name in named if name not in _GIVEN}
 
 
 def config_fields(kind: type[Model]) -> list[str]:
@@ -102,6 +107,9 @@ def unread(config: Config) -> dict[str, str]:
             found[name] = f"--compression={compression}"
     if config.compression == "none":
         found["compress_above"] = "--compression"
+    reads = model_class(config).reads
+    if all(read.width for field in fields_of(config) for read in reads(field)):
+        found["compression"] = f"a model that reads vectors; {config.model} reads single weights"
     return found
 
 
@@ -115,6 +123,8 @@ def _own_options(config: Config, taken: Mapping[str, Any]) -> dict[str, Any]:
                 f"model_options: expected NAME=VALUE with a name of "
                 f"{', '.join(own) or 'none at all'}, which {config.model} has; got {item!r}"
             )
+        if name in values:
+            raise UserError(f"model_options: {name} is set twice")
         values[name] = _parsed(item, text, own[name])
     parameters = inspect.signature(model_class(config).__init__).parameters
     for name in own:
@@ -126,18 +136,26 @@ def _own_options(config: Config, taken: Mapping[str, Any]) -> dict[str, Any]:
 def _parsed(item: str, text: str, kind: Any) -> Any:
     try:
         if typing.get_origin(kind) is tuple:  # commas separate options
-            return tuple(int(number) for number in text.split("-"))
+            return tuple(_natural(number, 1) for number in text.split("-"))
         if typing.get_origin(kind) is Literal:
             return {choice: choice for choice in typing.get_args(kind)}[text]
         if kind is bool:
             return {"true": True, "false": False}[text]
-        return kind(text) if kind in (int, float) else text
+        if kind is int:
+            return _natural(text, 0)
+        return float(text) if kind is float else text
     except (ValueError, KeyError):
         raise UserError(f"model_options: expected {_readable(kind)}, got {item!r}") from None
+
+
+def _natural(text: str, lowest: int) -> int:
+    if int(text) < lowest:
+        raise ValueError(text)
+    return int(text)
 
 
 def _readable(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(typing.get_args(kind))
-    texts = {int: "a whole number", float: "a number", bool: "true or false"}
+    texts = {int: "a whole number from 0", float: "a number", bool: "true or false"}
     return texts.get(kind, "numbers such as 64-32")

@@ -51,7 +51,8 @@ class Descriptions:
 def describe(config: Config) -> Descriptions:
     """The tables of a config and who reads them.
 
-    What the config says of C3 holds of all tables of that feature.
+    What the config says of C3 holds of all tables of that feature; but narrower ones aren't
+    split by columns.
 
     Raises:
         UserError: naming the field that contradicts itself.
@@ -91,7 +92,9 @@ def describe(config: Config) -> Descriptions:
                     trainable=owner not in config.frozen_tables,
                     stochastic_rounding=config.stochastic_rounding,
                 )
-                if owner in placed:
+                # Columns of one, or of a few, can't be split as those of the whole width can.
+                narrower = width < config.embedding_dim
+                if owner in placed and not (narrower and placed[owner] == "column_wise"):
                     placements[owner + suffix] = placed[owner]
             if vector.part:
                 parts[vector.name] = vector.part
@@ -131,12 +134,16 @@ class _Vector:
             options = {"pooling": "sum" if pooling == "learned" else pooling, **changes}
             return Lookup(self.name + suffix, field.name, owner + table[0], **options), table  # pyright: ignore
 
-        if compression == "quotient_remainder" and not whole and rows > config.compress_above:
-            c, each = config.collisions, width
+        c = config.collisions
+        large = rows > config.compress_above and rows > -(-rows // c) + c
+        if compression == "quotient_remainder" and not whole and large:
+            each = width
             if config.composition == "concat":
                 each = _half(width)
             quotient = (f"{read.suffix}.quotient", -(-rows // c), each, read.init)
-            remainder = (f"{read.suffix}.remainder", c, each, read.init)
+            # A product of two small vectors would be far too small.
+            init = "uniform" if config.composition == "product" else read.init
+            remainder = (f"{read.suffix}.remainder", c, each, init)
             self.lookups = [
                 lookup(".quotient", quotient, id_map=lambda ids: ids // c),
                 lookup(".remainder", remainder, id_map=lambda ids: ids % c),

@@ -65,7 +65,8 @@ def warm_start(
     for name in set(names) - set(tables):
         if not any(f"{path}.".startswith(f"{name}.") for path in chosen):
             raise UserError(
-                f"warm start: {name!r} is no table and no layer; layers are {', '.join(wanted)}"
+                f"warm start: {name!r} is no table and no layer; tables are "
+                f"{', '.join(learner.collection.tables)}, layers {', '.join(wanted)}"
             )
     if (source / "metadata.json").exists():
         metadata = read_metadata(source)

@@ -58,6 +58,11 @@ flags.DEFINE_integer("steps_per_round", 20, "steps timed or profiled together", 
 # Of the processes of a sweep; what a mesh of several devices adds isn't for those of one.
 _ENVIRONMENT = dict(os.environ)
 
+_OF_WHOLE_RUNS = (
+    "examples", "steps", "epochs", "eval_every", "checkpoint_every", "log_every",
+    "keep_checkpoints", "best_metric", "target_auc", "shuffle_window", "evaluation_batch_size",
+    "min_count",
+)  # fmt: skip
 # By how much the profiler may slow the step down before its shares mean little.
 _TOLERANCE = 0.1
 
@@ -68,8 +73,9 @@ def main(argv: Sequence[str]) -> None:
     config = with_flags(preset(FLAGS.preset))
     sweeps = sweep.parse(FLAGS.sweep, config)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
-    if FLAGS["examples"].present:
-        raise UserError("--examples has no effect: there are as many as the batches need")
+    for name in _OF_WHOLE_RUNS:
+        if FLAGS[name].present:
+            raise UserError(f"--{name} has no effect: some steps on generated batches are measured")
     if sweeps and workdir is None:
         raise UserError("--sweep: expected a --workdir for what each step leaves, got none")
     if FLAGS.picture and Path(FLAGS.picture).suffix not in (".png", ".svg"):

@@ -16,12 +16,17 @@ from dlrm_jax.errors import UserError
 
 
 def _width(config: Config, value: str) -> list[str]:
-    bottom = [*map(str, config.bottom_mlp[:-1]), value]
-    return [f"--embedding_dim={value}", f"--bottom_mlp={','.join(bottom)}"]
+    flags = [f"--embedding_dim={value}"]
+    if config.model == "dlrm":  # which wants the two to be equal
+        flags.append(f"--bottom_mlp={','.join([*map(str, config.bottom_mlp[:-1]), value])}")
+    return flags
 
 
 def _rows(config: Config, value: str) -> list[str]:
-    rows = [str(max(1, round(float(value) * each))) for each in config.table_rows]
+    try:
+        rows = [str(max(1, round(float(value) * each))) for each in config.table_rows]
+    except (ValueError, OverflowError):
+        raise UserError(f"--sweep: rows: expected factors such as 0.1, got {value!r}") from None
     return [f"--table_rows={','.join(rows)}"]
 
 
@@ -58,7 +63,12 @@ def parse(text: Sequence[str], config: Config) -> dict[str, list[str]]:
                 f"--sweep: expected some of {', '.join(NAMES)}, each with its values or without, "
                 f"such as batch_size=512:2048,mesh; got {item!r}"
             )
-        found[name] = values.split(":") if given else [*map(str, _SWEEPS[name][1](config))]
+        if name in found:
+            raise UserError(f"--sweep: {name} is asked for twice")
+        make, usual = _SWEEPS[name]
+        found[name] = values.split(":") if given else [*map(str, usual(config))]
+        for value in found[name]:
+            make(config, value)  # refused before anything is measured
     return found
 
 

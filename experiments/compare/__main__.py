@@ -21,7 +21,7 @@ from dlrm_jax.training.build import check_batch_sizes
 from experiments.compare.contest import asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Clicks
 from experiments.datasets import check_data_flags, define_data_flag, load_data
-from experiments.program import FLAGS, define_run_flags, run, start, with_flags
+from experiments.program import FLAGS, define_run_flags, run, start
 
 define_run_flags(default_preset="comparison")
 define_comparison_flags()
@@ -32,8 +32,7 @@ def main(argv: Sequence[str]) -> None:
     """Contenders, data, trials."""
     del argv
     check_data_flags()
-    config = with_flags(preset(FLAGS.preset))
-    contest = asked(config)
+    contest, config = asked(preset(FLAGS.preset))
     with held("compare") as directory:
         mesh = start(FLAGS.mesh)
         check_batch_sizes(config, mesh)

@@ -15,15 +15,18 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.zoo import MODELS
-from dlrm_jax.training.model import model_class
+from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.record import owned, to_json
 from experiments.compare.results_page import columns, rows_of, write_page
 from experiments.compare.tasks import Task
 from experiments.compare.trials import RATES, Contender, Result, Study
-from experiments.program import FLAGS
+from experiments.program import FLAGS, check_read, overridden
 
 # What the contenders themselves decide.
 _THEIRS = ("model", "model_options", "optimizer", "learning_rate", "seed")
+_OF_SINGLE_RUNS = (
+    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc"
+)  # fmt: skip
 _NEED_OTHER_INPUTS = ("ncf", "din")
 
 
@@ -56,15 +59,19 @@ class Contest:
     evaluations: int
 
 
-def asked(config: Config) -> Contest:
-    """What the flags say.
+def asked(base: Config) -> tuple[Contest, Config]:
+    """What the flags say: who competes, and the run of all.
 
     Args:
-        config: that the contenders are put into, for the sake of early errors.
+        base: the preset.
 
     Raises:
-        UserError: a flag that the contenders decide was given, or a name is unknown.
+        UserError: a flag that the contenders decide was given, or one that none of them reads, or
+            a name is unknown.
     """
+    for name in _OF_SINGLE_RUNS:
+        if FLAGS[name].present:
+            raise UserError(f"--{name} has no effect: --evaluations decides")
     for name in _THEIRS:
         if FLAGS[name].present:
             raise UserError(f"--{name} has no effect: --models, --optimizers, --learning_rates and "
@@ -85,10 +92,11 @@ def asked(config: Config) -> Contest:
             f"--learning_rates: expected numbers, got {','.join(FLAGS.learning_rates)!r}"
         ) from None
     contenders = [Contender(model, name) for model in models for name in FLAGS.optimizers]
-    for each in contenders:
-        model_class(each.config(config, 1.0, 0))
+    # In the shape of the first one: what the preset's own model demands may be wrong for all.
+    config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
+    check_read([each.config(config, 1.0, 0) for each in contenders])
     rates = {name: given or RATES[name] for name in FLAGS.optimizers}
-    return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations)
+    return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations), config
 
 
 @contextlib.contextmanager
@@ -111,6 +119,8 @@ def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory:
         directory: of the results.
     """
     print(task.data.source)
+    for each in contest.contenders:  # what doesn't fit ends the program before any trial
+        make_learner(each.config(config, 1.0, 0), mesh)
     study = Study(config, task, mesh, contest.evaluations, directory / "trials")
     results = study.run(contest.contenders, contest.rates, contest.seeds)
     _print_table([columns(task), *rows_of(results, task)])

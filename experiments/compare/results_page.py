@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.compare.tasks import Task
@@ -94,7 +95,8 @@ def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figu
 def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
     """A point for each contender and a line over its seeds, the best at the top."""
     metric = "auc" if "auc" in task.shown else task.chosen_by
-    ranked = sorted(results, key=lambda result: result.mean(metric))
+    # Those without a metric, NaN, at the bottom.
+    ranked = sorted(results, key=lambda each: np.nan_to_num(each.mean(metric), nan=-np.inf))
     figure, axes = new_axes(0.8 + 0.24 * len(ranked))
     for i, result in enumerate(ranked):
         values = result.test(metric)

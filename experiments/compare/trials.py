@@ -55,13 +55,18 @@ class Contender:
     name: str
     optimizer: str
 
+    @property
+    def model(self) -> str:
+        """Its name without options; that of a class has a colon, too."""
+        return ":".join(part for part in self.name.split(":") if "=" not in part)
+
     def config(self, base: Config, learning_rate: float, seed: int) -> Config:
         """The run of this contender."""
-        parts = self.name.split(":")  # a class has a colon in its name, too
+        options = tuple(part for part in self.name.split(":") if "=" in part)
         return dataclasses.replace(
             base,
-            model=":".join(part for part in parts if "=" not in part),
-            model_options=tuple(part for part in parts if "=" in part),
+            model=self.model,
+            model_options=options,
             optimizer=self.optimizer,  # pyright: ignore[reportArgumentType]
             learning_rate=learning_rate,
             seed=seed,
@@ -83,8 +88,9 @@ class Result:
     trials: Sequence[Mapping[str, Any]]
 
     def test(self, metric: str) -> list[float]:
-        """The test metric of each seed."""
-        return [trial["test"][metric] for trial in self.trials]
+        """The test metric of each seed; NaN where the trial diverged, or it means nothing."""
+        found = [trial["test"] and trial["test"][metric] for trial in self.trials]
+        return [math.nan if value is None else value for value in found]
 
     def mean(self, metric: str) -> float:
         """Of `test`."""
@@ -98,7 +104,7 @@ class Study:
         base: the run of all trials, models and optimizers aside.
         task: that all are trained for.
         mesh: that they run on.
-        evaluations: how often each trial is evaluated.
+        evaluations: how often each trial is evaluated, at most.
         directory: of the files.
     """
 

@@ -70,7 +70,7 @@ _BATCHES = 16
 _TRACE = 2**20  # accesses whose stack distances are found
 _NO_EFFECT = (
     "mesh", "batch_size", "table_optimizers", "frozen_tables", "placements", "plan", "model",
-    "model_options", "compression", "shared_tables",
+    "model_options", "compression", "shared_tables", "pooling",
 )  # fmt: skip
 
 
@@ -235,7 +235,8 @@ def changes(
     """Of all orders but the random one, quantities and times over its own."""
     found = {}
     for order in ORDERS[:-1]:
-        own = {name: value / counted["random"][name] for name, value in counted[order].items()}
+        at_random = counted["random"]  # a small cache may have no hits
+        own = {name: x / at_random[name] for name, x in counted[order].items() if at_random[name]}
         times = {f"time of {work}": 1 / timed[work][order]["ratio"][1] for work in timed}
         found[order] = own | times
     return found

@@ -17,7 +17,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.training.build import generate_data
 from experiments.compare.tasks import Choices, Clicks, EpochBatches, badness
-from experiments.compare.trials import Contender
+from experiments.compare.trials import Contender, Result
 
 COMPARE = ("-m", "experiments.compare")
 MOVIELENS = ("-m", "experiments.movielens")
@@ -118,6 +118,8 @@ def test_interrupted_it_goes_on(tmp_path):
         (("--models=fmm",), "model: expected one of logistic_regression, "),
         (("--optimizers=adamw",), "got 'dlrm,dcn' and 'adamw'"),
         (("--learning_rates=a",), "--learning_rates: expected numbers, got 'a'"),
+        (("--target_auc=0.7",), "--target_auc has no effect: --evaluations decides"),
+        (("--models=fm", "--top_mlp=8,1"), "--top_mlp has no effect without a model that has it"),
         (("--model=fm",), "--model has no effect: --models, "),
         (("--models=ncf", "--seeds=1"), "is for two fields, a user and an item"),
         (("--models=fm", "--learning_rates=1e30", "--optimizers=sgd", "--seeds=1", *SMALL[:-1]),
@@ -205,6 +207,13 @@ def test_a_contender_is_a_model_with_its_options():
     config = Contender("mine:Products:scale=2:layers=3", "sgd").config(Config(), 0.5, 7)
     assert (config.model, config.model_options) == ("mine:Products", ("scale=2", "layers=3"))
     assert (config.optimizer, config.learning_rate, config.seed) == ("sgd", 0.5, 7)
+
+
+def test_a_seed_that_diverged_counts_as_not_a_number():
+    trials = [{"test": {"auc": 0.7}}, {"test": None}, {"test": {"auc": None}}]
+    found = Result(Contender("fm", "sgd"), 0.1, trials).test("auc")
+    assert found[0] == 0.7
+    assert np.isnan(found[1:]).all()
 
 
 def test_what_is_better():

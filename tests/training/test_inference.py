@@ -63,6 +63,8 @@ def test_no_optimizer_state(trained: tuple[Path, np.ndarray]):
         {"table_dtype": "bfloat16", "compute_dtype": "bfloat16"},
         {"interaction": "cat", "pooling": "mean", "frozen_tables": ("C2",), "optimizer": "adam"},
         {"accumulation_steps": 2, "dense_optimizer": "adamw"},
+        {"table_rows": (7, 3000, 3000), "shared_tables": ("C3=C2",), "placements": ()},
+        {"compression": "quotient_remainder", "compress_above": 20},
     ],
     ids=lambda changes: "-".join(changes),
 )

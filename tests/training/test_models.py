@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dlrm_jax.models.fields import VECTOR, WEIGHT, Model
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.model import make_model, model_class, unread
+from dlrm_jax.training.serialization import flatten, unflatten
 from dlrm_jax.training.step import make_predict, make_train_step
 
 CONFIG = Config(
@@ -124,8 +126,13 @@ def test_a_class_of_the_users_own():
         ({"model": f"{__name__}:SumOfWeights"}, "needs factor=VALUE"),
         ({"model": "dcn", "model_options": ("layer=3",)}, "a name of layers, which dcn has"),
         ({"model": "dcn", "model_options": ("layers",)}, "got 'layers'"),
-        ({"model": "dcn", "model_options": ("layers=x",)}, "a whole number, got 'layers=x'"),
+        ({"model": "dcn", "model_options": ("layers=x",)}, "a whole number from 0, got 'layers=x'"),
+        ({"model": "dcn", "model_options": ("layers=-1",)}, "from 0, got 'layers=-1'"),
+        ({"model": "dcn", "model_options": ("layers=1", "layers=2")}, "layers is set twice"),
         ({"model": "xdeepfm", "model_options": ("cin=8,8",)}, "numbers such as 64-32"),
+        ({"model": "xdeepfm", "model_options": ("cin=0",)}, "numbers such as 64-32"),
+        ({"model": "autoint", "model_options": ("heads=0",)}, "at least 1 of layers, heads"),
+        ({"model": ":M"}, "can't import ':M'"),
         ({"model": "dcn_v2", "model_options": ("structure=up",)}, "stacked or parallel"),
         ({"model": "fm", "model_options": ("x=1",)}, "none at all, which fm has"),
         ({"model": "fm", "compute_dtype": "bfloat16"}, "fm has no MLP"),
@@ -143,4 +150,14 @@ def test_fields_that_nothing_reads_are_named():
     assert set(unread(fm)) == {
         "bottom_mlp", "top_mlp", "interaction", "self_interaction", "collisions", "composition"
     }  # fmt: skip
+    assert "compression" in unread(dataclasses.replace(CONFIG, model="logistic_regression"))
     assert issubclass(model_class(fm), Model)
+
+
+def test_parameters_without_dots_in_their_names():
+    config = dataclasses.replace(config_of("ncf"), compression="mixed_dimensions", compress_above=0)
+    learner = make_learner(config, make_mesh("1x2"))
+    params = learner.init_params(0)
+    names = flatten(params)
+    assert {"parts.C2.weight", "parts.C2_mlp.weight"} <= set(names)
+    assert jax.tree.structure(unflatten(names)) == jax.tree.structure(params)

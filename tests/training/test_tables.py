@@ -134,6 +134,18 @@ def test_features_share_a_table():
     assert np.isfinite(float(loss))
 
 
+def test_only_whole_widths_are_split_by_columns():
+    config = changed(model="fm", placements=("C1=column_wise", "C2=replicated"))
+    assert describe(config).placements == {
+        "C1": "column_wise", "C2": "replicated", "C2.weight": "replicated"
+    }  # fmt: skip
+
+
+def test_no_table_grows_by_compression():
+    config = changed(table_rows=(4, 5, 9), compression="quotient_remainder", compress_above=0)
+    assert [table.rows for table in describe(config).tables] == [4, 5, 3, 4]
+
+
 def test_what_is_said_of_a_feature_holds_of_all_its_tables():
     config = changed(
         model="fm",
