@@ -17,7 +17,7 @@ from experiments.pictures import COLOURS, PERCENT, compact, new_axes, save
 
 _NAMES = {"log_loss": "log loss", "auc": "AUC", "normalized_entropy": "normalized entropy",
           "hr@10": "HR@10", "ndcg@10": "NDCG@10"}  # fmt: skip
-_COSTS = ("parameters", "FLOPs per example", "ms per step", "MiB held", "MiB temporary")
+_COSTS = ("parameters", "matrix FLOPs per example", "ms per step", "MiB held", "MiB temporary")
 _MIB = 2**20
 
 
