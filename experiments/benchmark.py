@@ -34,9 +34,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlrm_jax.config import FIELD_TYPES, Config, preset
+from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh, programs_ahead
+from dlrm_jax.presets import preset
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import read_behind

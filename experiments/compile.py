@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 import jax
 
-from dlrm_jax.config import preset
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.presets import preset
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import (
     abstract_state,

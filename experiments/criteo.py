@@ -22,13 +22,14 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlrm_jax.config import Config, preset
+from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.files import write_text
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
+from dlrm_jax.presets import preset
 from dlrm_jax.processes import check_same, is_first
 from dlrm_jax.training import vocabularies
 from dlrm_jax.training.build import check_batch_sizes, make_learner

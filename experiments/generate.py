@@ -21,13 +21,13 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from dlrm_jax.config import PRESETS, preset
 from dlrm_jax.data.auc import auc
 from dlrm_jax.data.example_files import write_arrays, write_raw
 from dlrm_jax.data.example_stream import BLOCK, Block, ExampleStream
 from dlrm_jax.data.files import complete
 from dlrm_jax.data.locality import StackProfile, read_trace
 from dlrm_jax.errors import UserError
+from dlrm_jax.presets import PRESETS, preset
 from experiments.program import FLAGS, run
 
 flags.DEFINE_string(

@@ -27,10 +27,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from dlrm_jax.config import Config, preset
+from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.prefetch import Prefetch
+from dlrm_jax.presets import preset
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_train_step

@@ -20,10 +20,11 @@ from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.config import Config, preset
+from dlrm_jax.config import Config
 from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_ranking
 from dlrm_jax.data.movielens.splits import SPLITS
 from dlrm_jax.errors import UserError
+from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, for_data
 from experiments.compare.contest import Contest, asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Choices, Clicks, Task

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from dlrm_jax.config import preset
 from dlrm_jax.data.files import write_text
 from dlrm_jax.embedding import automatic_plan
 from dlrm_jax.embedding.layout import make_layout
@@ -26,6 +25,7 @@ from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.traffic import Collective, collectives
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, parse_mesh
+from dlrm_jax.presets import preset
 from dlrm_jax.training.build import read_plan, workload
 from dlrm_jax.training.tables import describe
 from experiments.pictures import save

@@ -16,9 +16,10 @@ import jax
 from absl import app, flags, logging
 
 from dlrm_jax.cache import cache_directory
-from dlrm_jax.config import FIELD_TYPES, PRESETS, Config
+from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
+from dlrm_jax.presets import PRESETS
 from dlrm_jax.processes import CLUSTER, is_first, join, several
 from dlrm_jax.training.loop import Interrupted
 from dlrm_jax.training.model import unread

@@ -5,9 +5,10 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from dlrm_jax.config import FIELD_TYPES, PRESETS, Config, preset
+from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.errors import UserError
+from dlrm_jax.presets import PRESETS, preset
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 AT_LEAST_ONE = [

@@ -12,6 +12,7 @@ BELOW = {
     "errors": set(),
     "cache": set(),
     "config": {"errors"},
+    "presets": {"errors", "config"},
     "mesh": {"errors"},
     "processes": {"errors"},
     "models": {"errors"},
@@ -20,7 +21,7 @@ BELOW = {
     "embedding": {"errors", "mesh", "native"},
     "training": {"errors", "config", "mesh", "processes", "models", "data", "embedding"},
 }
-BELOW["experiments"] = {*BELOW["training"], "training", "cache", "native"}
+BELOW["experiments"] = {*BELOW["training"], "training", "cache", "native", "presets"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
 KNOWS_SHARDING = {"embedding", "mesh", "processes", "training"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -73,9 +74,9 @@ class Model(nnx.Module):
         del field
         return (VECTOR,)
 
+    @abc.abstractmethod
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits; their sigmoid is the click probability."""
-        raise NotImplementedError
 
 
 def concatenated(

@@ -30,10 +30,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from dlrm_jax.config import preset
 from dlrm_jax.data.files import write_json
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.presets import preset
 from experiments.characterize import chakra, report, sweep
 from experiments.characterize.drawing import draw_step
 from experiments.characterize.measure import measure

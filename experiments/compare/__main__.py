@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlrm_jax.config import preset
+from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes
 from experiments.compare.contest import asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Clicks

@@ -34,13 +34,14 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
-from dlrm_jax.config import Config, preset
+from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.files import write_json
 from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.embedding.optimizer import slot_shapes
 from dlrm_jax.errors import UserError
+from dlrm_jax.presets import preset
 from dlrm_jax.training.build import describe, make_collection
 from experiments.datasets import check_data_flags, define_data_flag, load_data
 from experiments.frequency.picture import draw

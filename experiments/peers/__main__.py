@@ -33,9 +33,10 @@ from absl import flags
 from tqdm import tqdm
 
 from dlrm_jax.cache import cache_directory
-from dlrm_jax.config import PRESETS, Config, preset
+from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import library
+from dlrm_jax.presets import PRESETS, preset
 from experiments.peers import lineup, report
 from experiments.peers.contestant import Contestant, Worker
 from experiments.peers.drawing import cut, draw_examples, draw_weights, make_problem

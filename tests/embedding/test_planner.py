@@ -8,13 +8,6 @@ from exact_plan import fastest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrm_jax.config import (
-    KAGGLE_ROWS,
-    MLPERF_ROWS,
-    MLPERF_V2_BAG_LENGTHS,
-    MLPERF_V2_ROWS,
-    TERABYTE_ROWS,
-)
 from dlrm_jax.embedding import (
     SGD,
     Adagrad,
@@ -36,6 +29,13 @@ from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.workload import bags_of, distinct_rows
 from dlrm_jax.embedding.traffic import collectives
 from dlrm_jax.errors import UserError
+from dlrm_jax.presets import (
+    KAGGLE_ROWS,
+    MLPERF_ROWS,
+    MLPERF_V2_BAG_LENGTHS,
+    MLPERF_V2_ROWS,
+    TERABYTE_ROWS,
+)
 
 ADAGRAD = RowWiseAdagrad(0.1)
 ONE_ID = (1,) * 26

@@ -8,8 +8,8 @@ import json
 import pytest
 from main_job import run
 
-from dlrm_jax.config import preset
 from dlrm_jax.errors import UserError
+from dlrm_jax.presets import preset
 from experiments.first_step import seconds_to_first_step
 
 SMALL = ("--preset=small", "--batch_size=64", "--rounds=2", "--steps_per_round=2")

@@ -6,7 +6,7 @@ import re
 
 from main_job import run
 
-from dlrm_jax.config import preset
+from dlrm_jax.presets import preset
 
 PROGRAM = ("-m", "experiments.compile")
 

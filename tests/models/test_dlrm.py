@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlrm_jax.config import PRESETS
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Field
 from dlrm_jax.models.mlp import MLP
+from dlrm_jax.presets import PRESETS
 from dlrm_jax.training.model import fields_of
 
 VECTORS = {"a": 8, "b": 8, "c": 8}

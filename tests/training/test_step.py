@@ -13,10 +13,11 @@ import pytest
 from named_arrays import arrays_of
 from setups import MESHES, train
 
-from dlrm_jax.config import Config, preset
+from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import bce

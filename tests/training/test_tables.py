@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlrm_jax.config import KAGGLE_ROWS, Config
+from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.presets import KAGGLE_ROWS
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.step import make_predict, make_train_step
 from dlrm_jax.training.tables import compressed_widths, describe, mixed_dimensions

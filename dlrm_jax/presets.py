@@ -1,0 +1,125 @@
+"""Configurations by name: published ones, and those that the programs here start from."""
+
+from __future__ import annotations
+
+from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
+
+KAGGLE_ROWS = (
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27,
+    14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
+)  # fmt: skip
+TERABYTE_ROWS = (
+    9980333, 36084, 17217, 7378, 20134, 3, 7112, 1442, 61, 9758201, 1333352, 313829, 10, 2208,
+    11156, 122, 4, 970, 14, 9994222, 7267859, 9946608, 415421, 12420, 101, 36,
+)  # fmt: skip
+MLPERF_ROWS = (
+    39884406, 39043, 17289, 7420, 20263, 3, 7120, 1543, 63, 38532951, 2953546, 403346, 10, 2208,
+    11938, 155, 4, 976, 14, 39979771, 25641295, 39664984, 585935, 12972, 108, 36,
+)  # fmt: skip
+MLPERF_V2_ROWS = (
+    40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10, 2209,
+    11938, 155, 4, 976, 14, 40000000, 40000000, 40000000, 590152, 12973, 108, 36,
+)  # fmt: skip
+MLPERF_V2_BAG_LENGTHS = (
+    3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1,
+)  # fmt: skip
+
+# The reference's command lines; see the README for what each is.
+PRESETS: dict[str, Config] = {
+    "small": Config(),
+    # Small enough for many models to learn all that there is in a minute or less each.
+    "comparison": Config(
+        table_rows=(3, 10, 18, 24, 27, 60, 105, 300, 600, 1000, 2000, 5000),
+        embedding_dim=8,
+        dense_features=4,
+        bottom_mlp=(32, 8),
+        top_mlp=(64, 32, 1),
+        batch_size=1024,
+        examples=600_000,
+    ),
+    # For experiments.movielens, whose data decide on the tables and have no dense features. The
+    # width is the best of 16, 24, 32 and 48 for DLRM on the validation split of 100K's clicks.
+    "movielens": Config(
+        embedding_dim=24,
+        dense_features=0,
+        bottom_mlp=(64, 24),
+        top_mlp=(256, 128, 1),
+        batch_size=256,
+        epochs=10,
+    ),
+    "kaggle": Config(
+        table_rows=KAGGLE_ROWS,
+        embedding_dim=16,
+        bottom_mlp=(512, 256, 64, 16),
+        top_mlp=(512, 256, 1),
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=128,
+        eval_every=10_000,
+        checkpoint_every=10_000,
+    ),
+    "terabyte": Config(
+        table_rows=TERABYTE_ROWS,
+        embedding_dim=64,
+        bottom_mlp=(512, 256, 64),
+        top_mlp=(512, 512, 256, 1),
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=2048,
+        eval_every=10_000,
+        checkpoint_every=10_000,
+    ),
+    "mlperf_v1": Config(
+        table_rows=MLPERF_ROWS,
+        embedding_dim=128,
+        bottom_mlp=(512, 256, 128),
+        top_mlp=(1024, 1024, 512, 256, 1),
+        optimizer="sgd",
+        learning_rate=1.0,
+        batch_size=2048,
+        eval_every=10_000,
+        checkpoint_every=10_000,
+    ),
+    # MLPerf's recommendation_v2.
+    "mlperf_v2": Config(
+        table_rows=MLPERF_V2_ROWS,
+        bag_lengths=MLPERF_V2_BAG_LENGTHS,
+        embedding_dim=128,
+        model="dcn_v2",
+        model_options=("layers=3", "rank=512"),
+        bottom_mlp=(512, 256, 128),
+        top_mlp=(1024, 1024, 512, 256, 1),
+        optimizer="rowwise_adagrad",
+        learning_rate=0.005,
+        eps=1e-8,
+        batch_size=65_536,
+        evaluation_batch_size=65_536,
+        eval_every=3_000,
+        checkpoint_every=3_000,
+    ),
+    "profile": Config(
+        table_rows=(1_000_000,) * 8,
+        bag_lengths=(100,),
+        embedding_dim=64,
+        dense_features=512,
+        bottom_mlp=(512, 64),
+        top_mlp=(1024, 1024, 1024, 1),
+        optimizer="sgd",
+        learning_rate=0.1,
+        batch_size=2048,
+        examples=50_000,
+        zipf_exponent=0.0,
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """The configuration of this name.
+
+    Raises:
+        UserError: naming those that there are.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
