@@ -18,6 +18,9 @@ MODEL = "model"
 BATCH = PartitionSpec((DATA, MODEL))
 """How the first axis of a batch is split: over all devices."""
 
+PER_DEVICE = PartitionSpec(DATA, MODEL)
+"""How arrays are split that exist once per device: [D, M, ...]."""
+
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 

@@ -23,11 +23,8 @@ from dlrm_jax.embedding.optimizer import (
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
 from dlrm_jax.embedding.table import Lookup
-from dlrm_jax.mesh import BATCH, DATA, MODEL
+from dlrm_jax.mesh import BATCH, DATA, MODEL, PER_DEVICE
 from dlrm_jax.native import kernels
-
-# Arrays that exist once per data group and shard: [D, M, ...].
-_PER_DEVICE = PartitionSpec(DATA, MODEL)
 
 
 def lookup(
@@ -52,7 +49,7 @@ def lookup(
         run,
         mesh=mesh,
         in_specs=({slab.name: slab_spec(slab) for slab in layout.slabs}, BATCH, BATCH),
-        out_specs=(BATCH, Context(_PER_DEVICE, _PER_DEVICE, BATCH)),  # pyright: ignore
+        out_specs=(BATCH, Context(PER_DEVICE, PER_DEVICE, BATCH)),  # pyright: ignore
         # The check can't know what native kernels do.
         check_vma=not (native and any(map(pooled_natively, layout.blocks))),
     )(state.weights, ids, weights)
@@ -75,7 +72,7 @@ def back(
             exchange.send_back(lookups, blocks, denominators, cotangents, exchange_dtype)
         )
 
-    sent = jax.shard_map(run, mesh=mesh, in_specs=(BATCH, BATCH), out_specs=_PER_DEVICE)
+    sent = jax.shard_map(run, mesh=mesh, in_specs=(BATCH, BATCH), out_specs=PER_DEVICE)
     return Occurrences(
         tuple(context.rows[i] for i in trained),
         None if context.weights is None else tuple(context.weights[i] for i in trained),

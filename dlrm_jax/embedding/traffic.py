@@ -95,11 +95,12 @@ def _between_copies(
                 found.append(_of_slab(axes, f"gradients of {slab.name}", slab.rows * row))
             else:
                 sparse += [block for block in layout.blocks if block.slab is slab]
-    whose = "shards" if sharded else "replicated tables"
-    return found + [
-        _of_blocks("all-gather", axes, f"{what} of {whose}", sparse, batch_size, slot_bytes)
-        for what, slot_bytes in carried.items()
-    ]
+    what = f"{' and '.join(carried)} of {'shards' if sharded else 'replicated tables'}"
+
+    def slot_bytes(block: Block) -> int:
+        return sum(nbytes(block) for nbytes in carried.values())
+
+    return [*found, _of_blocks("all-gather", axes, what, sparse, batch_size, slot_bytes)]
 
 
 def _means(layout: Layout, batch_size: int) -> list[Collective]:

@@ -99,14 +99,10 @@ def planned_collectives(
         learner.collection.exchange_dtype,
     )
     parameters = jax.tree.leaves(abstract_state(learner).params)
-    dense = sum(math.prod(x.shape) * x.dtype.itemsize for x in parameters)
-    scalar = parameters[0].dtype.itemsize
-    for purpose, nbytes in (
-        ("dense gradients", learner.accumulation_steps * dense),
-        ("loss", learner.accumulation_steps * scalar),
-        ("weight of the batch", 4),
-    ):
-        found += (Collective("all-reduce", (DATA, MODEL), purpose, nbytes, float(nbytes)),)
+    numbers = sum(math.prod(x.shape) for x in parameters) + 2  # the loss and the batch's weight
+    nbytes = numbers * jnp.result_type(jnp.float32, *parameters).itemsize
+    purpose = "dense gradients, loss, weight"
+    found += (Collective("all-reduce", (DATA, MODEL), purpose, nbytes, float(nbytes)),)
     if learner.clip_norm and mesh.shape[MODEL] > 1:
         for slab in layout.slabs:
             if slab.optimizer and slab.sharded:
