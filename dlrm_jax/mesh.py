@@ -76,19 +76,6 @@ def emulate_devices(count: int, processes: int = 1) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --{_SCHEDULER}=false".strip()
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool]:
-    """What `jax.jit` is to know of a program on this mesh.
-
-    Emulated devices that are as many as the cores keep these busy by themselves. Matrix products
-    that each shares out among all cores then wait for one another: a step of `kaggle` with 8192
-    samples took 94 to 98 instead of 97 to 113 ms on 2x4, and 96 instead of 98 to 102 on 1x8.
-    """
-    # Those that this process may run on, where the system tells.
-    cores = len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
-    emulated = mesh.devices.flat[0].platform == "cpu" and len(mesh.local_devices) >= cores > 1
-    return {"xla_cpu_multi_thread_eigen": False} if emulated else {}
-
-
 def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     """A mesh of axes ``data`` and ``model`` on the first devices that are enough.
 

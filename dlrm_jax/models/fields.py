@@ -63,6 +63,8 @@ WEIGHT = Read(".weight", width=1, init="zeros")
 class Model(nnx.Module):
     """From dense features and vectors to logits; knows no tables and no mesh.
 
+    An example's logit depends on that example alone: each device has some of a batch.
+
     A model is one class: what it reads of each field, its parameters, and its formula. It is made
     as ``Class(dense_features, fields, rngs=…, **options)``. Options that have the names of fields
     of the run's config, such as ``top_mlp``, come from there, all others from ``model_options``.

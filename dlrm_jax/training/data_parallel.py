@@ -39,9 +39,8 @@ def logits(learner: Learner, params: Any, pooled: Any, batch: Batch) -> Float[Ar
     def run(params: Any, *of: Any) -> Float[Array, " b"]:
         model = learner.model(params)
         chunks = _chunks(learner.mesh, of, _PREDICTED_CHUNK)
-        if chunks == 1:
-            return model(*of)
-        return jax.lax.map(lambda chunk: model(*chunk), _split(of, chunks)).reshape(-1)
+        numbers = jnp.arange(chunks)
+        return jax.lax.map(lambda i: model(*_chunk(i, chunks, of)), numbers).reshape(-1)
 
     on_each = _on_each_device(learner.mesh, run, (PartitionSpec(), BATCH, BATCH), BATCH)
     return on_each(params, batch.dense, pooled)
@@ -71,18 +70,17 @@ def gradients(
     value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1))
 
     def run(params: Any, pooled: Any, batch: Batch) -> tuple[Any, Any]:
-        def add(carry: Any, chunk: Any) -> tuple[Any, Any]:
-            loss, (grads, cotangents) = value_and_grad(params, *chunk)
-            return jax.tree.map(jnp.add, carry, (loss, grads)), cotangents
+        def add(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            sums, vectors = carry
+            loss, (grads, cotangents) = value_and_grad(params, *_chunk(i, chunks, (vectors, batch)))
+            # Cotangents take the place of the vectors, which nothing reads any more: in arrays of
+            # their own, filled with zeros first, the step of 8192 samples took 4 % longer.
+            vectors = _with_chunk(i, vectors, cotangents)
+            return jax.tree.map(jnp.add, sums, (loss, grads)), vectors
 
         chunks = _chunks(learner.mesh, (pooled, batch), _CHUNK)
-        if chunks == 1:
-            loss, (grads, cotangents) = value_and_grad(params, pooled, batch)
-            sums = loss, grads
-        else:
-            zero = jax.tree.map(jnp.zeros_like, (batch.weights[0], params))
-            sums, cotangents = jax.lax.scan(add, zero, _split((pooled, batch), chunks))
-            cotangents = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), cotangents)
+        zero = jax.tree.map(jnp.zeros_like, (batch.weights[0], params))
+        sums, cotangents = jax.lax.fori_loop(0, chunks, add, (zero, pooled))
         sums = jnp.sum(batch.weights), *sums
         return jax.tree.map(lambda x: x[None, None], sums), cotangents
 
@@ -120,5 +118,16 @@ def _chunks(mesh: Mesh, of_samples: Any, size: int) -> int:
     return samples // size if on_cpu and samples and samples % size == 0 else 1
 
 
-def _split(tree: Any, chunks: int) -> Any:
-    return jax.tree.map(lambda x: x.reshape(chunks, len(x) // chunks, *x.shape[1:]), tree)
+def _chunk(i: Any, chunks: int, tree: Any) -> Any:
+    def part(x: Array) -> Array:
+        size = len(x) // chunks
+        return jax.lax.dynamic_slice_in_dim(x, i * size, size)
+
+    return jax.tree.map(part, tree)
+
+
+def _with_chunk(i: Any, tree: Any, chunk: Any) -> Any:
+    def updated(x: Array, part: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, part, i * len(part), 0)
+
+    return jax.tree.map(updated, tree, chunk)

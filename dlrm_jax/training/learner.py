@@ -42,7 +42,8 @@ class Learner:
     Args:
         collection: the tables, on their mesh.
         make_model: makes the dense model from seeds. The model is called with the dense
-            features [B, D] and the pooled vectors by lookup name, and returns logits [B].
+            features [b, D] and the pooled vectors by lookup name, and returns logits [b]. Each
+            device calls it with some of the samples, whose logits must not depend on others.
         dense_optimizer: of the model's parameters; any optax one.
         loss: of logits and labels, one value per sample.
         clip_norm: the largest global norm of all gradients; 0 for any.

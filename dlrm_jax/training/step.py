@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.state import Occurrences
-from dlrm_jax.mesh import PER_DEVICE, compiler_options
+from dlrm_jax.mesh import PER_DEVICE
 from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
 
@@ -47,9 +47,7 @@ def make_train_step(learner: Learner) -> TrainStep:
         embedding = collection.apply(state.embedding, rows, state.step)
         return TrainState(state.step + 1, params, optimizer, embedding), loss / total
 
-    return jax.jit(
-        train_step, donate_argnames="state", compiler_options=compiler_options(learner.mesh)
-    )
+    return jax.jit(train_step, donate_argnames="state")
 
 
 def make_predict(learner: Learner) -> Predict:
@@ -59,9 +57,7 @@ def make_predict(learner: Learner) -> Predict:
         pooled, _ = learner.collection.lookup(state.embedding, batch.ids, batch.id_weights)
         return data_parallel.logits(learner, state.params, pooled, batch)
 
-    return jax.jit(
-        predict, out_shardings=learner.replicated, compiler_options=compiler_options(learner.mesh)
-    )
+    return jax.jit(predict, out_shardings=learner.replicated)
 
 
 def _accumulate(
