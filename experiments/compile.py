@@ -68,11 +68,12 @@ def main(argv: Sequence[str]) -> None:
         print(f"  {name:<30} {nbytes / 2**30:>9.4f}")
 
     planned = planned_collectives(learner, config.batch_size)
-    print(f"\n{'collective':<11} {'axes':<11} {'of':<34} {'MiB':>9} {'needed':>9} {'ratio':>6}")
+    wide = max((len(each.purpose) for each in planned), default=2)
+    print(f"\n{'collective':<11} {'axes':<11} {'of':<{wide}} {'MiB':>9} {'needed':>9} {'ratio':>6}")
     for each in planned:
         ratio = f"{each.nbytes / each.needed:>6.3f}" if each.needed else ""
         print(
-            f"{each.kind:<11} {','.join(each.axes):<11} {each.purpose:<34} "
+            f"{each.kind:<11} {','.join(each.axes):<11} {each.purpose:<{wide}} "
             f"{each.nbytes / 2**20:>9.3f} {each.needed / 2**20:>9.3f} {ratio}"
         )
     wanted, found = Counter(), Counter()

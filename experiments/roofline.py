@@ -8,7 +8,6 @@ and one that overlaps the two perfectly is as fast.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -98,8 +97,7 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
     Counted in its jaxpr, as XLA counts the body of a loop once, without what nothing reads. A
     product of [m, k] and [k, n] has 2 m n k.
     """
-    # Unwrapped: what is compiled with options of its own can't be traced within another function.
-    jaxpr = jax.make_jaxpr(inspect.unwrap(function))(*arguments).jaxpr
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 

@@ -101,22 +101,21 @@ def _gather_copies(
 ) -> Sequence[Sequence[BlockOccurrences]]:
     """The occurrences that all copies saw, in the order of the samples.
 
-    One collective for all of it: with small batches the number of collectives costs more than
-    their bytes.
+    One collective for all arrays of numbers of the same width: with small batches the number of
+    collectives costs more than their bytes.
     """
     if not axes:
         return slabs
     packed = [[(rows, w, travel.pack(g, dtype)) for rows, w, g in items] for items in slabs]
     leaves, structure = jax.tree.flatten(packed)
-    if leaves:
-        width = min(leaf.dtype.itemsize for leaf in leaves)
-        sent = [travel.to_bits(leaf.reshape(len(leaf), -1), width) for leaf in leaves]
+    for width in sorted({leaf.dtype.itemsize for leaf in leaves}):
+        same = [i for i, leaf in enumerate(leaves) if leaf.dtype.itemsize == width]
+        sent = [travel.bits(leaves[i]).reshape(len(leaves[i]), -1) for i in same]
         gathered = jax.lax.all_gather(jnp.concatenate(sent, axis=1), axes, axis=0, tiled=True)
-        parts = jnp.split(gathered, np.cumsum([x.shape[1] for x in sent])[:-1], axis=1)
-        leaves = [
-            travel.from_bits(part, leaf.dtype).reshape(-1, *leaf.shape[1:])
-            for part, leaf in zip(parts, leaves, strict=True)
-        ]
+        ends = np.cumsum([x.shape[1] for x in sent])[:-1]
+        for i, part in zip(same, jnp.split(gathered, ends, axis=1), strict=True):
+            own = jax.lax.bitcast_convert_type(part, leaves[i].dtype)
+            leaves[i] = own.reshape(-1, *leaves[i].shape[1:])
     return [
         [
             (rows, w, travel.unpack(g, dtype, own.dtype))
@@ -152,12 +151,13 @@ def _sum_densely(size: int, occurrences: Sequence[BlockOccurrences], axes: tuple
     rows, gradients = expand(occurrences)
     totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
     totals = totals.at[rows].add(gradients, mode="drop")
-    touched = jnp.zeros((size, 1), gradients.dtype).at[rows].max(1, mode="drop")
+    touched = jnp.zeros(size, jnp.int32).at[rows].max(1, mode="drop")
     if axes:  # in one array, because each collective has all devices wait for each other
-        both = jax.lax.psum(jnp.concatenate([totals, touched], axis=1), axes)
-        totals, touched = both[:, :-1], both[:, -1:]
+        column = touched[:, None].astype(totals.dtype)
+        both = jax.lax.psum(jnp.concatenate([totals, column], axis=1), axes)
+        totals, touched = both[:, :-1], both[:, -1]
     number = jnp.arange(size, dtype=jnp.int32)
-    return jnp.where(touched[:, 0] > 0, number, size + number), totals
+    return jnp.where(touched > 0, number, size + number), totals
 
 
 def _merge(size: int, rows: Int[Array, " K"], gradients: Float[Array, "K d"]) -> Sums:

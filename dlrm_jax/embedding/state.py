@@ -86,9 +86,9 @@ class RowGradients:
         return sum((jnp.sum(jnp.square(g)) for g in gradients), jnp.zeros(()))
 
     def scaled(self, factor: Float[Array, ""]) -> RowGradients:
-        """The gradients times a number."""
+        """The gradients times a number, in their own dtype."""
         bags = {
-            name: tuple((rows, weights, g * factor) for rows, weights, g in items)
+            name: tuple((rows, w, (g * factor).astype(g.dtype)) for rows, w, g in items)
             for name, items in self.bags.items()
         }
         return dataclasses.replace(self, bags=bags)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,27 +55,37 @@ def collectives(
         weighted: whether ids have weights.
         exchange_dtype: see `EmbeddingCollection`.
     """
-    vectors = _vectors(layout.blocks, exchange_dtype)
-    kinds = [("ids", _ids), ("weights", _weights), ("vectors", vectors), ("cotangents", vectors)]
-    carried = dict(kinds if weighted else [kind for kind in kinds if kind[0] != "weights"])
+    width = _vector_width(layout.blocks, exchange_dtype)
+    of_ids = [_Carried("ids", 4, _slot_ids)]
+    if weighted:
+        of_ids.append(_Carried("weights", 4, _slot_ids))
+    vectors = _Carried("vectors", width, lambda block: block.slab.width)
+    cotangents = vectors._replace(what="cotangents")
     found = []
     if mesh_shape[MODEL] > 1:
         group = batch_size // mesh_shape[DATA]
-        for purpose, slot_bytes in carried.items():
+        for each in (*of_ids, vectors, cotangents):
             here = [block for block in layout.blocks if block.slab.sharded]
-            if purpose == "cotangents":
+            if each is cotangents:
                 here = [block for block in here if block.slab.optimizer]
-            found.append(_of_blocks("all-to-all", (MODEL,), purpose, here, group, slot_bytes))
+            found.append(_of_blocks("all-to-all", (MODEL,), each.what, here, group, each.nbytes))
         found += _means(layout, batch_size)
-    del carried["vectors"]
     for sharded in (True, False):
         axes = copy_axes(sharded, mesh_shape)
         if axes:
-            found += _between_copies(layout, axes, batch_size, sharded, carried)
+            found += _between_copies(layout, axes, batch_size, sharded, [*of_ids, cotangents])
     return tuple(each for each in found if each.nbytes)
 
 
-_SlotBytes = Callable[[Block], int]
+class _Carried(NamedTuple):
+    """Numbers of so many bytes each, and how many of them belong to a slot of a block."""
+
+    what: str
+    width: int
+    numbers: Callable[[Block], int]
+
+    def nbytes(self, block: Block) -> int:
+        return self.width * self.numbers(block)
 
 
 def _between_copies(
@@ -83,7 +93,7 @@ def _between_copies(
     axes: tuple[str, ...],
     batch_size: int,
     sharded: bool,
-    carried: Mapping[str, _SlotBytes],
+    carried: Sequence[_Carried],
 ) -> list[Collective]:
     """What copies of a slab tell each other to stay equal: sums of all rows, or what each saw."""
     found, sparse = [], []
@@ -91,16 +101,20 @@ def _between_copies(
         if slab.optimizer and slab.sharded == sharded:
             ids, bags = (batch_size * count for count in _per_sample(layout, slab))
             if sums_are_less(slab, ids, bags):
-                row = slab.width * slab.vector_dtype.itemsize + 4  # its gradient; whether touched
+                row = (slab.width + 1) * slab.vector_dtype.itemsize  # gradient; whether touched
                 found.append(_of_slab(axes, f"gradients of {slab.name}", slab.rows * row))
             else:
                 sparse += [block for block in layout.blocks if block.slab is slab]
-    what = f"{' and '.join(carried)} of {'shards' if sharded else 'replicated tables'}"
+    for width in sorted({each.width for each in carried}):
+        together = [each for each in carried if each.width == width]
+        what = ", ".join(each.what for each in together)
+        purpose = f"{what} of {'shards' if sharded else 'copies'}"
 
-    def slot_bytes(block: Block) -> int:
-        return sum(nbytes(block) for nbytes in carried.values())
+        def nbytes(block: Block, together: Sequence[_Carried] = together) -> int:
+            return sum(each.nbytes(block) for each in together)
 
-    return [*found, _of_blocks("all-gather", axes, what, sparse, batch_size, slot_bytes)]
+        found.append(_of_blocks("all-gather", axes, purpose, sparse, batch_size, nbytes))
+    return found
 
 
 def _means(layout: Layout, batch_size: int) -> list[Collective]:
@@ -125,10 +139,10 @@ def _of_blocks(
     purpose: str,
     blocks: Sequence[Block],
     samples: int,
-    slot_bytes: _SlotBytes,
+    of_slot: Callable[[Block], int],
 ) -> Collective:
-    padded = sum(b.bag.shape[1] * slot_bytes(b) for b in blocks)
-    needed = sum(np.count_nonzero(b.bag >= 0) / b.bag.shape[0] * slot_bytes(b) for b in blocks)
+    padded = sum(b.bag.shape[1] * of_slot(b) for b in blocks)
+    needed = sum(np.count_nonzero(b.bag >= 0) / b.bag.shape[0] * of_slot(b) for b in blocks)
     return Collective(kind, axes, purpose, samples * padded, float(samples * needed))
 
 
@@ -138,18 +152,13 @@ def _per_sample(layout: Layout, slab: Slab) -> tuple[int, int]:
     return sum(bags * length for bags, length in counts), sum(bags for bags, _ in counts)
 
 
-def _ids(block: Block) -> int:
-    return block.length * 4
+def _slot_ids(block: Block) -> int:
+    return block.length
 
 
-def _weights(block: Block) -> int:
-    return block.length * 4
-
-
-def _vectors(blocks: Sequence[Block], exchange_dtype: str | None) -> _SlotBytes:
+def _vector_width(blocks: Sequence[Block], exchange_dtype: str | None) -> int:
     own = jnp.result_type(*(block.slab.vector_dtype for block in blocks))
-    itemsize = jnp.dtype(exchange_dtype or own).itemsize
-    return lambda block: block.slab.width * itemsize
+    return jnp.dtype(exchange_dtype or own).itemsize
 
 
 def _row_means(slab: Slab) -> int:

@@ -1,4 +1,4 @@
-"""The numbers that collectives carry, in fewer bits than they are computed with."""
+"""The numbers that collectives carry, perhaps in fewer bits than they are computed with."""
 
 from __future__ import annotations
 
@@ -26,21 +26,12 @@ def pack(x: Shaped[Array, "*s"], dtype: str | None) -> Shaped[Array, "*s"]:
     As floats XLA would send them in float32 on CPU, which has no bfloat16 collectives.
     None leaves the array as it is.
     """
-    return x if dtype is None else to_bits(x.astype(dtype), jnp.dtype(dtype).itemsize)
+    return x if dtype is None else bits(x.astype(dtype))
 
 
-def to_bits(x: Shaped[Array, "*s n"], width: int) -> UInt[Array, "*s m"]:
-    """Numbers of any dtype as unsigned integers of ``width`` bytes, several for each wider one."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * width}"))
-    return bits.reshape(*x.shape[:-1], -1)
-
-
-def from_bits(bits: UInt[Array, "*s m"], dtype: jnp.dtype) -> Shaped[Array, "*s n"]:
-    """The opposite of `to_bits`."""
-    each = dtype.itemsize // bits.dtype.itemsize
-    if each > 1:
-        bits = bits.reshape(*bits.shape[:-1], -1, each)
-    return jax.lax.bitcast_convert_type(bits, dtype)
+def bits(x: Shaped[Array, "*s"]) -> UInt[Array, "*s"]:
+    """The numbers as unsigned integers of the same bits, so that different ones travel together."""
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
 
 def unpack(x: Shaped[Array, "*s"], dtype: str | None, to: jnp.dtype) -> Shaped[Array, "*s"]:

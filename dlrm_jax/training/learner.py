@@ -45,7 +45,7 @@ class Learner:
             features [b, D] and the pooled vectors by lookup name, and returns logits [b]. Each
             device calls it with some of the samples, whose logits must not depend on others.
         dense_optimizer: of the model's parameters; any optax one.
-        loss: of logits and labels, one value per sample.
+        loss: of logits and labels, one value per sample that depends on that sample alone.
         clip_norm: the largest global norm of all gradients; 0 for any.
         accumulation_steps: micro-batches that a batch is worked through in.
     """

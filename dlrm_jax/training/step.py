@@ -38,7 +38,8 @@ def make_train_step(learner: Learner) -> TrainStep:
             # tables, whose other rows have gradient zero.
             norm = factor * jnp.sqrt(_squared_norm(grads) + rows.squared_norm())
             factor *= jnp.minimum(1, clip_norm / norm)
-        grads, rows = jax.tree.map(lambda g: g * factor, grads), rows.scaled(factor)
+        grads = jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads)
+        rows = rows.scaled(factor)
         with jax.named_scope("optimizer"):
             updates, optimizer = learner.dense_optimizer.update(
                 grads, state.optimizer, state.params

@@ -1,7 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from as_users import OPTIMIZED
 
 from dlrm_jax.models.interaction import cat, dot, interaction_width
 
@@ -73,7 +76,7 @@ def test_a_large_batch_is_right_in_float32(self_interaction):
     i, j = np.array(pairs(count, self_interaction)).T
     cotangent = np.random.default_rng(1).normal(size=(8192, dim + len(i))).astype("f4")
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=OPTIMIZED)
     def both(x, vectors, cotangent):
         z, back = jax.vjp(lambda x, v: dot(x, v, self_interaction), x, vectors)
         return z, back(cotangent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+import jax
 import pytest
 from drawn_batches import SAMPLES
 from setups import DENSE, Setup
@@ -45,7 +46,16 @@ def bytes_by_kind(collectives: list[tuple[str, int]]) -> Counter[str]:
 )
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_step_has_the_collectives_of_the_plan_and_no_other(setup, weighted):
-    learner = dataclasses.replace(setup, dtype="float32").learner()
+    check(dataclasses.replace(setup, dtype="float32"), weighted)
+
+
+def test_wider_numbers():
+    with jax.enable_x64(True):
+        check(Setup("2x4", "rowwise_adagrad", columns=True, clip_norm=1.0), weighted=True)
+
+
+def check(setup: Setup, weighted: bool):
+    learner = setup.learner()
     planned = planned_collectives(learner, BATCH, weighted)
     compiled = compiled_collectives(compile_step(learner, BATCH, DENSE, weighted))
     wanted = bytes_by_kind([(each.kind, each.nbytes) for each in planned])

@@ -12,6 +12,7 @@ from setups import MESHES, Setup, train
 
 from dlrm_jax.embedding import gradient
 from dlrm_jax.embedding.plan import PLACEMENTS
+from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_predict
 
@@ -46,8 +47,10 @@ def compare(
     initial: dict[str, np.ndarray],
     weighted: bool = True,
     tolerance: float = 1e-9,
+    batch_dtype: str | None = None,
 ) -> Oracle:
-    oracle, batches = setup.oracle(initial), make_batches(setup.dtype, weighted=weighted)
+    oracle = setup.oracle(initial)
+    batches = make_batches(batch_dtype or setup.dtype, weighted=weighted)
     state, losses = train(learner, state, batches, STEPS)
     inputs = [oracle_arguments(batch) for batch in batches]
     expected = [oracle.step(**inputs[i % len(inputs)]) for i in range(STEPS)]
@@ -128,6 +131,24 @@ def test_without_id_weights():
 
 
 @pytest.mark.usefixtures("x64")
+def test_float32_data_are_no_limit():
+    """As the loader gives them; sums and their scale have the model's precision."""
+    setup = Setup(optimizer="adam", accumulation_steps=2, clip_norm=0.15)
+    learner, initial = setup.learner(), initial_arrays(setup)
+    compare(setup, learner, start(learner, initial), initial, batch_dtype="float32")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+def test_chunk_by_chunk(mesh: str, monkeypatch: pytest.MonkeyPatch):
+    """The dense model works through two samples of a device's four at a time."""
+    monkeypatch.setattr(data_parallel, "_CHUNK", 2)
+    monkeypatch.setattr(data_parallel, "_PREDICTED_CHUNK", 2)
+    check_training(Setup(mesh, "adagrad", clip_norm=0.15))
+    check_predictions(mesh)
+
+
+@pytest.mark.usefixtures("x64")
 def test_from_the_values_that_the_learner_draws():
     """The other cases start from weights of their own."""
     setup = Setup(optimizer="adagrad")
@@ -156,6 +177,10 @@ def test_clipping_by_the_global_norm(optimizer, accumulation_steps):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("mesh", ["1x1", "2x4"])
 def test_predictions_are_the_oracles(mesh):
+    check_predictions(mesh)
+
+
+def check_predictions(mesh: str):
     setup, batch = Setup(mesh=mesh), make_batches("float64")[0]
     learner, initial = setup.learner(), initial_arrays(setup)
     state = start(learner, initial)

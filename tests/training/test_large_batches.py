@@ -1,10 +1,13 @@
-"""Float32 at the batch sizes of real runs: chunks on one CPU, hot rows with thousands of ids."""
+"""Float32 at the batch sizes of real runs: chunks, hot rows with thousands of ids."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import jax
 import numpy as np
 import pytest
+from as_users import OPTIMIZED
 from drawn_batches import SAMPLES, make_batches, oracle_arguments
 from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from setups import Setup
@@ -33,12 +36,17 @@ def test_float32_is_the_float64_oracles(
     oracle = setup.oracle({name: array.astype("f8") for name, array in initial.items()})
 
     state = start(learner, initial)
-    logits = np.asarray(make_predict(learner)(state, learner.put(batch)))
+    placed = learner.put(batch)
+    predict, train_step = (
+        make(learner).lower(state, placed).compile(compiler_options=OPTIMIZED)
+        for make in cast(Any, (make_predict, make_train_step))
+    )
+    logits = np.asarray(predict(state, placed))
     some = oracle_arguments(jax.tree.map(lambda x: x[::16], batch))
     expected = oracle.forward(some["dense"], some["ids"], some["id_weights"])
     np.testing.assert_allclose(logits[::16], expected, rtol=1e-4, atol=1e-5)
 
-    state, loss = make_train_step(learner)(state, learner.put(batch))
+    state, loss = train_step(state, placed)
     assert float(loss) == pytest.approx(oracle.step(**oracle_arguments(batch)), rel=2e-6)
     arrays = arrays_of(learner, state)
     moved = 0

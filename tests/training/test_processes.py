@@ -174,7 +174,7 @@ def test_several_processes(trained):
     check_what_one_process_knows_all_do(trained)
 
 
-def test_every_optimizer_mesh_and_placement_is_among_them():
+def test_every_optimizer_mesh_and_placement_is_among_them(x64: None):
     for count in FRESH:
         setups = (*FRESH[count], RESUMED[count])
         names = {setup.table_optimizer(table)[0] for setup in setups for table in ROWS}

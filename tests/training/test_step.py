@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jaxtyping import Array
 from named_arrays import arrays_of
 from setups import MESHES, train
 
@@ -17,6 +21,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.models.fields import Field, Model, Vectors
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, make_learner
 from dlrm_jax.training.compiled import compile_step
@@ -132,7 +137,8 @@ def test_nothing_is_as_large_as_a_large_table(mesh, changes):
     compiled = compile_step(learner, BATCH, config.dense_features)
     table = learner.collection.abstract().weights["C2"]
     shard = table.sharding.shard_shape(table.shape)
-    memory, slab = compiled.memory_analysis(), math.prod(shard) * table.dtype.itemsize
+    memory: Any = compiled.memory_analysis()
+    slab = math.prod(shard) * table.dtype.itemsize
     assert memory.temp_size_in_bytes < 0.01 * slab
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     assert new < 0.01 * slab
@@ -226,6 +232,21 @@ def test_batches_of_evaluation_are_no_matter_of_a_train_step():
     make_learner(config, mesh)
     with pytest.raises(UserError, match="evaluation_batch_size: 60 samples can't be split"):
         check_batch_sizes(config, mesh)
+
+
+def test_a_model_that_gives_no_logits():
+    config = small(model="test_step:NoLogits")
+    with pytest.raises(UserError, match=r"a logit for each of 64 samples, .* shape \(64, 1\)"):
+        compile_step(make_learner(config, make_mesh("1x1")), BATCH, config.dense_features)
+
+
+class NoLogits(Model):
+    def __init__(self, dense_features: int, fields: Sequence[Field], *, rngs: nnx.Rngs):
+        del fields, rngs
+        self.weights = nnx.Param(jnp.zeros((dense_features, 1)))
+
+    def __call__(self, dense: Array, vectors: Vectors) -> Array:
+        return dense @ self.weights[...]
 
 
 @pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])

@@ -29,7 +29,6 @@ _PASSES_SCRATCH = 24
 _PASSES_UPDATE = 6
 _PASSES_DENSE = 4
 _ID_BYTES = 4
-_TOUCHED_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Timing:
         seconds = np.zeros_like(rows)
         if copies > 1:
             seen = batch * (_ID_BYTES * ids + bags * vector)
-            moved = np.where(sums, 2 * rows * (vector + _TOUCHED_BYTES), seen)
+            moved = np.where(sums, 2 * rows * (vector + kind.vector), seen)
             seconds = seconds + device.gather_seconds(1.0, stride, copies) * moved
         if columns < kind.dim and kind.row_slots:  # the means of rows are over all shards
             means = np.where(dense, rows, batch * ids) * kind.vector
