@@ -1,4 +1,4 @@
-"""Losses of a logit against a label, one value per sample."""
+"""Losses of a logit against a label, one value per sample, which depends on that sample alone."""
 
 from __future__ import annotations
 
