@@ -1,4 +1,4 @@
-"""A step by class: whose the time of a profile is, what a compiled program does, and its trace."""
+"""A step by class of operator: what a compiled program does, its trace, and the program itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from looping_program import LOOP
 from main_job import run
 
 from dlrm_jax.config import Config
@@ -29,15 +30,7 @@ from experiments.characterize.cost import class_costs, table_arrays
 from experiments.characterize.groups import read_groups
 from experiments.characterize.hlo import Program, scope
 from experiments.characterize.measure import measure
-from experiments.characterize.profile import (
-    DATA,
-    IDLE,
-    Event,
-    Profile,
-    class_seconds,
-    shares,
-    without_waiting,
-)
+from experiments.characterize.profile import DATA, IDLE
 from experiments.roofline import matrix_flops
 
 CONFIG = Config(
@@ -72,80 +65,7 @@ def compiled(request: pytest.FixtureRequest) -> tuple:
     return learner, step, Program(text)
 
 
-# -- Whose the time is ---------------------------------------------------------------------
-
-
-def test_an_instant_belongs_equally_to_what_runs():
-    intervals = [
-        ("a", 1.0, 5.0),
-        ("b", 3.0, 7.0),
-        ("b", 4.0, 6.0),  # another thread's, of the same class
-        ("c", 9.0, 12.0),  # goes on after the end
-        ("c", -1.0, 0.5),
-    ]
-    found = shares(intervals, 0.0, 10.0)
-    assert found == {"a": 2.0 + 1.0, "b": 1.0 + 2.0, "c": 0.5 + 1.0, IDLE: 0.5 + 2.0}
-    assert sum(found.values()) == 10
-
-
-def test_nothing_runs():
-    assert shares([], 2.0, 5.0) == {IDLE: 3.0}
-
-
-def test_collectives_count_from_when_all_have_come():
-    events = [
-        Event("sum", 0, 1.0, 5.0),
-        Event("work", 1, 1.0, 3.0),
-        Event("sum", 1, 3.0, 5.5),
-        Event("sum", 2, 4.5, 4.75),  # of another group, alone
-        Event("sum", 0, 6.0, 8.0),  # the next time
-        Event("sum", 1, 7.0, 8.0),
-    ]
-    found = set(without_waiting(events, {"sum": ((0, 1), (2,))}))
-    assert found == {
-        Event("sum", 0, 3.0, 5.0),
-        Event("work", 1, 1.0, 3.0),
-        Event("sum", 1, 3.0, 5.5),
-        Event("sum", 2, 4.5, 4.75),
-        Event("sum", 0, 7.0, 8.0),
-        Event("sum", 1, 7.0, 8.0),
-    }
-
-
-LOOP = """\
-HloModule jit_step, num_partitions=1
-
-%body (s: (s32[], f32[4])) -> (s32[], f32[4]) {
-  %state = (s32[], f32[4]{0}) parameter(0)
-  %number = s32[] get-tuple-element(%state), index=0
-  %x = f32[4]{0} get-tuple-element(%state), index=1
-  %next = s32[] add(%number, %number)
-  %double = f32[4]{0} add(%x, %x), metadata={op_name="jit(step)/while/body/jvp(cross)/add"}
-  ROOT %both = (s32[], f32[4]{0}) tuple(%next, %double)
-}
-
-ENTRY %main (a: f32[4]) -> f32[4] {
-  %a = f32[4]{0} parameter(0)
-  %zero = s32[] constant(0)
-  %begin = (s32[], f32[4]{0}) tuple(%zero, %a)
-  %loop = (s32[], f32[4]{0}) while(%begin), body=%body, config={"known_trip_count":{"n":"3"}}
-  %b = f32[4]{0} get-tuple-element(%loop), index=1
-  ROOT %c = f32[4]{0} negate(%b)
-}
-"""
-
-
-def test_what_is_in_a_loop_counts_and_not_the_loop():
-    program = Program(LOOP)
-    events = (
-        Event("loop", 0, 1.0, 9.0),
-        Event("double", 0, 2.0, 3.0),
-        Event(DATA, 0, 2.5, 5.0),
-        Event("double", 0, 6.0, 8.0),
-    )
-    found = class_seconds(Profile(2, 0.0, 10.0, events), program)
-    cross, data, idle = (0.5 + 0.25 + 2.0) / 2, (0.25 + 2.0) / 2, 5.0 / 2
-    assert found == pytest.approx({"cross": cross, DATA: data, IDLE: idle})
+# -- What the program does -----------------------------------------------------------------
 
 
 def test_a_loop_runs_as_often_as_it_does(tmp_path: Path):
@@ -159,9 +79,6 @@ def test_a_loop_runs_as_often_as_it_does(tmp_path: Path):
     assert [node.duration_micros for node in doubles] == [2, 2, 2]
     assert [list(node.data_deps) for node in doubles] == [[], [doubles[0].id], [doubles[1].id]]
     assert list(nodes[-1].data_deps) == [doubles[2].id]
-
-
-# -- What the program does -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
