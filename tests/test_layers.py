@@ -15,7 +15,7 @@ BELOW = {
     "presets": {"errors", "config"},
     "mesh": {"errors"},
     "processes": {"errors"},
-    "models": {"errors"},
+    "models": {"errors", "native"},
     "data": {"errors"},
     "native": {"errors", "cache"},
     "embedding": {"errors", "mesh", "native"},

@@ -13,6 +13,7 @@ and T, L, d a block's slots, ids per slot and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -205,17 +206,36 @@ def pool(
     kind = dtype or slab.dtype
     wide = jnp.promote_types(kind, jnp.float32)
 
-    def at(position: int | Int[Array, ""]) -> Float[Array, "N T d"]:
-        held = slab.at[rows[:, :, position]].get(mode="fill", fill_value=0)
+    def weighted(held: Shaped[Array, "N T d"], position: Any) -> Float[Array, "N T d"]:
         vectors = weights_of(held, kind).astype(wide)
         return vectors if weights is None else vectors * weights[:, :, position, None]
 
+    def at(position: int | Int[Array, ""]) -> Float[Array, "N T d"]:
+        return weighted(_gather(slab, rows[:, :, position]), position)
+
+    if rows.shape[2] == 1:
+        return weighted(_gather_by_slot(slab, rows[:, :, 0]), 0)
     # A loop over bag positions never makes an array of [N, T, L, d], which is what a long
     # bag's time would go into.
-    total = at(0)
-    if rows.shape[2] > 1:
-        total = jax.lax.fori_loop(1, rows.shape[2], lambda i, acc: acc + at(i), total)
-    return total
+    return jax.lax.fori_loop(1, rows.shape[2], lambda i, total: total + at(i), at(0))
+
+
+def _gather(slab: Shaped[Array, "R d"], rows: Int[Array, "*N"]) -> Shaped[Array, "*N d"]:
+    return slab.at[rows].get(mode="fill", fill_value=0)
+
+
+def _gather_by_slot(slab: Shaped[Array, "R d"], rows: Int[Array, "N T"]) -> Shaped[Array, "N T d"]:
+    """`_gather`, on a CPU slot by slot, straight to where each slot's rows are wanted.
+
+    Gathered all at once they are copied from there: predictions for 2048 or 8192 samples with 26
+    tables x 16 took 3 to 7 % longer, a train step 1 to 2 %. In the loop over long bags it is the
+    other way round, by far, and an accelerator would start many small programs instead of one.
+    """
+
+    def by_slot(slab: Array, rows: Array) -> Array:
+        return jnp.stack([_gather(slab, rows[:, t]) for t in range(rows.shape[1])], axis=1)
+
+    return jax.lax.platform_dependent(slab, rows, cpu=by_slot, default=_gather)
 
 
 def collect(

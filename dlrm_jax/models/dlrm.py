@@ -12,7 +12,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.fields import Field, Model, Vectors, hidden
-from dlrm_jax.models.interaction import cat, dot, interaction_width
+from dlrm_jax.models.interaction import cat, dot, dot_natively, interaction_width
 from dlrm_jax.models.mlp import MLP
 
 
@@ -83,6 +83,8 @@ class DLRM(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         pooled = [vectors[name] for name in self.names]
+        if self.trains_natively and all(x.dtype == jnp.float32 for x in pooled):
+            return self._logits_natively(dense, pooled)
         # A low-precision MLP must not drag the products of the tables' vectors down with it.
         with jax.named_scope("bottom_mlp"):
             x = self.bottom(dense)
@@ -93,3 +95,23 @@ class DLRM(Model):
         with jax.named_scope("top_mlp"):
             logits = self.top(z)[:, 0]
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    @property
+    def trains_natively(self) -> bool:
+        """See `Model`."""
+        return self.native and self.interaction == "dot"
+
+    def _logits_natively(self, dense: Array, pooled: list[Array]) -> Float[Array, " B"]:
+        """The same, to be differentiated, with the samples side by side.
+
+        That suits the native interaction and its derivative, and the MLPs' gradients
+        (`MLP.columns`). Predictions gain nothing by it.
+        """
+        with jax.named_scope("bottom_mlp"):
+            # Written down, or products would read it transposed.
+            x = self.bottom.columns(jax.lax.optimization_barrier(dense.T))
+        with jax.named_scope("interaction"):
+            z = dot_natively(x.astype(jnp.float32), pooled, self.self_interaction)
+        with jax.named_scope("top_mlp"):
+            logits = self.top.columns(z)[0]
+        return logits.astype(jnp.float32)

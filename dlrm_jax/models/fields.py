@@ -68,7 +68,17 @@ class Model(nnx.Module):
     A model is one class: what it reads of each field, its parameters, and its formula. It is made
     as ``Class(dense_features, fields, rngs=…, **options)``. Options that have the names of fields
     of the run's config, such as ``top_mlp``, come from there, all others from ``model_options``.
+
+    Attributes:
+        native: whether it may use native kernels where it is differentiated; set by `Learner`.
     """
+
+    native = False
+
+    @property
+    def trains_natively(self) -> bool:
+        """Whether it does."""
+        return False
 
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from dlrm_jax.native import kernels
 
 
 def interaction_width(kind: str, dim: int, widths: list[int], self_interaction: bool) -> int:
@@ -78,3 +81,37 @@ def _backward(self_interaction: bool, stacked: Array, cotangent: Array) -> tuple
 
 
 _pair_products.defvjp(_forward, _backward)
+
+
+def dot_natively(
+    x: Float[Array, "d B"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
+) -> Float[Array, "W B"]:
+    """`dot` by native kernels, with the samples side by side.
+
+    Args:
+        x: the dense vector, float32.
+        vectors: the pooled vectors, float32, as lookups give them.
+        self_interaction: as in `dot`.
+    """
+    z: Any = _natively(x, vectors, self_interaction)
+    return z
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _natively(x: Array, vectors: list[Array], self_interaction: bool) -> Array:
+    return kernels.interact(x, vectors, self_interaction)
+
+
+def _natively_forward(
+    x: Array, vectors: list[Array], self_interaction: bool
+) -> tuple[Array, tuple[Array, list[Array]]]:
+    return kernels.interact(x, vectors, self_interaction), (x, vectors)
+
+
+def _natively_backward(
+    self_interaction: bool, given: tuple[Array, list[Array]], cotangent: Array
+) -> tuple[Array, list[Array]]:
+    return kernels.interact_back(cotangent, *given, self_interaction)
+
+
+_natively.defvjp(_natively_forward, _natively_backward)

@@ -1,4 +1,4 @@
-"""The native lookups and row updates as JAX functions."""
+"""The native lookups, row updates and interaction as JAX functions."""
 
 from __future__ import annotations
 
@@ -101,6 +101,41 @@ def rowwise_adagrad(
         eps=np.float32(eps),
     )
     return weights, accumulator
+
+
+def interact(
+    x: Float[Array, "d n"], vectors: Sequence[Float[Array, "n d"]], self_interaction: bool
+) -> Float[Array, "W n"]:
+    """The dense vector and the products of all pairs; `models.interaction.dot`, transposed.
+
+    Args:
+        x: the dense vector, float32.
+        vectors: the pooled ones, float32.
+        self_interaction: with the products of each vector with itself.
+    """
+    count = len(vectors) + 1
+    pairs = count * (count - 1) // 2 + (count if self_interaction else 0)
+    shape = jax.ShapeDtypeStruct((x.shape[0] + pairs, x.shape[1]), x.dtype)
+    return jax.ffi.ffi_call("dlrm_jax_interact", shape)(x, *vectors, itself=self_interaction)
+
+
+def interact_back(
+    d_z: Float[Array, "W n"],
+    x: Float[Array, "d n"],
+    vectors: Sequence[Float[Array, "n d"]],
+    self_interaction: bool,
+) -> tuple[Float[Array, "d n"], list[Float[Array, "n d"]]]:
+    """The cotangents of `interact`'s arguments.
+
+    Args:
+        d_z: that of its result.
+        x: as it was given.
+        vectors: as they were given.
+        self_interaction: as it was given.
+    """
+    call = jax.ffi.ffi_call("dlrm_jax_interact_back", [_like(x), *map(_like, vectors)])
+    d_x, *d_vectors = call(d_z, x, *vectors, itself=self_interaction)
+    return d_x, d_vectors
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Builds and loads the shared library of ``kernels.cc``."""
+"""Builds and loads the shared library of the C++ files beside this one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import jax
 from dlrm_jax.cache import cache_directory
 from dlrm_jax.errors import UserError
 
-_SOURCE = Path(__file__).with_name("kernels.cc")
+_SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
+_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 
 # Not -ffast-math, with which a library changes how its whole process rounds tiny numbers.
 _OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
@@ -28,12 +29,15 @@ TARGETS = {
     "dlrm_jax_pool": "DlrmJaxPool",
     "dlrm_jax_sgd": "DlrmJaxSgd",
     "dlrm_jax_rowwise_adagrad": "DlrmJaxRowwiseAdagrad",
+    "dlrm_jax_interact": "DlrmJaxInteract",
+    "dlrm_jax_interact_back": "DlrmJaxInteractBack",
 }
 
 
 def path() -> Path:
     """Where the library lies once it is built, named after all that it was built from."""
-    made_of = (_SOURCE.read_text(), importlib.metadata.version("jaxlib"), _OPTIONS, _processor())
+    sources = [file.read_text() for file in (*_SOURCES, *_HEADERS)]
+    made_of = (sources, importlib.metadata.version("jaxlib"), _OPTIONS, _processor())
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     return cache_directory() / "native" / f"kernels-{digest}.so"
 
@@ -56,7 +60,7 @@ def build() -> Path:
         command = [*compiler, *_OPTIONS, "-isystem", jax.ffi.include_dir()]
         try:
             subprocess.run(
-                [*command, str(_SOURCE), "-o", str(made)],
+                [*command, *map(str, _SOURCES), "-o", str(made)],
                 check=True,
                 capture_output=True,
                 text=True,

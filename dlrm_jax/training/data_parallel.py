@@ -41,7 +41,7 @@ def logits(learner: Learner, params: Any, pooled: Any, batch: Batch) -> Float[Ar
         chunks = _chunks(learner.mesh, inputs, _PREDICTED_CHUNK)
 
         def of_chunk(i: Any) -> Float[Array, " c"]:
-            return _answers(learner, params, *_chunk(i, chunks, inputs))
+            return _answers(learner.model(params), *_chunk(i, chunks, inputs))
 
         return jax.lax.map(of_chunk, jnp.arange(chunks)).reshape(-1)
 
@@ -66,7 +66,7 @@ def gradients(
     """
 
     def loss_of(params: Any, pooled: Any, batch: Batch) -> Float[Array, ""]:
-        answers = _answers(learner, params, batch.dense, pooled)
+        answers = _answers(learner.model(params, trained=True), batch.dense, pooled)
         with jax.named_scope("loss"):
             return jnp.sum(batch.weights * learner.loss(answers, batch.labels))
 
@@ -113,8 +113,8 @@ def sum_over_devices(mesh: Mesh, parts: Any) -> Any:
     return jax.shard_map(run, mesh=mesh, in_specs=PER_DEVICE, out_specs=PartitionSpec())(parts)
 
 
-def _answers(learner: Learner, params: Any, dense: Array, pooled: Any) -> Float[Array, " B"]:
-    logits = learner.model(params)(dense, pooled)
+def _answers(model: Any, dense: Array, pooled: Any) -> Float[Array, " B"]:
+    logits = model(dense, pooled)
     if logits.shape != dense.shape[:1]:
         raise UserError(
             f"expected the model to return a logit for each of {len(dense)} samples, got an array "

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.mesh import put_batch
+from dlrm_jax.models.fields import Model
 from dlrm_jax.training.losses import Loss, bce
 
 
@@ -66,12 +67,30 @@ class Learner:
         self.clip_norm = clip_norm
         self.accumulation_steps = accumulation_steps
         self._make_model = make_model
-        self._graph = nnx.graphdef(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
+        model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+        self._graph = nnx.graphdef(model)
+        # As Flax does with what differs in training: attributes called "native", wherever.
+        model.set_attributes(native=collection.native, raise_if_not_found=False)
+        self._trained_graph = nnx.graphdef(model)
+        self._trains_natively = any(
+            isinstance(part, Model) and part.trains_natively for _, part in nnx.iter_modules(model)
+        )
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
 
-    def model(self, params: Any) -> Any:
-        """The model with these parameters."""
-        return nnx.merge(self._graph, params)
+    @property
+    def kernels(self) -> dict[str, str]:
+        """What runs the training of the ``"model"``, and `EmbeddingCollection.kernels`."""
+        model = "native" if self._trains_natively else "jax"
+        return {**self.collection.kernels, "model": model}
+
+    def model(self, params: Any, trained: bool = False) -> Any:
+        """The model with these parameters.
+
+        Args:
+            params: from `init_params`.
+            trained: whether it is to be differentiated, for which it may have native kernels.
+        """
+        return nnx.merge(self._trained_graph if trained else self._graph, params)
 
     def init_params(self, seed: int) -> Any:
         """Initial parameters of the model, as nested dicts."""

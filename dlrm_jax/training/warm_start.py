@@ -42,7 +42,7 @@ def warm_start(
         learner: whose state to make.
         seed: of all else.
         source: a checkpoint (the directory with its step as the name), or a directory of
-            ``NAME.npy``: ``C1.npy`` [rows, dim], ``bottom.layers.0.weight.npy``, …
+            ``NAME.npy``: ``C1.npy`` [rows, dim], ``bottom.layers.0.kernel.npy``, …
         names: tables (``C1``) and layers (``bottom``, ``top.layers.0``, …).
         same_ids: fingerprints of the data whose ids mean the same as this run's: its own and
             those that it continues, see `data.directory.Metadata`. None if that isn't known;

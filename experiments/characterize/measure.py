@@ -48,7 +48,7 @@ class Measured:
         stream_bytes: bytes a second that it reads and writes in sequence.
         program: one device's.
         profile: of the median round.
-        kernels: what runs lookups and updates.
+        kernels: what runs lookups, updates and the model.
     """
 
     step: float
@@ -165,7 +165,7 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
         stream_bytes=measure_stream(),
         program=program,
         profile=profile,
-        kernels=learner.collection.kernels,
+        kernels=learner.kernels,
     )
 
 

@@ -150,7 +150,7 @@ def test_an_independent_forward_pass(trained: Run, of_raw_lines: np.ndarray, tmp
 
     def layers(mlp: str, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         names = [f"{mlp}/layers/{i}" for i in range(count)]
-        return [(params[f"{name}/weight"], params[f"{name}/bias"]) for name in names]
+        return [(params[f"{name}/kernel"].T, params[f"{name}/bias"]) for name in names]
 
     oracle = Oracle(
         [OracleTable(table, np.load(output / f"{table}.npy")) for table in TABLES],

@@ -23,7 +23,7 @@ def model(dtype="float32", seed=0, **options):
 
 
 def parameters(layer: Any):
-    return layer.weight.get_value(), layer.bias.get_value()
+    return layer.kernel.get_value(), layer.bias.get_value()
 
 
 def batch(size=64):
@@ -54,7 +54,7 @@ def test_layer_widths_of_the_presets(name):
         (shapes.top, (z, *config.top_mlp)),
     ):
         layers = [parameters(layer) for layer in mlp.layers]
-        expected = [((n, m), (n,)) for m, n in itertools.pairwise(widths)]
+        expected = [((m, n), (n,)) for m, n in itertools.pairwise(widths)]
         assert [(weight.shape, bias.shape) for weight, bias in layers] == expected
         assert {x.dtype for layer in layers for x in layer} == {jnp.dtype("float32")}
 
@@ -62,7 +62,7 @@ def test_layer_widths_of_the_presets(name):
 def test_initial_values_have_the_references_variances():
     mlp = MLP([367, 512, 256, 1], last_relu=False, rngs=nnx.Rngs(0))
     for layer in mlp.layers:
-        weight = np.asarray(layer.weight[...])
+        weight = np.asarray(layer.kernel[...])
         n = weight.size
         variance = 2 / sum(weight.shape)
         # A sample's variance has a relative deviation of sqrt(2 / n); five of them.
@@ -82,7 +82,7 @@ def test_a_relu_follows_every_layer_but_the_logits():
     assert np.min(MLP([4, 8, 3], last_relu=True, rngs=nnx.Rngs(0))(x)) == 0
     last = MLP([4, 8, 3], last_relu=False, rngs=nnx.Rngs(0))
     (w0, b0), (w1, b1) = map(parameters, last.layers)
-    expected = np.maximum(x @ w0.T + b0, 0) @ w1.T + b1
+    expected = np.maximum(x @ w0 + b0, 0) @ w1 + b1
     np.testing.assert_allclose(last(x), expected, rtol=1e-4, atol=1e-5)
     assert np.min(expected) < 0
 
@@ -94,7 +94,7 @@ def test_logits_follow_the_papers_forward_pass(kind):
 
     def mlp(module, x, last_relu):
         for i, layer in enumerate(module.layers):
-            x = x @ np.asarray(layer.weight[...], "f8").T + np.asarray(layer.bias[...], "f8")
+            x = x @ np.asarray(layer.kernel[...], "f8") + np.asarray(layer.bias[...], "f8")
             x = np.maximum(x, 0) if last_relu or i + 1 < len(module.layers) else x
         return x
 

@@ -46,7 +46,7 @@ def f64(parameter) -> np.ndarray:
 def mlp(module, x, last_relu=False):
     layers = list(module.layers)
     for i, layer in enumerate(layers):
-        x = f64(layer.weight) @ x + f64(layer.bias)
+        x = x @ f64(layer.kernel) + f64(layer.bias)
         if last_relu or i + 1 < len(layers):
             x = np.maximum(x, 0)
     return x

@@ -1,4 +1,4 @@
-"""A program: native updates and lookups; prints a digest of them, and how many threads XLA has."""
+"""A program: native kernels; prints a digest of what they give, and how many threads XLA has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlrm_jax.native.kernels import available, pool, rowwise_adagrad, sgd
+from dlrm_jax.native.kernels import (
+    available,
+    interact,
+    interact_back,
+    pool,
+    rowwise_adagrad,
+    sgd,
+)
 
 assert available("native", "cpu")
 rng = np.random.default_rng(0)
@@ -26,6 +33,12 @@ bags = [
 adagrad = functools.partial(rowwise_adagrad, rate=0.1, eps=1e-8, bags=bags)
 found = [jax.jit(sgd)(weights, 0.1, bags), *jax.jit(adagrad)(weights, jnp.zeros(5_000))]
 found += [jax.jit(pool)(weights, rows, None) for rows, _, _ in bags]
+x, *vectors = (jnp.asarray(rng.normal(size=(300, 20)), jnp.float32) for _ in range(5))
+z = jax.jit(lambda x, vectors: interact(x, vectors, False))(x.T, vectors)
+found += [
+    z,
+    *jax.tree.leaves(jax.jit(lambda z, x, v: interact_back(z, x, v, False))(z, x.T, vectors)),
+]
 digest = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in found)).hexdigest()
 names = [(path / "comm").read_text() for path in Path("/proc/self/task").iterdir()]
 print(digest, sum("XLAEigen" in name for name in names))

@@ -6,10 +6,8 @@ import dataclasses
 import functools
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -52,23 +50,6 @@ LOOKUPS = [
 ]
 BATCH = 256
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The library, built here unless it is already."""
-    if library.load():
-        yield
-        return
-    if not shutil.which("c++"):
-        pytest.skip("there is no C++ compiler")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        library.build()
-        library.load.cache_clear()
-        assert library.load()
-        yield
-    library.load.cache_clear()
 
 
 def collection(kernels: Kernels, optimizer: RowOptimizer, mesh: str, placement: str):

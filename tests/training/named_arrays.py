@@ -31,7 +31,7 @@ def start(learner: Learner, initial: dict[str, np.ndarray]) -> TrainState:
     params = {mlp: {"layers": {0: {}, 1: {}}} for mlp in ("bottom", "top")}
     for mlp, layers in params.items():
         for i, layer in layers["layers"].items():
-            for key in ("weight", "bias"):
+            for key in ("kernel", "bias"):
                 layer[key] = put_whole(initial[f"{mlp}/{i}/{key}"], learner.replicated)
     init = jax.jit(learner.dense_optimizer.init, out_shardings=learner.replicated)
     return TrainState(
@@ -77,5 +77,5 @@ def oracle_arrays(oracle: Oracle) -> dict[str, np.ndarray]:
         arrays |= {f"{table}/{names[key]}": array for key, array in slots.items()}
     for mlp, layers in (("bottom", oracle.bottom), ("top", oracle.top)):
         for i, (W, b) in enumerate(layers):
-            arrays |= {f"{mlp}/{i}/weight": W, f"{mlp}/{i}/bias": b}
+            arrays |= {f"{mlp}/{i}/kernel": W.T, f"{mlp}/{i}/bias": b}
     return arrays

@@ -161,7 +161,7 @@ class Setup:
             tables.append(OracleTable(name, weights, optimizer, rate, trainable=trainable))
 
         def layers(mlp: str) -> list[tuple[np.ndarray, np.ndarray]]:
-            return [(initial[f"{mlp}/{i}/weight"], initial[f"{mlp}/{i}/bias"]) for i in range(2)]
+            return [(initial[f"{mlp}/{i}/kernel"].T, initial[f"{mlp}/{i}/bias"]) for i in range(2)]
 
         warmup, decay_start, decay_steps = self.schedule
         return Oracle(

@@ -57,9 +57,9 @@ def test_only_what_is_named_is_taken(saved: tuple[Path, dict[str, np.ndarray]]):
     fresh = arrays_of(learner, learner.init(GROWN.seed))
     found = arrays_of(learner, warm_start(learner, GROWN.seed, checkpoint, ("C2", "top"), OLDER))
     np.testing.assert_array_equal(found["C2/weights"][:3000], trained["C2/weights"])
-    for name in ("top/0/weight", "top/0/bias", "top/1/weight", "top/1/bias"):
+    for name in ("top/0/kernel", "top/0/bias", "top/1/kernel", "top/1/bias"):
         np.testing.assert_array_equal(found[name], trained[name])
-    for name in found.keys() - {"C2/weights", "top/0/weight", "top/0/bias", "top/1/weight",
+    for name in found.keys() - {"C2/weights", "top/0/kernel", "top/0/bias", "top/1/kernel",
                                 "top/1/bias"}:  # fmt: skip
         np.testing.assert_array_equal(found[name], fresh[name], err_msg=name)
 

@@ -82,7 +82,7 @@ def initial_params(problem: Problem, learner: Learner) -> Any:
     params = {
         mlp: {
             "layers": {
-                i: {"weight": weight, "bias": bias}
+                i: {"kernel": weight.T, "bias": bias}
                 for i, (weight, bias) in enumerate(problem.layers(mlp))
             }
         }

@@ -1,51 +1,18 @@
-// What XLA's CPU backend has no good operation for, as custom calls of its foreign function
-// interface. Optional: everything has a formulation in JAX as well, and tests compare the two.
-// `python -m dlrm_jax.native` builds this file.
+// Lookups of long bags and updates of rows.
 //
 // Results don't depend on the number of threads: each row is updated by one thread, which adds
 // up its gradients in the order of the batch, and each bag is pooled by one.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <condition_variable>
 #include <cstdint>
-#include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
+#include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
-
 namespace {
-
-// Runs work(0) ... work(tasks - 1), some of them on XLA's threads, and waits for all. The caller
-// takes tasks as well and waits for begun ones alone, so that callers that fill the whole pool
-// can't wait for each other.
-template <typename Work>
-void Parallel(ffi::ThreadPool pool, int64_t tasks, const Work& work) {
-  struct Shared {
-    std::atomic<int64_t> next{0};
-    std::mutex mutex;
-    std::condition_variable changed;
-    int64_t done = 0;
-  };
-  auto shared = std::make_shared<Shared>();
-  auto take = [shared, tasks, &work] {
-    int64_t finished = 0;
-    for (int64_t i; (i = shared->next.fetch_add(1)) < tasks; ++finished) work(i);
-    if (finished == 0) return;
-    std::lock_guard<std::mutex> lock(shared->mutex);
-    if ((shared->done += finished) == tasks) shared->changed.notify_all();
-  };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), tasks) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([take] { take(); });
-  take();
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->changed.wait(lock, [&] { return shared->done == tasks; });
-}
 
 // One block of bags: rows [bags, length], weights of the same shape or none, and the gradients
 // [bags, d], unless the bags are to be pooled.

@@ -1,0 +1,235 @@
+// DLRM's dot interaction, and its derivative.
+//
+// The dense vector x and the result z are [features, n], with the n examples side by side, so that
+// an instruction works on one number of as many examples as its registers hold. The pooled vectors
+// are [n, d], as lookups give them, and are transposed in registers on the way. Nothing is written
+// but the result: the products of all vectors with all others, twice as many as are wanted, exist
+// for a few examples at a time.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::Result<Array>;
+
+// As many examples, and as many columns of their vectors, as one register of AVX-512 holds.
+constexpr int kLanes = 16;
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Order __attribute__((vector_size(4 * kLanes)));
+
+// `lanes` numbers, and zeros behind them. All of them, almost always, are one instruction.
+inline Lanes Load(const float* from, int64_t lanes) {
+  Lanes x = {};
+  if (lanes == kLanes)
+    std::memcpy(&x, from, sizeof x);
+  else
+    std::memcpy(&x, from, 4 * lanes);
+  return x;
+}
+
+inline void Store(float* to, const Lanes& x, int64_t lanes) {
+  if (lanes == kLanes)
+    std::memcpy(to, &x, sizeof x);
+  else
+    std::memcpy(to, &x, 4 * lanes);
+}
+
+inline Lanes Pick(const Lanes& a, const Lanes& b, const Order& order) {
+#ifdef __clang__
+  Lanes x;
+  for (int i = 0; i < kLanes; ++i) x[i] = order[i] < kLanes ? a[order[i]] : b[order[i] - kLanes];
+  return x;
+#else
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
+// A square matrix: interleaving its halves four times exchanges rows and columns.
+inline void Transpose(Lanes* x) {
+#pragma GCC unroll 4
+  for (int round = 0; round < 4; ++round) {
+    Lanes y[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      const Lanes &a = x[i], &b = x[i + kLanes / 2];
+      y[2 * i] = Pick(a, b, Order{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+      y[2 * i + 1] = Pick(a, b, Order{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) x[i] = y[i];
+  }
+}
+
+// The vectors that interact, and the pairs of them: (1,0), (2,0), (2,1), ... in the order of the
+// result, and with `itself` (0,0), (1,0), (1,1), ...
+struct Vectors {
+  const float* x;
+  std::vector<const float*> pooled;
+  int64_t n;
+  int64_t d;
+  bool itself;
+
+  int64_t count() const { return static_cast<int64_t>(pooled.size()) + 1; }
+  int64_t first_pair(int64_t i) const { return itself ? i * (i + 1) / 2 : i * (i - 1) / 2; }
+  int64_t partners(int64_t i) const { return itself ? i + 1 : i; }
+  int64_t pairs() const { return first_pair(count()); }
+
+  // Columns [column, column + kLanes) of all vectors of some examples, as [count, kLanes];
+  // zeros where there are none.
+  void Read(int64_t first, int64_t lanes, int64_t column, Lanes* to) const {
+    const int64_t columns = std::min<int64_t>(kLanes, d - column);
+    for (int64_t k = 0; k < kLanes; ++k)
+      to[k] = k < columns ? Load(x + (column + k) * n + first, lanes) : Lanes{};
+    for (const float* vectors : pooled) {
+      to += kLanes;
+      const float* const from = vectors + first * d + column;
+      Lanes rows[kLanes] = {};  // not `to` itself, so that they are kept in registers
+      if (lanes == kLanes && columns == kLanes)
+        for (int l = 0; l < kLanes; ++l) rows[l] = Load(from + l * d, kLanes);
+      else
+        for (int64_t l = 0; l < lanes; ++l) rows[l] = Load(from + l * d, columns);
+      Transpose(rows);
+      for (int k = 0; k < kLanes; ++k) to[k] = rows[k];
+    }
+  }
+};
+
+// products[j] += a · t[j] of kCount vectors; columns are summed up in registers.
+template <int kCount>
+inline void AddProducts(const Lanes* a, const Lanes* t, Lanes* products) {
+  Lanes sums[kCount];
+  for (int j = 0; j < kCount; ++j) sums[j] = products[j];
+  for (int k = 0; k < kLanes; ++k)
+    for (int j = 0; j < kCount; ++j) sums[j] += a[k] * t[j * kLanes + k];
+  for (int j = 0; j < kCount; ++j) products[j] = sums[j];
+}
+
+// Calls work(first, lanes) for kLanes examples at a time, and for those that are left.
+template <typename Work>
+void ForExamples(ffi::ThreadPool pool, int64_t n, const Work& work) {
+  const int64_t blocks = (n + kLanes - 1) / kLanes;
+  // Several for each thread, as one may be slower than another.
+  const int64_t tasks = std::clamp<int64_t>(blocks / 2, 1, 4 * pool.num_threads() + 1);
+  Parallel(pool, tasks, [&](int64_t task) {
+    auto for_task = work();
+    for (int64_t b = blocks * task / tasks; b < blocks * (task + 1) / tasks; ++b)
+      for_task(b * kLanes, std::min<int64_t>(kLanes, n - b * kLanes));
+  });
+}
+
+ffi::ErrorOr<Vectors> Given(Array x, ffi::RemainingArgs args, bool itself) {
+  Vectors vectors{x.typed_data(), {}, x.dimensions()[1], x.dimensions()[0], itself};
+  for (size_t i = 0; i < args.size(); ++i) {
+    auto pooled = args.get<Array>(i);
+    if (!pooled) return ffi::Unexpected(pooled.error());
+    vectors.pooled.push_back(pooled->typed_data());
+  }
+  return vectors;
+}
+
+// z: x, then the products of all pairs.
+ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Result z, bool itself) {
+  auto given = Given(x, args, itself);
+  if (!given) return given.error();
+  const Vectors& v = *given;
+  ForExamples(pool, v.n, [&] {
+    std::shared_ptr<Lanes[]> t(new Lanes[v.count() * kLanes]), products(new Lanes[v.pairs()]);
+    return [&, t, products](int64_t first, int64_t lanes) {
+      std::fill_n(products.get(), v.pairs(), Lanes{});
+      float* to = z->typed_data() + first;
+      for (int64_t column = 0; column < v.d; column += kLanes) {
+        v.Read(first, lanes, column, t.get());
+        for (int64_t k = 0; k < std::min<int64_t>(kLanes, v.d - column); ++k, to += v.n)
+          Store(to, t[k], lanes);
+        Lanes* into = products.get();
+        for (int64_t i = 0; i < v.count(); ++i) {
+          const Lanes* const a = t.get() + i * kLanes;
+          const Lanes* with = t.get();
+          int64_t left = v.partners(i);
+          for (; left >= 8; left -= 8, with += 8 * kLanes, into += 8) AddProducts<8>(a, with, into);
+          for (; left >= 4; left -= 4, with += 4 * kLanes, into += 4) AddProducts<4>(a, with, into);
+          for (; left > 0; --left, with += kLanes, ++into) AddProducts<1>(a, with, into);
+        }
+      }
+      for (int64_t p = 0; p < v.pairs(); ++p, to += v.n) Store(to, products[p], lanes);
+    };
+  });
+  return ffi::Error::Success();
+}
+
+// d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], and for x what comes straight from z.
+ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::RemainingArgs args,
+                        Result d_x, ffi::RemainingRets d_pooled, bool itself) {
+  auto given = Given(x, args, itself);
+  if (!given) return given.error();
+  const Vectors& v = *given;
+  std::vector<float*> results;
+  for (size_t i = 0; i < d_pooled.size(); ++i) {
+    auto result = d_pooled.get<Array>(i);
+    if (!result) return result.error();
+    results.push_back((*result)->typed_data());
+  }
+  ForExamples(pool, v.n, [&] {
+    std::shared_ptr<Lanes[]> t(new Lanes[v.count() * kLanes]), g(new Lanes[v.pairs()]);
+    return [&, t, g](int64_t first, int64_t lanes) {
+      const float* from = d_z.typed_data() + v.d * v.n + first;
+      for (int64_t p = 0; p < v.pairs(); ++p, from += v.n) g[p] = Load(from, lanes);
+      for (int64_t column = 0; column < v.d; column += kLanes) {
+        const int64_t columns = std::min<int64_t>(kLanes, v.d - column);
+        v.Read(first, lanes, column, t.get());
+        for (int64_t i = 0; i < v.count(); ++i) {
+          Lanes sum[kLanes] = {};
+          const Lanes* with = t.get();
+          auto add = [&](const Lanes& of_pair) {
+            for (int k = 0; k < kLanes; ++k) sum[k] += of_pair * with[k];
+            with += kLanes;
+          };
+          const Lanes* const mine = g.get() + v.first_pair(i);
+          for (int64_t j = 0; j < i; ++j) add(mine[j]);
+          add(v.itself ? 2 * mine[i] : Lanes{});
+          for (int64_t j = i + 1; j < v.count(); ++j) add(g[v.first_pair(j) + i]);
+          if (i == 0) {
+            const int64_t at = column * v.n + first;
+            for (int64_t k = 0; k < columns; ++k) {
+              const Lanes straight = Load(d_z.typed_data() + at + k * v.n, lanes);
+              Store(d_x->typed_data() + at + k * v.n, sum[k] + straight, lanes);
+            }
+          } else {
+            Transpose(sum);
+            float* const to = results[i - 1] + first * v.d + column;
+            for (int64_t l = 0; l < lanes; ++l) Store(to + l * v.d, sum[l], columns);
+          }
+        }
+      }
+    };
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteract, Interact,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .RemainingArgs()
+                                  .Ret<Array>()
+                                  .Attr<bool>("itself"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteractBack, InteractBack,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .RemainingArgs()
+                                  .Ret<Array>()
+                                  .RemainingRets()
+                                  .Attr<bool>("itself"));

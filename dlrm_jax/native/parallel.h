@@ -1,0 +1,42 @@
+// What all native kernels share. They are custom calls of XLA's foreign function interface, for what
+// its CPU backend has no good operation for. Optional: everything has a formulation in JAX as well,
+// and tests compare the two. `python -m dlrm_jax.native` builds them.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+// Runs work(0) ... work(tasks - 1), some of them on XLA's threads, and waits for all. The caller
+// takes tasks as well and waits for begun ones alone, so that callers that fill the whole pool
+// can't wait for each other.
+template <typename Work>
+void Parallel(ffi::ThreadPool pool, int64_t tasks, const Work& work) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    std::mutex mutex;
+    std::condition_variable changed;
+    int64_t done = 0;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto take = [shared, tasks, &work] {
+    int64_t finished = 0;
+    for (int64_t i; (i = shared->next.fetch_add(1)) < tasks; ++finished) work(i);
+    if (finished == 0) return;
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    if ((shared->done += finished) == tasks) shared->changed.notify_all();
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), tasks) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([take] { take(); });
+  take();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->changed.wait(lock, [&] { return shared->done == tasks; });
+}

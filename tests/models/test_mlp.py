@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from as_users import OPTIMIZED
+from flax import nnx
+
+from dlrm_jax.models.mlp import MLP
+
+WIDTHS = [13, 40, 7, 1]
+
+
+def by_hand(layers, x, cotangent, last_relu):
+    """The result, and the cotangents of the input and of each layer's parameters, in float64."""
+    inputs, masks = [], []
+    for i, (kernel, bias) in enumerate(layers):
+        inputs.append(x)
+        x = x @ kernel + bias
+        masks.append((x > 0) if last_relu or i + 1 < len(layers) else np.ones_like(x))
+        x = x * masks[-1]
+    back, found = cotangent, []
+    for (kernel, _), given, mask in zip(layers[::-1], inputs[::-1], masks[::-1], strict=True):
+        back = back * mask
+        found.insert(0, (given.T @ back, back.sum(axis=0)))
+        back = back @ kernel.T
+    return x, back, found
+
+
+# 4096 is where jaxlib 0.10.2 computes nonsense.
+@pytest.mark.parametrize("batch", [1, 50, 4096])
+@pytest.mark.parametrize("last_relu", [False, True])
+@pytest.mark.parametrize("columns", [False, True])
+def test_values_and_gradients(columns: bool, last_relu: bool, batch: int):
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.normal(size=(batch, 13)), rng.normal(size=(batch, 1))
+    graph, params = nnx.split(MLP(WIDTHS, last_relu=last_relu, rngs=nnx.Rngs(0)))
+
+    def run(params, x):
+        mlp = nnx.merge(graph, params)
+        return mlp.columns(x.T).T if columns else mlp(x)
+
+    @jax.jit
+    def both(params, x, cotangent):
+        y, back = jax.vjp(run, params, x)
+        return y, back(cotangent)
+
+    given = params, x.astype("f4"), cotangent.astype("f4")
+    y, (by_params, by_x) = both.lower(*given).compile(OPTIMIZED)(*given)
+    layers = [
+        (np.asarray(layer["kernel"][...], "f8"), np.asarray(layer["bias"][...], "f8"))
+        for layer in params["layers"].values()
+    ]
+    expected, expected_by_x, expected_by_layer = by_hand(layers, x, cotangent, last_relu)
+    np.testing.assert_allclose(y, expected, 1e-4, 1e-4)
+    np.testing.assert_allclose(by_x, expected_by_x, 1e-4, 1e-4)
+    for i, (kernel, bias) in enumerate(expected_by_layer):
+        found = by_params["layers"][i]
+        np.testing.assert_allclose(found["kernel"][...], kernel, 1e-4, 1e-3)
+        np.testing.assert_allclose(found["bias"][...], bias, 1e-4, 1e-3)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_low_precision_keeps_parameters_and_their_gradients_in_float32(columns: bool):
+    mlp = MLP([4, 16], last_relu=True, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    graph, params = nnx.split(mlp)
+    x = jnp.ones((8, 4))
+
+    def run(params):
+        mlp = nnx.merge(graph, params)
+        return mlp.columns(x.T) if columns else mlp(x)
+
+    assert run(params).dtype == jnp.bfloat16
+    gradients = jax.grad(lambda params: run(params).sum().astype("f4"))(params)
+    assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}

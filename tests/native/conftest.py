@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dlrm_jax.native import library
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the library is built for these tests alone."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built(cache: Path) -> Iterator[None]:
+    """The library, built here unless it is already."""
+    if library.load():
+        yield
+        return
+    if not shutil.which("c++"):
+        pytest.skip("there is no C++ compiler")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        if not library.path().exists():
+            library.build()
+        library.load.cache_clear()
+        assert library.load()
+        yield
+    library.load.cache_clear()
