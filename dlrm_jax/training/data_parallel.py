@@ -20,10 +20,9 @@ from dlrm_jax.mesh import BATCH, DATA, MODEL, PER_DEVICE
 from dlrm_jax.training.learner import Learner
 
 # What a CPU's dense model works on at a time: the activations of more samples fall out of its
-# caches. On two cores, the step of the Kaggle preset took 35.5 to 37.5 instead of 39.5 to 41 ms at
-# 2048 samples in chunks of 1024, and 145 instead of 163 at 8192, 153 in chunks of 512 or 2048; the
-# other presets' didn't change. Predictions of 8192 samples took 46 instead of 52.
-_CHUNK = 1024
+# caches, the products of fewer are less efficient. On two cores, in chunks of 1024 the step of the
+# Kaggle preset took 1 % longer at 8192 samples, that of `profile` 11 % at 2048.
+_CHUNK = 512
 _PREDICTED_CHUNK = 2048  # no activations are kept for a way back
 
 
