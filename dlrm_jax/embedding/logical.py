@@ -141,7 +141,8 @@ class Unpacker:
 
     def __call__(self, array: Array) -> dict[str, Array]:
         """The logical array of each table."""
-        if len(self._slab.tables) == 1 and self._slab.split != "rows":
+        in_order = self._slab.split != "rows" or self._mesh.shape[MODEL] == 1
+        if len(self._slab.tables) == 1 and in_order:
             return dict.fromkeys(self._slab.tables, array)  # it is that already
         if self._slab.split == "columns":
             return self._slices(array)

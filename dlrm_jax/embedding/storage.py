@@ -52,13 +52,12 @@ def read(
             tables = unpackers[slab.name](leaf)
             while tables:
                 name = next(iter(tables))
-                # Not kept here, so that the caller decides how long an array lives.
-                array = tables.pop(name)
-                yield slab.tables[name], key, _released(array, slab) if key == "weights" else array
+                # Without a name here, so that the caller decides how long an array lives.
+                yield slab.tables[name], key, _released(tables.pop(name), slab, key)
 
 
-def _released(held: Array, slab: Slab) -> Array:
-    return held if held.dtype == slab.dtype else _weights_of(held, slab.dtype)
+def _released(held: Array, slab: Slab, key: str) -> Array:
+    return _weights_of(held, slab.dtype) if key == "weights" and held.dtype != slab.dtype else held
 
 
 _weights_of = jax.jit(weights_of, static_argnames="dtype")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import sys
 import traceback
 import warnings
@@ -81,6 +82,8 @@ def load_table(
                 f"checkpoint {path}: {key} of table {table} has shape {tuple(entry['shape'])}, "
                 f"expected {abstract.shape}"
             )
+        if math.prod(abstract.shape) * abstract.dtype.itemsize >= _ITEM_BYTES:
+            release_memory()  # of the table before
         item = load(path / "tables" / entry["item"], {table: {key: abstract}}, partial=True)
         arrays[key] = item[table][key]
     return arrays

@@ -24,6 +24,7 @@ from dlrm_jax.embedding import (
     automatic_plan,
     logical,
 )
+from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 
@@ -35,6 +36,17 @@ PLACED = [
     ("1x8", "row_wise"),
     ("1x8", "table_wise"),
 ]
+
+
+@pytest.mark.parametrize("placement", ["row_wise", "table_wise", "replicated"])
+def test_on_one_shard_a_large_table_is_read_without_a_copy(placement):
+    table = Table("large", OWN_SLAB_ROWS, 1)
+    plan = automatic_plan([table], 1, {"large": placement})
+    args = ([table], [Feature("f")], [Lookup("f", "f", "large")], make_mesh("1x1"))
+    own = EmbeddingCollection(*args, SGD(1.0), plan)
+    state = own.build(lambda table: {"weights": np.zeros((table.rows, 1), "f4")}, seed=0)
+    ((_, _, array),) = own.arrays(state)
+    assert array is state.weights["large"]
 
 
 def test_initial_values_depend_on_the_seed_and_the_table_alone():
