@@ -195,7 +195,7 @@ def main(argv: Sequence[str]) -> None:
             "mesh": FLAGS.mesh,
             "batch_size": config.batch_size,
             "optimizer": config.optimizer,
-            "kernels": learner.kernels if FLAGS.mode == "train" else learner.collection.kernels,
+            "kernels": learner.kernels,
             "ids": FLAGS.ids,
             "zipf_exponent": config.zipf_exponent,
             "rows": sum(config.table_rows),

@@ -70,14 +70,16 @@ class Model(nnx.Module):
     of the run's config, such as ``top_mlp``, come from there, all others from ``model_options``.
 
     Attributes:
-        native: whether it may use native kernels where it is differentiated; set by `Learner`.
+        native: whether it may use native kernels; set by `Learner`.
+        training: whether it is to be differentiated; set by `Learner`.
     """
 
     native = False
+    training = False
 
     @property
-    def trains_natively(self) -> bool:
-        """Whether it does."""
+    def runs_natively(self) -> bool:
+        """Whether it uses native kernels."""
         return False
 
     @staticmethod

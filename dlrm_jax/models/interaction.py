@@ -34,7 +34,10 @@ def cat(x: Float[Array, "B d"], vectors: list[Float[Array, "B _"]]) -> Float[Arr
 
 
 def dot(
-    x: Float[Array, "B d"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
+    x: Float[Array, "B d"],
+    vectors: list[Float[Array, "B d"]],
+    self_interaction: bool = False,
+    native: bool = False,
 ) -> Float[Array, "B W"]:
     """The dense vector and the dot products of all pairs.
 
@@ -42,11 +45,15 @@ def dot(
         x: the dense vector, T₀.
         vectors: the pooled vectors, T₁, T₂, …
         self_interaction: with the products of each vector with itself.
+        native: by the native kernel, which wants float32.
 
     Returns:
         ``concat(x, products)``, the products in row-major order of the lower triangle
         of T Tᵀ, as in the reference: (1,0), (2,0), (2,1), (3,0), …
     """
+    if native:
+        z: Any = _natively(x, vectors, self_interaction)
+        return z
     stacked = jnp.stack([x, *vectors], axis=1)
     return jnp.concatenate([x, _pair_products(stacked, self_interaction)], axis=1)
 
@@ -83,35 +90,56 @@ def _backward(self_interaction: bool, stacked: Array, cotangent: Array) -> tuple
 _pair_products.defvjp(_forward, _backward)
 
 
-def dot_natively(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _natively(x: Array, vectors: list[Array], self_interaction: bool) -> Array:
+    return kernels.interact(x, vectors, self_interaction, columns=False)
+
+
+def _natively_forward(
+    x: Array, vectors: list[Array], self_interaction: bool
+) -> tuple[Array, tuple[Array, list[Array]]]:
+    return kernels.interact(x, vectors, self_interaction, columns=False), (x, vectors)
+
+
+def _natively_backward(
+    self_interaction: bool, given: tuple[Array, list[Array]], cotangent: Array
+) -> tuple[Array, list[Array]]:
+    _, back = jax.vjp(lambda x, vectors: dot(x, vectors, self_interaction), *given)
+    return back(cotangent)
+
+
+_natively.defvjp(_natively_forward, _natively_backward)
+
+
+def dot_of_columns(
     x: Float[Array, "d B"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
 ) -> Float[Array, "W B"]:
-    """`dot` by native kernels, with the samples side by side.
+    """`dot` and its derivative by native kernels, with the samples side by side.
 
     Args:
         x: the dense vector, float32.
         vectors: the pooled vectors, float32, as lookups give them.
         self_interaction: as in `dot`.
     """
-    z: Any = _natively(x, vectors, self_interaction)
+    z: Any = _of_columns(x, vectors, self_interaction)
     return z
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _natively(x: Array, vectors: list[Array], self_interaction: bool) -> Array:
-    return kernels.interact(x, vectors, self_interaction)
+def _of_columns(x: Array, vectors: list[Array], self_interaction: bool) -> Array:
+    return kernels.interact(x, vectors, self_interaction, columns=True)
 
 
-def _natively_forward(
+def _of_columns_forward(
     x: Array, vectors: list[Array], self_interaction: bool
 ) -> tuple[Array, tuple[Array, list[Array]]]:
-    return kernels.interact(x, vectors, self_interaction), (x, vectors)
+    return kernels.interact(x, vectors, self_interaction, columns=True), (x, vectors)
 
 
-def _natively_backward(
+def _of_columns_backward(
     self_interaction: bool, given: tuple[Array, list[Array]], cotangent: Array
 ) -> tuple[Array, list[Array]]:
     return kernels.interact_back(cotangent, *given, self_interaction)
 
 
-_natively.defvjp(_natively_forward, _natively_backward)
+_of_columns.defvjp(_of_columns_forward, _of_columns_backward)

@@ -1,10 +1,9 @@
 // DLRM's dot interaction, and its derivative.
 //
-// The dense vector x and the result z are [features, n], with the n examples side by side, so that
-// an instruction works on one number of as many examples as its registers hold. The pooled vectors
-// are [n, d], as lookups give them, and are transposed in registers on the way. Nothing is written
-// but the result: the products of all vectors with all others, twice as many as are wanted, exist
-// for a few examples at a time.
+// An instruction works on one number of as many examples as its registers hold. The vectors are
+// [n, d], as lookups give them, and are transposed in registers on the way; with `columns` the dense
+// vector x and the result z are [features, n] themselves. Nothing is written but the result: the
+// products of all vectors with all others, twice as many as are wanted, are never made.
 
 #include <algorithm>
 #include <cstdint>
@@ -76,6 +75,7 @@ struct Vectors {
   int64_t n;
   int64_t d;
   bool itself;
+  bool columns;
 
   int64_t count() const { return static_cast<int64_t>(pooled.size()) + 1; }
   int64_t first_pair(int64_t i) const { return itself ? i * (i + 1) / 2 : i * (i - 1) / 2; }
@@ -85,19 +85,42 @@ struct Vectors {
   // Columns [column, column + kLanes) of all vectors of some examples, as [count, kLanes];
   // zeros where there are none.
   void Read(int64_t first, int64_t lanes, int64_t column, Lanes* to) const {
-    const int64_t columns = std::min<int64_t>(kLanes, d - column);
-    for (int64_t k = 0; k < kLanes; ++k)
-      to[k] = k < columns ? Load(x + (column + k) * n + first, lanes) : Lanes{};
-    for (const float* vectors : pooled) {
-      to += kLanes;
-      const float* const from = vectors + first * d + column;
-      Lanes rows[kLanes] = {};  // not `to` itself, so that they are kept in registers
-      if (lanes == kLanes && columns == kLanes)
-        for (int l = 0; l < kLanes; ++l) rows[l] = Load(from + l * d, kLanes);
-      else
-        for (int64_t l = 0; l < lanes; ++l) rows[l] = Load(from + l * d, columns);
+    const int64_t width = std::min<int64_t>(kLanes, d - column);
+    if (columns)
+      for (int64_t k = 0; k < kLanes; ++k)
+        to[k] = k < width ? Load(x + (column + k) * n + first, lanes) : Lanes{};
+    else
+      ReadRows(x + first * d + column, lanes, width, to);
+    for (const float* vectors : pooled)
+      ReadRows(vectors + first * d + column, lanes, width, to += kLanes);
+  }
+
+  void ReadRows(const float* from, int64_t lanes, int64_t width, Lanes* to) const {
+    Lanes rows[kLanes] = {};  // not `to` itself, so that they are kept in registers
+    if (lanes == kLanes && width == kLanes)
+      for (int l = 0; l < kLanes; ++l) rows[l] = Load(from + l * d, kLanes);
+    else
+      for (int64_t l = 0; l < lanes; ++l) rows[l] = Load(from + l * d, width);
+    Transpose(rows);
+    for (int k = 0; k < kLanes; ++k) to[k] = rows[k];
+  }
+
+  // x of some examples, then the products of all pairs.
+  void Write(int64_t first, int64_t lanes, const Lanes* products, float* z) const {
+    if (columns) {
+      for (int64_t k = 0; k < d; ++k)
+        std::copy_n(x + k * n + first, lanes, z + k * n + first);
+      for (int64_t p = 0; p < pairs(); ++p) Store(z + (d + p) * n + first, products[p], lanes);
+      return;
+    }
+    const int64_t width = d + pairs();
+    for (int64_t l = first; l < first + lanes; ++l) std::copy_n(x + l * d, d, z + l * width);
+    for (int64_t p = 0; p < pairs(); p += kLanes) {
+      const int64_t left = std::min<int64_t>(kLanes, pairs() - p);
+      Lanes rows[kLanes] = {};
+      for (int64_t i = 0; i < left; ++i) rows[i] = products[p + i];
       Transpose(rows);
-      for (int k = 0; k < kLanes; ++k) to[k] = rows[k];
+      for (int64_t l = 0; l < lanes; ++l) Store(z + (first + l) * width + d + p, rows[l], left);
     }
   }
 };
@@ -125,8 +148,10 @@ void ForExamples(ffi::ThreadPool pool, int64_t n, const Work& work) {
   });
 }
 
-ffi::ErrorOr<Vectors> Given(Array x, ffi::RemainingArgs args, bool itself) {
-  Vectors vectors{x.typed_data(), {}, x.dimensions()[1], x.dimensions()[0], itself};
+ffi::ErrorOr<Vectors> Given(Array x, ffi::RemainingArgs args, bool itself, bool columns) {
+  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
+  Vectors vectors{x.typed_data(), {}, columns ? width : rows, columns ? rows : width, itself,
+                  columns};
   for (size_t i = 0; i < args.size(); ++i) {
     auto pooled = args.get<Array>(i);
     if (!pooled) return ffi::Unexpected(pooled.error());
@@ -135,20 +160,17 @@ ffi::ErrorOr<Vectors> Given(Array x, ffi::RemainingArgs args, bool itself) {
   return vectors;
 }
 
-// z: x, then the products of all pairs.
-ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Result z, bool itself) {
-  auto given = Given(x, args, itself);
+ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Result z, bool itself,
+                    bool columns) {
+  auto given = Given(x, args, itself, columns);
   if (!given) return given.error();
   const Vectors& v = *given;
   ForExamples(pool, v.n, [&] {
     std::shared_ptr<Lanes[]> t(new Lanes[v.count() * kLanes]), products(new Lanes[v.pairs()]);
     return [&, t, products](int64_t first, int64_t lanes) {
       std::fill_n(products.get(), v.pairs(), Lanes{});
-      float* to = z->typed_data() + first;
       for (int64_t column = 0; column < v.d; column += kLanes) {
         v.Read(first, lanes, column, t.get());
-        for (int64_t k = 0; k < std::min<int64_t>(kLanes, v.d - column); ++k, to += v.n)
-          Store(to, t[k], lanes);
         Lanes* into = products.get();
         for (int64_t i = 0; i < v.count(); ++i) {
           const Lanes* const a = t.get() + i * kLanes;
@@ -159,16 +181,16 @@ ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Resu
           for (; left > 0; --left, with += kLanes, ++into) AddProducts<1>(a, with, into);
         }
       }
-      for (int64_t p = 0; p < v.pairs(); ++p, to += v.n) Store(to, products[p], lanes);
+      v.Write(first, lanes, products.get(), z->typed_data());
     };
   });
   return ffi::Error::Success();
 }
 
-// d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], and for x what comes straight from z.
+// d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], and for x what comes straight from z; of columns.
 ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::RemainingArgs args,
                         Result d_x, ffi::RemainingRets d_pooled, bool itself) {
-  auto given = Given(x, args, itself);
+  auto given = Given(x, args, itself, true);
   if (!given) return given.error();
   const Vectors& v = *given;
   std::vector<float*> results;
@@ -222,7 +244,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteract, Interact,
                                   .Arg<Array>()
                                   .RemainingArgs()
                                   .Ret<Array>()
-                                  .Attr<bool>("itself"));
+                                  .Attr<bool>("itself")
+                                  .Attr<bool>("columns"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteractBack, InteractBack,
                               ffi::Ffi::Bind()

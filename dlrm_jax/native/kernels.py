@@ -104,19 +104,25 @@ def rowwise_adagrad(
 
 
 def interact(
-    x: Float[Array, "d n"], vectors: Sequence[Float[Array, "n d"]], self_interaction: bool
-) -> Float[Array, "W n"]:
-    """The dense vector and the products of all pairs; `models.interaction.dot`, transposed.
+    x: Float[Array, "_ _"],
+    vectors: Sequence[Float[Array, "n d"]],
+    self_interaction: bool,
+    columns: bool,
+) -> Float[Array, "_ _"]:
+    """The dense vector and the products of all pairs; `models.interaction.dot`.
 
     Args:
-        x: the dense vector, float32.
+        x: the dense vector, float32: [n, d], or [d, n] with ``columns``.
         vectors: the pooled ones, float32.
         self_interaction: with the products of each vector with itself.
+        columns: whether x has the samples side by side, as the result then has: [W, n].
     """
-    count = len(vectors) + 1
-    pairs = count * (count - 1) // 2 + (count if self_interaction else 0)
-    shape = jax.ShapeDtypeStruct((x.shape[0] + pairs, x.shape[1]), x.dtype)
-    return jax.ffi.ffi_call("dlrm_jax_interact", shape)(x, *vectors, itself=self_interaction)
+    count, width = len(vectors) + 1, x.shape[0 if columns else 1]
+    width += count * (count - 1) // 2 + (count if self_interaction else 0)
+    samples = x.shape[1 if columns else 0]
+    shape = (width, samples) if columns else (samples, width)
+    call = jax.ffi.ffi_call("dlrm_jax_interact", jax.ShapeDtypeStruct(shape, x.dtype))
+    return call(x, *vectors, itself=self_interaction, columns=columns)
 
 
 def interact_back(
@@ -125,7 +131,7 @@ def interact_back(
     vectors: Sequence[Float[Array, "n d"]],
     self_interaction: bool,
 ) -> tuple[Float[Array, "d n"], list[Float[Array, "n d"]]]:
-    """The cotangents of `interact`'s arguments.
+    """The cotangents of `interact`'s arguments with ``columns``.
 
     Args:
         d_z: that of its result.

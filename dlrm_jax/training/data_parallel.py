@@ -65,7 +65,7 @@ def gradients(
     """
 
     def loss_of(params: Any, pooled: Any, batch: Batch) -> Float[Array, ""]:
-        answers = _answers(learner.model(params, trained=True), batch.dense, pooled)
+        answers = _answers(learner.model(params, training=True), batch.dense, pooled)
         with jax.named_scope("loss"):
             return jnp.sum(batch.weights * learner.loss(answers, batch.labels))
 

@@ -68,29 +68,29 @@ class Learner:
         self.accumulation_steps = accumulation_steps
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-        self._graph = nnx.graphdef(model)
-        # As Flax does with what differs in training: attributes called "native", wherever.
         model.set_attributes(native=collection.native, raise_if_not_found=False)
-        self._trained_graph = nnx.graphdef(model)
-        self._trains_natively = any(
-            isinstance(part, Model) and part.trains_natively for _, part in nnx.iter_modules(model)
+        self._runs_natively = any(
+            isinstance(part, Model) and part.runs_natively for _, part in nnx.iter_modules(model)
         )
+        self._graph = nnx.graphdef(model)
+        model.set_attributes(training=True, raise_if_not_found=False)
+        self._training_graph = nnx.graphdef(model)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def kernels(self) -> dict[str, str]:
-        """What runs the training of the ``"model"``, and `EmbeddingCollection.kernels`."""
-        model = "native" if self._trains_natively else "jax"
+        """`EmbeddingCollection.kernels`, and what runs that of the ``"model"`` which can be native."""
+        model = "native" if self._runs_natively else "jax"
         return {**self.collection.kernels, "model": model}
 
-    def model(self, params: Any, trained: bool = False) -> Any:
+    def model(self, params: Any, training: bool = False) -> Any:
         """The model with these parameters.
 
         Args:
             params: from `init_params`.
-            trained: whether it is to be differentiated, for which it may have native kernels.
+            training: whether it is to be differentiated.
         """
-        return nnx.merge(self._trained_graph if trained else self._graph, params)
+        return nnx.merge(self._training_graph if training else self._graph, params)
 
     def init_params(self, seed: int) -> Any:
         """Initial parameters of the model, as nested dicts."""

@@ -34,7 +34,7 @@ adagrad = functools.partial(rowwise_adagrad, rate=0.1, eps=1e-8, bags=bags)
 found = [jax.jit(sgd)(weights, 0.1, bags), *jax.jit(adagrad)(weights, jnp.zeros(5_000))]
 found += [jax.jit(pool)(weights, rows, None) for rows, _, _ in bags]
 x, *vectors = (jnp.asarray(rng.normal(size=(300, 20)), jnp.float32) for _ in range(5))
-z = jax.jit(lambda x, vectors: interact(x, vectors, False))(x.T, vectors)
+z = jax.jit(lambda x, vectors: interact(x, vectors, False, columns=True))(x.T, vectors)
 found += [
     z,
     *jax.tree.leaves(jax.jit(lambda z, x, v: interact_back(z, x, v, False))(z, x.T, vectors)),

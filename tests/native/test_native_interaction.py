@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dlrm_jax.config import Config
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.models.interaction import dot_natively
+from dlrm_jax.models.interaction import dot, dot_of_columns
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.step import make_predict, make_train_step
@@ -25,18 +25,21 @@ from dlrm_jax.training.step import make_predict, make_train_step
     count=st.integers(2, 30),
     dim=st.integers(1, 40),
     self_interaction=st.booleans(),
+    columns=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_values_and_cotangents(batch, count, dim, self_interaction, seed):
+def test_values_and_cotangents(batch, count, dim, self_interaction, columns, seed):
     rng = np.random.default_rng(seed)
     stack = rng.normal(size=(count, batch, dim)).astype(np.float32)
     i, j = np.tril_indices(count, 0 if self_interaction else -1)
     cotangent = rng.normal(size=(dim + len(i), batch)).astype(np.float32)
-    z, back = jax.vjp(
-        lambda x, vectors: dot_natively(x, vectors, self_interaction),
-        jnp.asarray(stack[0].T),
-        [jnp.asarray(v) for v in stack[1:]],
-    )
+
+    def run(x, vectors):
+        if columns:
+            return dot_of_columns(x.T, vectors, self_interaction)
+        return dot(x, vectors, self_interaction, native=True).T
+
+    z, back = jax.vjp(run, jnp.asarray(stack[0]), [jnp.asarray(v) for v in stack[1:]])
     d_x, d_vectors = back(jnp.asarray(cotangent))
 
     exact = stack.astype("f8")
@@ -47,7 +50,7 @@ def test_values_and_cotangents(batch, count, dim, self_interaction, seed):
         wanted[pair[0]] += g[:, None] * exact[pair[1]]
         wanted[pair[1]] += g[:, None] * exact[pair[0]]
     wanted[0] += cotangent[:dim].T
-    np.testing.assert_allclose(d_x, wanted[0].T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(d_x, wanted[0], rtol=1e-4, atol=1e-4)
     for found, vectors in zip(d_vectors, wanted[1:], strict=True):
         np.testing.assert_allclose(found, vectors, rtol=1e-4, atol=1e-4)
 
@@ -80,23 +83,25 @@ def test_training_is_that_of_jax(mesh: str, changes: dict[str, Any]):
         learner = make_learner(described, make_mesh(mesh))
         assert learner.kernels["model"] == kernels
         step, state, losses = make_train_step(learner), learner.init(0), []
-        for batch in generated_batches(described, 3):
-            state, loss = step(state, learner.put(batch))
+        batches = [learner.put(batch) for batch in generated_batches(described, 3)]
+        for batch in batches:
+            state, loss = step(state, batch)
             losses.append(float(loss))
-        found[kernels] = losses, jax.tree.leaves(state.params)
+        logits = make_predict(learner)(state, batches[0])
+        found[kernels] = losses, [logits, *jax.tree.leaves(state.params)]
     np.testing.assert_allclose(found["native"][0], found["jax"][0], rtol=1e-5)
     for a, b in zip(found["native"][1], found["jax"][1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_only_what_is_trained_has_them():
+def test_steps_and_predictions_have_them():
     learner = make_learner(config("native"), make_mesh("1x1"))
     (batch,) = map(learner.put, generated_batches(config("native"), 1))
     state = learner.init(0)
     train: Any = make_train_step(learner)
     predict: Any = make_predict(learner)
     assert "dlrm_jax_interact_back" in train.lower(state, batch).as_text()
-    assert "dlrm_jax_interact" not in predict.lower(state, batch).as_text()
+    assert "dlrm_jax_interact" in predict.lower(state, batch).as_text()
 
 
 @pytest.mark.parametrize("changes", [{"interaction": "cat"}, {"model": "dcn_v2"}])
