@@ -79,7 +79,7 @@ class Learner:
 
     @property
     def kernels(self) -> dict[str, str]:
-        """`EmbeddingCollection.kernels`, and what runs that of the ``"model"`` which can be native."""
+        """`EmbeddingCollection.kernels`, and what runs the ``"model"`` where it can be native."""
         model = "native" if self._runs_natively else "jax"
         return {**self.collection.kernels, "model": model}
 
