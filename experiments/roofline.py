@@ -52,7 +52,7 @@ class Work:
     """What a step does.
 
     Attributes:
-        flops: of its matrix products.
+        flops: of its matrix products, and of the native interaction.
         row_bytes: of different rows of tables and optimizer state, read once to be looked up,
             and read and written once to be updated.
     """
@@ -92,7 +92,7 @@ def _fastest(run: Callable[[], jax.Array]) -> float:
 
 
 def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Floating-point operations of all matrix products in a function, on all devices.
+    """Floating-point operations of products and native interactions in a function, on all devices.
 
     Counted in its jaxpr, as XLA counts the body of a loop once, without what nothing reads. A
     product of [m, k] and [k, n] has 2 m n k.
@@ -109,6 +109,10 @@ def _flops(jaxpr: Any) -> float:
             left = eqn.invars[0].aval.shape
             depth = math.prod(left[axis] for axis in contracting)
             total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
+        elif eqn.primitive.name == "ffi_call":
+            first, last, result = (x.aval for x in (eqn.invars[0], eqn.invars[-1], eqn.outvars[0]))
+            target = eqn.params["target_name"]
+            total += interaction_flops(target, first.size, result.size, last.shape[-1])
         times = 1
         if eqn.primitive.name == "scan":
             times = eqn.params["length"]
@@ -116,6 +120,19 @@ def _flops(jaxpr: Any) -> float:
             times = eqn.params["mesh"].size
         total += times * sum(map(_flops, jaxprs_in_params(eqn.params)))
     return total
+
+
+def interaction_flops(target: str, operand: int, result: int, dim: int) -> float:
+    """Of a call of the native interaction, which makes no product twice; 0 of other calls.
+
+    Args:
+        target: what is called.
+        operand: size of the first: of the dense vectors, or back of the interaction's cotangent.
+        result: size of the first: the other one of the two.
+        dim: width of the vectors.
+    """
+    each = {"dlrm_jax_interact": 2, "dlrm_jax_interact_back": 4}.get(target, 0)
+    return float(each * dim * abs(result - operand))
 
 
 def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: bool) -> float:

@@ -106,11 +106,11 @@ class DLRM(Model):
     def _of_columns(self, dense: Array, pooled: list[Array]) -> Float[Array, " B"]:
         """The same, to be differentiated, with the samples side by side.
 
-        That suits the native interaction and its derivative, and the MLPs' gradients
+        That suits the native interaction and its derivative, and the gradients of the MLPs
         (`MLP.columns`). Predictions gain nothing by it.
         """
         with jax.named_scope("bottom_mlp"):
-            # Written down, or products would read it transposed.
+            # A copy: products that read it transposed are slower.
             x = self.bottom.columns(jax.lax.optimization_barrier(dense.T))
         with jax.named_scope("interaction"):
             z = dot_of_columns(x.astype(jnp.float32), pooled, self.self_interaction)

@@ -66,9 +66,9 @@ class MLP(nnx.Module):
     def columns(self, x: Float[Array, "in B"]) -> Float[Array, "out B"]:
         """Applies all layers to samples that lie side by side.
 
-        A CPU's products are at their best where the numbers that are summed over lie side by side
-        in the right operand, or in neither. With samples as rows, the gradients of weights aren't
-        of that kind, with samples as columns no product of an array of samples is.
+        A CPU's products are slow if they have to transpose their left operand. Where samples are
+        rows that is the whole batch, in the gradient of the weights; where they are columns it
+        would be the weights, of which a transposed copy is made once a step.
         """
         for layer, relu in zip(self.layers, self.relus, strict=True):
             assert layer.bias is not None
@@ -91,7 +91,7 @@ def _forward(
     if kernel.shape[1] == 1:
         y = jnp.sum(kernel * x, axis=0, keepdims=True)  # a product would go through x by columns
     else:
-        # Written down transposed, once a step: the product would do it again and again.
+        # A copy, which the barrier keeps out of the product and XLA moves out of the loop.
         y = jax.lax.optimization_barrier(kernel.T) @ x
     y = y + bias[:, None]
     y = jax.nn.relu(y) if relu else y

@@ -135,16 +135,17 @@ inline void AddProducts(const Lanes* a, const Lanes* t, Lanes* products) {
   for (int j = 0; j < kCount; ++j) products[j] = sums[j];
 }
 
-// Calls work(first, lanes) for kLanes examples at a time, and for those that are left.
-template <typename Work>
-void ForExamples(ffi::ThreadPool pool, int64_t n, const Work& work) {
+// Goes through all examples, kLanes at a time and then those that are left. Each task calls what
+// make_work() gives it, which has scratch memory of its own, as work(first, lanes).
+template <typename MakeWork>
+void ForExamples(ffi::ThreadPool pool, int64_t n, const MakeWork& make_work) {
   const int64_t blocks = (n + kLanes - 1) / kLanes;
   // Several for each thread, as one may be slower than another.
   const int64_t tasks = std::clamp<int64_t>(blocks / 2, 1, 4 * pool.num_threads() + 1);
   Parallel(pool, tasks, [&](int64_t task) {
-    auto for_task = work();
+    auto work = make_work();
     for (int64_t b = blocks * task / tasks; b < blocks * (task + 1) / tasks; ++b)
-      for_task(b * kLanes, std::min<int64_t>(kLanes, n - b * kLanes));
+      work(b * kLanes, std::min<int64_t>(kLanes, n - b * kLanes));
   });
 }
 

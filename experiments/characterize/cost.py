@@ -11,6 +11,7 @@ import math
 import re
 
 from experiments.characterize.hlo import Array, Instruction, Program
+from experiments.roofline import interaction_flops
 
 # One operation an element of the result; what only moves or compares isn't arithmetic.
 _ELEMENTWISE = frozenset(
@@ -31,8 +32,9 @@ class Cost:
     """What instructions do.
 
     Attributes:
-        flops: 2 m n k of a product, one for each element of other arithmetic on floats, and for
-            each element of a row that a native kernel reads or writes.
+        flops: 2 m n k of a product, 2 d or back 4 d for each pair of a native interaction, one for
+            each element of other arithmetic on floats, and for each element of a row that a native
+            kernel reads or writes.
         nbytes: read and written, of arrays in whole or the parts that are taken, tables aside.
         row_bytes: of rows of tables and their optimizer state, one for each id that names them.
     """
@@ -119,6 +121,9 @@ def _flops(program: Program, instruction: Instruction) -> float:
         found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         assert found is not None
         return 2.0 * size * math.prod(left[int(axis)] for axis in found[1].split(",") if axis)
+    if found := re.search(r'custom_call_target="(dlrm_jax_interact\w*)"', instruction.attributes):
+        first, *_, last = (source.results[0] for source in program.operands(instruction))
+        return interaction_flops(found[1], first.size, size, last.shape[-1])
     if instruction.opcode in _REDUCTIONS:
         operand = program.operands(instruction)[_REDUCTIONS[instruction.opcode]]
         return float(operand.results[0].size)

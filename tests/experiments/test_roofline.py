@@ -10,6 +10,7 @@ from main_job import run
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import Adagrad, EmbeddingCollection, Feature, Lookup, RowWiseAdagrad, Table
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.models.interaction import dot_of_columns
 from experiments.roofline import Machine, Work, matrix_flops, measure, row_bytes
 from experiments.roofline_picture import point
 
@@ -24,6 +25,16 @@ def test_products_count_as_often_as_they_run():
     assert matrix_flops(jax.jit(looped), a, b) == 5 * 2 * 3 * 5 * 7
     batched = jnp.ones((11, 3, 5))
     assert matrix_flops(lambda x: jnp.einsum("bij,bkj->bik", x, x), batched) == 2 * 11 * 3 * 5 * 3
+
+
+def test_a_native_interaction_has_the_products_of_its_pairs():
+    x, vectors = jnp.ones((16, 5)), [jnp.ones((5, 16))] * 3
+    assert matrix_flops(dot_of_columns, x, vectors) == 2 * 16 * 6 * 5
+
+    def back(x, cotangent):
+        return jax.vjp(lambda x: dot_of_columns(x, vectors), x)[1](cotangent)
+
+    assert matrix_flops(back, x, jnp.ones((16 + 6, 5))) == 2 * 2 * 16 * 6 * 5
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -18,6 +18,9 @@ from dlrm_jax.models.interaction import dot, dot_of_columns
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.step import make_predict, make_train_step
+from experiments.characterize.cost import class_costs
+from experiments.characterize.hlo import Program
+from experiments.roofline import matrix_flops
 
 
 @given(
@@ -102,6 +105,13 @@ def test_steps_and_predictions_have_them():
     predict: Any = make_predict(learner)
     assert "dlrm_jax_interact_back" in train.lower(state, batch).as_text()
     assert "dlrm_jax_interact" in predict.lower(state, batch).as_text()
+
+
+def test_its_operations_are_counted_in_the_program_as_in_the_function():
+    given = jnp.ones((16, 5)), [jnp.ones((5, 16))] * 3
+    program = Program(jax.jit(dot_of_columns).lower(*given).compile().as_text() or "")
+    (found,) = class_costs(program, frozenset()).values()
+    assert found.flops == matrix_flops(dot_of_columns, *given) > 0
 
 
 @pytest.mark.parametrize("changes", [{"interaction": "cat"}, {"model": "dcn_v2"}])
