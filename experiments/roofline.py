@@ -23,6 +23,7 @@ from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, exchange
 from dlrm_jax.embedding.optimizer import slot_shapes
 from dlrm_jax.native import kernels
+from dlrm_jax.native.kernels import interaction_flops
 
 _SIDE = 2048  # of the matrices: large enough for the full speed of two cores
 _TABLE_BYTES = 512 * 2**20  # far more than caches hold
@@ -109,10 +110,11 @@ def _flops(jaxpr: Any) -> float:
             left = eqn.invars[0].aval.shape
             depth = math.prod(left[axis] for axis in contracting)
             total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
-        elif eqn.primitive.name == "ffi_call":
-            first, last, result = (x.aval for x in (eqn.invars[0], eqn.invars[-1], eqn.outvars[0]))
-            target = eqn.params["target_name"]
-            total += interaction_flops(target, first.size, result.size, last.shape[-1])
+        elif eqn.primitive.name == "ffi_call" and "interact" in eqn.params["target_name"]:
+            first, vectors, result = eqn.invars[0].aval, eqn.invars[-1].aval, eqn.outvars[0].aval
+            # One of the two has the dense vectors, the other the products besides.
+            products = abs(result.size - first.size)
+            total += interaction_flops(eqn.params["target_name"], products, vectors.shape[-1])
         times = 1
         if eqn.primitive.name == "scan":
             times = eqn.params["length"]
@@ -120,19 +122,6 @@ def _flops(jaxpr: Any) -> float:
             times = eqn.params["mesh"].size
         total += times * sum(map(_flops, jaxprs_in_params(eqn.params)))
     return total
-
-
-def interaction_flops(target: str, operand: int, result: int, dim: int) -> float:
-    """Of a call of the native interaction, which makes no product twice; 0 of other calls.
-
-    Args:
-        target: what is called.
-        operand: size of the first: of the dense vectors, or back of the interaction's cotangent.
-        result: size of the first: the other one of the two.
-        dim: width of the vectors.
-    """
-    each = {"dlrm_jax_interact": 2, "dlrm_jax_interact_back": 4}.get(target, 0)
-    return float(each * dim * abs(result - operand))
 
 
 def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: bool) -> float:

@@ -49,7 +49,8 @@ class EmbeddingCollection:
             ``"bfloat16"``, for half the bytes; they are summed in at least float32 nevertheless.
             None for their own.
         kernels: ``"auto"`` looks long bags up and updates rows with `dlrm_jax.native` on CPUs
-            where it is built, ``"native"`` demands that it is built, ``"jax"`` does without.
+            where it is built, ``"native"`` demands that it is built, ``"jax"`` does without. A
+            `training.learner.Learner` lets its model do the same.
 
     Raises:
         UserError: the descriptions or the plan contradict each other or the mesh.

@@ -28,6 +28,9 @@ from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import MODEL
 from dlrm_jax.native import kernels
 
+# So many slots are gathered one by one, see `_gather_by_slot`; more would take long to compile.
+_SLOTS = 64
+
 # More than the rows of any table.
 _IN_NO_TABLE = np.int32(2**31 - 1)
 
@@ -213,7 +216,7 @@ def pool(
     def at(position: int | Int[Array, ""]) -> Float[Array, "N T d"]:
         return weighted(_gather(slab, rows[:, :, position]), position)
 
-    if rows.shape[2] == 1:
+    if rows.shape[2] == 1 and rows.shape[1] <= _SLOTS:
         return weighted(_gather_by_slot(slab, rows[:, :, 0]), 0)
     # A loop over bag positions never makes an array of [N, T, L, d], which is what a long
     # bag's time would go into.

@@ -64,6 +64,7 @@ class DLRM(Model):
         )
         self.names = tuple(field.name for field in fields)
         self.interaction = interaction
+        self.dtype = dtype
         self.self_interaction = self_interaction
         self.bottom = MLP(
             [dense_features, *bottom_mlp],
@@ -83,7 +84,8 @@ class DLRM(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         pooled = [vectors[name] for name in self.names]
-        native = self.runs_natively and all(x.dtype == jnp.float32 for x in pooled)
+        wide = jnp.result_type(jnp.float32, self.dtype, *(x.dtype for x in pooled))
+        native = self.runs_natively and wide == jnp.float32
         if native and self.training:
             return self._of_columns(dense, pooled)
         # A low-precision MLP must not drag the products of the tables' vectors down with it.
@@ -92,7 +94,6 @@ class DLRM(Model):
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         with jax.named_scope("interaction"):
             kind, itself = self.interaction, self.self_interaction
-            native = native and x.dtype == jnp.float32
             z = cat(x, pooled) if kind == "cat" else dot(x, pooled, itself, native)
         with jax.named_scope("top_mlp"):
             logits = self.top(z)[:, 0]

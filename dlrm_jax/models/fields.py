@@ -79,7 +79,7 @@ class Model(nnx.Module):
 
     @property
     def runs_natively(self) -> bool:
-        """Whether it uses native kernels."""
+        """Whether it uses native kernels, for what is float32."""
         return False
 
     @staticmethod

@@ -104,6 +104,7 @@ def _natively_forward(
 def _natively_backward(
     self_interaction: bool, given: tuple[Array, list[Array]], cotangent: Array
 ) -> tuple[Array, list[Array]]:
+    # Not native: training goes by columns.
     _, back = jax.vjp(lambda x, vectors: dot(x, vectors, self_interaction), *given)
     return back(cotangent)
 

@@ -68,18 +68,18 @@ inline void Transpose(Lanes* x) {
 }
 
 // The vectors that interact, and the pairs of them: (1,0), (2,0), (2,1), ... in the order of the
-// result, and with `itself` (0,0), (1,0), (1,1), ...
+// result, and with `self_interaction` (0,0), (1,0), (1,1), ...
 struct Vectors {
   const float* x;
   std::vector<const float*> pooled;
   int64_t n;
   int64_t d;
-  bool itself;
+  bool self_interaction;
   bool columns;
 
   int64_t count() const { return static_cast<int64_t>(pooled.size()) + 1; }
-  int64_t first_pair(int64_t i) const { return itself ? i * (i + 1) / 2 : i * (i - 1) / 2; }
-  int64_t partners(int64_t i) const { return itself ? i + 1 : i; }
+  int64_t partners(int64_t i) const { return self_interaction ? i + 1 : i; }
+  int64_t first_pair(int64_t i) const { return i * (self_interaction ? i + 1 : i - 1) / 2; }
   int64_t pairs() const { return first_pair(count()); }
 
   // Columns [column, column + kLanes) of all vectors of some examples, as [count, kLanes];
@@ -125,7 +125,7 @@ struct Vectors {
   }
 };
 
-// products[j] += a · t[j] of kCount vectors; columns are summed up in registers.
+// products[j] += a · t[j] of kCount vectors; the sums over kLanes columns stay in registers.
 template <int kCount>
 inline void AddProducts(const Lanes* a, const Lanes* t, Lanes* products) {
   Lanes sums[kCount];
@@ -149,10 +149,10 @@ void ForExamples(ffi::ThreadPool pool, int64_t n, const MakeWork& make_work) {
   });
 }
 
-ffi::ErrorOr<Vectors> Given(Array x, ffi::RemainingArgs args, bool itself, bool columns) {
+ffi::ErrorOr<Vectors> Given(Array x, ffi::RemainingArgs args, bool self_interaction, bool columns) {
   const int64_t rows = x.dimensions()[0], width = x.dimensions()[1];
-  Vectors vectors{x.typed_data(), {}, columns ? width : rows, columns ? rows : width, itself,
-                  columns};
+  Vectors vectors{x.typed_data(), {}, columns ? width : rows, columns ? rows : width,
+                  self_interaction, columns};
   for (size_t i = 0; i < args.size(); ++i) {
     auto pooled = args.get<Array>(i);
     if (!pooled) return ffi::Unexpected(pooled.error());
@@ -161,9 +161,9 @@ ffi::ErrorOr<Vectors> Given(Array x, ffi::RemainingArgs args, bool itself, bool 
   return vectors;
 }
 
-ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Result z, bool itself,
-                    bool columns) {
-  auto given = Given(x, args, itself, columns);
+ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Result z,
+                    bool self_interaction, bool columns) {
+  auto given = Given(x, args, self_interaction, columns);
   if (!given) return given.error();
   const Vectors& v = *given;
   ForExamples(pool, v.n, [&] {
@@ -188,10 +188,12 @@ ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Resu
   return ffi::Error::Success();
 }
 
-// d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], and for x what comes straight from z; of columns.
+// The derivative where x, z and so d_z and d_x are [features, n]:
+// d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], with g the pairs' part of d_z, and to d_x comes what d_z
+// has of x itself.
 ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::RemainingArgs args,
-                        Result d_x, ffi::RemainingRets d_pooled, bool itself) {
-  auto given = Given(x, args, itself, true);
+                        Result d_x, ffi::RemainingRets d_pooled, bool self_interaction) {
+  auto given = Given(x, args, self_interaction, true);
   if (!given) return given.error();
   const Vectors& v = *given;
   std::vector<float*> results;
@@ -206,7 +208,7 @@ ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::Remaining
       const float* from = d_z.typed_data() + v.d * v.n + first;
       for (int64_t p = 0; p < v.pairs(); ++p, from += v.n) g[p] = Load(from, lanes);
       for (int64_t column = 0; column < v.d; column += kLanes) {
-        const int64_t columns = std::min<int64_t>(kLanes, v.d - column);
+        const int64_t width = std::min<int64_t>(kLanes, v.d - column);
         v.Read(first, lanes, column, t.get());
         for (int64_t i = 0; i < v.count(); ++i) {
           Lanes sum[kLanes] = {};
@@ -217,18 +219,21 @@ ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::Remaining
           };
           const Lanes* const mine = g.get() + v.first_pair(i);
           for (int64_t j = 0; j < i; ++j) add(mine[j]);
-          add(v.itself ? 2 * mine[i] : Lanes{});
+          if (v.self_interaction)
+            add(2 * mine[i]);
+          else
+            with += kLanes;
           for (int64_t j = i + 1; j < v.count(); ++j) add(g[v.first_pair(j) + i]);
           if (i == 0) {
             const int64_t at = column * v.n + first;
-            for (int64_t k = 0; k < columns; ++k) {
+            for (int64_t k = 0; k < width; ++k) {
               const Lanes straight = Load(d_z.typed_data() + at + k * v.n, lanes);
               Store(d_x->typed_data() + at + k * v.n, sum[k] + straight, lanes);
             }
           } else {
             Transpose(sum);
             float* const to = results[i - 1] + first * v.d + column;
-            for (int64_t l = 0; l < lanes; ++l) Store(to + l * v.d, sum[l], columns);
+            for (int64_t l = 0; l < lanes; ++l) Store(to + l * v.d, sum[l], width);
           }
         }
       }
@@ -245,7 +250,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteract, Interact,
                                   .Arg<Array>()
                                   .RemainingArgs()
                                   .Ret<Array>()
-                                  .Attr<bool>("itself")
+                                  .Attr<bool>("self_interaction")
                                   .Attr<bool>("columns"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteractBack, InteractBack,
@@ -256,4 +261,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteractBack, InteractBack,
                                   .RemainingArgs()
                                   .Ret<Array>()
                                   .RemainingRets()
-                                  .Attr<bool>("itself"));
+                                  .Attr<bool>("self_interaction"));

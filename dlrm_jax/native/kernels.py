@@ -116,13 +116,16 @@ def interact(
         vectors: the pooled ones, float32.
         self_interaction: with the products of each vector with itself.
         columns: whether x has the samples side by side, as the result then has: [W, n].
+
+    Raises:
+        ValueError: the vectors differ in shape.
     """
-    count, width = len(vectors) + 1, x.shape[0 if columns else 1]
-    width += count * (count - 1) // 2 + (count if self_interaction else 0)
-    samples = x.shape[1 if columns else 0]
+    samples, dim = x.shape[::-1] if columns else x.shape
+    _check_shapes(samples, dim, vectors)
+    width = dim + _pairs(len(vectors) + 1, self_interaction)
     shape = (width, samples) if columns else (samples, width)
     call = jax.ffi.ffi_call("dlrm_jax_interact", jax.ShapeDtypeStruct(shape, x.dtype))
-    return call(x, *vectors, itself=self_interaction, columns=columns)
+    return call(x, *vectors, self_interaction=self_interaction, columns=columns)
 
 
 def interact_back(
@@ -138,10 +141,40 @@ def interact_back(
         x: as it was given.
         vectors: as they were given.
         self_interaction: as it was given.
+
+    Raises:
+        ValueError: the vectors differ in shape, or the cotangent doesn't fit.
     """
+    dim, samples = x.shape
+    _check_shapes(samples, dim, vectors)
+    wanted = (dim + _pairs(len(vectors) + 1, self_interaction), samples)
+    if d_z.shape != wanted:
+        raise ValueError(f"expected a cotangent of shape {wanted}, got {d_z.shape}")
     call = jax.ffi.ffi_call("dlrm_jax_interact_back", [_like(x), *map(_like, vectors)])
-    d_x, *d_vectors = call(d_z, x, *vectors, itself=self_interaction)
+    d_x, *d_vectors = call(d_z, x, *vectors, self_interaction=self_interaction)
     return d_x, d_vectors
+
+
+def interaction_flops(target: str, products: float, dim: int) -> float:
+    """Floating-point operations of a call; 0 of what isn't an interaction.
+
+    Args:
+        target: what is called.
+        products: of pairs, of all samples.
+        dim: width of the vectors.
+    """
+    return {"dlrm_jax_interact": 2, "dlrm_jax_interact_back": 4}.get(target, 0) * dim * products
+
+
+def _pairs(vectors: int, self_interaction: bool) -> int:
+    return vectors * (vectors - 1) // 2 + (vectors if self_interaction else 0)
+
+
+def _check_shapes(samples: int, dim: int, vectors: Sequence[Array]) -> None:
+    """The kernels would read and write past the ends of others."""
+    wrong = [vector.shape for vector in vectors if vector.shape != (samples, dim)]
+    if wrong:
+        raise ValueError(f"expected pooled vectors of shape {(samples, dim)}, got {wrong[0]}")
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:

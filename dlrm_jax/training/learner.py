@@ -68,18 +68,21 @@ class Learner:
         self.accumulation_steps = accumulation_steps
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-        model.set_attributes(native=collection.native, raise_if_not_found=False)
+        model.set_attributes(Model, native=collection.native, raise_if_not_found=False)
         self._runs_natively = any(
             isinstance(part, Model) and part.runs_natively for _, part in nnx.iter_modules(model)
         )
         self._graph = nnx.graphdef(model)
-        model.set_attributes(training=True, raise_if_not_found=False)
+        model.set_attributes(Model, training=True, raise_if_not_found=False)
         self._training_graph = nnx.graphdef(model)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def kernels(self) -> dict[str, str]:
-        """`EmbeddingCollection.kernels`, and what runs the ``"model"`` where it can be native."""
+        """`EmbeddingCollection.kernels`, and as ``"model"`` what runs DLRM's interaction.
+
+        Other models have nothing native. What isn't float32 is left to JAX.
+        """
         model = "native" if self._runs_natively else "jax"
         return {**self.collection.kernels, "model": model}
 

@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.learner import Learner, TrainState
 
-FORMAT = 1
+FORMAT = 2
 
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.

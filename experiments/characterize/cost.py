@@ -10,8 +10,8 @@ import dataclasses
 import math
 import re
 
+from dlrm_jax.native.kernels import interaction_flops
 from experiments.characterize.hlo import Array, Instruction, Program
-from experiments.roofline import interaction_flops
 
 # One operation an element of the result; what only moves or compares isn't arithmetic.
 _ELEMENTWISE = frozenset(
@@ -21,6 +21,7 @@ _ELEMENTWISE = frozenset(
 )  # fmt: skip
 # One for each element of an operand, the one with this number.
 _REDUCTIONS = {"reduce": 0, "reduce-window": 0, "all-reduce": 0, "reduce-scatter": 0, "scatter": 2}
+_NATIVE = re.compile(r'custom_call_target="(dlrm_jax_\w+)"')
 # What takes parts of its first operand.
 _CUTS = ("gather", "slice", "dynamic-slice")
 # What changes a part of an array in place, by another operand.
@@ -79,7 +80,10 @@ def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -
     if instruction.collective:  # which may well send a table
         tables = frozenset()
     sources = list(enumerate(program.operands(instruction)))
-    if instruction.opcode == "custom-call":  # a native kernel, which has an operand of ids
+    native = _NATIVE.search(instruction.attributes)
+    if native and "interact" in native[1]:  # of vectors that no table is among
+        tables = frozenset()
+    if native:  # those of rows have an operand of ids
         ids = sum(s.results[0].size for _, s in sources if s.results[0].dtype == "s32")
         whole = [x for _, source in sources for x in source.results] + [*instruction.results]
         moved = [(x, ids * x.nbytes // x.shape[0] if x in tables else x.nbytes) for x in whole]
@@ -87,7 +91,7 @@ def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -
         moved = [(x, _read(program, instruction, i, x)) for i, s in sources for x in s.results]
         moved += [(x, _written(program, instruction, x)) for x in instruction.results]
     flops = sum(_flops(program, part) for part in _parts(program, instruction))
-    if instruction.opcode == "custom-call":
+    if native:
         flops += sum(nbytes / array.itemsize for array, nbytes in moved if array in tables)
     return Cost(
         flops,
@@ -121,9 +125,11 @@ def _flops(program: Program, instruction: Instruction) -> float:
         found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         assert found is not None
         return 2.0 * size * math.prod(left[int(axis)] for axis in found[1].split(",") if axis)
-    if found := re.search(r'custom_call_target="(dlrm_jax_interact\w*)"', instruction.attributes):
-        first, *_, last = (source.results[0] for source in program.operands(instruction))
-        return interaction_flops(found[1], first.size, size, last.shape[-1])
+    if native := _NATIVE.search(instruction.attributes):
+        operands = program.operands(instruction)
+        first, vectors = operands[0].results[0], operands[-1].results[0]
+        # One of the two has the dense vectors, the other the products besides.
+        return interaction_flops(native[1], abs(size - first.size), vectors.shape[-1])
     if instruction.opcode in _REDUCTIONS:
         operand = program.operands(instruction)[_REDUCTIONS[instruction.opcode]]
         return float(operand.results[0].size)

@@ -7,7 +7,7 @@ from flax import nnx
 
 from dlrm_jax.models.mlp import MLP
 
-WIDTHS = [13, 40, 7, 1]
+WIDTHS = [13, 40, 96, 1]
 
 
 def by_hand(layers, x, cotangent, last_relu):
@@ -26,7 +26,7 @@ def by_hand(layers, x, cotangent, last_relu):
     return x, back, found
 
 
-# 4096 is where jaxlib 0.10.2 computes nonsense.
+# From 40 to 96 at 4096 is where jaxlib 0.10.2 computed nonsense.
 @pytest.mark.parametrize("batch", [1, 50, 4096])
 @pytest.mark.parametrize("last_relu", [False, True])
 @pytest.mark.parametrize("columns", [False, True])

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.config import Config
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.models.dlrm import DLRM
+from dlrm_jax.models.fields import Field
 from dlrm_jax.models.interaction import dot, dot_of_columns
+from dlrm_jax.native import kernels
 from dlrm_jax.presets import preset
+from dlrm_jax.training import data_parallel
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.characterize.cost import class_costs
@@ -24,7 +30,7 @@ from experiments.roofline import matrix_flops
 
 
 @given(
-    batch=st.integers(1, 40),
+    batch=st.integers(0, 200),
     count=st.integers(2, 30),
     dim=st.integers(1, 40),
     self_interaction=st.booleans(),
@@ -79,19 +85,22 @@ def config(kernels: str, **changes: Any) -> Config:
         ("2x4", {"compression": "mixed_dimensions", "compress_above": 100}),
     ],
 )
-def test_training_is_that_of_jax(mesh: str, changes: dict[str, Any]):
+def test_training_is_that_of_jax(
+    mesh: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(data_parallel, "_CHUNK", 4)  # several, also on each of eight devices
     found = {}
-    for kernels in ("native", "jax"):
-        described = config(kernels, **changes)
+    for chosen in ("native", "jax"):
+        described = config(chosen, **changes)
         learner = make_learner(described, make_mesh(mesh))
-        assert learner.kernels["model"] == kernels
+        assert learner.kernels["model"] == chosen
         step, state, losses = make_train_step(learner), learner.init(0), []
         batches = [learner.put(batch) for batch in generated_batches(described, 3)]
         for batch in batches:
             state, loss = step(state, batch)
             losses.append(float(loss))
         logits = make_predict(learner)(state, batches[0])
-        found[kernels] = losses, [logits, *jax.tree.leaves(state.params)]
+        found[chosen] = losses, [logits, *jax.tree.leaves(state.params)]
     np.testing.assert_allclose(found["native"][0], found["jax"][0], rtol=1e-5)
     for a, b in zip(found["native"][1], found["jax"][1], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -107,11 +116,49 @@ def test_steps_and_predictions_have_them():
     assert "dlrm_jax_interact" in predict.lower(state, batch).as_text()
 
 
-def test_its_operations_are_counted_in_the_program_as_in_the_function():
-    given = jnp.ones((16, 5)), [jnp.ones((5, 16))] * 3
-    program = Program(jax.jit(dot_of_columns).lower(*given).compile().as_text() or "")
-    (found,) = class_costs(program, frozenset()).values()
-    assert found.flops == matrix_flops(dot_of_columns, *given) > 0
+def back(x, vectors, cotangent):
+    return jax.vjp(dot_of_columns, x, vectors)[1](cotangent)
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "flops"),
+    [
+        (dot_of_columns, [(16, 5)], 2 * 6 * 16 * 5),
+        (functools.partial(dot, native=True), [(5, 16)], 2 * 6 * 16 * 5),
+        (functools.partial(dot, self_interaction=True, native=True), [(5, 16)], 2 * 10 * 16 * 5),
+        (back, [(16, 5), (16 + 6, 5)], 4 * 6 * 16 * 5),
+    ],
+)
+def test_its_operations_are_counted_in_functions_and_programs(function, given, flops):
+    x, *cotangent = map(jnp.ones, given)
+    args = x, [jnp.ones((5, 16))] * 3, *cotangent
+    assert matrix_flops(function, *args) == flops
+    program = Program(jax.jit(function).lower(*args).compile().as_text() or "")
+    assert sum(cost.flops for cost in class_costs(program, frozenset()).values()) == flops
+
+
+@pytest.mark.parametrize("native", ["rows", "columns", "back"])
+def test_vectors_of_other_shapes_are_refused(native):
+    x, vectors = jnp.ones((5, 16)), [jnp.ones((5, 16)), jnp.ones((5, 17))]
+    with pytest.raises(
+        ValueError, match=r"expected pooled vectors of shape \(5, 16\), got \(5, 17\)"
+    ):
+        if native == "rows":
+            dot(x, vectors, native=True)
+        elif native == "columns":
+            dot_of_columns(x.T, vectors)
+        else:
+            kernels.interact_back(jnp.ones((16 + 3, 5)), x.T, vectors, False)
+
+
+def test_a_model_of_higher_precision_is_left_to_jax():
+    with jax.enable_x64(True):
+        model = DLRM(4, [Field("a", 8)], (8,), (1,), rngs=nnx.Rngs(0), dtype="float64")
+        model.set_attributes(native=True, training=True)
+        logits = functools.partial(model, jnp.ones((3, 4)))
+        text = jax.jit(logits).lower({"a": jnp.ones((3, 8), "f4")}).as_text()
+    assert "dlrm_jax_interact" not in text
+    assert "f64" in text
 
 
 @pytest.mark.parametrize("changes", [{"interaction": "cat"}, {"model": "dcn_v2"}])

@@ -67,7 +67,9 @@ class JaxDense:
                 {"tables": "tables", "mlps": "mlps"},
             )
 
-        def logits(params: Any, dense: jax.Array, ids: jax.Array) -> jax.Array:
+        def logits(
+            params: Any, dense: jax.Array, ids: jax.Array, training: bool = False
+        ) -> jax.Array:
             bags = jnp.split(ids, ends, axis=1)
             pooled = {
                 name: jnp.sum(
@@ -80,10 +82,10 @@ class JaxDense:
                 )
                 for name, bag in zip(names, bags, strict=True)
             }
-            return learner.model(params["mlps"])(dense, pooled)
+            return learner.model(params["mlps"], training)(dense, pooled)
 
         def loss_of(params: Any, dense: jax.Array, ids: jax.Array, labels: jax.Array) -> jax.Array:
-            return jnp.mean(learner.loss(logits(params, dense, ids), labels))
+            return jnp.mean(learner.loss(logits(params, dense, ids, training=True), labels))
 
         @functools.partial(jax.jit, donate_argnames=("params", "state"))
         def train(
