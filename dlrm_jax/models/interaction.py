@@ -71,7 +71,8 @@ def _pair_products(stacked: Float[Array, "B F d"], self_interaction: bool) -> Fl
 def _forward(stacked: Array, self_interaction: bool) -> tuple[Array, Array]:
     products = jnp.einsum("bid,bjd->bij", stacked, stacked)
     i, j = np.tril_indices(stacked.shape[1], 0 if self_interaction else -1)
-    return products.reshape(len(products), -1)[:, i * stacked.shape[1] + j], stacked
+    flat = products.reshape(len(products), stacked.shape[1] ** 2)
+    return flat[:, i * stacked.shape[1] + j], stacked
 
 
 def _backward(self_interaction: bool, stacked: Array, cotangent: Array) -> tuple[Array]:
@@ -81,7 +82,7 @@ def _backward(self_interaction: bool, stacked: Array, cotangent: Array) -> tuple
     position = np.full((count, count), len(i))  # one past the pairs: a column of zeros
     position[i, j] = position[j, i] = np.arange(len(i))
     padded = jnp.pad(cotangent, ((0, 0), (0, 1)))
-    symmetric = padded[:, position.reshape(-1)].reshape(-1, count, count)
+    symmetric = padded[:, position.reshape(-1)].reshape(len(cotangent), count, count)
     if self_interaction:
         symmetric = symmetric * (1 + jnp.eye(count, dtype=symmetric.dtype))
     return (jnp.einsum("bij,bjd->bid", symmetric, stacked),)

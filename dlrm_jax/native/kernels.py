@@ -155,7 +155,7 @@ def interact_back(
     return d_x, d_vectors
 
 
-def interaction_flops(target: str, products: float, dim: int) -> float:
+def interaction_flops(target: str, products: int, dim: int) -> int:
     """Floating-point operations of a call; 0 of what isn't an interaction.
 
     Args:

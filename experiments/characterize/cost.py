@@ -129,7 +129,7 @@ def _flops(program: Program, instruction: Instruction) -> float:
         operands = program.operands(instruction)
         first, vectors = operands[0].results[0], operands[-1].results[0]
         # One of the two has the dense vectors, the other the products besides.
-        return interaction_flops(native[1], abs(size - first.size), vectors.shape[-1])
+        return float(interaction_flops(native[1], abs(size - first.size), vectors.shape[-1]))
     if instruction.opcode in _REDUCTIONS:
         operand = program.operands(instruction)[_REDUCTIONS[instruction.opcode]]
         return float(operand.results[0].size)

@@ -137,18 +137,16 @@ def test_its_operations_are_counted_in_functions_and_programs(function, given, f
     assert sum(cost.flops for cost in class_costs(program, frozenset()).values()) == flops
 
 
-@pytest.mark.parametrize("native", ["rows", "columns", "back"])
-def test_vectors_of_other_shapes_are_refused(native):
-    x, vectors = jnp.ones((5, 16)), [jnp.ones((5, 16)), jnp.ones((5, 17))]
-    with pytest.raises(
-        ValueError, match=r"expected pooled vectors of shape \(5, 16\), got \(5, 17\)"
-    ):
-        if native == "rows":
-            dot(x, vectors, native=True)
-        elif native == "columns":
-            dot_of_columns(x.T, vectors)
-        else:
-            kernels.interact_back(jnp.ones((16 + 3, 5)), x.T, vectors, False)
+@pytest.mark.parametrize("columns", [False, True])
+def test_vectors_of_other_shapes_are_refused(columns: bool):
+    x, vectors = jnp.ones((5, 16)), [jnp.ones((5, 17))]
+    with pytest.raises(ValueError, match=r"pooled vectors of shape \(5, 16\), got \(5, 17\)"):
+        kernels.interact(x.T if columns else x, vectors, False, columns)
+
+
+def test_a_cotangent_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"cotangent of shape \(17, 5\), got \(18, 5\)"):
+        kernels.interact_back(jnp.ones((18, 5)), jnp.ones((16, 5)), [jnp.ones((5, 16))], False)
 
 
 def test_a_model_of_higher_precision_is_left_to_jax():
