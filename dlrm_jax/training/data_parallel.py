@@ -72,19 +72,26 @@ def gradients(
     value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1))
 
     def run(params: Any, pooled: Any, batch: Batch) -> tuple[Any, Any]:
-        def add(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            sums, vectors = carry
+        chunks = _chunks(learner.mesh, (pooled, batch), _CHUNK)
+
+        def of_chunk(i: Any, vectors: Any) -> tuple[Any, Any]:
             loss, (grads, cotangents) = value_and_grad(params, *_chunk(i, chunks, (vectors, batch)))
             # Cotangents take the place of the vectors, which nothing reads any more: in arrays of
             # their own, filled with zeros first, the step of 8192 samples took 4 % longer.
-            vectors = _with_chunk(i, vectors, cotangents)
-            return jax.tree.map(jnp.add, sums, (loss, grads)), vectors
+            return (loss, grads), _with_chunk(i, vectors, cotangents)
 
-        chunks = _chunks(learner.mesh, (pooled, batch), _CHUNK)
-        loss = jax.eval_shape(loss_of, params, pooled, batch)
-        zero = jnp.zeros((), loss.dtype), jax.tree.map(jnp.zeros_like, params)
-        sums, cotangents = jax.lax.fori_loop(0, chunks, add, (zero, pooled))
-        sums = jnp.sum(batch.weights, dtype=loss.dtype), *sums
+        def add(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            sums, vectors = carry
+            found, vectors = of_chunk(i, vectors)
+            return jax.tree.map(jnp.add, sums, found), vectors
+
+        if chunks == 1:
+            sums, cotangents = of_chunk(0, pooled)
+        else:
+            loss = jax.eval_shape(loss_of, params, pooled, batch)
+            zero = jnp.zeros((), loss.dtype), jax.tree.map(jnp.zeros_like, params)
+            sums, cotangents = jax.lax.fori_loop(0, chunks, add, (zero, pooled))
+        sums = jnp.sum(batch.weights, dtype=sums[0].dtype), *sums
         return jax.tree.map(lambda x: x[None, None], sums), cotangents
 
     in_specs, out_specs = (PartitionSpec(), BATCH, BATCH), (PER_DEVICE, BATCH)
