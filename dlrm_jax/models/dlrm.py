@@ -64,7 +64,6 @@ class DLRM(Model):
         )
         self.names = tuple(field.name for field in fields)
         self.interaction = interaction
-        self.dtype = dtype
         self.self_interaction = self_interaction
         self.bottom = MLP(
             [dense_features, *bottom_mlp],
@@ -84,7 +83,7 @@ class DLRM(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         pooled = [vectors[name] for name in self.names]
-        wide = jnp.result_type(jnp.float32, self.dtype, *(x.dtype for x in pooled))
+        wide = jnp.result_type(jnp.float32, self.bottom.dtype, *(x.dtype for x in pooled))
         native = self.runs_natively and wide == jnp.float32
         if native and self.training:
             return self._of_columns(dense, pooled)

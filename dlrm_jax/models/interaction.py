@@ -24,8 +24,7 @@ def interaction_width(kind: str, dim: int, widths: list[int], self_interaction: 
     """
     if kind == "cat":
         return dim + sum(widths)
-    vectors = len(widths) + 1
-    return dim + vectors * (vectors - 1) // 2 + (vectors if self_interaction else 0)
+    return dim + kernels.pairs(len(widths) + 1, self_interaction)
 
 
 def cat(x: Float[Array, "B d"], vectors: list[Float[Array, "B _"]]) -> Float[Array, "B W"]:
@@ -52,7 +51,7 @@ def dot(
         of T Tᵀ, as in the reference: (1,0), (2,0), (2,1), (3,0), …
     """
     if native:
-        z: Any = _natively(x, vectors, self_interaction)
+        z: Any = _natively(x, vectors, self_interaction, False)
         return z
     stacked = jnp.stack([x, *vectors], axis=1)
     return jnp.concatenate([x, _pair_products(stacked, self_interaction)], axis=1)
@@ -91,57 +90,39 @@ def _backward(self_interaction: bool, stacked: Array, cotangent: Array) -> tuple
 _pair_products.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _natively(x: Array, vectors: list[Array], self_interaction: bool) -> Array:
-    return kernels.interact(x, vectors, self_interaction, columns=False)
-
-
-def _natively_forward(
-    x: Array, vectors: list[Array], self_interaction: bool
-) -> tuple[Array, tuple[Array, list[Array]]]:
-    return kernels.interact(x, vectors, self_interaction, columns=False), (x, vectors)
-
-
-def _natively_backward(
-    self_interaction: bool, given: tuple[Array, list[Array]], cotangent: Array
-) -> tuple[Array, list[Array]]:
-    # Not native: training goes by columns.
-    _, back = jax.vjp(lambda x, vectors: dot(x, vectors, self_interaction), *given)
-    return back(cotangent)
-
-
-_natively.defvjp(_natively_forward, _natively_backward)
-
-
 def dot_of_columns(
     x: Float[Array, "d B"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
 ) -> Float[Array, "W B"]:
-    """`dot` and its derivative by native kernels, with the samples side by side.
+    """`dot` by native kernels, with the samples side by side.
 
     Args:
         x: the dense vector, float32.
         vectors: the pooled vectors, float32, as lookups give them.
         self_interaction: as in `dot`.
     """
-    z: Any = _of_columns(x, vectors, self_interaction)
+    z: Any = _natively(x, vectors, self_interaction, True)
     return z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _of_columns(x: Array, vectors: list[Array], self_interaction: bool) -> Array:
-    return kernels.interact(x, vectors, self_interaction, columns=True)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _natively(x: Array, vectors: list[Array], self_interaction: bool, columns: bool) -> Array:
+    return kernels.interact(x, vectors, self_interaction, columns)
 
 
-def _of_columns_forward(
-    x: Array, vectors: list[Array], self_interaction: bool
+def _natively_forward(
+    x: Array, vectors: list[Array], self_interaction: bool, columns: bool
 ) -> tuple[Array, tuple[Array, list[Array]]]:
-    return kernels.interact(x, vectors, self_interaction, columns=True), (x, vectors)
+    return kernels.interact(x, vectors, self_interaction, columns), (x, vectors)
 
 
-def _of_columns_backward(
-    self_interaction: bool, given: tuple[Array, list[Array]], cotangent: Array
+def _natively_backward(
+    self_interaction: bool, columns: bool, given: tuple[Array, list[Array]], cotangent: Array
 ) -> tuple[Array, list[Array]]:
-    return kernels.interact_back(cotangent, *given, self_interaction)
+    x, vectors = given
+    if columns:
+        return kernels.interact_back(cotangent, x, vectors, self_interaction)
+    d_x, d_vectors = kernels.interact_back(cotangent.T, x.T, vectors, self_interaction)
+    return d_x.T, d_vectors
 
 
-_of_columns.defvjp(_of_columns_forward, _of_columns_backward)
+_natively.defvjp(_natively_forward, _natively_backward)

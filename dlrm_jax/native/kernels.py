@@ -122,7 +122,7 @@ def interact(
     """
     samples, dim = x.shape[::-1] if columns else x.shape
     _check_shapes(samples, dim, vectors)
-    width = dim + _pairs(len(vectors) + 1, self_interaction)
+    width = dim + pairs(len(vectors) + 1, self_interaction)
     shape = (width, samples) if columns else (samples, width)
     call = jax.ffi.ffi_call("dlrm_jax_interact", jax.ShapeDtypeStruct(shape, x.dtype))
     return call(x, *vectors, self_interaction=self_interaction, columns=columns)
@@ -147,7 +147,7 @@ def interact_back(
     """
     dim, samples = x.shape
     _check_shapes(samples, dim, vectors)
-    wanted = (dim + _pairs(len(vectors) + 1, self_interaction), samples)
+    wanted = (dim + pairs(len(vectors) + 1, self_interaction), samples)
     if d_z.shape != wanted:
         raise ValueError(f"expected a cotangent of shape {wanted}, got {d_z.shape}")
     call = jax.ffi.ffi_call("dlrm_jax_interact_back", [_like(x), *map(_like, vectors)])
@@ -166,7 +166,8 @@ def interaction_flops(target: str, products: int, dim: int) -> int:
     return {"dlrm_jax_interact": 2, "dlrm_jax_interact_back": 4}.get(target, 0) * dim * products
 
 
-def _pairs(vectors: int, self_interaction: bool) -> int:
+def pairs(vectors: int, self_interaction: bool) -> int:
+    """How many pairs so many vectors have, those of a vector with itself included or not."""
     return vectors * (vectors - 1) // 2 + (vectors if self_interaction else 0)
 
 
