@@ -30,7 +30,11 @@ os.environ["XLA_FLAGS"] = _FLAGS
 
 
 def pytest_configure(config: pytest.Config):
-    """Two thirds of the tests' time is compilation, often of what another test has compiled."""
+    """Caches of the tests' own: the user's may hold native kernels, which change what is run.
+
+    Two thirds of the tests' time is compilation, often of what another test has compiled.
+    """
+    os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes

@@ -10,17 +10,14 @@ from dlrm_jax.native import library
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the library is built for these tests alone."""
-    return tmp_path_factory.mktemp("cache")
+def cache(pytestconfig: pytest.Config) -> Path:
+    """Where the library is built, for these tests alone."""
+    return pytestconfig.cache.mkdir("native")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def built(cache: Path) -> Iterator[None]:
-    """The library, built here unless it is already."""
-    if library.load():
-        yield
-        return
+    """The library, which every other test does without."""
     if not shutil.which("c++"):
         pytest.skip("there is no C++ compiler")
     with pytest.MonkeyPatch.context() as patch:
