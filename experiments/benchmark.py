@@ -72,8 +72,7 @@ class Steps:
     """
 
     def __init__(self, config: Config, learner: Learner):
-        self.batches = generated_batches(config, _BATCHES)
-        self._placed = [learner.put(batch) for batch in self.batches]
+        self._batches = [learner.put(batch) for batch in generated_batches(config, _BATCHES)]
         self._ahead = programs_ahead(learner.mesh)
         self._train = make_train_step(learner)
         self._predict = make_predict(learner)
@@ -87,7 +86,7 @@ class Steps:
         return (time.perf_counter() - begun) / count
 
     def _step(self, number: int) -> jax.Array:
-        batch = self._placed[number % _BATCHES]
+        batch = self._batches[number % _BATCHES]
         if FLAGS.mode == "infer":
             return self._predict(self.state, batch)
         self.state, loss = self._train(self.state, batch)
@@ -97,8 +96,8 @@ class Steps:
         """What one step does."""
         function = self._predict if FLAGS.mode == "infer" else self._train
         return roofline.Work(
-            roofline.matrix_flops(function, self.state, self._placed[0]),
-            roofline.row_bytes(learner.collection, self.batches, FLAGS.mode == "train"),
+            roofline.matrix_flops(function, self.state, self._batches[0]),
+            roofline.row_bytes(learner.collection, self._batches, FLAGS.mode == "train"),
         )
 
 

@@ -129,7 +129,7 @@ def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: 
 
     Args:
         collection: whose rows are read.
-        batches: on the host; every process's own.
+        batches: on the host, every process's own; or on devices that are all of this process.
         train: whether rows are updated.
     """
     return float(np.mean([_row_bytes(collection, np.asarray(b.ids), train) for b in batches]))

@@ -87,10 +87,11 @@ def lookup(
         columns = layout.columns[i]
         unknown = ids[:, columns] >= layout.table(each.table).rows
         if each.pooling == "none":
-            sequence = jnp.stack([collect(layout, bag, received) for bag in layout.bags[i]], axis=1)
+            bags = layout.bags[i]
+            sequence = jnp.stack([collect(layout, bag, received, len(ids)) for bag in bags], axis=1)
             pooled[each.name] = jnp.where(unknown[:, :, None], jnp.nan, sequence)
             continue
-        vector = collect(layout, layout.bags[i][0], received)
+        vector = collect(layout, layout.bags[i][0], received, len(ids))
         if each.pooling == "mean":
             own = None if weights is None else weights[:, columns]
             total = weight_sums(ids[:, columns], own, vector.dtype)
@@ -182,14 +183,14 @@ def at_owner(
 def at_sample(
     blocks: Sequence[Block], vectors: Sequence[Array], shards: int, dtype: str | None = None
 ) -> list[Array]:
-    """[N, T, d] at the owner of the rows, for each block, to [M, b, T, d] at the sample's."""
-    parts = [
-        x.reshape(shards if b.slab.sharded else 1, -1, *x.shape[1:])
-        for b, x in zip(blocks, vectors, strict=True)
-    ]
-    away = [x for b, x in zip(blocks, parts, strict=True) if b.slab.sharded]
-    received = iter(exchange(away, dtype))
-    return [next(received) if b.slab.sharded else x for b, x in zip(blocks, parts, strict=True)]
+    """[N, T, d] at the owner of the rows, for each block, to as much at the sample's.
+
+    The N vectors of a slot are b from each shard; b of a replicated slab.
+    """
+    away = [x for b, x in zip(blocks, vectors, strict=True) if b.slab.sharded]
+    parts = [x.reshape(shards, -1, *x.shape[1:]) for x in away]
+    received = (x.reshape(-1, *x.shape[2:]) for x in exchange(parts, dtype))
+    return [next(received) if b.slab.sharded else x for b, x in zip(blocks, vectors, strict=True)]
 
 
 def pool(
@@ -242,21 +243,24 @@ def _gather_by_slot(slab: Shaped[Array, "R d"], rows: Int[Array, "N T"]) -> Shap
 
 
 def collect(
-    layout: Layout, bag: int, received: Sequence[Float[Array, "_ b _ _"]]
-) -> Float[Array, "b _"]:
+    layout: Layout, bag: int, received: Sequence[Float[Array, "_ _ _"]], samples: int
+) -> Float[Array, "{samples} _"]:
     """One bag's vectors [b, d] at the samples' owner, of all its table's pieces.
 
     Args:
         layout: says where the bag's parts are.
         bag: its index.
-        received: by block, [M, b, T, d] (M is 1 for replicated slabs; d is a shard's columns).
+        received: by block, from `at_sample` (d is a shard's columns).
+        samples: b.
     """
     parts = layout.parts[bag]
     block = received[parts[0][0]]
     if len(parts) == 1:
-        return block[parts[0][1], :, parts[0][2]]
+        _, shard, slot = parts[0]
+        # Of one shard, this is what was stacked, and XLA leaves the stack out.
+        return block[shard * samples : (shard + 1) * samples, slot]
     _, shards, slots = (np.array(axis) for axis in zip(*parts, strict=True))
-    pieces = block[shards, :, slots]
+    pieces = block.reshape(-1, samples, *block.shape[1:])[shards, :, slots]
     if layout.blocks[parts[0][0]].slab.split == "columns":
         return jnp.swapaxes(pieces, 0, 1).reshape(pieces.shape[1], -1)
     return pieces.sum(axis=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -56,12 +56,12 @@ def for_data(config: Config, data: Dataset) -> Config:
     )
 
 
-def generated_batches(config: Config, count: int) -> list[Batch]:
+def generated_batches(config: Config, count: int) -> Iterator[Batch]:
     """The first training batches of generated data of just enough examples, on the host."""
     # 80 % of the examples are for training.
     config = dataclasses.replace(config, examples=-(-count * config.batch_size * 10 // 8))
     batches = TrainBatches(generate_data(config).train, config.batch_size, config.seed)
-    return [batches[i] for i in range(count)]
+    return (batches[i] for i in range(count))
 
 
 def make_learner(config: Config, mesh: Mesh) -> Learner:

@@ -98,7 +98,7 @@ def draw_examples(config: Config, directory: Path, full_bags: bool) -> None:
         directory: where they go.
         full_bags: fills every bag up to its length, with ids of the same distribution.
     """
-    batches = generated_batches(config, _BATCHES)
+    batches = list(generated_batches(config, _BATCHES))
     for name in Arrays._fields:
         stacked = np.stack([getattr(batch, name) for batch in batches])
         if name == "ids" and full_bags:
