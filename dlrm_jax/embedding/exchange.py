@@ -257,7 +257,7 @@ def collect(
     block = received[parts[0][0]]
     if len(parts) == 1:
         _, shard, slot = parts[0]
-        # Of one shard, this is what was stacked, and XLA leaves the stack out.
+        # On one shard this is what `_gather_by_slot` stacked, and XLA leaves the stack out.
         return block[shard * samples : (shard + 1) * samples, slot]
     _, shards, slots = (np.array(axis) for axis in zip(*parts, strict=True))
     pieces = block.reshape(-1, samples, *block.shape[1:])[shards, :, slots]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dlrm_jax.errors import UserError
+from experiments.cores import median_if_known, round_trip_us
 from experiments.peers.contestant import Contestant
 from experiments.peers.load import QUIET, Load, wait_for_quiet
 
@@ -35,11 +36,13 @@ class Round:
         ours: seconds of a step of ours, the mean of its turn.
         theirs: of a step of the other's.
         elsewhere: share of the machine's processor time that neither used; None if not known.
+        core_round_trip_us: of `cores.round_trip_us`, after both.
     """
 
     ours: float
     theirs: float
     elsewhere: float | None
+    core_round_trip_us: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,11 @@ class Outcome:
         """The mean share over the rounds that count."""
         shares = [x.elsewhere for x in self.rounds if x.elsewhere is not None]
         return statistics.mean(shares) if shares else None
+
+    @property
+    def core_round_trip_us(self) -> float | None:
+        """The median over the rounds that count."""
+        return median_if_known(x.core_round_trip_us for x in self.rounds)
 
     @property
     def loss_distance(self) -> float:
@@ -153,7 +161,7 @@ def play(
         a, b = (x.ask("run", steps=n) for x, n in zip((ours, peer), counts, strict=True))
         elsewhere = load.elsewhere(a["cpu_seconds"] + b["cpu_seconds"])
         answers.append((a, b))
-        made.append(Round(a["seconds"], b["seconds"], elsewhere))
+        made.append(Round(a["seconds"], b["seconds"], elsewhere, round_trip_us()))
         if (elsewhere or 0.0) <= QUIET:
             quiet += 1
             on_quiet_round()

@@ -14,7 +14,7 @@ from experiments.peers.match import Outcome
 
 COLUMNS = (
     "preset", "rows", "batch", "work", "peer", "ours, ms", "peer, ms", "peer / ours", "quartiles",
-    "loss distance", "our peak, GiB", "peer's peak, GiB", "load elsewhere",
+    "loss distance", "our peak, GiB", "peer's peak, GiB", "load elsewhere", "core to core, µs",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ class Entry:
         ours, theirs, rounds = self.outcome.ours, self.outcome.theirs, self.outcome.rounds
         lower, median, upper = self.outcome.ratio_quartiles()
         cut = f" of {self.whole_rows:,}" if self.rows != self.whole_rows else ""
-        elsewhere = self.outcome.elsewhere
+        elsewhere, round_trip = self.outcome.elsewhere, self.outcome.core_round_trip_us
         return _line(
             [
                 self.preset,
@@ -67,6 +67,7 @@ class Entry:
                 f"{ours.peak_bytes / 2**30:.2f}",
                 f"{theirs.peak_bytes / 2**30:.2f}",
                 "unknown" if elsewhere is None else f"{elsewhere:.0%}",
+                "unknown" if round_trip is None else f"{round_trip:.2f}",
             ]
         )
 
@@ -79,6 +80,7 @@ class Entry:
             "ratio_quartiles": [lower, upper],
             "loss_distance": self.outcome.loss_distance,
             "load_elsewhere": self.outcome.elsewhere,
+            "core_round_trip_us": self.outcome.core_round_trip_us,
         }
 
 
