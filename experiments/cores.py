@@ -1,9 +1,9 @@
 """How long two cores of the machine take to hear from one another.
 
-The cores of a step share what they write, so its time depends on whether they have a cache in
-common. In a virtual machine that may change from minute to minute, as its host moves them: two
-cores of an EPYC (Zen 5) needed 0.2 µs while they had one, and 16.2 ms for a step of `kaggle` with
-2048 samples; 0.45 µs and 20.2 ms while they hadn't.
+The cores of a step share what they write. In a virtual machine it may change from minute to minute
+how long that takes, presumably as its host moves the cores to where they have a cache in common or
+haven't: two of an EPYC (Zen 5) needed 0.15 µs for minutes, and 16.2 ms for a step of `kaggle` with
+2048 samples, then 0.38 µs and 20.2 ms.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import mmap
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -23,31 +22,31 @@ _ROOT = Path(__file__).parents[1]
 _BLOCKS, _TRIPS = 8, 500
 
 # By then both processes end, whatever the machine does besides.
-_SECONDS = 60
+_SECONDS = 5
 
 
 def round_trip_us() -> float | None:
     """Microseconds for a byte from the first core to the last and back, between two Python loops.
 
-    The processes are bound to the cores that this one may use, and run for 20 ms.
+    Starting Python takes longer than the 4000 trips.
 
     Returns:
-        the least mean of some hundred trips; None if there is but one core, or if processes can't
-        be bound to cores here.
+        the least mean of some hundred trips. None if it can't be measured: there is but one core,
+        processes can't be bound to cores here, or the cores have so much else to do that it took
+        five seconds.
     """
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         return None
     # In a program of its own, as one with threads, such as JAX's, shouldn't be forked.
-    found = subprocess.run(
-        [sys.executable, "-m", __name__], cwd=_ROOT, capture_output=True, text=True, check=True
-    )
-    return float(found.stdout)
+    program = [sys.executable, "-m", __name__]
+    found = subprocess.run(program, cwd=_ROOT, capture_output=True, text=True, check=False)
+    return float(found.stdout) if found.returncode == 0 else None
 
 
-def median_if_known(round_trips: Iterable[float | None]) -> float | None:
-    """Of several; None if none is known."""
+def extremes(round_trips: Iterable[float | None]) -> dict[str, float] | None:
+    """The ``"min"`` and ``"max"`` of several; None if none is known."""
     known = [each for each in round_trips if each is not None]
-    return statistics.median(known) if known else None
+    return {"min": min(known), "max": max(known)} if known else None
 
 
 def _measure() -> float:

@@ -129,10 +129,12 @@ def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: 
 
     Args:
         collection: whose rows are read.
-        batches: on the host, every process's own; or on devices that are all of this process.
+        batches: every process's own, also split into micro-batches, ``ids`` [B, C] or [A, B/A, C];
+            on the host or on devices that are all of this process.
         train: whether rows are updated.
     """
-    return float(np.mean([_row_bytes(collection, np.asarray(b.ids), train) for b in batches]))
+    ids = (np.asarray(batch.ids) for batch in batches)
+    return float(np.mean([_row_bytes(collection, x.reshape(-1, x.shape[-1]), train) for x in ids]))
 
 
 def _row_bytes(collection: EmbeddingCollection, ids: np.ndarray, train: bool) -> int:

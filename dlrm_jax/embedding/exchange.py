@@ -183,9 +183,9 @@ def at_owner(
 def at_sample(
     blocks: Sequence[Block], vectors: Sequence[Array], shards: int, dtype: str | None = None
 ) -> list[Array]:
-    """[N, T, d] at the owner of the rows, for each block, to as much at the sample's.
+    """[N, T, d] at the owner of the rows, for each block, to [N, T, d] at the sample's owner.
 
-    The N vectors of a slot are b from each shard; b of a replicated slab.
+    The first b are from shard 0, the next from shard 1. Of a replicated slab, N is b.
     """
     away = [x for b, x in zip(blocks, vectors, strict=True) if b.slab.sharded]
     parts = [x.reshape(shards, -1, *x.shape[1:]) for x in away]
@@ -251,17 +251,18 @@ def collect(
         layout: says where the bag's parts are.
         bag: its index.
         received: by block, from `at_sample` (d is a shard's columns).
-        samples: b.
+        samples: b, of this device.
     """
     parts = layout.parts[bag]
-    block = received[parts[0][0]]
+    index, shard, slot = parts[0]
+    block = received[index]
     if len(parts) == 1:
-        _, shard, slot = parts[0]
         # On one shard this is what `_gather_by_slot` stacked, and XLA leaves the stack out.
         return block[shard * samples : (shard + 1) * samples, slot]
     _, shards, slots = (np.array(axis) for axis in zip(*parts, strict=True))
-    pieces = block.reshape(-1, samples, *block.shape[1:])[shards, :, slots]
-    if layout.blocks[parts[0][0]].slab.split == "columns":
+    by_shard = block.reshape(len(layout.blocks[index].bag), samples, *block.shape[1:])
+    pieces = by_shard[shards, :, slots]
+    if layout.blocks[index].slab.split == "columns":
         return jnp.swapaxes(pieces, 0, 1).reshape(pieces.shape[1], -1)
     return pieces.sum(axis=0)
 

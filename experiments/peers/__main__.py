@@ -11,7 +11,8 @@ Then this project and one peer at a time are timed in turn, so that the two timi
 the same machine and no more than two contestants' tables are in memory. Rounds count if nearly
 nothing else ran meanwhile. Prints a row of a table in Markdown for each match: the ratio is the
 peer's time over ours, the median of the rounds, with its quartiles; a peak is resident memory of
-making steps; "load elsewhere" is the share of the processors that something else had.
+making steps; "load elsewhere" is the share of the processors that something else had; "core to
+core" is what a byte takes from one core to another and back (see `experiments.cores`).
 
 Peers get all cores and the allocator settings of this program. What they need is installed on first
 use. ``*_compiled`` put the dense part through `torch.compile` and want a C++ compiler; ``*_onednn``

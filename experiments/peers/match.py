@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dlrm_jax.errors import UserError
-from experiments.cores import median_if_known, round_trip_us
+from experiments.cores import extremes, round_trip_us
 from experiments.peers.contestant import Contestant
 from experiments.peers.load import QUIET, Load, wait_for_quiet
 
@@ -36,7 +36,7 @@ class Round:
         ours: seconds of a step of ours, the mean of its turn.
         theirs: of a step of the other's.
         elsewhere: share of the machine's processor time that neither used; None if not known.
-        core_round_trip_us: of `cores.round_trip_us`, after both.
+        core_round_trip_us: from `cores.round_trip_us`, after both.
     """
 
     ours: float
@@ -89,9 +89,9 @@ class Outcome:
         return statistics.mean(shares) if shares else None
 
     @property
-    def core_round_trip_us(self) -> float | None:
-        """The median over the rounds that count."""
-        return median_if_known(x.core_round_trip_us for x in self.rounds)
+    def core_round_trip_us(self) -> dict[str, float] | None:
+        """The extremes over the rounds that count."""
+        return extremes(x.core_round_trip_us for x in self.rounds)
 
     @property
     def loss_distance(self) -> float:

@@ -51,7 +51,7 @@ class Entry:
         ours, theirs, rounds = self.outcome.ours, self.outcome.theirs, self.outcome.rounds
         lower, median, upper = self.outcome.ratio_quartiles()
         cut = f" of {self.whole_rows:,}" if self.rows != self.whole_rows else ""
-        elsewhere, round_trip = self.outcome.elsewhere, self.outcome.core_round_trip_us
+        elsewhere, trip = self.outcome.elsewhere, self.outcome.core_round_trip_us
         return _line(
             [
                 self.preset,
@@ -67,7 +67,7 @@ class Entry:
                 f"{ours.peak_bytes / 2**30:.2f}",
                 f"{theirs.peak_bytes / 2**30:.2f}",
                 "unknown" if elsewhere is None else f"{elsewhere:.0%}",
-                "unknown" if round_trip is None else f"{round_trip:.2f}",
+                "unknown" if trip is None else f"{trip['min']:.2f} to {trip['max']:.2f}",
             ]
         )
 

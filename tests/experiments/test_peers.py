@@ -117,6 +117,8 @@ def test_a_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lower, median, upper = outcome.ratio_quartiles()
     assert 0 < lower <= median <= upper
     assert outcome.ours.peak_bytes > 2**20
+    trips = outcome.core_round_trip_us
+    assert trips is None or 0.02 < trips["min"] <= trips["max"] < 1000
 
 
 def test_a_wrong_loss_is_named(tmp_path: Path):

@@ -50,6 +50,8 @@ def test_different_rows_are_read_once_and_written_once(train):
     state = 2 * (16 * 4 + 4) * a + 2 * (4 * 4 + 16) * b
     expected = 16 * 4 * a + 4 * 4 * b + (state if train else 0)
     assert row_bytes(collection, [batch, batch], train) == expected
+    micro_batches = batch._replace(ids=batch.ids[:, None])
+    assert row_bytes(collection, [micro_batches], train) == expected
 
 
 def test_the_limit_is_the_longer_of_the_two():

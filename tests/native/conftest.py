@@ -10,9 +10,9 @@ from dlrm_jax.native import library
 
 
 @pytest.fixture(scope="session")
-def cache(pytestconfig: pytest.Config) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the library is built, for these tests alone."""
-    return pytestconfig.cache.mkdir("native")
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module", autouse=True)
