@@ -2,8 +2,8 @@
 
 The cores of a step share what they write. In a virtual machine it may change from minute to minute
 how long that takes, presumably as its host moves the cores to where they have a cache in common or
-haven't: two of an EPYC (Zen 5) needed 0.15 µs for minutes, and 16.2 ms for a step of `kaggle` with
-2048 samples, then 0.38 µs and 20.2 ms.
+haven't: two of an EPYC (Zen 5) needed 0.15 µs, and a step of `kaggle` with 8192 samples and
+row-wise Adagrad 65 ms in `experiments.peers`, then 0.38 µs and 81 ms.
 """
 
 from __future__ import annotations
