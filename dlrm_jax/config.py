@@ -36,7 +36,7 @@ class Config:
     exchange_dtype: Literal["float32", "bfloat16"] = "float32"  # of vectors between devices
     placements: tuple[str, ...] = ()  # C3=row_wise[:0-3], C4=table_wise[:1], C5=column_wise, …
     kernels: Literal["auto", "native", "jax"] = "auto"  # see dlrm_jax.native
-    plan: str = ""  # a file that experiments.plan wrote; "" for a plan made at the start
+    plan: str = ""  # a file that python -m dlrm_jax plan wrote; "" for a plan made at the start
     frozen_tables: tuple[str, ...] = ()  # C1, C2
     table_optimizers: tuple[str, ...] = ()  # C3=sgd or C3=sgd:0.01, with its learning rate
 

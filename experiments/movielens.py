@@ -20,6 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start
 from dlrm_jax.config import Config
 from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_ranking
 from dlrm_jax.data.movielens.splits import SPLITS
@@ -28,7 +29,6 @@ from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, for_data
 from experiments.compare.contest import Contest, asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Choices, Clicks, Task
-from experiments.program import FLAGS, define_run_flags, run, start
 
 define_run_flags(default_preset="movielens")
 define_comparison_flags("dlrm,dcn_v2,deepfm", "rowwise_adagrad")

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import ABSENT, Examples
+from dlrm_jax.data.formats.npy import map_npz
 from dlrm_jax.data.hstacked import HStacked
-from dlrm_jax.data.npy import map_npz
 from dlrm_jax.errors import UserError
 
 _ROWS_PER_BLOCK = 1 << 16

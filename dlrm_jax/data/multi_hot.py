@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from dlrm_jax.data.arrays import ABSENT
-from dlrm_jax.data.npy import ArrayWriter
+from dlrm_jax.data.formats.npy import ArrayWriter
 
 MLPERF_SIZES = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
 """Ids of each of Criteo's features, from the README of ``recommendation_v2`` in MLPerf Training."""

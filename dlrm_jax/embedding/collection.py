@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer
 
-from dlrm_jax.embedding import logical, natively, parallel, storage
+from dlrm_jax.embedding import kernel_dispatch, reshard, sharded_ops, table_io
 from dlrm_jax.embedding.bags import check_batch, check_ids
-from dlrm_jax.embedding.held import held_dtype
+from dlrm_jax.embedding.comm_dtype import check_dtype
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
 from dlrm_jax.embedding.plan import Plan
@@ -19,11 +19,11 @@ from dlrm_jax.embedding.planning.devices import device_like
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
 from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
+from dlrm_jax.embedding.storage_dtype import held_dtype
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
-from dlrm_jax.embedding.travel import check_dtype
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, check_axes
-from dlrm_jax.native.kernels import Kernels, available
+from dlrm_jax.native.ops import Kernels, available
 
 
 class EmbeddingCollection:
@@ -92,9 +92,9 @@ class EmbeddingCollection:
         self.natively = frozenset(
             slab.name
             for slab in self.layout.slabs
-            if self.native and natively.updated_natively(slab)
+            if self.native and kernel_dispatch.updated_natively(slab)
         )
-        self._unpackers = {s.name: logical.Unpacker(mesh, s) for s in self.layout.slabs}
+        self._unpackers = {s.name: reshard.Unpacker(mesh, s) for s in self.layout.slabs}
 
     @property
     def kernels(self) -> dict[str, str]:
@@ -103,7 +103,7 @@ class EmbeddingCollection:
         ``"native"``, ``"jax"``, ``"none"`` if there are none, or which tables are whose. Of tables
         that lie in one array, native lookups of some are named as those of all.
         """
-        return natively.kernels(self.layout, self.native)
+        return kernel_dispatch.kernels(self.layout, self.native)
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
 
@@ -131,7 +131,7 @@ class EmbeddingCollection:
             UserError: ids or weights have another shape or dtype.
         """
         check_batch(self.mesh, self.features, ids, weights)
-        return parallel.lookup(
+        return sharded_ops.lookup(
             self.mesh,
             self.layout,
             self.lookups,
@@ -159,7 +159,7 @@ class EmbeddingCollection:
                 f"cotangents: expected one for each of the lookups {', '.join(sorted(names))}; "
                 f"got {', '.join(sorted(cotangents)) or 'none'}"
             )
-        return parallel.back(
+        return sharded_ops.back(
             self.mesh, self.layout, self.lookups, self.exchange_dtype, context, cotangents
         )
 
@@ -173,7 +173,7 @@ class EmbeddingCollection:
             sum_duplicates: also where the optimizer doesn't need it, as
                 `RowGradients.squared_norm` does.
         """
-        return parallel.aggregate(
+        return sharded_ops.aggregate(
             self.mesh,
             self.layout,
             self.exchange_dtype,
@@ -193,7 +193,7 @@ class EmbeddingCollection:
             gradients: from `aggregate`.
             step: the number of updates done before this one.
         """
-        return parallel.apply(self.mesh, self.layout, state, gradients, step, self.natively)
+        return sharded_ops.apply(self.mesh, self.layout, state, gradients, step, self.natively)
 
     def update(
         self,
@@ -221,7 +221,7 @@ class EmbeddingCollection:
                 shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
             placed = {
                 key: jax.ShapeDtypeStruct(
-                    x.shape, x.dtype, sharding=logical.slab_sharding(self.mesh, slab, len(x.shape))
+                    x.shape, x.dtype, sharding=reshard.slab_sharding(self.mesh, slab, len(x.shape))
                 )
                 for key, x in shapes.items()
             }
@@ -243,7 +243,7 @@ class EmbeddingCollection:
         Raises:
             UserError: an array has another shape or an unknown name.
         """
-        return storage.build(self.mesh, self.layout, source, seed)
+        return table_io.build(self.mesh, self.layout, source, seed)
 
     def arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
         """Gives all logical arrays: of each table its ``"weights"``, then its slots by name.
@@ -251,7 +251,7 @@ class EmbeddingCollection:
         Few of them exist at a time. Those of a table alone in its slab may be the state's
         own: don't donate the state while they are in use.
         """
-        return storage.read(self.layout, self._unpackers, state)
+        return table_io.read(self.layout, self._unpackers, state)
 
     def read(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
         """`arrays` by table, one slab at a time."""
@@ -263,7 +263,7 @@ class EmbeddingCollection:
 
     def logical(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of what `read` gives, with the shardings that suit `build`."""
-        return storage.logical_arrays(self.mesh, self.layout.slab_of(table), self.tables[table])
+        return table_io.logical_arrays(self.mesh, self.layout.slab_of(table), self.tables[table])
 
     def check_ids(self, ids: Int[np.ndarray, "B C"]) -> None:
         """Looks for ids that no table has; runs on the host.

@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from dlrm_jax.embedding import travel
-from dlrm_jax.embedding.held import weights_of
+from dlrm_jax.embedding import comm_dtype
+from dlrm_jax.embedding.kernel_dispatch import pooled_natively
 from dlrm_jax.embedding.layout import Block, Layout
-from dlrm_jax.embedding.natively import pooled_natively
+from dlrm_jax.embedding.storage_dtype import weights_of
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import MODEL
-from dlrm_jax.native import kernels
+from dlrm_jax.native import ops
 
 # So many slots are gathered one by one, see `_gather_by_slot`; more would take long to compile.
 _SLOTS = 64
@@ -77,7 +77,7 @@ def lookup(
     for i, block in enumerate(blocks):
         held, of_rows = slabs[block.slab.name], None if at_rows is None else at_rows[i]
         if native and pooled_natively(block):
-            vectors.append(kernels.pool(held, rows[i], of_rows))
+            vectors.append(ops.pool(held, rows[i], of_rows))
         else:
             vectors.append(pool(held, rows[i], of_rows, block.slab.dtype))
     received = at_sample(blocks, vectors, shards, dtype)
@@ -163,8 +163,8 @@ def exchange(parts: Sequence[Array], dtype: str | None = None) -> list[Array]:
         return list(parts)
     flat = [part.reshape(*part.shape[:2], -1) for part in parts]
     sent = jnp.concatenate(flat, axis=2)
-    received = jax.lax.all_to_all(travel.pack(sent, dtype), MODEL, 0, 0, tiled=True)
-    received = travel.unpack(received, dtype, sent.dtype)
+    received = jax.lax.all_to_all(comm_dtype.pack(sent, dtype), MODEL, 0, 0, tiled=True)
+    received = comm_dtype.unpack(received, dtype, sent.dtype)
     ends = np.cumsum([part.shape[2] for part in flat])[:-1]
     pieces = jnp.split(received, ends, axis=2)
     return [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]

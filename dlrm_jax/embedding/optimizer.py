@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from dlrm_jax.embedding.held import hold, weights_of
+from dlrm_jax.embedding.storage_dtype import hold, weights_of
 from dlrm_jax.errors import UserError
 
 Rate = float | Callable[[Int[Array, ""]], Float[Array, ""]]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dlrm_jax.native import kernels
+from dlrm_jax.native import ops
 
 
 def interaction_width(kind: str, dim: int, widths: list[int], self_interaction: bool) -> int:
@@ -24,7 +24,7 @@ def interaction_width(kind: str, dim: int, widths: list[int], self_interaction: 
     """
     if kind == "cat":
         return dim + sum(widths)
-    return dim + kernels.pairs(len(widths) + 1, self_interaction)
+    return dim + ops.pairs(len(widths) + 1, self_interaction)
 
 
 def cat(x: Float[Array, "B d"], vectors: list[Float[Array, "B _"]]) -> Float[Array, "B W"]:
@@ -106,13 +106,13 @@ def dot_of_columns(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _natively(x: Array, vectors: list[Array], self_interaction: bool, columns: bool) -> Array:
-    return kernels.interact(x, vectors, self_interaction, columns)
+    return ops.interact(x, vectors, self_interaction, columns)
 
 
 def _natively_forward(
     x: Array, vectors: list[Array], self_interaction: bool, columns: bool
 ) -> tuple[Array, tuple[Array, list[Array]]]:
-    return kernels.interact(x, vectors, self_interaction, columns), (x, vectors)
+    return ops.interact(x, vectors, self_interaction, columns), (x, vectors)
 
 
 def _natively_backward(
@@ -120,8 +120,8 @@ def _natively_backward(
 ) -> tuple[Array, list[Array]]:
     x, vectors = given
     if columns:
-        return kernels.interact_back(cotangent, x, vectors, self_interaction)
-    d_x, d_vectors = kernels.interact_back(cotangent.T, x.T, vectors, self_interaction)
+        return ops.interact_back(cotangent, x, vectors, self_interaction)
+    d_x, d_vectors = ops.interact_back(cotangent.T, x.T, vectors, self_interaction)
     return d_x.T, d_vectors
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import jax
 
-from dlrm_jax.cache import cache_directory
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import cache_directory
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))

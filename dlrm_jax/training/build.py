@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import Batch, TrainBatches
-from dlrm_jax.data.synthetic import generate
+from dlrm_jax.data.generated.synthetic import generate
 from dlrm_jax.embedding import (
     EmbeddingCollection,
     Plan,

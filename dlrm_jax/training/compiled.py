@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlrm_jax.data.batches import Batch
-from dlrm_jax.embedding.traffic import Collective, collectives
+from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.mesh import DATA, MODEL, batch_sharding
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_train_step

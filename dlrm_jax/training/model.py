@@ -12,8 +12,8 @@ from flax import nnx
 
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.errors import UserError
+from dlrm_jax.models.composed import Part, Represented
 from dlrm_jax.models.fields import Field, Model
-from dlrm_jax.models.representation import Part, Represented
 from dlrm_jax.models.zoo import MODELS
 
 _GIVEN = ("self", "dense_features", "fields", "rngs", "dtype", "param_dtype")

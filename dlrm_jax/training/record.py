@@ -12,8 +12,8 @@ from typing import Any
 
 import filelock
 
-from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_text
 from dlrm_jax.processes import is_first, on_first
 
 

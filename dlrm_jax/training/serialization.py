@@ -142,7 +142,7 @@ def release_memory() -> None:
     """Gives back to the system what is free: call it before and after large arrays are moved.
 
     Orbax leaves arrays in reference cycles. And glibc keeps what XLA's compiler has freed, which
-    the peak that `experiments.benchmark` prints would hold with an empty compilation cache.
+    the peak that `experiments.benchmarks.step` prints would hold with an empty compilation cache.
     """
     gc.collect()
     if sys.platform == "linux":

@@ -12,8 +12,8 @@ from dlrm_jax.config import Config
 from dlrm_jax.embedding import Feature, Lookup, Table
 from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
 from dlrm_jax.errors import UserError
+from dlrm_jax.models.composed import LearnedPooling, Part, Projection, QuotientRemainder
 from dlrm_jax.models.fields import SMALL, Field, Read
-from dlrm_jax.models.representation import LearnedPooling, Part, Projection, QuotientRemainder
 from dlrm_jax.training.model import fields_of, model_class
 from dlrm_jax.training.schedule import WarmupDecay
 

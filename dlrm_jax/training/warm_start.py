@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dlrm_jax.embedding import Table
-from dlrm_jax.embedding.logical import initial_values
+from dlrm_jax.embedding.reshard import initial_values
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.learner import Learner, TrainState
@@ -116,7 +116,7 @@ def _trained(
         raise UserError(
             f"warm start: the ids of these data aren't those of {source}, and don't continue "
             f"them: in table {table.name} (with {rows} rows there, {table.rows} here) an id may "
-            f"mean different values. Prepare the data with python -m experiments.preprocess "
+            f"mean different values. Prepare the data with python -m dlrm_jax preprocess "
             f"--grow=OLD_DIRECTORY, where OLD_DIRECTORY is what {source} was trained on, or the "
             f"preprocessing/ in its workdir"
         )

@@ -30,16 +30,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from dlrm_jax.data.files import write_json
-from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import check_batch_size
-from dlrm_jax.presets import preset
-from experiments.characterize import chakra, report, sweep
-from experiments.characterize.drawing import draw_step
-from experiments.characterize.measure import measure
-from experiments.characterize.profile import durations
-from experiments.pictures import save
-from experiments.program import (
+from dlrm_jax.cli.pictures import save
+from dlrm_jax.cli.program import (
     FLAGS,
     define_run_flags,
     describe_devices,
@@ -47,6 +39,14 @@ from experiments.program import (
     start,
     with_flags,
 )
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_json
+from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.presets import preset
+from experiments.characterize import chakra, report, sweep
+from experiments.characterize.drawing import draw_step
+from experiments.characterize.measure import measure
+from experiments.characterize.profile import durations
 
 define_run_flags(default_preset="kaggle")
 flags.DEFINE_string("workdir", None, "directory for the result, its page and traces")

@@ -17,8 +17,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, proto
 
-from dlrm_jax.data.files import made, write_json
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import made, write_json
 from experiments.characterize.cost import cost, table_arrays
 from experiments.characterize.hlo import CONTAINERS, Instruction, Program
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 
-from dlrm_jax.native.kernels import interaction_flops
+from dlrm_jax.native.ops import interaction_flops
 from experiments.characterize.hlo import Array, Instruction, Program
 
 # One operation an element of the result; what only moves or compares isn't arithmetic.

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from dlrm_jax.cli.pictures import new_axes, percent, short
 from experiments.characterize.profile import DATA, IDLE
-from experiments.pictures import new_axes, percent, short
 
 # What belongs together has tints of one colour.
 _COLOURS = {

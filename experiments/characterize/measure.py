@@ -22,7 +22,7 @@ from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_train_step
-from experiments import roofline
+from experiments.benchmarks import roofline
 from experiments.characterize.cost import Cost, class_costs, table_arrays
 from experiments.characterize.hlo import Program
 from experiments.characterize.profile import DATA, WINDOW, Profile, class_seconds, record

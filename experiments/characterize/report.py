@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrm_jax.cli.page import Page
+from dlrm_jax.cli.pictures import percent
+from dlrm_jax.cli.program import versions
 from experiments.characterize.drawing import draw_step, draw_sweep
 from experiments.characterize.measure import Measured
-from experiments.page import Page
-from experiments.pictures import percent
-from experiments.program import versions
 
 Result = Mapping[str, Any]
 """What ``characterization.json`` holds of one step."""

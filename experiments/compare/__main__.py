@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dlrm_jax.cli.datasets import check_data_flags, define_data_flag, load_data
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes
 from experiments.compare.contest import asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Clicks
-from experiments.datasets import check_data_flags, define_data_flag, load_data
-from experiments.program import FLAGS, define_run_flags, run, start
 
 define_run_flags(default_preset="comparison")
 define_comparison_flags()

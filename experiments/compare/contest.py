@@ -11,16 +11,16 @@ from pathlib import Path
 from absl import flags
 from jax.sharding import Mesh
 
+from dlrm_jax.cli.program import FLAGS, check_read, overridden
 from dlrm_jax.config import Config
-from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_text
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.record import owned, to_json
 from experiments.compare.results_page import columns, rows_of, write_page
 from experiments.compare.tasks import Task
 from experiments.compare.trials import RATES, Contender, Result, Study
-from experiments.program import FLAGS, check_read, overridden
 
 # What the contenders themselves decide.
 _THEIRS = ("model", "model_options", "optimizer", "learning_rate", "seed")

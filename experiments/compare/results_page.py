@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from dlrm_jax.cli.page import Page
+from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, new_axes, save
 from experiments.compare.tasks import Task
 from experiments.compare.trials import Result
-from experiments.page import Page
-from experiments.pictures import COLOURS, PERCENT, compact, new_axes, save
 
 _NAMES = {"log_loss": "log loss", "auc": "AUC", "normalized_entropy": "normalized entropy",
           "hr@10": "HR@10", "ndcg@10": "NDCG@10"}  # fmt: skip

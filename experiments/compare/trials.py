@@ -23,16 +23,16 @@ import tqdm
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
-from dlrm_jax.data.files import write_text
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_text
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import to_json
 from dlrm_jax.training.step import make_predict, make_train_step
+from experiments.benchmarks.roofline import matrix_flops
 from experiments.compare.tasks import Task, badness
-from experiments.roofline import matrix_flops
 
 RATES: dict[str, tuple[float, ...]] = {
     "sgd": (0.3, 1.0, 3.0),

@@ -4,7 +4,7 @@
     python -m experiments.frequency --data=criteo
 
 The same batches are looked up in tables whose rows lie by descending frequency in the training
-part, as `experiments.preprocess` lays them, by first appearance in it, as other programs do, and at
+part, as `dlrm_jax preprocess` lays them, by first appearance in it, as other programs do, and at
 random. The batches are of the validation part, so that rows don't lie well for having been counted
 in them. Lines and pages that they touch, hits of caches and loads of shards are counted, not
 measured; an array is taken to begin with a line and a page. Lookups and updates, on one device, are
@@ -34,16 +34,18 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
+from dlrm_jax.cli.datasets import check_data_flags, define_data_flag, load_data
+from dlrm_jax.cli.pictures import percent, save
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, versions, with_flags
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
-from dlrm_jax.data.files import write_json
 from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.embedding.optimizer import slot_shapes
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_json
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import describe, make_collection
-from experiments.datasets import check_data_flags, define_data_flag, load_data
 from experiments.frequency.picture import draw
 from experiments.frequency.row_order import (
     ORDERS,
@@ -54,8 +56,6 @@ from experiments.frequency.row_order import (
     touched,
 )
 from experiments.frequency.timing import Work, in_turn
-from experiments.pictures import percent, save
-from experiments.program import FLAGS, define_run_flags, run, start, versions, with_flags
 
 define_run_flags(default_preset="kaggle")
 define_data_flag()

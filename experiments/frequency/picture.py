@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int64
 from matplotlib.figure import Figure
 
+from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, draw_lines, new_axes, short
 from dlrm_jax.data.statistics import Column
-from experiments.pictures import COLOURS, PERCENT, compact, draw_lines, new_axes, short
 
 _POINTS = 300
 

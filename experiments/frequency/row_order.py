@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
 from dlrm_jax.data.arrays import ABSENT, Dataset, Split
-from dlrm_jax.data.locality import NEW, stack_distances
+from dlrm_jax.data.generated.locality import NEW, stack_distances
 
 ORDERS = ("frequency", "first_seen", "random")
 """By descending frequency in the training part, by first appearance in it, by chance."""

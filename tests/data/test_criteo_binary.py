@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from criteo_lines import IN_TIME, dense_of, ids_of, text
 
-from dlrm_jax.data import criteo_binary
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.formats import criteo_binary
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.errors import UserError

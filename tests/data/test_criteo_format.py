@@ -3,14 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlrm_jax.data.criteo_format import (
+from dlrm_jax.data.formats.criteo_format import (
     EMPTY,
     LARGEST_INTEGER,
     MAY_BE_EMPTY,
     LineFormatter,
     mixed,
 )
-from dlrm_jax.data.criteo_text import parse_block
+from dlrm_jax.data.formats.criteo_text import parse_block
 
 
 def one_by_one(labels, integers, ids):

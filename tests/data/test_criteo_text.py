@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.data.criteo_text import COLUMNS, parse_block
-from dlrm_jax.data.lines import whole_lines
+from dlrm_jax.data.formats.criteo_text import COLUMNS, parse_block
+from dlrm_jax.data.formats.lines import whole_lines
 from dlrm_jax.errors import UserError
 
 GOOD = [b"1", *[b"3"] * 13, *[b"68fd1e64"] * 26]

@@ -10,10 +10,10 @@ from criteo_lines import dense_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.data import lines
 from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.lines import OnBadLine, whole_lines
-from dlrm_jax.data.preprocessing.csv_text import Records
+from dlrm_jax.data.formats import lines
+from dlrm_jax.data.formats.csv_text import Records
+from dlrm_jax.data.formats.lines import OnBadLine, whole_lines
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema

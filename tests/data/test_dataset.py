@@ -12,7 +12,7 @@ from criteo_lines import text
 
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.dataset import load_dataset
-from dlrm_jax.data.npy import ArrayWriter
+from dlrm_jax.data.formats.npy import ArrayWriter
 from dlrm_jax.data.preprocessing import pipeline
 from dlrm_jax.errors import UserError
 

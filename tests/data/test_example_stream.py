@@ -5,10 +5,10 @@ import pytest
 
 from dlrm_jax.config import SMALL_ROWS
 from dlrm_jax.data.auc import auc
-from dlrm_jax.data.criteo_format import EMPTY
-from dlrm_jax.data.example_stream import BLOCK, ExampleStream
-from dlrm_jax.data.locality import StackProfile, stack_distances
-from dlrm_jax.data.zipf import bounded_zipf
+from dlrm_jax.data.formats.criteo_format import EMPTY
+from dlrm_jax.data.generated.example_stream import BLOCK, ExampleStream
+from dlrm_jax.data.generated.locality import StackProfile, stack_distances
+from dlrm_jax.data.generated.zipf import bounded_zipf
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import KAGGLE_ROWS
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from criteo_lines import text
 
-from dlrm_jax.data import criteo_text, lines
 from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.npy import ArrayWriter
+from dlrm_jax.data.formats import criteo_text, lines
+from dlrm_jax.data.formats.npy import ArrayWriter
 from dlrm_jax.data.preprocessing import conversion, day_arrays, pipeline, sources, vocabulary
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess

@@ -3,8 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.data.locality import NEW, LocalIds, StackProfile, read_trace, stack_distances
-from dlrm_jax.data.zipf import bounded_zipf
+from dlrm_jax.data.generated.locality import (
+    NEW,
+    LocalIds,
+    StackProfile,
+    read_trace,
+    stack_distances,
+)
+from dlrm_jax.data.generated.zipf import bounded_zipf
 from dlrm_jax.errors import UserError
 
 

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dlrm_jax.data.npy import ArrayWriter, NpzWriter, map_npz
+from dlrm_jax.data.formats.npy import ArrayWriter, NpzWriter, map_npz
 from dlrm_jax.errors import UserError
 
 
@@ -125,7 +125,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from dlrm_jax.data.npy import NpzWriter
+from dlrm_jax.data.formats.npy import NpzWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     with NpzWriter(Path(sys.argv[1])) as archive, archive.member("0", (1 << 20,), np.int32) as out:

@@ -11,8 +11,8 @@ from criteo_lines import dense_of, expected_ids, ids_of, text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.data import lines
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.formats import lines
 from dlrm_jax.data.preprocessing import day_arrays, encoding, splits
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from dlrm_jax.config import Config
 from dlrm_jax.data.auc import auc
 from dlrm_jax.data.check import check_ids
-from dlrm_jax.data.synthetic import generate
+from dlrm_jax.data.generated.synthetic import generate
 from dlrm_jax.errors import UserError
 
 

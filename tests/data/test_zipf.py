@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dlrm_jax.data.zipf import bounded_zipf, cumulative_zipf
+from dlrm_jax.data.generated.zipf import bounded_zipf, cumulative_zipf
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.0 + 1e-9, 1.05, 2.0, 30.0])

@@ -18,6 +18,7 @@ from dlrm_jax.embedding import (
     Workload,
     automatic_plan,
 )
+from dlrm_jax.embedding.collectives import collectives
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.plan import table_wise
 from dlrm_jax.embedding.planning.balance import balance, seconds_by_part
@@ -27,7 +28,6 @@ from dlrm_jax.embedding.planning.devices import DEVICES, device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.workload import bags_of, distinct_rows
-from dlrm_jax.embedding.traffic import collectives
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import (
     KAGGLE_ROWS,

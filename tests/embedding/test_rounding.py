@@ -13,8 +13,8 @@ from dlrm_jax.embedding import (
     Table,
     automatic_plan,
 )
-from dlrm_jax.embedding.held import weights_of
 from dlrm_jax.embedding.rounding import round_randomly
+from dlrm_jax.embedding.storage_dtype import weights_of
 from dlrm_jax.mesh import make_mesh
 
 ALL_BITS = np.arange(2**16, dtype=np.uint16)

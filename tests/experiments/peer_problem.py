@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from dlrm_jax.config import Config
-from experiments.peers.drawing import draw_examples, draw_weights, make_problem
-from experiments.peers.problem import Mode, Optimizer, Problem
+from experiments.benchmarks.peers.drawing import draw_examples, draw_weights, make_problem
+from experiments.benchmarks.peers.problem import Mode, Optimizer, Problem
 
 CONFIG = Config(
     table_rows=(7, 40, 3),

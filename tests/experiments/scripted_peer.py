@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 
-from experiments.peers.problem import Problem
-from experiments.peers.workers.protocol import serve
+from experiments.benchmarks.peers.problem import Problem
+from experiments.benchmarks.peers.workers.protocol import serve
 
 
 class Scripted:

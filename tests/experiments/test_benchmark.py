@@ -10,13 +10,13 @@ from main_job import run
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import preset
-from experiments.first_step import seconds_to_first_step
+from experiments.benchmarks.first_step import seconds_to_first_step
 
 SMALL = ("--preset=small", "--batch_size=64", "--rounds=2", "--steps_per_round=2")
 
 
 def benchmark(*flags: str):
-    result = run(*SMALL, *flags, program=("-m", "experiments.benchmark"))
+    result = run(*SMALL, *flags, program=("-m", "experiments.benchmarks.step"))
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
@@ -63,5 +63,5 @@ def test_seconds_to_the_first_step():
 
 
 def test_a_main_job_that_fails_says_why():
-    with pytest.raises(UserError, match=r"experiments.criteo --steps=x .*flag --steps=x"):
+    with pytest.raises(UserError, match=r"dlrm_jax.cli.train --steps=x .*flag --steps=x"):
         seconds_to_first_step(["--steps=x"])

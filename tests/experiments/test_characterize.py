@@ -25,13 +25,13 @@ from dlrm_jax.training.compiled import (
     planned_collectives,
 )
 from dlrm_jax.training.step import make_train_step
+from experiments.benchmarks.roofline import matrix_flops
 from experiments.characterize import chakra, sweep
 from experiments.characterize.cost import class_costs, table_arrays
 from experiments.characterize.groups import read_groups
 from experiments.characterize.hlo import Program, scope
 from experiments.characterize.measure import measure
 from experiments.characterize.profile import DATA, IDLE
-from experiments.roofline import matrix_flops
 
 CONFIG = Config(
     table_rows=(70, 9000, 400),

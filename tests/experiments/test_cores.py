@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.cores import extremes, round_trip_us
+from experiments.benchmarks.cores import extremes, round_trip_us
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="binds processes to cores")
 
@@ -30,7 +30,7 @@ def test_one_core_has_nothing_to_hear_from():
 
 
 def test_cores_that_cannot_be_bound_are_not_measured(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("experiments.cores.sys.executable", "/bin/false")
+    monkeypatch.setattr("experiments.benchmarks.cores.sys.executable", "/bin/false")
     assert round_trip_us() is None
 
 

@@ -15,14 +15,14 @@ from peer_problem import CONFIG, draw
 from dlrm_jax.config import SMALL_ROWS
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
-from experiments.peers.contestant import Contestant, Worker
-from experiments.peers.drawing import cut
-from experiments.peers.match import check_losses, play
-from experiments.peers.problem import Optimizer, Problem, mean_loss
-from experiments.peers.workers.jax_dense import JaxDense
-from experiments.peers.workers.ours import Ours
+from experiments.benchmarks.peers.contestant import Contestant, Worker
+from experiments.benchmarks.peers.drawing import cut
+from experiments.benchmarks.peers.match import check_losses, play
+from experiments.benchmarks.peers.problem import Optimizer, Problem, mean_loss
+from experiments.benchmarks.peers.workers.jax_dense import JaxDense
+from experiments.benchmarks.peers.workers.ours import Ours
 
-PROGRAM = ("-m", "experiments.peers")
+PROGRAM = ("-m", "experiments.benchmarks.peers")
 STEPS = 10
 
 
@@ -109,7 +109,7 @@ def meet(problem: Problem, ours: list[float], theirs: list[float], endless: bool
 
 
 def test_a_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("experiments.peers.match.wait_for_quiet", lambda limit: None)
+    monkeypatch.setattr("experiments.benchmarks.peers.match.wait_for_quiet", lambda limit: None)
     problem = draw(tmp_path, "train", "sgd")
     outcome = meet(problem, [0.7, 0.6, 0.5], [0.7, 0.6, 0.50001], endless=True)
     assert outcome.loss_distance == pytest.approx(2e-5, rel=1e-3)

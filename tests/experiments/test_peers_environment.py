@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dlrm_jax.errors import UserError
-from experiments.peers import environment
+from experiments.benchmarks.peers import environment
 
 
 def test_half_made_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

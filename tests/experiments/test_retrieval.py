@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.planted_taste import GROUPS, generate
-from experiments.retrieval import in_batch_softmax, recall
+from experiments.two_tower.planted_taste import GROUPS, generate
+from experiments.two_tower.retrieval import in_batch_softmax, recall
 
 
 def loss_by_loops(scores, item_ids, log_frequency) -> float:

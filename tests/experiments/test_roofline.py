@@ -11,8 +11,8 @@ from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import Adagrad, EmbeddingCollection, Feature, Lookup, RowWiseAdagrad, Table
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.interaction import dot_of_columns
-from experiments.roofline import Machine, Work, matrix_flops, measure, row_bytes
-from experiments.roofline_picture import point
+from experiments.benchmarks.roofline import Machine, Work, matrix_flops, measure, row_bytes
+from experiments.benchmarks.roofline_picture import point
 
 
 def test_products_count_as_often_as_they_run():
@@ -88,11 +88,11 @@ def test_the_picture_of_files(tmp_path: Path):
     results = tmp_path / "a.json"
     results.write_text(json.dumps(FOUND))
     picture = tmp_path / "roofline.svg"
-    program = ("-m", "experiments.roofline_picture")
+    program = ("-m", "experiments.benchmarks.roofline_picture")
     drawn = run(f"--results={results}", f"--output={picture}", program=program)
     assert drawn.returncode == 0, drawn.stderr
     assert picture.read_text().startswith("<?xml")
     results.write_text("{}")
     refused = run(f"--results={results}", f"--output={picture}", program=program)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {results}: expected what experiments.benchmark")
+    assert refused.stderr.startswith(f"error: {results}: expected what experiments.benchmarks.step")

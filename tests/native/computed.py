@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlrm_jax.native.kernels import (
+from dlrm_jax.native.ops import (
     available,
     interact,
     interact_back,

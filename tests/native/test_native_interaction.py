@@ -19,14 +19,14 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Field
 from dlrm_jax.models.interaction import dot, dot_of_columns
-from dlrm_jax.native import kernels
+from dlrm_jax.native import ops
 from dlrm_jax.presets import preset
 from dlrm_jax.training import data_parallel
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.step import make_predict, make_train_step
+from experiments.benchmarks.roofline import matrix_flops
 from experiments.characterize.cost import class_costs
 from experiments.characterize.hlo import Program
-from experiments.roofline import matrix_flops
 
 
 @given(
@@ -143,12 +143,12 @@ def test_its_operations_are_counted_in_functions_and_programs(function, given, f
 def test_vectors_of_other_shapes_are_refused(columns: bool):
     x, vectors = jnp.ones((5, 16)), [jnp.ones((5, 17))]
     with pytest.raises(ValueError, match=r"pooled vectors of shape \(5, 16\), got \(5, 17\)"):
-        kernels.interact(x.T if columns else x, vectors, False, columns)
+        ops.interact(x.T if columns else x, vectors, False, columns)
 
 
 def test_a_cotangent_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"cotangent of shape \(17, 5\), got \(18, 5\)"):
-        kernels.interact_back(jnp.ones((18, 5)), jnp.ones((16, 5)), [jnp.ones((5, 16))], False)
+        ops.interact_back(jnp.ones((18, 5)), jnp.ones((16, 5)), [jnp.ones((5, 16))], False)
 
 
 def test_a_model_of_higher_precision_is_left_to_jax():

@@ -10,7 +10,7 @@ from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle, global_norm
 from setups import MESHES, Setup, train
 
-from dlrm_jax.embedding import gradient
+from dlrm_jax.embedding import row_gradients
 from dlrm_jax.embedding.plan import PLACEMENTS
 from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
@@ -67,7 +67,7 @@ def compare(
 def ways_taken(monkeypatch):
     """How the gradients of slabs were summed: (whether the slab is sharded, the way)."""
     ways = set()
-    aggregate = gradient.aggregate
+    aggregate = row_gradients.aggregate
 
     def spy(slabs, occurrences, mesh_shape, sum_duplicates, *options):
         for slab in slabs:
@@ -77,7 +77,7 @@ def ways_taken(monkeypatch):
             ways.add((slab.sharded, "dense" if slab.rows <= ids else large))
         return aggregate(slabs, occurrences, mesh_shape, sum_duplicates, *options)
 
-    monkeypatch.setattr(gradient, "aggregate", spy)
+    monkeypatch.setattr(row_gradients, "aggregate", spy)
     return ways
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from dlrm_jax.data.preprocessing.csv_text import Records
+from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.errors import UserError
 
 

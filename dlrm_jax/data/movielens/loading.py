@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.movielens.examples import Encoder, Log
 from dlrm_jax.data.movielens.formats import Tables, read_tables
 from dlrm_jax.data.movielens.negatives import Negatives
 from dlrm_jax.data.movielens.splits import split_rows
-from dlrm_jax.data.preprocessing.compression import file_hash
 from dlrm_jax.errors import UserError
 
 VERSION = 1

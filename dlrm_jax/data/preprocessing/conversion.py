@@ -11,7 +11,6 @@ from typing import ClassVar
 import polars as pl
 
 from dlrm_jax.data.directory import VOCABULARIES
-from dlrm_jax.data.files import made
 from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
@@ -21,6 +20,7 @@ from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged, stage
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import made
 
 _log = logging.getLogger(__name__)
 

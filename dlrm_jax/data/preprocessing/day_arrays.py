@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from dlrm_jax.data.files import made
+from dlrm_jax.data.formats.npy import ArrayWriter, BlockWriter, NpzWriter
 from dlrm_jax.data.multi_hot import expand
-from dlrm_jax.data.npy import ArrayWriter, BlockWriter, NpzWriter
 from dlrm_jax.data.preprocessing.columns import finished
 from dlrm_jax.data.preprocessing.encoding import Encoder
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
+from dlrm_jax.files import made
 
 _ROWS_PER_BLOCK = 1 << 17
 

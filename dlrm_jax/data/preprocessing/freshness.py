@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.directory import FORMAT, METADATA, Metadata, load_directory
-from dlrm_jax.data.files import write_json
-from dlrm_jax.data.preprocessing.compression import file_hash
+from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_json
 
 BEGUN = "begun.json"
 """Says of an unfinished directory what it is of."""

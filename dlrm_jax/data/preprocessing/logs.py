@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dlrm_jax.data.lines import OnBadLine
+from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from dlrm_jax.data.lines import OnBadLine
+from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.errors import UserError

@@ -15,13 +15,13 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from dlrm_jax.data.directory import METADATA, Metadata
-from dlrm_jax.data.files import write_json
 from dlrm_jax.data.preprocessing import freshness, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_json
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrm_jax.data.criteo_text import CATEGORICALS, INTEGERS
+from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.errors import UserError
 
 TRANSFORMS = ("log", "none")

@@ -11,18 +11,18 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
-from dlrm_jax.data import criteo_binary, criteo_text, lines
-from dlrm_jax.data.lines import OnBadLine
-from dlrm_jax.data.preprocessing import logs
-from dlrm_jax.data.preprocessing.columns import canonical
-from dlrm_jax.data.preprocessing.compression import (
+from dlrm_jax.data.formats import criteo_binary, criteo_text, lines
+from dlrm_jax.data.formats.compression import (
     Bytes,
     DamagedError,
     Hash,
     file_hash,
     opened,
 )
-from dlrm_jax.data.preprocessing.csv_text import Records
+from dlrm_jax.data.formats.csv_text import Records
+from dlrm_jax.data.formats.lines import OnBadLine
+from dlrm_jax.data.preprocessing import logs
+from dlrm_jax.data.preprocessing.columns import canonical
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.errors import UserError
 
@@ -118,7 +118,7 @@ class Source:
         elif content.peek(4) == _PARQUET:
             raise UserError(
                 f"{self.path} is a Parquet file; expected Criteo's text or binary form, or a "
-                f"schema that says what its columns mean (--schema of experiments.preprocess)"
+                f"schema of its columns (--schema of python -m dlrm_jax preprocess)"
             )
         elif criteo_binary.is_binary(content.peek(4)):
             yield from self._binary(content)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.files import made, write_json
 from dlrm_jax.data.preprocessing.sources import Source
+from dlrm_jax.files import made, write_json
 
 
 @dataclasses.dataclass(frozen=True)

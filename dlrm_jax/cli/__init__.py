@@ -1,0 +1,1 @@
+"""The commands of ``python -m dlrm_jax``, and what programs share."""

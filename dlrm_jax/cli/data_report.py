@@ -1,0 +1,277 @@
+"""A report on prepared data, to be read before training: one HTML page with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from dlrm_jax.cli.page import Page
+from dlrm_jax.cli.pictures import (
+    COMPACT,
+    FILLS,
+    PERCENT,
+    bars,
+    compact,
+    draw_lines,
+    new_axes,
+    percent,
+    short,
+)
+from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.directory import METADATA, Metadata, load_directory
+from dlrm_jax.data.statistics import Column, Day, Statistics, measure
+from dlrm_jax.errors import UserError
+
+_WIDTHS = (16, 64, 128)
+_HOTTEST = (0.001, 0.01, 0.1)
+_SPLITS = ("train", "validation", "test")
+_POINTS = 300  # of a curve
+_MOST_LABELLED_DAYS = 31
+
+
+def write_report(directory: Path, output: Path) -> None:
+    """Measures the data of a directory and writes what there is to know of them.
+
+    Reads all ids and labels once; memory is 8 bytes for each row of a table.
+
+    Args:
+        directory: made by `preprocessing`, or by TorchRec's scripts. Of the latter, what only our
+            metadata tell is left out.
+        output: the HTML file to write or replace. It needs no other file and no network.
+
+    Raises:
+        UserError: the data can't be read or are damaged, or the output is a directory.
+    """
+    if not directory.is_dir():
+        raise UserError(f"expected a directory of prepared data, there is none named {directory}")
+    if output.is_dir():
+        raise UserError(f"the report is one HTML file, got the directory {output}; give a name")
+    dataset = load_directory(directory)
+    metadata = Metadata.read(directory) if (directory / METADATA).exists() else None
+    statistics = measure(dataset, metadata)
+
+    page = Page(f"Data report: {directory.resolve().name}")
+    _overview(page, dataset, metadata, statistics)
+    _labels(page, statistics.days)
+    if statistics.missing is not None:
+        _missing(page, statistics.missing)
+    _frequencies(page, statistics.columns)
+    if unseen := _unseen_by_column(statistics.columns):
+        _unseen(page, unseen)
+    _tables(page, statistics)
+    _origin(page, dataset, metadata)
+    _days(page, statistics.days)
+    page.write(output)
+
+
+def _overview(
+    page: Page, dataset: Dataset, metadata: Metadata | None, statistics: Statistics
+) -> None:
+    examples = sum(day.examples for day in statistics.days)
+    positives = sum(day.positives for day in statistics.days)
+    page.text(
+        f"{examples:,} examples in {len(statistics.days)} days, {percent(positives / examples)} of "
+        f"them with label 1. Categorical columns: {len(statistics.columns)}, their tables with "
+        f"{sum(dataset.table_rows):,} rows. Dense features: {dataset.train.dense_features}."
+    )
+    if metadata is None:
+        page.text(
+            f"The directory has no {METADATA}. So this page can't say what the data were made "
+            f"from, which values are missing or unseen, or what the columns are called: it "
+            f"numbers the categorical ones from C1. Validation and test are taken to be the "
+            f"halves of the last day."
+        )
+    elif not _unseen_by_column(statistics.columns):
+        page.text(
+            "The options that the data were prepared with give unseen values no id of their own, "
+            "so how many there are isn't known."
+        )
+
+
+def _labels(page: Page, days: Sequence[Day]) -> None:
+    page.heading("Labels by day")
+    figure, axes = new_axes(2.2)
+    trained = [i for i, day in enumerate(days) if day.by_split["train"]]
+    others = [i for i, day in enumerate(days) if not day.by_split["train"]]
+    for numbers, name, fill in (
+        (trained, "training", FILLS[0]),
+        (others, "validation and test", FILLS[1]),
+    ):
+        if numbers:
+            axes.bar(numbers, [days[i].label_rate for i in numbers], 0.6, color=fill, label=name)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel("share of label 1")
+    if len(days) <= _MOST_LABELLED_DAYS:
+        for i, day in enumerate(days):
+            if day.examples:
+                axes.annotate(f"{100 * day.label_rate:.1f}", (i, day.label_rate), (0, 2),
+                              textcoords="offset points", ha="center", size=8)  # fmt: skip
+        ticks = [f"{i}\n{compact(day.examples)}" for i, day in enumerate(days)]
+        axes.set_xticks(range(len(days)), ticks, size=8)
+        axes.set_xlabel("day, and its number of examples")
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_ylabel("share of label 1, %")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("day")
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.set_ylabel("share of label 1")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=9)
+    page.picture(figure, "bars: the share of label 1 on each day")
+
+
+def _missing(page: Page, missing: Mapping[str, float]) -> None:
+    page.heading("Missing values")
+    if complete := [name for name, share in missing.items() if not share]:
+        page.text(f"No value is missing in {', '.join(complete)}.")
+    if some := {name: share for name, share in missing.items() if share}:
+        figure = bars(some, "share of the examples without a value")
+        page.picture(figure, "bars: missing values by column")
+
+
+def _frequencies(page: Page, columns: Sequence[Column]) -> None:
+    page.heading("How often ids occur")
+    page.text(
+        "Each line is a table, its rows ordered by how often the training part looks them up. "
+        "A line that falls steeply is a table whose few hot rows serve most lookups."
+    )
+    curves = []
+    for column in sorted(columns, key=lambda column: column.rows, reverse=True):
+        occurrences = column.ascending[::-1][: column.touched]
+        ranks = np.geomspace(1, max(1, column.touched), _POINTS).round().astype(int)
+        ranks = np.unique(ranks)[: column.touched]
+        name = f"{short(column.name)}, {compact(column.rows)} rows"
+        curves.append((name, ranks, occurrences[ranks - 1]))
+    figure, axes = new_axes(4)
+    axes.set(xscale="log", yscale="log")
+    draw_lines(axes, curves, "tables")
+    axes.xaxis.set_major_formatter(COMPACT)
+    axes.yaxis.set_major_formatter(COMPACT)
+    axes.set_xlabel("rank of the row by frequency")
+    axes.set_ylabel("lookups of the row in training")
+    page.picture(figure, "lines: lookups of each row by its rank, both logarithmic")
+
+
+def _unseen_by_column(columns: Sequence[Column]) -> dict[str, tuple[float, ...]]:
+    return {column.name: column.unseen for column in columns if column.unseen is not None}
+
+
+def _unseen(page: Page, unseen: Mapping[str, tuple[float, ...]]) -> None:
+    page.heading("Unseen values")
+    last = {name: shares[-1] for name, shares in unseen.items() if shares[-1] > 0}
+    if any(share > 0 for shares in unseen.values() for share in shares[:-1]):
+        page.text(
+            "Values outside of the vocabulary share one row: rare ones of the training part, and "
+            "on the last day new ones, too."
+        )
+        worst = sorted(unseen, key=lambda name: last.get(name, 0), reverse=True)
+        figure, axes = new_axes(3.4)
+        curves = []
+        for name in worst:
+            label = f"{short(name)}, {percent(unseen[name][-1])} on the last day"
+            curves.append((label, np.arange(len(unseen[name])), np.array(unseen[name])))
+        draw_lines(axes, curves, "columns")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("day")
+        axes.set_ylabel("share of unseen values")
+        page.picture(figure, "lines: the share of unseen values by day, one for each column")
+    elif last:
+        page.text(
+            "Values outside of the vocabulary share one row. Only the last day has any: the "
+            "vocabularies hold every value of the others."
+        )
+        figure = bars(last, "share of unseen values in the lookups of the last day")
+        page.picture(figure, "bars: unseen values by column")
+    else:
+        page.text("Every value is in the vocabulary.")
+
+
+def _tables(page: Page, statistics: Statistics) -> None:
+    page.heading("Tables")
+    page.text(
+        "Memory is that of float32 with row-wise Adagrad: 4 bytes for each number, and 4 more for "
+        "each row. Under hottest stands the share of a table's lookups in training that its most "
+        "frequent rows serve, one row at the least."
+    )
+    columns, missing = statistics.columns, statistics.missing
+    total = sum(column.rows for column in columns)
+    large = _bytes(total, _WIDTHS[-1]) >= 2**30
+    unit, size = ("GiB", 2**30) if large else ("MiB", 2**20)
+    # By heading, the cells of all columns and their total.
+    cells = {
+        "column": ([column.name for column in columns], "all"),
+        "rows": ([f"{column.rows:,}" for column in columns], f"{total:,}"),
+        "share of all rows": ([percent(column.rows / total) for column in columns], ""),
+        "touched in training": (
+            [f"{column.touched:,}" for column in columns],
+            f"{sum(column.touched for column in columns):,}",
+        ),
+    }
+    for width in _WIDTHS:
+        cells[f"{unit} at width\u00a0{width}"] = (
+            [_amount(_bytes(column.rows, width) / size) for column in columns],
+            _amount(_bytes(total, width) / size),
+        )
+    for share in _HOTTEST:
+        served = [percent(column.served_by_hottest(share)) for column in columns]
+        cells[f"hottest {100 * share:g}%"] = (served, "")
+    if any(column.bag_length > 1 for column in columns):
+        cells["ids per example"] = ([f"{column.mean_ids:.2f}" for column in columns], "")
+    if missing is not None:
+        cells["missing"] = ([percent(missing[column.name]) for column in columns], "")
+    if unseen := _unseen_by_column(columns):
+        cells["unseen, last day"] = ([percent(shares[-1]) for shares in unseen.values()], "")
+    rows = zip(*(by_column for by_column, _ in cells.values()), strict=True)
+    page.table(list(cells), list(rows), [total for _, total in cells.values()])
+
+
+def _origin(page: Page, dataset: Dataset, metadata: Metadata | None) -> None:
+    page.heading("What the data are")
+    facts = [("fingerprint", dataset.fingerprint)]
+    if metadata is None:
+        facts.append(("source", dataset.source))
+    else:
+        for file in metadata.made_from["inputs"]:
+            facts.append(("file", f"{file['path']}, {file['size']:,} bytes"))
+        facts.append(("malformed lines left out", f"{metadata.skipped_lines:,}"))
+        facts.append(("examples with label 0 left out", f"{metadata.dropped_negatives:,}"))
+        facts += _options("", metadata.made_from["options"])
+        facts += [("vocabularies continue", fingerprint) for fingerprint in metadata.grown_from]
+        facts += [("made with", " ".join(library)) for library in metadata.versions.items()]
+    page.table((), facts, texts=2)
+
+
+def _options(prefix: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _options(f"{prefix}{name} ", value)
+        elif isinstance(value, list):
+            yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
+        else:
+            yield f"{prefix}{name}", "none" if value in (None, "") else str(value)
+
+
+def _days(page: Page, days: Sequence[Day]) -> None:
+    page.heading("Examples by day")
+    counts = [[*(day.by_split[name] for name in _SPLITS), day.positives] for day in days]
+    page.table(
+        ["day", *_SPLITS, "label 1"],
+        [[str(i), *(f"{count:,}" for count in row)] for i, row in enumerate(counts)],
+        ["all", *(f"{sum(column):,}" for column in zip(*counts, strict=True))],
+    )
+
+
+def _bytes(rows: int, width: int) -> int:
+    return rows * (4 * width + 4)
+
+
+def _amount(number: float) -> str:
+    return "<0.01" if number < 0.01 else f"{number:,.2f}"

@@ -1,0 +1,203 @@
+"""Generates Criteo-shaped data of any size from a seed.
+
+    python -m dlrm_jax generate --output=train.txt --examples=1000000
+    python -m dlrm_jax generate --output=criteo --days=24 --preset=terabyte --examples=1000000
+    python -m dlrm_jax generate --output=arrays --format=arrays --examples=1000000
+    python -m dlrm_jax generate --trace=trace.txt --save_profile=profile.json
+    python -m dlrm_jax generate --output=train.txt --examples=1000000 --profile=profile.json
+
+A planted teacher decides the labels, so the best possible AUC is known; it's printed at the end.
+The same flags give the same bytes, and more examples begin with the same ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from dlrm_jax.cli.program import FLAGS, run
+from dlrm_jax.data.auc import auc
+from dlrm_jax.data.generated.example_files import write_arrays, write_raw
+from dlrm_jax.data.generated.example_stream import BLOCK, Block, ExampleStream
+from dlrm_jax.data.generated.locality import StackProfile, read_trace
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import complete
+from dlrm_jax.presets import PRESETS, preset
+
+flags.DEFINE_string(
+    "output",
+    None,
+    "the file to make, compressed if it ends in .gz or .zst; with --days or --format=arrays, a "
+    "directory",
+)
+flags.DEFINE_enum("format", "raw", ["raw", "arrays"], "tab-separated lines, or NumPy files")
+flags.DEFINE_integer("examples", None, "of each day, or in all without --days", lower_bound=1)
+flags.DEFINE_integer("days", None, "day_0 to day_{DAYS - 1} in a directory", lower_bound=1)
+flags.DEFINE_float("drift", 0.01, "share of a table's ids that are new on each day")
+flags.DEFINE_string("preset", "kaggle", f"whose tables to take: {', '.join(PRESETS)}")
+flags.DEFINE_list("table_rows", None, "rows of each of the 26 tables, instead of the preset's")
+flags.DEFINE_float("zipf_exponent", None, "of the ids; 0 for uniform; the preset's by default")
+flags.DEFINE_integer("seed", 0, "selects the teacher and the examples")
+flags.DEFINE_string("trace", None, "a file of one id per line, whose locality the ids shall have")
+flags.DEFINE_string("profile", None, "the locality, as --save_profile wrote it")
+flags.DEFINE_string("save_profile", None, "where to write the locality of --trace, as JSON")
+
+_SAMPLE = 1 << 20  # examples that the ceiling is measured on
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Profile, stream, files, summary."""
+    del argv
+    check_flags()
+    profile = load_profile()
+    if not FLAGS.output:
+        return
+    stream = make_stream(profile)
+    tally = Tally()
+    begun = time.perf_counter()
+    with complete(Path(FLAGS.output)) as output:
+        write(stream, output, tally)
+    seconds = time.perf_counter() - begun
+    print(
+        f"{tally.examples:,} examples, {tally.positives / tally.examples:.2%} of the labels 1, "
+        f"{seconds:.1f} s ({tally.examples / seconds:,.0f} examples/s); see {FLAGS.output}"
+    )
+    sampled, ceiling = tally.ceiling()
+    print(
+        f"the teacher's AUC, the best that can be expected: {ceiling:.5f} (measured on {sampled:,} "
+        "examples)"
+    )
+
+
+def check_flags() -> None:
+    """Flags that contradict each other, or that nothing would read, are refused.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if not FLAGS.output and not FLAGS.save_profile:
+        raise UserError("--output is missing: the file or directory to make")
+    if FLAGS.output and FLAGS.examples is None:
+        raise UserError("--examples is missing: how many to generate")
+    if FLAGS.trace and FLAGS.profile:
+        raise UserError("--trace and --profile: expected one of them, got both")
+    for flag, needed, there in (
+        ("save_profile", "--trace", FLAGS.trace),
+        ("drift", "--days of 2 or more", (FLAGS.days or 1) > 1),
+        *(
+            (flag, "--output", FLAGS.output)
+            for flag in ("format", "examples", "days", "preset", "table_rows", "seed")
+        ),
+    ):
+        if FLAGS[flag].present and not there:
+            raise UserError(f"--{flag} has no effect without {needed}")
+    for flag in ("zipf_exponent", "drift"):
+        if FLAGS[flag].present and (FLAGS.trace or FLAGS.profile):
+            raise UserError(f"--{flag} has no effect with --trace or --profile: they decide ids")
+    suffix = Path(FLAGS.output or "").suffix
+    if suffix in (".gz", ".zst") and (FLAGS.days or FLAGS.format == "arrays"):
+        raise UserError(
+            f"--output: --days and --format=arrays make a directory, got the name {FLAGS.output} "
+            "of a compressed file"
+        )
+
+
+def load_profile() -> StackProfile | None:
+    """The locality that the ids shall have, measured or read; None for Zipf's law."""
+    if FLAGS.profile:
+        return readable("profile", FLAGS.profile, StackProfile.load)
+    if not FLAGS.trace:
+        return None
+    trace = readable("trace", FLAGS.trace, read_trace)
+    profile = StackProfile.measure(trace)
+    print(f"{FLAGS.trace}: {len(trace):,} accesses to {profile.counts[0]:,} ids")
+    if FLAGS.save_profile:
+        with complete(Path(FLAGS.save_profile)) as path:
+            profile.save(path)
+    return profile
+
+
+def readable(flag: str, path: str, read: Callable[[Path], T]) -> T:
+    """What `read` makes of the file that a flag gives.
+
+    Raises:
+        UserError: if it can't be read.
+    """
+    try:
+        return read(Path(path))
+    except OSError as error:
+        raise UserError(f"--{flag}: expected a file that can be read: {error}") from error
+
+
+def make_stream(profile: StackProfile | None) -> ExampleStream:
+    """The examples that the flags describe."""
+    config = preset(FLAGS.preset)
+    table_rows = config.table_rows
+    if FLAGS.table_rows:
+        try:
+            table_rows = tuple(map(int, FLAGS.table_rows))
+        except ValueError:
+            raise UserError(
+                f"--table_rows: expected integers with commas, got {','.join(FLAGS.table_rows)!r}"
+            ) from None
+    exponent = config.zipf_exponent if FLAGS.zipf_exponent is None else FLAGS.zipf_exponent
+    days = FLAGS.days or 1
+    drift = FLAGS.drift if profile is None else 0.0  # new ids are a part of the locality
+    return ExampleStream(table_rows, exponent, FLAGS.seed, days, drift, profile)
+
+
+class Tally:
+    """What is said about the examples at the end."""
+
+    def __init__(self) -> None:
+        self.examples, self.positives = 0, 0
+        self._sample: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def watch(self, stream: ExampleStream, day: int, progress: tqdm) -> Iterator[Block]:
+        """The blocks of a day, the last one cut to measure."""
+        blocks = stream.day(day)
+        for start in range(0, FLAGS.examples, BLOCK):
+            whole = next(blocks)
+            if len(self._sample) < _SAMPLE // BLOCK:
+                # Whole blocks, so that few examples don't make the ceiling a matter of luck.
+                self._sample.append((whole.logits, whole.labels))
+            block = whole.first(FLAGS.examples - start)
+            yield block
+            self.examples += len(block)
+            self.positives += int(block.labels.sum())
+            progress.update(len(block))
+
+    def ceiling(self) -> tuple[int, float]:
+        """The number of examples in the sample, and the AUC of their true probabilities."""
+        logits, labels = map(np.concatenate, zip(*self._sample, strict=True))
+        return len(labels), auc(logits, labels)
+
+
+def write(stream: ExampleStream, output: Path, tally: Tally) -> None:
+    """Writes all days to a file or directory, counting them."""
+    total = stream.days * FLAGS.examples
+    # Shown on terminals only.
+    with tqdm(total=total, unit=" examples", unit_scale=True, disable=None) as progress:
+        if FLAGS.format == "raw" and not FLAGS.days:
+            blocks = tally.watch(stream, 0, progress)
+            write_raw(output, blocks, Path(FLAGS.output).suffix)
+            return
+        output.mkdir()
+        for day in range(stream.days):
+            blocks = tally.watch(stream, day, progress)
+            if FLAGS.format == "raw":
+                write_raw(output / f"day_{day}", blocks)
+            else:
+                write_arrays(output, day, FLAGS.examples, blocks)
+
+
+if __name__ == "__main__":
+    run(main)

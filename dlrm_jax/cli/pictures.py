@@ -1,0 +1,120 @@
+"""Pictures of one style, for pages: figures that no window shows and no global state holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from dlrm_jax.files import made
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+"""Of lines; by Okabe and Ito, whom the colour-blind can tell apart, too."""
+FILLS = ("#6699bb", "#ddaa55")
+"""Of areas, which need less colour than lines."""
+
+_INK, _BACKGROUND = "#333333", "#b8b8b8"
+_WIDTH = 9.6  # inches; the page is as wide
+_LONGEST_NAME = 28
+
+Curve = tuple[str, np.ndarray, np.ndarray]
+"""Name, x and y."""
+
+
+def new_axes(height: float) -> tuple[Figure, Axes]:
+    """The axes of a new figure, as wide as a page.
+
+    Args:
+        height: Of the figure, in inches.
+    """
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set(color=_INK, linewidth=0.6)
+    axes.tick_params(which="both", color=_INK, labelcolor=_INK, labelsize=9, width=0.6)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=_INK, size=9)
+    return figure, axes
+
+
+def save(figure: Figure, path: str) -> None:
+    """Writes a picture in the format that its name asks for, and says where."""
+    with made(Path(path)) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120)
+    print(f"picture: {path}")
+
+
+def bars(shares: Mapping[str, float], label: str) -> Figure:
+    """Horizontal bars with their values, the longest at the top.
+
+    Args:
+        shares: By name, from 0 to 1.
+        label: Of what they are shares.
+    """
+    pairs = sorted(shares.items(), key=lambda pair: pair[1])
+    figure, axes = new_axes(0.6 + 0.2 * len(pairs))
+    axes.barh(range(len(pairs)), [share for _, share in pairs], 0.6, color=FILLS[0])
+    for i, (_, share) in enumerate(pairs):
+        axes.annotate(percent(share), (share, i), (3, 0), textcoords="offset points",
+                      va="center", size=8)  # fmt: skip
+    axes.set_yticks(range(len(pairs)), [short(name) for name, _ in pairs], parse_math=False)
+    axes.set_ylim(-0.6, len(pairs) - 0.4)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xlabel(label, loc="left")
+    return figure
+
+
+def draw_lines(axes: Axes, curves: Sequence[Curve], others: str) -> None:
+    """Draws the first curves in colours, with a legend, and the others as their background.
+
+    Args:
+        axes: To draw on.
+        curves: The most important first.
+        others: What those without a colour are, in the plural.
+    """
+    named, unnamed = curves[: len(COLOURS)], curves[len(COLOURS) :]
+    for colour, (name, x, y) in zip(COLOURS, named, strict=False):
+        axes.plot(x, y, color=colour, linewidth=1.5, label=name)
+    for i, (_, x, y) in enumerate(unnamed):
+        label = None if i else f"{len(unnamed)} other {others}"
+        axes.plot(x, y, color=_BACKGROUND, linewidth=0.8, zorder=1, label=label)
+    # To the right, so that it hides no line.
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def percent(share: float) -> str:
+    """A share as text: 0%, <0.1%, 12.3%; a dash for NaN."""
+    if math.isnan(share):
+        return "\u2013"
+    if not share:
+        return "0%"
+    return "<0.1%" if share < 0.001 else f"{share:.1%}"
+
+
+def compact(number: float) -> str:
+    """A number in three digits: 7, 45.2k, 10.1M."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def short(name: str) -> str:
+    """A name that leaves room for the picture."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
+PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g}%")
+"""Of the ticks of an axis of shares."""
+COMPACT = FuncFormatter(lambda number, _: compact(number))
+"""Of the ticks of an axis of counts."""

@@ -1,0 +1,1 @@
+"""File formats: Criteo's text and binary form, CSV, compressed files, NumPy files."""

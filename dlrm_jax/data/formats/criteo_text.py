@@ -1,0 +1,143 @@
+"""Raw Criteo text, parsed in blocks of bytes.
+
+A line holds a label, 13 integers and 26 hexadecimal categoricals, tab-separated; integers and
+categoricals may be empty. Good input is parsed by Polars without Python code per line; only a block
+that is found to be bad is read again, line by line, to say where and what is wrong.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import polars as pl
+
+from dlrm_jax.data.formats.lines import OnBadLine
+from dlrm_jax.errors import UserError
+
+INTEGERS = tuple(f"I{i}" for i in range(1, 14))
+CATEGORICALS = tuple(f"C{i}" for i in range(1, 27))
+COLUMNS = ("label", *INTEGERS, *CATEGORICALS)
+
+_FIELD_BYTES = b"0123456789abcdefABCDEF-"
+_LINE_SEPARATORS = b"\t" * (len(COLUMNS) - 1) + b"\n"
+_HEX_DIGITS = 8  # categoricals are 32-bit hashes
+_SCHEMA = dict.fromkeys(COLUMNS[:14], pl.Int64) | dict.fromkeys(CATEGORICALS, pl.String)
+
+
+def is_unlabelled(first: bytes) -> bool:
+    """Whether a file that begins with these bytes has lines without a label, as Kaggle's test."""
+    return first.split(b"\n", 1)[0].count(b"\t") == len(COLUMNS) - 2
+
+
+def with_labels(block: bytes) -> bytes:
+    """Whole lines without labels as lines with the label 0."""
+    return b"0\t" + block[:-1].replace(b"\n", b"\n0\t") + b"\n"
+
+
+def parse_block(
+    block: bytes, path: Path, first_line: int, on_bad_line: OnBadLine = "stop"
+) -> pl.DataFrame:
+    """Parses whole lines, each ended by a line feed.
+
+    Args:
+        block: The lines.
+        path: The file that they come from, for messages.
+        first_line: The number of the first one in it, from 1.
+        on_bad_line: Whether malformed lines are an error or left out.
+
+    Returns:
+        ``label`` and `INTEGERS`, Int64; `CATEGORICALS`, UInt32. Null where a field is empty.
+
+    Raises:
+        UserError: Names the first bad line and column.
+    """
+    frame = _parse(block)
+    if frame is None and on_bad_line == "skip":
+        lines = block[:-1].split(b"\n")
+        frame = _parse(b"".join(line + b"\n" for line in lines if not _line_error(line)))
+    if frame is None:
+        _raise_first_error(block, path, first_line)
+    return frame
+
+
+def _parse(block: bytes) -> pl.DataFrame | None:
+    """None if any line is malformed."""
+    # Polars fills short lines with nulls in silence and skips blank ones. What remains when the
+    # legal bytes of fields are deleted must be the separators of full lines; bad bytes remain, too.
+    separators = block.translate(None, _FIELD_BYTES)
+    if separators != _LINE_SEPARATORS * (len(separators) // len(_LINE_SEPARATORS)):
+        return None
+    text = pl.col(CATEGORICALS)
+    try:
+        frame = pl.read_csv(
+            block, has_header=False, separator="\t", quote_char=None, schema=_SCHEMA
+        )
+        checks = frame.select(
+            text.str.len_bytes().max(), label=pl.col("label").is_in([0, 1]).fill_null(False).all()
+        )
+        frame = frame.with_columns(text.str.to_integer(base=16, dtype=pl.UInt32))
+    except pl.exceptions.ComputeError:
+        return None
+    longest = checks.select(pl.max_horizontal(CATEGORICALS)).item() or 0
+    return frame if checks["label"].all() and longest <= _HEX_DIGITS else None
+
+
+def _is_int64(field: bytes) -> bool:
+    digits = re.fullmatch(rb"(-?)0*([0-9]{1,19})", field)
+    return digits is not None and -(2**63) <= int(digits[1] + digits[2]) < 2**63
+
+
+def _rule(column: str) -> tuple[str, Callable[[bytes], bool]]:
+    """What a field must be, in words and as a test."""
+    if column == "label":
+        return "0 or 1", lambda field: re.fullmatch(rb"-?0+|0*1", field) is not None
+    if column in INTEGERS:
+        return "a 64-bit integer or nothing", lambda field: not field or _is_int64(field)
+    hexadecimal = re.compile(rb"[0-9a-fA-F]{0,%d}" % _HEX_DIGITS)
+    return (
+        f"up to {_HEX_DIGITS} hexadecimal digits or nothing",
+        lambda field: hexadecimal.fullmatch(field) is not None,
+    )
+
+
+_RULES = {column: _rule(column) for column in COLUMNS}
+
+
+def _raise_first_error(block: bytes, path: Path, first_line: int) -> NoReturn:
+    """Reads a bad block again, slowly, and says what is wrong."""
+    for number, line in enumerate(block[:-1].split(b"\n"), first_line):
+        if error := _line_error(line):
+            raise UserError(f"{path}, line {number}{error}")
+    raise AssertionError(f"{path}: lines from {first_line} on failed to parse, yet all look right")
+
+
+def _line_error(line: bytes) -> str:
+    """What is wrong with a line, as what follows its number in a message; empty if nothing is."""
+    if line.endswith(b"\r"):
+        return (
+            ": the line ends with CR LF; expected LF alone, as in Criteo's own files. "
+            "Convert the file, for example with dos2unix."
+        )
+    fields = line.split(b"\t")
+    if len(fields) != len(COLUMNS):
+        found = f"{len(fields)}" if line else "a blank line"
+        return (
+            f": expected {len(COLUMNS)} tab-separated fields (a label, 13 integers, 26 "
+            f"hexadecimal values), found {found}. Correct or remove the line; if it is the "
+            "last one, the download may be incomplete."
+        )
+    for column, (name, field) in enumerate(zip(COLUMNS, fields, strict=True), 1):
+        expected, accepts = _RULES[name]
+        if not accepts(field):
+            return (
+                f", column {column} ({name}): expected {expected}, found {_shown(field)}. "
+                "Correct or remove the line."
+            )
+    return ""
+
+
+def _shown(field: bytes) -> str:
+    """A field for a message: short, printable, undecodable bytes as escapes."""
+    text = repr(field[:40])[1:]
+    return text if len(field) <= 40 else f"{text}… ({len(field)} bytes)"

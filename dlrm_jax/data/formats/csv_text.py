@@ -1,0 +1,102 @@
+"""CSV files with a header, as frames of strings."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from dlrm_jax.data.formats.lines import OnBadLine
+from dlrm_jax.errors import UserError
+
+# Python's reader and not Polars', which fills short lines with nulls in silence and names no line.
+
+
+class Records:
+    """The records of a CSV file, a number of them at a time.
+
+    Args:
+        blocks: whole lines of UTF-8 text, such as `lines.whole_lines` gives.
+        path: the file, for messages.
+        on_bad_line: whether records with too few or many fields are an error or left out.
+
+    Attributes:
+        columns: the names in the header.
+        skipped: records left out so far.
+
+    Raises:
+        UserError: there is no header, or a name is in it twice.
+    """
+
+    def __init__(self, blocks: Iterable[bytes], path: Path, on_bad_line: OnBadLine):
+        self._path = path
+        self._on_bad_line = on_bad_line
+        self._reader = csv.reader(self._lines(blocks), strict=True)
+        self.columns = self._next() or []
+        self.skipped = 0
+        twice = [name for name in self.columns if self.columns.count(name) > 1]
+        if twice or not self.columns:
+            found = f"{twice[0]!r} twice" if twice else "nothing"
+            raise UserError(f"{path}: expected a first line with the columns' names, got {found}")
+
+    def frames(self, columns: Sequence[str], rows: int) -> Iterator[pl.DataFrame]:
+        """Frames of so many rows, the last one of fewer or none; empty fields are null.
+
+        Args:
+            columns: those that are wanted, of the header's.
+            rows: of a frame.
+
+        Raises:
+            UserError: naming the first bad line.
+        """
+        places = [self.columns.index(name) for name in columns]
+        ended = False
+        while not ended:
+            records = []
+            while len(records) < rows:
+                fields = self._next()
+                if fields is None:
+                    ended = True
+                    break
+                if len(fields) == len(self.columns):
+                    records.append([fields[i] for i in places])
+                elif self._on_bad_line == "skip":
+                    self.skipped += 1
+                else:
+                    raise UserError(
+                        f"{self._path}, line {self._reader.line_num}: expected "
+                        f"{len(self.columns)} fields as in the header, found {len(fields)}. "
+                        f"Correct or remove the line; if it is the last one, the file may be "
+                        f"incomplete"
+                    )
+            fields = list(zip(*records, strict=True)) or [()] * len(places)
+            series = map(pl.Series, columns, fields, [pl.String] * len(places))
+            yield pl.DataFrame(list(series)).with_columns(pl.all().replace("", None))
+
+    def _next(self) -> list[str] | None:
+        try:
+            return next(self._reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{self._path}, line {self._reader.line_num}: {error}; expected fields separated "
+                f"by commas, in quotes where they hold commas, quotes or line breaks"
+            ) from error
+
+    def _lines(self, blocks: Iterable[bytes]) -> Iterator[str]:
+        number, encoding = 1, "utf-8-sig"  # a byte order mark comes first or not at all
+        for block in blocks:
+            try:
+                text = block.decode(encoding)
+            except UnicodeDecodeError as error:
+                line = number + block.count(b"\n", 0, error.start)
+                raise UserError(
+                    f"{self._path}, line {line}: expected UTF-8, found the byte "
+                    f"{block[error.start : error.start + 1].hex()} ({error.reason}); convert the "
+                    f"file, for example with iconv"
+                ) from error
+            yield from io.StringIO(text, newline="\n")
+            number += block.count(b"\n")
+            encoding = "utf-8"

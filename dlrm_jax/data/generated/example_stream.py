@@ -1,0 +1,178 @@
+"""Criteo-shaped examples without end, block by block, in days."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt32
+
+from dlrm_jax.data.formats.criteo_format import EMPTY, LARGEST_INTEGER, mixed
+from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
+from dlrm_jax.data.generated.locality import LocalIds, StackProfile
+from dlrm_jax.data.generated.teacher import Teacher, sigmoid
+from dlrm_jax.data.generated.zipf import zipf_quantile
+from dlrm_jax.errors import UserError
+
+BLOCK = 1 << 14
+"""Examples drawn together. The numbers depend on it."""
+
+# Of the integers that are 0; a reader that takes missing and negative ones for 0 finds as much in
+# the data as the teacher put there.
+_EMPTY_SHARE, _NEGATIVE_SHARE = 0.4, 0.1
+
+
+@dataclass(frozen=True)
+class Block:
+    """N consecutive examples.
+
+    Attributes:
+        labels: 0 or 1.
+        integers: The counts; some of the zeros are -1 or `EMPTY` instead.
+        dense: log(1 + count).
+        ids: One row of each table.
+        logits: The true log odds of label 1.
+    """
+
+    labels: Int32[np.ndarray, " N"]
+    integers: Int32[np.ndarray, "N 13"]
+    dense: Float32[np.ndarray, "N 13"]
+    ids: Int32[np.ndarray, "N 26"]
+    logits: Float32[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, examples: int) -> Block:
+        """The first examples, without a copy."""
+        arrays = (self.labels, self.integers, self.dense, self.ids, self.logits)
+        return Block(*(array[:examples] for array in arrays))
+
+
+class ExampleStream:
+    """Draws dense features, ids, and labels by the planted teacher.
+
+    Ids follow Zipf's law, or else a profile of temporal locality; then they count from 0 in the
+    order of their first access, over all days.
+
+    With Zipf's law, an id has a birthday before which another one is drawn in its place: on each
+    day after the first, a share `drift` of each table's ids is new. Id 0 is there from the start.
+
+    Args:
+        table_rows: Rows of the 26 tables.
+        zipf_exponent: Exponent s of Zipf's law, from 0 (uniform) on. With a profile, it's the law
+            of how many ids share an effect.
+        seed: Selects the teacher and the examples.
+        days: Number of days.
+        drift: Share of the ids that are born on each day after the first.
+        profile: The locality; None for Zipf's law.
+
+    Raises:
+        UserError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        table_rows: Sequence[int],
+        zipf_exponent: float,
+        seed: int,
+        days: int = 1,
+        drift: float = 0.0,
+        profile: StackProfile | None = None,
+    ):
+        _check_arguments(table_rows, zipf_exponent, seed, days, drift)
+        self.days, self._drift, self._seed = days, drift, seed
+        self._teacher = Teacher(
+            table_rows, (1,) * len(CATEGORICALS), len(INTEGERS), zipf_exponent, seed
+        )
+        self._locals = [
+            LocalIds(profile, rows, np.random.default_rng([seed, 3, feature]))
+            for feature, rows in enumerate(table_rows)
+            if profile is not None
+        ]
+
+    def day(self, day: int) -> Iterator[Block]:
+        """Draws the examples of a day, blocks of `BLOCK` without end.
+
+        With a profile, locality goes on where the blocks drawn before left it; otherwise a day's
+        examples depend on the arguments only.
+        """
+        for number in itertools.count():
+            yield self._block(day, np.random.default_rng([self._seed, 2, day, number]))
+
+    def _block(self, day: int, rng: np.random.Generator) -> Block:
+        dense, ids = self._teacher.draw_features(rng, BLOCK)
+        np.minimum(dense, np.log1p(np.float32(LARGEST_INTEGER)), out=dense)
+        if self._locals:
+            ids = np.stack([local.draw(BLOCK) for local in self._locals], axis=1)
+            logits = self._teacher.logits(dense, self._ranks(ids))
+        else:
+            self._replace_unborn(ids, day)
+            logits = self._teacher.logits(dense, ids)
+        labels = rng.random(BLOCK, dtype=np.float32) < sigmoid(logits)
+
+        integers = np.rint(np.expm1(dense)).astype(np.int32)
+        u = rng.random(integers.shape, dtype=np.float32)
+        zero = integers == 0
+        integers[zero & (u < _EMPTY_SHARE + _NEGATIVE_SHARE)] = -1
+        integers[zero & (u < _EMPTY_SHARE)] = EMPTY
+        return Block(labels.astype(np.int32), integers, dense, ids, logits)
+
+    def _replace_unborn(self, ids: Int32[np.ndarray, "N 26"], day: int) -> None:
+        """Halves ids until they are born, so that what replaces an id is always the same."""
+        unborn_share = self._drift * (self.days - 1 - day)
+        if unborn_share == 0:
+            return
+        birth_of_the_youngest = np.uint32(unborn_share * 2**32)
+
+        def unborn(column: Int32[np.ndarray, " M"]) -> np.ndarray:
+            births = mixed(column, salt=len(CATEGORICALS) + feature)
+            return np.flatnonzero((births < birth_of_the_youngest) & (column > 0))
+
+        for feature in range(len(CATEGORICALS)):
+            column = ids[:, feature]
+            places = unborn(column)
+            while len(places):
+                column[places] //= 2
+                places = places[unborn(column[places])]
+
+    def _ranks(self, ids: Int32[np.ndarray, "N 26"]) -> Int32[np.ndarray, "N 26"]:
+        """The ids as the teacher sees them: an id's rank by Zipf's law.
+
+        Local ids wander over the whole table in the course of time, whereas the teacher weighs
+        the first ids most. Multiples of the golden ratio, modulo 1, spread every run of ids evenly
+        over the ranks, so labels are as predictable at any time as with Zipf's law.
+        """
+        ranks = np.empty_like(ids)
+        turns: UInt32[np.ndarray, "N 26"] = ids.astype(np.uint32) * np.uint32(2654435769)
+        for feature, rows in enumerate(self._teacher.table_rows):
+            u = turns[:, feature] / 2.0**32
+            ranks[:, feature] = zipf_quantile(u, rows, self._teacher.exponent)
+        return ranks
+
+
+def _check_arguments(
+    table_rows: Sequence[int], zipf_exponent: float, seed: int, days: int, drift: float
+) -> None:
+    if len(table_rows) != len(CATEGORICALS):
+        raise UserError(
+            f"table_rows: Criteo's layout has {len(CATEGORICALS)} categorical features, expected "
+            f"as many tables, got {len(table_rows)}."
+        )
+    ranges = [
+        *((f"table_rows[{i}]", rows, 1, 2**31 - 1) for i, rows in enumerate(table_rows)),
+        ("zipf_exponent", zipf_exponent, 0, 100),
+        ("seed", seed, 0, 2**63 - 1),
+        ("days", days, 1, 10_000),
+        ("drift", drift, 0, 1),
+    ]
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise UserError(f"{name} must lie between {low} and {high}, got {value}.")
+    if drift * (days - 1) > 0.9:
+        raise UserError(
+            "drift times the days after the first must be at most 0.9, so that the first day has "
+            f"ids, too; got drift = {drift} with {days} days. Lower one of them."
+        )

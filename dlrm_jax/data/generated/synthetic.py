@@ -1,0 +1,119 @@
+"""Criteo-shaped examples drawn from a known distribution.
+
+Ids follow Zipf's law, as the ids of clicks do, and labels are drawn from a *planted teacher*, so
+the best AUC that any model can reach is known. Most of the teacher's signal is in products of
+categorical features: a model without interactions falls visibly short of it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from dlrm_jax.data.arrays import Dataset, Examples, Split
+from dlrm_jax.data.auc import auc
+from dlrm_jax.data.generated.teacher import Teacher, TeacherKind, sigmoid
+from dlrm_jax.errors import UserError
+
+GENERATOR_VERSION = 1
+"""Part of the fingerprint; raise it with every change that changes the numbers."""
+
+_CHUNK = 1 << 15
+
+
+def generate(
+    table_rows: Sequence[int],
+    bag_lengths: Sequence[int],
+    dense_features: int,
+    examples: int,
+    zipf_exponent: float,
+    seed: int,
+    labels_from: TeacherKind = "pairs",
+) -> Dataset:
+    """Draws a data set; the result depends on the arguments only.
+
+    Dense features are log(1 + x) of heavy-tailed counts x. Bags longer than 1 hold a uniform number
+    of ids from 1 to their length, then padding. The teacher's logit is the sum of products of
+    factors of ids (ten pairs of small tables), one effect per id, and a small linear function of
+    the dense features; about a quarter of the labels are 1.
+
+    Args:
+        table_rows: Rows of each categorical feature's table.
+        bag_lengths: Largest number of ids per example of each categorical feature.
+        dense_features: Number of dense features.
+        examples: Number of examples: the first 80 % train, 10 % validation, 10 % test.
+        zipf_exponent: Exponent s of Zipf's law; 0 makes ids uniform.
+        seed: Selects the teacher and the examples.
+        labels_from: ``"additive"`` leaves the products out.
+
+    Raises:
+        UserError: If an argument is out of its range.
+    """
+    # The fingerprint is the same for NumPy's integers.
+    table_rows, bag_lengths = tuple(map(int, table_rows)), tuple(map(int, bag_lengths))
+    dense_features, examples, seed = int(dense_features), int(examples), int(seed)
+    _check_arguments(table_rows, bag_lengths, dense_features, examples, zipf_exponent, seed)
+    teacher = Teacher(table_rows, bag_lengths, dense_features, zipf_exponent, seed, labels_from)
+    dense = np.empty((examples, dense_features), np.float32)
+    ids = np.empty((examples, sum(bag_lengths)), np.int32)
+    logits, labels = np.empty(examples, np.float32), np.empty(examples, np.float32)
+    for start in range(0, examples, _CHUNK):
+        rng = np.random.default_rng([seed, 1, start])
+        chunk = slice(start, min(start + _CHUNK, examples))
+        size = chunk.stop - start
+        dense[chunk], ids[chunk] = teacher.draw_features(rng, size)
+        logits[chunk] = teacher.logits(dense[chunk], ids[chunk])
+        labels[chunk] = rng.random(size, dtype=np.float32) < sigmoid(logits[chunk])
+
+    train_end, validation_end = examples * 8 // 10, examples * 9 // 10
+    bounds = {
+        "train": slice(0, train_end),
+        "validation": slice(train_end, validation_end),
+        "test": slice(validation_end, examples),
+    }
+    splits = {name: Split((Examples(dense[s], ids[s], labels[s]),)) for name, s in bounds.items()}
+    options = (
+        table_rows, bag_lengths, dense_features, examples, float(zipf_exponent), seed, labels_from
+    )  # fmt: skip
+    return Dataset(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        table_rows=table_rows,
+        bag_lengths=bag_lengths,
+        fingerprint=hashlib.blake2b(
+            repr(("synthetic", GENERATOR_VERSION, *options)).encode(), digest_size=16
+        ).hexdigest(),
+        source=(
+            f"{examples:,} generated examples, {len(table_rows)} tables with "
+            f"{sum(table_rows):,} rows, Zipf exponent {zipf_exponent:g}, seed {seed}"
+        ),
+        teacher_auc={name: auc(logits[s], labels[s]) for name, s in bounds.items()},
+    )
+
+
+def _check_arguments(
+    table_rows: tuple[int, ...],
+    bag_lengths: tuple[int, ...],
+    dense_features: int,
+    examples: int,
+    zipf_exponent: float,
+    seed: int,
+) -> None:
+    if not table_rows or len(table_rows) != len(bag_lengths):
+        raise UserError(
+            "generated data needs at least one table and one bag length for each table, got "
+            f"{len(table_rows)} tables and {len(bag_lengths)} bag lengths."
+        )
+    ranges = [
+        *((f"table_rows[{i}]", rows, 1, 2**31 - 1) for i, rows in enumerate(table_rows)),
+        *((f"bag_lengths[{i}]", length, 1, 2**31 - 1) for i, length in enumerate(bag_lengths)),
+        ("dense_features", dense_features, 0, 2**31 - 1),
+        # With ten examples every split has one.
+        ("examples", examples, 10, 2**63 - 1),
+        ("zipf_exponent", zipf_exponent, 0, 100),
+        ("seed", seed, 0, 2**63 - 1),
+    ]
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise UserError(f"{name} must lie between {low} and {high}, got {value}.")

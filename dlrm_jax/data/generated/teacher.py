@@ -1,0 +1,178 @@
+"""The planted teacher: a known distribution of Criteo-shaped examples."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Int32, Integer
+
+from dlrm_jax.data.arrays import ABSENT
+from dlrm_jax.data.generated.zipf import bounded_zipf, cumulative_zipf
+
+TeacherKind = Literal["pairs", "additive"]
+"""Whether the logit has products of features, or effects of single ones only."""
+
+_SAMPLE = 1 << 15  # examples that the teacher's scales are measured on
+_CLICK_RATE = 0.25
+
+# Standard deviations of the three parts of the teacher's logit. Together they put its AUC near
+# 0.81, the range of the published results on Criteo's data.
+_INTERACTION_STD, _MAIN_STD, _DENSE_STD = 1.05, 0.9, 0.25
+_PAIRS = 10
+_RANK = 2
+_INTERACTING_ROWS = 110
+
+# Ids from _HEAD on share the effects of a few classes. The teacher's memory is thereby bounded,
+# and the ids that are too rare to be learnt differ little.
+_HEAD = 4096
+_TAIL_CLASSES = 64
+_HALF_RANK = 20.0
+
+
+@dataclass(frozen=True)
+class _Effects:
+    """What the ids of one feature mean to the teacher.
+
+    Attributes:
+        main: Additive effect of the first `_HEAD` ids, then of each class of later ids.
+        vectors: Their factors in products with other features; None if the feature isn't in any.
+    """
+
+    main: Float32[np.ndarray, " E"]
+    vectors: Float32[np.ndarray, "E K"] | None
+
+    @classmethod
+    def draw(
+        cls, rng: np.random.Generator, rows: int, exponent: float, interacts: bool
+    ) -> "_Effects":
+        head = min(rows, _HEAD)
+        probabilities = np.diff(cumulative_zipf(np.arange(head + 1), rows, exponent))
+        ranks = np.arange(head, dtype=np.float64)
+        if rows > head:
+            tail = max(0.0, 1.0 - probabilities.sum()) / _TAIL_CLASSES
+            probabilities = np.append(probabilities, np.full(_TAIL_CLASSES, tail))
+            ranks = np.append(ranks, np.full(_TAIL_CLASSES, head))
+        # Rare ids have small effects, for they can't be learnt from few examples.
+        values = rng.standard_normal((len(ranks), 1 + _RANK)) / (1 + ranks[:, None] / _HALF_RANK)
+        # Centred factors make a product orthogonal to every function of one feature.
+        values -= probabilities @ values / probabilities.sum()
+        deviations = np.sqrt(probabilities @ values**2)
+        values /= np.where(deviations > 0, deviations, 1)
+        values = values.astype(np.float32)
+        # Large tables matter less as a whole, too.
+        main = values[:, 0] * np.float32(min(1.0, (_HALF_RANK / rows) ** 0.25))
+        return cls(main, np.ascontiguousarray(values[:, 1:]) if interacts else None)
+
+    def index(self, ids: Int32[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:
+        """Where the effects of `ids` are; absent ids give any place."""
+        if len(self.main) <= _HEAD:
+            return np.maximum(ids, 0)
+        mixed = (ids.astype(np.uint32) * np.uint32(2654435761)) >> np.uint32(16)
+        return np.where(ids < _HEAD, np.maximum(ids, 0), _HEAD + mixed % np.uint32(_TAIL_CLASSES))
+
+
+class Teacher:
+    """Gives the probability of a click."""
+
+    def __init__(
+        self,
+        table_rows: Sequence[int],
+        bag_lengths: Sequence[int],
+        dense_features: int,
+        exponent: float,
+        seed: int,
+        kind: TeacherKind = "pairs",
+    ):
+        rng = np.random.default_rng([seed, 0])
+        self.table_rows, self.bag_lengths, self.exponent = table_rows, bag_lengths, exponent
+        self.dense_means = rng.uniform(0.0, 3.0, dense_features).astype(np.float32)
+        by_rows = sorted(range(len(table_rows)), key=lambda feature: table_rows[feature])
+        varied = [feature for feature in by_rows if table_rows[feature] > 1]
+        small = [feature for feature in varied if table_rows[feature] <= _INTERACTING_ROWS]
+        candidates = small if len(small) >= 2 else varied[:8]
+        possible = [(f, g) for i, f in enumerate(candidates) for g in candidates[:i]]
+        chosen = rng.permutation(len(possible))[:_PAIRS]
+        self.pairs = [possible[i] for i in chosen] if kind == "pairs" else []
+        interacting = {feature for pair in self.pairs for feature in pair}
+        self.effects = [
+            _Effects.draw(rng, rows, exponent, feature in interacting)
+            for feature, rows in enumerate(table_rows)
+        ]
+        self.dense_weights = rng.standard_normal(dense_features).astype(np.float32)
+        self.scales, self.bias = np.ones(3, np.float32), np.float32(0)
+        self._calibrate(rng)
+
+    def _calibrate(self, rng: np.random.Generator) -> None:
+        """Sets the scale of each part and the bias on a sample."""
+        dense, ids = self.draw_features(rng, _SAMPLE)
+        parts = self._parts(dense, ids)
+        deviations = parts.std(axis=1)
+        wanted = np.where(deviations > 1e-6, (_INTERACTION_STD, _MAIN_STD, _DENSE_STD), 0.0)
+        total = math.hypot(_INTERACTION_STD, _MAIN_STD, _DENSE_STD)
+        if wanted.any():  # a part that the shape doesn't allow leaves its share to the others
+            wanted *= total / np.linalg.norm(wanted)
+        self.scales = (wanted / np.where(deviations > 1e-6, deviations, 1)).astype(np.float32)
+        logits = self.scales @ parts
+        low, high = -20.0, 20.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            too_low = np.mean(sigmoid(logits + np.float32(middle))) < _CLICK_RATE
+            low, high = (middle, high) if too_low else (low, middle)
+        self.bias = np.float32(low)
+
+    def draw_features(
+        self, rng: np.random.Generator, examples: int
+    ) -> tuple[Float32[np.ndarray, "N D"], Int32[np.ndarray, "N C"]]:
+        """Draws dense features and ids, independent of each other."""
+        normal = rng.standard_normal((examples, len(self.dense_means)), dtype=np.float32)
+        counts = np.floor(np.exp(normal * np.float32(1.5) + self.dense_means - 1))
+        ids = np.empty((examples, sum(self.bag_lengths)), np.int32)
+        column = 0
+        for rows, length in zip(self.table_rows, self.bag_lengths, strict=True):
+            bag = bounded_zipf(rng, rows, self.exponent, (examples, length))
+            if length > 1:
+                used = rng.integers(1, length, size=(examples, 1), endpoint=True)
+                bag[np.arange(length) >= used] = ABSENT
+            ids[:, column : column + length] = bag
+            column += length
+        return np.log1p(counts), ids
+
+    def _parts(
+        self, dense: Float32[np.ndarray, "N D"], ids: Int32[np.ndarray, "N C"]
+    ) -> Float32[np.ndarray, "3 N"]:
+        """The logit's parts before scaling: products of features, effects of ids, dense."""
+        parts = np.zeros((3, len(ids)), np.float32)
+        vectors = {}
+        column = 0
+        for feature, effects in enumerate(self.effects):
+            length = self.bag_lengths[feature]
+            bag = ids[:, column : column + length]
+            column += length
+            index = effects.index(bag)
+            if length == 1:
+                index = index[:, 0]
+                parts[1] += effects.main[index]
+                if effects.vectors is not None:
+                    vectors[feature] = effects.vectors[index]
+                continue
+            present = (bag != ABSENT).astype(np.float32)
+            parts[1] += np.einsum("nl,nl->n", effects.main[index], present)
+            if effects.vectors is not None:
+                vectors[feature] = np.einsum("nlk,nl->nk", effects.vectors[index], present)
+        for f, g in self.pairs:
+            parts[0] += np.einsum("nk,nk->n", vectors[f], vectors[g])
+        parts[2] = dense @ self.dense_weights
+        return parts
+
+    def logits(
+        self, dense: Float32[np.ndarray, "N D"], ids: Int32[np.ndarray, "N C"]
+    ) -> Float32[np.ndarray, " N"]:
+        """Log odds of a click."""
+        return self.scales @ self._parts(dense, ids) + self.bias
+
+
+def sigmoid(x: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
+    """The logistic function, written so that it can't overflow."""
+    return np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x)

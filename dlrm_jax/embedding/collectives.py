@@ -1,0 +1,178 @@
+"""The collectives of a step and their bytes, as the layout of the tables determines them.
+
+Bytes are those of a collective's result on one device, as a compiled program shows them. A
+sharded block has as many slots on every shard; those that nothing is in are padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlrm_jax.embedding.layout import Block, Layout, Slab
+from dlrm_jax.embedding.optimizer import mean_of_columns, slot_shapes
+from dlrm_jax.embedding.row_gradients import copy_axes, is_dense, sums_are_less
+from dlrm_jax.mesh import DATA, MODEL
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a step.
+
+    Attributes:
+        kind: as XLA names it.
+        axes: of the mesh, over which it runs.
+        purpose: what it carries, for people.
+        nbytes: of its result on one device.
+        needed: of these, those that aren't padding, on the mean shard.
+    """
+
+    kind: Literal["all-to-all", "all-gather", "all-reduce"]
+    axes: tuple[str, ...]
+    purpose: str
+    nbytes: int
+    needed: float
+
+
+def collectives(
+    layout: Layout,
+    mesh_shape: Mapping[str, int],
+    batch_size: int,
+    weighted: bool = False,
+    exchange_dtype: str | None = None,
+) -> tuple[Collective, ...]:
+    """The collectives of a lookup and an update of the tables.
+
+    Args:
+        layout: of the tables.
+        mesh_shape: sizes of the mesh's axes.
+        batch_size: B, over all devices.
+        weighted: whether ids have weights.
+        exchange_dtype: see `EmbeddingCollection`.
+    """
+    width = _vector_width(layout.blocks, exchange_dtype)
+    of_ids = [_Carried("ids", 4, _slot_ids)]
+    if weighted:
+        of_ids.append(_Carried("weights", 4, _slot_ids))
+    vectors = _Carried("vectors", width, lambda block: block.slab.width)
+    cotangents = vectors._replace(what="cotangents")
+    found = []
+    if mesh_shape[MODEL] > 1:
+        group = batch_size // mesh_shape[DATA]
+        for each in (*of_ids, vectors, cotangents):
+            here = [block for block in layout.blocks if block.slab.sharded]
+            if each is cotangents:
+                here = [block for block in here if block.slab.optimizer]
+            found.append(_of_blocks("all-to-all", (MODEL,), each.what, here, group, each.nbytes))
+        found += _means(layout, batch_size)
+    for sharded in (True, False):
+        axes = copy_axes(sharded, mesh_shape)
+        if axes:
+            found += _between_copies(layout, axes, batch_size, sharded, [*of_ids, cotangents])
+    return tuple(each for each in found if each.nbytes)
+
+
+class _Carried(NamedTuple):
+    """Numbers of so many bytes each, and how many of them belong to a slot of a block."""
+
+    what: str
+    width: int
+    numbers: Callable[[Block], int]
+
+    def nbytes(self, block: Block) -> int:
+        return self.width * self.numbers(block)
+
+
+def _between_copies(
+    layout: Layout,
+    axes: tuple[str, ...],
+    batch_size: int,
+    sharded: bool,
+    carried: Sequence[_Carried],
+) -> list[Collective]:
+    """What copies of a slab tell each other to stay equal: sums of all rows, or what each saw."""
+    found, sparse = [], []
+    for slab in layout.slabs:
+        if slab.optimizer and slab.sharded == sharded:
+            ids, bags = (batch_size * count for count in _per_sample(layout, slab))
+            if sums_are_less(slab, ids, bags):
+                row = (slab.width + 1) * slab.vector_dtype.itemsize  # gradient; whether touched
+                found.append(_of_slab(axes, f"gradients of {slab.name}", slab.rows * row))
+            else:
+                sparse += [block for block in layout.blocks if block.slab is slab]
+    for width in sorted({each.width for each in carried}):
+        together = [each for each in carried if each.width == width]
+        what = ", ".join(each.what for each in together)
+        purpose = f"{what} of {'shards' if sharded else 'copies'}"
+
+        def nbytes(block: Block, together: Sequence[_Carried] = together) -> int:
+            return sum(each.nbytes(block) for each in together)
+
+        found.append(_of_blocks("all-gather", axes, purpose, sparse, batch_size, nbytes))
+    return found
+
+
+def _means(layout: Layout, batch_size: int) -> list[Collective]:
+    """Over rows whose columns are split, for optimizers that take them."""
+    found = []
+    for slab in layout.slabs:
+        if slab.optimizer and slab.split == "columns":
+            occurrences = batch_size * _per_sample(layout, slab)[0]
+            rows = slab.rows if is_dense(slab, occurrences) else occurrences
+            nbytes = rows * _row_means(slab) * slab.vector_dtype.itemsize
+            found.append(_of_slab((MODEL,), f"means of {slab.name}", nbytes))
+    return found
+
+
+def _of_slab(axes: tuple[str, ...], purpose: str, nbytes: int) -> Collective:
+    return Collective("all-reduce", axes, purpose, nbytes, float(nbytes))
+
+
+def _of_blocks(
+    kind: Literal["all-to-all", "all-gather"],
+    axes: tuple[str, ...],
+    purpose: str,
+    blocks: Sequence[Block],
+    samples: int,
+    of_slot: Callable[[Block], int],
+) -> Collective:
+    padded = sum(b.bag.shape[1] * of_slot(b) for b in blocks)
+    needed = sum(np.count_nonzero(b.bag >= 0) / b.bag.shape[0] * of_slot(b) for b in blocks)
+    return Collective(kind, axes, purpose, samples * padded, float(samples * needed))
+
+
+def _per_sample(layout: Layout, slab: Slab) -> tuple[int, int]:
+    """Ids and bags that one shard is asked for, padding included."""
+    counts = [(b.bag.shape[1], b.length) for b in layout.blocks if b.slab is slab]
+    return sum(bags * length for bags, length in counts), sum(bags for bags, _ in counts)
+
+
+def _slot_ids(block: Block) -> int:
+    return block.length
+
+
+def _vector_width(blocks: Sequence[Block], exchange_dtype: str | None) -> int:
+    own = jnp.result_type(*(block.slab.vector_dtype for block in blocks))
+    return jnp.dtype(exchange_dtype or own).itemsize
+
+
+def _row_means(slab: Slab) -> int:
+    """How often the optimizer takes a mean over a row."""
+    optimizer, means = slab.optimizer, 0
+    assert optimizer is not None
+
+    def counted(x: jax.Array) -> jax.Array:
+        nonlocal means
+        means += 1
+        return mean_of_columns(x)
+
+    row = jax.ShapeDtypeStruct((1, slab.width), slab.vector_dtype)
+    slots = slot_shapes(optimizer, 1, slab.width, slab.dtype)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    jax.eval_shape(lambda g, s, n: optimizer.update(g, s, n, counted), row, slots, step)
+    return means

@@ -1,0 +1,213 @@
+"""Gradients of the touched rows, summed over the batch. Runs on one device, in `jax.shard_map`.
+
+The cotangents of the pooled vectors are all that is known of the gradient; it stays outside of
+autodiff, whose gradient of a table would be as large as the table. Memory grows with the ids of
+a batch, never with the rows of a table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dlrm_jax.embedding import comm_dtype
+from dlrm_jax.embedding.layout import Slab
+from dlrm_jax.mesh import DATA, MODEL
+
+BlockOccurrences = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
+"""One block's rows [N, T, L], weights [N, T, L] and cotangents [N, T, d]."""
+
+Sums = tuple[Int[Array, " K"], Float[Array, "K d"]]
+"""Different rows, at or past the slab's end where there is none, and their gradients."""
+
+
+def aggregate(
+    slabs: Sequence[Slab],
+    occurrences: Mapping[str, Sequence[BlockOccurrences]],
+    mesh_shape: Mapping[str, int],
+    sum_duplicates: bool,
+    dtype: str | None = None,
+    natively: Container[str] = (),
+) -> dict[str, tuple[BlockOccurrences, ...]]:
+    """The gradients of the rows that any copy of a slab saw touched, equal on all copies.
+
+    Where rows needn't be summed, they remain as they occurred, one gradient for a whole bag.
+
+    Args:
+        slabs: whose rows they are.
+        occurrences: by slab, one item per block that reads it.
+        mesh_shape: sizes of the mesh's axes.
+        sum_duplicates: give each row once, its gradients summed, for optimizers too that
+            don't need it.
+        dtype: in which cotangents travel from one copy to the others; None for their own.
+        natively: the names of slabs whose updates sum the gradients of equal rows themselves.
+    """
+    found: dict[str, tuple[BlockOccurrences, ...]] = {}
+    for sharded in (True, False):
+        axes = copy_axes(sharded, mesh_shape)
+        copies = math.prod(mesh_shape[axis] for axis in axes)
+        apart = []  # those whose copies tell each other what they saw
+        for slab in slabs:
+            if slab.sharded == sharded:
+                items = occurrences[slab.name]
+                ids = copies * sum(rows.size for rows, _, _ in items)
+                bags = copies * sum(rows[:, :, 0].size for rows, _, _ in items)
+                if axes and sums_are_less(slab, ids, bags):
+                    found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, axes))
+                else:
+                    apart.append(slab)
+        everywhere = _gather_copies([occurrences[slab.name] for slab in apart], axes, dtype)
+        for slab, items in zip(apart, everywhere, strict=True):
+            if slab.name in natively and not sum_duplicates:
+                found[slab.name] = tuple(items)
+            elif is_dense(slab, sum(rows.size for rows, _, _ in items)):
+                found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, ()))
+            elif slab.needs_sums(sum_duplicates):
+                found[slab.name] = _one_by_one(_merge(slab.rows, *expand(items)))
+            else:
+                found[slab.name] = tuple(items)
+    return found
+
+
+def copy_axes(sharded: bool, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes over which copies of a slab see different samples.
+
+    Without those of one device, over which a collective would still be a pass over its data.
+    """
+    axes = (DATA,) if sharded else (DATA, MODEL)
+    return axes if math.prod(mesh_shape[axis] for axis in axes) > 1 else ()
+
+
+def sums_are_less(slab: Slab, ids: int, bags: int) -> bool:
+    """Whether the sums of all rows are fewer numbers than the bags that all copies saw.
+
+    A bag is its ids and one cotangent: with long bags far less than a gradient for each id.
+    """
+    return slab.rows * (slab.width + 1) <= ids + bags * slab.width
+
+
+def is_dense(slab: Slab, occurrences: int) -> bool:
+    """Whether there are so many occurrences that all rows are summed, touched or not."""
+    return slab.rows <= occurrences
+
+
+def _gather_copies(
+    slabs: Sequence[Sequence[BlockOccurrences]], axes: tuple[str, ...], dtype: str | None
+) -> Sequence[Sequence[BlockOccurrences]]:
+    """The occurrences that all copies saw, in the order of the samples.
+
+    One collective for all arrays of numbers of the same width: with small batches the number of
+    collectives costs more than their bytes.
+    """
+    if not axes:
+        return slabs
+    packed = [[(rows, w, comm_dtype.pack(g, dtype)) for rows, w, g in items] for items in slabs]
+    leaves, structure = jax.tree.flatten(packed)
+    for width in sorted({leaf.dtype.itemsize for leaf in leaves}):
+        same = [i for i, leaf in enumerate(leaves) if leaf.dtype.itemsize == width]
+        sent = [comm_dtype.bits(leaves[i]).reshape(len(leaves[i]), -1) for i in same]
+        gathered = jax.lax.all_gather(jnp.concatenate(sent, axis=1), axes, axis=0, tiled=True)
+        ends = np.cumsum([x.shape[1] for x in sent])[:-1]
+        for i, part in zip(same, jnp.split(gathered, ends, axis=1), strict=True):
+            own = jax.lax.bitcast_convert_type(part, leaves[i].dtype)
+            leaves[i] = own.reshape(-1, *leaves[i].shape[1:])
+    return [
+        [
+            (rows, w, comm_dtype.unpack(g, dtype, own.dtype))
+            for (rows, w, g), (_, _, own) in zip(items, before, strict=True)
+        ]
+        for items, before in zip(jax.tree.unflatten(structure, leaves), slabs, strict=True)
+    ]
+
+
+def _one_by_one(sums: Sums) -> tuple[BlockOccurrences, ...]:
+    """As bags of one row each."""
+    rows, gradients = sums
+    return ((rows[:, None, None], None, gradients[:, None]),)
+
+
+def expand(
+    occurrences: Sequence[BlockOccurrences],
+) -> tuple[Int[Array, " K"], Float[Array, "K d"]]:
+    """One (row, gradient) for each occurrence: the slot's cotangent times the weight."""
+    all_rows, all_gradients = [], []
+    for rows, weights, cotangents in occurrences:
+        shape = (*rows.shape, cotangents.shape[-1])
+        gradients = jnp.broadcast_to(cotangents[:, :, None], shape)
+        if weights is not None:
+            gradients = gradients * weights[..., None]
+        all_rows.append(rows.reshape(-1))
+        all_gradients.append(gradients.reshape(-1, shape[-1]))
+    return jnp.concatenate(all_rows), jnp.concatenate(all_gradients)
+
+
+def _sum_densely(size: int, occurrences: Sequence[BlockOccurrences], axes: tuple[str, ...]) -> Sums:
+    """For slabs no larger than the batch's ids: the sums of all rows, and who was touched."""
+    rows, gradients = expand(occurrences)
+    totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
+    totals = totals.at[rows].add(gradients, mode="drop")
+    touched = jnp.zeros(size, jnp.int32).at[rows].max(1, mode="drop")
+    if axes:  # in one array, because each collective has all devices wait for each other
+        column = touched[:, None].astype(totals.dtype)
+        both = jax.lax.psum(jnp.concatenate([totals, column], axis=1), axes)
+        totals, touched = both[:, :-1], both[:, -1]
+    number = jnp.arange(size, dtype=jnp.int32)
+    return jnp.where(touched > 0, number, size + number), totals
+
+
+def _merge(size: int, rows: Int[Array, " K"], gradients: Float[Array, "K d"]) -> Sums:
+    """Sums the gradients of equal rows."""
+    position = jnp.arange(rows.size, dtype=jnp.int32)
+    first = representatives(size, rows)
+    totals = jnp.zeros_like(gradients).at[first].add(gradients, mode="drop")
+    # Past the end and all different, so that no two of the returned rows are equal.
+    return jnp.where(first == position, rows, size + position), totals
+
+
+# Entries of the scratch per occurrence: with as many, nearly all rows are alone in theirs.
+_ENTRIES = 8
+_GOLDEN = np.uint32(2654435769)  # 2³² over the golden ratio, as in Fibonacci hashing
+
+
+def representatives(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
+    """For each occurrence, the position of one of those with the same row; K if it has none.
+
+    Without sorting: every occurrence writes its position to the entry of a scratch that its row
+    is hashed to, and reads the entry back. The position that it finds there, whichever won,
+    represents the row, if it is one of the same row. The others, few, try again with another
+    hash; each round settles at least one row of each entry in use.
+
+    Args:
+        size: rows of the slab; those at or past it are none.
+        rows: not negative.
+    """
+    count = rows.size
+    bits = math.ceil(math.log2(max(_ENTRIES * count, 2)))
+    position = jnp.arange(count, dtype=jnp.int32)
+    nothing = jnp.full(count, count, jnp.int32)
+
+    def settle(entries: int, entry: Int[Array, " K"], found: Int[Array, " K"]) -> Array:
+        scratch = jnp.zeros(entries, jnp.int32).at[entry].set(position, mode="drop")
+        winner = scratch.at[entry].get(mode="fill", fill_value=count)
+        same = rows.at[winner].get(mode="fill", fill_value=-1) == rows
+        return jnp.where(same, winner, found)
+
+    if size <= 2**bits:  # each row has an entry of its own
+        return settle(size, rows, nothing)
+
+    def is_open(found: Int[Array, " K"]) -> Array:
+        return (found == count) & (rows < size)
+
+    def next_round(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        multiplier, found = carry
+        hashed = ((rows.astype(jnp.uint32) * multiplier) >> np.uint32(32 - bits)).astype(jnp.int32)
+        entry = jnp.where(is_open(found), hashed, 2**bits)
+        return multiplier * _GOLDEN, settle(2**bits, entry, found)
+
+    start = (jnp.asarray(_GOLDEN), nothing)
+    return jax.lax.while_loop(lambda carry: is_open(carry[1]).any(), next_round, start)[1]

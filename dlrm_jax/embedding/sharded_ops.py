@@ -1,0 +1,226 @@
+"""The parts of a step on the mesh: what one device does, with how its arrays are split."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int, Integer
+
+from dlrm_jax.embedding import exchange, row_gradients
+from dlrm_jax.embedding.kernel_dispatch import pooled_natively
+from dlrm_jax.embedding.layout import Layout, Slab
+from dlrm_jax.embedding.optimizer import (
+    SGD,
+    RowWiseAdagrad,
+    mean_of_columns,
+    rate_at,
+    update_rows,
+)
+from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
+from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
+from dlrm_jax.embedding.table import Lookup
+from dlrm_jax.mesh import BATCH, DATA, MODEL, PER_DEVICE
+from dlrm_jax.native import ops
+
+
+def lookup(
+    mesh: Mesh,
+    layout: Layout,
+    lookups: Sequence[Lookup],
+    exchange_dtype: str | None,
+    state: EmbeddingState,
+    ids: Int[Array, "B C"],
+    weights: Float[Array, "B C"] | None,
+    native: bool,
+) -> tuple[dict[str, Float[Array, "B *_"]], Context]:
+    """See `EmbeddingCollection.lookup`."""
+
+    def run(slabs: dict[str, Array], ids: Array, weights: Array | None):
+        pooled, rows, at_rows, denominators = exchange.lookup(
+            layout, lookups, slabs, ids, weights, mesh.shape[MODEL], exchange_dtype, native
+        )
+        return pooled, Context(_per_device(rows), at_rows and _per_device(at_rows), denominators)
+
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=({slab.name: slab_spec(slab) for slab in layout.slabs}, BATCH, BATCH),
+        out_specs=(BATCH, Context(PER_DEVICE, PER_DEVICE, BATCH)),  # pyright: ignore
+        # The check can't know what native kernels do.
+        check_vma=not (native and any(map(pooled_natively, layout.blocks))),
+    )(state.weights, ids, weights)
+
+
+def back(
+    mesh: Mesh,
+    layout: Layout,
+    lookups: Sequence[Lookup],
+    exchange_dtype: str | None,
+    context: Context,
+    cotangents: Mapping[str, Float[Array, "B *_"]],
+) -> Occurrences:
+    """See `EmbeddingCollection.back`."""
+    trained = [i for i, block in enumerate(layout.blocks) if block.slab.optimizer]
+    blocks = [layout.blocks[i] for i in trained]
+
+    def run(denominators: dict[str, Array], cotangents: dict[str, Array]) -> tuple[Array, ...]:
+        return _per_device(
+            exchange.send_back(lookups, blocks, denominators, cotangents, exchange_dtype)
+        )
+
+    sent = jax.shard_map(run, mesh=mesh, in_specs=(BATCH, BATCH), out_specs=PER_DEVICE)
+    return Occurrences(
+        tuple(context.rows[i] for i in trained),
+        None if context.weights is None else tuple(context.weights[i] for i in trained),
+        sent(context.denominators, dict(cotangents)),
+    )
+
+
+def aggregate(
+    mesh: Mesh,
+    layout: Layout,
+    exchange_dtype: str | None,
+    occurrences: Occurrences,
+    sum_duplicates: bool,
+    natively: Container[str],
+) -> RowGradients:
+    """See `EmbeddingCollection.aggregate`."""
+    trained = [block for block in layout.blocks if block.slab.optimizer]
+    slabs = [slab for slab in layout.slabs if slab.optimizer]
+    stacked = occurrences.rows[0].ndim - 5 if occurrences.rows else 0
+
+    def run(occurrences: Occurrences) -> dict[str, tuple[row_gradients.BlockOccurrences, ...]]:
+        def local(x: Array) -> Array:
+            return x.reshape(-1, *x.shape[-2:])
+
+        items: dict[str, list[row_gradients.BlockOccurrences]] = {slab.name: [] for slab in slabs}
+        for i, block in enumerate(trained):
+            weights = None if occurrences.weights is None else local(occurrences.weights[i])
+            items[block.slab.name].append(
+                (local(occurrences.rows[i]), weights, local(occurrences.cotangents[i]))
+            )
+        return row_gradients.aggregate(
+            slabs, items, mesh.shape, sum_duplicates, exchange_dtype, natively
+        )
+
+    bags = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=PartitionSpec(*[None] * stacked, DATA, MODEL),
+        out_specs={slab.name: _per_shard(slab) for slab in slabs},
+        # Copies are made equal by collectives, or there is one copy, and no collective that
+        # could show it to the check.
+        check_vma=False,
+    )(occurrences)
+    summed = all(
+        sum_duplicates or (slab.needs_sums(False) and slab.name not in natively) for slab in slabs
+    )
+    return RowGradients(bags, summed)
+
+
+def apply(
+    mesh: Mesh,
+    layout: Layout,
+    state: EmbeddingState,
+    gradients: RowGradients,
+    step: Integer[Array, ""] | int,
+    natively: Container[str],
+) -> EmbeddingState:
+    """See `EmbeddingCollection.apply`."""
+    slabs = {slab.name: slab for slab in layout.slabs if slab.optimizer}
+    weight_specs = {name: slab_spec(slab) for name, slab in slabs.items()}
+    slot_specs = {
+        name: {slot: slab_spec(slab, ndim) for slot, ndim in slot_ndims(slab).items()}
+        for name, slab in slabs.items()
+    }
+    per_shard = {name: _per_shard(slab) for name, slab in slabs.items()}
+
+    def run(weights, slots, bags, step):
+        new_weights, new_slots = {}, {}
+        for name, slab in slabs.items():
+            update = _update_natively if name in natively else _update
+            new_weights[name], new_slots[name] = update(
+                slab, weights[name], slots[name], bags[name], step
+            )
+        return new_weights, new_slots
+
+    weights, slots = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(weight_specs, slot_specs, per_shard, PartitionSpec()),
+        out_specs=(weight_specs, slot_specs),
+        # Where columns are split, all shards have the same rows with the same state, which
+        # the check can't know; nor does it know what native updates do.
+        check_vma=not any(
+            slab.split == "columns" or name in natively for name, slab in slabs.items()
+        ),
+    )(
+        {name: state.weights[name] for name in slabs},
+        {name: state.slots[name] for name in slabs},
+        gradients.bags,
+        jnp.asarray(step),
+    )
+    return EmbeddingState(state.weights | weights, state.slots | slots)
+
+
+def _update_natively(
+    slab: Slab,
+    weights: Array,
+    slots: dict[str, Array],
+    bags: Sequence[row_gradients.BlockOccurrences],
+    step: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """`_update` by other means."""
+    optimizer = slab.optimizer
+    assert isinstance(optimizer, SGD | RowWiseAdagrad)
+    rate = rate_at(optimizer.learning_rate, step)
+    if isinstance(optimizer, SGD):
+        return ops.sgd(weights, rate, bags), slots
+    weights, accumulator = ops.rowwise_adagrad(
+        weights, slots["accumulator"], rate, optimizer.eps, bags
+    )
+    return weights, {"accumulator": accumulator}
+
+
+def _update(
+    slab: Slab,
+    weights: Array,
+    slots: dict[str, Array],
+    bags: Sequence[row_gradients.BlockOccurrences],
+    step: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """One device's part of a slab, updated."""
+    assert slab.optimizer is not None
+    rows, gradients = row_gradients.expand(bags)
+
+    def mean_of_all_columns(x: Array) -> Array:
+        return jax.lax.pmean(mean_of_columns(x), MODEL)
+
+    def rounded(values: Array) -> Array:
+        return round_randomly(values, bits_of_rows(slab, rows, step))
+
+    return update_rows(
+        slab.optimizer,
+        weights,
+        slots,
+        rows,
+        gradients,
+        step,
+        mean_of_all_columns if slab.split == "columns" else mean_of_columns,
+        slab.dtype,
+        rounded if slab.rounds_randomly else None,
+    )
+
+
+def _per_shard(slab: Slab) -> PartitionSpec:
+    """How the rows that are updated, and their gradients, lie: those of each shard in turn."""
+    return PartitionSpec(MODEL) if slab.sharded else PartitionSpec()
+
+
+def _per_device(arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """One device's arrays as its parts of [D, M, ...] ones."""
+    return tuple(x[None, None] for x in arrays)

@@ -1,0 +1,121 @@
+"""Whole tables into and out of a state, one slab at a time. Runs outside the step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from dlrm_jax.embedding import reshard
+from dlrm_jax.embedding.layout import Layout, Slab
+from dlrm_jax.embedding.optimizer import slot_shapes, zero_slots
+from dlrm_jax.embedding.state import EmbeddingState
+from dlrm_jax.embedding.storage_dtype import hold, weights_of
+from dlrm_jax.embedding.table import Table
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import put_whole
+
+Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
+Arrays = dict[str, Array]
+
+
+def build(mesh: Mesh, layout: Layout, source: Source, seed: int) -> EmbeddingState:
+    """See `EmbeddingCollection.build`."""
+    weights, slots = {}, {}
+    # The largest first: what is held twice for a moment is then least on top of the rest.
+    for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
+        ndims = {"weights": 2, **reshard.slot_ndims(slab)}
+        shardings = {k: reshard.slab_sharding(mesh, slab, ndim) for k, ndim in ndims.items()}
+        given = {name: _given(mesh, slab, table, source) for name, table in slab.tables.items()}
+        leaves = jax.jit(functools.partial(_make_slab, mesh, slab, seed), out_shardings=shardings)(
+            given
+        )
+        del given
+        jax.block_until_ready(leaves)
+        weights[slab.name] = leaves.pop("weights")
+        if slab.optimizer:
+            slots[slab.name] = leaves
+    return EmbeddingState(weights, slots)
+
+
+def read(
+    layout: Layout, unpackers: Mapping[str, reshard.Unpacker], state: EmbeddingState
+) -> Iterator[tuple[Table, str, Array]]:
+    """See `EmbeddingCollection.arrays`."""
+    for slab in layout.slabs:
+        leaves = {"weights": state.weights[slab.name], **state.slots.get(slab.name, {})}
+        for key, leaf in leaves.items():
+            tables = unpackers[slab.name](leaf)
+            while tables:
+                name = next(iter(tables))
+                # Without a name here, so that the caller decides how long an array lives.
+                yield slab.tables[name], key, _released(tables.pop(name), slab, key)
+
+
+def _released(held: Array, slab: Slab, key: str) -> Array:
+    return _weights_of(held, slab.dtype) if key == "weights" and held.dtype != slab.dtype else held
+
+
+_weights_of = jax.jit(weights_of, static_argnames="dtype")
+
+
+def logical_arrays(mesh: Mesh, slab: Slab, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
+    """See `EmbeddingCollection.logical`."""
+    shapes = {"weights": jax.ShapeDtypeStruct((table.rows, table.dim), slab.dtype)}
+    if slab.optimizer:
+        shapes |= slot_shapes(slab.optimizer, table.rows, table.dim, slab.dtype)
+    return {
+        key: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=reshard.logical_sharding(mesh, slab, x.shape)
+        )
+        for key, x in shapes.items()
+    }
+
+
+def _given(mesh: Mesh, slab: Slab, table: Table, source: Source) -> Arrays:
+    """What the source has of a table, checked and placed."""
+    wanted = logical_arrays(mesh, slab, table)
+    placed = {}
+    for key, array in source(table).items():
+        if key not in wanted:
+            raise UserError(f"table {table.name} has {', '.join(wanted)}, but {key!r} was given")
+        if array.shape != wanted[key].shape:
+            raise UserError(
+                f"table {table.name}: {key} must have shape {wanted[key].shape}, got {array.shape}"
+            )
+        array, sharding = array.astype(wanted[key].dtype, copy=False), wanted[key].sharding
+        if isinstance(array, np.ndarray):
+            placed[key] = put_whole(array, sharding)
+        else:
+            placed[key] = jax.device_put(array, sharding)
+    return placed
+
+
+def _make_slab(mesh: Mesh, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
+    """The slab's arrays from its tables'; what wasn't given gets initial values."""
+    drawn = reshard.initial_values(
+        [table for name, table in slab.tables.items() if "weights" not in given[name]], seed
+    )
+
+    def whole(table: Table, key: str) -> Array:
+        if key in given[table.name]:
+            return given[table.name][key]
+        if key == "weights":
+            values = drawn[table.name]
+            sharding = reshard.logical_sharding(mesh, slab, values.shape)
+            return jax.lax.with_sharding_constraint(values, sharding)
+        assert slab.optimizer is not None
+        return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]
+
+    keys = ["weights", *(slab.optimizer.slots if slab.optimizer else ())]
+    arrays = {
+        key: reshard.pack(
+            mesh, slab, {name: whole(table, key) for name, table in slab.tables.items()}
+        )
+        for key in keys
+    }
+    return arrays | {"weights": hold(arrays["weights"])}

@@ -1,0 +1,1 @@
+"""Trained models in use: predictions, tables as files, vocabularies."""

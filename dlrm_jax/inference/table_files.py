@@ -1,0 +1,94 @@
+"""Tables of a checkpoint as files for other programs, with the raw values of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float32
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.frame_file import write_frames
+from dlrm_jax.training.serialization import load_table
+
+Format = Literal["parquet", "npy"]
+
+_ROWS_PER_FRAME = 1 << 18
+
+
+def write_table(
+    checkpoint: Path,
+    metadata: Mapping[str, Any],
+    table: str,
+    values: pl.DataFrame | None,
+    directory: Path,
+    file_format: Format,
+) -> list[Path]:
+    """Writes the vectors of one table; holds this table and no other in memory.
+
+    Args:
+        checkpoint: the directory named by its step.
+        metadata: from `serialization.read_metadata`.
+        table: its name.
+        values: of its ids, from `vocabularies.read_values`; None if they aren't known.
+        directory: to write to.
+        file_format: ``"parquet"`` makes ``TABLE.parquet`` with a line for each value, by ascending
+            id: ``value`` as in the vocabulary (null where an id has none: of unseen and of missing
+            values), ``id`` and ``vector``, float32 [dim]. ``"npy"`` makes ``TABLE.npy``, float32
+            [rows, dim], and ``TABLE.values.parquet`` with ``value`` and ``id``. Without values
+            there is no column and no file of them.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: there is no such table, it is damaged, or the ids aren't its rows.
+        OSError: the files can't be written.
+    """
+    weights = _weights(checkpoint, metadata, table)
+    lines = _lines(table, len(weights), values)
+    if file_format == "parquet":
+        path = directory / f"{table}.parquet"
+        write_frames(_with_vectors(lines, weights), path, ".parquet")
+        return [path]
+    paths = [directory / f"{table}.npy"]
+    np.save(paths[0], weights)
+    if values is not None:
+        paths.append(directory / f"{table}.values.parquet")
+        write_frames([lines], paths[1], ".parquet")
+    return paths
+
+
+def _weights(
+    checkpoint: Path, metadata: Mapping[str, Any], table: str
+) -> Float32[np.ndarray, "rows dim"]:
+    entry = metadata["arrays"].get(f"{table}/weights")
+    if entry is None:
+        raise UserError(f"checkpoint {checkpoint} has no table {table!r}")
+    wanted = np.broadcast_to(np.float32(0), entry["shape"])  # says what is wanted, takes no memory
+    loaded = load_table(checkpoint, metadata, table, {"weights": wanted})["weights"]
+    return np.asarray(loaded)
+
+
+def _lines(table: str, rows: int, values: pl.DataFrame | None) -> pl.DataFrame:
+    """Ids with their values, as often as they have any, but at least once."""
+    ids = pl.DataFrame({"id": np.arange(rows, dtype=np.int32)})
+    if values is None:
+        return ids
+    known = values["id"]
+    if not known.is_between(0, rows - 1).all():
+        raise UserError(
+            f"the vocabulary of table {table} has ids from {known.min()} to {known.max()}, the "
+            f"table has {rows} rows: they aren't of the same run"
+        )
+    return ids.join(values, on="id", how="left", maintain_order="left_right").select("value", "id")
+
+
+def _with_vectors(
+    lines: pl.DataFrame, weights: Float32[np.ndarray, "rows dim"]
+) -> Iterator[pl.DataFrame]:
+    for frame in lines.iter_slices(_ROWS_PER_FRAME):
+        yield frame.with_columns(pl.Series("vector", weights[frame["id"].to_numpy()]))

@@ -1,0 +1,188 @@
+"""Times the loader by itself, and what it adds to a training step.
+
+    python -m experiments.benchmarks.loader --batch_size=8192
+
+Prints one JSON object. ``loader`` is examples per second read from a split of several days, memory
+maps of files in the page cache, through whole epochs: ``full`` with all examples shuffled among
+each other, ``windowed`` with ``--shuffle_window`` of them. ``ratio`` is the time of a training
+step that is fed by the loader over that of one fed with a batch kept on the devices,
+``ratio_many`` over that of one fed with different kept batches in turn: the rows of a single batch
+stay in the processor's cache, which isn't the loader's doing. The three run in turn; the ratios
+are medians over rounds, of the median steps of a round, as other processes disturb both.
+``waited_ms`` is the mean time that a step waited for its batch, which a median may not show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, versions, with_flags
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.data.batches import Batch, TrainBatches
+from dlrm_jax.data.prefetch import Prefetch
+from dlrm_jax.presets import preset
+from dlrm_jax.training.build import generate_data, make_learner
+from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.step import make_train_step
+
+define_run_flags(default_preset="kaggle")
+flags.DEFINE_integer("days", 8, "pieces that the examples lie in", lower_bound=1)
+flags.DEFINE_integer("rounds", 15, "how often each of the three is timed", lower_bound=1)
+flags.DEFINE_integer("steps_per_round", 20, "steps timed together", lower_bound=2)
+
+_EPOCHS = 3
+_WINDOW = 1 << 18
+_KEPT = 20
+
+
+def write_days(split: Split, days: int, directory: Path) -> Split:
+    """The same examples as memory maps of files, which the page cache holds."""
+    edges = np.linspace(0, len(split), days + 1).astype(int).tolist()
+    mapped = []
+    for number in range(days):
+        day = split.take(np.arange(edges[number], edges[number + 1]))
+        for name, array in day.arrays.items():
+            np.save(directory / f"{number}_{name}.npy", array)
+        mapped.append(
+            Examples(
+                **{
+                    name: np.load(directory / f"{number}_{name}.npy", mmap_mode="r")
+                    for name in day.arrays
+                }
+            )
+        )
+    return Split(tuple(mapped))
+
+
+def examples_per_second(batches: TrainBatches) -> float:
+    """Of whole epochs, permutations included; the first one reads the files and isn't timed."""
+    steps = batches.steps_per_epoch
+    for step in range(steps):
+        batches[step]
+    begun = time.perf_counter()
+    for step in range(steps, (1 + _EPOCHS) * steps):
+        batches[step]
+    return _EPOCHS * steps * batches.batch_size / (time.perf_counter() - begun)
+
+
+class Round(NamedTuple):
+    """Seconds of the median step, and for how long a step waited for its batch, on average."""
+
+    step: float
+    waited: float
+
+
+class Training:
+    """A state, and steps that go on from it.
+
+    Args:
+        learner: of the state.
+        seed: of its initial values.
+    """
+
+    def __init__(self, learner: Learner, seed: int):
+        self._step = make_train_step(learner)
+        self._state = learner.init(seed)
+
+    def run(self, placed: Iterator[Batch]) -> Round:
+        """Trains on these batches; the first, with which a loader starts, doesn't count."""
+        times = []
+        while True:
+            begun = time.perf_counter()
+            batch = next(placed, None)
+            waited = time.perf_counter() - begun
+            if batch is None:
+                seconds, waits = zip(*times[1:], strict=True)
+                return Round(statistics.median(seconds), statistics.mean(waits))
+            self._state, loss = self._step(self._state, batch)
+            float(loss)
+            times.append((time.perf_counter() - begun, waited))
+
+
+def time_in_turn(config: Config, learner: Learner, batches: TrainBatches) -> dict[str, list[Round]]:
+    """The rounds: ``loaded``, with ``one`` batch kept, with ``many``."""
+    training = Training(learner, config.seed)
+    kept = [learner.put(batches[step]) for step in range(_KEPT)]
+    count = FLAGS.steps_per_round
+    position = _KEPT
+
+    def loaded() -> Round:
+        nonlocal position
+        wanted = (batches[step] for step in range(position, position + count))
+        position += count
+        with Prefetch(wanted, learner.put) as placed:
+            return training.run(placed)
+
+    def resident(number: int) -> Round:
+        return training.run(iter([kept[i % number] for i in range(count)]))
+
+    sources = {"loaded": loaded, "one": lambda: resident(1), "many": lambda: resident(_KEPT)}
+    for run_round in sources.values():
+        run_round()
+    rounds: dict[str, list[Round]] = {name: [] for name in sources}
+    for _ in range(FLAGS.rounds):
+        for name, run_round in sources.items():
+            rounds[name].append(run_round())
+    return rounds
+
+
+def ratio(loaded: Sequence[Round], kept: Sequence[Round]) -> float:
+    """Of the times of a step, round by round; the median."""
+    return statistics.median(a.step / b.step for a, b in zip(loaded, kept, strict=True))
+
+
+def main(argv: Sequence[str]) -> None:
+    """The loader alone, then training."""
+    del argv
+    config = with_flags(preset(FLAGS.preset))
+    config = dataclasses.replace(config, shuffle_window=config.shuffle_window or _WINDOW)
+    mesh = start(FLAGS.mesh)
+    learner = make_learner(config, mesh)
+    with tempfile.TemporaryDirectory() as directory:
+        split = write_days(generate_data(config).train, FLAGS.days, Path(directory))
+        size, seed = config.batch_size, config.seed
+        windowed = TrainBatches(split, size, seed, config.shuffle_window)
+        loader = {
+            "full": examples_per_second(TrainBatches(split, size, seed)),
+            "windowed": examples_per_second(windowed),
+        }
+        rounds = time_in_turn(config, learner, windowed)
+    step_ms = {name: 1e3 * statistics.median(r.step for r in x) for name, x in rounds.items()}
+    print(
+        json.dumps(
+            {
+                "preset": FLAGS.preset,
+                "mesh": FLAGS.mesh,
+                "batch_size": size,
+                "examples": len(split),
+                "days": FLAGS.days,
+                "dense_features": split.dense_features,
+                "ids": split.ids_per_example,
+                "shuffle_window": config.shuffle_window,
+                "loader": loader,
+                "step_ms": step_ms,
+                "waited_ms": 1e3 * statistics.mean(r.waited for r in rounds["loaded"]),
+                "ratio": ratio(rounds["loaded"], rounds["one"]),
+                "ratio_many": ratio(rounds["loaded"], rounds["many"]),
+                "device": jax.devices()[0].device_kind,
+                "versions": versions(),
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,191 @@
+"""Times this project's step in turn with PyTorch's, TorchRec's, FBGEMM's and a dense one in JAX.
+
+    python -m experiments.benchmarks.peers --presets=kaggle --batch_sizes=128 --output=peers.json
+
+All on the CPU, each in a process of its own, with the same initial weights and batches. The losses
+of the first ten steps must agree. That says little of tables under SGD with one id a bag: even if
+they are never updated, Kaggle's losses agree to 1e-5. ``--presets=small --max_rows=100
+--batch_sizes=64`` catches such a peer; check a new one there first.
+
+Then this project and one peer at a time are timed in turn, so that the two timings of a round see
+the same machine and no more than two contestants' tables are in memory. Rounds count if nearly
+nothing else ran meanwhile. Prints a row of a table in Markdown for each match: the ratio is the
+peer's time over ours, the median of the rounds, with its quartiles; a peak is resident memory of
+making steps; "load elsewhere" is the share of the processors that something else had; "core to
+core" is what a byte takes from one core to another and back (see `experiments.benchmarks.cores`).
+
+Peers get all cores and the allocator settings of this program. What they need is installed on first
+use. ``*_compiled`` put the dense part through `torch.compile` and want a C++ compiler; ``*_onednn``
+have linear layers through oneDNN, which on processors that aren't Intel's PyTorch doesn't do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from tqdm import tqdm
+
+from dlrm_jax.cli.program import FLAGS, run
+from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import cache_directory
+from dlrm_jax.native import library
+from dlrm_jax.presets import PRESETS, preset
+from experiments.benchmarks.peers import lineup, report
+from experiments.benchmarks.peers.contestant import Contestant, Worker
+from experiments.benchmarks.peers.drawing import cut, draw_examples, draw_weights, make_problem
+from experiments.benchmarks.peers.match import COMPARED_STEPS, TOLERANCE, play
+from experiments.benchmarks.peers.problem import Mode, Optimizer, Problem
+
+OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "rowwise_adagrad")
+MODES: tuple[Mode, ...] = ("train", "infer")
+
+flags.DEFINE_list("presets", ["kaggle"], ", ".join(PRESETS))
+flags.DEFINE_list("batch_sizes", ["128", "2048"], "examples of a step")
+flags.DEFINE_list("optimizers", list(OPTIMIZERS), f"of training: {', '.join(OPTIMIZERS)}")
+flags.DEFINE_list("modes", list(MODES), ", ".join(MODES))
+flags.DEFINE_list("peers", list(lineup.PEERS), ", ".join(lineup.PEERS))
+flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
+flags.DEFINE_enum("bags", "full", ["full", "varied"], "whether bags have as many ids as they may, "
+                  "or from 1 to that number")  # fmt: skip
+flags.DEFINE_integer("rounds", 15, "how often each of two contestants is timed", lower_bound=1)
+flags.DEFINE_integer("steps_per_round", 10, "steps timed together; fewer if they are very slow, "
+                     "more if very fast", lower_bound=1)  # fmt: skip
+flags.DEFINE_integer("max_rows", 0, "of a table, which is cut to it; 0 for as many as let all "
+                     "tables fit into 2.5 GiB", lower_bound=0)  # fmt: skip
+flags.DEFINE_string("output", None, "a file for all timings, as JSON")
+flags.DEFINE_string("environment", None, "directory that PyTorch's contestants are installed in; "
+                    "by default in the cache directory")  # fmt: skip
+
+
+class Work(NamedTuple):
+    """What a step does. Without an optimizer, that of the tables has no meaning."""
+
+    mode: Mode
+    optimizer: Optimizer | None
+
+
+def chosen(flag: str, known: Sequence[Any]) -> list[Any]:
+    """The values of a flag, all of which must be known ones."""
+    values = FLAGS[flag].value or []
+    unknown = [value for value in values if value not in known]
+    if unknown or not values:
+        raise UserError(
+            f"--{flag}: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none'}"
+        )
+    return values
+
+
+def works() -> list[Work]:
+    """Training with each of the optimizers, prediction once."""
+    modes, optimizers = chosen("modes", MODES), chosen("optimizers", OPTIMIZERS)
+    training = [Work("train", optimizer) for optimizer in optimizers]
+    return [w for m in modes for w in (training if m == "train" else [Work("infer", None)])]
+
+
+def configs() -> Iterator[tuple[str, Config, Config]]:
+    """Of each preset its name, the config as it is timed, and with whole tables."""
+    for name in FLAGS.presets:
+        whole = preset(name)
+        exponent = 0.0 if FLAGS.ids == "uniform" else whole.zipf_exponent or 1.05
+        whole = dataclasses.replace(whole, zipf_exponent=exponent)
+        yield name, cut(whole, FLAGS.max_rows), whole
+
+
+def batch_sizes() -> list[int]:
+    """The values of the flag."""
+    try:
+        return [int(size) for size in FLAGS.batch_sizes]
+    except ValueError:
+        raise UserError(
+            f"--batch_sizes: expected numbers with commas, got {','.join(FLAGS.batch_sizes)!r}"
+        ) from None
+
+
+def settings() -> dict[str, Any]:
+    """What holds of all matches."""
+    names = ("ids", "bags", "rounds", "steps_per_round", "max_rows")
+    return {
+        **{name: FLAGS[name].value for name in names},
+        "compared_steps": COMPARED_STEPS,
+        "loss_tolerance": TOLERANCE,
+        "allocator": os.environ.get("GLIBC_TUNABLES"),
+        "native_kernels": library.path().exists(),
+        "device": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def matches(
+    problem: Problem, peers: Sequence[Worker], bar: tqdm
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One after the other; ours stays, the peers come and go."""
+    with Contestant(lineup.ours()) as ours:
+        bar.set_description("building ours")
+        our_versions = ours.ask("build", problem=problem.to_json())
+        losses = ours.ask("losses", steps=COMPARED_STEPS)["losses"]
+        for worker in peers:
+            bar.set_description(f"building {worker.name}")
+            with Contestant(worker) as peer:
+                versions = peer.ask("build", problem=problem.to_json())
+                bar.set_description(worker.name)
+                outcome = play(ours, losses, peer, FLAGS.rounds, FLAGS.steps_per_round, bar.update)
+            yield (
+                worker.name,
+                {"our_versions": our_versions, "peer_versions": versions, "outcome": outcome},
+            )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Presets, batch sizes, works, peers: each match is reported when it ends."""
+    del argv
+    todo, sizes, planned = list(configs()), batch_sizes(), works()
+    directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
+    peers = lineup.peers(FLAGS.peers, directory)
+    entries: list[report.Entry] = []
+    total = len(todo) * len(sizes) * len(planned) * len(peers) * FLAGS.rounds
+    print(f"ours has {'' if library.path().exists() else 'no '}native kernels; see BUILD.md\n")
+    print(report.header(), flush=True)
+    with tqdm(total=total, unit=" rounds", disable=None) as bar, tempfile.TemporaryDirectory() as t:
+        weights, examples = Path(t) / "weights", Path(t) / "examples"
+        weights.mkdir()
+        examples.mkdir()
+        for name, config, whole in todo:
+            bar.set_description(f"drawing {name}")
+            problem = make_problem(config, "train", "sgd", weights, examples)
+            draw_weights(problem, config.seed)
+            for size in sizes:
+                config = dataclasses.replace(config, batch_size=size, evaluation_batch_size=size)
+                draw_examples(config, examples, full_bags=FLAGS.bags == "full")
+                for mode, optimizer in planned:
+                    problem = make_problem(config, mode, optimizer or "sgd", weights, examples)
+                    for peer, found in matches(problem, peers, bar):
+                        entry = report.Entry(
+                            preset=name,
+                            rows=sum(config.table_rows),
+                            whole_rows=sum(whole.table_rows),
+                            batch_size=size,
+                            mode=mode,
+                            optimizer=optimizer,
+                            peer=peer,
+                            **found,
+                        )
+                        entries.append(entry)
+                        with bar.external_write_mode():
+                            print(entry.row(), flush=True)
+                        if FLAGS.output:
+                            report.write(Path(FLAGS.output), settings(), entries)
+    if text := report.warning(entries):
+        print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,115 @@
+"""What came of all matches: a table to read, and everything as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.peers.load import QUIET
+from experiments.benchmarks.peers.match import Outcome
+
+COLUMNS = (
+    "preset", "rows", "batch", "work", "peer", "ours, ms", "peer, ms", "peer / ours", "quartiles",
+    "loss distance", "our peak, GiB", "peer's peak, GiB", "load elsewhere", "core to core, µs",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One match.
+
+    Attributes:
+        preset: its name.
+        rows: of all tables together, as they were.
+        whole_rows: before they were cut.
+        batch_size: of a step.
+        mode: ``"train"`` or ``"infer"``.
+        optimizer: of training.
+        peer: its name.
+        our_versions: of Python and packages on our side.
+        peer_versions: on the other.
+        outcome: of the match.
+    """
+
+    preset: str
+    rows: int
+    whole_rows: int
+    batch_size: int
+    mode: str
+    optimizer: str | None
+    peer: str
+    our_versions: dict[str, str]
+    peer_versions: dict[str, str]
+    outcome: Outcome
+
+    def row(self) -> str:
+        """A row of the table in Markdown."""
+        ours, theirs, rounds = self.outcome.ours, self.outcome.theirs, self.outcome.rounds
+        lower, median, upper = self.outcome.ratio_quartiles()
+        cut = f" of {self.whole_rows:,}" if self.rows != self.whole_rows else ""
+        elsewhere, trip = self.outcome.elsewhere, self.outcome.core_round_trip_us
+        return _line(
+            [
+                self.preset,
+                f"{self.rows:,}{cut}",
+                str(self.batch_size),
+                f"{self.mode}, {self.optimizer}" if self.optimizer else self.mode,
+                self.peer,
+                _milliseconds(x.ours for x in rounds),
+                _milliseconds(x.theirs for x in rounds),
+                f"{median:.3g}",
+                f"{lower:.3g} to {upper:.3g}",
+                f"{self.outcome.loss_distance:.0e}",
+                f"{ours.peak_bytes / 2**30:.2f}",
+                f"{theirs.peak_bytes / 2**30:.2f}",
+                "unknown" if elsewhere is None else f"{elsewhere:.0%}",
+                "unknown" if trip is None else f"{trip['min']:.2f} to {trip['max']:.2f}",
+            ]
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with the ratio."""
+        lower, median, upper = self.outcome.ratio_quartiles()
+        return {
+            **dataclasses.asdict(self),
+            "ratio": median,
+            "ratio_quartiles": [lower, upper],
+            "loss_distance": self.outcome.loss_distance,
+            "load_elsewhere": self.outcome.elsewhere,
+            "core_round_trip_us": self.outcome.core_round_trip_us,
+        }
+
+
+def header() -> str:
+    """The first two lines of the table."""
+    return f"{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}"
+
+
+def warning(entries: Sequence[Entry]) -> str:
+    """What is to be said of matches that had to do with rounds that weren't quiet; or nothing."""
+    loud = [entry for entry in entries if (entry.outcome.elsewhere or 0.0) > QUIET]
+    if not loud:
+        return ""
+    return (
+        f"the machine did other things in {len(loud)} of {len(entries)} matches, for more than "
+        f"{QUIET:.0%} of its time: these timings mean little"
+    )
+
+
+def write(path: Path, settings: dict[str, Any], entries: Sequence[Entry]) -> None:
+    """Replaces the file by one with these entries."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"settings": settings, "matches": [entry.as_json() for entry in entries]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _milliseconds(seconds: Iterable[float]) -> str:
+    return f"{1e3 * statistics.median(seconds):.3g}"

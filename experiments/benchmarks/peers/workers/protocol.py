@@ -1,0 +1,128 @@
+"""A worker's side of the conversation: lines of JSON, a request each, an answer each.
+
+Requests are ``{"do": "build", "problem": …}``, then ``{"do": "losses", "steps": N}`` of the first N
+batches, then any number of ``{"do": "run", "steps": N}``. The end of the input is the end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+
+from experiments.benchmarks.peers.problem import Problem, mean_loss
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+_PR_SET_PDEATHSIG = 1
+
+# The first steps of a turn find caches full of another's data and threads that sleep.
+_WARM_UP_SECONDS = 0.05
+
+
+class Contestant(Protocol):
+    """Weights and batches in memory, and a step that goes on from there."""
+
+    def step(self, batch: int) -> Any:
+        """Trains on a batch and gives its loss before the update, or gives the logits [B].
+
+        Returns when all is computed.
+        """
+        ...
+
+
+def serve(build: Callable[[Problem], Contestant], packages: Sequence[str]) -> None:
+    """Answers requests until there are no more.
+
+    Args:
+        build: makes the contestant.
+        packages: whose versions are reported.
+    """
+    _end_with_parent()
+    answers = _only_for_answers()
+    worker = _Worker(build, packages)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(worker.answer(request)), file=answers, flush=True)
+
+
+def _end_with_parent() -> None:
+    """Where the system can: whoever is stopped doesn't see that its input has ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _only_for_answers() -> TextIO:
+    """Standard output; what libraries print goes to standard error from now on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+class _Worker:
+    def __init__(self, build: Callable[[Problem], Contestant], packages: Sequence[str]):
+        self._build = build
+        self._packages = packages
+        self._problem: Problem
+        self._contestant: Contestant
+        self._step = 0
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if request["do"] == "build":
+            self._problem = Problem.from_json(request["problem"])
+            self._contestant = self._build(self._problem)
+            _forget_peak()
+            versions = {name: importlib.metadata.version(name) for name in self._packages}
+            return {"python": sys.version.split()[0], **versions}
+        if request["do"] == "losses":
+            assert request["steps"] <= self._problem.batches, request
+            return {"losses": [self._loss(i) for i in range(request["steps"])]}
+        assert request["do"] == "run", request
+        return self._run(request["steps"])
+
+    def _next(self) -> Any:
+        result = self._contestant.step(self._step % self._problem.batches)
+        self._step += 1
+        return result
+
+    def _loss(self, i: int) -> float:
+        result = np.asarray(self._next())
+        if self._problem.mode == "train":
+            return float(result)
+        return mean_loss(result, self._problem.batch(i).labels)
+
+    def _run(self, steps: int) -> dict[str, Any]:
+        begun_cpu, begun = time.process_time(), time.perf_counter()
+        while time.perf_counter() - begun < _WARM_UP_SECONDS:
+            self._next()
+        begun = time.perf_counter()
+        for _ in range(steps):
+            self._next()
+        seconds = (time.perf_counter() - begun) / steps
+        cpu_seconds = time.process_time() - begun_cpu
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": _peak()}
+
+
+def _forget_peak() -> None:
+    """Where the system can, from here on the peak is that of the steps: files are mapped before."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> int:
+    """The largest resident memory, in bytes."""
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT

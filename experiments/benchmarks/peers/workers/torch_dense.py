@@ -1,0 +1,152 @@
+"""The dense part of DLRM in PyTorch, and a contestant around it and tables of any kind."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from experiments.benchmarks.peers.problem import Bags, Problem
+from experiments.benchmarks.peers.workers.protocol import serve
+from experiments.benchmarks.peers.workers.torch_linear import use_onednn
+
+
+class Tables(Protocol):
+    """Embedding tables with an optimizer of their own."""
+
+    def prepare(self, bags: Sequence[Bags]) -> Any:
+        """The bags of a batch in the form that `lookup` takes."""
+        ...
+
+    def lookup(self, prepared: Any) -> Tensor:
+        """Pooled vectors [B, F, d]."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the batch before."""
+        ...
+
+    def update(self) -> None:
+        """One update from the gradients that the backward pass has left, if it hasn't made it."""
+        ...
+
+
+class DenseDLRM(nn.Module):
+    """Both MLPs and the interaction: dense features and pooled vectors to logits.
+
+    Args:
+        problem: of whose weights it is made.
+    """
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        self.bottom = _mlp(problem, "bottom")
+        self.top = _mlp(problem, "top")
+        vectors = len(problem.table_rows) + 1
+        row, column = np.tril_indices(vectors, -1)
+        self.register_buffer("pairs", torch.from_numpy(row * vectors + column))
+
+    def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
+        """Logits [B]."""
+        x = self.bottom(dense)
+        vectors = torch.cat([x[:, None], pooled], dim=1)
+        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+        z = torch.cat([x, products.index_select(1, self.pairs)], dim=1)
+        return self.top(z)[:, 0]
+
+
+class DLRMLoss(nn.Module):
+    """A model of dense features and pooled vectors, with the loss that ends it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, dense: Tensor, pooled: Any, labels: Tensor) -> Tensor:
+        """Mean binary cross-entropy."""
+        logits = self.model(dense, pooled)
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+
+
+def dense_optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer:
+    """PyTorch's own of the MLPs, in one pass over all parameters."""
+    parameters = list(model.parameters())
+    if problem.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=problem.learning_rate, fused=True)
+    return torch.optim.Adagrad(parameters, lr=problem.learning_rate, eps=problem.eps, fused=True)
+
+
+def dense_part(module: nn.Module, how: str) -> Callable[..., Any]:
+    """The module as it is run: ``"eager"``, ``"compiled"`` or ``"onednn"``."""
+    if how == "onednn":
+        use_onednn(module)
+    return torch.compile(module, fullgraph=True) if how == "compiled" else module
+
+
+class TorchContestant:
+    """Tables and a dense part.
+
+    Args:
+        problem: what to compute.
+        make_tables: makes the tables.
+        how: see `dense_part`.
+    """
+
+    def __init__(self, problem: Problem, make_tables: Callable[[Problem], Tables], how: str):
+        self._training = problem.mode == "train"
+        model = DenseDLRM(problem)
+        self._optimizer = dense_optimizer(problem, model) if self._training else None
+        whole = DLRMLoss(model) if self._training else model
+        self._dense_part = dense_part(whole, how)
+        self._tables = make_tables(problem)
+        self._batches = []
+        for i in range(problem.batches):
+            arrays = problem.batch(i)
+            dense, labels = (torch.from_numpy(np.array(x)) for x in (arrays.dense, arrays.labels))
+            self._batches.append((dense, self._tables.prepare(problem.bags(i)), labels))
+
+    def step(self, batch: int) -> Tensor:
+        """See `Contestant.step`."""
+        dense, bags, labels = self._batches[batch]
+        if self._optimizer is None:
+            with torch.no_grad():  # FBGEMM's operator isn't there in inference mode
+                return self._dense_part(dense, self._tables.lookup(bags))
+        self._optimizer.zero_grad(set_to_none=True)
+        self._tables.zero_grad()
+        loss = self._dense_part(dense, self._tables.lookup(bags), labels)
+        loss.backward()
+        self._optimizer.step()
+        self._tables.update()
+        return loss.detach()
+
+
+def main(make: Callable[[Problem, str], Any], packages: Sequence[str]) -> None:
+    """Serves a contestant, whose dense part runs as ``--dense`` says.
+
+    Args:
+        make: makes it of a problem and the flag.
+        packages: whose versions are reported.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dense", choices=["eager", "compiled", "onednn"], default="eager")
+    how = parser.parse_args().dense
+    torch.set_num_threads(os.cpu_count() or 1)
+    serve(lambda problem: make(problem, how), packages)
+
+
+def _mlp(problem: Problem, name: str) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    widths = itertools.pairwise(problem.widths(name))
+    for (fan_in, fan_out), (weight, bias) in zip(widths, problem.layers(name), strict=True):
+        linear = nn.Linear(fan_in, fan_out)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(weight))
+            linear.bias.copy_(torch.from_numpy(bias))
+        modules += [linear, nn.ReLU()]
+    return nn.Sequential(*(modules if name == "bottom" else modules[:-1]))

@@ -1,0 +1,162 @@
+"""What a machine could do at best, measured, and what a step asks of it.
+
+The limit of a step is the roofline's: the longer of the time that its matrix products take at the
+speed of a large one, and that its rows take at the speed of rows read at random. No step is faster,
+and one that overlaps the two perfectly is as fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from dlrm_jax.data.batches import Batch
+from dlrm_jax.embedding import EmbeddingCollection, exchange
+from dlrm_jax.embedding.optimizer import slot_shapes
+from dlrm_jax.native import ops
+from dlrm_jax.native.ops import interaction_flops
+
+_SIDE = 2048  # of the matrices: large enough for the full speed of two cores
+_TABLE_BYTES = 512 * 2**20  # far more than caches hold
+_IDS = 2**19
+_REPETITIONS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What it reaches.
+
+    Attributes:
+        flops: floating-point operations a second, in a float32 matrix product.
+        row_bytes: bytes a second, in reading rows at random.
+    """
+
+    flops: float
+    row_bytes: float
+
+    def limit(self, work: Work) -> float:
+        """Seconds that the work takes at least."""
+        return max(work.flops / self.flops, work.row_bytes / self.row_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step does.
+
+    Attributes:
+        flops: of its matrix products, and of the native interaction.
+        row_bytes: of different rows of tables and optimizer state, read once to be looked up,
+            and read and written once to be updated.
+    """
+
+    flops: float
+    row_bytes: float
+
+
+def measure(dim: int, native: bool) -> Machine:
+    """The machine at its best in several tries.
+
+    Args:
+        dim: width of the rows, which are float32.
+        native: whether native kernels, which read faster, may be used.
+    """
+    matrix = jnp.ones((_SIDE, _SIDE))
+    product = jax.jit(jnp.matmul)
+    rows = _TABLE_BYTES // (4 * dim)
+    table = jnp.ones((rows, dim))
+    ids = np.random.default_rng(0).integers(0, rows, (_IDS // 64, 1, 64), dtype=np.int32)
+    pool = ops.pool if native else exchange.pool
+    read = jax.jit(lambda table, ids: pool(table, ids, None))
+    return Machine(
+        flops=2 * _SIDE**3 / _fastest(lambda: product(matrix, matrix)),
+        row_bytes=ids.size * 4 * dim / _fastest(lambda: read(table, ids)),
+    )
+
+
+def _fastest(run: Callable[[], jax.Array]) -> float:
+    run().block_until_ready()
+    seconds = []
+    for _ in range(_REPETITIONS):
+        begun = time.perf_counter()
+        run().block_until_ready()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Floating-point operations of products and native interactions in a function, on all devices.
+
+    Counted in its jaxpr, as XLA counts the body of a loop once, without what nothing reads. A
+    product of [m, k] and [k, n] has 2 m n k.
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _flops(jaxpr: Any) -> float:
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracting, _), _ = eqn.params["dimension_numbers"]
+            left = eqn.invars[0].aval.shape
+            depth = math.prod(left[axis] for axis in contracting)
+            total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
+        elif eqn.primitive.name == "ffi_call" and "interact" in eqn.params["target_name"]:
+            first, vectors, result = eqn.invars[0].aval, eqn.invars[-1].aval, eqn.outvars[0].aval
+            # One of the two has the dense vectors, the other the products besides.
+            products = abs(result.size - first.size)
+            total += interaction_flops(eqn.params["target_name"], products, vectors.shape[-1])
+        times = 1
+        if eqn.primitive.name == "scan":
+            times = eqn.params["length"]
+        elif eqn.primitive.name == "shard_map":
+            times = eqn.params["mesh"].size
+        total += times * sum(map(_flops, jaxprs_in_params(eqn.params)))
+    return total
+
+
+def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: bool) -> float:
+    """`Work.row_bytes` of a step, the mean over batches.
+
+    Args:
+        collection: whose rows are read.
+        batches: every process's own, also split into micro-batches, ``ids`` [B, C] or [A, B/A, C];
+            on the host or on devices that are all of this process.
+        train: whether rows are updated.
+    """
+    ids = (np.asarray(batch.ids) for batch in batches)
+    return float(np.mean([_row_bytes(collection, x.reshape(-1, x.shape[-1]), train) for x in ids]))
+
+
+def _row_bytes(collection: EmbeddingCollection, ids: np.ndarray, train: bool) -> int:
+    ends = np.cumsum([feature.max_ids for feature in collection.features])
+    columns = {
+        feature.name: ids[:, end - feature.max_ids : end]
+        for feature, end in zip(collection.features, ends, strict=True)
+    }
+    total = 0
+    for name, table in collection.tables.items():
+        seen = []
+        for lookup in collection.lookups:
+            if lookup.table == name:
+                own = columns[lookup.feature]
+                seen.append(
+                    own[own >= 0] if lookup.id_map is None else lookup.id_map(own[own >= 0])
+                )
+        slab = collection.layout.slab_of(name)
+        nbytes = table.nbytes // table.rows
+        if train and slab.optimizer:
+            slots = slot_shapes(slab.optimizer, 1, table.dim, slab.dtype).values()
+            state = sum(slot.size * slot.dtype.itemsize for slot in slots)
+            nbytes += 2 * (nbytes + state)
+        total += nbytes * len(np.unique(np.concatenate(seen)))
+    return total

@@ -1,0 +1,277 @@
+"""Times the step of the main job, or its predictions, and measures the memory of a whole run.
+
+    python -m experiments.benchmarks.step --preset=kaggle --mesh=2x4 --batch_size=2048
+
+``--json`` prints one JSON object instead of lines. Times are medians of rounds of several steps;
+``spread`` is the distance of the quartiles over the median. ``seconds_to_first_step`` are of the
+main job, from the command on, with an empty compilation cache and with a full one.
+
+``roofline_share`` is the time that the machine would need at least (see `benchmarks.roofline`)
+over the median. ``rows_ratio`` is the step's time over that of the same step on tables with a
+hundredth of the rows, the two timed in turn: row-sparse updates make it about 1. With
+``--against=1x1`` the step on another mesh of the same devices is timed in turn as well:
+``mesh_ratio`` is the time of the former over that of the latter. ``core_round_trip_us``,
+measured before each round, helps to tell whether two figures saw the same machine (see
+`experiments.benchmarks.cores`).
+
+``peak_gib`` is the largest resident memory of initializing, training, saving and restoring;
+``bound_gib`` is 1.15 times the bytes of tables and optimizer state on all devices, plus 0.7 GiB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, versions, with_flags
+from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh, programs_ahead
+from dlrm_jax.presets import preset
+from dlrm_jax.training.build import generated_batches, make_learner
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.evaluation import read_behind
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.step import make_predict, make_train_step
+from experiments.benchmarks import roofline
+from experiments.benchmarks.cores import extremes, round_trip_us
+from experiments.benchmarks.first_step import seconds_to_first_step
+
+define_run_flags(default_preset="kaggle")
+flags.DEFINE_enum("mode", "train", ["train", "infer"], "train steps or predictions")
+flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
+flags.DEFINE_string("against", None, "another mesh, of no more devices, to compare with")
+flags.DEFINE_integer("rounds", 15, "how often each of the steps is timed", lower_bound=1)
+flags.DEFINE_integer("steps_per_round", 10, "steps timed together", lower_bound=1)
+flags.DEFINE_bool("first_step", True, "also time the main job from its start to its first step")
+flags.DEFINE_bool("json", False, "print one JSON object")
+
+# Different batches, so that the rows of one aren't left in the cache for the next.
+_BATCHES = 20
+_FEWER = 100
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+class Steps:
+    """A state, and steps that go on from it or predictions from it, on batches kept in memory.
+
+    Args:
+        config: of the data.
+        learner: of the state.
+    """
+
+    def __init__(self, config: Config, learner: Learner):
+        self._batches = [learner.put(batch) for batch in generated_batches(config, _BATCHES)]
+        self._ahead = programs_ahead(learner.mesh)
+        self._train = make_train_step(learner)
+        self._predict = make_predict(learner)
+        self.state = learner.init(config.seed)
+
+    def run(self, count: int) -> float:
+        """Runs some steps and returns the mean seconds of one."""
+        begun = time.perf_counter()
+        for _ in read_behind(map(self._step, range(count)), self._ahead):
+            pass
+        return (time.perf_counter() - begun) / count
+
+    def _step(self, number: int) -> jax.Array:
+        batch = self._batches[number % _BATCHES]
+        if FLAGS.mode == "infer":
+            return self._predict(self.state, batch)
+        self.state, loss = self._train(self.state, batch)
+        return loss
+
+    def work(self, learner: Learner) -> roofline.Work:
+        """What one step does."""
+        function = self._predict if FLAGS.mode == "infer" else self._train
+        return roofline.Work(
+            roofline.matrix_flops(function, self.state, self._batches[0]),
+            roofline.row_bytes(learner.collection, self._batches, FLAGS.mode == "train"),
+        )
+
+
+def save_and_restore(learner: Learner, steps: Steps) -> None:
+    """Replaces the state by what a checkpoint of it gives, as a resumed run would."""
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoints = Checkpoints(Path(directory), {})
+        checkpoints.save(learner, steps.state, {}, None)
+        del steps.state
+        gc.collect()  # saving has put the arrays into reference cycles
+        steps.state = checkpoints.restore(learner, checkpoints.steps()[-1])
+
+
+def with_fewer_rows(config: Config, learner: Learner) -> Steps:
+    """Steps on tables with a hundredth of the rows that lie where the whole ones do."""
+    with tempfile.TemporaryDirectory() as directory:
+        plan = Path(directory) / "plan.json"
+        plan.write_text(learner.collection.plan.to_json())
+        fewer = dataclasses.replace(
+            config,
+            table_rows=tuple(-(-rows // _FEWER) for rows in config.table_rows),
+            placements=(),
+            plan=str(plan),
+        )
+        return Steps(fewer, make_learner(fewer, learner.mesh))
+
+
+def bytes_held(state: TrainState) -> int:
+    """Bytes of tables and optimizer state, over all devices."""
+    arrays = jax.tree.leaves((state.embedding.weights, state.embedding.slots))
+    return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
+
+
+def config_of_flags() -> Config:
+    """The preset and the flags.
+
+    Raises:
+        UserError: a flag that has no effect was given.
+    """
+    if FLAGS["examples"].present:
+        raise UserError("--examples has no effect: there are as many as the batches need")
+    if FLAGS["zipf_exponent"].present and FLAGS.ids == "uniform":
+        raise UserError("--zipf_exponent has no effect with --ids=uniform")
+    config = with_flags(preset(FLAGS.preset))
+    exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
+    return dataclasses.replace(config, zipf_exponent=exponent)
+
+
+def run_flags() -> list[str]:
+    """What this command line says, for the main job, whose own default is another preset."""
+    given = [name for name in FIELD_TYPES if FLAGS[name].present]
+    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *given)]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The first step and memory first, on their own; then the steps in turn."""
+    del argv
+    config = config_of_flags()
+    against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
+    mesh = start(FLAGS.mesh)
+    if against_shape:  # refused before the rest, which takes long
+        check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
+    first_step = seconds_to_first_step(run_flags()) if FLAGS.first_step else None
+
+    learner = make_learner(config, mesh)
+    steps = Steps(config, learner)
+    steps.run(_BATCHES)
+    if FLAGS.mode == "train":
+        save_and_restore(learner, steps)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+    held = bytes_held(steps.state)
+
+    compared = {"steps": steps, "fewer_rows": with_fewer_rows(config, learner)}
+    if FLAGS.against:
+        compared["against"] = Steps(config, make_learner(config, make_mesh(FLAGS.against)))
+    for each in compared.values():
+        each.run(_BATCHES)
+    times: dict[str, list[float]] = {name: [] for name in compared}
+    round_trips: list[float | None] = []
+    for _ in range(FLAGS.rounds):
+        round_trips.append(round_trip_us())
+        steps.run(1)  # what comes first after another program isn't timed
+        for name, each in compared.items():
+            times[name].append(each.run(FLAGS.steps_per_round))
+
+    machine = roofline.measure(config.embedding_dim, learner.collection.native)
+    work = steps.work(learner)
+    seconds = statistics.median(times["steps"])
+    report(
+        {
+            "preset": FLAGS.preset,
+            "mode": FLAGS.mode,
+            "mesh": FLAGS.mesh,
+            "batch_size": config.batch_size,
+            "optimizer": config.optimizer,
+            "kernels": learner.kernels,
+            "ids": FLAGS.ids,
+            "zipf_exponent": config.zipf_exponent,
+            "rows": sum(config.table_rows),
+            **summary(times["steps"]),
+            "examples_per_second": config.batch_size / seconds,
+            **ratios(times),
+            "step_gflop": work.flops / 1e9,
+            "step_row_mib": work.row_bytes / 2**20,
+            "core_round_trip_us": extremes(round_trips),
+            "machine_gflops": machine.flops / 1e9,
+            "machine_row_gib_per_second": machine.row_bytes / 2**30,
+            "roofline_ms": 1e3 * machine.limit(work),
+            "roofline_share": machine.limit(work) / seconds,
+            "seconds_to_first_step": first_step,
+            "tables_and_state_gib": held / 2**30,
+            "peak_gib": peak / 2**30,
+            "bound_gib": 1.15 * held / 2**30 + 0.7,
+            "allocator": os.environ.get("GLIBC_TUNABLES"),
+            "device": jax.devices()[0].device_kind,
+            "versions": versions(),
+        }
+    )
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, extremes and spread of the rounds."""
+    milliseconds = [1e3 * each for each in seconds]
+    median = statistics.median(milliseconds)
+    low, _, high = statistics.quantiles(milliseconds) if len(milliseconds) > 1 else [median] * 3
+    return {
+        "median_ms": median,
+        "min_ms": min(milliseconds),
+        "max_ms": max(milliseconds),
+        "spread": (high - low) / median,
+    }
+
+
+def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The medians of the rounds' ratios, whose two timings saw the same machine."""
+
+    def ratio(other: str) -> float:
+        pairs = zip(times["steps"], times[other], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    found = {
+        "fewer_rows_median_ms": 1e3 * statistics.median(times["fewer_rows"]),
+        "rows_ratio": ratio("fewer_rows"),
+    }
+    if "against" in times:
+        found |= {
+            "against": FLAGS.against,
+            "against_median_ms": 1e3 * statistics.median(times["against"]),
+            "mesh_ratio": ratio("against"),
+        }
+    return found
+
+
+def report(results: Mapping[str, Any]) -> None:
+    """One JSON object, or a line for each result."""
+    if FLAGS.json:
+        print(json.dumps(results, indent=1))
+        return
+    for name, value in results.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+        print(f"{name:<28}{_short(value)}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,203 @@
+"""The page that describes prepared data, as a reader's program sees it."""
+
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dlrm_jax.cli.data_report import write_report
+from dlrm_jax.cli.page import Page
+from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+
+NASTY = ("<script>alert(1)</script>", "$x^{$ & 国家", "no item", "n" * 200)
+VOID = {"meta", "img"}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Reader(HTMLParser):
+    """Collects what a page holds, and checks that its elements are closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes = [], [], []
+        self.rows, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+        elif self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def read(path):
+    """The elements of a page, and by picture its texts."""
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    reader.close()
+    assert reader.open == []
+    pictures = []
+    for name, value in reader.attributes:
+        assert name not in ("href", "onload")
+        if name == "src":
+            kind, content = value.split(",")
+            assert kind == "data:image/svg+xml;base64"
+            picture = ElementTree.fromstring(base64.b64decode(content))
+            pictures.append(["".join(text.itertext()) for text in picture.iter(f"{SVG}text")])
+    assert "url(" not in path.read_text(encoding="utf-8")
+    return reader, pictures
+
+
+def rows_of(page):
+    """Rows of the tables, as the page gives them."""
+    start = [row[0] for row in page.rows].index("column")
+    return [row[1] for row in page.rows[start + 1 :][: len(NASTY)]]
+
+
+def prepare(directory: Path, min_count: int = 1) -> Path:
+    rng = np.random.default_rng(0)
+    n = 700
+    fresh = np.arange(n) // 100
+    bags = [[int(x) for x in rng.integers(0, 20 + day, rng.integers(1, 4))] for day in fresh]
+    columns = [
+        bags,
+        [("a", "b", None)[x] for x in rng.integers(0, 3, n)],
+        [[]] * n,
+        rng.integers(0, 9, n),
+    ]
+    log = {"label": rng.integers(0, 2, n), "price": range(n)}
+    log |= dict(zip(NASTY, columns, strict=True))
+    types = {"no item": pl.List(pl.String)}
+    pl.DataFrame(log, schema_overrides=types).write_parquet(directory / "log.parquet")
+    schema = Schema("label", NASTY, ("price",), {NASTY[0]: 3, "no item": 2})
+    preprocess([directory / "log.parquet"], directory / "data", Options(schema, min_count))
+    return directory / "data"
+
+
+@pytest.mark.parametrize("min_count", [1, 20])
+def test_a_log_becomes_a_page_with_pictures(tmp_path, min_count):
+    write_report(prepare(tmp_path, min_count), tmp_path / "report.html")
+    page, pictures = read(tmp_path / "report.html")
+    assert page.tags.count("img") == len(pictures) == 4
+    assert "script" not in page.tags
+    labels, missing, frequencies, unseen = pictures
+    assert "share of label 1, %" in labels
+    assert NASTY[1] in missing
+    assert f"No value is missing in price, {NASTY[0]}, {NASTY[2]}, {NASTY[3]}." in page.text
+    for name, rows in zip(NASTY, rows_of(page), strict=True):
+        assert f"{name if len(name) < 28 else 'n' * 27 + '…'}, {rows} rows" in frequencies
+    assert any(text.startswith(NASTY[0]) for text in unseen)
+    by_name = {row[0]: row for row in page.rows}
+    assert by_name.keys() >= {*NASTY, "column", "fingerprint", "min_count", "schema categorical"}
+    assert by_name["min_count"][1] == str(min_count)
+    assert by_name["file"][1].startswith(str(tmp_path / "log.parquet"))
+    assert by_name["0"] == ["0", "100", "0", "0", by_name["0"][-1]]
+    assert by_name["6"][1:4] == ["0", "50", "50"]
+
+
+def test_the_table_of_tables_holds_what_it_says(tmp_path):
+    write_report(prepare(tmp_path), tmp_path / "report.html")
+    page, _ = read(tmp_path / "report.html")
+    start = [row[0] for row in page.rows].index("column")
+    header, total = page.rows[start], page.rows[start + 1 + len(NASTY)]
+    cells = [dict(zip(header, row, strict=True)) for row in page.rows[start + 1 :][: len(NASTY)]]
+    rows = [int(number) for number in rows_of(page)]
+    # 25 items, two letters, nothing, 9 numbers; two more for unseen and missing values.
+    assert rows == [27, 4, 2, 11]
+    assert dict(zip(header, total, strict=True))["rows"] == str(sum(rows))
+    assert cells[0]["missing"] == "0%"
+    assert cells[0]["share of all rows"] == f"{27 / sum(rows):.1%}"
+    assert cells[2]["missing"] == "0%"
+    assert cells[2]["hottest 10%"] == cells[2]["unseen, last day"] == "\u2013"
+    assert cells[0]["MiB at width\u00a0128"] == f"{27 * 129 * 4 / 2**20:.2f}"
+    assert cells[3]["MiB at width\u00a016"] == "<0.01"
+    assert cells[3]["ids per example"] == "1.00"
+
+
+def torchrec(directory: Path, days: int = 2) -> Path:
+    directory.mkdir()
+    for day in range(days):
+        np.save(directory / f"day_{day}_dense.npy", np.zeros((4, 13), np.float32))
+        np.save(directory / f"day_{day}_sparse.npy", np.arange(104, dtype=np.int32).reshape(4, 26))
+        np.save(directory / f"day_{day}_labels.npy", np.array([[0], [1], [0], [1]], np.int32))
+    return directory
+
+
+@pytest.mark.parametrize("days", [2, 40])
+def test_arrays_of_others_have_a_page_that_says_what_is_unknown(tmp_path, days):
+    write_report(torchrec(tmp_path / "arrays", days), tmp_path / "new" / "report.html")
+    page, pictures = read(tmp_path / "new" / "report.html")
+    assert len(pictures) == 2
+    assert "no metadata.json" in page.text
+    assert "Missing values" not in page.text
+    assert {f"C{i}" for i in range(1, 27)} <= {row[0] for row in page.rows}
+    assert "21 other tables" in pictures[1]
+
+
+def test_memory_is_that_of_numbers_and_optimizer_state(tmp_path):
+    directory = torchrec(tmp_path / "arrays")
+    ids = np.load(directory / "day_1_sparse.npy")
+    ids[0, 0] = 4_999_999
+    np.save(directory / "day_1_sparse.npy", ids)
+    write_report(directory, tmp_path / "report.html")
+    page, _ = read(tmp_path / "report.html")
+    header = next(row for row in page.rows if row[0] == "column")
+    row = dict(zip(header, next(row for row in page.rows if row[0] == "C1"), strict=True))
+    for width in (16, 64, 128):
+        expected = f"{5_000_000 * (4 * width + 4) / 2**30:.2f}"
+        assert row[f"GiB at width\u00a0{width}"] == expected
+
+
+def test_the_same_data_give_the_same_page(tmp_path):
+    directory = torchrec(tmp_path / "arrays")
+    for name in ("a.html", "b.html"):
+        write_report(directory, tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_what_cannot_be_reported_leaves_no_file_and_no_damage(tmp_path):
+    directory, output = torchrec(tmp_path / "arrays"), tmp_path / "report.html"
+    output.write_text("before")
+    ids = np.zeros((4, 26), np.int32)
+    ids[2, 3] = -2
+    np.save(directory / "day_1_sparse.npy", ids)
+    with pytest.raises(UserError, match="feature 3"):
+        write_report(directory, output)
+    with pytest.raises(UserError, match="there is none named"):
+        write_report(tmp_path / "nothing", output)
+    with pytest.raises(UserError, match="one HTML file"):
+        write_report(directory, tmp_path)
+    assert output.read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {"arrays", "report.html"}
+
+
+def test_all_that_a_page_is_given_is_text(tmp_path):
+    page = Page("<b>title</b>")
+    page.heading("<b>heading</b>")
+    page.text("<b>text</b>")
+    page.table(["<b>head</b>", "n"], [["<b>cell</b>", "1"]], ["<b>total</b>", "1"])
+    page.write(tmp_path / "page.html")
+    reader, _ = read(tmp_path / "page.html")
+    assert "b" not in reader.tags
+    assert reader.rows == [["<b>head</b>", "n"], ["<b>cell</b>", "1"], ["<b>total</b>", "1"]]
+    for word in ("title", "heading", "text"):
+        assert f"<b>{word}</b>" in reader.text
+    assert dict(reader.attributes)["class"] == "text"

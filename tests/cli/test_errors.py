@@ -1,0 +1,95 @@
+"""Mistakes a user makes end in one message that names them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from main_job import SMALL, fails, run
+
+GOOD_FIELDS = ["1", *["3"] * 13, *["ab12"] * 26]
+
+ERRORS = {
+    "mesh that doesn't parse": (["--mesh=2by4"], "'2by4'"),
+    "batch the mesh doesn't divide": (["--mesh=2x4", "--batch_size=100"], "batch_size: 100"),
+    "unknown preset": (["--preset=kagle"], "kaggle"),
+    "unknown optimizer": (["--optimizer=adagard"], "rowwise_adagrad"),
+    "unknown dense optimizer": (["--dense_optimizer=adma"], "adamw"),
+    "unknown field": (["--top_mpl=8,1"], "top_mlp"),
+    "value out of range": (["--batch_size=0"], "batch_size"),
+    "not a number": (["--bottom_mlp=8,x"], "--bottom_mlp"),
+    "unknown table": (["--placements=C99=row_wise"], "C99"),
+    "no workdir to evaluate": (["--eval_only"], "there is no"),
+    "flag without effect": (["--checkpoint=best"], "--eval_only"),
+    "metrics that nothing records": (["--tensorboard", "--eval_only"], "--tensorboard has no"),
+    "eps of sgd": (["--optimizer=sgd", "--eps=1e-3"], "eps"),
+    "positional argument": (["train.txt"], "train.txt"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str, tmp_path: Path):
+    flags, fragment = ERRORS[name]
+    fails(fragment, *SMALL, *flags, f"--workdir={tmp_path / 'w'}")
+
+
+def bad_line(tmp_path: Path, line: str) -> str:
+    good = "\t".join(GOOD_FIELDS)
+    path = tmp_path / "raw.txt"
+    path.write_text("\n".join([*[good] * 20, line, *[good] * 20]) + "\n")
+    return f"--data={path}"
+
+
+def test_errors_in_data(tmp_path: Path):
+    fields = GOOD_FIELDS.copy()
+    fields[3] = "x"
+    workdir = f"--workdir={tmp_path / 'w'}"
+    fails("line 21", bad_line(tmp_path, "\t".join(fields)), workdir)
+    fails("/no/such/file", "--data=/no/such/file", workdir)
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    fails("empty", f"--data={empty}", workdir)
+    assert not (tmp_path / "w").exists(), "nothing half-written"
+
+
+def test_a_workdir_that_orbax_would_not_find_again(tmp_path: Path):
+    fails("expected a path without brackets", *SMALL, f"--workdir={tmp_path / 'w[1]'}")
+    assert not (tmp_path / "w[1]").exists()
+
+
+def test_too_few_devices_in_xla_flags(tmp_path: Path):
+    flags = "--xla_force_host_platform_device_count=4"
+    result = run(*SMALL, "--mesh=2x4", f"--workdir={tmp_path}", XLA_FLAGS=flags)
+    assert result.returncode == 2
+    assert "8 devices" in result.stderr
+    assert "4 of cpu" in result.stderr
+
+
+def test_checkpoint_of_another_run(unbroken: Path):
+    workdir = f"--workdir={unbroken}"
+    fails("its data is", "--mesh=2x4", *SMALL, "--seed=1", "--steps=40", workdir)
+    fails("its batch_size is 64", "--mesh=2x4", *SMALL, "--batch_size=128", "--steps=40", workdir)
+    fails("its optimizer is", "--mesh=2x4", *SMALL, "--optimizer=sgd", "--steps=40", workdir)
+
+
+def test_non_finite_loss_names_the_step(tmp_path: Path):
+    flags = ("--optimizer=sgd", "--learning_rate=1e30", "--steps=5")
+    fails("the loss of step 2", *SMALL, *flags, f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--against=3by1"], "--against: expected DxM, .*, got '3by1'"),
+        (["--against=1x5"], "batch_size: 1024 samples can't be split evenly over .* mesh 1x5"),
+        (["--examples=5"], "--examples has no effect: .*"),
+        (["--ids=uniform", "--zipf_exponent=1"], "--zipf_exponent has no effect with --ids=uni.*"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_errors_of_the_benchmark(flags, message):
+    program = ("-m", "experiments.benchmarks.step")
+    result = run("--preset=small", "--mesh=2x4", "--batch_size=1024", *flags, program=program)
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert re.fullmatch(f"error: {message}\n", result.stderr)

@@ -1,0 +1,182 @@
+"""The main job in two processes: what ends it, and going on in one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from main_job import ROOT, SMALL, fails, in_background, losses, run, succeed, summary
+
+from dlrm_jax.embedding import Plan
+from dlrm_jax.embedding.plan import table_wise
+from dlrm_jax.processes import free_address
+
+TWO = ("--mesh=2x4", "--processes=2", *SMALL)
+UNPLACED = [flag for flag in SMALL if not flag.startswith("--placements")]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
+
+def processes_of(launcher: subprocess.Popen[str]) -> list[int]:
+    """The ids of the processes that it has started, in their order."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return [int(number) for number in children.read_text().split()]
+
+
+def is_running(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"  # dead, but nobody has asked yet
+
+
+def saved(workdir: Path) -> list[int]:
+    directory = workdir / "checkpoints"
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
+
+
+def wait_until(condition, launcher: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition() and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert launcher.poll() is None, launcher.communicate()[1][-3000:]
+
+
+@contextlib.contextmanager
+def until_it_saves(workdir: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """Starts it, and goes on when it has saved something new."""
+    before = saved(workdir)
+    with in_background(*flags) as launcher:
+        wait_until(lambda: set(saved(workdir)) - set(before), launcher)
+        yield launcher
+
+
+def assert_like(unbroken: Path, workdir: Path) -> None:
+    for split in ("train", "validation", "test"):
+        difference = summary(workdir)[split]["log_loss"] - summary(unbroken)[split]["log_loss"]
+        assert abs(difference) < 1e-5
+
+
+def test_a_killed_process_ends_the_others_and_one_goes_on(unbroken: Path, tmp_path: Path):
+    flags = (*SMALL, "--steps=40", "--checkpoint_every=3", f"--workdir={tmp_path}")
+    for victim in (1, 0):  # process 0 is the coordinator
+        with until_it_saves(tmp_path, "--mesh=2x4", "--processes=2", *flags) as launcher:
+            processes = processes_of(launcher)
+            os.kill(processes[victim], signal.SIGKILL)
+            _, stderr = launcher.communicate(timeout=60)
+        assert launcher.returncode == 128 + signal.SIGKILL
+        assert f"process {victim} was killed by SIGKILL; the others were stopped" in stderr
+        assert f"goes on from step {saved(tmp_path)[-1]}" in stderr
+        assert "Traceback" not in stderr
+        assert not any(is_running(process) for process in processes)
+
+    succeed("--mesh=2x4", *flags)
+    assert summary(tmp_path)["resumed_from"] > 3
+    assert_like(unbroken, tmp_path)
+
+    (tmp_path / "summary.json").unlink()
+    succeed("--mesh=4x2", "--processes=2", *flags, "--eval_only")
+    assert_like(unbroken, tmp_path)
+
+
+def test_a_signal_to_the_launcher_saves(tmp_path: Path):
+    flags = (*TWO, "--steps=1000000", "--checkpoint_every=0", f"--workdir={tmp_path}")
+    metrics = tmp_path / "metrics.jsonl"
+    with in_background(*flags) as launcher:
+        wait_until(lambda: metrics.exists() and metrics.stat().st_size, launcher)
+        processes = processes_of(launcher)
+        launcher.send_signal(signal.SIGTERM)
+        _, stderr = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGTERM, stderr
+    assert stderr.count("stopped by SIGTERM; everything is saved") == 1
+    assert stderr.count("\n") == 1
+    assert saved(tmp_path) == [max(losses(tmp_path))]
+    assert not any(is_running(process) for process in processes)
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from dlrm_jax.cli.launch import end_with_launcher, launch
+if not any(flag.startswith("--coordinator") for flag in sys.argv):
+    sys.exit(launch(2, Path("never made")))
+end_with_launcher()
+print("started", file=sys.stderr)
+time.sleep(600)
+"""
+
+
+def test_processes_end_with_their_launcher():
+    program = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stderr is not None
+        assert "started" in launcher.stderr.readline()
+        processes = processes_of(launcher)
+        launcher.kill()
+    deadline = time.monotonic() + 60
+    while any(is_running(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(processes) == 2
+    assert not any(is_running(process) for process in processes)
+
+
+LOSING = """
+import os, signal, sys, time
+from pathlib import Path
+from dlrm_jax.cli.launch import ANOTHER_LOST, launch
+if not any(flag.startswith("--coordinator") for flag in sys.argv):
+    sys.exit(launch(2, Path("never made")))
+if "--process=0" in sys.argv:
+    sys.exit(f"error: {ANOTHER_LOST}")
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_process_that_was_lost_is_named_though_another_ended_first():
+    result = run("-c", LOSING, program=())
+    assert result.returncode == 128 + signal.SIGKILL
+    assert "process 1 was killed by SIGKILL; the others were stopped" in result.stderr
+
+
+def test_processes_started_elsewhere_need_one_workdir():
+    flags = ("--processes=2", "--coordinator=host:1", "--process=1")
+    fails("--coordinator needs --workdir", "--mesh=2x4", *SMALL, *flags)
+
+
+@pytest.mark.parametrize(
+    ("meshes", "message"),
+    [
+        (("2x1", "1x2"), "error: mesh is 1x2 in process 1 and 2x1 in process 0; give all "),
+        (("1x2", "1x2"), "error: the plan of C1 is .*'shard': 1.* in process 1 and .*'shard': 0"),
+    ],
+    ids=["mesh", "plan"],
+)
+def test_processes_that_differ_are_refused(meshes, message, tmp_path: Path):
+    """Started by hand, each in a directory with another plan."""
+    where = (f"--workdir={tmp_path / 'w'}", f"--coordinator={free_address()}", "--plan=plan.json")
+
+    def start(index: int) -> subprocess.CompletedProcess[str]:
+        directory = tmp_path / str(index)
+        directory.mkdir()
+        pieces = [piece for name in ("C1", "C2", "C3", "C4") for piece in table_wise(name, index)]
+        (directory / "plan.json").write_text(Plan(2, tuple(pieces)).to_json())
+        place = (f"--mesh={meshes[index]}", "--processes=2", f"--process={index}")
+        return run(*place, *where, *UNPLACED, cwd=directory, PYTHONPATH=str(ROOT))
+
+    with ThreadPoolExecutor() as both:
+        first, second = both.map(start, range(2))
+    assert second.returncode == 2, second.stderr[-2000:]
+    assert re.match(message, second.stderr)
+    assert first.returncode == 1, first.stderr[-2000:]
+    assert "another process can't be reached any more" in first.stderr

@@ -1,0 +1,129 @@
+"""Plans for machines that aren't there, as files that the main job takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from main_job import ROOT, run
+
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import Plan, automatic_plan
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import MODEL, make_mesh
+from dlrm_jax.training.build import make_collection
+from dlrm_jax.training.tables import describe
+
+PROGRAM = ("-m", "dlrm_jax", "plan")
+CONFIG = Config(table_rows=(50, 3000, 600), embedding_dim=8, bottom_mlp=(8,))
+
+
+def test_a_plan_is_printed_saved_and_drawn(tmp_path: Path):
+    output, picture = tmp_path / "plan.json", tmp_path / "plan.png"
+    result = run(
+        "--preset=mlperf_v2",
+        "--mesh=16x8",
+        "--device=a100",
+        "--placements=C12=row_wise:2-5",
+        f"--output={output}",
+        f"--picture={picture}",
+        program=PROGRAM,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    plan = Plan.from_json(output.read_text())
+    assert plan.shards == 8
+    assert [piece.shard for piece in plan.of("C12")] == [2, 3, 4, 5]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = result.stdout
+    assert re.search(r"^C12 +405,282 +128 +row_wise +2-5 ", text, re.M)
+    for line in ("weights, MiB", "with padding, MiB", "all-to-all in all", "in all", "binds:"):
+        assert re.search(rf"^{re.escape(line)}", text, re.M), line
+    # Weights of 204,184,588 rows, over 8 shards.
+    mean = float(re.search(r"^weights, MiB +\S+ +(\S+)", text, re.M)[1].replace(",", ""))  # pyright: ignore
+    assert mean == pytest.approx(204_184_588 * 512 / 2**20 / 8, rel=0.01)
+
+
+def test_memory_that_is_too_small_is_refused():
+    result = run("--mesh=1x8", "--memory_gib=4", program=PROGRAM)
+    assert result.returncode == 2
+    assert re.fullmatch(
+        r"error: memory: tables and their optimizer state need at least 12.* GiB on each of 8 "
+        r"shards, a device has 4 GiB for them\. .*table C1 \(40,000,000 x 128\).*\n",
+        result.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--memory_gib=0"], "--memory_gib: expected a finite number above 0, got 0.0"),
+        (["--memory_gib=nan"], "--memory_gib: expected a finite number above 0, got nan"),
+        (["--output=."], "--output: expected a file, got the directory .; give a name"),
+        (["--picture=d.png"], "--picture: expected a file, got the directory d.png; give a name"),
+        (["--mesh_picture=p.gif"], "--mesh_picture: expected a file named .png or .svg, got .*"),
+        (["--output=f/g/p.json"], "--output: expected a file in a directory, .* f is a file; .*"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_flags_are_refused_before_the_report(flags, message, tmp_path: Path):
+    (tmp_path / "d.png").mkdir()
+    (tmp_path / "f").touch()
+    result = run("--mesh=1x8", *flags, program=PROGRAM, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert result.returncode == 2
+    assert re.fullmatch(f"error: {message}\n", result.stderr)
+    assert not result.stdout
+
+
+def test_files_are_made_with_their_directories(tmp_path: Path):
+    for flag, name in (("output", "p.json"), ("picture", "p.svg"), ("mesh_picture", "p.png")):
+        path = tmp_path / flag / name
+        result = run("--preset=small", f"--{flag}={path}", program=PROGRAM)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert [each.name for each in path.parent.iterdir()] == [name]
+
+
+def test_a_reader_that_has_enough_ends_it_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *PROGRAM, "--preset=small"]
+    result = subprocess.run(
+        command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=200, check=False
+    )
+    os.close(write)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert not result.stderr
+
+
+def saved(path: Path, tables, shards: int) -> Config:
+    plan = automatic_plan(tables, shards, {"C2": f"row_wise:0-{shards - 1}"})
+    path.write_text(plan.to_json())
+    return dataclasses.replace(CONFIG, plan=str(path))
+
+
+def test_the_main_job_takes_a_plan_from_a_file(tmp_path: Path):
+    config = saved(tmp_path / "p.json", describe(CONFIG).tables, 4)
+    collection = make_collection(config, make_mesh("2x4"))
+    assert collection.plan == Plan.from_json(Path(config.plan).read_text())
+    assert collection.mesh.shape[MODEL] == 4
+
+
+def test_a_plan_that_does_not_fit_is_refused_by_file(tmp_path: Path):
+    path = tmp_path / "p.json"
+    other = saved(path, describe(CONFIG).tables, 2)
+    with pytest.raises(UserError, match=r"--plan=.*p.json: the plan is for 2 shards, the mesh has"):
+        make_collection(other, make_mesh("2x4"))
+    fewer = saved(path, describe(CONFIG).tables[:2], 4)
+    with pytest.raises(UserError, match=r"--plan=.*p.json: table C3: its pieces must hold every"):
+        make_collection(fewer, make_mesh("2x4"))
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"--plan=.*p.json: a plan is JSON"):
+        make_collection(fewer, make_mesh("2x4"))
+    missing = dataclasses.replace(CONFIG, plan=str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match=r"--plan=.*none.json: .*No such file"):
+        make_collection(missing, make_mesh("2x4"))

@@ -1,0 +1,179 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_collection import (
+    PLANS,
+    TABLES,
+    assert_same,
+    built,
+    collection,
+    random_arrays,
+    read,
+)
+
+from dlrm_jax.embedding import (
+    SGD,
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    Piece,
+    Plan,
+    Table,
+    automatic_plan,
+    reshard,
+)
+from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+
+PLACED = [
+    ("1x1", "mixed"),
+    ("2x4", "mixed"),
+    ("2x4", "row_wise"),
+    ("8x1", "mixed"),
+    ("1x8", "row_wise"),
+    ("1x8", "table_wise"),
+]
+
+
+@pytest.mark.parametrize("placement", ["row_wise", "table_wise", "replicated"])
+def test_on_one_shard_a_large_table_is_read_without_a_copy(placement):
+    table = Table("large", OWN_SLAB_ROWS, 1)
+    plan = automatic_plan([table], 1, {"large": placement})
+    args = ([table], [Feature("f")], [Lookup("f", "f", "large")], make_mesh("1x1"))
+    own = EmbeddingCollection(*args, SGD(1.0), plan)
+    state = own.build(lambda table: {"weights": np.zeros((table.rows, 1), "f4")}, seed=0)
+    ((_, _, array),) = own.arrays(state)
+    assert array is state.weights["large"]
+
+
+def test_initial_values_depend_on_the_seed_and_the_table_alone():
+    # More rows than one call of an initializer makes, and one shape under two names.
+    tables = [
+        Table("long", 16_500, 3),
+        TABLES[1],
+        TABLES[3],
+        Table("c", 2, 1),
+        Table("e", 29, 8),
+        Table("f", 29, 8),
+    ]
+    features = [Feature(table.name) for table in tables]
+    lookups = [Lookup(t.name, t.name, t.name) for t in tables]
+
+    def initial(mesh, plan, seed, tables=tables):
+        mesh = make_mesh(mesh)
+        chosen = dict(zip([t.name for t in tables], PLANS[plan], strict=True))
+        plan = automatic_plan(tables, mesh.shape["model"], chosen)
+        own = EmbeddingCollection(tables, features, lookups, mesh, SGD(1.0), plan)
+        return read(own, own.init(seed))
+
+    first = initial("1x1", "mixed", 3)
+    for mesh, plan in [PLACED[1], PLACED[3], PLACED[5]]:
+        assert_same(initial(mesh, plan, 3), first)
+    other = initial("2x4", "mixed", 4)
+    for table in tables:
+        values = first[table.name]["weights"]
+        assert values.shape == (table.rows, table.dim)
+        assert np.abs(values).max() <= (1 / table.rows) ** 0.5
+        assert len(np.unique(values)) > 0.95 * values.size  # no chunk comes twice
+        assert not np.any(values == other[table.name]["weights"])
+        for key, slot in first[table.name].items():
+            assert key == "weights" or not np.any(slot)
+    assert not np.any(first["e"]["weights"] == first["f"]["weights"])
+
+
+@pytest.mark.parametrize(("mesh", "plan"), [PLACED[0], PLACED[3], PLACED[5]])
+def test_given_arrays_are_read_back_to_the_bit(mesh, plan):
+    tables = collection(mesh, plan)
+    arrays = random_arrays()
+    assert_same(read(tables, built(tables, arrays)), arrays)
+
+
+@pytest.mark.parametrize(("mesh", "plan"), [("2x4", "mixed"), ("1x8", "row_wise")])
+def test_large_tables_are_moved_in_chunks_of_rows(mesh, plan, monkeypatch):
+    monkeypatch.setattr(logical, "_CHUNK_ROWS", 2)
+    tables = collection(mesh, plan)
+    arrays = random_arrays()
+    assert_same(read(tables, built(tables, arrays)), arrays)
+
+
+def test_tables_move_between_meshes_and_plans_to_the_bit():
+    """Each placement's arrays as they lie, not by way of NumPy, into the next one's."""
+    expected = random_arrays()
+    tables = collection(*PLACED[0])
+    state = built(tables, expected)
+    walk = [4, 3, 1]
+    for mesh, plan in (PLACED[i] for i in walk):
+        arrays = {table.name: x for table, x in tables.read(state)}
+        tables = collection(mesh, plan)
+        state = built(tables, arrays)
+        assert_same(read(tables, state), expected)
+
+
+def test_what_is_not_given_gets_initial_values():
+    tables = collection()
+    initial = read(tables, tables.init(5))
+    weights = random_arrays()["c"]["weights"]
+    state = tables.build(lambda t: {"weights": weights} if t.name == "c" else {}, 5)
+    initial["c"]["weights"] = weights
+    assert_same(read(tables, state), initial)
+
+
+@dataclasses.dataclass
+class Constant:
+    """An initializer that can't be hashed."""
+
+    value: float
+
+    def __call__(self, key, shape, dtype):
+        return jnp.full(shape, self.value, dtype)
+
+
+def test_initializers_of_ones_own():
+    values = {"a": 0.5, "b": 1.5, "c": 2.5}
+    tables = [Table(name, 6, 4, init=Constant(value)) for name, value in values.items()]
+    features = [Feature(name) for name in values]
+    lookups = [Lookup(name, name, name) for name in values]
+    collection = EmbeddingCollection(tables, features, lookups, make_mesh("2x4"), SGD(0.1))
+    for table, arrays in collection.read(collection.init(0)):
+        np.testing.assert_array_equal(arrays["weights"], np.full((6, 4), values[table.name]))
+
+
+def test_logical_describes_what_read_gives():
+    tables = collection()
+    state = built(tables, random_arrays())
+    for table, arrays in tables.read(state):
+        described = tables.logical(table.name)
+        assert described.keys() == arrays.keys()
+        for key, x in arrays.items():
+            assert (x.shape, x.dtype) == (described[key].shape, described[key].dtype)
+
+
+def test_pieces_in_any_order():
+    table = Table("a", 7, 4)
+    plan = Plan(4, tuple(Piece("a", k, 4, (k + 1) % 4) for k in range(4)))
+    mesh = make_mesh("2x4")
+    collection = EmbeddingCollection(
+        [table], [Feature("f")], [Lookup("f", "f", "a")], mesh, SGD(0.1), plan
+    )
+    weights = np.arange(28, dtype=np.float32).reshape(7, 4)
+    state = collection.build(lambda table: {"weights": weights}, seed=0)
+    pooled, _ = collection.lookup(state, jnp.arange(8, dtype=jnp.int32)[:, None] % 7)
+    np.testing.assert_array_equal(pooled["f"], weights[np.arange(8) % 7])
+    ((_, arrays),) = collection.read(state)
+    np.testing.assert_array_equal(arrays["weights"], weights)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"weights": np.zeros((37, 7))}, r"table a: weights must have .* \(37, 8\), got \(37, 7\)"),
+        ({"accumulator": np.zeros(37)}, r"table a: accumulator must have .*, got \(37,\)"),
+        ({"momentum": np.zeros(37)}, r"table a has weights, accumulator, but 'momentum' was given"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(arrays, message):
+    with pytest.raises(UserError, match=message):
+        collection().build(lambda table: arrays if table.name == "a" else {}, 0)

@@ -1,0 +1,48 @@
+"""Any number of frames become one file with all rows in order, or none."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
+
+READ = {".parquet": pl.read_parquet, ".csv": pl.read_csv}
+
+
+def frames(sizes: tuple[int, ...]) -> Iterator[pl.DataFrame]:
+    for number, size in enumerate(sizes):
+        rng = np.random.default_rng(number)
+        yield pl.DataFrame({"x": rng.random(size), "n": np.full(size, number)})
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("sizes", [(0,), (1,), (5, 0, 100_000, 7), (3,) * 12], ids=str)
+def test_rows_come_back_in_order(sizes: tuple[int, ...], suffix: str, tmp_path: Path):
+    path = tmp_path / "file*.partial"  # no pattern
+    write_frames(frames(sizes), path, suffix)
+    assert list(tmp_path.iterdir()) == [path]
+    found, expected = READ[suffix](path), pl.concat(list(frames(sizes)))
+    assert found.columns == ["x", "n"]
+    for name in found.columns:
+        np.testing.assert_array_equal(found[name].to_numpy(), expected[name].to_numpy())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_is_an_os_error(suffix: str, tmp_path: Path):
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_frames(frames((10_000, 10_000)), tmp_path / "file", suffix)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []

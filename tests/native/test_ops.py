@@ -1,0 +1,212 @@
+"""The native kernels against JAX, which other tests compare with the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlrm_jax.embedding import (
+    SGD,
+    Adam,
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    RowOptimizer,
+    RowWiseAdagrad,
+    Table,
+    automatic_plan,
+    exchange,
+)
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.native import library, ops
+from dlrm_jax.native.ops import Kernels, available
+
+TABLES = [
+    Table("large", 70_000, 16),
+    Table("small", 13, 16),  # fewer rows than a batch has ids
+    Table("narrow", 3_001, 3),
+    Table("shared", 501, 16),
+    Table("adam", 501, 8, optimizer=Adam(0.01)),
+]
+FEATURES = [Feature("a", 1), Feature("b", 7), Feature("c", 40), Feature("d", 3)]
+LOOKUPS = [
+    Lookup("large", "c", "large"),
+    Lookup("small", "b", "small", "mean"),
+    Lookup("narrow", "d", "narrow"),
+    Lookup("shared", "a", "shared"),
+    Lookup("history", "d", "shared", "none"),
+    Lookup("adam", "b", "adam"),
+]
+BATCH = 256
+ROOT = Path(__file__).parents[2]
+
+
+def collection(kernels: Kernels, optimizer: RowOptimizer, mesh: str, placement: str):
+    plan = automatic_plan(
+        TABLES, make_mesh(mesh).shape["model"], {table.name: placement for table in TABLES}
+    )
+    return EmbeddingCollection(
+        TABLES, FEATURES, LOOKUPS, make_mesh(mesh), optimizer, plan, kernels=kernels
+    )
+
+
+def batch(seed: int, weighted: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    rng = np.random.default_rng(seed)
+    below = {"a": 501, "b": 13, "c": 70_000, "d": 501}
+    # Squared: some rows come often, most of the large table's once or never.
+    columns = [rng.random((BATCH, f.max_ids)) ** 2 * below[f.name] for f in FEATURES]
+    ids = np.concatenate(columns, axis=1).astype(np.int32)
+    ids[rng.random(ids.shape) < 0.2] = -1
+    return ids, rng.uniform(0.1, 1, ids.shape).astype(np.float32) if weighted else None
+
+
+def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, np.ndarray]:
+    """All arrays after three steps."""
+
+    @functools.partial(jax.jit, donate_argnames="state")
+    def step(state, ids, weights, number):
+        pooled, context = tables.lookup(state, ids, weights)
+        cotangents = jax.tree.map(jnp.sin, pooled)
+        gradients = tables.aggregate(tables.back(context, cotangents), sums)
+        return tables.apply(state, gradients, number)
+
+    state = tables.init(0)
+    for number in range(3):
+        state = step(state, *batch(number, weighted), np.int32(number))
+    return {
+        f"{table.name}/{key}": np.array(array)
+        for table, arrays in tables.read(state)
+        for key, array in arrays.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "mesh", "placement", "weighted", "sums"),
+    [
+        (SGD, "1x1", "table_wise", True, False),
+        (RowWiseAdagrad, "1x1", "table_wise", True, False),
+        (RowWiseAdagrad, "2x4", "row_wise", False, False),
+        (SGD, "2x4", "replicated", True, True),
+    ],
+)
+def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
+    rate = optimizer(lambda step: 0.05 / (1 + step))
+    native = collection("native", rate, mesh, placement)
+    assert native.natively
+    assert native.kernels["lookups"] == "native"
+    assert native.kernels["updates"].endswith("jax of adam")
+    found = train(native, weighted, sums)
+    expected = train(collection("jax", rate, mesh, placement), weighted, sums)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("dim", "bags", "length"), [(1, 3, 2), (83, 200, 40), (128, 1, 5000)])
+def test_bags_are_pooled_as_in_jax(dim: int, bags: int, length: int, weighted: bool):
+    rng = np.random.default_rng(dim)
+    table = rng.normal(size=(1000, dim)).astype(np.float32)
+    rows = rng.integers(0, 1100, (bags, 2, length)).astype(np.int32)  # those from 1000 on are none
+    rows[0, 0] = 1000
+    weights = rng.uniform(size=rows.shape).astype(np.float32) if weighted else None
+    found = jax.jit(ops.pool)(table, rows, weights)
+    expected = jax.jit(exchange.pool)(table, rows, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert not np.any(np.asarray(found)[0, 0])
+
+
+def test_predictions_use_them_too():
+    frozen = [dataclasses.replace(t, trainable=False, optimizer=None) for t in TABLES]
+    tables = EmbeddingCollection(frozen, FEATURES, LOOKUPS, make_mesh("1x1"), kernels="native")
+    assert tables.kernels == {"lookups": "native", "updates": "none"}
+    lookup = jax.jit(lambda state, ids: tables.lookup(state, ids)[0])
+    text = lookup.lower(tables.abstract(), batch(0, False)[0]).compile().as_text() or ""
+    assert "dlrm_jax_pool" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_results_do_not_depend_on_the_number_of_threads():
+    digests = set()
+    for threads in (1, 2, 5):
+        program = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("computed.py"))],
+            env=os.environ | {"NPROC": str(threads), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digest, counted = program.stdout.split()
+        assert int(counted) == threads
+        digests.add(digest)
+    assert len(digests) == 1
+
+
+def test_split_columns():
+    tables = [dataclasses.replace(t, dim=16, optimizer=None) for t in TABLES]
+    plan = automatic_plan(tables, 4, {t.name: "column_wise" for t in tables})
+    mesh = make_mesh("2x4")
+    args = (tables, FEATURES, LOOKUPS, mesh)
+    # A row's mean is taken over all devices: not by the native update of one.
+    assert not EmbeddingCollection(*args, RowWiseAdagrad(0.1), plan, kernels="native").natively
+    found, expected = (
+        train(EmbeddingCollection(*args, SGD(0.1), plan, kernels=kernels), True, False)
+        for kernels in ("native", "jax")
+    )
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_tables_are_updated_in_place():
+    """No copy of a table: the call works on the donated buffer."""
+    tables = collection("native", RowWiseAdagrad(0.1), "1x1", "table_wise")
+
+    def step(state, ids):
+        pooled, context = tables.lookup(state, ids)
+        return tables.update(state, context, pooled, 0)
+
+    lowered = jax.jit(step, donate_argnums=0).lower(tables.abstract(), batch(0, False)[0])
+    text = lowered.compile().as_text() or ""
+    assert "dlrm_jax_rowwise_adagrad" in text
+    size = next(slab.rows for slab in tables.layout.slabs if "large" in slab.tables)
+    assert not re.search(rf"= f32\[{size},16\]\S* copy\(", text)
+
+
+def test_other_choices_are_refused():
+    with pytest.raises(UserError, match="kernels: expected auto, native, jax, got 'cuda'"):
+        available("cuda", "cpu")
+    with pytest.raises(UserError, match="the native ones are for CPUs, the mesh is of gpu"):
+        available("native", "gpu")
+    assert not available("auto", "gpu")
+
+
+def test_what_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(library, "load", lambda: False)
+    with pytest.raises(UserError, match=r"not built for this .* run python -m dlrm_jax.native"):
+        available("native", "cpu")
+    assert not available("auto", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [("no-such-compiler", r"no C\+\+ compiler named no-such-compiler"), ("false", "failed")],
+)
+def test_compilers_that_fail(
+    compiler: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(UserError, match=message):
+        library.build()
+    assert not list((tmp_path / "dlrm_jax" / "native").iterdir())
