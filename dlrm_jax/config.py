@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dlrm_jax.errors import UserError
 
@@ -33,7 +34,7 @@ class Config:
     temperature: float = 0.3  # α of mixed dimensions
     table_dtype: Literal["float32", "bfloat16"] = "float32"
     stochastic_rounding: bool = True  # of bfloat16 tables
-    exchange_dtype: Literal["float32", "bfloat16"] = "float32"  # of vectors between devices
+    comm_dtype: Literal["float32", "bfloat16"] = "float32"  # of vectors between devices
     placements: tuple[str, ...] = ()  # C3=row_wise[:0-3], C4=table_wise[:1], C5=column_wise, …
     kernels: Literal["auto", "native", "jax"] = "auto"  # see dlrm_jax.native
     plan: str = ""  # a file that python -m dlrm_jax plan wrote; "" for a plan made at the start
@@ -183,6 +184,22 @@ class Config:
 
 
 FIELD_TYPES = get_type_hints(Config)
+
+# Earlier names of fields, which checkpoints still have.
+_RENAMED = {"exchange_dtype": "comm_dtype"}
+
+
+def saved_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that a checkpoint keeps, under the names of this version.
+
+    A field that is newer than the checkpoint gets its default, which means what was done before.
+
+    Args:
+        fields: fields of a config, or some of them beside others, as JSON gives them.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    return defaults | {_RENAMED.get(name, name): value for name, value in fields.items()}
+
 
 MAY_CHANGE = frozenset(
     ("placements", "plan", "kernels", "evaluation_batch_size", "steps", "epochs", "log_every",

@@ -97,17 +97,17 @@ def free_address() -> str:
         return f"localhost:{taken.getsockname()[1]}"
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several."""
     return jax.distributed.is_initialized()
 
 
-def is_first() -> bool:
+def is_process_0() -> bool:
     """Whether this is the process that writes what there is one of: logs, metadata, results."""
     return jax.process_index() == 0
 
 
-def on_first(action: Callable[[], Any]) -> Any:
+def on_process_0(action: Callable[[], Any]) -> Any:
     """Does something in process 0 while the others wait.
 
     For what lies on a disk: another machine may see it later than this one, or not at all.
@@ -122,10 +122,10 @@ def on_first(action: Callable[[], Any]) -> Any:
         UserError, OSError: what it raised, in all processes.
         RuntimeError: it raised something else; in process 0 that itself.
     """
-    if not several():
+    if not is_distributed():
         return action()
     answer, failure = {}, None
-    if is_first():
+    if is_process_0():
         try:
             answer = {"result": action()}
         except Exception as error:  # raised below, when the others know
@@ -150,9 +150,9 @@ def check_same(values: Mapping[str, Any]) -> None:
         UserError: naming the first difference, in each process that has another value than
             process 0.
     """
-    if not several():
+    if not is_distributed():
         return
-    expected = on_first(lambda: dict(values))
+    expected = on_process_0(lambda: dict(values))
     for name, value in json.loads(json.dumps(values)).items():
         if value != expected[name]:
             raise UserError(
@@ -165,7 +165,7 @@ def _broadcast(content: bytes) -> bytes:
     """What process 0 has. Goes over the devices, in blocks so that few sizes are compiled."""
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(content), np.int32)))
     padded = np.zeros(-(-size // _BLOCK) * _BLOCK, np.uint8)
-    if is_first():
+    if is_process_0():
         padded[:size] = np.frombuffer(content, np.uint8)
     return multihost_utils.broadcast_one_to_all(padded)[:size].tobytes()
 
@@ -181,7 +181,7 @@ class Agreement:
     """
 
     def __init__(self, mesh: Mesh):
-        if several():
+        if is_distributed():
             ours = {device.process_index: device for device in mesh.devices.flat}
             one_each = Mesh(np.array([ours[i] for i in sorted(ours)]), ("processes",))
             self._split = NamedSharding(one_each, PartitionSpec("processes"))
@@ -190,7 +190,7 @@ class Agreement:
 
     def __call__(self, value: int) -> int:
         """The largest of the values that the processes call this with."""
-        if not several():
+        if not is_distributed():
             return value
         given = jax.make_array_from_process_local_data(self._split, np.array([value], np.int32))
         return int(self._largest(given))

@@ -19,7 +19,7 @@ def initial_arrays(setup: Setup) -> dict[str, np.ndarray]:
     """Weights to start from, named as by `arrays_of`, the same for every mesh and optimizer."""
     rng = np.random.default_rng(0)
     arrays = {
-        f"{name}/weights": rng.uniform(-0.3, 0.3, (rows, setup.width(name)))
+        f"{name}/table": rng.uniform(-0.3, 0.3, (rows, setup.width(name)))
         for name, rows in ROWS.items()
     }
     arrays |= dense_arrays(_drawn_params(dataclasses.replace(setup, mesh="1x1", optimizer="sgd")))
@@ -38,8 +38,8 @@ def start(learner: Learner, initial: dict[str, np.ndarray]) -> TrainState:
         step=put_whole(np.zeros((), np.int32), learner.replicated),
         params=params,
         optimizer=init(params),
-        embedding=learner.collection.build(
-            lambda table: {"weights": initial[f"{table.name}/weights"]}, seed=0
+        embedding=learner.collection.from_arrays(
+            lambda table: {"table": initial[f"{table.name}/table"]}, seed=0
         ),
     )
 
@@ -63,7 +63,7 @@ def arrays_of(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
     """Copies of all tables, their optimizer state and the dense parameters."""
     tables = {
         f"{table.name}/{key}": np.array(array)
-        for table, logical in learner.collection.read(state.embedding)
+        for table, logical in learner.collection.to_arrays(state.embedding)
         for key, array in logical.items()
     }
     return tables | dense_arrays(state.params)
@@ -72,7 +72,7 @@ def arrays_of(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
 def oracle_arrays(oracle: Oracle) -> dict[str, np.ndarray]:
     """The same of the oracle, under the same names."""
     names = {"accumulator": "accumulator", "m": "mean", "v": "variance"}
-    arrays = {f"{name}/weights": table.weights for name, table in oracle.tables.items()}
+    arrays = {f"{name}/table": table.weights for name, table in oracle.tables.items()}
     for table, slots in oracle.slots.items():
         arrays |= {f"{table}/{names[key]}": array for key, array in slots.items()}
     for mlp, layers in (("bottom", oracle.bottom), ("top", oracle.top)):

@@ -91,7 +91,7 @@ class Setup:
     clip_norm: float = 0.0
     schedule: tuple[int, int, int] = (0, 0, 0)  # warm-up, start of the decay, its length
     accumulation_steps: int = 1
-    exchange_dtype: str | None = None
+    comm_dtype: str | None = None
 
     def width(self, table: str) -> int:
         return WIDTH if self.interaction == "dot" else WIDTHS_TO_CONCATENATE[table]
@@ -127,7 +127,7 @@ class Setup:
             mesh,
             row_optimizer(self.optimizer, rate),
             automatic_plan(tables, shards, by_columns(shards) if self.columns else PLACEMENTS),
-            self.exchange_dtype,
+            self.comm_dtype,
         )
 
         def make_model(rngs: nnx.Rngs) -> DLRM:
@@ -157,7 +157,7 @@ class Setup:
         tables = []
         for name in ROWS:
             optimizer, rate = self.table_optimizer(name)
-            weights, trainable = initial[f"{name}/weights"], name not in FROZEN
+            weights, trainable = initial[f"{name}/table"], name not in FROZEN
             tables.append(OracleTable(name, weights, optimizer, rate, trainable=trainable))
 
         def layers(mlp: str) -> list[tuple[np.ndarray, np.ndarray]]:

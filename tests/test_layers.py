@@ -10,20 +10,23 @@ ROOT = Path(__file__).parents[1]
 # What each part may import besides itself.
 BELOW = {
     "errors": set(),
-    "cache": set(),
     "config": {"errors"},
     "presets": {"errors", "config"},
     "mesh": {"errors"},
     "processes": {"errors"},
     "models": {"errors", "native"},
-    "data": {"errors"},
-    "native": {"errors", "cache"},
+    "files": {"errors"},
+    "data": {"errors", "files"},
+    "native": {"errors", "files"},
     "embedding": {"errors", "mesh", "native"},
-    "training": {"errors", "config", "mesh", "processes", "models", "data", "embedding"},
+    "training": {"errors", "files", "config", "mesh", "processes", "models", "data", "embedding"},
 }
-BELOW["experiments"] = {*BELOW["training"], "training", "cache", "native", "presets"}
+BELOW["inference"] = {*BELOW["training"], "training"}
+BELOW["cli"] = {*BELOW["inference"], "inference", "native", "presets"}
+BELOW["__main__"] = {"cli"}
+BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
-KNOWS_SHARDING = {"embedding", "mesh", "processes", "training"}
+KNOWS_SHARDING = {"embedding", "mesh", "processes", "training", "inference"}
 
 
 def part_of(module):

@@ -119,8 +119,10 @@ MISTAKES: dict[str, Callable[[], object]] = {
     ),
     "devices": lambda: make_mesh("4x4"),
     "columns": lambda: collection().check_ids(np.zeros((2, 6), np.int32)),
-    "slot": lambda: collection().build(lambda table: {"bias": jnp.zeros(table.rows)}, 0),
-    "rows": lambda: collection().build(lambda table: {"weights": np.zeros((2000, 16), "f4")}, 0),
+    "slot": lambda: collection().from_arrays(lambda table: {"bias": jnp.zeros(table.rows)}, 0),
+    "rows": lambda: collection().from_arrays(
+        lambda table: {"table": np.zeros((2000, 16), "f4")}, 0
+    ),
 }
 
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     state = abstract_state(learner).embedding
     print("\nGiB on each device")
     for name, nbytes in (
-        ("weights of tables", _bytes_on_one_device(state.weights)),
+        ("weights of tables", _bytes_on_one_device(state.tables)),
         ("state of their optimizers", _bytes_on_one_device(state.slots)),
         ("all arguments of the program", memory.argument_size_in_bytes),
         ("of these, updated in place", memory.alias_size_in_bytes),

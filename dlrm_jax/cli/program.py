@@ -22,7 +22,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
 from dlrm_jax.presets import PRESETS
-from dlrm_jax.processes import CLUSTER, is_first, join, several
+from dlrm_jax.processes import CLUSTER, is_distributed, is_process_0, join
 from dlrm_jax.training.loop import Interrupted
 from dlrm_jax.training.model import unread
 
@@ -134,14 +134,14 @@ def _leave_output_to_first() -> None:
     sys.stdout.flush()
     shown, hidden = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(hidden, 1)  # in every process, gloo writes a line for each connection it makes
-    sys.stdout = os.fdopen(shown if is_first() else hidden, "w")
+    sys.stdout = os.fdopen(shown if is_process_0() else hidden, "w")
 
 
 def describe_devices(mesh: jax.sharding.Mesh) -> str:
     """What the mesh consists of, so that emulation is never mistaken for the real thing."""
     device = mesh.devices.flat[0]
     emulated = ", emulated" if device.platform == "cpu" and mesh.size > 1 else ""
-    processes = f", in {jax.process_count()} processes" if several() else ""
+    processes = f", in {jax.process_count()} processes" if is_distributed() else ""
     return f"{mesh.size} x {device.device_kind}{emulated}{processes}"
 
 
@@ -180,7 +180,7 @@ def run(main: Callable[[Sequence[str]], None], argv: list[str] | None = None) ->
                 raise
             _fail(str(error))
         except Interrupted as request:
-            if is_first():
+            if is_process_0():
                 print(
                     f"{request}; everything is saved; the same command with this workdir goes on",
                     file=sys.stderr,
@@ -192,7 +192,7 @@ def run(main: Callable[[Sequence[str]], None], argv: list[str] | None = None) ->
         except SystemExit as request:
             _end(request.code)
         except Exception as error:
-            if not several():
+            if not is_distributed():
                 raise
             _fail_among_others(error)
 
@@ -235,7 +235,7 @@ def _fail_among_others(error: Exception) -> NoReturn:
 
 def _end(code: int | str | None) -> NoReturn:
     """Ends the program; one of several processes at once, so that the others notice."""
-    if several() and isinstance(code, int):
+    if is_distributed() and isinstance(code, int):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # otherwise it would wait at its exit for the others, who wait for it

@@ -43,7 +43,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.presets import preset
-from dlrm_jax.processes import check_same, is_first
+from dlrm_jax.processes import check_same, is_process_0
 from dlrm_jax.training.build import check_batch_sizes, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
             "resumed_from": resumed_from,
             "best_step": checkpoints.best(),
         }
-        if is_first():
+        if is_process_0():
             write_text(workdir / "summary.json", to_json(summary, indent=1))
         report(summary, workdir)
 

@@ -28,7 +28,7 @@ class Examples:
             of the bag lengths; `ABSENT` marks places that aren't used. One array, or one for each
             feature in an `HStacked`.
         labels: 0 or 1; integers in TorchRec's files.
-        weights: How much each example counts in the training loss; None if all count 1.
+        sample_weights: How much each example counts in the training loss; None if all count 1.
 
     Raises:
         UserError: If an array has another type or rank, or the arrays differ in length.
@@ -37,7 +37,7 @@ class Examples:
     dense: Float32[np.ndarray, "N D"]
     ids: Int32[np.ndarray | HStacked, "N C"]
     labels: Float32[np.ndarray, " N"] | Int32[np.ndarray, " N"]
-    weights: Float32[np.ndarray, " N"] | None = None
+    sample_weights: Float32[np.ndarray, " N"] | None = None
 
     def __post_init__(self) -> None:
         for name, (dtypes, rank) in _ARRAYS.items():
@@ -83,7 +83,7 @@ _ARRAYS = {
     "dense": ([np.float32], 2),
     "ids": ([np.int32], 2),
     "labels": ([np.float32, np.int32], 1),
-    "weights": ([np.float32], 1),
+    "sample_weights": ([np.float32], 1),
 }
 """Types and rank of each array of `Examples`."""
 

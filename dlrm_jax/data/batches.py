@@ -19,14 +19,14 @@ class Batch(NamedTuple):
         dense: [B, D] float32; features that enter the bottom MLP.
         ids: [B, C] int32; embedding rows, `ABSENT` where a bag isn't full.
         labels: [B] float32; 0 or 1.
-        weights: [B] float32; those of the examples, 1 where they have none, and 0 for padding.
+        sample_weights: [B] float32; 1 where the examples have none, and 0 for padding.
         id_weights: [B, C] float32; one per id, or None where all are 1.
     """
 
     dense: Any
     ids: Any
     labels: Any
-    weights: Any
+    sample_weights: Any
     id_weights: Any = None
 
 
@@ -105,7 +105,7 @@ class TrainBatches:
         start = position * self.batch_size
         rows = self._order.rows(epoch, start + self._part.start, start + self._part.stop)
         examples = self._split.take(rows)
-        weights = self._ones if examples.weights is None else examples.weights
+        weights = self._ones if examples.sample_weights is None else examples.sample_weights
         labels = examples.labels.astype(np.float32, copy=False)
         return Batch(examples.dense, examples.ids, labels, weights)
 
@@ -135,7 +135,10 @@ def _consecutive(split: Split, batch_size: int, part: slice) -> Iterator[Batch]:
             dense=np.pad(examples.dense, ((0, padding), (0, 0))),
             ids=np.pad(examples.ids, ((0, padding), (0, 0)), constant_values=ABSENT),
             labels=np.pad(examples.labels.astype(np.float32, copy=False), (0, padding)),
-            weights=np.pad(weights if examples.weights is None else examples.weights, (0, padding)),
+            sample_weights=np.pad(
+                weights if examples.sample_weights is None else examples.sample_weights,
+                (0, padding),
+            ),
         )
 
 

@@ -18,7 +18,7 @@ def pad_bags(
     values: Integer[np.ndarray, " N"],
     lengths: Integer[np.ndarray, " B"],
     max_ids: int,
-    weights: Float32[np.ndarray, " N"] | None = None,
+    id_weights: Float32[np.ndarray, " N"] | None = None,
 ) -> tuple[Int32[np.ndarray, "B L"], Float32[np.ndarray, "B L"] | None]:
     """Turns concatenated bags into one padded row per sample.
 
@@ -30,10 +30,10 @@ def pad_bags(
         values: the ids of all bags, one bag after the other.
         lengths: the number of ids of each bag; they sum to N.
         max_ids: the width L of the result.
-        weights: one weight per id.
+        id_weights: weight of each id, [N].
 
     Returns:
-        ids padded with -1, and weights padded with 0 (None without weights).
+        ids padded with -1, and their weights padded with 0 (None without weights).
 
     Raises:
         UserError: max_ids is less than 1, lengths are negative or don't sum to N, an id is
@@ -47,23 +47,28 @@ def pad_bags(
         raise UserError(f"lengths sum to {lengths.sum()} but there are {len(values)} ids")
     if len(values) and not 0 <= values.min() <= values.max() < 2**31:
         raise UserError(f"ids must lie in 0..2^31-1, got {values.min()}..{values.max()}")
-    if weights is not None and weights.shape != values.shape:
-        raise UserError(f"{len(values)} ids need as many weights, got shape {weights.shape}")
+    if id_weights is not None and id_weights.shape != values.shape:
+        raise UserError(f"{len(values)} ids need as many weights, got shape {id_weights.shape}")
     ends = np.cumsum(lengths)
     positions = np.arange(max_ids)
     present = positions < lengths[:, None]
     source = np.where(present, (ends - lengths)[:, None] + positions, 0)
     if not len(values):  # np.take needs something to point at
-        values, weights = np.zeros(1, np.int32), None if weights is None else np.zeros(1, "f4")
+        values, id_weights = (
+            np.zeros(1, np.int32),
+            None if id_weights is None else np.zeros(1, "f4"),
+        )
     ids = np.where(present, values[source], -1).astype(np.int32)
-    return ids, None if weights is None else np.where(present, weights[source], 0).astype("f4")
+    return ids, None if id_weights is None else np.where(present, id_weights[source], 0).astype(
+        "f4"
+    )
 
 
 def check_batch(
     mesh: Mesh,
     features: Sequence[Feature],
     ids: Shaped[Array, "..."],
-    weights: Shaped[Array, "..."] | None,
+    id_weights: Shaped[Array, "..."] | None,
 ) -> None:
     """See `EmbeddingCollection.lookup`."""
     columns = sum(feature.max_ids for feature in features)
@@ -74,9 +79,9 @@ def check_batch(
         )
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise UserError(f"ids: expected integers, got {ids.dtype}")
-    if weights is not None and weights.shape != ids.shape:
+    if id_weights is not None and id_weights.shape != ids.shape:
         raise UserError(
-            f"weights: expected one for each id, {list(ids.shape)}, got {list(weights.shape)}"
+            f"id_weights: expected one for each id, {list(ids.shape)}, got {list(id_weights.shape)}"
         )
     check_batch_size(mesh, "ids", ids.shape[0])
 

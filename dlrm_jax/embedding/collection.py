@@ -18,8 +18,8 @@ from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.embedding.planning.devices import device_like
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
-from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
-from dlrm_jax.embedding.storage_dtype import held_dtype
+from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
+from dlrm_jax.embedding.storage_dtype import storage_dtype
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, check_axes
@@ -31,12 +31,12 @@ class EmbeddingCollection:
 
     Holds descriptions only; arrays live in an `EmbeddingState`, a pure pytree. A train step is
 
-        pooled, context = collection.lookup(state, ids)
+        pooled, residuals = collection.lookup(state, ids)
         loss, (g, pooled_g) = jax.value_and_grad(loss_fn, argnums=(0, 1))(params, pooled)
-        state = collection.update(state, context, pooled_g, step)
+        state = collection.update(state, residuals, pooled_g, step)
 
-    with the state donated, so that rows are updated in place; ``update`` is ``back``,
-    ``aggregate`` and ``apply``, which can be called one by one to clip or accumulate.
+    with the state donated, so that rows are updated in place; ``update`` is ``send_cotangents``,
+    ``coalesce`` and ``apply``, which can be called one by one to clip or accumulate.
 
     Args:
         tables: their descriptions; every one must be read by a lookup.
@@ -45,7 +45,7 @@ class EmbeddingCollection:
         mesh: of axes ``data`` and ``model``, see `dlrm_jax.mesh.make_mesh`.
         optimizer: of the tables that have none of their own.
         plan: of ``mesh.shape["model"]`` shards; None for `automatic_plan`.
-        exchange_dtype: in which pooled vectors and cotangents travel between devices, such as
+        comm_dtype: in which pooled vectors and cotangents travel between devices, such as
             ``"bfloat16"``, for half the bytes; they are summed in at least float32 nevertheless.
             None for their own.
         kernels: ``"auto"`` looks long bags up and updates rows with `dlrm_jax.native` on CPUs
@@ -64,17 +64,17 @@ class EmbeddingCollection:
         mesh: Mesh,
         optimizer: RowOptimizer | None = None,
         plan: Plan | None = None,
-        exchange_dtype: str | None = None,
+        comm_dtype: str | None = None,
         kernels: Kernels = "auto",
     ):
         check_axes(mesh)
         check_descriptions(tables, features, lookups, optimizer)
-        check_dtype(exchange_dtype)
+        check_dtype(comm_dtype)
         self.tables = {table.name: table for table in tables}
         self.features = tuple(features)
         self.lookups = tuple(lookups)
         self.mesh = mesh
-        self.exchange_dtype = exchange_dtype
+        self.comm_dtype = comm_dtype
         self.plan = plan or automatic_plan(
             tables,
             mesh.shape[MODEL],
@@ -89,10 +89,10 @@ class EmbeddingCollection:
         self.plan.check(tables)
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
         self.native = available(kernels, mesh.devices.flat[0].platform)
-        self.natively = frozenset(
+        self.native_slabs = frozenset(
             slab.name
             for slab in self.layout.slabs
-            if self.native and kernel_dispatch.updated_natively(slab)
+            if self.native and kernel_dispatch.has_native_update(slab)
         )
         self._unpackers = {s.name: reshard.Unpacker(mesh, s) for s in self.layout.slabs}
 
@@ -112,8 +112,8 @@ class EmbeddingCollection:
         self,
         state: EmbeddingState,
         ids: Int[Array, "B C"],
-        weights: Float[Array, "B C"] | None = None,
-    ) -> tuple[dict[str, Float[Array, "B *_"]], Context]:
+        id_weights: Float[Array, "B C"] | None = None,
+    ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
         """Pools the bags of a batch.
 
         Args:
@@ -121,33 +121,35 @@ class EmbeddingCollection:
             ids: the bags of all features side by side, C = Σ max_ids; negative is absent.
                 B must be divisible by the number of devices. A bag with an id that its
                 table doesn't have becomes NaN; `check_ids` finds it by name beforehand.
-            weights: one per id; data, not differentiated.
+            id_weights: weight of each id, [B, C]; data, not differentiated. None for ones.
 
         Returns:
             by lookup name, vectors [B, d] or, without pooling, [B, max_ids, d] of the table's
             width d in at least float32; and what `update` needs.
 
         Raises:
-            UserError: ids or weights have another shape or dtype.
+            UserError: ids or id_weights have another shape or dtype.
         """
-        check_batch(self.mesh, self.features, ids, weights)
+        check_batch(self.mesh, self.features, ids, id_weights)
         return sharded_ops.lookup(
             self.mesh,
             self.layout,
             self.lookups,
-            self.exchange_dtype,
+            self.comm_dtype,
             state,
             ids,
-            weights,
+            id_weights,
             self.native,
         )
 
     @jax.named_scope("update")
-    def back(self, context: Context, cotangents: Mapping[str, Float[Array, "B *_"]]) -> Occurrences:
+    def send_cotangents(
+        self, residuals: Residuals, cotangents: Mapping[str, Float[Array, "B *_"]]
+    ) -> SparseCotangents:
         """Sends the cotangents of the pooled vectors to the owners of the rows.
 
         Args:
-            context: from `lookup`.
+            residuals: from `lookup`.
             cotangents: by lookup name, the gradient of the loss.
 
         Raises:
@@ -159,27 +161,27 @@ class EmbeddingCollection:
                 f"cotangents: expected one for each of the lookups {', '.join(sorted(names))}; "
                 f"got {', '.join(sorted(cotangents)) or 'none'}"
             )
-        return sharded_ops.back(
-            self.mesh, self.layout, self.lookups, self.exchange_dtype, context, cotangents
+        return sharded_ops.send_cotangents(
+            self.mesh, self.layout, self.lookups, self.comm_dtype, residuals, cotangents
         )
 
     @jax.named_scope("update")
-    def aggregate(self, occurrences: Occurrences, sum_duplicates: bool = False) -> RowGradients:
+    def coalesce(self, cotangents: SparseCotangents, sum_duplicates: bool = False) -> RowGradients:
         """Sums the gradients of each row over the whole batch, equally on every copy.
 
         Args:
-            occurrences: from `back`; or of several micro-batches, stacked along a new first
-                axis as `jax.lax.scan` does.
+            cotangents: result of `send_cotangents`; or those of several micro-batches, stacked
+                along a new first axis as `jax.lax.scan` does.
             sum_duplicates: also where the optimizer doesn't need it, as
                 `RowGradients.squared_norm` does.
         """
-        return sharded_ops.aggregate(
+        return sharded_ops.coalesce(
             self.mesh,
             self.layout,
-            self.exchange_dtype,
-            occurrences,
+            self.comm_dtype,
+            cotangents,
             sum_duplicates,
-            self.natively,
+            self.native_slabs,
         )
 
     @jax.named_scope("update")
@@ -190,33 +192,33 @@ class EmbeddingCollection:
 
         Args:
             state: the tables and their optimizer state.
-            gradients: from `aggregate`.
+            gradients: from `coalesce`.
             step: the number of updates done before this one.
         """
-        return sharded_ops.apply(self.mesh, self.layout, state, gradients, step, self.natively)
+        return sharded_ops.apply(self.mesh, self.layout, state, gradients, step, self.native_slabs)
 
     def update(
         self,
         state: EmbeddingState,
-        context: Context,
+        residuals: Residuals,
         cotangents: Mapping[str, Float[Array, "B *_"]],
         step: Integer[Array, ""] | int,
     ) -> EmbeddingState:
-        """`back`, `aggregate` and `apply` in one."""
-        return self.apply(state, self.aggregate(self.back(context, cotangents)), step)
+        """`send_cotangents`, `coalesce` and `apply` in one."""
+        return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
 
     # -- Whole tables: outside the step ------------------------------------------------
 
     def init(self, seed: int) -> EmbeddingState:
         """Initial values, which depend on the seed and not on the mesh or the plan."""
-        return self.build(lambda table: {}, seed)
+        return self.from_arrays(lambda table: {}, seed)
 
-    def abstract(self) -> EmbeddingState:
+    def state_specs(self) -> EmbeddingState:
         """`init`'s shapes, dtypes and shardings, with no array behind them."""
-        weights, slots = {}, {}
+        tables, slots = {}, {}
         for slab in self.layout.slabs:
             rows = slab.rows * (self.plan.shards if slab.split == "rows" else 1)
-            shapes = {"weights": jax.ShapeDtypeStruct((rows, slab.dim), held_dtype(slab.dtype))}
+            shapes = {"table": jax.ShapeDtypeStruct((rows, slab.dim), storage_dtype(slab.dtype))}
             if slab.optimizer:
                 shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
             placed = {
@@ -225,45 +227,45 @@ class EmbeddingCollection:
                 )
                 for key, x in shapes.items()
             }
-            weights[slab.name] = placed.pop("weights")
+            tables[slab.name] = placed.pop("table")
             if slab.optimizer:
                 slots[slab.name] = placed
-        return EmbeddingState(weights, slots)
+        return EmbeddingState(tables, slots)
 
-    def build(
+    def from_arrays(
         self, source: Callable[[Table], Mapping[str, Array | np.ndarray]], seed: int
     ) -> EmbeddingState:
         """A state made from logical arrays, one slab at a time so that little is held twice.
 
         Args:
-            source: gives, for a table, its ``"weights"`` [rows, dim] and optimizer slots
+            source: gives, for a table, its ``"table"`` [rows, dim] and optimizer slots
                 ([rows] or [rows, dim]) by name. What is missing gets initial values.
             seed: of the initial values.
 
         Raises:
             UserError: an array has another shape or an unknown name.
         """
-        return table_io.build(self.mesh, self.layout, source, seed)
+        return table_io.from_arrays(self.mesh, self.layout, source, seed)
 
-    def arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
-        """Gives all logical arrays: of each table its ``"weights"``, then its slots by name.
+    def iter_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
+        """Gives all logical arrays: of each table its ``"table"``, then its slots by name.
 
         Few of them exist at a time. Those of a table alone in its slab may be the state's
         own: don't donate the state while they are in use.
         """
-        return table_io.read(self.layout, self._unpackers, state)
+        return table_io.iter_arrays(self.layout, self._unpackers, state)
 
-    def read(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
-        """`arrays` by table, one slab at a time."""
+    def to_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
+        """`iter_arrays` by table, one slab at a time."""
         found: dict[str, dict[str, Array]] = {}
-        for table, key, array in self.arrays(state):
+        for table, key, array in self.iter_arrays(state):
             found.setdefault(table.name, {})[key] = array
-            if len(found[table.name]) == len(self.logical(table.name)):
+            if len(found[table.name]) == len(self.array_specs(table.name)):
                 yield table, found.pop(table.name)
 
-    def logical(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes and dtypes of what `read` gives, with the shardings that suit `build`."""
-        return table_io.logical_arrays(self.mesh, self.layout.slab_of(table), self.tables[table])
+    def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a table's arrays, as `from_arrays` wants them."""
+        return table_io.array_specs(self.mesh, self.layout.slab_of(table), self.tables[table])
 
     def check_ids(self, ids: Int[np.ndarray, "B C"]) -> None:
         """Looks for ids that no table has; runs on the host.

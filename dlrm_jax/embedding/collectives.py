@@ -1,7 +1,7 @@
 """The collectives of a step and their bytes, as the layout of the tables determines them.
 
 Bytes are those of a collective's result on one device, as a compiled program shows them. A
-sharded block has as many slots on every shard; those that nothing is in are padding.
+sharded block has as many bag positions on every shard; those that nothing is in are padding.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def collectives(
     mesh_shape: Mapping[str, int],
     batch_size: int,
     weighted: bool = False,
-    exchange_dtype: str | None = None,
+    comm_dtype: str | None = None,
 ) -> tuple[Collective, ...]:
     """The collectives of a lookup and an update of the tables.
 
@@ -53,12 +53,12 @@ def collectives(
         mesh_shape: sizes of the mesh's axes.
         batch_size: B, over all devices.
         weighted: whether ids have weights.
-        exchange_dtype: see `EmbeddingCollection`.
+        comm_dtype: see `EmbeddingCollection`.
     """
-    width = _vector_width(layout.blocks, exchange_dtype)
-    of_ids = [_Carried("ids", 4, _slot_ids)]
+    width = _vector_width(layout.blocks, comm_dtype)
+    of_ids = [_Carried("ids", 4, _position_ids)]
     if weighted:
-        of_ids.append(_Carried("weights", 4, _slot_ids))
+        of_ids.append(_Carried("weights of ids", 4, _position_ids))
     vectors = _Carried("vectors", width, lambda block: block.slab.width)
     cotangents = vectors._replace(what="cotangents")
     found = []
@@ -78,7 +78,7 @@ def collectives(
 
 
 class _Carried(NamedTuple):
-    """Numbers of so many bytes each, and how many of them belong to a slot of a block."""
+    """Numbers of so many bytes each, and how many of them belong to a bag position of a block."""
 
     what: str
     width: int
@@ -139,10 +139,10 @@ def _of_blocks(
     purpose: str,
     blocks: Sequence[Block],
     samples: int,
-    of_slot: Callable[[Block], int],
+    of_position: Callable[[Block], int],
 ) -> Collective:
-    padded = sum(b.bag.shape[1] * of_slot(b) for b in blocks)
-    needed = sum(np.count_nonzero(b.bag >= 0) / b.bag.shape[0] * of_slot(b) for b in blocks)
+    padded = sum(b.bag.shape[1] * of_position(b) for b in blocks)
+    needed = sum(np.count_nonzero(b.bag >= 0) / b.bag.shape[0] * of_position(b) for b in blocks)
     return Collective(kind, axes, purpose, samples * padded, float(samples * needed))
 
 
@@ -152,13 +152,13 @@ def _per_sample(layout: Layout, slab: Slab) -> tuple[int, int]:
     return sum(bags * length for bags, length in counts), sum(bags for bags, _ in counts)
 
 
-def _slot_ids(block: Block) -> int:
+def _position_ids(block: Block) -> int:
     return block.length
 
 
-def _vector_width(blocks: Sequence[Block], exchange_dtype: str | None) -> int:
+def _vector_width(blocks: Sequence[Block], comm_dtype: str | None) -> int:
     own = jnp.result_type(*(block.slab.vector_dtype for block in blocks))
-    return jnp.dtype(exchange_dtype or own).itemsize
+    return jnp.dtype(comm_dtype or own).itemsize
 
 
 def _row_means(slab: Slab) -> int:
@@ -172,7 +172,7 @@ def _row_means(slab: Slab) -> int:
         return mean_of_columns(x)
 
     row = jax.ShapeDtypeStruct((1, slab.width), slab.vector_dtype)
-    slots = slot_shapes(optimizer, 1, slab.width, slab.dtype)
+    optimizer_slots = slot_shapes(optimizer, 1, slab.width, slab.dtype)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    jax.eval_shape(lambda g, s, n: optimizer.update(g, s, n, counted), row, slots, step)
+    jax.eval_shape(lambda g, s, n: optimizer.update(g, s, n, counted), row, optimizer_slots, step)
     return means

@@ -17,7 +17,7 @@ def check_dtype(dtype: str | None) -> None:
         UserError: it is another.
     """
     if dtype is not None and not is_floating(dtype):
-        raise UserError(f"exchange_dtype: expected a floating dtype, got {dtype}")
+        raise UserError(f"comm_dtype: expected a floating dtype, got {dtype}")
 
 
 def pack(x: Shaped[Array, "*s"], dtype: str | None) -> Shaped[Array, "*s"]:

@@ -2,7 +2,7 @@
 
 These functions run inside `jax.shard_map` over both mesh axes. In shapes, b is one
 device's samples, M the shards of the model axis, N = M·b the samples of one data group,
-and T, L, d a block's slots, ids per slot and width.
+and T, L, d a block's bag positions, ids per bag position and width.
 
 1. *Route*, at the sender: ids become rows of the receiver's slab. An id that is absent
    or lies elsewhere becomes one past the slab's last row: never -1, which would wrap.
@@ -21,15 +21,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from dlrm_jax.embedding import comm_dtype
-from dlrm_jax.embedding.kernel_dispatch import pooled_natively
+from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
 from dlrm_jax.embedding.layout import Block, Layout
-from dlrm_jax.embedding.storage_dtype import weights_of
+from dlrm_jax.embedding.storage_dtype import decode
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import MODEL
 from dlrm_jax.native import ops
 
-# So many slots are gathered one by one, see `_gather_by_slot`; more would take long to compile.
-_SLOTS = 64
+# Up to so many bag positions are gathered one by one, see `_gather_by_position`; more would take
+# long to compile.
+_POSITIONS = 64
 
 # More than the rows of any table.
 _IN_NO_TABLE = np.int32(2**31 - 1)
@@ -40,7 +41,7 @@ def lookup(
     lookups: Sequence[Lookup],
     slabs: Mapping[str, Array],
     ids: Int[Array, "b C"],
-    weights: Float[Array, "b C"] | None,
+    id_weights: Float[Array, "b C"] | None,
     shards: int,
     dtype: str | None = None,
     native: bool = False,
@@ -52,10 +53,10 @@ def lookup(
         lookups: in its order.
         slabs: this device's part of each, by name.
         ids: of this device's samples.
-        weights: one per id, or None.
+        id_weights: weight of each id, [b, C], or None.
         shards: M.
         dtype: in which vectors travel; None for their own.
-        native: whether blocks that are `pooled_natively` may be.
+        native: whether native kernels may be used, see `has_native_lookup`.
 
     Returns:
         pooled vectors [b, d], of sequences [b, L, d], by lookup; by block, the rows [N, T, L]
@@ -64,22 +65,22 @@ def lookup(
     """
     blocks = layout.blocks
     ids = map_ids(layout, ids)
-    if weights is not None:
-        mapped = [weights[:, source] for source, _ in layout.mapped]
-        weights = jnp.concatenate([weights, *mapped], axis=1)
+    if id_weights is not None:
+        mapped = [id_weights[:, source] for source, _ in layout.mapped]
+        id_weights = jnp.concatenate([id_weights, *mapped], axis=1)
     sent = [route(block, ids) for block in blocks]
     rows = at_owner(blocks, sent)
     at_rows = None
-    if weights is not None:
-        of_rows = [route_weights(b, weights, x) for b, x in zip(blocks, sent, strict=True)]
+    if id_weights is not None:
+        of_rows = [route_weights(b, id_weights, x) for b, x in zip(blocks, sent, strict=True)]
         at_rows = at_owner(blocks, of_rows)
     vectors = []
     for i, block in enumerate(blocks):
-        held, of_rows = slabs[block.slab.name], None if at_rows is None else at_rows[i]
-        if native and pooled_natively(block):
-            vectors.append(ops.pool(held, rows[i], of_rows))
+        slab, of_rows = slabs[block.slab.name], None if at_rows is None else at_rows[i]
+        if native and has_native_lookup(block):
+            vectors.append(ops.pool(slab, rows[i], of_rows))
         else:
-            vectors.append(pool(held, rows[i], of_rows, block.slab.dtype))
+            vectors.append(pool(slab, rows[i], of_rows, block.slab.dtype))
     received = at_sample(blocks, vectors, shards, dtype)
 
     pooled, denominators = {}, {}
@@ -93,7 +94,7 @@ def lookup(
             continue
         vector = collect(layout, layout.bags[i][0], received, len(ids))
         if each.pooling == "mean":
-            own = None if weights is None else weights[:, columns]
+            own = None if id_weights is None else id_weights[:, columns]
             total = weight_sums(ids[:, columns], own, vector.dtype)
             denominators[each.name] = jnp.where(total == 0, jnp.inf, total)
             vector = vector / denominators[each.name][:, None]
@@ -101,14 +102,14 @@ def lookup(
     return pooled, rows, at_rows, denominators
 
 
-def send_back(
+def send_cotangents(
     lookups: Sequence[Lookup],
     blocks: Sequence[Block],
     denominators: Mapping[str, Array],
     cotangents: Mapping[str, Array],
     dtype: str | None = None,
 ) -> list[Array]:
-    """The opposite way: cotangents of `lookup`'s vectors to those of slots, [N, T, d] by block."""
+    """The opposite way: cotangents of pooled vectors to those of bags, [N, T, d] by block."""
     of_bags: list[Array] = []
     for each in lookups:
         cotangent = cotangents[each.name]
@@ -134,7 +135,7 @@ def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
 
 
 def route(block: Block, ids: Int[Array, "b C"]) -> Int[Array, "M b T L"]:
-    """The row of each receiver's slab that each of its slots reads."""
+    """The row of each receiver's slab that each of its bag positions reads."""
     taken = ids[:, block.column]  # [b, M, T, L]
     held = (taken >= 0) & (taken < block.limit[:, :, None])
     row = taken
@@ -199,26 +200,26 @@ def pool(
     weights: Float[Array, "N T L"] | None,
     dtype: np.dtype | None = None,
 ) -> Float[Array, "N T d"]:
-    """The weighted sum of the rows of every slot, in at least float32; no row adds nothing.
+    """The weighted sum of the rows of every bag position, in at least float32; no row adds nothing.
 
     Args:
-        slab: as `held` holds it.
+        slab: one device's part of a slab, in its storage dtype.
         rows: of the slab; a number of R or more stands for "no row".
         weights: of the rows; None for all 1.
-        dtype: of the weights that are held; None if they are held as what they are.
+        dtype: dtype of the table; None if it is stored in it.
     """
     kind = dtype or slab.dtype
     wide = jnp.promote_types(kind, jnp.float32)
 
-    def weighted(held: Shaped[Array, "N T d"], position: Any) -> Float[Array, "N T d"]:
-        vectors = weights_of(held, kind).astype(wide)
+    def weighted(stored: Shaped[Array, "N T d"], position: Any) -> Float[Array, "N T d"]:
+        vectors = decode(stored, kind).astype(wide)
         return vectors if weights is None else vectors * weights[:, :, position, None]
 
     def at(position: int | Int[Array, ""]) -> Float[Array, "N T d"]:
         return weighted(_gather(slab, rows[:, :, position]), position)
 
-    if rows.shape[2] == 1 and rows.shape[1] <= _SLOTS:
-        return weighted(_gather_by_slot(slab, rows[:, :, 0]), 0)
+    if rows.shape[2] == 1 and rows.shape[1] <= _POSITIONS:
+        return weighted(_gather_by_position(slab, rows[:, :, 0]), 0)
     # A loop over bag positions never makes an array of [N, T, L, d], which is what a long
     # bag's time would go into.
     return jax.lax.fori_loop(1, rows.shape[2], lambda i, total: total + at(i), at(0))
@@ -228,18 +229,20 @@ def _gather(slab: Shaped[Array, "R d"], rows: Int[Array, "*N"]) -> Shaped[Array,
     return slab.at[rows].get(mode="fill", fill_value=0)
 
 
-def _gather_by_slot(slab: Shaped[Array, "R d"], rows: Int[Array, "N T"]) -> Shaped[Array, "N T d"]:
-    """`_gather`, on a CPU slot by slot, straight to where each slot's rows are wanted.
+def _gather_by_position(
+    slab: Shaped[Array, "R d"], rows: Int[Array, "N T"]
+) -> Shaped[Array, "N T d"]:
+    """`_gather`, on a CPU one bag position after the other, straight to where it is wanted.
 
     Gathered all at once they are copied from there: predictions for 2048 or 8192 samples with 26
     tables x 16 took 3 to 7 % longer, a train step 1 to 2 %. In the loop over long bags it is the
     other way round, by far, and an accelerator would start many small programs instead of one.
     """
 
-    def by_slot(slab: Array, rows: Array) -> Array:
+    def by_position(slab: Array, rows: Array) -> Array:
         return jnp.stack([_gather(slab, rows[:, t]) for t in range(rows.shape[1])], axis=1)
 
-    return jax.lax.platform_dependent(slab, rows, cpu=by_slot, default=_gather)
+    return jax.lax.platform_dependent(slab, rows, cpu=by_position, default=_gather)
 
 
 def collect(
@@ -254,24 +257,24 @@ def collect(
         samples: b, of this device.
     """
     parts = layout.parts[bag]
-    index, shard, slot = parts[0]
+    index, shard, position = parts[0]
     block = received[index]
     if len(parts) == 1:
-        # On one shard this is what `_gather_by_slot` stacked, and XLA leaves the stack out.
-        return block[shard * samples : (shard + 1) * samples, slot]
-    _, shards, slots = (np.array(axis) for axis in zip(*parts, strict=True))
+        # On one shard this is what `_gather_by_position` stacked, and XLA leaves the stack out.
+        return block[shard * samples : (shard + 1) * samples, position]
+    _, shards, positions = (np.array(axis) for axis in zip(*parts, strict=True))
     by_shard = block.reshape(len(layout.blocks[index].bag), samples, *block.shape[1:])
-    pieces = by_shard[shards, :, slots]
+    pieces = by_shard[shards, :, positions]
     if layout.blocks[index].slab.split == "columns":
         return jnp.swapaxes(pieces, 0, 1).reshape(pieces.shape[1], -1)
     return pieces.sum(axis=0)
 
 
 def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Array, "_ b _ _"]:
-    """The opposite of `collect`: each receiver's slots' cotangents, [M, b, T, d].
+    """The opposite of `collect`: the cotangents of each receiver's bags, [M, b, T, d].
 
     Args:
-        block: whose slots to fill; padding slots get zeros.
+        block: block whose bag positions to fill; padding gets zeros.
         cotangents: by bag [b, d], those of other blocks included.
     """
     members = np.unique(block.bag[block.bag >= 0])
@@ -280,11 +283,11 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
     if np.any(block.bag < 0):
         rows.append(jnp.zeros_like(rows[0]))
         index = np.where(block.bag < 0, len(members), index)
-    if block.slab.split == "columns":  # every receiver has the same slots, and gets its columns
+    if block.slab.split == "columns":  # every receiver has all bags, and gets its columns
         shards = block.bag.shape[0]
         whole = jnp.stack([rows[i] for i in index[0]], axis=1)  # [b, T, shards · d]
         return jnp.moveaxis(whole.reshape(*whole.shape[:2], shards, -1), 2, 0)
-    if block.bag.shape[0] == 1:  # no receiver but this device: the slots are the members
+    if block.bag.shape[0] == 1:  # no receiver but this device: the bag positions are the members
         return jnp.stack([rows[i] for i in index[0]], axis=1)[None]
     return jnp.stack(rows, axis=0)[index].transpose(0, 2, 1, 3)
 

@@ -10,7 +10,7 @@ from dlrm_jax.embedding.layout import Block, Layout, Slab
 from dlrm_jax.embedding.optimizer import SGD, RowWiseAdagrad
 
 
-def pooled_natively(block: Block) -> bool:
+def has_native_lookup(block: Block) -> bool:
     """Whether `kernels.pool` is for this block, if it is built.
 
     It sums long bags in registers and asks for their rows ahead. On two cores, predictions for
@@ -21,7 +21,7 @@ def pooled_natively(block: Block) -> bool:
     return block.column.shape[-1] > 1 and block.slab.dtype == np.float32
 
 
-def updated_natively(slab: Slab) -> bool:
+def has_native_update(slab: Slab) -> bool:
     """Whether `kernels` has the update of this slab, if it is built.
 
     For long bags it is far faster: it neither writes down a gradient for each id nor sums those
@@ -44,9 +44,9 @@ def kernels(layout: Layout, native: bool) -> dict[str, str]:
         layout: of the tables.
         native: whether native kernels may be used.
     """
-    pooled = {block.slab.name for block in layout.blocks if native and pooled_natively(block)}
+    pooled = {block.slab.name for block in layout.blocks if native and has_native_lookup(block)}
     lookups = {slab.name: slab.name in pooled for slab in layout.slabs}
-    updates = {s.name: native and updated_natively(s) for s in layout.slabs if s.optimizer}
+    updates = {s.name: native and has_native_update(s) for s in layout.slabs if s.optimizer}
     return {"lookups": _whose(layout, lookups), "updates": _whose(layout, updates)}
 
 

@@ -1,7 +1,7 @@
-"""Where a plan's pieces lie: slabs that hold them, and blocks of slots that read them.
+"""Where a plan's pieces lie: slabs that hold them, and blocks of bag positions that read them.
 
-A *slab* is one array that holds the pieces of one kind side by side. A *slot* is one
-bag that a shard pools for every sample; a *block* is the slots of one bag length in one
+A *slab* is one array that holds the pieces of one kind side by side. A *bag position* is one
+bag that a shard pools for every sample; a *block* is the bag positions of one bag length in one
 slab, equally many on every shard, so that one static exchange serves them all. A sequence
 is as many bags of one id.
 """
@@ -75,10 +75,10 @@ class Slab:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Slots [m, t] of one slab, for shard m, with L ids each (m is 0 alone if replicated).
+    """Bag positions [m, t] of one slab, for shard m, with L ids each (m is 0 alone if replicated).
 
-    A column's id x is held by the slot iff x < limit and x ≡ residue (mod modulus); it
-    lies then in the slab's row x // modulus + offset. Padding slots have limit 0.
+    A column's id x is held by the bag position iff x < limit and x ≡ residue (mod modulus); it
+    lies then in the slab's row x // modulus + offset. Padding positions have limit 0.
     """
 
     slab: Slab
@@ -101,7 +101,7 @@ class Layout:
         columns: by lookup, its columns in the id array after the mapped ids are appended.
         mapped: the columns that each id map reads, in the order in which they are appended.
         bags: by lookup, the indices of its bags: one, or one an id of a sequence.
-        parts: by bag, the (block, shard, slot) whose vectors make up its own: their sum or,
+        parts: by bag, the (block, shard, bag position) whose vectors make up its own: their sum or,
             of a slab split by columns, their concatenation.
     """
 
@@ -221,20 +221,22 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
 
 
 class _Bag(NamedTuple):
-    """The ids that one slot pools for a sample."""
+    """The ids that one bag position pools for a sample."""
 
     table: str
     columns: np.ndarray  # in the id array
 
 
 def _block(slab: Slab, length: int, bags: Mapping[int, _Bag], shards: int) -> Block:
-    slots: list[list[tuple[int, Piece, int]]] = [[] for _ in range(shards if slab.sharded else 1)]
+    positions: list[list[tuple[int, Piece, int]]] = [
+        [] for _ in range(shards if slab.sharded else 1)
+    ]
     for i, bag in bags.items():
         for piece, offset in slab.pieces:
             if piece.table == bag.table:
-                slots[piece.shard or 0].append((i, piece, offset))
+                positions[piece.shard or 0].append((i, piece, offset))
 
-    shape = (len(slots), max(len(shard) for shard in slots))
+    shape = (len(positions), max(len(shard) for shard in positions))
     block = Block(
         slab=slab,
         length=length,
@@ -245,7 +247,7 @@ def _block(slab: Slab, length: int, bags: Mapping[int, _Bag], shards: int) -> Bl
         residue=np.zeros(shape, np.int32),
         offset=np.zeros(shape, np.int32),
     )
-    for m, shard in enumerate(slots):
+    for m, shard in enumerate(positions):
         for t, (i, piece, offset) in enumerate(shard):
             block.bag[m, t] = i
             block.column[m, t] = bags[i].columns

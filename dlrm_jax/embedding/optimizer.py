@@ -1,6 +1,6 @@
 """Optimizers that read and write only the rows that a batch touched.
 
-Each is *lazy*: a row that no id of the batch names keeps its weights and its
+Each is *lazy*: a row that no id of the batch names keeps its values and its
 state, also where the dense form of the optimizer would move it (momentum that
 decays, for instance). The gradient of a row is the sum over all its occurrences
 in the whole batch.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from dlrm_jax.embedding.storage_dtype import hold, weights_of
+from dlrm_jax.embedding.storage_dtype import decode, encode
 from dlrm_jax.errors import UserError
 
 Rate = float | Callable[[Int[Array, ""]], Float[Array, ""]]
@@ -208,7 +208,7 @@ def row_optimizer(name: str, learning_rate: Rate, eps: float | None = None) -> R
 
 def update_rows(
     optimizer: RowOptimizer,
-    weights: Shaped[Array, "R d"],
+    table: Shaped[Array, "R d"],
     slots: Slots,
     rows: Int[Array, " K"],
     gradients: Float[Array, "K d"],
@@ -221,15 +221,15 @@ def update_rows(
 
     Args:
         optimizer: the optimizer of all R rows.
-        weights: the rows of one device, as `held` holds them.
+        table: rows of one device, in their storage dtype.
         slots: their optimizer state.
         rows: the touched rows; a number of R or more stands for "no row". Without
-            repetition unless ``optimizer.linear`` and the weights have more than 16 bits.
+            repetition unless ``optimizer.linear`` and the table's numbers have more than 16 bits.
         gradients: their gradients.
         step: the number of updates done before this one.
         row_mean: as for `RowOptimizer.update`.
-        dtype: of the weights; None if they are held as what they are.
-        rounded: gives new weights of 16 bits; None rounds them to the nearest.
+        dtype: dtype of the table; None if it is stored in it.
+        rounded: makes new numbers of 16 bits; None rounds them to the nearest.
     """
     # All numbers are known to be non-negative: "fill" and "drop" then catch every "no row".
     touched = {name: slot.at[rows].get(mode="fill", fill_value=0) for name, slot in slots.items()}
@@ -238,16 +238,16 @@ def update_rows(
         name: slot.at[rows].set(touched[name].astype(slot.dtype), mode="drop")
         for name, slot in slots.items()
     }
-    dtype = dtype or weights.dtype
+    dtype = dtype or table.dtype
     if dtype.itemsize == 2:
-        old = weights_of(weights.at[rows].get(mode="fill", fill_value=0), dtype)
+        old = decode(table.at[rows].get(mode="fill", fill_value=0), dtype)
         # A rate of 64 bits makes updates of 64 bits.
         new = old.astype(jnp.float32) + updates.astype(jnp.float32)
         new = rounded(new) if rounded else new.astype(dtype)
-        new = new if weights.dtype == dtype else hold(new)
-        return weights.at[rows].set(new, mode="drop"), slots
+        new = new if table.dtype == dtype else encode(new)
+        return table.at[rows].set(new, mode="drop"), slots
     # Adding, not setting: one pass over the rows, and right for repeated rows too.
-    return weights.at[rows].add(updates.astype(dtype), mode="drop"), slots
+    return table.at[rows].add(updates.astype(dtype), mode="drop"), slots
 
 
 def zero_slots(optimizer: RowOptimizer, rows: int, dim: int, dtype: jnp.dtype) -> Slots:

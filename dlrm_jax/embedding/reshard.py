@@ -52,7 +52,7 @@ def slab_sharding(mesh: Mesh, slab: Slab, ndim: int = 2) -> NamedSharding:
     return NamedSharding(mesh, slab_spec(slab, ndim) if mesh.shape[MODEL] > 1 else PartitionSpec())
 
 
-def logical_sharding(mesh: Mesh, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
+def array_sharding(mesh: Mesh, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
     """How a logical array of the slab's tables is split.
 
     Columns over as many of the axes as divide them; vectors are on every device. A slab that is
@@ -202,7 +202,7 @@ class Unpacker:
         )(out, array, first)
 
     def _spec(self, table: Table, array: Array) -> PartitionSpec:
-        return logical_sharding(self._mesh, self._slab, (table.rows, *array.shape[1:])).spec
+        return array_sharding(self._mesh, self._slab, (table.rows, *array.shape[1:])).spec
 
     def _rows(self, table: Table, local: Array, first: int | Array, count: int) -> Array:
         """One device's columns of consecutive rows of a table. In `jax.shard_map`.

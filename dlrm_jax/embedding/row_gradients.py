@@ -19,21 +19,21 @@ from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.layout import Slab
 from dlrm_jax.mesh import DATA, MODEL
 
-BlockOccurrences = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
-"""One block's rows [N, T, L], weights [N, T, L] and cotangents [N, T, d]."""
+BlockCotangents = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
+"""One block's rows [N, T, L], weights per id [N, T, L] and cotangents [N, T, d]."""
 
 Sums = tuple[Int[Array, " K"], Float[Array, "K d"]]
 """Different rows, at or past the slab's end where there is none, and their gradients."""
 
 
-def aggregate(
+def coalesce(
     slabs: Sequence[Slab],
-    occurrences: Mapping[str, Sequence[BlockOccurrences]],
+    occurrences: Mapping[str, Sequence[BlockCotangents]],
     mesh_shape: Mapping[str, int],
     sum_duplicates: bool,
     dtype: str | None = None,
     natively: Container[str] = (),
-) -> dict[str, tuple[BlockOccurrences, ...]]:
+) -> dict[str, tuple[BlockCotangents, ...]]:
     """The gradients of the rows that any copy of a slab saw touched, equal on all copies.
 
     Where rows needn't be summed, they remain as they occurred, one gradient for a whole bag.
@@ -47,7 +47,7 @@ def aggregate(
         dtype: in which cotangents travel from one copy to the others; None for their own.
         natively: the names of slabs whose updates sum the gradients of equal rows themselves.
     """
-    found: dict[str, tuple[BlockOccurrences, ...]] = {}
+    found: dict[str, tuple[BlockCotangents, ...]] = {}
     for sharded in (True, False):
         axes = copy_axes(sharded, mesh_shape)
         copies = math.prod(mesh_shape[axis] for axis in axes)
@@ -68,7 +68,7 @@ def aggregate(
             elif is_dense(slab, sum(rows.size for rows, _, _ in items)):
                 found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, ()))
             elif slab.needs_sums(sum_duplicates):
-                found[slab.name] = _one_by_one(_merge(slab.rows, *expand(items)))
+                found[slab.name] = _one_by_one(_coalesce_rows(slab.rows, *expand(items)))
             else:
                 found[slab.name] = tuple(items)
     return found
@@ -97,8 +97,8 @@ def is_dense(slab: Slab, occurrences: int) -> bool:
 
 
 def _gather_copies(
-    slabs: Sequence[Sequence[BlockOccurrences]], axes: tuple[str, ...], dtype: str | None
-) -> Sequence[Sequence[BlockOccurrences]]:
+    slabs: Sequence[Sequence[BlockCotangents]], axes: tuple[str, ...], dtype: str | None
+) -> Sequence[Sequence[BlockCotangents]]:
     """The occurrences that all copies saw, in the order of the samples.
 
     One collective for all arrays of numbers of the same width: with small batches the number of
@@ -125,16 +125,16 @@ def _gather_copies(
     ]
 
 
-def _one_by_one(sums: Sums) -> tuple[BlockOccurrences, ...]:
+def _one_by_one(sums: Sums) -> tuple[BlockCotangents, ...]:
     """As bags of one row each."""
     rows, gradients = sums
     return ((rows[:, None, None], None, gradients[:, None]),)
 
 
 def expand(
-    occurrences: Sequence[BlockOccurrences],
+    occurrences: Sequence[BlockCotangents],
 ) -> tuple[Int[Array, " K"], Float[Array, "K d"]]:
-    """One (row, gradient) for each occurrence: the slot's cotangent times the weight."""
+    """One (row, gradient) for each occurrence: the bag's cotangent times the weight."""
     all_rows, all_gradients = [], []
     for rows, weights, cotangents in occurrences:
         shape = (*rows.shape, cotangents.shape[-1])
@@ -146,7 +146,7 @@ def expand(
     return jnp.concatenate(all_rows), jnp.concatenate(all_gradients)
 
 
-def _sum_densely(size: int, occurrences: Sequence[BlockOccurrences], axes: tuple[str, ...]) -> Sums:
+def _sum_densely(size: int, occurrences: Sequence[BlockCotangents], axes: tuple[str, ...]) -> Sums:
     """For slabs no larger than the batch's ids: the sums of all rows, and who was touched."""
     rows, gradients = expand(occurrences)
     totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
@@ -160,10 +160,10 @@ def _sum_densely(size: int, occurrences: Sequence[BlockOccurrences], axes: tuple
     return jnp.where(touched > 0, number, size + number), totals
 
 
-def _merge(size: int, rows: Int[Array, " K"], gradients: Float[Array, "K d"]) -> Sums:
+def _coalesce_rows(size: int, rows: Int[Array, " K"], gradients: Float[Array, "K d"]) -> Sums:
     """Sums the gradients of equal rows."""
     position = jnp.arange(rows.size, dtype=jnp.int32)
-    first = representatives(size, rows)
+    first = dedup(size, rows)
     totals = jnp.zeros_like(gradients).at[first].add(gradients, mode="drop")
     # Past the end and all different, so that no two of the returned rows are equal.
     return jnp.where(first == position, rows, size + position), totals
@@ -174,7 +174,7 @@ _ENTRIES = 8
 _GOLDEN = np.uint32(2654435769)  # 2³² over the golden ratio, as in Fibonacci hashing
 
 
-def representatives(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
+def dedup(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
     """For each occurrence, the position of one of those with the same row; K if it has none.
 
     Without sorting: every occurrence writes its position to the entry of a scratch that its row

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
 from dlrm_jax.embedding import exchange, row_gradients
-from dlrm_jax.embedding.kernel_dispatch import pooled_natively
+from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
 from dlrm_jax.embedding.layout import Layout, Slab
 from dlrm_jax.embedding.optimizer import (
     SGD,
@@ -21,7 +21,7 @@ from dlrm_jax.embedding.optimizer import (
 )
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
-from dlrm_jax.embedding.state import Context, EmbeddingState, Occurrences, RowGradients
+from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import BATCH, DATA, MODEL, PER_DEVICE
 from dlrm_jax.native import ops
@@ -31,80 +31,80 @@ def lookup(
     mesh: Mesh,
     layout: Layout,
     lookups: Sequence[Lookup],
-    exchange_dtype: str | None,
+    comm_dtype: str | None,
     state: EmbeddingState,
     ids: Int[Array, "B C"],
-    weights: Float[Array, "B C"] | None,
+    id_weights: Float[Array, "B C"] | None,
     native: bool,
-) -> tuple[dict[str, Float[Array, "B *_"]], Context]:
+) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
     """See `EmbeddingCollection.lookup`."""
 
-    def run(slabs: dict[str, Array], ids: Array, weights: Array | None):
+    def run(slabs: dict[str, Array], ids: Array, id_weights: Array | None):
         pooled, rows, at_rows, denominators = exchange.lookup(
-            layout, lookups, slabs, ids, weights, mesh.shape[MODEL], exchange_dtype, native
+            layout, lookups, slabs, ids, id_weights, mesh.shape[MODEL], comm_dtype, native
         )
-        return pooled, Context(_per_device(rows), at_rows and _per_device(at_rows), denominators)
+        return pooled, Residuals(_per_device(rows), at_rows and _per_device(at_rows), denominators)
 
     return jax.shard_map(
         run,
         mesh=mesh,
         in_specs=({slab.name: slab_spec(slab) for slab in layout.slabs}, BATCH, BATCH),
-        out_specs=(BATCH, Context(PER_DEVICE, PER_DEVICE, BATCH)),  # pyright: ignore
+        out_specs=(BATCH, Residuals(PER_DEVICE, PER_DEVICE, BATCH)),  # pyright: ignore
         # The check can't know what native kernels do.
-        check_vma=not (native and any(map(pooled_natively, layout.blocks))),
-    )(state.weights, ids, weights)
+        check_vma=not (native and any(map(has_native_lookup, layout.blocks))),
+    )(state.tables, ids, id_weights)
 
 
-def back(
+def send_cotangents(
     mesh: Mesh,
     layout: Layout,
     lookups: Sequence[Lookup],
-    exchange_dtype: str | None,
-    context: Context,
+    comm_dtype: str | None,
+    residuals: Residuals,
     cotangents: Mapping[str, Float[Array, "B *_"]],
-) -> Occurrences:
+) -> SparseCotangents:
     """See `EmbeddingCollection.back`."""
     trained = [i for i, block in enumerate(layout.blocks) if block.slab.optimizer]
     blocks = [layout.blocks[i] for i in trained]
 
     def run(denominators: dict[str, Array], cotangents: dict[str, Array]) -> tuple[Array, ...]:
         return _per_device(
-            exchange.send_back(lookups, blocks, denominators, cotangents, exchange_dtype)
+            exchange.send_cotangents(lookups, blocks, denominators, cotangents, comm_dtype)
         )
 
     sent = jax.shard_map(run, mesh=mesh, in_specs=(BATCH, BATCH), out_specs=PER_DEVICE)
-    return Occurrences(
-        tuple(context.rows[i] for i in trained),
-        None if context.weights is None else tuple(context.weights[i] for i in trained),
-        sent(context.denominators, dict(cotangents)),
+    return SparseCotangents(
+        tuple(residuals.rows[i] for i in trained),
+        None if residuals.id_weights is None else tuple(residuals.id_weights[i] for i in trained),
+        sent(residuals.denominators, dict(cotangents)),
     )
 
 
-def aggregate(
+def coalesce(
     mesh: Mesh,
     layout: Layout,
-    exchange_dtype: str | None,
-    occurrences: Occurrences,
+    comm_dtype: str | None,
+    cotangents: SparseCotangents,
     sum_duplicates: bool,
     natively: Container[str],
 ) -> RowGradients:
-    """See `EmbeddingCollection.aggregate`."""
+    """See `EmbeddingCollection.coalesce`."""
     trained = [block for block in layout.blocks if block.slab.optimizer]
     slabs = [slab for slab in layout.slabs if slab.optimizer]
-    stacked = occurrences.rows[0].ndim - 5 if occurrences.rows else 0
+    stacked = cotangents.rows[0].ndim - 5 if cotangents.rows else 0
 
-    def run(occurrences: Occurrences) -> dict[str, tuple[row_gradients.BlockOccurrences, ...]]:
+    def run(cotangents: SparseCotangents) -> dict[str, tuple[row_gradients.BlockCotangents, ...]]:
         def local(x: Array) -> Array:
             return x.reshape(-1, *x.shape[-2:])
 
-        items: dict[str, list[row_gradients.BlockOccurrences]] = {slab.name: [] for slab in slabs}
+        items: dict[str, list[row_gradients.BlockCotangents]] = {slab.name: [] for slab in slabs}
         for i, block in enumerate(trained):
-            weights = None if occurrences.weights is None else local(occurrences.weights[i])
+            id_weights = None if cotangents.id_weights is None else local(cotangents.id_weights[i])
             items[block.slab.name].append(
-                (local(occurrences.rows[i]), weights, local(occurrences.cotangents[i]))
+                (local(cotangents.rows[i]), id_weights, local(cotangents.cotangents[i]))
             )
-        return row_gradients.aggregate(
-            slabs, items, mesh.shape, sum_duplicates, exchange_dtype, natively
+        return row_gradients.coalesce(
+            slabs, items, mesh.shape, sum_duplicates, comm_dtype, natively
         )
 
     bags = jax.shard_map(
@@ -115,7 +115,7 @@ def aggregate(
         # Copies are made equal by collectives, or there is one copy, and no collective that
         # could show it to the check.
         check_vma=False,
-    )(occurrences)
+    )(cotangents)
     summed = all(
         sum_duplicates or (slab.needs_sums(False) and slab.name not in natively) for slab in slabs
     )
@@ -132,46 +132,46 @@ def apply(
 ) -> EmbeddingState:
     """See `EmbeddingCollection.apply`."""
     slabs = {slab.name: slab for slab in layout.slabs if slab.optimizer}
-    weight_specs = {name: slab_spec(slab) for name, slab in slabs.items()}
+    table_specs = {name: slab_spec(slab) for name, slab in slabs.items()}
     slot_specs = {
         name: {slot: slab_spec(slab, ndim) for slot, ndim in slot_ndims(slab).items()}
         for name, slab in slabs.items()
     }
     per_shard = {name: _per_shard(slab) for name, slab in slabs.items()}
 
-    def run(weights, slots, bags, step):
-        new_weights, new_slots = {}, {}
+    def run(tables, slots, bags, step):
+        new_tables, new_slots = {}, {}
         for name, slab in slabs.items():
             update = _update_natively if name in natively else _update
-            new_weights[name], new_slots[name] = update(
-                slab, weights[name], slots[name], bags[name], step
+            new_tables[name], new_slots[name] = update(
+                slab, tables[name], slots[name], bags[name], step
             )
-        return new_weights, new_slots
+        return new_tables, new_slots
 
-    weights, slots = jax.shard_map(
+    tables, slots = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(weight_specs, slot_specs, per_shard, PartitionSpec()),
-        out_specs=(weight_specs, slot_specs),
+        in_specs=(table_specs, slot_specs, per_shard, PartitionSpec()),
+        out_specs=(table_specs, slot_specs),
         # Where columns are split, all shards have the same rows with the same state, which
         # the check can't know; nor does it know what native updates do.
         check_vma=not any(
             slab.split == "columns" or name in natively for name, slab in slabs.items()
         ),
     )(
-        {name: state.weights[name] for name in slabs},
+        {name: state.tables[name] for name in slabs},
         {name: state.slots[name] for name in slabs},
         gradients.bags,
         jnp.asarray(step),
     )
-    return EmbeddingState(state.weights | weights, state.slots | slots)
+    return EmbeddingState(state.tables | tables, state.slots | slots)
 
 
 def _update_natively(
     slab: Slab,
-    weights: Array,
+    table: Array,
     slots: dict[str, Array],
-    bags: Sequence[row_gradients.BlockOccurrences],
+    bags: Sequence[row_gradients.BlockCotangents],
     step: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """`_update` by other means."""
@@ -179,18 +179,16 @@ def _update_natively(
     assert isinstance(optimizer, SGD | RowWiseAdagrad)
     rate = rate_at(optimizer.learning_rate, step)
     if isinstance(optimizer, SGD):
-        return ops.sgd(weights, rate, bags), slots
-    weights, accumulator = ops.rowwise_adagrad(
-        weights, slots["accumulator"], rate, optimizer.eps, bags
-    )
-    return weights, {"accumulator": accumulator}
+        return ops.sgd(table, rate, bags), slots
+    table, accumulator = ops.rowwise_adagrad(table, slots["accumulator"], rate, optimizer.eps, bags)
+    return table, {"accumulator": accumulator}
 
 
 def _update(
     slab: Slab,
-    weights: Array,
+    table: Array,
     slots: dict[str, Array],
-    bags: Sequence[row_gradients.BlockOccurrences],
+    bags: Sequence[row_gradients.BlockCotangents],
     step: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """One device's part of a slab, updated."""
@@ -205,7 +203,7 @@ def _update(
 
     return update_rows(
         slab.optimizer,
-        weights,
+        table,
         slots,
         rows,
         gradients,

@@ -23,50 +23,50 @@ class EmbeddingState:
     """All arrays of the tables, by the name of their slab (see `layout`).
 
     Attributes:
-        weights: the slabs, as `held` holds them.
-        slots: the optimizer state of each.
+        tables: the slabs, in their storage dtype, see `storage_dtype`.
+        slots: optimizer state of each slab, by optimizer slot.
     """
 
-    weights: dict[str, Leaf] | Leaf
+    tables: dict[str, Leaf] | Leaf
     slots: dict[str, dict[str, Leaf]] | Leaf
 
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
-class Context:
-    """What the way back needs to know of a lookup; one item per block, [D, M, N, T, L].
+class Residuals:
+    """What `EmbeddingCollection.lookup` keeps for `send_cotangents`; one item per block.
 
     Attributes:
-        rows: of the slab, at its owner.
-        weights: of the ids, at their rows' owner; None without weights.
+        rows: row numbers in the slab, at its owner, [D, M, N, T, L].
+        id_weights: weight of each of these rows, [D, M, N, T, L]; None without weights.
         denominators: by lookup with mean pooling, what its sums were divided by [B].
     """
 
     rows: tuple[Leaf, ...] | Leaf
-    weights: tuple[Leaf, ...] | Leaf | None
+    id_weights: tuple[Leaf, ...] | Leaf | None
     denominators: dict[str, Leaf] | Leaf
 
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
-class Occurrences:
-    """A `Context` with the cotangent of every slot, at the rows' owners.
+class SparseCotangents:
+    """Cotangents of the pooled vectors beside their rows, at the rows' owners.
 
     Attributes:
-        rows: as in `Context`, of the blocks that are trained.
-        weights: likewise.
-        cotangents: [D, M, N, T, d].
+        rows: rows of `Residuals`, of the blocks that are trained.
+        id_weights: weights of these rows, as in `Residuals`.
+        cotangents: cotangent of each bag, [D, M, N, T, d].
     """
 
     rows: tuple[Leaf, ...] | Leaf
-    weights: tuple[Leaf, ...] | Leaf | None
+    id_weights: tuple[Leaf, ...] | Leaf | None
     cotangents: tuple[Leaf, ...] | Leaf
 
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class RowGradients:
-    """The gradients of the touched rows of each slab, by its name.
+    """Gradients of the touched rows of each slab, by slab name.
 
     Attributes:
         bags: items of rows [M · N, T, L], numbers within the owner's slab and past its end for
@@ -81,7 +81,7 @@ class RowGradients:
     def squared_norm(self) -> Float[Array, ""]:
         """The sum of squares over all rows of all tables, for clipping by global norm."""
         if not self.summed:
-            raise UserError("a norm needs aggregate(..., sum_duplicates=True)")
+            raise UserError("a norm needs coalesce(..., sum_duplicates=True)")
         gradients = (g for items in self.bags.values() for _, _, g in items)
         return sum((jnp.sum(jnp.square(g)) for g in gradients), jnp.zeros(()))
 

@@ -1,4 +1,4 @@
-"""How a state holds weights of 16 bits: as the integers that their bits are.
+"""Storage dtype of tables: numbers of 16 bits are stored as the integers of the same bits.
 
 On a CPU, XLA gathers and scatters no floats of 16 bits. It would turn the whole table into float32
 and back in each step, and a conversion of bits is a copy as well. So a table is converted when it
@@ -15,23 +15,25 @@ from jaxtyping import Array, Float, Shaped
 _BITS = np.dtype(np.uint16)
 
 
-def held_dtype(dtype: np.dtype) -> np.dtype:
-    """Of the array that holds weights of this dtype."""
+def storage_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype of the array that stores a table of this dtype."""
     return _BITS if dtype.itemsize == _BITS.itemsize else dtype
 
 
-def hold(weights: Float[Array, "..."]) -> Shaped[Array, "..."]:
-    """Weights as they are held."""
-    if held_dtype(weights.dtype) == weights.dtype:
-        return weights
-    return jax.lax.bitcast_convert_type(weights, held_dtype(weights.dtype))
+def encode(values: Float[Array, "..."]) -> Shaped[Array, "..."]:
+    """Values as they are stored."""
+    if storage_dtype(values.dtype) == values.dtype:
+        return values
+    return jax.lax.bitcast_convert_type(values, storage_dtype(values.dtype))
 
 
-def weights_of(held: Shaped[Array, "..."], dtype: np.dtype) -> Float[Array, "..."]:
-    """What `hold` was given.
+def decode(stored: Shaped[Array, "..."], dtype: np.dtype) -> Float[Array, "..."]:
+    """The opposite of `encode`.
 
     Args:
-        held: some of what is held.
-        dtype: of the weights.
+        stored: some of what `encode` gave.
+        dtype: dtype of the values.
     """
-    return held if held.dtype == dtype else jax.lax.bitcast_convert_type(held, jnp.dtype(dtype))
+    if stored.dtype == dtype:
+        return stored
+    return jax.lax.bitcast_convert_type(stored, jnp.dtype(dtype))

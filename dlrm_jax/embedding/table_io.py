@@ -14,7 +14,7 @@ from dlrm_jax.embedding import reshard
 from dlrm_jax.embedding.layout import Layout, Slab
 from dlrm_jax.embedding.optimizer import slot_shapes, zero_slots
 from dlrm_jax.embedding.state import EmbeddingState
-from dlrm_jax.embedding.storage_dtype import hold, weights_of
+from dlrm_jax.embedding.storage_dtype import decode, encode
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
@@ -23,12 +23,12 @@ Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
 Arrays = dict[str, Array]
 
 
-def build(mesh: Mesh, layout: Layout, source: Source, seed: int) -> EmbeddingState:
-    """See `EmbeddingCollection.build`."""
-    weights, slots = {}, {}
+def from_arrays(mesh: Mesh, layout: Layout, source: Source, seed: int) -> EmbeddingState:
+    """See `EmbeddingCollection.from_arrays`."""
+    tables, slots = {}, {}
     # The largest first: what is held twice for a moment is then least on top of the rest.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
-        ndims = {"weights": 2, **reshard.slot_ndims(slab)}
+        ndims = {"table": 2, **reshard.slot_ndims(slab)}
         shardings = {k: reshard.slab_sharding(mesh, slab, ndim) for k, ndim in ndims.items()}
         given = {name: _given(mesh, slab, table, source) for name, table in slab.tables.items()}
         leaves = jax.jit(functools.partial(_make_slab, mesh, slab, seed), out_shardings=shardings)(
@@ -36,18 +36,18 @@ def build(mesh: Mesh, layout: Layout, source: Source, seed: int) -> EmbeddingSta
         )
         del given
         jax.block_until_ready(leaves)
-        weights[slab.name] = leaves.pop("weights")
+        tables[slab.name] = leaves.pop("table")
         if slab.optimizer:
             slots[slab.name] = leaves
-    return EmbeddingState(weights, slots)
+    return EmbeddingState(tables, slots)
 
 
-def read(
+def iter_arrays(
     layout: Layout, unpackers: Mapping[str, reshard.Unpacker], state: EmbeddingState
 ) -> Iterator[tuple[Table, str, Array]]:
-    """See `EmbeddingCollection.arrays`."""
+    """See `EmbeddingCollection.iter_arrays`."""
     for slab in layout.slabs:
-        leaves = {"weights": state.weights[slab.name], **state.slots.get(slab.name, {})}
+        leaves = {"table": state.tables[slab.name], **state.slots.get(slab.name, {})}
         for key, leaf in leaves.items():
             tables = unpackers[slab.name](leaf)
             while tables:
@@ -57,20 +57,20 @@ def read(
 
 
 def _released(held: Array, slab: Slab, key: str) -> Array:
-    return _weights_of(held, slab.dtype) if key == "weights" and held.dtype != slab.dtype else held
+    return _decoded(held, slab.dtype) if key == "table" and held.dtype != slab.dtype else held
 
 
-_weights_of = jax.jit(weights_of, static_argnames="dtype")
+_decoded = jax.jit(decode, static_argnames="dtype")
 
 
-def logical_arrays(mesh: Mesh, slab: Slab, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
-    """See `EmbeddingCollection.logical`."""
-    shapes = {"weights": jax.ShapeDtypeStruct((table.rows, table.dim), slab.dtype)}
+def array_specs(mesh: Mesh, slab: Slab, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
+    """See `EmbeddingCollection.array_specs`."""
+    shapes = {"table": jax.ShapeDtypeStruct((table.rows, table.dim), slab.dtype)}
     if slab.optimizer:
         shapes |= slot_shapes(slab.optimizer, table.rows, table.dim, slab.dtype)
     return {
         key: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=reshard.logical_sharding(mesh, slab, x.shape)
+            x.shape, x.dtype, sharding=reshard.array_sharding(mesh, slab, x.shape)
         )
         for key, x in shapes.items()
     }
@@ -78,7 +78,7 @@ def logical_arrays(mesh: Mesh, slab: Slab, table: Table) -> dict[str, jax.ShapeD
 
 def _given(mesh: Mesh, slab: Slab, table: Table, source: Source) -> Arrays:
     """What the source has of a table, checked and placed."""
-    wanted = logical_arrays(mesh, slab, table)
+    wanted = array_specs(mesh, slab, table)
     placed = {}
     for key, array in source(table).items():
         if key not in wanted:
@@ -98,24 +98,24 @@ def _given(mesh: Mesh, slab: Slab, table: Table, source: Source) -> Arrays:
 def _make_slab(mesh: Mesh, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
     """The slab's arrays from its tables'; what wasn't given gets initial values."""
     drawn = reshard.initial_values(
-        [table for name, table in slab.tables.items() if "weights" not in given[name]], seed
+        [table for name, table in slab.tables.items() if "table" not in given[name]], seed
     )
 
     def whole(table: Table, key: str) -> Array:
         if key in given[table.name]:
             return given[table.name][key]
-        if key == "weights":
+        if key == "table":
             values = drawn[table.name]
-            sharding = reshard.logical_sharding(mesh, slab, values.shape)
+            sharding = reshard.array_sharding(mesh, slab, values.shape)
             return jax.lax.with_sharding_constraint(values, sharding)
         assert slab.optimizer is not None
         return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]
 
-    keys = ["weights", *(slab.optimizer.slots if slab.optimizer else ())]
+    keys = ["table", *(slab.optimizer.slots if slab.optimizer else ())]
     arrays = {
         key: reshard.pack(
             mesh, slab, {name: whole(table, key) for name, table in slab.tables.items()}
         )
         for key in keys
     }
-    return arrays | {"weights": hold(arrays["weights"])}
+    return arrays | {"table": encode(arrays["table"])}

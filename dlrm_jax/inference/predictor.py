@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float64
 
-from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.config import FIELD_TYPES, Config, saved_fields
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.build import make_learner
@@ -43,11 +43,12 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
             f"checkpoint {checkpoint} doesn't say which model it is of: expected one that "
             f"python -m dlrm_jax train wrote"
         )
-    if fields.keys() != FIELD_TYPES.keys():
-        differing = ", ".join(sorted(fields.keys() ^ FIELD_TYPES.keys()))
+    fields = saved_fields(fields)
+    if unknown := fields.keys() - FIELD_TYPES.keys():
         raise UserError(
-            f"checkpoint {checkpoint} was written by another version of this program: its config "
-            f"and this program's differ by the fields {differing}; predict with that version"
+            f"checkpoint {checkpoint} was written by a later version of this program: its config "
+            f"has the fields {', '.join(sorted(unknown))}, which this one lacks; predict with that "
+            f"version"
         )
     kwargs: dict[str, Any] = {
         name: tuple(value) if get_origin(FIELD_TYPES[name]) is tuple else value
@@ -94,9 +95,9 @@ class TrainedModel:
             jax.eval_shape(lambda: learner.init_params(0)),
         )
         params = load_params(checkpoint, metadata, abstract)
-        embedding = learner.collection.build(
+        embedding = learner.collection.from_arrays(
             lambda table: load_table(
-                checkpoint, metadata, table.name, learner.collection.logical(table.name)
+                checkpoint, metadata, table.name, learner.collection.array_specs(table.name)
             ),
             seed=0,
         )

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.frame_file import write_frames
-from dlrm_jax.training.serialization import load_table
+from dlrm_jax.training.serialization import array_name, load_table
 
 Format = Literal["parquet", "npy"]
 
@@ -65,11 +65,11 @@ def write_table(
 def _weights(
     checkpoint: Path, metadata: Mapping[str, Any], table: str
 ) -> Float32[np.ndarray, "rows dim"]:
-    entry = metadata["arrays"].get(f"{table}/weights")
+    entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
     if entry is None:
         raise UserError(f"checkpoint {checkpoint} has no table {table!r}")
     wanted = np.broadcast_to(np.float32(0), entry["shape"])  # says what is wanted, takes no memory
-    loaded = load_table(checkpoint, metadata, table, {"weights": wanted})["weights"]
+    loaded = load_table(checkpoint, metadata, table, {"table": wanted})["table"]
     return np.asarray(loaded)
 
 

@@ -14,7 +14,7 @@ import polars as pl
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import made
-from dlrm_jax.processes import on_first
+from dlrm_jax.processes import on_process_0
 
 
 def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
@@ -31,7 +31,7 @@ def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
     Raises:
         UserError: it can't be read or written, or another process has put other data there.
     """
-    on_first(lambda: _keep(directory, fingerprint, workdir / "preprocessing"))
+    on_process_0(lambda: _keep(directory, fingerprint, workdir / "preprocessing"))
 
 
 def _keep(directory: Path, fingerprint: str, kept: Path) -> None:

@@ -84,7 +84,7 @@ Part = Callable[[Vectors], Float[Array, "B *_"]]
 """One vector out of what tables hold; an `nnx.Module` if it has parameters."""
 
 
-class Represented(nnx.Module):
+class ComposedEmbeddings(nnx.Module):
     """A model and what makes its vectors.
 
     Args:

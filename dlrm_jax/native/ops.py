@@ -58,21 +58,21 @@ def pool(
 
 
 def sgd(
-    weights: Float[Array, "R d"], rate: float | Float[Array, ""], bags: Sequence[Bags]
+    table: Float[Array, "R d"], rate: float | Float[Array, ""], bags: Sequence[Bags]
 ) -> Float[Array, "R d"]:
     """``w -= rate · g`` for every occurrence of a row; `embedding.optimizer.SGD`.
 
     Args:
-        weights: float32; updated in place where it may be.
+        table: float32; updated in place where it may be.
         rate: the learning rate.
         bags: rows at or past R are none.
     """
-    call = jax.ffi.ffi_call("dlrm_jax_sgd", _like(weights), input_output_aliases={0: 0})
-    return call(weights, jnp.float32(rate), *_flat(bags), weighted=_weighted(bags))
+    call = jax.ffi.ffi_call("dlrm_jax_sgd", _like(table), input_output_aliases={0: 0})
+    return call(table, jnp.float32(rate), *_flat(bags), weighted=_weighted(bags))
 
 
 def rowwise_adagrad(
-    weights: Float[Array, "R d"],
+    table: Float[Array, "R d"],
     accumulator: Float[Array, " R"],
     rate: float | Float[Array, ""],
     eps: float,
@@ -81,7 +81,7 @@ def rowwise_adagrad(
     """``a += mean(g²); w -= rate · g / (√a + eps)``; `embedding.optimizer.RowWiseAdagrad`.
 
     Args:
-        weights: float32; updated in place where it may be, as the accumulator is.
+        table: float32; updated in place where it may be, as the accumulator is.
         accumulator: of each row.
         rate: the learning rate.
         eps: of the formula.
@@ -89,18 +89,18 @@ def rowwise_adagrad(
     """
     call = jax.ffi.ffi_call(
         "dlrm_jax_rowwise_adagrad",
-        (_like(weights), _like(accumulator)),
+        (_like(table), _like(accumulator)),
         input_output_aliases={0: 0, 1: 1},
     )
-    weights, accumulator = call(
-        weights,
+    table, accumulator = call(
+        table,
         accumulator,
         jnp.float32(rate),
         *_flat(bags),
         weighted=_weighted(bags),
         eps=np.float32(eps),
     )
-    return weights, accumulator
+    return table, accumulator
 
 
 def interact(

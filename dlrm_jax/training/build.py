@@ -25,7 +25,7 @@ from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL, check_batch_size
-from dlrm_jax.processes import on_first
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import LOSSES, class_weighted
@@ -138,7 +138,7 @@ def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingColl
         mesh,
         described.optimizer,
         plan,
-        None if config.exchange_dtype == "float32" else config.exchange_dtype,
+        None if config.comm_dtype == "float32" else config.comm_dtype,
         config.kernels,
     )
 
@@ -164,7 +164,7 @@ def _devices_of(mesh: Mesh) -> tuple[Device, Limits]:
     first = mesh.local_devices[0]
     device = device_like(first.device_kind)
     # The same in all processes, which must make the same plan. CPUs don't tell.
-    memory = on_first(lambda: (first.memory_stats() or {}).get("bytes_limit"))
+    memory = on_process_0(lambda: (first.memory_stats() or {}).get("bytes_limit"))
     if memory is None:
         return device, Limits()
     device = dataclasses.replace(device, memory=memory)

@@ -3,7 +3,7 @@
     DIRECTORY/00000040/          the state after 40 steps
         metadata.json            what it is of, its metrics, and where each array lies
         dense/                   Orbax: step, parameters, optimizer state
-        tables/0, 1, …           Orbax: {table: {"weights" or slot: [rows, dim] or [rows]}}
+        tables/0, 1, …           Orbax: {table: {"table" or slot: [rows, dim] or [rows]}}
 
 A checkpoint is written to ``00000040.writing`` and renamed when it is complete, so a process
 killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that
@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlrm_jax.config import saved_fields
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import is_first, on_first
+from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
 from dlrm_jax.training.serialization import (
@@ -62,15 +63,15 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, ascending."""
-        return on_first(self._steps)
+        return on_process_0(self._steps)
 
     def best(self) -> int | None:
         """The step of the checkpoint with the best validation metric, if any has one."""
-        return on_first(self._best)
+        return on_process_0(self._best)
 
     def improves(self, validation: Mapping[str, Any] | None) -> bool:
         """Whether these metrics are better than those of the best checkpoint."""
-        return on_first(lambda: self._improves(validation))
+        return on_process_0(lambda: self._improves(validation))
 
     def _steps(self) -> list[int]:
         if not self.directory.is_dir():
@@ -116,7 +117,7 @@ class Checkpoints:
         step = int(state.step)
         final = self.directory / f"{step:08d}"
         writing = final.with_suffix(".writing")
-        if on_first(final.exists):  # the state is a function of the step: it is there already
+        if on_process_0(final.exists):  # the state is a function of the step: it is there already
             return
         if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params)):
             raise UserError(
@@ -125,7 +126,7 @@ class Checkpoints:
             )
         release_memory()
         try:
-            on_first(lambda: _make_anew(writing))
+            on_process_0(lambda: _make_anew(writing))
             dense = {"step": state.step, "params": state.params, "optimizer": state.optimizer}
             save(writing / "dense", plain(dense))
             metadata = {
@@ -137,16 +138,16 @@ class Checkpoints:
                 "arrays": save_tables(writing / "tables", learner, state),
                 **notes,
             }
-            on_first(lambda: _complete(writing, final, metadata))
+            on_process_0(lambda: _complete(writing, final, metadata))
         except BaseException as error:
-            if is_first():
+            if is_process_0():
                 shutil.rmtree(writing, ignore_errors=True)
             if isinstance(error, OSError):
                 raise UserError(
                     f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
                 ) from error
             raise
-        on_first(self._delete_superseded)
+        on_process_0(self._delete_superseded)
 
     def restore(self, learner: Learner, step: int) -> TrainState:
         """Reads the state of a step onto the learner's mesh and plan.
@@ -157,8 +158,9 @@ class Checkpoints:
         """
         path = self.directory / f"{step:08d}"
         metadata = self.metadata(step)
+        identity = saved_fields(metadata["identity"])
         for name, expected in self.identity.items():
-            found = metadata["identity"].get(name)
+            found = json.loads(json.dumps(identity.get(name)))
             expected = json.loads(json.dumps(expected))  # as it comes back from the file
             if found != expected:
                 raise UserError(
@@ -178,9 +180,9 @@ class Checkpoints:
         dense = load(path / "dense", plain(placed))
         leaves = [dense["optimizer"][str(i)] for i in range(len(dense["optimizer"]))]
         optimizer = jax.tree.unflatten(jax.tree.structure(abstract["optimizer"]), leaves)
-        embedding = learner.collection.build(
+        embedding = learner.collection.from_arrays(
             lambda table: load_table(
-                path, metadata, table.name, learner.collection.logical(table.name)
+                path, metadata, table.name, learner.collection.array_specs(table.name)
             ),
             seed=0,
         )
@@ -188,7 +190,7 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was written beside the state."""
-        return on_first(lambda: self._metadata(step))
+        return on_process_0(lambda: self._metadata(step))
 
     def _metadata(self, step: int) -> dict[str, Any]:
         return read_metadata(self.directory / f"{step:08d}")
@@ -208,7 +210,7 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Deletes what interrupted saves and deletions have left. Only for the workdir's owner."""
-        on_first(self._sweep)
+        on_process_0(self._sweep)
 
     def _sweep(self) -> None:
         if self.directory.is_dir():

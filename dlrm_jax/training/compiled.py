@@ -52,7 +52,7 @@ def abstract_state(learner: Learner) -> TrainState:
 
     params, optimizer = jax.tree.map(whole, jax.eval_shape(dense))
     step = whole(jax.ShapeDtypeStruct((), jnp.int32))
-    return TrainState(step, params, optimizer, learner.collection.abstract())
+    return TrainState(step, params, optimizer, learner.collection.state_specs())
 
 
 def abstract_batch(
@@ -72,7 +72,7 @@ def abstract_batch(
         dense=array(np.float32, dense_features),
         ids=array(np.int32, columns),
         labels=array(np.float32),
-        weights=array(np.float32),
+        sample_weights=array(np.float32),
         id_weights=array(np.float32, columns) if weighted else None,
     )
 
@@ -96,7 +96,7 @@ def planned_collectives(
         mesh.shape,
         batch_size,
         weighted,
-        learner.collection.exchange_dtype,
+        learner.collection.comm_dtype,
     )
     parameters = jax.tree.leaves(abstract_state(learner).params)
     numbers = sum(math.prod(x.shape) for x in parameters) + 2  # the loss and the batch's weight

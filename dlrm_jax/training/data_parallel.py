@@ -67,7 +67,7 @@ def gradients(
     def loss_of(params: Any, pooled: Any, batch: Batch) -> Float[Array, ""]:
         answers = _answers(learner.model(params, training=True), batch.dense, pooled)
         with jax.named_scope("loss"):
-            return jnp.sum(batch.weights * learner.loss(answers, batch.labels))
+            return jnp.sum(batch.sample_weights * learner.loss(answers, batch.labels))
 
     value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1))
 
@@ -91,7 +91,7 @@ def gradients(
             loss = jax.eval_shape(loss_of, params, pooled, batch)
             zero = jnp.zeros((), loss.dtype), jax.tree.map(jnp.zeros_like, params)
             sums, cotangents = jax.lax.fori_loop(0, chunks, add, (zero, pooled))
-        sums = jnp.sum(batch.weights, dtype=sums[0].dtype), *sums
+        sums = jnp.sum(batch.sample_weights, dtype=sums[0].dtype), *sums
         return jax.tree.map(lambda x: x[None, None], sums), cotangents
 
     in_specs, out_specs = (PartitionSpec(), BATCH, BATCH), (PER_DEVICE, BATCH)

@@ -19,7 +19,7 @@ from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import programs_ahead
-from dlrm_jax.processes import Agreement, is_first
+from dlrm_jax.processes import Agreement, is_process_0
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import TrainStep
 
@@ -218,7 +218,7 @@ class _Progress:
             total=steps,
             initial=first,
             unit="step",
-            disable=not (sys.stderr.isatty() and is_first()),
+            disable=not (sys.stderr.isatty() and is_process_0()),
         )
         self._steps = steps
         self._first = first
@@ -235,7 +235,7 @@ class _Progress:
         self._bar.update(1)
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate}", refresh=False)
         now = time.monotonic()
-        if self._bar.disable and is_first() and now - self._printed >= 10:
+        if self._bar.disable and is_process_0() and now - self._printed >= 10:
             self._printed = now
             left = (now - self._begun) / (step - self._first) * (self._steps - step)
             print(

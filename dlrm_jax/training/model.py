@@ -12,7 +12,7 @@ from flax import nnx
 
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.composed import Part, Represented
+from dlrm_jax.models.composed import ComposedEmbeddings, Part
 from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.models.zoo import MODELS
 
@@ -73,7 +73,7 @@ def make_model(
     model = kind(config.dense_features, fields_of(config), **arguments, rngs=rngs)
     if not parts:
         return model
-    return Represented(model, {name: make(rngs) for name, make in parts.items()})
+    return ComposedEmbeddings(model, {name: make(rngs) for name, make in parts.items()})
 
 
 def options(kind: type[Model]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import filelock
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
-from dlrm_jax.processes import is_first, on_first
+from dlrm_jax.processes import is_process_0, on_process_0
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def owned(workdir: Path) -> Iterator[Path]:
         UserError: another run holds it, it can't be made, or it has a name that isn't safe.
     """
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    on_first(lambda: _acquire(workdir, lock))
+    on_process_0(lambda: _acquire(workdir, lock))
     if not workdir.is_dir():
         raise UserError(
             f"workdir {workdir}: process 0 has it, but this process doesn't see it; expected a "
@@ -66,7 +66,7 @@ class Record:
     def __init__(self, path: Path, resumed_from: int, events: Path | None = None):
         self.path = path
         self._events = None
-        if not is_first():
+        if not is_process_0():
             return
         kept = []
         if path.exists():
@@ -86,7 +86,7 @@ class Record:
 
     def __call__(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
         """Appends one line."""
-        if not is_first():
+        if not is_process_0():
             return
         entry = _finite({"step": step, "split": split, **metrics})
         with self.path.open("a") as file:

@@ -21,7 +21,10 @@ from orbax.checkpoint import v1 as ocp
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.learner import Learner, TrainState
 
-FORMAT = 2
+FORMAT = 3
+
+# Formats that are read, each with what it calls the arrays that have another name now.
+_FORMATS = {2: {"table": "weights"}, FORMAT: {}}
 
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
@@ -39,8 +42,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
         found = metadata["format"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a checkpoint: {error!r}{_checkpoints_in(path)}") from error
-    if found != FORMAT:
-        raise UserError(f"checkpoint {path} has format {found}, this program reads {FORMAT}")
+    if found not in _FORMATS:
+        raise UserError(
+            f"checkpoint {path} has format {found}, this program reads "
+            f"{' and '.join(map(str, _FORMATS))}"
+        )
     return metadata
 
 
@@ -52,6 +58,11 @@ def _checkpoints_in(path: Path) -> str:
             if found:
                 return f"; it has the checkpoints {', '.join(found)}"
     return ""
+
+
+def array_name(metadata: Mapping[str, Any], key: str) -> str:
+    """The name of an array of a table in a checkpoint, whose format may have another for it."""
+    return _FORMATS[metadata["format"]].get(key, key)
 
 
 def load_table(
@@ -66,15 +77,16 @@ def load_table(
         path: of the checkpoint.
         metadata: from `read_metadata`.
         table: its name.
-        wanted: by key, shapes, dtypes and shardings from `EmbeddingCollection.logical`; or NumPy
-            arrays of any values, for such arrays.
+        wanted: by key, shapes, dtypes and shardings, see `EmbeddingCollection.array_specs`; or
+            NumPy arrays of any values, for such arrays.
 
     Raises:
         UserError: the checkpoint has no such table, or one of another shape.
     """
     arrays = {}
     for key, abstract in wanted.items():
-        entry = metadata["arrays"].get(f"{table}/{key}")
+        stored = array_name(metadata, key)
+        entry = metadata["arrays"].get(f"{table}/{stored}")
         if entry is None:
             raise UserError(f"checkpoint {path} has no array {key!r} of a table {table!r}")
         if tuple(entry["shape"]) != abstract.shape:
@@ -84,8 +96,8 @@ def load_table(
             )
         if math.prod(abstract.shape) * abstract.dtype.itemsize >= _ITEM_BYTES:
             release_memory()  # of the table before
-        item = load(path / "tables" / entry["item"], {table: {key: abstract}}, partial=True)
-        arrays[key] = item[table][key]
+        item = load(path / "tables" / entry["item"], {table: {stored: abstract}}, partial=True)
+        arrays[key] = item[table][stored]
     return arrays
 
 
@@ -125,7 +137,7 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
             items += 1
 
     size = 0
-    for table, key, array in learner.collection.arrays(state.embedding):
+    for table, key, array in learner.collection.iter_arrays(state.embedding):
         # Of all devices: slots with one number a row are whole on each.
         size += sum(shard.data.nbytes for shard in array.addressable_shards)
         pending.setdefault(table.name, {})[key] = array

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from dlrm_jax.data.batches import Batch
-from dlrm_jax.embedding.state import Occurrences
+from dlrm_jax.embedding.state import SparseCotangents
 from dlrm_jax.mesh import PER_DEVICE
 from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
@@ -31,7 +31,7 @@ def make_train_step(learner: Learner) -> TrainStep:
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
         total, loss, grads, occurrences = _accumulate(learner, state, batch)
-        rows = collection.aggregate(occurrences, sum_duplicates=bool(clip_norm))
+        rows = collection.coalesce(occurrences, sum_duplicates=bool(clip_norm))
         factor = 1 / total
         if clip_norm:
             # One norm over dense parameters and touched rows: equal to the norm over whole
@@ -63,7 +63,7 @@ def make_predict(learner: Learner) -> Predict:
 
 def _accumulate(
     learner: Learner, state: TrainState, batch: Batch
-) -> tuple[Float[Array, ""], Float[Array, ""], Any, Occurrences]:
+) -> tuple[Float[Array, ""], Float[Array, ""], Any, SparseCotangents]:
     """Σ wᵢ, Σ wᵢ lossᵢ and its gradients, of the batch whole or one micro-batch after the other.
 
     Micro-batches differ from the whole batch in the order of summation alone: rows are aggregated
@@ -72,13 +72,13 @@ def _accumulate(
     """
     collection, mesh = learner.collection, learner.mesh
 
-    def gradients(micro: Batch) -> tuple[Any, Occurrences]:
+    def gradients(micro: Batch) -> tuple[Any, SparseCotangents]:
         # Lookups stay outside of autodiff, whose gradient of a table is as large as the table.
         pooled, context = collection.lookup(state.embedding, micro.ids, micro.id_weights)
         sums, cotangents = data_parallel.gradients(learner, state.params, pooled, micro)
-        return sums, collection.back(context, cotangents)
+        return sums, collection.send_cotangents(context, cotangents)
 
-    def add(carry: Any, micro: Batch) -> tuple[Any, Occurrences]:
+    def add(carry: Any, micro: Batch) -> tuple[Any, SparseCotangents]:
         sums, occurrences = gradients(micro)
         return jax.tree.map(jnp.add, carry, sums), occurrences
 

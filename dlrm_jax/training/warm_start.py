@@ -17,6 +17,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.serialization import (
+    array_name,
     flatten,
     load_params,
     load_table,
@@ -72,13 +73,13 @@ def warm_start(
         metadata = read_metadata(source)
 
         def table_weights(table: Table) -> Mapping[str, Any]:
-            return {"weights": _trained(learner, seed, source, metadata, table, same_ids)}
+            return {"table": _trained(learner, seed, source, metadata, table, same_ids)}
 
         loaded = flatten(load_params(source, metadata, unflatten(chosen))) if chosen else {}
     else:
 
         def table_weights(table: Table) -> Mapping[str, Any]:
-            return {"weights": _read(source, table.name)}
+            return {"table": _read(source, table.name)}
 
         loaded = {path: _read(source, path) for path in chosen}
         for path, array in loaded.items():
@@ -88,7 +89,7 @@ def warm_start(
                     f"{array.shape}"
                 )
 
-    embedding = learner.collection.build(
+    embedding = learner.collection.from_arrays(
         lambda table: table_weights(table) if table.name in tables else {}, seed
     )
     state = learner.init(seed, embedding)
@@ -108,8 +109,8 @@ def _trained(
     same_ids: Collection[str] | None,
 ) -> Array | np.ndarray:
     """The weights of a table from a checkpoint, which may have fewer rows."""
-    wanted = learner.collection.logical(table.name)["weights"]
-    entry = metadata["arrays"].get(f"{table.name}/weights")
+    wanted = learner.collection.array_specs(table.name)["table"]
+    entry = metadata["arrays"].get(f"{table.name}/{array_name(metadata, 'table')}")
     rows = entry["shape"][0] if entry else table.rows
     known = same_ids is not None and metadata["identity"].get("data") in same_ids
     if same_ids is not None and not known:
@@ -121,9 +122,9 @@ def _trained(
             f"preprocessing/ in its workdir"
         )
     if rows >= table.rows or not known:
-        return load_table(source, metadata, table.name, {"weights": wanted})["weights"]
+        return load_table(source, metadata, table.name, {"table": wanted})["table"]
     first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
-    trained = load_table(source, metadata, table.name, {"weights": first})["weights"]
+    trained = load_table(source, metadata, table.name, {"table": first})["table"]
     grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
     return jax.block_until_ready(grow(trained))
 

@@ -130,7 +130,7 @@ def with_fewer_rows(config: Config, learner: Learner) -> Steps:
 
 def bytes_held(state: TrainState) -> int:
     """Bytes of tables and optimizer state, over all devices."""
-    arrays = jax.tree.leaves((state.embedding.weights, state.embedding.slots))
+    arrays = jax.tree.leaves((state.embedding.tables, state.embedding.slots))
     return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
 
 

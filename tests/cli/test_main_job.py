@@ -30,9 +30,9 @@ def test_summary_and_files(unbroken: Path):
 
 def test_tables_on_disk_are_logical(unbroken: Path):
     found = arrays(unbroken, 40)
-    assert found["/C2/weights"].shape == (3000, 8)
+    assert found["/C2/table"].shape == (3000, 8)
     assert found["/C2/accumulator"].shape == (3000,)
-    assert found["/C4/weights"].shape == (500, 8)
+    assert found["/C4/table"].shape == (500, 8)
 
 
 def test_real_sample(tmp_path: Path):
@@ -75,8 +75,8 @@ def test_warm_start(unbroken: Path, tmp_path: Path):
     names = "--warm_start_names=C2,bottom"
     succeed(*flags, f"--warm_start={source}", names, f"--workdir={tmp_path / 'a'}")
     expected, found = arrays(unbroken, 40), arrays(tmp_path / "a", 1)
-    np.testing.assert_array_equal(found["/C2/weights"], expected["/C2/weights"])
-    assert np.any(found["/C4/weights"] != expected["/C4/weights"])
+    np.testing.assert_array_equal(found["/C2/table"], expected["/C2/table"])
+    assert np.any(found["/C4/table"] != expected["/C4/table"])
     layers = [name for name in expected if name.startswith("/params/bottom")]
     assert layers
     for name in layers:
@@ -88,7 +88,7 @@ def test_warm_start(unbroken: Path, tmp_path: Path):
     succeed(
         *flags, f"--warm_start={directory}", "--warm_start_names=C3", f"--workdir={tmp_path / 'b'}"
     )
-    assert np.all(arrays(tmp_path / "b", 1)["/C3/weights"] == 2)
+    assert np.all(arrays(tmp_path / "b", 1)["/C3/table"] == 2)
 
     fails("/dev/null", *flags, "--workdir=/dev/null/x")
     warm = (f"--warm_start={source}", f"--workdir={tmp_path / 'c'}")

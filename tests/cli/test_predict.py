@@ -169,7 +169,7 @@ def test_tables_beside_probabilities(trained: Run, tmp_path: Path):
     frame = pl.read_parquet(tmp_path / "t" / "C2.parquet")
     assert frame.columns == ["value", "id", "vector"]
     np.testing.assert_array_equal(
-        frame["vector"].to_numpy(), arrays(trained.workdir, 5)["/C2/weights"]
+        frame["vector"].to_numpy(), arrays(trained.workdir, 5)["/C2/table"]
     )
 
 
@@ -220,7 +220,7 @@ def test_a_model_grows_with_its_data(trained: Run, tmp_path: Path):
     prepared = run(f"--input={raw}", f"--output={data}", grow, program=PREPARE)
     assert prepared.returncode == 0, prepared.stderr[-2000:]
     succeed(*flags, f"--data={data}")
-    old, new = arrays(trained.workdir, 5)["/C2/weights"], arrays(workdir, 1)["/C2/weights"]
+    old, new = arrays(trained.workdir, 5)["/C2/table"], arrays(workdir, 1)["/C2/table"]
     assert len(new) > len(old)
     np.testing.assert_array_equal(new[: len(old)], old)
     kept = [pl.read_parquet(x / "preprocessing/vocabularies/1.parquet").select("value", "id")

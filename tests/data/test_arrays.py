@@ -23,7 +23,7 @@ def test_examples_know_their_length():
     assert len(examples([[0], [1], [2]])) == 3
 
 
-@pytest.mark.parametrize("name", ["dense", "ids", "labels", "weights"])
+@pytest.mark.parametrize("name", ["dense", "ids", "labels", "sample_weights"])
 @pytest.mark.parametrize(
     "change", [lambda a: a.astype(np.float64), lambda a: a[None], lambda a: a[1:]]
 )

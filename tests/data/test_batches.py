@@ -75,7 +75,7 @@ def test_a_batch_keeps_the_parts_of_an_example_together():
     np.testing.assert_array_equal(batch.dense[:, 0], batch.labels)
     np.testing.assert_array_equal(batch.ids[:, 0], batch.labels)
     np.testing.assert_array_equal(batch.ids[:, 1], batch.labels + 1)
-    np.testing.assert_array_equal(batch.weights, np.ones(8))
+    np.testing.assert_array_equal(batch.sample_weights, np.ones(8))
 
 
 def test_batches_depend_on_seed_and_step_only():
@@ -97,9 +97,9 @@ def test_epochs_are_shuffled_differently():
 
 def test_weights_of_examples_become_those_of_the_batch():
     batch = TrainBatches(numbered(50, (20,), weighted=True), 8, 0)[3]
-    np.testing.assert_array_equal(batch.weights, batch.labels / 4)
+    np.testing.assert_array_equal(batch.sample_weights, batch.labels / 4)
     *_, last = evaluation_batches(numbered(6, (), weighted=True), 4)
-    np.testing.assert_array_equal(last.weights, [1, 1.25, 0, 0])
+    np.testing.assert_array_equal(last.sample_weights, [1, 1.25, 0, 0])
 
 
 @given(st.integers(0, 50), st.integers(1, 20))
@@ -108,14 +108,14 @@ def test_evaluation_sees_every_example_once_in_order(n, size):
     assert all(batch.ids.shape == (size, 2) and batch.dense.shape == (size, 1) for batch in batches)
     assert len(batches) == -(-n // size)
     labels = np.concatenate([batch.labels for batch in batches] or [np.empty(0)])
-    weights = np.concatenate([batch.weights for batch in batches] or [np.empty(0)])
+    weights = np.concatenate([batch.sample_weights for batch in batches] or [np.empty(0)])
     np.testing.assert_array_equal(labels[weights == 1], np.arange(n))
     assert weights.sum() == n
 
 
 def test_padding_is_empty():
     *_, last = evaluation_batches(numbered(5), 4)
-    np.testing.assert_array_equal(last.weights, [1, 0, 0, 0])
+    np.testing.assert_array_equal(last.sample_weights, [1, 0, 0, 0])
     np.testing.assert_array_equal(last.dense[1:], 0)
     np.testing.assert_array_equal(last.ids[1:], -1)
     np.testing.assert_array_equal(last.labels[1:], 0)

@@ -54,7 +54,7 @@ def test_a_users_own_log(tmp_path):
     dense = np.concatenate([dense_of(dataset, name)[:, 0] for name in IN_TIME])
     np.testing.assert_allclose(dense, frame["price"].fill_null(0).to_numpy(), rtol=1e-6)
     weights = np.concatenate(
-        [day.arrays["weights"] for name in IN_TIME for day in dataset.splits[name].days]
+        [day.arrays["sample_weights"] for name in IN_TIME for day in dataset.splits[name].days]
     )
     np.testing.assert_allclose(weights, frame["importance"].to_numpy(), rtol=1e-6)
     # The vocabulary maps ids back to what the user knows.

@@ -78,7 +78,7 @@ def random_arrays(tables=TABLES, seed=0):
     arrays = {}
     for table in tables:
         slots = {} if table.optimizer is None else table.optimizer.slots
-        arrays[table.name] = {"weights": rng.normal(size=(table.rows, table.dim)).astype("f4")} | {
+        arrays[table.name] = {"table": rng.normal(size=(table.rows, table.dim)).astype("f4")} | {
             name: rng.uniform(1, 2, size=shapes[kind](table)).astype("f4")
             for name, kind in slots.items()
         }
@@ -87,13 +87,13 @@ def random_arrays(tables=TABLES, seed=0):
 
 def built(tables, arrays):
     """The state of a collection that holds these arrays."""
-    return tables.build(lambda table: arrays[table.name], 0)
+    return tables.from_arrays(lambda table: arrays[table.name], 0)
 
 
 def read(tables, state):
     return {
         table.name: {key: np.asarray(x) for key, x in arrays.items()}
-        for table, arrays in tables.read(state)
+        for table, arrays in tables.to_arrays(state)
     }
 
 

@@ -38,7 +38,7 @@ def test_a_mesh_of_other_axes_is_refused():
 
 @pytest.mark.parametrize("dtype", ["int8", "foo"])
 def test_vectors_travel_as_floats(dtype):
-    with pytest.raises(UserError, match=f"exchange_dtype: expected a floating dtype, got {dtype}"):
+    with pytest.raises(UserError, match=f"comm_dtype: expected a floating dtype, got {dtype}"):
         EmbeddingCollection(TABLES, FEATURES, LOOKUPS, make_mesh("1x1"), SGD(0.1), None, dtype)
 
 
@@ -52,7 +52,7 @@ def test_vectors_travel_as_floats(dtype):
         ),
         (jnp.zeros((8, 9, 1), jnp.int32), None, r"expected \[B, 9\], .* got \[8, 9, 1\]"),
         (jnp.zeros((8, 9)), None, "ids: expected integers, got float32"),
-        (jnp.zeros((8, 9), jnp.int32), jnp.zeros((8, 1)), r"weights: expected one for each id"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.zeros((8, 1)), r"id_weights: expected one for each id"),
         (jnp.zeros((6, 9), jnp.int32), None, "ids: 6 samples can't be split evenly over the 8"),
     ],
 )
@@ -63,21 +63,21 @@ def test_batches_are_checked_by_shape(ids, weights, message):
 
 def test_every_lookup_needs_a_cotangent():
     tables = collection()
-    state = tables.abstract()
+    state = tables.state_specs()
     ids = jax.ShapeDtypeStruct((8, 9), jnp.int32)
 
-    def back(state, ids):
+    def send_cotangents(state, ids):
         pooled, context = tables.lookup(state, ids)
         del pooled["b"]
-        return tables.back(context, pooled)
+        return tables.send_cotangents(context, pooled)
 
     with pytest.raises(UserError, match=r"expected one for each .* a, .* d, .*; got a,"):
-        jax.eval_shape(back, state, ids)
+        jax.eval_shape(send_cotangents, state, ids)
 
 
 def test_the_abstract_state_is_that_of_init():
     tables = collection()
-    found, wanted = tables.abstract(), tables.init(0)
+    found, wanted = tables.state_specs(), tables.init(0)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for shape, array in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert (shape.shape, shape.dtype) == (array.shape, array.dtype)

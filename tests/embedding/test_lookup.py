@@ -72,7 +72,7 @@ def test_lookup_is_plain_pooling(mesh, plan):
     tables = collection(mesh, plan)
     arrays = random_arrays()
     state = built(tables, arrays)
-    weights = {name: x["weights"] for name, x in arrays.items()}
+    weights = {name: x["table"] for name, x in arrays.items()}
     ids, id_weights = random_batch()
     lookup = jax.jit(lambda state, ids, w: tables.lookup(state, ids, w)[0])
     assert_pooled(lookup(state, ids, None), pooled_by_hand(weights, ids))
@@ -102,7 +102,7 @@ def test_weights_of_absent_ids_count_nowhere(plan):
     def step(state, ids, id_weights):
         pooled, context = tables.lookup(state, ids, id_weights)
         ones = jax.tree.map(jnp.ones_like, pooled)
-        rows = tables.aggregate(tables.back(context, ones), sum_duplicates=True)
+        rows = tables.coalesce(tables.send_cotangents(context, ones), sum_duplicates=True)
         return pooled, rows.bags, tables.apply(state, rows, 0)
 
     wanted = step(state, ids, np.where(ids < 0, 0, id_weights))
@@ -122,7 +122,7 @@ def compiled_lookup():
         traces.append(1)
         return tables.lookup(state, ids)[0]
 
-    weights = {name: x["weights"] for name, x in arrays.items()}
+    weights = {name: x["table"] for name, x in arrays.items()}
     return functools.partial(jax.jit(lookup), built(tables, arrays)), weights, traces
 
 
@@ -187,7 +187,7 @@ def test_a_map_to_a_negative_id_spoils_its_bag_only(plan):
     for name, vectors in pooled.items():
         nowhere = np.zeros(vectors.shape, bool)
         np.testing.assert_array_equal(np.isnan(vectors), lacking.get(name, nowhere), err_msg=name)
-    assert all(np.isfinite(array["weights"]).all() for array in read(tables, updated).values())
+    assert all(np.isfinite(array["table"]).all() for array in read(tables, updated).values())
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -57,7 +57,7 @@ def test_tables_and_state_are_what_the_step_is_given():
     columns = sum(feature.max_ids for feature in features)
     ids = jax.ShapeDtypeStruct((BATCH, columns), jnp.int32, sharding=batch_sharding(mesh))
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    compiled = jax.jit(step, donate_argnums=0).lower(collection.abstract(), ids, count).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(collection.state_specs(), ids, count).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
     given = memory.argument_size_in_bytes - BATCH // 8 * columns * 4 - 4

@@ -14,7 +14,7 @@ from dlrm_jax.embedding import (
     automatic_plan,
 )
 from dlrm_jax.embedding.rounding import round_randomly
-from dlrm_jax.embedding.storage_dtype import weights_of
+from dlrm_jax.embedding.storage_dtype import decode
 from dlrm_jax.mesh import make_mesh
 
 ALL_BITS = np.arange(2**16, dtype=np.uint16)
@@ -71,7 +71,7 @@ def trained(shape: str, placements, tables=TABLES, steps: int = 3) -> dict[str, 
     for count in range(steps):
         ids = rng.integers(-1, 11, (B, 3 * len(tables)), dtype=np.int32)
         state = jax.block_until_ready(step(state, ids, count))
-    return {t.name: np.asarray(arrays["weights"]) for t, arrays in collection.read(state)}
+    return {t.name: np.asarray(arrays["table"]) for t, arrays in collection.to_arrays(state)}
 
 
 def test_bits_depend_on_neither_mesh_nor_plan():
@@ -106,7 +106,7 @@ def test_a_rate_of_64_bits_rounds_as_one_of_32():
             pooled, context = collection.lookup(state, jnp.arange(8, dtype="int32")[:, None])
             return collection.update(state, context, jax.tree.map(jnp.ones_like, pooled), 0)
 
-        return np.asarray(step(collection.init(0)).weights["a"])
+        return np.asarray(step(collection.init(0)).tables["a"])
 
     with jax.enable_x64(True):
         np.testing.assert_array_equal(updated(np.float64(RATE)), updated(RATE))
@@ -133,7 +133,7 @@ def test_bits_differ_between_tables_rows_columns_and_steps():
 
         for count in range(steps):
             state = step(state, count)
-        return np.asarray(weights_of(state.weights[name], np.dtype("bfloat16"))) < 1
+        return np.asarray(decode(state.tables[name], np.dtype("bfloat16"))) < 1
 
     first, other = moved("x", 1), moved("y", 1)
     for maps in (first, other):

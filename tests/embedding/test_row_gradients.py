@@ -22,7 +22,7 @@ from dlrm_jax.errors import UserError
 
 
 def check_representatives(size: int, rows: np.ndarray) -> None:
-    run = jax.jit(functools.partial(row_gradients.representatives, size))
+    run = jax.jit(functools.partial(row_gradients.dedup, size))
     found = np.asarray(run(jnp.asarray(rows, jnp.int32)))
     none = rows >= size
     np.testing.assert_array_equal(found[none], rows.size)
@@ -115,7 +115,7 @@ def test_row_gradients_are_those_of_dense_autodiff(plan, weighted, sums):
         tables = collection(plan=plan, tables=SPARSE)
         rng = np.random.default_rng(7)
         weights = {t.name: rng.normal(size=(t.rows, t.dim)) for t in SPARSE}
-        state = tables.build(lambda table: {"weights": weights[table.name]}, 0)
+        state = tables.from_arrays(lambda table: {"table": weights[table.name]}, 0)
         ids, id_weights = random_batch(8)
         # Far apart in the large tables, with repetition within and across devices.
         ids[:, 1:4] = np.where(ids[:, 1:4] >= 0, ids[:, 1:4] * 301, -1)
@@ -125,22 +125,22 @@ def test_row_gradients_are_those_of_dense_autodiff(plan, weighted, sums):
         def step(state, ids, id_weights):
             pooled, context = tables.lookup(state, ids, id_weights)
             cotangents = jax.grad(scalar)(pooled)
-            gradients = tables.aggregate(tables.back(context, cotangents), sums)
+            gradients = tables.coalesce(tables.send_cotangents(context, cotangents), sums)
             norm = gradients.squared_norm() if sums else jnp.zeros(())
             return tables.apply(state, gradients, jnp.zeros((), jnp.int32)), norm
 
         new, norm = jax.jit(step)(state, ids, id_weights)
         dense = jax.jit(jax.grad(lambda w: scalar(pooled_densely(w, ids, id_weights))))(weights)
 
-        for table, arrays in tables.read(new):
-            gradient = weights[table.name] - np.asarray(arrays["weights"])
+        for table, arrays in tables.to_arrays(new):
+            gradient = weights[table.name] - np.asarray(arrays["table"])
             np.testing.assert_allclose(
                 gradient, dense[table.name], rtol=1e-9, atol=1e-12, err_msg=table.name
             )
             touched = np.any(np.asarray(dense[table.name]) != 0, axis=1)
             assert touched.sum() > 0
             np.testing.assert_array_equal(
-                np.asarray(arrays["weights"])[~touched], weights[table.name][~touched]
+                np.asarray(arrays["table"])[~touched], weights[table.name][~touched]
             )
         if sums:
             expected = sum(np.sum(np.square(g)) for g in dense.values())
@@ -153,9 +153,9 @@ def test_a_norm_needs_sums():
 
     def norm(state, ids):
         pooled, context = tables.lookup(state, ids)
-        return tables.aggregate(tables.back(context, pooled)).squared_norm()
+        return tables.coalesce(tables.send_cotangents(context, pooled)).squared_norm()
 
-    with pytest.raises(UserError, match=r"a norm needs aggregate\(.*sum_duplicates"):
+    with pytest.raises(UserError, match=r"a norm needs coalesce\(.*sum_duplicates"):
         jax.eval_shape(norm, state, random_batch()[0])
 
 
@@ -171,6 +171,6 @@ def test_frozen_tables_have_no_gradient_and_stay():
 
     new = read(tables, jax.jit(step)(state, ids))
     for table in TABLES:
-        same = np.array_equal(new[table.name]["weights"], arrays[table.name]["weights"])
+        same = np.array_equal(new[table.name]["table"], arrays[table.name]["table"])
         assert same == (not table.trainable)
     assert "accumulator" not in new["f"]

@@ -22,7 +22,6 @@ from dlrm_jax.embedding import (
     Plan,
     Table,
     automatic_plan,
-    reshard,
 )
 from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
 from dlrm_jax.errors import UserError
@@ -44,9 +43,9 @@ def test_on_one_shard_a_large_table_is_read_without_a_copy(placement):
     plan = automatic_plan([table], 1, {"large": placement})
     args = ([table], [Feature("f")], [Lookup("f", "f", "large")], make_mesh("1x1"))
     own = EmbeddingCollection(*args, SGD(1.0), plan)
-    state = own.build(lambda table: {"weights": np.zeros((table.rows, 1), "f4")}, seed=0)
-    ((_, _, array),) = own.arrays(state)
-    assert array is state.weights["large"]
+    state = own.from_arrays(lambda table: {"table": np.zeros((table.rows, 1), "f4")}, seed=0)
+    ((_, _, array),) = own.iter_arrays(state)
+    assert array is state.tables["large"]
 
 
 def test_initial_values_depend_on_the_seed_and_the_table_alone():
@@ -74,14 +73,14 @@ def test_initial_values_depend_on_the_seed_and_the_table_alone():
         assert_same(initial(mesh, plan, 3), first)
     other = initial("2x4", "mixed", 4)
     for table in tables:
-        values = first[table.name]["weights"]
+        values = first[table.name]["table"]
         assert values.shape == (table.rows, table.dim)
         assert np.abs(values).max() <= (1 / table.rows) ** 0.5
         assert len(np.unique(values)) > 0.95 * values.size  # no chunk comes twice
-        assert not np.any(values == other[table.name]["weights"])
+        assert not np.any(values == other[table.name]["table"])
         for key, slot in first[table.name].items():
-            assert key == "weights" or not np.any(slot)
-    assert not np.any(first["e"]["weights"] == first["f"]["weights"])
+            assert key == "table" or not np.any(slot)
+    assert not np.any(first["e"]["table"] == first["f"]["table"])
 
 
 @pytest.mark.parametrize(("mesh", "plan"), [PLACED[0], PLACED[3], PLACED[5]])
@@ -93,7 +92,7 @@ def test_given_arrays_are_read_back_to_the_bit(mesh, plan):
 
 @pytest.mark.parametrize(("mesh", "plan"), [("2x4", "mixed"), ("1x8", "row_wise")])
 def test_large_tables_are_moved_in_chunks_of_rows(mesh, plan, monkeypatch):
-    monkeypatch.setattr(logical, "_CHUNK_ROWS", 2)
+    monkeypatch.setattr(reshard, "_CHUNK_ROWS", 2)
     tables = collection(mesh, plan)
     arrays = random_arrays()
     assert_same(read(tables, built(tables, arrays)), arrays)
@@ -106,7 +105,7 @@ def test_tables_move_between_meshes_and_plans_to_the_bit():
     state = built(tables, expected)
     walk = [4, 3, 1]
     for mesh, plan in (PLACED[i] for i in walk):
-        arrays = {table.name: x for table, x in tables.read(state)}
+        arrays = {table.name: x for table, x in tables.to_arrays(state)}
         tables = collection(mesh, plan)
         state = built(tables, arrays)
         assert_same(read(tables, state), expected)
@@ -115,9 +114,9 @@ def test_tables_move_between_meshes_and_plans_to_the_bit():
 def test_what_is_not_given_gets_initial_values():
     tables = collection()
     initial = read(tables, tables.init(5))
-    weights = random_arrays()["c"]["weights"]
-    state = tables.build(lambda t: {"weights": weights} if t.name == "c" else {}, 5)
-    initial["c"]["weights"] = weights
+    weights = random_arrays()["c"]["table"]
+    state = tables.from_arrays(lambda t: {"table": weights} if t.name == "c" else {}, 5)
+    initial["c"]["table"] = weights
     assert_same(read(tables, state), initial)
 
 
@@ -137,15 +136,15 @@ def test_initializers_of_ones_own():
     features = [Feature(name) for name in values]
     lookups = [Lookup(name, name, name) for name in values]
     collection = EmbeddingCollection(tables, features, lookups, make_mesh("2x4"), SGD(0.1))
-    for table, arrays in collection.read(collection.init(0)):
-        np.testing.assert_array_equal(arrays["weights"], np.full((6, 4), values[table.name]))
+    for table, arrays in collection.to_arrays(collection.init(0)):
+        np.testing.assert_array_equal(arrays["table"], np.full((6, 4), values[table.name]))
 
 
 def test_logical_describes_what_read_gives():
     tables = collection()
     state = built(tables, random_arrays())
-    for table, arrays in tables.read(state):
-        described = tables.logical(table.name)
+    for table, arrays in tables.to_arrays(state):
+        described = tables.array_specs(table.name)
         assert described.keys() == arrays.keys()
         for key, x in arrays.items():
             assert (x.shape, x.dtype) == (described[key].shape, described[key].dtype)
@@ -159,21 +158,21 @@ def test_pieces_in_any_order():
         [table], [Feature("f")], [Lookup("f", "f", "a")], mesh, SGD(0.1), plan
     )
     weights = np.arange(28, dtype=np.float32).reshape(7, 4)
-    state = collection.build(lambda table: {"weights": weights}, seed=0)
+    state = collection.from_arrays(lambda table: {"table": weights}, seed=0)
     pooled, _ = collection.lookup(state, jnp.arange(8, dtype=jnp.int32)[:, None] % 7)
     np.testing.assert_array_equal(pooled["f"], weights[np.arange(8) % 7])
-    ((_, arrays),) = collection.read(state)
-    np.testing.assert_array_equal(arrays["weights"], weights)
+    ((_, arrays),) = collection.to_arrays(state)
+    np.testing.assert_array_equal(arrays["table"], weights)
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"weights": np.zeros((37, 7))}, r"table a: weights must have .* \(37, 8\), got \(37, 7\)"),
+        ({"table": np.zeros((37, 7))}, r"table a: table must have .* \(37, 8\), got \(37, 7\)"),
         ({"accumulator": np.zeros(37)}, r"table a: accumulator must have .*, got \(37,\)"),
-        ({"momentum": np.zeros(37)}, r"table a has weights, accumulator, but 'momentum' was given"),
+        ({"momentum": np.zeros(37)}, r"table a has table, accumulator, but 'momentum' was given"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(arrays, message):
     with pytest.raises(UserError, match=message):
-        collection().build(lambda table: arrays if table.name == "a" else {}, 0)
+        collection().from_arrays(lambda table: arrays if table.name == "a" else {}, 0)

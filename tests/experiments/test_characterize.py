@@ -90,7 +90,7 @@ def test_a_loop_runs_as_often_as_it_does(tmp_path: Path):
         ("jit(s)/while/body/eval_jaxpr/jvp(deep)/cross/add", "deep"),
         ("jit(s)/while/body/add", None),
         ("jit(s)/jvp()/mul", None),
-        ("state.embedding.weights['C1']", None),
+        ("state.embedding.tables['C1']", None),
         ("", None),
     ],
 )

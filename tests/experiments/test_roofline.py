@@ -31,10 +31,10 @@ def test_a_native_interaction_has_the_products_of_its_pairs():
     x, vectors = jnp.ones((16, 5)), [jnp.ones((5, 16))] * 3
     assert matrix_flops(dot_of_columns, x, vectors) == 2 * 16 * 6 * 5
 
-    def back(x, cotangent):
+    def send_cotangents(x, cotangent):
         return jax.vjp(lambda x: dot_of_columns(x, vectors), x)[1](cotangent)
 
-    assert matrix_flops(back, x, jnp.ones((16 + 6, 5))) == 2 * 2 * 16 * 6 * 5
+    assert matrix_flops(send_cotangents, x, jnp.ones((16 + 6, 5))) == 2 * 2 * 16 * 6 * 5
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -64,7 +64,7 @@ def test_parquet(
     assert written(saved, "C1", values, tmp_path, "parquet") == ["C1.parquet"]
     found = pl.read_parquet(tmp_path / "C1.parquet")
     assert found.schema == {"value": pl.String, "id": pl.Int32, "vector": pl.Array(pl.Float32, 8)}
-    weights, of_value = saved[1]["C1/weights"], dict(values.iter_rows())
+    weights, of_value = saved[1]["C1/table"], dict(values.iter_rows())
     named = {i: [(v, i) for v, own in of_value.items() if own == i] for i in range(7)}
     lines = [line for i in range(7) for line in named[i] or [(None, i)]]
     assert list(found.select("value", "id").iter_rows()) == lines
@@ -80,7 +80,7 @@ def test_npy_is_what_a_warm_start_reads(saved: Run, tmp_path: Path):
     assert values["id"].to_list() == [0, 1, 2, 3, 4, 5, 6, 6]
     learner = make_learner(CONFIG, make_mesh("1x1"))
     found = arrays_of(learner, warm_start(learner, 7, tmp_path, ["C1"]))
-    np.testing.assert_array_equal(found["C1/weights"], saved[1]["C1/weights"])
+    np.testing.assert_array_equal(found["C1/table"], saved[1]["C1/table"])
 
 
 def test_without_values(saved: Run, tmp_path: Path):
@@ -92,8 +92,8 @@ def test_without_values(saved: Run, tmp_path: Path):
     found = pl.read_parquet(tmp_path / "parquet" / "C2.parquet")
     assert found.columns == ["id", "vector"]
     assert found["id"].to_list() == list(range(3000))
-    np.testing.assert_array_equal(found["vector"].to_numpy(), saved[1]["C2/weights"])
-    np.testing.assert_array_equal(np.load(tmp_path / "npy" / "C2.npy"), saved[1]["C2/weights"])
+    np.testing.assert_array_equal(found["vector"].to_numpy(), saved[1]["C2/table"])
+    np.testing.assert_array_equal(np.load(tmp_path / "npy" / "C2.npy"), saved[1]["C2/table"])
 
 
 def test_bfloat16_becomes_float32(tmp_path: Path):
@@ -103,7 +103,7 @@ def test_bfloat16_becomes_float32(tmp_path: Path):
     write_table(checkpoint, read_metadata(checkpoint), "C3", None, tmp_path / "out", "npy")
     found = np.load(tmp_path / "out" / "C3.npy")
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, arrays_of(learner, state)["C3/weights"].astype(np.float32))
+    np.testing.assert_array_equal(found, arrays_of(learner, state)["C3/table"].astype(np.float32))
 
 
 def test_what_does_not_fit(saved: Run, tmp_path: Path):

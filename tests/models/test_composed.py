@@ -6,10 +6,10 @@ import numpy as np
 from flax import nnx
 
 from dlrm_jax.models.composed import (
+    ComposedEmbeddings,
     LearnedPooling,
     Projection,
     QuotientRemainder,
-    Represented,
 )
 from dlrm_jax.models.fields import Model
 
@@ -39,7 +39,7 @@ def test_represented_vectors():
         def __call__(self, dense, vectors):
             return dense[:, 0] + vectors["whole"][:, 0] + vectors["made"][:, 1]
 
-    model = Represented(Reader(), {"made": QuotientRemainder("q", "r", "product")})
+    model = ComposedEmbeddings(Reader(), {"made": QuotientRemainder("q", "r", "product")})
     dense = jnp.ones((B, 1))
     np.testing.assert_allclose(
         model(dense, on_device), 1 + vectors["whole"][:, 0] + (q * r)[:, 1], rtol=1e-5

@@ -118,7 +118,7 @@ def test_steps_and_predictions_have_them():
     assert "dlrm_jax_interact" in predict.lower(state, batch).as_text()
 
 
-def back(x, vectors, cotangent):
+def send_cotangents(x, vectors, cotangent):
     return jax.vjp(dot_of_columns, x, vectors)[1](cotangent)
 
 
@@ -128,7 +128,7 @@ def back(x, vectors, cotangent):
         (dot_of_columns, [(16, 5)], 2 * 6 * 16 * 5),
         (functools.partial(dot, native=True), [(5, 16)], 2 * 6 * 16 * 5),
         (functools.partial(dot, self_interaction=True, native=True), [(5, 16)], 2 * 10 * 16 * 5),
-        (back, [(16, 5), (16 + 6, 5)], 4 * 6 * 16 * 5),
+        (send_cotangents, [(16, 5), (16 + 6, 5)], 4 * 6 * 16 * 5),
     ],
 )
 def test_its_operations_are_counted_in_functions_and_programs(function, given, flops):

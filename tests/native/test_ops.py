@@ -78,7 +78,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
     def step(state, ids, weights, number):
         pooled, context = tables.lookup(state, ids, weights)
         cotangents = jax.tree.map(jnp.sin, pooled)
-        gradients = tables.aggregate(tables.back(context, cotangents), sums)
+        gradients = tables.coalesce(tables.send_cotangents(context, cotangents), sums)
         return tables.apply(state, gradients, number)
 
     state = tables.init(0)
@@ -86,7 +86,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
         state = step(state, *batch(number, weighted), np.int32(number))
     return {
         f"{table.name}/{key}": np.array(array)
-        for table, arrays in tables.read(state)
+        for table, arrays in tables.to_arrays(state)
         for key, array in arrays.items()
     }
 
@@ -103,7 +103,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
 def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
     rate = optimizer(lambda step: 0.05 / (1 + step))
     native = collection("native", rate, mesh, placement)
-    assert native.natively
+    assert native.native_slabs
     assert native.kernels["lookups"] == "native"
     assert native.kernels["updates"].endswith("jax of adam")
     found = train(native, weighted, sums)
@@ -132,7 +132,7 @@ def test_predictions_use_them_too():
     tables = EmbeddingCollection(frozen, FEATURES, LOOKUPS, make_mesh("1x1"), kernels="native")
     assert tables.kernels == {"lookups": "native", "updates": "none"}
     lookup = jax.jit(lambda state, ids: tables.lookup(state, ids)[0])
-    text = lookup.lower(tables.abstract(), batch(0, False)[0]).compile().as_text() or ""
+    text = lookup.lower(tables.state_specs(), batch(0, False)[0]).compile().as_text() or ""
     assert "dlrm_jax_pool" in text
 
 
@@ -159,7 +159,7 @@ def test_split_columns():
     mesh = make_mesh("2x4")
     args = (tables, FEATURES, LOOKUPS, mesh)
     # A row's mean is taken over all devices: not by the native update of one.
-    assert not EmbeddingCollection(*args, RowWiseAdagrad(0.1), plan, kernels="native").natively
+    assert not EmbeddingCollection(*args, RowWiseAdagrad(0.1), plan, kernels="native").native_slabs
     found, expected = (
         train(EmbeddingCollection(*args, SGD(0.1), plan, kernels=kernels), True, False)
         for kernels in ("native", "jax")
@@ -176,7 +176,7 @@ def test_tables_are_updated_in_place():
         pooled, context = tables.lookup(state, ids)
         return tables.update(state, context, pooled, 0)
 
-    lowered = jax.jit(step, donate_argnums=0).lower(tables.abstract(), batch(0, False)[0])
+    lowered = jax.jit(step, donate_argnums=0).lower(tables.state_specs(), batch(0, False)[0])
     text = lowered.compile().as_text() or ""
     assert "dlrm_jax_rowwise_adagrad" in text
     size = next(slab.rows for slab in tables.layout.slabs if "large" in slab.tables)

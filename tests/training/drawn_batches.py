@@ -44,7 +44,7 @@ def make_batches(dtype: str, *, weighted: bool = True, count: int = 5) -> list[B
                 dense=rng.normal(size=(SAMPLES, DENSE)).astype(dtype),
                 ids=ids,
                 labels=labels.astype(dtype),
-                weights=weights.astype(dtype),
+                sample_weights=weights.astype(dtype),
                 id_weights=id_weights.astype(dtype) if weighted else None,
             )
         )
@@ -75,5 +75,5 @@ def oracle_arguments(batch: Batch) -> dict:
         "ids": by_feature(batch.ids),
         "labels": batch.labels,
         "id_weights": None if batch.id_weights is None else by_feature(batch.id_weights),
-        "sample_weights": batch.weights,
+        "sample_weights": batch.sample_weights,
     }

@@ -17,7 +17,7 @@ from setups import Setup, train
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices
-from dlrm_jax.processes import Agreement, check_same, is_first, join, on_first
+from dlrm_jax.processes import Agreement, check_same, is_process_0, join, on_process_0
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 
@@ -44,7 +44,7 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
         learner = Setup(*fields).learner()
         state, losses = train(learner, start(learner, initial), batches, wanted["steps"])
         arrays = gathered(learner, state)
-        if is_first():
+        if is_process_0():
             path = directory / f"trained-{number}.npz"
             np.savez(path, allow_pickle=False, losses=losses, **arrays)
 
@@ -56,13 +56,13 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
 
     seen = {
         "largest": Agreement(learner.mesh)(index * 10),
-        "result": on_first(lambda: ["of", index]),
-        "long": on_first(lambda: "x" * 5000),
-        "error": message(UserError, lambda: on_first(failing(UserError(f"of {index}")))),
-        "refused": message(OSError, lambda: on_first(failing(OSError(28, f"full in {index}")))),
+        "result": on_process_0(lambda: ["of", index]),
+        "long": on_process_0(lambda: "x" * 5000),
+        "error": message(UserError, lambda: on_process_0(failing(UserError(f"of {index}")))),
+        "refused": message(OSError, lambda: on_process_0(failing(OSError(28, f"full in {index}")))),
         "differing": message(UserError, lambda: check_same({"a": (1, 2), "b": index})),
         "bug": message(
-            RuntimeError if index else KeyError, lambda: on_first(failing(KeyError(index)))
+            RuntimeError if index else KeyError, lambda: on_process_0(failing(KeyError(index)))
         ),
     }
     (directory / f"seen-{index}.json").write_text(json.dumps(seen))
@@ -76,7 +76,7 @@ def gathered(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
     """What `named_arrays.arrays_of` gives, in every process."""
     tables = {
         f"{table.name}/{key}": np.asarray(multihost_utils.process_allgather(array, tiled=True))
-        for table, logical in learner.collection.read(state.embedding)
+        for table, logical in learner.collection.to_arrays(state.embedding)
         for key, array in logical.items()
     }
     return tables | dense_arrays(state.params)

@@ -67,7 +67,7 @@ def compare(
 def ways_taken(monkeypatch):
     """How the gradients of slabs were summed: (whether the slab is sharded, the way)."""
     ways = set()
-    aggregate = row_gradients.aggregate
+    coalesce = row_gradients.coalesce
 
     def spy(slabs, occurrences, mesh_shape, sum_duplicates, *options):
         for slab in slabs:
@@ -75,9 +75,9 @@ def ways_taken(monkeypatch):
             ids = sum(rows.size for rows, _, _ in occurrences[slab.name]) * copies
             large = "merged" if slab.needs_sums(sum_duplicates) else "repeated"
             ways.add((slab.sharded, "dense" if slab.rows <= ids else large))
-        return aggregate(slabs, occurrences, mesh_shape, sum_duplicates, *options)
+        return coalesce(slabs, occurrences, mesh_shape, sum_duplicates, *options)
 
-    monkeypatch.setattr(row_gradients, "aggregate", spy)
+    monkeypatch.setattr(row_gradients, "coalesce", spy)
     return ways
 
 

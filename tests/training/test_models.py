@@ -52,7 +52,8 @@ def test_it_trains_on_a_mesh(name):
     state = learner.init(0)
     # The first loss is that of the model by itself, on what its tables hold.
     tables = {
-        table.name: arrays["weights"] for table, arrays in learner.collection.read(state.embedding)
+        table.name: arrays["table"]
+        for table, arrays in learner.collection.to_arrays(state.embedding)
     }
     ends = np.cumsum(config.table_bag_lengths)
     vectors = {}
@@ -76,8 +77,8 @@ def test_it_trains_on_a_mesh(name):
 
 
 def weights_by_table(learner, state):
-    pairs = learner.collection.read(state.embedding)
-    return {table.name: np.asarray(arrays["weights"]) for table, arrays in pairs}
+    pairs = learner.collection.to_arrays(state.embedding)
+    return {table.name: np.asarray(arrays["table"]) for table, arrays in pairs}
 
 
 class SumOfWeights(Model):
@@ -109,7 +110,9 @@ def test_a_class_of_the_users_own():
     assert (
         learner.collection.plan.describe(learner.collection.tables.values()).count("row_wise") == 2
     )
-    tables = {t.name: np.asarray(a["weights"]) for t, a in learner.collection.read(state.embedding)}
+    tables = {
+        t.name: np.asarray(a["table"]) for t, a in learner.collection.to_arrays(state.embedding)
+    }
     ids = np.asarray(batch.ids)
     bag = np.where(ids[:, 2:] >= 0, tables["C3"][ids[:, 2:], 0], 0).sum(1)
     wanted = 2.5 * (tables["C1"][ids[:, 0], 0] + tables["C2"][ids[:, 1], 0] + bag)

@@ -62,7 +62,7 @@ def make_batch(config: Config, seed: int = 0) -> Batch:
         dense=rng.normal(size=(BATCH, config.dense_features)).astype(np.float32),
         ids=ids,
         labels=(ids[:, 0] % 2 == 0).astype(np.float32),
-        weights=np.ones(BATCH, np.float32),
+        sample_weights=np.ones(BATCH, np.float32),
     )
 
 
@@ -111,13 +111,13 @@ def test_tables_are_updated_in_place(mesh):
     config = small(frozen_tables=("C3",))
     learner = make_learner(config, make_mesh(mesh))
     state = learner.init(0)
-    weights, before = state.embedding.weights, pointers(state.embedding.weights)
+    weights, before = state.embedding.tables, pointers(state.embedding.tables)
     compiled = compiled_step(learner, state, config)
     assert compiled.memory_analysis().alias_size_in_bytes >= bytes_per_device(state.embedding)
 
     state, _ = jax.block_until_ready(compiled(state, learner.put(make_batch(config))))
     assert all(array.is_deleted() for array in weights.values())
-    assert pointers(state.embedding.weights) == before
+    assert pointers(state.embedding.tables) == before
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_nothing_is_as_large_as_a_large_table(mesh, changes):
     config = with_a_large_table(**changes)
     learner = make_learner(config, make_mesh(mesh))
     compiled = compile_step(learner, BATCH, config.dense_features)
-    table = learner.collection.abstract().weights["C2"]
+    table = learner.collection.state_specs().tables["C2"]
     shard = table.sharding.shard_shape(table.shape)
     memory: Any = compiled.memory_analysis()
     slab = math.prod(shard) * table.dtype.itemsize
@@ -182,10 +182,10 @@ def test_only_the_rows_read_change(mesh, optimizer):
     state, _ = train(learner, state, batches, steps=3)
     after = arrays_of(learner, state)
 
-    np.testing.assert_array_equal(after["C3/weights"], before["C3/weights"])
+    np.testing.assert_array_equal(after["C3/table"], before["C3/table"])
     ids = np.concatenate([batch.ids for batch in batches])
     for table, columns in (("C1", ids[:, :1]), ("C2", ids[:, 1:4])):
-        rows = len(before[f"{table}/weights"])
+        rows = len(before[f"{table}/table"])
         read = np.isin(np.arange(rows), columns)
         for name in (name for name in before if name.startswith(f"{table}/")):
             np.testing.assert_array_equal(after[name][~read], before[name][~read])
@@ -257,8 +257,8 @@ def test_bfloat16_trains(table_dtype):
     state, losses = train(learner, learner.init(0), batches, steps=30)
     assert np.all(np.isfinite(losses))
     assert losses[-3:].mean() < 0.9 * losses[:3].mean()
-    pairs = learner.collection.read(state.embedding)
-    assert {arrays["weights"].dtype.name for _, arrays in pairs} == {table_dtype}
+    pairs = learner.collection.to_arrays(state.embedding)
+    assert {arrays["table"].dtype.name for _, arrays in pairs} == {table_dtype}
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
 
 

@@ -69,7 +69,9 @@ def test_the_model_gets_the_vectors_of_the_formula(changes, mesh):
     for _ in range(2):  # so that learned weights aren't all one
         state, loss = step(state, learner.put(batch))
         assert np.isfinite(float(loss))
-    tables = {t.name: np.asarray(a["weights"]) for t, a in learner.collection.read(state.embedding)}
+    tables = {
+        t.name: np.asarray(a["table"]) for t, a in learner.collection.to_arrays(state.embedding)
+    }
     params = state.params
 
     def pooled(name, ids, divisor=1, modulus=2**30):

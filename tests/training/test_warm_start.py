@@ -41,13 +41,13 @@ def test_a_grown_table_is_the_trained_one_and_new_rows(
     found = arrays_of(learner, state)
     assert found.keys() == fresh.keys()
     for name in NAMES:
-        old = trained[f"{name}/weights"].astype(table_dtype)
-        new = fresh[f"{name}/weights"]
+        old = trained[f"{name}/table"].astype(table_dtype)
+        new = fresh[f"{name}/table"]
         assert np.any(old != new[: len(old)])
         np.testing.assert_array_equal(
-            found[f"{name}/weights"], np.concatenate([old, new[len(old) :]])
+            found[f"{name}/table"], np.concatenate([old, new[len(old) :]])
         )
-    for name in found.keys() - {f"{name}/weights" for name in NAMES}:
+    for name in found.keys() - {f"{name}/table" for name in NAMES}:
         np.testing.assert_array_equal(found[name], fresh[name], err_msg=name)
 
 
@@ -56,10 +56,10 @@ def test_only_what_is_named_is_taken(saved: tuple[Path, dict[str, np.ndarray]]):
     learner = make_learner(GROWN, make_mesh("2x4"))
     fresh = arrays_of(learner, learner.init(GROWN.seed))
     found = arrays_of(learner, warm_start(learner, GROWN.seed, checkpoint, ("C2", "top"), OLDER))
-    np.testing.assert_array_equal(found["C2/weights"][:3000], trained["C2/weights"])
+    np.testing.assert_array_equal(found["C2/table"][:3000], trained["C2/table"])
     for name in ("top/0/kernel", "top/0/bias", "top/1/kernel", "top/1/bias"):
         np.testing.assert_array_equal(found[name], trained[name])
-    for name in found.keys() - {"C2/weights", "top/0/kernel", "top/0/bias", "top/1/kernel",
+    for name in found.keys() - {"C2/table", "top/0/kernel", "top/0/bias", "top/1/kernel",
                                 "top/1/bias"}:  # fmt: skip
         np.testing.assert_array_equal(found[name], fresh[name], err_msg=name)
 
@@ -76,7 +76,7 @@ def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.nd
         warm_start(learner, 0, checkpoint, ("C3",))
     # Where it isn't known what ids mean, it is the user's business.
     found = arrays_of(learner, warm_start(learner, 0, checkpoint, ("C1",)))
-    np.testing.assert_array_equal(found["C1/weights"], trained["C1/weights"])
+    np.testing.assert_array_equal(found["C1/table"], trained["C1/table"])
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class Timing:
         copies = self.workload.data_groups * (self.shards if everywhere else 1)
         stride = 1 if everywhere else self.shards
         vector = columns * kind.vector
-        # As `gradient.aggregate` decides: whether copies tell each other the sums of all rows, and
+        # As `gradient.coalesce` decides: whether copies tell each other the sums of all rows, and
         # whether a device sums all rows or those that occur.
         sums = (copies > 1) & (rows * (columns + 1) <= batch * (ids + bags * columns))
         dense = sums | (rows <= batch * ids)

@@ -36,9 +36,9 @@ class Ours:
         numbers = {name: number for number, name in enumerate(config.table_names)}
 
         def given(table: Table) -> dict[str, np.ndarray]:
-            return {"weights": problem.table(numbers[table.name])}
+            return {"table": problem.table(numbers[table.name])}
 
-        state = learner.init(config.seed, learner.collection.build(given, config.seed))
+        state = learner.init(config.seed, learner.collection.from_arrays(given, config.seed))
         self._state = dataclasses.replace(state, params=initial_params(problem, learner))
         self._batches = [learner.put(batch_of(problem, i)) for i in range(problem.batches)]
         self._train = make_train_step(learner) if problem.mode == "train" else None
