@@ -22,6 +22,7 @@ from dlrm_jax.embedding import (
     Plan,
     Table,
     automatic_plan,
+    reshard,
 )
 from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
 from dlrm_jax.errors import UserError
