@@ -1,0 +1,309 @@
+"""The documentation builds, its links resolve, and what it shows runs and prints what it says."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from documents import PAGES, ROOT, anchors, commands, flags, links, program, prose
+
+from dlrm_jax.embedding import (
+    SGD,
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    RowWiseAdagrad,
+    Table,
+    automatic_plan,
+)
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+
+TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def run(arguments: list[str], directory: Path, text: str | None = None) -> str:
+    """What a program prints that starts as a user's would, without the tests' settings."""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(directory), "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+# -- The site, its links ---------------------------------------------------------------
+
+
+def test_site(tmp_path: Path):
+    config = str(ROOT / "mkdocs.yml")
+    run(["-m", "mkdocs", "build", "--strict", "-q", "-f", config, "-d", str(tmp_path / "site")],
+        ROOT)  # fmt: skip
+    site = tmp_path / "site"
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        relative = page.relative_to(ROOT / "docs").with_suffix("")
+        folder = relative.parent if relative.name == "index" else relative
+        html = (site / folder / "index.html").read_text()
+        assert not re.search(r'(?:src|<link[^>]+href)="https?://', html), "loads from elsewhere"
+    reference = (site / "reference" / "embedding" / "index.html").read_text()
+    assert "send_cotangents" in reference
+    assert ":::" not in reference
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links(path: Path):
+    for target in links(path.read_text()):
+        name, _, anchor = target.partition("#")
+        found = path.parent / name if name else path
+        assert found.exists(), f"{target} in {name_of(path)}"
+        # Reference pages get theirs from docstrings; the strict build checks these.
+        if anchor and "reference" not in found.parts:
+            assert anchor in anchors(found), f"{target} in {name_of(path)}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_files_that_are_named_exist(path: Path):
+    named = re.findall(r"`((?:dlrm_jax|experiments|tests|examples|docs)/[\w./*-]+)`", path.read_text())
+    for name in named:
+        assert list(ROOT.glob(name.rstrip("/"))), f"{name} in {name_of(path)}"
+
+
+def test_pages_are_in_the_navigation():
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == listed
+
+
+def test_no_traces_of_a_machine():
+    for path in PAGES:
+        assert not re.search(r"/work/|/root/|/tmp/bash", path.read_text()), name_of(path)
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+# -- What is shown runs ----------------------------------------------------------------
+
+PROGRAMS = [path for path in PAGES if program(path.read_text())[1]]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
+def test_programs(path: Path, tmp_path: Path):
+    files, code, promised = program(path.read_text())
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    script = tmp_path / "page.py"  # a file, so that a traceback shows its lines
+    script.write_text(code)
+    printed = run(["-W", "error", str(script)], tmp_path)
+    assert promised, "a page says what its program prints"
+    assert [line.rstrip() for line in printed.splitlines()] == promised
+
+
+def test_there_are_programs():
+    assert {"README.md", "docs/your-model.md", "docs/sharding.md"} <= set(map(name_of, PROGRAMS))
+
+
+def test_a_model_is_one_class(tmp_path: Path):
+    files, _, _ = program((ROOT / "docs" / "models.md").read_text())
+    (tmp_path / "mine.py").write_text(files["mine.py"])
+    (command,) = (
+        arguments
+        for module, arguments in commands((ROOT / "docs" / "models.md").read_text())
+        if module == "dlrm_jax train" and "--model=mine:Products" in arguments
+    )
+    printed = run(
+        ["-m", "dlrm_jax", "train", *command, "--examples=5000", f"--workdir={tmp_path / 'run'}"],
+        tmp_path,
+    )
+    assert "C1.weight" in printed
+
+
+EXAMPLES = {
+    "own_log": r"test AUC 0\.8\d",
+    "own_model_nnx": r"accuracy 0\.9\d",
+    "own_model_linen": r"accuracy 0\.9\d",
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name: str, tmp_path: Path):
+    assert re.search(EXAMPLES[name], run(["-m", f"examples.{name}"], tmp_path))
+
+
+def test_notebook(tmp_path: Path):
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
+    cells = ["".join(x["source"]) for x in notebook["cells"] if x["cell_type"] == "code"]
+    script = tmp_path / "notebook.py"
+    script.write_text("\n".join(cells))
+    printed = run(["-W", "error", str(script)], tmp_path)
+    assert re.search(r"0\.\d+", printed)
+
+
+def test_every_example_is_tested():
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert scripts - {"clicks"} == set(EXAMPLES)
+
+
+# -- Commands parse --------------------------------------------------------------------
+
+# Flags of other programs that pages name.
+FOREIGN = {
+    "completions", "extra", "gpus", "help", "kill", "logdir", "nodes", "ntasks", "parallelism",
+    "pythonpath", "strict", "thorough", "check", "xla_force_host_platform_device_count",
+}  # fmt: skip
+OTHERS = {"venv", "pytest", "pip", "mkdocs", "COMMAND", "MODULE"}
+
+
+def parsed() -> tuple[list[str], set[str]]:
+    """What is wrong with all commands, and the flags of all programs that are named."""
+    lines: dict[str, list[list[str]]] = defaultdict(list)
+    for path in PAGES:
+        for module, arguments in commands(path.read_text()):
+            if module in OTHERS or module == "dlrm_jax COMMAND":
+                continue
+            # Placeholders stand for any value; that there is such a flag is checked below.
+            lines[module].append([x for x in arguments if "…" not in x])
+    answers = json.loads(
+        run(["-W", "ignore", str(ROOT / "tests" / "parse_commands.py")], ROOT, json.dumps(lines))
+    )
+    assert len(answers) > 15
+    errors = [error for answer in answers.values() for error in answer["errors"]]
+    return errors, {flag for answer in answers.values() for flag in answer["flags"]}
+
+
+def test_commands():
+    errors, known = parsed()
+    assert errors == []
+    for path in PAGES:
+        unknown = {
+            flag
+            for flag in flags(path.read_text()) - known - FOREIGN
+            if flag.removeprefix("no") not in known
+        }
+        # A changelog names flags that have another name now.
+        if path.name != "CHANGELOG.md":
+            assert not unknown, name_of(path)
+
+
+def test_named_tests_exist():
+    for path in PAGES:
+        for name in re.findall(r"tests/[\w/]+\.py", path.read_text()):
+            assert (ROOT / name).exists(), f"{name} in {name_of(path)}"
+
+
+# -- Messages --------------------------------------------------------------------------
+
+USERS, ITEMS = Table("users", 3000, 16), Table("items", 500, 16)
+FEATURES = [Feature("user"), Feature("history", 5), Feature("item")]
+LOOKUPS = [Lookup("user", "user", "users"), Lookup("item", "item", "items")]
+IDS = {"user": np.zeros(2, int), "history": np.zeros((2, 5), int), "item": np.zeros(2, int)}
+
+
+def collection(
+    tables: tuple[Table, ...] = (USERS, ITEMS),
+    lookups: list[Lookup] = LOOKUPS,
+    optimizer: SGD | RowWiseAdagrad | None = RowWiseAdagrad(0.1),  # noqa: B008
+    shards: int = 2,
+    mesh: str = "1x2",
+    **placements: str,
+) -> EmbeddingCollection:
+    plan = automatic_plan(tables, shards, placements)
+    return EmbeddingCollection(tables, FEATURES, lookups, make_mesh(mesh), optimizer, plan)
+
+
+def norm_without_sums() -> object:
+    tables = collection(optimizer=SGD(0.1))
+    _, residuals = tables.lookup(tables.init(0), tables.put(IDS))
+    cotangents = {name: jnp.ones((2, 16)) for name in ("user", "item")}
+    return tables.coalesce(tables.send_cotangents(residuals, cotangents)).squared_norm()
+
+
+MISTAKES: dict[str, Callable[[], object]] = {
+    "name": lambda: collection(lookups=[LOOKUPS[0], Lookup("item", "item", "itms")]),
+    "unread": lambda: collection(lookups=LOOKUPS[:1]),
+    "optimizer": lambda: collection(optimizer=None),
+    "shards": lambda: collection(shards=4),
+    "width": lambda: automatic_plan([Table("items", 500, 6)], 4, {"items": "column_wise"}).check(
+        [Table("items", 500, 6)]
+    ),
+    "devices": lambda: make_mesh("4x4"),
+    "columns": lambda: collection().check_ids(np.zeros((2, 6), np.int32)),
+    "slot": lambda: collection().from_arrays(lambda table: {"bias": jnp.zeros(table.rows)}, 0),
+    "rows": lambda: collection().from_arrays(
+        lambda table: {"table": np.zeros((2000, 16), "f4")}, 0
+    ),
+    "batch": lambda: collection(mesh="4x2").put(np.zeros((12, 7), np.int32)),
+    "feature": lambda: collection().put({"user": np.zeros(2, int)}),
+    "bag": lambda: collection().put({**IDS, "history": np.zeros((2, 6), int)}),
+    "id": lambda: collection().put({**IDS, "item": np.array([500, 0])}),
+    "norm": norm_without_sums,
+}
+
+
+def messages(section: str) -> list[tuple[str, str]]:
+    """The messages of a table of the page on troubleshooting, with … where only a part stands."""
+    (text,) = re.findall(rf"^## {section}$(.*?)(?=^## |\Z)", TROUBLE, re.DOTALL | re.MULTILINE)
+    return re.findall(r"^\| `(.*?)`( …)? \|", text, re.MULTILINE)
+
+
+def explains(text: str, more: str, message: str) -> bool:
+    return message.startswith(text) if more else message == text
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_messages(mistake: str):
+    with pytest.raises(UserError) as error:
+        MISTAKES[mistake]()
+    message = str(error.value)
+    assert any(
+        explains(text, more, message) for text, more in messages("Messages of the library")
+    ), message
+
+
+def test_messages_of_commands():
+    """Each part of a message stands in the code; that it is raised is tested where it belongs."""
+    literals = {
+        node.value
+        for path in (ROOT / "dlrm_jax").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    rows = messages("Messages of the commands")
+    assert len(rows) > 5
+    for text, _ in rows:
+        parts = [part for part in text.split("…") if len(part) > 3]
+        assert parts
+        for part in parts:
+            assert any(part in literal for literal in literals), part
+
+
+def test_prose_uses_the_words():
+    """Words that mean something else in the field, or that were renamed."""
+    for path in PAGES:
+        if path.name == "CHANGELOG.md":
+            continue
+        for word in ("exchange_dtype", "TrainedModel", r"\bnatively\b", "occurrences"):
+            assert not re.search(word, prose(path.read_text())), f"{word} in {name_of(path)}"
