@@ -117,19 +117,6 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_axes(mesh: Mesh) -> None:
-    """A mesh must have the axes of `make_mesh`.
-
-    Raises:
-        UserError: naming those it has.
-    """
-    if set(mesh.axis_names) != {DATA, MODEL}:
-        raise UserError(
-            f"mesh: expected the axes {DATA} and {MODEL}, got {', '.join(mesh.axis_names)}; "
-            f"dlrm_jax.mesh.make_mesh makes one"
-        )
-
-
 def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
     """Every device must get as many samples of a batch.
 

@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     learner = make_learner(config, mesh)
     check_same(pieces_by_table(learner.collection.plan))
     print(learner.collection.plan.describe(learner.collection.tables.values()))
-    print("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels.items()))
+    print("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
 
     if FLAGS.eval_only and not directory.is_dir():
         raise UserError(f"--eval_only: expected the --workdir of a run, there is no {directory}")

@@ -23,9 +23,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
 from dlrm_jax.embedding.layout import Block, Layout
+from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.storage_dtype import decode
 from dlrm_jax.embedding.table import Lookup
-from dlrm_jax.mesh import MODEL
 from dlrm_jax.native import ops
 
 # Up to so many bag positions are gathered one by one, see `_gather_by_position`; more would take
@@ -42,7 +42,7 @@ def lookup(
     slabs: Mapping[str, Array],
     ids: Int[Array, "b C"],
     id_weights: Float[Array, "b C"] | None,
-    shards: int,
+    axes: MeshAxes,
     dtype: str | None = None,
     native: bool = False,
 ) -> tuple[dict[str, Array], list[Array], list[Array] | None, dict[str, Array]]:
@@ -54,8 +54,8 @@ def lookup(
         slabs: this device's part of each, by name.
         ids: of this device's samples.
         id_weights: weight of each id, [b, C], or None.
-        shards: M.
-        dtype: in which vectors travel; None for their own.
+        axes: axes of the mesh.
+        dtype: dtype of vectors between devices; None for their own.
         native: whether native kernels may be used, see `has_native_lookup`.
 
     Returns:
@@ -69,11 +69,11 @@ def lookup(
         mapped = [id_weights[:, source] for source, _ in layout.mapped]
         id_weights = jnp.concatenate([id_weights, *mapped], axis=1)
     sent = [route(block, ids) for block in blocks]
-    rows = at_owner(blocks, sent)
+    rows = at_owner(blocks, sent, axes)
     at_rows = None
     if id_weights is not None:
         of_rows = [route_weights(b, id_weights, x) for b, x in zip(blocks, sent, strict=True)]
-        at_rows = at_owner(blocks, of_rows)
+        at_rows = at_owner(blocks, of_rows, axes)
     vectors = []
     for i, block in enumerate(blocks):
         slab, of_rows = slabs[block.slab.name], None if at_rows is None else at_rows[i]
@@ -81,7 +81,7 @@ def lookup(
             vectors.append(ops.pool(slab, rows[i], of_rows))
         else:
             vectors.append(pool(slab, rows[i], of_rows, block.slab.dtype))
-    received = at_sample(blocks, vectors, shards, dtype)
+    received = at_sample(blocks, vectors, axes, dtype)
 
     pooled, denominators = {}, {}
     for i, each in enumerate(lookups):
@@ -107,6 +107,7 @@ def send_cotangents(
     blocks: Sequence[Block],
     denominators: Mapping[str, Array],
     cotangents: Mapping[str, Array],
+    axes: MeshAxes,
     dtype: str | None = None,
 ) -> list[Array]:
     """The opposite way: cotangents of pooled vectors to those of bags, [N, T, d] by block."""
@@ -119,7 +120,7 @@ def send_cotangents(
             of_bags.append(cotangent / denominators[each.name][:, None])
         else:
             of_bags.append(cotangent)
-    return at_owner(blocks, [spread(block, of_bags) for block in blocks], dtype)
+    return at_owner(blocks, [spread(block, of_bags) for block in blocks], axes, dtype)
 
 
 def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
@@ -153,18 +154,19 @@ def route_weights(
     return jnp.where(rows < block.slab.rows, weights[:, block.column].transpose(1, 0, 2, 3), 0)
 
 
-def exchange(parts: Sequence[Array], dtype: str | None = None) -> list[Array]:
+def exchange(parts: Sequence[Array], axis: str, dtype: str | None = None) -> list[Array]:
     """Sends ``part[m]`` to shard m and returns what came from each shard, in one all-to-all.
 
     Args:
-        parts: [M, b, ...] each, of one dtype.
-        dtype: in which they travel; None for their own.
+        parts: arrays [M, b, ...] of one dtype.
+        axis: model axis of the mesh.
+        dtype: dtype between devices; None for their own.
     """
     if not parts or parts[0].shape[0] == 1:
         return list(parts)
     flat = [part.reshape(*part.shape[:2], -1) for part in parts]
     sent = jnp.concatenate(flat, axis=2)
-    received = jax.lax.all_to_all(comm_dtype.pack(sent, dtype), MODEL, 0, 0, tiled=True)
+    received = jax.lax.all_to_all(comm_dtype.pack(sent, dtype), axis, 0, 0, tiled=True)
     received = comm_dtype.unpack(received, dtype, sent.dtype)
     ends = np.cumsum([part.shape[2] for part in flat])[:-1]
     pieces = jnp.split(received, ends, axis=2)
@@ -172,25 +174,25 @@ def exchange(parts: Sequence[Array], dtype: str | None = None) -> list[Array]:
 
 
 def at_owner(
-    blocks: Sequence[Block], sent: Sequence[Array], dtype: str | None = None
+    blocks: Sequence[Block], sent: Sequence[Array], axes: MeshAxes, dtype: str | None = None
 ) -> list[Array]:
     """[M, b, ...] by receiver, for each block, to [N, ...] at the owner of its rows."""
     parts = [x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded]
-    received = iter(exchange(parts, dtype))
+    received = iter(exchange(parts, axes.model, dtype))
     mine = [next(received) if b.slab.sharded else x for b, x in zip(blocks, sent, strict=True)]
     return [x.reshape(-1, *x.shape[2:]) for x in mine]
 
 
 def at_sample(
-    blocks: Sequence[Block], vectors: Sequence[Array], shards: int, dtype: str | None = None
+    blocks: Sequence[Block], vectors: Sequence[Array], axes: MeshAxes, dtype: str | None = None
 ) -> list[Array]:
     """[N, T, d] at the owner of the rows, for each block, to [N, T, d] at the sample's owner.
 
     The first b are from shard 0, the next from shard 1. Of a replicated slab, N is b.
     """
     away = [x for b, x in zip(blocks, vectors, strict=True) if b.slab.sharded]
-    parts = [x.reshape(shards, -1, *x.shape[1:]) for x in away]
-    received = (x.reshape(-1, *x.shape[2:]) for x in exchange(parts, dtype))
+    parts = [x.reshape(axes.shards, -1, *x.shape[1:]) for x in away]
+    received = (x.reshape(-1, *x.shape[2:]) for x in exchange(parts, axes.model, dtype))
     return [next(received) if b.slab.sharded else x for b, x in zip(blocks, vectors, strict=True)]
 
 

@@ -37,8 +37,8 @@ def has_native_update(slab: Slab) -> bool:
     return type(slab.optimizer) is SGD
 
 
-def kernels(layout: Layout, native: bool) -> dict[str, str]:
-    """See `EmbeddingCollection.kernels`.
+def kernels_in_use(layout: Layout, native: bool) -> dict[str, str]:
+    """See `EmbeddingCollection.kernels_in_use`.
 
     Args:
         layout: of the tables.
@@ -50,12 +50,12 @@ def kernels(layout: Layout, native: bool) -> dict[str, str]:
     return {"lookups": _whose(layout, lookups), "updates": _whose(layout, updates)}
 
 
-def _whose(layout: Layout, natively: Mapping[str, bool]) -> str:
+def _whose(layout: Layout, native: Mapping[str, bool]) -> str:
     """What runs these slabs, if need be by table."""
     tables: dict[str, list[str]] = {}
     for slab in layout.slabs:
-        if slab.name in natively:
-            kind = "native" if natively[slab.name] else "jax"
+        if slab.name in native:
+            kind = "native" if native[slab.name] else "jax"
             tables.setdefault(kind, []).extend(slab.tables)
     if len(tables) < 2:
         return next(iter(tables), "none")

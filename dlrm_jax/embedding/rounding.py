@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Array, BFloat16, Float32, Int, UInt16
 
 from dlrm_jax.embedding.layout import Slab
-from dlrm_jax.mesh import MODEL
 
 
 def round_randomly(
@@ -35,15 +34,17 @@ def round_randomly(
     return jnp.where(jnp.isfinite(values), upper, values.astype(jnp.bfloat16))
 
 
-def bits_of_rows(slab: Slab, rows: Int[Array, " K"], step: Int[Array, ""]) -> UInt16[Array, "K d"]:
-    """Random bits for this shard's columns of its rows. In `jax.shard_map`.
+def bits_of_rows(
+    slab: Slab, rows: Int[Array, " K"], step: Int[Array, ""], shard: int | Int[Array, ""]
+) -> UInt16[Array, "K d"]:
+    """Random bits for a shard's columns of its rows.
 
     Args:
         slab: that the rows are of.
         rows: numbers within the shard's part; those past its end get bits nobody needs.
         step: the number of updates done before this one.
+        shard: number of the shard; 0 if the slab isn't sharded.
     """
-    shard = jax.lax.axis_index(MODEL) if slab.sharded else 0
     starts, moduli, residues, names = (jnp.asarray(x)[shard] for x in _pieces(slab))
     piece = jnp.searchsorted(starts, rows, side="right") - 1
     logical_row = (rows - starts[piece]) * moduli[piece] + residues[piece]

@@ -78,13 +78,13 @@ class Learner:
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
 
     @property
-    def kernels(self) -> dict[str, str]:
-        """`EmbeddingCollection.kernels`, and as ``"model"`` what runs DLRM's interaction.
+    def kernels_in_use(self) -> dict[str, str]:
+        """`EmbeddingCollection.kernels_in_use`, and as ``"model"`` what runs DLRM's interaction.
 
         Other models have nothing native. What isn't float32 is left to JAX.
         """
         model = "native" if self._runs_natively else "jax"
-        return {**self.collection.kernels, "model": model}
+        return {**self.collection.kernels_in_use, "model": model}
 
     def model(self, params: Any, training: bool = False) -> Any:
         """The model with these parameters.

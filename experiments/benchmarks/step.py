@@ -200,7 +200,7 @@ def main(argv: Sequence[str]) -> None:
             "mesh": FLAGS.mesh,
             "batch_size": config.batch_size,
             "optimizer": config.optimizer,
-            "kernels": learner.kernels,
+            "kernels": learner.kernels_in_use,
             "ids": FLAGS.ids,
             "zipf_exponent": config.zipf_exponent,
             "rows": sum(config.table_rows),

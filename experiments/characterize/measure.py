@@ -165,7 +165,7 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
         stream_bytes=measure_stream(),
         program=program,
         profile=profile,
-        kernels=learner.kernels,
+        kernels=learner.kernels_in_use,
     )
 
 

@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
         "served_by_hottest": served,
         "counted": counted,
         "timed": timed,
-        "kernels": collection.kernels,
+        "kernels": collection.kernels_in_use,
         "allocator": os.environ.get("GLIBC_TUNABLES"),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),

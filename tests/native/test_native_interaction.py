@@ -94,7 +94,7 @@ def test_training_is_that_of_jax(
     for chosen in ("native", "jax"):
         described = config(chosen, **changes)
         learner = make_learner(described, make_mesh(mesh))
-        assert learner.kernels["model"] == chosen
+        assert learner.kernels_in_use["model"] == chosen
         step, state, losses = make_train_step(learner), learner.init(0), []
         batches = [learner.put(batch) for batch in generated_batches(described, 3)]
         for batch in batches:
@@ -164,4 +164,4 @@ def test_a_model_of_higher_precision_is_left_to_jax():
 @pytest.mark.parametrize("changes", [{"interaction": "cat"}, {"model": "dcn_v2"}])
 def test_what_has_no_native_interaction_says_so(changes: dict[str, Any]):
     learner = make_learner(config("native", **changes), make_mesh("1x1"))
-    assert learner.kernels["model"] == "jax"
+    assert learner.kernels_in_use["model"] == "jax"

@@ -104,8 +104,8 @@ def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
     rate = optimizer(lambda step: 0.05 / (1 + step))
     native = collection("native", rate, mesh, placement)
     assert native.native_slabs
-    assert native.kernels["lookups"] == "native"
-    assert native.kernels["updates"].endswith("jax of adam")
+    assert native.kernels_in_use["lookups"] == "native"
+    assert native.kernels_in_use["updates"].endswith("jax of adam")
     found = train(native, weighted, sums)
     expected = train(collection("jax", rate, mesh, placement), weighted, sums)
     assert found.keys() == expected.keys()
@@ -130,7 +130,7 @@ def test_bags_are_pooled_as_in_jax(dim: int, bags: int, length: int, weighted: b
 def test_predictions_use_them_too():
     frozen = [dataclasses.replace(t, trainable=False, optimizer=None) for t in TABLES]
     tables = EmbeddingCollection(frozen, FEATURES, LOOKUPS, make_mesh("1x1"), kernels="native")
-    assert tables.kernels == {"lookups": "native", "updates": "none"}
+    assert tables.kernels_in_use == {"lookups": "native", "updates": "none"}
     lookup = jax.jit(lambda state, ids: tables.lookup(state, ids)[0])
     text = lookup.lower(tables.state_specs(), batch(0, False)[0]).compile().as_text() or ""
     assert "dlrm_jax_pool" in text
