@@ -126,7 +126,7 @@ def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
 
 
 class Unpacker:
-    """A slab's array as logical arrays of its tables, one large chunk of rows at a time.
+    """A slab's array to whole arrays of its tables, one large chunk of rows at a time.
 
     Besides the results only a chunk is held. Each chunk is a program of its own: collectives
     repeated in a loop within one program make XLA abort on emulated devices now and then.
@@ -147,7 +147,7 @@ class Unpacker:
         }
 
     def __call__(self, array: Array) -> dict[str, Array]:
-        """The logical array of each table."""
+        """Whole arrays by table."""
         in_order = self._slab.split != "rows" or self._axes.shards == 1
         if len(self._slab.tables) == 1 and in_order:
             return dict.fromkeys(self._slab.tables, array)  # it is that already
