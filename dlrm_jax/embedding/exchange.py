@@ -1,13 +1,12 @@
-"""From ids to pooled vectors, and from cotangents back to rows, on one device of the mesh.
+"""The exchange on one device: ids to pooled vectors, and cotangents to the rows' owners.
 
-These functions run inside `jax.shard_map` over both mesh axes. In shapes, b is one
-device's samples, M the shards of the model axis, N = M·b the samples of one data group,
-and T, L, d a block's bag positions, ids per bag position and width.
+These functions run inside `jax.shard_map`. Shapes: b samples of one device, M shards of the model
+axis, N = M·b samples of one data group; T bag positions of a block, L ids per bag, d columns.
 
-1. *Route*, at the sender: ids become rows of the receiver's slab. An id that is absent
-   or lies elsewhere becomes one past the slab's last row: never -1, which would wrap.
-2. *Exchange*: all-to-all of rows; gather and pool; all-to-all of pooled vectors.
-3. *Back*: cotangents travel the same way to the shards that own the rows.
+1. Route, at the sender: ids become row numbers of the receiver's slab. An id that is absent or lies
+   on another shard becomes the number past the slab's last row: never -1, which would wrap.
+2. Lookup: all-to-all of row numbers, gather and pool, all-to-all of pooled vectors.
+3. Cotangents take the way of the row numbers to the shards that own the rows.
 """
 
 from __future__ import annotations
@@ -46,22 +45,22 @@ def lookup(
     dtype: str | None = None,
     native: bool = False,
 ) -> tuple[dict[str, Array], list[Array], list[Array] | None, dict[str, Array]]:
-    """The whole way from this device's ids to its samples' vectors.
+    """Looks up the ids of this device's samples.
 
     Args:
-        layout: of the tables.
-        lookups: in its order.
-        slabs: this device's part of each, by name.
-        ids: of this device's samples.
+        layout: layout of the tables.
+        lookups: lookups in the order of the layout.
+        slabs: this device's part of each slab, by name.
+        ids: ids of this device's samples, [b, C].
         id_weights: weight of each id, [b, C], or None.
         axes: axes of the mesh.
         dtype: dtype of vectors between devices; None for their own.
         native: whether native kernels may be used, see `has_native_lookup`.
 
     Returns:
-        pooled vectors [b, d], of sequences [b, L, d], by lookup; by block, the rows [N, T, L]
-        that this device was asked for, and their weights; by lookup with mean pooling, its
-        denominators [b].
+        Pooled vectors by lookup, [b, d] or [b, L, d] of a sequence; row numbers [N, T, L] that
+        this device was asked for, by block, and their weights; denominators [b] by lookup with
+        mean pooling.
     """
     blocks = layout.blocks
     ids = map_ids(layout, ids)
@@ -205,9 +204,9 @@ def pool(
     """The weighted sum of the rows of every bag position, in at least float32; no row adds nothing.
 
     Args:
-        slab: one device's part of a slab, in its storage dtype.
-        rows: of the slab; a number of R or more stands for "no row".
-        weights: of the rows; None for all 1.
+        slab: this device's part of a slab, in its storage dtype.
+        rows: row numbers; R or more stands for "no row".
+        weights: weights of the rows; None for ones.
         dtype: dtype of the table; None if it is stored in it.
     """
     kind = dtype or slab.dtype
@@ -253,10 +252,10 @@ def collect(
     """One bag's vectors [b, d] at the samples' owner, of all its table's pieces.
 
     Args:
-        layout: says where the bag's parts are.
-        bag: its index.
-        received: by block, from `at_sample` (d is a shard's columns).
-        samples: b, of this device.
+        layout: layout of the tables.
+        bag: index of the bag.
+        received: results of `at_sample` by block, with a shard's columns.
+        samples: number of this device's samples, b.
     """
     parts = layout.parts[bag]
     index, shard, position = parts[0]
@@ -276,8 +275,8 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
     """The opposite of `collect`: the cotangents of each receiver's bags, [M, b, T, d].
 
     Args:
-        block: block whose bag positions to fill; padding gets zeros.
-        cotangents: by bag [b, d], those of other blocks included.
+        block: block to fill; padding positions get zeros.
+        cotangents: cotangents of all bags, [b, d] each, in the order of the bags.
     """
     members = np.unique(block.bag[block.bag >= 0])
     rows = [cotangents[i] for i in members]

@@ -1,4 +1,4 @@
-"""How tables are cut into pieces, and on which shard each piece lies."""
+"""A plan: the pieces of tables, and the shard of each piece."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Piece:
     split: int = 0
 
     def rows(self, table_rows: int) -> int:
-        """How many of the table's rows the piece holds."""
+        """The number of the table's rows in the piece."""
         return (table_rows - self.residue + self.modulus - 1) // self.modulus
 
 

@@ -1,7 +1,7 @@
-"""Tables as logical [rows, dim] arrays: initial values, and slabs to tables and back.
+"""Slabs to whole tables [rows, dim] and back, and initial values of tables.
 
-A logical array is the same on every mesh and plan. It is split by columns where they
-divide among the devices, since rows seldom do, so it adds one table's share to a device.
+A whole table is the same on every mesh and plan. It is split by columns where the devices divide
+them, since they seldom divide rows; a device then has a share of it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def slab_spec(slab: Slab, model: str, ndim: int = 2) -> PartitionSpec:
 
 
 def slot_ndims(slab: Slab) -> dict[str, int]:
-    """Of the optimizer's slots: one number a row, or one an element."""
+    """The ranks of the optimizer's slots: 1 for a number a row, 2 for one an element."""
     slots = slab.optimizer.slots if slab.optimizer else {}
     return {name: 1 if kind == "row" else 2 for name, kind in slots.items()}
 
@@ -60,7 +60,7 @@ def slab_sharding(axes: MeshAxes, slab: Slab, ndim: int = 2) -> NamedSharding:
 
 
 def array_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
-    """How a logical array of the slab's tables is split.
+    """The split of a whole table or slot.
 
     Columns over as many of the axes as divide them; vectors are on every device. A slab that is
     split by columns itself needs no communication: its tables stay as they are.
@@ -75,8 +75,8 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
     """Initial values by name, a function of the seed, the table's name and the row alone.
 
     Args:
-        tables: of one width and dtype.
-        seed: of all random numbers.
+        tables: tables of one width and dtype.
+        seed: seed of all random numbers.
     """
     groups: dict[int, list[Table]] = {}
     for table in tables:  # by identity: an initializer of one's own may not be hashable
@@ -126,14 +126,14 @@ def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
 
 
 class Unpacker:
-    """A slab's array as logical arrays of its tables, one large chunk of rows at a time.
+    """A slab's array to whole arrays of its tables, one large chunk of rows at a time.
 
     Besides the results only a chunk is held. Each chunk is a program of its own: collectives
     repeated in a loop within one program make XLA abort on emulated devices now and then.
 
     Args:
         axes: axes of the mesh, of type Auto.
-        slab: whose arrays, weights or slots, to take apart.
+        slab: slab to take apart: its table array or an optimizer slot.
     """
 
     def __init__(self, axes: MeshAxes, slab: Slab):
@@ -147,7 +147,7 @@ class Unpacker:
         }
 
     def __call__(self, array: Array) -> dict[str, Array]:
-        """The logical array of each table."""
+        """Whole arrays by table."""
         in_order = self._slab.split != "rows" or self._axes.shards == 1
         if len(self._slab.tables) == 1 and in_order:
             return dict.fromkeys(self._slab.tables, array)  # it is that already
@@ -214,7 +214,7 @@ class Unpacker:
         """One device's columns of consecutive rows of a table. In `jax.shard_map`.
 
         Args:
-            table: in this slab.
+            table: table of this slab.
             local: the device's own part of the slab.
             first: row of each shard's piece to begin with.
             count: rows of each piece.

@@ -52,12 +52,12 @@ class Table:
         name: unique among tables; names the table's array in a checkpoint.
         rows: ids run from 0 to rows - 1.
         dim: the width of a vector.
-        dtype: of the weights.
+        dtype: floating dtype of the values, of 16 bits or more.
         init: initial values; None for the reference's U(±√(1/rows)).
         optimizer: None for the collection's.
         trainable: False freezes the table.
-        stochastic_rounding: of updated bfloat16 weights, so that small updates aren't lost;
-            False rounds them to the nearest. Means nothing for other dtypes.
+        stochastic_rounding: whether updated bfloat16 values are rounded up or down at random, so
+            that small updates aren't lost; False rounds to the nearest. Other dtypes ignore it.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Table:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights of one copy."""
+        """Bytes of one copy, without optimizer state."""
         return self.rows * self.dim * jnp.dtype(self.dtype).itemsize
 
     @property
@@ -104,8 +104,8 @@ class Table:
         """Initial values of ``count`` consecutive rows, from their key.
 
         Args:
-            key: of these rows.
-            count: n.
+            key: key of these rows.
+            count: number of rows, n.
             bound: `initial_bound`, which tables that differ in nothing else may be given to share
                 a program; an ``init`` of the table's own doesn't ask for it.
         """
@@ -122,7 +122,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
-    """Which feature reads which table, and what becomes of its bag.
+    """A read of a table by a feature, and the pooling of its bags.
 
     Features may share a table, and one feature may read several tables.
 

@@ -111,7 +111,7 @@ def array_specs(axes: MeshAxes, slab: Slab, table: Table) -> dict[str, jax.Shape
 
 
 def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
-    """What the source has of a table, checked and placed."""
+    """The arrays that the source has of a table, checked and placed."""
     wanted = array_specs(axes, slab, table)
     placed = {}
     for key, array in source(table).items():
@@ -130,7 +130,7 @@ def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
 
 
 def _make_slab(axes: MeshAxes, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
-    """The slab's arrays from its tables'; what wasn't given gets initial values."""
+    """A slab's arrays, of given arrays of its tables and of initial values for all others."""
     drawn = reshard.initial_values(
         [table for name, table in slab.tables.items() if "table" not in given[name]], seed
     )

@@ -71,7 +71,7 @@ def load_table(
     table: str,
     wanted: Mapping[str, jax.ShapeDtypeStruct | np.ndarray],
 ) -> dict[str, Array | np.ndarray]:
-    """Reads one table's logical arrays.
+    """Reads the arrays of one table.
 
     Args:
         path: of the checkpoint.

@@ -69,13 +69,13 @@ def ways_taken(monkeypatch):
     ways = set()
     coalesce = row_gradients.coalesce
 
-    def spy(slabs, occurrences, mesh_shape, sum_duplicates, *options):
+    def spy(slabs, occurrences, axes, sum_duplicates, *options):
         for slab in slabs:
-            copies = mesh_shape["data"] * (1 if slab.sharded else mesh_shape["model"])
+            copies = axes.groups * (1 if slab.sharded else axes.shards)
             ids = sum(rows.size for rows, _, _ in occurrences[slab.name]) * copies
             large = "merged" if slab.needs_sums(sum_duplicates) else "repeated"
             ways.add((slab.sharded, "dense" if slab.rows <= ids else large))
-        return coalesce(slabs, occurrences, mesh_shape, sum_duplicates, *options)
+        return coalesce(slabs, occurrences, axes, sum_duplicates, *options)
 
     monkeypatch.setattr(row_gradients, "coalesce", spy)
     return ways
