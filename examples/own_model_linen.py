@@ -1,11 +1,14 @@
 """A model of your own in Flax Linen, with sharded tables and optax.
 
     python -m examples.own_model_linen
+
+It trains on eight emulated devices and prints its accuracy.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +37,12 @@ def main() -> None:
     collection = EmbeddingCollection(TABLES, FEATURES, LOOKUPS, mesh, RowWiseAdagrad(0.1))
     tower, optimizer = Tower(), optax.adam(3e-3)
 
+    def logits_of(pooled, params) -> Any:
+        return tower.apply(params, pooled)
+
     def loss_fn(pooled, params, labels):
-        logits = tower.apply(params, pooled)
-        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels))
+        losses = optax.sigmoid_binary_cross_entropy(logits_of(pooled, params), labels)
+        return jnp.mean(losses)
 
     @functools.partial(jax.jit, donate_argnames=("state", "params", "opt_state"))
     def step(state, params, opt_state, ids, labels, count):
@@ -48,7 +54,7 @@ def main() -> None:
     @jax.jit
     def predict(state, params, ids):
         pooled, _ = collection.lookup(state, ids)
-        return jax.nn.sigmoid(tower.apply(params, pooled))
+        return jax.nn.sigmoid(logits_of(pooled, params))
 
     state = collection.init(seed=0)
     ids, _ = clicks(8, seed=0)

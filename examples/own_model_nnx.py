@@ -1,6 +1,8 @@
 """A model of your own in Flax NNX, with sharded tables and `nnx.Optimizer`.
 
     python -m examples.own_model_nnx
+
+It trains on eight emulated devices and prints its accuracy.
 """
 
 from __future__ import annotations

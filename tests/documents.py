@@ -31,7 +31,7 @@ def program(text: str) -> tuple[dict[str, str], str, list[str]]:
     Returns:
         files that blocks whose first line names one stand for; all other blocks as one program; and
         what the page says that the program prints: comments behind or below a print, and blocks of
-        text.
+        text behind it.
     """
     files, code, promised = {}, "", []
     for language, block in blocks(text):
@@ -41,7 +41,7 @@ def program(text: str) -> tuple[dict[str, str], str, list[str]]:
         elif language == "python":
             code += block
             promised += re.findall(r"^(?:print\(.*\)  )?# (.*)$", block, re.MULTILINE)
-        elif language == "text":
+        elif language == "text" and code:
             promised += block.splitlines()
     return files, code, promised
 

@@ -1,8 +1,8 @@
 """Parses command lines as their programs would; run as a program of its own.
 
-Reads a JSON object from standard input: by module, the argument lists of ``python -m MODULE``. Prints
-one: by module, its flags, and a message for each command line that doesn't parse. Every module is
-imported in a process of its own, since programs define flags of the same names.
+Reads a JSON object from standard input: by module, the argument lists of ``python -m MODULE``.
+Prints one: by module, its flags, and a message for each command line that doesn't parse. Every
+module is imported in a process of its own, since programs define flags of the same names.
 """
 
 from __future__ import annotations

@@ -85,7 +85,9 @@ def test_links(path: Path):
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_files_that_are_named_exist(path: Path):
-    named = re.findall(r"`((?:dlrm_jax|experiments|tests|examples|docs)/[\w./*-]+)`", path.read_text())
+    named = re.findall(
+        r"`((?:dlrm_jax|experiments|tests|examples|docs)/[\w./*-]+)`", path.read_text()
+    )
     for name in named:
         assert list(ROOT.glob(name.rstrip("/"))), f"{name} in {name_of(path)}"
 
@@ -119,7 +121,9 @@ def test_programs(path: Path, tmp_path: Path):
     script.write_text(code)
     printed = run(["-W", "error", str(script)], tmp_path)
     assert promised, "a page says what its program prints"
-    assert [line.rstrip() for line in printed.splitlines()] == promised
+    # On a busy machine, training says how far it is.
+    lines = [x.rstrip() for x in printed.splitlines() if not re.match(r"step \d+/\d+ ", x)]
+    assert lines == promised
 
 
 def test_there_are_programs():
