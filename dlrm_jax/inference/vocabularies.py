@@ -13,7 +13,7 @@ import polars as pl
 
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import made
+from dlrm_jax.files import replacing
 from dlrm_jax.processes import on_process_0
 
 
@@ -36,13 +36,10 @@ def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
 
 def _keep(directory: Path, fingerprint: str, kept: Path) -> None:
     try:
-        if kept.exists():
-            if Metadata.read(kept).fingerprint == fingerprint:
-                return
-            # Of a run on other data that ended before its first checkpoint.
-            shutil.rmtree(kept)
-        with made(kept) as writing:
-            shutil.rmtree(writing, ignore_errors=True)
+        if kept.exists() and Metadata.read(kept).fingerprint == fingerprint:
+            return
+        # Those of other data are of a run that ended before its first checkpoint.
+        with replacing(kept) as writing:
             writing.mkdir()
             shutil.copy2(directory / METADATA, writing / METADATA)
             shutil.copytree(directory / VOCABULARIES, writing / VOCABULARIES, copy_function=_link)

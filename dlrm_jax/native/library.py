@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import cache_directory
+from dlrm_jax.files import cache_directory, move_into_place
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))
@@ -72,7 +72,7 @@ def build() -> Path:
             ) from None
         except subprocess.CalledProcessError as error:
             raise UserError(f"{shlex.join(command)} failed:\n{error.stderr}") from None
-        made.replace(target)
+        move_into_place(made, target)
     return target
 
 

@@ -6,48 +6,45 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_text
+from dlrm_jax.files import locked, write_text
 from dlrm_jax.processes import is_process_0, on_process_0
 
 
 @contextmanager
 def owned(workdir: Path) -> Iterator[Path]:
-    """Makes the directory and holds it for this run, all its processes.
+    """Context that makes a workdir and locks it for this run, all processes of it.
+
+    Args:
+        workdir: the directory, on a disk that all processes share.
+
+    Yields:
+        The directory.
 
     Raises:
-        UserError: another run holds it, it can't be made, or it has a name that isn't safe.
+        UserError: another run has locked it, it can't be made, a process doesn't see it, or its
+            path has brackets.
     """
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    on_process_0(lambda: _acquire(workdir, lock))
-    if not workdir.is_dir():
-        raise UserError(
-            f"workdir {workdir}: process 0 has it, but this process doesn't see it; expected a "
-            f"directory on a disk that all processes share"
-        )
-    try:
+    with ExitStack() as stack:
+        on_process_0(lambda: _lock(workdir, stack))
+        if not workdir.is_dir():
+            raise UserError(
+                f"workdir {workdir}: process 0 has locked it, but this process doesn't see it; "
+                f"expected a directory on a disk that all processes share"
+            )
         yield workdir
-    finally:
-        lock.release()
 
 
-def _acquire(workdir: Path, lock: filelock.BaseFileLock) -> None:
+def _lock(workdir: Path, stack: ExitStack) -> None:
     if re.search(r"\[.*\]", str(workdir.absolute())):
-        # What Orbax writes under such a name it doesn't find again: it takes it for a pattern.
+        # Orbax takes such a path for a pattern when it reads, and finds nothing.
         raise UserError(f"workdir {workdir}: expected a path without brackets; give another one")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        raise UserError(
-            f"workdir {workdir} is in use by another run; wait for it, or give another --workdir"
-        ) from None
+        stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
 

@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, proto
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import made, write_json
+from dlrm_jax.files import replacing, write_json
 from experiments.characterize.cost import cost, table_arrays
 from experiments.characterize.hlo import CONTAINERS, Instruction, Program
 
@@ -105,7 +105,7 @@ def write(
         file = io.BytesIO()
         for message in (SCHEMA["GlobalMetadata"](version=VERSION), *nodes.found):
             proto.serialize_length_prefixed(message, file)
-        with made(directory / f"{name}.{device}.et") as path:
+        with replacing(directory / f"{name}.{device}.et") as path:
             path.write_bytes(file.getvalue())
 
 

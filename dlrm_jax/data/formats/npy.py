@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -64,7 +63,7 @@ class ArrayWriter(BlockWriter):
         return self
 
     def __exit__(self, *error: object) -> None:
-        _sync_and_close(self._file)
+        self._file.close()
 
 
 class NpzWriter:
@@ -107,14 +106,7 @@ class NpzWriter:
                 raise
             # Another error has left it half-written, and is on its way.
         finally:
-            _sync_and_close(self._file)
-
-
-def _sync_and_close(file: IO[bytes] | BufferedIOBase) -> None:
-    with file:
-        file.flush()
-        # Some file systems find out only now that they are full.
-        os.fsync(file.fileno())
+            self._file.close()
 
 
 def map_npz(path: Path) -> dict[str, np.ndarray]:

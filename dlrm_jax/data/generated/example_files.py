@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,9 +40,6 @@ def write_raw(path: Path, blocks: Iterator[Block], suffix: str = "") -> None:
             lines = stack.enter_context(compressor.stream_writer(file, closefd=False))
         for block in blocks:
             lines.write(formatter(block.labels, block.integers, block.ids))
-    # Some file systems find out only now that they are full.
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def write_arrays(directory: Path, day: int, examples: int, blocks: Iterator[Block]) -> None:

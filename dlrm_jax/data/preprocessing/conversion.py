@@ -20,7 +20,7 @@ from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged, stage
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import made
+from dlrm_jax.files import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Conversion:
                     learned = self._learned(i, files, training, known)
                 except UserError as error:
                     raise UserError(f"column {name}: {error}") from error
-                with made(path) as temporary:
+                with replacing(path) as temporary:
                     learned.write_parquet(temporary)
             rows.append(vocabulary.rows(pl.scan_parquet(path, glob=False)))
         return self.options.table_rows(rows)

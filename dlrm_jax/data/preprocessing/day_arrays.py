@@ -15,7 +15,7 @@ from dlrm_jax.data.preprocessing.encoding import Encoder
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
-from dlrm_jax.files import made
+from dlrm_jax.files import replacing
 
 _ROWS_PER_BLOCK = 1 << 17
 
@@ -81,11 +81,11 @@ def write_day(
     for name, shape, dtype, read in arrays:
         path = directory / f"day_{number}_{name}.npy"
         if not path.exists():
-            with made(path) as temporary, ArrayWriter(temporary, shape, dtype) as writer:
+            with replacing(path) as temporary, ArrayWriter(temporary, shape, dtype) as writer:
                 append(writer, read)
     path = directory / f"day_{number}_sparse_multi_hot.npz"
     if not one_id and not path.exists():
-        with made(path) as temporary, NpzWriter(temporary) as archive:
+        with replacing(path) as temporary, NpzWriter(temporary) as archive:
             for i, length in enumerate(options.lengths):
                 with archive.member(str(i), (len(day), length), np.int32) as writer:
                     append(writer, bag(i))

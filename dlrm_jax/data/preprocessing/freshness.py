@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from dlrm_jax.data.directory import FORMAT, METADATA, Metadata, load_directory
 from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_json
+from dlrm_jax.files import delete_directory, write_json
 
 BEGUN = "begun.json"
 """Says of an unfinished directory what it is of."""
@@ -69,11 +68,7 @@ def begin(partial: Path, wanted: dict[str, Any]) -> None:
             found = {}
         if difference := _difference(found, wanted):
             _log.warning("%s is of something else (%s): starting anew", partial, difference)
-            # Renamed first: what is half deleted must not be gone on with.
-            doomed = partial.with_name(f"{partial.name}.deleting")
-            shutil.rmtree(doomed, ignore_errors=True)
-            partial.rename(doomed)
-            shutil.rmtree(doomed)
+            delete_directory(partial)
         else:
             _log.info("going on with what is in %s", partial)
     if not (partial / METADATA).exists():

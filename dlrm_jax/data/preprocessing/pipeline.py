@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from filelock import FileLock, Timeout
 
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.preprocessing import freshness, splits
@@ -21,7 +19,7 @@ from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_json
+from dlrm_jax.files import locked, move_into_place, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +64,7 @@ def preprocess(
     wanted = freshness.wanted(files, described)
     partial = output.with_name(f"{output.name}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(output):
+        with locked(output.with_name(f".{output.name}.lock"), f"output {output}", wait=True):
             difference = freshness.out_of_date(output, wanted)
             if output.is_dir() and not any(output.iterdir()):
                 output.rmdir()
@@ -85,12 +82,7 @@ def preprocess(
                 _run(files, Conversion(partial, options), wanted, len(held_out), grow)
             for unneeded in (*Conversion.TEMPORARY, freshness.BEGUN):
                 _remove(partial / unneeded)
-            replaced = output.with_name(f"{output.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            if output.exists():
-                output.rename(replaced)  # arrays that are mapped from it stay valid
-            partial.rename(output)
-            shutil.rmtree(replaced, ignore_errors=True)
+            move_into_place(partial, output)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"cannot make {output}: {error}. What is finished is kept; when that is mended, the "
@@ -126,22 +118,6 @@ def _check(
     for option in ("compatible", "multi_hot_sizes"):
         if getattr(options, option) or before[option]:
             raise UserError(f"grow: the ids of data with the option {option} can't grow")
-
-
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keeps other processes from making the same output."""
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
-    Path(lock.lock_file).touch()  # otherwise waiting for it would never end where this fails
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.warning("waiting for another process that makes %s", output)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run(

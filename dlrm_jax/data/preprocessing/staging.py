@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from dlrm_jax.data.preprocessing.sources import Source
-from dlrm_jax.files import made, write_json
+from dlrm_jax.files import replacing, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def stage(source: Source, directory: Path) -> Staged:
             if not path.exists():
                 part = parse()
                 write_json(counted, {"skipped": part.skipped, "dropped": part.dropped})
-                with made(path) as temporary:
+                with replacing(path) as temporary:
                     part.frame.write_ipc(temporary)
             counts.append(json.loads(counted.read_text()))
         write_json(

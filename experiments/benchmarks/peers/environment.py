@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import filelock
-
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import locked, write_text
 
 _REQUIREMENTS = [Path(__file__).with_name(name) for name in ("torch.txt", "requirements.txt")]
 
@@ -36,8 +35,8 @@ def ready(directory: Path) -> Path:
             f"--environment: expected a new or empty directory or one that this program has made, "
             f"but {directory} holds other things"
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(directory.with_name(f".{directory.name}.lock")):
+    lock_file = directory.with_name(f".{directory.name}.lock")
+    with locked(lock_file, f"environment {directory}", wait=True):
         texts = [file.read_text() for file in _REQUIREMENTS]
         wanted = "\n".join([f"# Python {sys.version.split()[0]}", *texts])
         python = directory / "bin" / "python"
@@ -48,7 +47,7 @@ def ready(directory: Path) -> Path:
             _call([sys.executable, "-m", "venv", directory])
             for file in _REQUIREMENTS:
                 _call([python, "-m", "pip", "install", "--no-deps", "-r", file])
-            complete.write_text(wanted)
+            write_text(complete, wanted)
         return python
 
 

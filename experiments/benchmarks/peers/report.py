@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrm_jax.files import write_json
 from experiments.benchmarks.peers.load import QUIET
 from experiments.benchmarks.peers.match import Outcome
 
@@ -102,9 +102,8 @@ def warning(entries: Sequence[Entry]) -> str:
 
 def write(path: Path, settings: dict[str, Any], entries: Sequence[Entry]) -> None:
     """Replaces the file by one with these entries."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"settings": settings, "matches": [entry.as_json() for entry in entries]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
 
 
 def _line(cells: Iterable[str]) -> str:
