@@ -1,4 +1,4 @@
-"""Whether what lies on disk is what is wanted: of the same files, options and format."""
+"""Compares what is on disk with what is to be made: input files, options and format."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory, write_json
 
 BEGUN = "begun.json"
-"""Says of an unfinished directory what it is of."""
+"""Name of the file that describes an unfinished directory."""
 
 _log = logging.getLogger(__name__)
 
 
-def wanted(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
-    """What the output of these files with these options is made from.
+def recipe(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
+    """Describes the output of these files with these options, as ``Metadata.made_from`` does.
+
+    Args:
+        paths: the input files.
+        options: options as JSON.
 
     Raises:
         UserError: a file can't be read.
@@ -33,32 +37,47 @@ def wanted(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(content_hashes: Sequence[str], options: dict[str, Any]) -> str:
-    """Of arrays made from these contents, wherever the files lie."""
+    """The hash that identifies the arrays, independent of the paths of the input files.
+
+    Args:
+        content_hashes: hash of each input file.
+        options: options as JSON.
+    """
     text = json.dumps([FORMAT, content_hashes, options])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def out_of_date(output: Path, wanted: dict[str, Any]) -> str:
-    """Why an output isn't what is wanted; empty if it is."""
+def difference(output: Path, recipe: dict[str, Any]) -> str:
+    """The first difference of an output from a recipe, in words; empty if there is none.
+
+    Args:
+        output: directory of arrays.
+        recipe: description from `recipe`.
+    """
     try:
         metadata = Metadata.read(output)
         load_directory(output)
     except UserError as error:
         return str(error)
     found = metadata.made_from
-    inputs = zip(found["inputs"], wanted["inputs"], metadata.content_hashes, strict=False)
+    inputs = zip(found["inputs"], recipe["inputs"], metadata.content_hashes, strict=False)
     for old, new, content_hash in inputs:
         touched = old != new and {**old, "mtime_ns": 0} == {**new, "mtime_ns": 0}
         if touched and file_hash(Path(new["path"])) == content_hash:
             old["mtime_ns"] = new["mtime_ns"]
-            # Saves hashing next time, no more: the directory may be read-only.
+            # It only saves hashing next time, and the directory may be read-only.
             with contextlib.suppress(OSError):
                 write_json(output / METADATA, dataclasses.asdict(metadata))
-    return _difference(found, wanted)
+    return _first_difference(found, recipe)
 
 
-def begin(partial: Path, wanted: dict[str, Any]) -> None:
-    """Keeps what an interrupted call of the same kind has left, removes what another has."""
+def begin(partial: Path, recipe: dict[str, Any]) -> None:
+    """Prepares an unfinished directory: keeps what matches, deletes what doesn't.
+
+    Args:
+        partial: directory that an interrupted call may have left.
+        recipe: description from `recipe`.
+    """
     begun = partial / BEGUN
     if partial.exists():
         try:
@@ -66,19 +85,19 @@ def begin(partial: Path, wanted: dict[str, Any]) -> None:
             found = Metadata.read(partial).made_from if finished else json.loads(begun.read_text())
         except (OSError, ValueError, UserError):
             found = {}
-        if difference := _difference(found, wanted):
-            _log.warning("%s is of something else (%s): starting anew", partial, difference)
+        if difference := _first_difference(found, recipe):
+            _log.warning("%s doesn't match this command (%s): starting again", partial, difference)
             delete_directory(partial)
         else:
-            _log.info("going on with what is in %s", partial)
+            _log.info("resuming from %s", partial)
     if not (partial / METADATA).exists():
-        write_json(begun, wanted)
+        write_json(begun, recipe)
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _first_difference(found: dict[str, Any], recipe: dict[str, Any]) -> str:
     """The first difference, in words; empty if there is none."""
     for key in ("format", "inputs", "options"):
-        old, new = found.get(key), wanted[key]
+        old, new = found.get(key), recipe[key]
         if isinstance(old, dict):
             for name in new:
                 if old.get(name) != new[name]:
@@ -89,7 +108,7 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size and time of change of files that can be read."""
+    """Path, size and time of change of each file; all must be readable."""
     found = []
     for path in paths:
         try:

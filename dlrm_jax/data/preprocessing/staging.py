@@ -17,13 +17,13 @@ class Staged:
     """N rows of one file.
 
     Attributes:
-        directory: of the parts.
-        rows: N.
-        skipped: malformed ones that were left out.
-        dropped: negative examples that were left out.
-        content_hash: of the file.
-        missing: rows without a value, by column.
-        smallest: number in the dense columns, nulls being 0.
+        directory: directory of the parts.
+        rows: number of rows, N.
+        skipped: number of malformed rows that were left out.
+        dropped: number of negative examples that were left out.
+        content_hash: hash of the file.
+        missing: number of rows without a value, by column.
+        smallest: smallest number in the dense columns; nulls count as 0.
     """
 
     directory: Path
@@ -35,7 +35,7 @@ class Staged:
     smallest: float
 
     def scan(self) -> pl.LazyFrame:
-        """The rows, in the order of the file; see `columns`."""
+        """The rows in the order of the file; see `columns`."""
         return _scan(self.directory)
 
     def parts(self) -> list[Path]:
@@ -44,7 +44,12 @@ class Staged:
 
 
 def stage(source: Source, directory: Path) -> Staged:
-    """Parses a file into a directory; what is there already of the same file stays."""
+    """Parses a file into a directory; finished parts of the same file stay.
+
+    Args:
+        source: the file.
+        directory: directory for the parts.
+    """
     done = directory / "staged.json"
     if not done.exists():
         counts = []
