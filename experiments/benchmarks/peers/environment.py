@@ -1,4 +1,4 @@
-"""The environment of PyTorch's contestants, made once and kept."""
+"""Makes the Python environment of PyTorch's contestants once and keeps it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from dlrm_jax.files import locked, write_text
 
 _REQUIREMENTS = [Path(__file__).with_name(name) for name in ("torch.txt", "requirements.txt")]
 
-# Says what an environment was completed with; without it, it is half-made.
+# The requirements of a complete environment; without this file it is incomplete.
 _COMPLETE = "complete.txt"
 
 
 def ready(directory: Path) -> Path:
-    """Makes the environment, or finishes it, if it isn't as the requirements say.
+    """Makes the environment, or completes it, if it doesn't match the requirements.
 
     Args:
-        directory: of the environment; made if there is none.
+        directory: directory of the environment; it is made if missing.
 
     Returns:
-        its Python.
+        The path of its Python.
 
     Raises:
-        UserError: the directory holds something else, or pip fails.
+        UserError: the directory contains other files, or pip fails.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--environment: expected a directory, got the file {directory}")
     if directory.is_dir() and any(directory.iterdir()) and not _is_environment(directory):
         raise UserError(
             f"--environment: expected a new or empty directory or one that this program has made, "
-            f"but {directory} holds other things"
+            f"but {directory} contains other files"
         )
     lock_file = directory.with_name(f".{directory.name}.lock")
     with locked(lock_file, f"environment {directory}", wait=True):
@@ -52,7 +52,7 @@ def ready(directory: Path) -> Path:
 
 
 def _is_environment(directory: Path) -> bool:
-    # Its first file may be all there is of one.
+    # An interrupted installation may have left only one of these.
     return any((directory / name).exists() for name in ("pyvenv.cfg", "bin", "lib", "include"))
 
 
