@@ -195,5 +195,5 @@ class Agreement:
         """
         if not is_distributed():
             return value
-        given = jax.make_array_from_process_local_data(self._split, np.array([value], np.int32))
-        return int(self._largest(given))
+        values = jax.make_array_from_process_local_data(self._split, np.array([value], np.int32))
+        return int(self._largest(values))

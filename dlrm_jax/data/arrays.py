@@ -106,11 +106,11 @@ class Split:
     def __post_init__(self) -> None:
         if not self.days:
             raise UserError("a split needs at least one day, got none; it may have no examples.")
-        wanted = _widths(self.days[0])
+        widths = _widths(self.days[0])
         for number, day in enumerate(self.days):
-            if _widths(day) != wanted:
+            if _widths(day) != widths:
                 raise UserError(
-                    f"the days of a split need arrays of the same width, got {wanted} in the first "
+                    f"the days of a split need arrays of the same width, got {widths} in the first "
                     f"and {_widths(day)} in day {number} (from 0); prepare all days alike."
                 )
 
@@ -156,16 +156,16 @@ class Split:
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a split of {len(self)}")
         # Sorting the rows first makes this slower: a core has many misses under way at once.
         days = np.searchsorted(self._starts, rows, side="right") - 1
-        found = np.flatnonzero(np.bincount(days)) if len(rows) else [0]
-        if len(found) == 1:
-            local = rows - self._starts[found[0]]
-            arrays = self.days[found[0]].arrays.items()
+        used_days = np.flatnonzero(np.bincount(days)) if len(rows) else [0]
+        if len(used_days) == 1:
+            local = rows - self._starts[used_days[0]]
+            arrays = self.days[used_days[0]].arrays.items()
             return Examples(**{name: array.take(local, axis=0) for name, array in arrays})
         gathered = {
             name: np.empty((len(rows), *array.shape[1:]), array.dtype)
             for name, array in self.days[0].arrays.items()
         }
-        for number in found:
+        for number in used_days:
             places = np.flatnonzero(days == number)
             local = rows[places] - self._starts[number]
             for name, array in self.days[number].arrays.items():

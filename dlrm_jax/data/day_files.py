@@ -87,12 +87,12 @@ class DayFiles:
         Raises:
             UserError: a width differs.
         """
-        found = [bags.shape[1] for bags in self.id_arrays]
+        widths = [bags.shape[1] for bags in self.id_arrays]
         expected = list(bag_lengths) if self.multi_hot else [sum(bag_lengths)]
-        if found != expected:
+        if widths != expected:
             raise UserError(
                 f"{self.path}: expected arrays of {_listed(expected)} ids an example, as {source} "
-                f"says, got {_listed(found)}; prepare all days alike"
+                f"says, got {_listed(widths)}; prepare all days alike"
             )
 
     def largest_ids(self) -> Int64[np.ndarray, " C"]:

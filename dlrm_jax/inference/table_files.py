@@ -68,8 +68,8 @@ def _weights(
     entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
     if entry is None:
         raise UserError(f"checkpoint {checkpoint} has no table {table!r}")
-    wanted = np.broadcast_to(np.float32(0), entry["shape"])  # a shape and type without memory
-    loaded = load_table(checkpoint, metadata, table, {"table": wanted})["table"]
+    spec = np.broadcast_to(np.float32(0), entry["shape"])  # a shape and type without memory
+    loaded = load_table(checkpoint, metadata, table, {"table": spec})["table"]
     return np.asarray(loaded)
 
 
@@ -78,11 +78,11 @@ def _lines(table: str, rows: int, values: pl.DataFrame | None) -> pl.DataFrame:
     ids = pl.DataFrame({"id": np.arange(rows, dtype=np.int32)})
     if values is None:
         return ids
-    known = values["id"]
-    if not known.is_between(0, rows - 1).all():
+    value_ids = values["id"]
+    if not value_ids.is_between(0, rows - 1).all():
         raise UserError(
-            f"the vocabulary of table {table} has ids from {known.min()} to {known.max()}, the "
-            f"table has {rows} rows: they belong to different runs"
+            f"the vocabulary of table {table} has ids from {value_ids.min()} to {value_ids.max()}, "
+            f"the table has {rows} rows: they belong to different runs"
         )
     return ids.join(values, on="id", how="left", maintain_order="left_right").select("value", "id")
 

@@ -34,20 +34,20 @@ def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
     on_process_0(lambda: _keep(directory, fingerprint, workdir / "preprocessing"))
 
 
-def _keep(directory: Path, fingerprint: str, kept: Path) -> None:
+def _keep(directory: Path, fingerprint: str, copy: Path) -> None:
     try:
-        if kept.exists() and Metadata.read(kept).fingerprint == fingerprint:
+        if copy.exists() and Metadata.read(copy).fingerprint == fingerprint:
             return
         # A copy of other data is left from a run that ended before its first checkpoint.
-        with replacing(kept) as writing:
-            writing.mkdir()
-            shutil.copy2(directory / METADATA, writing / METADATA)
-            shutil.copytree(directory / VOCABULARIES, writing / VOCABULARIES, copy_function=_link)
-            if Metadata.read(writing).fingerprint != fingerprint:
+        with replacing(copy) as temporary:
+            temporary.mkdir()
+            shutil.copy2(directory / METADATA, temporary / METADATA)
+            shutil.copytree(directory / VOCABULARIES, temporary / VOCABULARIES, copy_function=_link)
+            if Metadata.read(temporary).fingerprint != fingerprint:
                 raise UserError(f"{directory} was replaced by other data meanwhile; start again")
     except (OSError, shutil.Error) as error:
         raise UserError(
-            f"cannot keep the vocabularies of {directory} in {kept.parent}: {error}; check that "
+            f"cannot keep the vocabularies of {directory} in {copy.parent}: {error}; check that "
             f"they exist and that the disk is large enough"
         ) from error
 
@@ -61,8 +61,8 @@ def _link(source: str, target: str) -> None:
 
 def find_kept(checkpoint: Path) -> Path | None:
     """The directory with the vocabularies of a checkpoint's run, or None if it has none."""
-    kept = checkpoint.absolute().parent.parent / "preprocessing"
-    return kept if kept.is_dir() else None
+    copy = checkpoint.absolute().parent.parent / "preprocessing"
+    return copy if copy.is_dir() else None
 
 
 def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Metadata:

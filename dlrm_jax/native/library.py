@@ -55,12 +55,12 @@ def build() -> Path:
     target = path()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        made = Path(directory) / target.name
+        library = Path(directory) / target.name
         # -isystem, not -I: users can't fix warnings of the header.
         command = [*compiler, *_OPTIONS, "-isystem", jax.ffi.include_dir()]
         try:
             subprocess.run(
-                [*command, *map(str, _SOURCES), "-o", str(made)],
+                [*command, *map(str, _SOURCES), "-o", str(library)],
                 check=True,
                 capture_output=True,
                 text=True,
@@ -72,7 +72,7 @@ def build() -> Path:
             ) from None
         except subprocess.CalledProcessError as error:
             raise UserError(f"{shlex.join(command)} failed:\n{error.stderr}") from None
-        move_into_place(made, target)
+        move_into_place(library, target)
     return target
 
 
@@ -98,5 +98,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:  # not Linux
         return platform.machine() + platform.processor()
-    told = {line.split(":")[0].strip(): line for line in lines if ":" in line}
-    return told.get("flags") or told.get("Features") or platform.machine()
+    properties = {line.split(":")[0].strip(): line for line in lines if ":" in line}
+    return properties.get("flags") or properties.get("Features") or platform.machine()

@@ -164,9 +164,9 @@ def interact_back(
     """
     dim, samples = x.shape
     _check_shapes(samples, dim, vectors)
-    wanted = (dim + pairs(len(vectors) + 1, self_interaction), samples)
-    if d_z.shape != wanted:
-        raise ValueError(f"expected a cotangent of shape {wanted}, got {d_z.shape}")
+    shape = (dim + pairs(len(vectors) + 1, self_interaction), samples)
+    if d_z.shape != shape:
+        raise ValueError(f"expected a cotangent of shape {shape}, got {d_z.shape}")
     call = jax.ffi.ffi_call("dlrm_jax_interact_back", [_like(x), *map(_like, vectors)])
     d_x, *d_vectors = call(d_z, x, *vectors, self_interaction=self_interaction)
     return d_x, d_vectors

@@ -29,10 +29,10 @@ def seconds_to_first_step(arguments: Sequence[str]) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as directory:
         cache = Path(directory) / "cache"
-        found = {}
+        seconds = {}
         for name in ("cold", "warm"):
-            found[name] = _seconds(arguments, Path(directory) / name, cache)
-        return found
+            seconds[name] = _seconds(arguments, Path(directory) / name, cache)
+        return seconds
 
 
 def _seconds(arguments: Sequence[str], workdir: Path, cache: Path) -> float:

@@ -150,8 +150,8 @@ def config_of_flags() -> Config:
 
 def run_flags() -> list[str]:
     """The flags of this command line for `dlrm_jax train`, which has another default preset."""
-    given = [name for name in FIELD_TYPES if FLAGS[name].present]
-    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *given)]
+    names = [name for name in FIELD_TYPES if FLAGS[name].present]
+    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *names)]
 
 
 def _text(value: Any) -> str:

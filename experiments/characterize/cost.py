@@ -59,14 +59,14 @@ def class_costs(program: Program, tables: frozenset[Array]) -> dict[str, Cost]:
         program: program of the step.
         tables: arrays that are tables, see `cost`.
     """
-    found: dict[str, Cost] = {}
+    costs: dict[str, Cost] = {}
     for name, times in program.executions.items():
         each = cost(program, program.instructions[name], tables)
         times *= program.devices
         total = Cost(times * each.flops, times * each.nbytes, times * each.row_bytes)
         kind = program.classes[name]
-        found[kind] = found.get(kind, Cost()) + total
-    return found
+        costs[kind] = costs.get(kind, Cost()) + total
+    return costs
 
 
 def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -> Cost:

@@ -27,10 +27,10 @@ _MORE = ("#332288", "#56b4e9", "#117733", "#aa4499", "#999933", "#882255", "#44a
 def colours(names: Sequence[str]) -> dict[str, str]:
     """The colour of each class, fixed for the classes of every model, the others in order."""
     more = itertools.cycle(_MORE)
-    given = {name: next(more) for name in names if name not in _COLOURS}
-    known = {name: colour for name, colour in _COLOURS.items() if name in names}
-    last = {name: known.pop(name) for name in (DATA, "other", IDLE) if name in known}
-    return known | given | last
+    added = {name: next(more) for name in names if name not in _COLOURS}
+    fixed = {name: colour for name, colour in _COLOURS.items() if name in names}
+    last = {name: fixed.pop(name) for name in (DATA, "other", IDLE) if name in fixed}
+    return fixed | added | last
 
 
 def draw_step(result: Mapping[str, Any]) -> Figure:

@@ -59,7 +59,7 @@ def parse(text: Sequence[str], config: Config) -> dict[str, list[str]]:
     Raises:
         UserError: an item has another form.
     """
-    found = {}
+    sweeps = {}
     for item in text:
         name, given, values = item.partition("=")
         if name not in _SWEEPS or (given and not all(values.split(":"))):
@@ -67,13 +67,13 @@ def parse(text: Sequence[str], config: Config) -> dict[str, list[str]]:
                 f"--sweep: expected some of {', '.join(NAMES)}, each with its values or without, "
                 f"such as batch_size=512:2048,mesh; got {item!r}"
             )
-        if name in found:
+        if name in sweeps:
             raise UserError(f"--sweep: {name} is listed twice")
         make, usual = _SWEEPS[name]
-        found[name] = values.split(":") if given else [*map(str, usual(config))]
-        for value in found[name]:
+        sweeps[name] = values.split(":") if given else [*map(str, usual(config))]
+        for value in sweeps[name]:
             make(config, value)  # checked before anything is measured
-    return found
+    return sweeps
 
 
 def run(
@@ -100,7 +100,7 @@ def run(
     Raises:
         UserError: a step couldn't be measured; the message has its error.
     """
-    found = {}
+    results = {}
     for value in tqdm(values, desc=what, unit=" steps", disable=None):
         directory = workdir / f"{what}={value}"
         command = [
@@ -112,5 +112,5 @@ def run(
             raise UserError(
                 f"--sweep: {what}={value}: {done.stderr.strip().removeprefix('error: ')}"
             )
-        found[value] = json.loads((directory / "characterization.json").read_text())
-    return found
+        results[value] = json.loads((directory / "characterization.json").read_text())
+    return results

@@ -91,7 +91,7 @@ def asked(base: Config) -> tuple[Contest, Config]:
             f"and {','.join(FLAGS.optimizers)!r}"
         )
     try:
-        given = tuple(map(float, FLAGS.learning_rates))
+        rates_of_flag = tuple(map(float, FLAGS.learning_rates))
     except ValueError:
         raise UserError(
             f"--learning_rates: expected numbers, got {','.join(FLAGS.learning_rates)!r}"
@@ -100,7 +100,7 @@ def asked(base: Config) -> tuple[Contest, Config]:
     # With the first contender's model, as the requirements of the preset's model may not hold.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
     check_read([each.config(config, 1.0, 0) for each in contenders])
-    rates = {name: given or RATES[name] for name in FLAGS.optimizers}
+    rates = {name: rates_of_flag or RATES[name] for name in FLAGS.optimizers}
     return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations), config
 
 

@@ -190,7 +190,7 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
     jitted, placed = make_train_step(learner), learner.put(batches[0])
     step = jitted.lower(state, placed).compile()  # pyright: ignore[reportFunctionMemberAccess]
     memory = step.memory_analysis()
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "parameters": sum(t.rows * t.dim for t in learner.collection.tables.values())
         + sum(x.size for x in jax.tree.leaves(state.params)),
         "flops": matrix_flops(jitted, state, placed) / config.batch_size,
@@ -215,9 +215,9 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
 
     def validate(state: TrainState) -> Metrics:
         metrics = {split: metrics_of(state, split) for split in ("train", "validation")}
-        found["curve"].append({"step": int(state.step), **metrics})
-        if badness(task, metrics["validation"]) < badness(task, found["validation"]):
-            found.update(metrics, test=metrics_of(state, "test"))
+        result["curve"].append({"step": int(state.step), **metrics})
+        if badness(task, metrics["validation"]) < badness(task, result["validation"]):
+            result.update(metrics, test=metrics_of(state, "test"))
         return metrics["validation"]
 
     try:
@@ -233,8 +233,8 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
             record=lambda *_: None,
         )
     except UserError as error:  # a diverged trial has lost; the others continue
-        found["diverged"] = str(error)
-        return found
+        result["diverged"] = str(error)
+        return result
     speed = trained.examples_per_second
-    found["milliseconds"] = 1e3 * config.batch_size / speed if speed else None
-    return found
+    result["milliseconds"] = 1e3 * config.batch_size / speed if speed else None
+    return result

@@ -31,14 +31,14 @@ def ordered_ids(
         examples: maximum number of examples, N.
         seed: seed of the random order.
     """
-    given = np.asarray(data.validation.take(np.arange(min(examples, len(data.validation)))).ids)
-    found = {order: np.full_like(given, ABSENT) for order in ORDERS}
+    ids = np.asarray(data.validation.take(np.arange(min(examples, len(data.validation)))).ids)
+    reordered = {order: np.full_like(ids, ABSENT) for order in ORDERS}
     for i, own in enumerate(_columns(data)):
         first = first_lookups(data.train, own, data.table_rows[i])
         rng = np.random.default_rng([seed, i])
         for order, place in places(occurrences[i], first, rng).items():
-            found[order][:, own] = np.where(given[:, own] == ABSENT, ABSENT, place[given[:, own]])
-    return found
+            reordered[order][:, own] = np.where(ids[:, own] == ABSENT, ABSENT, place[ids[:, own]])
+    return reordered
 
 
 def in_batches(data: Dataset, ids: Int32[np.ndarray, "N C"], size: int, most: int) -> Batches:
@@ -93,11 +93,11 @@ def places(
         "first_seen": shuffled[np.argsort(first[shuffled], kind="stable")],
         "random": shuffled,
     }
-    found = {}
+    positions = {}
     for name in ORDERS:
-        found[name] = np.empty(len(first), np.int32)
-        found[name][rows[name]] = np.arange(len(first), dtype=np.int32)
-    return found
+        positions[name] = np.empty(len(first), np.int32)
+        positions[name][rows[name]] = np.arange(len(first), dtype=np.int32)
+    return positions
 
 
 def units(rows: Integer[np.ndarray, " N"], row_bytes: int, unit: int) -> Int64[np.ndarray, " K"]:

@@ -94,7 +94,7 @@ def in_turn(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
         ``fastest_ms``; and ``ratio``, the last order's time over this one's in the same round:
         the first quartile, the median and the third quartile.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, run in (("lookup", work.lookups), ("update", work.updates)):
         for order in orders:  # compiles, and allocates the pages of tables and state
             run(order)
@@ -103,14 +103,14 @@ def in_turn(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
             for order in orders:
                 times[order].append(run(order))
         last = times[orders[-1]]
-        found[name] = {
+        results[name] = {
             order: {
-                "ms": 1e3 * statistics.median(own),
-                "fastest_ms": 1e3 * min(own),
+                "ms": 1e3 * statistics.median(seconds),
+                "fastest_ms": 1e3 * min(seconds),
                 "ratio": statistics.quantiles(
-                    [b / a for a, b in zip(own, last, strict=True)], method="inclusive"
+                    [b / a for a, b in zip(seconds, last, strict=True)], method="inclusive"
                 ),
             }
-            for order, own in times.items()
+            for order, seconds in times.items()
         }
-    return found
+    return results

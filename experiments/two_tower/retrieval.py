@@ -59,7 +59,7 @@ def recall(
     before = np.empty(len(known), np.int64)
     for first in range(0, len(known), _USERS_PER_BLOCK):
         users = np.arange(first, min(first + _USERS_PER_BLOCK, len(known)), dtype=np.int32)
-        found = scores(users)
-        np.put_along_axis(found, known[users], -np.inf, axis=1)
-        before[users] = places(found, held_out[users])
+        item_scores = scores(users)
+        np.put_along_axis(item_scores, known[users], -np.inf, axis=1)
+        before[users] = places(item_scores, held_out[users])
     return [hit_ratio(before, rank) for rank in ranks]

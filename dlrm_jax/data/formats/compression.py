@@ -50,8 +50,8 @@ class Bytes:
             DamagedError: the compressed file is cut short or corrupt.
         """
         if self._peeked:
-            found, self._peeked = self._peeked[:size], self._peeked[size:]
-            return found
+            content, self._peeked = self._peeked[:size], self._peeked[size:]
+            return content
         try:
             return self._read(size)
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:

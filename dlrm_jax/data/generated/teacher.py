@@ -110,11 +110,11 @@ class Teacher:
         dense, ids = self.draw_features(rng, _SAMPLE)
         parts = self._parts(dense, ids)
         deviations = parts.std(axis=1)
-        wanted = np.where(deviations > 1e-6, (_INTERACTION_STD, _MAIN_STD, _DENSE_STD), 0.0)
+        targets = np.where(deviations > 1e-6, (_INTERACTION_STD, _MAIN_STD, _DENSE_STD), 0.0)
         total = math.hypot(_INTERACTION_STD, _MAIN_STD, _DENSE_STD)
-        if wanted.any():  # the others share the variance of a missing part
-            wanted *= total / np.linalg.norm(wanted)
-        self.scales = (wanted / np.where(deviations > 1e-6, deviations, 1)).astype(np.float32)
+        if targets.any():  # the others share the variance of a missing part
+            targets *= total / np.linalg.norm(targets)
+        self.scales = (targets / np.where(deviations > 1e-6, deviations, 1)).astype(np.float32)
         logits = self.scales @ parts
         low, high = -20.0, 20.0
         for _ in range(40):

@@ -91,15 +91,15 @@ def encode(
         trained: row of the user or item of each training example. Values of no training example
             get the id of unseen values.
     """
-    own = [name for name in names if name in values]
+    present = [name for name in names if name in values]
     rows, bags = [], [np.empty((len(described), 0), np.int32)]
-    for name in own:
+    for name in present:
         column = described.select(values[name].alias("value")).to_series()
-        known = vocabulary.learn([column.gather(trained).to_frame().lazy()])
-        rows.append(vocabulary.rows_needed(known.lazy()))
-        bags.append(vocabulary.encode(column, known, _longest(column)))
+        learned = vocabulary.learn([column.gather(trained).to_frame().lazy()])
+        rows.append(vocabulary.rows_needed(learned.lazy()))
+        bags.append(vocabulary.encode(column, learned, _longest(column)))
     lengths = tuple(bag.shape[1] for bag in bags[1:])
-    return Features(tuple(own), tuple(rows), lengths, np.concatenate(bags, axis=1))
+    return Features(tuple(present), tuple(rows), lengths, np.concatenate(bags, axis=1))
 
 
 def _longest(column: pl.Series) -> int:

@@ -67,8 +67,8 @@ def read_tables(directory: Path) -> Tables:
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: expected a directory of MovieLens files, there is none")
-    found = [(path, name) for name in _FORMATS for path in sorted(directory.glob(name))]
-    if len(found) != 1:
+    matches = [(path, name) for name in _FORMATS for path in sorted(directory.glob(name))]
+    if len(matches) != 1:
         names = sorted(path.name for path in directory.iterdir())
         shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         raise UserError(
@@ -76,7 +76,7 @@ def read_tables(directory: Path) -> Tables:
             f"{', '.join(_FORMATS)}, found {shown or 'an empty directory'}. Name the directory "
             f"that the archive unpacks to"
         )
-    [(path, name)] = found
+    [(path, name)] = matches
     form, files = _FORMATS[name], [path]
 
     def described(key: str, part: tuple[str, Reader] | None) -> pl.DataFrame:

@@ -48,8 +48,8 @@ class History:
         stop = np.searchsorted(self._keys, _key(users, times))
         bags = np.full((len(users), self._length), ABSENT, np.int32)
         for place in range(self._length):  # one array at a time: there may be millions of rows
-            there = np.flatnonzero(stop - 1 - place >= first)
-            bags[there, place] = self._items[stop[there] - 1 - place]
+            with_item = np.flatnonzero(stop - 1 - place >= first)
+            bags[with_item, place] = self._items[stop[with_item] - 1 - place]
         return bags
 
 

@@ -50,8 +50,8 @@ class Negatives:
             drawn[rows, places] = rng.integers(0, self._count, len(rows))
             touched = np.unique(rows)
             again = self._is_rated(users[touched, None], drawn[touched]) | _repeated(drawn[touched])
-            found, places = np.nonzero(again)
-            rows = touched[found]
+            drawn_again, places = np.nonzero(again)
+            rows = touched[drawn_again]
         return drawn
 
     def _is_rated(

@@ -77,9 +77,9 @@ class Conversion:
             path = self._vocabulary(i)
             if not path.exists():
                 _log.info("vocabulary of %s", name)
-                known = grow and pl.read_parquet(grow / VOCABULARIES / path.name, glob=False)
+                earlier = grow and pl.read_parquet(grow / VOCABULARIES / path.name, glob=False)
                 try:
-                    learned = self._learned(i, files, training, known)
+                    learned = self._learned(i, files, training, earlier)
                 except UserError as error:
                     raise UserError(f"column {name}: {error}") from error
                 with replacing(path) as temporary:

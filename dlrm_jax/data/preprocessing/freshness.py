@@ -59,8 +59,8 @@ def difference(output: Path, recipe: dict[str, Any]) -> str:
         load_directory(output)
     except UserError as error:
         return str(error)
-    found = metadata.made_from
-    inputs = zip(found["inputs"], recipe["inputs"], metadata.content_hashes, strict=False)
+    made_from = metadata.made_from
+    inputs = zip(made_from["inputs"], recipe["inputs"], metadata.content_hashes, strict=False)
     for old, new, content_hash in inputs:
         touched = old != new and {**old, "mtime_ns": 0} == {**new, "mtime_ns": 0}
         if touched and file_hash(Path(new["path"])) == content_hash:
@@ -68,7 +68,7 @@ def difference(output: Path, recipe: dict[str, Any]) -> str:
             # It only saves hashing next time, and the directory may be read-only.
             with contextlib.suppress(OSError):
                 write_json(output / METADATA, dataclasses.asdict(metadata))
-    return _first_difference(found, recipe)
+    return _first_difference(made_from, recipe)
 
 
 def begin(partial: Path, recipe: dict[str, Any]) -> None:
@@ -81,11 +81,13 @@ def begin(partial: Path, recipe: dict[str, Any]) -> None:
     begun = partial / BEGUN
     if partial.exists():
         try:
-            finished = (partial / METADATA).exists()
-            found = Metadata.read(partial).made_from if finished else json.loads(begun.read_text())
+            if (partial / METADATA).exists():
+                made_from = Metadata.read(partial).made_from
+            else:
+                made_from = json.loads(begun.read_text())
         except (OSError, ValueError, UserError):
-            found = {}
-        if difference := _first_difference(found, recipe):
+            made_from = {}
+        if difference := _first_difference(made_from, recipe):
             _log.warning("%s doesn't match this command (%s): starting again", partial, difference)
             delete_directory(partial)
         else:
@@ -109,7 +111,7 @@ def _first_difference(found: dict[str, Any], recipe: dict[str, Any]) -> str:
 
 def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Path, size and time of change of each file; all must be readable."""
-    found = []
+    statuses = []
     for path in paths:
         try:
             status = path.stat()
@@ -121,5 +123,5 @@ def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
             raise UserError(
                 f"cannot read {path}: {error.strerror}; give the path of a file with logs"
             ) from error
-        found.append({"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns})
-    return found
+        statuses.append({"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns})
+    return statuses

@@ -19,39 +19,39 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_columns(
-    path: Path, schema: Schema, found: Mapping[str, Any], without_label: bool = False
+    path: Path, schema: Schema, types: Mapping[str, Any], without_label: bool = False
 ) -> None:
     """Checks names and types of columns.
 
     Args:
         path: the file, for messages.
         schema: meaning of its columns.
-        found: type of each column, by name.
+        types: type of each column, by name.
         without_label: whether the label may be missing.
 
     Raises:
         UserError: a column is missing or has the wrong type; the message names it.
     """
-    wanted = schema.columns[1:] if without_label else schema.columns
-    missing = [name for name in wanted if name not in found]
+    names = schema.columns[1:] if without_label else schema.columns
+    missing = [name for name in names if name not in types]
     if missing:
         raise UserError(
             f"{path} has no column {missing[0]!r} that the schema names; its columns are "
-            f"{', '.join(found)}"
+            f"{', '.join(types)}"
         )
-    numbers = [name for name in wanted if name in (schema.label, *schema.dense, schema.weight)]
+    numbers = [name for name in names if name in (schema.label, *schema.dense, schema.weight)]
     for name in numbers:
-        if not (found[name].is_numeric() or found[name] in (pl.Boolean, pl.String, pl.Null)):
-            raise UserError(f"{path}, column {name}: expected numbers, got {found[name]}")
+        if not (types[name].is_numeric() or types[name] in (pl.Boolean, pl.String, pl.Null)):
+            raise UserError(f"{path}, column {name}: expected numbers, got {types[name]}")
     if schema.timestamp:
-        kind = found[schema.timestamp]
+        kind = types[schema.timestamp]
         if not (kind.is_numeric() or kind in (pl.Date, pl.Datetime, pl.String)):
             raise UserError(
                 f"{path}, column {schema.timestamp}: expected dates, times or seconds since 1970, "
                 f"got {kind}"
             )
     for name in schema.categorical:
-        kind = found[name]
+        kind = types[name]
         is_list = isinstance(kind, pl.List | pl.Array)
         if is_list and isinstance(kind.inner, pl.List | pl.Array):
             raise UserError(f"{path}, column {name}: expected a list of values, got {kind}")
@@ -96,19 +96,19 @@ def valid_rows(
         rules.append((schema.weight, "a number of at least 0", lambda x: x.is_between(0, _LARGEST)))
     columns, bad = [], pl.repeat(False, len(batch), eager=True)
     for name, expected, accepts in rules:
-        found = _numbers(batch[name])
-        wrong = batch[name].is_not_null() & found.is_null()
+        values = _numbers(batch[name])
+        wrong = batch[name].is_not_null() & values.is_null()
         if batch[name].dtype.is_float():
             wrong &= batch[name].is_not_nan()
-        wrong |= ~found.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
+        wrong |= ~values.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
         bad |= _reported(path, batch[name], wrong, expected, first_row, on_bad_line)
-        columns.append(found)
+        columns.append(values)
     if schema.timestamp:
-        found = _times(batch[schema.timestamp])
+        values = _times(batch[schema.timestamp])
         expected = "a date, a time, or seconds since 1970"
-        wrong = found.is_null()
+        wrong = values.is_null()
         bad |= _reported(path, batch[schema.timestamp], wrong, expected, first_row, on_bad_line)
-        columns.append(found)
+        columns.append(values)
     return batch.with_columns(columns).filter(~bad)
 
 
@@ -155,6 +155,6 @@ def _times(column: pl.Series) -> pl.Series:
             return _times(iso.str.to_datetime(time_unit="us", strict=False))
         column = numbers
     seconds = column.cast(pl.Float64, strict=False)
-    known = seconds.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)
+    in_range = seconds.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)
     micros = (seconds * 1e6).cast(pl.Int64, strict=False).cast(microseconds)
-    return micros.to_frame("x").select(pl.when(known).then("x"))["x"].alias(column.name)
+    return micros.to_frame("x").select(pl.when(in_range).then("x"))["x"].alias(column.name)

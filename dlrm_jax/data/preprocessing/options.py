@@ -104,8 +104,8 @@ class Options:
         Args:
             needed: rows that the ids of each table need.
         """
-        given = self.compatible == "torchrec" and self.max_ind_range and not self._one_limit
-        return list(self.max_ind_range) if given else list(needed)
+        fixed = self.compatible == "torchrec" and self.max_ind_range and not self._one_limit
+        return list(self.max_ind_range) if fixed else list(needed)
 
     @property
     def _one_limit(self) -> bool:
@@ -118,9 +118,9 @@ class Options:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Options:
         """Reads what `to_json` returned; unknown fields are ignored."""
-        own = {field.name for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in fields.items() if name in own}
-        given["schema"] = Schema.from_fields(given["schema"])
+        names = {field.name for field in dataclasses.fields(cls)}
+        present = {name: value for name, value in fields.items() if name in names}
+        present["schema"] = Schema.from_fields(present["schema"])
         for name in ("multi_hot_sizes", "max_ind_range"):
-            given[name] = tuple(given[name])
-        return cls(**given)
+            present[name] = tuple(present[name])
+        return cls(**present)

@@ -137,8 +137,8 @@ def _run(
     options = conversion.options
     # Held-out files keep all examples, as does the last day; the reference's implementation
     # leaves out negative ones of all days.
-    kept = 0 if options.compatible == "reference" else held_out or 1
-    files = conversion.stage(paths, len(paths) - kept if options.drop_negatives else 0)
+    complete_files = 0 if options.compatible == "reference" else held_out or 1
+    files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
     if freshness.recipe(paths, recipe["options"]) != recipe:
         raise UserError("a file changed while it was read; try again when it is complete")
     days = _days(paths, files, options, held_out)

@@ -51,11 +51,11 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
 
 def _smallest(metadata: Metadata) -> float:
     """The smallest integer of training, to which TorchRec's dense features are relative."""
-    found = set(metadata.smallest)
-    if len(found) > 1:
+    smallest = set(metadata.smallest)
+    if len(smallest) > 1:
         raise UserError(
             f"TorchRec's dense features are relative to the smallest integer of each file, which "
             f"was {', '.join(map(str, metadata.smallest))} in training: of others they aren't "
             f"defined; prepare training data with our own transform"
         )
-    return found.pop()
+    return smallest.pop()

@@ -50,10 +50,10 @@ def even_days(rows: int) -> list[Day]:
     If the number of rows isn't a multiple of seven, the first days are a row longer, as in the DLRM
     paper's implementation.
     """
-    each, longer = divmod(rows, DAYS)
+    length, longer = divmod(rows, DAYS)
     days, start = [], 0
     for day in range(DAYS):
-        days.append(Day(0, start, start + each + (day < longer)))
+        days.append(Day(0, start, start + length + (day < longer)))
         start = days[-1].stop
     return days
 

@@ -77,18 +77,18 @@ def _summary(rows: pl.LazyFrame) -> dict[str, object]:
     columns = rows.collect_schema().names()
     dense = [name for name in columns if name.startswith("d")]
     features = [name for name in columns if name[0] in "cd"]
-    found = rows.select(
+    counts = rows.select(
         pl.len().alias("rows"),
         *(pl.col(name).null_count() for name in features),
         *(pl.col(name).min().alias(f"least {name}") for name in dense),
     ).collect(engine="streaming")
-    row = found.row(0, named=True)
+    row = counts.row(0, named=True)
     missing = {name: row[name] for name in features}
     least = [row[f"least {name}"] for name in dense]
     if any(missing[name] for name in dense):
         least.append(0)
-    known = [value for value in least if value is not None]
-    return {"rows": row["rows"], "missing": missing, "smallest": float(min(known, default=0))}
+    present = [value for value in least if value is not None]
+    return {"rows": row["rows"], "missing": missing, "smallest": float(min(present, default=0))}
 
 
 def _scan(directory: Path) -> pl.LazyFrame:

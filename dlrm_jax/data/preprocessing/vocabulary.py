@@ -87,13 +87,13 @@ def _distinct(
     if distinct is None or distinct > _DISTINCT_PER_PART:
         distinct = values.select(hashed.approx_n_unique()).collect(engine="streaming").item()
     parts = 1 + distinct // _DISTINCT_PER_PART
-    found = []
+    counts = []
     for part in range(parts):
-        own = values.filter(hashed % parts == part) if parts > 1 else values
-        counted = own.group_by("value").agg(pl.len().alias("count"), *aggregated)
+        part_values = values.filter(hashed % parts == part) if parts > 1 else values
+        counted = part_values.group_by("value").agg(pl.len().alias("count"), *aggregated)
         frequent = counted.filter(pl.col("count") >= min_count)
-        found.append(frequent.collect(engine="streaming"))
-    return pl.concat(found)
+        counts.append(frequent.collect(engine="streaming"))
+    return pl.concat(counts)
 
 
 def _numbered(counts: pl.DataFrame, max_rows: int, first_id: int) -> pl.DataFrame:
@@ -149,10 +149,10 @@ def learn_in_order(
         frame.with_row_index("first").with_columns(number + start)
         for frame, start in zip(values, starts, strict=False)
     ]
-    found = _distinct(pl.concat(numbered), sum(lengths), 1, pl.col("first").min())
-    table = found.sort("first").drop("first")
-    kept = table["count"].to_numpy() >= min_count
-    ids = np.where(kept, first_id - 1 + np.cumsum(kept), 1)
+    distinct = _distinct(pl.concat(numbered), sum(lengths), 1, pl.col("first").min())
+    table = distinct.sort("first").drop("first")
+    frequent = table["count"].to_numpy() >= min_count
+    ids = np.where(frequent, first_id - 1 + np.cumsum(frequent), 1)
     return table.with_columns(pl.Series("id", ids.astype(np.int32)))
 
 
@@ -226,15 +226,15 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
         UserError: the values have another type.
     """
     is_list = isinstance(values.dtype, pl.List)
-    own = values.dtype.inner if isinstance(values.dtype, pl.List) else values.dtype
-    if own == known or (own.is_integer() and known.is_integer()):
+    dtype = values.dtype.inner if isinstance(values.dtype, pl.List) else values.dtype
+    if dtype == known or (dtype.is_integer() and known.is_integer()):
         return values
-    if own == pl.Null or (known.is_integer() and (own.is_float() or own == pl.String)):
+    if dtype == pl.Null or (known.is_integer() and (dtype.is_float() or dtype == pl.String)):
         cast = values.cast(pl.List(known) if is_list else known, strict=False)
         flat, back = (x.explode() if is_list else x for x in (values, cast))
-        if own == pl.Null or back.cast(own).equals(flat):
+        if dtype == pl.Null or back.cast(dtype).equals(flat):
             return cast
-    raise UserError(f"expected values of type {known}, as in training, got {own}")
+    raise UserError(f"expected values of type {known}, as in training, got {dtype}")
 
 
 def _ids(

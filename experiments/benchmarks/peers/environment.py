@@ -38,16 +38,16 @@ def ready(directory: Path) -> Path:
     lock_file = directory.with_name(f".{directory.name}.lock")
     with locked(lock_file, f"environment {directory}", wait=True):
         texts = [file.read_text() for file in _REQUIREMENTS]
-        wanted = "\n".join([f"# Python {sys.version.split()[0]}", *texts])
+        requirements = "\n".join([f"# Python {sys.version.split()[0]}", *texts])
         python = directory / "bin" / "python"
         complete = directory / _COMPLETE
-        if not complete.is_file() or complete.read_text() != wanted:
+        if not complete.is_file() or complete.read_text() != requirements:
             complete.unlink(missing_ok=True)
             print(f"installing PyTorch, TorchRec and FBGEMM into {directory}", file=sys.stderr)
             _call([sys.executable, "-m", "venv", directory])
             for file in _REQUIREMENTS:
                 _call([python, "-m", "pip", "install", "--no-deps", "-r", file])
-            write_text(complete, wanted)
+            write_text(complete, requirements)
         return python
 
 

@@ -153,15 +153,15 @@ def play(
     # The first turn, which reads all batches for the first time, doesn't count.
     counts = [_fitting(x.ask("run", steps=steps_per_round), steps_per_round) for x in (ours, peer)]
     answers: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    made: list[Round] = []
+    played: list[Round] = []
     quiet = 0
-    while quiet < rounds and len(made) < _ATTEMPTS * rounds:
+    while quiet < rounds and len(played) < _ATTEMPTS * rounds:
         wait_for_quiet(_PATIENCE_SECONDS)
         load = Load()
         a, b = (x.ask("run", steps=n) for x, n in zip((ours, peer), counts, strict=True))
         elsewhere = load.elsewhere(a["cpu_seconds"] + b["cpu_seconds"])
         answers.append((a, b))
-        made.append(Round(a["seconds"], b["seconds"], elsewhere, round_trip_us()))
+        played.append(Round(a["seconds"], b["seconds"], elsewhere, round_trip_us()))
         if (elsewhere or 0.0) <= QUIET:
             quiet += 1
             on_quiet_round()
@@ -169,7 +169,7 @@ def play(
     return Outcome(
         _side(our_losses, counts[0], ours_answers),
         _side(losses, counts[1], peer_answers),
-        tuple(made),
+        tuple(played),
         rounds,
     )
 
