@@ -7,9 +7,9 @@
 
 ``--data`` is a directory as GroupLens publishes it (100K, 1M, 10M, 20M, 25M, …) or in RecBole's
 form. ``clicks``: label 1 where the user gives at least four stars, examples split 8:1:1 at random
-or by time. ``ranking``: each user's last movie is ranked among 99 that the user hasn't rated, with
-four sampled negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and
-options are those of `experiments.compare`; an option may name a feature.
+or in time. ``ranking``: each user's last movie among 99 that the user hasn't rated, with four
+sampled negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and options
+are those of `experiments.compare`; an option may name a feature.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DECIDED = (
     "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
     "min_count", "shared_tables",
 )  # fmt: skip
-_SEED = 0  # seed of the split and of negatives, the same for all trials
+_SEED = 0  # of the split and of negatives: all trials have the same
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_flags() -> None:
-    """Refuses flags without effect.
+    """Flags that nothing would read are refused.
 
     Raises:
         UserError: a flag has no effect; the message names it.

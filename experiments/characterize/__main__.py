@@ -56,7 +56,7 @@ flags.DEFINE_string("picture", None, "where to draw the step: PNG or SVG")
 flags.DEFINE_integer("rounds", 5, "how often the step is timed, and profiled", lower_bound=1)
 flags.DEFINE_integer("steps_per_round", 20, "steps timed or profiled together", lower_bound=1)
 
-# For the processes of a sweep; they drop what a mesh of several devices adds for a mesh of one.
+# Of the processes of a sweep; what a mesh of several devices adds isn't for those of one.
 _ENVIRONMENT = dict(os.environ)
 
 _OF_WHOLE_RUNS = (
@@ -64,7 +64,7 @@ _OF_WHOLE_RUNS = (
     "keep_checkpoints", "best_metric", "target_auc", "shuffle_window", "evaluation_batch_size",
     "min_count",
 )  # fmt: skip
-# The largest slowdown by the profiler at which its shares are meaningful.
+# By how much the profiler may slow the step down before its shares mean little.
 _TOLERANCE = 0.1
 
 

@@ -7,10 +7,9 @@
 The learning rate of each model and optimizer is searched on the validation split (see
 `experiments.compare.trials`). Test metrics are means over seeds, ± their standard deviation.
 Without ``--data``, examples are generated, and the AUC of the teacher that made them is the best
-possible; ``--teacher=additive`` makes them without interactions. The second command reproduces
-figure 5 of the DLRM paper. Every field of `dlrm_jax.config.Config` is a flag;
-``dcn_v2:rank=8:layers=2`` is a model with its options. If it is interrupted, run the same command
-with the same workdir again to resume.
+there is; ``--teacher=additive`` makes them without interactions. The second command is figure 5 of
+the DLRM paper. ``dcn_v2:rank=8:layers=2`` is a model with its options. If it is interrupted, run
+the same command with the same workdir again to resume.
 """
 
 from __future__ import annotations

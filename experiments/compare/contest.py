@@ -22,7 +22,7 @@ from experiments.compare.results_page import columns, rows_of, write_page
 from experiments.compare.tasks import Task
 from experiments.compare.trials import RATES, Contender, Result, Study
 
-# Set by the contenders.
+# What the contenders themselves decide.
 _THEIRS = ("model", "model_options", "optimizer", "learning_rate", "seed")
 _OF_SINGLE_RUNS = (
     "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc"
@@ -31,12 +31,7 @@ _NEED_OTHER_INPUTS = ("ncf", "din")
 
 
 def define_comparison_flags(models: str = "dlrm,dcn", optimizers: str = "rowwise_adagrad") -> None:
-    """Defines the flags of contenders and trials, in addition to those of the config.
-
-    Args:
-        models: default of ``--models``.
-        optimizers: default of ``--optimizers``.
-    """
+    """Who competes, and how often; beside the flags of the config."""
     flags.DEFINE_list("models", models, "names, with options behind colons; or all, which leaves "
                       "out ncf and din: they need other inputs")  # fmt: skip
     flags.DEFINE_list("optimizers", optimizers, "of tables and dense models")
@@ -91,16 +86,16 @@ def asked(base: Config) -> tuple[Contest, Config]:
             f"and {','.join(FLAGS.optimizers)!r}"
         )
     try:
-        rates_of_flag = tuple(map(float, FLAGS.learning_rates))
+        given = tuple(map(float, FLAGS.learning_rates))
     except ValueError:
         raise UserError(
             f"--learning_rates: expected numbers, got {','.join(FLAGS.learning_rates)!r}"
         ) from None
     contenders = [Contender(model, name) for model in models for name in FLAGS.optimizers]
-    # With the first contender's model, as the requirements of the preset's model may not hold.
+    # In the shape of the first one: what the preset's own model demands may be wrong for all.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
     check_read([each.config(config, 1.0, 0) for each in contenders])
-    rates = {name: rates_of_flag or RATES[name] for name in FLAGS.optimizers}
+    rates = {name: given or RATES[name] for name in FLAGS.optimizers}
     return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations), config
 
 

@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def batch_sizes() -> list[int]:
-    """The values of ``--batch_sizes``.
+    """What ``--batch_sizes`` says.
 
     Raises:
         UserError: they aren't positive integers, or there are none.
@@ -193,18 +193,18 @@ def bytes_of_rows(config: Config) -> dict[str, int]:
     return {"vectors": vectors, **state}
 
 
-# -- Reports ---------------------------------------------------------------------------
+# -- What is said ----------------------------------------------------------------------
 
 
 def print_hottest(served: Mapping[str, Sequence[float]]) -> None:
-    """Prints a line for each table."""
+    """A line for each table."""
     print(f"{'served by the hottest':<36}{''.join(f'{100 * x:>11g}%' for x in _HOTTEST)} of rows")
     for name, shares in served.items():
         print(f"{name:<36}{''.join(f'{percent(share):>12}' for share in shares)}")
 
 
 def print_counted(size: int, counted: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints a line for each quantity, with a column for each order."""
+    """A line for each quantity, a column for each order."""
     print(f"\n{f'a batch of {size:,}':<36}{''.join(f'{order:>16}' for order in ORDERS)}")
     for name in counted["random"]:
         values = [counted[order][name] for order in ORDERS]
@@ -216,7 +216,7 @@ def print_counted(size: int, counted: Mapping[str, Mapping[str, float]]) -> None
 
 
 def print_timed(timed: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints a line for each time and ratio, with a column for each order."""
+    """A line for each time and ratio, a column for each order."""
     for work, by_order in timed.items():
         ratios = [by_order[order]["ratio"] for order in ORDERS]
         print_line(f"{work}, ms", [f"{by_order[order]['ms']:.3f}" for order in ORDERS])
@@ -226,7 +226,7 @@ def print_timed(timed: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_line(name: str, texts: Iterable[str]) -> None:
-    """Prints a name and a column for each order."""
+    """A name and a column for each order."""
     print(f"{name:<36}{''.join(f'{text:>16}' for text in texts)}")
 
 
