@@ -94,7 +94,7 @@ def move_into_place(written: Path, path: Path) -> None:
 
     Args:
         written: the file or directory, complete, on the file system of ``path``.
-        path: the new name. A file with this name is replaced. A directory is moved to
+        path: the new name. A file of this name is replaced. A directory is moved to
             ``PATH.replaced`` and deleted afterwards, so that arrays mapped from it stay valid.
 
     Raises:
@@ -141,8 +141,8 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
     The lock ends with the process, however it ends; the file stays.
 
     Args:
-        lock_file: the file that stands for the lock; it and its parents are made.
-        what: the name of what is locked, for messages: "workdir runs/a".
+        lock_file: file of the lock; it and its parents are made.
+        what: name of the locked thing in messages, such as "workdir runs/a".
         wait: whether to wait for the other run, with a warning, or to raise.
 
     Raises:

@@ -57,7 +57,7 @@ def join(coordinator: str, count: int, index: int | None) -> None:
             f"{CLUSTER!r}, got coordinator {coordinator!r} and process {index}"
         )
     if index is not None and not 0 <= index < count:
-        raise UserError(f"of {count} processes, expected one from 0 to {count - 1}, got {index}")
+        raise UserError(f"expected a process number from 0 to {count - 1}, got {index}")
     host, _, port = coordinator.rpartition(":")
     # With another index, JAX would wait for the others in vain.
     if not automatic and not (host and port.isdecimal() and 0 < int(port) < 2**16):

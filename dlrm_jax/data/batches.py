@@ -110,9 +110,9 @@ class TrainBatches:
         start = position * self.batch_size
         rows = self._order.rows(epoch, start + self._part.start, start + self._part.stop)
         examples = self._split.take(rows)
-        weights = self._ones if examples.sample_weights is None else examples.sample_weights
+        sample_weights = self._ones if examples.sample_weights is None else examples.sample_weights
         labels = examples.labels.astype(np.float32, copy=False)
-        return Batch(examples.dense, examples.ids, labels, weights)
+        return Batch(examples.dense, examples.ids, labels, sample_weights)
 
 
 def evaluation_batches(
@@ -140,14 +140,14 @@ def _consecutive(split: Split, batch_size: int, part: slice) -> Iterator[Batch]:
     size = part.stop - part.start
     for start in range(part.start, len(split) + part.start, batch_size):
         examples = split.take(np.arange(min(start, len(split)), min(start + size, len(split))))
-        weights = np.ones(len(examples), np.float32)
+        ones = np.ones(len(examples), np.float32)
         padding = size - len(examples)
         yield Batch(
             dense=np.pad(examples.dense, ((0, padding), (0, 0))),
             ids=np.pad(examples.ids, ((0, padding), (0, 0)), constant_values=ABSENT),
             labels=np.pad(examples.labels.astype(np.float32, copy=False), (0, padding)),
             sample_weights=np.pad(
-                weights if examples.sample_weights is None else examples.sample_weights,
+                ones if examples.sample_weights is None else examples.sample_weights,
                 (0, padding),
             ),
         )

@@ -58,7 +58,7 @@ class DayFiles:
         """
         multi_hot = directory / f"day_{number}_sparse_multi_hot.npz"
         one_hot = directory / f"day_{number}_sparse.npy"
-        weights = directory / f"day_{number}_weights.npy"
+        sample_weights = directory / f"day_{number}_weights.npy"
         try:
             if multi_hot.exists():
                 path, bags = multi_hot, _members(multi_hot)
@@ -68,7 +68,7 @@ class DayFiles:
                 _map_npy(directory / f"day_{number}_dense.npy"),
                 _as_one(path, bags),
                 _map_npy(directory / f"day_{number}_labels.npy").reshape(-1),
-                _map_npy(weights) if weights.exists() else None,
+                _map_npy(sample_weights) if sample_weights.exists() else None,
             )
         except (OSError, EOFError, ValueError) as error:
             raise UserError(

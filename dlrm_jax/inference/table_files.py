@@ -48,21 +48,21 @@ def write_table(
         UserError: there is no such table, it is damaged, or the ids aren't its rows.
         OSError: the files can't be written.
     """
-    weights = _weights(checkpoint, metadata, table)
-    lines = _lines(table, len(weights), values)
+    vectors = _read_vectors(checkpoint, metadata, table)
+    lines = _lines(table, len(vectors), values)
     if file_format == "parquet":
         path = directory / f"{table}.parquet"
-        write_frames(_with_vectors(lines, weights), path, ".parquet")
+        write_frames(_with_vectors(lines, vectors), path, ".parquet")
         return [path]
     paths = [directory / f"{table}.npy"]
-    np.save(paths[0], weights)
+    np.save(paths[0], vectors)
     if values is not None:
         paths.append(directory / f"{table}.values.parquet")
         write_frames([lines], paths[1], ".parquet")
     return paths
 
 
-def _weights(
+def _read_vectors(
     checkpoint: Path, metadata: Mapping[str, Any], table: str
 ) -> Float32[np.ndarray, "rows dim"]:
     entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
@@ -88,7 +88,7 @@ def _lines(table: str, rows: int, values: pl.DataFrame | None) -> pl.DataFrame:
 
 
 def _with_vectors(
-    lines: pl.DataFrame, weights: Float32[np.ndarray, "rows dim"]
+    lines: pl.DataFrame, vectors: Float32[np.ndarray, "rows dim"]
 ) -> Iterator[pl.DataFrame]:
     for frame in lines.iter_slices(_ROWS_PER_FRAME):
-        yield frame.with_columns(pl.Series("vector", weights[frame["id"].to_numpy()]))
+        yield frame.with_columns(pl.Series("vector", vectors[frame["id"].to_numpy()]))

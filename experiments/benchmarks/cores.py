@@ -45,7 +45,7 @@ def round_trip_us() -> float | None:
 
 def extremes(round_trips: Iterable[float | None]) -> dict[str, float] | None:
     """The ``"min"`` and ``"max"`` of the known values; None if none is known."""
-    known = [each for each in round_trips if each is not None]
+    known = [trip for trip in round_trips if trip is not None]
     return {"min": min(known), "max": max(known)} if known else None
 
 

@@ -226,7 +226,7 @@ def main(argv: Sequence[str]) -> None:
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
     """Median, extremes and spread of the rounds."""
-    milliseconds = [1e3 * each for each in seconds]
+    milliseconds = [1e3 * value for value in seconds]
     median = statistics.median(milliseconds)
     low, _, high = statistics.quantiles(milliseconds) if len(milliseconds) > 1 else [median] * 3
     return {

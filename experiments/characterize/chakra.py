@@ -142,28 +142,28 @@ class _Nodes:
         sources: dict[str, _Source] = {}
         nodes: dict[str, int] = {}
         result: _Source = frozenset()
-        for each in self._program.computations[computation]:
-            operands = [sources[name] for name in each.operands]
-            if each.opcode == "parameter":
-                result = arguments[each.index] if arguments else frozenset()
-            elif each.opcode == "tuple":
+        for instruction in self._program.computations[computation]:
+            operands = [sources[name] for name in instruction.operands]
+            if instruction.opcode == "parameter":
+                result = arguments[instruction.index] if arguments else frozenset()
+            elif instruction.opcode == "tuple":
                 result = tuple(operands)
-            elif each.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
-                result = operands[0][each.index]
-            elif each.silent:
+            elif instruction.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
+                result = operands[0][instruction.index]
+            elif instruction.silent:
                 result = _all(operands)
-            elif each.opcode in CONTAINERS:
-                computations, times = self._program.inside(each)
+            elif instruction.opcode in CONTAINERS:
+                computations, times = self._program.inside(instruction)
                 for _ in range(times):
                     # A loop's body comes last; its result is the input of the next trip.
                     *_, result = [self.run(inner, operands) for inner in computations]
                     operands = [result]
             else:
-                before = [nodes[name] for name in each.predecessors if name in nodes]
-                nodes[each.name] = self._add(each, _all(operands), before)
-                result = frozenset([nodes[each.name]])
-            sources[each.name] = result
-            if each.root:
+                before = [nodes[name] for name in instruction.predecessors if name in nodes]
+                nodes[instruction.name] = self._add(instruction, _all(operands), before)
+                result = frozenset([nodes[instruction.name]])
+            sources[instruction.name] = result
+            if instruction.root:
                 return result
         raise ValueError(f"{computation}: expected it to have a root")
 

@@ -61,9 +61,9 @@ def class_costs(program: Program, tables: frozenset[Array]) -> dict[str, Cost]:
     """
     costs: dict[str, Cost] = {}
     for name, times in program.executions.items():
-        each = cost(program, program.instructions[name], tables)
+        once = cost(program, program.instructions[name], tables)
         times *= program.devices
-        total = Cost(times * each.flops, times * each.nbytes, times * each.row_bytes)
+        total = Cost(times * once.flops, times * once.nbytes, times * once.row_bytes)
         kind = program.classes[name]
         costs[kind] = costs.get(kind, Cost()) + total
     return costs

@@ -117,7 +117,7 @@ def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
         what: name of the property that differs.
         results: results of the steps, by the value of the property.
     """
-    names = list(dict.fromkeys(name for each in results.values() for name in each["classes"]))
+    names = list(dict.fromkeys(name for result in results.values() for name in result["classes"]))
     colour = colours(names)
     figure, left = new_axes(3.4)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1))
@@ -127,7 +127,7 @@ def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
     bottom = np.zeros(len(results))
     for name in colour:
         times = np.array(
-            [each["classes"].get(name, {"ms": 0.0})["ms"] for each in results.values()]
+            [result["classes"].get(name, {"ms": 0.0})["ms"] for result in results.values()]
         )
         left.bar(positions, times, 0.62, bottom, color=colour[name], label=name)
         bottom += times

@@ -155,7 +155,7 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
     for _ in range(rounds):
         timed.append(steps.run(count))
         profiles.append(record(run, MODULE))
-    profile = sorted(profiles, key=lambda each: each.end - each.start)[(rounds - 1) // 2]
+    profile = sorted(profiles, key=lambda p: p.end - p.start)[(rounds - 1) // 2]
     native, dim = learner.collection.native, config.embedding_dim
     return Measured(
         step=statistics.median(timed),

@@ -58,12 +58,12 @@ def as_result(description: Mapping[str, Any], measured: Measured) -> dict[str, A
 
 def rows(result: Result) -> list[list[str]]:
     """The row of each class, below `HEADER`."""
-    found = []
-    for name, each in result["classes"].items():
+    body = []
+    for name, entry in result["classes"].items():
         keys = ("gflop", "mib", "row_mib", "flops_per_byte", "gflops_per_second", "limit_ms")
-        costs = [f"{each[key]:.4g}" if each.get(key) else "" for key in keys]
-        found.append([name, f"{each['ms']:.3f}", percent(each["share"]), *costs])
-    return found
+        costs = [f"{entry[key]:.4g}" if entry.get(key) else "" for key in keys]
+        body.append([name, f"{entry['ms']:.3f}", percent(entry["share"]), *costs])
+    return body
 
 
 def totals(result: Result) -> list[str]:
