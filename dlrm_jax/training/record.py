@@ -1,4 +1,4 @@
-"""The files of a run: its metrics line by line, its summary, and the lock on its directory."""
+"""The files of a run: its metrics line by line, its summary, and the lock of its workdir."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def _lock(workdir: Path, stack: ExitStack) -> None:
 
 
 class Record:
-    """``metrics.jsonl``: one object a line with step, split and metrics; process 0 writes it.
+    """Writes ``metrics.jsonl``, one object a line with step, split and metrics, in process 0.
 
     Args:
-        path: of the file.
-        resumed_from: later lines, of a run that went on beyond its last checkpoint, are
-            dropped: their steps are done again. So is the test result, which comes last.
-        events: a directory of TensorBoard's event files, which are told the same; None for none.
-            If it has none yet, they are told the lines that are kept, too.
+        path: the file.
+        resumed_from: step of the checkpoint that the run resumes from. Later lines are dropped, as
+            their steps are done again, and so is the test result.
+        events: directory of TensorBoard's event files, which get the same metrics; None for none.
+            If it has no event file yet, it also gets the metrics of the kept lines.
     """
 
     def __init__(self, path: Path, resumed_from: int, events: Path | None = None):
@@ -71,10 +71,10 @@ class Record:
             kept = [entry for entry in entries if _is_before(entry, resumed_from)]
             write_text(path, "".join(map(_line, kept)))
         if events:
-            # Here, since it imports what it finds of other services' packages.
+            # Here, since it imports other services' packages where they are installed.
             from dlrm_jax.training.events import EventFile
 
-            # The last step is told again: it may have the test result, which isn't kept.
+            # The last step is written again: it may have the test result, which isn't kept.
             first_step = resumed_from if any(events.glob("events.*")) else 0
             self._events = EventFile(events, first_step)
             for entry in kept:
@@ -102,7 +102,7 @@ class Record:
 def _entry(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:  # cut off when the run was killed
+    except json.JSONDecodeError:  # the line was cut off by a kill
         return None
 
 
@@ -118,7 +118,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 
 def to_json(value: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON as every reader takes it: what isn't finite becomes null."""
+    """JSON in which numbers that aren't finite are null, as JSON has no NaN."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
