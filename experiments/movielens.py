@@ -7,9 +7,9 @@
 
 ``--data`` is a directory as GroupLens publishes it (100K, 1M, 10M, 20M, 25M, …) or in RecBole's
 form. ``clicks``: label 1 where the user gives at least four stars, examples split 8:1:1 at random
-or in time. ``ranking``: each user's last movie among 99 that it hasn't rated, with four sampled
-negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and options are
-those of `experiments.compare`; an option may name a feature.
+or in time. ``ranking``: each user's last movie among 99 that the user hasn't rated, with four
+sampled negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and options
+are those of `experiments.compare`; an option may name a feature.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SEED = 0  # of the split and of negatives: all trials have the same
 
 
 def main(argv: Sequence[str]) -> None:
-    """Contenders, data, trials."""
+    """Reads contenders and data, then runs the trials."""
     del argv
     check_flags()
     contest, config = asked(preset(FLAGS.preset))
@@ -64,7 +64,7 @@ def check_flags() -> None:
     """Flags that nothing would read are refused.
 
     Raises:
-        UserError: naming the flag.
+        UserError: a flag has no effect; the message names it.
     """
     for flag in _DECIDED:
         if FLAGS[flag].present:
@@ -76,7 +76,7 @@ def check_flags() -> None:
 
 
 def load(directory: Path) -> tuple[MovieLens, Task]:
-    """The data of the flags."""
+    """Loads the data of the flags."""
     features = FLAGS.features or None
     if FLAGS.task == "clicks":
         movielens = load_movielens(directory, FLAGS.split, _SEED, features, FLAGS.history)
@@ -87,7 +87,7 @@ def load(directory: Path) -> tuple[MovieLens, Task]:
 
 
 def for_movielens(config: Config, movielens: MovieLens) -> Config:
-    """The config with the tables of the data; a history reads that of the items."""
+    """The config with the tables of the data; a history reads the table of the items."""
     places = {name: f"C{i + 1}" for i, name in enumerate(movielens.features)}
     pairs = zip(movielens.features, movielens.tables, strict=True)
     shared = tuple(f"{places[name]}={places[table]}" for name, table in pairs if name != table)
@@ -95,7 +95,7 @@ def for_movielens(config: Config, movielens: MovieLens) -> Config:
 
 
 def by_column(contest: Contest, movielens: MovieLens) -> Contest:
-    """The contest with columns, C1, C2, …, where options name features."""
+    """The contest with feature names in options replaced by columns, C1, C2, …."""
     places = {f"={name}": f"=C{i + 1}" for i, name in enumerate(movielens.features)}
 
     def renamed(model: str) -> str:

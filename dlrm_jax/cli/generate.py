@@ -27,7 +27,7 @@ from dlrm_jax.data.generated.example_files import write_arrays, write_raw
 from dlrm_jax.data.generated.example_stream import BLOCK, Block, ExampleStream
 from dlrm_jax.data.generated.locality import StackProfile, read_trace
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import complete
+from dlrm_jax.files import creating
 from dlrm_jax.presets import PRESETS, preset
 
 flags.DEFINE_string(
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     stream = make_stream(profile)
     tally = Tally()
     begun = time.perf_counter()
-    with complete(Path(FLAGS.output)) as output:
+    with creating(Path(FLAGS.output)) as output:
         write(stream, output, tally)
     seconds = time.perf_counter() - begun
     print(
@@ -120,7 +120,7 @@ def load_profile() -> StackProfile | None:
     profile = StackProfile.measure(trace)
     print(f"{FLAGS.trace}: {len(trace):,} accesses to {profile.counts[0]:,} ids")
     if FLAGS.save_profile:
-        with complete(Path(FLAGS.save_profile)) as path:
+        with creating(Path(FLAGS.save_profile)) as path:
             profile.save(path)
     return profile
 

@@ -32,7 +32,7 @@ from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import complete
+from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
 from dlrm_jax.inference.predictor import TrainedModel, trained_config
 from dlrm_jax.inference.table_files import write_table
@@ -65,10 +65,10 @@ def main(argv: Sequence[str]) -> None:
     vocabularies = find_vocabularies(checkpoint, metadata)
     tables = table_names(config, vocabularies)
     if FLAGS.data:
-        with complete(Path(FLAGS.output)) as path:
+        with creating(Path(FLAGS.output)) as path:
             predict(checkpoint, metadata, vocabularies, path)
     if FLAGS.tables:
-        with complete(Path(FLAGS.tables_output)) as directory:
+        with creating(Path(FLAGS.tables_output)) as directory:
             dump(checkpoint, metadata, tables, vocabularies, directory)
 
 

@@ -19,20 +19,19 @@ from dlrm_jax.models.mlp import MLP
 class DLRM(Model):
     """``top_mlp(interact(bottom_mlp(dense), vectors))``.
 
-    Without dense features the bottom MLP gives the same learned vector for all examples, whose
-    products with the others are what a linear model has.
+    Without dense features the bottom MLP returns the same learned vector for all examples. Its
+    products with the other vectors are the terms of a linear model.
 
     Args:
-        dense_features: the number of dense features, D.
+        dense_features: number of dense features, D.
         fields: the categorical inputs, in the order in which their vectors interact.
         bottom_mlp: widths of the layers; a ReLU follows each.
         top_mlp: widths of the layers; the last is 1, the logit, without a ReLU.
-        interaction: ``"dot"``, which needs all widths to equal ``bottom_mlp[-1]``,
-            or ``"cat"``.
-        self_interaction: with the dot products of each vector with itself.
-        rngs: of the initial values.
-        dtype: that the MLPs compute in; the interaction stays in at least float32.
-        param_dtype: of the parameters.
+        interaction: ``"dot"``, for which all widths must equal ``bottom_mlp[-1]``, or ``"cat"``.
+        self_interaction: whether to include the dot product of each vector with itself.
+        rngs: random number generators of the initial values.
+        dtype: type in which the MLPs compute; the interaction stays in at least float32.
+        param_dtype: type of the parameters.
 
     Raises:
         UserError: the widths don't fit together.

@@ -1,4 +1,4 @@
-"""How DLRM combines the dense vector with the pooled ones (arXiv 1906.00091, section 2.1.3)."""
+"""Interaction of DLRM's dense vector with the pooled ones (arXiv 1906.00091, section 2.1.3)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def interaction_width(kind: str, dim: int, widths: list[int], self_interaction: 
 
     Args:
         kind: ``"dot"`` or ``"cat"``.
-        dim: the width of the dense vector.
-        widths: of the pooled vectors.
-        self_interaction: as in `dot`.
+        dim: width of the dense vector.
+        widths: widths of the pooled vectors.
+        self_interaction: whether to include the product of each vector with itself.
     """
     if kind == "cat":
         return dim + sum(widths)
@@ -28,7 +28,7 @@ def interaction_width(kind: str, dim: int, widths: list[int], self_interaction: 
 
 
 def cat(x: Float[Array, "B d"], vectors: list[Float[Array, "B _"]]) -> Float[Array, "B W"]:
-    """All vectors side by side."""
+    """Concatenates all vectors."""
     return jnp.concatenate([x, *vectors], axis=1)
 
 
@@ -98,7 +98,7 @@ def dot_of_columns(
     Args:
         x: the dense vector, float32.
         vectors: the pooled vectors, float32, as lookups give them.
-        self_interaction: as in `dot`.
+        self_interaction: whether to include the product of each vector with itself.
     """
     z: Any = _natively(x, vectors, self_interaction, True)
     return z

@@ -18,17 +18,17 @@ def _normal(variance: float) -> jax.nn.initializers.Initializer:
 
 
 class MLP(nnx.Module):
-    """Linear layers with a ReLU after each, or after each but the last.
+    """Linear layers with a ReLU after each, or after all but the last.
 
     Weights start from N(0, 2 / (fan_in + fan_out)) and biases from N(0, 1 / fan_out)
     (variances), as in the DLRM reference.
 
     Args:
-        widths: of the input, then of each layer.
-        last_relu: whether the last layer has one.
-        rngs: of the initial values.
-        dtype: that the layers compute in.
-        param_dtype: of their parameters.
+        widths: width of the input, then of each layer.
+        last_relu: whether a ReLU follows the last layer.
+        rngs: random number generators of the initial values.
+        dtype: type in which the layers compute.
+        param_dtype: type of their parameters.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ import numpy as np
 
 from dlrm_jax.config import saved_fields
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import delete_directory, move_into_place
 from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
@@ -203,10 +204,7 @@ class Checkpoints:
     def _delete_superseded(self) -> None:
         steps = self._steps()
         for step in set(steps[: -self.keep]) - {self._best()}:
-            path = self.directory / f"{step:08d}"
-            # Renamed first: what is half deleted must not look like a checkpoint.
-            doomed = path.rename(path.with_suffix(".deleting"))
-            shutil.rmtree(doomed)
+            delete_directory(self.directory / f"{step:08d}")
 
     def sweep(self) -> None:
         """Deletes what interrupted saves and deletions have left. Only for the workdir's owner."""
@@ -226,4 +224,4 @@ def _make_anew(writing: Path) -> None:
 
 def _complete(writing: Path, final: Path, metadata: Mapping[str, Any]) -> None:
     (writing / "metadata.json").write_text(json.dumps(metadata, indent=1))
-    writing.rename(final)
+    move_into_place(writing, final)

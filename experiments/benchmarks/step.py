@@ -1,18 +1,17 @@
-"""Times the step of the main job, or its predictions, and measures the memory of a whole run.
+"""Times a training or prediction step, and measures the memory of a whole run.
 
     python -m experiments.benchmarks.step --preset=kaggle --mesh=2x4 --batch_size=2048
 
 ``--json`` prints one JSON object instead of lines. Times are medians of rounds of several steps;
-``spread`` is the distance of the quartiles over the median. ``seconds_to_first_step`` are of the
-main job, from the command on, with an empty compilation cache and with a full one.
+``spread`` is the distance of the quartiles over the median. ``seconds_to_first_step`` is the time
+of `dlrm_jax train` from the command on, with an empty compilation cache and with a full one.
 
-``roofline_share`` is the time that the machine would need at least (see `benchmarks.roofline`)
-over the median. ``rows_ratio`` is the step's time over that of the same step on tables with a
-hundredth of the rows, the two timed in turn: row-sparse updates make it about 1. With
-``--against=1x1`` the step on another mesh of the same devices is timed in turn as well:
-``mesh_ratio`` is the time of the former over that of the latter. ``core_round_trip_us``,
-measured before each round, helps to tell whether two figures saw the same machine (see
-`experiments.benchmarks.cores`).
+``roofline_share`` is the least time that the machine needs (see `benchmarks.roofline`) over the
+median. ``rows_ratio`` is the step's time over that of the same step on tables with a hundredth of
+the rows, the two timed in turn: row-sparse updates make it about 1. With ``--against=1x1`` the step
+on another mesh of the same devices is timed in turn, too: ``mesh_ratio`` is the first step's time
+over the second's. ``core_round_trip_us``, measured before each round, helps to see whether two
+results come from the same machine (see `experiments.benchmarks.cores`).
 
 ``peak_gib`` is the largest resident memory of initializing, training, saving and restoring;
 ``bound_gib`` is 1.15 times the bytes of tables and optimizer state on all devices, plus 0.7 GiB.
@@ -59,7 +58,7 @@ flags.DEFINE_integer("steps_per_round", 10, "steps timed together", lower_bound=
 flags.DEFINE_bool("first_step", True, "also time the main job from its start to its first step")
 flags.DEFINE_bool("json", False, "print one JSON object")
 
-# Different batches, so that the rows of one aren't left in the cache for the next.
+# Several batches, so that the cache doesn't contain the rows of the next one.
 _BATCHES = 20
 _FEWER = 100
 
@@ -67,11 +66,11 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Steps:
-    """A state, and steps that go on from it or predictions from it, on batches kept in memory.
+    """A state, and training or prediction steps from it, on batches kept in memory.
 
     Args:
-        config: of the data.
-        learner: of the state.
+        config: config of the data.
+        learner: learner of the state.
     """
 
     def __init__(self, config: Config, learner: Learner):
@@ -82,7 +81,7 @@ class Steps:
         self.state = learner.init(config.seed)
 
     def run(self, count: int) -> float:
-        """Runs some steps and returns the mean seconds of one."""
+        """Runs ``count`` steps and returns the mean seconds of one."""
         begun = time.perf_counter()
         for _ in read_behind(map(self._step, range(count)), self._ahead):
             pass
@@ -96,7 +95,7 @@ class Steps:
         return loss
 
     def work(self, learner: Learner) -> roofline.Work:
-        """What one step does."""
+        """The work of one step."""
         function = self._predict if FLAGS.mode == "infer" else self._train
         return roofline.Work(
             roofline.matrix_flops(function, self.state, self._batches[0]),
@@ -105,7 +104,7 @@ class Steps:
 
 
 def save_and_restore(learner: Learner, steps: Steps) -> None:
-    """Replaces the state by what a checkpoint of it gives, as a resumed run would."""
+    """Saves the state and replaces it by the restored one, as a resumed run does."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoints = Checkpoints(Path(directory), {})
         checkpoints.save(learner, steps.state, {}, None)
@@ -115,7 +114,7 @@ def save_and_restore(learner: Learner, steps: Steps) -> None:
 
 
 def with_fewer_rows(config: Config, learner: Learner) -> Steps:
-    """Steps on tables with a hundredth of the rows that lie where the whole ones do."""
+    """Steps on tables with a hundredth of the rows, on the same shards."""
     with tempfile.TemporaryDirectory() as directory:
         plan = Path(directory) / "plan.json"
         plan.write_text(learner.collection.plan.to_json())
@@ -135,10 +134,10 @@ def bytes_held(state: TrainState) -> int:
 
 
 def config_of_flags() -> Config:
-    """The preset and the flags.
+    """The config of the preset and the flags.
 
     Raises:
-        UserError: a flag that has no effect was given.
+        UserError: a flag has no effect.
     """
     if FLAGS["examples"].present:
         raise UserError("--examples has no effect: there are as many as the batches need")
@@ -150,9 +149,9 @@ def config_of_flags() -> Config:
 
 
 def run_flags() -> list[str]:
-    """What this command line says, for the main job, whose own default is another preset."""
-    given = [name for name in FIELD_TYPES if FLAGS[name].present]
-    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *given)]
+    """The flags of this command line for `dlrm_jax train`, which has another default preset."""
+    names = [name for name in FIELD_TYPES if FLAGS[name].present]
+    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *names)]
 
 
 def _text(value: Any) -> str:
@@ -160,12 +159,12 @@ def _text(value: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The first step and memory first, on their own; then the steps in turn."""
+    """Measures the first step and memory by themselves, then times the steps in turn."""
     del argv
     config = config_of_flags()
     against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
     mesh = start(FLAGS.mesh)
-    if against_shape:  # refused before the rest, which takes long
+    if against_shape:  # checked before the rest, which takes long
         check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
     first_step = seconds_to_first_step(run_flags()) if FLAGS.first_step else None
 
@@ -186,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
     round_trips: list[float | None] = []
     for _ in range(FLAGS.rounds):
         round_trips.append(round_trip_us())
-        steps.run(1)  # what comes first after another program isn't timed
+        steps.run(1)  # the first round after another program isn't timed
         for name, each in compared.items():
             times[name].append(each.run(FLAGS.steps_per_round))
 
@@ -227,7 +226,7 @@ def main(argv: Sequence[str]) -> None:
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
     """Median, extremes and spread of the rounds."""
-    milliseconds = [1e3 * each for each in seconds]
+    milliseconds = [1e3 * value for value in seconds]
     median = statistics.median(milliseconds)
     low, _, high = statistics.quantiles(milliseconds) if len(milliseconds) > 1 else [median] * 3
     return {
@@ -239,7 +238,7 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """The medians of the rounds' ratios, whose two timings saw the same machine."""
+    """The medians of the rounds' ratios; the two timings of a round saw the same machine."""
 
     def ratio(other: str) -> float:
         pairs = zip(times["steps"], times[other], strict=True)
@@ -259,7 +258,7 @@ def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def report(results: Mapping[str, Any]) -> None:
-    """One JSON object, or a line for each result."""
+    """Prints one JSON object, or a line for each result."""
     if FLAGS.json:
         print(json.dumps(results, indent=1))
         return

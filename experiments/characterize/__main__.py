@@ -1,23 +1,24 @@
-"""Shows what a training step spends its time on, and how far that is from the machine's limits.
+"""Measures the time of a training step by class of operator, beside the machine's limits.
 
     python -m experiments.characterize --preset=kaggle --batch_size=2048 --workdir=runs/characterize
 
-The step is the main job's, fed by its loader with generated data. It is timed and profiled in
-turn; each instant of the profile belongs in equal parts to the classes of operators that something
-runs of then, so that the classes sum to the profiled step. Classes are the `jax.named_scope` that
-the model, the tables and the optimizer are traced in, collectives by kind, ``data`` for loading and
-placing batches, ``other`` for what is in no scope, such as adding the gradients of chunks.
-A collective counts from when its last device has come to it; thunks count on the thread that
-starts them.
+The step is that of `dlrm_jax train`, fed by its loader with generated data. It is timed and
+profiled in turn. Each instant of the profile is divided equally among the classes of the operators
+that run at that instant, so that the classes sum to the profiled step. Classes are the
+`jax.named_scope` in which the model, the tables and the optimizer are traced, collectives by kind,
+``data`` for loading and placing batches, and ``other`` for operators in no scope, such as adding
+the gradients of chunks. A collective counts from the arrival of its last device. Thunks count on
+the thread that starts them.
 
-Operations and bytes are counted in the compiled program, tables' rows in the batches. Prints a
-table and, with ``--workdir``, leaves ``characterization.json``, ``characterization.html`` and, for
-each device, ``chakra/step.DEVICE.et``: the step as an execution trace for system simulators (see
-`experiments.characterize.chakra`).
+Operations and bytes are counted in the compiled program, rows of tables in the batches. It prints
+a table and, with ``--workdir``, writes ``characterization.json``, ``characterization.html`` and,
+for each device, ``chakra/step.DEVICE.et``: the step as an execution trace for system simulators
+(see `experiments.characterize.chakra`).
 
-``--sweep`` measures steps that differ in one thing, each in a process of its own:
-``--sweep=batch_size=512:2048:8192,mesh=1x1:2x4``; without values, around the config's. ``rows`` are
-parts of the config's; ``width`` is that of the tables' rows and of the bottom MLP's output.
+``--sweep`` measures steps that differ in one property, each in its own process:
+``--sweep=batch_size=512:2048:8192,mesh=1x1:2x4``; without values, it uses values around the
+config's. ``rows`` are factors of the config's; ``width`` is that of the tables' rows and of the
+bottom MLP's output.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ _TOLERANCE = 0.1
 
 
 def main(argv: Sequence[str]) -> None:
-    """One step, then those of the sweeps."""
+    """Measures one step, then the steps of the sweeps."""
     del argv
     config = with_flags(preset(FLAGS.preset))
     sweeps = sweep.parse(FLAGS.sweep, config)
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.picture and Path(FLAGS.picture).suffix not in (".png", ".svg"):
         raise UserError(f"--picture: expected a file named .png or .svg, got '{FLAGS.picture}'")
     mesh = start(FLAGS.mesh)
-    # A program in the cache may have been traced with other scopes, which don't change it.
+    # A cached program may have been traced with other scopes, which don't change the cache's key.
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     check_batch_size(mesh, "batch_size", config.batch_size)
 

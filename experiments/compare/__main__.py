@@ -4,12 +4,12 @@
     python -m experiments.compare --models=dlrm,dcn --optimizers=sgd,adagrad --workdir=runs/figure5
     python -m experiments.compare --data=train.txt --batch_size=128 --epochs=5 --workdir=runs/real
 
-For each model and optimizer the learning rate is searched on the validation split (see
-`experiments.compare.trials`); test metrics are means over seeds, ± their standard deviation.
+The learning rate of each model and optimizer is searched on the validation split (see
+`experiments.compare.trials`). Test metrics are means over seeds, ± their standard deviation.
 Without ``--data``, examples are generated, and the AUC of the teacher that made them is the best
 there is; ``--teacher=additive`` makes them without interactions. The second command is figure 5 of
-the DLRM paper. Every field of `dlrm_jax.config.Config` is a flag; ``dcn_v2:rank=8:layers=2`` is a
-model with its options. Interrupted, the same command with the same workdir goes on.
+the DLRM paper. ``dcn_v2:rank=8:layers=2`` is a model with its options. If it is interrupted, run
+the same command with the same workdir again to resume.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ define_data_flag()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Contenders, data, trials."""
+    """Reads contenders and data, then runs the trials."""
     del argv
     check_data_flags()
     contest, config = asked(preset(FLAGS.preset))

@@ -1,4 +1,4 @@
-"""What programs that compare models share: their flags, and what they leave."""
+"""Flags and results that the programs for comparing models share."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def define_comparison_flags(models: str = "dlrm,dcn", optimizers: str = "rowwise
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """Who competes.
+    """The contenders and their trials.
 
     Attributes:
-        contenders: in the order of the table.
-        rates: the learning rates to search over, by optimizer.
-        seeds: of each contender.
-        evaluations: of each trial.
+        contenders: contenders in the order of the table.
+        rates: learning rates to search over, by optimizer.
+        seeds: number of seeds of each contender.
+        evaluations: number of evaluations of each trial.
     """
 
     contenders: Sequence[Contender]
@@ -60,13 +60,13 @@ class Contest:
 
 
 def asked(base: Config) -> tuple[Contest, Config]:
-    """What the flags say: who competes, and the run of all.
+    """Reads the contest and the common config from the flags.
 
     Args:
         base: the preset.
 
     Raises:
-        UserError: a flag that the contenders decide was given, or one that none of them reads, or
+        UserError: a flag has no effect because the contenders decide or no contender reads it, or
             a name is unknown.
     """
     for name in _OF_SINGLE_RUNS:
@@ -101,7 +101,14 @@ def asked(base: Config) -> tuple[Contest, Config]:
 
 @contextlib.contextmanager
 def held(program: str) -> Iterator[Path]:
-    """The workdir, held for this run."""
+    """Context that makes the workdir of the flags and locks it for this run.
+
+    Args:
+        program: name of the program, part of the default workdir.
+
+    Yields:
+        The workdir.
+    """
     directory = Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
     with owned(directory):
         print(f"workdir {directory}")
@@ -109,17 +116,17 @@ def held(program: str) -> Iterator[Path]:
 
 
 def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory: Path) -> None:
-    """Runs the trials that haven't been; prints the table, writes the page and all numbers.
+    """Runs the missing trials, prints the table, and writes the page and all numbers.
 
     Args:
-        contest: who competes.
-        config: the run of all, with the tables of the data.
-        task: what for.
-        mesh: to run on.
-        directory: of the results.
+        contest: contenders and trials.
+        config: config of all trials, with the tables of the data.
+        task: data and metrics.
+        mesh: mesh to run on.
+        directory: directory for the results.
     """
     print(task.data.source)
-    for each in contest.contenders:  # what doesn't fit ends the program before any trial
+    for each in contest.contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)
     study = Study(config, task, mesh, contest.evaluations, directory / "trials")
     results = study.run(contest.contenders, contest.rates, contest.seeds)
@@ -142,7 +149,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_distances(results: Sequence[Result], task: Task) -> None:
-    """How far models with interactions are above logistic regression, if it is among them."""
+    """Prints the distance of each model from logistic regression, if that is among them."""
     metric = "auc" if "auc" in task.shown else task.chosen_by
     linear = [r for r in results if r.contender.name == "logistic_regression"]
     others = [r for r in results if r.contender.name != "logistic_regression"]

@@ -1,21 +1,21 @@
-"""What it brings that the rows of a table lie in the order of their frequency.
+"""Measures the effect of ordering a table's rows by frequency.
 
     python -m experiments.frequency --optimizer=rowwise_adagrad
     python -m experiments.frequency --data=criteo
 
-The same batches are looked up in tables whose rows lie by descending frequency in the training
-part, as `dlrm_jax preprocess` lays them, by first appearance in it, as other programs do, and at
-random. The batches are of the validation part, so that rows don't lie well for having been counted
-in them. Lines and pages that they touch, hits of caches and loads of shards are counted, not
-measured; an array is taken to begin with a line and a page. Lookups and updates, on one device, are
-timed in turn; a ratio is the random order's time over another's, round by round: the median, and
-the quartiles. Of a training part much shorter than the tables, most rows don't occur, and lie as by
-chance behind the others in every order: give generated data as many ``--examples`` as you can.
+The same batches are looked up in tables with three orders of rows: by descending frequency in the
+training part, as `dlrm_jax preprocess` orders them; by first appearance, as other programs do; and
+at random. The batches come from the validation part, so that they didn't decide the order. Touched
+cache lines and pages, cache hits and loads of shards are counted, not measured; an array is assumed
+to begin with a line and a page. Lookups and updates, on one device, are timed in turn. A ratio is
+the random order's time over another's, round by round: the median, and the quartiles. In a training
+part much shorter than the tables, most rows don't occur and are at random behind the others in
+every order: give generated data as many ``--examples`` as you can.
 
-``busiest shard`` is its load over the mean, where row r of each table lies on shard r mod
-``--shards``, in tables with more rows than the batch has examples; ``tables turned`` is that of
-lookups where each table begins one shard after the one before. Prints tables, and writes
-``frequency.json`` and ``frequency.png``, of the last batch size, to the workdir.
+``busiest shard`` is its load over the mean, where row r of each table is on shard r mod
+``--shards``, in tables with more rows than the batch has examples; in ``tables turned`` each table
+begins one shard after the one before. It prints tables, and writes ``frequency.json`` and, for the
+last batch size, ``frequency.png`` to the workdir.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ flags.DEFINE_integer("rounds", 15, "how often each order is timed", lower_bound=
 _HOTTEST = (0.001, 0.01, 0.1)
 _UNITS = {"64 B lines": 64, "4 KiB pages": 2**12, "2 MiB pages": 2**21}
 _BATCHES = 16
-_TRACE = 2**20  # accesses whose stack distances are found
+_TRACE = 2**20  # accesses with computed stack distances
 _NO_EFFECT = (
     "mesh", "batch_size", "table_optimizers", "frozen_tables", "placements", "plan", "model",
     "model_options", "compression", "shared_tables", "pooling",
@@ -76,7 +76,7 @@ _NO_EFFECT = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Data, orders, what is counted, what is timed, results."""
+    """Loads data, orders rows, counts, times and reports."""
     del argv
     for flag in _NO_EFFECT:
         if FLAGS[flag].present:
@@ -134,10 +134,10 @@ def batch_sizes() -> list[int]:
 
 
 def check_size(data: Dataset, batch_size: int) -> None:
-    """The data must hold a batch to look up.
+    """Checks that the data contain a batch to look up.
 
     Raises:
-        UserError: they don't.
+        UserError: they have fewer validation examples.
     """
     if len(data.validation) < batch_size:
         raise UserError(
@@ -146,11 +146,11 @@ def check_size(data: Dataset, batch_size: int) -> None:
         )
 
 
-# -- What is counted -------------------------------------------------------------------
+# -- Counts -----------------------------------------------------------------------------
 
 
 def hottest(columns: Sequence[Column]) -> dict[str, list[float]]:
-    """The part of the training lookups that each of the hottest shares of the rows serves."""
+    """The part of the training lookups that each share of the hottest rows serves."""
     together = Column("all", 1, 0.0, np.concatenate([x.occurrences for x in columns]), None)
     return {
         column.name: [column.served_by_hottest(share) for share in _HOTTEST]
@@ -161,7 +161,7 @@ def hottest(columns: Sequence[Column]) -> dict[str, list[float]]:
 def count(
     config: Config, data: Dataset, ids: Int32[np.ndarray, "N C"], size: int
 ) -> dict[str, float]:
-    """Of batches in one order: what they touch, hits of a cache, how evenly shards are loaded."""
+    """Counts touched memory, cache hits and loads of shards for the batches of one order."""
     batches = in_batches(data, ids, size, _BATCHES)
     row_bytes = bytes_of_rows(config)
     found = {"rows": touched(batches, 1, 1)}
@@ -173,7 +173,7 @@ def count(
         found[f"hits of {FLAGS.cache_mib:g} MiB of {name}"] = hit_rate(
             trace, data.table_rows, row_bytes["vectors"], unit, int(FLAGS.cache_mib * 2**20)
         )
-    # Smaller tables aren't worth dealing out.
+    # Smaller tables aren't split over shards.
     large = [
         [x for x, rows in zip(b, data.table_rows, strict=True) if rows > size] for b in batches
     ]
@@ -185,7 +185,7 @@ def count(
 
 
 def bytes_of_rows(config: Config) -> dict[str, int]:
-    """Of the vectors, and of each array of optimizer state."""
+    """Bytes of a row of the vectors, and of each array of optimizer state."""
     described = describe(config)
     vectors = config.embedding_dim * jnp.dtype(config.table_dtype).itemsize
     slots = slot_shapes(described.optimizer, 1, config.embedding_dim, jnp.dtype(config.table_dtype))
@@ -233,7 +233,7 @@ def print_line(name: str, texts: Iterable[str]) -> None:
 def changes(
     counted: Mapping[str, Mapping[str, float]], timed: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, float]]:
-    """Of all orders but the random one, quantities and times over its own."""
+    """Quantities and times of all other orders over those of the random one."""
     found = {}
     for order in ORDERS[:-1]:
         at_random = counted["random"]  # a small cache may have no hits

@@ -1,4 +1,4 @@
-"""Lookups and updates of batches whose rows lie in several orders, timed in turn."""
+"""Times lookups and updates of batches under several orders of rows, in turn."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dlrm_jax.mesh import put_batch
 
 
 class Work:
-    """A state, and batches that are looked up in it or update it.
+    """A state, with batches to look up and to update.
 
     Args:
-        collection: of the state.
-        ids: by order, the same batches one after the other.
-        batch_size: B, of each.
-        seed: of the initial values.
+        collection: collection of the state.
+        ids: the same consecutive batches, by order.
+        batch_size: examples of a batch, B.
+        seed: seed of the initial values.
     """
 
     def __init__(
@@ -60,20 +60,20 @@ class Work:
             ids: Int[Array, "B C"],
             cotangents: Mapping[str, Float32[Array, "B d"]],
         ) -> EmbeddingState:
-            _, context = collection.lookup(state, ids)  # its vectors, unused, aren't read
+            _, context = collection.lookup(state, ids)  # its unused vectors aren't read
             return collection.update(state, context, cotangents, 0)
 
         self._lookup, self._update = lookup, update
 
     def lookups(self, order: str) -> float:
-        """Mean seconds of the lookups of a batch."""
+        """The mean seconds of looking up a batch."""
         begun = time.perf_counter()
         for ids in self._batches[order]:
             jax.block_until_ready(self._lookup(self._state, ids))
         return (time.perf_counter() - begun) / len(self._batches[order])
 
     def updates(self, order: str) -> float:
-        """Mean seconds of the updates by a batch."""
+        """The mean seconds of updating by a batch."""
         begun = time.perf_counter()
         for ids in self._batches[order]:
             self._state = self._update(self._state, ids, self._cotangents)
@@ -82,30 +82,35 @@ class Work:
 
 
 def in_turn(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Of lookups and of updates, milliseconds by order and the ratios to the last order.
+    """Times lookups and updates under each order, in turn.
+
+    Args:
+        work: state and batches.
+        orders: names of the orders; ratios compare with the last one.
+        rounds: number of rounds.
 
     Returns:
-        by ``"lookup"`` and ``"update"``, and by order, ``ms``, the median of the rounds,
-        ``fastest_ms``, and ``ratio``, the last order's time over this one's in the same round:
-        the first quartile, the median and the third one.
+        By ``"lookup"`` and ``"update"``, and by order: ``ms``, the median of the rounds;
+        ``fastest_ms``; and ``ratio``, the last order's time over this one's in the same round:
+        the first quartile, the median and the third quartile.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, run in (("lookup", work.lookups), ("update", work.updates)):
-        for order in orders:  # compiled, and the pages of tables and state there
+        for order in orders:  # compiles, and allocates the pages of tables and state
             run(order)
         times = {order: [] for order in orders}
         for _ in range(rounds):
             for order in orders:
                 times[order].append(run(order))
         last = times[orders[-1]]
-        found[name] = {
+        results[name] = {
             order: {
-                "ms": 1e3 * statistics.median(own),
-                "fastest_ms": 1e3 * min(own),
+                "ms": 1e3 * statistics.median(seconds),
+                "fastest_ms": 1e3 * min(seconds),
                 "ratio": statistics.quantiles(
-                    [b / a for a, b in zip(own, last, strict=True)], method="inclusive"
+                    [b / a for a, b in zip(seconds, last, strict=True)], method="inclusive"
                 ),
             }
-            for order, own in times.items()
+            for order, seconds in times.items()
         }
-    return found
+    return results

@@ -113,7 +113,7 @@ def test_a_full_disk(tmp_path: Path):
     flags = f"--input={tmp_path / 'train.txt'} --output={tmp_path / 'o'}"
     # No file may grow beyond so many blocks of 512 bytes.
     command = f"ulimit -f 200; exec {sys.executable} -m dlrm_jax preprocess {flags}"
-    assert "What is finished is kept" in errors_of(shell=command)
+    assert "Finished files are kept" in errors_of(shell=command)
     assert not (tmp_path / "o").exists()
     prepare(*flags.split())
     assert (tmp_path / "o" / "metadata.json").exists()

@@ -33,8 +33,8 @@ def test_more_items_are_asked_for_than_there_are():
     result = run("--items=100", program=PROGRAM)
     assert result.returncode == 2, result.stderr[-2000:]
     assert result.stderr == (
-        "error: --recall_at: 100 is more than the 89 items that are ranked: --items=100 without "
-        "11 known of the user\n"
+        "error: --recall_at: 100 is more than the 89 ranked items: --items=100 without "
+        "11 known items\n"
     )
 
 

@@ -122,7 +122,7 @@ def changed(checkpoint: Path, target: Path, **changes) -> Path:
 def test_checkpoints_of_other_kinds(trained: tuple[Path, np.ndarray], tmp_path: Path):
     checkpoint = trained[0]
     refused(changed(checkpoint, tmp_path / "a", format=0), "has format 0, this program reads 2")
-    refused(changed(checkpoint, tmp_path / "b", config=None), "doesn't say which model")
+    refused(changed(checkpoint, tmp_path / "b", config=None), "doesn't describe its model")
     fields = dataclasses.asdict(CONFIG) | {"unheard_of": 1}
     refused(changed(checkpoint, tmp_path / "c", config=fields), "the fields unheard_of")
     wider = dataclasses.asdict(dataclasses.replace(CONFIG, top_mlp=(9, 1)))

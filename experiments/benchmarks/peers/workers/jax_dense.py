@@ -1,7 +1,7 @@
-"""JAX with table gradients as large as the tables, as AlgoPerf's DLRM has them.
+"""JAX with table gradients as large as the tables, as in AlgoPerf's DLRM.
 
-The dense part is this project's, so that the two differ in the tables alone: here `jax.grad` goes
-through the lookup, and the optimizer updates whole tables.
+The dense part is this project's, so that only the tables differ: here `jax.grad` differentiates the
+lookup, and the optimizer updates whole tables.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class JaxDense:
     """Tables and MLPs as one tree of parameters.
 
     Args:
-        problem: what to compute.
-        mesh: of one device.
+        problem: problem to compute.
+        mesh: mesh of one device.
     """
 
     def __init__(self, problem: Problem, mesh: Mesh):
