@@ -27,7 +27,7 @@ from dlrm_jax.embedding import (
     automatic_plan,
 )
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import make_mesh
+from dlrm_jax.mesh import emulate_devices, make_mesh
 
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
 
@@ -271,6 +271,7 @@ MISTAKES: dict[str, Callable[[], object]] = {
         [Table("items", 500, 6)]
     ),
     "devices": lambda: make_mesh("4x4"),
+    "late": lambda: emulate_devices(16),
     "columns": lambda: collection().check_ids(np.zeros((2, 6), np.int32)),
     "slot": lambda: collection().from_arrays(lambda table: {"bias": jnp.zeros(table.rows)}, 0),
     "rows": lambda: collection().from_arrays(
