@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import kernel_dispatch, reshard, sharded_ops, table_io
 from dlrm_jax.embedding.bags import check_batch, check_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
@@ -88,7 +89,7 @@ class EmbeddingCollection:
             )
         self.plan.check(tables)
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
-        self.native = available(kernels, mesh.devices.flat[0].platform)
+        self.native = available(kernels, backend_of(mesh))
         self.native_slabs = frozenset(
             slab.name
             for slab in self.layout.slabs
