@@ -17,20 +17,13 @@ from collections.abc import Sequence
 
 import jax
 
-from dlrm_jax.cli.program import (
-    FLAGS,
-    define_run_flags,
-    describe_devices,
-    run,
-    start,
-    with_flags,
-)
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, with_flags
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import (
-    abstract_state,
     compile_step,
     compiled_collectives,
     planned_collectives,
@@ -46,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if config.kernels == "auto":
         # The step of another machine doesn't depend on what has been built on this one.
         config = dataclasses.replace(config, kernels="jax")
-    mesh = start(FLAGS.mesh)
+    mesh = start(FLAGS.mesh, emulate=True)
     check_batch_size(mesh, "batch_size", config.batch_size)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     learner = make_learner(config, mesh)
@@ -56,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 
     memory = compiled.memory_analysis()
     assert memory is not None
-    state = abstract_state(learner).embedding
+    state = learner.state_specs().embedding
     print("\nGiB on each device")
     for name, nbytes in (
         ("weights of tables", _bytes_on_one_device(state.tables)),

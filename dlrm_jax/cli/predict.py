@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, run, start
+from dlrm_jax.cli.program import FLAGS, define_mesh_flags, run, start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
@@ -34,7 +34,7 @@ from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
-from dlrm_jax.inference.predictor import TrainedModel, trained_config
+from dlrm_jax.inference.predictor import Predictor, trained_config
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
@@ -43,7 +43,7 @@ from dlrm_jax.training.serialization import read_metadata
 flags.DEFINE_string("checkpoint", None, "a directory named by its step, in a run's checkpoints/")
 flags.DEFINE_list("data", [], "raw logs in the order of time, or a directory of prepared arrays")
 flags.DEFINE_string("output", None, "the file of probabilities to make: .parquet or .csv")
-flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
+define_mesh_flags()
 flags.DEFINE_integer("batch_size", 8192, "rows predicted at a time", lower_bound=1)
 flags.DEFINE_string("preprocessing", None, "the directory of prepared data whose vocabularies the "
                     "model was trained with; by default, what the run keeps")  # fmt: skip
@@ -85,6 +85,7 @@ def check_flags() -> None:
     for flag, needed in (
         ("output", "data"),
         ("mesh", "data"),
+        ("emulate", "data"),
         ("batch_size", "data"),
         ("tables_output", "tables"),
         ("tables_format", "tables"),
@@ -151,7 +152,7 @@ def predict(
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
     begun = time.perf_counter()
     with examples(checkpoint, metadata, vocabularies) as split:
-        model = TrainedModel.load(checkpoint, mesh, FLAGS.batch_size)
+        model = Predictor.load(checkpoint, mesh, FLAGS.batch_size)
         check_ids(
             split, model.config.table_rows, model.config.table_bag_lengths, ",".join(FLAGS.data)
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.metadata
 import os
 import signal
 import sys
@@ -20,7 +19,7 @@ from dlrm_jax.cli.launch import ANOTHER_LOST, end_with_launcher
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
-from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
+from dlrm_jax.mesh import check_accelerators, emulate_devices, make_mesh, parse_mesh
 from dlrm_jax.presets import PRESETS
 from dlrm_jax.processes import CLUSTER, is_distributed, is_process_0, join
 from dlrm_jax.training.loop import Interrupted
@@ -36,8 +35,8 @@ _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbe
 
 
 def define_run_flags(default_preset: str) -> None:
-    """``--mesh``, ``--preset``, and for each field of `Config` a flag that overrides it."""
-    flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
+    """Those of the mesh, ``--preset``, and for each field of `Config` a flag that overrides it."""
+    define_mesh_flags()
     flags.DEFINE_string("preset", default_preset, ", ".join(PRESETS))
     for field in dataclasses.fields(Config):
         kind = FIELD_TYPES[field.name]
@@ -54,6 +53,13 @@ def define_run_flags(default_preset: str) -> None:
             flags.DEFINE_float(name, None, text)
         else:
             flags.DEFINE_string(name, None, text)
+
+
+def define_mesh_flags() -> None:
+    """``--mesh`` and ``--emulate``."""
+    flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
+    flags.DEFINE_bool("emulate", False, "CPU devices, as many as the mesh needs, instead of the "
+                      "accelerators of this machine")  # fmt: skip
 
 
 def define_process_flags() -> None:
@@ -108,15 +114,21 @@ def _items(name: str, items: Sequence[str], kind: object) -> tuple[object, ...]:
         ) from None
 
 
-def start(mesh: str, processes: int = 1) -> jax.sharding.Mesh:
-    """The mesh, with emulated devices where the machine has fewer, and a compilation cache.
+def start(mesh: str, processes: int = 1, emulate: bool = False) -> jax.sharding.Mesh:
+    """The mesh, and a compilation cache. Without accelerators, its devices are emulated.
 
     Args:
         mesh: such as ``"2x4"``.
         processes: that it is spread over. If there are several, this is the one that the flags of
             `define_process_flags` say.
+        emulate: whether its devices are emulated in any case, as ``--emulate`` says, too.
+
+    Raises:
+        UserError: there are accelerators, and fewer than the mesh needs.
     """
     shape = parse_mesh(mesh)
+    if emulate or ("emulate" in FLAGS and FLAGS.emulate):
+        jax.config.update("jax_platforms", "cpu")
     emulate_devices(shape[0] * shape[1], processes)
     if processes > 1:
         end_with_launcher()
@@ -126,6 +138,7 @@ def start(mesh: str, processes: int = 1) -> jax.sharding.Mesh:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    check_accelerators(shape)
     return make_mesh(shape)
 
 
@@ -135,20 +148,6 @@ def _leave_output_to_first() -> None:
     shown, hidden = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(hidden, 1)  # in every process, gloo writes a line for each connection it makes
     sys.stdout = os.fdopen(shown if is_process_0() else hidden, "w")
-
-
-def describe_devices(mesh: jax.sharding.Mesh) -> str:
-    """What the mesh consists of, so that emulation is never mistaken for the real thing."""
-    device = mesh.devices.flat[0]
-    emulated = ", emulated" if device.platform == "cpu" and mesh.size > 1 else ""
-    processes = f", in {jax.process_count()} processes" if is_distributed() else ""
-    return f"{mesh.size} x {device.device_kind}{emulated}{processes}"
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def run(main: Callable[[Sequence[str]], None], argv: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import kernel_dispatch, reshard, sharded_ops, table_io
 from dlrm_jax.embedding.bags import FeatureIds, IdMatrix, check_batch, check_ids, id_matrix
 from dlrm_jax.embedding.batches import Placed, host_ids, pad_batch, put_ids
@@ -94,7 +95,7 @@ class EmbeddingCollection:
             raise UserError(f"the plan is for {self.plan.shards} shards, the mesh has {shards}")
         self.plan.check(tables)
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
-        self.native = available(kernels, mesh.devices.flat[0].platform)
+        self.native = available(kernels, backend_of(mesh))
         self.native_slabs = frozenset(
             slab.name
             for slab in self.layout.slabs

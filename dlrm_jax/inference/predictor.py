@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float64
@@ -19,7 +18,7 @@ from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.serialization import (
-    load_params,
+    load_model,
     load_table,
     read_metadata,
     release_memory,
@@ -58,7 +57,7 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedModel:
+class Predictor:
     """What predicts.
 
     Attributes:
@@ -74,7 +73,7 @@ class TrainedModel:
     batch_size: int
 
     @classmethod
-    def load(cls, checkpoint: Path, mesh: Mesh, batch_size: int = 8192) -> TrainedModel:
+    def load(cls, checkpoint: Path, mesh: Mesh, batch_size: int = 8192) -> Predictor:
         """Reads parameters and tables, one slab at a time.
 
         Args:
@@ -90,18 +89,15 @@ class TrainedModel:
         config = trained_config(checkpoint, metadata)
         learner = make_learner(_for_prediction(config, batch_size), mesh)
         release_memory()
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=learner.replicated),
-            jax.eval_shape(lambda: learner.init_params(0)),
-        )
-        params = load_params(checkpoint, metadata, abstract)
+        specs = learner.state_specs()
+        params, model_state = load_model(checkpoint, metadata, specs.params, specs.model_state)
         embedding = learner.collection.from_arrays(
             lambda table: load_table(
                 checkpoint, metadata, table.name, learner.collection.array_specs(table.name)
             ),
             seed=0,
         )
-        state = TrainState(metadata["step"], params, optimizer=None, embedding=embedding)
+        state = TrainState(metadata["step"], params, None, embedding, model_state)
         return cls(config, learner, state, batch_size)
 
     def probabilities(self, split: Split) -> Iterator[Float64[np.ndarray, " B"]]:

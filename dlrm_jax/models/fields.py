@@ -65,24 +65,13 @@ WEIGHT = Read(".weight", width=1, init="zeros")
 class Model(nnx.Module):
     """From dense features and vectors to logits; knows no tables and no mesh.
 
-    An example's logit depends on that example alone: each device has some of a batch.
-
     A model is one class: what it reads of each field, its parameters, and its formula. It is made
     as ``Class(dense_features, fields, rngs=…, **options)``. Options that have the names of fields
     of the run's config, such as ``top_mlp``, come from there, all others from ``model_options``.
 
-    Attributes:
-        native: whether it may use native kernels; set by `Learner`.
-        training: whether it is to be differentiated; set by `Learner`.
+    In predictions an example's logit depends on that example alone. In training there may be layers
+    such as `nnx.Dropout` and `nnx.BatchNorm`, which then has statistics of the whole batch.
     """
-
-    native = False
-    training = False
-
-    @property
-    def runs_natively(self) -> bool:
-        """Whether it uses native kernels, for what is float32."""
-        return False
 
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:

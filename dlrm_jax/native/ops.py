@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dlrm_jax.backend import Backend
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import library
 
@@ -22,8 +23,8 @@ that of its bag, times its weight.
 """
 
 
-def available(kernels: str, platform: str) -> bool:
-    """Whether a program for this platform may use what is native.
+def available(kernels: str, backend: Backend) -> bool:
+    """Whether a program for this backend may use what is native.
 
     Raises:
         UserError: they are asked for and can't be had.
@@ -32,13 +33,13 @@ def available(kernels: str, platform: str) -> bool:
         raise UserError(f"kernels: expected {', '.join(get_args(Kernels))}, got {kernels!r}")
     if kernels == "jax":
         return False
-    found = platform == "cpu" and library.load()
+    found = backend.native_kernels and library.load()
     if kernels == "native" and not found:
         raise UserError(
             "kernels: the native ones are not built for this machine and version of jaxlib; run "
             "python -m dlrm_jax.native"
-            if platform == "cpu"
-            else f"kernels: the native ones are for CPUs, the mesh is of {platform}"
+            if backend.native_kernels
+            else f"kernels: the native ones are for CPUs, the mesh is of {backend.platform}"
         )
     return found
 
@@ -120,7 +121,7 @@ def interact(
     self_interaction: bool,
     columns: bool,
 ) -> Float[Array, "_ _"]:
-    """The dense vector and the products of all pairs; `models.interaction.dot`.
+    """The dense vector and the products of all pairs; `training.native_model.dot`.
 
     Args:
         x: dense vector, float32: [n, d], or [d, n] with ``columns``.

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, versions, with_flags
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, with_flags
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.batches import Batch, TrainBatches
@@ -35,6 +35,7 @@ from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_train_step
 
 define_run_flags(default_preset="kaggle")

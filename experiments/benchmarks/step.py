@@ -35,15 +35,16 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, versions, with_flags
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, with_flags
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh, programs_ahead
+from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
@@ -75,7 +76,7 @@ class Steps:
 
     def __init__(self, config: Config, learner: Learner):
         self._batches = [learner.put(batch) for batch in generated_batches(config, _BATCHES)]
-        self._ahead = programs_ahead(learner.mesh)
+        self._ahead = learner.backend.programs_ahead
         self._train = make_train_step(learner)
         self._predict = make_predict(learner)
         self.state = learner.init(config.seed)

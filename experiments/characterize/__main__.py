@@ -31,15 +31,9 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.pictures import save
-from dlrm_jax.cli.program import (
-    FLAGS,
-    define_run_flags,
-    describe_devices,
-    run,
-    start,
-    with_flags,
-)
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, with_flags
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_json
 from dlrm_jax.mesh import check_batch_size

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.prefetch import Prefetch
-from dlrm_jax.mesh import programs_ahead
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner
@@ -89,7 +88,7 @@ class Steps:
         data = generate_data(dataclasses.replace(config, examples=examples))
         self._batches = TrainBatches(data.train, config.batch_size, config.seed)
         self.batches = [self._batches[number] for number in range(_BATCHES)]
-        self._ahead = programs_ahead(learner.mesh)
+        self._ahead = learner.backend.programs_ahead
         self._train = make_train_step(learner)
         self._state = learner.init(config.seed)
 

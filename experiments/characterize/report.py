@@ -8,7 +8,7 @@ from typing import Any
 
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import percent
-from dlrm_jax.cli.program import versions
+from dlrm_jax.training.record import versions
 from experiments.characterize.drawing import draw_step, draw_sweep
 from experiments.characterize.measure import Measured
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dlrm_jax.cli.datasets import check_data_flags, define_data_flag, load_data
+from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start
+from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes
 from experiments.compare.contest import asked, compare, define_comparison_flags, held
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     with held("compare") as directory:
         mesh = start(FLAGS.mesh)
         check_batch_sizes(config, mesh)
-        config, data = load_data(config)
+        config, data = load_data(config, FLAGS.data)
         compare(contest, config, Clicks(data), mesh, directory)
 
 

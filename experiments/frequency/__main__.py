@@ -34,9 +34,9 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
-from dlrm_jax.cli.datasets import check_data_flags, define_data_flag, load_data
+from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.pictures import percent, save
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, versions, with_flags
+from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, with_flags
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
@@ -44,8 +44,10 @@ from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.embedding.optimizer import slot_shapes
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_json
+from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import describe, make_collection
+from dlrm_jax.training.record import versions
 from experiments.frequency.picture import draw
 from experiments.frequency.row_order import (
     ORDERS,
@@ -86,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     config = with_flags(preset(FLAGS.preset))
     workdir = Path(FLAGS.workdir or time.strftime("runs/frequency-%Y%m%d-%H%M%S"))
     mesh = start("1x1")
-    config, data = load_data(config)
+    config, data = load_data(config, FLAGS.data)
     check_size(data, max(sizes))
     print(f"data: {data.source}")
     metadata = Metadata.read(data.directory) if data.directory else None

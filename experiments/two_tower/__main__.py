@@ -25,7 +25,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int32
 
-from dlrm_jax.cli.program import FLAGS, describe_devices, run, start
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.program import FLAGS, define_mesh_flags, run, start
 from dlrm_jax.embedding import (
     EmbeddingCollection,
     EmbeddingState,
@@ -42,7 +43,7 @@ from experiments.two_tower.retrieval import Scores, in_batch_softmax, recall
 
 KNOWN = 11  # known items of each user
 
-flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
+define_mesh_flags()
 flags.DEFINE_integer("users", 20_000, "who choose items", lower_bound=1)
 flags.DEFINE_integer("items", 5000, "to choose from", lower_bound=KNOWN + 1)
 flags.DEFINE_integer("batch_size", 1024, "users of a step", lower_bound=1)

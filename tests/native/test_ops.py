@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlrm_jax.backend import CPU, Backend
 from dlrm_jax.embedding import (
     SGD,
     Adam,
@@ -185,17 +186,17 @@ def test_tables_are_updated_in_place():
 
 def test_other_choices_are_refused():
     with pytest.raises(UserError, match="kernels: expected auto, native, jax, got 'cuda'"):
-        available("cuda", "cpu")
+        available("cuda", CPU)
     with pytest.raises(UserError, match="the native ones are for CPUs, the mesh is of gpu"):
-        available("native", "gpu")
-    assert not available("auto", "gpu")
+        available("native", Backend("gpu"))
+    assert not available("auto", Backend("gpu"))
 
 
 def test_what_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library, "load", lambda: False)
     with pytest.raises(UserError, match=r"not built for this .* run python -m dlrm_jax.native"):
-        available("native", "cpu")
-    assert not available("auto", "cpu")
+        available("native", CPU)
+    assert not available("auto", CPU)
 
 
 @pytest.mark.parametrize(

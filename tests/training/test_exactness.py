@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle, global_norm
 from setups import MESHES, Setup, train
 
+from dlrm_jax import backend
 from dlrm_jax.embedding import row_gradients
 from dlrm_jax.embedding.plan import PLACEMENTS
-from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_predict
 
@@ -142,8 +144,8 @@ def test_float32_data_are_no_limit():
 @pytest.mark.parametrize("mesh", ["1x1", "2x4"])
 def test_chunk_by_chunk(mesh: str, monkeypatch: pytest.MonkeyPatch):
     """The dense model works through two samples of a device's four at a time."""
-    monkeypatch.setattr(data_parallel, "_CHUNK", 2)
-    monkeypatch.setattr(data_parallel, "_PREDICTED_CHUNK", 2)
+    small = dataclasses.replace(backend.CPU, dense_chunk=2, prediction_chunk=2)
+    monkeypatch.setattr(backend, "CPU", small)
     check_training(Setup(mesh, "adagrad", clip_norm=0.15))
     check_predictions(mesh)
 

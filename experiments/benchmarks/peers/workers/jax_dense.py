@@ -82,7 +82,7 @@ class JaxDense:
                 )
                 for name, bag in zip(names, bags, strict=True)
             }
-            return learner.model(params["mlps"], training)(dense, pooled)
+            return learner.model(params["mlps"], training=training)(dense, pooled)
 
         def loss_of(params: Any, dense: jax.Array, ids: jax.Array, labels: jax.Array) -> jax.Array:
             return jnp.mean(learner.loss(logits(params, dense, ids, training=True), labels))
