@@ -25,7 +25,7 @@ MLPERF_V2_BAG_LENGTHS = (
     3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1,
 )  # fmt: skip
 
-# The reference's command lines; the README describes them.
+# The reference's command lines; docs/index.md describes them.
 PRESETS: dict[str, Config] = {
     "small": Config(),
     # Small enough for many models to converge in a minute or less each.
