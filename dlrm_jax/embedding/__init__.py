@@ -6,6 +6,7 @@ from dlrm_jax.embedding.optimizer import SGD, Adagrad, Adam, RowOptimizer, RowWi
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload
+from dlrm_jax.embedding.row_optax import RowOptax
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Lookup",
     "Piece",
     "Plan",
+    "RowOptax",
     "RowOptimizer",
     "RowWiseAdagrad",
     "Table",

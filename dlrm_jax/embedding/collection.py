@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer
 
@@ -18,6 +19,7 @@ from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.embedding.planning.devices import device_like
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
+from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.embedding.storage_dtype import storage_dtype
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
@@ -43,7 +45,8 @@ class EmbeddingCollection:
         features: in the order of their columns in the id array.
         lookups: in the order of the results.
         mesh: of axes ``data`` and ``model``, see `dlrm_jax.mesh.make_mesh`.
-        optimizer: of the tables that have none of their own.
+        optimizer: a `RowOptimizer` or an optax transform, see `RowOptax`; of the tables that
+            have none of their own.
         plan: of ``mesh.shape["model"]`` shards; None for `automatic_plan`.
         comm_dtype: in which pooled vectors and cotangents travel between devices, such as
             ``"bfloat16"``, for half the bytes; they are summed in at least float32 nevertheless.
@@ -62,12 +65,14 @@ class EmbeddingCollection:
         features: Sequence[Feature],
         lookups: Sequence[Lookup],
         mesh: Mesh,
-        optimizer: RowOptimizer | None = None,
+        optimizer: RowOptimizer | optax.GradientTransformation | None = None,
         plan: Plan | None = None,
         comm_dtype: str | None = None,
         kernels: Kernels = "auto",
     ):
         check_axes(mesh)
+        if optimizer is not None:
+            optimizer = as_row_optimizer(optimizer, "optimizer")
         check_descriptions(tables, features, lookups, optimizer)
         check_dtype(comm_dtype)
         self.tables = {table.name: table for table in tables}

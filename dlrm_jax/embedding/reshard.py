@@ -33,17 +33,18 @@ def slab_spec(slab: Slab, ndim: int = 2) -> PartitionSpec:
 
     Args:
         slab: whose weights or slots they are.
-        ndim: of the array; slots with one number a row have no columns to split.
+        ndim: of the array; slots with one number a row have no columns to split, and a single
+            number is on every device.
     """
-    if slab.split == "rows":
+    if slab.split == "rows" and ndim:
         return PartitionSpec(MODEL)
     return PartitionSpec(None, MODEL) if slab.split == "columns" and ndim == 2 else PartitionSpec()
 
 
 def slot_ndims(slab: Slab) -> dict[str, int]:
-    """Of the optimizer's slots: one number a row, or one an element."""
+    """Dimensions of the optimizer's slots: one number, one a row, or one an element."""
     slots = slab.optimizer.slots if slab.optimizer else {}
-    return {name: 1 if kind == "row" else 2 for name, kind in slots.items()}
+    return {name: ("scalar", "row", "element").index(kind) for name, kind in slots.items()}
 
 
 def slab_sharding(mesh: Mesh, slab: Slab, ndim: int = 2) -> NamedSharding:
@@ -99,13 +100,15 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
 
 def pack(mesh: Mesh, slab: Slab, tables: Mapping[str, Array]) -> Array:
     """Logical arrays of the slab's tables as the slab's array. Call under `jax.jit`."""
+    some = next(iter(tables.values()))
+    if some.ndim == 0:  # the same for all tables
+        return some
     if slab.split == "columns":  # every shard has the pieces of all tables, one after the other
         whole = jnp.concatenate([tables[name] for name in slab.tables])
         return jax.lax.with_sharding_constraint(whole, slab_sharding(mesh, slab, whole.ndim))
     shards: list[list[Array]] = [[] for _ in range(_shards(mesh, slab))]
     for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
         shards[piece.shard or 0].append(tables[piece.table][piece.residue :: piece.modulus])
-    some = next(iter(tables.values()))
     columns = []
     for parts in shards:
         missing = slab.rows - sum(part.shape[0] for part in parts)
@@ -142,7 +145,7 @@ class Unpacker:
     def __call__(self, array: Array) -> dict[str, Array]:
         """The logical array of each table."""
         in_order = self._slab.split != "rows" or self._mesh.shape[MODEL] == 1
-        if len(self._slab.tables) == 1 and in_order:
+        if array.ndim == 0 or (len(self._slab.tables) == 1 and in_order):
             return dict.fromkeys(self._slab.tables, array)  # it is that already
         if self._slab.split == "columns":
             return self._slices(array)

@@ -12,19 +12,13 @@ from jaxtyping import Array, Float, Int, Integer
 from dlrm_jax.embedding import exchange, row_gradients
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
 from dlrm_jax.embedding.layout import Layout, Slab
-from dlrm_jax.embedding.optimizer import (
-    SGD,
-    RowWiseAdagrad,
-    mean_of_columns,
-    rate_at,
-    update_rows,
-)
+from dlrm_jax.embedding.optimizer import mean_of_columns
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding.row_update import update_rows
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.mesh import BATCH, DATA, MODEL, PER_DEVICE
-from dlrm_jax.native import ops
 
 
 def lookup(
@@ -132,6 +126,7 @@ def apply(
 ) -> EmbeddingState:
     """See `EmbeddingCollection.apply`."""
     slabs = {slab.name: slab for slab in layout.slabs if slab.optimizer}
+    optimizers = {slab.name: slab.optimizer for slab in layout.slabs if slab.optimizer}
     table_specs = {name: slab_spec(slab) for name, slab in slabs.items()}
     slot_specs = {
         name: {slot: slab_spec(slab, ndim) for slot, ndim in slot_ndims(slab).items()}
@@ -142,9 +137,9 @@ def apply(
     def run(tables, slots, bags, step):
         new_tables, new_slots = {}, {}
         for name, slab in slabs.items():
-            update = _update_natively if name in natively else _update
-            new_tables[name], new_slots[name] = update(
-                slab, tables[name], slots[name], bags[name], step
+            args = tables[name], slots[name], bags[name], step
+            new_tables[name], new_slots[name] = (
+                optimizers[name].native_update(*args) if name in natively else _update(slab, *args)
             )
         return new_tables, new_slots
 
@@ -154,9 +149,12 @@ def apply(
         in_specs=(table_specs, slot_specs, per_shard, PartitionSpec()),
         out_specs=(table_specs, slot_specs),
         # Where columns are split, all shards have the same rows with the same state, which
-        # the check can't know; nor does it know what native updates do.
+        # the check can't know; nor does it know what native updates and optax transforms do.
         check_vma=not any(
-            slab.split == "columns" or name in natively for name, slab in slabs.items()
+            slab.split == "columns"
+            or name in natively
+            or "scalar" in optimizers[name].slots.values()
+            for name, slab in slabs.items()
         ),
     )(
         {name: state.tables[name] for name in slabs},
@@ -165,23 +163,6 @@ def apply(
         jnp.asarray(step),
     )
     return EmbeddingState(state.tables | tables, state.slots | slots)
-
-
-def _update_natively(
-    slab: Slab,
-    table: Array,
-    slots: dict[str, Array],
-    bags: Sequence[row_gradients.BlockCotangents],
-    step: Array,
-) -> tuple[Array, dict[str, Array]]:
-    """`_update` by other means."""
-    optimizer = slab.optimizer
-    assert isinstance(optimizer, SGD | RowWiseAdagrad)
-    rate = rate_at(optimizer.learning_rate, step)
-    if isinstance(optimizer, SGD):
-        return ops.sgd(table, rate, bags), slots
-    table, accumulator = ops.rowwise_adagrad(table, slots["accumulator"], rate, optimizer.eps, bags)
-    return table, {"accumulator": accumulator}
 
 
 def _update(
