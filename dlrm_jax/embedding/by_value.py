@@ -80,7 +80,7 @@ class _Same:
         return id(self.value)
 
 
-def _key(value: Any, parents: tuple[int, ...]) -> Hashable:
+def _key(value: Any, parents: tuple[int, ...]) -> Any:
     if id(value) in parents:  # a function whose closure holds itself
         return _Same(value)
     parents = (*parents, id(value))

@@ -14,12 +14,12 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import ops
 
-Rate = float | Callable[[Int[Array, ""]], Float[Array, ""]]
+Rate = float | Callable[[Int[Array, ""]], ArrayLike]
 """A learning rate, or a schedule of the number of updates done so far (from 0), as in optax."""
 
 SlotKind = Literal["row", "element", "scalar"]
@@ -64,7 +64,7 @@ class RowOptimizer:
         gradients: Float[Array, "K d"],
         slots: Slots,
         step: Int[Array, ""],
-        row_mean: RowMean = mean_of_columns,
+        row_mean: RowMean,
     ) -> tuple[Float[Array, "K d"], Slots]:
         """Returns what to add to K rows, and their new state.
 
@@ -82,7 +82,7 @@ class RowOptimizer:
         gradients: Float[Array, "K d"],
         slots: Slots,
         step: Int[Array, ""],
-        row_mean: RowMean = mean_of_columns,
+        row_mean: RowMean,
     ) -> tuple[Float[Array, "K d"], Slots]:
         """`update` of rows whose values count as well, as they do for weight decay.
 
@@ -121,7 +121,7 @@ class RowOptimizer:
 
 def rate_at(learning_rate: Rate, step: Int[Array, ""]) -> float | Float[Array, ""]:
     """The learning rate of the update that follows ``step`` earlier ones."""
-    return learning_rate(step) if callable(learning_rate) else learning_rate
+    return learning_rate(step) if callable(learning_rate) else learning_rate  # pyright: ignore
 
 
 @dataclasses.dataclass(frozen=True)

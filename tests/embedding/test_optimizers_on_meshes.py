@@ -2,6 +2,7 @@
 
 import inspect
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +44,13 @@ def ftrl(rate: float, beta: float = 1.0, l1: float = 0.01) -> optax.GradientTran
     def init(params):
         return {"z": -params * beta / rate, "n": jnp.zeros_like(params)}
 
-    def update(g, state, params):
+    def update(g, state, params: Any) -> Any:
         n = state["n"] + g**2
         z = state["z"] + g - (jnp.sqrt(n) - jnp.sqrt(state["n"])) / rate * params
         shrunk = jnp.sign(z) * jnp.maximum(jnp.abs(z) - l1, 0)
         return -shrunk * rate / (beta + jnp.sqrt(n)) - params, {"z": z, "n": n}
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def adagrad(start, rows):
@@ -223,19 +224,12 @@ def test_scalars_are_saved_and_read_with_each_table(tmp_path):
 def test_tables_of_one_optimizer_have_the_same_scalars():
     for turn in range(4):  # whatever tables lie in one slab
         tables = collection(optax.adam(RATE), "2x4", turn, "float32")
-        counts = dict.fromkeys(PLACEMENTS, np.int32(7))
-        state = tables.from_arrays(lambda table: {"0_count": counts[table.name]}, 0)
+        state = tables.from_arrays(lambda table: {"0_count": np.array(7)}, 0)
         assert {x["0_count"].item() for x in arrays_of(tables, state).values()} == {7}
-        for wrong in ({**counts, "row_wise": np.int32(8)}, {"row_wise": np.int32(7)}):
-            with pytest.raises(
-                UserError, match="same optimizer, so their 0_count must be the same"
-            ):
-                tables.from_arrays(
-                    lambda table, wrong=wrong: (
-                        {"0_count": wrong[table.name]} if table.name in wrong else {}
-                    ),
-                    0,
-                )
+        with pytest.raises(UserError, match=r"same optimizer.* 0_count .* (7 and 0|0 and 7);"):
+            tables.from_arrays(
+                lambda table: {"0_count": np.array(7)} if table.name == "row_wise" else {}, 0
+            )
 
 
 @pytest.mark.parametrize("shape", ["1x1", "2x4"])
