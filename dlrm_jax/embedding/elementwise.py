@@ -89,7 +89,7 @@ def _run(function: Callable, *args: jax.ShapeDtypeStruct) -> optax.OptState:
         return jax.eval_shape(function, *args)
     except Exception as error:
         raise UserError(
-            f"optax transform: failed on rows of shape {args[0].shape}, from gradients and "
+            f"optax transform: failed on rows of shape {args[-1].shape}, from gradients and "
             f"values alone: {error}"
         ) from error
 
