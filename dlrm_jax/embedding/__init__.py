@@ -6,6 +6,7 @@ from dlrm_jax.embedding.optimizer import SGD, Adagrad, Adam, RowOptimizer, RowWi
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload
+from dlrm_jax.embedding.row_optax import RowOptax
 from dlrm_jax.embedding.state import RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 
@@ -21,6 +22,7 @@ __all__ = [
     "Plan",
     "Ragged",
     "RowGradients",
+    "RowOptax",
     "RowOptimizer",
     "RowWiseAdagrad",
     "Table",

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer
 
@@ -23,6 +24,7 @@ from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.embedding.planning.devices import device_like
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
+from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.value_and_grad import value_and_grad
@@ -48,7 +50,8 @@ class EmbeddingCollection:
         lookups: lookups in the order of the results.
         mesh: mesh of the tables, such as `dlrm_jax.mesh.make_mesh` makes. Axes that are neither
             data nor model axes are the caller's; tables and batches are repeated over them.
-        optimizer: optimizer of the tables that have none of their own.
+        optimizer: optimizer of the tables that have none of their own: a `RowOptimizer`, or an
+            optax transform, see `RowOptax`.
         plan: plan for as many shards as the model axis has; None for `automatic_plan`.
         comm_dtype: dtype of pooled vectors and cotangents between devices, such as ``"bfloat16"``
             for half the bytes; sums are in at least float32. None for their own.
@@ -67,7 +70,7 @@ class EmbeddingCollection:
         features: Sequence[Feature],
         lookups: Sequence[Lookup],
         mesh: Mesh,
-        optimizer: RowOptimizer | None = None,
+        optimizer: RowOptimizer | optax.GradientTransformation | None = None,
         plan: Plan | None = None,
         comm_dtype: str | None = None,
         kernels: Kernels = "auto",
@@ -75,6 +78,8 @@ class EmbeddingCollection:
         data_axes: str | Sequence[str] = DATA,
         model_axis: str = MODEL,
     ):
+        if optimizer is not None:
+            optimizer = as_row_optimizer(optimizer, "optimizer")
         check_descriptions(tables, features, lookups, optimizer)
         check_dtype(comm_dtype)
         self.axes = MeshAxes.of(mesh, data_axes, model_axis)

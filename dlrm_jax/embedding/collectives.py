@@ -175,5 +175,7 @@ def _row_means(slab: Slab) -> int:
     row = jax.ShapeDtypeStruct((1, slab.width), slab.vector_dtype)
     optimizer_slots = slot_shapes(optimizer, 1, slab.width, slab.dtype)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    jax.eval_shape(lambda g, s, n: optimizer.update(g, s, n, counted), row, optimizer_slots, step)
+    jax.eval_shape(
+        lambda g, s, n: optimizer.update_values(g, g, s, n, counted), row, optimizer_slots, step
+    )
     return means

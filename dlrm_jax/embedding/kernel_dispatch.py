@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from dlrm_jax.embedding.layout import Block, Layout, Slab
-from dlrm_jax.embedding.optimizer import SGD, RowWiseAdagrad
 
 
 def has_native_lookup(block: Block) -> bool:
@@ -30,11 +29,10 @@ def has_native_update(slab: Slab) -> bool:
     instead of 268 for row-wise Adagrad, of which the lookups are 11. With one id a bag the two
     updates are about equal.
     """
-    if slab.optimizer is None or slab.dtype != np.float32:
+    optimizer = slab.optimizer
+    if optimizer is None or slab.dtype != np.float32:
         return False
-    if type(slab.optimizer) is RowWiseAdagrad:
-        return slab.split != "columns"  # whose rows' mean is taken over several devices
-    return type(slab.optimizer) is SGD
+    return optimizer.native == "columns" or (optimizer.native == "rows" and slab.split != "columns")
 
 
 def kernels_in_use(layout: Layout, native: bool) -> dict[str, str]:

@@ -11,18 +11,12 @@ from jaxtyping import Array, Float, Int, Integer
 from dlrm_jax.embedding import exchange, row_gradients
 from dlrm_jax.embedding.layout import Layout, Slab
 from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.optimizer import (
-    SGD,
-    RowWiseAdagrad,
-    mean_of_columns,
-    rate_at,
-    update_rows,
-)
+from dlrm_jax.embedding.optimizer import mean_of_columns
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding.row_update import update_rows
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Lookup
-from dlrm_jax.native import ops
 
 
 class PerDevice:
@@ -58,6 +52,7 @@ class PerDevice:
         self.native_slabs = native_slabs
         self.trained_blocks = [i for i, b in enumerate(layout.blocks) if b.slab.optimizer]
         self.trained_slabs = {slab.name: slab for slab in layout.slabs if slab.optimizer}
+        self.optimizers = {s.name: s.optimizer for s in layout.slabs if s.optimizer}
 
     @property
     def state_specs(self) -> EmbeddingState:
@@ -152,10 +147,11 @@ class PerDevice:
         """Updates the touched rows of this device; see `EmbeddingCollection.apply`."""
         tables, slots = dict(state.tables), dict(state.slots)
         for name, slab in self.trained_slabs.items():
-            update = _update_natively if name in self.native_slabs else _update
-            tables[name], slots[name] = update(
-                slab, self.axes, tables[name], slots[name], gradients.bags[name], jnp.asarray(step)
-            )
+            args = tables[name], slots[name], gradients.bags[name], jnp.asarray(step)
+            if name in self.native_slabs:
+                tables[name], slots[name] = self.optimizers[name].native_update(*args)
+            else:
+                tables[name], slots[name] = _update(slab, self.axes, *args)
         return EmbeddingState(tables, slots)
 
     def update(
@@ -167,25 +163,6 @@ class PerDevice:
     ) -> EmbeddingState:
         """`send_cotangents`, `coalesce` and `apply` in one."""
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
-
-
-def _update_natively(
-    slab: Slab,
-    axes: MeshAxes,
-    table: Array,
-    slots: dict[str, Array],
-    bags: Sequence[row_gradients.BlockCotangents],
-    step: Array,
-) -> tuple[Array, dict[str, Array]]:
-    """`_update` by other means."""
-    del axes
-    optimizer = slab.optimizer
-    assert isinstance(optimizer, SGD | RowWiseAdagrad)
-    rate = rate_at(optimizer.learning_rate, step)
-    if isinstance(optimizer, SGD):
-        return ops.sgd(table, rate, bags), slots
-    table, accumulator = ops.rowwise_adagrad(table, slots["accumulator"], rate, optimizer.eps, bags)
-    return table, {"accumulator": accumulator}
 
 
 def _update(

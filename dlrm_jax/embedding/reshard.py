@@ -35,17 +35,18 @@ def slab_spec(slab: Slab, model: str, ndim: int = 2) -> PartitionSpec:
     Args:
         slab: slab of the array.
         model: model axis.
-        ndim: rank of the array; optimizer slots with one number a row have no columns to split.
+        ndim: rank of the array; optimizer slots with one number a row have no columns to split,
+            and a single number is on every device.
     """
-    if slab.split == "rows":
+    if slab.split == "rows" and ndim:
         return PartitionSpec(model)
     return PartitionSpec(None, model) if slab.split == "columns" and ndim == 2 else PartitionSpec()
 
 
 def slot_ndims(slab: Slab) -> dict[str, int]:
-    """The ranks of the optimizer's slots: 1 for a number a row, 2 for one an element."""
+    """The ranks of the optimizer's slots: 0 of a number, 1 of one a row, 2 of one an element."""
     slots = slab.optimizer.slots if slab.optimizer else {}
-    return {name: 1 if kind == "row" else 2 for name, kind in slots.items()}
+    return {name: ("scalar", "row", "element").index(kind) for name, kind in slots.items()}
 
 
 def slab_sharding(axes: MeshAxes, slab: Slab, ndim: int = 2) -> NamedSharding:
@@ -106,13 +107,15 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
 
 def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
     """Logical arrays of the slab's tables as the slab's array. Call under `jax.jit`."""
+    some = next(iter(tables.values()))
+    if some.ndim == 0:  # the same for all tables
+        return some
     if slab.split == "columns":  # every shard has the pieces of all tables, one after the other
         whole = jnp.concatenate([tables[name] for name in slab.tables])
         return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.ndim))
     shards: list[list[Array]] = [[] for _ in range(_shards(axes, slab))]
     for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
         shards[piece.shard or 0].append(tables[piece.table][piece.residue :: piece.modulus])
-    some = next(iter(tables.values()))
     columns = []
     for parts in shards:
         missing = slab.rows - sum(part.shape[0] for part in parts)
@@ -149,7 +152,7 @@ class Unpacker:
     def __call__(self, array: Array) -> dict[str, Array]:
         """Whole arrays by table."""
         in_order = self._slab.split != "rows" or self._axes.shards == 1
-        if len(self._slab.tables) == 1 and in_order:
+        if array.ndim == 0 or (len(self._slab.tables) == 1 and in_order):
             return dict.fromkeys(self._slab.tables, array)  # it is that already
         if self._slab.split == "columns":
             return self._slices(array)

@@ -86,9 +86,12 @@ def apply(
         in_specs=(specs, _row_specs(device), PartitionSpec()),
         out_specs=specs,
         # Where columns are split, all shards have the same rows with the same state, which
-        # the check can't know; nor does it know what native updates do.
+        # the check can't know; nor does it know what native updates and optax transforms do.
         check_vma=not any(
-            slab.split == "columns" or name in device.native_slabs for name, slab in slabs.items()
+            slab.split == "columns"
+            or name in device.native_slabs
+            or "scalar" in device.optimizers[name].slots.values()
+            for name, slab in slabs.items()
         ),
     )(
         EmbeddingState({name: state.tables[name] for name in slabs}, state.slots),

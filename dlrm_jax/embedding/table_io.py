@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from dlrm_jax.embedding import reshard
+from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.layout import Layout, Slab
 from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.optimizer import slot_shapes, zero_slots
+from dlrm_jax.embedding.optimizer import slot_shapes
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.storage_dtype import decode, encode, storage_dtype
 from dlrm_jax.embedding.table import Table
@@ -22,15 +23,20 @@ from dlrm_jax.mesh import put_whole
 Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
 Arrays = dict[str, Array]
 
+Scalars = dict[Hashable, tuple[str, Mapping[str, np.ndarray]]]
+"""By optimizer, the first table that has it and its optimizer slots of one number."""
+
 
 def from_arrays(axes: MeshAxes, layout: Layout, source: Source, seed: int) -> EmbeddingState:
     """See `EmbeddingCollection.from_arrays`."""
     tables, slots, auto = {}, {}, axes.auto
+    scalars: Scalars = {}
     # The largest first: what is in memory twice for a moment is then least on top of the rest.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
         ndims = {"table": 2, **reshard.slot_ndims(slab)}
         shardings = {k: reshard.slab_sharding(auto, slab, ndim) for k, ndim in ndims.items()}
         given = {name: _given(auto, slab, table, source) for name, table in slab.tables.items()}
+        _check_scalars(slab, given, scalars)
         make = jax.jit(functools.partial(_make_slab, auto, slab, seed), out_shardings=shardings)
         with auto.current():
             leaves = make(given)
@@ -129,6 +135,25 @@ def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
     return placed
 
 
+def _check_scalars(slab: Slab, given: Mapping[str, Arrays], seen: Scalars) -> None:
+    """Checks that tables of one optimizer share its scalars, as in one slab they have to."""
+    optimizer = slab.optimizer
+    names = [name for name, ndim in reshard.slot_ndims(slab).items() if ndim == 0]
+    if optimizer is None or not names:
+        return
+    initial = jax.jit(optimizer.initial_slots)(np.zeros((1, slab.dim), slab.vector_dtype))
+    for table, arrays in given.items():
+        own = {name: np.asarray(arrays.get(name, initial[name])) for name in names}
+        other, expected = seen.setdefault(optimizer_key(optimizer), (table, own))
+        for name in names:
+            if own[name] != expected[name]:
+                raise UserError(
+                    f"tables {other} and {table} have the same optimizer, so their {name} must be "
+                    f"the same, got {expected[name]} and {own[name]}; give it for all tables of "
+                    f"an optimizer or for none, where it is {np.asarray(initial[name])}"
+                )
+
+
 def _make_slab(axes: MeshAxes, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
     """A slab's arrays, of given arrays of its tables and of initial values for all others."""
     drawn = reshard.initial_values(
@@ -143,7 +168,7 @@ def _make_slab(axes: MeshAxes, slab: Slab, seed: int, given: dict[str, Arrays]) 
             sharding = reshard.array_sharding(axes, slab, values.shape)
             return jax.lax.with_sharding_constraint(values, sharding)
         assert slab.optimizer is not None
-        return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]
+        return slab.optimizer.initial_slots(whole(table, "table").astype(slab.vector_dtype))[key]
 
     keys = ["table", *(slab.optimizer.slots if slab.optimizer else ())]
     arrays = {

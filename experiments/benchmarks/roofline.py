@@ -21,7 +21,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, exchange
-from dlrm_jax.embedding.optimizer import slot_shapes
+from dlrm_jax.embedding.optimizer import slot_bytes
 from dlrm_jax.native import ops
 from dlrm_jax.native.ops import interaction_flops
 
@@ -159,8 +159,7 @@ def _row_bytes(collection: EmbeddingCollection, ids: np.ndarray, train: bool) ->
         slab = collection.layout.slab_of(name)
         nbytes = table.nbytes // table.rows
         if train and slab.optimizer:
-            slots = slot_shapes(slab.optimizer, 1, table.dim, slab.dtype).values()
-            state = sum(slot.size * slot.dtype.itemsize for slot in slots)
+            state = sum(slot_bytes(slab.optimizer, table.dim, slab.dtype).values())
             nbytes += 2 * (nbytes + state)
         total += nbytes * len(np.unique(np.concatenate(seen)))
     return total

@@ -41,7 +41,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.statistics import Column, measure
-from dlrm_jax.embedding.optimizer import slot_shapes
+from dlrm_jax.embedding.optimizer import slot_bytes
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_json
 from dlrm_jax.job import load_data
@@ -190,9 +190,8 @@ def bytes_of_rows(config: Config) -> dict[str, int]:
     """Bytes of a row of the vectors, and of each array of optimizer state."""
     described = describe(config)
     vectors = config.embedding_dim * jnp.dtype(config.table_dtype).itemsize
-    slots = slot_shapes(described.optimizer, 1, config.embedding_dim, jnp.dtype(config.table_dtype))
-    state = {name: slot.size * slot.dtype.itemsize for name, slot in slots.items()}
-    return {"vectors": vectors, **state}
+    dtype = jnp.dtype(config.table_dtype)
+    return {"vectors": vectors, **slot_bytes(described.optimizer, config.embedding_dim, dtype)}
 
 
 # -- What is said ----------------------------------------------------------------------
