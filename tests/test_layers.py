@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 # What each part may import besides itself.
 BELOW = {
     "errors": set(),
+    "text_table": set(),
     "config": {"errors"},
     "presets": {"errors", "config"},
     "mesh": {"errors"},
@@ -18,11 +19,11 @@ BELOW = {
     "files": {"errors"},
     "data": {"errors", "files"},
     "native": {"errors", "files"},
-    "embedding": {"errors", "mesh", "native"},
+    "embedding": {"errors", "mesh", "native", "text_table"},
     "training": {"errors", "files", "config", "mesh", "processes", "models", "data", "embedding"},
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
-BELOW["cli"] = {*BELOW["inference"], "inference", "native", "presets"}
+BELOW["cli"] = {*BELOW["inference"], "inference", "native", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

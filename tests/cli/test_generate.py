@@ -203,7 +203,7 @@ def test_refusals(flags: tuple[str, ...], fragment: str, tmp_path: Path):
 )
 def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str, flags: tuple[str, ...]):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)); "
-    start = "import runpy; runpy.run_module('dlrm_jax.cli.generate', run_name='__main__')"
+    start = "from dlrm_jax.cli.main import main; main('generate')"
     message = refused(
         *EXAMPLES, *flags, f"--output={tmp_path}/{name}", program=("-c", limit + start)
     )
