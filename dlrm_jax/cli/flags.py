@@ -143,7 +143,13 @@ def nearest(given: str, names: Iterable[str], prefix: str = "") -> str:
 def _expected(flag: flags.Flag) -> str:
     if isinstance(flag.parser, flags.EnumParser):
         return f"one of {', '.join(flag.parser.enum_values)}"
-    return "true or false" if flag.boolean else flag.parser.syntactic_help
+    if flag.boolean:
+        return "true or false"
+    low = getattr(flag.parser, "lower_bound", None)
+    if low is None:
+        return flag.parser.syntactic_help
+    kind = "an integer" if isinstance(flag.parser, flags.IntegerParser) else "a number"
+    return f"{kind} of at least {low}"
 
 
 # -- Rules between flags ---------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_the_config_gives_sections_sentences_and_defaults(program: ModuleType):
         ("--top_mlp=8,x", "--top_mlp: expected integers with commas, got '8,x'; such as .*"),
         ("--loss=bec", "--loss: expected one of bce, mse, got 'bec'"),
         ("--eval_only=x", "--eval_only: expected true or false, got 'x'"),
-        ("--processes=0", "--processes: expected a positive integer, got '0'; such as .*=2"),
+        ("--processes=0", "--processes: expected an integer of at least 1, got '0'; such as .*=2"),
     ],
 )
 def test_a_wrong_flag_is_explained(program: ModuleType, argument: str, message: str):

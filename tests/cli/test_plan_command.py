@@ -64,8 +64,10 @@ def test_memory_that_is_too_small_is_refused():
     [
         (["--memory_gib=0"], "--memory_gib: expected a finite number above 0, got 0.0"),
         (["--memory_gib=nan"], "--memory_gib: expected a finite number above 0, got nan"),
-        (["--output=."], "--output: expected a file, got the directory .; give a name"),
-        (["--picture=d.png"], "--picture: expected a file, got the directory d.png; give a name"),
+        (["--output=."], "--output: . exists; remove it, or give another name"),
+        (["--output=f"], "--output: f exists; remove it, or give another name"),
+        (["--picture=d.png"], "--picture: d.png exists; remove it, or give another name"),
+        (["--mesh_picture=d.png"], "--mesh_picture: d.png exists; remove it, or give another name"),
         (["--mesh_picture=p.gif"], "--mesh_picture: expected a file named .png or .svg, got .*"),
         (["--output=f/g/p.json"], "--output: expected a file in a directory, .* f is a file; .*"),
     ],
