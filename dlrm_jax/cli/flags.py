@@ -119,8 +119,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         return FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         given = str(error.flagname)
-        names = {x.name: x.name for x in own_flags()}
-        names |= {f"no{x.name}": f"no{x.name}" for x in own_flags() if x.boolean}
+        names = [x.name for x in own_flags()]
+        names += [f"no{x.name}" for x in own_flags() if x.boolean]
         raise UserError(f"there is no flag --{given}{nearest(given, names, '--')}") from error
     except flags.IllegalFlagValueError as error:
         found = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
