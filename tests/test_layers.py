@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 # What each part may import besides itself.
 BELOW = {
     "errors": set(),
+    "text_table": set(),
     "config": {"errors"},
     "presets": {"errors", "config"},
     "backend": set(),
@@ -19,7 +20,7 @@ BELOW = {
     "files": {"errors"},
     "data": {"errors", "files"},
     "native": {"errors", "files", "backend"},
-    "embedding": {"errors", "backend", "mesh", "native"},
+    "embedding": {"errors", "backend", "mesh", "native", "text_table"},
     "training": {
         "errors",
         "files",
@@ -35,7 +36,7 @@ BELOW = {
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
 BELOW["job"] = {*BELOW["inference"], "inference"}
-BELOW["cli"] = {*BELOW["job"], "job", "presets"}
+BELOW["cli"] = {*BELOW["job"], "job", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

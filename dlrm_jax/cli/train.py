@@ -1,11 +1,11 @@
 """Trains and evaluates DLRM, or another model, on Criteo-like data.
 
-    python -m experiments.criteo --mesh=2x4
-    python -m experiments.criteo --mesh=2x4 --data=train.txt --preset=kaggle --workdir=runs/kaggle
+    python -m dlrm_jax train --mesh=2x4
+    python -m dlrm_jax train --data=train.txt --preset=kaggle --workdir=runs/kaggle
 
 Without ``--data`` it generates examples whose best possible AUC is known; the first command
-comes within 0.01 of it. Every field of `dlrm_jax.config.Config` is a flag. Run again in the
-same workdir, it resumes, also on another mesh and in another number of processes.
+comes within 0.01 of it. Run the same command with the same workdir to resume, also on another mesh
+or in another number of processes.
 """
 
 from __future__ import annotations
@@ -20,34 +20,41 @@ from typing import Any
 from absl import flags
 
 from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.config_flags import define_run_flags, with_flags
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
+from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.cli.launch import launch
-from dlrm_jax.cli.program import (
-    FLAGS,
-    define_process_flags,
-    define_run_flags,
-    run,
-    start,
-    with_flags,
-)
+from dlrm_jax.cli.start import define_process_flags, start
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.job import Options, load_data
 from dlrm_jax.job import run as run_job
 from dlrm_jax.presets import preset
 from dlrm_jax.processes import check_same
+from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_batch_sizes, make_learner
 from dlrm_jax.training.metrics import METRICS
 
 define_run_flags(default_preset="small")
 define_process_flags()
 define_data_flag()
-flags.DEFINE_string("workdir", None, "of metrics and checkpoints; without it, a new one in runs/")
-flags.DEFINE_bool("tensorboard", False, "write the metrics to WORKDIR/tensorboard as well")
-flags.DEFINE_bool("eval_only", False, "evaluate a checkpoint of the workdir, don't train")
-flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "which one --eval_only takes")
-flags.DEFINE_string("warm_start", None, "a checkpoint, or a directory of NAME.npy")
-flags.DEFINE_list("warm_start_names", [], "the tables and layers to take from it")
+flags.DEFINE_string(
+    "workdir",
+    None,
+    "Directory of metrics and checkpoints; without it, a new one in runs/; such as runs/kaggle.",
+)
+flags.DEFINE_bool("tensorboard", False, "Also writes the metrics to WORKDIR/tensorboard.")
+flags.DEFINE_bool("eval_only", False, "Evaluates a checkpoint of the workdir without training.")
+flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint for --eval_only.")
+flags.DEFINE_string(
+    "warm_start",
+    None,
+    "Checkpoint, or directory of NAME.npy, that tables and layers start from; such as "
+    "runs/kaggle/checkpoints/00300000.",
+)
+flags.DEFINE_list(
+    "warm_start_names", [], "Tables and layers that --warm_start gives; such as C1,C2,bottom."
+)
 
 # What decides which steps a run takes; the config's fields, which are flags as well, come with it.
 _OF_ALL_PROCESSES = (
@@ -90,25 +97,25 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_flags() -> None:
-    """Flags that nothing would read are refused.
+    """Refuses flags that are missing or that nothing would read.
 
     Raises:
         UserError: naming the flag.
     """
-    for flag, needed, there in (
+    for flag, needed, given in (
         ("checkpoint", "--eval_only", FLAGS.eval_only),
         ("warm_start_names", "--warm_start", FLAGS.warm_start),
         ("process", "--coordinator", FLAGS.coordinator),
         ("coordinator", "--processes", FLAGS.processes > 1),
     ):
-        if FLAGS[flag].present and not there:
-            raise UserError(f"--{flag} has no effect without {needed}")
+        if not given:
+            refuse([flag], f"without {needed}")
     if FLAGS.warm_start and not FLAGS.warm_start_names:
         raise UserError("--warm_start needs --warm_start_names, such as C1,C2,bottom")
     if FLAGS.coordinator and not FLAGS.workdir:
         raise UserError("--coordinator needs --workdir, the same in all processes")
-    if FLAGS.tensorboard and FLAGS.eval_only:
-        raise UserError("--tensorboard has no effect with --eval_only, which records no metrics")
+    if FLAGS.eval_only and FLAGS.tensorboard:
+        refuse(["tensorboard"], "with --eval_only, which records no metrics")
     check_data_flags()
 
 
@@ -121,21 +128,16 @@ def pieces_by_table(plan: Plan) -> dict[str, Any]:
 
 
 def report(summary: dict[str, Any], workdir: Path) -> None:
-    """The results and where they lie."""
-    print(f"{'':<12}{''.join(f'{name:>20}' for name in METRICS)}{'examples':>12}")
-    for split in ("train", "validation", "test"):
-        values = "".join(f"{summary[split][name]:>20.5f}" for name in METRICS)
-        print(f"{split:<12}{values}{summary[split]['examples']:>12,}")
+    """Prints the results, and where their files are."""
+    rows = [
+        [x, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
+        for x in ("train", "validation", "test")
+    ]
+    print(text_table(["", *METRICS, "examples"], rows))
     if summary["teacher_auc"]:
-        print(
-            f"the teacher's test AUC, the best that can be expected: {summary['teacher_auc']:.5f}"
-        )
+        print(f"best possible test AUC, that of the teacher: {summary['teacher_auc']:.5f}")
     if summary["examples_per_second"]:
         print(f"{summary['examples_per_second']:,.0f} examples/s in training")
     print(
         f"after {summary['steps']} steps; see {workdir}/summary.json, metrics.jsonl, checkpoints/"
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -36,7 +36,7 @@ def seconds_to_first_step(arguments: Sequence[str]) -> dict[str, float]:
 
 
 def _seconds(arguments: Sequence[str], workdir: Path, cache: Path) -> float:
-    command = [sys.executable, "-m", "experiments.criteo", *arguments]
+    command = [sys.executable, "-m", "dlrm_jax", "train", *arguments]
     command += [f"--workdir={workdir}", "--log_every=1", "--eval_every=0", "--checkpoint_every=0"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     losses = workdir / "metrics.jsonl"

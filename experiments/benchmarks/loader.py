@@ -14,6 +14,11 @@ waited for its batch, which a median may not show.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
+
 import dataclasses
 import json
 import statistics
@@ -27,7 +32,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, with_flags
+from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.batches import Batch, TrainBatches
@@ -39,9 +47,9 @@ from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_train_step
 
 define_run_flags(default_preset="kaggle")
-flags.DEFINE_integer("days", 8, "pieces that the examples lie in", lower_bound=1)
-flags.DEFINE_integer("rounds", 15, "how often each of the three is timed", lower_bound=1)
-flags.DEFINE_integer("steps_per_round", 20, "steps timed together", lower_bound=2)
+flags.DEFINE_integer("days", 8, "Days that the examples are split into; such as 24.", 1)
+flags.DEFINE_integer("rounds", 15, "Rounds in which each source is timed; such as 30.", 1)
+flags.DEFINE_integer("steps_per_round", 20, "Steps timed together; such as 50.", 2)
 
 _EPOCHS = 3
 _WINDOW = 1 << 18

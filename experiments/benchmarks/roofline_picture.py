@@ -10,6 +10,11 @@ The axes are relative to the machine, as rows of another width are read at anoth
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
+
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,12 +25,17 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+from dlrm_jax.cli.flags import FLAGS, check_pictures, require
 from dlrm_jax.cli.pictures import COLOURS, PERCENT, new_axes, save
-from dlrm_jax.cli.program import FLAGS, run
+from dlrm_jax.cli.run import run
 from dlrm_jax.errors import UserError
 
-flags.DEFINE_list("results", [], "files that experiments.benchmarks.step --json has printed")
-flags.DEFINE_string("output", "roofline.png", "where to draw: PNG or SVG")
+flags.DEFINE_list(
+    "results", [], "Files that experiments.benchmarks.step --json printed; such as a.json,b.json."
+)
+flags.DEFINE_string(
+    "output", "roofline.png", "File to draw in: .png or .svg; such as roofline.svg."
+)
 
 
 class Point(NamedTuple):
@@ -104,10 +114,8 @@ def draw(points: Sequence[Point]) -> Figure:
 def main(argv: Sequence[str]) -> None:
     """Reads files, draws a picture."""
     del argv
-    if not FLAGS.results:
-        raise UserError("--results: expected files of experiments.benchmarks.step --json, got none")
-    if Path(FLAGS.output).suffix not in (".png", ".svg"):
-        raise UserError(f"--output: expected a file named .png or .svg, got '{FLAGS.output}'")
+    require("results", "output")
+    check_pictures("output")
     save(draw([read(Path(path)) for path in FLAGS.results]), FLAGS.output)
 
 

@@ -19,6 +19,11 @@ results come from the same machine (see `experiments.benchmarks.cores`).
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
+
 import dataclasses
 import gc
 import json
@@ -35,11 +40,14 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, with_flags
+from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.flags import FLAGS, refuse
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.config import FIELD_TYPES, Config
-from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
 from dlrm_jax.presets import preset
+from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import read_behind
@@ -50,14 +58,14 @@ from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.first_step import seconds_to_first_step
 
-define_run_flags(default_preset="kaggle")
-flags.DEFINE_enum("mode", "train", ["train", "infer"], "train steps or predictions")
-flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
-flags.DEFINE_string("against", None, "another mesh, of no more devices, to compare with")
-flags.DEFINE_integer("rounds", 15, "how often each of the steps is timed", lower_bound=1)
-flags.DEFINE_integer("steps_per_round", 10, "steps timed together", lower_bound=1)
-flags.DEFINE_bool("first_step", True, "also time the main job from its start to its first step")
-flags.DEFINE_bool("json", False, "print one JSON object")
+define_run_flags("kaggle", {"examples": "there are as many as the batches need"})
+flags.DEFINE_enum("mode", "train", ["train", "infer"], "Train steps or predictions.")
+flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
+flags.DEFINE_string("against", None, "Mesh to compare with, of no more devices; such as 1x1.")
+flags.DEFINE_integer("rounds", 15, "Rounds in which each step is timed; such as 30.", 1)
+flags.DEFINE_integer("steps_per_round", 10, "Steps timed together; such as 100.", 1)
+flags.DEFINE_bool("first_step", True, "Also times `dlrm_jax train` up to its first step.")
+flags.DEFINE_bool("json", False, "Prints one JSON object.")
 
 # Several batches, so that the cache doesn't contain the rows of the next one.
 _BATCHES = 20
@@ -140,10 +148,8 @@ def config_of_flags() -> Config:
     Raises:
         UserError: a flag has no effect.
     """
-    if FLAGS["examples"].present:
-        raise UserError("--examples has no effect: there are as many as the batches need")
-    if FLAGS["zipf_exponent"].present and FLAGS.ids == "uniform":
-        raise UserError("--zipf_exponent has no effect with --ids=uniform")
+    if FLAGS.ids == "uniform":
+        refuse(["zipf_exponent"], "with --ids=uniform")
     config = with_flags(preset(FLAGS.preset))
     exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
     return dataclasses.replace(config, zipf_exponent=exponent)
@@ -156,7 +162,7 @@ def run_flags() -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -263,13 +269,13 @@ def report(results: Mapping[str, Any]) -> None:
     if FLAGS.json:
         print(json.dumps(results, indent=1))
         return
-    for name, value in results.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {_short(item)}" for key, item in value.items())
-        print(f"{name:<28}{_short(value)}")
+    rows = [(name, _short(value)) for name, value in results.items()]
+    print(text_table(("result", "value"), rows, left=(0, 1)))
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +76,6 @@ def sentence(result: Result) -> str:
     return (
         f"{result['profiled_ms']:.3f} ms profiled over {result['step_ms']:.3f} ms without the "
         f"profiler: {result['profiled_over_step']:.3f}"
-    )
-
-
-def text_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Lines with columns, the first flush left."""
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *body)
     )
 
 

@@ -14,18 +14,24 @@ the same command with the same workdir again to resume.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
+
 from collections.abc import Sequence
 
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes
 from experiments.compare.contest import asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Clicks
 
-define_run_flags(default_preset="comparison")
-define_comparison_flags()
+define_comparison_flags("comparison")
 define_data_flag()
 
 

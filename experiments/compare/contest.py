@@ -5,41 +5,73 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 from jax.sharding import Mesh
 
-from dlrm_jax.cli.program import FLAGS, check_read, overridden
+from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden
+from dlrm_jax.cli.flags import FLAGS, define_numbers
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.models.zoo import MODELS
+from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.record import owned, to_json
 from experiments.compare.results_page import columns, rows_of, write_page
 from experiments.compare.tasks import Task
 from experiments.compare.trials import RATES, Contender, Result, Study
 
-# What the contenders themselves decide.
-_THEIRS = ("model", "model_options", "optimizer", "learning_rate", "seed")
-_OF_SINGLE_RUNS = (
-    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc"
-)  # fmt: skip
+_NO_EFFECT = {
+    **dict.fromkeys(
+        ("model", "model_options", "optimizer", "learning_rate", "seed"),
+        "--models, --optimizers, --learning_rates and --seeds decide",
+    ),
+    **dict.fromkeys(
+        ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric",
+         "target_auc"),
+        "--evaluations decides",
+    ),
+}  # fmt: skip
 _NEED_OTHER_INPUTS = ("ncf", "din")
 
 
-def define_comparison_flags(models: str = "dlrm,dcn", optimizers: str = "rowwise_adagrad") -> None:
-    """Who competes, and how often; beside the flags of the config."""
-    flags.DEFINE_list("models", models, "names, with options behind colons; or all, which leaves "
-                      "out ncf and din: they need other inputs")  # fmt: skip
-    flags.DEFINE_list("optimizers", optimizers, "of tables and dense models")
-    flags.DEFINE_list("learning_rates", [], "to search over; by default three for each optimizer")
-    flags.DEFINE_integer("seeds", 3, "trials with the chosen learning rate", lower_bound=1)
-    flags.DEFINE_integer("evaluations", 10, "of each trial", lower_bound=1)
-    flags.DEFINE_string("workdir", None, "of trials, pictures and the page; without it, a new one "
-                        "in runs/")  # fmt: skip
+def define_comparison_flags(
+    default_preset: str, without: Mapping[str, str] | None = None, models: str = "dlrm,dcn"
+) -> None:
+    """Flags of the contenders and their trials, and those of the config.
+
+    Args:
+        default_preset: name of the preset if ``--preset`` isn't given.
+        without: further flags that the program refuses, and why.
+        models: default of ``--models``.
+    """
+    define_run_flags(default_preset, {**_NO_EFFECT, **(without or {})})
+    flags.DEFINE_list(
+        "models",
+        models,
+        "Models, with options behind colons; all leaves out ncf and din, which need other inputs; "
+        "such as dlrm,dcn_v2:rank=8.",
+    )
+    flags.DEFINE_list(
+        "optimizers", "rowwise_adagrad", "Optimizers of tables and dense models; such as sgd,adam."
+    )
+    define_numbers(
+        "learning_rates",
+        (),
+        "Learning rates to search over; without it, three for each optimizer; such as 0.01,0.1.",
+        float,
+    )
+    flags.DEFINE_integer("seeds", 3, "Trials with the chosen learning rate; such as 5.", 1)
+    flags.DEFINE_integer("evaluations", 10, "Evaluations of each trial; such as 20.", 1)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of trials, pictures and the page; without it, a new one in runs/; such as "
+        "runs/compare.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +101,6 @@ def asked(base: Config) -> tuple[Contest, Config]:
         UserError: a flag has no effect because the contenders decide or no contender reads it, or
             a name is unknown.
     """
-    for name in _OF_SINGLE_RUNS:
-        if FLAGS[name].present:
-            raise UserError(f"--{name} has no effect: --evaluations decides")
-    for name in _THEIRS:
-        if FLAGS[name].present:
-            raise UserError(f"--{name} has no effect: --models, --optimizers, --learning_rates and "
-                            f"--seeds decide")  # fmt: skip
     models = FLAGS.models
     if models == ["all"]:
         models = [name for name in MODELS if name not in _NEED_OTHER_INPUTS]
@@ -85,17 +110,11 @@ def asked(base: Config) -> tuple[Contest, Config]:
             f"expected --models, and --optimizers of {', '.join(RATES)}; got {','.join(models)!r} "
             f"and {','.join(FLAGS.optimizers)!r}"
         )
-    try:
-        given = tuple(map(float, FLAGS.learning_rates))
-    except ValueError:
-        raise UserError(
-            f"--learning_rates: expected numbers, got {','.join(FLAGS.learning_rates)!r}"
-        ) from None
     contenders = [Contender(model, name) for model in models for name in FLAGS.optimizers]
     # In the shape of the first one: what the preset's own model demands may be wrong for all.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
     check_read([each.config(config, 1.0, 0) for each in contenders])
-    rates = {name: given or RATES[name] for name in FLAGS.optimizers}
+    rates = {name: FLAGS.learning_rates or RATES[name] for name in FLAGS.optimizers}
     return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations), config
 
 
@@ -130,22 +149,15 @@ def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory:
         make_learner(each.config(config, 1.0, 0), mesh)
     study = Study(config, task, mesh, contest.evaluations, directory / "trials")
     results = study.run(contest.contenders, contest.rates, contest.seeds)
-    _print_table([columns(task), *rows_of(results, task)])
+    print(text_table(columns(task), rows_of(results, task), left=(0, 1)))
     best = task.data.teacher_auc
     if best:
-        print(f"the teacher's test AUC, the best that can be expected: {best['test']:.4f}")
+        print(f"best possible test AUC, that of the teacher: {best['test']:.4f}")
     _print_distances(results, task)
     everything = {"data": task.data.source, "results": [dataclasses.asdict(r) for r in results]}
     write_text(directory / "results.json", to_json(everything, indent=1))
     write_page(results, task, directory / "comparison.html")
     print(f"see {directory}/comparison.html, results.json")
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(cells)))
 
 
 def _print_distances(results: Sequence[Result], task: Task) -> None:

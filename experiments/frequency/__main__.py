@@ -20,11 +20,15 @@ last batch size, ``frequency.png`` to the workdir.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
+
 import dataclasses
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +38,12 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int32
 
+from dlrm_jax.cli.config_flags import define_run_flags, with_flags
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
+from dlrm_jax.cli.flags import FLAGS, define_numbers
 from dlrm_jax.cli.pictures import percent, save
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, with_flags
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
@@ -46,6 +53,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_json
 from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
+from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import describe, make_collection
 from dlrm_jax.training.record import versions
 from experiments.frequency.picture import draw
@@ -59,14 +67,6 @@ from experiments.frequency.row_order import (
 )
 from experiments.frequency.timing import Work, in_turn
 
-define_run_flags(default_preset="kaggle")
-define_data_flag()
-flags.DEFINE_string("workdir", None, "of the results; without it, a new one in runs/")
-flags.DEFINE_list("batch_sizes", ["2048", "8192"], "examples of a batch")
-flags.DEFINE_float("cache_mib", 1, "of an LRU cache that holds rows or pages", lower_bound=0)
-flags.DEFINE_integer("shards", 8, "over which rows are dealt out", lower_bound=1)
-flags.DEFINE_integer("rounds", 15, "how often each order is timed", lower_bound=2)
-
 _HOTTEST = (0.001, 0.01, 0.1)
 _UNITS = {"64 B lines": 64, "4 KiB pages": 2**12, "2 MiB pages": 2**21}
 _BATCHES = 16
@@ -76,15 +76,26 @@ _NO_EFFECT = (
     "model_options", "compression", "shared_tables", "pooling",
 )  # fmt: skip
 
+define_run_flags("kaggle", dict.fromkeys(_NO_EFFECT, "all tables are of one kind, on one device"))
+define_data_flag()
+flags.DEFINE_string(
+    "workdir",
+    None,
+    "Directory of the results; without it, a new one in runs/; such as runs/frequency.",
+)
+define_numbers("batch_sizes", (2048, 8192), "Examples of a batch; such as 128,2048.", low=1)
+flags.DEFINE_float("cache_mib", 1, "MiB of an LRU cache for rows or pages; such as 0.5.", 0)
+flags.DEFINE_integer("shards", 8, "Shards that the rows are dealt out to; such as 64.", 1)
+flags.DEFINE_integer("rounds", 15, "Rounds in which each order is timed; such as 30.", 2)
+
 
 def main(argv: Sequence[str]) -> None:
     """Loads data, orders rows, counts, times and reports."""
     del argv
-    for flag in _NO_EFFECT:
-        if FLAGS[flag].present:
-            raise UserError(f"--{flag} has no effect: these are tables of one kind on one device")
     check_data_flags()
-    sizes = batch_sizes()
+    sizes = FLAGS.batch_sizes
+    if not sizes:
+        raise UserError("--batch_sizes: expected at least one number, got none")
     config = with_flags(preset(FLAGS.preset))
     workdir = Path(FLAGS.workdir or time.strftime("runs/frequency-%Y%m%d-%H%M%S"))
     mesh = start("1x1")
@@ -94,17 +105,16 @@ def main(argv: Sequence[str]) -> None:
     metadata = Metadata.read(data.directory) if data.directory else None
     columns = measure(data, metadata).columns
     served = hottest(columns)
-    print_hottest(served)
+    print(hottest_table(served))
     occurrences = [column.occurrences for column in columns]
     ids = ordered_ids(data, occurrences, _BATCHES * max(sizes), config.seed)
     collection = make_collection(config, mesh)
     counted, timed = {}, {}
     for size in sizes:
         counted[size] = {order: count(config, data, ids[order], size) for order in ORDERS}
-        print_counted(size, counted[size])
         kept = {order: own[: _BATCHES * size] for order, own in ids.items()}
         timed[size] = in_turn(Work(collection, kept, size, config.seed), ORDERS, FLAGS.rounds)
-        print_timed(timed[size])
+        print(f"\n{orders_table(size, counted[size], timed[size])}")
     results = {
         "data": data.source,
         "config": dataclasses.asdict(config),
@@ -121,18 +131,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"results: {workdir / 'frequency.json'}")
     last = sizes[-1]
     save(draw(columns, changes(counted[last], timed[last])), str(workdir / "frequency.png"))
-
-
-def batch_sizes() -> list[int]:
-    """What ``--batch_sizes`` says.
-
-    Raises:
-        UserError: they aren't positive integers, or there are none.
-    """
-    given = ",".join(FLAGS.batch_sizes)
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", given):
-        raise UserError(f"--batch_sizes: expected positive integers with commas, got {given!r}")
-    return [int(size) for size in FLAGS.batch_sizes]
 
 
 def check_size(data: Dataset, batch_size: int) -> None:
@@ -194,41 +192,38 @@ def bytes_of_rows(config: Config) -> dict[str, int]:
     return {"vectors": vectors, **slot_bytes(described.optimizer, config.embedding_dim, dtype)}
 
 
-# -- What is said ----------------------------------------------------------------------
+# -- What is printed -------------------------------------------------------------------
 
 
-def print_hottest(served: Mapping[str, Sequence[float]]) -> None:
-    """A line for each table."""
-    print(f"{'served by the hottest':<36}{''.join(f'{100 * x:>11g}%' for x in _HOTTEST)} of rows")
-    for name, shares in served.items():
-        print(f"{name:<36}{''.join(f'{percent(share):>12}' for share in shares)}")
+def hottest_table(served: Mapping[str, Sequence[float]]) -> str:
+    """A line for each table, a column for each share of the rows."""
+    header = ["lookups served by the hottest", *(f"{100 * x:g}% of rows" for x in _HOTTEST)]
+    return text_table(header, [[name, *map(percent, shares)] for name, shares in served.items()])
 
 
-def print_counted(size: int, counted: Mapping[str, Mapping[str, float]]) -> None:
-    """A line for each quantity, a column for each order."""
-    print(f"\n{f'a batch of {size:,}':<36}{''.join(f'{order:>16}' for order in ORDERS)}")
+def orders_table(
+    size: int,
+    counted: Mapping[str, Mapping[str, float]],
+    timed: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """A line for each quantity, time and ratio, a column for each order."""
+    rows = []
     for name in counted["random"]:
         values = [counted[order][name] for order in ORDERS]
         if name.startswith("hits"):
             texts = map(percent, values)
         else:
             texts = [f"{x:,.3f}" if name.startswith("busiest") else f"{x:,.0f}" for x in values]
-        print_line(name, texts)
-
-
-def print_timed(timed: Mapping[str, Mapping[str, Any]]) -> None:
-    """A line for each time and ratio, a column for each order."""
+        rows.append([name, *texts])
     for work, by_order in timed.items():
         ratios = [by_order[order]["ratio"] for order in ORDERS]
-        print_line(f"{work}, ms", [f"{by_order[order]['ms']:.3f}" for order in ORDERS])
-        print_line("… of the fastest round", [f"{by_order[x]['fastest_ms']:.3f}" for x in ORDERS])
-        print_line("… random over this", [f"{median:.3f}" for _, median, _ in ratios])
-        print_line("… its quartiles", [f"{low:.3f} to {high:.3f}" for low, _, high in ratios])
-
-
-def print_line(name: str, texts: Iterable[str]) -> None:
-    """A name and a column for each order."""
-    print(f"{name:<36}{''.join(f'{text:>16}' for text in texts)}")
+        rows += [
+            [f"{work}, ms", *(f"{by_order[order]['ms']:.3f}" for order in ORDERS)],
+            ["… of the fastest round", *(f"{by_order[x]['fastest_ms']:.3f}" for x in ORDERS)],
+            ["… random over this", *(f"{median:.3f}" for _, median, _ in ratios)],
+            ["… its quartiles", *(f"{low:.3f} to {high:.3f}" for low, _, high in ratios)],
+        ]
+    return text_table([f"a batch of {size:,}", *ORDERS], rows)
 
 
 def changes(

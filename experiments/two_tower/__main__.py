@@ -11,6 +11,11 @@ model can beat.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
+
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +31,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int32
 
 from dlrm_jax.backend import describe_devices
-from dlrm_jax.cli.program import FLAGS, define_mesh_flags, run, start
+from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.embedding import (
     EmbeddingCollection,
     EmbeddingState,
@@ -38,18 +45,19 @@ from dlrm_jax.embedding import (
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import batch_sharding, check_batch_size
 from dlrm_jax.models.mlp import MLP
+from dlrm_jax.text_table import text_table
 from experiments.two_tower.planted_taste import GROUPS, Choices, generate
 from experiments.two_tower.retrieval import Scores, in_batch_softmax, recall
 
 KNOWN = 11  # known items of each user
 
-define_mesh_flags()
-flags.DEFINE_integer("users", 20_000, "who choose items", lower_bound=1)
-flags.DEFINE_integer("items", 5000, "to choose from", lower_bound=KNOWN + 1)
-flags.DEFINE_integer("batch_size", 1024, "users of a step", lower_bound=1)
-flags.DEFINE_integer("steps", 500, "of training", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "of data and model", lower_bound=0)
-flags.DEFINE_multi_integer("recall_at", [10, 100], "the values of k", lower_bound=1)
+define_mesh()
+flags.DEFINE_integer("users", 20_000, "Users of the generated data; such as 5000.", 1)
+flags.DEFINE_integer("items", 5000, "Items of the generated data; such as 1000.", KNOWN + 1)
+flags.DEFINE_integer("batch_size", 1024, "Users of a step; such as 256.", 1)
+flags.DEFINE_integer("steps", 500, "Steps of training; such as 1000.", 1)
+flags.DEFINE_integer("seed", 0, "Seed of data and model; such as 1.", 0)
+define_numbers("recall_at", (10, 100), "Values of k in recall at k; such as 5,10.", low=1)
 
 DIM = 32
 TEMPERATURE = 0.1
@@ -59,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     """Makes data, tables and towers, trains, and measures recall."""
     del argv
     ranked = FLAGS.items - KNOWN
-    if max(FLAGS.recall_at) > ranked:
+    if max(FLAGS.recall_at, default=0) > ranked:
         raise UserError(
             f"--recall_at: {max(FLAGS.recall_at)} is more than the {ranked} ranked items: "
             f"--items={FLAGS.items} without {KNOWN} known items"
@@ -95,10 +103,11 @@ def main(argv: Sequence[str]) -> None:
         "most popular": lambda users: np.tile(choices.popularity(), (len(users), 1)),
         "planted taste": choices.taste,
     }
-    print(f"{'recall at':<15}{''.join(f'{rank:>10}' for rank in FLAGS.recall_at)}")
+    rows = []
     for name, scores in rankings.items():
         found = recall(scores, choices.known, choices.held_out, FLAGS.recall_at)
-        print(f"{name:<15}{''.join(f'{share:>10.4f}' for share in found)}")
+        rows.append([name, *(f"{share:.4f}" for share in found)])
+    print(text_table(["recall at", *map(str, FLAGS.recall_at)], rows))
 
 
 # -- Tables, towers, one step ----------------------------------------------------------

@@ -22,6 +22,11 @@ than Intel's.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
+
 import dataclasses
 import os
 import platform
@@ -34,7 +39,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from tqdm import tqdm
 
-from dlrm_jax.cli.program import FLAGS, run
+from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
@@ -49,22 +55,46 @@ from experiments.benchmarks.peers.problem import Mode, Optimizer, Problem
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "rowwise_adagrad")
 MODES: tuple[Mode, ...] = ("train", "infer")
 
-flags.DEFINE_list("presets", ["kaggle"], ", ".join(PRESETS))
-flags.DEFINE_list("batch_sizes", ["128", "2048"], "examples of a step")
-flags.DEFINE_list("optimizers", list(OPTIMIZERS), f"of training: {', '.join(OPTIMIZERS)}")
-flags.DEFINE_list("modes", list(MODES), ", ".join(MODES))
-flags.DEFINE_list("peers", list(lineup.PEERS), ", ".join(lineup.PEERS))
-flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
-flags.DEFINE_enum("bags", "full", ["full", "varied"], "whether bags have as many ids as they may, "
-                  "or from 1 to that number")  # fmt: skip
-flags.DEFINE_integer("rounds", 15, "how often each of two contestants is timed", lower_bound=1)
-flags.DEFINE_integer("steps_per_round", 10, "steps timed together; fewer if they are very slow, "
-                     "more if very fast", lower_bound=1)  # fmt: skip
-flags.DEFINE_integer("max_rows", 0, "of a table, which is cut to it; 0 for as many as let all "
-                     "tables fit into 2.5 GiB", lower_bound=0)  # fmt: skip
-flags.DEFINE_string("output", None, "a file for all timings, as JSON")
-flags.DEFINE_string("environment", None, "directory that PyTorch's contestants are installed in; "
-                    "by default in the cache directory")  # fmt: skip
+flags.DEFINE_list("presets", ["kaggle"], f"Presets of {', '.join(PRESETS)}; such as small,kaggle.")
+define_numbers("batch_sizes", (128, 2048), "Examples of a step; such as 64,8192.", low=1)
+flags.DEFINE_list(
+    "optimizers", list(OPTIMIZERS), f"Optimizers of {', '.join(OPTIMIZERS)}; such as sgd."
+)
+flags.DEFINE_list("modes", list(MODES), f"Modes of {', '.join(MODES)}; such as train.")
+flags.DEFINE_list(
+    "peers",
+    list(lineup.PEERS),
+    f"Peers of {', '.join(lineup.PEERS)}; such as jax_dense.",
+)
+flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
+flags.DEFINE_enum(
+    "bags",
+    "full",
+    ["full", "varied"],
+    "Whether all bags have as many ids as allowed, or from 1 to that number.",
+)
+flags.DEFINE_integer(
+    "rounds", 15, "Rounds in which each of two contestants is timed; such as 30.", 1
+)
+flags.DEFINE_integer(
+    "steps_per_round",
+    10,
+    "Steps timed together; fewer if they are very slow, more if very fast; such as 20.",
+    1,
+)
+flags.DEFINE_integer(
+    "max_rows",
+    0,
+    "Rows that larger tables are cut to; 0 for as many as fit into 2.5 GiB; such as 100.",
+    0,
+)
+flags.DEFINE_string("output", None, "File to make for all timings, as JSON; such as peers.json.")
+flags.DEFINE_string(
+    "environment",
+    None,
+    "Directory that PyTorch's contestants are installed in; without it, one in the cache; such as "
+    "peers.",
+)
 
 
 class Work(NamedTuple):
@@ -99,16 +129,6 @@ def configs() -> Iterator[tuple[str, Config, Config]]:
         exponent = 0.0 if FLAGS.ids == "uniform" else whole.zipf_exponent or 1.05
         whole = dataclasses.replace(whole, zipf_exponent=exponent)
         yield name, cut(whole, FLAGS.max_rows), whole
-
-
-def batch_sizes() -> list[int]:
-    """The values of the flag."""
-    try:
-        return [int(size) for size in FLAGS.batch_sizes]
-    except ValueError:
-        raise UserError(
-            f"--batch_sizes: expected numbers with commas, got {','.join(FLAGS.batch_sizes)!r}"
-        ) from None
 
 
 def settings() -> dict[str, Any]:
@@ -148,7 +168,7 @@ def matches(
 def main(argv: Sequence[str]) -> None:
     """Goes through presets, batch sizes, works and peers, and reports each match when it ends."""
     del argv
-    todo, sizes, planned = list(configs()), batch_sizes(), works()
+    todo, sizes, planned = list(configs()), FLAGS.batch_sizes, works()
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
     peers = lineup.peers(FLAGS.peers, directory)
     entries: list[report.Entry] = []

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dlrm_jax.cli.program import start
+from dlrm_jax.cli.start import start
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.dense import reference_adagrad
 from experiments.benchmarks.peers.problem import Problem
