@@ -15,7 +15,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from documents import PAGES, ROOT, anchors, commands, flags, links, program, prose
+from documents import PAGES, ROOT, anchors, blocks, commands, flags, links, program, prose
 
 from dlrm_jax.embedding import (
     SGD,
@@ -28,6 +28,7 @@ from dlrm_jax.embedding import (
 )
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices, make_mesh
+from dlrm_jax.training.metrics import METRICS
 
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
 
@@ -321,6 +322,13 @@ def test_messages_of_commands():
         assert parts
         for part in parts:
             assert any(part in literal for literal in literals), part
+
+
+def test_output_of_the_first_command():
+    (output,) = (text for kind, text in blocks((ROOT / "README.md").read_text()) if kind == "text")
+    train = (ROOT / "dlrm_jax" / "cli" / "train.py").read_text()
+    assert output.splitlines()[0].split() == [*METRICS, "examples"]
+    assert output.splitlines()[-1].partition(":")[0] in train
 
 
 def test_prose_uses_the_words():
