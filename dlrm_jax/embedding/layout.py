@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,11 +66,59 @@ class Slab:
 
     def needs_sums(self, always: bool) -> bool:
         """Whether the gradients of equal rows must be summed before the update."""
-        # Weights of 16 bits are rounded once per update, not once per occurrence.
-        one_by_one = self.optimizer is None or (
-            self.optimizer.linear and jnp.dtype(self.dtype).itemsize > 2
-        )
-        return always or not one_by_one
+        return always or needs_sums(self.optimizer, self.dtype)
+
+
+def needs_sums(optimizer: RowOptimizer | None, dtype: np.dtype) -> bool:
+    """Whether an update needs the summed gradient of each row, not its occurrences one by one."""
+    # Numbers of 16 bits are rounded once per update, not once per occurrence.
+    return optimizer is not None and not (optimizer.linear and jnp.dtype(dtype).itemsize > 2)
+
+
+class SlabKey(NamedTuple):
+    """What the tables of one slab have in common. Tables with equal keys share a slab.
+
+    Attributes:
+        split: what is split over the model axis.
+        optimizer: the optimizer of all rows; None if they are frozen.
+        dim: width of the tables.
+        dtype: dtype of the tables.
+        rounds_randomly: whether new values are rounded randomly.
+        alone: name of a table that has a slab of its own; None for others.
+    """
+
+    split: _Split
+    optimizer: RowOptimizer | None
+    dim: int
+    dtype: str
+    rounds_randomly: bool
+    alone: str | None
+
+
+def slab_key(
+    table: Table, pieces: Sequence[Piece], shards: int, optimizer: RowOptimizer | None
+) -> SlabKey:
+    """The key of the slab that a table lies in.
+
+    Args:
+        table: the table.
+        pieces: all of its pieces.
+        shards: number of shards of the plan.
+        optimizer: optimizer of tables that have none of their own.
+    """
+    split: _Split = "columns" if pieces[0].splits > 1 else "rows"
+    if pieces[0].shard is None:
+        split = None
+    # Alone, a table on some shards would be matched by padding on the others.
+    spread = split is None or len(pieces) == shards
+    return SlabKey(
+        split,
+        (table.optimizer or optimizer) if table.trainable else None,
+        table.dim,
+        table.dtype,
+        table.rounds_randomly,
+        table.name if table.rows >= OWN_SLAB_ROWS and spread else None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,21 +229,13 @@ def make_layout(
 
 
 def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) -> tuple[Slab, ...]:
-    groups: dict[tuple[Any, ...], list[Table]] = {}
+    groups: dict[SlabKey, list[Table]] = {}
     for table in tables:
-        effective = table.optimizer or optimizer if table.trainable else None
-        pieces = plan.of(table.name)
-        split: _Split = "columns" if pieces[0].splits > 1 else "rows"
-        if pieces[0].shard is None:
-            split = None
-        # Alone, a table on some shards would be matched by padding on the others.
-        spread = split is None or len(pieces) == plan.shards
-        alone = table.name if table.rows >= OWN_SLAB_ROWS and spread else None
-        key = (split, effective, table.dim, table.dtype, table.rounds_randomly, alone)
+        key = slab_key(table, plan.of(table.name), plan.shards, optimizer)
         groups.setdefault(key, []).append(table)
 
     slabs = []
-    for (split, effective, dim, dtype, rounds_randomly, _), members in groups.items():
+    for key, members in groups.items():
         used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
         pieces = []
         for table in members:
@@ -206,15 +246,15 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
         slabs.append(
             Slab(
                 name=members[0].name + more,
-                split=split,
+                split=key.split,
                 rows=max(used.values()),
-                dim=dim,
-                width=dim // plan.shards if split == "columns" else dim,
-                dtype=np.dtype(dtype),
+                dim=key.dim,
+                width=key.dim // plan.shards if key.split == "columns" else key.dim,
+                dtype=np.dtype(key.dtype),
                 pieces=tuple(pieces),
                 tables={table.name: table for table in members},
-                optimizer=effective,
-                rounds_randomly=rounds_randomly,
+                optimizer=key.optimizer,
+                rounds_randomly=key.rounds_randomly,
             )
         )
     return tuple(slabs)

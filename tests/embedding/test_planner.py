@@ -102,11 +102,12 @@ def test_plans_are_close_to_the_best():
         costs = random_problem(seed)
         limits = Limits(small=0.0)
         search = Search(costs, limits)
-        found, best = search.key(search.best()), fastest(costs, limits)
-        assert (best is None) == (found.unequal > 0)
+        found, best = search.score(search.best()), fastest(costs, limits)
+        assert (best is None) == (found.imbalance > 0)
         if best is not None:
-            key = search.key(best[1])
-            assert key.unequal < 1e-5  # the two agree on what is allowed, and on the time it takes
+            key = search.score(best[1])
+            # The two agree on what is allowed, and on the time it takes.
+            assert key.imbalance < 1e-5
             assert key.seconds == pytest.approx(best[0], rel=1e-4)
             compared.append(found.seconds / best[0])
     assert len(compared) >= 15
@@ -141,10 +142,10 @@ def test_the_bytes_that_are_searched_are_those_of_the_layout():
     layout = make_layout(tables, features, lookups, plan, Adagrad(0.1))
     own = [[Choice.of(plan, table.name)] for table in tables]
     costs = Costs(tables, own, 4, Adagrad(0.1), Workload(), DEVICES["h100"])
-    held = 1 + Search(costs, Limits(memory=1.0)).key([0] * 6).over
+    nbytes = 1 + Search(costs, Limits(memory=1.0)).score([0] * 6).overflow
     found = balance(layout, plan, Workload())
-    assert held == pytest.approx(found.device_bytes, rel=1e-12)
-    np.testing.assert_allclose(found.needed + found.padding, held)
+    assert nbytes == pytest.approx(found.device_bytes, rel=1e-12)
+    np.testing.assert_allclose(found.needed + found.padding, nbytes)
 
 
 LARGE = described((1_000_000, 800_000, 60_000, 500), ONE_ID[:4], 32)[0]
@@ -191,7 +192,7 @@ def test_tables_that_differ_have_slabs_of_their_own():
     ]
     found = choices(tables, 2, {})
     costs = Costs(tables, found, 2, ADAGRAD, Workload(), DEVICES["h100"])
-    assert [slab.row_bytes for slab in costs.shared] == [32, 64 + 4, 32, 16 + 4]
+    assert [slab.row_bytes for slab in costs.slabs.values()] == [32, 64 + 4, 32, 16 + 4]
 
 
 def test_a_sequence_is_as_many_bags_of_one_id():
@@ -214,7 +215,7 @@ def test_the_parts_of_a_step_add_up():
     own = [[Choice.of(plan, table.name)] for table in tables]
     costs = Costs(tables, own, 4, ADAGRAD, workload, DEVICES["h100"])
     parts = seconds_by_part(tables, plan, ADAGRAD, workload, DEVICES["h100"])
-    total = Search(costs, Limits()).key([0] * len(tables)).seconds
+    total = Search(costs, Limits()).score([0] * len(tables)).seconds
     assert sum(parts.values()) == pytest.approx(total)
 
 
