@@ -170,6 +170,18 @@ def test_a_model_of_higher_precision_is_left_to_jax(training: bool):
     assert "f64" in text
 
 
+class Doubled(DLRM):
+    def __call__(self, dense, vectors):
+        return 2 * super().__call__(dense, vectors)
+
+
+def test_what_a_user_derives_is_left_alone():
+    model = Doubled(4, [Field("a", 8)], (8,), (1,), rngs=nnx.Rngs(0))
+    use_native_layers(model, training=True)
+    assert type(model) is Doubled
+    assert not has_native_layers(model)
+
+
 @pytest.mark.parametrize("changes", [{"interaction": "cat"}, {"model": "dcn_v2"}])
 def test_what_has_no_native_interaction_says_so(changes: dict[str, Any]):
     learner = make_learner(config("native", **changes), make_mesh("1x1"))
