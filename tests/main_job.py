@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import functools
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,16 +43,61 @@ def environment() -> dict[str, str]:
 def run(
     *flags: str, cwd: Path = ROOT, program: tuple[str, ...] = PROGRAM, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end, with these environment variables besides the usual ones."""
+    """Runs it to its end, with these environment variables besides the usual ones.
+
+    A module runs in a fork of a process that has imported JAX and such: starting Python and
+    importing them anew takes longer than most programs here. Others are started as users do it.
+    """
+    command, variables = [sys.executable, *program, *flags], environment() | variables
+    if program[:1] == ("-m",):
+        return _run_forked(command, cwd, variables)
     return subprocess.run(
-        [sys.executable, *program, *flags],
+        command,
         cwd=cwd,
-        env=environment() | variables,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
+
+
+@functools.cache
+def _forks() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    libraries = ["absl.app", "flax.nnx", "optax", "orbax.checkpoint.v1", "polars"]
+    context.set_forkserver_preload(libraries)
+    return context
+
+
+def _run_forked(
+    command: list[str], cwd: Path, variables: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [Path(directory, name) for name in ("stdout", "stderr")]
+        process = _forks().Process(target=_be_program, args=(command, cwd, variables, outputs))
+        process.start()
+        process.join()
+        code = process.exitcode
+        assert code is not None
+        return subprocess.CompletedProcess(command, code, *(path.read_text() for path in outputs))
+
+
+def _be_program(
+    command: list[str], cwd: Path, variables: dict[str, str], outputs: list[Path]
+) -> None:
+    for descriptor, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    faulthandler.dump_traceback_later(200, exit=True)
+    os.environ.clear()
+    os.environ.update(variables)
+    # The program would start itself anew without these, and so import what is imported.
+    os.environ.setdefault("GLIBC_TUNABLES", "")
+    os.chdir(cwd)
+    sys.path[:0] = [str(cwd), str(ROOT)]
+    _, _, module, *flags = command
+    sys.orig_argv, sys.argv = command, [module, *flags]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def succeed(*flags: str) -> str:
