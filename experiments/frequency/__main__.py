@@ -55,7 +55,7 @@ from experiments.frequency.row_order import (
     ordered_ids,
     touched,
 )
-from experiments.frequency.timing import Work, in_turn
+from experiments.frequency.timing import Work, compare
 
 define_run_flags(default_preset="kaggle")
 define_data_flag()
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
         counted[size] = {order: count(config, data, ids[order], size) for order in ORDERS}
         print_counted(size, counted[size])
         kept = {order: own[: _BATCHES * size] for order, own in ids.items()}
-        timed[size] = in_turn(Work(collection, kept, size, config.seed), ORDERS, FLAGS.rounds)
+        timed[size] = compare(Work(collection, kept, size, config.seed), ORDERS, FLAGS.rounds)
         print_timed(timed[size])
     results = {
         "data": data.source,
