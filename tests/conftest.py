@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing.forkserver
 import os
+from multiprocessing import forkserver
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
 import jax
 import pytest
+from as_users import QUICKLY
 from jaxtyping import install_import_hook
 
 # Asserts in what the tests of a directory share show their values as those in tests do.
@@ -22,13 +23,8 @@ install_import_hook("dlrm_jax", "beartype.beartype")
 
 from dlrm_jax.mesh import emulate_devices  # noqa: E402
 
-# Half of the tests' time. Programs that the tests start are compiled as users' are.
 _FLAGS = os.environ.get("XLA_FLAGS", "")
-_QUICKLY_COMPILED = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
-os.environ["XLA_FLAGS"] = f"{_FLAGS} {_QUICKLY_COMPILED}"
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {QUICKLY}"
 emulate_devices(8)
 jax.devices()
 os.environ["XLA_FLAGS"] = _FLAGS
@@ -48,7 +44,7 @@ def pytest_configure(config: pytest.Config):
 
 def pytest_sessionfinish():
     """Waits for the process of `main_job.run`, so that its time counts as that of the tests."""
-    multiprocessing.forkserver._forkserver._stop()
+    forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def pytest_addoption(parser: pytest.Parser):

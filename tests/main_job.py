@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import json
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from as_users import QUICKLY
 from orbax.checkpoint import v1 as ocp
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +36,7 @@ SMALL = (
 
 
 def environment() -> dict[str, str]:
-    without = {"XLA_FLAGS"}
-    return {key: value for key, value in os.environ.items() if key not in without}
+    return os.environ | {"XLA_FLAGS": QUICKLY}
 
 
 def run(
@@ -62,12 +61,8 @@ def run(
     )
 
 
-@functools.cache
-def _forks() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    libraries = ["absl.app", "flax.nnx", "optax", "orbax.checkpoint.v1", "polars"]
-    context.set_forkserver_preload(libraries)
-    return context
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["absl.app", "flax.nnx", "optax", "orbax.checkpoint.v1", "polars"])
 
 
 def _run_forked(
@@ -75,7 +70,7 @@ def _run_forked(
 ) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as directory:
         outputs = [Path(directory, name) for name in ("stdout", "stderr")]
-        process = _forks().Process(target=_be_program, args=(command, cwd, variables, outputs))
+        process = FORKS.Process(target=_be_program, args=(command, cwd, variables, outputs))
         process.start()
         process.join()
         code = process.exitcode
