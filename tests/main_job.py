@@ -87,7 +87,7 @@ def _be_program(
     os.environ.clear()
     os.environ.update(variables)
     # The program would start itself anew without these, and so import what is imported.
-    os.environ.setdefault("GLIBC_TUNABLES", "")
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     os.chdir(cwd)
     sys.path[:0] = [str(cwd), str(ROOT)]
     _, _, module, *flags = command

@@ -63,5 +63,5 @@ def test_seconds_to_the_first_step():
 
 
 def test_a_main_job_that_fails_says_why():
-    with pytest.raises(UserError, match=r"dlrm_jax.cli.train --steps=x .*flag --steps=x"):
+    with pytest.raises(UserError, match=r"experiments.criteo --steps=x .*flag --steps=x"):
         seconds_to_first_step(["--steps=x"])
