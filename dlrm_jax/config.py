@@ -14,84 +14,173 @@ SMALL_ROWS = (
 )  # fmt: skip
 
 
+def field(default: Any, text: str, low: int | None = None) -> Any:
+    """A field of `Config` with what ``--help`` says of it.
+
+    Args:
+        default: value of the field.
+        text: sentence on its meaning and unit; ends in "; such as VALUE." unless the type lists
+            the values.
+        low: least number that is allowed, in a tuple for each item.
+    """
+    return dataclasses.field(default=default, metadata={"text": text, "low": low})
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is trained, on what, and how. Every field is a flag of the main job.
+    """What is trained, on what, and how. Every field is a flag of ``dlrm_jax train``.
 
-    Widths and rows are counts; per-table settings name tables C1, C2, … as ``C3=value``.
+    Settings of single tables name tables C1, C2, … as ``C3=value``.
     """
 
     # Tables: one feature each.
-    table_rows: tuple[int, ...] = SMALL_ROWS  # with --data=FILE, the file's vocabularies decide
-    bag_lengths: tuple[int, ...] = (1,)  # most ids per bag: one number, or one per table
-    embedding_dim: int = 16
-    pooling: Literal["sum", "mean", "learned"] = "sum"  # learned: each row has a weight
-    shared_tables: tuple[str, ...] = ()  # C3=C2: the feature C3 reads the tables of C2
-    compression: Literal["none", "quotient_remainder", "mixed_dimensions"] = "none"
-    compress_above: int = 200  # rows; smaller tables are left whole
-    collisions: int = 4  # c of quotient and remainder
-    composition: Literal["product", "sum", "concat"] = "product"  # of the two
-    temperature: float = 0.3  # α of mixed dimensions
-    table_dtype: Literal["float32", "bfloat16"] = "float32"
-    stochastic_rounding: bool = True  # of bfloat16 tables
-    comm_dtype: Literal["float32", "bfloat16"] = "float32"  # of vectors between devices
-    placements: tuple[str, ...] = ()  # C3=row_wise[:0-3], C4=table_wise[:1], C5=column_wise, …
-    kernels: Literal["auto", "native", "jax"] = "auto"  # see dlrm_jax.native
-    plan: str = ""  # a file that python -m dlrm_jax plan wrote; "" for a plan made at the start
-    frozen_tables: tuple[str, ...] = ()  # C1, C2
-    table_optimizers: tuple[str, ...] = ()  # C3=sgd or C3=sgd:0.01, with its learning rate
+    table_rows: tuple[int, ...] = field(
+        SMALL_ROWS, "Rows of each table; with --data, the data decide; such as 1000,50000.", 1
+    )
+    bag_lengths: tuple[int, ...] = field(
+        (1,), "Most ids of a bag: one number, or one for each table; such as 10.", 1
+    )
+    embedding_dim: int = field(16, "Width of the rows, in numbers; such as 64.", 1)
+    pooling: Literal["sum", "mean", "learned"] = field(
+        "sum", "How the vectors of a bag are combined; learned gives each row a weight."
+    )
+    shared_tables: tuple[str, ...] = field(
+        (), "Features that read the tables of another feature; such as C3=C2."
+    )
+    compression: Literal["none", "quotient_remainder", "mixed_dimensions"] = field(
+        "none", "How tables with more than compress_above rows are compressed."
+    )
+    compress_above: int = field(
+        200, "Rows up to which tables stay whole under compression; such as 1000.", 0
+    )
+    collisions: int = field(
+        4, "Ids that share a row of the quotient table (c in the paper); such as 60.", 1
+    )
+    composition: Literal["product", "sum", "concat"] = field(
+        "product", "How the vectors of quotient and remainder are combined."
+    )
+    temperature: float = field(
+        0.3, "How fast width falls with rows in mixed dimensions; such as 0.2.", 0
+    )
+    table_dtype: Literal["float32", "bfloat16"] = field("float32", "Type of the tables.")
+    stochastic_rounding: bool = field(True, "Rounds bfloat16 tables stochastically.")
+    comm_dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "Type of the vectors that devices exchange."
+    )
+    placements: tuple[str, ...] = field(
+        (),
+        "Placements of tables: row_wise or row_wise:SHARD-SHARD, table_wise or table_wise:SHARD, "
+        "column_wise, replicated; the others are planned; such as C3=row_wise:0-3,C4=table_wise.",
+    )
+    kernels: Literal["auto", "native", "jax"] = field(
+        "auto", "Implementation of lookups and updates; auto takes native ones that are built."
+    )
+    plan: str = field(
+        "", "File that `dlrm_jax plan` wrote; without it, a plan is made; such as plan.json."
+    )
+    frozen_tables: tuple[str, ...] = field((), "Tables that aren't trained; such as C1,C2.")
+    table_optimizers: tuple[str, ...] = field(
+        (), "Optimizers of single tables, with a learning rate if wanted; such as C3=sgd:0.01."
+    )
 
     # Model.
-    model: str = "dlrm"  # a name in dlrm_jax.models.zoo, or MODULE:CLASS
-    model_options: tuple[str, ...] = ()  # layers=3, rank=512: arguments of its class
-    dense_features: int = 13
-    bottom_mlp: tuple[int, ...] = (64, 16)
-    top_mlp: tuple[int, ...] = (128, 64, 1)
-    interaction: Literal["dot", "cat"] = "dot"
-    self_interaction: bool = False
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of the MLPs
+    model: str = field(
+        "dlrm", "Model: a name in dlrm_jax.models.zoo, or MODULE:CLASS; such as dcn_v2."
+    )
+    model_options: tuple[str, ...] = field(
+        (), "Arguments of the model's class; such as layers=3,rank=512."
+    )
+    dense_features: int = field(
+        13, "Dense features of an example; with --data, the data decide; such as 13.", 0
+    )
+    bottom_mlp: tuple[int, ...] = field(
+        (64, 16), "Widths of the layers below the interaction; such as 512,256,64,16.", 1
+    )
+    top_mlp: tuple[int, ...] = field(
+        (128, 64, 1), "Widths of the layers above the interaction; such as 512,256,1.", 1
+    )
+    interaction: Literal["dot", "cat"] = field("dot", "How features interact in DLRM.")
+    self_interaction: bool = field(False, "Adds each vector's product with itself to the dots.")
+    compute_dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "Type that the dense model computes in."
+    )
 
     # Optimization.
-    loss: Literal["bce", "mse"] = "bce"
-    class_weights: tuple[float, ...] = (1.0, 1.0)  # of label 0 and of label 1
-    optimizer: Literal["sgd", "adagrad", "rowwise_adagrad", "adam"] = "rowwise_adagrad"
-    dense_optimizer: str = "same"  # or the name of an optax optimizer
-    learning_rate: float = 0.03
-    eps: float = 0.0  # 0 for the optimizer's own
-    warmup_steps: int = 0
-    decay_start: int = 0
-    decay_steps: int = 0
-    clip_norm: float = 0.0  # 0 for none
-    accumulation_steps: int = 1  # micro-batches a batch is worked through in
+    loss: Literal["bce", "mse"] = field("bce", "Loss: binary cross-entropy or squared error.")
+    class_weights: tuple[float, ...] = field(
+        (1.0, 1.0), "Weights of label 0 and of label 1 in the loss; such as 1,4.", 0
+    )
+    optimizer: Literal["sgd", "adagrad", "rowwise_adagrad", "adam"] = field(
+        "rowwise_adagrad", "Optimizer of the tables."
+    )
+    dense_optimizer: str = field(
+        "same", "Optimizer of the dense model: same, or a name in optax; such as adamw."
+    )
+    learning_rate: float = field(
+        0.03, "Learning rate of tables and dense model, after warm-up; such as 0.1."
+    )
+    eps: float = field(0.0, "Epsilon of the optimizer; 0 for its own; such as 1e-8.", 0)
+    warmup_steps: int = field(0, "Steps of linear warm-up; such as 2750.", 0)
+    decay_start: int = field(0, "Step at which the decay begins; such as 49315.", 0)
+    decay_steps: int = field(0, "Steps of quadratic decay; 0 for none; such as 27772.", 0)
+    clip_norm: float = field(
+        0.0, "Greatest norm of the gradient of all parameters; 0 for any; such as 1.", 0
+    )
+    accumulation_steps: int = field(
+        1, "Micro-batches that a batch is worked through in; such as 4.", 1
+    )
 
     # Run.
-    batch_size: int = 512  # of one step, over all devices and micro-batches
-    evaluation_batch_size: int = 8192
-    steps: int = 0  # in all, resumed ones included; 0 for `epochs`
-    epochs: int = 1
-    log_every: int = 100  # steps between the losses that are kept
-    eval_every: int = 1000  # steps; 0 for only at the end
-    checkpoint_every: int = 1000  # steps; 0 for only at the end
-    keep_checkpoints: int = 2  # the latest ones; the best one is kept besides
-    best_metric: Literal["auc", "log_loss", "accuracy", "normalized_entropy"] = "auc"
-    target_auc: float = 0.0  # stop once validation reaches it; 0 for never
-    seed: int = 0
+    batch_size: int = field(
+        512, "Examples of one step, over all devices and micro-batches; such as 2048.", 1
+    )
+    evaluation_batch_size: int = field(
+        8192, "Examples evaluated at a time, over all devices; such as 16384.", 1
+    )
+    steps: int = field(0, "Steps in all, resumed ones included; 0 for --epochs; such as 10000.", 0)
+    epochs: int = field(1, "Passes over the training split; such as 2.", 1)
+    log_every: int = field(100, "Steps between recorded losses; such as 10.", 1)
+    eval_every: int = field(
+        1000, "Steps between evaluations; 0 for one at the end; such as 5000.", 0
+    )
+    checkpoint_every: int = field(
+        1000, "Steps between checkpoints; 0 for one at the end; such as 5000.", 0
+    )
+    keep_checkpoints: int = field(
+        2, "Latest checkpoints that are kept, besides the best one; such as 5.", 1
+    )
+    best_metric: Literal["auc", "log_loss", "accuracy", "normalized_entropy"] = field(
+        "auc", "Validation metric that decides which checkpoint is best."
+    )
+    target_auc: float = field(
+        0.0, "Validation AUC that ends the run; 0 for none; such as 0.8025.", 0
+    )
+    seed: int = field(0, "Seed of initial values, order and generated data; such as 1.", 0)
 
     # Data.
-    examples: int = 2_400_000  # to generate, of which 80 % train
-    teacher: Literal["pairs", "additive"] = "pairs"  # additive: of generated labels, no products
-    zipf_exponent: float = 1.05  # of the generated ids; 0 for uniform
-    shuffle_window: int = 0  # training examples shuffled among each other; 0 for all
-    min_count: int = 1  # rarer values in a file share the id of unseen ones
+    examples: int = field(
+        2_400_000, "Examples to generate, of which 80 % train; such as 100000.", 1
+    )
+    teacher: Literal["pairs", "additive"] = field(
+        "pairs", "Model of the generated labels; additive has no products of features."
+    )
+    zipf_exponent: float = field(
+        1.05, "Zipf exponent of the generated ids; 0 for uniform ones; such as 1.2.", 0
+    )
+    shuffle_window: int = field(
+        0, "Training examples that are shuffled together; 0 for all; such as 1000000.", 0
+    )
+    min_count: int = field(
+        1, "Occurrences below which values of a raw file share one id; such as 10.", 1
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), FIELD_TYPES[field.name])
-        for name, low in _LOWEST.items():
-            value = getattr(self, name)
+            value, low = getattr(self, field.name), field.metadata["low"]
+            _check_type(field.name, value, FIELD_TYPES[field.name])
             for item in value if isinstance(value, tuple) else (value,):
-                if not item >= low:  # also catches NaN
-                    raise UserError(f"{name}: expected at least {low}, got {item}")
+                if low is not None and not item >= low:  # also catches NaN
+                    raise UserError(f"{field.name}: expected at least {low}, got {item}")
         if not self.table_rows:
             raise UserError("table_rows: expected at least one number, got none")
         if not 0 < self.learning_rate < float("inf"):
@@ -185,6 +274,15 @@ class Config:
 
 FIELD_TYPES = get_type_hints(Config)
 
+SECTIONS = {
+    "table_rows": "Tables",
+    "model": "Model",
+    "loss": "Optimization",
+    "batch_size": "Run",
+    "examples": "Data",
+}
+"""The sections of the fields, by the first field of each."""
+
 # Earlier names of fields, which checkpoints still have.
 _RENAMED = {"exchange_dtype": "comm_dtype"}
 
@@ -206,22 +304,6 @@ MAY_CHANGE = frozenset(
      "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc")
 )  # fmt: skip
 """The fields that may differ when a run is resumed; all others are part of its identity."""
-
-_LOWEST = {
-    **dict.fromkeys(
-        ("table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp",
-         "accumulation_steps", "batch_size", "evaluation_batch_size", "epochs",
-         "keep_checkpoints", "log_every", "examples", "min_count", "collisions"),
-        1,
-    ),
-    **dict.fromkeys(
-        ("class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm",
-         "steps", "eval_every", "checkpoint_every", "compress_above", "temperature",
-         "dense_features", "target_auc", "seed", "zipf_exponent",
-         "shuffle_window"),
-        0,
-    ),
-}  # fmt: skip
 
 
 def _check_type(name: str, value: object, kind: object) -> None:

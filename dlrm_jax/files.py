@@ -1,8 +1,14 @@
-"""Files and directories that are there completely or not at all, and where caches are kept."""
+"""Atomic, durable writes of files and directories, locks between runs, and the cache directory.
+
+What is written appears under its name completely or not at all, and survives a crash of the
+machine: its files and directories are flushed to disk before the rename, its parent after it.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,66 +16,183 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from dlrm_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+# Errors by which a file system says that directories can't be flushed on their own.
+_NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
 
 @contextmanager
-def made(path: Path) -> Iterator[Path]:
-    """Gives another name to write to, which becomes ``path`` when the block ends without error.
+def replacing(path: Path) -> Iterator[Path]:
+    """Context that writes or replaces a file or directory in one step.
 
-    A file that is there is replaced; only one process may make it.
+    If the block raises, ``path`` stays as it was. Only one process may write a path at a time.
+
+    Args:
+        path: the file or directory; its parents are made.
+
+    Yields:
+        The temporary path to write to, ``PATH.partial``. It doesn't exist yet.
+
+    Raises:
+        OSError: the path can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _renamed(path.with_name(f"{path.name}.partial"), path) as temporary:
+    temporary = path.with_name(f"{path.name}.partial")
+    _delete(temporary)  # a killed process's
+    with _moved_into_place(temporary, path):
         yield temporary
 
 
 @contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """The same for what a user names: it isn't replaced, and several processes may try.
+def creating(path: Path) -> Iterator[Path]:
+    """Context that writes a new file or directory in one step and replaces nothing.
+
+    It is for paths that users name, which several processes may write.
 
     Args:
-        path: a file or directory that isn't there yet.
+        path: the file or directory; its parent must exist.
+
+    Yields:
+        The temporary path to write to, beside ``path``. It doesn't exist yet.
 
     Raises:
-        UserError: something is there, or it can't be written; then nothing is left.
+        UserError: the path exists or can't be written. Then nothing is left of it.
     """
     try:
-        if path.exists():
-            raise UserError(f"{path} exists; remove it, or give another name")
-        with _renamed(path.with_name(f".{path.name}.{os.getpid()}.partial"), path) as temporary:
-            yield temporary
+        _check_absent(path)
+        with _moved_into_place(path.with_name(f".{path.name}.{os.getpid()}.partial"), path) as name:
+            yield name
+            _check_absent(path)  # another process may have been faster
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error}; nothing is left of it. Is the directory there and "
-            "writable, and the disk large enough?"
+            f"cannot write {path}: {error}; nothing is left of it. Check that its directory exists "
+            f"and is writable, and that the disk is large enough"
         ) from error
 
 
 @contextmanager
-def _renamed(temporary: Path, path: Path) -> Iterator[Path]:
+def _moved_into_place(temporary: Path, path: Path) -> Iterator[Path]:
     try:
         yield temporary
-        temporary.replace(path)
+        move_into_place(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _delete(temporary)
+
+
+def _check_absent(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists; remove it, or give another name")
+
+
+def move_into_place(written: Path, path: Path) -> None:
+    """Flushes a file or directory to disk and renames it.
+
+    Args:
+        written: the file or directory, complete, on the file system of ``path``.
+        path: the new name. A file of this name is replaced. A directory is moved to
+            ``PATH.replaced`` and deleted afterwards, so that arrays mapped from it stay valid.
+
+    Raises:
+        OSError: the disk is full or can't be written to.
+    """
+    _flush(written)
+    replaced = path.with_name(f"{path.name}.replaced")
+    if path.is_dir():
+        _delete(replaced)
+        path.rename(replaced)
+    written.replace(path)
+    _flush_one(path.parent)
+    # Its files may still be mapped, which NFS doesn't let go of; the next call deletes them.
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def delete_directory(directory: Path) -> None:
+    """Deletes a directory that must not be seen half-deleted.
+
+    Args:
+        directory: the directory. It is ``DIRECTORY.deleting`` until all of it is deleted; an
+            interrupted call leaves that name.
+    """
+    doomed = directory.with_name(f"{directory.name}.deleting")
+    _delete(doomed)
+    _delete(directory.rename(doomed))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes or replaces a file in one step."""
-    with made(path) as temporary:
-        temporary.write_text(text)
+    """Writes or replaces a text file in one step; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes or replaces a file in one step."""
+    """Writes or replaces a JSON file in one step; see `replacing`."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+@contextmanager
+def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Context that keeps other processes, and other threads, out of the same lock.
+
+    The lock ends with the process, however it ends; the file stays.
+
+    Args:
+        lock_file: file of the lock; it and its parents are made.
+        what: name of the locked thing in messages, such as "workdir runs/a".
+        wait: whether to wait for the other run, with a warning, or to raise.
+
+    Raises:
+        UserError: another run holds the lock, and ``wait`` is false.
+        OSError: the file can't be made.
+    """
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    lock_file.touch()  # where this fails, filelock would wait for ever
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise UserError(
+                f"{what} is in use by another run; wait until it ends, or give another path"
+            ) from None
+        _log.warning("%s is in use by another run; waiting until it ends", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def cache_directory() -> Path:
-    """The directory of what can be made again: compiled programs, parsed data, built libraries."""
+    """The directory for files that can be made again: compiled programs, data, libraries."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "dlrm_jax"
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir():
+        for entry in path.iterdir():
+            _flush(entry)
+    _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_DIRECTORY_FSYNC):
+            raise
+    finally:
+        os.close(descriptor)

@@ -46,15 +46,16 @@ def parse_mesh(text: str, name: str = "--mesh") -> tuple[int, int]:
 def emulate_devices(count: int, processes: int = 1) -> None:
     """Asks for ``count`` CPU devices; call before JAX is used for the first time.
 
-    What ``XLA_FLAGS`` says of the two is the user's own word and is left alone. Accelerators are
-    not affected.
+    Accelerators stay there, and `make_mesh` prefers them where there are enough. What ``XLA_FLAGS``
+    says of the number of devices and of the order of collectives is left alone.
 
     Args:
-        count: of all processes.
+        count: number of devices of all processes.
         processes: each of which gets as many of them.
 
     Raises:
-        UserError: the devices can't be shared out evenly.
+        UserError: the devices can't be shared out evenly; or JAX has been used already, and there
+            are fewer devices.
     """
     if count % processes:
         raise UserError(
@@ -63,7 +64,16 @@ def emulate_devices(count: int, processes: int = 1) -> None:
         )
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
-        jax.config.update("jax_num_cpu_devices", count // processes)
+        try:
+            jax.config.update("jax_num_cpu_devices", count // processes)
+        except RuntimeError as error:  # JAX has been used
+            if max(len(jax.devices()), len(jax.devices("cpu"))) >= count:
+                return
+            raise UserError(
+                f"emulate_devices({count}) comes too late: JAX has been used already, with "
+                f"{len(jax.devices())} of {jax.devices()[0].platform}; call it before anything "
+                f"makes an array or asks for devices, in a notebook after a restart of the kernel"
+            ) from error
     if count == 1:
         return
     # Two programs with collectives in flight at once on emulated devices can hang, or corrupt
@@ -79,10 +89,11 @@ def emulate_devices(count: int, processes: int = 1) -> None:
 def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     """A mesh of axes ``data`` and ``model`` on the first devices that are enough.
 
-    Takes the default backend's devices (accelerators, where there are any), otherwise
-    emulated CPU devices. Several processes must all have devices in it. It takes those of process
-    0 first, data group by data group, so that the shards of a group lie in one process if it has
-    as many devices or a multiple, and the exchange of vectors stays there.
+    Takes the default backend's devices (accelerators, where there are any), and CPU devices
+    instead of accelerators only if `emulate_devices` was asked for as many. Several processes must
+    all have devices in it. It takes those of process 0 first, data group by data group, so that
+    the shards of a group lie in one process if it has as many devices or a multiple, and the
+    exchange of vectors stays there.
 
     Args:
         shape: ``"2x4"`` or ``(2, 4)``.
@@ -96,12 +107,7 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     if len(devices) < count and devices[0].platform != "cpu":
         devices = jax.devices("cpu")
     if len(devices) < count:
-        raise UserError(
-            f"mesh {shape[0]}x{shape[1]} needs {count} devices, but there are "
-            f"{len(jax.devices())} of {jax.devices()[0].platform} and {len(devices)} of cpu; call "
-            f"emulate_devices({count}) before JAX is first used, or set "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
-        )
+        raise _too_few(shape)
     if devices[0].platform != jax.devices()[0].platform:
         # What isn't placed explicitly must not wander to the accelerator.
         jax.config.update("jax_default_device", devices[0])
@@ -117,17 +123,25 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_axes(mesh: Mesh) -> None:
-    """A mesh must have the axes of `make_mesh`.
+def check_accelerators(shape: tuple[int, int]) -> None:
+    """Accelerators, where there are any, must be enough for a mesh.
 
     Raises:
-        UserError: naming those it has.
+        UserError: there are fewer; it says how to ask for emulated devices.
     """
-    if set(mesh.axis_names) != {DATA, MODEL}:
-        raise UserError(
-            f"mesh: expected the axes {DATA} and {MODEL}, got {', '.join(mesh.axis_names)}; "
-            f"dlrm_jax.mesh.make_mesh makes one"
-        )
+    devices = jax.devices()
+    if devices[0].platform != "cpu" and len(devices) < shape[0] * shape[1]:
+        raise _too_few(shape)
+
+
+def _too_few(shape: tuple[int, int]) -> UserError:
+    count, devices = shape[0] * shape[1], jax.devices()
+    return UserError(
+        f"mesh {shape[0]}x{shape[1]} needs {count} devices, but there are {len(devices)} of "
+        f"{devices[0].platform}; choose a smaller mesh, or ask for emulated devices: --emulate of "
+        f"the programs here, emulate_devices({count}) before JAX is first used, or "
+        f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+    )
 
 
 def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
@@ -142,15 +156,6 @@ def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
             f"{name}: {size} samples can't be split evenly over the {mesh.size} devices of mesh "
             f"{shape}"
         )
-
-
-def programs_ahead(mesh: Mesh) -> int:
-    """How many programs to start before the first one's results are read.
-
-    A device then goes from one to the next without waiting for the host. None on several emulated
-    devices, see `emulate_devices`; not many, because the batches of all are in memory.
-    """
-    return 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else 2
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""Configurations by name: published ones, and those that the programs here start from."""
+"""Named configurations: published ones, and defaults of the experiments."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MLPERF_V2_BAG_LENGTHS = (
     3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1,
 )  # fmt: skip
 
-# The reference's command lines; see the README for what each is.
+# The reference's command lines; the README describes them.
 PRESETS: dict[str, Config] = {
     "small": Config(),
-    # Small enough for many models to learn all that there is in a minute or less each.
+    # Small enough for many models to converge in a minute or less each.
     "comparison": Config(
         table_rows=(3, 10, 18, 24, 27, 60, 105, 300, 600, 1000, 2000, 5000),
         embedding_dim=8,
@@ -38,7 +38,7 @@ PRESETS: dict[str, Config] = {
         batch_size=1024,
         examples=600_000,
     ),
-    # For experiments.movielens, whose data decide on the tables and have no dense features. The
+    # For experiments.movielens: the data determine the tables and have no dense features. The
     # width is the best of 16, 24, 32 and 48 for DLRM on the validation split of 100K's clicks.
     "movielens": Config(
         embedding_dim=24,
@@ -115,10 +115,10 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration of this name.
+    """Looks up a configuration by its name.
 
     Raises:
-        UserError: naming those that there are.
+        UserError: there is no such preset; the message lists all names.
     """
     if name not in PRESETS:
         raise UserError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")

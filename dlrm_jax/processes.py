@@ -1,9 +1,9 @@
-"""One run in several processes: joined at the start, agreed on what one of them has seen.
+"""Runs over several processes: joining them, and agreement on what only one of them knows.
 
-Each process has some of the mesh's devices and runs the same program on its own part of every
-batch. What they do with arrays on the mesh they do together and in the same order; a process that
-left out one of these would make the others wait. So whatever one process alone can know (a signal,
-what lies on a disk) is agreed on here first.
+Each process owns some of the mesh's devices and runs the same program on its part of every batch.
+All processes use arrays on the mesh together and in the same order; a process that skips a
+computation makes the others wait. So facts that only one process knows (a signal, the files on a
+disk) must first be agreed on here.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dlrm_jax.errors import UserError
 
 CLUSTER = "cluster"
-"""The coordinator's address, where it is for JAX to find out from the cluster."""
+"""Value of the coordinator's address for which JAX detects it from the cluster."""
 
-# A process that hasn't been heard of for so long is dead, and ends the others.
+# A process without a heartbeat for so long counts as dead, and the others end.
 _HEARTBEAT_SECONDS = 25
-# How long to wait for the others at the start, when they may still be scheduled, and at the end.
+# Limits of waiting for the others at the start, when they may still be scheduled, and at the end.
 _START_SECONDS = 300
 _END_SECONDS = 60
 
 _BLOCK = 1024  # bytes
 
-# Errors that are raised as such in all processes.
+# Errors that are raised with the same type in all processes.
 _SHARED = {"UserError": UserError, "OSError": OSError}
 
 
 def join(coordinator: str, count: int, index: int | None) -> None:
-    """Joins the other processes of a run; call before JAX is used for the first time.
+    """Joins the other processes of a run; call it before JAX is used for the first time.
 
-    From then on a process that dies ends the others: those that compute together with it notice
-    that it is gone, all others miss its heartbeat.
+    From then on, a process that dies ends the others: those that compute together with it notice
+    immediately, all others miss its heartbeat.
 
     Args:
-        coordinator: ``HOST:PORT`` of process 0, which must be reached from all; or `CLUSTER`,
-            where Slurm, Kubernetes, Open MPI or Cloud TPU has started the processes.
-        count: how many there are.
-        index: which one this is, from 0; None for `CLUSTER`.
+        coordinator: address of process 0, ``HOST:PORT``, which all processes can reach; or
+            `CLUSTER`, if Slurm, Kubernetes, Open MPI or Cloud TPU has started the processes.
+        count: number of processes.
+        index: number of this process, from 0; None for `CLUSTER`.
 
     Raises:
         UserError: the arguments don't fit, there is no cluster, or the others can't be reached.
@@ -57,22 +57,22 @@ def join(coordinator: str, count: int, index: int | None) -> None:
             f"{CLUSTER!r}, got coordinator {coordinator!r} and process {index}"
         )
     if index is not None and not 0 <= index < count:
-        raise UserError(f"of {count} processes, expected one from 0 to {count - 1}, got {index}")
+        raise UserError(f"expected a process number from 0 to {count - 1}, got {index}")
     host, _, port = coordinator.rpartition(":")
-    # With another one, JAX would wait for the others in vain.
+    # With another index, JAX would wait for the others in vain.
     if not automatic and not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(
             f"coordinator: expected HOST:PORT, with a port from 1 to 65535, or {CLUSTER}, got "
             f"{coordinator!r}"
         )
-    # It would take SIGTERM for itself.
+    # Its own handler would catch SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             None if automatic else coordinator,
             count,
             index,
-            # In a cluster, too, what is given is meant: not one device for each process.
+            # In a cluster, too, use all devices of each process, not one.
             cluster_detection_method=None if automatic else "deactivate",
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
@@ -91,36 +91,36 @@ def join(coordinator: str, count: int, index: int | None) -> None:
 
 
 def free_address() -> str:
-    """An address on this machine that process 0 can take."""
+    """An address on this machine with a free port, for process 0."""
     with socket.socket() as taken:
         taken.bind(("localhost", 0))
         return f"localhost:{taken.getsockname()[1]}"
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several."""
+    """Whether the run has several processes."""
     return jax.distributed.is_initialized()
 
 
 def is_process_0() -> bool:
-    """Whether this is the process that writes what there is one of: logs, metadata, results."""
+    """Whether this is process 0, which writes what is written once: logs, metadata, results."""
     return jax.process_index() == 0
 
 
 def on_process_0(action: Callable[[], Any]) -> Any:
-    """Does something in process 0 while the others wait.
+    """Calls a function in process 0 while the others wait.
 
-    For what lies on a disk: another machine may see it later than this one, or not at all.
+    Use it for files: another machine may see them later than this one, or not at all.
 
     Args:
-        action: returns something that JSON can hold.
+        action: function that returns a JSON value.
 
     Returns:
-        what it returned, in all processes.
+        The value, in all processes.
 
     Raises:
-        UserError, OSError: what it raised, in all processes.
-        RuntimeError: it raised something else; in process 0 that itself.
+        UserError, OSError: the function raised it; it is raised again in all processes.
+        RuntimeError: the function raised another error; process 0 raises that error itself.
     """
     if not is_distributed():
         return action()
@@ -141,14 +141,13 @@ def on_process_0(action: Callable[[], Any]) -> Any:
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-    """All processes must have been given the same.
+    """Checks that all processes have the same values.
 
     Args:
-        values: by name; what JSON can hold.
+        values: JSON values by name.
 
     Raises:
-        UserError: naming the first difference, in each process that has another value than
-            process 0.
+        UserError: a value differs from that of process 0; the message names the first one.
     """
     if not is_distributed():
         return
@@ -162,7 +161,7 @@ def check_same(values: Mapping[str, Any]) -> None:
 
 
 def _broadcast(content: bytes) -> bytes:
-    """What process 0 has. Goes over the devices, in blocks so that few sizes are compiled."""
+    """Sends the content of process 0 over the devices, in blocks so that few sizes are compiled."""
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(content), np.int32)))
     padded = np.zeros(-(-size // _BLOCK) * _BLOCK, np.uint8)
     if is_process_0():
@@ -171,13 +170,13 @@ def _broadcast(content: bytes) -> bytes:
 
 
 class Agreement:
-    """A number that each process knows for itself, agreed on as the largest.
+    """A collective maximum over the processes.
 
-    Takes one exchange of a few bytes over one device of each process, half a millisecond between
-    processes of one machine; nothing in a single process.
+    It exchanges a few bytes over one device of each process, which takes half a millisecond between
+    processes of one machine and nothing in a single process.
 
     Args:
-        mesh: of all processes' devices.
+        mesh: mesh over all processes' devices.
     """
 
     def __init__(self, mesh: Mesh):
@@ -189,8 +188,12 @@ class Agreement:
             self._largest = jax.jit(lambda x: x.max(), out_shardings=everywhere)
 
     def __call__(self, value: int) -> int:
-        """The largest of the values that the processes call this with."""
+        """The largest value over all processes.
+
+        Args:
+            value: value of this process.
+        """
         if not is_distributed():
             return value
-        given = jax.make_array_from_process_local_data(self._split, np.array([value], np.int32))
-        return int(self._largest(given))
+        values = jax.make_array_from_process_local_data(self._split, np.array([value], np.int32))
+        return int(self._largest(values))

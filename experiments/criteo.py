@@ -2,7 +2,7 @@
 
     python -m experiments.criteo --mesh=2x4
 
-It is ``python -m dlrm_jax train`` under the name of the paper's experiment.
+It is ``python -m dlrm_jax train`` under the name of the data in the paper.
 """
 
 from dlrm_jax.cli.main import main

@@ -7,12 +7,17 @@
 
 ``--data`` is a directory as GroupLens publishes it (100K, 1M, 10M, 20M, 25M, …) or in RecBole's
 form. ``clicks``: label 1 where the user gives at least four stars, examples split 8:1:1 at random
-or in time. ``ranking``: each user's last movie among 99 that it hasn't rated, with four sampled
-negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and options are
-those of `experiments.compare`; an option may name a feature.
+or in time. ``ranking``: each user's last movie among 99 that the user hasn't rated, with four
+sampled negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and options
+are those of `experiments.compare`; an option may name a feature.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,34 +25,43 @@ from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start
+from dlrm_jax.cli.flags import FLAGS, refuse, require
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_ranking
 from dlrm_jax.data.movielens.splits import SPLITS
-from dlrm_jax.errors import UserError
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, for_data
 from experiments.compare.contest import Contest, asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Choices, Clicks, Task
 
-define_run_flags(default_preset="movielens")
-define_comparison_flags("dlrm,dcn_v2,deepfm", "rowwise_adagrad")
-flags.DEFINE_string("data", None, "the directory of the files", required=True)
-flags.DEFINE_enum("task", "clicks", ["clicks", "ranking"], "what is learned")
-flags.DEFINE_enum("split", "random", list(SPLITS), "of clicks")
-flags.DEFINE_list("features", [], "of users and items; by default all that the files have")
-flags.DEFINE_integer("history", 0, "movies that the user has liked before", lower_bound=0)
-flags.DEFINE_integer("negatives", 4, "of each training example of ranking", lower_bound=0)
-
 _DECIDED = (
     "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
     "min_count", "shared_tables",
 )  # fmt: skip
+
+define_comparison_flags(
+    "movielens", dict.fromkeys(_DECIDED, "the data decide"), "dlrm,dcn_v2,deepfm"
+)
+flags.DEFINE_string("data", None, "Directory of MovieLens' files; such as ml-100k.")
+flags.DEFINE_enum("task", "clicks", ["clicks", "ranking"], "Task that the models learn.")
+flags.DEFINE_enum("split", "random", list(SPLITS), "How --task=clicks splits the examples.")
+flags.DEFINE_list(
+    "features", [], "Features of users and items; without it, all of the files; such as user,item."
+)
+flags.DEFINE_integer(
+    "history", 0, "Most movies of the user's history, a feature; 0 for none; such as 20.", 0
+)
+flags.DEFINE_integer(
+    "negatives", 4, "Negatives for each training example of --task=ranking; such as 4.", 0
+)
+
 _SEED = 0  # of the split and of negatives: all trials have the same
 
 
 def main(argv: Sequence[str]) -> None:
-    """Contenders, data, trials."""
+    """Reads contenders and data, then runs the trials."""
     del argv
     check_flags()
     contest, config = asked(preset(FLAGS.preset))
@@ -61,22 +75,19 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_flags() -> None:
-    """Flags that nothing would read are refused.
+    """Refuses flags that are missing or that nothing would read.
 
     Raises:
-        UserError: naming the flag.
+        UserError: a flag has no effect; the message names it.
     """
-    for flag in _DECIDED:
-        if FLAGS[flag].present:
-            raise UserError(f"--{flag} has no effect: the data decide")
-    other = {"split": "clicks", "negatives": "ranking"}
-    for flag, task in other.items():
-        if FLAGS[flag].present and FLAGS.task != task:
-            raise UserError(f"--{flag} has no effect without --task={task}")
+    require("data")
+    for flag, task in {"split": "clicks", "negatives": "ranking"}.items():
+        if FLAGS.task != task:
+            refuse([flag], f"without --task={task}")
 
 
 def load(directory: Path) -> tuple[MovieLens, Task]:
-    """The data of the flags."""
+    """Loads the data of the flags."""
     features = FLAGS.features or None
     if FLAGS.task == "clicks":
         movielens = load_movielens(directory, FLAGS.split, _SEED, features, FLAGS.history)
@@ -87,7 +98,7 @@ def load(directory: Path) -> tuple[MovieLens, Task]:
 
 
 def for_movielens(config: Config, movielens: MovieLens) -> Config:
-    """The config with the tables of the data; a history reads that of the items."""
+    """The config with the tables of the data; a history reads the table of the items."""
     places = {name: f"C{i + 1}" for i, name in enumerate(movielens.features)}
     pairs = zip(movielens.features, movielens.tables, strict=True)
     shared = tuple(f"{places[name]}={places[table]}" for name, table in pairs if name != table)
@@ -95,7 +106,7 @@ def for_movielens(config: Config, movielens: MovieLens) -> Config:
 
 
 def by_column(contest: Contest, movielens: MovieLens) -> Contest:
-    """The contest with columns, C1, C2, …, where options name features."""
+    """The contest with feature names in options replaced by columns, C1, C2, …."""
     places = {f"={name}": f"=C{i + 1}" for i, name in enumerate(movielens.features)}
 
     def renamed(model: str) -> str:

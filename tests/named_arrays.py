@@ -46,7 +46,7 @@ def start(learner: Learner, initial: dict[str, np.ndarray]) -> TrainState:
 
 @functools.cache
 def _drawn_params(setup: Setup) -> Any:
-    return jax.tree.map(np.array, setup.learner().init_params(0))
+    return jax.tree.map(np.array, setup.learner().init_model(0)[0])
 
 
 def dense_arrays(params: Any) -> dict[str, np.ndarray]:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 
@@ -8,7 +9,13 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import batch_sharding, emulate_devices, make_mesh, parse_mesh
+from dlrm_jax.mesh import (
+    batch_sharding,
+    check_accelerators,
+    emulate_devices,
+    make_mesh,
+    parse_mesh,
+)
 
 GOOD = re.compile(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}")
 
@@ -46,6 +53,38 @@ def test_a_mesh_is_made_of_the_first_devices(shape):
 def test_a_mesh_larger_than_the_machine_names_both_counts():
     with pytest.raises(UserError, match=r"mesh 3x5 needs 15 devices, but there are 8 of cpu"):
         make_mesh("3x5")
+
+
+def test_emulation_that_comes_too_late_explains_itself():
+    emulate_devices(8)
+    emulate_devices(3)  # there are more already
+    with pytest.raises(UserError, match=r"emulate_devices\(9\) comes too late: .* 8 of cpu"):
+        emulate_devices(9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    id: int
+    process_index: int = 0
+    platform: str = "gpu"
+
+
+def test_accelerators_are_replaced_only_where_that_is_asked_for(monkeypatch):
+    """On a machine with two of them."""
+    of = {None: [Accelerator(0), Accelerator(1)], "cpu": jax.devices()[:1]}
+    monkeypatch.setattr(jax, "devices", lambda kind=None: of[kind])
+    check_accelerators((1, 2))
+    for check in (check_accelerators, make_mesh):
+        with pytest.raises(UserError, match=r"needs 8 devices, .* 2 of gpu; .* --emulate of the"):
+            check((2, 4))
+    default = {}
+    monkeypatch.setattr(jax.config, "update", default.__setitem__)
+    of["cpu"] = jax.local_devices()  # after emulate_devices(8)
+    assert len(of["cpu"]) == 8
+    assert make_mesh((2, 4)).devices.flat[0].platform == "cpu"
+    assert default == {"jax_default_device": of["cpu"][0]}
+    with pytest.raises(UserError):  # programs ask for them whether there are accelerators or not
+        check_accelerators((2, 4))
 
 
 def test_devices_are_shared_out_among_processes(monkeypatch):

@@ -1,10 +1,10 @@
-"""Compiles a train step ahead of time: what each device would hold and send, without a table made.
+"""Compiles a train step ahead of time: memory and communication of each device, without tables.
 
     python -m dlrm_jax compile --preset=mlperf_v2 --mesh=16x8
 
-Emulates the mesh's devices, so that the step of a large machine can be looked at on a small one.
-Prints the bytes of the compiled program's arguments and temporaries, and each kind of collective
-as the plan has it and as XLA has compiled it. Ends with an error where the two differ.
+It runs anywhere: the devices of the mesh are emulated, and no table is made. Prints the bytes of
+the compiled program's arguments and temporaries, and each kind of collective as planned and as
+compiled by XLA. Ends with an error if the two differ.
 """
 
 from __future__ import annotations
@@ -17,20 +17,16 @@ from collections.abc import Sequence
 
 import jax
 
-from dlrm_jax.cli.program import (
-    FLAGS,
-    define_run_flags,
-    describe_devices,
-    run,
-    start,
-    with_flags,
-)
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.start import start
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
+from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import (
-    abstract_state,
     compile_step,
     compiled_collectives,
     planned_collectives,
@@ -40,13 +36,13 @@ define_run_flags(default_preset="mlperf_v2")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Descriptions, compilation, what came of it."""
+    """Descriptions, compilation, memory and collectives."""
     del argv
     config = with_flags(preset(FLAGS.preset))
     if config.kernels == "auto":
         # The step of another machine doesn't depend on what has been built on this one.
         config = dataclasses.replace(config, kernels="jax")
-    mesh = start(FLAGS.mesh)
+    mesh = start(FLAGS.mesh, emulate=True)
     check_batch_size(mesh, "batch_size", config.batch_size)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     learner = make_learner(config, mesh)
@@ -56,35 +52,33 @@ def main(argv: Sequence[str]) -> None:
 
     memory = compiled.memory_analysis()
     assert memory is not None
-    state = abstract_state(learner).embedding
-    print("\nGiB on each device")
-    for name, nbytes in (
-        ("weights of tables", _bytes_on_one_device(state.tables)),
-        ("state of their optimizers", _bytes_on_one_device(state.slots)),
-        ("all arguments of the program", memory.argument_size_in_bytes),
-        ("of these, updated in place", memory.alias_size_in_bytes),
-        ("temporaries", memory.temp_size_in_bytes),
-    ):
-        print(f"  {name:<30} {nbytes / 2**30:>9.4f}")
+    state = learner.state_specs().embedding
+    sizes = {
+        "weights of tables": _bytes_on_one_device(state.tables),
+        "state of their optimizers": _bytes_on_one_device(state.slots),
+        "all arguments of the program": memory.argument_size_in_bytes,
+        "of these, updated in place": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+    }
+    rows = [(name, f"{nbytes / 2**30:.4f}") for name, nbytes in sizes.items()]
+    print(f"\n{text_table(('on each device', 'GiB'), rows)}")
 
     planned = planned_collectives(learner, config.batch_size)
-    wide = max((len(each.purpose) for each in planned), default=2)
-    print(f"\n{'collective':<11} {'axes':<11} {'of':<{wide}} {'MiB':>9} {'needed':>9} {'ratio':>6}")
-    for each in planned:
-        ratio = f"{each.nbytes / each.needed:>6.3f}" if each.needed else ""
-        print(
-            f"{each.kind:<11} {','.join(each.axes):<11} {each.purpose:<{wide}} "
-            f"{each.nbytes / 2**20:>9.3f} {each.needed / 2**20:>9.3f} {ratio}"
-        )
+    rows = [
+        (x.kind, ",".join(x.axes), x.purpose, f"{x.nbytes / 2**20:.3f}", f"{x.needed / 2**20:.3f}",
+         f"{x.nbytes / x.needed:.3f}" if x.needed else "")
+        for x in planned
+    ]  # fmt: skip
+    header = ("collective", "axes", "of", "MiB", "needed", "ratio")
+    print(f"\n{text_table(header, rows, left=(0, 1, 2))}")
     wanted, found = Counter(), Counter()
     for each in planned:
         wanted[each.kind] += each.nbytes
     for kind, nbytes in compiled_collectives(compiled):
         found[kind] += nbytes
-    print(f"\n{'bytes on each device':<22} {'planned':>14} {'compiled':>14}")
     kinds = sorted(wanted | found)
-    for kind in kinds:
-        print(f"{kind:<22} {wanted[kind]:>14,} {found[kind]:>14,}")
+    rows = [(kind, f"{wanted[kind]:,}", f"{found[kind]:,}") for kind in kinds]
+    print(f"\n{text_table(('bytes on each device', 'planned', 'compiled'), rows)}")
     differing = [
         f"{found[kind]:,} bytes of {kind} instead of {wanted[kind]:,}"
         for kind in kinds
@@ -92,9 +86,9 @@ def main(argv: Sequence[str]) -> None:
     ]
     if differing:
         raise UserError(
-            f"expected the compiled step to have the collectives of the plan, it has "
+            f"expected the compiled step to have the collectives of the plan, got "
             f"{' and '.join(differing)}; don't rely on the plan's estimates for this config, and "
-            f"report it with the command"
+            f"report this with your command"
         )
 
 
@@ -103,7 +97,3 @@ def _bytes_on_one_device(arrays: object) -> int:
         x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
         for x in jax.tree.leaves(arrays)
     )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -6,7 +6,7 @@
     python -m dlrm_jax generate --trace=trace.txt --save_profile=profile.json
     python -m dlrm_jax generate --output=train.txt --examples=1000000 --profile=profile.json
 
-A planted teacher decides the labels, so the best possible AUC is known; it's printed at the end.
+A planted teacher decides the labels. So the best possible AUC is known, and printed at the end.
 The same flags give the same bytes, and more examples begin with the same ones.
 """
 
@@ -21,32 +21,46 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from dlrm_jax.cli.program import FLAGS, run
+from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, require
 from dlrm_jax.data.auc import auc
 from dlrm_jax.data.generated.example_files import write_arrays, write_raw
 from dlrm_jax.data.generated.example_stream import BLOCK, Block, ExampleStream
 from dlrm_jax.data.generated.locality import StackProfile, read_trace
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import complete
+from dlrm_jax.files import creating
 from dlrm_jax.presets import PRESETS, preset
 
 flags.DEFINE_string(
     "output",
     None,
-    "the file to make, compressed if it ends in .gz or .zst; with --days or --format=arrays, a "
-    "directory",
+    "File to make, compressed if it ends in .gz or .zst; with --days or --format=arrays, a "
+    "directory; such as train.txt.",
 )
-flags.DEFINE_enum("format", "raw", ["raw", "arrays"], "tab-separated lines, or NumPy files")
-flags.DEFINE_integer("examples", None, "of each day, or in all without --days", lower_bound=1)
-flags.DEFINE_integer("days", None, "day_0 to day_{DAYS - 1} in a directory", lower_bound=1)
-flags.DEFINE_float("drift", 0.01, "share of a table's ids that are new on each day")
-flags.DEFINE_string("preset", "kaggle", f"whose tables to take: {', '.join(PRESETS)}")
-flags.DEFINE_list("table_rows", None, "rows of each of the 26 tables, instead of the preset's")
-flags.DEFINE_float("zipf_exponent", None, "of the ids; 0 for uniform; the preset's by default")
-flags.DEFINE_integer("seed", 0, "selects the teacher and the examples")
-flags.DEFINE_string("trace", None, "a file of one id per line, whose locality the ids shall have")
-flags.DEFINE_string("profile", None, "the locality, as --save_profile wrote it")
-flags.DEFINE_string("save_profile", None, "where to write the locality of --trace, as JSON")
+flags.DEFINE_enum("format", "raw", ["raw", "arrays"], "Tab-separated lines or NumPy files.")
+flags.DEFINE_integer(
+    "examples", None, "Examples of each day, or in all without --days; such as 1000000.", 1
+)
+flags.DEFINE_integer("days", None, "Days: day_0, day_1, ... in a directory; such as 24.", 1)
+flags.DEFINE_float("drift", 0.01, "Share of a table's ids that are new on each day; such as 0.05.")
+flags.DEFINE_enum("preset", "kaggle", list(PRESETS), "Preset whose tables the data have.")
+define_numbers(
+    "table_rows", None, "Rows of each of the 26 tables, instead of the preset's; such as 7,3000."
+)
+flags.DEFINE_float(
+    "zipf_exponent",
+    None,
+    "Zipf exponent of the ids, instead of the preset's; 0 for uniform ones; such as 1.2.",
+)
+flags.DEFINE_integer("seed", 0, "Seed of the teacher and the examples; such as 1.")
+flags.DEFINE_string(
+    "trace", None, "File of one id per line whose locality the ids get; such as trace.txt."
+)
+flags.DEFINE_string(
+    "profile", None, "File of a locality that --save_profile wrote; such as profile.json."
+)
+flags.DEFINE_string(
+    "save_profile", None, "File to make for the locality of --trace, as JSON; such as profile.json."
+)
 
 _SAMPLE = 1 << 20  # examples that the ceiling is measured on
 
@@ -63,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     stream = make_stream(profile)
     tally = Tally()
     begun = time.perf_counter()
-    with complete(Path(FLAGS.output)) as output:
+    with creating(Path(FLAGS.output)) as output:
         write(stream, output, tally)
     seconds = time.perf_counter() - begun
     print(
@@ -72,36 +86,31 @@ def main(argv: Sequence[str]) -> None:
     )
     sampled, ceiling = tally.ceiling()
     print(
-        f"the teacher's AUC, the best that can be expected: {ceiling:.5f} (measured on {sampled:,} "
-        "examples)"
+        f"best possible AUC, that of the teacher: {ceiling:.5f} (measured on {sampled:,} examples)"
     )
 
 
 def check_flags() -> None:
-    """Flags that contradict each other, or that nothing would read, are refused.
+    """Refuses flags that are missing, contradict each other, or that nothing would read.
 
     Raises:
         UserError: naming the flag.
     """
-    if not FLAGS.output and not FLAGS.save_profile:
-        raise UserError("--output is missing: the file or directory to make")
-    if FLAGS.output and FLAGS.examples is None:
-        raise UserError("--examples is missing: how many to generate")
+    if not FLAGS.save_profile:
+        require("output")
+    if FLAGS.output:
+        require("examples")
     if FLAGS.trace and FLAGS.profile:
         raise UserError("--trace and --profile: expected one of them, got both")
-    for flag, needed, there in (
-        ("save_profile", "--trace", FLAGS.trace),
-        ("drift", "--days of 2 or more", (FLAGS.days or 1) > 1),
-        *(
-            (flag, "--output", FLAGS.output)
-            for flag in ("format", "examples", "days", "preset", "table_rows", "seed")
-        ),
+    for names, needed, given in (
+        (["save_profile"], "--trace", FLAGS.trace),
+        (["drift"], "--days of 2 or more", (FLAGS.days or 1) > 1),
+        (["format", "examples", "days", "preset", "table_rows", "seed"], "--output", FLAGS.output),
     ):
-        if FLAGS[flag].present and not there:
-            raise UserError(f"--{flag} has no effect without {needed}")
-    for flag in ("zipf_exponent", "drift"):
-        if FLAGS[flag].present and (FLAGS.trace or FLAGS.profile):
-            raise UserError(f"--{flag} has no effect with --trace or --profile: they decide ids")
+        if not given:
+            refuse(names, f"without {needed}")
+    if FLAGS.trace or FLAGS.profile:
+        refuse(["zipf_exponent", "drift"], "with --trace or --profile: they decide ids")
     suffix = Path(FLAGS.output or "").suffix
     if suffix in (".gz", ".zst") and (FLAGS.days or FLAGS.format == "arrays"):
         raise UserError(
@@ -111,7 +120,7 @@ def check_flags() -> None:
 
 
 def load_profile() -> StackProfile | None:
-    """The locality that the ids shall have, measured or read; None for Zipf's law."""
+    """The locality of the ids, measured or read; None for Zipf's law."""
     if FLAGS.profile:
         return readable("profile", FLAGS.profile, StackProfile.load)
     if not FLAGS.trace:
@@ -120,16 +129,16 @@ def load_profile() -> StackProfile | None:
     profile = StackProfile.measure(trace)
     print(f"{FLAGS.trace}: {len(trace):,} accesses to {profile.counts[0]:,} ids")
     if FLAGS.save_profile:
-        with complete(Path(FLAGS.save_profile)) as path:
+        with creating(Path(FLAGS.save_profile)) as path:
             profile.save(path)
     return profile
 
 
 def readable(flag: str, path: str, read: Callable[[Path], T]) -> T:
-    """What `read` makes of the file that a flag gives.
+    """Reads the file that a flag gives.
 
     Raises:
-        UserError: if it can't be read.
+        UserError: it can't be read.
     """
     try:
         return read(Path(path))
@@ -140,22 +149,16 @@ def readable(flag: str, path: str, read: Callable[[Path], T]) -> T:
 def make_stream(profile: StackProfile | None) -> ExampleStream:
     """The examples that the flags describe."""
     config = preset(FLAGS.preset)
-    table_rows = config.table_rows
-    if FLAGS.table_rows:
-        try:
-            table_rows = tuple(map(int, FLAGS.table_rows))
-        except ValueError:
-            raise UserError(
-                f"--table_rows: expected integers with commas, got {','.join(FLAGS.table_rows)!r}"
-            ) from None
     exponent = config.zipf_exponent if FLAGS.zipf_exponent is None else FLAGS.zipf_exponent
     days = FLAGS.days or 1
     drift = FLAGS.drift if profile is None else 0.0  # new ids are a part of the locality
-    return ExampleStream(table_rows, exponent, FLAGS.seed, days, drift, profile)
+    return ExampleStream(
+        FLAGS.table_rows or config.table_rows, exponent, FLAGS.seed, days, drift, profile
+    )
 
 
 class Tally:
-    """What is said about the examples at the end."""
+    """Counts of the examples, printed at the end."""
 
     def __init__(self) -> None:
         self.examples, self.positives = 0, 0
@@ -197,7 +200,3 @@ def write(stream: ExampleStream, output: Path, tally: Tally) -> None:
                 write_raw(output / f"day_{day}", blocks)
             else:
                 write_arrays(output, day, FLAGS.examples, blocks)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,4 +1,4 @@
-"""The processes of a run on this machine: started together, told together, ended together."""
+"""The processes of a run on this machine: started, signalled and ended together."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from types import FrameType
 from dlrm_jax.processes import free_address
 from dlrm_jax.training.checkpoint import Checkpoints
 
-# How long the others may take to end by themselves, and to say what they have to, after one has.
+# How long the others may take to end by themselves and to print their errors after one has ended.
 _GRACE_SECONDS = 10
 
-# What a process says that ends because it can't reach another one, and where JAX ends it for that
-# reason, which a stack follows that says nothing of it.
-ANOTHER_LOST = "another process can't be reached any more"
+# What a process prints that ends because it can't reach another one; and what JAX prints, before a
+# stack without information, when it ends a process for this reason.
+ANOTHER_LOST = "another process can't be reached"
 _ENDED_BY_JAX = "Terminating process because the JAX distributed service"
 
 # Tells a process which one has started it.
@@ -35,9 +35,9 @@ class Ended:
     """How a process ended.
 
     Attributes:
-        index: which one it was.
-        code: its exit code; negative is a signal.
-        by_others: whether it ended because it missed another one.
+        index: number of the process.
+        code: exit code; negative is a signal.
+        by_others: whether it ended because it lost another one.
     """
 
     index: int
@@ -48,12 +48,12 @@ class Ended:
 def launch(count: int, workdir: Path) -> int:
     """Runs this program's command in several processes, until all have ended.
 
-    Process 0 has this one's standard output. What the others write as errors is shown with their
-    number, and lines that several write only once. SIGTERM and Ctrl-C are passed on to all.
+    Process 0 has this one's standard output. Lines on standard error are shown with the number of
+    their process, equal lines only once. SIGTERM and Ctrl-C are passed on to all.
 
     Args:
-        count: of the processes.
-        workdir: of the run.
+        count: number of processes.
+        workdir: directory of the run.
 
     Returns:
         the exit code: 0, or that of the process that failed first, as a shell gives it.
@@ -79,7 +79,7 @@ def launch(count: int, workdir: Path) -> int:
     if len(ended) < count or any(process.code != first.code for process in ended):
         # Otherwise all ended in the same way, and have said why.
         missing = [index for index in range(count) if index not in {x.index for x in ended}]
-        print(f"error: {_account(first, missing)}; {_going_on(workdir)}", file=sys.stderr)
+        print(f"error: {_account(first, missing)}; {_resuming(workdir)}", file=sys.stderr)
     return first.code if first.code >= 0 else 128 - first.code
 
 
@@ -133,7 +133,7 @@ def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Pope
 
 
 def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:
-    """Shows what they write as errors, and tells when one has ended."""
+    """Shows their standard errors, and queues each process that ends."""
     ended: queue.Queue[Ended] = queue.Queue()
     shown: set[str] = set()
 
@@ -165,13 +165,13 @@ def _account(first: Ended, missing: Sequence[int]) -> str:
     """What happened."""
     if first.by_others:
         silent = " and ".join(str(index) for index in missing) or "another one"
-        return f"process {first.index} heard no more of {silent}; all were stopped"
+        return f"process {first.index} lost its connection to {silent}; all were stopped"
     code = first.code
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     return f"process {first.index} {how}; the others were stopped"
 
 
-def _going_on(workdir: Path) -> str:
+def _resuming(workdir: Path) -> str:
     steps = Checkpoints(workdir / "checkpoints", {}).steps()
-    then = f"goes on from step {steps[-1]}" if steps else "starts anew: nothing was saved yet"
-    return f"the same command with --workdir={workdir} {then}"
+    then = f"to resume from step {steps[-1]}" if steps else "to start anew: nothing was saved yet"
+    return f"run the same command with --workdir={workdir} {then}"

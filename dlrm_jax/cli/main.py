@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -9,11 +10,12 @@ from dlrm_jax.cli.allocator import restart_with_settings
 
 COMMANDS = {
     "train": "trains and evaluates a model",
-    "preprocess": "makes arrays of raw logs, out of core",
+    "preprocess": "makes arrays from raw logs, out of core",
+    "report": "describes preprocessed data on a page with pictures",
     "generate": "makes Criteo-shaped data of any size",
     "predict": "predicts with a trained model, and writes its tables as files",
-    "plan": "plans where tables lie, for machines that needn't be there",
-    "compile": "compiles a train step for machines that needn't be there",
+    "plan": "plans the placement of tables, on any machine",
+    "compile": "compiles a train step for a large machine, on any machine",
 }
 
 
@@ -31,14 +33,19 @@ def main(command: str | None = None) -> None:
             print(_usage())
             return
         if command not in COMMANDS:
-            print(f"error: no command {command!r}\n{_usage()}", file=sys.stderr)
+            close = difflib.get_close_matches(command, COMMANDS)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            print(f"error: there is no command {command!r}{hint}\n\n{_usage()}", file=sys.stderr)
             sys.exit(2)
         argv[0] = f"{argv[0]} {command}"
-    from dlrm_jax.cli.program import run  # here, since it imports JAX
+    from dlrm_jax.cli.run import run  # here, since it imports JAX
 
     run(importlib.import_module(f"dlrm_jax.cli.{command}").main, argv)
 
 
 def _usage() -> str:
     lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: python -m dlrm_jax COMMAND --flags", "", *lines])
+    return "\n".join(
+        ["usage: python -m dlrm_jax COMMAND --flags", "", *lines, "",
+         "python -m dlrm_jax COMMAND --help lists the flags of a command."]
+    )  # fmt: skip

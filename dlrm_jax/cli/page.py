@@ -13,7 +13,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-from dlrm_jax.files import made
+from dlrm_jax.files import replacing
 
 _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """\
@@ -144,6 +144,6 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Writes or replaces a file in one step."""
-        with made(path) as temporary:
+        with replacing(path) as temporary:
             text = _TEMPLATE.render(title=self._title, parts=self._parts)
             temporary.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from dlrm_jax.files import made
+from dlrm_jax.files import creating, replacing
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 """Of lines; by Okabe and Ito, whom the colour-blind can tell apart, too."""
@@ -43,9 +43,18 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def save(figure: Figure, path: str) -> None:
-    """Writes a picture in the format that its name asks for, and says where."""
-    with made(Path(path)) as temporary:
+def save(figure: Figure, path: str, replace: bool = True) -> None:
+    """Writes a picture in the format of its name, and prints the name.
+
+    Args:
+        figure: the picture.
+        path: name of the file, ending in the format.
+        replace: whether a file that is there is replaced.
+
+    Raises:
+        UserError: a file is there that isn't to be replaced.
+    """
+    with (replacing if replace else creating)(Path(path)) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120)
     print(f"picture: {path}")
 

@@ -24,7 +24,8 @@ import numpy as np
 import polars as pl
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, run, start
+from dlrm_jax.cli.flags import FLAGS, check_new, define_mesh, refuse, require
+from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
@@ -32,25 +33,42 @@ from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import complete
+from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
-from dlrm_jax.inference.predictor import TrainedModel, trained_config
+from dlrm_jax.inference.predictor import Predictor, trained_config
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.training.serialization import read_metadata
 
-flags.DEFINE_string("checkpoint", None, "a directory named by its step, in a run's checkpoints/")
-flags.DEFINE_list("data", [], "raw logs in the order of time, or a directory of prepared arrays")
-flags.DEFINE_string("output", None, "the file of probabilities to make: .parquet or .csv")
-flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
-flags.DEFINE_integer("batch_size", 8192, "rows predicted at a time", lower_bound=1)
-flags.DEFINE_string("preprocessing", None, "the directory of prepared data whose vocabularies the "
-                    "model was trained with; by default, what the run keeps")  # fmt: skip
-flags.DEFINE_list("tables", [], "tables to write, such as C1, or the columns that they are of")
-flags.DEFINE_enum("tables_format", "parquet", ["parquet", "npy"], "values, ids and vectors in one "
-                  "file a table, or NAME.npy as --warm_start of the main job reads it")  # fmt: skip
-flags.DEFINE_string("tables_output", None, "the directory of tables to make")
+flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Directory named by its step in a run's checkpoints/; such as runs/x/checkpoints/00001000.",
+)
+flags.DEFINE_list(
+    "data", [], "Raw logs in the order of time, or a directory of arrays; such as day_24.gz."
+)
+flags.DEFINE_string(
+    "output", None, "File of probabilities to make: .parquet or .csv; such as p.csv."
+)
+define_mesh()
+flags.DEFINE_integer("batch_size", 8192, "Rows predicted at a time; such as 65536.", 1)
+flags.DEFINE_string(
+    "preprocessing",
+    None,
+    "Directory of arrays whose vocabularies the model was trained with; without it, those that "
+    "the run keeps; such as criteo.",
+)
+flags.DEFINE_list("tables", [], "Tables to write, by name or by column; such as C1,viewed.")
+flags.DEFINE_enum(
+    "tables_format",
+    "parquet",
+    ["parquet", "npy"],
+    "One file a table with values, ids and vectors, or NAME.npy as `dlrm_jax train --warm_start` "
+    "reads it.",
+)
+flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as vectors.")
 
 _ROWS_PER_FRAME = 1 << 22
 
@@ -65,38 +83,31 @@ def main(argv: Sequence[str]) -> None:
     vocabularies = find_vocabularies(checkpoint, metadata)
     tables = table_names(config, vocabularies)
     if FLAGS.data:
-        with complete(Path(FLAGS.output)) as path:
+        with creating(Path(FLAGS.output)) as path:
             predict(checkpoint, metadata, vocabularies, path)
     if FLAGS.tables:
-        with complete(Path(FLAGS.tables_output)) as directory:
+        with creating(Path(FLAGS.tables_output)) as directory:
             dump(checkpoint, metadata, tables, vocabularies, directory)
 
 
 def check_flags() -> None:
-    """Flags that are missing, contradict each other or would be read by nothing.
+    """Refuses flags that are missing, contradict each other, or that nothing would read.
 
     Raises:
         UserError: naming the flag.
     """
-    if not FLAGS.checkpoint:
-        raise UserError("--checkpoint is missing: a directory such as runs/x/checkpoints/00001000")
+    require("checkpoint")
     if not FLAGS.data and not FLAGS.tables:
         raise UserError("--data is missing: what to predict; or --tables: which tables to write")
-    for flag, needed in (
-        ("output", "data"),
-        ("mesh", "data"),
-        ("batch_size", "data"),
-        ("tables_output", "tables"),
-        ("tables_format", "tables"),
+    for asked, names in (
+        ("data", ("output", "mesh", "emulate", "batch_size")),
+        ("tables", ("tables_output", "tables_format")),
     ):
-        if FLAGS[flag].present and not FLAGS[needed].value:
-            raise UserError(f"--{flag} has no effect without --{needed}")
-    for flag, output in (("data", "output"), ("tables", "tables_output")):
-        if FLAGS[flag].value and not FLAGS[output].value:
-            raise UserError(f"--{output} is missing: where to write what --{flag} asks for")
-        path = FLAGS[output].value
-        if path and Path(path).exists():
-            raise UserError(f"--{output}: {path} exists; remove it, or give another name")
+        if FLAGS[asked].value:
+            require(names[0])
+        else:
+            refuse(names, f"without --{asked}")
+    check_new("output", "tables_output")
     if FLAGS.output and Path(FLAGS.output).suffix not in SUFFIXES:
         raise UserError(f"--output: expected a name in {' or '.join(SUFFIXES)}, got {FLAGS.output}")
     for path in FLAGS.data:
@@ -105,8 +116,8 @@ def check_flags() -> None:
     if any(Path(path).is_dir() for path in FLAGS.data):
         if len(FLAGS.data) > 1:
             raise UserError(f"--data: expected raw files or one directory, got {FLAGS.data}")
-        if FLAGS.preprocessing and not FLAGS.tables:
-            raise UserError("--preprocessing has no effect with a directory: it has ids already")
+        if not FLAGS.tables:
+            refuse(["preprocessing"], "with a directory: it has ids already")
 
 
 def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
@@ -134,11 +145,11 @@ def table_names(config: Config, vocabularies: Path | None) -> list[str]:
         meant = [table for table, column in named if name in (table, column)]
         if len(meant) != 1:
             known = ", ".join(dict.fromkeys([*config.table_names, *columns]))
-            both = f"{name!r} could be {' or '.join(meant)}: one's own name, the other's column"
+            both = f"{name!r} is the name of one and the column of another of {', '.join(meant)}"
             none = f"no table or column is named {name!r}; there are {known}"
             raise UserError(f"--tables: {both if meant else none}")
         if meant[0] in found:
-            raise UserError(f"--tables: {name!r} is table {meant[0]}, which is named twice")
+            raise UserError(f"--tables: {name!r} is table {meant[0]}, which is given twice")
         found += meant
     return found
 
@@ -146,12 +157,12 @@ def table_names(config: Config, vocabularies: Path | None) -> list[str]:
 def predict(
     checkpoint: Path, metadata: Mapping[str, Any], vocabularies: Path | None, output: Path
 ) -> None:
-    """Writes the probabilities of all rows, and says how many and how fast."""
+    """Writes the probabilities of all rows, and prints their number and the speed."""
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
     begun = time.perf_counter()
     with examples(checkpoint, metadata, vocabularies) as split:
-        model = TrainedModel.load(checkpoint, mesh, FLAGS.batch_size)
+        model = Predictor.load(checkpoint, mesh, FLAGS.batch_size)
         check_ids(
             split, model.config.table_rows, model.config.table_bag_lengths, ",".join(FLAGS.data)
         )
@@ -165,10 +176,10 @@ def predict(
 def examples(
     checkpoint: Path, metadata: Mapping[str, Any], vocabularies: Path | None
 ) -> Iterator[Split]:
-    """What ``--data`` names, as arrays; those of raw logs are gone after the block.
+    """The rows of ``--data`` as arrays; those of raw logs are removed after the block.
 
     Raises:
-        UserError: the ids don't mean what they meant in training, or raw values can't be mapped.
+        UserError: the ids aren't those of the training, or raw values can't be mapped.
     """
     paths = [Path(path) for path in FLAGS.data]
     if paths[0].is_dir():
@@ -176,9 +187,9 @@ def examples(
         return
     if not vocabularies:
         raise UserError(
-            f"{checkpoint} was trained on data without vocabularies, or its workdir isn't around "
-            f"it any more: raw logs can't be mapped to ids. Give the directory of prepared data "
-            f"that has them as --preprocessing, or arrays as --data"
+            f"raw logs can't be mapped to ids: {checkpoint} was trained on data without "
+            f"vocabularies, or isn't in its workdir any more. Give the directory of arrays that "
+            f"has them as --preprocessing, or arrays as --data"
         )
     output = Path(FLAGS.output)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
@@ -189,12 +200,11 @@ def all_days(directory: Path, checkpoint: Path, fingerprint: str) -> Split:
     """All rows of prepared arrays, in the order of time.
 
     Raises:
-        UserError: they are of other data than that of this fingerprint. TorchRec's arrays don't
-            say what they are of.
+        UserError: the data have another fingerprint. TorchRec's arrays have none.
     """
     if (directory / METADATA).exists():
         check_same_data(directory, checkpoint, fingerprint)
-    load_directory(directory)  # complains of what isn't complete
+    load_directory(directory)  # raises if something is missing
     days = len(list(directory.glob("day_*_dense.npy")))
     return Split(tuple(DayFiles.map(directory, number).examples for number in range(days)))
 
@@ -218,7 +228,7 @@ def dump(
     vocabularies: Path | None,
     output: Path,
 ) -> None:
-    """Writes tables one after the other, and says what there is."""
+    """Writes tables one after the other, and prints their files."""
     output.mkdir()
     config = trained_config(checkpoint, metadata)
     for name in names:
@@ -228,8 +238,4 @@ def dump(
         files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in paths)
         print(f"table {name}, {config.table_rows[table]:,} rows: {files}")
     if not vocabularies:
-        print("the run keeps no vocabularies: which value a row is of isn't known")
-
-
-if __name__ == "__main__":
-    run(main)
+        print("the run keeps no vocabularies: the values of the rows are unknown")

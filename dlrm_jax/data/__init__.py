@@ -1,1 +1,1 @@
-"""Examples: where they come from, what they hold and how they are batched."""
+"""Data: formats, preparation, generated examples, and batches for training and evaluation."""

@@ -1,4 +1,4 @@
-"""Examples and data sets as plain arrays, whatever they were made from."""
+"""Examples and data sets as plain arrays, independent of the format that they came from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
 
 ABSENT = -1
-"""The id of an unused place in a bag; it contributes nothing when the bag is pooled."""
+"""The id of an unused place in a bag. It contributes nothing when the bag is pooled."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,16 @@ class Examples:
     """N labelled examples; the arrays may be memory maps.
 
     Attributes:
-        dense: Features that enter the bottom MLP as they are.
-        ids: Embedding rows. The bags of all categorical features lie side by side, so C is the sum
-            of the bag lengths; `ABSENT` marks places that aren't used. One array, or one for each
-            feature in an `HStacked`.
-        labels: 0 or 1; integers in TorchRec's files.
-        sample_weights: How much each example counts in the training loss; None if all count 1.
+        dense: features that enter the bottom MLP as they are, [N, D] float32.
+        ids: rows of the embedding tables, [N, C] int32. The bags of all categorical features lie
+            side by side, so C is the sum of the bag lengths; `ABSENT` marks unused places. Either
+            one array, or one array per feature in an `HStacked`.
+        labels: 0 or 1, [N] float32; int32 in TorchRec's files.
+        sample_weights: weight of each example in the training loss, [N] float32; None if all
+            weights are 1.
 
     Raises:
-        UserError: If an array has another type or rank, or the arrays differ in length.
+        UserError: an array has another type or rank, or the arrays differ in length.
     """
 
     dense: Float32[np.ndarray, "N D"]
@@ -62,12 +63,12 @@ class Examples:
         return len(self.labels)
 
     def __getitem__(self, rows: slice) -> Examples:
-        """The examples of these rows, without a copy."""
+        """Slices the examples without a copy."""
         return Examples(**{name: array[rows] for name, array in self.arrays.items()})
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
-        """The arrays that there are, by name, as plain views.
+        """The arrays that aren't None, by name, as plain views.
 
         Gathering from np.memmap objects costs Python calls for every result.
         """
@@ -90,14 +91,14 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Examples that lie in several pieces, one after the other: those of Criteo are days.
+    """Examples in several consecutive pieces; the pieces of Criteo's data are days.
 
     Attributes:
-        days: The pieces. A row of the split is a row of the first day, or, less the length of the
-            days before, of a later one.
+        days: the pieces, in order. Row r of the split is row r of the first day or, if the first
+            day is shorter, row r - len(first day) of the rest.
 
     Raises:
-        UserError: If there is no day, or the arrays of one don't fit those of the first.
+        UserError: there is no day, or the arrays of a day don't fit those of the first.
     """
 
     days: tuple[Examples, ...]
@@ -105,11 +106,11 @@ class Split:
     def __post_init__(self) -> None:
         if not self.days:
             raise UserError("a split needs at least one day, got none; it may have no examples.")
-        wanted = _widths(self.days[0])
+        widths = _widths(self.days[0])
         for number, day in enumerate(self.days):
-            if _widths(day) != wanted:
+            if _widths(day) != widths:
                 raise UserError(
-                    f"the days of a split need arrays of the same width, got {wanted} in the first "
+                    f"the days of a split need arrays of the same width, got {widths} in the first "
                     f"and {_widths(day)} in day {number} (from 0); prepare all days alike."
                 )
 
@@ -117,7 +118,7 @@ class Split:
         return int(self._starts[-1])
 
     def __getitem__(self, rows: slice) -> Split:
-        """The split of these rows, which follow one another, without a copy."""
+        """Slices the split without a copy; the step must be 1."""
         first, stop, step = rows.indices(len(self))
         if step != 1:
             raise UserError(f"a split is cut into rows that follow one another, got {rows}.")
@@ -143,28 +144,28 @@ class Split:
         return np.concatenate([day.labels for day in self.days], dtype=np.float32)
 
     def take(self, rows: Integer[np.ndarray, " B"]) -> Examples:
-        """The examples of these rows, in this order, in memory.
+        """Gathers examples into memory, in the order of ``rows``.
 
         Args:
-            rows: Of the split, sorted or not; one may occur several times.
+            rows: rows of the split, [B], in any order; repeats are allowed.
 
         Raises:
-            IndexError: If a row isn't in the split.
+            IndexError: a row isn't in the split.
         """
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a split of {len(self)}")
         # Sorting the rows first makes this slower: a core has many misses under way at once.
         days = np.searchsorted(self._starts, rows, side="right") - 1
-        found = np.flatnonzero(np.bincount(days)) if len(rows) else [0]
-        if len(found) == 1:
-            local = rows - self._starts[found[0]]
-            arrays = self.days[found[0]].arrays.items()
+        used_days = np.flatnonzero(np.bincount(days)) if len(rows) else [0]
+        if len(used_days) == 1:
+            local = rows - self._starts[used_days[0]]
+            arrays = self.days[used_days[0]].arrays.items()
             return Examples(**{name: array.take(local, axis=0) for name, array in arrays})
         gathered = {
             name: np.empty((len(rows), *array.shape[1:]), array.dtype)
             for name, array in self.days[0].arrays.items()
         }
-        for number in found:
+        for number in used_days:
             places = np.flatnonzero(days == number)
             local = rows[places] - self._starts[number]
             for name, array in self.days[number].arrays.items():
@@ -183,23 +184,23 @@ def _widths(examples: Examples) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of one data set and what a model has to know about them.
+    """The three splits of a data set and the shapes that a model needs.
 
     Attributes:
-        train: Examples that parameters are fitted to.
-        validation: Examples that choose between models.
-        test: Examples that are looked at once, at the end.
-        table_rows: Rows of each categorical feature's table; ids lie in [0, rows).
-        bag_lengths: Ids per example of each categorical feature, padding included.
-        fingerprint: Identifies the data and the options it was prepared with; two data sets with
-            the same fingerprint hold the same arrays.
-        source: One line for people: where the examples come from.
-        teacher_auc: For generated data, per split, the AUC of the true probabilities, which no
-            model beats except by luck; NaN where a split has one class only.
-        directory: Where the vocabularies lie that made the ids; None if they aren't known.
+        train: examples that parameters are fitted to.
+        validation: examples that choose between models.
+        test: examples that are used once, at the end.
+        table_rows: rows of each categorical feature's table; ids lie in [0, rows).
+        bag_lengths: ids per example of each categorical feature, padding included.
+        fingerprint: hash of the data and of the options of its preparation. Two data sets with the
+            same fingerprint hold the same arrays.
+        source: description of the examples' origin, one line.
+        teacher_auc: AUC of the true probabilities by split, for generated data. No model beats it
+            except by luck; NaN where a split has one class only.
+        directory: directory of the vocabularies that made the ids; None if they are unknown.
 
     Raises:
-        UserError: If the splits don't fit each other or the features.
+        UserError: the splits don't fit each other or the features.
     """
 
     train: Split

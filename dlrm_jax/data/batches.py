@@ -11,16 +11,16 @@ from dlrm_jax.errors import UserError
 
 
 class Batch(NamedTuple):
-    """B examples, as NumPy arrays or, once placed on devices, JAX ones.
+    """B examples, as NumPy arrays or, once placed on devices, JAX arrays.
 
     Every batch of a run has the same shapes, so that a step is compiled once.
 
     Attributes:
-        dense: [B, D] float32; features that enter the bottom MLP.
-        ids: [B, C] int32; embedding rows, `ABSENT` where a bag isn't full.
-        labels: [B] float32; 0 or 1.
-        sample_weights: [B] float32; 1 where the examples have none, and 0 for padding.
-        id_weights: [B, C] float32; one per id, or None where all are 1.
+        dense: features that enter the bottom MLP, [B, D] float32.
+        ids: rows of the embedding tables, [B, C] int32; `ABSENT` where a bag isn't full.
+        labels: 0 or 1, [B] float32.
+        sample_weights: weights of the examples, [B] float32; 0 for padding.
+        id_weights: weights of the ids, [B, C] float32; None where all are 1.
     """
 
     dense: Any
@@ -35,8 +35,12 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
     An epoch leaves out the remainder: the last examples of its order.
 
+    Args:
+        split: the training split.
+        batch_size: examples per batch.
+
     Raises:
-        UserError: If there isn't even one full batch.
+        UserError: the split has fewer examples than a batch.
     """
     _check_batch_size(batch_size)
     if len(split) < batch_size:
@@ -49,7 +53,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 @runtime_checkable
 class Batches(Protocol):
-    """An endless sequence of training batches, by the number of the step, from 0."""
+    """An endless sequence of training batches, indexed by the step, from 0."""
 
     steps_per_epoch: int
     batch_size: int
@@ -60,23 +64,24 @@ class Batches(Protocol):
 
 
 class TrainBatches:
-    """The endless sequence of training batches, by the number of the step.
+    """The endless sequence of training batches of a split, indexed by the step.
 
-    `batches[step]` depends on the arguments and the step only, so a run that resumes at any step
-    sees what it would have seen. Days come in order, shuffled as `ShuffledOrder` says. For use by
-    one thread at a time.
+    `batches[step]` depends on the arguments and the step only, so a resumed run reads the batches
+    that an unbroken run would have read. Days come in order; `ShuffledOrder` shuffles them. Only
+    one thread at a time may use it.
 
     Args:
-        split: The training split.
-        batch_size: Examples per batch, B, over all processes.
-        seed: Selects the permutations, 0 or more.
-        shuffle_window: Examples that are shuffled among each other; 0 for all of the split.
-        process_index: Which part of each batch is read here, from 0.
-        process_count: Parts of a batch, P. Those of all processes, one after the other, are what
-            a single process reads.
+        split: the training split.
+        batch_size: examples per batch, B, over all processes.
+        seed: seed of the permutations, 0 or more.
+        shuffle_window: number of consecutive examples that are shuffled together; 0 is the whole
+            split.
+        process_index: index of the part of each batch that this process reads, from 0.
+        process_count: number of parts of a batch, P. The parts of all processes, concatenated, are
+            the batch that a single process reads.
 
     Raises:
-        UserError: If there are fewer examples than `batch_size`, P doesn't divide it, or an
+        UserError: there are fewer examples than `batch_size`, P doesn't divide it, or an
             argument is out of range.
     """
 
@@ -98,16 +103,16 @@ class TrainBatches:
         self._ones.flags.writeable = False
 
     def __getitem__(self, step: int) -> Batch:
-        """Returns this process's part, B/P examples, of global step `step`, counted from 0."""
+        """This process's part of the batch of global step ``step``: B/P examples."""
         if step < 0:
             raise IndexError(f"steps are counted from 0, got {step}")
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         rows = self._order.rows(epoch, start + self._part.start, start + self._part.stop)
         examples = self._split.take(rows)
-        weights = self._ones if examples.sample_weights is None else examples.sample_weights
+        sample_weights = self._ones if examples.sample_weights is None else examples.sample_weights
         labels = examples.labels.astype(np.float32, copy=False)
-        return Batch(examples.dense, examples.ids, labels, weights)
+        return Batch(examples.dense, examples.ids, labels, sample_weights)
 
 
 def evaluation_batches(
@@ -115,11 +120,17 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yields the examples in order, each exactly once.
 
-    The last batch is filled up with examples of weight 0, no ids and zeros. Every process yields
-    as many batches, parts of B/P examples as in `TrainBatches`.
+    The last batch is padded with examples of weight 0, no ids and zeros.
+
+    Args:
+        split: the examples.
+        batch_size: examples per batch, B, over all processes.
+        process_index: index of the part of each batch that this process reads, from 0.
+        process_count: number of parts of a batch, P. Every process yields as many batches, of B/P
+            examples.
 
     Raises:
-        UserError: If `batch_size` is less than 1, or the processes don't divide it.
+        UserError: `batch_size` is less than 1, or the processes don't divide it.
     """
     _check_batch_size(batch_size)
     return _consecutive(split, batch_size, _part(batch_size, process_index, process_count))
@@ -129,21 +140,21 @@ def _consecutive(split: Split, batch_size: int, part: slice) -> Iterator[Batch]:
     size = part.stop - part.start
     for start in range(part.start, len(split) + part.start, batch_size):
         examples = split.take(np.arange(min(start, len(split)), min(start + size, len(split))))
-        weights = np.ones(len(examples), np.float32)
+        ones = np.ones(len(examples), np.float32)
         padding = size - len(examples)
         yield Batch(
             dense=np.pad(examples.dense, ((0, padding), (0, 0))),
             ids=np.pad(examples.ids, ((0, padding), (0, 0)), constant_values=ABSENT),
             labels=np.pad(examples.labels.astype(np.float32, copy=False), (0, padding)),
             sample_weights=np.pad(
-                weights if examples.sample_weights is None else examples.sample_weights,
+                ones if examples.sample_weights is None else examples.sample_weights,
                 (0, padding),
             ),
         )
 
 
 def _part(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The places in a batch that a process reads."""
+    """The positions in a batch that a process reads."""
     if not 0 <= process_index < process_count:
         raise UserError(
             f"expected a process_index from 0 to process_count - 1, got process {process_index} "

@@ -1,4 +1,4 @@
-"""Checks that the ids of a data set fit the tables that they are to read."""
+"""Checks that the ids of a data set fit the tables."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,16 +15,16 @@ def check_ids(
 ) -> None:
     """Checks that every id is `ABSENT` or a row of its table.
 
-    An id out of range wouldn't fail on an accelerator, it would read or update another row.
+    On an accelerator an id out of range doesn't fail: it reads or updates another row.
 
     Args:
-        split: Ids of shape [N, sum(bag_lengths)].
-        table_rows: Rows of each categorical feature's table.
-        bag_lengths: Places of each categorical feature among the ids of an example.
-        name: What to call the split in the message, such as "train".
+        split: the examples, with ids of shape [N, sum(bag_lengths)].
+        table_rows: rows of each categorical feature's table.
+        bag_lengths: ids per example of each categorical feature.
+        name: name of the split in messages, such as "train".
 
     Raises:
-        UserError: Names the first bad id: row, feature, value.
+        UserError: an id is out of range; the message names the first one's row, feature and value.
     """
     if split.ids_per_example != sum(bag_lengths) or len(table_rows) != len(bag_lengths):
         raise UserError(
@@ -46,7 +46,7 @@ def check_ids(
 
 
 def _blocks(split: Split) -> Iterator[tuple[int, np.ndarray]]:
-    """The ids, block by block, each with its first row."""
+    """The ids, block by block, each with the number of its first row."""
     first = 0
     for day in split.days:
         for start in range(0, len(day), _ROWS_PER_BLOCK):

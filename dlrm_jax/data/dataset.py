@@ -1,4 +1,4 @@
-"""What ``--data`` names: a directory of prepared arrays, or a raw file that is prepared once."""
+"""Loads the value of ``--data``: a directory of prepared arrays, or a raw file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 
 
 def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
-    """Loads a directory of arrays, or a raw file through a cache of such directories.
+    """Loads a directory of arrays, or prepares a raw file once and keeps the arrays in a cache.
 
-    Several processes may call it at once: where they share a cache, one makes the arrays and the
-    others wait for them, otherwise each makes its own.
+    Several processes may call it at the same time. If they share a cache, one makes the arrays and
+    the others wait; otherwise each makes its own.
 
     Args:
-        path: what `preprocess` or TorchRec's scripts have made, or Criteo's text or binary form.
-        cache_dir: where arrays made of raw files are kept; needs about as much room as the
-            uncompressed text, and as much again while they are made.
-        min_count: values that the training part of a raw file holds less often share one id.
+        path: directory made by `preprocess` or by TorchRec's scripts, or a file in Criteo's text or
+            binary form.
+        cache_dir: directory for the arrays of raw files. It needs about as much space as the
+            uncompressed text, and twice as much while arrays are made.
+        min_count: minimum number of occurrences in the training part of a raw file; rarer values
+            share one id.
 
     Raises:
-        UserError: the data can't be read, are malformed (names file, line and column) or too few;
-            the cache can't be written.
+        UserError: the data can't be read, are malformed (the message names file, line and column)
+            or too few; the cache can't be written.
     """
     if path.is_dir():
         return load_directory(path)

@@ -1,4 +1,4 @@
-"""The files of one day: dense features, ids, labels and perhaps weights."""
+"""The files of one day: dense features, ids, labels and optional weights."""
 
 from __future__ import annotations
 
@@ -21,35 +21,44 @@ _ROWS_PER_BLOCK = 1 << 16
 class DayFiles:
     """The arrays of a day i in TorchRec's layout, mapped into memory, read-only.
 
-    ``day_i_dense.npy`` float32 [N, D], ``day_i_labels.npy`` int32 or float32, [N, 1] or [N], maybe
-    ``day_i_weights.npy`` float32 [N]. The ids are ``day_i_sparse.npy`` int32 [N, C], or
-    ``day_i_sparse_multi_hot.npz`` with members ``0.npy``, ``1.npy``, … int32 [N, L], one for each
-    feature, not compressed. Where both are there, the latter is read: MLPerf's script makes it of
-    the former, and it holds those ids, too. Ids may be int64, which TorchRec's scripts leave
-    behind for some days.
+    | file | array |
+    |---|---|
+    | ``day_i_dense.npy`` | float32 [N, D] |
+    | ``day_i_labels.npy`` | int32 or float32, [N, 1] or [N] |
+    | ``day_i_weights.npy`` (optional) | float32 [N] |
+    | ``day_i_sparse.npy`` | int32 [N, C] |
+    | ``day_i_sparse_multi_hot.npz`` | uncompressed ``0.npy``, ``1.npy``, …, each int32 [N, L] |
+
+    The ids are in one of the last two. If both exist, the multi-hot file is read: MLPerf's script
+    makes it from the other one and it contains those ids, too. Ids may be int64, which TorchRec's
+    scripts leave behind for some days.
 
     Attributes:
-        path: of the ids.
-        multi_hot: whether each feature has an array of its own there.
-        bags: the ids as they lie there, [N, L] for each feature or one [N, C].
-        examples: the day.
+        path: file of the ids.
+        multi_hot: whether each feature has an array of its own in it.
+        id_arrays: ids as stored, one [N, L] array per feature or one [N, C] array.
+        examples: the examples of the day.
     """
 
     path: Path
     multi_hot: bool
-    bags: Sequence[np.ndarray]
+    id_arrays: Sequence[np.ndarray]
     examples: Examples
 
     @classmethod
     def map(cls, directory: Path, number: int) -> DayFiles:
-        """Maps the arrays of day ``number``.
+        """Maps the arrays of a day.
+
+        Args:
+            directory: directory of the files.
+            number: number of the day, i.
 
         Raises:
             UserError: arrays are missing, cut short or don't fit each other.
         """
         multi_hot = directory / f"day_{number}_sparse_multi_hot.npz"
         one_hot = directory / f"day_{number}_sparse.npy"
-        weights = directory / f"day_{number}_weights.npy"
+        sample_weights = directory / f"day_{number}_weights.npy"
         try:
             if multi_hot.exists():
                 path, bags = multi_hot, _members(multi_hot)
@@ -59,7 +68,7 @@ class DayFiles:
                 _map_npy(directory / f"day_{number}_dense.npy"),
                 _as_one(path, bags),
                 _map_npy(directory / f"day_{number}_labels.npy").reshape(-1),
-                _map_npy(weights) if weights.exists() else None,
+                _map_npy(sample_weights) if sample_weights.exists() else None,
             )
         except (OSError, EOFError, ValueError) as error:
             raise UserError(
@@ -69,27 +78,31 @@ class DayFiles:
         return cls(path, path == multi_hot, bags, examples)
 
     def check_bags(self, bag_lengths: Sequence[int], source: str) -> None:
-        """Compares the widths of the arrays with the bag lengths that ``source`` says.
+        """Checks the widths of the arrays.
+
+        Args:
+            bag_lengths: expected width of each feature's bag.
+            source: origin of the expected widths, for the message.
 
         Raises:
-            UserError: they differ.
+            UserError: a width differs.
         """
-        found = [bags.shape[1] for bags in self.bags]
+        widths = [bags.shape[1] for bags in self.id_arrays]
         expected = list(bag_lengths) if self.multi_hot else [sum(bag_lengths)]
-        if found != expected:
+        if widths != expected:
             raise UserError(
                 f"{self.path}: expected arrays of {_listed(expected)} ids an example, as {source} "
-                f"says, got {_listed(found)}; prepare all days alike"
+                f"says, got {_listed(widths)}; prepare all days alike"
             )
 
     def largest_ids(self) -> Int64[np.ndarray, " C"]:
-        """Of each column, reading the file once.
+        """The largest id of each column; reads the file once.
 
         Raises:
             UserError: an id doesn't fit into int32.
         """
         largest = []
-        for number, bags in enumerate(self.bags):
+        for number, bags in enumerate(self.id_arrays):
             found = np.full(bags.shape[1], ABSENT, np.int64)
             for start in range(0, len(bags), _ROWS_PER_BLOCK):
                 block = bags[start : start + _ROWS_PER_BLOCK]

@@ -1,4 +1,4 @@
-"""A directory of arrays by day, in TorchRec's layout, with a description of what they are."""
+"""A directory of arrays by day in TorchRec's layout, described by ``metadata.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.errors import UserError
 
 FORMAT = 2
-"""Raise it when the layout on disk, or the meaning of its numbers, changes."""
+"""Number of the format. It changes with the layout on disk and with the meaning of its numbers."""
 
 METADATA = "metadata.json"
 VOCABULARIES = "vocabularies"
@@ -24,23 +24,23 @@ VOCABULARIES = "vocabularies"
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a directory holds and what it was made from.
+    """The description of a directory of arrays.
 
     Attributes:
         made_from: format, input files (path, size, time of change) and options.
-        content_hashes: of the input files.
-        fingerprint: as in `Dataset`.
+        content_hashes: hash of each input file.
+        fingerprint: hash of data and options, as in `Dataset`.
         days: rows of each day.
-        splits: by name, its parts: [day, first row in it, row after the last].
+        splits: parts of each split, by name: [day, first row in it, row after the last].
         columns: names of the categorical columns.
-        table_rows: as in `Dataset`.
-        bag_lengths: as in `Dataset`.
-        missing: by dense and categorical column, examples without a value.
-        skipped_lines: malformed lines that were left out.
-        dropped_negatives: examples with label 0 that were left out.
-        smallest: number among the dense columns of each file.
-        grown_from: fingerprints of the data whose vocabularies these continue, the first first.
-        versions: of the libraries that made it.
+        table_rows: rows of each table, as in `Dataset`.
+        bag_lengths: ids per example of each feature, as in `Dataset`.
+        missing: number of examples without a value, by dense and categorical column.
+        skipped_lines: number of malformed lines that were left out.
+        dropped_negatives: number of examples with label 0 that were left out.
+        smallest: smallest number in the dense columns of each file.
+        grown_from: fingerprints of the data whose vocabularies these continue, oldest first.
+        versions: version of each library that made the arrays.
     """
 
     made_from: dict[str, Any]
@@ -63,7 +63,7 @@ class Metadata:
         """Reads the description of a directory.
 
         Raises:
-            UserError: there is none, or one of another format.
+            UserError: there is none, or it has another format.
         """
         path = directory / METADATA
         try:
@@ -84,10 +84,10 @@ def load_directory(directory: Path) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
     Args:
-        directory: made by `preprocessing`, or by TorchRec's or MLPerf's scripts, with the files
-            that `DayFiles` describes. Of the latter the last day is halved as TorchRec does, into
-            validation, the first half, and test. Bag lengths follow from the shapes of the arrays,
-            rows of tables from the largest ids.
+        directory: directory made by `preprocessing`, or by TorchRec's or MLPerf's scripts; see
+            `DayFiles`. Without ``metadata.json`` the last day is halved as TorchRec does it: the
+            first half is for validation, the second for test. Bag lengths then follow from the
+            shapes of the arrays, and rows of tables from the largest ids.
 
     Raises:
         UserError: arrays are missing, cut short or don't fit each other or the description.
@@ -104,7 +104,7 @@ def load_directory(directory: Path) -> Dataset:
         )
     for day in days:
         day.check_bags(metadata.bag_lengths, METADATA)
-        if any(bags.dtype != np.int32 for bags in day.bags):
+        if any(bags.dtype != np.int32 for bags in day.id_arrays):
             raise UserError(f"{day.path}: expected int32 ids beside a {METADATA}, got int64")
     inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
     return Dataset(
@@ -131,7 +131,7 @@ def _load_torchrec(directory: Path) -> Dataset:
         )
     days = [DayFiles.map(directory, number) for number in numbers]
     first = days[0]
-    widths = [bags.shape[1] for bags in first.bags]
+    widths = [bags.shape[1] for bags in first.id_arrays]
     bag_lengths = widths if first.multi_hot else [1] * widths[0]
     for day in days:
         day.check_bags(bag_lengths, first.path.name)

@@ -1,4 +1,4 @@
-"""Ids that lie in several arrays, read as if they were one."""
+"""Ids in several arrays, read as one array."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dlrm_jax.errors import UserError
 
 
 class HStacked:
-    """What `np.hstack` would give, without copying it: arrays side by side.
+    """Arrays side by side, as `np.hstack` would join them, without a copy.
 
-    Slices stay views of the parts; `take` and `np.asarray` make arrays.
+    Slices are views of the parts; `take` and `np.asarray` copy.
 
     Args:
-        parts: Int32 or int64 [N, L] each, in row-major order; memory maps that may be unaligned.
-            Values must fit into int32; they aren't looked at here.
+        parts: ids, int32 or int64 [N, L] each, in row-major order; memory maps may be unaligned.
+            Values must fit into int32, which isn't checked here.
 
     Attributes:
-        parts: The same.
-        shape: (N, C), C being the sum of the widths L.
-        dtype: int32, whatever the parts have.
+        parts: the same arrays.
+        shape: (N, C), where C is the sum of the widths L.
+        dtype: int32, also for int64 parts.
         ndim: 2.
 
     Raises:
-        UserError: If there is no part, or the parts can't stand side by side.
+        UserError: there is no part, or the parts can't stand side by side.
     """
 
     dtype, ndim = np.dtype(np.int32), 2
@@ -59,13 +59,13 @@ class HStacked:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> HStacked:
-        """These rows, which follow one another, without a copy."""
+        """Slices the rows without a copy."""
         return HStacked([part[rows] for part in self.parts])
 
     def take(
         self, rows: Integer[np.ndarray, " n"], axis: Literal[0] = 0
     ) -> Int32[np.ndarray, "n C"]:
-        """The rows of these numbers, in this order, as one array in memory."""
+        """Gathers rows into one array in memory, in the order of ``rows``."""
         return _joined([_taken(part, rows) for part in self.parts])
 
     def __array__(

@@ -1,8 +1,8 @@
-"""MLPerf's synthetic multi-hot features: several ids made of one.
+"""MLPerf's synthetic multi-hot features: each single id becomes several.
 
-The benchmark DLRM-DCNv2 has one published data set, made of Criteo's with one id a feature: each id
-stands for a row of a table of random ids, itself first. The tables depend on their sizes and a seed
-only, so those made here are the published ones, number by number.
+The benchmark DLRM-DCNv2 uses one published data set, derived from Criteo's one-hot data. Each id
+selects a row of a table of random ids that begins with the id itself. The tables depend on their
+sizes and a seed only, so the tables made here equal the published ones exactly.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.formats.npy import ArrayWriter
 
 MLPERF_SIZES = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
-"""Ids of each of Criteo's features, from the README of ``recommendation_v2`` in MLPerf Training."""
+"""Ids per example of each of Criteo's features, from ``recommendation_v2`` in MLPerf Training."""
 
 MLPERF_ROWS = (
     40000000, 39060, 17295, 7424, 20265, 3, 7122, 1543, 63, 40000000, 3067956, 405282, 10, 2209,
     11938, 155, 4, 976, 14, 40000000, 40000000, 40000000, 590152, 12973, 108, 36,
 )  # fmt: skip
-"""Rows of each of Criteo's tables, from the same place; ids are taken modulo these."""
+"""Rows of each of Criteo's tables, from the same README; ids are taken modulo these."""
 
 _DRAWS_PER_BLOCK = 1 << 22
 
@@ -31,24 +31,24 @@ _DRAWS_PER_BLOCK = 1 << 22
 def synthetic_tables(
     rows: Sequence[int], sizes: Sequence[int], directory: Path, seed: int = 0
 ) -> list[Path]:
-    """Draws the tables that make several ids of one.
+    """Draws the tables that expand one id into several.
 
     Row r of the table of a feature with n rows and h ids is r, then h - 1 numbers drawn uniformly
     from [0, n). One `numpy.random.RandomState` draws all tables, one after the other, as MLPerf's
-    script does; a table thus depends on those before it, and all are drawn in every call. Memory
-    doesn't grow with the tables.
+    script does: a table depends on those before it, so every call draws all. Memory doesn't grow
+    with the tables.
 
     Args:
-        rows: Of each feature's embedding table, n, less than 2**31.
-        sizes: Ids of each feature, h, at least 1.
-        directory: Where to, made if it isn't there. Files that are there are replaced.
-        seed: Of the generator; MLPerf's is 0.
+        rows: rows of each feature's embedding table, n, less than 2**31.
+        sizes: ids per example of each feature, h, at least 1.
+        directory: directory for the files; it is made if missing, and its files are replaced.
+        seed: seed of the generator; MLPerf uses 0.
 
     Returns:
-        For each feature an .npy file, int32 [n, h]; needs 4 Σ n h bytes.
+        One .npy file per feature, int32 [n, h]; together they take 4 Σ n h bytes.
 
     Raises:
-        OSError: If they can't be written.
+        OSError: the files can't be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     random = np.random.RandomState(seed)
@@ -69,11 +69,11 @@ def synthetic_tables(
 def expand(
     ids: Int32[np.ndarray, " N"], table: Int32[np.ndarray, "R H"]
 ) -> Int32[np.ndarray, "N H"]:
-    """Makes H ids of each.
+    """Expands each id into H ids.
 
     Args:
-        ids: Any ids, taken modulo R, or `ABSENT`, which stays absent in all places.
-        table: Of `synthetic_tables`; may be a memory map.
+        ids: ids, [N] int32, taken modulo R. `ABSENT` stays absent in all places.
+        table: table made by `synthetic_tables`, [R, H] int32; it may be a memory map.
     """
     bags = np.asarray(table).take(ids % np.int32(len(table)), axis=0)
     bags[ids == ABSENT] = ABSENT

@@ -1,4 +1,4 @@
-"""The order in which an epoch shows the examples: shuffled, within a window or altogether."""
+"""The order of the examples in an epoch: shuffled within windows, or altogether."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -7,20 +7,20 @@ from dlrm_jax.errors import UserError
 
 
 class ShuffledOrder:
-    """A permutation of all rows for each epoch, which any part can be asked of.
+    """A permutation of all rows for each epoch, with random access.
 
-    The rows of an epoch are cut into windows that follow one another, and each window is permuted
-    in itself: no row moves as far as a window is long. Where windows begin differs from epoch to
-    epoch, so that neighbors aren't always in the same ones. Everything depends on the arguments
-    only; one window's permutation is kept, 4 bytes a row.
+    The rows of an epoch are cut into consecutive windows, and each window is permuted. No row moves
+    as far as the length of a window. The first window is shorter by an amount that differs from
+    epoch to epoch, so that neighbors aren't always in the same window. The order depends on the
+    arguments only. One window's permutation is kept, 4 bytes a row.
 
     Args:
-        examples: Rows of an epoch, N.
-        window: Rows of a window. 0, or N and more, permutes all rows; 1 leaves them in order.
-        seed: Selects the permutations, 0 or more.
+        examples: rows of an epoch, N.
+        window: rows of a window. 0, N and more permute all rows; 1 leaves them in order.
+        seed: seed of the permutations, 0 or more.
 
     Raises:
-        UserError: If the window or the seed is negative.
+        UserError: the window or the seed is negative.
     """
 
     def __init__(self, examples: int, window: int, seed: int):
@@ -36,7 +36,7 @@ class ShuffledOrder:
         self._kept: tuple[tuple[int, ...], np.ndarray] | None = None
 
     def rows(self, epoch: int, start: int, stop: int) -> Int64[np.ndarray, " n"]:
-        """The rows at places [start, stop) of an epoch, both from 0 to N."""
+        """The rows at positions [start, stop) of an epoch, both from 0 to N."""
         if self._window == 1:
             return np.arange(start, stop, dtype=np.int64)
         shift = self._shift(epoch)
@@ -52,7 +52,7 @@ class ShuffledOrder:
         return np.concatenate(parts)
 
     def _shift(self, epoch: int) -> int:
-        """By how much the first window is shorter than the others."""
+        """The number of rows by which the first window is shorter than the others."""
         if self._window == self._examples:
             return 0
         return int(np.random.default_rng([self._seed, epoch]).integers(self._window))

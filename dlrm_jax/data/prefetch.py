@@ -1,4 +1,4 @@
-"""Batches that are read and placed on devices before they are needed."""
+"""Reads batches and places them on devices in a thread, ahead of their use."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Placed = TypeVar("Placed")
 
 
 class Prefetch(Generic[Placed], Iterator[Placed]):
-    """An iterator over placed batches, filled by a thread; to be used in a ``with`` block.
+    """An iterator over placed batches, filled by a thread; a context manager.
 
     Args:
-        batches: Host batches in the order of their use. Advanced in the thread only.
-        put: Places a batch on devices; called in the thread. It must not start a computation:
-            on emulated devices, two with collectives at once can hang.
-        ahead: Placed batches that wait; the thread holds one more.
+        batches: host batches in the order of their use. Only the thread advances them.
+        put: function that places a batch on devices, called in the thread. It must not start a
+            computation: on emulated devices, two with collectives at the same time can hang.
+        ahead: number of placed batches that wait; the thread holds one more.
 
     Raises:
-        Exception: What the batches or `put` raised, at the place in the order where it happened.
+        Exception: the batches or `put` raised it; it is raised again at the same position.
     """
 
     def __init__(self, batches: Iterable[Batch], put: Callable[[Batch], Placed], ahead: int = 2):
@@ -30,7 +30,7 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
         self._put = put
         self._ready: queue.Queue[tuple[Placed] | _End] = queue.Queue(ahead)
         self._closed = threading.Event()
-        # A daemon: an exit that skips `close`, as that of a second Ctrl-C, doesn't wait for it.
+        # A daemon: an exit that skips `close`, such as a second Ctrl-C, doesn't wait for it.
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -46,9 +46,9 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is at; waiting batches are dropped."""
+        """Ends the thread after its current batch and drops the waiting batches."""
         self._closed.set()
-        # Makes room for what the thread is about to hand over; it hands over nothing after that.
+        # Makes room for the batch that the thread is about to hand over. No other follows.
         while not self._ready.empty():
             self._ready.get_nowait()
         self._thread.join()
@@ -74,7 +74,7 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
 
 
 class _End:
-    """Comes after the last batch, with what went wrong, if anything did."""
+    """The end marker behind the last batch, with the error that ended the thread, if any."""
 
     def __init__(self, error: BaseException | None = None):
         self.error = error

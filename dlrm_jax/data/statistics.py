@@ -1,4 +1,4 @@
-"""What prepared data hold: examples by day, and how often each row of a table is looked up."""
+"""Statistics of prepared data: examples by day, and the lookups of each table's rows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Day:
     """One day of the data.
 
     Attributes:
-        by_split: how many examples it gives to each split, 0 included.
-        positives: examples with label 1.
+        by_split: number of examples that the day gives to each split, 0 included.
+        positives: number of examples with label 1.
     """
 
     by_split: Mapping[str, int]
@@ -31,7 +31,7 @@ class Day:
 
     @property
     def examples(self) -> int:
-        """Of all splits."""
+        """The number of examples in all splits."""
         return sum(self.by_split.values())
 
     @property
@@ -45,12 +45,12 @@ class Column:
     """One categorical column and its table.
 
     Attributes:
-        name: as in the metadata; C1, C2 and so on without.
-        bag_length: ids per example at most.
-        mean_ids: ids per example of all days, `ABSENT` not counted.
-        occurrences: how often the training part looks up each row of the table.
-        unseen: share of each day's lookups that are of values outside of the vocabulary, NaN on
-            a day without lookups; None where no id is known to stand for them.
+        name: name in the metadata; C1, C2 and so on without metadata.
+        bag_length: largest number of ids per example.
+        mean_ids: mean number of ids per example over all days, `ABSENT` not counted.
+        occurrences: number of lookups of each row of the table in the training part.
+        unseen: share of each day's lookups whose values aren't in the vocabulary, NaN on a day
+            without lookups; None where no id is known to represent such values.
     """
 
     name: str
@@ -61,17 +61,17 @@ class Column:
 
     @property
     def rows(self) -> int:
-        """R, rows of the table."""
+        """The number of rows of the table, R."""
         return len(self.occurrences)
 
     @property
     def touched(self) -> int:
-        """Rows that the training part looks up at least once."""
+        """The number of rows that the training part looks up at least once."""
         return int(np.count_nonzero(self.occurrences))
 
     @cached_property
     def ascending(self) -> Int64[np.ndarray, " R"]:
-        """The occurrences, sorted."""
+        """The occurrences, in ascending order."""
         # Most rows of a large table are looked up equally often, which slows np.partition down.
         return np.sort(self.occurrences)
 
@@ -79,7 +79,7 @@ class Column:
         """The part of the training lookups that the most frequent rows serve; NaN without lookups.
 
         Args:
-            share: of the table's rows, above 0 and at most 1; one row at the least.
+            share: share of the table's rows, above 0 and at most 1, rounded up to one row.
         """
         lookups = int(self.occurrences.sum())
         if not lookups:
@@ -90,12 +90,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What there is to know of a data set before training.
+    """The statistics of a data set.
 
     Attributes:
-        days: in the order of time.
-        columns: the categorical ones.
-        missing: by dense and categorical column, the share of all examples without a value; None
+        days: statistics by day, in the order of time.
+        columns: statistics of the categorical columns.
+        missing: share of all examples without a value, by dense and categorical column; None
             without metadata.
     """
 
@@ -105,14 +105,14 @@ class Statistics:
 
 
 def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
-    """Counts, in one pass over the data.
+    """Counts examples and lookups in one pass over the data.
 
     Memory is a block of rows, and 8 bytes for each row of a table, 16 once it is sorted.
 
     Args:
-        dataset: its arrays may be memory maps.
-        metadata: of the same data; None if there is none. Then every piece of the training split
-            is taken for a day, and validation and test for the last one.
+        dataset: the data; the arrays may be memory maps.
+        metadata: description of the same data; None if there is none. Then every piece of the
+            training split counts as a day, and validation and test belong to the last day.
 
     Raises:
         UserError: an id isn't a row of its table.
@@ -134,7 +134,7 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
             for i, counts in enumerate(occurrences):
                 ids = block[:, edges[i] : edges[i + 1]].ravel()
                 if ids.min() < ABSENT or ids.max() >= len(counts):
-                    # Reads the split again, to name the place.
+                    # Reads the split again, to name the row.
                     check_ids(dataset.splits[split], dataset.table_rows, dataset.bag_lengths, split)
                 ids = ids[ids != ABSENT]
                 lookups[i, day] += len(ids)
@@ -167,7 +167,7 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
 
 
 def _pieces(dataset: Dataset, metadata: Metadata | None) -> Iterator[tuple[str, int, Examples]]:
-    """Examples that follow one another, with their split and day."""
+    """Consecutive examples, with their split and day."""
     for name, split in dataset.splits.items():
         if metadata:
             days = [day for day, _, _ in metadata.splits[name]]
@@ -185,7 +185,7 @@ def _missing(metadata: Metadata) -> dict[str, float]:
 
 
 def _unseen_has_an_id(metadata: Metadata) -> bool:
-    """Whether `UNSEEN` means what it says: other programs' ids, and random ones, lack it."""
+    """Whether `UNSEEN` represents unseen values: ids of other programs and random ids have none."""
     options = metadata.made_from["options"]
     others = ("compatible", "multi_hot_sizes")
     return not any(options.get(name) for name in others)

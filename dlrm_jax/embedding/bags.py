@@ -1,17 +1,83 @@
-"""Padded bags of ids: made of ragged ones, and checked."""
+"""Bags of ids: padded, laid side by side, and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, Int32, Integer, Shaped
 
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import check_batch_size
+
+IdMatrix = Int[Array, "B C"]
+"""The bags of all features side by side, in the order of the features, C = Σ max_ids."""
+
+FeatureIds = Mapping[str, Any]
+"""Bags by feature name, each [B, L] with L ≤ max_ids, or [B] for one id a sample."""
+
+
+class Ragged(NamedTuple):
+    """Bags of different lengths, one after the other.
+
+    Attributes:
+        values: ids of all bags, [N].
+        lengths: number of ids of each bag, [B]; they sum to N.
+    """
+
+    values: Any
+    lengths: Any
+
+
+def id_matrix(features: Sequence[Feature], ids: Any, fill: int) -> Any:
+    """Bags by feature name as one matrix; a matrix as it is.
+
+    Args:
+        features: features in the order of their columns.
+        ids: a matrix [B, C], or `FeatureIds`; arrays of NumPy or JAX, of weights as of ids.
+        fill: value where a bag is narrower than its feature: -1 for ids, 0 for weights.
+
+    Returns:
+        The matrix [B, C], NumPy's where all arrays are.
+
+    Raises:
+        UserError: a feature is missing or unknown, or an array has another shape or dtype.
+    """
+    if not isinstance(ids, Mapping):
+        return ids
+    names = [feature.name for feature in features]
+    if ids.keys() != set(names):
+        raise UserError(
+            f"ids: expected the features {', '.join(names)}; got {', '.join(ids) or 'none'}"
+        )
+    columns = [_columns(feature, ids[feature.name], fill) for feature in features]
+    sizes = {feature.name: len(x) for feature, x in zip(features, columns, strict=True)}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"ids: expected as many samples of every feature, got {sizes}")
+    dtypes = {x.dtype for x in columns}
+    if len(dtypes) > 1:  # joined, they would become another: int64 and uint64 are float64
+        raise UserError(f"ids: expected one dtype, got {', '.join(sorted(map(str, dtypes)))}")
+    host = all(isinstance(x, np.ndarray) for x in columns)
+    return np.concatenate(columns, axis=1) if host else jnp.concatenate(columns, axis=1)
+
+
+def _columns(feature: Feature, ids: Any, fill: int) -> Any:
+    """One feature's bags, padded to its width."""
+    array = ids if isinstance(ids, np.ndarray | jax.Array) else np.asarray(ids)
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or array.shape[1] > feature.max_ids:
+        raise UserError(
+            f"feature {feature.name}: expected [B] or [B, L] with at most {feature.max_ids} ids, "
+            f"got {list(np.shape(ids))}"
+        )
+    missing = feature.max_ids - array.shape[1]
+    if not missing:
+        return array
+    pad = np.pad if isinstance(array, np.ndarray) else jnp.pad
+    return pad(array, [(0, 0), (0, missing)], constant_values=fill)
 
 
 def pad_bags(
@@ -65,7 +131,7 @@ def pad_bags(
 
 
 def check_batch(
-    mesh: Mesh,
+    parts: int,
     features: Sequence[Feature],
     ids: Shaped[Array, "..."],
     id_weights: Shaped[Array, "..."] | None,
@@ -83,7 +149,11 @@ def check_batch(
         raise UserError(
             f"id_weights: expected one for each id, {list(ids.shape)}, got {list(id_weights.shape)}"
         )
-    check_batch_size(mesh, "ids", ids.shape[0])
+    if ids.shape[0] % parts:
+        raise UserError(
+            f"ids: {ids.shape[0]} samples can't be split evenly over the {parts} devices of the "
+            f"mesh; EmbeddingCollection.pad_batch fills them up"
+        )
 
 
 def check_ids(

@@ -3,54 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Integer
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import kernel_dispatch, reshard, sharded_ops, table_io
-from dlrm_jax.embedding.bags import check_batch, check_ids
+from dlrm_jax.embedding.bags import FeatureIds, IdMatrix, check_batch, check_ids, id_matrix
+from dlrm_jax.embedding.batches import Placed, host_ids, pad_batch, put_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
 from dlrm_jax.embedding.layout import make_layout
-from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
+from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.embedding.planning.devices import device_like
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
+from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
-from dlrm_jax.embedding.storage_dtype import storage_dtype
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
+from dlrm_jax.embedding.value_and_grad import value_and_grad
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import DATA, MODEL, check_axes
+from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.native.ops import Kernels, available
 
 
 class EmbeddingCollection:
     """Tables, the features that read them, and a plan of where they lie.
 
-    Holds descriptions only; arrays live in an `EmbeddingState`, a pure pytree. A train step is
+    It holds descriptions only; arrays are in an `EmbeddingState`, a pure pytree. A train step is
 
-        pooled, residuals = collection.lookup(state, ids)
-        loss, (g, pooled_g) = jax.value_and_grad(loss_fn, argnums=(0, 1))(params, pooled)
-        state = collection.update(state, residuals, pooled_g, step)
+        loss, grads, rows = collection.value_and_grad(loss_fn)(state, ids, params, labels)
+        state = collection.apply(state, rows, step)
 
-    with the state donated, so that rows are updated in place; ``update`` is ``send_cotangents``,
-    ``coalesce`` and ``apply``, which can be called one by one to clip or accumulate.
+    with the state donated, so that rows are updated in place. Beneath are ``lookup`` and
+    ``update``, which is ``send_cotangents``, ``coalesce`` and ``apply``.
 
     Args:
-        tables: their descriptions; every one must be read by a lookup.
-        features: in the order of their columns in the id array.
-        lookups: in the order of the results.
-        mesh: of axes ``data`` and ``model``, see `dlrm_jax.mesh.make_mesh`.
-        optimizer: of the tables that have none of their own.
-        plan: of ``mesh.shape["model"]`` shards; None for `automatic_plan`.
-        comm_dtype: in which pooled vectors and cotangents travel between devices, such as
-            ``"bfloat16"``, for half the bytes; they are summed in at least float32 nevertheless.
-            None for their own.
-        kernels: ``"auto"`` looks long bags up and updates rows with `dlrm_jax.native` on CPUs
-            where it is built, ``"native"`` demands that it is built, ``"jax"`` does without. A
-            `training.learner.Learner` lets its model do the same.
+        tables: tables, each of which a lookup must read.
+        features: features in the order of their columns in the id matrix.
+        lookups: lookups in the order of the results.
+        mesh: mesh of the tables, such as `dlrm_jax.mesh.make_mesh` makes. Axes that are neither
+            data nor model axes are the caller's; tables and batches are repeated over them.
+        optimizer: optimizer of the tables that have none of their own: a `RowOptimizer`, or an
+            optax transform, see `RowOptax`.
+        plan: plan for as many shards as the model axis has; None for `automatic_plan`.
+        comm_dtype: dtype of pooled vectors and cotangents between devices, such as ``"bfloat16"``
+            for half the bytes; sums are in at least float32. None for their own.
+        kernels: ``"auto"`` looks up long bags and updates rows with `dlrm_jax.native` on CPUs
+            where it is built, ``"native"`` demands that it is built, ``"jax"`` does without.
+        data_axes: name or names of the axes over which tables are copied and batches split.
+        model_axis: name of the axis over which tables are split.
 
     Raises:
         UserError: the descriptions or the plan contradict each other or the mesh.
@@ -62,85 +70,116 @@ class EmbeddingCollection:
         features: Sequence[Feature],
         lookups: Sequence[Lookup],
         mesh: Mesh,
-        optimizer: RowOptimizer | None = None,
+        optimizer: RowOptimizer | optax.GradientTransformation | None = None,
         plan: Plan | None = None,
         comm_dtype: str | None = None,
         kernels: Kernels = "auto",
+        *,
+        data_axes: str | Sequence[str] = DATA,
+        model_axis: str = MODEL,
     ):
-        check_axes(mesh)
+        if optimizer is not None:
+            optimizer = as_row_optimizer(optimizer, "optimizer")
         check_descriptions(tables, features, lookups, optimizer)
         check_dtype(comm_dtype)
+        self.axes = MeshAxes.of(mesh, data_axes, model_axis)
         self.tables = {table.name: table for table in tables}
         self.features = tuple(features)
         self.lookups = tuple(lookups)
         self.mesh = mesh
         self.comm_dtype = comm_dtype
+        shards = self.axes.shards
         self.plan = plan or automatic_plan(
             tables,
-            mesh.shape[MODEL],
+            shards,
             optimizer=optimizer,
-            workload=Workload(data_groups=mesh.shape[DATA], bags=bags_of(features, lookups)),
+            workload=Workload(data_groups=self.axes.groups, bags=bags_of(features, lookups)),
             device=device_like(mesh.devices.flat[0].device_kind),
         )
-        if self.plan.shards != mesh.shape[MODEL]:
-            raise UserError(
-                f"the plan is for {self.plan.shards} shards, the mesh has {mesh.shape[MODEL]}"
-            )
+        if self.plan.shards != shards:
+            raise UserError(f"the plan is for {self.plan.shards} shards, the mesh has {shards}")
         self.plan.check(tables)
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
-        self.native = available(kernels, mesh.devices.flat[0].platform)
+        self.native = available(kernels, backend_of(mesh))
         self.native_slabs = frozenset(
             slab.name
             for slab in self.layout.slabs
             if self.native and kernel_dispatch.has_native_update(slab)
         )
-        self._unpackers = {s.name: reshard.Unpacker(mesh, s) for s in self.layout.slabs}
+        self.per_device = PerDevice(
+            self.axes, self.layout, self.lookups, comm_dtype, self.native, self.native_slabs
+        )
+        auto = self.axes.auto
+        self._unpackers = {slab.name: reshard.Unpacker(auto, slab) for slab in self.layout.slabs}
 
     @property
-    def kernels(self) -> dict[str, str]:
+    def kernels_in_use(self) -> dict[str, str]:
         """What runs the ``"lookups"`` and the ``"updates"`` of rows.
 
-        ``"native"``, ``"jax"``, ``"none"`` if there are none, or which tables are whose. Of tables
+        ``"native"``, ``"jax"``, ``"none"`` if there are none, or which tables use which. Of tables
         that lie in one array, native lookups of some are named as those of all.
         """
-        return kernel_dispatch.kernels(self.layout, self.native)
+        return kernel_dispatch.kernels_in_use(self.layout, self.native)
 
     # -- Lookup and update: inside a jitted step ---------------------------------------
+
+    def value_and_grad(
+        self,
+        loss_fn: Callable[..., Any],
+        argnums: int | Sequence[int] = 0,
+        *,
+        has_aux: bool = False,
+        sum_duplicates: bool = False,
+        transform: Callable[..., Any] = jax.value_and_grad,
+    ) -> Callable[..., tuple[Any, Any, RowGradients]]:
+        """A function that computes a loss, its gradients and those of the tables' rows.
+
+        ``value_and_grad(loss_fn)(state, ids, *args, id_weights=None)`` looks up the ids and calls
+        ``loss_fn(pooled, *args)``, with pooled vectors by lookup name as `lookup` gives them.
+
+        Args:
+            loss_fn: function of the pooled vectors and ``args`` that gives a scalar loss.
+            argnums: position or positions in ``args`` to differentiate by; they are ignored where
+                there are no ``args``.
+            has_aux: whether ``loss_fn`` gives a pair of the loss and something else.
+            sum_duplicates: see `coalesce`; `RowGradients.squared_norm` needs it.
+            transform: ``jax.value_and_grad``, or ``nnx.value_and_grad`` where ``args`` has modules.
+
+        Returns:
+            A function whose result is the loss (a pair with ``has_aux``), the gradients by
+            ``argnums``, and the gradients of the touched rows, for `apply`.
+        """
+        return value_and_grad(self, loss_fn, argnums, has_aux, sum_duplicates, transform)
 
     @jax.named_scope("lookup")
     def lookup(
         self,
         state: EmbeddingState,
-        ids: Int[Array, "B C"],
-        id_weights: Float[Array, "B C"] | None = None,
+        ids: IdMatrix | FeatureIds,
+        id_weights: Float[Array, "B C"] | FeatureIds | None = None,
     ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
         """Pools the bags of a batch.
 
         Args:
-            state: the tables.
-            ids: the bags of all features side by side, C = Σ max_ids; negative is absent.
-                B must be divisible by the number of devices. A bag with an id that its
-                table doesn't have becomes NaN; `check_ids` finds it by name beforehand.
-            id_weights: weight of each id, [B, C]; data, not differentiated. None for ones.
+            state: tables.
+            ids: ids of the batch: a matrix [B, C] with the bags of all features side by side,
+                C = Σ max_ids, or arrays [B, L] or [B] by feature name, L ≤ max_ids. A negative id
+                is absent. The devices must divide B. A bag with an id that its table doesn't have
+                becomes NaN; `check_ids` finds it by name beforehand.
+            id_weights: weight of each id, in the form of ``ids``; data, not differentiated. None
+                for ones.
 
         Returns:
-            by lookup name, vectors [B, d] or, without pooling, [B, max_ids, d] of the table's
-            width d in at least float32; and what `update` needs.
+            Pooled vectors by lookup name, [B, d] or, without pooling, [B, max_ids, d], of the
+            table's width d in at least float32; and what `update` needs.
 
         Raises:
             UserError: ids or id_weights have another shape or dtype.
         """
-        check_batch(self.mesh, self.features, ids, id_weights)
-        return sharded_ops.lookup(
-            self.mesh,
-            self.layout,
-            self.lookups,
-            self.comm_dtype,
-            state,
-            ids,
-            id_weights,
-            self.native,
-        )
+        matrix = id_matrix(self.features, ids, fill=-1)
+        weights = None if id_weights is None else id_matrix(self.features, id_weights, fill=0)
+        check_batch(self.axes.parts, self.features, matrix, weights)
+        return sharded_ops.lookup(self.per_device, state, matrix, weights)
 
     @jax.named_scope("update")
     def send_cotangents(
@@ -149,8 +188,8 @@ class EmbeddingCollection:
         """Sends the cotangents of the pooled vectors to the owners of the rows.
 
         Args:
-            residuals: from `lookup`.
-            cotangents: by lookup name, the gradient of the loss.
+            residuals: second result of `lookup`.
+            cotangents: gradients of the loss by the pooled vectors, by lookup name.
 
         Raises:
             UserError: there isn't one for each lookup.
@@ -161,28 +200,19 @@ class EmbeddingCollection:
                 f"cotangents: expected one for each of the lookups {', '.join(sorted(names))}; "
                 f"got {', '.join(sorted(cotangents)) or 'none'}"
             )
-        return sharded_ops.send_cotangents(
-            self.mesh, self.layout, self.lookups, self.comm_dtype, residuals, cotangents
-        )
+        return sharded_ops.send_cotangents(self.per_device, residuals, cotangents)
 
     @jax.named_scope("update")
     def coalesce(self, cotangents: SparseCotangents, sum_duplicates: bool = False) -> RowGradients:
         """Sums the gradients of each row over the whole batch, equally on every copy.
 
         Args:
-            cotangents: result of `send_cotangents`; or those of several micro-batches, stacked
+            cotangents: result of `send_cotangents`, or those of several micro-batches, stacked
                 along a new first axis as `jax.lax.scan` does.
-            sum_duplicates: also where the optimizer doesn't need it, as
+            sum_duplicates: whether to sum where the optimizer doesn't need it, too, as
                 `RowGradients.squared_norm` does.
         """
-        return sharded_ops.coalesce(
-            self.mesh,
-            self.layout,
-            self.comm_dtype,
-            cotangents,
-            sum_duplicates,
-            self.native_slabs,
-        )
+        return sharded_ops.coalesce(self.per_device, cotangents, sum_duplicates)
 
     @jax.named_scope("update")
     def apply(
@@ -191,11 +221,11 @@ class EmbeddingCollection:
         """Updates the touched rows, in place where the state is donated.
 
         Args:
-            state: the tables and their optimizer state.
-            gradients: from `coalesce`.
-            step: the number of updates done before this one.
+            state: tables and their optimizer state.
+            gradients: result of `coalesce`.
+            step: number of updates done before this one.
         """
-        return sharded_ops.apply(self.mesh, self.layout, state, gradients, step, self.native_slabs)
+        return sharded_ops.apply(self.per_device, state, gradients, step)
 
     def update(
         self,
@@ -207,6 +237,50 @@ class EmbeddingCollection:
         """`send_cotangents`, `coalesce` and `apply` in one."""
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
 
+    # -- Batches: on the host ----------------------------------------------------------
+
+    def put(self, ids: Any, id_weights: Any = None, *, check: bool = True) -> Any:
+        """Checks a batch's ids on the host and places them on the mesh.
+
+        Args:
+            ids: this process's samples: a matrix, arrays by feature name, or ragged bags by
+                feature name as `Ragged` (values, lengths).
+            id_weights: weights of the ids in the same form; None for ones.
+            check: whether to look for ids that no table has, see `check_ids`.
+
+        Returns:
+            The matrix of ids [B, C] int32; a pair of ids and weights where weights are given.
+
+        Raises:
+            UserError: ids aren't integers, don't fit int32 or the tables, or the devices don't
+                divide the batch; `pad_batch` makes it fit.
+        """
+        return put_ids(self, ids, id_weights, check)
+
+    def pad_batch(self, ids: Any, *arrays: Any) -> Placed:
+        """Fills a batch up to a number of samples that the devices divide.
+
+        Args:
+            ids: ids of B samples, in a form that `put` takes but for ragged bags.
+            arrays: arrays of the same samples, [B, ...]; zeros are appended.
+
+        Returns:
+            The padded ids (padding is absent), the padded arrays, and sample weights [B'] float32,
+            1 for a sample and 0 for padding, by which a loss leaves padding out.
+        """
+        return pad_batch(self.features, self.axes.parts, ids, *arrays)
+
+    def check_ids(self, ids: Any) -> None:
+        """Looks for ids that their table doesn't have, on the host.
+
+        Args:
+            ids: ids of a batch, in a form that `put` takes but for ragged bags.
+
+        Raises:
+            UserError: an id is out of range, naming the first one's sample, feature and value.
+        """
+        check_ids(host_ids(self.features, ids), self.features, self.lookups, self.tables)
+
     # -- Whole tables: outside the step ------------------------------------------------
 
     def init(self, seed: int) -> EmbeddingState:
@@ -214,46 +288,31 @@ class EmbeddingCollection:
         return self.from_arrays(lambda table: {}, seed)
 
     def state_specs(self) -> EmbeddingState:
-        """`init`'s shapes, dtypes and shardings, with no array behind them."""
-        tables, slots = {}, {}
-        for slab in self.layout.slabs:
-            rows = slab.rows * (self.plan.shards if slab.split == "rows" else 1)
-            shapes = {"table": jax.ShapeDtypeStruct((rows, slab.dim), storage_dtype(slab.dtype))}
-            if slab.optimizer:
-                shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
-            placed = {
-                key: jax.ShapeDtypeStruct(
-                    x.shape, x.dtype, sharding=reshard.slab_sharding(self.mesh, slab, len(x.shape))
-                )
-                for key, x in shapes.items()
-            }
-            tables[slab.name] = placed.pop("table")
-            if slab.optimizer:
-                slots[slab.name] = placed
-        return EmbeddingState(tables, slots)
+        """Shapes, dtypes and shardings of a state's arrays, with no array behind them."""
+        return table_io.state_specs(self.axes, self.layout)
 
     def from_arrays(
         self, source: Callable[[Table], Mapping[str, Array | np.ndarray]], seed: int
     ) -> EmbeddingState:
-        """A state made from logical arrays, one slab at a time so that little is held twice.
+        """A state made of whole tables, one slab at a time so that little is in memory twice.
 
         Args:
-            source: gives, for a table, its ``"table"`` [rows, dim] and optimizer slots
-                ([rows] or [rows, dim]) by name. What is missing gets initial values.
-            seed: of the initial values.
+            source: function that gives, for a table, its ``"table"`` [rows, dim] and optimizer
+                slots ([rows] or [rows, dim]) by name. What is missing gets initial values.
+            seed: seed of the initial values.
 
         Raises:
             UserError: an array has another shape or an unknown name.
         """
-        return table_io.from_arrays(self.mesh, self.layout, source, seed)
+        return table_io.from_arrays(self.axes, self.layout, source, seed)
 
     def iter_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
-        """Gives all logical arrays: of each table its ``"table"``, then its slots by name.
+        """Yields all whole tables: of each its ``"table"``, then its optimizer slots by name.
 
         Few of them exist at a time. Those of a table alone in its slab may be the state's
         own: don't donate the state while they are in use.
         """
-        return table_io.iter_arrays(self.layout, self._unpackers, state)
+        return table_io.iter_arrays(self.axes, self.layout, self._unpackers, state)
 
     def to_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
         """`iter_arrays` by table, one slab at a time."""
@@ -265,12 +324,4 @@ class EmbeddingCollection:
 
     def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a table's arrays, as `from_arrays` wants them."""
-        return table_io.array_specs(self.mesh, self.layout.slab_of(table), self.tables[table])
-
-    def check_ids(self, ids: Int[np.ndarray, "B C"]) -> None:
-        """Looks for ids that no table has; runs on the host.
-
-        Raises:
-            UserError: naming the first one's sample, feature, value and range.
-        """
-        check_ids(ids, self.features, self.lookups, self.tables)
+        return table_io.array_specs(self.axes, self.layout.slab_of(table), self.tables[table])

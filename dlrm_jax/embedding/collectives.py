@@ -7,6 +7,7 @@ sharded block has as many bag positions on every shard; those that nothing is in
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from dlrm_jax.embedding.layout import Block, Layout, Slab
 from dlrm_jax.embedding.optimizer import mean_of_columns, slot_shapes
-from dlrm_jax.embedding.row_gradients import copy_axes, is_dense, sums_are_less
+from dlrm_jax.embedding.row_gradients import is_dense, sums_are_less
 from dlrm_jax.mesh import DATA, MODEL
 
 
@@ -71,8 +72,8 @@ def collectives(
             found.append(_of_blocks("all-to-all", (MODEL,), each.what, here, group, each.nbytes))
         found += _means(layout, batch_size)
     for sharded in (True, False):
-        axes = copy_axes(sharded, mesh_shape)
-        if axes:
+        axes = (DATA,) if sharded else (DATA, MODEL)
+        if math.prod(mesh_shape[axis] for axis in axes) > 1:
             found += _between_copies(layout, axes, batch_size, sharded, [*of_ids, cotangents])
     return tuple(each for each in found if each.nbytes)
 
@@ -174,5 +175,7 @@ def _row_means(slab: Slab) -> int:
     row = jax.ShapeDtypeStruct((1, slab.width), slab.vector_dtype)
     optimizer_slots = slot_shapes(optimizer, 1, slab.width, slab.dtype)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    jax.eval_shape(lambda g, s, n: optimizer.update(g, s, n, counted), row, optimizer_slots, step)
+    jax.eval_shape(
+        lambda g, s, n: optimizer.update_values(g, g, s, n, counted), row, optimizer_slots, step
+    )
     return means

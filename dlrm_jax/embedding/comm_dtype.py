@@ -1,4 +1,4 @@
-"""The numbers that collectives carry, perhaps in fewer bits than they are computed with."""
+"""The dtype of vectors and cotangents between devices, which may have fewer bits than theirs."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from dlrm_jax.errors import UserError
 
 
 def check_dtype(dtype: str | None) -> None:
-    """Vectors can travel in any floating dtype.
+    """Checks that a dtype is a floating one.
 
     Raises:
-        UserError: it is another.
+        UserError: it isn't.
     """
     if dtype is not None and not is_floating(dtype):
         raise UserError(f"comm_dtype: expected a floating dtype, got {dtype}")
 
 
 def pack(x: Shaped[Array, "*s"], dtype: str | None) -> Shaped[Array, "*s"]:
-    """The array as it travels: its numbers in this dtype, as integers of the same bits.
+    """Numbers in the dtype of a collective, as integers of the same bits.
 
-    As floats XLA would send them in float32 on CPU, which has no bfloat16 collectives.
-    None leaves the array as it is.
+    XLA's CPU backend has no bfloat16 collectives and would send floats as float32.
+
+    Args:
+        x: array to send.
+        dtype: dtype between devices; None leaves the array as it is.
     """
     return x if dtype is None else bits(x.astype(dtype))
 
 
 def bits(x: Shaped[Array, "*s"]) -> UInt[Array, "*s"]:
-    """The numbers as unsigned integers of the same bits, so that different ones travel together."""
+    """Numbers as unsigned integers of the same bits, so that one collective can carry several."""
     return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
 

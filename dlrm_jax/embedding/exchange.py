@@ -1,13 +1,12 @@
-"""From ids to pooled vectors, and from cotangents back to rows, on one device of the mesh.
+"""The exchange on one device: ids to pooled vectors, and cotangents to the rows' owners.
 
-These functions run inside `jax.shard_map` over both mesh axes. In shapes, b is one
-device's samples, M the shards of the model axis, N = M·b the samples of one data group,
-and T, L, d a block's bag positions, ids per bag position and width.
+These functions run inside `jax.shard_map`. Shapes: b samples of one device, M shards of the model
+axis, N = M·b samples of one data group; T bag positions of a block, L ids per bag, d columns.
 
-1. *Route*, at the sender: ids become rows of the receiver's slab. An id that is absent
-   or lies elsewhere becomes one past the slab's last row: never -1, which would wrap.
-2. *Exchange*: all-to-all of rows; gather and pool; all-to-all of pooled vectors.
-3. *Back*: cotangents travel the same way to the shards that own the rows.
+1. Route, at the sender: ids become row numbers of the receiver's slab. An id that is absent or lies
+   on another shard becomes the number past the slab's last row: never -1, which would wrap.
+2. Lookup: all-to-all of row numbers, gather and pool, all-to-all of pooled vectors.
+3. Cotangents take the way of the row numbers to the shards that own the rows.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
 from dlrm_jax.embedding.layout import Block, Layout
+from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.storage_dtype import decode
 from dlrm_jax.embedding.table import Lookup
-from dlrm_jax.mesh import MODEL
 from dlrm_jax.native import ops
 
 # Up to so many bag positions are gathered one by one, see `_gather_by_position`; more would take
@@ -42,26 +41,26 @@ def lookup(
     slabs: Mapping[str, Array],
     ids: Int[Array, "b C"],
     id_weights: Float[Array, "b C"] | None,
-    shards: int,
+    axes: MeshAxes,
     dtype: str | None = None,
     native: bool = False,
 ) -> tuple[dict[str, Array], list[Array], list[Array] | None, dict[str, Array]]:
-    """The whole way from this device's ids to its samples' vectors.
+    """Looks up the ids of this device's samples.
 
     Args:
-        layout: of the tables.
-        lookups: in its order.
-        slabs: this device's part of each, by name.
-        ids: of this device's samples.
+        layout: layout of the tables.
+        lookups: lookups in the order of the layout.
+        slabs: this device's part of each slab, by name.
+        ids: ids of this device's samples, [b, C].
         id_weights: weight of each id, [b, C], or None.
-        shards: M.
-        dtype: in which vectors travel; None for their own.
+        axes: axes of the mesh.
+        dtype: dtype of vectors between devices; None for their own.
         native: whether native kernels may be used, see `has_native_lookup`.
 
     Returns:
-        pooled vectors [b, d], of sequences [b, L, d], by lookup; by block, the rows [N, T, L]
-        that this device was asked for, and their weights; by lookup with mean pooling, its
-        denominators [b].
+        Pooled vectors by lookup, [b, d] or [b, L, d] of a sequence; row numbers [N, T, L] that
+        this device was asked for, by block, and their weights; denominators [b] by lookup with
+        mean pooling.
     """
     blocks = layout.blocks
     ids = map_ids(layout, ids)
@@ -69,11 +68,11 @@ def lookup(
         mapped = [id_weights[:, source] for source, _ in layout.mapped]
         id_weights = jnp.concatenate([id_weights, *mapped], axis=1)
     sent = [route(block, ids) for block in blocks]
-    rows = at_owner(blocks, sent)
+    rows = at_owner(blocks, sent, axes)
     at_rows = None
     if id_weights is not None:
         of_rows = [route_weights(b, id_weights, x) for b, x in zip(blocks, sent, strict=True)]
-        at_rows = at_owner(blocks, of_rows)
+        at_rows = at_owner(blocks, of_rows, axes)
     vectors = []
     for i, block in enumerate(blocks):
         slab, of_rows = slabs[block.slab.name], None if at_rows is None else at_rows[i]
@@ -81,7 +80,7 @@ def lookup(
             vectors.append(ops.pool(slab, rows[i], of_rows))
         else:
             vectors.append(pool(slab, rows[i], of_rows, block.slab.dtype))
-    received = at_sample(blocks, vectors, shards, dtype)
+    received = at_sample(blocks, vectors, axes, dtype)
 
     pooled, denominators = {}, {}
     for i, each in enumerate(lookups):
@@ -107,6 +106,7 @@ def send_cotangents(
     blocks: Sequence[Block],
     denominators: Mapping[str, Array],
     cotangents: Mapping[str, Array],
+    axes: MeshAxes,
     dtype: str | None = None,
 ) -> list[Array]:
     """The opposite way: cotangents of pooled vectors to those of bags, [N, T, d] by block."""
@@ -119,7 +119,7 @@ def send_cotangents(
             of_bags.append(cotangent / denominators[each.name][:, None])
         else:
             of_bags.append(cotangent)
-    return at_owner(blocks, [spread(block, of_bags) for block in blocks], dtype)
+    return at_owner(blocks, [spread(block, of_bags) for block in blocks], axes, dtype)
 
 
 def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
@@ -153,18 +153,19 @@ def route_weights(
     return jnp.where(rows < block.slab.rows, weights[:, block.column].transpose(1, 0, 2, 3), 0)
 
 
-def exchange(parts: Sequence[Array], dtype: str | None = None) -> list[Array]:
+def exchange(parts: Sequence[Array], axis: str, dtype: str | None = None) -> list[Array]:
     """Sends ``part[m]`` to shard m and returns what came from each shard, in one all-to-all.
 
     Args:
-        parts: [M, b, ...] each, of one dtype.
-        dtype: in which they travel; None for their own.
+        parts: arrays [M, b, ...] of one dtype.
+        axis: model axis of the mesh.
+        dtype: dtype between devices; None for their own.
     """
     if not parts or parts[0].shape[0] == 1:
         return list(parts)
     flat = [part.reshape(*part.shape[:2], -1) for part in parts]
     sent = jnp.concatenate(flat, axis=2)
-    received = jax.lax.all_to_all(comm_dtype.pack(sent, dtype), MODEL, 0, 0, tiled=True)
+    received = jax.lax.all_to_all(comm_dtype.pack(sent, dtype), axis, 0, 0, tiled=True)
     received = comm_dtype.unpack(received, dtype, sent.dtype)
     ends = np.cumsum([part.shape[2] for part in flat])[:-1]
     pieces = jnp.split(received, ends, axis=2)
@@ -172,25 +173,25 @@ def exchange(parts: Sequence[Array], dtype: str | None = None) -> list[Array]:
 
 
 def at_owner(
-    blocks: Sequence[Block], sent: Sequence[Array], dtype: str | None = None
+    blocks: Sequence[Block], sent: Sequence[Array], axes: MeshAxes, dtype: str | None = None
 ) -> list[Array]:
     """[M, b, ...] by receiver, for each block, to [N, ...] at the owner of its rows."""
     parts = [x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded]
-    received = iter(exchange(parts, dtype))
+    received = iter(exchange(parts, axes.model, dtype))
     mine = [next(received) if b.slab.sharded else x for b, x in zip(blocks, sent, strict=True)]
     return [x.reshape(-1, *x.shape[2:]) for x in mine]
 
 
 def at_sample(
-    blocks: Sequence[Block], vectors: Sequence[Array], shards: int, dtype: str | None = None
+    blocks: Sequence[Block], vectors: Sequence[Array], axes: MeshAxes, dtype: str | None = None
 ) -> list[Array]:
     """[N, T, d] at the owner of the rows, for each block, to [N, T, d] at the sample's owner.
 
     The first b are from shard 0, the next from shard 1. Of a replicated slab, N is b.
     """
     away = [x for b, x in zip(blocks, vectors, strict=True) if b.slab.sharded]
-    parts = [x.reshape(shards, -1, *x.shape[1:]) for x in away]
-    received = (x.reshape(-1, *x.shape[2:]) for x in exchange(parts, dtype))
+    parts = [x.reshape(axes.shards, -1, *x.shape[1:]) for x in away]
+    received = (x.reshape(-1, *x.shape[2:]) for x in exchange(parts, axes.model, dtype))
     return [next(received) if b.slab.sharded else x for b, x in zip(blocks, vectors, strict=True)]
 
 
@@ -203,9 +204,9 @@ def pool(
     """The weighted sum of the rows of every bag position, in at least float32; no row adds nothing.
 
     Args:
-        slab: one device's part of a slab, in its storage dtype.
-        rows: of the slab; a number of R or more stands for "no row".
-        weights: of the rows; None for all 1.
+        slab: this device's part of a slab, in its storage dtype.
+        rows: row numbers; R or more stands for "no row".
+        weights: weights of the rows; None for ones.
         dtype: dtype of the table; None if it is stored in it.
     """
     kind = dtype or slab.dtype
@@ -251,10 +252,10 @@ def collect(
     """One bag's vectors [b, d] at the samples' owner, of all its table's pieces.
 
     Args:
-        layout: says where the bag's parts are.
-        bag: its index.
-        received: by block, from `at_sample` (d is a shard's columns).
-        samples: b, of this device.
+        layout: layout of the tables.
+        bag: index of the bag.
+        received: results of `at_sample` by block, with a shard's columns.
+        samples: number of this device's samples, b.
     """
     parts = layout.parts[bag]
     index, shard, position = parts[0]
@@ -274,8 +275,8 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
     """The opposite of `collect`: the cotangents of each receiver's bags, [M, b, T, d].
 
     Args:
-        block: block whose bag positions to fill; padding gets zeros.
-        cotangents: by bag [b, d], those of other blocks included.
+        block: block to fill; padding positions get zeros.
+        cotangents: cotangents of all bags, [b, d] each, in the order of the bags.
     """
     members = np.unique(block.bag[block.bag >= 0])
     rows = [cotangents[i] for i in members]

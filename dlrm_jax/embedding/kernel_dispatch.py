@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from dlrm_jax.embedding.layout import Block, Layout, Slab
-from dlrm_jax.embedding.optimizer import SGD, RowWiseAdagrad
 
 
 def has_native_lookup(block: Block) -> bool:
@@ -30,15 +29,14 @@ def has_native_update(slab: Slab) -> bool:
     instead of 268 for row-wise Adagrad, of which the lookups are 11. With one id a bag the two
     updates are about equal.
     """
-    if slab.optimizer is None or slab.dtype != np.float32:
+    optimizer = slab.optimizer
+    if optimizer is None or slab.dtype != np.float32:
         return False
-    if type(slab.optimizer) is RowWiseAdagrad:
-        return slab.split != "columns"  # whose rows' mean is taken over several devices
-    return type(slab.optimizer) is SGD
+    return optimizer.native == "columns" or (optimizer.native == "rows" and slab.split != "columns")
 
 
-def kernels(layout: Layout, native: bool) -> dict[str, str]:
-    """See `EmbeddingCollection.kernels`.
+def kernels_in_use(layout: Layout, native: bool) -> dict[str, str]:
+    """See `EmbeddingCollection.kernels_in_use`.
 
     Args:
         layout: of the tables.
@@ -50,12 +48,12 @@ def kernels(layout: Layout, native: bool) -> dict[str, str]:
     return {"lookups": _whose(layout, lookups), "updates": _whose(layout, updates)}
 
 
-def _whose(layout: Layout, natively: Mapping[str, bool]) -> str:
+def _whose(layout: Layout, native: Mapping[str, bool]) -> str:
     """What runs these slabs, if need be by table."""
     tables: dict[str, list[str]] = {}
     for slab in layout.slabs:
-        if slab.name in natively:
-            kind = "native" if natively[slab.name] else "jax"
+        if slab.name in native:
+            kind = "native" if native[slab.name] else "jax"
             tables.setdefault(kind, []).extend(slab.tables)
     if len(tables) < 2:
         return next(iter(tables), "none")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
+from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.table import Feature, Lookup, Table
@@ -183,7 +184,6 @@ def make_layout(
 def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) -> tuple[Slab, ...]:
     groups: dict[tuple[Any, ...], list[Table]] = {}
     for table in tables:
-        effective = table.optimizer or optimizer if table.trainable else None
         pieces = plan.of(table.name)
         split: _Split = "columns" if pieces[0].splits > 1 else "rows"
         if pieces[0].shard is None:
@@ -191,11 +191,12 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
         # Alone, a table on some shards would be matched by padding on the others.
         spread = split is None or len(pieces) == plan.shards
         alone = table.name if table.rows >= OWN_SLAB_ROWS and spread else None
-        key = (split, effective, table.dim, table.dtype, table.rounds_randomly, alone)
+        same = optimizer_key(table.row_optimizer(optimizer))
+        key = (split, same, table.dim, table.dtype, table.rounds_randomly, alone)
         groups.setdefault(key, []).append(table)
 
     slabs = []
-    for (split, effective, dim, dtype, rounds_randomly, _), members in groups.items():
+    for (split, _, dim, dtype, rounds_randomly, _), members in groups.items():
         used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
         pieces = []
         for table in members:
@@ -213,7 +214,7 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
                 dtype=np.dtype(dtype),
                 pieces=tuple(pieces),
                 tables={table.name: table for table in members},
-                optimizer=effective,
+                optimizer=members[0].row_optimizer(optimizer),
                 rounds_randomly=rounds_randomly,
             )
         )

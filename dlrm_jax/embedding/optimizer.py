@@ -9,23 +9,23 @@ in the whole batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from dlrm_jax.embedding.storage_dtype import decode, encode
 from dlrm_jax.errors import UserError
+from dlrm_jax.native import ops
 
-Rate = float | Callable[[Int[Array, ""]], Float[Array, ""]]
+Rate = float | Callable[[Int[Array, ""]], ArrayLike]
 """A learning rate, or a schedule of the number of updates done so far (from 0), as in optax."""
 
-SlotShape = Literal["row", "element"]
-Slots = dict[str, Array]
+SlotKind = Literal["row", "element", "scalar"]
+"""One number a row, one an element, or one for all rows, which every update replaces."""
 
+Slots = dict[str, Array]
 
 RowMean = Callable[[Float[Array, "K d"]], Float[Array, " K"]]
 
@@ -35,52 +35,102 @@ def mean_of_columns(x: Float[Array, "K d"]) -> Float[Array, " K"]:
     return jnp.mean(x, axis=1)
 
 
-@runtime_checkable
-class RowOptimizer(Protocol):
-    """What a table needs from its optimizer.
+class RowOptimizer:
+    """Base class of the optimizers of tables.
 
-    Implementations are frozen dataclasses: tables whose optimizers are equal may
-    share one array.
+    A subclass is a frozen dataclass with an `update`, or an `update_values` where the update
+    depends on the rows themselves. Tables whose optimizers have equal fields may share one array.
 
     Attributes:
-        slots: the state, all zeros at first: one float per ``"row"`` or per ``"element"``.
+        slots: the state, by name: one number per ``"row"``, per ``"element"``, or one
+            ``"scalar"`` for all rows.
         linear: the update is linear in the gradient and there is no state, so that the
             occurrences of a row may be applied one by one, without being summed first.
+        native: what `native_update` works on: ``"columns"`` of rows, or only ``"rows"`` whose
+            columns lie on one device; None if there is no native update.
     """
 
-    slots: ClassVar[Mapping[str, SlotShape]]
-    linear: ClassVar[bool]
+    slots: ClassVar[Mapping[str, SlotKind]] = {}
+    linear: ClassVar[bool] = False
+    native: ClassVar[Literal["columns", "rows"] | None] = None
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()
+        if {"update", "update_values"} & vars(cls).keys() and "native" not in vars(cls):
+            cls.native = None  # an inherited native update would do something else
 
     def update(
         self,
         gradients: Float[Array, "K d"],
         slots: Slots,
         step: Int[Array, ""],
-        row_mean: RowMean = mean_of_columns,
+        row_mean: RowMean,
     ) -> tuple[Float[Array, "K d"], Slots]:
         """Returns what to add to K rows, and their new state.
 
         Args:
             gradients: the summed gradient of each touched row.
-            slots: the state of the same rows, [K] or [K, d] each.
+            slots: the state of the same rows, [K], [K, d] or [] each.
             step: the number of updates done before this one.
             row_mean: the mean over all columns of a row, of which d may be a part.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has neither update nor update_values")
+
+    def update_values(
+        self,
+        values: Float[Array, "K d"],
+        gradients: Float[Array, "K d"],
+        slots: Slots,
+        step: Int[Array, ""],
+        row_mean: RowMean,
+    ) -> tuple[Float[Array, "K d"], Slots]:
+        """`update` of rows whose values count as well, as they do for weight decay.
+
+        Args:
+            values: the rows before the update, in at least float32.
+            gradients: as for `update`.
+            slots: as for `update`.
+            step: as for `update`.
+            row_mean: as for `update`.
+        """
+        del values
+        return self.update(gradients, slots, step, row_mean)
+
+    def native_update(
+        self, table: Float[Array, "R d"], slots: Slots, bags: Sequence[ops.Bags], step: Array
+    ) -> tuple[Float[Array, "R d"], Slots]:
+        """`update` by a kernel of `native`, of a float32 table on a CPU.
+
+        Args:
+            table: rows of one device.
+            slots: their state.
+            bags: rows and gradients, which the kernel sums.
+            step: as for `update`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no native update")
+
+    def initial_slots(self, values: Float[Array, "R d"]) -> Slots:
+        """The state of rows that no update has touched: zeros, unless overridden.
+
+        Args:
+            values: the rows, in at least float32, whose dtype the state has.
+        """
+        shapes = {"row": values.shape[:1], "element": values.shape, "scalar": ()}
+        return {name: jnp.zeros(shapes[kind], values.dtype) for name, kind in self.slots.items()}
 
 
 def rate_at(learning_rate: Rate, step: Int[Array, ""]) -> float | Float[Array, ""]:
     """The learning rate of the update that follows ``step`` earlier ones."""
-    return learning_rate(step) if callable(learning_rate) else learning_rate
+    return learning_rate(step) if callable(learning_rate) else learning_rate  # pyright: ignore
 
 
 @dataclasses.dataclass(frozen=True)
-class SGD:
+class SGD(RowOptimizer):
     """``w -= rate · g``."""
 
     learning_rate: Rate
-    slots: ClassVar[Mapping[str, SlotShape]] = {}
     linear: ClassVar[bool] = True
+    native: ClassVar[Literal["columns", "rows"] | None] = "columns"
 
     def update(
         self,
@@ -92,19 +142,40 @@ class SGD:
         """See `RowOptimizer.update`."""
         return -rate_at(self.learning_rate, step) * gradients, slots
 
+    def native_update(
+        self, table: Float[Array, "R d"], slots: Slots, bags: Sequence[ops.Bags], step: Array
+    ) -> tuple[Float[Array, "R d"], Slots]:
+        """See `native.ops.sgd`."""
+        return ops.sgd(table, rate_at(self.learning_rate, step), bags), slots
+
 
 @dataclasses.dataclass(frozen=True)
-class Adagrad:
-    """``a += g²; w -= rate · g / (√a + eps)`` for each element, a from 0.
+class Adagrad(RowOptimizer):
+    """``a += g²; w -= rate · g / (√a + eps)`` for each element.
 
-    As PyTorch and the DLRM reference define it. `optax.adagrad` differs: its
+    As PyTorch and the DLRM reference define it, with a from 0. `optax.adagrad` differs: its
     accumulator starts at 0.1 and its eps stands inside the root.
+
+    Attributes:
+        learning_rate: a number or a schedule.
+        eps: of the formula.
+        initial_accumulator: a before the first update, not negative.
     """
 
     learning_rate: Rate
     eps: float = 1e-10
-    slots: ClassVar[Mapping[str, SlotShape]] = {"accumulator": "element"}
-    linear: ClassVar[bool] = False
+    initial_accumulator: float = 0.0
+    slots: ClassVar[Mapping[str, SlotKind]] = {"accumulator": "element"}
+
+    def __post_init__(self):
+        if self.initial_accumulator < 0:
+            raise UserError(
+                f"initial_accumulator: expected 0 or more, got {self.initial_accumulator}"
+            )
+
+    def initial_slots(self, values: Float[Array, "R d"]) -> Slots:
+        """See `RowOptimizer.initial_slots`."""
+        return {"accumulator": jnp.full_like(values, self.initial_accumulator)}
 
     def update(
         self,
@@ -120,17 +191,33 @@ class Adagrad:
 
 
 @dataclasses.dataclass(frozen=True)
-class RowWiseAdagrad:
-    """``a += mean(g²); w -= rate · g / (√a + eps)`` with one accumulator a row, from 0.
+class RowWiseAdagrad(RowOptimizer):
+    """``a += mean(g²); w -= rate · g / (√a + eps)`` with one accumulator a row.
 
     The mean runs over the columns of the row. As in the DLRM reference
-    (``RWSAdagrad``) and FBGEMM (``EXACT_ROWWISE_ADAGRAD``).
+    (``RWSAdagrad``) and FBGEMM (``EXACT_ROWWISE_ADAGRAD``), with a from 0.
+
+    Attributes:
+        learning_rate: a number or a schedule.
+        eps: of the formula.
+        initial_accumulator: a before the first update, not negative.
     """
 
     learning_rate: Rate
     eps: float = 1e-10
-    slots: ClassVar[Mapping[str, SlotShape]] = {"accumulator": "row"}
-    linear: ClassVar[bool] = False
+    initial_accumulator: float = 0.0
+    slots: ClassVar[Mapping[str, SlotKind]] = {"accumulator": "row"}
+    native: ClassVar[Literal["columns", "rows"] | None] = "rows"
+
+    def __post_init__(self):
+        if self.initial_accumulator < 0:
+            raise UserError(
+                f"initial_accumulator: expected 0 or more, got {self.initial_accumulator}"
+            )
+
+    def initial_slots(self, values: Float[Array, "R d"]) -> Slots:
+        """See `RowOptimizer.initial_slots`."""
+        return {"accumulator": jnp.full_like(values[:, 0], self.initial_accumulator)}
 
     def update(
         self,
@@ -144,9 +231,17 @@ class RowWiseAdagrad:
         scale = rate_at(self.learning_rate, step) / (jnp.sqrt(accumulator) + self.eps)
         return -scale[:, None] * gradients, {"accumulator": accumulator}
 
+    def native_update(
+        self, table: Float[Array, "R d"], slots: Slots, bags: Sequence[ops.Bags], step: Array
+    ) -> tuple[Float[Array, "R d"], Slots]:
+        """See `native.ops.rowwise_adagrad`."""
+        rate = rate_at(self.learning_rate, step)
+        table, accumulator = ops.rowwise_adagrad(table, slots["accumulator"], rate, self.eps, bags)
+        return table, {"accumulator": accumulator}
+
 
 @dataclasses.dataclass(frozen=True)
-class Adam:
+class Adam(RowOptimizer):
     """Adam (arXiv 1412.6980) on the touched rows.
 
     Lazy: the moments of a row decay only in the steps that touch it, while the bias
@@ -157,8 +252,7 @@ class Adam:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    slots: ClassVar[Mapping[str, SlotShape]] = {"mean": "element", "variance": "element"}
-    linear: ClassVar[bool] = False
+    slots: ClassVar[Mapping[str, SlotKind]] = {"mean": "element", "variance": "element"}
 
     def update(
         self,
@@ -206,59 +300,15 @@ def row_optimizer(name: str, learning_rate: Rate, eps: float | None = None) -> R
     return OPTIMIZERS[name](learning_rate, eps=eps)  # pyright: ignore[reportCallIssue]
 
 
-def update_rows(
-    optimizer: RowOptimizer,
-    table: Shaped[Array, "R d"],
-    slots: Slots,
-    rows: Int[Array, " K"],
-    gradients: Float[Array, "K d"],
-    step: Int[Array, ""],
-    row_mean: RowMean = mean_of_columns,
-    dtype: np.dtype | None = None,
-    rounded: Callable[[Float32[Array, "K d"]], Float[Array, "K d"]] | None = None,
-) -> tuple[Shaped[Array, "R d"], Slots]:
-    """Applies one update to the named rows, in place where the arrays are donated.
-
-    Args:
-        optimizer: the optimizer of all R rows.
-        table: rows of one device, in their storage dtype.
-        slots: their optimizer state.
-        rows: the touched rows; a number of R or more stands for "no row". Without
-            repetition unless ``optimizer.linear`` and the table's numbers have more than 16 bits.
-        gradients: their gradients.
-        step: the number of updates done before this one.
-        row_mean: as for `RowOptimizer.update`.
-        dtype: dtype of the table; None if it is stored in it.
-        rounded: makes new numbers of 16 bits; None rounds them to the nearest.
-    """
-    # All numbers are known to be non-negative: "fill" and "drop" then catch every "no row".
-    touched = {name: slot.at[rows].get(mode="fill", fill_value=0) for name, slot in slots.items()}
-    updates, touched = optimizer.update(gradients, touched, step, row_mean)
-    slots = {
-        name: slot.at[rows].set(touched[name].astype(slot.dtype), mode="drop")
-        for name, slot in slots.items()
-    }
-    dtype = dtype or table.dtype
-    if dtype.itemsize == 2:
-        old = decode(table.at[rows].get(mode="fill", fill_value=0), dtype)
-        # A rate of 64 bits makes updates of 64 bits.
-        new = old.astype(jnp.float32) + updates.astype(jnp.float32)
-        new = rounded(new) if rounded else new.astype(dtype)
-        new = new if table.dtype == dtype else encode(new)
-        return table.at[rows].set(new, mode="drop"), slots
-    # Adding, not setting: one pass over the rows, and right for repeated rows too.
-    return table.at[rows].add(updates.astype(dtype), mode="drop"), slots
-
-
-def zero_slots(optimizer: RowOptimizer, rows: int, dim: int, dtype: jnp.dtype) -> Slots:
-    """The state of ``rows`` untouched rows. Bfloat16 tables keep theirs in float32."""
-    dtype = jnp.promote_types(dtype, jnp.float32)
-    shapes = {"row": (rows,), "element": (rows, dim)}
-    return {name: jnp.zeros(shapes[kind], dtype) for name, kind in optimizer.slots.items()}
-
-
 def slot_shapes(
     optimizer: RowOptimizer, rows: int, dim: int, dtype: jnp.dtype
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """`zero_slots` as shapes, without allocating."""
-    return jax.eval_shape(lambda: zero_slots(optimizer, rows, dim, dtype))
+    """Shapes of the state of ``rows`` rows. Tables of 16 bits keep theirs in float32."""
+    values = jax.ShapeDtypeStruct((rows, dim), jnp.promote_types(dtype, jnp.float32))
+    return jax.eval_shape(optimizer.initial_slots, values)
+
+
+def slot_bytes(optimizer: RowOptimizer, dim: int, dtype: jnp.dtype) -> dict[str, int]:
+    """Bytes of each slot of one row; 0 of a scalar, which belongs to no row."""
+    shapes = slot_shapes(optimizer, 1, dim, dtype)
+    return {name: x.size * x.dtype.itemsize if x.ndim else 0 for name, x in shapes.items()}

@@ -1,4 +1,4 @@
-"""How tables are cut into pieces, and on which shard each piece lies."""
+"""A plan: the pieces of tables, and the shard of each piece."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
+from dlrm_jax.text_table import text_table
 
 PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise")
 
@@ -29,7 +30,7 @@ class Piece:
     split: int = 0
 
     def rows(self, table_rows: int) -> int:
-        """How many of the table's rows the piece holds."""
+        """The number of the table's rows in the piece."""
         return (table_rows - self.residue + self.modulus - 1) // self.modulus
 
 
@@ -137,10 +138,7 @@ class Plan:
 
     def describe(self, tables: Iterable[Table]) -> str:
         """A table for people: one line a table, then the bytes of weights per shard."""
-        header = (
-            f"{'table':<12} {'rows':>12} {'dim':>5}  {'placement':<11} {'shard':>5} {'MiB':>10}"
-        )
-        lines = [header]
+        lines = []
         held = [0.0] * self.shards
         for table in tables:
             pieces = self.of(table.name)
@@ -149,16 +147,16 @@ class Plan:
                 shard = str(pieces[0].shard)
             elif pieces[0].shard is not None and len(pieces) < self.shards:
                 shard = _run([piece.shard for piece in pieces if piece.shard is not None])
-            lines.append(
-                f"{table.name:<12} {table.rows:>12,} {table.dim:>5}  "
-                f"{self.placement(table.name):<11} {shard:>5} {table.nbytes / 2**20:>10.2f}"
-            )
+            mib = f"{table.nbytes / 2**20:.2f}"
+            placement = self.placement(table.name)
+            lines.append([table.name, f"{table.rows:,}", str(table.dim), placement, shard, mib])
             for piece in pieces:
                 share = table.nbytes / 2**20 * piece.rows(table.rows) / table.rows / piece.splits
                 for k in range(self.shards) if piece.shard is None else (piece.shard,):
                     held[k] += share
-        lines.append(f"MiB of weights per shard: {', '.join(f'{mib:.1f}' for mib in held)}")
-        return "\n".join(lines)
+        header = ("table", "rows", "dim", "placement", "shard", "MiB")
+        sums = ", ".join(f"{mib:.1f}" for mib in held)
+        return f"{text_table(header, lines, left=(0, 3))}\nMiB of weights per shard: {sums}"
 
 
 def _piece(number: int, fields: object) -> Piece:

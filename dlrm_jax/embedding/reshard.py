@@ -1,24 +1,25 @@
-"""Tables as logical [rows, dim] arrays: initial values, and slabs to tables and back.
+"""Slabs to whole tables [rows, dim] and back, and initial values of tables.
 
-A logical array is the same on every mesh and plan. It is split by columns where they
-divide among the devices, since rows seldom do, so it adds one table's share to a device.
+A whole table is the same on every mesh and plan. It is split by columns where the devices divide
+them, since they seldom divide rows; a device then has a share of it.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from dlrm_jax.embedding.layout import Slab
+from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.table import Table
-from dlrm_jax.mesh import DATA, MODEL
 
 # Rows made by one call of an initializer: part of the definition of the initial values.
 # One call for a whole table would peak at four times its size.
@@ -28,48 +29,55 @@ INITIAL_ROWS = 2**14
 _CHUNK_ROWS = 2**15
 
 
-def slab_spec(slab: Slab, ndim: int = 2) -> PartitionSpec:
-    """How a slab's arrays are split over the model axis: by rows, by columns, or not at all.
+def slab_spec(slab: Slab, model: str, ndim: int = 2) -> PartitionSpec:
+    """The split of a slab's array over the model axis: by rows, by columns, or none.
 
     Args:
-        slab: whose weights or slots they are.
-        ndim: of the array; slots with one number a row have no columns to split.
+        slab: slab of the array.
+        model: model axis.
+        ndim: rank of the array; optimizer slots with one number a row have no columns to split,
+            and a single number is on every device.
     """
-    if slab.split == "rows":
-        return PartitionSpec(MODEL)
-    return PartitionSpec(None, MODEL) if slab.split == "columns" and ndim == 2 else PartitionSpec()
+    if slab.split == "rows" and ndim:
+        return PartitionSpec(model)
+    return PartitionSpec(None, model) if slab.split == "columns" and ndim == 2 else PartitionSpec()
 
 
 def slot_ndims(slab: Slab) -> dict[str, int]:
-    """Of the optimizer's slots: one number a row, or one an element."""
+    """The ranks of the optimizer's slots: 0 of a number, 1 of one a row, 2 of one an element."""
     slots = slab.optimizer.slots if slab.optimizer else {}
-    return {name: 1 if kind == "row" else 2 for name, kind in slots.items()}
+    return {name: ("scalar", "row", "element").index(kind) for name, kind in slots.items()}
 
 
-def slab_sharding(mesh: Mesh, slab: Slab, ndim: int = 2) -> NamedSharding:
+def slab_sharding(axes: MeshAxes, slab: Slab, ndim: int = 2) -> NamedSharding:
     """`slab_spec` on a mesh."""
-    # On one shard all of its values mean the same, and jitted functions return the last.
-    return NamedSharding(mesh, slab_spec(slab, ndim) if mesh.shape[MODEL] > 1 else PartitionSpec())
+    spec = slab_spec(slab, axes.model, ndim)
+    # As jitted functions return it: a step that is given another one is compiled twice.
+    if axes.explicit:
+        spec = PartitionSpec(*spec, *[None] * (ndim - len(spec)))
+    elif axes.shards == 1:  # all splits mean the same then
+        spec = PartitionSpec()
+    return axes.sharding(spec)
 
 
-def array_sharding(mesh: Mesh, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
-    """How a logical array of the slab's tables is split.
+def array_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
+    """The split of a whole table or slot.
 
     Columns over as many of the axes as divide them; vectors are on every device. A slab that is
     split by columns itself needs no communication: its tables stay as they are.
     """
     if slab.split == "columns":
-        return slab_sharding(mesh, slab, len(shape))
-    axes = _column_axes(mesh, shape)
-    return NamedSharding(mesh, PartitionSpec(None, axes) if axes else PartitionSpec())
+        return slab_sharding(axes, slab, len(shape))
+    split = _column_axes(axes, shape)
+    return axes.sharding(PartitionSpec(None, split) if split else PartitionSpec())
 
 
 def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array, "_ _"]]:
     """Initial values by name, a function of the seed, the table's name and the row alone.
 
     Args:
-        tables: of one width and dtype.
-        seed: of all random numbers.
+        tables: tables of one width and dtype.
+        seed: seed of all random numbers.
     """
     groups: dict[int, list[Table]] = {}
     for table in tables:  # by identity: an initializer of one's own may not be hashable
@@ -97,15 +105,17 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
     return found
 
 
-def pack(mesh: Mesh, slab: Slab, tables: Mapping[str, Array]) -> Array:
+def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
     """Logical arrays of the slab's tables as the slab's array. Call under `jax.jit`."""
+    some = next(iter(tables.values()))
+    if some.ndim == 0:  # the same for all tables
+        return some
     if slab.split == "columns":  # every shard has the pieces of all tables, one after the other
         whole = jnp.concatenate([tables[name] for name in slab.tables])
-        return jax.lax.with_sharding_constraint(whole, slab_sharding(mesh, slab, whole.ndim))
-    shards: list[list[Array]] = [[] for _ in range(_shards(mesh, slab))]
+        return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.ndim))
+    shards: list[list[Array]] = [[] for _ in range(_shards(axes, slab))]
     for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
         shards[piece.shard or 0].append(tables[piece.table][piece.residue :: piece.modulus])
-    some = next(iter(tables.values()))
     columns = []
     for parts in shards:
         missing = slab.rows - sum(part.shape[0] for part in parts)
@@ -113,24 +123,24 @@ def pack(mesh: Mesh, slab: Slab, tables: Mapping[str, Array]) -> Array:
             parts.append(jnp.zeros((missing, *some.shape[1:]), some.dtype))
         columns.append(jnp.concatenate(parts) if len(parts) > 1 else parts[0])
     stacked = jnp.stack(columns) if len(columns) > 1 else columns[0][None]
-    for sharding in reversed(_way_to_columns(mesh, slab, stacked.shape)):
+    for sharding in reversed(_way_to_columns(axes, slab, stacked.shape)):
         stacked = jax.lax.with_sharding_constraint(stacked, sharding)
     return stacked.reshape(-1, *some.shape[1:])
 
 
 class Unpacker:
-    """A slab's array as logical arrays of its tables, one large chunk of rows at a time.
+    """A slab's array to whole arrays of its tables, one large chunk of rows at a time.
 
     Besides the results only a chunk is held. Each chunk is a program of its own: collectives
     repeated in a loop within one program make XLA abort on emulated devices now and then.
 
     Args:
-        mesh: the slab's.
-        slab: whose arrays, weights or slots, to take apart.
+        axes: axes of the mesh, of type Auto.
+        slab: slab to take apart: its table array or an optimizer slot.
     """
 
-    def __init__(self, mesh: Mesh, slab: Slab):
-        self._mesh = mesh
+    def __init__(self, axes: MeshAxes, slab: Slab):
+        self._axes = axes
         self._slab = slab
         self._slices = jax.jit(self._make_slices)
         self._first = jax.jit(self._make_first)
@@ -140,9 +150,9 @@ class Unpacker:
         }
 
     def __call__(self, array: Array) -> dict[str, Array]:
-        """The logical array of each table."""
-        in_order = self._slab.split != "rows" or self._mesh.shape[MODEL] == 1
-        if len(self._slab.tables) == 1 and in_order:
+        """Whole arrays by table."""
+        in_order = self._slab.split != "rows" or self._axes.shards == 1
+        if array.ndim == 0 or (len(self._slab.tables) == 1 and in_order):
             return dict.fromkeys(self._slab.tables, array)  # it is that already
         if self._slab.split == "columns":
             return self._slices(array)
@@ -155,7 +165,7 @@ class Unpacker:
 
     def _make_slices(self, array: Array) -> dict[str, Array]:
         """All tables of a slab that is split by columns, whose rows every shard has in order."""
-        sharding = slab_sharding(self._mesh, self._slab, array.ndim)
+        sharding = slab_sharding(self._axes, self._slab, array.ndim)
         start, tables = 0, {}
         for name, table in self._slab.tables.items():
             rows = array[start : start + table.rows]
@@ -181,9 +191,8 @@ class Unpacker:
             return tables
 
         specs = {name: self._spec(table, array) for name, table in self._slab.tables.items()}
-        return jax.shard_map(run, mesh=self._mesh, in_specs=slab_spec(self._slab), out_specs=specs)(
-            array
-        )
+        own = slab_spec(self._slab, self._axes.model)
+        return jax.shard_map(run, mesh=self._axes.mesh, in_specs=own, out_specs=specs)(array)
 
     def _make_fill(self, table: Table, out: Array, array: Array, first: Array) -> Array:
         """The table with the chunk that begins at row ``first`` of each shard filled in."""
@@ -196,82 +205,84 @@ class Unpacker:
         spec = self._spec(table, array)
         return jax.shard_map(
             run,
-            mesh=self._mesh,
-            in_specs=(spec, slab_spec(self._slab), PartitionSpec()),
+            mesh=self._axes.mesh,
+            in_specs=(spec, slab_spec(self._slab, self._axes.model), PartitionSpec()),
             out_specs=spec,
         )(out, array, first)
 
     def _spec(self, table: Table, array: Array) -> PartitionSpec:
-        return array_sharding(self._mesh, self._slab, (table.rows, *array.shape[1:])).spec
+        return array_sharding(self._axes, self._slab, (table.rows, *array.shape[1:])).spec
 
     def _rows(self, table: Table, local: Array, first: int | Array, count: int) -> Array:
         """One device's columns of consecutive rows of a table. In `jax.shard_map`.
 
         Args:
-            table: in this slab.
+            table: table of this slab.
             local: the device's own part of the slab.
             first: row of each shard's piece to begin with.
             count: rows of each piece.
         """
-        mesh, slab = self._mesh, self._slab
+        axes, slab = self._axes, self._slab
         pieces = [(piece, start) for piece, start in slab.pieces if piece.table == table.name]
         pieces.sort(key=lambda placed: placed[0].residue)  # a plan may list them in any order
-        starts = np.zeros(_shards(mesh, slab), np.int32)
+        starts = np.zeros(_shards(axes, slab), np.int32)
         for piece, start in pieces:
             starts[piece.shard or 0] = start
-        mine = jnp.asarray(starts)[jax.lax.axis_index(MODEL)] if slab.sharded else starts[0]
+        mine = jnp.asarray(starts)[jax.lax.axis_index(axes.model)] if slab.sharded else starts[0]
         part = local.at[mine + first + jnp.arange(count)].get(mode="fill", fill_value=0)
-        everyone = _to_columns(mesh, slab, part, _column_axes(mesh, local.shape))
+        everyone = _to_columns(axes, slab, part, _column_axes(axes, local.shape))
         # Rows r ≡ k (mod m) of all shards k, as [count, m, c], are consecutive rows of the table.
         dealt = everyone[np.array([piece.shard or 0 for piece, _ in pieces])]
         return jnp.swapaxes(dealt, 0, 1).reshape(count * len(pieces), *dealt.shape[2:])
 
 
-def _to_columns(mesh: Mesh, slab: Slab, part: Array, axes: tuple[str, ...]) -> Array:
-    """This device's columns of every shard's rows: [rows, *d] to [M, rows, *c]."""
-    if DATA in axes:
-        part = _own_columns(mesh, part, DATA)
+def _to_columns(axes: MeshAxes, slab: Slab, part: Array, split: tuple[str, ...]) -> Array:
+    """This device's columns of every shard's rows: [rows, *d] to [M, rows, *c].
+
+    Args:
+        axes: axes of the mesh.
+        slab: slab of the rows.
+        part: this shard's rows.
+        split: axes that the columns are split over, see `_column_axes`.
+    """
+    for name in axes.data:
+        if name in split:
+            part = _own_columns(axes, part, name)
     if not slab.sharded:
-        return (_own_columns(mesh, part, MODEL) if MODEL in axes else part)[None]
-    if MODEL not in axes:
-        return jax.lax.all_gather(part, MODEL, to="invarying")
-    shards = mesh.shape[MODEL]
-    split = part.reshape(part.shape[0], shards, part.shape[1] // shards)
-    return jax.lax.all_to_all(split, MODEL, split_axis=1, concat_axis=0)
+        return (_own_columns(axes, part, axes.model) if axes.model in split else part)[None]
+    if axes.model not in split:
+        return jax.lax.all_gather(part, axes.model, to="invarying")
+    shards = axes.shards
+    split_part = part.reshape(part.shape[0], shards, part.shape[1] // shards)
+    return jax.lax.all_to_all(split_part, axes.model, split_axis=1, concat_axis=0)
 
 
-def _own_columns(mesh: Mesh, part: Array, axis: str) -> Array:
-    width = part.shape[1] // mesh.shape[axis]
-    return jax.lax.dynamic_slice_in_dim(part, jax.lax.axis_index(axis) * width, width, axis=1)
+def _own_columns(axes: MeshAxes, part: Array, name: str) -> Array:
+    width = part.shape[1] // axes.mesh.shape[name]
+    return jax.lax.dynamic_slice_in_dim(part, jax.lax.axis_index(name) * width, width, axis=1)
 
 
-def _way_to_columns(mesh: Mesh, slab: Slab, shape: tuple[int, ...]) -> list[NamedSharding]:
+def _way_to_columns(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> list[NamedSharding]:
     """Shardings of [M, R, ...], from one shard's rows a device to columns, step by step.
 
     The partitioner makes a slice and an all-to-all of the way, and their opposites of the way
     back; asked for both at once, it would hold the whole array on every device.
     """
-    axes = _column_axes(mesh, shape[1:])
-    rows = MODEL if slab.sharded else None
-    others = tuple(axis for axis in axes if axis != rows)
-    specs = [(rows, None), (rows, None, others or None), (None, None, axes or None)]
-    return [NamedSharding(mesh, PartitionSpec(*spec[: len(shape)])) for spec in specs]
+    columns = _column_axes(axes, shape[1:])
+    rows = axes.model if slab.sharded else None
+    others = tuple(name for name in columns if name != rows)
+    specs = [(rows, None), (rows, None, others or None), (None, None, columns or None)]
+    return [axes.sharding(PartitionSpec(*spec[: len(shape)])) for spec in specs]
 
 
-def _column_axes(mesh: Mesh, shape: tuple[int, ...]) -> tuple[str, ...]:
+def _column_axes(axes: MeshAxes, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The axes that an array's columns are split over: as many as divide them."""
     if len(shape) == 2:
-        for axes in ((DATA, MODEL), (MODEL,), (DATA,)):
-            if shape[1] % _size(mesh, axes) == 0:
-                return axes
+        for split in (axes.split, (axes.model,), axes.data):
+            if split and shape[1] % math.prod(axes.mesh.shape[name] for name in split) == 0:
+                return split
     return ()
 
 
-def _shards(mesh: Mesh, slab: Slab) -> int:
-    return mesh.shape[MODEL] if slab.sharded else 1
-
-
-def _size(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    size = 1
-    for axis in axes:
-        size *= mesh.shape[axis]
-    return size
+def _shards(axes: MeshAxes, slab: Slab) -> int:
+    return axes.shards if slab.sharded else 1

@@ -1,4 +1,4 @@
-"""Bfloat16 weights rounded up or down at random, so that on average no update is lost.
+"""Bfloat16 tables rounded up or down at random, so that on average no update is lost.
 
 An update smaller than half the distance between two bfloat16 numbers vanishes if it is rounded to
 the nearest; rounded up with the probability of its share of that distance, it counts in full on
@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Array, BFloat16, Float32, Int, UInt16
 
 from dlrm_jax.embedding.layout import Slab
-from dlrm_jax.mesh import MODEL
 
 
 def round_randomly(
@@ -25,8 +24,8 @@ def round_randomly(
     """One of the two neighbours of each value, the nearer the likelier.
 
     Args:
-        values: what is not finite stays what it is.
-        bits: uniformly distributed.
+        values: new values, [K, d]; one that isn't finite is kept.
+        bits: uniformly distributed bits, [K, d].
     """
     # The lower half of a float32 is what bfloat16 lacks: added to as much noise, it carries into
     # the upper half with a probability of its share.
@@ -35,15 +34,17 @@ def round_randomly(
     return jnp.where(jnp.isfinite(values), upper, values.astype(jnp.bfloat16))
 
 
-def bits_of_rows(slab: Slab, rows: Int[Array, " K"], step: Int[Array, ""]) -> UInt16[Array, "K d"]:
-    """Random bits for this shard's columns of its rows. In `jax.shard_map`.
+def bits_of_rows(
+    slab: Slab, rows: Int[Array, " K"], step: Int[Array, ""], shard: int | Int[Array, ""]
+) -> UInt16[Array, "K d"]:
+    """Random bits for a shard's columns of its rows.
 
     Args:
-        slab: that the rows are of.
-        rows: numbers within the shard's part; those past its end get bits nobody needs.
+        slab: slab of the rows.
+        rows: row numbers in the shard's part, [K]; a number past its end gets unused bits.
         step: the number of updates done before this one.
+        shard: number of the shard; 0 if the slab isn't sharded.
     """
-    shard = jax.lax.axis_index(MODEL) if slab.sharded else 0
     starts, moduli, residues, names = (jnp.asarray(x)[shard] for x in _pieces(slab))
     piece = jnp.searchsorted(starts, rows, side="right") - 1
     logical_row = (rows - starts[piece]) * moduli[piece] + residues[piece]
@@ -61,7 +62,7 @@ def bits_of_rows(slab: Slab, rows: Int[Array, " K"], step: Int[Array, ""]) -> UI
 
 
 def _pieces(slab: Slab) -> tuple[np.ndarray, ...]:
-    """Of each shard's pieces in the order of their rows: start, modulus, residue, name's hash."""
+    """Start, modulus, residue and hash of the name of each shard's pieces, by row number."""
     shards = 1 + max(piece.shard or 0 for piece, _ in slab.pieces)
     found: list[list[tuple[int, ...]]] = [[] for _ in range(shards)]
     for piece, start in slab.pieces:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.layout import Slab
-from dlrm_jax.mesh import DATA, MODEL
+from dlrm_jax.embedding.mesh_axes import MeshAxes
 
 BlockCotangents = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
 """One block's rows [N, T, L], weights per id [N, T, L] and cotangents [N, T, d]."""
@@ -29,10 +29,10 @@ Sums = tuple[Int[Array, " K"], Float[Array, "K d"]]
 def coalesce(
     slabs: Sequence[Slab],
     occurrences: Mapping[str, Sequence[BlockCotangents]],
-    mesh_shape: Mapping[str, int],
+    axes: MeshAxes,
     sum_duplicates: bool,
     dtype: str | None = None,
-    natively: Container[str] = (),
+    native_slabs: Container[str] = (),
 ) -> dict[str, tuple[BlockCotangents, ...]]:
     """The gradients of the rows that any copy of a slab saw touched, equal on all copies.
 
@@ -41,29 +41,29 @@ def coalesce(
     Args:
         slabs: whose rows they are.
         occurrences: by slab, one item per block that reads it.
-        mesh_shape: sizes of the mesh's axes.
+        axes: axes of the mesh.
         sum_duplicates: give each row once, its gradients summed, for optimizers too that
             don't need it.
-        dtype: in which cotangents travel from one copy to the others; None for their own.
-        natively: the names of slabs whose updates sum the gradients of equal rows themselves.
+        dtype: dtype of cotangents between copies; None for their own.
+        native_slabs: names of slabs whose updates sum the gradients of equal rows themselves.
     """
     found: dict[str, tuple[BlockCotangents, ...]] = {}
     for sharded in (True, False):
-        axes = copy_axes(sharded, mesh_shape)
-        copies = math.prod(mesh_shape[axis] for axis in axes)
+        between = axes.copies(sharded)
+        copies = math.prod(axes.mesh.shape[axis] for axis in between)
         apart = []  # those whose copies tell each other what they saw
         for slab in slabs:
             if slab.sharded == sharded:
                 items = occurrences[slab.name]
                 ids = copies * sum(rows.size for rows, _, _ in items)
                 bags = copies * sum(rows[:, :, 0].size for rows, _, _ in items)
-                if axes and sums_are_less(slab, ids, bags):
-                    found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, axes))
+                if between and sums_are_less(slab, ids, bags):
+                    found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, between))
                 else:
                     apart.append(slab)
-        everywhere = _gather_copies([occurrences[slab.name] for slab in apart], axes, dtype)
+        everywhere = _gather_copies([occurrences[slab.name] for slab in apart], between, dtype)
         for slab, items in zip(apart, everywhere, strict=True):
-            if slab.name in natively and not sum_duplicates:
+            if slab.name in native_slabs and not sum_duplicates:
                 found[slab.name] = tuple(items)
             elif is_dense(slab, sum(rows.size for rows, _, _ in items)):
                 found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, ()))
@@ -72,15 +72,6 @@ def coalesce(
             else:
                 found[slab.name] = tuple(items)
     return found
-
-
-def copy_axes(sharded: bool, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes over which copies of a slab see different samples.
-
-    Without those of one device, over which a collective would still be a pass over its data.
-    """
-    axes = (DATA,) if sharded else (DATA, MODEL)
-    return axes if math.prod(mesh_shape[axis] for axis in axes) > 1 else ()
 
 
 def sums_are_less(slab: Slab, ids: int, bags: int) -> bool:

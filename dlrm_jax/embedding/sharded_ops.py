@@ -1,224 +1,108 @@
-"""The parts of a step on the mesh: what one device does, with how its arrays are split."""
+"""The parts of a step on the mesh: `PerDevice`'s, with how their arrays are split."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
-from dlrm_jax.embedding import exchange, row_gradients
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
-from dlrm_jax.embedding.layout import Layout, Slab
-from dlrm_jax.embedding.optimizer import (
-    SGD,
-    RowWiseAdagrad,
-    mean_of_columns,
-    rate_at,
-    update_rows,
-)
-from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
-from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
-from dlrm_jax.embedding.table import Lookup
-from dlrm_jax.mesh import BATCH, DATA, MODEL, PER_DEVICE
-from dlrm_jax.native import ops
 
 
 def lookup(
-    mesh: Mesh,
-    layout: Layout,
-    lookups: Sequence[Lookup],
-    comm_dtype: str | None,
+    device: PerDevice,
     state: EmbeddingState,
     ids: Int[Array, "B C"],
     id_weights: Float[Array, "B C"] | None,
-    native: bool,
 ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
-    """See `EmbeddingCollection.lookup`."""
+    """See `EmbeddingCollection.lookup`. The optimizers' state isn't read."""
+    batch, per_device = device.axes.batch, device.axes.per_device
 
-    def run(slabs: dict[str, Array], ids: Array, id_weights: Array | None):
-        pooled, rows, at_rows, denominators = exchange.lookup(
-            layout, lookups, slabs, ids, id_weights, mesh.shape[MODEL], comm_dtype, native
-        )
-        return pooled, Residuals(_per_device(rows), at_rows and _per_device(at_rows), denominators)
+    def run(tables: dict[str, Array], ids: Array, id_weights: Array | None) -> Any:
+        return device.lookup(EmbeddingState(tables, {}), ids, id_weights)
 
     return jax.shard_map(
         run,
-        mesh=mesh,
-        in_specs=({slab.name: slab_spec(slab) for slab in layout.slabs}, BATCH, BATCH),
-        out_specs=(BATCH, Residuals(PER_DEVICE, PER_DEVICE, BATCH)),  # pyright: ignore
+        mesh=device.axes.mesh,
+        in_specs=(device.state_specs.tables, batch, batch),
+        out_specs=(batch, Residuals(per_device, per_device, batch)),  # pyright: ignore
         # The check can't know what native kernels do.
-        check_vma=not (native and any(map(has_native_lookup, layout.blocks))),
-    )(state.tables, ids, id_weights)
+        check_vma=not (device.native and any(map(has_native_lookup, device.layout.blocks))),
+    )(state.tables, *device.axes.place((ids, id_weights), batch))
 
 
 def send_cotangents(
-    mesh: Mesh,
-    layout: Layout,
-    lookups: Sequence[Lookup],
-    comm_dtype: str | None,
-    residuals: Residuals,
-    cotangents: Mapping[str, Float[Array, "B *_"]],
+    device: PerDevice, residuals: Residuals, cotangents: Mapping[str, Float[Array, "B *_"]]
 ) -> SparseCotangents:
-    """See `EmbeddingCollection.back`."""
-    trained = [i for i, block in enumerate(layout.blocks) if block.slab.optimizer]
-    blocks = [layout.blocks[i] for i in trained]
-
-    def run(denominators: dict[str, Array], cotangents: dict[str, Array]) -> tuple[Array, ...]:
-        return _per_device(
-            exchange.send_cotangents(lookups, blocks, denominators, cotangents, comm_dtype)
-        )
-
-    sent = jax.shard_map(run, mesh=mesh, in_specs=(BATCH, BATCH), out_specs=PER_DEVICE)
-    return SparseCotangents(
-        tuple(residuals.rows[i] for i in trained),
-        None if residuals.id_weights is None else tuple(residuals.id_weights[i] for i in trained),
-        sent(residuals.denominators, dict(cotangents)),
+    """See `EmbeddingCollection.send_cotangents`."""
+    batch = device.axes.batch
+    sent = jax.shard_map(
+        device.at_owners,
+        mesh=device.axes.mesh,
+        in_specs=(batch, batch),
+        out_specs=device.axes.per_device,
     )
+    placed = device.axes.place(dict(cotangents), batch)
+    return device.beside_rows(residuals, sent(residuals.denominators, placed))
 
 
-def coalesce(
-    mesh: Mesh,
-    layout: Layout,
-    comm_dtype: str | None,
-    cotangents: SparseCotangents,
-    sum_duplicates: bool,
-    natively: Container[str],
-) -> RowGradients:
-    """See `EmbeddingCollection.coalesce`."""
-    trained = [block for block in layout.blocks if block.slab.optimizer]
-    slabs = [slab for slab in layout.slabs if slab.optimizer]
+def coalesce(device: PerDevice, cotangents: SparseCotangents, sum_duplicates: bool) -> RowGradients:
+    """See `EmbeddingCollection.coalesce`. Micro-batches lie along a first axis."""
     stacked = cotangents.rows[0].ndim - 5 if cotangents.rows else 0
-
-    def run(cotangents: SparseCotangents) -> dict[str, tuple[row_gradients.BlockCotangents, ...]]:
-        def local(x: Array) -> Array:
-            return x.reshape(-1, *x.shape[-2:])
-
-        items: dict[str, list[row_gradients.BlockCotangents]] = {slab.name: [] for slab in slabs}
-        for i, block in enumerate(trained):
-            id_weights = None if cotangents.id_weights is None else local(cotangents.id_weights[i])
-            items[block.slab.name].append(
-                (local(cotangents.rows[i]), id_weights, local(cotangents.cotangents[i]))
-            )
-        return row_gradients.coalesce(
-            slabs, items, mesh.shape, sum_duplicates, comm_dtype, natively
-        )
-
     bags = jax.shard_map(
-        run,
-        mesh=mesh,
-        in_specs=PartitionSpec(*[None] * stacked, DATA, MODEL),
-        out_specs={slab.name: _per_shard(slab) for slab in slabs},
+        lambda cotangents: device.coalesce(cotangents, sum_duplicates).bags,
+        mesh=device.axes.mesh,
+        in_specs=PartitionSpec(*[None] * stacked, *device.axes.per_device),
+        out_specs=_row_specs(device),
         # Copies are made equal by collectives, or there is one copy, and no collective that
         # could show it to the check.
         check_vma=False,
     )(cotangents)
-    summed = all(
-        sum_duplicates or (slab.needs_sums(False) and slab.name not in natively) for slab in slabs
-    )
-    return RowGradients(bags, summed)
+    return RowGradients(bags, device.sums(sum_duplicates))
 
 
 def apply(
-    mesh: Mesh,
-    layout: Layout,
+    device: PerDevice,
     state: EmbeddingState,
     gradients: RowGradients,
     step: Integer[Array, ""] | int,
-    natively: Container[str],
 ) -> EmbeddingState:
-    """See `EmbeddingCollection.apply`."""
-    slabs = {slab.name: slab for slab in layout.slabs if slab.optimizer}
-    table_specs = {name: slab_spec(slab) for name, slab in slabs.items()}
-    slot_specs = {
-        name: {slot: slab_spec(slab, ndim) for slot, ndim in slot_ndims(slab).items()}
-        for name, slab in slabs.items()
-    }
-    per_shard = {name: _per_shard(slab) for name, slab in slabs.items()}
+    """See `EmbeddingCollection.apply`. Frozen tables are left out."""
+    slabs, specs = device.trained_slabs, device.state_specs
+    specs = EmbeddingState({name: specs.tables[name] for name in slabs}, specs.slots)
 
-    def run(tables, slots, bags, step):
-        new_tables, new_slots = {}, {}
-        for name, slab in slabs.items():
-            update = _update_natively if name in natively else _update
-            new_tables[name], new_slots[name] = update(
-                slab, tables[name], slots[name], bags[name], step
-            )
-        return new_tables, new_slots
+    def run(state: EmbeddingState, bags: dict[str, Any], step: Array) -> EmbeddingState:
+        return device.apply(state, RowGradients(bags, gradients.summed), step)
 
-    tables, slots = jax.shard_map(
+    updated = jax.shard_map(
         run,
-        mesh=mesh,
-        in_specs=(table_specs, slot_specs, per_shard, PartitionSpec()),
-        out_specs=(table_specs, slot_specs),
+        mesh=device.axes.mesh,
+        in_specs=(specs, _row_specs(device), PartitionSpec()),
+        out_specs=specs,
         # Where columns are split, all shards have the same rows with the same state, which
-        # the check can't know; nor does it know what native updates do.
+        # the check can't know; nor does it know what native updates and optax transforms do.
         check_vma=not any(
-            slab.split == "columns" or name in natively for name, slab in slabs.items()
+            slab.split == "columns"
+            or name in device.native_slabs
+            or "scalar" in device.optimizers[name].slots.values()
+            for name, slab in slabs.items()
         ),
     )(
-        {name: state.tables[name] for name in slabs},
-        {name: state.slots[name] for name in slabs},
+        EmbeddingState({name: state.tables[name] for name in slabs}, state.slots),
         gradients.bags,
         jnp.asarray(step),
     )
-    return EmbeddingState(state.tables | tables, state.slots | slots)
+    return EmbeddingState(state.tables | updated.tables, state.slots | updated.slots)
 
 
-def _update_natively(
-    slab: Slab,
-    table: Array,
-    slots: dict[str, Array],
-    bags: Sequence[row_gradients.BlockCotangents],
-    step: Array,
-) -> tuple[Array, dict[str, Array]]:
-    """`_update` by other means."""
-    optimizer = slab.optimizer
-    assert isinstance(optimizer, SGD | RowWiseAdagrad)
-    rate = rate_at(optimizer.learning_rate, step)
-    if isinstance(optimizer, SGD):
-        return ops.sgd(table, rate, bags), slots
-    table, accumulator = ops.rowwise_adagrad(table, slots["accumulator"], rate, optimizer.eps, bags)
-    return table, {"accumulator": accumulator}
-
-
-def _update(
-    slab: Slab,
-    table: Array,
-    slots: dict[str, Array],
-    bags: Sequence[row_gradients.BlockCotangents],
-    step: Array,
-) -> tuple[Array, dict[str, Array]]:
-    """One device's part of a slab, updated."""
-    assert slab.optimizer is not None
-    rows, gradients = row_gradients.expand(bags)
-
-    def mean_of_all_columns(x: Array) -> Array:
-        return jax.lax.pmean(mean_of_columns(x), MODEL)
-
-    def rounded(values: Array) -> Array:
-        return round_randomly(values, bits_of_rows(slab, rows, step))
-
-    return update_rows(
-        slab.optimizer,
-        table,
-        slots,
-        rows,
-        gradients,
-        step,
-        mean_of_all_columns if slab.split == "columns" else mean_of_columns,
-        slab.dtype,
-        rounded if slab.rounds_randomly else None,
-    )
-
-
-def _per_shard(slab: Slab) -> PartitionSpec:
-    """How the rows that are updated, and their gradients, lie: those of each shard in turn."""
-    return PartitionSpec(MODEL) if slab.sharded else PartitionSpec()
-
-
-def _per_device(arrays: Sequence[Array]) -> tuple[Array, ...]:
-    """One device's arrays as its parts of [D, M, ...] ones."""
-    return tuple(x[None, None] for x in arrays)
+def _row_specs(device: PerDevice) -> dict[str, PartitionSpec]:
+    """The split of touched rows and their gradients: those of each shard in turn."""
+    model = PartitionSpec(device.axes.model)
+    slabs = device.trained_slabs.items()
+    return {name: model if slab.sharded else PartitionSpec() for name, slab in slabs}

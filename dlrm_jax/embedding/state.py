@@ -34,12 +34,12 @@ class EmbeddingState:
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class Residuals:
-    """What `EmbeddingCollection.lookup` keeps for `send_cotangents`; one item per block.
+    """Arrays that `lookup` keeps for `send_cotangents`; one item per block.
 
     Attributes:
         rows: row numbers in the slab, at its owner, [D, M, N, T, L].
         id_weights: weight of each of these rows, [D, M, N, T, L]; None without weights.
-        denominators: by lookup with mean pooling, what its sums were divided by [B].
+        denominators: divisors of the sums, [B], by lookup with mean pooling.
     """
 
     rows: tuple[Leaf, ...] | Leaf

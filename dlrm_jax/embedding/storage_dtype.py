@@ -31,7 +31,7 @@ def decode(stored: Shaped[Array, "..."], dtype: np.dtype) -> Float[Array, "..."]
     """The opposite of `encode`.
 
     Args:
-        stored: some of what `encode` gave.
+        stored: rows of a stored table.
         dtype: dtype of the values.
     """
     if stored.dtype == dtype:

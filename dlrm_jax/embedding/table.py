@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.errors import UserError
 
 Initializer = Callable[[Array, tuple[int, int], Any], Float[Array, "n d"]]
@@ -52,12 +54,13 @@ class Table:
         name: unique among tables; names the table's array in a checkpoint.
         rows: ids run from 0 to rows - 1.
         dim: the width of a vector.
-        dtype: of the weights.
+        dtype: floating dtype of the values, of 16 bits or more.
         init: initial values; None for the reference's U(±√(1/rows)).
-        optimizer: None for the collection's.
+        optimizer: a `RowOptimizer` or an optax transform, see `RowOptax`; None for the
+            collection's.
         trainable: False freezes the table.
-        stochastic_rounding: of updated bfloat16 weights, so that small updates aren't lost;
-            False rounds them to the nearest. Means nothing for other dtypes.
+        stochastic_rounding: whether updated bfloat16 values are rounded up or down at random, so
+            that small updates aren't lost; False rounds to the nearest. Other dtypes ignore it.
     """
 
     name: str
@@ -65,7 +68,7 @@ class Table:
     dim: int
     dtype: str = "float32"
     init: Initializer | None = None
-    optimizer: RowOptimizer | None = None
+    optimizer: RowOptimizer | optax.GradientTransformation | None = None
     trainable: bool = True
     stochastic_rounding: bool = True
 
@@ -83,9 +86,19 @@ class Table:
                 f"table {self.name}: expected a floating dtype of 16 bits or more, got {self.dtype}"
             )
 
+        self.row_optimizer(None)
+
+    def row_optimizer(self, default: RowOptimizer | None) -> RowOptimizer | None:
+        """The optimizer of the table: its own, else the default; None if it is frozen."""
+        if not self.trainable:
+            return None
+        if self.optimizer is None:
+            return default
+        return as_row_optimizer(self.optimizer, f"table {self.name}")
+
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights of one copy."""
+        """Bytes of one copy, without optimizer state."""
         return self.rows * self.dim * jnp.dtype(self.dtype).itemsize
 
     @property
@@ -104,8 +117,8 @@ class Table:
         """Initial values of ``count`` consecutive rows, from their key.
 
         Args:
-            key: of these rows.
-            count: n.
+            key: key of these rows.
+            count: number of rows, n.
             bound: `initial_bound`, which tables that differ in nothing else may be given to share
                 a program; an ``init`` of the table's own doesn't ask for it.
         """
@@ -122,7 +135,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
-    """Which feature reads which table, and what becomes of its bag.
+    """A read of a table by a feature, and the pooling of its bags.
 
     Features may share a table, and one feature may read several tables.
 
@@ -155,7 +168,7 @@ def check_descriptions(
     tables: Sequence[Table],
     features: Sequence[Feature],
     lookups: Sequence[Lookup],
-    optimizer: Any,
+    optimizer: RowOptimizer | None,
 ) -> None:
     """Names must be unique, and what is named or needed must exist.
 
@@ -183,13 +196,6 @@ def check_descriptions(
     unread = {table.name for table in tables} - {lookup.table for lookup in lookups}
     if unread:
         raise UserError(f"no lookup reads the table(s) {', '.join(sorted(unread))}")
-    without = [t.name for t in tables if t.trainable and not (t.optimizer or optimizer)]
+    without = [t.name for t in tables if t.trainable and t.row_optimizer(optimizer) is None]
     if without:
         raise UserError(f"no optimizer for the table(s) {', '.join(without)}")
-    for table in tables:
-        effective = table.optimizer or optimizer
-        if table.trainable and not isinstance(effective, RowOptimizer):
-            raise UserError(
-                f"table {table.name}: expected a RowOptimizer such as RowWiseAdagrad, got "
-                f"{type(effective).__name__}; optax transformations serve the dense model only"
-            )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array
 
 from dlrm_jax.embedding import reshard
+from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.layout import Layout, Slab
-from dlrm_jax.embedding.optimizer import slot_shapes, zero_slots
+from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.optimizer import slot_shapes
 from dlrm_jax.embedding.state import EmbeddingState
-from dlrm_jax.embedding.storage_dtype import decode, encode
+from dlrm_jax.embedding.storage_dtype import decode, encode, storage_dtype
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
@@ -22,20 +23,30 @@ from dlrm_jax.mesh import put_whole
 Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
 Arrays = dict[str, Array]
 
+Scalars = dict[Hashable, tuple[str, Mapping[str, np.ndarray]]]
+"""By optimizer, the first table that has it and its optimizer slots of one number."""
 
-def from_arrays(mesh: Mesh, layout: Layout, source: Source, seed: int) -> EmbeddingState:
+
+def from_arrays(axes: MeshAxes, layout: Layout, source: Source, seed: int) -> EmbeddingState:
     """See `EmbeddingCollection.from_arrays`."""
-    tables, slots = {}, {}
-    # The largest first: what is held twice for a moment is then least on top of the rest.
+    tables, slots, auto = {}, {}, axes.auto
+    scalars: Scalars = {}
+    # The largest first: what is in memory twice for a moment is then least on top of the rest.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
         ndims = {"table": 2, **reshard.slot_ndims(slab)}
-        shardings = {k: reshard.slab_sharding(mesh, slab, ndim) for k, ndim in ndims.items()}
-        given = {name: _given(mesh, slab, table, source) for name, table in slab.tables.items()}
-        leaves = jax.jit(functools.partial(_make_slab, mesh, slab, seed), out_shardings=shardings)(
-            given
-        )
+        shardings = {k: reshard.slab_sharding(auto, slab, ndim) for k, ndim in ndims.items()}
+        given = {name: _given(auto, slab, table, source) for name, table in slab.tables.items()}
+        _check_scalars(slab, given, scalars)
+        make = jax.jit(functools.partial(_make_slab, auto, slab, seed), out_shardings=shardings)
+        with auto.current():
+            leaves = make(given)
         del given
         jax.block_until_ready(leaves)
+        if axes.explicit:
+            leaves = {
+                key: jax.device_put(leaf, reshard.slab_sharding(axes, slab, leaf.ndim))
+                for key, leaf in leaves.items()
+            }
         tables[slab.name] = leaves.pop("table")
         if slab.optimizer:
             slots[slab.name] = leaves
@@ -43,42 +54,71 @@ def from_arrays(mesh: Mesh, layout: Layout, source: Source, seed: int) -> Embedd
 
 
 def iter_arrays(
-    layout: Layout, unpackers: Mapping[str, reshard.Unpacker], state: EmbeddingState
+    axes: MeshAxes,
+    layout: Layout,
+    unpackers: Mapping[str, reshard.Unpacker],
+    state: EmbeddingState,
 ) -> Iterator[tuple[Table, str, Array]]:
     """See `EmbeddingCollection.iter_arrays`."""
+    auto = axes.auto
     for slab in layout.slabs:
         leaves = {"table": state.tables[slab.name], **state.slots.get(slab.name, {})}
         for key, leaf in leaves.items():
-            tables = unpackers[slab.name](leaf)
+            with auto.current():
+                tables = unpackers[slab.name](auto.moved(leaf))
             while tables:
                 name = next(iter(tables))
                 # Without a name here, so that the caller decides how long an array lives.
-                yield slab.tables[name], key, _released(tables.pop(name), slab, key)
+                yield slab.tables[name], key, _released(axes, tables.pop(name), slab, key)
 
 
-def _released(held: Array, slab: Slab, key: str) -> Array:
-    return _decoded(held, slab.dtype) if key == "table" and held.dtype != slab.dtype else held
+def _released(axes: MeshAxes, array: Array, slab: Slab, key: str) -> Array:
+    """An array of a table as the caller gets it: in the table's dtype, on the caller's mesh."""
+    if key == "table" and array.dtype != slab.dtype:
+        with axes.auto.current():
+            array = _decode(array, slab.dtype)
+    return axes.moved(array)
 
 
-_decoded = jax.jit(decode, static_argnames="dtype")
+_decode = jax.jit(decode, static_argnames="dtype")
 
 
-def array_specs(mesh: Mesh, slab: Slab, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
+def state_specs(axes: MeshAxes, layout: Layout) -> EmbeddingState:
+    """See `EmbeddingCollection.state_specs`."""
+    tables, slots = {}, {}
+    for slab in layout.slabs:
+        rows = slab.rows * (axes.shards if slab.split == "rows" else 1)
+        shapes = {"table": jax.ShapeDtypeStruct((rows, slab.dim), storage_dtype(slab.dtype))}
+        if slab.optimizer:
+            shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
+        placed = {
+            key: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=reshard.slab_sharding(axes, slab, len(x.shape))
+            )
+            for key, x in shapes.items()
+        }
+        tables[slab.name] = placed.pop("table")
+        if slab.optimizer:
+            slots[slab.name] = placed
+    return EmbeddingState(tables, slots)
+
+
+def array_specs(axes: MeshAxes, slab: Slab, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
     """See `EmbeddingCollection.array_specs`."""
     shapes = {"table": jax.ShapeDtypeStruct((table.rows, table.dim), slab.dtype)}
     if slab.optimizer:
         shapes |= slot_shapes(slab.optimizer, table.rows, table.dim, slab.dtype)
     return {
         key: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=reshard.array_sharding(mesh, slab, x.shape)
+            x.shape, x.dtype, sharding=reshard.array_sharding(axes, slab, x.shape)
         )
         for key, x in shapes.items()
     }
 
 
-def _given(mesh: Mesh, slab: Slab, table: Table, source: Source) -> Arrays:
-    """What the source has of a table, checked and placed."""
-    wanted = array_specs(mesh, slab, table)
+def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
+    """The arrays that the source has of a table, checked and placed."""
+    wanted = array_specs(axes, slab, table)
     placed = {}
     for key, array in source(table).items():
         if key not in wanted:
@@ -95,8 +135,27 @@ def _given(mesh: Mesh, slab: Slab, table: Table, source: Source) -> Arrays:
     return placed
 
 
-def _make_slab(mesh: Mesh, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
-    """The slab's arrays from its tables'; what wasn't given gets initial values."""
+def _check_scalars(slab: Slab, given: Mapping[str, Arrays], seen: Scalars) -> None:
+    """Checks that tables of one optimizer share its scalars, as in one slab they have to."""
+    optimizer = slab.optimizer
+    names = [name for name, ndim in reshard.slot_ndims(slab).items() if ndim == 0]
+    if optimizer is None or not names:
+        return
+    initial = jax.jit(optimizer.initial_slots)(np.zeros((1, slab.dim), slab.vector_dtype))
+    for table, arrays in given.items():
+        own = {name: np.asarray(arrays.get(name, initial[name])) for name in names}
+        other, expected = seen.setdefault(optimizer_key(optimizer), (table, own))
+        for name in names:
+            if own[name] != expected[name]:
+                raise UserError(
+                    f"tables {other} and {table} have the same optimizer, so their {name} must be "
+                    f"the same, got {expected[name]} and {own[name]}; give it for all tables of "
+                    f"an optimizer or for none, where it is {np.asarray(initial[name])}"
+                )
+
+
+def _make_slab(axes: MeshAxes, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
+    """A slab's arrays, of given arrays of its tables and of initial values for all others."""
     drawn = reshard.initial_values(
         [table for name, table in slab.tables.items() if "table" not in given[name]], seed
     )
@@ -106,15 +165,15 @@ def _make_slab(mesh: Mesh, slab: Slab, seed: int, given: dict[str, Arrays]) -> A
             return given[table.name][key]
         if key == "table":
             values = drawn[table.name]
-            sharding = reshard.array_sharding(mesh, slab, values.shape)
+            sharding = reshard.array_sharding(axes, slab, values.shape)
             return jax.lax.with_sharding_constraint(values, sharding)
         assert slab.optimizer is not None
-        return zero_slots(slab.optimizer, table.rows, table.dim, slab.dtype)[key]
+        return slab.optimizer.initial_slots(whole(table, "table").astype(slab.vector_dtype))[key]
 
     keys = ["table", *(slab.optimizer.slots if slab.optimizer else ())]
     arrays = {
         key: reshard.pack(
-            mesh, slab, {name: whole(table, key) for name, table in slab.tables.items()}
+            axes, slab, {name: whole(table, key) for name, table in slab.tables.items()}
         )
         for key in keys
     }

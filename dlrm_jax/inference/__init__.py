@@ -1,1 +1,1 @@
-"""Trained models in use: predictions, tables as files, vocabularies."""
+"""Use of trained models: predictions, tables as files, vocabularies."""

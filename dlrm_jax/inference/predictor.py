@@ -1,4 +1,4 @@
-"""A trained model for prediction: from a checkpoint, without optimizers, on any mesh."""
+"""Predicts with the model of a checkpoint: without optimizers, on any mesh."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float64
@@ -19,7 +18,7 @@ from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.serialization import (
-    load_params,
+    load_model,
     load_table,
     read_metadata,
     release_memory,
@@ -31,16 +30,16 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
     """The config that a checkpoint was trained with.
 
     Args:
-        checkpoint: its directory, for messages.
-        metadata: from `serialization.read_metadata`.
+        checkpoint: directory of the checkpoint, for messages.
+        metadata: metadata of the checkpoint, from `serialization.read_metadata`.
 
     Raises:
-        UserError: the config isn't there, or has other fields than this program's.
+        UserError: the config is missing, or has fields that this program lacks.
     """
     fields = metadata.get("config")
     if fields is None:
         raise UserError(
-            f"checkpoint {checkpoint} doesn't say which model it is of: expected one that "
+            f"checkpoint {checkpoint} doesn't describe its model: expected one that "
             f"python -m dlrm_jax train wrote"
         )
     fields = saved_fields(fields)
@@ -58,14 +57,14 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedModel:
+class Predictor:
     """What predicts.
 
     Attributes:
-        config: that it was trained with; the mesh, the placements and the batches are others.
-        learner: on the mesh of prediction.
+        config: config of training; mesh, placements and batch sizes differ here.
+        learner: learner on the mesh of prediction.
         state: parameters and tables; there is no optimizer state.
-        batch_size: of prediction, over all devices.
+        batch_size: number of examples predicted at a time, over all devices.
     """
 
     config: Config
@@ -74,45 +73,42 @@ class TrainedModel:
     batch_size: int
 
     @classmethod
-    def load(cls, checkpoint: Path, mesh: Mesh, batch_size: int = 8192) -> TrainedModel:
+    def load(cls, checkpoint: Path, mesh: Mesh, batch_size: int = 8192) -> Predictor:
         """Reads parameters and tables, one slab at a time.
 
         Args:
-            checkpoint: a directory named by its step.
-            mesh: any; it needn't be that of training.
-            batch_size: rows predicted at a time; the mesh must divide it.
+            checkpoint: directory of the checkpoint, named by its step.
+            mesh: mesh of prediction; it may differ from that of training.
+            batch_size: number of rows predicted at a time; the mesh must divide it.
 
         Raises:
-            UserError: there is no checkpoint, or it is damaged or of something else; the mesh
+            UserError: there is no checkpoint, or it is damaged or of another kind; the mesh
                 doesn't divide the batch.
         """
         metadata = read_metadata(checkpoint)
         config = trained_config(checkpoint, metadata)
         learner = make_learner(_for_prediction(config, batch_size), mesh)
         release_memory()
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=learner.replicated),
-            jax.eval_shape(lambda: learner.init_params(0)),
-        )
-        params = load_params(checkpoint, metadata, abstract)
+        specs = learner.state_specs()
+        params, model_state = load_model(checkpoint, metadata, specs.params, specs.model_state)
         embedding = learner.collection.from_arrays(
             lambda table: load_table(
                 checkpoint, metadata, table.name, learner.collection.array_specs(table.name)
             ),
             seed=0,
         )
-        state = TrainState(metadata["step"], params, optimizer=None, embedding=embedding)
+        state = TrainState(metadata["step"], params, None, embedding, model_state)
         return cls(config, learner, state, batch_size)
 
     def probabilities(self, split: Split) -> Iterator[Float64[np.ndarray, " B"]]:
         """Yields the probability of label 1 of every example, in order, a batch at a time.
 
         Args:
-            split: of the same features as the data of training; see `data.check.check_ids`.
+            split: examples with the features of the training data; see `data.check.check_ids`.
 
         Raises:
             UserError: the examples have another number of dense features, or a prediction isn't
-                finite, naming its row.
+                finite; the message names its row.
         """
         if split.dense_features != self.config.dense_features:
             raise UserError(
@@ -127,13 +123,13 @@ class TrainedModel:
                     f"the prediction of row {first + np.argmin(finite)} (from 0) isn't finite; "
                     f"look for values out of range among its dense features"
                 )
-            # In float64: close to 1, float32 would lose what the logit says.
+            # In float64: float32 can't resolve probabilities close to 1.
             yield np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
             first += len(logits)
 
 
 def _for_prediction(config: Config, batch_size: int) -> Config:
-    """The same model; frozen tables have no optimizer state, and a mesh its own placements."""
+    """The config for prediction: frozen tables without optimizer state, default placements."""
     return dataclasses.replace(
         config,
         frozen_tables=tuple(dict.fromkeys(config.table_of.values())),

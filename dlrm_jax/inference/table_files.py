@@ -1,4 +1,4 @@
-"""Tables of a checkpoint as files for other programs, with the raw values of their rows."""
+"""Writes tables of a checkpoint as files for other programs, with the raw values of their rows."""
 
 from __future__ import annotations
 
@@ -27,68 +27,68 @@ def write_table(
     directory: Path,
     file_format: Format,
 ) -> list[Path]:
-    """Writes the vectors of one table; holds this table and no other in memory.
+    """Writes the vectors of one table; only this table is in memory.
 
     Args:
-        checkpoint: the directory named by its step.
-        metadata: from `serialization.read_metadata`.
-        table: its name.
-        values: of its ids, from `vocabularies.read_values`; None if they aren't known.
-        directory: to write to.
-        file_format: ``"parquet"`` makes ``TABLE.parquet`` with a line for each value, by ascending
-            id: ``value`` as in the vocabulary (null where an id has none: of unseen and of missing
-            values), ``id`` and ``vector``, float32 [dim]. ``"npy"`` makes ``TABLE.npy``, float32
-            [rows, dim], and ``TABLE.values.parquet`` with ``value`` and ``id``. Without values
-            there is no column and no file of them.
+        checkpoint: directory of the checkpoint, named by its step.
+        metadata: metadata of the checkpoint, from `serialization.read_metadata`.
+        table: name of the table.
+        values: raw values of its ids, from `vocabularies.read_values`; None if unknown.
+        directory: directory for the files.
+        file_format: ``"parquet"`` writes ``TABLE.parquet`` with a line for each value, by ascending
+            id: ``value`` as in the vocabulary (null for ids without a value, such as those of
+            unseen and missing values), ``id`` and ``vector``, float32 [dim]. ``"npy"`` writes
+            ``TABLE.npy``, float32 [rows, dim], and ``TABLE.values.parquet`` with ``value`` and
+            ``id``. Without values, that column and that file are omitted.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
         UserError: there is no such table, it is damaged, or the ids aren't its rows.
         OSError: the files can't be written.
     """
-    weights = _weights(checkpoint, metadata, table)
-    lines = _lines(table, len(weights), values)
+    vectors = _read_vectors(checkpoint, metadata, table)
+    lines = _lines(table, len(vectors), values)
     if file_format == "parquet":
         path = directory / f"{table}.parquet"
-        write_frames(_with_vectors(lines, weights), path, ".parquet")
+        write_frames(_with_vectors(lines, vectors), path, ".parquet")
         return [path]
     paths = [directory / f"{table}.npy"]
-    np.save(paths[0], weights)
+    np.save(paths[0], vectors)
     if values is not None:
         paths.append(directory / f"{table}.values.parquet")
         write_frames([lines], paths[1], ".parquet")
     return paths
 
 
-def _weights(
+def _read_vectors(
     checkpoint: Path, metadata: Mapping[str, Any], table: str
 ) -> Float32[np.ndarray, "rows dim"]:
     entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
     if entry is None:
         raise UserError(f"checkpoint {checkpoint} has no table {table!r}")
-    wanted = np.broadcast_to(np.float32(0), entry["shape"])  # says what is wanted, takes no memory
-    loaded = load_table(checkpoint, metadata, table, {"table": wanted})["table"]
+    spec = np.broadcast_to(np.float32(0), entry["shape"])  # a shape and type without memory
+    loaded = load_table(checkpoint, metadata, table, {"table": spec})["table"]
     return np.asarray(loaded)
 
 
 def _lines(table: str, rows: int, values: pl.DataFrame | None) -> pl.DataFrame:
-    """Ids with their values, as often as they have any, but at least once."""
+    """One line per id and value; ids without a value have one line, too."""
     ids = pl.DataFrame({"id": np.arange(rows, dtype=np.int32)})
     if values is None:
         return ids
-    known = values["id"]
-    if not known.is_between(0, rows - 1).all():
+    value_ids = values["id"]
+    if not value_ids.is_between(0, rows - 1).all():
         raise UserError(
-            f"the vocabulary of table {table} has ids from {known.min()} to {known.max()}, the "
-            f"table has {rows} rows: they aren't of the same run"
+            f"the vocabulary of table {table} has ids from {value_ids.min()} to {value_ids.max()}, "
+            f"the table has {rows} rows: they belong to different runs"
         )
     return ids.join(values, on="id", how="left", maintain_order="left_right").select("value", "id")
 
 
 def _with_vectors(
-    lines: pl.DataFrame, weights: Float32[np.ndarray, "rows dim"]
+    lines: pl.DataFrame, vectors: Float32[np.ndarray, "rows dim"]
 ) -> Iterator[pl.DataFrame]:
     for frame in lines.iter_slices(_ROWS_PER_FRAME):
-        yield frame.with_columns(pl.Series("vector", weights[frame["id"].to_numpy()]))
+        yield frame.with_columns(pl.Series("vector", vectors[frame["id"].to_numpy()]))

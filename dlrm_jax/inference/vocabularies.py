@@ -1,6 +1,6 @@
-"""What maps raw values to the ids of a model: a run keeps it, to be served without its data.
+"""A run's copy of the vocabularies that map raw values to ids, for serving without its data.
 
-``WORKDIR/preprocessing`` holds ``metadata.json`` and ``vocabularies/`` of the prepared data.
+``WORKDIR/preprocessing`` contains ``metadata.json`` and ``vocabularies/`` of the prepared data.
 """
 
 from __future__ import annotations
@@ -13,45 +13,42 @@ import polars as pl
 
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import made
+from dlrm_jax.files import replacing
 from dlrm_jax.processes import on_process_0
 
 
 def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
-    """Copies what maps values to ids to a run's workdir, whole or not at all.
+    """Copies the vocabularies of prepared data to a run's workdir, completely or not at all.
 
-    Hard links take its place where the file system allows. What is there already of the same data
-    is left as it is. Of several processes, process 0 does it.
+    Files are hard links where the file system allows it. A copy of the same data is left as it is.
+    In a run of several processes, process 0 does it.
 
     Args:
-        directory: of the prepared data, see `data.directory`.
-        fingerprint: of the data that the run is of.
-        workdir: of the run.
+        directory: directory of the prepared data, see `data.directory`.
+        fingerprint: fingerprint of the run's data.
+        workdir: directory of the run.
 
     Raises:
-        UserError: it can't be read or written, or another process has put other data there.
+        UserError: the files can't be read or written, or another process has replaced the data.
     """
     on_process_0(lambda: _keep(directory, fingerprint, workdir / "preprocessing"))
 
 
-def _keep(directory: Path, fingerprint: str, kept: Path) -> None:
+def _keep(directory: Path, fingerprint: str, copy: Path) -> None:
     try:
-        if kept.exists():
-            if Metadata.read(kept).fingerprint == fingerprint:
-                return
-            # Of a run on other data that ended before its first checkpoint.
-            shutil.rmtree(kept)
-        with made(kept) as writing:
-            shutil.rmtree(writing, ignore_errors=True)
-            writing.mkdir()
-            shutil.copy2(directory / METADATA, writing / METADATA)
-            shutil.copytree(directory / VOCABULARIES, writing / VOCABULARIES, copy_function=_link)
-            if Metadata.read(writing).fingerprint != fingerprint:
+        if copy.exists() and Metadata.read(copy).fingerprint == fingerprint:
+            return
+        # A copy of other data is left from a run that ended before its first checkpoint.
+        with replacing(copy) as temporary:
+            temporary.mkdir()
+            shutil.copy2(directory / METADATA, temporary / METADATA)
+            shutil.copytree(directory / VOCABULARIES, temporary / VOCABULARIES, copy_function=_link)
+            if Metadata.read(temporary).fingerprint != fingerprint:
                 raise UserError(f"{directory} was replaced by other data meanwhile; start again")
     except (OSError, shutil.Error) as error:
         raise UserError(
-            f"cannot keep the vocabularies of {directory} in {kept.parent}: {error}; are they "
-            f"there, and is the disk large enough?"
+            f"cannot keep the vocabularies of {directory} in {copy.parent}: {error}; check that "
+            f"they exist and that the disk is large enough"
         ) from error
 
 
@@ -63,38 +60,38 @@ def _link(source: str, target: str) -> None:
 
 
 def find_kept(checkpoint: Path) -> Path | None:
-    """Where the run of a checkpoint keeps them, or None if it doesn't."""
-    kept = checkpoint.absolute().parent.parent / "preprocessing"
-    return kept if kept.is_dir() else None
+    """The directory with the vocabularies of a checkpoint's run, or None if it has none."""
+    copy = checkpoint.absolute().parent.parent / "preprocessing"
+    return copy if copy.is_dir() else None
 
 
 def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Metadata:
-    """Reads the description of a directory whose ids must be those of a checkpoint.
+    """Reads the description of a directory and checks that its ids are those of a checkpoint.
 
     Args:
-        directory: of prepared data, or what `keep` made of it.
-        checkpoint: for the message.
-        fingerprint: of the data that the checkpoint was trained on.
+        directory: directory of prepared data, or a copy that `keep` made.
+        checkpoint: directory of the checkpoint, for messages.
+        fingerprint: fingerprint of the data that the checkpoint was trained on.
 
     Raises:
-        UserError: it is of other data.
+        UserError: the directory contains other data.
     """
     metadata = Metadata.read(directory)
     if metadata.fingerprint != fingerprint:
         raise UserError(
-            f"{directory} isn't of the data that {checkpoint} was trained on: its ids mean other "
-            f"values. Give raw logs, which are mapped to the ids of training, or a directory of "
-            f"the very data of training"
+            f"{directory} isn't the data that {checkpoint} was trained on: its ids mean other "
+            f"values. Give raw logs, which are mapped to the ids of training, or the "
+            f"directory of the training data"
         )
     return metadata
 
 
 def read_values(directory: Path, table: int) -> pl.DataFrame:
-    """The raw values of a table: columns ``value`` and ``id``, in any order.
+    """Reads the raw values of a table: columns ``value`` and ``id``, in any order.
 
     Args:
-        directory: of prepared data, or what `keep` made of it.
-        table: its number, from 0.
+        directory: directory of prepared data, or a copy that `keep` made.
+        table: index of the table, from 0.
 
     Raises:
         UserError: the vocabulary can't be read.

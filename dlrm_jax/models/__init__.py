@@ -1,1 +1,1 @@
-"""Dense models, which know no tables and no mesh."""
+"""Dense models. They know no tables and no mesh."""

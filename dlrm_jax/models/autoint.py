@@ -1,4 +1,4 @@
-"""AutoInt (arXiv 1810.11921): fields attend to each other."""
+"""AutoInt (arXiv 1810.11921): self-attention between fields."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class InteractingLayer(nnx.Module):
     """Multi-head self-attention over fields, with a residual and a ReLU (equations 5 to 8).
 
     Args:
-        width: of the vectors that come in.
-        heads: H.
-        head_width: of the vectors of a head.
-        rngs: of the initial values.
+        width: width of the input vectors.
+        heads: number of heads, H.
+        head_width: width of a head's vectors.
+        rngs: random number generators of the initial values.
     """
 
     def __init__(self, width: int, heads: int, head_width: int, *, rngs: nnx.Rngs):
@@ -39,7 +39,7 @@ class InteractingLayer(nnx.Module):
         self.query, self.key, self.value, self.residual = (matrix() for _ in range(4))
 
     def __call__(self, x: Float[Array, "B F in"]) -> Float[Array, "B F out"]:
-        """Returns F vectors as wide as all heads together."""
+        """Returns F vectors of width H · head_width."""
 
         def by_head(weight: nnx.Param) -> Float[Array, "B F H a"]:
             return (x @ weight[...]).reshape(*x.shape[:2], self.heads, -1)
@@ -51,15 +51,15 @@ class InteractingLayer(nnx.Module):
 
 
 class AutoInt(Model):
-    """Interacting layers over the vectors of all fields, and one logit of all that comes out.
+    """Interacting layers over the vectors of all fields, and a linear layer to one logit.
 
     Args:
-        dense_features: D.
-        fields: of one width, d.
-        layers: how many.
-        heads: of each layer.
-        head_width: of each head.
-        rngs: of the initial values.
+        dense_features: number of dense features, D.
+        fields: the categorical inputs, all of one width d.
+        layers: number of interacting layers.
+        heads: number of heads of each layer.
+        head_width: width of a head's vectors.
+        rngs: random number generators of the initial values.
     """
 
     def __init__(

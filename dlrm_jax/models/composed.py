@@ -1,4 +1,4 @@
-"""Vectors that are made of what several smaller tables hold, or that a table holds in part."""
+"""Models on composed embeddings: a vector made from several smaller tables or a narrower one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Composition = Literal["product", "sum", "concat"]
 class QuotientRemainder:
     """A vector for each id from two tables (arXiv 1909.02107, section 4).
 
-    Id i of n has row i // c of one table, ⌈n/c⌉ rows, and row i mod c of another one, c rows. The
-    sums over a bag are composed, as in the DLRM reference.
+    Id i of n reads row i // c of one table with ⌈n/c⌉ rows, and row i mod c of another with c rows.
+    The sums over a bag are composed, as in the DLRM reference.
 
     Attributes:
-        quotient: the name of the one's vectors.
-        remainder: of the other's.
-        composition: how the two become one; concatenated ones are half as wide each.
+        quotient: name of the first table's vectors.
+        remainder: name of the second table's vectors.
+        composition: composition of the two vectors; concatenated ones have half the width each.
     """
 
     quotient: str
@@ -34,7 +34,7 @@ class QuotientRemainder:
     composition: Composition
 
     def __call__(self, vectors: Vectors) -> Float[Array, "B d"]:
-        """Composes the two."""
+        """Composes the two vectors."""
         quotient, remainder = vectors[self.quotient], vectors[self.remainder]
         if self.composition == "product":
             return quotient * remainder
@@ -47,10 +47,10 @@ class Projection(nnx.Module):
     """A vector of full width from a narrower one, without bias (arXiv 1909.11810, section 3).
 
     Args:
-        name: of the narrower one.
-        width: of it.
-        full_width: of what the model gets.
-        rngs: of the initial values.
+        name: name of the narrower vector.
+        width: width of the narrower vector.
+        full_width: width of the result, which the model reads.
+        rngs: random number generators of the initial values.
     """
 
     def __init__(self, name: str, width: int, full_width: int, *, rngs: nnx.Rngs):
@@ -59,17 +59,17 @@ class Projection(nnx.Module):
         self.weight = nnx.Param(init(rngs.params(), (width, full_width)))
 
     def __call__(self, vectors: Vectors) -> Float[Array, "B *_"]:
-        """Projects the pooled vectors, or each of a sequence."""
+        """Projects the pooled vectors, or each vector of a sequence."""
         return vectors[self.name] @ self.weight[...]
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnedPooling:
-    """Σ w v over a bag, where each row of the table has a weight w that is learned as well.
+    """Σ w v over a bag, with a learned weight w for each row of the table.
 
     Attributes:
-        name: of the sequence of vectors.
-        weights: the name of the sequence of weights.
+        name: name of the sequence of vectors.
+        weights: name of the sequence of weights.
     """
 
     name: str
@@ -81,15 +81,16 @@ class LearnedPooling:
 
 
 Part = Callable[[Vectors], Float[Array, "B *_"]]
-"""One vector out of what tables hold; an `nnx.Module` if it has parameters."""
+"""A function that makes one vector of the tables' vectors; an `nnx.Module` if it has parameters."""
 
 
 class ComposedEmbeddings(nnx.Module):
-    """A model and what makes its vectors.
+    """A model, and the parts that compose its vectors.
 
     Args:
-        model: that reads them.
-        parts: by the name of the vector that they make; the model reads all others as they are.
+        model: the model, which reads the composed vectors.
+        parts: composition of each composed vector, by its name. The model reads all other vectors
+            unchanged.
     """
 
     def __init__(self, model: nnx.Module, parts: Mapping[str, Part]):

@@ -25,8 +25,8 @@ class CrossVector(nnx.Module):
     """x' = x₀ (xᵀ w) + b + x, DCN's layer.
 
     Args:
-        width: of x.
-        rngs: of the initial values.
+        width: width of x.
+        rngs: random number generators of the initial values.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
@@ -40,12 +40,12 @@ class CrossVector(nnx.Module):
 
 
 class CrossMatrix(nnx.Module):
-    """x' = x₀ ∘ (W x + b) + x, DCN-v2's layer; of low rank W = U V.
+    """x' = x₀ ∘ (W x + b) + x, DCN-v2's layer; W = U V if it has low rank.
 
     Args:
-        width: of x.
-        rank: of W; 0 for a full matrix.
-        rngs: of the initial values.
+        width: width of x.
+        rank: rank of W; 0 for a full matrix.
+        rngs: random number generators of the initial values.
     """
 
     def __init__(self, width: int, rank: int, *, rngs: nnx.Rngs):
@@ -74,12 +74,12 @@ class DCN(Model):
     """Cross layers and an MLP, both over dense features and vectors; one logit of both.
 
     Args:
-        dense_features: D.
+        dense_features: number of dense features, D.
         fields: the categorical inputs.
         top_mlp: widths of the deep part; the last is 1, the logit.
-        layers: how many cross layers.
-        rngs: of the initial values.
-        dtype: that the MLP computes in.
+        layers: number of cross layers.
+        rngs: random number generators of the initial values.
+        dtype: type in which the MLP computes.
     """
 
     def __init__(
@@ -114,16 +114,16 @@ class DCNv2(Model):
     With a rank and a bottom MLP this is the model of MLPerf's DLRM-DCNv2.
 
     Args:
-        dense_features: D.
+        dense_features: number of dense features, D.
         fields: the categorical inputs.
-        bottom_mlp: widths of layers that the dense features go through first, each with a
-            ReLU; none for the paper's own form.
+        bottom_mlp: widths of an MLP on the dense features, with a ReLU after each layer; empty in
+            the paper.
         top_mlp: widths of the deep part; the last is 1, the logit.
-        layers: how many cross layers.
-        rank: of their matrices; 0 for full ones.
-        structure: whether the deep part is ``"stacked"`` on the cross layers or ``"parallel"``.
-        rngs: of the initial values.
-        dtype: that the MLPs compute in.
+        layers: number of cross layers.
+        rank: rank of their matrices; 0 for full ones.
+        structure: position of the deep part: ``"stacked"`` on the cross layers, or ``"parallel"``.
+        rngs: random number generators of the initial values.
+        dtype: type in which the MLPs compute.
     """
 
     def __init__(

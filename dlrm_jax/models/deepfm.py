@@ -15,14 +15,14 @@ from dlrm_jax.models.mlp import MLP
 
 
 class DeepFM(FM):
-    """ŷ = FM + deep, an MLP over the very vectors of the FM (section 2).
+    """ŷ = FM + deep: an FM, and an MLP over the same vectors (section 2).
 
     Args:
-        dense_features: D.
-        fields: of one width, d.
+        dense_features: number of dense features, D.
+        fields: the categorical inputs, all of one width d.
         top_mlp: widths of the deep part; the last is 1, the logit.
-        rngs: of the initial values.
-        dtype: that the MLP computes in.
+        rngs: random number generators of the initial values.
+        dtype: type in which the MLP computes.
     """
 
     def __init__(

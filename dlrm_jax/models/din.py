@@ -15,20 +15,20 @@ from dlrm_jax.models.mlp import MLP
 
 
 class DIN(Model):
-    """An MLP over dense features, vectors, and histories weighted by what the target is.
+    """An MLP over dense features, vectors, and histories weighted by attention to a target.
 
     Each history e₁, e₂, … becomes Σⱼ a(eⱼ, v) eⱼ, where v is the target's vector and a an MLP over
     eⱼ, v, eⱼ - v and eⱼ ∘ v. As in equation 3 of the paper, the weights aren't normalized. Absent
-    ids, whose vectors are zero, add nothing. ReLUs stand for the paper's Dice.
+    ids, whose vectors are zero, add nothing. ReLUs replace the paper's Dice.
 
     Args:
-        dense_features: D.
-        fields: those with several ids are histories.
+        dense_features: number of dense features, D.
+        fields: the categorical inputs; those with several ids are histories.
         top_mlp: widths of the MLP; the last is 1, the logit.
-        target: the name of the field that attends, which has one id.
+        target: name of the field that attends, which has one id.
         attention: hidden widths of a.
-        rngs: of the initial values.
-        dtype: that the MLPs compute in.
+        rngs: random number generators of the initial values.
+        dtype: type in which the MLPs compute.
 
     Raises:
         UserError: there is no history, or no such target of the same width.
@@ -36,7 +36,7 @@ class DIN(Model):
 
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:
-        """A vector, or a sequence of them where there are several ids."""
+        """One vector, or a sequence of vectors for a field with several ids."""
         return (Read(sequence=True),) if field.max_ids > 1 else (VECTOR,)
 
     def __init__(

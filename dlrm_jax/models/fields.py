@@ -1,4 +1,4 @@
-"""What a model is made for and what it reads: categorical fields, dense features, their vectors."""
+"""The interface of models: categorical fields, dense features, and the vectors that models read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = 0.01
 """Standard deviation of small initial values."""
 
 Vectors = Mapping[str, Float[Array, "B *_"]]
-"""By name (a field's, and what a `Read` adds), [B, width] or a sequence [B, max_ids, width]."""
+"""Vectors by name (the field's, plus the suffix of a `Read`), [B, width] or [B, max_ids, width]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Field:
     """One categorical input of a model.
 
     Attributes:
-        name: of its vector.
-        width: of that vector, d.
-        max_ids: how many ids an example has for it at most.
+        name: name of its vector.
+        width: width of that vector, d.
+        max_ids: maximum number of ids of an example.
     """
 
     name: str
@@ -38,13 +38,15 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """One of the vectors that a model wants of a field; each comes from a table of its own.
+    """One vector that a model reads of a field; each comes from its own table.
 
     Attributes:
-        suffix: its name, behind the field's.
-        width: None for the field's.
-        init: of the table: the DLRM reference's uniform values, N(0, 0.01²), or zeros.
-        sequence: one vector for each id, [max_ids, width], instead of their sum or mean.
+        suffix: suffix of its name, after the field's.
+        width: width of the vector; None for the field's.
+        init: initial values of the table: the DLRM reference's uniform values, N(0, 0.01²), or
+            zeros.
+        sequence: whether to read one vector for each id, [max_ids, width], instead of their sum or
+            mean.
     """
 
     suffix: str = ""
@@ -55,36 +57,25 @@ class Read:
 
 VECTOR = Read()
 SMALL_VECTOR = Read(init="small")
-"""For sums of many products, which values as large as the reference's would drown in noise."""
+"""A vector with small initial values. In sums of many products, larger ones are mere noise."""
 WEIGHT = Read(".weight", width=1, init="zeros")
-"""A number for each id: what a linear model learns of it."""
+"""A number for each id: the weight of a linear model."""
 
 
 class Model(nnx.Module):
     """From dense features and vectors to logits; knows no tables and no mesh.
 
-    An example's logit depends on that example alone: each device has some of a batch.
-
     A model is one class: what it reads of each field, its parameters, and its formula. It is made
     as ``Class(dense_features, fields, rngs=…, **options)``. Options that have the names of fields
     of the run's config, such as ``top_mlp``, come from there, all others from ``model_options``.
 
-    Attributes:
-        native: whether it may use native kernels; set by `Learner`.
-        training: whether it is to be differentiated; set by `Learner`.
+    In predictions an example's logit depends on that example alone. In training there may be layers
+    such as `nnx.Dropout` and `nnx.BatchNorm`, which then has statistics of the whole batch.
     """
-
-    native = False
-    training = False
-
-    @property
-    def runs_natively(self) -> bool:
-        """Whether it uses native kernels, for what is float32."""
-        return False
 
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:
-        """What the model wants to know of a field: by default one vector."""
+        """The vectors that the model reads of a field: by default one."""
         del field
         return (VECTOR,)
 
@@ -101,7 +92,7 @@ def concatenated(
 
 
 def concatenated_width(dense_features: int, fields: Sequence[Field]) -> int:
-    """W of `concatenated`."""
+    """The width of `concatenated`, W."""
     return dense_features + sum(field.width for field in fields)
 
 
@@ -117,10 +108,10 @@ def hidden(mlp: Sequence[int]) -> tuple[int, ...]:
 
 
 def common_width(fields: Sequence[Field]) -> int:
-    """The width d that all vectors have.
+    """The width d of all vectors.
 
     Raises:
-        UserError: they have several.
+        UserError: the widths differ.
     """
     widths = {field.name: field.width for field in fields}
     if len(set(widths.values())) != 1:
@@ -129,11 +120,11 @@ def common_width(fields: Sequence[Field]) -> int:
 
 
 class FirstOrder(nnx.Module):
-    """Σ wᵢ xᵢ + b: a weight for each id, which tables hold, and for each dense feature.
+    """Σ wᵢ xᵢ + b, with a weight for each id, stored in tables, and for each dense feature.
 
     Args:
-        dense_features: D.
-        fields: whose weights are read.
+        dense_features: number of dense features, D.
+        fields: the categorical inputs.
     """
 
     def __init__(self, dense_features: int, fields: Sequence[Field]):
@@ -150,12 +141,12 @@ class FirstOrder(nnx.Module):
 class FieldVectors(nnx.Module):
     """Vectors of all fields, dense features among them: xⱼ vⱼ, with a vector vⱼ for each.
 
-    This is how factorization machines read numbers. They start from N(0, 0.01²).
+    This is how factorization machines read numbers. The vectors start from N(0, 0.01²).
 
     Args:
-        dense_features: D.
-        fields: n, of one width d.
-        rngs: of the initial values.
+        dense_features: number of dense features, D.
+        fields: the n categorical inputs, all of one width d.
+        rngs: random number generators of the initial values.
     """
 
     def __init__(self, dense_features: int, fields: Sequence[Field], *, rngs: nnx.Rngs):

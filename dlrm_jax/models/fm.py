@@ -35,9 +35,9 @@ class FM(Model):
     The ids of a bag count as one input, their sum; they don't interact with each other.
 
     Args:
-        dense_features: D.
-        fields: of one width, d.
-        rngs: of the initial values.
+        dense_features: number of dense features, D.
+        fields: the categorical inputs, all of one width d.
+        rngs: random number generators of the initial values.
     """
 
     @staticmethod

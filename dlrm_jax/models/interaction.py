@@ -1,16 +1,13 @@
-"""How DLRM combines the dense vector with the pooled ones (arXiv 1906.00091, section 2.1.3)."""
+"""Interaction of DLRM's dense vector with the pooled ones (arXiv 1906.00091, section 2.1.3)."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-
-from dlrm_jax.native import ops
 
 
 def interaction_width(kind: str, dim: int, widths: list[int], self_interaction: bool) -> int:
@@ -18,17 +15,17 @@ def interaction_width(kind: str, dim: int, widths: list[int], self_interaction: 
 
     Args:
         kind: ``"dot"`` or ``"cat"``.
-        dim: the width of the dense vector.
-        widths: of the pooled vectors.
-        self_interaction: as in `dot`.
+        dim: width of the dense vector.
+        widths: widths of the pooled vectors.
+        self_interaction: whether to include the product of each vector with itself.
     """
     if kind == "cat":
         return dim + sum(widths)
-    return dim + ops.pairs(len(widths) + 1, self_interaction)
+    return dim + len(_pairs(len(widths) + 1, self_interaction)[0])
 
 
 def cat(x: Float[Array, "B d"], vectors: list[Float[Array, "B _"]]) -> Float[Array, "B W"]:
-    """All vectors side by side."""
+    """Concatenates all vectors."""
     return jnp.concatenate([x, *vectors], axis=1)
 
 
@@ -36,7 +33,6 @@ def dot(
     x: Float[Array, "B d"],
     vectors: list[Float[Array, "B d"]],
     self_interaction: bool = False,
-    native: bool = False,
 ) -> Float[Array, "B W"]:
     """The dense vector and the dot products of all pairs.
 
@@ -44,17 +40,18 @@ def dot(
         x: the dense vector, T₀.
         vectors: the pooled vectors, T₁, T₂, …
         self_interaction: with the products of each vector with itself.
-        native: by the native kernel, which wants float32.
 
     Returns:
         ``concat(x, products)``, the products in row-major order of the lower triangle
         of T Tᵀ, as in the reference: (1,0), (2,0), (2,1), (3,0), …
     """
-    if native:
-        z: Any = _natively(x, vectors, self_interaction, False)
-        return z
     stacked = jnp.stack([x, *vectors], axis=1)
     return jnp.concatenate([x, _pair_products(stacked, self_interaction)], axis=1)
+
+
+def _pairs(count: int, self_interaction: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the lower triangle, row by row."""
+    return np.tril_indices(count, 0 if self_interaction else -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -69,7 +66,7 @@ def _pair_products(stacked: Float[Array, "B F d"], self_interaction: bool) -> Fl
 
 def _forward(stacked: Array, self_interaction: bool) -> tuple[Array, Array]:
     products = jnp.einsum("bid,bjd->bij", stacked, stacked)
-    i, j = np.tril_indices(stacked.shape[1], 0 if self_interaction else -1)
+    i, j = _pairs(stacked.shape[1], self_interaction)
     flat = products.reshape(len(products), stacked.shape[1] ** 2)
     return flat[:, i * stacked.shape[1] + j], stacked
 
@@ -77,7 +74,7 @@ def _forward(stacked: Array, self_interaction: bool) -> tuple[Array, Array]:
 def _backward(self_interaction: bool, stacked: Array, cotangent: Array) -> tuple[Array]:
     # d T_i = Σ_j (g_ij + g_ji) T_j, with g on the lower triangle only.
     count = stacked.shape[1]
-    i, j = np.tril_indices(count, 0 if self_interaction else -1)
+    i, j = _pairs(count, self_interaction)
     position = np.full((count, count), len(i))  # one past the pairs: a column of zeros
     position[i, j] = position[j, i] = np.arange(len(i))
     padded = jnp.pad(cotangent, ((0, 0), (0, 1)))
@@ -88,41 +85,3 @@ def _backward(self_interaction: bool, stacked: Array, cotangent: Array) -> tuple
 
 
 _pair_products.defvjp(_forward, _backward)
-
-
-def dot_of_columns(
-    x: Float[Array, "d B"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
-) -> Float[Array, "W B"]:
-    """`dot` by native kernels, with the samples side by side.
-
-    Args:
-        x: the dense vector, float32.
-        vectors: the pooled vectors, float32, as lookups give them.
-        self_interaction: as in `dot`.
-    """
-    z: Any = _natively(x, vectors, self_interaction, True)
-    return z
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _natively(x: Array, vectors: list[Array], self_interaction: bool, columns: bool) -> Array:
-    return ops.interact(x, vectors, self_interaction, columns)
-
-
-def _natively_forward(
-    x: Array, vectors: list[Array], self_interaction: bool, columns: bool
-) -> tuple[Array, tuple[Array, list[Array]]]:
-    return ops.interact(x, vectors, self_interaction, columns), (x, vectors)
-
-
-def _natively_backward(
-    self_interaction: bool, columns: bool, given: tuple[Array, list[Array]], cotangent: Array
-) -> tuple[Array, list[Array]]:
-    x, vectors = given
-    if columns:
-        return ops.interact_back(cotangent, x, vectors, self_interaction)
-    d_x, d_vectors = ops.interact_back(cotangent.T, x.T, vectors, self_interaction)
-    return d_x.T, d_vectors
-
-
-_natively.defvjp(_natively_forward, _natively_backward)

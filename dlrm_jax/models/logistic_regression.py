@@ -1,4 +1,4 @@
-"""Logistic regression: what can be had without interactions."""
+"""Logistic regression, the baseline without interactions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class LogisticRegression(Model):
     """ŷ = Σ wᵢ xᵢ + b, over ids and dense features.
 
     Args:
-        dense_features: D.
+        dense_features: number of dense features, D.
         fields: the categorical inputs.
-        rngs: means nothing here, all weights start from 0.
+        rngs: unused, as all weights start from 0.
     """
 
     @staticmethod

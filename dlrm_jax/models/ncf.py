@@ -1,4 +1,4 @@
-"""Neural collaborative filtering (arXiv 1708.05031): of a user and an item, by their ids alone."""
+"""Neural collaborative filtering (arXiv 1708.05031): a user and an item, by their ids alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _OF_MLP = Read(".mlp")
 
 
 class NCF(Model):
-    """NeuMF: one logit of a product of vectors and of an MLP over others (section 3.4).
+    """NeuMF: one logit from a product of vectors and from an MLP over others (section 3.4).
 
     Args:
-        dense_features: must be 0.
-        fields: two, of one width: such as the user and the item.
+        dense_features: number of dense features, which must be 0.
+        fields: two fields of one width, such as the user and the item.
         top_mlp: widths of the MLP; the last is 1, the logit.
-        rngs: of the initial values.
-        dtype: that the MLP computes in.
+        rngs: random number generators of the initial values.
+        dtype: type in which the MLP computes.
 
     Raises:
         UserError: there are other inputs.

@@ -27,15 +27,15 @@ from dlrm_jax.models.mlp import MLP
 class WideDeep(Model):
     """ŷ = wide + deep: a linear model and an MLP over dense features and vectors (section 3).
 
-    The wide part reads ids as they are; crossed ones, which the paper makes by hand, would be
-    further fields of the data.
+    The wide part reads single ids. The crossed features of the paper must be prepared in the data,
+    as further fields.
 
     Args:
-        dense_features: D.
+        dense_features: number of dense features, D.
         fields: the categorical inputs.
         top_mlp: widths of the deep part; the last is 1, the logit.
-        rngs: of the initial values.
-        dtype: that the MLP computes in.
+        rngs: random number generators of the initial values.
+        dtype: type in which the MLP computes.
     """
 
     @staticmethod

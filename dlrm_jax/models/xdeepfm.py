@@ -28,9 +28,9 @@ class CIN(nnx.Module):
     """Xᵏ_h = Σ_{i,j} Wᵏ_hij (Xᵏ⁻¹_i ∘ X⁰_j), each summed over its elements (equations 6 to 8).
 
     Args:
-        fields: m, the rows of X⁰.
-        widths: H₁, H₂, …, the rows of X¹, X², ….
-        rngs: of the initial values.
+        fields: number of fields, m, the rows of X⁰.
+        widths: numbers of rows of X¹, X², …: H₁, H₂, ….
+        rngs: random number generators of the initial values.
     """
 
     def __init__(self, fields: int, widths: Sequence[int], *, rngs: nnx.Rngs):
@@ -59,12 +59,12 @@ class XDeepFM(Model):
     """ŷ = linear + CIN + deep (section 3.3).
 
     Args:
-        dense_features: D.
-        fields: of one width, d.
+        dense_features: number of dense features, D.
+        fields: the categorical inputs, all of one width d.
         top_mlp: widths of the deep part; the last is 1, the logit.
         cin: widths of the layers of the compressed interaction network.
-        rngs: of the initial values.
-        dtype: that the MLP computes in.
+        rngs: random number generators of the initial values.
+        dtype: type in which the MLP computes.
     """
 
     @staticmethod

@@ -1,9 +1,9 @@
 // DLRM's dot interaction, and its derivative.
 //
-// An instruction works on one number of as many examples as its registers hold. The vectors are
-// [n, d], as lookups give them, and are transposed in registers on the way; with `columns` the dense
-// vector x and the result z are [features, n] themselves. Nothing is written but the result: the
-// products of all vectors with all others, twice as many as are wanted, are never made.
+// An instruction works on one number of as many examples as a register holds. The vectors are
+// [n, d], as lookups return them, and are transposed in registers; with `columns` the dense
+// vector x and the result z are [features, n]. Only the result is written: the
+// products of all vectors with all others, twice as many as needed, are never made.
 
 #include <algorithm>
 #include <cstdint>
@@ -19,12 +19,12 @@ namespace {
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::Result<Array>;
 
-// As many examples, and as many columns of their vectors, as one register of AVX-512 holds.
+// The number of examples, and of columns of their vectors, that one AVX-512 register holds.
 constexpr int kLanes = 16;
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Order __attribute__((vector_size(4 * kLanes)));
 
-// `lanes` numbers, and zeros behind them. All of them, almost always, are one instruction.
+// Loads `lanes` numbers, then zeros. The usual case, kLanes numbers, is one instruction.
 inline Lanes Load(const float* from, int64_t lanes) {
   Lanes x = {};
   if (lanes == kLanes)
@@ -51,7 +51,7 @@ inline Lanes Pick(const Lanes& a, const Lanes& b, const Order& order) {
 #endif
 }
 
-// A square matrix: interleaving its halves four times exchanges rows and columns.
+// Transposes a square matrix: interleaving its halves four times exchanges rows and columns.
 inline void Transpose(Lanes* x) {
 #pragma GCC unroll 4
   for (int round = 0; round < 4; ++round) {
@@ -67,7 +67,7 @@ inline void Transpose(Lanes* x) {
   }
 }
 
-// The vectors that interact, and the pairs of them: (1,0), (2,0), (2,1), ... in the order of the
+// The interacting vectors and their pairs: (1,0), (2,0), (2,1), ... in the order of the
 // result, and with `self_interaction` (0,0), (1,0), (1,1), ...
 struct Vectors {
   const float* x;
@@ -105,7 +105,7 @@ struct Vectors {
     for (int k = 0; k < kLanes; ++k) to[k] = rows[k];
   }
 
-  // x of some examples, then the products of all pairs.
+  // Writes x of some examples, then the products of all pairs.
   void Write(int64_t first, int64_t lanes, const Lanes* products, float* z) const {
     if (columns) {
       for (int64_t k = 0; k < d; ++k)
@@ -135,12 +135,12 @@ inline void AddProducts(const Lanes* a, const Lanes* t, Lanes* products) {
   for (int j = 0; j < kCount; ++j) products[j] = sums[j];
 }
 
-// Goes through all examples, kLanes at a time and then those that are left. Each task calls what
-// make_work() gives it, which has scratch memory of its own, as work(first, lanes).
+// Processes all examples, kLanes at a time and then the remainder. Each task calls the function
+// that make_work() returns, with its own scratch memory, as work(first, lanes).
 template <typename MakeWork>
 void ForExamples(ffi::ThreadPool pool, int64_t n, const MakeWork& make_work) {
   const int64_t blocks = (n + kLanes - 1) / kLanes;
-  // Several for each thread, as one may be slower than another.
+  // Several tasks for each thread, as threads may differ in speed.
   const int64_t tasks = std::clamp<int64_t>(blocks / 2, 1, 4 * pool.num_threads() + 1);
   Parallel(pool, tasks, [&](int64_t task) {
     auto work = make_work();
@@ -188,9 +188,9 @@ ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Resu
   return ffi::Error::Success();
 }
 
-// The derivative where x, z and so d_z and d_x are [features, n]:
-// d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], with g the pairs' part of d_z, and to d_x comes what d_z
-// has of x itself.
+// The derivative; x, z, d_z and d_x are [features, n]:
+// d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], with g the pairs' part of d_z; d_x also has the part of
+// d_z for x itself.
 ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::RemainingArgs args,
                         Result d_x, ffi::RemainingRets d_pooled, bool self_interaction) {
   auto given = Given(x, args, self_interaction, true);

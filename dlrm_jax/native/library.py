@@ -1,4 +1,4 @@
-"""Builds and loads the shared library of the C++ files beside this one."""
+"""Builds and loads the shared library of the C++ files in this directory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pathlib import Path
 import jax
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import cache_directory
+from dlrm_jax.files import cache_directory, move_into_place
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 
-# Not -ffast-math, with which a library changes how its whole process rounds tiny numbers.
+# Not -ffast-math: it makes a library change the rounding of tiny numbers in its whole process.
 _OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
 
-# By the name of its target in XLA, the symbol of each function.
+# The symbol of each function, by its name as a target in XLA.
 TARGETS = {
     "dlrm_jax_pool": "DlrmJaxPool",
     "dlrm_jax_sgd": "DlrmJaxSgd",
@@ -35,7 +35,7 @@ TARGETS = {
 
 
 def path() -> Path:
-    """Where the library lies once it is built, named after all that it was built from."""
+    """The path of the built library, with a hash of its sources and build settings in the name."""
     sources = [file.read_text() for file in (*_SOURCES, *_HEADERS)]
     made_of = (sources, importlib.metadata.version("jaxlib"), _OPTIONS, _processor())
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
@@ -46,7 +46,7 @@ def build() -> Path:
     """Compiles the library for this machine's processor, with ``$CXX`` or else c++.
 
     Returns:
-        where it lies, which is `path`.
+        The path of the library, see `path`.
 
     Raises:
         UserError: there is no compiler, or it reports an error.
@@ -55,12 +55,12 @@ def build() -> Path:
     target = path()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        made = Path(directory) / target.name
-        # -isystem, not -I: the header's warnings are not the user's to mend.
+        library = Path(directory) / target.name
+        # -isystem, not -I: users can't fix warnings of the header.
         command = [*compiler, *_OPTIONS, "-isystem", jax.ffi.include_dir()]
         try:
             subprocess.run(
-                [*command, *map(str, _SOURCES), "-o", str(made)],
+                [*command, *map(str, _SOURCES), "-o", str(library)],
                 check=True,
                 capture_output=True,
                 text=True,
@@ -72,16 +72,16 @@ def build() -> Path:
             ) from None
         except subprocess.CalledProcessError as error:
             raise UserError(f"{shlex.join(command)} failed:\n{error.stderr}") from None
-        made.replace(target)
+        move_into_place(library, target)
     return target
 
 
 @functools.cache
 def load() -> bool:
-    """Registers the functions with XLA if the library has been built; whether it has.
+    """Registers the functions with XLA and returns whether the library exists.
 
-    Asked once: what is built later counts from the next start on, so that one program doesn't
-    change its formulation half-way.
+    The answer is cached: a library that is built later counts from the next start on, so that one
+    program doesn't change its formulation half-way.
     """
     if not path().exists():
         return False
@@ -93,10 +93,10 @@ def load() -> bool:
 
 
 def _processor() -> str:
-    """What -march=native depends on; a home directory may be shared by different machines."""
+    """The properties that -march=native depends on, as machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:  # not Linux
         return platform.machine() + platform.processor()
-    told = {line.split(":")[0].strip(): line for line in lines if ":" in line}
-    return told.get("flags") or told.get("Features") or platform.machine()
+    properties = {line.split(":")[0].strip(): line for line in lines if ":" in line}
+    return properties.get("flags") or properties.get("Features") or platform.machine()

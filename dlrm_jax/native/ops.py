@@ -10,19 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dlrm_jax.backend import Backend
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import library
 
 Kernels = Literal["auto", "native", "jax"]
-"""Native ones where they are built; only if they are, otherwise an error; never."""
+"""Use of the native kernels: if they are built; always, or else an error; never."""
 
 Bags = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
-"""Rows [N, T, L], the weight of each, and the gradient of each bag [N, T, d], which is that of
-all its rows, times their weights."""
+"""Rows [N, T, L], weight of each row, and gradient of each bag [N, T, d]. The gradient of a row is
+that of its bag, times its weight.
+"""
 
 
-def available(kernels: str, platform: str) -> bool:
-    """Whether a program for this platform may use what is native.
+def available(kernels: str, backend: Backend) -> bool:
+    """Whether a program for this backend may use what is native.
 
     Raises:
         UserError: they are asked for and can't be had.
@@ -31,13 +33,13 @@ def available(kernels: str, platform: str) -> bool:
         raise UserError(f"kernels: expected {', '.join(get_args(Kernels))}, got {kernels!r}")
     if kernels == "jax":
         return False
-    found = platform == "cpu" and library.load()
+    found = backend.native_kernels and library.load()
     if kernels == "native" and not found:
         raise UserError(
             "kernels: the native ones are not built for this machine and version of jaxlib; run "
             "python -m dlrm_jax.native"
-            if platform == "cpu"
-            else f"kernels: the native ones are for CPUs, the mesh is of {platform}"
+            if backend.native_kernels
+            else f"kernels: the native ones are for CPUs, the mesh is of {backend.platform}"
         )
     return found
 
@@ -45,12 +47,15 @@ def available(kernels: str, platform: str) -> bool:
 def pool(
     table: Float[Array, "R d"], rows: Int[Array, "N T L"], weights: Float[Array, "N T L"] | None
 ) -> Float[Array, "N T d"]:
-    """The weighted sum of the rows of every bag; `embedding.exchange.pool`.
+    """The weighted sum of the rows of every bag; see `embedding.exchange.pool`.
 
     Args:
-        table: float32.
-        rows: at or past R is none.
-        weights: one per row; None for ones.
+        table: rows, [R, d] float32.
+        rows: row numbers of each bag, [N, T, L]; R and larger numbers are absent.
+        weights: weight of each row, [N, T, L]; None for weights of 1.
+
+    Returns:
+        The sums, [N, T, d].
     """
     shape = jax.ShapeDtypeStruct((*rows.shape[:2], table.shape[1]), table.dtype)
     call = jax.ffi.ffi_call("dlrm_jax_pool", shape)
@@ -60,12 +65,15 @@ def pool(
 def sgd(
     table: Float[Array, "R d"], rate: float | Float[Array, ""], bags: Sequence[Bags]
 ) -> Float[Array, "R d"]:
-    """``w -= rate · g`` for every occurrence of a row; `embedding.optimizer.SGD`.
+    """``w -= rate · g`` for every occurrence of a row; see `embedding.optimizer.SGD`.
 
     Args:
-        table: float32; updated in place where it may be.
-        rate: the learning rate.
-        bags: rows at or past R are none.
+        table: rows, [R, d] float32; updated in place if XLA can donate it.
+        rate: learning rate.
+        bags: gradients; row numbers of R and more are absent.
+
+    Returns:
+        The updated table.
     """
     call = jax.ffi.ffi_call("dlrm_jax_sgd", _like(table), input_output_aliases={0: 0})
     return call(table, jnp.float32(rate), *_flat(bags), weighted=_weighted(bags))
@@ -78,14 +86,18 @@ def rowwise_adagrad(
     eps: float,
     bags: Sequence[Bags],
 ) -> tuple[Float[Array, "R d"], Float[Array, " R"]]:
-    """``a += mean(g²); w -= rate · g / (√a + eps)``; `embedding.optimizer.RowWiseAdagrad`.
+    """``a += mean(g²); w -= rate · g / (√a + eps)``; see `embedding.optimizer.RowWiseAdagrad`.
 
     Args:
-        table: float32; updated in place where it may be, as the accumulator is.
-        accumulator: of each row.
-        rate: the learning rate.
-        eps: of the formula.
-        bags: as for `sgd`; g is the sum over all occurrences of a row.
+        table: rows, [R, d] float32; updated in place if XLA can donate it.
+        accumulator: accumulator of each row, [R]; updated like the table.
+        rate: learning rate.
+        eps: eps of the formula.
+        bags: gradients; row numbers of R and more are absent. g is the sum over all occurrences of
+            a row.
+
+    Returns:
+        The updated table and accumulator.
     """
     call = jax.ffi.ffi_call(
         "dlrm_jax_rowwise_adagrad",
@@ -109,13 +121,16 @@ def interact(
     self_interaction: bool,
     columns: bool,
 ) -> Float[Array, "_ _"]:
-    """The dense vector and the products of all pairs; `models.interaction.dot`.
+    """The dense vector and the products of all pairs; `training.native_model.dot`.
 
     Args:
-        x: the dense vector, float32: [n, d], or [d, n] with ``columns``.
-        vectors: the pooled ones, float32.
-        self_interaction: with the products of each vector with itself.
-        columns: whether x has the samples side by side, as the result then has: [W, n].
+        x: dense vector, float32: [n, d], or [d, n] with ``columns``.
+        vectors: pooled vectors, [n, d] float32 each.
+        self_interaction: whether to include the products of each vector with itself.
+        columns: whether samples are columns in x and in the result.
+
+    Returns:
+        [n, W], or [W, n] with ``columns``.
 
     Raises:
         ValueError: the vectors differ in shape.
@@ -134,45 +149,53 @@ def interact_back(
     vectors: Sequence[Float[Array, "n d"]],
     self_interaction: bool,
 ) -> tuple[Float[Array, "d n"], list[Float[Array, "n d"]]]:
-    """The cotangents of `interact`'s arguments with ``columns``.
+    """The cotangents of `interact`'s arguments, with ``columns``.
 
     Args:
-        d_z: that of its result.
-        x: as it was given.
-        vectors: as they were given.
-        self_interaction: as it was given.
+        d_z: cotangent of the result, [W, n].
+        x: dense vector, as for `interact`.
+        vectors: pooled vectors, as for `interact`.
+        self_interaction: whether the result includes the products of each vector with itself.
+
+    Returns:
+        The cotangents of x and of the vectors.
 
     Raises:
         ValueError: the vectors differ in shape, or the cotangent doesn't fit.
     """
     dim, samples = x.shape
     _check_shapes(samples, dim, vectors)
-    wanted = (dim + pairs(len(vectors) + 1, self_interaction), samples)
-    if d_z.shape != wanted:
-        raise ValueError(f"expected a cotangent of shape {wanted}, got {d_z.shape}")
+    shape = (dim + pairs(len(vectors) + 1, self_interaction), samples)
+    if d_z.shape != shape:
+        raise ValueError(f"expected a cotangent of shape {shape}, got {d_z.shape}")
     call = jax.ffi.ffi_call("dlrm_jax_interact_back", [_like(x), *map(_like, vectors)])
     d_x, *d_vectors = call(d_z, x, *vectors, self_interaction=self_interaction)
     return d_x, d_vectors
 
 
 def interaction_flops(target: str, products: int, dim: int) -> int:
-    """Floating-point operations of a call; 0 of what isn't an interaction.
+    """The floating-point operations of a native call; 0 if it isn't an interaction.
 
     Args:
-        target: what is called.
-        products: of pairs, of all samples.
+        target: name of the called target.
+        products: number of products of pairs, over all samples.
         dim: width of the vectors.
     """
     return {"dlrm_jax_interact": 2, "dlrm_jax_interact_back": 4}.get(target, 0) * dim * products
 
 
 def pairs(vectors: int, self_interaction: bool) -> int:
-    """How many pairs so many vectors have, those of a vector with itself included or not."""
+    """The number of pairs of vectors.
+
+    Args:
+        vectors: number of vectors.
+        self_interaction: whether to include the pairs of each vector with itself.
+    """
     return vectors * (vectors - 1) // 2 + (vectors if self_interaction else 0)
 
 
 def _check_shapes(samples: int, dim: int, vectors: Sequence[Array]) -> None:
-    """The kernels would read and write past the ends of others."""
+    """Checks shapes: on a mismatch the kernels would read and write beyond the ends."""
     wrong = [vector.shape for vector in vectors if vector.shape != (samples, dim)]
     if wrong:
         raise ValueError(f"expected pooled vectors of shape {(samples, dim)}, got {wrong[0]}")
@@ -187,5 +210,5 @@ def _weighted(bags: Sequence[Bags]) -> bool:
 
 
 def _flat(bags: Sequence[Bags]) -> list[Array]:
-    """All arrays, in the order in which the native function reads them."""
+    """All arrays, in the order of the native function's arguments."""
     return [x for rows, weights, g in bags for x in (rows, g, weights) if x is not None]

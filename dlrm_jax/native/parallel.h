@@ -1,5 +1,5 @@
-// What all native kernels share. They are custom calls of XLA's foreign function interface, for what
-// its CPU backend has no good operation for. Optional: everything has a formulation in JAX as well,
+// Shared by all native kernels: custom calls of XLA's foreign function interface, for operations
+// that its CPU backend lacks or runs slowly. All are optional: each has a formulation in JAX, too,
 // and tests compare the two. `python -m dlrm_jax.native` builds them.
 
 #pragma once

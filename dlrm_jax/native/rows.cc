@@ -1,7 +1,7 @@
 // Lookups of long bags and updates of rows.
 //
 // Results don't depend on the number of threads: each row is updated by one thread, which adds
-// up its gradients in the order of the batch, and each bag is pooled by one.
+// up its gradients in the order of the batch, and each bag is pooled by one thread.
 
 #include <algorithm>
 #include <cmath>
@@ -14,8 +14,8 @@
 
 namespace {
 
-// One block of bags: rows [bags, length], weights of the same shape or none, and the gradients
-// [bags, d], unless the bags are to be pooled.
+// One block of bags: rows [bags, length], weights of the same shape or none, and gradients
+// [bags, d], except for pooling.
 struct Bags {
   const int32_t* rows;
   const float* weights;
@@ -24,7 +24,7 @@ struct Bags {
   int64_t length;
 };
 
-// Sorts by the upper half, whose values are less than `limit`; equal ones keep their order.
+// Sorts by the upper half, which is less than `limit`; equal values keep their order.
 void RadixSort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, uint64_t limit) {
   constexpr int kBits = 11;
   other.resize(keys.size());
@@ -37,7 +37,7 @@ void RadixSort(std::vector<uint64_t>& keys, std::vector<uint64_t>& other, uint64
   }
 }
 
-// How many rows ahead are asked for: enough to hide the latency of memory.
+// The number of rows to prefetch ahead: enough to hide the latency of memory.
 constexpr size_t kAhead = 16;
 
 template <int kWrite>
@@ -45,7 +45,7 @@ inline void Prefetch(const float* row, int64_t d) {
   for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(row + j, kWrite);
 }
 
-// An occurrence of a row: its number within a block.
+// An occurrence of a row: its index within a block.
 struct Occurrences {
   const std::vector<Bags>& blocks;
   int64_t d;
@@ -56,7 +56,7 @@ struct Occurrences {
     return total;
   }
 
-  // A thread is worth its start for some thousand rows.
+  // Starting a thread pays off from some thousand rows on.
   int64_t tasks(ffi::ThreadPool pool) const {
     return std::clamp<int64_t>(count() / 8192, 1, std::max<int64_t>(1, pool.num_threads()));
   }
@@ -73,18 +73,18 @@ struct Occurrences {
   }
 };
 
-// Calls found(row, occurrence) for the rows of [0, limit) that are this task's, in the order of
-// the batch. By Fibonacci hashing, the hottest rows, often neighbours, are different tasks'.
-template <typename Found>
-void Mine(const std::vector<Bags>& blocks, int64_t limit, int64_t task, int64_t tasks,
-          const Found& found) {
+// Calls visit(row, occurrence) for this task's rows in [0, limit), in the order of
+// the batch. Fibonacci hashing gives the hottest rows, often neighbors, to different tasks.
+template <typename Visit>
+void ForEachRowOfTask(const std::vector<Bags>& blocks, int64_t limit, int64_t task, int64_t tasks,
+                      const Visit& visit) {
   uint32_t occurrence = 0;
   for (const Bags& block : blocks) {
     for (int64_t i = 0; i < block.bags * block.length; ++i, ++occurrence) {
       const uint32_t row = block.rows[i];
       if (row >= static_cast<uint64_t>(limit)) continue;
       if ((uint64_t{row * 2654435769u} * tasks) >> 32 != static_cast<uint64_t>(task)) continue;
-      found(row, occurrence);
+      visit(row, occurrence);
     }
   }
 }
@@ -104,7 +104,7 @@ void ForEachRow(ffi::ThreadPool pool, const std::vector<Bags>& blocks, int64_t l
     keys.clear();
     kept_sum.resize(d);
     float* const sum = kept_sum.data();
-    Mine(blocks, limit, task, tasks, [&](uint32_t row, uint32_t occurrence) {
+    ForEachRowOfTask(blocks, limit, task, tasks, [&](uint32_t row, uint32_t occurrence) {
       keys.push_back(uint64_t{row} << 32 | occurrence);
     });
     RadixSort(keys, other, limit);
@@ -171,7 +171,7 @@ ffi::Error Pool(ffi::ThreadPool pool, Array table, ffi::Buffer<ffi::S32> rows,
   }
   const float* const from = table.typed_data();
   const int64_t limit = table.dimensions()[0], d = table.dimensions()[1];
-  // Several for each thread, as one may be slower than another.
+  // Several tasks for each thread, as threads may differ in speed.
   const int64_t tasks = std::clamp<int64_t>(count / 2048, 1, 4 * pool.num_threads() + 1);
   Parallel(pool, tasks, [&](int64_t task) {
     const int64_t end = bags.bags * (task + 1) / tasks;
@@ -195,7 +195,7 @@ ffi::Error Pool(ffi::ThreadPool pool, Array table, ffi::Buffer<ffi::S32> rows,
   return ffi::Error::Success();
 }
 
-// w -= rate · g; the result is the weights' own buffer, or a copy that XLA has made of it.
+// w -= rate · g; the result is the table's own buffer, or a copy that XLA has made of it.
 ffi::Error Sgd(ffi::ThreadPool pool, Array, Array rate, ffi::RemainingArgs blocks_args,
                Result result, bool weighted) {
   auto blocks = Blocks(blocks_args, weighted);
@@ -214,7 +214,7 @@ ffi::Error Sgd(ffi::ThreadPool pool, Array, Array rate, ffi::RemainingArgs block
       auto [row, occurrence] = waiting[i % kAhead];
       occurrences.AddTo(weights + row * d, occurrence, -step);
     };
-    Mine(*blocks, shape[0], task, tasks, [&](uint32_t row, uint32_t occurrence) {
+    ForEachRowOfTask(*blocks, shape[0], task, tasks, [&](uint32_t row, uint32_t occurrence) {
       Prefetch<1>(weights + int64_t{row} * d, d);
       if (count >= kAhead) update(count);
       waiting[count++ % kAhead] = {row, occurrence};

@@ -28,15 +28,17 @@ import numpy as np
 
 from dlrm_jax.config import saved_fields
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import delete_directory, move_into_place
 from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
 from dlrm_jax.training.serialization import (
     FORMAT,
+    check_model_state,
+    dense_items,
     flatten,
     load,
     load_table,
-    plain,
     read_metadata,
     release_memory,
     save,
@@ -119,7 +121,8 @@ class Checkpoints:
         writing = final.with_suffix(".writing")
         if on_process_0(final.exists):  # the state is a function of the step: it is there already
             return
-        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params)):
+        numbers = jax.tree.leaves((state.params, state.model_state))
+        if not all(bool(jnp.isfinite(x).all()) for x in numbers):
             raise UserError(
                 f"the parameters after step {step} aren't finite and weren't saved; lower the "
                 f"learning rate or clip gradients. Earlier checkpoints are intact"
@@ -127,14 +130,14 @@ class Checkpoints:
         release_memory()
         try:
             on_process_0(lambda: _make_anew(writing))
-            dense = {"step": state.step, "params": state.params, "optimizer": state.optimizer}
-            save(writing / "dense", plain(dense))
+            save(writing / "dense", dense_items(state))
             metadata = {
                 "format": FORMAT,
                 "step": step,
                 "identity": dict(self.identity),
                 "validation": dict(validation) if validation else None,
                 "params": {path: x.shape for path, x in flatten(state.params).items()},
+                "model_state": {path: x.shape for path, x in flatten(state.model_state).items()},
                 "arrays": save_tables(writing / "tables", learner, state),
                 **notes,
             }
@@ -168,25 +171,19 @@ class Checkpoints:
                     f"run's is {short(expected)}; give the same settings, or another workdir"
                 )
         release_memory()
-        params = jax.eval_shape(lambda: learner.init_params(0))
-        abstract = {
-            "step": jax.ShapeDtypeStruct((), np.int32),
-            "params": params,
-            "optimizer": jax.eval_shape(learner.dense_optimizer.init, params),
-        }
-        placed = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=learner.replicated), abstract
-        )
-        dense = load(path / "dense", plain(placed))
+        specs = learner.state_specs()
+        check_model_state(path, metadata, specs.model_state)
+        dense = load(path / "dense", dense_items(specs))
         leaves = [dense["optimizer"][str(i)] for i in range(len(dense["optimizer"]))]
-        optimizer = jax.tree.unflatten(jax.tree.structure(abstract["optimizer"]), leaves)
+        optimizer = jax.tree.unflatten(jax.tree.structure(specs.optimizer), leaves)
         embedding = learner.collection.from_arrays(
             lambda table: load_table(
                 path, metadata, table.name, learner.collection.array_specs(table.name)
             ),
             seed=0,
         )
-        return TrainState(dense["step"], dense["params"], optimizer, embedding)
+        model_state = dense.get("model_state", {})
+        return TrainState(dense["step"], dense["params"], optimizer, embedding, model_state)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was written beside the state."""
@@ -203,10 +200,7 @@ class Checkpoints:
     def _delete_superseded(self) -> None:
         steps = self._steps()
         for step in set(steps[: -self.keep]) - {self._best()}:
-            path = self.directory / f"{step:08d}"
-            # Renamed first: what is half deleted must not look like a checkpoint.
-            doomed = path.rename(path.with_suffix(".deleting"))
-            shutil.rmtree(doomed)
+            delete_directory(self.directory / f"{step:08d}")
 
     def sweep(self) -> None:
         """Deletes what interrupted saves and deletions have left. Only for the workdir's owner."""
@@ -226,4 +220,4 @@ def _make_anew(writing: Path) -> None:
 
 def _complete(writing: Path, final: Path, metadata: Mapping[str, Any]) -> None:
     (writing / "metadata.json").write_text(json.dumps(metadata, indent=1))
-    writing.rename(final)
+    move_into_place(writing, final)

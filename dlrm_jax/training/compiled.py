@@ -13,7 +13,7 @@ import numpy as np
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.mesh import DATA, MODEL, batch_sharding
-from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_train_step
 
 _KINDS = (
@@ -37,22 +37,7 @@ def compile_step(
     """
     step: Any = make_train_step(learner)
     batch = abstract_batch(learner, batch_size, dense_features, weighted)
-    return step.lower(abstract_state(learner), batch).compile()
-
-
-def abstract_state(learner: Learner) -> TrainState:
-    """`Learner.init` as shapes with shardings."""
-
-    def dense() -> tuple[Any, Any]:
-        params = learner.init_params(0)
-        return params, learner.dense_optimizer.init(params)
-
-    def whole(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=learner.replicated)
-
-    params, optimizer = jax.tree.map(whole, jax.eval_shape(dense))
-    step = whole(jax.ShapeDtypeStruct((), jnp.int32))
-    return TrainState(step, params, optimizer, learner.collection.state_specs())
+    return step.lower(learner.state_specs(), batch).compile()
 
 
 def abstract_batch(
@@ -98,7 +83,7 @@ def planned_collectives(
         weighted,
         learner.collection.comm_dtype,
     )
-    parameters = jax.tree.leaves(abstract_state(learner).params)
+    parameters = jax.tree.leaves(learner.state_specs().params)
     numbers = sum(math.prod(x.shape) for x in parameters) + 2  # the loss and the batch's weight
     nbytes = numbers * jnp.result_type(jnp.float32, *parameters).itemsize
     purpose = "dense gradients, loss, weight"

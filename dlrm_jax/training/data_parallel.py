@@ -12,104 +12,119 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import BATCH, DATA, MODEL, PER_DEVICE
-from dlrm_jax.training.learner import Learner
-
-# What a CPU's dense model works on at a time: the activations of more samples fall out of its
-# caches, the products of fewer are less efficient. On two cores, in chunks of 1024 the step of the
-# Kaggle preset took 1 % longer at 8192 samples, that of `profile` 11 % at 2048.
-_CHUNK = 512
-_PREDICTED_CHUNK = 2048  # no activations are kept for a way back
+from dlrm_jax.training.batch_layers import agree, split_model
+from dlrm_jax.training.learner import Learner, TrainState
 
 
-def logits(learner: Learner, params: Any, pooled: Any, batch: Batch) -> Float[Array, " B"]:
+def logits(learner: Learner, state: TrainState, pooled: Any, batch: Batch) -> Float[Array, " B"]:
     """The model's answers.
 
     Args:
-        learner: whose model it is.
-        params: of the model.
-        pooled: the vectors of the batch's samples.
+        learner: the model's.
+        state: parameters and other state of the model.
+        pooled: vectors of the batch's samples.
         batch: its dense features are used.
     """
 
-    def run(params: Any, *inputs: Any) -> Float[Array, " b"]:
-        chunks = _chunks(learner.mesh, inputs, _PREDICTED_CHUNK)
+    def run(params: Any, model_state: Any, *inputs: Any) -> Float[Array, " b"]:
+        chunks = _chunks(inputs, learner.backend.prediction_chunk)
 
         def of_chunk(i: Any) -> Float[Array, " c"]:
-            return _answers(learner.model(params), *_chunk(i, chunks, inputs))
+            return _answers(learner.model(params, model_state), *_chunk(i, chunks, inputs))
 
         return jax.lax.map(of_chunk, jnp.arange(chunks)).reshape(-1)
 
-    on_each = _on_each_device(learner.mesh, run, (PartitionSpec(), BATCH, BATCH), BATCH)
-    return on_each(params, batch.dense, pooled)
+    whole = PartitionSpec()
+    on_each = _on_each_device(learner.mesh, run, (whole, whole, BATCH, BATCH), BATCH)
+    return on_each(state.params, state.model_state, batch.dense, pooled)
 
 
 def gradients(
-    learner: Learner, params: Any, pooled: Any, batch: Batch
-) -> tuple[tuple[Float[Array, "D M"], Float[Array, "D M"], Any], Any]:
+    learner: Learner,
+    params: Any,
+    model_state: Any,
+    micro_batch: Int[Array, ""] | None,
+    pooled: Any,
+    batch: Batch,
+) -> tuple[tuple[Float[Array, "D M"], Float[Array, "D M"], Any], Any, Any]:
     """Differentiates Σ wᵢ lossᵢ over a batch.
 
     Args:
-        learner: whose model and loss they are.
+        learner: of the model and the loss.
         params: of the model.
-        pooled: the vectors of the batch's samples.
+        model_state: of the model.
+        micro_batch: see `Learner.model`.
+        pooled: vectors of the batch's samples.
         batch: or one of its micro-batches.
 
     Returns:
         Σ wᵢ, Σ wᵢ lossᵢ and its gradients by the parameters, of which each device has those of its
-        own samples: `sum_over_devices` gives the batch's; and the cotangents of the vectors.
+        own samples: `sum_over_devices` gives the batch's; the cotangents of the vectors; and the
+        model's state after the batch.
     """
 
-    def loss_of(params: Any, pooled: Any, batch: Batch) -> Float[Array, ""]:
-        answers = _answers(learner.model(params, training=True), batch.dense, pooled)
+    def loss_of(
+        params: Any, pooled: Any, model_state: Any, micro_batch: Any, batch: Batch
+    ) -> tuple[Float[Array, ""], Any]:
+        model = learner.model(params, model_state, True, micro_batch)
+        answers = _answers(model, batch.dense, pooled)
+        if "statistics" in model_state:
+            *_, statistics = split_model(model)
+            model_state = {**model_state, "statistics": agree(statistics)}
         with jax.named_scope("loss"):
-            return jnp.sum(batch.sample_weights * learner.loss(answers, batch.labels))
+            loss = jnp.sum(batch.sample_weights * learner.loss(answers, batch.labels))
+        return loss, model_state
 
-    value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1))
+    value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
 
-    def run(params: Any, pooled: Any, batch: Batch) -> tuple[Any, Any]:
-        chunks = _chunks(learner.mesh, (pooled, batch), _CHUNK)
+    def run(
+        params: Any, model_state: Any, micro_batch: Any, pooled: Any, batch: Batch
+    ) -> tuple[Any, Any, Any]:
+        # What looks at the batch mustn't see a part of it.
+        size = None if learner.has_model_state else learner.backend.dense_chunk
+        chunks = _chunks((pooled, batch), size)
 
-        def of_chunk(i: Any, vectors: Any) -> tuple[Any, Any]:
-            loss, (grads, cotangents) = value_and_grad(params, *_chunk(i, chunks, (vectors, batch)))
+        def of_chunk(i: Any, vectors: Any) -> tuple[Any, Any, Any]:
+            own_vectors, own = _chunk(i, chunks, (vectors, batch))
+            (loss, after), (grads, cotangents) = value_and_grad(
+                params, own_vectors, model_state, micro_batch, own
+            )
             # Cotangents take the place of the vectors, which nothing reads any more: in arrays of
             # their own, filled with zeros first, the step of 8192 samples took 4 % longer.
-            return (loss, grads), _with_chunk(i, vectors, cotangents)
+            return (loss, grads), _with_chunk(i, vectors, cotangents), after
 
         def add(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             sums, vectors = carry
-            found, vectors = of_chunk(i, vectors)
+            found, vectors, _ = of_chunk(i, vectors)
             return jax.tree.map(jnp.add, sums, found), vectors
 
         if chunks == 1:
-            sums, cotangents = of_chunk(0, pooled)
+            sums, cotangents, model_state = of_chunk(0, pooled)
         else:
-            loss = jax.eval_shape(loss_of, params, pooled, batch)
+            loss, _ = jax.eval_shape(loss_of, params, pooled, model_state, micro_batch, batch)
             zero = jnp.zeros((), loss.dtype), jax.tree.map(jnp.zeros_like, params)
             sums, cotangents = jax.lax.fori_loop(0, chunks, add, (zero, pooled))
         sums = jnp.sum(batch.sample_weights, dtype=sums[0].dtype), *sums
-        return jax.tree.map(lambda x: x[None, None], sums), cotangents
+        return jax.tree.map(lambda x: x[None, None], sums), cotangents, model_state
 
-    in_specs, out_specs = (PartitionSpec(), BATCH, BATCH), (PER_DEVICE, BATCH)
-    return _on_each_device(learner.mesh, run, in_specs, out_specs)(params, pooled, batch)
+    whole = PartitionSpec()
+    in_specs, out_specs = (whole, whole, whole, BATCH, BATCH), (PER_DEVICE, BATCH, whole)
+    on_each = _on_each_device(learner.mesh, run, in_specs, out_specs)
+    return on_each(params, model_state, micro_batch, pooled, batch)
 
 
-def sum_over_devices(mesh: Mesh, parts: Any) -> Any:
-    """The sums of a tree's arrays [D, M, ...] over the devices, in one all-reduce.
-
-    Emulated devices add one array of 476k numbers in 1.0 ms, but in 3.0 to 4.4 as a tuple of the
-    parameters' shapes. Accelerators' collectives are combined by XLA itself, as soon as they may
-    begin and without a copy.
-    """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+def sum_over_devices(learner: Learner, parts: Any) -> Any:
+    """The sums of a tree's arrays [D, M, ...] over the devices, in one all-reduce."""
+    mesh = learner.mesh
 
     def run(parts: Any) -> Any:
         mine = jax.tree.map(lambda x: x[0, 0], parts)
-        if not on_cpu:
+        if not learner.backend.flat_all_reduce:
             return jax.lax.psum(mine, (DATA, MODEL))
         flat, unravel = ravel_pytree(mine)
         return unravel(jax.lax.psum(flat, (DATA, MODEL)))
@@ -136,11 +151,10 @@ def _on_each_device(
     return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _chunks(mesh: Mesh, of_samples: Any, size: int) -> int:
+def _chunks(of_samples: Any, size: int | None) -> int:
     """How many parts a device's dense model works through its samples in, one after the other."""
     samples = len(jax.tree.leaves(of_samples)[0])
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return samples // size if on_cpu and samples and samples % size == 0 else 1
+    return samples // size if size and samples and samples % size == 0 else 1
 
 
 def _chunk(i: Any, chunks: int, tree: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,12 +11,21 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.mesh import put_batch
-from dlrm_jax.models.fields import Model
+from dlrm_jax.training.batch_layers import (
+    check_keys,
+    keys_of,
+    raw_keys,
+    split_model,
+    use_batch_layers,
+)
 from dlrm_jax.training.losses import Loss, bce
+from dlrm_jax.training.native_model import has_native_layers, use_native_layers
 
 
 @jax.tree_util.register_dataclass
@@ -29,12 +38,15 @@ class TrainState:
         params: of the dense model, as nested dicts.
         optimizer: the state of its optimizer.
         embedding: the tables and the state of theirs.
+        model_state: what else the dense model has: its ``"rngs"``, which stay as they are, and
+            ``"statistics"``, which it updates; without what it hasn't.
     """
 
     step: Any
     params: Any
     optimizer: Any
     embedding: EmbeddingState | Any
+    model_state: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Learner:
@@ -44,11 +56,17 @@ class Learner:
         collection: the tables, on their mesh.
         make_model: makes the dense model from seeds. The model is called with the dense
             features [b, D] and the pooled vectors by lookup name, and returns logits [b]. Each
-            device calls it with some of the samples, whose logits must not depend on others.
+            device calls it with some of the samples. In prediction (`nnx.Module.eval`) a logit
+            must depend on its sample alone; in training there may be layers that look at the
+            batch, see `batch_layers`. What these count or draw is of one micro-batch; all of its
+            samples are equal to them, whatever their weights in the loss.
         dense_optimizer: of the model's parameters; any optax one.
         loss: of logits and labels, one value per sample that depends on that sample alone.
         clip_norm: the largest global norm of all gradients; 0 for any.
         accumulation_steps: micro-batches that a batch is worked through in.
+
+    Raises:
+        UserError: the model has random keys of another kind than `jax.random.key` makes.
     """
 
     def __init__(
@@ -62,42 +80,67 @@ class Learner:
     ):
         self.collection = collection
         self.mesh = collection.mesh
+        self.backend = backend_of(self.mesh)
         self.dense_optimizer = dense_optimizer
         self.loss = loss
         self.clip_norm = clip_norm
         self.accumulation_steps = accumulation_steps
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-        model.set_attributes(Model, native=collection.native, raise_if_not_found=False)
-        self._runs_natively = any(
-            isinstance(part, Model) and part.runs_natively for _, part in nnx.iter_modules(model)
-        )
-        self._graph = nnx.graphdef(model)
-        model.set_attributes(Model, training=True, raise_if_not_found=False)
-        self._training_graph = nnx.graphdef(model)
-        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._rng_specs = nnx.to_pure_dict(nnx.state(model, nnx.RngState))
+        check_keys(self._rng_specs)
+        self.has_model_state = bool(jax.tree.leaves(nnx.state(model, nnx.Not(nnx.Param))))
+        model.eval()
+        self._graph = self._graph_of(model, training=False)
+        model.train()
+        self._training_graph = self._graph_of(model, training=True)
+
+    def _graph_of(self, model: nnx.Module, training: bool) -> nnx.GraphDef[Any]:
+        copy = nnx.merge(*nnx.split(model))
+        if self.collection.native:
+            use_native_layers(copy, training)
+        if training:
+            use_batch_layers(copy)
+        self._runs_natively = has_native_layers(copy)
+        return nnx.graphdef(copy)
 
     @property
-    def kernels(self) -> dict[str, str]:
-        """`EmbeddingCollection.kernels`, and as ``"model"`` what runs DLRM's interaction.
+    def kernels_in_use(self) -> dict[str, str]:
+        """`EmbeddingCollection.kernels_in_use`, and as ``"model"`` what runs DLRM's interaction.
 
         Other models have nothing native. What isn't float32 is left to JAX.
         """
         model = "native" if self._runs_natively else "jax"
-        return {**self.collection.kernels, "model": model}
+        return {**self.collection.kernels_in_use, "model": model}
 
-    def model(self, params: Any, training: bool = False) -> Any:
+    def model(
+        self,
+        params: Any,
+        model_state: Mapping[str, Any] | None = None,
+        training: bool = False,
+        micro_batch: Int[Array, ""] | None = None,
+    ) -> Any:
         """The model with these parameters.
 
         Args:
-            params: from `init_params`.
-            training: whether it is to be differentiated.
+            params: of a state.
+            model_state: of the same; None where the model has none.
+            training: whether it is to be differentiated, within a `jax.shard_map` if it has a
+                state.
+            micro_batch: number of micro-batches before this one in the whole run: what the model
+                draws in training depends on it. None where it draws nothing.
         """
-        return nnx.merge(self._training_graph if training else self._graph, params)
+        state = model_state or {}
+        rngs = keys_of(state.get("rngs", {}), self._rng_specs, micro_batch)
+        graph = self._training_graph if training else self._graph
+        return nnx.merge(graph, params, rngs, state.get("statistics", {}))
 
-    def init_params(self, seed: int) -> Any:
-        """Initial parameters of the model, as nested dicts."""
-        return nnx.to_pure_dict(nnx.state(self._make_model(nnx.Rngs(seed)), nnx.Param))
+    def init_model(self, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Initial parameters of the model, as nested dicts, and its other state."""
+        params, rngs, statistics = split_model(self._make_model(nnx.Rngs(seed)))
+        parts = {"rngs": raw_keys(rngs), "statistics": statistics}
+        return params, {name: part for name, part in parts.items() if part}
 
     def init(self, seed: int, embedding: EmbeddingState | None = None) -> TrainState:
         """The state before the first step; the same numbers on every mesh.
@@ -106,19 +149,22 @@ class Learner:
             seed: of the initial values.
             embedding: tables that are initialized already.
         """
-
-        def dense() -> tuple[Any, Any, Any]:
-            params = self.init_params(seed)
-            return jnp.zeros((), jnp.int32), params, self.dense_optimizer.init(params)
-
         # Placed like what the step returns: otherwise the second step is compiled anew.
-        step, params, optimizer = jax.jit(dense, out_shardings=self.replicated)()
-        return TrainState(
-            step=step,
-            params=params,
-            optimizer=optimizer,
-            embedding=embedding or self.collection.init(seed),
+        dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=self.replicated)(seed)
+        return dataclasses.replace(dense, embedding=embedding or self.collection.init(seed))
+
+    def state_specs(self) -> TrainState:
+        """`init`'s shapes, dtypes and shardings, with no array behind them."""
+        dense = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
+            jax.eval_shape(lambda: self._init_dense(0)),
         )
+        return dataclasses.replace(dense, embedding=self.collection.state_specs())
+
+    def _init_dense(self, seed: int) -> TrainState:
+        params, model_state = self.init_model(seed)
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, self.dense_optimizer.init(params), None, model_state)
 
     def put(self, batch: Batch) -> Batch:
         """Places a training batch, split into micro-batches [A, B/A, ...] if there are any.

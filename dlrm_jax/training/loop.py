@@ -18,7 +18,6 @@ import tqdm
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import programs_ahead
 from dlrm_jax.processes import Agreement, is_process_0
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import TrainStep
@@ -118,7 +117,7 @@ def train(
     """
     first = int(state.step)
     agreed = Agreement(learner.mesh)
-    ahead = programs_ahead(learner.mesh)
+    ahead = learner.backend.programs_ahead
     clock = _Clock(batches.batch_size)
     started: collections.deque[tuple[int, jax.Array]] = collections.deque()
     validation: Metrics | None = None

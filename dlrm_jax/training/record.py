@@ -1,66 +1,64 @@
-"""The files of a run: its metrics line by line, its summary, and the lock on its directory."""
+"""The files of a run: its metrics line by line, its summary, and the lock of its workdir."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_text
+from dlrm_jax.files import locked, write_text
 from dlrm_jax.processes import is_process_0, on_process_0
 
 
 @contextmanager
 def owned(workdir: Path) -> Iterator[Path]:
-    """Makes the directory and holds it for this run, all its processes.
+    """Context that makes a workdir and locks it for this run, all processes of it.
+
+    Args:
+        workdir: the directory, on a disk that all processes share.
+
+    Yields:
+        The directory.
 
     Raises:
-        UserError: another run holds it, it can't be made, or it has a name that isn't safe.
+        UserError: another run has locked it, it can't be made, a process doesn't see it, or its
+            path has brackets.
     """
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
-    on_process_0(lambda: _acquire(workdir, lock))
-    if not workdir.is_dir():
-        raise UserError(
-            f"workdir {workdir}: process 0 has it, but this process doesn't see it; expected a "
-            f"directory on a disk that all processes share"
-        )
-    try:
+    with ExitStack() as stack:
+        on_process_0(lambda: _lock(workdir, stack))
+        if not workdir.is_dir():
+            raise UserError(
+                f"workdir {workdir}: process 0 has locked it, but this process doesn't see it; "
+                f"expected a directory on a disk that all processes share"
+            )
         yield workdir
-    finally:
-        lock.release()
 
 
-def _acquire(workdir: Path, lock: filelock.BaseFileLock) -> None:
+def _lock(workdir: Path, stack: ExitStack) -> None:
     if re.search(r"\[.*\]", str(workdir.absolute())):
-        # What Orbax writes under such a name it doesn't find again: it takes it for a pattern.
+        # Orbax takes such a path for a pattern when it reads, and finds nothing.
         raise UserError(f"workdir {workdir}: expected a path without brackets; give another one")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        raise UserError(
-            f"workdir {workdir} is in use by another run; wait for it, or give another --workdir"
-        ) from None
+        stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
 
 
 class Record:
-    """``metrics.jsonl``: one object a line with step, split and metrics; process 0 writes it.
+    """Writes ``metrics.jsonl``, one object a line with step, split and metrics, in process 0.
 
     Args:
-        path: of the file.
-        resumed_from: later lines, of a run that went on beyond its last checkpoint, are
-            dropped: their steps are done again. So is the test result, which comes last.
-        events: a directory of TensorBoard's event files, which are told the same; None for none.
-            If it has none yet, they are told the lines that are kept, too.
+        path: the file.
+        resumed_from: step of the checkpoint that the run resumes from. Later lines are dropped, as
+            their steps are done again, and so is the test result.
+        events: directory of TensorBoard's event files, which get the same metrics; None for none.
+            If it has no event file yet, it also gets the metrics of the kept lines.
     """
 
     def __init__(self, path: Path, resumed_from: int, events: Path | None = None):
@@ -74,10 +72,10 @@ class Record:
             kept = [entry for entry in entries if _is_before(entry, resumed_from)]
             write_text(path, "".join(map(_line, kept)))
         if events:
-            # Here, since it imports what it finds of other services' packages.
+            # Here, since it imports other services' packages where they are installed.
             from dlrm_jax.training.events import EventFile
 
-            # The last step is told again: it may have the test result, which isn't kept.
+            # The last step is written again: it may have the test result, which isn't kept.
             first_step = resumed_from if any(events.glob("events.*")) else 0
             self._events = EventFile(events, first_step)
             for entry in kept:
@@ -105,7 +103,7 @@ class Record:
 def _entry(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:  # cut off when the run was killed
+    except json.JSONDecodeError:  # the line was cut off by a kill
         return None
 
 
@@ -121,7 +119,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 
 def to_json(value: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON as every reader takes it: what isn't finite becomes null."""
+    """JSON in which numbers that aren't finite are null, as JSON has no NaN."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -131,3 +129,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}

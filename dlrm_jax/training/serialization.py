@@ -71,7 +71,7 @@ def load_table(
     table: str,
     wanted: Mapping[str, jax.ShapeDtypeStruct | np.ndarray],
 ) -> dict[str, Array | np.ndarray]:
-    """Reads one table's logical arrays.
+    """Reads the arrays of one table.
 
     Args:
         path: of the checkpoint.
@@ -101,25 +101,46 @@ def load_table(
     return arrays
 
 
-def load_params(path: Path, metadata: Mapping[str, Any], abstract: Mapping[Any, Any]) -> Any:
-    """Reads those of the dense parameters that the nested dicts of shapes name.
+def load_model(
+    path: Path, metadata: Mapping[str, Any], params: Mapping[Any, Any], state: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Reads what the nested dicts of shapes name of the dense model.
 
     Args:
         path: of the checkpoint.
         metadata: from `read_metadata`.
-        abstract: shapes, dtypes and shardings.
+        params: shapes, dtypes and shardings of parameters.
+        state: the same of its other state, see `TrainState.model_state`.
 
     Raises:
-        UserError: the checkpoint has no such parameter, or one of another shape.
+        UserError: the checkpoint has no such parameter or state, or one of another shape.
     """
-    for name, wanted in flatten(abstract).items():
-        found = metadata["params"].get(name)
-        if found is None or tuple(found) != wanted.shape:
-            there = "no such parameter" if found is None else f"shape {tuple(found)}"
+    _check_shapes(path, metadata, "params", params)
+    check_model_state(path, metadata, state)
+    wanted = {name: tree for name, tree in (("params", params), ("model_state", state)) if tree}
+    found = load(path / "dense", wanted, partial=True) if wanted else {}
+    return found.get("params", {}), found.get("model_state", {})
+
+
+def check_model_state(path: Path, metadata: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """A checkpoint must have what a model has besides parameters; earlier versions knew of none.
+
+    Raises:
+        UserError: naming what is missing or of another shape.
+    """
+    _check_shapes(path, {"model_state": {}, **metadata}, "model_state", state)
+
+
+def _check_shapes(
+    path: Path, metadata: Mapping[str, Any], kind: str, wanted: Mapping[Any, Any]
+) -> None:
+    for name, array in flatten(wanted).items():
+        found = metadata[kind].get(name)
+        if found is None or tuple(found) != array.shape:
+            there = "no such array" if found is None else f"shape {tuple(found)}"
             raise UserError(
-                f"checkpoint {path}: expected {name} of shape {wanted.shape}, it has {there}"
+                f"checkpoint {path}: expected {name} of shape {array.shape}, it has {there}"
             )
-    return load(path / "dense", {"params": abstract}, partial=True)["params"]
 
 
 def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[str, dict[str, Any]]:
@@ -218,10 +239,15 @@ def _context(partial: bool = False) -> ocp.Context:
     return context
 
 
-def plain(tree: Any) -> Any:
-    """Optimizer states as numbered leaves: their types are optax's, not the file's."""
-    leaves = jax.tree.leaves(tree["optimizer"])
-    return {**tree, "optimizer": {str(i): leaf for i, leaf in enumerate(leaves)}}
+def dense_items(state: TrainState) -> dict[str, Any]:
+    """What isn't tables, as it is written: a model's state only if it has one.
+
+    The optimizer's state is numbered leaves: their types are optax's, not the file's.
+    """
+    leaves = jax.tree.leaves(state.optimizer)
+    items = {"step": state.step, "params": state.params}
+    items |= {"optimizer": {str(i): leaf for i, leaf in enumerate(leaves)}}
+    return items | ({"model_state": state.model_state} if state.model_state else {})
 
 
 def short(value: Any) -> str:

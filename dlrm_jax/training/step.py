@@ -30,7 +30,7 @@ def make_train_step(learner: Learner) -> TrainStep:
     collection, clip_norm = learner.collection, learner.clip_norm
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
-        total, loss, grads, occurrences = _accumulate(learner, state, batch)
+        total, loss, grads, occurrences, model_state = _accumulate(learner, state, batch)
         rows = collection.coalesce(occurrences, sum_duplicates=bool(clip_norm))
         factor = 1 / total
         if clip_norm:
@@ -46,7 +46,8 @@ def make_train_step(learner: Learner) -> TrainStep:
             )
             params = optax.apply_updates(state.params, updates)
         embedding = collection.apply(state.embedding, rows, state.step)
-        return TrainState(state.step + 1, params, optimizer, embedding), loss / total
+        state = TrainState(state.step + 1, params, optimizer, embedding, model_state)
+        return state, loss / total
 
     return jax.jit(train_step, donate_argnames="state")
 
@@ -56,43 +57,54 @@ def make_predict(learner: Learner) -> Predict:
 
     def predict(state: TrainState, batch: Batch) -> Float[Array, " B"]:
         pooled, _ = learner.collection.lookup(state.embedding, batch.ids, batch.id_weights)
-        return data_parallel.logits(learner, state.params, pooled, batch)
+        return data_parallel.logits(learner, state, pooled, batch)
 
     return jax.jit(predict, out_shardings=learner.replicated)
 
 
 def _accumulate(
     learner: Learner, state: TrainState, batch: Batch
-) -> tuple[Float[Array, ""], Float[Array, ""], Any, SparseCotangents]:
+) -> tuple[Float[Array, ""], Float[Array, ""], Any, SparseCotangents, Any]:
     """Σ wᵢ, Σ wᵢ lossᵢ and its gradients, of the batch whole or one micro-batch after the other.
 
-    Micro-batches differ from the whole batch in the order of summation alone: rows are aggregated
-    over all of it. The weight comes with the sums, which are divided by it afterwards: earlier it
-    would take a collective of its own, and each has all devices wait for each other.
+    Micro-batches differ from the whole batch in the order of summation alone, unless the model
+    looks at the batch, see `Learner`: rows are aggregated over all of it. The weight comes with the
+    sums, which are divided by it afterwards: earlier it would take a collective of its own, and
+    each has all devices wait for each other.
     """
-    collection, mesh = learner.collection, learner.mesh
+    collection, mesh, count = learner.collection, learner.mesh, learner.accumulation_steps
+    # Not where nothing reads it.
+    first = state.step * count if learner.has_model_state else None
 
-    def gradients(micro: Batch) -> tuple[Any, SparseCotangents]:
+    def gradients(model_state: Any, number: Any, micro: Batch) -> tuple[Any, SparseCotangents, Any]:
         # Lookups stay outside of autodiff, whose gradient of a table is as large as the table.
         pooled, context = collection.lookup(state.embedding, micro.ids, micro.id_weights)
-        sums, cotangents = data_parallel.gradients(learner, state.params, pooled, micro)
-        return sums, collection.send_cotangents(context, cotangents)
+        sums, cotangents, model_state = data_parallel.gradients(
+            learner, state.params, model_state, number, pooled, micro
+        )
+        return sums, collection.send_cotangents(context, cotangents), model_state
 
-    def add(carry: Any, micro: Batch) -> tuple[Any, SparseCotangents]:
-        sums, occurrences = gradients(micro)
-        return jax.tree.map(jnp.add, carry, sums), occurrences
+    def add(carry: Any, item: Any) -> tuple[Any, SparseCotangents]:
+        sums, model_state = carry
+        found, occurrences, model_state = gradients(model_state, *item)
+        return (jax.tree.map(jnp.add, sums, found), model_state), occurrences
 
-    if learner.accumulation_steps == 1:
-        sums, occurrences = gradients(batch)
+    if count == 1:
+        sums, occurrences, model_state = gradients(state.model_state, first, batch)
     else:
-        first, _ = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], batch))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        numbers = None if first is None else first + jnp.arange(count)
+        micro = jax.tree.map(lambda x: x[0], batch)
+        shapes, *_ = jax.eval_shape(gradients, state.model_state, first, micro)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         zero = jax.lax.with_sharding_constraint(zero, NamedSharding(mesh, PER_DEVICE))
-        # XLA aborts now and then when emulated devices repeat a collective in a loop.
-        emulated = mesh.devices.flat[0].platform == "cpu"
-        sums, occurrences = jax.lax.scan(add, zero, batch, unroll=emulated)
-    total, loss, grads = data_parallel.sum_over_devices(mesh, sums)
-    return total, loss, grads, occurrences
+        (sums, model_state), occurrences = jax.lax.scan(
+            add,
+            (zero, state.model_state),
+            (numbers, batch),
+            unroll=learner.backend.unroll_micro_batches,
+        )
+    total, loss, grads = data_parallel.sum_over_devices(learner, sums)
+    return total, loss, grads, occurrences, model_state
 
 
 def _squared_norm(tree: Any) -> Float[Array, ""]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.serialization import (
     array_name,
     flatten,
-    load_params,
+    load_model,
     load_table,
     read_metadata,
     unflatten,
@@ -44,7 +45,8 @@ def warm_start(
         seed: of all else.
         source: a checkpoint (the directory with its step as the name), or a directory of
             ``NAME.npy``: ``C1.npy`` [rows, dim], ``bottom.layers.0.kernel.npy``, …
-        names: tables (``C1``) and layers (``bottom``, ``top.layers.0``, …).
+        names: tables (``C1``) and layers (``bottom``, ``top.layers.0``, …), of which the
+            statistics come as well.
         same_ids: fingerprints of the data whose ids mean the same as this run's: its own and
             those that it continues, see `data.directory.Metadata`. None if that isn't known;
             then it is for the caller to know, and tables can't grow.
@@ -56,18 +58,16 @@ def warm_start(
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
     tables = [name for name in names if name in learner.collection.tables]
-    params = jax.eval_shape(lambda: learner.init_params(seed))
-    wanted = flatten(params)
-    chosen = {
-        path: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=learner.replicated)
-        for path, shape in wanted.items()
-        if any(f"{path}.".startswith(f"{name}.") for name in names)
-    }
+    specs = learner.state_specs()
+    params = _chosen(specs.params, names)
+    statistics = _chosen(specs.model_state.get("statistics", {}), names)
+    chosen = params | statistics
     for name in set(names) - set(tables):
         if not any(f"{path}.".startswith(f"{name}.") for path in chosen):
             raise UserError(
                 f"warm start: {name!r} is no table and no layer; tables are "
-                f"{', '.join(learner.collection.tables)}, layers {', '.join(wanted)}"
+                f"{', '.join(learner.collection.tables)}, layers "
+                f"{', '.join(flatten(specs.params))}"
             )
     if (source / "metadata.json").exists():
         metadata = read_metadata(source)
@@ -75,7 +75,9 @@ def warm_start(
         def table_weights(table: Table) -> Mapping[str, Any]:
             return {"table": _trained(learner, seed, source, metadata, table, same_ids)}
 
-        loaded = flatten(load_params(source, metadata, unflatten(chosen))) if chosen else {}
+        wanted = {"statistics": unflatten(statistics)} if statistics else {}
+        found, other = load_model(source, metadata, unflatten(params), wanted)
+        loaded = flatten(found) | flatten(other.get("statistics", {}))
     else:
 
         def table_weights(table: Table) -> Mapping[str, Any]:
@@ -93,11 +95,27 @@ def warm_start(
         lambda table: table_weights(table) if table.name in tables else {}, seed
     )
     state = learner.init(seed, embedding)
-    merged = flatten(state.params)
-    for path, array in loaded.items():
-        merged[path] = put_whole(np.asarray(array).astype(merged[path].dtype), learner.replicated)
-    params = unflatten(merged)
-    return TrainState(state.step, params, state.optimizer, embedding)
+    placed = {
+        path: put_whole(np.asarray(array).astype(chosen[path].dtype), learner.replicated)
+        for path, array in loaded.items()
+    }
+
+    def started(tree: Mapping[Any, Any]) -> dict[Any, Any]:
+        return unflatten({path: placed.get(path, x) for path, x in flatten(tree).items()})
+
+    model_state = dict(state.model_state)
+    if statistics:
+        model_state["statistics"] = started(model_state["statistics"])
+    return dataclasses.replace(state, params=started(state.params), model_state=model_state)
+
+
+def _chosen(tree: Mapping[Any, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The arrays of the layers with these names, by path."""
+    return {
+        path: array
+        for path, array in flatten(tree).items()
+        if any(f"{path}.".startswith(f"{name}.") for name in names)
+    }
 
 
 def _trained(

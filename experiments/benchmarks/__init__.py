@@ -1,1 +1,1 @@
-"""Benchmarks: the step, other implementations of it, the loader, what a machine can do at best."""
+"""Benchmarks: the step, other implementations of it, the loader, the limits of the machine."""

@@ -1,9 +1,9 @@
-"""How long two cores of the machine take to hear from one another.
+"""Measures the latency between two cores of the machine.
 
-The cores of a step share what they write. In a virtual machine it may change from minute to minute
-how long that takes, presumably as its host moves the cores to where they have a cache in common or
-haven't: two of an EPYC (Zen 5) needed 0.15 µs, and a step of `kaggle` with 8192 samples and
-row-wise Adagrad 65 ms in `experiments.benchmarks.peers`, then 0.38 µs and 81 ms.
+The cores of a step share data that they write. In a virtual machine the latency may change from
+minute to minute, presumably as the host moves the cores to or from a common cache: two cores of an
+EPYC (Zen 5) needed 0.15 µs, and a step of `kaggle` with 8192 samples and row-wise Adagrad 65 ms in
+`experiments.benchmarks.peers`, then 0.38 µs and 81 ms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parents[1]
 
 _BLOCKS, _TRIPS = 8, 500
 
-# By then both processes end, whatever the machine does besides.
+# Limit after which both processes end, whatever else the machine does.
 _SECONDS = 5
 
 
@@ -31,21 +31,21 @@ def round_trip_us() -> float | None:
     Starting Python takes longer than the 4000 trips.
 
     Returns:
-        the least mean of some hundred trips. None if it can't be measured: there is but one core,
-        processes can't be bound to cores here, or the cores have so much else to do that it took
-        five seconds.
+        The least mean of about a hundred trips. None if it can't be measured: there is only one
+        core, processes can't be bound to cores here, or the cores are so busy that it took five
+        seconds.
     """
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         return None
-    # In a program of its own, as one with threads, such as JAX's, shouldn't be forked.
+    # In a separate program, as a program with threads, such as JAX's, shouldn't fork.
     program = [sys.executable, "-m", __name__]
     found = subprocess.run(program, cwd=_ROOT, capture_output=True, text=True, check=False)
     return float(found.stdout) if found.returncode == 0 else None
 
 
 def extremes(round_trips: Iterable[float | None]) -> dict[str, float] | None:
-    """The ``"min"`` and ``"max"`` of several; None if none is known."""
-    known = [each for each in round_trips if each is not None]
+    """The ``"min"`` and ``"max"`` of the known values; None if none is known."""
+    known = [trip for trip in round_trips if trip is not None]
     return {"min": min(known), "max": max(known)} if known else None
 
 

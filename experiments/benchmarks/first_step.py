@@ -1,4 +1,4 @@
-"""How long the main job takes from the command to its first training step."""
+"""Times `dlrm_jax train` from the command to its first training step."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from dlrm_jax.errors import UserError
 
 
 def seconds_to_first_step(arguments: Sequence[str]) -> dict[str, float]:
-    """Starts the main job twice and stops it when it has kept its first loss.
+    """Starts training twice and stops it after its first logged loss.
 
-    Its data are generated and its tables initialized, as for any run without --data.
+    It generates data and initializes tables, as any run without --data.
 
     Args:
-        arguments: its flags.
+        arguments: flags of the command.
 
     Returns:
-        seconds ``"cold"``, with no compiled program in the cache, and ``"warm"``, with all.
+        Seconds ``"cold"``, without a compiled program in the cache, and ``"warm"``, with all.
 
     Raises:
-        UserError: the job ended before, with what it said.
+        UserError: the command ended earlier; the message has its output.
     """
     with tempfile.TemporaryDirectory() as directory:
         cache = Path(directory) / "cache"
-        found = {}
+        seconds = {}
         for name in ("cold", "warm"):
-            found[name] = _seconds(arguments, Path(directory) / name, cache)
-        return found
+            seconds[name] = _seconds(arguments, Path(directory) / name, cache)
+        return seconds
 
 
 def _seconds(arguments: Sequence[str], workdir: Path, cache: Path) -> float:
-    command = [sys.executable, "-m", "experiments.criteo", *arguments]
+    command = [sys.executable, "-m", "dlrm_jax", "train", *arguments]
     command += [f"--workdir={workdir}", "--log_every=1", "--eval_every=0", "--checkpoint_every=0"]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     losses = workdir / "metrics.jsonl"

@@ -1,18 +1,23 @@
-"""Times the loader by itself, and what it adds to a training step.
+"""Times the loader by itself, and its cost in a training step.
 
     python -m experiments.benchmarks.loader --batch_size=8192
 
-Prints one JSON object. ``loader`` is examples per second read from a split of several days, memory
-maps of files in the page cache, through whole epochs: ``full`` with all examples shuffled among
-each other, ``windowed`` with ``--shuffle_window`` of them. ``ratio`` is the time of a training
-step that is fed by the loader over that of one fed with a batch kept on the devices,
-``ratio_many`` over that of one fed with different kept batches in turn: the rows of a single batch
-stay in the processor's cache, which isn't the loader's doing. The three run in turn; the ratios
-are medians over rounds, of the median steps of a round, as other processes disturb both.
-``waited_ms`` is the mean time that a step waited for its batch, which a median may not show.
+It prints one JSON object. ``loader`` is examples per second read from a split of several days,
+memory maps of files in the page cache, through whole epochs: ``full`` with all examples shuffled
+together, ``windowed`` with windows of ``--shuffle_window``. ``ratio`` is the time of a training
+step that the loader feeds over that of a step on one batch kept on the devices, ``ratio_many`` over
+that of steps on several kept batches: the rows of a single batch stay in the processor's cache,
+which isn't due to the loader. The three run in turn; the ratios are medians over rounds, of the
+median steps of a round, as other processes disturb both. ``waited_ms`` is the mean time that a step
+waited for its batch, which a median may not show.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
 
 import dataclasses
 import json
@@ -27,7 +32,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, versions, with_flags
+from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.batches import Batch, TrainBatches
@@ -35,13 +43,14 @@ from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_train_step
 from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
 
 define_run_flags(default_preset="kaggle")
-flags.DEFINE_integer("days", 8, "pieces that the examples lie in", lower_bound=1)
-flags.DEFINE_integer("rounds", 15, "how often each of the three is timed", lower_bound=1)
-flags.DEFINE_integer("steps_per_round", 20, "steps timed together", lower_bound=2)
+flags.DEFINE_integer("days", 8, "Days that the examples are split into; such as 24.", 1)
+flags.DEFINE_integer("rounds", 15, "Rounds in which each source is timed; such as 30.", 1)
+flags.DEFINE_integer("steps_per_round", 20, "Steps timed together; such as 50.", 2)
 
 _EPOCHS = 3
 _WINDOW = 1 << 18
@@ -49,7 +58,7 @@ _KEPT = 20
 
 
 def write_days(split: Split, days: int, directory: Path) -> Split:
-    """The same examples as memory maps of files, which the page cache holds."""
+    """Writes the examples to files and maps them; the page cache holds the files."""
     edges = np.linspace(0, len(split), days + 1).astype(int).tolist()
     mapped = []
     for number in range(days):
@@ -68,7 +77,7 @@ def write_days(split: Split, days: int, directory: Path) -> Split:
 
 
 def examples_per_second(batches: TrainBatches) -> float:
-    """Of whole epochs, permutations included; the first one reads the files and isn't timed."""
+    """Examples per second over whole epochs, permutations included, after one epoch untimed."""
     steps = batches.steps_per_epoch
     for step in range(steps):
         batches[step]
@@ -77,18 +86,18 @@ def examples_per_second(batches: TrainBatches) -> float:
 
 
 class Round(NamedTuple):
-    """Seconds of the median step, and for how long a step waited for its batch, on average."""
+    """Seconds of the median step, and the mean seconds that a step waited for its batch."""
 
     step: float
     waited: float
 
 
 class Training:
-    """A state, and steps that go on from it.
+    """A state, and training steps from it.
 
     Args:
-        learner: of the state.
-        seed: of its initial values.
+        learner: learner of the state.
+        seed: seed of its initial values.
     """
 
     def __init__(self, learner: Learner, seed: int):
@@ -96,7 +105,7 @@ class Training:
         self._state = learner.init(seed)
 
     def run(self, placed: Iterator[Batch]) -> Round:
-        """Trains on these batches; the first, with which a loader starts, doesn't count."""
+        """Trains on these batches; the first one, with which a loader starts, isn't timed."""
         times = []
         while True:
             begun = time.perf_counter()
@@ -111,7 +120,7 @@ class Training:
 
 
 def time_in_turn(config: Config, learner: Learner, batches: TrainBatches) -> dict[str, list[Round]]:
-    """The rounds: ``loaded``, with ``one`` batch kept, with ``many``."""
+    """Times rounds of training: ``loaded``, with ``one`` kept batch, with ``many``."""
     training = Training(learner, config.seed)
     kept = [learner.put(batches[step]) for step in range(_KEPT)]
     count = FLAGS.steps_per_round
@@ -133,7 +142,7 @@ def time_in_turn(config: Config, learner: Learner, batches: TrainBatches) -> dic
 
 
 def main(argv: Sequence[str]) -> None:
-    """The loader alone, then training."""
+    """Times the loader alone, then training."""
     del argv
     config = with_flags(preset(FLAGS.preset))
     config = dataclasses.replace(config, shuffle_window=config.shuffle_window or _WINDOW)

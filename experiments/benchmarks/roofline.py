@@ -1,8 +1,8 @@
-"""What a machine could do at best, measured, and what a step asks of it.
+"""Measures the limits of a machine, and counts the work of a step.
 
-The limit of a step is the roofline's: the longer of the time that its matrix products take at the
-speed of a large one, and that its rows take at the speed of rows read at random. No step is faster,
-and one that overlaps the two perfectly is as fast.
+The limit of a step is the roofline's: the longer of the time of its matrix products at the speed of
+a large one, and the time of its rows at the speed of random reads. No step is faster, and one that
+overlaps the two perfectly reaches it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, exchange
-from dlrm_jax.embedding.optimizer import slot_shapes
+from dlrm_jax.embedding.optimizer import slot_bytes
 from dlrm_jax.native import ops
 from dlrm_jax.native.ops import interaction_flops
 from experiments.benchmarks.timing import fastest_seconds
 
-_SIDE = 2048  # of the matrices: large enough for the full speed of two cores
-_TABLE_BYTES = 512 * 2**20  # far more than caches hold
+_SIDE = 2048  # width of the matrices: large enough for the full speed of two cores
+_TABLE_BYTES = 512 * 2**20  # far larger than caches
 _IDS = 2**19
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What it reaches.
+    """Measured limits of a machine.
 
     Attributes:
         flops: floating-point operations a second, in a float32 matrix product.
@@ -43,18 +43,18 @@ class Machine:
     row_bytes: float
 
     def limit(self, work: Work) -> float:
-        """Seconds that the work takes at least."""
+        """The least seconds that the work takes."""
         return max(work.flops / self.flops, work.row_bytes / self.row_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step does.
+    """The work of a step.
 
     Attributes:
-        flops: of its matrix products, and of the native interaction.
-        row_bytes: of different rows of tables and optimizer state, read once to be looked up,
-            and read and written once to be updated.
+        flops: floating-point operations of its matrix products and of the native interaction.
+        row_bytes: bytes of distinct rows of tables and optimizer state, read once for the lookup,
+            and read and written once for the update.
     """
 
     flops: float
@@ -62,7 +62,7 @@ class Work:
 
 
 def measure(dim: int, native: bool) -> Machine:
-    """The machine at its best in several tries.
+    """Measures the machine's limits; the best of several tries.
 
     Args:
         dim: width of the rows, which are float32.
@@ -81,10 +81,14 @@ def measure(dim: int, native: bool) -> Machine:
 
 
 def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Floating-point operations of products and native interactions in a function, on all devices.
+    """Floating-point operations of matrix products and native interactions in a function.
 
-    Counted in its jaxpr, as XLA counts the body of a loop once, without what nothing reads. A
-    product of [m, k] and [k, n] has 2 m n k.
+    They are counted on all devices, in the jaxpr, as XLA counts the body of a loop once. Unused
+    results don't count. A product of [m, k] and [k, n] has 2 m n k.
+
+    Args:
+        function: function to trace.
+        arguments: arguments of the function.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
@@ -100,7 +104,7 @@ def _flops(jaxpr: Any) -> float:
             total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
         elif eqn.primitive.name == "ffi_call" and "interact" in eqn.params["target_name"]:
             first, vectors, result = eqn.invars[0].aval, eqn.invars[-1].aval, eqn.outvars[0].aval
-            # One of the two has the dense vectors, the other the products besides.
+            # One of the two has the dense vectors, the other one also the products.
             products = abs(result.size - first.size)
             total += interaction_flops(eqn.params["target_name"], products, vectors.shape[-1])
         times = 1
@@ -116,10 +120,10 @@ def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: 
     """`Work.row_bytes` of a step, the mean over batches.
 
     Args:
-        collection: whose rows are read.
-        batches: every process's own, also split into micro-batches, ``ids`` [B, C] or [A, B/A, C];
-            on the host or on devices that are all of this process.
-        train: whether rows are updated.
+        collection: tables and optimizers.
+        batches: batches of this process, also split into micro-batches, ``ids`` [B, C] or
+            [A, B/A, C]; on the host or on devices of this process.
+        train: whether the step updates rows.
     """
     ids = (np.asarray(batch.ids) for batch in batches)
     return float(np.mean([_row_bytes(collection, x.reshape(-1, x.shape[-1]), train) for x in ids]))
@@ -143,8 +147,7 @@ def _row_bytes(collection: EmbeddingCollection, ids: np.ndarray, train: bool) ->
         slab = collection.layout.slab_of(name)
         nbytes = table.nbytes // table.rows
         if train and slab.optimizer:
-            slots = slot_shapes(slab.optimizer, 1, table.dim, slab.dtype).values()
-            state = sum(slot.size * slot.dtype.itemsize for slot in slots)
+            state = sum(slot_bytes(slab.optimizer, table.dim, slab.dtype).values())
             nbytes += 2 * (nbytes + state)
         total += nbytes * len(np.unique(np.concatenate(seen)))
     return total

@@ -1,14 +1,19 @@
-"""Draws steps that `experiments.benchmarks.step` has timed under the roofline of their machine.
+"""Draws steps timed by `experiments.benchmarks.step` under the roofline of their machine.
 
     python -m experiments.benchmarks.step --preset=kaggle --batch_size=2048 --json > a.json
     python -m experiments.benchmarks.step --preset=profile --batch_size=2048 --json > b.json
     python -m experiments.benchmarks.roofline_picture --results=a.json,b.json --output=roofline.png
 
-To the right of 1, a step at the machine's limit would be bound by matrix products, to the left by
-rows; the axes are relative to the machine, since rows of another width are read at another speed.
+To the right of 1, a step at the machine's limit is bound by matrix products, to the left by rows.
+The axes are relative to the machine, as rows of another width are read at another speed.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
 
 import json
 import math
@@ -20,20 +25,26 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+from dlrm_jax.cli.flags import FLAGS, check_pictures, require
 from dlrm_jax.cli.pictures import COLOURS, PERCENT, new_axes, save
-from dlrm_jax.cli.program import FLAGS, run
+from dlrm_jax.cli.run import run
 from dlrm_jax.errors import UserError
 
-flags.DEFINE_list("results", [], "files that experiments.benchmarks.step --json has printed")
-flags.DEFINE_string("output", "roofline.png", "where to draw: PNG or SVG")
+flags.DEFINE_list(
+    "results", [], "Files that experiments.benchmarks.step --json printed; such as a.json,b.json."
+)
+flags.DEFINE_string(
+    "output", "roofline.png", "File to draw in: .png or .svg; such as roofline.svg."
+)
 
 
 class Point(NamedTuple):
-    """A step.
+    """A step in the picture.
 
     Attributes:
-        name: what it does.
-        intensity: FLOPs per byte of rows, over that at which the machine takes as long for both.
+        name: name of the step.
+        intensity: FLOPs per byte of rows, over the intensity at which both take the machine equally
+            long.
         speed: FLOPs a second over those of a large matrix product.
     """
 
@@ -43,12 +54,12 @@ class Point(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the roofline: the speed over the largest at this intensity."""
+        """The share of the roofline: the speed over the largest at this intensity."""
         return self.speed / min(1.0, self.intensity)
 
 
 def point(found: Mapping[str, Any]) -> Point:
-    """Of the results of one benchmark."""
+    """The point of one benchmark's results."""
     products = found["step_gflop"] / found["machine_gflops"]
     rows = found["step_row_mib"] / 2**10 / found["machine_row_gib_per_second"]
     work = found["mode"] if found["mode"] == "infer" else found["optimizer"]
@@ -57,10 +68,10 @@ def point(found: Mapping[str, Any]) -> Point:
 
 
 def read(path: Path) -> Point:
-    """The step of a file.
+    """Reads the point of a file.
 
     Raises:
-        UserError: it isn't there or has something else.
+        UserError: the file is missing or has other content.
     """
     try:
         return point(json.loads(path.read_text()))
@@ -71,7 +82,7 @@ def read(path: Path) -> Point:
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """The roof, and the steps below it, named in a legend with their share of it."""
+    """Draws the roof and the steps below it, named in a legend with their share of it."""
     figure, axes = new_axes(3.6)
     lowest = min(0.1, *(x.intensity for x in points))
     highest = max(10.0, *(x.intensity for x in points))
@@ -101,12 +112,10 @@ def draw(points: Sequence[Point]) -> Figure:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Files, a picture."""
+    """Reads files, draws a picture."""
     del argv
-    if not FLAGS.results:
-        raise UserError("--results: expected files of experiments.benchmarks.step --json, got none")
-    if Path(FLAGS.output).suffix not in (".png", ".svg"):
-        raise UserError(f"--output: expected a file named .png or .svg, got '{FLAGS.output}'")
+    require("results", "output")
+    check_pictures("output")
     save(draw([read(Path(path)) for path in FLAGS.results]), FLAGS.output)
 
 

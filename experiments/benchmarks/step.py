@@ -1,24 +1,28 @@
-"""Times the step of the main job, or its predictions, and measures the memory of a whole run.
+"""Times a training or prediction step, and measures the memory of a whole run.
 
     python -m experiments.benchmarks.step --preset=kaggle --mesh=2x4 --batch_size=2048
 
 ``--json`` prints one JSON object instead of lines. Times are medians of rounds of several steps;
-``spread`` is the distance of the quartiles over the median. ``seconds_to_first_step`` are of the
-main job, from the command on, with an empty compilation cache and with a full one.
+``spread`` is the distance of the quartiles over the median. ``seconds_to_first_step`` is the time
+of `dlrm_jax train` from the command on, with an empty compilation cache and with a full one.
 
-``roofline_share`` is the time that the machine would need at least (see `benchmarks.roofline`)
-over the median. ``rows_ratio`` is the step's time over that of the same step on tables with a
-hundredth of the rows, the two timed in turn: row-sparse updates make it about 1. With
-``--against=1x1`` the step on another mesh of the same devices is timed in turn as well:
-``mesh_ratio`` is the time of the former over that of the latter. ``core_round_trip_us``,
-measured before each round, helps to tell whether two figures saw the same machine (see
-`experiments.benchmarks.cores`).
+``roofline_share`` is the least time that the machine needs (see `benchmarks.roofline`) over the
+median. ``rows_ratio`` is the step's time over that of the same step on tables with a hundredth of
+the rows, the two timed in turn: row-sparse updates make it about 1. With ``--against=1x1`` the step
+on another mesh of the same devices is timed in turn, too: ``mesh_ratio`` is the first step's time
+over the second's. ``core_round_trip_us``, measured before each round, helps to see whether two
+results come from the same machine (see `experiments.benchmarks.cores`).
 
 ``peak_gib`` is the largest resident memory of initializing, training, saving and restoring;
 ``bound_gib`` is 1.15 times the bytes of tables and optimizer state on all devices, plus 0.7 GiB.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
 
 import dataclasses
 import gc
@@ -36,31 +40,35 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start, versions, with_flags
+from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.flags import FLAGS, refuse
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.config import FIELD_TYPES, Config
-from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh, programs_ahead
+from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
 from dlrm_jax.presets import preset
+from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.first_step import seconds_to_first_step
 from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
 
-define_run_flags(default_preset="kaggle")
-flags.DEFINE_enum("mode", "train", ["train", "infer"], "train steps or predictions")
-flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
-flags.DEFINE_string("against", None, "another mesh, of no more devices, to compare with")
-flags.DEFINE_integer("rounds", 15, "how often each of the steps is timed", lower_bound=1)
-flags.DEFINE_integer("steps_per_round", 10, "steps timed together", lower_bound=1)
-flags.DEFINE_bool("first_step", True, "also time the main job from its start to its first step")
-flags.DEFINE_bool("json", False, "print one JSON object")
+define_run_flags("kaggle", {"examples": "there are as many as the batches need"})
+flags.DEFINE_enum("mode", "train", ["train", "infer"], "Train steps or predictions.")
+flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
+flags.DEFINE_string("against", None, "Mesh to compare with, of no more devices; such as 1x1.")
+flags.DEFINE_integer("rounds", 15, "Rounds in which each step is timed; such as 30.", 1)
+flags.DEFINE_integer("steps_per_round", 10, "Steps timed together; such as 100.", 1)
+flags.DEFINE_bool("first_step", True, "Also times `dlrm_jax train` up to its first step.")
+flags.DEFINE_bool("json", False, "Prints one JSON object.")
 
-# Different batches, so that the rows of one aren't left in the cache for the next.
+# Several batches, so that the cache doesn't contain the rows of the next one.
 _BATCHES = 20
 _FEWER = 100
 
@@ -68,22 +76,22 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Steps:
-    """A state, and steps that go on from it or predictions from it, on batches kept in memory.
+    """A state, and training or prediction steps from it, on batches kept in memory.
 
     Args:
-        config: of the data.
-        learner: of the state.
+        config: config of the data.
+        learner: learner of the state.
     """
 
     def __init__(self, config: Config, learner: Learner):
         self._batches = [learner.put(batch) for batch in generated_batches(config, _BATCHES)]
-        self._ahead = programs_ahead(learner.mesh)
+        self._ahead = learner.backend.programs_ahead
         self._train = make_train_step(learner)
         self._predict = make_predict(learner)
         self.state = learner.init(config.seed)
 
     def run(self, count: int) -> float:
-        """Runs some steps and returns the mean seconds of one."""
+        """Runs ``count`` steps and returns the mean seconds of one."""
         return mean_seconds(read_behind(map(self._step, range(count)), self._ahead), count)
 
     def _step(self, number: int) -> jax.Array:
@@ -94,7 +102,7 @@ class Steps:
         return loss
 
     def work(self, learner: Learner) -> roofline.Work:
-        """What one step does."""
+        """The work of one step."""
         function = self._predict if FLAGS.mode == "infer" else self._train
         return roofline.Work(
             roofline.matrix_flops(function, self.state, self._batches[0]),
@@ -103,7 +111,7 @@ class Steps:
 
 
 def save_and_restore(learner: Learner, steps: Steps) -> None:
-    """Replaces the state by what a checkpoint of it gives, as a resumed run would."""
+    """Saves the state and replaces it by the restored one, as a resumed run does."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoints = Checkpoints(Path(directory), {})
         checkpoints.save(learner, steps.state, {}, None)
@@ -113,7 +121,7 @@ def save_and_restore(learner: Learner, steps: Steps) -> None:
 
 
 def with_fewer_rows(config: Config, learner: Learner) -> Steps:
-    """Steps on tables with a hundredth of the rows that lie where the whole ones do."""
+    """Steps on tables with a hundredth of the rows, on the same shards."""
     with tempfile.TemporaryDirectory() as directory:
         plan = Path(directory) / "plan.json"
         plan.write_text(learner.collection.plan.to_json())
@@ -133,37 +141,35 @@ def bytes_held(state: TrainState) -> int:
 
 
 def config_of_flags() -> Config:
-    """The preset and the flags.
+    """The config of the preset and the flags.
 
     Raises:
-        UserError: a flag that has no effect was given.
+        UserError: a flag has no effect.
     """
-    if FLAGS["examples"].present:
-        raise UserError("--examples has no effect: there are as many as the batches need")
-    if FLAGS["zipf_exponent"].present and FLAGS.ids == "uniform":
-        raise UserError("--zipf_exponent has no effect with --ids=uniform")
+    if FLAGS.ids == "uniform":
+        refuse(["zipf_exponent"], "with --ids=uniform")
     config = with_flags(preset(FLAGS.preset))
     exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
     return dataclasses.replace(config, zipf_exponent=exponent)
 
 
 def run_flags() -> list[str]:
-    """What this command line says, for the main job, whose own default is another preset."""
-    given = [name for name in FIELD_TYPES if FLAGS[name].present]
-    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *given)]
+    """The flags of this command line for `dlrm_jax train`, which has another default preset."""
+    names = [name for name in FIELD_TYPES if FLAGS[name].present]
+    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *names)]
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def main(argv: Sequence[str]) -> None:
-    """The first step and memory first, on their own; then the steps in turn."""
+    """Measures the first step and memory by themselves, then times the steps in turn."""
     del argv
     config = config_of_flags()
     against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
     mesh = start(FLAGS.mesh)
-    if against_shape:  # refused before the rest, which takes long
+    if against_shape:  # checked before the rest, which takes long
         check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
     first_step = seconds_to_first_step(run_flags()) if FLAGS.first_step else None
 
@@ -182,7 +188,7 @@ def main(argv: Sequence[str]) -> None:
         each.run(_BATCHES)
     before: dict[str, Callable[[], Any]] = {
         "round_trips": round_trip_us,
-        "first": lambda: steps.run(1),  # what comes first after another program isn't timed
+        "first": lambda: steps.run(1),  # the first round after another program isn't timed
     }
     timed = {name: partial(each.run, FLAGS.steps_per_round) for name, each in compared.items()}
     times = in_turn(before | timed, FLAGS.rounds)
@@ -197,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
             "mesh": FLAGS.mesh,
             "batch_size": config.batch_size,
             "optimizer": config.optimizer,
-            "kernels": learner.kernels,
+            "kernels": learner.kernels_in_use,
             "ids": FLAGS.ids,
             "zipf_exponent": config.zipf_exponent,
             "rows": sum(config.table_rows),
@@ -224,7 +230,7 @@ def main(argv: Sequence[str]) -> None:
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
     """Median, extremes and spread of the rounds."""
-    milliseconds = [1e3 * each for each in seconds]
+    milliseconds = [1e3 * value for value in seconds]
     median = statistics.median(milliseconds)
     low, _, high = statistics.quantiles(milliseconds) if len(milliseconds) > 1 else [median] * 3
     return {
@@ -236,7 +242,7 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """The medians of the rounds' ratios, whose two timings saw the same machine."""
+    """The medians of the rounds' ratios; the two timings of a round saw the same machine."""
     found = {"against": FLAGS.against} if "against" in times else {}
     for other, name in (("fewer_rows", "rows_ratio"), ("against", "mesh_ratio")):
         if other in times:
@@ -246,17 +252,17 @@ def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def report(results: Mapping[str, Any]) -> None:
-    """One JSON object, or a line for each result."""
+    """Prints one JSON object, or a line for each result."""
     if FLAGS.json:
         print(json.dumps(results, indent=1))
         return
-    for name, value in results.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {_short(item)}" for key, item in value.items())
-        print(f"{name:<28}{_short(value)}")
+    rows = [(name, _short(value)) for name, value in results.items()]
+    print(text_table(("result", "value"), rows, left=(0, 1)))
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 

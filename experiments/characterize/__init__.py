@@ -1,1 +1,1 @@
-"""What a step spends its time on, by class of operator; see ``__main__``."""
+"""Time of a training step by class of operator; see ``__main__``."""

@@ -1,26 +1,32 @@
-"""Shows what a training step spends its time on, and how far that is from the machine's limits.
+"""Measures the time of a training step by class of operator, beside the machine's limits.
 
     python -m experiments.characterize --preset=kaggle --batch_size=2048 --workdir=runs/characterize
 
-The step is the main job's, fed by its loader with generated data. It is timed and profiled in
-turn; each instant of the profile belongs in equal parts to the classes of operators that something
-runs of then, so that the classes sum to the profiled step. Classes are the `jax.named_scope` that
-the model, the tables and the optimizer are traced in, collectives by kind, ``data`` for loading and
-placing batches, ``other`` for what is in no scope, such as adding the gradients of chunks.
-A collective counts from when its last device has come to it; thunks count on the thread that
-starts them.
+The step is that of `dlrm_jax train`, fed by its loader with generated data. It is timed and
+profiled in turn. Each instant of the profile is divided equally among the classes of the operators
+that run at that instant, so that the classes sum to the profiled step. Classes are the
+`jax.named_scope` in which the model, the tables and the optimizer are traced, collectives by kind,
+``data`` for loading and placing batches, and ``other`` for operators in no scope, such as adding
+the gradients of chunks. A collective counts from the arrival of its last device. Thunks count on
+the thread that starts them.
 
-Operations and bytes are counted in the compiled program, tables' rows in the batches. Prints a
-table and, with ``--workdir``, leaves ``characterization.json``, ``characterization.html`` and, for
-each device, ``chakra/step.DEVICE.et``: the step as an execution trace for system simulators (see
-`experiments.characterize.chakra`).
+Operations and bytes are counted in the compiled program, rows of tables in the batches. It prints
+a table and, with ``--workdir``, writes ``characterization.json``, ``characterization.html`` and,
+for each device, ``chakra/step.DEVICE.et``: the step as an execution trace for system simulators
+(see `experiments.characterize.chakra`).
 
-``--sweep`` measures steps that differ in one thing, each in a process of its own:
-``--sweep=batch_size=512:2048:8192,mesh=1x1:2x4``; without values, around the config's. ``rows`` are
-parts of the config's; ``width`` is that of the tables' rows and of the bottom MLP's output.
+``--sweep`` measures steps that differ in one property, each in its own process:
+``--sweep=batch_size=512:2048:8192,mesh=1x1:2x4``; without values, it uses values around the
+config's. ``rows`` are factors of the config's; ``width`` is that of the tables' rows and of the
+bottom MLP's output.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
 
 import os
 import sys
@@ -30,30 +36,21 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.flags import FLAGS, check_pictures
 from dlrm_jax.cli.pictures import save
-from dlrm_jax.cli.program import (
-    FLAGS,
-    define_run_flags,
-    describe_devices,
-    run,
-    start,
-    with_flags,
-)
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_json
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
+from dlrm_jax.text_table import text_table
 from experiments.characterize import chakra, report, sweep
 from experiments.characterize.drawing import draw_step
 from experiments.characterize.measure import measure
 from experiments.characterize.profile import durations
-
-define_run_flags(default_preset="kaggle")
-flags.DEFINE_string("workdir", None, "directory for the result, its page and traces")
-flags.DEFINE_list("sweep", [], f"of {', '.join(sweep.NAMES)}, each with =VALUE:VALUE or without")
-flags.DEFINE_string("picture", None, "where to draw the step: PNG or SVG")
-flags.DEFINE_integer("rounds", 5, "how often the step is timed, and profiled", lower_bound=1)
-flags.DEFINE_integer("steps_per_round", 20, "steps timed or profiled together", lower_bound=1)
 
 # Of the processes of a sweep; what a mesh of several devices adds isn't for those of one.
 _ENVIRONMENT = dict(os.environ)
@@ -63,25 +60,36 @@ _OF_WHOLE_RUNS = (
     "keep_checkpoints", "best_metric", "target_auc", "shuffle_window", "evaluation_batch_size",
     "min_count",
 )  # fmt: skip
+
+define_run_flags("kaggle", dict.fromkeys(_OF_WHOLE_RUNS, "steps on generated batches are measured"))
+flags.DEFINE_string(
+    "workdir", None, "Directory for the result, its page and traces; such as runs/characterize."
+)
+flags.DEFINE_list(
+    "sweep",
+    [],
+    f"What is varied, of {', '.join(sweep.NAMES)}, each with its values or without; such as "
+    "batch_size=512:2048,mesh.",
+)
+flags.DEFINE_string("picture", None, "File to draw the step in: .png or .svg; such as step.png.")
+flags.DEFINE_integer("rounds", 5, "Rounds of timing and profiling; such as 10.", 1)
+flags.DEFINE_integer("steps_per_round", 20, "Steps timed or profiled together; such as 50.", 1)
+
 # By how much the profiler may slow the step down before its shares mean little.
 _TOLERANCE = 0.1
 
 
 def main(argv: Sequence[str]) -> None:
-    """One step, then those of the sweeps."""
+    """Measures one step, then the steps of the sweeps."""
     del argv
     config = with_flags(preset(FLAGS.preset))
     sweeps = sweep.parse(FLAGS.sweep, config)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
-    for name in _OF_WHOLE_RUNS:
-        if FLAGS[name].present:
-            raise UserError(f"--{name} has no effect: some steps on generated batches are measured")
     if sweeps and workdir is None:
         raise UserError("--sweep: expected a --workdir for what each step leaves, got none")
-    if FLAGS.picture and Path(FLAGS.picture).suffix not in (".png", ".svg"):
-        raise UserError(f"--picture: expected a file named .png or .svg, got '{FLAGS.picture}'")
+    check_pictures("picture")
     mesh = start(FLAGS.mesh)
-    # A program in the cache may have been traced with other scopes, which don't change it.
+    # A cached program may have been traced with other scopes, which don't change the cache's key.
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     check_batch_size(mesh, "batch_size", config.batch_size)
 
@@ -97,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     }
     measured = measure(config, mesh, FLAGS.rounds, FLAGS.steps_per_round)
     result = report.as_result(description, measured)
-    print(report.text_table(report.HEADER, [*report.rows(result), report.totals(result)]))
+    print(text_table(report.HEADER, [*report.rows(result), report.totals(result)]))
     print(f"\n{report.sentence(result)}")
     if abs(result["profiled_over_step"] - 1) > _TOLERANCE:
         print(
@@ -114,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
     found = {}
     for what, values in sweeps.items():
         found[what] = sweep.run(what, values, config, sys.argv[1:], _ENVIRONMENT, workdir)
-        print(f"\n{report.text_table(*report.sweep_table(what, found[what]))}", flush=True)
+        print(f"\n{text_table(*report.sweep_table(what, found[what]))}", flush=True)
     write_json(workdir / "characterization.json", {**result, "sweeps": found})
     report.write_page(workdir / "characterization.html", result, found)
     print(f"\npage: {workdir / 'characterization.html'}")

@@ -1,8 +1,8 @@
-"""A profiled step as a Chakra execution trace, which system simulators such as ASTRA-sim replay.
+"""Writes a profiled step as a Chakra execution trace, which simulators such as ASTRA-sim replay.
 
-Each device has a file ``NAME.DEVICE.et`` of protocol buffers, each after its length: one
-``GlobalMetadata``, then a ``Node`` for each instruction that the device runs, a loop's as often as
-it runs them. ``NAME.groups.json`` has the devices of each ``pg_name`` that collectives name.
+Each device has a file ``NAME.DEVICE.et`` of protocol buffers, each preceded by its length: one
+``GlobalMetadata``, then a ``Node`` for each instruction that the device runs; those of a loop occur
+once per trip. ``NAME.groups.json`` contains the devices of each ``pg_name`` of a collective.
 
 The schema is MLCommons' et_def.proto (https://github.com/mlcommons/chakra, MIT license;
 arXiv 2305.14516), restated here as far as a step needs it.
@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, proto
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import made, write_json
+from dlrm_jax.files import replacing, write_json
 from experiments.characterize.cost import cost, table_arrays
 from experiments.characterize.hlo import CONTAINERS, Instruction, Program
 
@@ -79,22 +79,22 @@ def _schema() -> dict[str, Any]:
 
 
 SCHEMA = {name.rpartition(".")[2]: message for name, message in _schema().items()}
-"""`GlobalMetadata`, `Node` and `AttributeProto`."""
+"""The classes `GlobalMetadata`, `Node` and `AttributeProto`."""
 
 
 def write(
     program: Program, seconds: Mapping[tuple[str, int], float], directory: Path, name: str
 ) -> None:
-    """Writes a trace for each device, and the groups of devices that they name.
+    """Writes a trace for each device, and the groups of devices of its collectives.
 
     Args:
-        program: of the step.
-        seconds: that an instruction takes on a device, by its name and the device.
-        directory: where the files go.
-        name: of the trace, the first part of theirs.
+        program: program of the step.
+        seconds: duration of each instruction, by its name and the device.
+        directory: directory for the files.
+        name: name of the trace, with which the file names begin.
 
     Raises:
-        UserError: there is a collective that the schema has no type for.
+        UserError: the schema has no type for one of the collectives.
     """
     groups = sorted({group for groups in program.groups.values() for group in groups})
     numbers = {group: number for number, group in enumerate(groups, start=1)}
@@ -105,23 +105,23 @@ def write(
         file = io.BytesIO()
         for message in (SCHEMA["GlobalMetadata"](version=VERSION), *nodes.found):
             proto.serialize_length_prefixed(message, file)
-        with made(directory / f"{name}.{device}.et") as path:
+        with replacing(directory / f"{name}.{device}.et") as path:
             path.write_bytes(file.getvalue())
 
 
 def read(path: Path) -> tuple[Any, list[Any]]:
-    """The metadata and the nodes of a file."""
+    """Reads the metadata and the nodes of a file."""
     file = io.BytesIO(path.read_bytes())
     metadata = proto.parse_length_prefixed(SCHEMA["GlobalMetadata"], file)
     nodes = iter(lambda: proto.parse_length_prefixed(SCHEMA["Node"], file), None)
     return metadata, list(nodes)
 
 
-_Source = Any  # what an array comes from, a frozenset of nodes' ids; or a tuple of such
+_Source = Any  # the nodes that an array comes from, a frozenset of ids; or a tuple of such sets
 
 
 class _Nodes:
-    """The nodes of one device, found by going through the program as the device does."""
+    """The nodes of one device, in the order in which the device runs the program."""
 
     def __init__(
         self,
@@ -138,32 +138,32 @@ class _Nodes:
         self._groups = groups
 
     def run(self, computation: str, arguments: Sequence[_Source] = ()) -> _Source:
-        """Goes through a computation, the entry or another; returns where its result comes from."""
+        """Visits a computation, the entry or another, and returns the source of its result."""
         sources: dict[str, _Source] = {}
         nodes: dict[str, int] = {}
         result: _Source = frozenset()
-        for each in self._program.computations[computation]:
-            operands = [sources[name] for name in each.operands]
-            if each.opcode == "parameter":
-                result = arguments[each.index] if arguments else frozenset()
-            elif each.opcode == "tuple":
+        for instruction in self._program.computations[computation]:
+            operands = [sources[name] for name in instruction.operands]
+            if instruction.opcode == "parameter":
+                result = arguments[instruction.index] if arguments else frozenset()
+            elif instruction.opcode == "tuple":
                 result = tuple(operands)
-            elif each.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
-                result = operands[0][each.index]
-            elif each.silent:
+            elif instruction.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
+                result = operands[0][instruction.index]
+            elif instruction.silent:
                 result = _all(operands)
-            elif each.opcode in CONTAINERS:
-                computations, times = self._program.inside(each)
+            elif instruction.opcode in CONTAINERS:
+                computations, times = self._program.inside(instruction)
                 for _ in range(times):
-                    # A loop's body comes last; the next trip is given its result.
+                    # A loop's body comes last; its result is the input of the next trip.
                     *_, result = [self.run(inner, operands) for inner in computations]
                     operands = [result]
             else:
-                before = [nodes[name] for name in each.predecessors if name in nodes]
-                nodes[each.name] = self._add(each, _all(operands), before)
-                result = frozenset([nodes[each.name]])
-            sources[each.name] = result
-            if each.root:
+                before = [nodes[name] for name in instruction.predecessors if name in nodes]
+                nodes[instruction.name] = self._add(instruction, _all(operands), before)
+                result = frozenset([nodes[instruction.name]])
+            sources[instruction.name] = result
+            if instruction.root:
                 return result
         raise ValueError(f"{computation}: expected it to have a root")
 

@@ -1,7 +1,7 @@
-"""Operations and bytes of a program's instructions, on one device, each time they run.
+"""Operations and bytes of a program's instructions, on one device, for each execution.
 
-Products are those that XLA shows, as it does for CPUs; what a vendor's library computes in a custom
-call isn't seen.
+Matrix products are counted as XLA shows them, as it does for CPUs; a vendor library's products in
+a custom call are invisible.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import re
 from dlrm_jax.native.ops import interaction_flops
 from experiments.characterize.hlo import Array, Instruction, Program
 
-# One operation an element of the result; what only moves or compares isn't arithmetic.
+# One operation per element of the result; moves and comparisons aren't arithmetic.
 _ELEMENTWISE = frozenset(
     ("add", "subtract", "multiply", "divide", "maximum", "minimum", "negate", "abs", "power",
      "sqrt", "rsqrt", "cbrt", "exponential", "exponential-minus-one", "log", "log-plus-one",
      "logistic", "tanh", "erf", "sine", "cosine", "atan2", "remainder")
 )  # fmt: skip
-# One for each element of an operand, the one with this number.
+# One operation per element of an operand, the one with this number.
 _REDUCTIONS = {"reduce": 0, "reduce-window": 0, "all-reduce": 0, "reduce-scatter": 0, "scatter": 2}
 _NATIVE = re.compile(r'custom_call_target="(dlrm_jax_\w+)"')
-# What takes parts of its first operand.
+# Instructions that read parts of their first operand.
 _CUTS = ("gather", "slice", "dynamic-slice")
-# What changes a part of an array in place, by another operand.
+# Instructions that change a part of an array in place, by another operand.
 _UPDATES = {"scatter": 2, "dynamic-update-slice": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What instructions do.
+    """The cost of instructions.
 
     Attributes:
-        flops: 2 m n k of a product, 2 d or back 4 d for each pair of a native interaction, one for
-            each element of other arithmetic on floats, and for each element of a row that a native
-            kernel reads or writes.
-        nbytes: read and written, of arrays in whole or the parts that are taken, tables aside.
-        row_bytes: of rows of tables and their optimizer state, one for each id that names them.
+        flops: 2 m n k for a product, 2 d (4 d in the derivative) for each pair of a native
+            interaction, one for each element of other arithmetic on floats, and one for each
+            element of a row that a native kernel reads or writes.
+        nbytes: bytes read and written, of whole arrays or the used parts, without tables.
+        row_bytes: bytes of rows of tables and their optimizer state, one row for each id.
     """
 
     flops: float = 0.0
@@ -53,37 +53,37 @@ class Cost:
 
 
 def class_costs(program: Program, tables: frozenset[Array]) -> dict[str, Cost]:
-    """All that a step does on all devices, by class.
+    """The costs of a step on all devices, by class.
 
     Args:
-        program: of the step.
-        tables: see `cost`.
+        program: program of the step.
+        tables: arrays that are tables, see `cost`.
     """
-    found: dict[str, Cost] = {}
+    costs: dict[str, Cost] = {}
     for name, times in program.executions.items():
-        each = cost(program, program.instructions[name], tables)
+        once = cost(program, program.instructions[name], tables)
         times *= program.devices
-        total = Cost(times * each.flops, times * each.nbytes, times * each.row_bytes)
+        total = Cost(times * once.flops, times * once.nbytes, times * once.row_bytes)
         kind = program.classes[name]
-        found[kind] = found.get(kind, Cost()) + total
-    return found
+        costs[kind] = costs.get(kind, Cost()) + total
+    return costs
 
 
 def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -> Cost:
-    """What an instruction does.
+    """The cost of an instruction.
 
     Args:
-        program: that it is in.
-        instruction: of those that are run one by one.
-        tables: what arrays that are tables or their optimizer state look like on a device.
+        program: program of the instruction.
+        instruction: instruction that is run by itself, not fused in another.
+        tables: shapes and types of the tables and their optimizer state on a device.
     """
-    if instruction.collective:  # which may well send a table
+    if instruction.collective:  # which may send a table
         tables = frozenset()
     sources = list(enumerate(program.operands(instruction)))
     native = _NATIVE.search(instruction.attributes)
-    if native and "interact" in native[1]:  # of vectors that no table is among
+    if native and "interact" in native[1]:  # vectors, without a table
         tables = frozenset()
-    if native:  # those of rows have an operand of ids
+    if native:  # kernels on rows have an operand of ids
         ids = sum(s.results[0].size for _, s in sources if s.results[0].dtype == "s32")
         whole = [x for _, source in sources for x in source.results] + [*instruction.results]
         moved = [(x, ids * x.nbytes // x.shape[0] if x in tables else x.nbytes) for x in whole]
@@ -101,7 +101,7 @@ def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -
 
 
 def table_arrays(program: Program) -> frozenset[Array]:
-    """What the step's tables and their optimizer state look like on a device."""
+    """The shapes and types of the step's tables and their optimizer state on a device."""
     return frozenset(
         array
         for instruction in program.computations[program.entry]
@@ -111,7 +111,7 @@ def table_arrays(program: Program) -> frozenset[Array]:
 
 
 def _parts(program: Program, instruction: Instruction) -> list[Instruction]:
-    """The instructions that are fused in this one; or itself."""
+    """The instructions that are fused in this one, or itself."""
     calls = instruction.called("calls") if instruction.opcode == "fusion" else None
     return program.computations[calls] if calls else [instruction]
 
@@ -128,7 +128,7 @@ def _flops(program: Program, instruction: Instruction) -> float:
     if native := _NATIVE.search(instruction.attributes):
         operands = program.operands(instruction)
         first, vectors = operands[0].results[0], operands[-1].results[0]
-        # One of the two has the dense vectors, the other the products besides.
+        # One of the two has the dense vectors, the other one also the products.
         return float(interaction_flops(native[1], abs(size - first.size), vectors.shape[-1]))
     if instruction.opcode in _REDUCTIONS:
         operand = program.operands(instruction)[_REDUCTIONS[instruction.opcode]]
@@ -137,7 +137,7 @@ def _flops(program: Program, instruction: Instruction) -> float:
 
 
 def _read(program: Program, instruction: Instruction, number: int, array: Array) -> int:
-    """Bytes that an instruction reads of an operand, which it may cut down at first."""
+    """The bytes that an instruction reads of an operand, of which it may first take a part."""
     parts = _parts(program, instruction)
     if parts == [instruction]:
         return _taken(program, instruction, number, array)
@@ -148,7 +148,7 @@ def _read(program: Program, instruction: Instruction, number: int, array: Array)
             for position, operand in enumerate(user.operands):
                 if operand != source.name:
                     continue
-                # What is cut from values computed of all elements needs just its own.
+                # A part of values that are computed elementwise needs only its own elements.
                 elementwise = user.results[0].size == array.size
                 if elementwise and not user.root and user.opcode not in {*_CUTS, *_UPDATES}:
                     pending += [user] if user.name not in seen else []

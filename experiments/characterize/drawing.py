@@ -1,4 +1,4 @@
-"""Pictures of a step by class of operator, and of sweeps over steps."""
+"""Draws a step by class of operator, and sweeps over steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from dlrm_jax.cli.pictures import new_axes, percent, short
 from experiments.characterize.profile import DATA, IDLE
 
-# What belongs together has tints of one colour.
+# Related classes have tints of one colour.
 _COLOURS = {
     "top_mlp": "#0072b2", "bottom_mlp": "#80b9d9", "interaction": "#009e73", "lookup": "#d55e00",
     "update": "#f0b183", "optimizer": "#cc79a7", "loss": "#e9c6d8", "all-to-all": "#e69f00",
@@ -25,19 +25,19 @@ _MORE = ("#332288", "#56b4e9", "#117733", "#aa4499", "#999933", "#882255", "#44a
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each class, those that every model has always the same, in a fixed order."""
+    """The colour of each class, fixed for the classes of every model, the others in order."""
     more = itertools.cycle(_MORE)
-    given = {name: next(more) for name in names if name not in _COLOURS}
-    known = {name: colour for name, colour in _COLOURS.items() if name in names}
-    last = {name: known.pop(name) for name in (DATA, "other", IDLE) if name in known}
-    return known | given | last
+    added = {name: next(more) for name in names if name not in _COLOURS}
+    fixed = {name: colour for name, colour in _COLOURS.items() if name in names}
+    last = {name: fixed.pop(name) for name in (DATA, "other", IDLE) if name in fixed}
+    return fixed | added | last
 
 
 def draw_step(result: Mapping[str, Any]) -> Figure:
-    """Time by class, and the classes that compute under the machine's roofs.
+    """Draws the time by class, and the computing classes under the machine's roofs.
 
     Args:
-        result: as in ``characterization.json``.
+        result: result as in ``characterization.json``.
     """
     classes = result["classes"]
     figure, left = new_axes(1.6 + 0.24 * max(8, len(classes)))
@@ -78,7 +78,7 @@ def draw_step(result: Mapping[str, Any]) -> Figure:
     for i, name in enumerate(computing):
         at = classes[name]["flops_per_byte"], classes[name]["gflops_per_second"]
         right.plot(*at, "o", color=colour[name], markersize=6)
-        # Neighbours are named above and below.
+        # Neighbours have labels above and below.
         right.annotate(
             short(name), at, (0, -14 if i % 2 else 7), textcoords="offset points", size=8,
             ha="center", parse_math=False,
@@ -111,13 +111,13 @@ def _draw_roofs(axes: Axes, machine: Mapping[str, float]) -> None:
 
 
 def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Steps as stacked bars of their classes, and each class as a curve.
+    """Draws steps as stacked bars of their classes, and each class as a curve.
 
     Args:
-        what: differs between the steps.
-        results: of the steps, by the value that it has in them.
+        what: name of the property that differs.
+        results: results of the steps, by the value of the property.
     """
-    names = list(dict.fromkeys(name for each in results.values() for name in each["classes"]))
+    names = list(dict.fromkeys(name for result in results.values() for name in result["classes"]))
     colour = colours(names)
     figure, left = new_axes(3.4)
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1))
@@ -127,7 +127,7 @@ def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
     bottom = np.zeros(len(results))
     for name in colour:
         times = np.array(
-            [each["classes"].get(name, {"ms": 0.0})["ms"] for each in results.values()]
+            [result["classes"].get(name, {"ms": 0.0})["ms"] for result in results.values()]
         )
         left.bar(positions, times, 0.62, bottom, color=colour[name], label=name)
         bottom += times
@@ -160,7 +160,7 @@ def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _beside(figure: Figure, place: Any) -> Axes:
-    """A second picture in a figure of `new_axes`."""
+    """Adds a second picture to a figure of `new_axes`."""
     axes = figure.add_subplot(place)
     axes.spines[["top", "right"]].set_visible(False)
     for spine in axes.spines.values():

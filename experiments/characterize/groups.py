@@ -1,4 +1,4 @@
-"""Which devices take part in a collective together, as a compiled program's text says it."""
+"""Reads the groups of devices of a collective from a compiled program's text."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _ORDER = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
 def read_groups(attributes: str, devices: int) -> Groups:
-    """The groups of a collective.
+    """Reads the groups of a collective.
 
-    They are listed, ``{{0,1},{2,3}}``, all devices, ``{}``, rows of an array of all numbers,
-    ``[2,2]<=[4]``, or what lies along axes of a mesh, ``mesh['x'=2,'y'=2] {'y'}``.
+    The text is a list, ``{{0,1},{2,3}}``, all devices, ``{}``, rows of an array of all numbers,
+    ``[2,2]<=[4]``, or axes of a mesh, ``mesh['x'=2,'y'=2] {'y'}``.
 
     Args:
-        attributes: of the collective.
-        devices: of the program.
+        attributes: attributes of the collective.
+        devices: number of devices of the program.
 
     Raises:
-        ValueError: they have another form.
+        ValueError: the groups have another form.
     """
     found = _ATTRIBUTE.search(attributes)
     text = found[1] if found else ""

@@ -1,8 +1,8 @@
-"""A compiled program's instructions, as its text shows them, and the class of each.
+"""Reads a compiled program's instructions from its text, with the class of each.
 
-The class of an instruction is the outermost `jax.named_scope` that it was traced in, on the way
-there and back; that of a collective is its kind. XLA keeps the scopes in ``op_name``, where they
-stand among the names of transformations and of loops.
+The class of an instruction is the outermost `jax.named_scope` in which it was traced, forward or
+backward; the class of a collective is its kind. XLA keeps the scopes in ``op_name``, among the
+names of transformations and loops.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from experiments.characterize.groups import Groups, read_groups
 
 OTHER = "other"
-"""The class of what was traced in no scope."""
+"""The class of instructions in no scope."""
 
 COLLECTIVES = (
     "all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute",
     "collective-broadcast", "ragged-all-to-all",
 )  # fmt: skip
 
-# What runs instructions of its own, in whose time it does nothing.
+# Containers: they run their own instructions and do nothing else in that time.
 CONTAINERS = ("while", "call")
-# What nothing runs for: names for parts of arrays that are there.
+# Instructions without execution: names for parts of existing arrays.
 _SILENT = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -52,17 +52,17 @@ class Array:
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def itemsize(self) -> float:
-        """Bytes of an element."""
+        """The bytes of an element."""
         return 1 if self.dtype == "pred" else int(re.sub(r"\D", "", self.dtype)) / 8
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all."""
+        """The bytes of all elements."""
         return int(self.size * self.itemsize)
 
 
@@ -71,13 +71,13 @@ class Instruction:
     """One line of the text.
 
     Attributes:
-        name: of the instruction, different from all others in the program.
-        opcode: what it does.
-        results: one array, or those of a tuple.
+        name: name of the instruction, unique in the program.
+        opcode: name of its operation.
+        results: array of its result, or arrays of a tuple.
         operands: names of instructions of the same computation.
-        attributes: what follows the operands.
+        attributes: text after the operands.
         root: whether its result is the computation's.
-        index: of a parameter, or of the element of a tuple that it takes; 0 for anything else.
+        index: number of a parameter, or of the tuple's element that it takes; 0 for others.
     """
 
     name: str
@@ -90,12 +90,12 @@ class Instruction:
 
     @property
     def nbytes(self) -> int:
-        """Of all results."""
+        """The bytes of all results."""
         return sum(array.nbytes for array in self.results)
 
     @property
     def collective(self) -> str | None:
-        """Its kind, if it is one, without the ``-start`` or ``-done`` of an asynchronous one."""
+        """The kind of a collective, without ``-start`` or ``-done``; None for others."""
         kind = self.opcode.removesuffix("-start").removesuffix("-done")
         return kind if kind in COLLECTIVES else None
 
@@ -106,24 +106,24 @@ class Instruction:
 
     @property
     def trips(self) -> int | None:
-        """How often a loop's body runs; None if the data decide."""
+        """The number of trips of a loop; None if it depends on the data."""
         found = _TRIPS.search(self.attributes)
         return int(found[1]) if found else None
 
     @property
     def predecessors(self) -> list[str]:
-        """What must have run before, though it takes nothing from it."""
+        """The instructions that must run before it without being its operands."""
         found = re.search(r"control-predecessors=\{([^}]*)\}", self.attributes)
         return _NAME.findall(found[1]) if found else []
 
     @property
     def op_name(self) -> str:
-        """Where it was traced; empty if XLA has made it up."""
+        """The scope in which it was traced; empty if XLA has made it up."""
         found = _OP_NAME.search(self.attributes)
         return found[1] if found else ""
 
     def called(self, kind: str) -> str | None:
-        """The computation that it has as its ``calls``, ``to_apply``, ``body`` or ``condition``."""
+        """The computation that is its ``calls``, ``to_apply``, ``body`` or ``condition``."""
         return dict(_CALLED.findall(self.attributes)).get(kind)
 
 
@@ -141,7 +141,7 @@ class Program:
     """The instructions of a compiled program.
 
     Args:
-        text: of `jax.stages.Compiled.as_text`.
+        text: text from `jax.stages.Compiled.as_text`.
     """
 
     def __init__(self, text: str):
@@ -161,13 +161,13 @@ class Program:
                 self.instructions[instruction.name] = instruction
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
-        """Those whose results it takes."""
+        """The instructions of its operands."""
         return [self.instructions[name] for name in instruction.operands]
 
     def inside(self, container: Instruction) -> tuple[list[str], int]:
-        """The computations that a loop or a call runs, and how often.
+        """The computations that a loop or a call runs, with the number of their executions.
 
-        Once if the data decide on it; only then is there a condition to be run.
+        The number is 1 if it depends on the data; only then a condition runs, too.
         """
         kinds = ["to_apply", "body"]
         if container.opcode == "while" and container.trips is None:
@@ -177,7 +177,7 @@ class Program:
 
     @functools.cached_property
     def executions(self) -> dict[str, int]:
-        """Of what the program runs one by one, how often it does; what is fused isn't among it."""
+        """The number of executions of each instruction that isn't fused in another."""
         found: dict[str, int] = {}
 
         def visit(computation: str, times: int) -> None:
@@ -194,7 +194,7 @@ class Program:
 
     @functools.cached_property
     def groups(self) -> dict[str, Groups]:
-        """Of each collective, which devices take part in it together."""
+        """The groups of devices of each collective."""
         return {
             each.name: read_groups(each.attributes, self.devices)
             for each in self.instructions.values()
@@ -208,12 +208,12 @@ class Program:
 
     @functools.cached_property
     def _read(self) -> dict[str, Sequence[str]]:
-        """Of each instruction, those whose results it takes."""
+        """The instructions that each instruction reads."""
         return {name: each.operands for name, each in self.instructions.items()}
 
     @functools.cached_property
     def _reading(self) -> dict[str, Sequence[str]]:
-        """Of each instruction, those that take its result."""
+        """The instructions that read each instruction."""
         found: dict[str, list[str]] = {name: [] for name in self.instructions}
         for name, operands in self._read.items():
             for operand in operands:
@@ -221,9 +221,9 @@ class Program:
         return {**found}
 
     def _class_of(self, name: str) -> str:
-        """What XLA has made up, to copy something or to sum in two steps, has that of its input.
+        """The class of an instruction; one that XLA has made up has the class of its input.
 
-        Or, if that is an argument, that of what reads it.
+        If that is an argument, it has the class of its reader.
         """
         instruction = self.instructions[name]
         if instruction.collective:

@@ -1,4 +1,4 @@
-"""One step, timed, profiled and counted."""
+"""Times, profiles and counts one step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.prefetch import Prefetch
-from dlrm_jax.mesh import programs_ahead
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner
@@ -30,25 +29,25 @@ from experiments.characterize.profile import DATA, WINDOW, Profile, class_second
 MODULE = "jit_train_step"
 """The name of the step's program."""
 
-# Different batches, so that the rows of one aren't left in the cache for the next.
+# Several batches, so that the cache doesn't contain the rows of the next one.
 _BATCHES = 20
-_LEAD = 3  # steps before those that count, until as many are in flight as always
+_LEAD = 3  # uncounted steps, until the usual number is in flight
 _STREAM_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What came of it.
+    """The measurements of a step.
 
     Attributes:
         step: seconds, measured without the profiler.
-        classes: seconds of the profiled step by class, of which it is the sum.
-        costs: of the whole mesh, by class.
-        machine: what it reaches.
-        stream_bytes: bytes a second that it reads and writes in sequence.
-        program: one device's.
-        profile: of the median round.
-        kernels: what runs lookups, updates and the model.
+        classes: seconds of the profiled step by class; they sum to the step.
+        costs: costs of the whole mesh, by class.
+        machine: measured limits of the machine.
+        stream_bytes: bytes a second that the machine reads and writes in sequence.
+        program: program of one device.
+        profile: profile of the median round.
+        kernels: names of the kernels for lookups, updates and the model.
     """
 
     step: float
@@ -66,7 +65,7 @@ class Measured:
         return sum(self.classes.values())
 
     def limit(self, name: str) -> float:
-        """Seconds that a class's work would take at least."""
+        """The least seconds that a class's work takes."""
         cost = self.costs[name]
         return max(
             cost.flops / self.machine.flops,
@@ -75,11 +74,11 @@ class Measured:
 
 
 class Steps:
-    """The main job's steps, on generated batches that a thread loads and places.
+    """The steps of `dlrm_jax train`, on generated batches that a thread loads and places.
 
     Args:
-        config: of the data.
-        learner: of the state.
+        config: config of the data.
+        learner: learner of the state.
     """
 
     def __init__(self, config: Config, learner: Learner):
@@ -89,12 +88,12 @@ class Steps:
         data = generate_data(dataclasses.replace(config, examples=examples))
         self._batches = TrainBatches(data.train, config.batch_size, config.seed)
         self.batches = [self._batches[number] for number in range(_BATCHES)]
-        self._ahead = programs_ahead(learner.mesh)
+        self._ahead = learner.backend.programs_ahead
         self._train = make_train_step(learner)
         self._state = learner.init(config.seed)
 
     def compile(self) -> str:
-        """The text of the program that `run` runs."""
+        """The text of the compiled program of `run`."""
         batch = self._learner.put(self.batches[0])
         lowered: Any = self._train
         text = lowered.lower(self._state, batch).compile().as_text()
@@ -102,7 +101,7 @@ class Steps:
         return text
 
     def run(self, count: int) -> float:
-        """Runs some steps, within an annotation `WINDOW`, and returns the seconds of one."""
+        """Runs ``count`` steps within an annotation `WINDOW` and returns the seconds of one."""
         with Prefetch(self._loaded(), self._put) as placed:
             losses = read_behind(map(self._step, placed), self._ahead)
             mean_seconds(losses, _LEAD)
@@ -130,10 +129,10 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
     """Times and profiles the step of a config in turn, so that both see the same machine.
 
     Args:
-        config: of tables, model and batches.
-        mesh: that it runs on.
-        rounds: how often each is done.
-        count: steps a round.
+        config: config of tables, model and batches.
+        mesh: mesh to run on.
+        rounds: number of rounds of both.
+        count: steps per round.
     """
     learner = make_learner(config, mesh)
     steps = Steps(config, learner)
@@ -160,12 +159,12 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
         stream_bytes=measure_stream(),
         program=program,
         profile=profile,
-        kernels=learner.kernels,
+        kernels=learner.kernels_in_use,
     )
 
 
 def _costs(program: Program, learner: Learner, batches: list[Batch]) -> dict[str, Cost]:
-    """By class; of rows those that differ, as more often named ones are in caches."""
+    """The costs by class, with distinct rows, as repeated rows are in caches."""
     costs = class_costs(program, table_arrays(program))
     looked_up = roofline.row_bytes(learner.collection, batches, train=False)
     in_all = roofline.row_bytes(learner.collection, batches, train=True)
@@ -176,7 +175,7 @@ def _costs(program: Program, learner: Learner, batches: list[Batch]) -> dict[str
 
 
 def measure_stream() -> float:
-    """Bytes a second that a sum of two large arrays reads and writes, at best."""
+    """The bytes a second that a sum of two large arrays reads and writes, at best."""
     x = jnp.ones(_STREAM_BYTES // 4)
     add = jax.jit(jnp.add, donate_argnums=0)
     y = jnp.ones_like(x)

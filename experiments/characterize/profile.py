@@ -1,4 +1,4 @@
-"""Profiles of a step, and whose each instant of them is."""
+"""Profiles a step and divides its time among classes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ IDLE = "idle, dispatch"
 DATA = "data"
 """The class, and the annotation, of loading and placing batches."""
 WINDOW = "profiled steps"
-"""The annotation around what counts."""
+"""The annotation around the counted steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """Something that ran, in seconds from the profile's start.
+    """An interval in which something ran, in seconds from the profile's start.
 
     Attributes:
-        name: of the instruction; or `DATA`.
-        device: its number in the mesh.
-        start: when it began.
-        end: when it ended.
+        name: name of the instruction, or `DATA`.
+        device: number of the device in the mesh.
+        start: start of the interval.
+        end: end of the interval.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What ran in some steps.
+    """The events of some steps.
 
     Attributes:
-        steps: how many.
-        start: of the first, in seconds.
-        end: of the last.
-        events: in order of their starts.
+        steps: number of steps.
+        start: start of the first step, in seconds.
+        end: end of the last step.
+        events: events in the order of their starts.
     """
 
     steps: int
@@ -59,11 +59,12 @@ def record(run: Callable[[], int], module: str) -> Profile:
     """Profiles some steps.
 
     Args:
-        run: runs them, those that count within an annotation `WINDOW`; returns how many do.
-        module: the name of the compiled program whose instructions are wanted.
+        run: function that runs the steps, the counted ones within an annotation `WINDOW`, and
+            returns their number.
+        module: name of the compiled program to record.
     """
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # tells of every function call, and slows them
+    options.python_tracer_level = 0  # would record every function call, and slow it down
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory, profiler_options=options):
             steps = run()
@@ -91,14 +92,13 @@ def _read(data: Any, steps: int, module: str) -> Profile:
 def without_waiting(
     events: Iterable[Event], groups: Mapping[str, Sequence[Sequence[int]]]
 ) -> Iterator[Event]:
-    """The events, collectives from when their last device has come to them.
+    """The events, with collectives cut to the time after the arrival of their last device.
 
-    Until then the devices that are early wait for what that one still does, which is an event
-    itself.
+    Before that, the early devices wait for the last one's work, which is an event of its own.
 
     Args:
-        events: in order of their starts.
-        groups: of each collective, which devices take part in it together.
+        events: events in the order of their starts.
+        groups: groups of devices of each collective.
     """
     arrived: dict[tuple[str, int, int], float] = {}
     numbered = []
@@ -120,8 +120,12 @@ def without_waiting(
 def class_seconds(profile: Profile, program: Program) -> dict[str, float]:
     """Seconds of a step by class; they sum to the profiled step.
 
+    Args:
+        profile: profile of several steps.
+        program: program of the step.
+
     Raises:
-        KeyError: the profile has an instruction that the program doesn't.
+        KeyError: the profile has an instruction that the program lacks.
     """
     intervals = []
     for event in without_waiting(profile.events, program.groups):
@@ -138,13 +142,13 @@ def shares(
 ) -> dict[str, float]:
     """Divides the time from start to end among classes.
 
-    An instant belongs in equal parts to the classes that something runs of, on whatever thread or
-    device; or to `IDLE`.
+    An instant is divided equally among the classes that run at that instant, on any thread or
+    device; `IDLE` gets it if none runs.
 
     Args:
-        intervals: class, start and end of what ran.
-        start: of the time.
-        end: of the time.
+        intervals: class, start and end of each execution.
+        start: start of the time.
+        end: end of the time.
     """
     changes = []
     for name, begun, ended in intervals:
@@ -164,7 +168,12 @@ def shares(
 
 
 def durations(profile: Profile, program: Program) -> dict[tuple[str, int], float]:
-    """Seconds that an instruction takes on a device each time, the mean over the profile."""
+    """The mean seconds of an execution of each instruction on each device.
+
+    Args:
+        profile: profile of several steps.
+        program: program of the step.
+    """
     taken: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
     for event in without_waiting(profile.events, program.groups):
         taken[event.name, event.device].append(event.end - event.start)

@@ -1,19 +1,19 @@
-"""What was measured, as JSON, as lines and as a page."""
+"""Reports measurements as JSON, as lines and as a page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import percent
-from dlrm_jax.cli.program import versions
+from dlrm_jax.training.record import versions
 from experiments.characterize.drawing import draw_step, draw_sweep
 from experiments.characterize.measure import Measured
 
 Result = Mapping[str, Any]
-"""What ``characterization.json`` holds of one step."""
+"""The content of ``characterization.json`` for one step."""
 
 HEADER = (
     "class", "ms", "share", "GFLOP", "MiB", "MiB of rows", "FLOPs/byte", "GFLOP/s", "limit, ms",
@@ -21,11 +21,11 @@ HEADER = (
 
 
 def as_result(description: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
-    """Everything in the units that people read.
+    """All measurements, in units for people.
 
     Args:
-        description: of what was measured.
-        measured: what came of it.
+        description: description of the step.
+        measured: measurements of the step.
     """
     classes = {}
     for name, seconds in sorted(measured.classes.items(), key=lambda item: -item[1]):
@@ -57,42 +57,35 @@ def as_result(description: Mapping[str, Any], measured: Measured) -> dict[str, A
 
 
 def rows(result: Result) -> list[list[str]]:
-    """A row for each class, below `HEADER`."""
-    found = []
-    for name, each in result["classes"].items():
+    """The row of each class, below `HEADER`."""
+    body = []
+    for name, entry in result["classes"].items():
         keys = ("gflop", "mib", "row_mib", "flops_per_byte", "gflops_per_second", "limit_ms")
-        costs = [f"{each[key]:.4g}" if each.get(key) else "" for key in keys]
-        found.append([name, f"{each['ms']:.3f}", percent(each["share"]), *costs])
-    return found
+        costs = [f"{entry[key]:.4g}" if entry.get(key) else "" for key in keys]
+        body.append([name, f"{entry['ms']:.3f}", percent(entry["share"]), *costs])
+    return body
 
 
 def totals(result: Result) -> list[str]:
-    """The row below them."""
+    """The row of totals."""
     return ["profiled step", f"{result['profiled_ms']:.3f}", "100%", *[""] * 6]
 
 
 def sentence(result: Result) -> str:
-    """How much the profiler has changed of what it shows."""
+    """The change of the step's time by the profiler, as a sentence."""
     return (
         f"{result['profiled_ms']:.3f} ms profiled over {result['step_ms']:.3f} ms without the "
         f"profiler: {result['profiled_over_step']:.3f}"
     )
 
 
-def text_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Lines with columns, the first flush left."""
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *body)
-    )
-
-
 def sweep_table(what: str, results: Mapping[str, Result]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the milliseconds of each class, a step in each column."""
+    """The header and the rows of a sweep: milliseconds of each class, with a column for each step.
+
+    Args:
+        what: name of the property that differs.
+        results: results by the value of the property.
+    """
     names = list(dict.fromkeys(name for each in results.values() for name in each["classes"]))
     body = []
     for name in names:
@@ -104,12 +97,12 @@ def sweep_table(what: str, results: Mapping[str, Result]) -> tuple[list[str], li
 
 
 def write_page(path: Path, result: Result, sweeps: Mapping[str, Mapping[str, Result]]) -> None:
-    """All of it.
+    """Writes a page with all results.
 
     Args:
-        path: of the page.
-        result: of one step.
-        sweeps: of several, by what differs between them and by its value.
+        path: the file.
+        result: result of one step.
+        sweeps: results of sweeps, by property and value.
     """
     page = Page(f"One step of {result['preset']}, by class of operator")
     machine = result["machine"]

@@ -1,4 +1,4 @@
-"""Steps that differ in one thing, each measured in a process of its own."""
+"""Measures steps that differ in one property, each in its own process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlrm_jax.errors import UserError
 
 def _width(config: Config, value: str) -> list[str]:
     flags = [f"--embedding_dim={value}"]
-    if config.model == "dlrm":  # which wants the two to be equal
+    if config.model == "dlrm":  # which needs equal widths
         flags.append(f"--bottom_mlp={','.join([*map(str, config.bottom_mlp[:-1]), value])}")
     return flags
 
@@ -30,7 +30,7 @@ def _rows(config: Config, value: str) -> list[str]:
     return [f"--table_rows={','.join(rows)}"]
 
 
-# By what differs: the flags that give it a value, and the values if none are named.
+# By property: the flags that set its value, and the default values.
 _SWEEPS: dict[
     str, tuple[Callable[[Config, str], list[str]], Callable[[Config], Sequence[object]]]
 ] = {
@@ -50,12 +50,16 @@ NAMES = tuple(_SWEEPS)
 
 
 def parse(text: Sequence[str], config: Config) -> dict[str, list[str]]:
-    """Reads ``("batch_size=512:2048", "mesh")`` as values by what differs.
+    """Reads ``("batch_size=512:2048", "mesh")`` as values by property.
+
+    Args:
+        text: items of the flag.
+        config: config, around which default values lie.
 
     Raises:
-        UserError: an item isn't of that form.
+        UserError: an item has another form.
     """
-    found = {}
+    sweeps = {}
     for item in text:
         name, given, values = item.partition("=")
         if name not in _SWEEPS or (given and not all(values.split(":"))):
@@ -63,13 +67,13 @@ def parse(text: Sequence[str], config: Config) -> dict[str, list[str]]:
                 f"--sweep: expected some of {', '.join(NAMES)}, each with its values or without, "
                 f"such as batch_size=512:2048,mesh; got {item!r}"
             )
-        if name in found:
-            raise UserError(f"--sweep: {name} is asked for twice")
+        if name in sweeps:
+            raise UserError(f"--sweep: {name} is listed twice")
         make, usual = _SWEEPS[name]
-        found[name] = values.split(":") if given else [*map(str, usual(config))]
-        for value in found[name]:
-            make(config, value)  # refused before anything is measured
-    return found
+        sweeps[name] = values.split(":") if given else [*map(str, usual(config))]
+        for value in sweeps[name]:
+            make(config, value)  # checked before anything is measured
+    return sweeps
 
 
 def run(
@@ -83,20 +87,20 @@ def run(
     """Measures a step for each value.
 
     Args:
-        what: differs.
-        values: that it has.
-        config: of all else.
-        arguments: of this program.
-        environment: of the processes.
-        workdir: for what each leaves, in ``WHAT=VALUE``.
+        what: name of the property.
+        values: values of the property.
+        config: config for all other properties.
+        arguments: arguments of this program.
+        environment: environment variables of the processes.
+        workdir: directory for the results of each step, in ``WHAT=VALUE``.
 
     Returns:
-        the results by value.
+        The results by value.
 
     Raises:
-        UserError: a step couldn't be measured, with what was said of it.
+        UserError: a step couldn't be measured; the message has its error.
     """
-    found = {}
+    results = {}
     for value in tqdm(values, desc=what, unit=" steps", disable=None):
         directory = workdir / f"{what}={value}"
         command = [
@@ -108,5 +112,5 @@ def run(
             raise UserError(
                 f"--sweep: {what}={value}: {done.stderr.strip().removeprefix('error: ')}"
             )
-        found[value] = json.loads((directory / "characterization.json").read_text())
-    return found
+        results[value] = json.loads((directory / "characterization.json").read_text())
+    return results

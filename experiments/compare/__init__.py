@@ -1,1 +1,1 @@
-"""Models compared on equal terms."""
+"""Compares models on equal terms."""

@@ -4,39 +4,46 @@
     python -m experiments.compare --models=dlrm,dcn --optimizers=sgd,adagrad --workdir=runs/figure5
     python -m experiments.compare --data=train.txt --batch_size=128 --epochs=5 --workdir=runs/real
 
-For each model and optimizer the learning rate is searched on the validation split (see
-`experiments.compare.trials`); test metrics are means over seeds, ± their standard deviation.
+The learning rate of each model and optimizer is searched on the validation split (see
+`experiments.compare.trials`). Test metrics are means over seeds, ± their standard deviation.
 Without ``--data``, examples are generated, and the AUC of the teacher that made them is the best
 there is; ``--teacher=additive`` makes them without interactions. The second command is figure 5 of
-the DLRM paper. Every field of `dlrm_jax.config.Config` is a flag; ``dcn_v2:rank=8:layers=2`` is a
-model with its options. Interrupted, the same command with the same workdir goes on.
+the DLRM paper. ``dcn_v2:rank=8:layers=2`` is a model with its options. If it is interrupted, run
+the same command with the same workdir again to resume.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
+
 from collections.abc import Sequence
 
-from dlrm_jax.cli.datasets import check_data_flags, define_data_flag, load_data
-from dlrm_jax.cli.program import FLAGS, define_run_flags, run, start
+from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
+from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes
 from experiments.compare.contest import asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Clicks
 
-define_run_flags(default_preset="comparison")
-define_comparison_flags()
+define_comparison_flags("comparison")
 define_data_flag()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Contenders, data, trials."""
+    """Reads contenders and data, then runs the trials."""
     del argv
     check_data_flags()
     contest, config = asked(preset(FLAGS.preset))
     with held("compare") as directory:
         mesh = start(FLAGS.mesh)
         check_batch_sizes(config, mesh)
-        config, data = load_data(config)
+        config, data = load_data(config, FLAGS.data)
         compare(contest, config, Clicks(data), mesh, directory)
 
 

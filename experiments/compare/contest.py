@@ -1,56 +1,88 @@
-"""What programs that compare models share: their flags, and what they leave."""
+"""Flags and results that the programs for comparing models share."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 from jax.sharding import Mesh
 
-from dlrm_jax.cli.program import FLAGS, check_read, overridden
+from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden
+from dlrm_jax.cli.flags import FLAGS, define_numbers
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.models.zoo import MODELS
+from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.record import owned, to_json
 from experiments.compare.results_page import columns, rows_of, write_page
 from experiments.compare.tasks import Task
 from experiments.compare.trials import RATES, Contender, Result, Study
 
-# What the contenders themselves decide.
-_THEIRS = ("model", "model_options", "optimizer", "learning_rate", "seed")
-_OF_SINGLE_RUNS = (
-    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc"
-)  # fmt: skip
+_NO_EFFECT = {
+    **dict.fromkeys(
+        ("model", "model_options", "optimizer", "learning_rate", "seed"),
+        "--models, --optimizers, --learning_rates and --seeds decide",
+    ),
+    **dict.fromkeys(
+        ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric",
+         "target_auc"),
+        "--evaluations decides",
+    ),
+}  # fmt: skip
 _NEED_OTHER_INPUTS = ("ncf", "din")
 
 
-def define_comparison_flags(models: str = "dlrm,dcn", optimizers: str = "rowwise_adagrad") -> None:
-    """Who competes, and how often; beside the flags of the config."""
-    flags.DEFINE_list("models", models, "names, with options behind colons; or all, which leaves "
-                      "out ncf and din: they need other inputs")  # fmt: skip
-    flags.DEFINE_list("optimizers", optimizers, "of tables and dense models")
-    flags.DEFINE_list("learning_rates", [], "to search over; by default three for each optimizer")
-    flags.DEFINE_integer("seeds", 3, "trials with the chosen learning rate", lower_bound=1)
-    flags.DEFINE_integer("evaluations", 10, "of each trial", lower_bound=1)
-    flags.DEFINE_string("workdir", None, "of trials, pictures and the page; without it, a new one "
-                        "in runs/")  # fmt: skip
+def define_comparison_flags(
+    default_preset: str, without: Mapping[str, str] | None = None, models: str = "dlrm,dcn"
+) -> None:
+    """Flags of the contenders and their trials, and those of the config.
+
+    Args:
+        default_preset: name of the preset if ``--preset`` isn't given.
+        without: further flags that the program refuses, and why.
+        models: default of ``--models``.
+    """
+    define_run_flags(default_preset, {**_NO_EFFECT, **(without or {})})
+    flags.DEFINE_list(
+        "models",
+        models,
+        "Models, with options behind colons; all leaves out ncf and din, which need other inputs; "
+        "such as dlrm,dcn_v2:rank=8.",
+    )
+    flags.DEFINE_list(
+        "optimizers", "rowwise_adagrad", "Optimizers of tables and dense models; such as sgd,adam."
+    )
+    define_numbers(
+        "learning_rates",
+        (),
+        "Learning rates to search over; without it, three for each optimizer; such as 0.01,0.1.",
+        float,
+    )
+    flags.DEFINE_integer("seeds", 3, "Trials with the chosen learning rate; such as 5.", 1)
+    flags.DEFINE_integer("evaluations", 10, "Evaluations of each trial; such as 20.", 1)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of trials, pictures and the page; without it, a new one in runs/; such as "
+        "runs/compare.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """Who competes.
+    """The contenders and their trials.
 
     Attributes:
-        contenders: in the order of the table.
-        rates: the learning rates to search over, by optimizer.
-        seeds: of each contender.
-        evaluations: of each trial.
+        contenders: contenders in the order of the table.
+        rates: learning rates to search over, by optimizer.
+        seeds: number of seeds of each contender.
+        evaluations: number of evaluations of each trial.
     """
 
     contenders: Sequence[Contender]
@@ -60,22 +92,15 @@ class Contest:
 
 
 def asked(base: Config) -> tuple[Contest, Config]:
-    """What the flags say: who competes, and the run of all.
+    """Reads the contest and the common config from the flags.
 
     Args:
         base: the preset.
 
     Raises:
-        UserError: a flag that the contenders decide was given, or one that none of them reads, or
+        UserError: a flag has no effect because the contenders decide or no contender reads it, or
             a name is unknown.
     """
-    for name in _OF_SINGLE_RUNS:
-        if FLAGS[name].present:
-            raise UserError(f"--{name} has no effect: --evaluations decides")
-    for name in _THEIRS:
-        if FLAGS[name].present:
-            raise UserError(f"--{name} has no effect: --models, --optimizers, --learning_rates and "
-                            f"--seeds decide")  # fmt: skip
     models = FLAGS.models
     if models == ["all"]:
         models = [name for name in MODELS if name not in _NEED_OTHER_INPUTS]
@@ -85,23 +110,24 @@ def asked(base: Config) -> tuple[Contest, Config]:
             f"expected --models, and --optimizers of {', '.join(RATES)}; got {','.join(models)!r} "
             f"and {','.join(FLAGS.optimizers)!r}"
         )
-    try:
-        given = tuple(map(float, FLAGS.learning_rates))
-    except ValueError:
-        raise UserError(
-            f"--learning_rates: expected numbers, got {','.join(FLAGS.learning_rates)!r}"
-        ) from None
     contenders = [Contender(model, name) for model in models for name in FLAGS.optimizers]
     # In the shape of the first one: what the preset's own model demands may be wrong for all.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
     check_read([each.config(config, 1.0, 0) for each in contenders])
-    rates = {name: given or RATES[name] for name in FLAGS.optimizers}
+    rates = {name: FLAGS.learning_rates or RATES[name] for name in FLAGS.optimizers}
     return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations), config
 
 
 @contextlib.contextmanager
 def held(program: str) -> Iterator[Path]:
-    """The workdir, held for this run."""
+    """Context that makes the workdir of the flags and locks it for this run.
+
+    Args:
+        program: name of the program, part of the default workdir.
+
+    Yields:
+        The workdir.
+    """
     directory = Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
     with owned(directory):
         print(f"workdir {directory}")
@@ -109,24 +135,24 @@ def held(program: str) -> Iterator[Path]:
 
 
 def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory: Path) -> None:
-    """Runs the trials that haven't been; prints the table, writes the page and all numbers.
+    """Runs the missing trials, prints the table, and writes the page and all numbers.
 
     Args:
-        contest: who competes.
-        config: the run of all, with the tables of the data.
-        task: what for.
-        mesh: to run on.
-        directory: of the results.
+        contest: contenders and trials.
+        config: config of all trials, with the tables of the data.
+        task: data and metrics.
+        mesh: mesh to run on.
+        directory: directory for the results.
     """
     print(task.data.source)
-    for each in contest.contenders:  # what doesn't fit ends the program before any trial
+    for each in contest.contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)
     study = Study(config, task, mesh, contest.evaluations, directory / "trials")
     results = study.run(contest.contenders, contest.rates, contest.seeds)
-    _print_table([columns(task), *rows_of(results, task)])
+    print(text_table(columns(task), rows_of(results, task), left=(0, 1)))
     best = task.data.teacher_auc
     if best:
-        print(f"the teacher's test AUC, the best that can be expected: {best['test']:.4f}")
+        print(f"best possible test AUC, that of the teacher: {best['test']:.4f}")
     _print_distances(results, task)
     everything = {"data": task.data.source, "results": [dataclasses.asdict(r) for r in results]}
     write_text(directory / "results.json", to_json(everything, indent=1))
@@ -134,15 +160,8 @@ def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory:
     print(f"see {directory}/comparison.html, results.json")
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(cells)))
-
-
 def _print_distances(results: Sequence[Result], task: Task) -> None:
-    """How far models with interactions are above logistic regression, if it is among them."""
+    """Prints the distance of each model from logistic regression, if that is among them."""
     metric = "auc" if "auc" in task.shown else task.chosen_by
     linear = [r for r in results if r.contender.name == "logistic_regression"]
     others = [r for r in results if r.contender.name != "logistic_regression"]

@@ -28,7 +28,7 @@ def columns(task: Task) -> tuple[str, ...]:
 
 
 def rows_of(results: Sequence[Result], task: Task) -> list[tuple[str, ...]]:
-    """The results as texts, one row each, under `columns`."""
+    """The cells of each result, under `columns`."""
     return [_row(result, task) for result in results]
 
 
@@ -50,18 +50,18 @@ def _row(result: Result, task: Task) -> tuple[str, ...]:
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
-    """Such as 0.8012 ± 0.0004; without the deviation for a single value."""
+    """Formats values as 0.8012 ± 0.0004; a single value has no deviation."""
     mean = statistics.mean(values)
     return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
 
 
 def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
-    """One HTML file with everything, and its pictures beside it.
+    """Writes one HTML file with everything, and its pictures beside it.
 
     Args:
-        results: in the order of the table.
-        task: that they are of.
-        path: of the file.
+        results: results in the order of the table.
+        task: task of the results.
+        path: the file.
     """
     seeds = max(len(result.trials) for result in results)
     page = Page("Models compared")
@@ -81,7 +81,7 @@ def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
 
 
 def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figure]]:
-    """Titles and pictures, by the name of their file."""
+    """Titles and pictures, by file name."""
     metric = "auc" if "auc" in task.shown else task.chosen_by
     title = f"Test {_NAMES.get(metric, metric)}: mean and range over seeds"
     drawn = {"models": (title, draw_ranks(results, task))}
@@ -93,9 +93,9 @@ def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figu
 
 
 def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
-    """A point for each contender and a line over its seeds, the best at the top."""
+    """Draws a point for each contender and a line over its seeds, the best at the top."""
     metric = "auc" if "auc" in task.shown else task.chosen_by
-    # Those without a metric, NaN, at the bottom.
+    # Results without a metric, NaN, are at the bottom.
     ranked = sorted(results, key=lambda each: np.nan_to_num(each.mean(metric), nan=-np.inf))
     figure, axes = new_axes(0.8 + 0.24 * len(ranked))
     for i, result in enumerate(ranked):
@@ -119,7 +119,7 @@ def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
 
 
 def draw_curves(results: Sequence[Result], task: Task) -> Figure:
-    """Training and validation by step, of the first seeds (figure 5 of the DLRM paper)."""
+    """Draws training and validation by step, for the first seeds (figure 5 of the DLRM paper)."""
     figure, axes = new_axes(3.6)
     for colour, result in zip(itertools.cycle(_MANY_COLOURS), results, strict=False):
         curve = result.trials[0]["curve"]

@@ -1,4 +1,4 @@
-"""What models are trained for: to tell clicks, or to rank what was chosen ahead of the rest."""
+"""The tasks that models are compared on: predicting clicks, or ranking the chosen item first."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dlrm_jax.training.ranking import ranking_metrics
 
 @runtime_checkable
 class Task(Protocol):
-    """Data, how they are trained on, and how models are told apart.
+    """Data, their batches for training, and metrics.
 
     Attributes:
-        data: three splits.
-        shown: the test metrics of the table.
-        curve: the metric that is drawn over iterations.
-        chosen_by: the validation metric that chooses, the lower the better if it's a loss.
+        data: the three splits.
+        shown: names of the test metrics in the table.
+        curve: name of the metric that is drawn over steps.
+        chosen_by: name of the validation metric that chooses; smaller is better for a loss.
     """
 
     @property
@@ -38,18 +38,18 @@ class Task(Protocol):
     def chosen_by(self) -> str: ...  # noqa: D102
 
     def batches(self, config: Config) -> Batches:
-        """Training batches, by the config's seed."""
+        """Training batches, in the order of the config's seed."""
         ...
 
     def metrics(
         self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
     ) -> dict[str, float]:
-        """Of all examples of a split."""
+        """Metrics over all examples of a split."""
         ...
 
 
 def badness(task: Task, metrics: Mapping[str, Any] | None) -> float:
-    """What a choice makes as small as it can: infinite where there is nothing to choose."""
+    """The number that a choice minimizes: infinite without metrics."""
     value = metrics[task.chosen_by] if metrics else None
     if value is None or not math.isfinite(value):
         return math.inf
@@ -58,10 +58,10 @@ def badness(task: Task, metrics: Mapping[str, Any] | None) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Clicks:
-    """The probability of label 1.
+    """The task of predicting the probability of label 1.
 
     Attributes:
-        data: three splits.
+        data: the three splits.
     """
 
     data: Dataset
@@ -70,26 +70,26 @@ class Clicks:
     chosen_by: str = "log_loss"
 
     def batches(self, config: Config) -> TrainBatches:
-        """The training split, shuffled anew in each epoch."""
+        """The training split, shuffled again in each epoch."""
         return TrainBatches(self.data.train, config.batch_size, config.seed, config.shuffle_window)
 
     def metrics(
         self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
     ) -> dict[str, float]:
-        """See `binary_metrics`."""
+        """The metrics of `binary_metrics`."""
         del split
         return binary_metrics(logits, labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """The choice among candidates that weren't chosen, which are drawn anew in each epoch.
+    """The task of ranking the chosen item above sampled candidates.
 
     Attributes:
-        data: three splits; the training split is that of epoch 0, and in the others a user's
-            candidates follow one another, the choice first.
-        candidates: of a user.
-        train: makes the training split of an epoch; all have as many examples.
+        data: the three splits. The training split is that of epoch 0; in the others, a user's
+            candidates are consecutive, the choice first.
+        candidates: number of candidates of a user.
+        train: function that makes the training split of an epoch; all epochs have equal length.
     """
 
     data: Dataset
@@ -100,13 +100,13 @@ class Choices:
     chosen_by: str = "ndcg@10"
 
     def batches(self, config: Config) -> EpochBatches:
-        """Each epoch's own training split, shuffled."""
+        """The training split of each epoch, shuffled."""
         return EpochBatches(self.train, config)
 
     def metrics(
         self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
     ) -> dict[str, float]:
-        """See `ranking_metrics`; those of the training split, which has no candidates, are NaN."""
+        """The metrics of `ranking_metrics`; NaN for the training split, which has no candidates."""
         del labels
         if split == "train":
             return dict.fromkeys(self.shown, math.nan)
@@ -117,8 +117,8 @@ class EpochBatches:
     """Batches of a training split that changes from epoch to epoch.
 
     Args:
-        train: makes the split of an epoch.
-        config: that says batch size, seed and window.
+        train: function that makes the split of an epoch.
+        config: config with batch size, seed and window.
     """
 
     def __init__(self, train: Callable[[int], Split], config: Config):

@@ -1,9 +1,9 @@
-"""Models trained alike and kept: each trial is one JSON file, and what is there isn't done again.
+"""Trials of a comparison: each trial is stored as a JSON file and isn't run again.
 
 All trials of a study have the same data, tables, batches and steps. The learning rate is chosen
-for each model and optimizer by the validation split with the first seed; the other seeds take it
-over. Within a trial the metrics are those of the evaluation that is best on the validation split,
-as if training had been stopped there. The test split chooses nothing.
+for each model and optimizer on the validation split with the first seed; the other seeds use it,
+too. A trial's metrics are those of its best evaluation on the validation split, as if training had
+stopped there. The test split chooses nothing.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ RATES: dict[str, tuple[float, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model under an optimizer.
+    """A model and an optimizer.
 
     Attributes:
-        name: of the model, with its options if it has any: ``dcn_v2:rank=8``.
-        optimizer: of tables and dense model.
+        name: name of the model, with its options if any: ``dcn_v2:rank=8``.
+        optimizer: name of the optimizer of tables and dense model.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Contender:
 
     @property
     def model(self) -> str:
-        """Its name without options; that of a class has a colon, too."""
+        """The name without options; the name of a class also has a colon."""
         return ":".join(part for part in self.name.split(":") if "=" not in part)
 
     def config(self, base: Config, learning_rate: float, seed: int) -> Config:
-        """The run of this contender."""
+        """The config of a trial of this contender."""
         options = tuple(part for part in self.name.split(":") if "=" in part)
         return dataclasses.replace(
             base,
@@ -75,12 +75,12 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a contender.
+    """The trials of a contender.
 
     Attributes:
-        contender: who.
-        learning_rate: that was chosen.
-        trials: of each seed, as `run_trial` gives them.
+        contender: the contender.
+        learning_rate: chosen learning rate.
+        trials: results of `run_trial` for each seed.
     """
 
     contender: Contender
@@ -88,24 +88,24 @@ class Result:
     trials: Sequence[Mapping[str, Any]]
 
     def test(self, metric: str) -> list[float]:
-        """The test metric of each seed; NaN where the trial diverged, or it means nothing."""
+        """The test metric of each seed; NaN if the trial diverged or the metric is undefined."""
         found = [trial["test"] and trial["test"][metric] for trial in self.trials]
         return [math.nan if value is None else value for value in found]
 
     def mean(self, metric: str) -> float:
-        """Of `test`."""
+        """The mean of `test` over the seeds."""
         return statistics.mean(self.test(metric))
 
 
 class Study:
-    """Trials of one task, kept in a directory.
+    """Trials of one task, stored in a directory.
 
     Args:
-        base: the run of all trials, models and optimizers aside.
-        task: that all are trained for.
-        mesh: that they run on.
-        evaluations: how often each trial is evaluated, at most.
-        directory: of the files.
+        base: config of all trials, except model and optimizer.
+        task: data and metrics.
+        mesh: mesh to run on.
+        evaluations: maximum number of evaluations of each trial.
+        directory: directory for the files.
     """
 
     def __init__(self, base: Config, task: Task, mesh: Mesh, evaluations: int, directory: Path):
@@ -118,12 +118,12 @@ class Study:
         rates: Mapping[str, Sequence[float]],
         seeds: int,
     ) -> list[Result]:
-        """Searches, then repeats with the other seeds.
+        """Searches the learning rates, then repeats the best one with the other seeds.
 
         Args:
-            contenders: in the order of the results.
+            contenders: contenders in the order of the results.
             rates: learning rates by optimizer.
-            seeds: trials of each contender with its chosen rate: seeds 0, 1, ….
+            seeds: number of trials of each contender with its chosen rate: seeds 0, 1, ….
         """
         results = []
         total = sum(len(rates[each.optimizer]) + seeds - 1 for each in contenders)
@@ -150,7 +150,7 @@ class Study:
         return results
 
     def trial(self, config: Config) -> Mapping[str, Any]:
-        """One trial: from its file if it was done before."""
+        """Runs one trial, or reads its file if it exists."""
         identity = {"data": self.task.data.fingerprint, "evaluations": self.evaluations,
                     "mesh": dict(self.mesh.shape), "steps": config.steps,
                     "epochs": config.epochs, **config.identity()}  # fmt: skip
@@ -170,16 +170,17 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
     """Trains one model.
 
     Args:
-        config: of the run; its tables are those of the data.
-        task: with the data.
-        mesh: to run on.
-        evaluations: how often, the end included.
+        config: config of the trial, with the tables of the data.
+        task: data and metrics.
+        mesh: mesh to run on.
+        evaluations: number of evaluations, including the one at the end.
 
     Returns:
-        the metrics of ``train`` (as many examples as there are for validation), ``validation`` and
+        The metrics of ``train`` (on as many examples as for validation), ``validation`` and
         ``test`` at the best evaluation, None if the trial diverged before the first; ``curve``,
-        the step and the metrics of each; ``parameters``, ``flops`` (of matrix products, per
-        example of a step), ``milliseconds`` of a step, ``bytes`` held, ``temporary_bytes`` of it.
+        the step and the metrics of each evaluation; ``parameters``; ``flops``, of matrix products,
+        per example of a step; ``milliseconds`` of a step; ``bytes``, of tables, parameters and
+        optimizer state; ``temporary_bytes`` of a step.
     """
     learner = make_learner(config, mesh)
     data, batches = task.data, task.batches(config)
@@ -189,7 +190,7 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
     jitted, placed = make_train_step(learner), learner.put(batches[0])
     step = jitted.lower(state, placed).compile()  # pyright: ignore[reportFunctionMemberAccess]
     memory = step.memory_analysis()
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "parameters": sum(t.rows * t.dim for t in learner.collection.tables.values())
         + sum(x.size for x in jax.tree.leaves(state.params)),
         "flops": matrix_flops(jitted, state, placed) / config.batch_size,
@@ -214,9 +215,9 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
 
     def validate(state: TrainState) -> Metrics:
         metrics = {split: metrics_of(state, split) for split in ("train", "validation")}
-        found["curve"].append({"step": int(state.step), **metrics})
-        if badness(task, metrics["validation"]) < badness(task, found["validation"]):
-            found.update(metrics, test=metrics_of(state, "test"))
+        result["curve"].append({"step": int(state.step), **metrics})
+        if badness(task, metrics["validation"]) < badness(task, result["validation"]):
+            result.update(metrics, test=metrics_of(state, "test"))
         return metrics["validation"]
 
     try:
@@ -231,9 +232,9 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
             keep=lambda *_: None,
             record=lambda *_: None,
         )
-    except UserError as error:  # what diverged has lost, and the others go on
-        found["diverged"] = str(error)
-        return found
+    except UserError as error:  # a diverged trial has lost; the others continue
+        result["diverged"] = str(error)
+        return result
     speed = trained.examples_per_second
-    found["milliseconds"] = 1e3 * config.batch_size / speed if speed else None
-    return found
+    result["milliseconds"] = 1e3 * config.batch_size / speed if speed else None
+    return result

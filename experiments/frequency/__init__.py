@@ -1,1 +1,1 @@
-"""What ids ordered by frequency bring."""
+"""The effect of ids ordered by frequency."""

@@ -1,4 +1,4 @@
-"""A picture of how unevenly rows are looked up, and of what their order changes."""
+"""Draws the skew of lookups and the effect of the order of rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _POINTS = 300
 
 
 def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Lookups served by the hottest rows; below, quantities over those of the random order.
+    """Draws the lookups that the hottest rows serve and, below, quantities over the random order's.
 
     Args:
-        columns: of the tables.
-        changes: by order, the quantities over those of the random order, by name.
+        columns: columns of the data, with their lookups.
+        changes: quantities over those of the random order, by order and name.
     """
     figure, above = new_axes(6.4)
     grid = figure.add_gridspec(2, 1)
@@ -62,7 +62,7 @@ def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) 
 
 
 def _served(ascending: Int64[np.ndarray, " R"]) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of the rows and of the lookups that they serve."""
+    """Shares of the rows, and of the lookups that they serve."""
     total = np.cumsum(ascending[::-1])
     ranks = np.unique(np.geomspace(1, len(total), _POINTS).round().astype(int))
     return ranks / len(total), total[ranks - 1] / max(1, total[-1])

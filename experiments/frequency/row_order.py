@@ -1,4 +1,4 @@
-"""Orders in which the rows of a table can lie, and what batches touch of memory in each."""
+"""Orders of a table's rows, and the memory that batches touch in each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dlrm_jax.data.arrays import ABSENT, Dataset, Split
 from dlrm_jax.data.generated.locality import NEW, stack_distances
 
 ORDERS = ("frequency", "first_seen", "random")
-"""By descending frequency in the training part, by first appearance in it, by chance."""
+"""By descending frequency in the training part, by first appearance in it, at random."""
 
 Batches = Sequence[Sequence[Int32[np.ndarray, " N"]]]
-"""Of each batch, the rows that it looks up in each table, one table after the other."""
+"""The rows that each batch looks up in each table."""
 
 _EXAMPLES_PER_BLOCK = 1 << 16
 
@@ -23,26 +23,26 @@ _EXAMPLES_PER_BLOCK = 1 << 16
 def ordered_ids(
     data: Dataset, occurrences: Sequence[Int64[np.ndarray, " R"]], examples: int, seed: int
 ) -> dict[str, Int32[np.ndarray, "N C"]]:
-    """By order, ids of the first validation examples as they are with the rows in that order.
+    """Ids of the first validation examples, renumbered for each order of rows.
 
     Args:
-        data: whose training part decides the orders.
-        occurrences: of each table, how often the training part looks up each row.
-        examples: N at most.
-        seed: of the random order.
+        data: data; the training part decides the orders.
+        occurrences: number of lookups of each row in the training part, by table.
+        examples: maximum number of examples, N.
+        seed: seed of the random order.
     """
-    given = np.asarray(data.validation.take(np.arange(min(examples, len(data.validation)))).ids)
-    found = {order: np.full_like(given, ABSENT) for order in ORDERS}
+    ids = np.asarray(data.validation.take(np.arange(min(examples, len(data.validation)))).ids)
+    reordered = {order: np.full_like(ids, ABSENT) for order in ORDERS}
     for i, own in enumerate(_columns(data)):
         first = first_lookups(data.train, own, data.table_rows[i])
         rng = np.random.default_rng([seed, i])
         for order, place in places(occurrences[i], first, rng).items():
-            found[order][:, own] = np.where(given[:, own] == ABSENT, ABSENT, place[given[:, own]])
-    return found
+            reordered[order][:, own] = np.where(ids[:, own] == ABSENT, ABSENT, place[ids[:, own]])
+    return reordered
 
 
 def in_batches(data: Dataset, ids: Int32[np.ndarray, "N C"], size: int, most: int) -> Batches:
-    """The first batches of so many examples, at most some."""
+    """Cuts ids into batches of ``size`` examples, at most ``most``."""
     return [
         [bags[bags != ABSENT] for bags in (ids[begin : begin + size, x] for x in _columns(data))]
         for begin in range(0, len(ids) - size + 1, size)[:most]
@@ -50,17 +50,17 @@ def in_batches(data: Dataset, ids: Int32[np.ndarray, "N C"], size: int, most: in
 
 
 def _columns(data: Dataset) -> list[slice]:
-    """Where the ids of each table are among those of an example."""
+    """The columns of each table among the ids of an example."""
     return list(itertools.starmap(slice, itertools.pairwise(np.cumsum([0, *data.bag_lengths]))))
 
 
 def first_lookups(split: Split, columns: slice, rows: int) -> Int64[np.ndarray, " R"]:
-    """Of each row the number of its first lookup; of rows without one, a number above all others.
+    """The number of each row's first lookup; rows without one get a number above all others.
 
     Args:
-        split: its examples may be memory maps.
-        columns: of the table among the ids of an example.
-        rows: R of the table.
+        split: examples; the arrays may be memory maps.
+        columns: columns of the table among the ids of an example.
+        rows: rows of the table, R.
     """
     first = np.full(rows, np.iinfo(np.int64).max)
     lookups = 0
@@ -78,14 +78,14 @@ def places(
     first: Int64[np.ndarray, " R"],
     rng: np.random.Generator,
 ) -> dict[str, Int32[np.ndarray, " R"]]:
-    """By order, where each row lies.
+    """The position of each row, by order.
 
-    Rows that an order doesn't tell apart, such as those that occur once, lie as by chance.
+    Rows that an order doesn't distinguish, such as those that occur once, are in random order.
 
     Args:
-        occurrences: how often each row is looked up.
-        first: from `first_lookups`.
-        rng: of the random order.
+        occurrences: number of lookups of each row.
+        first: number of each row's first lookup, from `first_lookups`.
+        rng: source of the random order.
     """
     shuffled = rng.permutation(len(first)).astype(np.int32)
     rows = {
@@ -93,19 +93,19 @@ def places(
         "first_seen": shuffled[np.argsort(first[shuffled], kind="stable")],
         "random": shuffled,
     }
-    found = {}
+    positions = {}
     for name in ORDERS:
-        found[name] = np.empty(len(first), np.int32)
-        found[name][rows[name]] = np.arange(len(first), dtype=np.int32)
-    return found
+        positions[name] = np.empty(len(first), np.int32)
+        positions[name][rows[name]] = np.arange(len(first), dtype=np.int32)
+    return positions
 
 
 def units(rows: Integer[np.ndarray, " N"], row_bytes: int, unit: int) -> Int64[np.ndarray, " K"]:
-    """The cache lines or pages in which rows lie, row by row; a row may lie in several.
+    """The cache lines or pages of rows, row by row; a row may span several.
 
     Args:
-        rows: of an array that begins with a line or page.
-        row_bytes: of each.
+        rows: positions of rows in an array that begins with a line or page.
+        row_bytes: bytes of a row.
         unit: bytes of a line or page.
     """
     begin = rows.astype(np.int64) * row_bytes
@@ -116,11 +116,11 @@ def units(rows: Integer[np.ndarray, " N"], row_bytes: int, unit: int) -> Int64[n
 
 
 def touched(batches: Batches, row_bytes: int, unit: int) -> float:
-    """Distinct lines or pages that a batch touches of all tables, on average.
+    """The mean number of distinct lines or pages that a batch touches in all tables.
 
     Args:
-        batches: on which the mean is taken.
-        row_bytes: of all tables.
+        batches: rows of each batch.
+        row_bytes: bytes of a row, in all tables.
         unit: bytes of a line or page.
     """
     counts = [len(np.unique(units(np.unique(x), row_bytes, unit))) for b in batches for x in b]
@@ -133,11 +133,11 @@ def hit_rate(
     """The share of accesses that an LRU cache of lines or pages serves, empty at first.
 
     Args:
-        batches: one after the other, as are the tables in each.
-        table_rows: of each table.
-        row_bytes: of all tables.
+        batches: rows of each batch, table after table.
+        table_rows: rows of each table.
+        row_bytes: bytes of a row, in all tables.
         unit: bytes of a line or page.
-        capacity: of the cache, in bytes.
+        capacity: capacity of the cache in bytes.
     """
     sizes = [-(-rows * row_bytes // unit) for rows in table_rows]
     starts = np.cumsum([0, *sizes[:-1]])
@@ -152,12 +152,12 @@ def hit_rate(
 
 
 def imbalance(batches: Batches, shards: int, distinct: bool, turned: bool = False) -> float:
-    """Lookups of the busiest shard over the mean, where row r lies on shard r mod `shards`.
+    """Lookups of the busiest shard over the mean, where row r is on shard r mod `shards`.
 
     Args:
-        batches: whose ratios are averaged.
-        shards: over which every table is dealt out.
-        distinct: whether a row counts once in a batch, or as often as it is looked up.
+        batches: rows of each batch; the result is the mean over batches.
+        shards: number of shards of every table.
+        distinct: whether a row counts once in a batch, or once for each lookup.
         turned: whether each table begins one shard after the one before.
     """
     ratios = []

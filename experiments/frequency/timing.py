@@ -1,4 +1,4 @@
-"""Lookups and updates of batches whose rows lie in several orders, timed in turn."""
+"""Times lookups and updates of batches under several orders of rows, in turn."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
 
 
 class Work:
-    """A state, and batches that are looked up in it or update it.
+    """A state, with batches to look up and to update.
 
     Args:
-        collection: of the state.
-        ids: by order, the same batches one after the other.
-        batch_size: B, of each.
-        seed: of the initial values.
+        collection: collection of the state.
+        ids: the same consecutive batches, by order.
+        batch_size: examples of a batch, B.
+        seed: seed of the initial values.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Work:
             ids: Int[Array, "B C"],
             cotangents: Mapping[str, Float32[Array, "B d"]],
         ) -> EmbeddingState:
-            _, context = collection.lookup(state, ids)  # its vectors, unused, aren't read
+            _, context = collection.lookup(state, ids)  # its unused vectors aren't read
             return collection.update(state, context, cotangents, 0)
 
         self._lookup, self._update = lookup, update
 
     def lookups(self, order: str) -> float:
-        """Mean seconds of the lookups of a batch."""
+        """The mean seconds of looking up a batch."""
         return self._mean_seconds(order, self._look_up)
 
     def updates(self, order: str) -> float:
-        """Mean seconds of the updates by a batch."""
+        """The mean seconds of updating by a batch."""
         return self._mean_seconds(order, self._go_on)
 
     def _mean_seconds(self, order: str, step: Callable[[jax.Array], Any]) -> float:
@@ -84,25 +84,30 @@ class Work:
 
 
 def compare(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Of lookups and of updates, milliseconds by order and the ratios to the last order.
+    """Times lookups and updates under each order, in turn.
+
+    Args:
+        work: state and batches.
+        orders: names of the orders; ratios compare with the last one.
+        rounds: number of rounds.
 
     Returns:
-        by ``"lookup"`` and ``"update"``, and by order, ``ms``, the median of the rounds,
-        ``fastest_ms``, and ``ratio``, the last order's time over this one's in the same round:
-        the first quartile, the median and the third one.
+        By ``"lookup"`` and ``"update"``, and by order: ``ms``, the median of the rounds;
+        ``fastest_ms``; and ``ratio``, the last order's time over this one's in the same round:
+        the first quartile, the median and the third quartile.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, run in (("lookup", work.lookups), ("update", work.updates)):
         runs = {order: functools.partial(run, order) for order in orders}
-        in_turn(runs, 1)  # compiles, and has the pages of tables and state there
+        in_turn(runs, 1)  # compiles, and allocates the pages of tables and state
         times = in_turn(runs, rounds)
         last = times[orders[-1]]
-        found[name] = {
+        results[name] = {
             order: {
-                "ms": 1e3 * statistics.median(own),
-                "fastest_ms": 1e3 * min(own),
-                "ratio": ratio_quartiles(last, own),
+                "ms": 1e3 * statistics.median(seconds),
+                "fastest_ms": 1e3 * min(seconds),
+                "ratio": ratio_quartiles(last, seconds),
             }
-            for order, own in times.items()
+            for order, seconds in times.items()
         }
-    return found
+    return results

@@ -1,1 +1,1 @@
-"""A two-tower retrieval model: the library under a model that isn't DLRM."""
+"""A two-tower retrieval model on the library's embedding tables."""

@@ -1,14 +1,20 @@
-"""Trains a two-tower retrieval model: the library under a model that isn't DLRM.
+"""Trains a two-tower retrieval model on the library's embedding tables.
 
     python -m experiments.two_tower --mesh=2x4
 
-One tower makes a vector of what is known of a user, the other one of an item, and their product is
-the score; both read items from the same table. Prints recall at k, the share of users whose
-held-out item is among the first k of all items not yet known of them, beside that of a ranking by
-popularity and that of the taste by which the data are generated, which no model could beat.
+One tower makes a vector from a user's features, the other one from an item, and the score is their
+product; both read items from the same table. It prints recall at k: the share of users with their
+held-out item among the first k of all items that aren't known items of theirs. Beside it are the
+recall of a ranking by popularity, and that of the planted taste that generates the data, which no
+model can beat.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
 
 import functools
 import time
@@ -24,7 +30,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int32
 
-from dlrm_jax.cli.program import FLAGS, describe_devices, run, start
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers
+from dlrm_jax.cli.run import run
+from dlrm_jax.cli.start import start
 from dlrm_jax.embedding import (
     EmbeddingCollection,
     EmbeddingState,
@@ -36,31 +45,32 @@ from dlrm_jax.embedding import (
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import batch_sharding, check_batch_size
 from dlrm_jax.models.mlp import MLP
+from dlrm_jax.text_table import text_table
 from experiments.two_tower.planted_taste import GROUPS, Choices, generate
 from experiments.two_tower.retrieval import Scores, in_batch_softmax, recall
 
-KNOWN = 11  # items of each user
+KNOWN = 11  # known items of each user
 
-flags.DEFINE_string("mesh", "1x1", "data-parallel groups x model shards, such as 2x4")
-flags.DEFINE_integer("users", 20_000, "who choose items", lower_bound=1)
-flags.DEFINE_integer("items", 5000, "to choose from", lower_bound=KNOWN + 1)
-flags.DEFINE_integer("batch_size", 1024, "users of a step", lower_bound=1)
-flags.DEFINE_integer("steps", 500, "of training", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "of data and model", lower_bound=0)
-flags.DEFINE_multi_integer("recall_at", [10, 100], "the values of k", lower_bound=1)
+define_mesh()
+flags.DEFINE_integer("users", 20_000, "Users of the generated data; such as 5000.", 1)
+flags.DEFINE_integer("items", 5000, "Items of the generated data; such as 1000.", KNOWN + 1)
+flags.DEFINE_integer("batch_size", 1024, "Users of a step; such as 256.", 1)
+flags.DEFINE_integer("steps", 500, "Steps of training; such as 1000.", 1)
+flags.DEFINE_integer("seed", 0, "Seed of data and model; such as 1.", 0)
+define_numbers("recall_at", (10, 100), "Values of k in recall at k; such as 5,10.", low=1)
 
 DIM = 32
 TEMPERATURE = 0.1
 
 
 def main(argv: Sequence[str]) -> None:
-    """Data, tables and towers, training, recall."""
+    """Makes data, tables and towers, trains, and measures recall."""
     del argv
     ranked = FLAGS.items - KNOWN
-    if max(FLAGS.recall_at) > ranked:
+    if max(FLAGS.recall_at, default=0) > ranked:
         raise UserError(
-            f"--recall_at: {max(FLAGS.recall_at)} is more than the {ranked} items that are ranked: "
-            f"--items={FLAGS.items} without {KNOWN} known of the user"
+            f"--recall_at: {max(FLAGS.recall_at)} is more than the {ranked} ranked items: "
+            f"--items={FLAGS.items} without {KNOWN} known items"
         )
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
@@ -74,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     step = make_step(collection, graph, optimizer, choices.popularity())
     encode = make_encode(collection, graph)
 
-    # On every device from the start: otherwise the second step would be compiled anew.
+    # On every device from the start: otherwise the second step would be compiled again.
     everywhere = NamedSharding(mesh, PartitionSpec())
     dense = jax.device_put((jnp.zeros((), jnp.int32), params, optimizer.init(params)), everywhere)
     state = State(*dense, tables=collection.init(FLAGS.seed))
@@ -84,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         users = rng.integers(0, FLAGS.users, FLAGS.batch_size)
         ids = training_ids(choices.groups[users], choices.known[users], rng)
         state, loss = step(state, jax.device_put(ids, batch_sharding(mesh)))
-        loss = float(loss)  # read before the next step begins, for the sake of emulated devices
+        loss = float(loss)  # waits for the step: on emulated devices, two at the same time can hang
     print(f"loss {loss:.4f}, {time.perf_counter() - begun:.1f} s for {FLAGS.steps} steps")
 
     queries, items = encode_all(functools.partial(encode, state), choices, mesh, FLAGS.batch_size)
@@ -93,17 +103,18 @@ def main(argv: Sequence[str]) -> None:
         "most popular": lambda users: np.tile(choices.popularity(), (len(users), 1)),
         "planted taste": choices.taste,
     }
-    print(f"{'recall at':<15}{''.join(f'{rank:>10}' for rank in FLAGS.recall_at)}")
+    rows = []
     for name, scores in rankings.items():
         found = recall(scores, choices.known, choices.held_out, FLAGS.recall_at)
-        print(f"{name:<15}{''.join(f'{share:>10.4f}' for share in found)}")
+        rows.append([name, *(f"{share:.4f}" for share in found)])
+    print(text_table(["recall at", *map(str, FLAGS.recall_at)], rows))
 
 
 # -- Tables, towers, one step ----------------------------------------------------------
 
 
 def make_collection(items: int, mesh: Mesh) -> EmbeddingCollection:
-    """Known items and the item to score are two features that read one table."""
+    """Makes the tables; known items and the scored item are two features that read one table."""
     return EmbeddingCollection(
         [Table("items", items, DIM), Table("groups", GROUPS, DIM)],
         [Feature("group"), Feature("known", max_ids=KNOWN), Feature("item")],
@@ -118,10 +129,10 @@ def make_collection(items: int, mesh: Mesh) -> EmbeddingCollection:
 
 
 class Towers(nnx.Module):
-    """Make unit vectors [B, DIM] from the pooled ones of a batch.
+    """Makes unit vectors [B, DIM] from the pooled vectors of a batch.
 
     Args:
-        rngs: of the initial values.
+        rngs: random number generators of the initial values.
     """
 
     def __init__(self, rngs: nnx.Rngs):
@@ -129,11 +140,11 @@ class Towers(nnx.Module):
         self.item_mlp = MLP((DIM, 64, DIM), last_relu=False, rngs=rngs)
 
     def query(self, pooled: dict[str, Array]) -> Float[Array, "B d"]:
-        """Of users, by their groups and the items known of them."""
+        """The vectors of users, from their groups and known items."""
         return _unit(self.query_mlp(jnp.concatenate([pooled["group"], pooled["known"]], axis=1)))
 
     def item(self, pooled: dict[str, Array]) -> Float[Array, "B d"]:
-        """Of items."""
+        """The vectors of items."""
         return _unit(self.item_mlp(pooled["item"]))
 
 
@@ -142,7 +153,7 @@ def _unit(x: Float[Array, "B d"]) -> Float[Array, "B d"]:
 
 
 class State(NamedTuple):
-    """All that changes in training, a pytree."""
+    """The training state, a pytree."""
 
     step: Array
     params: Any
@@ -156,7 +167,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     popularity: Float32[np.ndarray, " I"],
 ) -> Callable[[State, Int32[Array, "B C"]], tuple[State, Float[Array, ""]]]:
-    """One update of tables and towers; returns the loss before it, too."""
+    """Makes one update of tables and towers; it also returns the loss before the update."""
     log_frequency = np.log(np.maximum(popularity, 1))
 
     @functools.partial(jax.jit, donate_argnames="state")
@@ -181,7 +192,7 @@ def make_step(
 def make_encode(
     collection: EmbeddingCollection, graph: nnx.GraphDef[Towers]
 ) -> Callable[[State, Int32[Array, "B C"]], tuple[Array, Array]]:
-    """The vectors of queries and of items; those of absent ones mean nothing."""
+    """Makes the encoder of queries and items; vectors of absent ones are meaningless."""
 
     @jax.jit
     def encode(state: State, ids: Int32[Array, "B C"]) -> tuple[Array, Array]:
@@ -198,7 +209,7 @@ def make_encode(
 def training_ids(
     groups: Int32[np.ndarray, " B"], known: Int32[np.ndarray, "B K"], rng: np.random.Generator
 ) -> Int32[np.ndarray, "B C"]:
-    """One known item of each user, at random, is to be found by the others."""
+    """Draws one known item of each user as the target; the others stay known."""
     chosen = rng.integers(0, KNOWN, (len(known), 1))
     item = np.take_along_axis(known, chosen, axis=1)
     others = known.copy()
@@ -212,10 +223,10 @@ def encode_all(
     mesh: Mesh,
     batch_size: int,
 ) -> tuple[Float32[np.ndarray, "U d"], Float32[np.ndarray, "I d"]]:
-    """The vectors of all users, by all that is known of them, and of all items."""
+    """The vectors of all users, with all their known items, and of all items."""
 
     def in_batches(ids: Int32[np.ndarray, "N C"], tower: int) -> Float32[np.ndarray, "N d"]:
-        # Batches of one size, so that one program serves all; the last is filled up.
+        # Batches of one size, so that one program serves all; the last is padded.
         padded = np.pad(ids, ((0, -len(ids) % batch_size), (0, 0)), constant_values=-1)
         vectors = []
         for first in range(0, len(padded), batch_size):

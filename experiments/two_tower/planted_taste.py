@@ -14,15 +14,15 @@ _USERS_PER_BLOCK = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What U users have chosen among I items, and why.
+    """The choices of U users among I items, and their causes.
 
     Attributes:
-        known: K different items of each user, in no order.
+        known: K distinct items of each user, in no order.
         held_out: one more item of each user, for the test.
-        groups: below `GROUPS`; users of one group like similar items.
-        likes: a vector of each user.
-        qualities: a vector of each item.
-        fame: what an item's score has for every user.
+        groups: group of each user, below `GROUPS`; users of one group like similar items.
+        likes: vector of each user.
+        qualities: vector of each item.
+        fame: part of each item's score that is equal for all users.
     """
 
     known: Int32[np.ndarray, "U K"]
@@ -33,22 +33,22 @@ class Choices:
     fame: Float32[np.ndarray, " I"]
 
     def taste(self, users: Int32[np.ndarray, " n"]) -> Float32[np.ndarray, "n I"]:
-        """The scores of all items: users choose by the softmax of theirs."""
+        """The scores of all items; users choose by the softmax of their scores."""
         return self.likes[users] @ self.qualities.T + self.fame
 
     def popularity(self) -> Float32[np.ndarray, " I"]:
-        """How many users are known to have chosen each item."""
+        """The number of users who know each item."""
         return np.bincount(self.known.ravel(), minlength=len(self.fame)).astype(np.float32)
 
 
 def generate(users: int, items: int, known: int, seed: int) -> Choices:
-    """Draws ``known`` + 1 different items for every user.
+    """Draws ``known`` + 1 distinct items for every user.
 
     Args:
-        users: their number U.
-        items: their number I, more than ``known``.
-        known: the number K of known items of a user.
-        seed: of everything.
+        users: number of users, U.
+        items: number of items, I, more than ``known``.
+        known: number of known items of a user, K.
+        seed: seed of everything.
     """
     rng = np.random.default_rng(seed)
     likes = rng.normal(size=(users, _FACTORS)).astype(np.float32)

@@ -42,7 +42,7 @@ def test_a_plan_is_printed_saved_and_drawn(tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     text = result.stdout
     assert re.search(r"^C12 +405,282 +128 +row_wise +2-5 ", text, re.M)
-    for line in ("weights, MiB", "with padding, MiB", "all-to-all in all", "in all", "binds:"):
+    for line in ("weights, MiB", "with padding, MiB", "all-to-all in all", "in all", "limited by:"):
         assert re.search(rf"^{re.escape(line)}", text, re.M), line
     # Weights of 204,184,588 rows, over 8 shards.
     mean = float(re.search(r"^weights, MiB +\S+ +(\S+)", text, re.M)[1].replace(",", ""))  # pyright: ignore
@@ -64,8 +64,10 @@ def test_memory_that_is_too_small_is_refused():
     [
         (["--memory_gib=0"], "--memory_gib: expected a finite number above 0, got 0.0"),
         (["--memory_gib=nan"], "--memory_gib: expected a finite number above 0, got nan"),
-        (["--output=."], "--output: expected a file, got the directory .; give a name"),
-        (["--picture=d.png"], "--picture: expected a file, got the directory d.png; give a name"),
+        (["--output=."], "--output: . exists; remove it, or give another name"),
+        (["--output=f"], "--output: f exists; remove it, or give another name"),
+        (["--picture=d.png"], "--picture: d.png exists; remove it, or give another name"),
+        (["--mesh_picture=d.png"], "--mesh_picture: d.png exists; remove it, or give another name"),
         (["--mesh_picture=p.gif"], "--mesh_picture: expected a file named .png or .svg, got .*"),
         (["--output=f/g/p.json"], "--output: expected a file in a directory, .* f is a file; .*"),
     ],

@@ -203,7 +203,7 @@ def test_other_data(trained: Run, tmp_path: Path):
     output = f"--output={tmp_path / 'p.csv'}"
     refused(trained.checkpoint, "Give raw logs", f"--data={other}", output)
     raw = (f"--data={trained.raw}", f"--preprocessing={other}")
-    refused(trained.checkpoint, f"{other} isn't of the data", *raw, output)
+    refused(trained.checkpoint, f"{other} isn't the data", *raw, output)
     assert {path.name for path in tmp_path.iterdir() if "lock" not in path.name} == {"other"}
 
 

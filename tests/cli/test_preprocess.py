@@ -58,8 +58,8 @@ def test_a_users_log_becomes_a_model_and_predictions(tmp_path: Path):
     items = pl.read_parquet(tmp_path / "vectors" / "C2.parquet")
     assert set(items["value"].drop_nulls()) <= {f"item {x}" for x in range(30)}
 
-    shown = prepare(f"--report={tmp_path / 'data'}")
-    assert "report.html" in shown
+    result = run(f"--data={tmp_path / 'data'}", program=("-m", "dlrm_jax", "report"))
+    assert "report.html" in result.stdout, result.stderr
     assert "viewed" in (tmp_path / "data" / "report.html").read_text()
 
 
@@ -80,7 +80,6 @@ def test_errors_are_one_message(tmp_path: Path):
         ((f"--input={tmp_path / 'none'}", output), "none: No such file"),
         ((output,), "--input is missing"),
         ((f"--input={sys.executable}", output), "line 1: expected 40"),
-        ((f"--report={tmp_path}", "--min_count=2"), "--min_count has no effect with --report"),
         ((f"--input={tmp_path / 'a'}", output, f"--test={tmp_path / 'a'}"), "a file for both"),
         ((f"--input={tmp_path / 'a'}", output, "--multi_hot_sizes=2,x"), "got '2,x'"),
     ]:
@@ -113,7 +112,7 @@ def test_a_full_disk(tmp_path: Path):
     flags = f"--input={tmp_path / 'train.txt'} --output={tmp_path / 'o'}"
     # No file may grow beyond so many blocks of 512 bytes.
     command = f"ulimit -f 200; exec {sys.executable} -m dlrm_jax preprocess {flags}"
-    assert "What is finished is kept" in errors_of(shell=command)
+    assert "Finished files are kept" in errors_of(shell=command)
     assert not (tmp_path / "o").exists()
     prepare(*flags.split())
     assert (tmp_path / "o" / "metadata.json").exists()

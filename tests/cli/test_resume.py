@@ -85,7 +85,7 @@ def test_signals_save(tmp_path: Path, number: signal.Signals, code: int):
 
 def test_full_disk_leaves_no_half_checkpoint(tmp_path: Path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
-    start = "import runpy; runpy.run_module('dlrm_jax.cli.train', run_name='__main__')"
+    start = "from dlrm_jax.cli.main import main; main('train')"
     flags = ("--mesh=1x1", *SMALL, "--steps=3", f"--workdir={tmp_path}")
     result = run(*flags, program=("-c", limit + start), JAX_ENABLE_COMPILATION_CACHE="false")
     assert result.returncode == 2, result.stderr[-2000:]

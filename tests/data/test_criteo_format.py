@@ -8,7 +8,7 @@ from dlrm_jax.data.formats.criteo_format import (
     LARGEST_INTEGER,
     MAY_BE_EMPTY,
     LineFormatter,
-    mixed,
+    mix,
 )
 from dlrm_jax.data.formats.criteo_text import parse_block
 
@@ -16,7 +16,7 @@ from dlrm_jax.data.formats.criteo_text import parse_block
 def one_by_one(labels, integers, ids):
     lines = []
     for label, numbers, row in zip(labels, integers, ids, strict=True):
-        hashes = [f"{mixed(row[[f]], f)[0]:08x}" for f in range(26)]
+        hashes = [f"{mix(row[[f]], f)[0]:08x}" for f in range(26)]
         fields = [
             str(label),
             *("" if n == EMPTY else str(n) for n in numbers),
@@ -54,9 +54,9 @@ def test_lines_are_read_by_the_parser():
 @pytest.mark.parametrize("salt", [0, 25, 51])
 def test_mixing_keeps_ids_apart(salt):
     ids = np.concatenate([np.arange(1 << 20), 2**31 - 1 - np.arange(1000)]).astype(np.int32)
-    values = mixed(ids, salt)
+    values = mix(ids, salt)
     assert len(np.unique(values)) == len(ids)
     # Even over the whole range: the standard deviation of a sixteenth's share is 0.0002.
     shares = np.bincount(values >> np.uint32(28), minlength=16) / len(ids)
     np.testing.assert_allclose(shares, 1 / 16, atol=0.002)
-    assert (mixed(ids, salt + 1) != values).all()
+    assert (mix(ids, salt + 1) != values).all()

@@ -93,7 +93,7 @@ def test_a_full_disk_is_one_error(raw, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(ArrayWriter, "append", full)
-        with pytest.raises(UserError, match=r"No space left on device\. What is finished is kept"):
+        with pytest.raises(UserError, match=r"No space left on device\. Finished files are kept"):
             preprocess([raw], tmp_path / "out", Options())
     assert not (tmp_path / "out").exists()
     preprocess([raw], tmp_path / "out", Options())

@@ -109,7 +109,7 @@ def test_features_can_be_chosen(small):
         load_movielens(small, features=("user", "title"))
     with pytest.raises(UserError, match="got none"):
         load_movielens(small, features=())
-    with pytest.raises(UserError, match=r"history: .*item, which isn't asked for"):
+    with pytest.raises(UserError, match=r"history: .*item, which is missing"):
         load_movielens(small, features=("user",), history=2)
 
 
@@ -220,7 +220,7 @@ def test_training_has_negatives_of_its_own_in_each_epoch(large):
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"negatives": -1}, "negatives must be at least 0, got -1"),
         ({"candidates": 1}, "candidates must be at least 2, got 1"),
-        ({"candidates": 91}, "90 items that a user hasn't rated are wanted"),
+        ({"candidates": 91}, "expected 90 items that a user hasn't rated"),
         ({"history": -1}, "history: expected a number of items"),
     ],
 )

@@ -40,5 +40,5 @@ def test_all_that_is_left_can_be_drawn_and_no_more():
     drawn = negatives.draw(np.array([0, 1]), 4, np.random.default_rng(0))
     assert np.sort(drawn, axis=1).tolist() == [[0, 2, 3, 4], [0, 1, 2, 3]]
     assert negatives.draw(np.array([0]), 0, np.random.default_rng(0)).shape == (1, 0)
-    with pytest.raises(UserError, match=r"5 items .* of 5 items one has only 4 left"):
+    with pytest.raises(UserError, match=r"5 items .* of 5 items one user has only 4 left"):
         negatives.draw(np.array([0]), 5, np.random.default_rng(0))

@@ -204,7 +204,7 @@ def test_ids_of_other_data_go_on(tmp_path):
     for options, message in (
         (Options(compatible="reference"), "with the option compatible can't grow"),
         (Options(multi_hot_sizes=(2,) * 26), "with the option multi_hot_sizes can't grow"),
-        (Options(Schema("y", ("a",))), "the columns were"),
+        (Options(Schema("y", ("a",))), "expected the columns"),
     ):
         with pytest.raises(UserError, match=message):
             preprocess([new], tmp_path / "x", options, grow=tmp_path / "old")
@@ -231,7 +231,7 @@ def test_mlperfs_multi_hot_ids(raw, tmp_path):
 
 
 def test_a_file_given_twice(raw, tmp_path):
-    with pytest.raises(UserError, match=r"train\.txt is given twice"):
+    with pytest.raises(UserError, match=r"train\.txt is listed twice"):
         preprocess([raw], tmp_path / "out", Options(), [raw, tmp_path / "test.txt"])
 
 
@@ -240,5 +240,5 @@ def test_an_empty_directory_is_no_obstacle(raw, tmp_path):
     assert sum(preprocess([raw], tmp_path / "out", Options()).days) == 70
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes").touch()
-    with pytest.raises(UserError, match="other isn't what is wanted"):
+    with pytest.raises(UserError, match="other exists and doesn't match this command"):
         preprocess([raw], tmp_path / "other", Options())

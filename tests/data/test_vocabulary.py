@@ -25,7 +25,7 @@ def ids(table):
 
 def test_rare_values_share_rows_above_the_limit():
     table = learned([v for v in range(100) for _ in range(100 - v)], max_rows=40)
-    assert vocabulary.rows(table.lazy()) == 40
+    assert vocabulary.rows_needed(table.lazy()) == 40
     assert table["id"].to_list()[:33] == list(range(2, 35))
     assert set(table["id"].to_list()[33:]) == set(range(35, 40))
 
@@ -45,7 +45,7 @@ def test_growing_keeps_ids_and_adds_new_values_by_frequency(old, new, min_count)
     total = Counter(value for value in old if value is not None)
     total.update({v: n for v, n in counts.items() if v in after})
     assert dict(grown.select("value", "count").rows()) == total
-    assert vocabulary.rows(grown.lazy()) == max(after.values(), default=1) + 1
+    assert vocabulary.rows_needed(grown.lazy()) == max(after.values(), default=1) + 1
 
 
 @pytest.mark.parametrize(("limit", "rows", "new_ids"), [(0, 70, range(40, 70)), (40, 40, (35, 39)),
@@ -54,7 +54,7 @@ def test_growing_a_table_that_shared_rows(limit, rows, new_ids):
     known = learned(range(60), max_rows=40)  # has as many rows as it may
     grown = learned(range(60, 90), max_rows=limit, known=known)
     assert ids(known).items() <= ids(grown).items()
-    assert vocabulary.rows(grown.lazy()) == rows
+    assert vocabulary.rows_needed(grown.lazy()) == rows
     added = [ids(grown)[value] for value in range(60, 90)]
     assert (min(added), max(added)) == (min(new_ids), max(new_ids))
 
@@ -102,7 +102,7 @@ def test_reading_what_is_needed(tmp_path, monkeypatch, values, large):
     monkeypatch.setattr(vocabulary, "_LARGE", large)
     table = learned([1, 1, 2, 3])
     table.write_parquet(tmp_path / "0.parquet")
-    found = vocabulary.read_for(values, tmp_path / "0.parquet")
+    found = vocabulary.read_entries(values, tmp_path / "0.parquet")
     assert len(found) == (3 if large else 2)
     expected = vocabulary.encode(values, table, 3).tolist()
     assert vocabulary.encode(values, found, 3).tolist() == expected
@@ -125,7 +125,7 @@ def test_a_value_without_an_id():
     ],
 )
 def test_values_in_another_type(values, known):
-    found = vocabulary.as_known(values, known)
+    found = vocabulary.cast_values(values, known)
     inner = found.dtype.inner if isinstance(found.dtype, pl.List) else found.dtype
     assert inner == known
     assert [x and str(x) for x in values.to_list() if x] == [
@@ -147,4 +147,4 @@ def test_values_in_another_type(values, known):
 )
 def test_values_that_would_mean_something_else(values, known):
     with pytest.raises(UserError, match=f"expected values of type {known}, as in training"):
-        vocabulary.as_known(values, known)
+        vocabulary.cast_values(values, known)

@@ -58,7 +58,7 @@ def test_vectors_travel_as_floats(dtype):
 )
 def test_batches_are_checked_by_shape(ids, weights, message):
     with pytest.raises(UserError, match=message):
-        check_batch(make_mesh("2x4"), FEATURES, ids, weights)
+        check_batch(8, FEATURES, ids, weights)
 
 
 def test_every_lookup_needs_a_cotangent():

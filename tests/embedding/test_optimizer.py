@@ -3,16 +3,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from dlrm_jax.embedding import SGD, Adagrad, Adam, RowOptimizer, RowWiseAdagrad
+from dlrm_jax.embedding import SGD, Adagrad, Adam, RowOptax, RowOptimizer, RowWiseAdagrad
 from dlrm_jax.embedding.optimizer import (
     OPTIMIZERS,
     row_optimizer,
+    slot_bytes,
     slot_shapes,
-    update_rows,
-    zero_slots,
 )
+from dlrm_jax.embedding.row_update import update_rows
 from dlrm_jax.errors import UserError
 
 R, D = 11, 5
@@ -60,7 +61,7 @@ def test_touched_rows_follow_the_dense_formula_and_others_stay(optimizer, dense)
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(R, D))
     with jax.enable_x64(True):
-        slots = zero_slots(optimizer, R, D, jnp.dtype("float64"))
+        slots = optimizer.initial_slots(jnp.zeros((R, D)))
         new, expected = jnp.asarray(weights), weights
         expected_slots = {name: np.zeros(slot.shape) for name, slot in slots.items()}
         for step in range(4):
@@ -91,7 +92,7 @@ def test_touched_rows_follow_the_dense_formula_and_others_stay(optimizer, dense)
 @pytest.mark.parametrize(("optimizer", "dense"), CASES)
 def test_no_row_changes_nothing(optimizer, dense):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(R, D)), jnp.float32)
-    slots = zero_slots(optimizer, R, D, weights.dtype)
+    slots = optimizer.initial_slots(weights.astype(jnp.float32))
     gradients = jnp.full((len(NO_ROWS), D), 7.0)
     new, new_slots = apply(optimizer, weights, slots, NO_ROWS, gradients, 3)
     np.testing.assert_array_equal(new, weights)
@@ -115,7 +116,7 @@ def test_sgd_adds_up_repeated_rows():
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_adams_first_step_is_as_long_as_the_rate(scale):
     gradients = jnp.asarray([[scale, -scale, 3 * scale]])
-    slots = zero_slots(Adam(0.01), 1, 3, jnp.dtype("float32"))
+    slots = Adam(0.01).initial_slots(jnp.zeros((1, 3)))
     new, _ = apply(Adam(0.01), jnp.zeros((1, 3)), slots, [0], gradients, 0)
     np.testing.assert_allclose(new, [[-0.01, 0.01, -0.01]], rtol=1e-4)
 
@@ -127,7 +128,7 @@ def test_a_schedule_gives_the_rate_of_each_step(make):
 
     weights, gradients = jnp.zeros((R, D)), jnp.full((1, D), 2.0)
     for step in (0, 1, 4):
-        slots = zero_slots(make(1.0), R, D, weights.dtype)
+        slots = make(1.0).initial_slots(weights)
         new, _ = apply(make(schedule), weights, slots, [2], gradients, step)
         same, _ = apply(make(0.5 / (step + 1)), weights, slots, [2], gradients, step)
         np.testing.assert_allclose(new, same, rtol=1e-6)
@@ -137,7 +138,7 @@ def test_a_schedule_gives_the_rate_of_each_step(make):
 def test_state_of_bfloat16_tables_is_float32():
     for optimizer in (Adagrad(RATE), RowWiseAdagrad(RATE), Adam(RATE)):
         weights = jnp.ones((R, D), jnp.bfloat16)
-        slots = zero_slots(optimizer, R, D, weights.dtype)
+        slots = optimizer.initial_slots(weights.astype(jnp.float32))
         new, new_slots = apply(optimizer, weights, slots, [1], jnp.ones((1, D)), 0)
         assert new.dtype == jnp.bfloat16
         for slot in new_slots.values():
@@ -155,6 +156,13 @@ def test_the_state_has_a_float_per_row_or_per_element():
         "adagrad": {"accumulator": (R, D)},
         "rowwise_adagrad": {"accumulator": (R,)},
         "adam": {"mean": (R, D), "variance": (R, D)},
+    }
+    assert slot_bytes(Adam(1.0), D, jnp.dtype("bfloat16")) == {"mean": 4 * D, "variance": 4 * D}
+    shared = RowOptax(optax.adam(1.0))
+    assert slot_bytes(shared, D, np.dtype("float32")) == {
+        "0_count": 0,
+        "0_mu": 4 * D,
+        "0_nu": 4 * D,
     }
 
 

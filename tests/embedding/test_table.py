@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dlrm_jax.embedding import SGD, Feature, Lookup, Table
+from dlrm_jax.embedding import SGD, Feature, Lookup, RowOptax, Table
 from dlrm_jax.embedding.table import check_descriptions
 from dlrm_jax.errors import UserError
 
@@ -66,9 +66,14 @@ def test_descriptions_may_share_tables_and_features_and_leave_a_feature_unread()
     check_descriptions([A, B], [F, G, Feature("unread")], lookups, SGD(0.1))
 
 
-def test_an_optimizer_of_another_kind_is_refused():
-    with pytest.raises(UserError, match=r"expected a RowOptimizer such as .* got Gradient"):
-        check_descriptions([A], [F], [READ_A], optax.sgd(0.1))
+def test_a_table_has_its_own_optimizer_or_the_default_or_none():
+    assert A.row_optimizer(SGD(0.1)) == SGD(0.1)
+    assert A.row_optimizer(None) is None
+    own = Table("a", 3, 2, optimizer=optax.sgd(0.1))
+    assert isinstance(own.row_optimizer(SGD(0.1)), RowOptax)
+    assert Table("a", 3, 2, trainable=False).row_optimizer(SGD(0.1)) is None
+    with pytest.raises(UserError, match=r"no optimizer for the table\(s\) a"):
+        check_descriptions([A], [F], [READ_A], None)
 
 
 def test_bytes_are_those_of_the_dtype():

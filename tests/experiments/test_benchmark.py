@@ -63,5 +63,7 @@ def test_seconds_to_the_first_step():
 
 
 def test_a_main_job_that_fails_says_why():
-    with pytest.raises(UserError, match=r"experiments.criteo --steps=x .*flag --steps=x"):
+    with pytest.raises(
+        UserError, match=r"dlrm_jax train --steps=x .*--steps: expected an integer, got 'x'"
+    ):
         seconds_to_first_step(["--steps=x"])

@@ -21,7 +21,6 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import (
     abstract_batch,
-    abstract_state,
     compile_step,
     compiled_collectives,
     planned_collectives,
@@ -143,7 +142,7 @@ def test_every_class_is_found(compiled: tuple):
 
 def test_products_are_those_of_the_traced_step(compiled: tuple):
     learner, _, program = compiled
-    arguments = abstract_state(learner), abstract_batch(learner, CONFIG.batch_size, 5)
+    arguments = learner.state_specs(), abstract_batch(learner, CONFIG.batch_size, 5)
     products = matrix_flops(make_train_step(learner), *arguments)
     costs = class_costs(program, table_arrays(program))
     flops = sum(each.flops for name, each in costs.items())

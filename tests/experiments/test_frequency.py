@@ -150,7 +150,10 @@ def test_the_program(tmp_path: Path):
         assert 0 < own["frequency"]["fastest_ms"] <= own["frequency"]["ms"]
     assert (tmp_path / "frequency.png").read_bytes().startswith(b"\x89PNG")
     for more, message in (
-        (["--batch_sizes=64,x"], "error: --batch_sizes: expected positive integers"),
+        (
+            ["--batch_sizes=64,x"],
+            "error: --batch_sizes: expected integers with commas, each at least 1",
+        ),
         (["--batch_sizes=512"], "error: --batch_sizes: expected at most the 400 validation"),
         (["--mesh=2x4"], "error: --mesh has no effect"),
     ):

@@ -35,7 +35,7 @@ def test_half_made_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_directory_of_other_things_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds other things"):
+    with pytest.raises(UserError, match="contains other files"):
         environment.ready(tmp_path)
     with pytest.raises(UserError, match=r"got the file .*thesis\.tex"):
         environment.ready(tmp_path / "thesis.tex")

@@ -10,7 +10,7 @@ from main_job import run
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import Adagrad, EmbeddingCollection, Feature, Lookup, RowWiseAdagrad, Table
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.models.interaction import dot_of_columns
+from dlrm_jax.training.native_model import dot_of_columns
 from experiments.benchmarks.roofline import Machine, Work, matrix_flops, measure, row_bytes
 from experiments.benchmarks.roofline_picture import point
 

@@ -33,12 +33,14 @@ def test_more_items_are_asked_for_than_there_are():
     result = run("--items=100", program=PROGRAM)
     assert result.returncode == 2, result.stderr[-2000:]
     assert result.stderr == (
-        "error: --recall_at: 100 is more than the 89 items that are ranked: --items=100 without "
-        "11 known of the user\n"
+        "error: --recall_at: 100 is more than the 89 ranked items: --items=100 without "
+        "11 known items\n"
     )
 
 
 def test_all_items_are_known_of_a_user():
     result = run("--items=11", program=PROGRAM)
     assert result.returncode == 2, result.stderr[-2000:]
-    assert result.stderr == "error: flag --items=11: 11 is not integer >= 12\n"
+    assert result.stderr == (
+        "error: --items: expected an integer of at least 12, got '11'; such as --items=1000\n"
+    )

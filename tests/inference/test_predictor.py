@@ -16,7 +16,7 @@ from saved_run import CONFIG, examples, train_and_save
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.predictor import TrainedModel, trained_config
+from dlrm_jax.inference.predictor import Predictor, trained_config
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.step import make_predict
@@ -41,7 +41,7 @@ def test_probabilities_are_those_of_training(
     trained: tuple[Path, np.ndarray], mesh: str, batch_size: int
 ):
     checkpoint, logits = trained
-    model = TrainedModel.load(checkpoint, make_mesh(mesh), batch_size)
+    model = Predictor.load(checkpoint, make_mesh(mesh), batch_size)
     batches = list(model.probabilities(examples(ROWS, seed=1)))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     found = np.concatenate(batches)
@@ -51,7 +51,7 @@ def test_probabilities_are_those_of_training(
 
 
 def test_no_optimizer_state(trained: tuple[Path, np.ndarray]):
-    model = TrainedModel.load(trained[0], make_mesh("2x4"), 64)
+    model = Predictor.load(trained[0], make_mesh("2x4"), 64)
     assert model.config == CONFIG
     assert jax.tree.leaves((model.state.optimizer, model.state.embedding.slots)) == []
     assert {x.dtype for x in jax.tree.leaves(model.state.embedding)} == {np.dtype(np.float32)}
@@ -73,14 +73,14 @@ def test_models_of_other_configs(changes: dict, tmp_path: Path):
     learner, state, checkpoint = train_and_save(tmp_path, "1x1", config)
     split = examples(ROWS, seed=1)
     expected = np.concatenate(list(predictions(learner, make_predict(learner), state, split, 64)))
-    model = TrainedModel.load(checkpoint, make_mesh("1x1"), 64)
+    model = Predictor.load(checkpoint, make_mesh("1x1"), 64)
     np.testing.assert_allclose(
         np.concatenate(list(model.probabilities(split))), sigmoid(expected), rtol=1e-6
     )
 
 
 def test_bad_rows_are_named(trained: tuple[Path, np.ndarray]):
-    model = TrainedModel.load(trained[0], make_mesh("1x1"), 64)
+    model = Predictor.load(trained[0], make_mesh("1x1"), 64)
     (first, second) = examples(ROWS).days
     dense = second.dense.copy()
     dense[100 - len(first), 1] = np.nan
@@ -94,7 +94,7 @@ def test_bad_rows_are_named(trained: tuple[Path, np.ndarray]):
 
 def refused(checkpoint: Path, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TrainedModel.load(checkpoint, make_mesh("1x1"))
+        Predictor.load(checkpoint, make_mesh("1x1"))
 
 
 def test_what_is_no_checkpoint(trained: tuple[Path, np.ndarray], tmp_path: Path):
@@ -108,7 +108,7 @@ def test_what_is_no_checkpoint(trained: tuple[Path, np.ndarray], tmp_path: Path)
         (tmp_path / "metadata.json").write_text(content)
         refused(tmp_path, "is not a checkpoint")
     with pytest.raises(UserError, match="batch_size: 100 samples can't be split"):
-        TrainedModel.load(checkpoint, make_mesh("2x4"), 100)
+        Predictor.load(checkpoint, make_mesh("2x4"), 100)
 
 
 def changed(checkpoint: Path, target: Path, **changes) -> Path:
@@ -122,7 +122,7 @@ def changed(checkpoint: Path, target: Path, **changes) -> Path:
 def test_checkpoints_of_other_kinds(trained: tuple[Path, np.ndarray], tmp_path: Path):
     checkpoint = trained[0]
     refused(changed(checkpoint, tmp_path / "a", format=0), "has format 0, this program reads 2")
-    refused(changed(checkpoint, tmp_path / "b", config=None), "doesn't say which model")
+    refused(changed(checkpoint, tmp_path / "b", config=None), "doesn't describe its model")
     fields = dataclasses.asdict(CONFIG) | {"unheard_of": 1}
     refused(changed(checkpoint, tmp_path / "c", config=fields), "the fields unheard_of")
     wider = dataclasses.asdict(dataclasses.replace(CONFIG, top_mlp=(9, 1)))

@@ -83,7 +83,7 @@ def test_half_a_directory_is_not_kept(tmp_path: Path):
 
 def test_other_data_and_damage(tmp_path: Path):
     data = prepared(tmp_path / "data")
-    with pytest.raises(UserError, match=r"isn't of the data that ck was trained on.*raw logs"):
+    with pytest.raises(UserError, match=r"isn't the data that ck was trained on.*raw logs"):
         vocabularies.check_same_data(data, Path("ck"), "g")
     with pytest.raises(UserError, match=r"cannot read the vocabulary .*2\.parquet"):
         vocabularies.read_values(data, 2)

@@ -6,6 +6,7 @@ from as_users import OPTIMIZED
 from flax import nnx
 
 from dlrm_jax.models.mlp import MLP
+from dlrm_jax.training.native_model import mlp_of_columns
 
 WIDTHS = [13, 40, 96, 1]
 
@@ -37,7 +38,7 @@ def test_values_and_gradients(columns: bool, last_relu: bool, batch: int):
 
     def run(params, x):
         mlp = nnx.merge(graph, params)
-        return mlp.columns(x.T).T if columns else mlp(x)
+        return mlp_of_columns(mlp, x.T).T if columns else mlp(x)
 
     @jax.jit
     def both(params, x, cotangent):
@@ -67,7 +68,7 @@ def test_low_precision_keeps_parameters_and_their_gradients_in_float32(columns: 
 
     def run(params):
         mlp = nnx.merge(graph, params)
-        return mlp.columns(x.T) if columns else mlp(x)
+        return mlp_of_columns(mlp, x.T) if columns else mlp(x)
 
     assert run(params).dtype == jnp.bfloat16
     gradients = jax.grad(lambda params: run(params).sum().astype("f4"))(params)

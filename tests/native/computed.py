@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlrm_jax.backend import CPU
 from dlrm_jax.native.ops import (
     available,
     interact,
@@ -19,7 +20,7 @@ from dlrm_jax.native.ops import (
     sgd,
 )
 
-assert available("native", "cpu")
+assert available("native", CPU)
 rng = np.random.default_rng(0)
 weights = jnp.asarray(rng.normal(size=(5_000, 16)), jnp.float32)
 bags = [

@@ -14,15 +14,20 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlrm_jax import backend
 from dlrm_jax.config import Config
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Field
-from dlrm_jax.models.interaction import dot, dot_of_columns
 from dlrm_jax.native import ops
 from dlrm_jax.presets import preset
-from dlrm_jax.training import data_parallel
 from dlrm_jax.training.build import generated_batches, make_learner
+from dlrm_jax.training.native_model import (
+    dot,
+    dot_of_columns,
+    has_native_layers,
+    use_native_layers,
+)
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks.roofline import matrix_flops
 from experiments.characterize.cost import class_costs
@@ -46,7 +51,7 @@ def test_values_and_cotangents(batch, count, dim, self_interaction, columns, see
     def run(x, vectors):
         if columns:
             return dot_of_columns(x.T, vectors, self_interaction)
-        return dot(x, vectors, self_interaction, native=True).T
+        return dot(x, vectors, self_interaction).T
 
     @jax.jit  # one compilation instead of one for each operation
     def both(x, vectors, cotangent):
@@ -93,12 +98,14 @@ def config(kernels: str, **changes: Any) -> Config:
 def test_training_is_that_of_jax(
     mesh: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(data_parallel, "_CHUNK", 4)  # several, also on each of eight devices
+    monkeypatch.setattr(
+        backend, "CPU", dataclasses.replace(backend.CPU, dense_chunk=4)
+    )  # several, also on each of eight devices
     found = {}
     for chosen in ("native", "jax"):
         described = config(chosen, **changes)
         learner = make_learner(described, make_mesh(mesh))
-        assert learner.kernels["model"] == chosen
+        assert learner.kernels_in_use["model"] == chosen
         step, state, losses = make_train_step(learner), learner.init(0), []
         batches = [learner.put(batch) for batch in generated_batches(described, 3)]
         for batch in batches:
@@ -130,8 +137,8 @@ def send_cotangents(x, vectors, cotangent):
     ("function", "given", "flops"),
     [
         (dot_of_columns, [(16, 5)], 2 * 6 * 16 * 5),
-        (functools.partial(dot, native=True), [(5, 16)], 2 * 6 * 16 * 5),
-        (functools.partial(dot, self_interaction=True, native=True), [(5, 16)], 2 * 10 * 16 * 5),
+        (dot, [(5, 16)], 2 * 6 * 16 * 5),
+        (functools.partial(dot, self_interaction=True), [(5, 16)], 2 * 10 * 16 * 5),
         (send_cotangents, [(16, 5), (16 + 6, 5)], 4 * 6 * 16 * 5),
     ],
 )
@@ -155,10 +162,12 @@ def test_a_cotangent_of_another_shape_is_refused():
         ops.interact_back(jnp.ones((18, 5)), jnp.ones((16, 5)), [jnp.ones((5, 16))], False)
 
 
-def test_a_model_of_higher_precision_is_left_to_jax():
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_of_higher_precision_is_left_to_jax(training: bool):
     with jax.enable_x64(True):
         model = DLRM(4, [Field("a", 8)], (8,), (1,), rngs=nnx.Rngs(0), dtype="float64")
-        model.set_attributes(native=True, training=True)
+        use_native_layers(model, training)
+        assert has_native_layers(model)
         logits = functools.partial(model, jnp.ones((3, 4)))
         text = jax.jit(logits).lower({"a": jnp.ones((3, 8), "f4")}).as_text()
     assert "dlrm_jax_interact" not in text
@@ -168,4 +177,4 @@ def test_a_model_of_higher_precision_is_left_to_jax():
 @pytest.mark.parametrize("changes", [{"interaction": "cat"}, {"model": "dcn_v2"}])
 def test_what_has_no_native_interaction_says_so(changes: dict[str, Any]):
     learner = make_learner(config("native", **changes), make_mesh("1x1"))
-    assert learner.kernels["model"] == "jax"
+    assert learner.kernels_in_use["model"] == "jax"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlrm_jax.backend import CPU, Backend
 from dlrm_jax.embedding import (
     SGD,
     Adam,
@@ -104,8 +105,8 @@ def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
     rate = optimizer(lambda step: 0.05 / (1 + step))
     native = collection("native", rate, mesh, placement)
     assert native.native_slabs
-    assert native.kernels["lookups"] == "native"
-    assert native.kernels["updates"].endswith("jax of adam")
+    assert native.kernels_in_use["lookups"] == "native"
+    assert native.kernels_in_use["updates"].endswith("jax of adam")
     found = train(native, weighted, sums)
     expected = train(collection("jax", rate, mesh, placement), weighted, sums)
     assert found.keys() == expected.keys()
@@ -130,7 +131,7 @@ def test_bags_are_pooled_as_in_jax(dim: int, bags: int, length: int, weighted: b
 def test_predictions_use_them_too():
     frozen = [dataclasses.replace(t, trainable=False, optimizer=None) for t in TABLES]
     tables = EmbeddingCollection(frozen, FEATURES, LOOKUPS, make_mesh("1x1"), kernels="native")
-    assert tables.kernels == {"lookups": "native", "updates": "none"}
+    assert tables.kernels_in_use == {"lookups": "native", "updates": "none"}
     lookup = jax.jit(lambda state, ids: tables.lookup(state, ids)[0])
     text = lookup.lower(tables.state_specs(), batch(0, False)[0]).compile().as_text() or ""
     assert "dlrm_jax_pool" in text
@@ -185,17 +186,17 @@ def test_tables_are_updated_in_place():
 
 def test_other_choices_are_refused():
     with pytest.raises(UserError, match="kernels: expected auto, native, jax, got 'cuda'"):
-        available("cuda", "cpu")
+        available("cuda", CPU)
     with pytest.raises(UserError, match="the native ones are for CPUs, the mesh is of gpu"):
-        available("native", "gpu")
-    assert not available("auto", "gpu")
+        available("native", Backend("gpu"))
+    assert not available("auto", Backend("gpu"))
 
 
 def test_what_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(library, "load", lambda: False)
     with pytest.raises(UserError, match=r"not built for this .* run python -m dlrm_jax.native"):
-        available("native", "cpu")
-    assert not available("auto", "cpu")
+        available("native", CPU)
+    assert not available("auto", CPU)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle, global_norm
 from setups import MESHES, Setup, train
 
+from dlrm_jax import backend
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import row_gradients
 from dlrm_jax.embedding.plan import PLACEMENTS
-from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_predict
 
@@ -87,13 +87,13 @@ def ways_taken(monkeypatch):
     ways = set()
     coalesce = row_gradients.coalesce
 
-    def spy(slabs, occurrences, mesh_shape, sum_duplicates, *options):
+    def spy(slabs, occurrences, axes, sum_duplicates, *options):
         for slab in slabs:
-            copies = mesh_shape["data"] * (1 if slab.sharded else mesh_shape["model"])
+            copies = axes.groups * (1 if slab.sharded else axes.shards)
             ids = sum(rows.size for rows, _, _ in occurrences[slab.name]) * copies
             large = "merged" if slab.needs_sums(sum_duplicates) else "repeated"
             ways.add((slab.sharded, "dense" if slab.rows <= ids else large))
-        return coalesce(slabs, occurrences, mesh_shape, sum_duplicates, *options)
+        return coalesce(slabs, occurrences, axes, sum_duplicates, *options)
 
     monkeypatch.setattr(row_gradients, "coalesce", spy)
     return ways
@@ -160,8 +160,8 @@ def test_float32_data_are_no_limit():
 @pytest.mark.parametrize("mesh", ["1x1", "2x4"])
 def test_chunk_by_chunk(mesh: str, monkeypatch: pytest.MonkeyPatch):
     """The dense model works through two samples of a device's four at a time."""
-    monkeypatch.setattr(data_parallel, "_CHUNK", 2)
-    monkeypatch.setattr(data_parallel, "_PREDICTED_CHUNK", 2)
+    small = dataclasses.replace(backend.CPU, dense_chunk=2, prediction_chunk=2)
+    monkeypatch.setattr(backend, "CPU", small)
     check_training(Setup(mesh, "adagrad", clip_norm=0.15))
     check_predictions(mesh)
 

@@ -160,7 +160,7 @@ def test_fields_that_nothing_reads_are_named():
 def test_parameters_without_dots_in_their_names():
     config = dataclasses.replace(config_of("ncf"), compression="mixed_dimensions", compress_above=0)
     learner = make_learner(config, make_mesh("1x2"))
-    params = learner.init_params(0)
+    params, _ = learner.init_model(0)
     names = flatten(params)
     assert {"parts.C2.weight", "parts.C2_mlp.weight"} <= set(names)
     assert jax.tree.structure(unflatten(names)) == jax.tree.structure(params)

@@ -199,7 +199,7 @@ def _fail(text: str):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("host:1", 2, 2), "of 2 processes, expected one from 0 to 1, got 2"),
+        (("host:1", 2, 2), "expected a process number from 0 to 1, got 2"),
         (("host:1", 2, None), "expected the number of this process"),
         ((CLUSTER, 2, 1), "and none with 'cluster'"),
         *(

@@ -1,4 +1,4 @@
-"""The bytes of a file that may be compressed, hashed as they are read."""
+"""The bytes of a file that may be compressed, hashed while they are read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 import xxhash
 import zstandard
 
-# Tells whether a file was changed by mistake, not by an enemy, at many times the speed of those
-# that would withstand one.
+# A hash against mistakes, not against attackers: many times as fast as those that would
+# withstand one.
 Hash = xxhash.xxh3_128
 
-_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # what such files begin with
+_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # their first bytes
 _BLOCK = 1 << 20
 
 
@@ -29,14 +29,14 @@ def file_hash(path: Path) -> str:
 
 
 class DamagedError(Exception):
-    """A compressed file is cut short, or its content isn't what was compressed."""
+    """A compressed file is cut short or corrupt."""
 
 
 class Bytes:
     """The uncompressed bytes of a file.
 
     Args:
-        read: gives at most as many bytes as it is asked for, none at the end.
+        read: function that returns at most the given number of bytes, none at the end.
     """
 
     def __init__(self, read: Callable[[int], bytes]):
@@ -44,23 +44,23 @@ class Bytes:
         self._peeked = b""
 
     def read(self, size: int) -> bytes:
-        """The next bytes, at most as many, none at the end.
+        """Reads at most ``size`` bytes; none at the end.
 
         Raises:
-            DamagedError: see there.
+            DamagedError: the compressed file is cut short or corrupt.
         """
         if self._peeked:
-            found, self._peeked = self._peeked[:size], self._peeked[size:]
-            return found
+            content, self._peeked = self._peeked[:size], self._peeked[size:]
+            return content
         try:
             return self._read(size)
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
             raise DamagedError(str(error)) from error
 
     def peek(self, size: int) -> bytes:
-        """The next bytes, fewer at the end only; they will be read again."""
+        """The next ``size`` bytes, fewer only at the end; they will be read again."""
         while len(self._peeked) < size:
-            # Not by `read`, which would give what is peeked.
+            # Not by `read`, which would return the peeked bytes.
             peeked, self._peeked = self._peeked, b""
             more = self.read(max(size, _BLOCK))
             self._peeked = peeked + more
@@ -70,13 +70,13 @@ class Bytes:
 
 
 @contextmanager
-def opened(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]:
-    """Opens a file: plain, gzip or zstandard, which its first bytes tell.
+def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]:
+    """Opens a file: plain, gzip or zstandard, detected from the first bytes.
 
     Args:
         path: the file.
-        update: called with all bytes of the file, compressed ones, by the end of the block if it
-            ends without an error.
+        update: function that receives all bytes of the file as stored. It has received all of them
+            when the block ends without an error.
     """
     with path.open("rb") as raw:
         file = _Hashing(raw, update)
@@ -89,12 +89,12 @@ def opened(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]:
             yield Bytes(_ZstandardReader(file).read)
         else:
             yield Bytes(file.read)
-        while file.read(_BLOCK):  # what a decompressor left unread
+        while file.read(_BLOCK):  # the bytes that a decompressor left unread
             pass
 
 
 class _Hashing(io.RawIOBase):
-    """A file whose bytes are hashed as they are read."""
+    """A file whose bytes are hashed while they are read."""
 
     def __init__(self, file: BinaryIO, update: Callable[[bytes], object]):
         self._file = file
@@ -110,7 +110,7 @@ class _Hashing(io.RawIOBase):
 
 
 class _ZstandardReader:
-    """Zstandard frames one after the other; their end is checked, as a stream's isn't."""
+    """Zstandard frames one after the other. It detects a missing end, which a stream doesn't."""
 
     def __init__(self, file: _Hashing):
         self._file = file
@@ -118,7 +118,7 @@ class _ZstandardReader:
         self._rest = b""
 
     def read(self, size: int) -> bytes:
-        """At least as many bytes, or all that are left."""
+        """At least ``size`` bytes, or all that are left."""
         pieces, length = [], 0
         while length < size:
             data = self._rest or self._file.read(_BLOCK)

@@ -1,7 +1,7 @@
-"""Criteo's data as MLPerf's first DLRM benchmark keeps them: 40 int32 a sample.
+"""Criteo's data in the binary form of MLPerf's first DLRM benchmark: 40 int32 a sample.
 
-These are the label, 13 integers and 26 ids, little-endian, without a header. What is missing was
-made 0 when the file was made.
+A sample is the label, 13 integers and 26 ids, little-endian; there is no header. Missing values
+are stored as 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LABELS = (b"\0\0\0\0", b"\1\0\0\0")
 
 
 def is_binary(first: bytes) -> bool:
-    """Whether a file that begins with these 4 bytes is one: text begins with digits."""
+    """Whether a file that begins with these 4 bytes is binary: text begins with digits."""
     return first in _LABELS
 
 
@@ -33,15 +33,15 @@ def parse_block(
 
     Args:
         block: the samples.
-        path: the file that they come from, for messages.
-        first_sample: the number of the first one in it, from 1.
-        on_bad_line: whether malformed samples are an error or left out.
+        path: the file, for messages.
+        first_sample: number of the first sample in the file, from 1.
+        on_bad_line: whether malformed samples raise or are left out.
 
     Returns:
-        as `criteo_text.parse_block`; nothing is null.
+        A frame as from `criteo_text.parse_block`; nothing is null.
 
     Raises:
-        UserError: names the first bad sample.
+        UserError: a sample is malformed; the message names the first one.
     """
     if rest := len(block) % SAMPLE_BYTES:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Lines in Criteo's layout, formatted without Python code per line.
+"""Formats lines in Criteo's layout without Python code per line.
 
-A block of lines is a matrix of bytes in which every field has its full width. What a shorter or
-empty field doesn't use is NUL, and all NULs are deleted at the end.
+A block of lines is a matrix of bytes in which every field has its full width. Unused bytes of
+short and empty fields are NUL, and all NULs are deleted at the end.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ from jaxtyping import Int32, UInt32
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 
 EMPTY = -2
-"""Stands for an empty integer field."""
+"""Code of an empty integer field."""
 LARGEST_INTEGER = 99_999
-"""The largest integer that a field has room for; the smallest is -1."""
+"""The largest integer that fits into a field; the smallest is -1."""
 
 MAY_BE_EMPTY = frozenset((2, 3, 5, 11, 15, 18, 19, 20, 21, 23, 24, 25))
 """Categorical features (from 0) whose id 0 is written as an empty field: those that have empty
-fields in Criteo's Kaggle data. In most of these, the empty field is the most frequent value."""
+fields in Criteo's Kaggle data. In most of these, the empty field is the most frequent value.
+"""
 
 _INTEGER_BYTES = 8
 
 
-def mixed(ids: Int32[np.ndarray, "..."], salt: int) -> UInt32[np.ndarray, "..."]:
+def mix(ids: Int32[np.ndarray, "..."], salt: int) -> UInt32[np.ndarray, "..."]:
     """Scatters ids over all 32-bit numbers; distinct ids stay distinct.
 
-    The finalizer of MurmurHash3, which is a bijection, on the ids shifted by a multiple of `salt`.
+    It applies the finalizer of MurmurHash3, a bijection, to the ids plus a multiple of `salt`.
 
     Args:
-        ids: Any ids.
-        salt: Selects the bijection, a small number from 0 on.
+        ids: ids, int32.
+        salt: number of the bijection, small, from 0 on.
     """
     x = ids.astype(np.uint32) + np.uint32((salt + 1) * 0x9E3779B1 & 0xFFFFFFFF)
     x ^= x >> np.uint32(16)
@@ -42,12 +43,11 @@ def mixed(ids: Int32[np.ndarray, "..."], salt: int) -> UInt32[np.ndarray, "..."]
 
 
 class LineFormatter:
-    """Formats examples as raw lines; its buffer is used again from block to block.
+    """Formats examples as raw lines; it reuses its buffer from block to block.
 
-    A line is the label, 13 integers and 26 categoricals, each 8 hexadecimal digits, tab-separated
-    and ended by a line feed. The value of a categorical is the same wherever its id occurs, and
-    distinct ids of a feature have distinct values, one of which is the empty field for the features
-    in `MAY_BE_EMPTY`.
+    A line is the label, 13 integers and 26 categoricals of 8 hexadecimal digits each, separated by
+    tabs and ended by a line feed. An id has the same value wherever it occurs. Distinct ids of a
+    feature have distinct values; for the features in `MAY_BE_EMPTY` one of them is the empty field.
     """
 
     def __init__(self) -> None:
@@ -63,12 +63,15 @@ class LineFormatter:
         integers: Int32[np.ndarray, "N 13"],
         ids: Int32[np.ndarray, "N 26"],
     ) -> bytes:
-        """Gives the lines of N examples.
+        """Formats N examples.
 
         Args:
-            labels: 0 or 1.
-            integers: From -1 to `LARGEST_INTEGER`, or `EMPTY`.
-            ids: At least 0.
+            labels: 0 or 1, [N].
+            integers: numbers from -1 to `LARGEST_INTEGER`, or `EMPTY`, [N, 13].
+            ids: ids of at least 0, [N, 26].
+
+        Returns:
+            The lines.
         """
         if len(self._lines) < len(labels):
             self._lines = np.zeros(len(labels), _LINE)
@@ -79,7 +82,7 @@ class LineFormatter:
         for feature in range(len(INTEGERS)):
             lines[f"I{feature}"] = self._integers[integers[:, feature] - EMPTY]
         for feature in range(len(CATEGORICALS)):
-            values = mixed(ids[:, feature], feature)
+            values = mix(ids[:, feature], feature)
             high = self._hexadecimal[values >> np.uint32(16)]
             low = self._hexadecimal[values & np.uint32(0xFFFF)]
             if feature in MAY_BE_EMPTY:
@@ -90,7 +93,7 @@ class LineFormatter:
 
 
 def _line() -> tuple[np.dtype[np.void], dict[str, str]]:
-    """The fields of a line as one packed record, and what stands in those between them."""
+    """The fields of a line as one packed record, with the separators between them."""
     fields, separators = [("label", "u1")], {}
     for feature in range(len(INTEGERS)):
         fields += [(f"I{feature} tab", "u1"), (f"I{feature}", f"u{_INTEGER_BYTES}")]

@@ -1,8 +1,8 @@
-"""Raw Criteo text, parsed in blocks of bytes.
+"""Parses raw Criteo text in blocks of bytes.
 
-A line holds a label, 13 integers and 26 hexadecimal categoricals, tab-separated; integers and
-categoricals may be empty. Good input is parsed by Polars without Python code per line; only a block
-that is found to be bad is read again, line by line, to say where and what is wrong.
+A line holds a label, 13 integers and 26 hexadecimal categoricals, separated by tabs; integers and
+categoricals may be empty. Polars parses good input without Python code per line. Only a bad block
+is read again, line by line, to find the first bad line and its error.
 """
 
 import re
@@ -26,12 +26,12 @@ _SCHEMA = dict.fromkeys(COLUMNS[:14], pl.Int64) | dict.fromkeys(CATEGORICALS, pl
 
 
 def is_unlabelled(first: bytes) -> bool:
-    """Whether a file that begins with these bytes has lines without a label, as Kaggle's test."""
+    """Whether the lines have no label, as in Kaggle's test file, by the file's first bytes."""
     return first.split(b"\n", 1)[0].count(b"\t") == len(COLUMNS) - 2
 
 
 def with_labels(block: bytes) -> bytes:
-    """Whole lines without labels as lines with the label 0."""
+    """Adds the label 0 to whole lines without labels."""
     return b"0\t" + block[:-1].replace(b"\n", b"\n0\t") + b"\n"
 
 
@@ -41,16 +41,17 @@ def parse_block(
     """Parses whole lines, each ended by a line feed.
 
     Args:
-        block: The lines.
-        path: The file that they come from, for messages.
-        first_line: The number of the first one in it, from 1.
-        on_bad_line: Whether malformed lines are an error or left out.
+        block: the lines.
+        path: the file, for messages.
+        first_line: number of the first line in the file, from 1.
+        on_bad_line: whether malformed lines raise or are left out.
 
     Returns:
-        ``label`` and `INTEGERS`, Int64; `CATEGORICALS`, UInt32. Null where a field is empty.
+        A frame with ``label`` and `INTEGERS`, Int64, and `CATEGORICALS`, UInt32. Empty fields are
+        null.
 
     Raises:
-        UserError: Names the first bad line and column.
+        UserError: a line is malformed; the message names the first one and its column.
     """
     frame = _parse(block)
     if frame is None and on_bad_line == "skip":
@@ -63,8 +64,8 @@ def parse_block(
 
 def _parse(block: bytes) -> pl.DataFrame | None:
     """None if any line is malformed."""
-    # Polars fills short lines with nulls in silence and skips blank ones. What remains when the
-    # legal bytes of fields are deleted must be the separators of full lines; bad bytes remain, too.
+    # Polars silently fills short lines with nulls and skips blank ones. Deleting the legal bytes
+    # of fields must leave the separators of full lines; bad bytes remain, too.
     separators = block.translate(None, _FIELD_BYTES)
     if separators != _LINE_SEPARATORS * (len(separators) // len(_LINE_SEPARATORS)):
         return None
@@ -89,7 +90,7 @@ def _is_int64(field: bytes) -> bool:
 
 
 def _rule(column: str) -> tuple[str, Callable[[bytes], bool]]:
-    """What a field must be, in words and as a test."""
+    """The requirement on a field, in words and as a test."""
     if column == "label":
         return "0 or 1", lambda field: re.fullmatch(rb"-?0+|0*1", field) is not None
     if column in INTEGERS:
@@ -105,7 +106,7 @@ _RULES = {column: _rule(column) for column in COLUMNS}
 
 
 def _raise_first_error(block: bytes, path: Path, first_line: int) -> NoReturn:
-    """Reads a bad block again, slowly, and says what is wrong."""
+    """Reads a bad block again, line by line, and raises its first error."""
     for number, line in enumerate(block[:-1].split(b"\n"), first_line):
         if error := _line_error(line):
             raise UserError(f"{path}, line {number}{error}")
@@ -113,7 +114,7 @@ def _raise_first_error(block: bytes, path: Path, first_line: int) -> NoReturn:
 
 
 def _line_error(line: bytes) -> str:
-    """What is wrong with a line, as what follows its number in a message; empty if nothing is."""
+    """The error of a line, as the text after its number in a message; empty if there is none."""
     if line.endswith(b"\r"):
         return (
             ": the line ends with CR LF; expected LF alone, as in Criteo's own files. "
@@ -138,6 +139,6 @@ def _line_error(line: bytes) -> str:
 
 
 def _shown(field: bytes) -> str:
-    """A field for a message: short, printable, undecodable bytes as escapes."""
+    """A field for a message: short and printable, with undecodable bytes as escapes."""
     text = repr(field[:40])[1:]
     return text if len(field) <= 40 else f"{text}… ({len(field)} bytes)"

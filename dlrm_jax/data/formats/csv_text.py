@@ -1,4 +1,4 @@
-"""CSV files with a header, as frames of strings."""
+"""Reads CSV files with a header, as frames of strings."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import polars as pl
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.errors import UserError
 
-# Python's reader and not Polars', which fills short lines with nulls in silence and names no line.
+# Python's reader, as Polars' silently fills short lines with nulls and names no line.
 
 
 class Records:
-    """The records of a CSV file, a number of them at a time.
+    """The records of a CSV file, read several at a time.
 
     Args:
-        blocks: whole lines of UTF-8 text, such as `lines.whole_lines` gives.
+        blocks: whole lines of UTF-8 text, such as `lines.whole_lines` yields.
         path: the file, for messages.
-        on_bad_line: whether records with too few or many fields are an error or left out.
+        on_bad_line: whether records with too few or too many fields raise or are left out.
 
     Attributes:
-        columns: the names in the header.
-        skipped: records left out so far.
+        columns: names in the header.
+        skipped: number of records left out so far.
 
     Raises:
         UserError: there is no header, or a name is in it twice.
@@ -43,14 +43,14 @@ class Records:
             raise UserError(f"{path}: expected a first line with the columns' names, got {found}")
 
     def frames(self, columns: Sequence[str], rows: int) -> Iterator[pl.DataFrame]:
-        """Frames of so many rows, the last one of fewer or none; empty fields are null.
+        """Yields frames; the last one may have fewer rows, even none. Empty fields are null.
 
         Args:
-            columns: those that are wanted, of the header's.
-            rows: of a frame.
+            columns: names of the wanted columns.
+            rows: rows per frame.
 
         Raises:
-            UserError: naming the first bad line.
+            UserError: a line is malformed; the message names the first one.
         """
         places = [self.columns.index(name) for name in columns]
         ended = False

@@ -1,4 +1,4 @@
-"""Texts with an example a line, in blocks of whole lines."""
+"""Reads texts with one example per line, in blocks of whole lines."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Literal
 from dlrm_jax.errors import UserError
 
 OnBadLine = Literal["stop", "skip"]
-"""Whether malformed lines are an error or left out."""
+"""What happens on a malformed line: an error, or the line is left out."""
 
 BLOCK_BYTES = 64 << 20
 MAX_LINE_BYTES = 1 << 16  # a line of Criteo's has less than 600
 
 
 def whole_lines(read: Callable[[int], bytes], path: Path, block_bytes: int) -> Iterator[bytes]:
-    """Yields a text in pieces that end with a line feed.
+    """Yields a text in blocks that end with a line feed.
 
     Args:
-        read: gives the next bytes of the text, none at its end.
-        path: The file, for messages.
-        block_bytes: Bytes read at a time.
+        read: function that returns the next bytes of the text, none at its end.
+        path: the file, for messages.
+        block_bytes: bytes read at a time.
 
     Raises:
-        UserError: If a line is longer than any that is expected and longer than a block.
+        UserError: a line is longer than a block and than every expected line.
     """
     rest: list[bytes] = []
     while data := read(block_bytes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from jaxtyping import Shaped
 from dlrm_jax.errors import UserError
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of a member of a zip file: signature, then the lengths of its name and of the extra field."""
+"""Header of a zip file's member: signature, then the lengths of its name and of the extra field."""
 
 
 class BlockWriter:
@@ -27,9 +26,9 @@ class BlockWriter:
     A full disk raises `OSError` here; stores to a memory map would end the process.
 
     Args:
-        file: Open for writing, at the place where the array begins.
-        shape: Shape of the whole array; the blocks appended must make it up.
-        dtype: Type of its elements.
+        file: file open for writing, at the position where the array begins.
+        shape: shape of the whole array; the blocks must add up to it.
+        dtype: type of its elements.
     """
 
     def __init__(
@@ -49,12 +48,12 @@ class BlockWriter:
 
 
 class ArrayWriter(BlockWriter):
-    """Writes an .npy file block by block; to be used in a ``with`` block.
+    """Writes an .npy file block by block; a context manager.
 
     Args:
-        path: The file, replaced if it exists.
-        shape: As for `BlockWriter`.
-        dtype: As for `BlockWriter`.
+        path: the file, replaced if it exists.
+        shape: shape of the whole array; the blocks must add up to it.
+        dtype: type of its elements.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]):
@@ -64,16 +63,16 @@ class ArrayWriter(BlockWriter):
         return self
 
     def __exit__(self, *error: object) -> None:
-        _sync_and_close(self._file)
+        self._file.close()
 
 
 class NpzWriter:
-    """Writes an .npz file, the same bytes as `np.savez`, block by block.
+    """Writes an .npz file block by block, with the same bytes as `np.savez`; a context manager.
 
-    To be used in a ``with`` block. Members aren't compressed, so that `map_npz` can map them.
+    Members aren't compressed, so that `map_npz` can map them.
 
     Args:
-        path: The file, replaced if it exists.
+        path: the file, replaced if it exists.
     """
 
     def __init__(self, path: Path):
@@ -84,15 +83,18 @@ class NpzWriter:
     def member(
         self, name: str, shape: tuple[int, ...], dtype: type[np.generic]
     ) -> Iterator[BlockWriter]:
-        """Gives what writes the array of this name; one at a time.
+        """Context that writes one array; only one at a time.
 
         Args:
-            name: Of the array, without ``.npy``.
-            shape: As for `BlockWriter`.
-            dtype: As for `BlockWriter`.
+            name: name of the array, without ``.npy``.
+            shape: shape of the whole array; the blocks must add up to it.
+            dtype: type of its elements.
+
+        Yields:
+            The writer of the array.
         """
-        # Sizes of 64 bits whatever they are, as np.savez has it: a reader that knows where the
-        # data of a small member begin finds those of a large one.
+        # Sizes always have 64 bits, as from np.savez: a reader that knows where the data of a small
+        # member begin finds those of a large one.
         with self._zip.open(f"{name}.npy", "w", force_zip64=True) as file:
             yield BlockWriter(file, shape, dtype)
 
@@ -105,32 +107,25 @@ class NpzWriter:
         except (OSError, ValueError):
             if kind is None:
                 raise
-            # Another error has left it half-written, and is on its way.
+            # The error that ended the block has left it half-written, and is raised.
         finally:
-            _sync_and_close(self._file)
-
-
-def _sync_and_close(file: IO[bytes] | BufferedIOBase) -> None:
-    with file:
-        file.flush()
-        # Some file systems find out only now that they are full.
-        os.fsync(file.fileno())
+            self._file.close()
 
 
 def map_npz(path: Path) -> dict[str, np.ndarray]:
     """Maps the arrays of an .npz file into memory, read-only; `np.load` would read them.
 
-    The arrays aren't aligned, as a zip file places them anywhere. NumPy computes with such arrays,
-    but many functions, `np.take` among them, copy a whole one first.
+    The arrays aren't aligned, as members of a zip file begin anywhere. NumPy computes with such
+    arrays, but many functions, `np.take` among them, first copy a whole one.
 
     Args:
-        path: Written by `NpzWriter` or `np.savez`.
+        path: file written by `NpzWriter` or `np.savez`.
 
     Returns:
-        The arrays by name, in the order in which they were written.
+        The arrays by name, in the order of the file.
 
     Raises:
-        UserError: The file can't be read, is damaged, or has a compressed member.
+        UserError: the file can't be read, is damaged, or has a compressed member.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -171,7 +166,7 @@ def _map_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
             f"{path}, member {info.filename}: expected {expected:,} bytes for a {dtype} array of "
             f"shape {shape}, got {info.file_size:,}; it is damaged, make the file again"
         )
-    # The directory at the end of a zip file has an extra field of its own, maybe of another length.
+    # The directory at the end of a zip file repeats the extra field, maybe with another length.
     with path.open("rb") as file:
         file.seek(info.header_offset)
         _, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))

@@ -1,9 +1,8 @@
-"""Generated examples as the files that programs read."""
+"""Writes generated examples as files for other programs."""
 
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,19 +20,19 @@ def write_raw(path: Path, blocks: Iterator[Block], suffix: str = "") -> None:
     """Writes raw lines in Criteo's layout.
 
     Args:
-        path: The file.
-        blocks: The examples.
-        suffix: Of the name that the file will get: ``.gz`` and ``.zst`` compress, to the same bytes
-            for the same lines.
+        path: the file.
+        blocks: the examples.
+        suffix: suffix of the final name: ``.gz`` and ``.zst`` compress, to the same bytes for
+            the same lines.
 
     Raises:
-        OSError: If they can't be written.
+        OSError: the file can't be written.
     """
     formatter = LineFormatter()
     with ExitStack() as stack:
         file = lines = stack.enter_context(path.open("wb"))
         if suffix == ".gz":
-            # Hashes and labels don't get smaller at higher levels. Name and time stay out of it.
+            # Hashes and labels don't get smaller at higher levels. The header has no name and time.
             lines = stack.enter_context(gzip.GzipFile("", "wb", 1, file, mtime=0))
         elif suffix == ".zst":
             # The checksum lets readers notice damage, as gzip's does.
@@ -41,25 +40,22 @@ def write_raw(path: Path, blocks: Iterator[Block], suffix: str = "") -> None:
             lines = stack.enter_context(compressor.stream_writer(file, closefd=False))
         for block in blocks:
             lines.write(formatter(block.labels, block.integers, block.ids))
-    # Some file systems find out only now that they are full.
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def write_arrays(directory: Path, day: int, examples: int, blocks: Iterator[Block]) -> None:
-    """Writes the three arrays of a day as TorchRec's ``InMemoryBinaryCriteoIterDataPipe`` reads.
+    """Writes the three arrays of a day in TorchRec's layout (``InMemoryBinaryCriteoIterDataPipe``).
 
-    These are ``day_i_dense.npy`` float32 [N, 13], ``day_i_sparse.npy`` int32 [N, 26] and
+    They are ``day_i_dense.npy`` float32 [N, 13], ``day_i_sparse.npy`` int32 [N, 26] and
     ``day_i_labels.npy`` int32 [N, 1].
 
     Args:
-        directory: Where to.
-        day: i.
-        examples: N.
-        blocks: The examples, N in all.
+        directory: directory for the files.
+        day: number of the day, i.
+        examples: number of examples, N.
+        blocks: the examples, N in all.
 
     Raises:
-        OSError: If they can't be written.
+        OSError: the files can't be written.
     """
 
     def writer(name: str, width: int, dtype: type[np.generic]) -> ArrayWriter:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int32, UInt32
 
-from dlrm_jax.data.formats.criteo_format import EMPTY, LARGEST_INTEGER, mixed
+from dlrm_jax.data.formats.criteo_format import EMPTY, LARGEST_INTEGER, mix
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.generated.locality import LocalIds, StackProfile
 from dlrm_jax.data.generated.teacher import Teacher, sigmoid
@@ -17,10 +17,10 @@ from dlrm_jax.data.generated.zipf import zipf_quantile
 from dlrm_jax.errors import UserError
 
 BLOCK = 1 << 14
-"""Examples drawn together. The numbers depend on it."""
+"""Number of examples drawn together. The numbers depend on it."""
 
-# Of the integers that are 0; a reader that takes missing and negative ones for 0 finds as much in
-# the data as the teacher put there.
+# Shares of the integers that are 0. A reader that treats missing and negative ones as 0 loses
+# nothing that the teacher uses.
 _EMPTY_SHARE, _NEGATIVE_SHARE = 0.4, 0.1
 
 
@@ -29,11 +29,11 @@ class Block:
     """N consecutive examples.
 
     Attributes:
-        labels: 0 or 1.
-        integers: The counts; some of the zeros are -1 or `EMPTY` instead.
-        dense: log(1 + count).
-        ids: One row of each table.
-        logits: The true log odds of label 1.
+        labels: 0 or 1, [N].
+        integers: counts, [N, 13]; some of the zeros are -1 or `EMPTY` instead.
+        dense: log(1 + count), [N, 13].
+        ids: row of each table, [N, 26].
+        logits: true log odds of label 1, [N].
     """
 
     labels: Int32[np.ndarray, " N"]
@@ -46,7 +46,7 @@ class Block:
         return len(self.labels)
 
     def first(self, examples: int) -> Block:
-        """The first examples, without a copy."""
+        """The first ``examples`` examples, without a copy."""
         arrays = (self.labels, self.integers, self.dense, self.ids, self.logits)
         return Block(*(array[:examples] for array in arrays))
 
@@ -54,23 +54,23 @@ class Block:
 class ExampleStream:
     """Draws dense features, ids, and labels by the planted teacher.
 
-    Ids follow Zipf's law, or else a profile of temporal locality; then they count from 0 in the
-    order of their first access, over all days.
+    Ids follow Zipf's law or a profile of temporal locality. With a profile, they count from 0 in
+    the order of their first access, over all days.
 
-    With Zipf's law, an id has a birthday before which another one is drawn in its place: on each
-    day after the first, a share `drift` of each table's ids is new. Id 0 is there from the start.
+    With Zipf's law, an id has a birthday; before it, another id is drawn in its place. On each day
+    after the first, a share `drift` of each table's ids is new. Id 0 exists from the start.
 
     Args:
-        table_rows: Rows of the 26 tables.
-        zipf_exponent: Exponent s of Zipf's law, from 0 (uniform) on. With a profile, it's the law
-            of how many ids share an effect.
-        seed: Selects the teacher and the examples.
-        days: Number of days.
-        drift: Share of the ids that are born on each day after the first.
-        profile: The locality; None for Zipf's law.
+        table_rows: rows of the 26 tables.
+        zipf_exponent: exponent s of Zipf's law, from 0 (uniform) on. With a profile, it is the law
+            of the number of ids that share an effect.
+        seed: seed of the teacher and the examples.
+        days: number of days.
+        drift: share of the ids that are born on each day after the first.
+        profile: locality of the ids; None for Zipf's law.
 
     Raises:
-        UserError: If an argument is out of its range.
+        UserError: an argument is out of its range.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class ExampleStream:
         ]
 
     def day(self, day: int) -> Iterator[Block]:
-        """Draws the examples of a day, blocks of `BLOCK` without end.
+        """Draws the examples of a day, in blocks of `BLOCK`, without end.
 
-        With a profile, locality goes on where the blocks drawn before left it; otherwise a day's
-        examples depend on the arguments only.
+        With a profile, locality continues from the blocks drawn before; otherwise a day's examples
+        depend on the arguments only.
         """
         for number in itertools.count():
             yield self._block(day, np.random.default_rng([self._seed, 2, day, number]))
@@ -121,14 +121,14 @@ class ExampleStream:
         return Block(labels.astype(np.int32), integers, dense, ids, logits)
 
     def _replace_unborn(self, ids: Int32[np.ndarray, "N 26"], day: int) -> None:
-        """Halves ids until they are born, so that what replaces an id is always the same."""
+        """Halves ids until they are born, so that the substitute of an id is always the same."""
         unborn_share = self._drift * (self.days - 1 - day)
         if unborn_share == 0:
             return
         birth_of_the_youngest = np.uint32(unborn_share * 2**32)
 
         def unborn(column: Int32[np.ndarray, " M"]) -> np.ndarray:
-            births = mixed(column, salt=len(CATEGORICALS) + feature)
+            births = mix(column, salt=len(CATEGORICALS) + feature)
             return np.flatnonzero((births < birth_of_the_youngest) & (column > 0))
 
         for feature in range(len(CATEGORICALS)):
@@ -141,7 +141,7 @@ class ExampleStream:
     def _ranks(self, ids: Int32[np.ndarray, "N 26"]) -> Int32[np.ndarray, "N 26"]:
         """The ids as the teacher sees them: an id's rank by Zipf's law.
 
-        Local ids wander over the whole table in the course of time, whereas the teacher weighs
+        Local ids move through the whole table in the course of time, whereas the teacher weighs
         the first ids most. Multiples of the golden ratio, modulo 1, spread every run of ids evenly
         over the ranks, so labels are as predictable at any time as with Zipf's law.
         """

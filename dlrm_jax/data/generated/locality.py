@@ -1,10 +1,10 @@
 """Ids with the temporal locality of a real access trace.
 
-Locality is described by LRU stack distances, after Mattson et al., "Evaluation techniques for
-storage hierarchies" (IBM Systems Journal, 1970): the distance of an access is how many distinct
-ids occurred since the previous access to the same id, that id included. It's 1 for an immediate
-repetition; an access to a new id has none. An LRU cache of c rows hits the distances up to c. The
-DLRM reference describes traces in the same way, with 0 for new ids.
+LRU stack distances describe locality, after Mattson et al., "Evaluation techniques for storage
+hierarchies" (IBM Systems Journal, 1970). The distance of an access is the number of distinct ids
+since the previous access to the same id, that id included. It is 1 for an immediate repetition; an
+access to a new id has none. An LRU cache of c rows hits the distances up to c. The DLRM reference
+describes traces in the same way, with 0 for new ids.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ NEW = 0
 
 @dataclass(frozen=True)
 class StackProfile:
-    """How often each stack distance occurs.
+    """The frequency of each stack distance.
 
     Attributes:
-        distances: From small to large; `NEW` comes first, for the first access is always one.
-        counts: Of each distance, in accesses.
+        distances: distances in ascending order; `NEW` comes first, as every trace begins with it.
+        counts: number of accesses at each distance.
 
     Raises:
-        UserError: If the two don't describe a histogram.
+        UserError: the two don't describe a histogram.
     """
 
     distances: tuple[int, ...]
@@ -59,8 +59,11 @@ class StackProfile:
     def measure(cls, trace: Integer[np.ndarray, " N"]) -> StackProfile:
         """Counts the distances of a trace.
 
+        Args:
+            trace: id of each access, [N].
+
         Raises:
-            UserError: If the trace is empty.
+            UserError: the trace is empty.
         """
         if not len(trace):
             raise UserError("a trace needs at least one access, got none.")
@@ -71,17 +74,17 @@ class StackProfile:
         """Writes the profile as JSON.
 
         Raises:
-            OSError: If it can't be written.
+            OSError: the file can't be written.
         """
         path.write_text(json.dumps({"distances": self.distances, "counts": self.counts}) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> StackProfile:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-            UserError: If the file isn't a profile.
-            OSError: If it can't be read.
+            UserError: the file isn't a profile.
+            OSError: the file can't be read.
         """
         try:
             fields = json.loads(path.read_bytes())
@@ -103,8 +106,8 @@ def read_trace(path: Path) -> Int64[np.ndarray, " N"]:
     """Reads a text file with one integer id per line.
 
     Raises:
-        UserError: If the file is empty or a line isn't an integer; names the line.
-        OSError: If it can't be read.
+        UserError: the file is empty, or a line isn't an integer; the message names the line.
+        OSError: the file can't be read.
     """
     lines = path.read_bytes().split(b"\n")
     if lines[-1] == b"":
@@ -129,12 +132,15 @@ def _is_int64(text: bytes) -> bool:
 
 
 def stack_distances(trace: Integer[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """Gives the stack distance of each access, `NEW` for the first one to an id.
+    """The stack distance of each access, `NEW` for the first access to an id.
 
-    Takes O(N log N) time, in NumPy. Let p be the previous access to the id of access t. A distinct
-    id since p is one whose first access after p has its own previous access at or before p; all
-    accesses up to p have theirs there, too. So the distance is how many accesses before t have
-    their previous one at or before p, less the p of them that lie before p.
+    It takes O(N log N) time, in NumPy. Let p be the previous access to the id of access t. A
+    distinct id since p is one whose first access after p has its own previous access at or before
+    p; all accesses up to p have theirs there, too. So the distance is the number of accesses before
+    t with a previous one at or before p, less the p of them that lie before p.
+
+    Args:
+        trace: id of each access, [N].
     """
     accesses = np.arange(len(trace))
     by_id = np.argsort(trace, kind="stable")
@@ -147,11 +153,11 @@ def stack_distances(trace: Integer[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]
 
 
 def _smaller_before(ranks: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """How many of the elements before each one are smaller; the elements are 0 to N - 1.
+    """The number of smaller elements before each one; the elements are 0 to N - 1.
 
-    Elements are grouped by their high bits, a bit more at each level, in their first order within
-    a group (a wavelet tree). Two of them part at the highest bit that differs; there the one with
-    a 1 counts those with a 0 that stand before it.
+    Elements are grouped by their high bits, a bit more at each level, in their original order
+    within a group (a wavelet tree). Two of them part at the highest bit that differs; there the one
+    with a 1 counts those with a 0 that stand before it.
     """
     counts = np.zeros(len(ranks), np.int64)
     places = np.arange(len(ranks))
@@ -174,17 +180,17 @@ def _smaller_before(ranks: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
 class LocalIds:
     """A stream of ids whose stack distances follow a profile.
 
-    Distances are drawn independently. One that is larger than the number of ids so far can't
-    occur yet: a new id takes its place, and the distance the place of a later new id. So new ids
-    come early, as in the trace, and the histogram is kept. Distances beyond the table become that
-    of its least recently used row, as do new ids once every row has been used.
+    Distances are drawn independently. A distance larger than the number of ids so far can't occur
+    yet: a new id takes its place, and the distance replaces a later new id. So new ids come early,
+    as in the trace, and the histogram is kept. Distances beyond the table become the distance of
+    its least recently used row, as do new ids once every row has been used.
 
     Ids count from 0 in the order of their first access. Memory is 4 bytes per id in use.
 
     Args:
-        profile: The distances to reproduce.
-        rows: Number of distinct ids, up to 2**31 - 1.
-        rng: Source of random numbers; drawing ids in pieces gives the same ids.
+        profile: the distances to reproduce.
+        rows: number of distinct ids, up to 2**31 - 1.
+        rng: source of random numbers; drawing ids in pieces gives the same ids.
     """
 
     def __init__(self, profile: StackProfile, rows: int, rng: np.random.Generator):
@@ -196,7 +202,7 @@ class LocalIds:
         self._postponed: list[int] = []  # a heap
 
     def draw(self, examples: int) -> Int32[np.ndarray, " N"]:
-        """Draws the next ids."""
+        """Draws the next ``examples`` ids."""
         # The last step of the cumulative sum may be a rounding error below 1.
         drawn = np.searchsorted(self._cumulative[:-1], self._rng.random(examples), side="right")
         stack, postponed = self._stack, self._postponed
@@ -216,5 +222,5 @@ class LocalIds:
 
 
 def _shown(values: tuple[int, ...]) -> str:
-    """The first values of many."""
+    """The first of many values, for a message."""
     return ", ".join(map(str, values[:5])) + (", …" if len(values) > 5 else "")

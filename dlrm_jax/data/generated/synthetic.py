@@ -1,8 +1,8 @@
 """Criteo-shaped examples drawn from a known distribution.
 
-Ids follow Zipf's law, as the ids of clicks do, and labels are drawn from a *planted teacher*, so
-the best AUC that any model can reach is known. Most of the teacher's signal is in products of
-categorical features: a model without interactions falls visibly short of it.
+Ids follow Zipf's law, like the ids of click logs. A *planted teacher* draws the labels, so the best
+AUC that any model can reach is known. Most of the teacher's signal is in products of categorical
+features: a model without interactions has a visibly lower AUC.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from dlrm_jax.data.generated.teacher import Teacher, TeacherKind, sigmoid
 from dlrm_jax.errors import UserError
 
 GENERATOR_VERSION = 1
-"""Part of the fingerprint; raise it with every change that changes the numbers."""
+"""Part of the fingerprint; raise it with every change of the generated numbers."""
 
 _CHUNK = 1 << 15
 
@@ -38,16 +38,19 @@ def generate(
     the dense features; about a quarter of the labels are 1.
 
     Args:
-        table_rows: Rows of each categorical feature's table.
-        bag_lengths: Largest number of ids per example of each categorical feature.
-        dense_features: Number of dense features.
-        examples: Number of examples: the first 80 % train, 10 % validation, 10 % test.
-        zipf_exponent: Exponent s of Zipf's law; 0 makes ids uniform.
-        seed: Selects the teacher and the examples.
-        labels_from: ``"additive"`` leaves the products out.
+        table_rows: rows of each categorical feature's table.
+        bag_lengths: largest number of ids per example of each categorical feature.
+        dense_features: number of dense features.
+        examples: number of examples: the first 80 % train, 10 % validation, 10 % test.
+        zipf_exponent: exponent s of Zipf's law; 0 makes ids uniform.
+        seed: seed of the teacher and the examples.
+        labels_from: kind of the teacher; ``"additive"`` omits the products.
+
+    Returns:
+        The data set.
 
     Raises:
-        UserError: If an argument is out of its range.
+        UserError: an argument is out of its range.
     """
     # The fingerprint is the same for NumPy's integers.
     table_rows, bag_lengths = tuple(map(int, table_rows)), tuple(map(int, bag_lengths))

@@ -12,9 +12,9 @@ from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.generated.zipf import bounded_zipf, cumulative_zipf
 
 TeacherKind = Literal["pairs", "additive"]
-"""Whether the logit has products of features, or effects of single ones only."""
+"""Kind of the logit: with products of features, or with effects of single features only."""
 
-_SAMPLE = 1 << 15  # examples that the teacher's scales are measured on
+_SAMPLE = 1 << 15  # examples for measuring the teacher's scales
 _CLICK_RATE = 0.25
 
 # Standard deviations of the three parts of the teacher's logit. Together they put its AUC near
@@ -25,7 +25,7 @@ _RANK = 2
 _INTERACTING_ROWS = 110
 
 # Ids from _HEAD on share the effects of a few classes. The teacher's memory is thereby bounded,
-# and the ids that are too rare to be learnt differ little.
+# and ids that are too rare to be learnt differ little.
 _HEAD = 4096
 _TAIL_CLASSES = 64
 _HALF_RANK = 20.0
@@ -33,11 +33,12 @@ _HALF_RANK = 20.0
 
 @dataclass(frozen=True)
 class _Effects:
-    """What the ids of one feature mean to the teacher.
+    """The effects of one feature's ids.
 
     Attributes:
-        main: Additive effect of the first `_HEAD` ids, then of each class of later ids.
-        vectors: Their factors in products with other features; None if the feature isn't in any.
+        main: additive effect of the first `_HEAD` ids, then of each class of later ids.
+        vectors: factors of these ids in products with other features; None for a feature in no
+            product.
     """
 
     main: Float32[np.ndarray, " E"]
@@ -66,7 +67,7 @@ class _Effects:
         return cls(main, np.ascontiguousarray(values[:, 1:]) if interacts else None)
 
     def index(self, ids: Int32[np.ndarray, "..."]) -> Integer[np.ndarray, "..."]:
-        """Where the effects of `ids` are; absent ids give any place."""
+        """The index of each id's effects; absent ids give any index."""
         if len(self.main) <= _HEAD:
             return np.maximum(ids, 0)
         mixed = (ids.astype(np.uint32) * np.uint32(2654435761)) >> np.uint32(16)
@@ -74,7 +75,7 @@ class _Effects:
 
 
 class Teacher:
-    """Gives the probability of a click."""
+    """The probability of label 1, given the features of an example."""
 
     def __init__(
         self,
@@ -109,11 +110,11 @@ class Teacher:
         dense, ids = self.draw_features(rng, _SAMPLE)
         parts = self._parts(dense, ids)
         deviations = parts.std(axis=1)
-        wanted = np.where(deviations > 1e-6, (_INTERACTION_STD, _MAIN_STD, _DENSE_STD), 0.0)
+        targets = np.where(deviations > 1e-6, (_INTERACTION_STD, _MAIN_STD, _DENSE_STD), 0.0)
         total = math.hypot(_INTERACTION_STD, _MAIN_STD, _DENSE_STD)
-        if wanted.any():  # a part that the shape doesn't allow leaves its share to the others
-            wanted *= total / np.linalg.norm(wanted)
-        self.scales = (wanted / np.where(deviations > 1e-6, deviations, 1)).astype(np.float32)
+        if targets.any():  # the others share the variance of a missing part
+            targets *= total / np.linalg.norm(targets)
+        self.scales = (targets / np.where(deviations > 1e-6, deviations, 1)).astype(np.float32)
         logits = self.scales @ parts
         low, high = -20.0, 20.0
         for _ in range(40):
@@ -125,7 +126,15 @@ class Teacher:
     def draw_features(
         self, rng: np.random.Generator, examples: int
     ) -> tuple[Float32[np.ndarray, "N D"], Int32[np.ndarray, "N C"]]:
-        """Draws dense features and ids, independent of each other."""
+        """Draws dense features and ids, independent of each other.
+
+        Args:
+            rng: source of random numbers.
+            examples: number of examples, N.
+
+        Returns:
+            Dense features, [N, D] float32, and ids, [N, C] int32.
+        """
         normal = rng.standard_normal((examples, len(self.dense_means)), dtype=np.float32)
         counts = np.floor(np.exp(normal * np.float32(1.5) + self.dense_means - 1))
         ids = np.empty((examples, sum(self.bag_lengths)), np.int32)
@@ -169,7 +178,12 @@ class Teacher:
     def logits(
         self, dense: Float32[np.ndarray, "N D"], ids: Int32[np.ndarray, "N C"]
     ) -> Float32[np.ndarray, " N"]:
-        """Log odds of a click."""
+        """The log odds of label 1, [N].
+
+        Args:
+            dense: dense features, [N, D].
+            ids: ids, [N, C].
+        """
         return self.scales @ self._parts(dense, ids) + self.bias
 
 

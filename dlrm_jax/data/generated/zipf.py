@@ -1,4 +1,4 @@
-"""Ids by Zipf's law, for tables of any size."""
+"""Draws ids by Zipf's law, for tables of any size."""
 
 import math
 
@@ -12,10 +12,10 @@ def bounded_zipf(
     """Draws ids from 0 to rows - 1 with probability about proportional to (id + 1) ** -exponent.
 
     Args:
-        rng: Source of random numbers.
-        rows: Number of distinct ids, up to 2**31 - 1.
+        rng: source of random numbers.
+        rows: number of distinct ids, up to 2**31 - 1.
         exponent: Zipf exponent s; 0 gives the uniform distribution.
-        shape: Shape of the result.
+        shape: shape of the result.
     """
     return zipf_quantile(rng.random(shape), rows, exponent)
 
@@ -23,15 +23,15 @@ def bounded_zipf(
 def zipf_quantile(
     u: Float64[np.ndarray, "..."], rows: int, exponent: float
 ) -> Int32[np.ndarray, "..."]:
-    """Gives the id below which a share `u` of the draws of `bounded_zipf` lies.
+    """The id below which a share `u` of the draws of `bounded_zipf` lies.
 
-    The continuous power law on [1, rows + 1) is inverted and rounded down, which needs no memory
-    that grows with `rows`. The id is the rank less one, so hot rows lie together.
+    It inverts the continuous power law on [1, rows + 1) and rounds down, so that memory doesn't
+    grow with `rows`. The id is the rank less one, so hot rows lie together.
 
     Args:
-        u: Shares from 0 to 1.
-        rows: As for `bounded_zipf`.
-        exponent: As for `bounded_zipf`.
+        u: shares from 0 to 1.
+        rows: number of distinct ids.
+        exponent: Zipf exponent s.
     """
     power = 1.0 - exponent
     log_end = math.log(rows + 1.0)
@@ -45,12 +45,12 @@ def zipf_quantile(
 def cumulative_zipf(
     ids: Num[np.ndarray, "..."], rows: int, exponent: float
 ) -> Float64[np.ndarray, "..."]:
-    """Gives the probability that `bounded_zipf` draws an id below each of `ids`.
+    """The probability that `bounded_zipf` draws an id below each of `ids`.
 
     Args:
-        ids: Any numbers from 0 to rows.
-        rows: As for `bounded_zipf`.
-        exponent: As for `bounded_zipf`.
+        ids: numbers from 0 to rows.
+        rows: number of distinct ids.
+        exponent: Zipf exponent s.
     """
     power = 1.0 - exponent
     log_end, log_ids = math.log(rows + 1.0), np.log(ids + 1.0)

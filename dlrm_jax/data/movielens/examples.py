@@ -1,4 +1,4 @@
-"""Examples made of users, items and times."""
+"""Makes examples of users, items and times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import polars as pl
 from jaxtyping import Float32, Int64
 
 from dlrm_jax.data.arrays import Examples, Split
-from dlrm_jax.data.movielens.features import OF_ITEMS, OF_USERS, encode, known_features
+from dlrm_jax.data.movielens.features import ITEM_FEATURES, USER_FEATURES, encode, select_features
 from dlrm_jax.data.movielens.formats import Tables
 from dlrm_jax.data.movielens.history import History
 from dlrm_jax.errors import UserError
@@ -19,14 +19,14 @@ class Log:
     """Ratings as arrays, in the order of time.
 
     Args:
-        tables: of the data set.
+        tables: tables of the data set.
 
     Attributes:
-        users: index of who rated, among ``user_ids``.
-        items: index of what was rated, among ``item_ids``.
-        times: in seconds since 1970.
-        user_ids: those of the data set, ascending.
-        item_ids: the same of items; one that nobody has rated isn't there.
+        users: index of each rating's user in ``user_ids``, [N].
+        items: index of each rating's item in ``item_ids``, [N].
+        times: time of each rating in seconds since 1970, [N].
+        user_ids: ids of the users, ascending.
+        item_ids: ids of the rated items, ascending; unrated items are missing.
     """
 
     def __init__(self, tables: Tables):
@@ -43,18 +43,18 @@ class Encoder:
     """Makes examples: the user's features, then the item's, then the history.
 
     Args:
-        tables: of the data set.
-        log: their ratings.
-        train: rows of the log that are learned from.
-        liked: those among them that come into histories.
-        asked: names of features; None for all that are usual.
-        history: items of a history; 0 for none.
+        tables: tables of the data set.
+        log: ratings of the data set.
+        train: rows of the log that are for training.
+        liked: rows among them that enter histories.
+        features: names of the wanted features; None for the default ones.
+        history: number of items of a history; 0 for no history.
 
     Attributes:
-        features: their names, ``history`` included.
-        tables: for each feature, whose ids it has.
-        table_rows: of each feature's table.
-        bag_lengths: of each feature.
+        features: names of the features, ``history`` included.
+        tables: name of the feature whose table each feature reads.
+        table_rows: rows of each feature's table.
+        bag_lengths: ids per example of each feature.
 
     Raises:
         UserError: the data set doesn't have a feature, or an argument is out of range.
@@ -66,22 +66,22 @@ class Encoder:
         log: Log,
         train: Int64[np.ndarray, " n"],
         liked: Int64[np.ndarray, " m"],
-        asked: Sequence[str] | None,
+        features: Sequence[str] | None,
         history: int,
     ):
-        names = known_features(tables, asked)
+        names = select_features(tables, features)
         if history < 0:
             raise UserError(f"history: expected a number of items, 0 for none, got {history}")
         if history and "item" not in names:
-            raise UserError("history: it has the ids of the feature item, which isn't asked for")
+            raise UserError("history: it has the ids of the feature item, which is missing")
         users = pl.DataFrame({"user": log.user_ids}).join(
             tables.users, on="user", how="left", maintain_order="left"
         )
         items = pl.DataFrame({"item": log.item_ids}).join(
             tables.items, on="item", how="left", maintain_order="left"
         )
-        self._users = encode(users, OF_USERS, names, log.users[train])
-        self._items = encode(items, OF_ITEMS, names, log.items[train])
+        self._users = encode(users, USER_FEATURES, names, log.users[train])
+        self._items = encode(items, ITEM_FEATURES, names, log.items[train])
         self._history = None
         self.features = (*self._users.names, *self._items.names)
         self.tables = self.features
@@ -104,7 +104,14 @@ class Encoder:
         times: Int64[np.ndarray, " N"],
         labels: Float32[np.ndarray, "N K"],
     ) -> Split:
-        """N·K examples: for each user, by index, K items at a time that its history ends before."""
+        """Makes N·K examples: K for each user, with the history before a time.
+
+        Args:
+            users: index of each user, [N].
+            items: indices of each user's items, [N, K].
+            times: time of each user in seconds since 1970, [N]; the history ends before it.
+            labels: label of each item, [N, K].
+        """
         per_user = [self._users.ids[users]]
         if self._history is not None:
             per_user.append(self._history.before(users, times))

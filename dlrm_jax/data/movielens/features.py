@@ -1,4 +1,4 @@
-"""From what is known of users and items to ids."""
+"""Maps the properties of users and items to ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlrm_jax.errors import UserError
 # The lowest age of each group that 1M has, where it stands for all ages of the group.
 _AGE_GROUPS = (18, 25, 35, 45, 50, 56)
 
-OF_USERS = {
+USER_FEATURES = {
     "user": pl.col("user"),
     "gender": pl.col("gender"),
     "age": pl.col("age"),
@@ -24,24 +24,24 @@ OF_USERS = {
     "occupation": pl.col("occupation"),
     "zip": pl.col("zip").str.head(3),  # in the United States a region, not a post office
 }
-"""What can be known of users, by the name of the feature."""
+"""Expressions of the user features, by name."""
 
-OF_ITEMS = {"item": pl.col("item"), "year": pl.col("year"), "genres": pl.col("genres")}
-"""What can be known of items, by the name of the feature."""
+ITEM_FEATURES = {"item": pl.col("item"), "year": pl.col("year"), "genres": pl.col("genres")}
+"""Expressions of the item features, by name."""
 
 DEFAULT = ("user", "gender", "age_group", "occupation", "zip", "item", "year", "genres")
-"""The features that are made where nothing else is asked for, as far as a data set has them."""
+"""Names of the default features; those that the data set lacks are left out."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What is known of all users, or of all items, as ids.
+    """The features of all users, or of all items, as ids.
 
     Attributes:
-        names: of the features.
-        rows: of each feature's table.
-        lengths: of each feature's bags.
-        ids: of user or item i in row i, those of all features side by side.
+        names: names of the features.
+        rows: rows of each feature's table.
+        lengths: bag length of each feature.
+        ids: ids of user or item i in row i, with all features side by side.
     """
 
     names: tuple[str, ...]
@@ -50,20 +50,24 @@ class Features:
     ids: Int32[np.ndarray, "n C"]
 
 
-def known_features(tables: Tables, asked: Sequence[str] | None) -> tuple[str, ...]:
-    """The features to make, those of users first; as many of `DEFAULT` as there are, or others.
+def select_features(tables: Tables, features: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the features to make, those of users first.
+
+    Args:
+        tables: tables of the data set.
+        features: names of the wanted features; None for as many of `DEFAULT` as the data set has.
 
     Raises:
-        UserError: the data set doesn't have what is asked for.
+        UserError: the data set doesn't have a wanted feature.
     """
     columns = {*tables.users.columns, *tables.items.columns}
     has = [
         name
-        for name, value in {**OF_USERS, **OF_ITEMS}.items()
+        for name, value in {**USER_FEATURES, **ITEM_FEATURES}.items()
         if columns.issuperset(value.meta.root_names())
     ]
-    wanted = DEFAULT if asked is None else asked
-    unknown = [] if asked is None else [name for name in asked if name not in has]
+    wanted = DEFAULT if features is None else features
+    unknown = [] if features is None else [name for name in features if name not in has]
     if unknown or not wanted:
         raise UserError(
             f"{tables.files[0].parent}: expected some of the features {', '.join(has)}, which are "
@@ -78,28 +82,28 @@ def encode(
     names: Sequence[str],
     trained: Int64[np.ndarray, " n"],
 ) -> Features:
-    """Learns a vocabulary for each feature, as `vocabulary.learn`, and makes ids.
+    """Learns a vocabulary for each feature, see `vocabulary.learn`, and makes ids.
 
     Args:
-        described: a row for each user or item; nulls where something isn't known.
-        values: of `OF_USERS` or `OF_ITEMS`.
-        names: of the features; those that aren't among the values are another's.
-        trained: row of the user or item of each training example. What no training example has
-            gets the id of unseen values.
+        described: properties of each user or item, one a row; nulls where unknown.
+        values: `USER_FEATURES` or `ITEM_FEATURES`.
+        names: names of the features; those that aren't among the values are ignored.
+        trained: row of the user or item of each training example. Values of no training example
+            get the id of unseen values.
     """
-    own = [name for name in names if name in values]
+    present = [name for name in names if name in values]
     rows, bags = [], [np.empty((len(described), 0), np.int32)]
-    for name in own:
+    for name in present:
         column = described.select(values[name].alias("value")).to_series()
-        known = vocabulary.learn([column.gather(trained).to_frame().lazy()])
-        rows.append(vocabulary.rows(known.lazy()))
-        bags.append(vocabulary.encode(column, known, _longest(column)))
+        learned = vocabulary.learn([column.gather(trained).to_frame().lazy()])
+        rows.append(vocabulary.rows_needed(learned.lazy()))
+        bags.append(vocabulary.encode(column, learned, _longest(column)))
     lengths = tuple(bag.shape[1] for bag in bags[1:])
-    return Features(tuple(own), tuple(rows), lengths, np.concatenate(bags, axis=1))
+    return Features(tuple(present), tuple(rows), lengths, np.concatenate(bags, axis=1))
 
 
 def _longest(column: pl.Series) -> int:
-    """The length that bags of these values need."""
+    """The bag length that a column needs."""
     if column.dtype != pl.List:
         return 1
     return int(column.list.len().fill_null(0).to_numpy().max(initial=1))

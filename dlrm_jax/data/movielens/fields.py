@@ -1,4 +1,4 @@
-"""Text files with a record a line, as frames whose every field is checked."""
+"""Reads text files with a record per line as frames and checks every field."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dlrm_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field must be.
+    """The type and range of a field.
 
     Attributes:
-        dtype: of Polars.
-        words: the same, for messages.
-        lowest: number that it may be.
-        highest: number that it may be.
+        dtype: Polars type.
+        words: description for messages.
+        lowest: smallest allowed number.
+        highest: largest allowed number.
     """
 
     dtype: Any
@@ -31,7 +31,7 @@ class Kind:
 
 
 TEXT = Kind(pl.String, "text")
-"""Anything; nothing is a missing value."""
+"""Any text; empty text is a missing value."""
 ID = Kind(pl.Int64, "a whole number", 0, 2**31 - 1)
 TIME = Kind(pl.Int64, "a number of seconds since 1970", 0, 2**32 - 1)
 RATING = Kind(pl.Float32, "a number of stars from 0.5 to 5", 0.5, 5)
@@ -40,8 +40,8 @@ FLAG = Kind(pl.Int64, "0 or 1", 0, 1)
 
 _ROWS_PER_FRAME = 1 << 16
 
-# Polars' own reader of separated fields fills short lines with nulls and skips blank ones; that of
-# lines leaves all as they are, so that messages can name the line.
+# Polars' reader of separated fields fills short lines with nulls and skips blank ones; its reader
+# of lines leaves all as they are, so that messages can name the line.
 
 
 def read_fields(
@@ -50,27 +50,27 @@ def read_fields(
     """Reads a file without a header.
 
     Args:
-        path: of the file.
-        separator: between fields, one character or more.
-        columns: all fields of a line, in their order.
-        encoding: such as latin-1.
+        path: the file.
+        separator: text between fields, one character or more.
+        columns: kind of every field of a line by name, in order.
+        encoding: encoding of the file, such as latin-1.
 
     Raises:
-        UserError: there is no line, one has more or fewer fields, or a field isn't of its kind.
+        UserError: there is no line, a line has more or fewer fields, or a field has the wrong kind.
     """
     return _parsed(_lines(path, encoding), path, separator, columns, first_line=1)
 
 
 def read_table(path: Path, separator: str, columns: Mapping[str, Kind]) -> pl.DataFrame:
-    """Reads columns of a file with a header; of its names, what follows a colon is left out.
+    """Reads columns of a file with a header. The part of a name after a colon is dropped.
 
     Args:
-        path: of the file.
-        separator: between fields.
-        columns: those that are wanted, at any place.
+        path: the file.
+        separator: text between fields.
+        columns: kind of each wanted column by name, in any order.
 
     Raises:
-        UserError: as `read_fields`, or a column isn't there.
+        UserError: the same errors as `read_fields`, or a column is missing.
     """
     lines, names = _lines(path, "utf-8"), header(path, separator)
     _check_header(names, columns, path)
@@ -81,7 +81,7 @@ def read_table(path: Path, separator: str, columns: Mapping[str, Kind]) -> pl.Da
 
 
 def header(path: Path, separator: str) -> list[str]:
-    """The names of the first line, without what follows a colon."""
+    """The names in the first line, without the part after a colon."""
     with path.open(encoding="utf-8") as file:
         first = file.readline()
     return [name.partition(":")[0] for name in first.rstrip("\r\n").split(separator)]
@@ -91,11 +91,11 @@ def read_csv(path: Path, columns: Mapping[str, Kind]) -> pl.DataFrame:
     """Reads columns of a CSV file with a header, in which fields may be quoted.
 
     Args:
-        path: of the file, parsed by Python's reader: no large one.
-        columns: those that are wanted, at any place.
+        path: the file, parsed by Python's reader, so not a large one.
+        columns: kind of each wanted column by name, in any order.
 
     Raises:
-        UserError: as `read_table`.
+        UserError: the same errors as `read_table`.
     """
     records = Records([_content(path)], path, "stop")
     _check_header(records.columns, columns, path)
@@ -113,7 +113,7 @@ def _content(path: Path) -> bytes:
 def _lines(path: Path, encoding: str) -> pl.Series:
     content = _content(path)
     try:
-        # Python decodes small files only: those of ratings are ASCII.
+        # Python decodes small files only: files of ratings are ASCII.
         text = content if content.isascii() else content.decode(encoding).encode()
     except UnicodeDecodeError as error:
         line = 1 + content.count(b"\n", 0, error.start)
@@ -153,7 +153,7 @@ def _parsed(
 def _checked(
     frame: pl.DataFrame, path: Path, columns: Mapping[str, Kind], first_line: int
 ) -> pl.DataFrame:
-    """The columns in their types; of text, what is empty is missing."""
+    """The columns in their types; empty text becomes null."""
     checked = []
     for name, kind in columns.items():
         text = frame[name]

@@ -1,4 +1,4 @@
-"""Which of the MovieLens data sets a directory holds, and its tables in one form for all."""
+"""Detects the format of a MovieLens directory and reads its tables in one form."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ GENRES = (
     "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
     "Thriller", "War", "Western",
 )  # fmt: skip
-"""Those of the last 19 columns of 100K's ``u.item``."""
+"""Genres of the last 19 columns of 100K's ``u.item``."""
 
 _NO_GENRES = "(no genres listed)"
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A data set, its columns named alike whatever its format. Missing text is null.
+    """The tables of a data set, with the same column names for every format. Missing text is null.
 
     Attributes:
         ratings: ``user``, ``item``, ``rating`` (stars) and ``time`` (seconds since 1970), in the
             order of time.
         users: ``user`` and some of ``gender``, ``age``, ``occupation``, ``zip``.
         items: ``item`` and some of ``year``, ``genres`` (lists).
-        files: that were read, the one of ratings first.
+        files: files that were read, the ratings first.
     """
 
     ratings: pl.DataFrame
@@ -60,15 +60,15 @@ def read_tables(directory: Path) -> Tables:
     | 20M, 25M, 32M, latest | ``ratings.csv`` | ``movies.csv`` | |
     | RecBole's | ``NAME.inter`` | ``NAME.item`` | ``NAME.user`` |
 
-    Where there is no file of items or users, nothing is known of them but their ids.
+    Without a file of items or users, only their ids are known.
 
     Raises:
         UserError: it isn't any of these, or a line is malformed.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: expected a directory of MovieLens files, there is none")
-    found = [(path, name) for name in _FORMATS for path in sorted(directory.glob(name))]
-    if len(found) != 1:
+    matches = [(path, name) for name in _FORMATS for path in sorted(directory.glob(name))]
+    if len(matches) != 1:
         names = sorted(path.name for path in directory.iterdir())
         shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
         raise UserError(
@@ -76,7 +76,7 @@ def read_tables(directory: Path) -> Tables:
             f"{', '.join(_FORMATS)}, found {shown or 'an empty directory'}. Name the directory "
             f"that the archive unpacks to"
         )
-    [(path, name)] = found
+    [(path, name)] = matches
     form, files = _FORMATS[name], [path]
 
     def described(key: str, part: tuple[str, Reader] | None) -> pl.DataFrame:
@@ -105,7 +105,7 @@ Reader = Callable[[Path], pl.DataFrame]
 
 @dataclass(frozen=True)
 class _Format:
-    """How files of ratings, and those beside them, are read."""
+    """The readers of one format: of ratings, and of the other files."""
 
     ratings: Reader
     items: tuple[str, Reader]
@@ -158,7 +158,7 @@ def _ratings_recbole(path: Path) -> pl.DataFrame:
 
 
 def _items_recbole(path: Path) -> pl.DataFrame:
-    genres = "class" if "class" in header(path, "\t") else "genre"  # of 100K and of 1M
+    genres = "class" if "class" in header(path, "\t") else "genre"  # 100K and 1M
     frame = read_table(path, "\t", {"item_id": ID, "release_year": TEXT, genres: TEXT})
     return frame.select(
         pl.col("item_id").alias("item"),
@@ -187,4 +187,4 @@ _FORMATS = {
     "ratings.csv": _Format(_ratings_csv, ("movies.csv", _items_csv)),
     "*.inter": _Format(_ratings_recbole, ("*.item", _items_recbole), ("*.user", _users_recbole)),
 }
-"""By the file of ratings; ``*`` in the others stands for the same as in it."""
+"""Formats by their file of ratings. ``*`` in the other names is what it matches in that file's."""

@@ -1,4 +1,4 @@
-"""What users have liked before."""
+"""The items that users have liked before."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dlrm_jax.data.arrays import ABSENT
 class History:
     """The items that users are known to have liked, by time.
 
-    Made of training examples alone: a history never tells the label of an example that validates
-    or tests.
+    It is made of training examples alone: a history never contains the label of a validation or
+    test example.
 
     Args:
-        users: index of each like's user.
-        times: of each like, in seconds since 1970.
-        items: id of what was liked.
-        length: L, items of a bag.
+        users: index of each like's user, [N].
+        times: time of each like in seconds since 1970, [N].
+        items: id of each liked item, [N].
+        length: items of a bag, L.
     """
 
     def __init__(
@@ -35,13 +35,21 @@ class History:
     def before(
         self, users: Int64[np.ndarray, " N"], times: Int64[np.ndarray, " N"]
     ) -> Int32[np.ndarray, "N L"]:
-        """What each user has liked before each time, not at it: the last L items, latest first."""
+        """The last L items that each user liked before a time, latest first.
+
+        Args:
+            users: index of each user, [N].
+            times: times in seconds since 1970, [N]; likes at that very time aren't included.
+
+        Returns:
+            Ids, int32 [N, L], padded with `ABSENT`.
+        """
         first = np.searchsorted(self._keys, _key(users, np.zeros_like(times)))
         stop = np.searchsorted(self._keys, _key(users, times))
         bags = np.full((len(users), self._length), ABSENT, np.int32)
         for place in range(self._length):  # one array at a time: there may be millions of rows
-            there = np.flatnonzero(stop - 1 - place >= first)
-            bags[there, place] = self._items[stop[there] - 1 - place]
+            with_item = np.flatnonzero(stop - 1 - place >= first)
+            bags[with_item, place] = self._items[stop[with_item] - 1 - place]
         return bags
 
 

@@ -20,22 +20,22 @@ from dlrm_jax.data.movielens.splits import split_rows
 from dlrm_jax.errors import UserError
 
 VERSION = 1
-"""Part of the fingerprint; raise it with every change that changes the arrays."""
+"""Part of the fingerprint; raise it with every change of the arrays."""
 
-# What random numbers are drawn for, besides the split.
+# The uses of random numbers, besides the split.
 _TRAIN, _VALIDATION, _TEST = 2, 3, 4
 
 
 @dataclass(frozen=True)
 class MovieLens:
-    """A data set and what its features are.
+    """A data set and its features.
 
     Attributes:
-        dataset: without dense features.
-        features: the name of each, in the order of the ids: those of users, those of items, and
+        dataset: the data set, without dense features.
+        features: names of the features, in the order of the ids: user features, item features, and
             ``history`` if there is one.
-        tables: for each feature, whose ids it has: its own, but those of ``item`` for ``history``,
-            so that both can read one table.
+        tables: name of the feature whose table each feature reads: its own name, except ``item``
+            for ``history``, so that both can share one table.
     """
 
     dataset: Dataset
@@ -45,13 +45,13 @@ class MovieLens:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Users' choices, each to be found among items that the user hasn't rated.
+    """Users' choices, each ranked among items that the user hasn't rated.
 
     Attributes:
-        movielens: whose training split is that of epoch 0. In the others, each ``candidates``
-            examples that follow one another are a user's, and the first of them is the choice.
-        candidates: of a user, the choice included.
-        train: makes the training split of an epoch, from 0, which has negatives of its own.
+        movielens: the data set; its training split is that of epoch 0. In the other splits, each
+            ``candidates`` consecutive examples belong to one user, and the first is the choice.
+        candidates: number of candidates of a user, the choice included.
+        train: function that makes the training split of an epoch, from 0, with new negatives.
     """
 
     movielens: MovieLens
@@ -67,20 +67,21 @@ def load_movielens(
     history: int = 0,
     threshold: float = 4.0,
 ) -> MovieLens:
-    """Ratings as examples: label 1 where the user likes the item.
+    """Loads ratings as examples: label 1 if the user likes the item.
 
-    Vocabularies are learned from the training part alone, and so are histories.
+    Vocabularies and histories come from the training part alone.
 
     Args:
-        directory: see `read_tables`.
-        split: one of `SPLITS`, see `split_rows`.
-        seed: of the random split.
-        features: names, of `OF_USERS` and `OF_ITEMS`; None for the usual ones.
-        history: the last items that the user has liked before, as many as this; 0 for none.
-        threshold: stars from which on an item is liked.
+        directory: directory of the files, see `read_tables`.
+        split: name of the split, one of `SPLITS`, see `split_rows`.
+        seed: seed of the random split.
+        features: names of features, in `USER_FEATURES` or `ITEM_FEATURES`; None for the default.
+        history: number of items in a history, the last ones that the user liked before; 0 for no
+            history.
+        threshold: smallest number of stars of a liked item.
 
     Raises:
-        UserError: the directory or an argument can't be used as given.
+        UserError: the directory can't be read, or an argument is out of range.
     """
     _check_range("seed", seed, 0)
     tables = read_tables(directory)
@@ -106,24 +107,25 @@ def load_ranking(
     negatives: int = 4,
     candidates: int = 100,
 ) -> Ranking:
-    """Ratings as choices, whatever the stars: each user's last one is to be found.
+    """Loads ratings as choices, whatever the stars; the task is to find each user's last one.
 
-    As in He et al., 2017, "Neural Collaborative Filtering", section 4.1, but that the last one but
-    one validates.
+    The protocol is that of He et al., 2017, "Neural Collaborative Filtering", section 4.1, except
+    that each user's last rating but one is for validation.
 
     Args:
-        directory: see `read_tables`.
-        seed: of all negatives.
-        features: names, of `OF_USERS` and `OF_ITEMS`; None for the usual ones.
-        history: the last items that the user has rated before, as many as this; 0 for none.
-        negatives: for each training example, drawn among the items that the user hasn't rated in
-            the training part. What validates and tests may be among them: a model could find it
-            by never having been told that it is wrong.
-        candidates: for each choice that validates or tests, itself included. The others are
-            different items that the user hasn't rated in any part.
+        directory: directory of the files, see `read_tables`.
+        seed: seed of all negatives.
+        features: names of features, in `USER_FEATURES` or `ITEM_FEATURES`; None for the default.
+        history: number of items in a history, the last ones that the user rated before; 0 for no
+            history.
+        negatives: number of negatives per training example, drawn among the items that the user
+            hasn't rated in the training part. They may include the choices of validation and
+            test. Otherwise a model could find a choice by its never being a negative.
+        candidates: number of candidates per choice of validation and test, the choice included.
+            The others are distinct items that the user hasn't rated in any part.
 
     Raises:
-        UserError: the directory or an argument can't be used as given.
+        UserError: the directory can't be read, or an argument is out of range.
     """
     _check_range("seed", seed, 0)
     _check_range("negatives", negatives, 0)
@@ -164,7 +166,7 @@ def _beside(
     count: int,
     rng: np.random.Generator,
 ) -> Split:
-    """Each rating with label 1, and behind it so many negatives of its user at its time."""
+    """The ratings with label 1, each followed by ``count`` negatives of its user at its time."""
     drawn = rated.draw(log.users[rows], count, rng)
     items = np.concatenate([log.items[rows, None], drawn], axis=1)
     labels = np.zeros(items.shape, np.float32)

@@ -1,4 +1,4 @@
-"""Items that users haven't rated."""
+"""Samples items that users haven't rated."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dlrm_jax.errors import UserError
 
 
 class Negatives:
-    """Draws items at random for users, but for those that they are known to have rated.
+    """Draws items at random for users, except those that the user has rated.
 
     Args:
         users: index of each rating's user.
-        items: index of what was rated.
-        count: of all items.
+        items: index of each rating's item.
+        count: number of items in all.
     """
 
     def __init__(self, users: Int64[np.ndarray, " n"], items: Int64[np.ndarray, " n"], count: int):
@@ -25,12 +25,15 @@ class Negatives:
     def draw(
         self, users: Int64[np.ndarray, " N"], size: int, rng: np.random.Generator
     ) -> Int64[np.ndarray, "N size"]:
-        """Different items for each row, any such set being as likely as any other.
+        """Draws distinct items for each row, uniformly among all such sets.
 
         Args:
-            users: of the rows, such as have rated.
-            size: items of a row.
-            rng: draws them.
+            users: user of each row, [N]; each must have ratings.
+            size: number of items per row.
+            rng: source of random numbers.
+
+        Returns:
+            Indices of items, [N, size].
 
         Raises:
             UserError: a user has rated so many items that fewer are left.
@@ -38,8 +41,8 @@ class Negatives:
         least = int(self._left[users].min(initial=self._count))
         if least < size:
             raise UserError(
-                f"{size} items that a user hasn't rated are wanted, but of {self._count} items "
-                f"one has only {least} left; take fewer"
+                f"expected {size} items that a user hasn't rated, but of {self._count} items "
+                f"one user has only {least} left; draw fewer"
             )
         drawn = np.empty((len(users), size), np.int64)
         rows, places = np.divmod(np.arange(drawn.size), size)
@@ -47,8 +50,8 @@ class Negatives:
             drawn[rows, places] = rng.integers(0, self._count, len(rows))
             touched = np.unique(rows)
             again = self._is_rated(users[touched, None], drawn[touched]) | _repeated(drawn[touched])
-            found, places = np.nonzero(again)
-            rows = touched[found]
+            drawn_again, places = np.nonzero(again)
+            rows = touched[drawn_again]
         return drawn
 
     def _is_rated(
@@ -60,7 +63,7 @@ class Negatives:
 
 
 def _repeated(items: Int64[np.ndarray, "n size"]) -> Bool[np.ndarray, "n size"]:
-    """Whether an item comes in an earlier place of its row, too."""
+    """The mask of items that also occur earlier in their row."""
     order = np.argsort(items, axis=1, kind="stable")
     ordered = np.take_along_axis(items, order, axis=1)
     repeated = np.zeros(items.shape, bool)

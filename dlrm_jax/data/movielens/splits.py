@@ -1,4 +1,4 @@
-"""Which ratings train, validate and test."""
+"""Splits ratings into training, validation and test."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
     """Splits ratings.
 
     Args:
-        users: of the ratings, in the order of time.
-        how: one of `SPLITS`. ``random`` draws a tenth, rounded down, for validation and another
-            for test; ``time`` takes the last two tenths; ``leave_one_out`` the last rating but one
-            and the last of every user that has three or more.
-        seed: of the random split.
+        users: user of each rating, [N], in the order of time.
+        how: name of the split, one of `SPLITS`. ``random`` draws a tenth, rounded down, for
+            validation and another for test; ``time`` takes the last two tenths; ``leave_one_out``
+            takes the last rating but one and the last of every user with three or more.
+        seed: seed of the random split.
 
     Raises:
         UserError: there is no such split, or there are too few ratings for it.

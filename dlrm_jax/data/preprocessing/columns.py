@@ -1,4 +1,4 @@
-"""The columns of a schema under names by position, with dense features transformed.
+"""The columns of a schema under names by position, with transformed dense features.
 
 ``label``, ``d0``, ``d1``, … (float32), ``c0``, ``c1``, … (raw values) and, if the schema has them,
 ``weight`` and ``time`` (microseconds since 1970). Missing values are null.
@@ -17,15 +17,18 @@ _INT32 = np.iinfo(np.int32)
 _ENCODED = (pl.Categorical, pl.Enum)
 
 
-def canonical(frame: pl.DataFrame, options: Options) -> pl.DataFrame:
+def normalize_columns(frame: pl.DataFrame, options: Options) -> pl.DataFrame:
     """Names and transforms the columns of a frame.
 
-    For TorchRec's dense features it takes the smallest integer of the file, which isn't known
-    yet: these stay integers until `finished`.
+    TorchRec's dense features depend on the smallest integer of the file, which isn't known yet:
+    these columns stay integers until `transform_dense`.
 
     Args:
-        frame: with the schema's columns.
-        options: what to make of them.
+        frame: rows with the schema's columns.
+        options: options of the data.
+
+    Returns:
+        The frame with names by position.
 
     Raises:
         UserError: an integer is too large for TorchRec's transform.
@@ -43,13 +46,18 @@ def canonical(frame: pl.DataFrame, options: Options) -> pl.DataFrame:
     return frame.select(columns)
 
 
-def finished(dense: pl.DataFrame, options: Options, smallest: float) -> Float32[np.ndarray, "N D"]:
-    """Dense features as they are trained on.
+def transform_dense(
+    dense: pl.DataFrame, options: Options, smallest: float
+) -> Float32[np.ndarray, "N D"]:
+    """Applies the transform that depends on the whole file.
 
     Args:
-        dense: the columns ``d0``, ``d1``, …
-        options: what to make of them.
-        smallest: number of the whole file, nulls being 0.
+        dense: the columns ``d0``, ``d1``, … of `normalize_columns`.
+        options: options of the data.
+        smallest: smallest number of the whole file in these columns; nulls count as 0.
+
+    Returns:
+        Dense features as models read them, float32.
     """
     array = dense.fill_null(0).to_numpy()
     if options.compatible == "torchrec":
@@ -88,5 +96,5 @@ def _categorical(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr:
     if kind in _ENCODED:  # two files may encode the same strings otherwise
         return x.cast(pl.String)
     if options.compatible == "reference" and options.max_ind_range:
-        return x % options.limit(options.schema.categorical.index(name))
+        return x % options.modulus(options.schema.categorical.index(name))
     return x

@@ -1,4 +1,4 @@
-"""The steps from files to arrays; what one has finished isn't done again."""
+"""The steps from files to arrays. Each step skips its finished files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged, stage
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import made
+from dlrm_jax.files import replacing
 
 _log = logging.getLogger(__name__)
 
 
 class Conversion:
-    """A directory that arrays are made in.
+    """A directory in which arrays are made.
 
     Args:
-        directory: of the arrays, ``vocabularies/`` and, while they are made, `TEMPORARY`.
-        options: what to make of the files.
-        vocabularies: where they lie; None for ``vocabularies/`` in the directory.
+        directory: directory for the arrays, ``vocabularies/`` and, meanwhile, `TEMPORARY`.
+        options: options of the data.
+        vocabularies: directory of the vocabularies; None for ``vocabularies/`` in the directory.
     """
 
     TEMPORARY: ClassVar = ("columns", "expansions")
@@ -46,11 +46,12 @@ class Conversion:
 
         Args:
             paths: the files.
-            dropped: of how many of them, from the first on, negative examples are left out.
-            labelled: as for `Source`.
+            dropped: number of files, from the first one, whose negative examples are sampled.
+            labelled: whether the files must have labels, as for `Source`.
 
         Raises:
-            UserError: a file isn't as described, or a column has another type in another file.
+            UserError: a file doesn't match the schema, or a column has another type in another
+                file.
         """
         files = []
         for number, path in enumerate(paths):
@@ -64,30 +65,36 @@ class Conversion:
         """Makes the vocabularies.
 
         Args:
-            files: all of them.
-            training: the first rows, which are for training.
-            grow: a directory whose vocabularies these continue.
+            files: all staged files.
+            training: number of rows, from the first one, that are for training.
+            grow: directory of vocabularies that these continue; None to begin with empty ones.
 
         Returns:
-            rows of each table.
+            The rows of each table.
         """
         rows = []
         for i, name in enumerate(self.options.schema.categorical):
             path = self._vocabulary(i)
             if not path.exists():
                 _log.info("vocabulary of %s", name)
-                known = grow and pl.read_parquet(grow / VOCABULARIES / path.name, glob=False)
+                earlier = grow and pl.read_parquet(grow / VOCABULARIES / path.name, glob=False)
                 try:
-                    learned = self._learned(i, files, training, known)
+                    learned = self._learned(i, files, training, earlier)
                 except UserError as error:
                     raise UserError(f"column {name}: {error}") from error
-                with made(path) as temporary:
+                with replacing(path) as temporary:
                     learned.write_parquet(temporary)
-            rows.append(vocabulary.rows(pl.scan_parquet(path, glob=False)))
+            rows.append(vocabulary.rows_needed(pl.scan_parquet(path, glob=False)))
         return self.options.table_rows(rows)
 
     def write(self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]) -> None:
-        """Maps values to ids and writes the arrays of the days, for tables with these rows."""
+        """Maps values to ids and writes the arrays of each day.
+
+        Args:
+            files: all staged files.
+            days: the days.
+            rows: rows of each table.
+        """
         columns = range(len(self.options.schema.categorical))
         expansions: Sequence[Path] = ()
         if max(self.options.multi_hot_sizes, default=1) > 1:
@@ -115,7 +122,7 @@ class Conversion:
             return vocabulary.learn_in_order(values, lengths)
         if options.compatible == "torchrec":
             table = vocabulary.learn_in_order(values, lengths, 2, options.min_count)
-            limit = options.limit(column)
+            limit = options.modulus(column)
             return table.with_columns(pl.col("id") % limit) if limit else table
         starts = itertools.accumulate(lengths, initial=0)
         first_rows = [
@@ -126,7 +133,7 @@ class Conversion:
         return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 
     def _check_types(self, paths: Sequence[Path], files: Sequence[Staged]) -> None:
-        """A value is the same in all files only if its type is, integers of any width aside."""
+        """Checks that a column has one type in all files, apart from the width of integers."""
         types = [file.scan().collect_schema() for file in files]
         for i, name in enumerate(self.options.schema.categorical):
             for path, found in zip(paths, types, strict=True):

@@ -1,4 +1,4 @@
-"""The arrays of one day, as files."""
+"""Writes the arrays of one day."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import polars as pl
 
 from dlrm_jax.data.formats.npy import ArrayWriter, BlockWriter, NpzWriter
 from dlrm_jax.data.multi_hot import expand
-from dlrm_jax.data.preprocessing.columns import finished
+from dlrm_jax.data.preprocessing.columns import transform_dense
 from dlrm_jax.data.preprocessing.encoding import Encoder
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
-from dlrm_jax.files import made
+from dlrm_jax.files import replacing
 
 _ROWS_PER_BLOCK = 1 << 17
 
@@ -29,20 +29,20 @@ def write_day(
     encoder: Encoder,
     expansions: Sequence[Path],
 ) -> None:
-    """Writes the arrays of one day, in TorchRec's layout; those that are there stay.
+    """Writes the arrays of one day, in TorchRec's layout; existing files stay.
 
     ``day_NUMBER_dense.npy`` float32 [N, D], ``…_labels.npy`` int32 [N, 1], with a weight
     ``…_weights.npy`` float32 [N], and ``…_sparse.npy`` int32 [N, C] or, if a bag has several
     places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L].
 
     Args:
-        directory: of the arrays.
-        number: of the day.
-        day: its rows.
-        staged: its file.
-        options: of the data.
-        encoder: of all columns of the file.
-        expansions: per column the table that makes several ids of one; none to leave them.
+        directory: directory for the files.
+        number: number of the day, from 0.
+        day: rows of the day.
+        staged: file with these rows.
+        options: options of the data.
+        encoder: encoder of all columns of the file.
+        expansions: table of each column that expands one id into several; empty for none.
     """
     schema = options.schema
     tables = [np.load(path, mmap_mode="r") for path in expansions]
@@ -54,13 +54,13 @@ def write_day(
         names = [f"d{i}" for i in range(len(schema.dense))]
         if not names:  # a frame without columns has no rows
             return np.empty((stop - start, 0), np.float32)
-        return finished(rows(names, start, stop), options, staged.smallest)
+        return transform_dense(rows(names, start, stop), options, staged.smallest)
 
     def column(name: str) -> Callable[[int, int], np.ndarray]:
         return lambda start, stop: rows([name], start, stop)[name].to_numpy()
 
     def bag(i: int) -> Callable[[int, int], np.ndarray]:
-        encode = encoder.of(i, day.stop)
+        encode = encoder.for_column(i, day.stop)
         if not tables:
             return encode
         return lambda start, stop: expand(encode(start, stop)[:, 0], tables[i])
@@ -81,11 +81,11 @@ def write_day(
     for name, shape, dtype, read in arrays:
         path = directory / f"day_{number}_{name}.npy"
         if not path.exists():
-            with made(path) as temporary, ArrayWriter(temporary, shape, dtype) as writer:
+            with replacing(path) as temporary, ArrayWriter(temporary, shape, dtype) as writer:
                 append(writer, read)
     path = directory / f"day_{number}_sparse_multi_hot.npz"
     if not one_id and not path.exists():
-        with made(path) as temporary, NpzWriter(temporary) as archive:
+        with replacing(path) as temporary, NpzWriter(temporary) as archive:
             for i, length in enumerate(options.lengths):
                 with archive.member(str(i), (len(day), length), np.int32) as writer:
                     append(writer, bag(i))

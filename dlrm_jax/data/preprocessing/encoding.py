@@ -1,4 +1,4 @@
-"""From raw values to ids, chunk by chunk of a file."""
+"""Maps raw values to ids, chunk by chunk of a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
 
-# Places of bags that are encoded at a time, 4 bytes each, and rows, 40 bytes each while a column is
-# joined. More cost memory; fewer, time, as every vocabulary is hashed each time.
+# Bag places encoded at a time, 4 bytes each, and rows, 40 bytes each while a column is joined.
+# Larger blocks cost memory; smaller ones time, as every vocabulary is hashed each time.
 _PLACES, _ROWS = 1 << 27, 1 << 22
 _ROWS_IN_CACHE = 1 << 12
 
@@ -23,14 +23,14 @@ _UNSEEN = {"": vocabulary.UNSEEN, "reference": None, "torchrec": 1}
 
 
 class Encoder:
-    """The ids of columns of a file, for rows that are asked for in order.
+    """The ids of columns of a file, for rows that are requested in order.
 
     Args:
         staged: the file.
-        options: of the data.
-        vocabularies: for every categorical column a file.
-        columns: the columns.
-        stop: the row after the last that will be asked for.
+        options: options of the data.
+        vocabularies: vocabulary file of each categorical column.
+        columns: indices of the columns.
+        stop: the row after the last that will be requested.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Encoder:
         self._stop = stop
         self._width = sum(options.schema.lengths[i] for i in columns)
         self._rows = max(1, min(_ROWS, _PLACES // self._width))
-        self._first = self._after = 0  # rows whose ids are there
+        self._first = self._after = 0  # rows with ids in memory
         self._ids: list[np.ndarray] = []
 
     def __call__(self, start: int, stop: int) -> Int32[np.ndarray, "n C"]:
-        """The ids of consecutive rows, those of the columns side by side.
+        """The ids of rows [start, stop), with the columns side by side.
 
         Raises:
             UserError: a value has no id.
@@ -69,7 +69,7 @@ class Encoder:
             row = last
         return out
 
-    def of(self, column: int, stop: int) -> Encoder:
+    def for_column(self, column: int, stop: int) -> Encoder:
         """An encoder of one of the columns."""
         return Encoder(self._staged, self._options, self._vocabularies, [column], stop)
 
@@ -83,8 +83,8 @@ class Encoder:
             rows = self._staged.scan().select(raw_values(i, self._options))
             values = rows.slice(row, self._after - row).collect()["value"]
             try:
-                values = vocabulary.as_known(values, vocabulary.value_type(path))
-                known = vocabulary.read_for(values, path)
+                values = vocabulary.cast_values(values, vocabulary.value_type(path))
+                known = vocabulary.read_entries(values, path)
                 ids = vocabulary.encode(values, known, schema.lengths[i], unseen)
             except UserError as error:
                 raise UserError(f"column {schema.categorical[i]}: {error}") from error
@@ -92,6 +92,11 @@ class Encoder:
 
 
 def raw_values(column: int, options: Options) -> pl.Expr:
-    """The values of a column of a staged file, as a column ``value``."""
+    """The values of a column of a staged file, as a column ``value``.
+
+    Args:
+        column: index of the categorical column.
+        options: options of the data.
+    """
     values = pl.col(f"c{column}").alias("value")
     return values.fill_null(0) if options.compatible else values

@@ -1,4 +1,4 @@
-"""Whether what lies on disk is what is wanted: of the same files, options and format."""
+"""Compares what is on disk with what is to be made: input files, options and format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +15,20 @@ from typing import Any
 from dlrm_jax.data.directory import FORMAT, METADATA, Metadata, load_directory
 from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_json
+from dlrm_jax.files import delete_directory, write_json
 
 BEGUN = "begun.json"
-"""Says of an unfinished directory what it is of."""
+"""Name of the file that describes an unfinished directory."""
 
 _log = logging.getLogger(__name__)
 
 
-def wanted(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
-    """What the output of these files with these options is made from.
+def recipe(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
+    """Describes the output of these files with these options, as ``Metadata.made_from`` does.
+
+    Args:
+        paths: the input files.
+        options: options as JSON.
 
     Raises:
         UserError: a file can't be read.
@@ -34,56 +37,69 @@ def wanted(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(content_hashes: Sequence[str], options: dict[str, Any]) -> str:
-    """Of arrays made from these contents, wherever the files lie."""
+    """The hash that identifies the arrays, independent of the paths of the input files.
+
+    Args:
+        content_hashes: hash of each input file.
+        options: options as JSON.
+    """
     text = json.dumps([FORMAT, content_hashes, options])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def out_of_date(output: Path, wanted: dict[str, Any]) -> str:
-    """Why an output isn't what is wanted; empty if it is."""
+def difference(output: Path, recipe: dict[str, Any]) -> str:
+    """The first difference of an output from a recipe, in words; empty if there is none.
+
+    Args:
+        output: directory of arrays.
+        recipe: description from `recipe`.
+    """
     try:
         metadata = Metadata.read(output)
         load_directory(output)
     except UserError as error:
         return str(error)
-    found = metadata.made_from
-    inputs = zip(found["inputs"], wanted["inputs"], metadata.content_hashes, strict=False)
+    made_from = metadata.made_from
+    inputs = zip(made_from["inputs"], recipe["inputs"], metadata.content_hashes, strict=False)
     for old, new, content_hash in inputs:
         touched = old != new and {**old, "mtime_ns": 0} == {**new, "mtime_ns": 0}
         if touched and file_hash(Path(new["path"])) == content_hash:
             old["mtime_ns"] = new["mtime_ns"]
-            # Saves hashing next time, no more: the directory may be read-only.
+            # It only saves hashing next time, and the directory may be read-only.
             with contextlib.suppress(OSError):
                 write_json(output / METADATA, dataclasses.asdict(metadata))
-    return _difference(found, wanted)
+    return _first_difference(made_from, recipe)
 
 
-def begin(partial: Path, wanted: dict[str, Any]) -> None:
-    """Keeps what an interrupted call of the same kind has left, removes what another has."""
+def begin(partial: Path, recipe: dict[str, Any]) -> None:
+    """Prepares an unfinished directory: keeps what matches, deletes what doesn't.
+
+    Args:
+        partial: directory that an interrupted call may have left.
+        recipe: description from `recipe`.
+    """
     begun = partial / BEGUN
     if partial.exists():
         try:
-            finished = (partial / METADATA).exists()
-            found = Metadata.read(partial).made_from if finished else json.loads(begun.read_text())
+            if (partial / METADATA).exists():
+                made_from = Metadata.read(partial).made_from
+            else:
+                made_from = json.loads(begun.read_text())
         except (OSError, ValueError, UserError):
-            found = {}
-        if difference := _difference(found, wanted):
-            _log.warning("%s is of something else (%s): starting anew", partial, difference)
-            # Renamed first: what is half deleted must not be gone on with.
-            doomed = partial.with_name(f"{partial.name}.deleting")
-            shutil.rmtree(doomed, ignore_errors=True)
-            partial.rename(doomed)
-            shutil.rmtree(doomed)
+            made_from = {}
+        if difference := _first_difference(made_from, recipe):
+            _log.warning("%s doesn't match this command (%s): starting again", partial, difference)
+            delete_directory(partial)
         else:
-            _log.info("going on with what is in %s", partial)
+            _log.info("resuming from %s", partial)
     if not (partial / METADATA).exists():
-        write_json(begun, wanted)
+        write_json(begun, recipe)
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _first_difference(found: dict[str, Any], recipe: dict[str, Any]) -> str:
     """The first difference, in words; empty if there is none."""
     for key in ("format", "inputs", "options"):
-        old, new = found.get(key), wanted[key]
+        old, new = found.get(key), recipe[key]
         if isinstance(old, dict):
             for name in new:
                 if old.get(name) != new[name]:
@@ -94,8 +110,8 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size and time of change of files that can be read."""
-    found = []
+    """Path, size and time of change of each file; all must be readable."""
+    statuses = []
     for path in paths:
         try:
             status = path.stat()
@@ -107,5 +123,5 @@ def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
             raise UserError(
                 f"cannot read {path}: {error.strerror}; give the path of a file with logs"
             ) from error
-        found.append({"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns})
-    return found
+        statuses.append({"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns})
+    return statuses

@@ -1,4 +1,4 @@
-"""Rows of Parquet and CSV files, checked against a schema."""
+"""Checks rows of Parquet and CSV files against a schema."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
-# Of the years 1 to 9999, which Python's dates have: larger numbers aren't seconds.
+# The years 1 to 9999, the range of Python's dates: larger numbers aren't seconds.
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_columns(
-    path: Path, schema: Schema, found: Mapping[str, Any], without_label: bool = False
+    path: Path, schema: Schema, types: Mapping[str, Any], without_label: bool = False
 ) -> None:
-    """Checks names and types.
+    """Checks names and types of columns.
 
     Args:
-        path: the file.
-        schema: what its columns mean.
-        found: their types by name.
-        without_label: whether that one may be missing.
+        path: the file, for messages.
+        schema: meaning of its columns.
+        types: type of each column, by name.
+        without_label: whether the label may be missing.
 
     Raises:
-        UserError: naming the column.
+        UserError: a column is missing or has the wrong type; the message names it.
     """
-    wanted = schema.columns[1:] if without_label else schema.columns
-    missing = [name for name in wanted if name not in found]
+    names = schema.columns[1:] if without_label else schema.columns
+    missing = [name for name in names if name not in types]
     if missing:
         raise UserError(
             f"{path} has no column {missing[0]!r} that the schema names; its columns are "
-            f"{', '.join(found)}"
+            f"{', '.join(types)}"
         )
-    numbers = [name for name in wanted if name in (schema.label, *schema.dense, schema.weight)]
+    numbers = [name for name in names if name in (schema.label, *schema.dense, schema.weight)]
     for name in numbers:
-        if not (found[name].is_numeric() or found[name] in (pl.Boolean, pl.String, pl.Null)):
-            raise UserError(f"{path}, column {name}: expected numbers, got {found[name]}")
+        if not (types[name].is_numeric() or types[name] in (pl.Boolean, pl.String, pl.Null)):
+            raise UserError(f"{path}, column {name}: expected numbers, got {types[name]}")
     if schema.timestamp:
-        kind = found[schema.timestamp]
+        kind = types[schema.timestamp]
         if not (kind.is_numeric() or kind in (pl.Date, pl.Datetime, pl.String)):
             raise UserError(
                 f"{path}, column {schema.timestamp}: expected dates, times or seconds since 1970, "
                 f"got {kind}"
             )
     for name in schema.categorical:
-        kind = found[name]
+        kind = types[name]
         is_list = isinstance(kind, pl.List | pl.Array)
         if is_list and isinstance(kind.inner, pl.List | pl.Array):
             raise UserError(f"{path}, column {name}: expected a list of values, got {kind}")
@@ -66,24 +66,24 @@ def check_columns(
             )
 
 
-def checked(
+def valid_rows(
     path: Path,
     schema: Schema,
     batch: pl.DataFrame,
     first_row: int,
     on_bad_line: OnBadLine = "stop",
 ) -> pl.DataFrame:
-    """The good rows of a batch, numbers as Float64, times in microseconds; NaN is missing.
+    """The good rows of a batch: numbers as Float64, times in microseconds; NaN becomes missing.
 
     Args:
         path: the file, for messages.
-        schema: what its columns mean.
+        schema: meaning of its columns.
         batch: consecutive rows.
-        first_row: the number of the first one, from 1.
-        on_bad_line: whether malformed rows are an error or left out.
+        first_row: number of the first row in the file, from 1.
+        on_bad_line: whether malformed rows raise or are left out.
 
     Raises:
-        UserError: naming row and column.
+        UserError: a value is malformed; the message names row and column.
     """
     rules: list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]] = [
         (schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0])),
@@ -96,19 +96,19 @@ def checked(
         rules.append((schema.weight, "a number of at least 0", lambda x: x.is_between(0, _LARGEST)))
     columns, bad = [], pl.repeat(False, len(batch), eager=True)
     for name, expected, accepts in rules:
-        found = _numbers(batch[name])
-        wrong = batch[name].is_not_null() & found.is_null()
+        values = _numbers(batch[name])
+        wrong = batch[name].is_not_null() & values.is_null()
         if batch[name].dtype.is_float():
             wrong &= batch[name].is_not_nan()
-        wrong |= ~found.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
+        wrong |= ~values.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
         bad |= _reported(path, batch[name], wrong, expected, first_row, on_bad_line)
-        columns.append(found)
+        columns.append(values)
     if schema.timestamp:
-        found = _times(batch[schema.timestamp])
+        values = _times(batch[schema.timestamp])
         expected = "a date, a time, or seconds since 1970"
-        wrong = found.is_null()
+        wrong = values.is_null()
         bad |= _reported(path, batch[schema.timestamp], wrong, expected, first_row, on_bad_line)
-        columns.append(found)
+        columns.append(values)
     return batch.with_columns(columns).filter(~bad)
 
 
@@ -120,7 +120,7 @@ def _reported(
     first_row: int,
     on_bad_line: OnBadLine,
 ) -> pl.Series:
-    """Which rows are wrong, if that isn't an error."""
+    """The mask of wrong rows; raises the first one if malformed rows are an error."""
     if on_bad_line == "stop" and wrong.any():
         row = wrong.arg_max() or 0
         raise UserError(
@@ -131,7 +131,7 @@ def _reported(
 
 
 def _numbers(column: pl.Series) -> pl.Series:
-    """As Float64, null where it is none."""
+    """Converts a column to Float64; null where a value isn't a number."""
     if column.dtype == pl.Boolean or column.dtype == pl.String:
         lower = column.cast(pl.String).str.to_lowercase()
         column = lower.replace({"true": "1", "false": "0"})
@@ -139,7 +139,7 @@ def _numbers(column: pl.Series) -> pl.Series:
 
 
 def _times(column: pl.Series) -> pl.Series:
-    """As microseconds since 1970 (UTC), null where it is none."""
+    """Converts a column to microseconds since 1970 (UTC); null where a value isn't a time."""
     microseconds = pl.Datetime("us")
     if column.dtype.is_temporal():
         if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone:
@@ -148,13 +148,13 @@ def _times(column: pl.Series) -> pl.Series:
     if column.dtype == pl.String:
         numbers = column.cast(pl.Float64, strict=False)
         if numbers.null_count() == len(column):
-            # Year first: of 03/01/2024 nobody knows which is the month.
+            # Year first: 03/01/2024 is ambiguous.
             iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
             if iso.null_count() == len(iso):
                 return iso.cast(microseconds, strict=False)
             return _times(iso.str.to_datetime(time_unit="us", strict=False))
         column = numbers
     seconds = column.cast(pl.Float64, strict=False)
-    known = seconds.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)
+    in_range = seconds.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)
     micros = (seconds * 1e6).cast(pl.Int64, strict=False).cast(microseconds)
-    return micros.to_frame("x").select(pl.when(known).then("x"))["x"].alias(column.name)
+    return micros.to_frame("x").select(pl.when(in_range).then("x"))["x"].alias(column.name)

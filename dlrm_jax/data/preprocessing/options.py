@@ -1,4 +1,4 @@
-"""What arrays depend on, besides the files that they are made from."""
+"""The options that arrays depend on, besides their input files."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ Compatible = Literal["", "reference", "torchrec"]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How logs become arrays.
+    """Options of the conversion from logs to arrays.
 
     Attributes:
-        schema: of the columns.
-        min_count: values that the training part holds less often share one id.
-        max_rows: rows that a table may have at most, 0 for no limit.
-        on_bad_line: what happens with malformed lines and rows.
-        compatible: whose ids and dense features to make of Criteo's columns, instead of our own.
-            Either numbers values, missing ones among them as 0, in order of first appearance
-            over all data, that of validation and test too.
-            ``"reference"``, the DLRM paper's implementation: from 0, dense log(max(x, 0) + 1).
-            ``"torchrec"``: from 2, values rarer than ``min_count`` in all data are 1, dense
-            log(x - m + 2), m the smallest integer of the file.
-        max_ind_range: for compatible ones, what the reference takes values modulo, and TorchRec
-            ids: one number, or one for every column, which is then also the rows of its table;
-            none for neither.
-        drop_negatives: share of the training examples with label 0 that is left out, at random.
-            The reference's leave out those of validation and test, too.
-        seed: of what is left out.
-        multi_hot_sizes: for every categorical column how many ids are made of its one, as
-            MLPerf does; see `dlrm_jax.data.multi_hot`. None for bags as they are in the data.
+        schema: meaning of the columns.
+        min_count: minimum number of occurrences in the training part; rarer values share one id.
+        max_rows: maximum number of rows of a table, 0 for no limit.
+        on_bad_line: treatment of malformed lines and rows.
+        compatible: name of the implementation whose ids and dense features are made from
+            Criteo's columns; empty for our own. Both number values in order of first appearance
+            over all data, validation and test included, and count missing values as 0.
+            ``"reference"``, the DLRM paper's implementation: ids from 0, dense
+            log(max(x, 0) + 1). ``"torchrec"``: ids from 2, values rarer than ``min_count`` in all
+            data are 1, dense log(x - m + 2), m the smallest integer of the file.
+        max_ind_range: modulus of values (reference) or ids (TorchRec), for compatible ids only:
+            one number, or one per column, which is then also the rows of its table; empty for
+            none.
+        drop_negatives: share of the training examples with label 0 that are left out, at random.
+            The reference leaves out those of validation and test, too.
+        seed: seed of the random choice.
+        multi_hot_sizes: number of ids that each categorical column's single id expands to, as in
+            MLPerf; see `dlrm_jax.data.multi_hot`. None for bags as they are in the data.
 
     Raises:
         UserError: a number is out of range, or options contradict each other.
@@ -90,33 +90,37 @@ class Options:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Places of each categorical column in the arrays."""
+        """Ids per example of each categorical column in the arrays."""
         return self.multi_hot_sizes or self.schema.lengths
 
-    def limit(self, column: int) -> int:
-        """What values or ids of a column are taken modulo; 0 for nothing."""
+    def modulus(self, column: int) -> int:
+        """The modulus of a column's values or ids; 0 for none."""
         own = self.max_ind_range * (len(self.schema.categorical) if self._one_limit else 1)
         return own[column] if own else 0
 
     def table_rows(self, needed: Sequence[int]) -> list[int]:
-        """Rows of the tables, whose ids need so many."""
-        given = self.compatible == "torchrec" and self.max_ind_range and not self._one_limit
-        return list(self.max_ind_range) if given else list(needed)
+        """The rows of each table.
+
+        Args:
+            needed: rows that the ids of each table need.
+        """
+        fixed = self.compatible == "torchrec" and self.max_ind_range and not self._one_limit
+        return list(self.max_ind_range) if fixed else list(needed)
 
     @property
     def _one_limit(self) -> bool:
         return len(self.max_ind_range) == 1
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the metadata."""
+        """The options as they are stored in the metadata."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Options:
-        """The opposite of `to_json`; fields of others are left out."""
-        own = {field.name for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in fields.items() if name in own}
-        given["schema"] = Schema.from_fields(given["schema"])
+        """Reads what `to_json` returned; unknown fields are ignored."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        present = {name: value for name, value in fields.items() if name in names}
+        present["schema"] = Schema.from_fields(present["schema"])
         for name in ("multi_hot_sizes", "max_ind_range"):
-            given[name] = tuple(given[name])
-        return cls(**given)
+            present[name] = tuple(present[name])
+        return cls(**present)

@@ -1,18 +1,16 @@
-"""The whole way from files to a directory of arrays."""
+"""Prepares logs for training: from files to a directory of arrays."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from filelock import FileLock, Timeout
 
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.preprocessing import freshness, splits
@@ -21,7 +19,7 @@ from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_json
+from dlrm_jax.files import locked, move_into_place, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -36,24 +34,31 @@ def preprocess(
 ) -> Metadata:
     """Makes a directory of arrays from logs in the order of time, out of core.
 
-    One file is cut into seven days of equal length, several are a day each, and with a timestamp
-    every date is. The last day is for validation and test (its first half), the others for
-    training, unless files are held out for these. Vocabularies come from the training part alone.
-    Goes on where an interrupted call stopped; does nothing if the output is there already. A
+    Days: a timestamp makes every date a day; without one, each of several files is a day, and a
+    single file is cut into seven days of equal length. Splits: the first half of the last day is
+    for validation, the second for test, and the other days are for training, unless files are held
+    out for validation and test. Vocabularies come from the training part alone.
+
+    After an interruption, the same call resumes. If the output exists already, it does nothing. A
     second process that makes the same output waits for the first.
 
     Args:
-        paths: the files.
-        output: the directory; ``OUTPUT.partial`` beside it holds what is unfinished, and needs
-            about twice the room of the uncompressed text.
-        options: what to make of them.
-        held_out: two more files, for validation and for test alone.
-        grow: a directory whose vocabularies go on: its values keep their ids.
-        replace: whether an output of something else is replaced, or an error.
+        paths: the log files, in the order of time.
+        output: directory for the arrays. Unfinished files are in ``OUTPUT.partial`` beside it,
+            which takes about twice the space of the uncompressed text.
+        options: options of the conversion.
+        held_out: two more files, for validation and for test alone; or none.
+        grow: directory of prepared data; its vocabularies are continued, and its values keep their
+            ids.
+        replace: whether to replace an output that was made from other files or options; otherwise
+            it is an error.
+
+    Returns:
+        The description of the output.
 
     Raises:
-        UserError: a file can't be read, is malformed or was changed meanwhile; the output is
-            there already and of something else; the disk is full.
+        UserError: a file can't be read, is malformed or changes meanwhile; the output exists and
+            doesn't match; the disk is full.
     """
     output = output.resolve()
     grown = Metadata.read(grow) if grow else None
@@ -63,12 +68,11 @@ def preprocess(
         "held_out": len(held_out),
         "grown_from": [*grown.grown_from, grown.fingerprint] if grown else [],
     }
-    wanted = freshness.wanted(files, described)
+    recipe = freshness.recipe(files, described)
     partial = output.with_name(f"{output.name}.partial")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(output):
-            difference = freshness.out_of_date(output, wanted)
+        with locked(output.with_name(f".{output.name}.lock"), f"output {output}", wait=True):
+            difference = freshness.difference(output, recipe)
             if output.is_dir() and not any(output.iterdir()):
                 output.rmdir()
             if output.exists():
@@ -76,25 +80,20 @@ def preprocess(
                     return Metadata.read(output)
                 if not replace:
                     raise UserError(
-                        f"{output} isn't what is wanted: {difference}; delete it, or give another "
-                        f"output directory"
+                        f"{output} exists and doesn't match this command: {difference}; delete it, "
+                        f"or give another output directory"
                     )
-                _log.warning("%s is made again: %s", output, difference)
-            freshness.begin(partial, wanted)
+                _log.warning("%s doesn't match this command (%s): replacing it", output, difference)
+            freshness.begin(partial, recipe)
             if not (partial / METADATA).exists():
-                _run(files, Conversion(partial, options), wanted, len(held_out), grow)
+                _run(files, Conversion(partial, options), recipe, len(held_out), grow)
             for unneeded in (*Conversion.TEMPORARY, freshness.BEGUN):
                 _remove(partial / unneeded)
-            replaced = output.with_name(f"{output.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
-            if output.exists():
-                output.rename(replaced)  # arrays that are mapped from it stay valid
-            partial.rename(output)
-            shutil.rmtree(replaced, ignore_errors=True)
+            move_into_place(partial, output)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
-            f"cannot make {output}: {error}. What is finished is kept; when that is mended, the "
-            f"same command goes on from there"
+            f"cannot make {output}: {error}. Finished files are kept: solve the problem, and run "
+            f"the same command again to resume"
         ) from error
     return Metadata.read(output)
 
@@ -110,7 +109,7 @@ def _check(
     files = [path.resolve() for path in (*paths, *held_out)]
     twice = [path for path in files if files.count(path) > 1]
     if twice:
-        raise UserError(f"{twice[0]} is given twice; examples must not train and test a model")
+        raise UserError(f"{twice[0]} is listed twice; examples must not train and test a model")
     several = held_out or len(paths) > 1 or options.compatible == "reference"
     if options.drop_negatives and not several:
         raise UserError(
@@ -121,43 +120,27 @@ def _check(
         return
     columns = list(options.schema.categorical)
     if grown.columns != columns:
-        raise UserError(f"grow: the columns were {grown.columns}, now {columns}; they must be same")
+        raise UserError(f"grow: expected the columns {grown.columns}, got {columns}")
     before = grown.made_from["options"]
     for option in ("compatible", "multi_hot_sizes"):
         if getattr(options, option) or before[option]:
             raise UserError(f"grow: the ids of data with the option {option} can't grow")
 
 
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keeps other processes from making the same output."""
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
-    Path(lock.lock_file).touch()  # otherwise waiting for it would never end where this fails
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _log.warning("waiting for another process that makes %s", output)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _run(
     paths: Sequence[Path],
     conversion: Conversion,
-    wanted: dict[str, Any],
+    recipe: dict[str, Any],
     held_out: int,
     grow: Path | None,
 ) -> None:
     options = conversion.options
     # Held-out files keep all examples, as does the last day; the reference's implementation
     # leaves out negative ones of all days.
-    kept = 0 if options.compatible == "reference" else held_out or 1
-    files = conversion.stage(paths, len(paths) - kept if options.drop_negatives else 0)
-    if freshness.wanted(paths, wanted["options"]) != wanted:
-        raise UserError("a file was changed while it was read; try again when it is complete")
+    complete_files = 0 if options.compatible == "reference" else held_out or 1
+    files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
+    if freshness.recipe(paths, recipe["options"]) != recipe:
+        raise UserError("a file changed while it was read; try again when it is complete")
     days = _days(paths, files, options, held_out)
     parts = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in parts["train"])
@@ -169,9 +152,9 @@ def _run(
     names = {f"d{i}": name for i, name in enumerate(schema.dense)}
     names |= {f"c{i}": name for i, name in enumerate(schema.categorical)}
     metadata = Metadata(
-        made_from=wanted,
+        made_from=recipe,
         content_hashes=contents,
-        fingerprint=freshness.fingerprint(contents, wanted["options"]),
+        fingerprint=freshness.fingerprint(contents, recipe["options"]),
         days=[len(day) for day in days],
         splits=parts,
         columns=list(schema.categorical),
@@ -181,7 +164,7 @@ def _run(
         skipped_lines=sum(file.skipped for file in files),
         dropped_negatives=sum(file.dropped for file in files),
         smallest=[file.smallest for file in files],
-        grown_from=wanted["options"]["grown_from"],
+        grown_from=recipe["options"]["grown_from"],
         versions={name: importlib.metadata.version(name) for name in ("numpy", "polars")},
     )
     write_json(conversion.directory / METADATA, dataclasses.asdict(metadata))
@@ -193,8 +176,8 @@ def _days(
     if not options.schema.timestamp:
         if len(files) == 1:
             return splits.even_days(files[0].rows)
-        return splits.days_of([file.rows for file in files])
-    days = splits.dates(paths, files)
+        return splits.days_by_file([file.rows for file in files])
+    days = splits.days_by_date(paths, files)
     last = {day.date for day in days if day.file == len(files) - 1}
     earlier = {day.date for day in days if day.file < len(files) - 1}
     if options.drop_negatives and not held_out and (len(last) > 1 or last & earlier):

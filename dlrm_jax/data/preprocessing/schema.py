@@ -1,4 +1,4 @@
-"""What the columns of a log mean."""
+"""The meaning of a log's columns."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ class Schema:
     """The columns that are used; all others are ignored.
 
     Attributes:
-        label: 0 or 1, or a boolean.
-        categorical: of any type that can be compared; a list column is a bag of ids.
-        dense: numbers; missing ones count as 0.
-        bag_lengths: by list column, how many of a bag's first values are kept.
-        weight: of each example, at least 0; None where all count the same.
-        timestamp: a date, a time, or seconds since 1970 (UTC), ascending; days are its dates. None
-            where days are files.
-        dense_transform: ``"log"`` is log(max(x, 0) + 1), as for Criteo; ``"none"`` x itself.
-        layout: ``"named"`` columns of Parquet and CSV, or those of ``"criteo"``'s text and binary
+        label: name of the column with the label, 0 or 1 or a boolean.
+        categorical: names of the categorical columns, of any type that can be compared; a list
+            column is a bag of ids.
+        dense: names of the numeric columns; missing numbers count as 0.
+        bag_lengths: number of a bag's first values that are kept, by list column.
+        weight: name of the column with the weight of each example, at least 0; None for weights of
+            1.
+        timestamp: name of the column with a date, a time, or seconds since 1970 (UTC), ascending;
+            days are its dates. None where days are files.
+        dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo, or ``"none"`` for x.
+        layout: ``"named"`` for columns of Parquet and CSV, or ``"criteo"`` for its text and binary
             form, which have no names.
 
     Raises:
@@ -78,12 +80,12 @@ class Schema:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Places of each categorical column's bag."""
+        """Ids per example of each categorical column."""
         return tuple(self.bag_lengths.get(name, 1) for name in self.categorical)
 
     @classmethod
     def from_json(cls, path: Path) -> Schema:
-        """Reads a schema: an object with the attributes as fields.
+        """Reads a schema: a JSON object with the attributes as fields.
 
         Raises:
             UserError: the file can't be read or has other fields.
@@ -103,10 +105,10 @@ class Schema:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Schema:
-        """Of what JSON makes of a schema.
+        """Makes a schema of the fields of a JSON object.
 
         Raises:
-            UserError: what should name a column is something else.
+            UserError: a field that must name a column has another type.
         """
         given: dict[str, Any] = dict(fields)
         for field in ("label", "weight", "timestamp", "categorical", "dense"):

@@ -1,4 +1,4 @@
-"""Logs mapped through vocabularies that were learned before."""
+"""Maps logs through existing vocabularies, for prediction."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import VOCABULARIES, Metadata
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.options import Options
-from dlrm_jax.data.preprocessing.splits import days_of
+from dlrm_jax.data.preprocessing.splits import days_by_file
 from dlrm_jax.errors import UserError
 
 
 def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Examples]:
-    """Makes arrays of logs as those of a prepared directory are made, ready for prediction.
+    """Makes arrays of logs for prediction, with the ids of a prepared directory.
 
     Args:
-        paths: the files, of the kind that the directory was made from; labels, weights and
-            timestamps may be missing.
-        prepared: a directory with ``metadata.json`` and ``vocabularies/``.
-        output: the directory to make; the arrays are mapped from there.
+        paths: files of the kind that the directory was made from; labels, weights and timestamps
+            may be missing.
+        prepared: directory with ``metadata.json`` and ``vocabularies/``.
+        output: directory for the arrays, which are mapped from there.
 
     Returns:
-        the examples of each file, row by row; their labels mean nothing.
+        The examples of each file, row by row; their labels are meaningless.
 
     Raises:
         UserError: a file can't be read or is malformed; the disk is full.
@@ -35,7 +35,7 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
     metadata = Metadata.read(prepared)
     trained = Options.from_json(metadata.made_from["options"])
     schema = dataclasses.replace(trained.schema, weight=None, timestamp=None)
-    # Every line gets its prediction, so none is left out.
+    # Every line gets a prediction, so none is left out.
     options = dataclasses.replace(trained, schema=schema, on_bad_line="stop", drop_negatives=0.0)
     conversion = Conversion(output, options, prepared / VOCABULARIES)
     try:
@@ -43,19 +43,19 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
         files = conversion.stage(paths, labelled=False)
         if options.compatible == "torchrec":
             files = [dataclasses.replace(file, smallest=_smallest(metadata)) for file in files]
-        conversion.write(files, days_of([file.rows for file in files]), metadata.table_rows)
+        conversion.write(files, days_by_file([file.rows for file in files]), metadata.table_rows)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot make arrays in {output}: {error}") from error
     return [DayFiles.map(output, number).examples for number in range(len(files))]
 
 
 def _smallest(metadata: Metadata) -> float:
-    """What TorchRec's dense features are relative to, in training and so in serving."""
-    found = set(metadata.smallest)
-    if len(found) > 1:
+    """The smallest integer of training, to which TorchRec's dense features are relative."""
+    smallest = set(metadata.smallest)
+    if len(smallest) > 1:
         raise UserError(
             f"TorchRec's dense features are relative to the smallest integer of each file, which "
             f"was {', '.join(map(str, metadata.smallest))} in training: of others they aren't "
             f"defined; prepare training data with our own transform"
         )
-    return found.pop()
+    return smallest.pop()

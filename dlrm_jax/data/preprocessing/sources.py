@@ -1,4 +1,4 @@
-"""Input files, whatever their format, as parts: frames with the columns that `columns` names."""
+"""Reads input files of any format in parts: frames with the columns that `columns` names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dlrm_jax.data.formats.compression import (
     DamagedError,
     Hash,
     file_hash,
-    opened,
+    open_bytes,
 )
 from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
-from dlrm_jax.data.preprocessing.columns import canonical
+from dlrm_jax.data.preprocessing.columns import normalize_columns
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.errors import UserError
 
@@ -40,8 +40,8 @@ class Part:
 
     Attributes:
         frame: the rows; see `columns`.
-        skipped: malformed ones, left out.
-        dropped: negative examples, left out.
+        skipped: number of malformed rows that were left out.
+        dropped: number of negative examples that were left out.
     """
 
     frame: pl.DataFrame
@@ -53,13 +53,13 @@ class Source:
     """One file, read once from beginning to end.
 
     Args:
-        path: with Criteo's columns, its text or MLPerf's binary form, plain or compressed by gzip
-            or zstandard; with another schema, a Parquet file, or a CSV file with a header, which
-            may be compressed, too.
-        options: what to make of it.
-        number: of the file among all, which selects the negative examples that are dropped.
-        drop: whether they are, of this file.
-        labelled: whether there must be labels; otherwise they may be missing and mean nothing.
+        path: the file. With Criteo's columns: its text or MLPerf's binary form, plain or
+            compressed by gzip or zstandard. With another schema: a Parquet file, or a CSV file
+            with a header, which may be compressed, too.
+        options: options of the data.
+        number: index of the file among all; it selects the negative examples that are dropped.
+        drop: whether negative examples of this file are dropped.
+        labelled: whether labels must exist; otherwise they may be missing and are meaningless.
 
     Raises:
         UserError: the file can't be read.
@@ -83,10 +83,10 @@ class Source:
         self._rows = 0
 
     def parts(self) -> Iterator[Callable[[], Part]]:
-        """For each part in order, what parses it: a part that is known already needn't be parsed.
+        """Yields a function for each part, in order, that parses it; known parts needn't be parsed.
 
         Raises:
-            UserError: the file, a column or a line isn't as described, naming the place.
+            UserError: the file, a column or a line is malformed; the message names the place.
         """
         try:
             with self.path.open("rb") as file:
@@ -95,7 +95,7 @@ class Source:
                 yield from self._parquet()
             else:
                 digest = Hash()
-                with opened(self.path, digest.update) as content:
+                with open_bytes(self.path, digest.update) as content:
                     yield from self._text(content)
                 self._hash = digest.hexdigest()
         except OSError as error:
@@ -109,7 +109,7 @@ class Source:
             raise UserError(f"{self.path} is empty; expected rows. Was the download complete?")
 
     def content_hash(self) -> str:
-        """Of all bytes of the file; complete when `parts` has ended."""
+        """The hash of all bytes of the file; complete when `parts` has ended."""
         return self._hash
 
     def _text(self, content: Bytes) -> Iterator[Callable[[], Part]]:
@@ -158,7 +158,7 @@ class Source:
         self._check_columns(dict.fromkeys(records.columns, pl.String()))
         skipped = 0
         for frame in records.frames(self._columns(records.columns), PART_ROWS):
-            # As a text: a type guessed from the first rows would make 007 of 7.
+            # As text: a type guessed from the first rows would turn 007 into 7.
             first, more = self._count(len(frame)), records.skipped - skipped
             skipped = records.skipped
             yield lambda frame=frame, first=first, more=more: self._rows_of(frame, first, more)
@@ -188,14 +188,14 @@ class Source:
         schema = self._options.schema
         if not self._labelled:
             frame = frame.with_columns(pl.lit(0).alias(schema.label))
-        checked = logs.checked(self.path, schema, frame, first, self._options.on_bad_line)
+        checked = logs.valid_rows(self.path, schema, frame, first, self._options.on_bad_line)
         return self._part(checked, first, skipped + len(frame) - len(checked))
 
     def _part(self, frame: pl.DataFrame, first: int, skipped: int) -> Part:
-        parsed = canonical(frame, self._options)
+        parsed = normalize_columns(frame, self._options)
         if not self._drop:
             return Part(parsed, skipped, 0)
-        # A function of the place in the data alone: an interrupted run goes on alike.
+        # A function of the place in the data alone, so that a resumed run draws the same.
         rng = np.random.default_rng([self._options.seed, self._number, first])
         kept = rng.random(len(parsed)) >= self._options.drop_negatives
         kept |= parsed["label"].to_numpy() > 0
@@ -208,7 +208,7 @@ class Source:
 
 
 def _blocks(content: Bytes, size: int) -> Iterator[bytes]:
-    """Blocks of so many bytes, the last one of fewer."""
+    """Yields blocks of ``size`` bytes; the last one may be shorter."""
     block = b""
     while more := content.read(size - len(block)):
         block += more
@@ -220,7 +220,7 @@ def _blocks(content: Bytes, size: int) -> Iterator[bytes]:
 
 
 def _ahead(blocks: Iterator[T]) -> Iterator[T]:
-    """The same blocks; the next one is read and hashed while the last one is parsed."""
+    """Yields the same blocks; the next is read and hashed while the last is parsed."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, blocks, None)
         while (block := following.result()) is not None:

@@ -1,4 +1,4 @@
-"""Days, and which of their rows are for training, validation and test."""
+"""Cuts rows into days, and days into training, validation and test."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
 
 DAYS = 7
-"""Days that a single file is cut into; where one ends in Criteo Kaggle's isn't marked."""
+"""Number of days that a single file is cut into, as many as Criteo Kaggle's file holds."""
 
 Splits = dict[str, list[list[int]]]
-"""By name, its parts: [day, first row in it, row after the last]."""
+"""Parts of each split, by name: [day, first row in it, row after the last]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Day:
         file: index of the file.
         start: its first row.
         stop: the row after its last.
-        date: that all its rows are of, if that is known.
+        date: date of all its rows; None if unknown.
     """
 
     file: int
@@ -39,31 +39,31 @@ class Day:
         return self.stop - self.start
 
 
-def days_of(rows: Sequence[int]) -> list[Day]:
-    """Every file as a day."""
+def days_by_file(rows: Sequence[int]) -> list[Day]:
+    """One day per file."""
     return [Day(file, 0, count) for file, count in enumerate(rows)]
 
 
 def even_days(rows: int) -> list[Day]:
-    """A single file in seven days of equal length.
+    """Cuts a single file into seven days of equal length.
 
-    The first days are a row longer where the rows aren't a multiple of seven, as in the DLRM
+    If the number of rows isn't a multiple of seven, the first days are a row longer, as in the DLRM
     paper's implementation.
     """
-    each, longer = divmod(rows, DAYS)
+    length, longer = divmod(rows, DAYS)
     days, start = [], 0
     for day in range(DAYS):
-        days.append(Day(0, start, start + each + (day < longer)))
+        days.append(Day(0, start, start + length + (day < longer)))
         start = days[-1].stop
     return days
 
 
-def dates(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
-    """The rows of each date (UTC) of each file as days; a date may go on in the next file.
+def days_by_date(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
+    """Cuts files into one day per date (UTC); a date may continue in the next file.
 
     Args:
-        paths: of the files, for messages.
-        files: with a column ``time``.
+        paths: the files, for messages.
+        files: the staged files, with a column ``time``.
 
     Raises:
         UserError: times go back.
@@ -94,10 +94,10 @@ def dates(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
 
 
 def by_day(days: Sequence[Day]) -> Splits:
-    """All days but the last for training, the first half of that one for test.
+    """Splits days: the last one for validation and test, all others for training.
 
-    Test has the odd row, as in the DLRM paper's implementation. A date that several files share is
-    one day.
+    Test is the second half, with the odd row, as in the DLRM paper's implementation. A date that
+    several files share is one day.
 
     Raises:
         UserError: a split would be empty.
@@ -128,7 +128,12 @@ def by_day(days: Sequence[Day]) -> Splits:
 
 
 def by_file(days: Sequence[Day], files: int) -> Splits:
-    """The last file for test, the one before for validation, all others for training."""
+    """Splits files: the last for test, the one before for validation, all others for training.
+
+    Args:
+        days: the days of all files.
+        files: number of files.
+    """
     _check(days)
     places = {"train": range(files - 2), "validation": [files - 2], "test": [files - 1]}
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from dlrm_jax.data.preprocessing.sources import Source
-from dlrm_jax.files import made, write_json
+from dlrm_jax.files import replacing, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Staged:
     """N rows of one file.
 
     Attributes:
-        directory: of the parts.
-        rows: N.
-        skipped: malformed ones that were left out.
-        dropped: negative examples that were left out.
-        content_hash: of the file.
-        missing: rows without a value, by column.
-        smallest: number in the dense columns, nulls being 0.
+        directory: directory of the parts.
+        rows: number of rows, N.
+        skipped: number of malformed rows that were left out.
+        dropped: number of negative examples that were left out.
+        content_hash: hash of the file.
+        missing: number of rows without a value, by column.
+        smallest: smallest number in the dense columns; nulls count as 0.
     """
 
     directory: Path
@@ -35,7 +35,7 @@ class Staged:
     smallest: float
 
     def scan(self) -> pl.LazyFrame:
-        """The rows, in the order of the file; see `columns`."""
+        """The rows in the order of the file; see `columns`."""
         return _scan(self.directory)
 
     def parts(self) -> list[Path]:
@@ -44,7 +44,12 @@ class Staged:
 
 
 def stage(source: Source, directory: Path) -> Staged:
-    """Parses a file into a directory; what is there already of the same file stays."""
+    """Parses a file into a directory; finished parts of the same file stay.
+
+    Args:
+        source: the file.
+        directory: directory for the parts.
+    """
     done = directory / "staged.json"
     if not done.exists():
         counts = []
@@ -54,7 +59,7 @@ def stage(source: Source, directory: Path) -> Staged:
             if not path.exists():
                 part = parse()
                 write_json(counted, {"skipped": part.skipped, "dropped": part.dropped})
-                with made(path) as temporary:
+                with replacing(path) as temporary:
                     part.frame.write_ipc(temporary)
             counts.append(json.loads(counted.read_text()))
         write_json(
@@ -72,18 +77,18 @@ def _summary(rows: pl.LazyFrame) -> dict[str, object]:
     columns = rows.collect_schema().names()
     dense = [name for name in columns if name.startswith("d")]
     features = [name for name in columns if name[0] in "cd"]
-    found = rows.select(
+    counts = rows.select(
         pl.len().alias("rows"),
         *(pl.col(name).null_count() for name in features),
         *(pl.col(name).min().alias(f"least {name}") for name in dense),
     ).collect(engine="streaming")
-    row = found.row(0, named=True)
+    row = counts.row(0, named=True)
     missing = {name: row[name] for name in features}
     least = [row[f"least {name}"] for name in dense]
     if any(missing[name] for name in dense):
         least.append(0)
-    known = [value for value in least if value is not None]
-    return {"rows": row["rows"], "missing": missing, "smallest": float(min(known, default=0))}
+    present = [value for value in least if value is not None]
+    return {"rows": row["rows"], "missing": missing, "smallest": float(min(present, default=0))}
 
 
 def _scan(directory: Path) -> pl.LazyFrame:

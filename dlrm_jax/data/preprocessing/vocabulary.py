@@ -1,7 +1,7 @@
-"""From the values of a categorical column to rows of its table.
+"""Maps the values of a categorical column to rows of its table.
 
 A vocabulary is a frame with the columns ``value``, ``count`` (in the training part) and ``id``,
-kept as Parquet beside the arrays.
+stored as Parquet beside the arrays.
 """
 
 from __future__ import annotations
@@ -36,17 +36,20 @@ def learn(
     max_rows: int = 0,
     known: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """The vocabulary of a column ``value``: frequent values get small ids.
+    """Learns a vocabulary; frequent values get small ids.
 
-    Equally frequent ones are ordered by value. Memory grows with the distinct values only.
+    Equally frequent values are ordered by value. Memory grows with the distinct values only.
 
     Args:
-        values: of the training part of each file, as often as they occur; nulls and lists allowed.
-        min_count: rarer values are left out, and so share the row `UNSEEN`.
-        max_rows: rows that the table may have at most, 0 for no limit. The most frequent
-            values get rows of their own, all others share the last eighth of the rows.
-        known: a vocabulary that grows: its values keep their ids and the new ones follow; the
-            counts add up.
+        values: column ``value`` of the training part of each file; nulls and lists are allowed.
+        min_count: minimum number of occurrences; rarer values share the row `UNSEEN`.
+        max_rows: maximum number of rows of the table, 0 for no limit. The most frequent values
+            get a row each, all others share the last eighth of the rows.
+        known: vocabulary to continue: its values keep their ids, new values follow, and counts
+            add up.
+
+    Returns:
+        The vocabulary.
 
     Raises:
         UserError: values have another type than the known ones, or these have more rows than
@@ -62,35 +65,35 @@ def learn(
 
 
 def _length(frame: pl.LazyFrame) -> int:
-    # Of one file: Polars counts in 32 bits.
+    # File by file: Polars counts in 32 bits.
     return frame.select(pl.len()).collect(engine="streaming").item()
 
 
 def _distinct(
     values: pl.LazyFrame, most: int | None, min_count: int = 1, *aggregated: pl.Expr
 ) -> pl.DataFrame:
-    """Distinct values that occur so often, with their counts; in no order.
+    """Distinct values with their counts, in no order.
 
-    Counting needs some 40 bytes a distinct value, so many of them are counted part by part.
+    Counting needs about 40 bytes per distinct value, so columns with many are counted in parts.
 
     Args:
-        values: without nulls.
-        most: that there can be; None if that isn't known.
-        min_count: how often.
-        aggregated: further columns.
+        values: values without nulls.
+        most: upper bound of the number of distinct values; None if unknown.
+        min_count: minimum number of occurrences.
+        aggregated: further columns to aggregate.
     """
     hashed = pl.col("value").hash()
     distinct = most
     if distinct is None or distinct > _DISTINCT_PER_PART:
         distinct = values.select(hashed.approx_n_unique()).collect(engine="streaming").item()
     parts = 1 + distinct // _DISTINCT_PER_PART
-    found = []
+    counts = []
     for part in range(parts):
-        own = values.filter(hashed % parts == part) if parts > 1 else values
-        counted = own.group_by("value").agg(pl.len().alias("count"), *aggregated)
+        part_values = values.filter(hashed % parts == part) if parts > 1 else values
+        counted = part_values.group_by("value").agg(pl.len().alias("count"), *aggregated)
         frequent = counted.filter(pl.col("count") >= min_count)
-        found.append(frequent.collect(engine="streaming"))
-    return pl.concat(found)
+        counts.append(frequent.collect(engine="streaming"))
+    return pl.concat(counts)
 
 
 def _numbered(counts: pl.DataFrame, max_rows: int, first_id: int) -> pl.DataFrame:
@@ -112,7 +115,7 @@ def _grown(
             f"a vocabulary grows by values of its own type, {known['value'].dtype}, got "
             f"{counts['value'].dtype}"
         )
-    before = rows(known.lazy())
+    before = rows_needed(known.lazy())
     if max_rows and before > max_rows:
         raise UserError(
             f"the table that grows has {before} rows already, more than max_rows = {max_rows}"
@@ -127,14 +130,17 @@ def _grown(
 def learn_in_order(
     values: Sequence[pl.LazyFrame], lengths: Sequence[int], first_id: int = 0, min_count: int = 1
 ) -> pl.DataFrame:
-    """The vocabulary of a column ``value`` without nulls, ids in order of first appearance.
+    """Learns a vocabulary with ids in order of first appearance.
 
     Args:
-        values: of all files, as often as they occur.
-        lengths: of the files, in rows.
-        first_id: 0 as in the DLRM paper's implementation, 2 as in TorchRec's
+        values: column ``value`` of each file, without nulls.
+        lengths: rows of each file.
+        first_id: the first id: 0 as in the DLRM paper's implementation, 2 as in TorchRec's
             ``sparse_to_contiguous``.
-        min_count: rarer values have the id 1, as in the latter.
+        min_count: minimum number of occurrences; rarer values have the id 1, as in the latter.
+
+    Returns:
+        The vocabulary.
     """
     # Polars counts rows in 32 bits, of which Terabyte has more: numbers are made file by file.
     starts = itertools.accumulate(lengths, initial=0)
@@ -143,24 +149,28 @@ def learn_in_order(
         frame.with_row_index("first").with_columns(number + start)
         for frame, start in zip(values, starts, strict=False)
     ]
-    found = _distinct(pl.concat(numbered), sum(lengths), 1, pl.col("first").min())
-    table = found.sort("first").drop("first")
-    kept = table["count"].to_numpy() >= min_count
-    ids = np.where(kept, first_id - 1 + np.cumsum(kept), 1)
+    distinct = _distinct(pl.concat(numbered), sum(lengths), 1, pl.col("first").min())
+    table = distinct.sort("first").drop("first")
+    frequent = table["count"].to_numpy() >= min_count
+    ids = np.where(frequent, first_id - 1 + np.cumsum(frequent), 1)
     return table.with_columns(pl.Series("id", ids.astype(np.int32)))
 
 
-def rows(vocabulary: pl.LazyFrame) -> int:
-    """Rows of the table that the ids need."""
+def rows_needed(vocabulary: pl.LazyFrame) -> int:
+    """The number of rows that the ids of a vocabulary need."""
     largest = vocabulary.select(pl.col("id").max()).collect().item()
     return FIRST_VALUE if largest is None else 1 + largest
 
 
-def read_for(values: pl.Series, path: Path) -> pl.DataFrame:
-    """What a kept vocabulary says of these values.
+def read_entries(values: pl.Series, path: Path) -> pl.DataFrame:
+    """Reads the entries of a stored vocabulary for these values.
 
-    Of a large one only the lines of values that occur are read: a join with all of it would hash
-    all, in 70 bytes a line.
+    Joining with all of a large vocabulary would hash it whole, in 70 bytes a line; only the
+    matching lines are read.
+
+    Args:
+        values: values of the column.
+        path: file of the vocabulary.
     """
     vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
     if vocabulary.select(pl.len()).collect().item() > _LARGE:
@@ -176,14 +186,17 @@ def encode(
     """Maps raw values to ids.
 
     Args:
-        values: N of the column's type, as `as_known` makes them; nulls become `MISSING`.
-        vocabulary: from `learn` or `read_for` these values.
-        length: L. Lists have at most L values and are filled with `ABSENT`; the bag of a null or
-            empty list is empty.
-        unseen: the id of values that the vocabulary doesn't have; None if there is none.
+        values: N values in the vocabulary's type, see `cast_values`; nulls become `MISSING`.
+        vocabulary: vocabulary from `learn`, or from `read_entries` these values.
+        length: bag length, L. Lists keep at most L values and are filled with `ABSENT`; the bag
+            of a null or empty list is empty.
+        unseen: id of values that the vocabulary doesn't have; None if there is none.
+
+    Returns:
+        The ids, int32 [N, L].
 
     Raises:
-        UserError: naming an unseen value that has no id.
+        UserError: an unseen value has no id; the message names it.
     """
     if not isinstance(values.dtype, pl.List):
         return _ids(values, vocabulary, unseen)[:, None]
@@ -195,33 +208,33 @@ def encode(
 
 
 def value_type(path: Path) -> Any:
-    """The type of the values of a kept vocabulary, one of Polars'."""
+    """The Polars type of the values of a stored vocabulary."""
     return pl.scan_parquet(path, glob=False).collect_schema()["value"]
 
 
-def as_known(values: pl.Series, known: Any) -> pl.Series:
-    """Values in the type that a vocabulary knows them in, if nothing is lost.
+def cast_values(values: pl.Series, known: Any) -> pl.Series:
+    """Converts values to the type of a vocabulary, if nothing is lost.
 
     Whole numbers come as floats where some are missing, or as text from CSV; a column without any
     value has no type.
 
     Args:
-        values: of one column, or lists of them.
-        known: the `value_type` of the vocabulary.
+        values: values of one column, or lists of them.
+        known: type from `value_type`.
 
     Raises:
-        UserError: they are of another type.
+        UserError: the values have another type.
     """
     is_list = isinstance(values.dtype, pl.List)
-    own = values.dtype.inner if isinstance(values.dtype, pl.List) else values.dtype
-    if own == known or (own.is_integer() and known.is_integer()):
+    dtype = values.dtype.inner if isinstance(values.dtype, pl.List) else values.dtype
+    if dtype == known or (dtype.is_integer() and known.is_integer()):
         return values
-    if own == pl.Null or (known.is_integer() and (own.is_float() or own == pl.String)):
+    if dtype == pl.Null or (known.is_integer() and (dtype.is_float() or dtype == pl.String)):
         cast = values.cast(pl.List(known) if is_list else known, strict=False)
         flat, back = (x.explode() if is_list else x for x in (values, cast))
-        if own == pl.Null or back.cast(own).equals(flat):
+        if dtype == pl.Null or back.cast(dtype).equals(flat):
             return cast
-    raise UserError(f"expected values of type {known}, as in training, got {own}")
+    raise UserError(f"expected values of type {known}, as in training, got {dtype}")
 
 
 def _ids(
@@ -232,8 +245,8 @@ def _ids(
     ids = frame.join(known, on="value", how="left", maintain_order="left")["id"]  # null: unknown
     if unseen is None and len(unknown := values.filter(ids.is_null() & values.is_not_null())):
         raise UserError(
-            f"the value {unknown[0]!r} isn't in the vocabulary, whose ids are another program's "
-            f"and have none for such values; prepare training data with our own ids"
+            f"the value {unknown[0]!r} isn't in the vocabulary, which was made by another program "
+            f"and has no id for unseen values; prepare training data with our own ids"
         )
     found = ids.fill_null(unseen or 0).to_numpy()
     if values.null_count():

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from dlrm_jax.embedding.layout import Layout, Slab
-from dlrm_jax.embedding.optimizer import RowOptimizer, slot_shapes
+from dlrm_jax.embedding.optimizer import RowOptimizer, slot_bytes
 from dlrm_jax.embedding.plan import PLACEMENTS, Plan
 from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.costs import Costs
@@ -78,8 +78,7 @@ def row_bytes(slab: Slab) -> tuple[int, int]:
     """Bytes of one row's weights and of its optimizer state on one device."""
     state = 0
     if slab.optimizer:
-        shapes = slot_shapes(slab.optimizer, 1, slab.width, slab.dtype).values()
-        state = sum(x.size * x.dtype.itemsize for x in shapes)
+        state = sum(slot_bytes(slab.optimizer, slab.width, slab.dtype).values())
     return slab.width * slab.dtype.itemsize, state
 
 

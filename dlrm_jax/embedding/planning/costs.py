@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
 from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.planning.choices import Choice
@@ -98,7 +99,7 @@ class Costs:
         self.shards = shards
         self.timing = Timing(shards, workload, device)
         keys = [  # as in `layout.make_layout`
-            ((t.optimizer or optimizer) if t.trainable else None, t.dim, t.dtype, t.rounds_randomly)
+            (optimizer_key(t.row_optimizer(optimizer)), t.dim, t.dtype, t.rounds_randomly)
             for t in tables
         ]
         order = list(dict.fromkeys(keys))

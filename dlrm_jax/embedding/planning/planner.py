@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import optax
 
 from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Plan
@@ -14,6 +15,7 @@ from dlrm_jax.embedding.planning.devices import DEVICES, Device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.workload import Workload
+from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 
@@ -23,7 +25,7 @@ def automatic_plan(
     shards: int,
     placements: Mapping[str, str] | None = None,
     *,
-    optimizer: RowOptimizer | None = None,
+    optimizer: RowOptimizer | optax.GradientTransformation | None = None,
     workload: Workload | None = None,
     device: Device = DEVICES["h100"],
     limits: Limits | None = None,
@@ -54,6 +56,8 @@ def automatic_plan(
         raise UserError(
             f"expected at least one table and one shard to plan for, got {len(tables)} and {shards}"
         )
+    if optimizer is not None:
+        optimizer = as_row_optimizer(optimizer, "optimizer")
     found = choices(tables, shards, placements or {})
     costs = Costs(tables, found, shards, optimizer, workload or Workload(), device)
     limits = limits or Limits()

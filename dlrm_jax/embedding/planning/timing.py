@@ -56,7 +56,7 @@ class Kind:
     @classmethod
     def of(cls, table: Table, optimizer: RowOptimizer | None) -> Kind:
         """The kind of a table, whose own optimizer goes before the given one."""
-        own = (table.optimizer or optimizer) if table.trainable else None
+        own = table.row_optimizer(optimizer)
         slots = list(own.slots.values()) if own else []
         dtype = jnp.dtype(table.dtype)
         vector = jnp.promote_types(dtype, jnp.float32).itemsize

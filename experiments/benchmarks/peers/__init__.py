@@ -1,1 +1,1 @@
-"""The train step and the prediction of this project, timed in turn with the same work elsewhere."""
+"""Times this project's train step and prediction in turn with other implementations."""

@@ -2,24 +2,30 @@
 
     python -m experiments.benchmarks.peers --presets=kaggle --batch_sizes=128 --output=peers.json
 
-All on the CPU, each in a process of its own, with the same initial weights and batches. The losses
-of the first ten steps must agree. That says little of tables under SGD with one id a bag: even if
-they are never updated, Kaggle's losses agree to 1e-5. ``--presets=small --max_rows=100
---batch_sizes=64`` catches such a peer; check a new one there first.
+All run on the CPU, each in its own process, with the same initial weights and batches. The losses
+of the first ten steps must agree. That is a weak test of tables under SGD with one id a bag: even
+if they are never updated, Kaggle's losses agree to 1e-5. ``--presets=small --max_rows=100
+--batch_sizes=64`` catches such a peer; check a new one with it first.
 
 Then this project and one peer at a time are timed in turn, so that the two timings of a round see
-the same machine and no more than two contestants' tables are in memory. Rounds count if nearly
-nothing else ran meanwhile. Prints a row of a table in Markdown for each match: the ratio is the
-peer's time over ours, the median of the rounds, with its quartiles; a peak is resident memory of
-making steps; "load elsewhere" is the share of the processors that something else had; "core to
-core" is what a byte takes from one core to another and back (see `experiments.benchmarks.cores`).
+the same machine and no more than two contestants' tables are in memory. A round counts if almost
+nothing else ran meanwhile. The program prints a row of a Markdown table for each match. The ratio
+is the peer's time over ours, the median of the rounds, with its quartiles; the peak is resident
+memory of the steps; "load elsewhere" is the share of the processors used by other programs; "core
+to core" is the time of a byte from one core to another and back (see `benchmarks.cores`).
 
-Peers get all cores and the allocator settings of this program. What they need is installed on first
-use. ``*_compiled`` put the dense part through `torch.compile` and want a C++ compiler; ``*_onednn``
-have linear layers through oneDNN, which on processors that aren't Intel's PyTorch doesn't do.
+Peers get all cores and the allocator settings of this program. Their packages are installed on
+first use. ``*_compiled`` run the dense part through `torch.compile` and need a C++ compiler;
+``*_onednn`` run linear layers through oneDNN, which PyTorch doesn't use on other makers' processors
+than Intel's.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()
 
 import dataclasses
 import os
@@ -33,7 +39,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from tqdm import tqdm
 
-from dlrm_jax.cli.program import FLAGS, run
+from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
@@ -48,33 +55,57 @@ from experiments.benchmarks.peers.problem import Mode, Optimizer, Problem
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "rowwise_adagrad")
 MODES: tuple[Mode, ...] = ("train", "infer")
 
-flags.DEFINE_list("presets", ["kaggle"], ", ".join(PRESETS))
-flags.DEFINE_list("batch_sizes", ["128", "2048"], "examples of a step")
-flags.DEFINE_list("optimizers", list(OPTIMIZERS), f"of training: {', '.join(OPTIMIZERS)}")
-flags.DEFINE_list("modes", list(MODES), ", ".join(MODES))
-flags.DEFINE_list("peers", list(lineup.PEERS), ", ".join(lineup.PEERS))
-flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "how the ids of a table are distributed")
-flags.DEFINE_enum("bags", "full", ["full", "varied"], "whether bags have as many ids as they may, "
-                  "or from 1 to that number")  # fmt: skip
-flags.DEFINE_integer("rounds", 15, "how often each of two contestants is timed", lower_bound=1)
-flags.DEFINE_integer("steps_per_round", 10, "steps timed together; fewer if they are very slow, "
-                     "more if very fast", lower_bound=1)  # fmt: skip
-flags.DEFINE_integer("max_rows", 0, "of a table, which is cut to it; 0 for as many as let all "
-                     "tables fit into 2.5 GiB", lower_bound=0)  # fmt: skip
-flags.DEFINE_string("output", None, "a file for all timings, as JSON")
-flags.DEFINE_string("environment", None, "directory that PyTorch's contestants are installed in; "
-                    "by default in the cache directory")  # fmt: skip
+flags.DEFINE_list("presets", ["kaggle"], f"Presets of {', '.join(PRESETS)}; such as small,kaggle.")
+define_numbers("batch_sizes", (128, 2048), "Examples of a step; such as 64,8192.", low=1)
+flags.DEFINE_list(
+    "optimizers", list(OPTIMIZERS), f"Optimizers of {', '.join(OPTIMIZERS)}; such as sgd."
+)
+flags.DEFINE_list("modes", list(MODES), f"Modes of {', '.join(MODES)}; such as train.")
+flags.DEFINE_list(
+    "peers",
+    list(lineup.PEERS),
+    f"Peers of {', '.join(lineup.PEERS)}; such as jax_dense.",
+)
+flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
+flags.DEFINE_enum(
+    "bags",
+    "full",
+    ["full", "varied"],
+    "Whether all bags have as many ids as allowed, or from 1 to that number.",
+)
+flags.DEFINE_integer(
+    "rounds", 15, "Rounds in which each of two contestants is timed; such as 30.", 1
+)
+flags.DEFINE_integer(
+    "steps_per_round",
+    10,
+    "Steps timed together; fewer if they are very slow, more if very fast; such as 20.",
+    1,
+)
+flags.DEFINE_integer(
+    "max_rows",
+    0,
+    "Rows that larger tables are cut to; 0 for as many as fit into 2.5 GiB; such as 100.",
+    0,
+)
+flags.DEFINE_string("output", None, "File to make for all timings, as JSON; such as peers.json.")
+flags.DEFINE_string(
+    "environment",
+    None,
+    "Directory that PyTorch's contestants are installed in; without it, one in the cache; such as "
+    "peers.",
+)
 
 
 class Work(NamedTuple):
-    """What a step does. Without an optimizer, that of the tables has no meaning."""
+    """The work of a step. Without an optimizer it is a prediction."""
 
     mode: Mode
     optimizer: Optimizer | None
 
 
 def chosen(flag: str, known: Sequence[Any]) -> list[Any]:
-    """The values of a flag, all of which must be known ones."""
+    """The values of a flag; all of them must be known."""
     values = FLAGS[flag].value or []
     unknown = [value for value in values if value not in known]
     if unknown or not values:
@@ -85,14 +116,14 @@ def chosen(flag: str, known: Sequence[Any]) -> list[Any]:
 
 
 def works() -> list[Work]:
-    """Training with each of the optimizers, prediction once."""
+    """Training with each of the optimizers, and prediction once."""
     modes, optimizers = chosen("modes", MODES), chosen("optimizers", OPTIMIZERS)
     training = [Work("train", optimizer) for optimizer in optimizers]
     return [w for m in modes for w in (training if m == "train" else [Work("infer", None)])]
 
 
 def configs() -> Iterator[tuple[str, Config, Config]]:
-    """Of each preset its name, the config as it is timed, and with whole tables."""
+    """The name of each preset, its timed config, and its config with whole tables."""
     for name in FLAGS.presets:
         whole = preset(name)
         exponent = 0.0 if FLAGS.ids == "uniform" else whole.zipf_exponent or 1.05
@@ -100,18 +131,8 @@ def configs() -> Iterator[tuple[str, Config, Config]]:
         yield name, cut(whole, FLAGS.max_rows), whole
 
 
-def batch_sizes() -> list[int]:
-    """The values of the flag."""
-    try:
-        return [int(size) for size in FLAGS.batch_sizes]
-    except ValueError:
-        raise UserError(
-            f"--batch_sizes: expected numbers with commas, got {','.join(FLAGS.batch_sizes)!r}"
-        ) from None
-
-
 def settings() -> dict[str, Any]:
-    """What holds of all matches."""
+    """The settings of all matches."""
     names = ("ids", "bags", "rounds", "steps_per_round", "max_rows")
     return {
         **{name: FLAGS[name].value for name in names},
@@ -127,7 +148,7 @@ def settings() -> dict[str, Any]:
 def matches(
     problem: Problem, peers: Sequence[Worker], bar: tqdm
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One after the other; ours stays, the peers come and go."""
+    """Plays match after match: ours stays in memory, the peers come and go."""
     with Contestant(lineup.ours()) as ours:
         bar.set_description("building ours")
         our_versions = ours.ask("build", problem=problem.to_json())
@@ -145,9 +166,9 @@ def matches(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Presets, batch sizes, works, peers: each match is reported when it ends."""
+    """Goes through presets, batch sizes, works and peers, and reports each match when it ends."""
     del argv
-    todo, sizes, planned = list(configs()), batch_sizes(), works()
+    todo, sizes, planned = list(configs()), FLAGS.batch_sizes, works()
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
     peers = lineup.peers(FLAGS.peers, directory)
     entries: list[report.Entry] = []

@@ -1,4 +1,4 @@
-"""A contestant as its process is seen from here: it is asked, it answers, it is ended."""
+"""A contestant as a process that answers requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlrm_jax.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 
-# This package is found after what the environment itself has, and its modules are run as they
+# The environment's own packages come before this package, and its modules are run as they
 # would be with -m.
 _RUN = (
     "import runpy, sys; root, module = sys.argv[1:3]; del sys.argv[1:3]; sys.path.append(root); "
@@ -26,14 +26,14 @@ _RUN = (
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """What is run.
+    """The command of a contestant.
 
     Attributes:
-        name: as the flags and the results have it.
-        python: of its environment.
-        module: its main module.
-        flags: of that.
-        environment: variables that it has if they aren't set already.
+        name: name in flags and results.
+        python: Python of its environment.
+        module: name of its main module.
+        flags: flags of the module.
+        environment: environment variables, set unless they are set already.
     """
 
     name: str
@@ -44,15 +44,15 @@ class Worker:
 
 
 class Contestant:
-    """The process of a worker, to be used in a ``with`` block.
+    """The process of a worker; a context manager.
 
-    It is stopped while it isn't asked: OpenMP's threads would go on spinning in the time of others.
+    It is stopped between requests: OpenMP's threads would spin in the time of others.
 
     Args:
-        worker: what it runs.
+        worker: command of the process.
 
     Raises:
-        UserError: from every request, if the process ends instead of answering.
+        UserError: every request raises it if the process ends instead of answering.
     """
 
     def __init__(self, worker: Worker):
@@ -60,7 +60,7 @@ class Contestant:
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [worker.python, "-c", _RUN, _ROOT, worker.module, *worker.flags],
-            # The peers are on the CPU, also where this project would find something better.
+            # The peers are on the CPU, also on machines with an accelerator.
             env={**worker.environment, **os.environ, "JAX_PLATFORMS": "cpu"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -97,14 +97,14 @@ class Contestant:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # It holds nothing but memory.
+        # It owns nothing but memory.
         self._process.kill()
         self._process.communicate()
         self._errors.close()
 
 
 def _essence(text: str) -> str:
-    """The line of the last exception, or else the last line: PyTorch's go on for pages."""
+    """The line of the last exception, or else the last line: PyTorch's traces are long."""
     lines = [line for line in text.splitlines() if line.strip()]
     traces = [i for i, line in enumerate(lines) if line.startswith("Traceback ")]
     after = lines[traces[-1] + 1 :] if traces else []

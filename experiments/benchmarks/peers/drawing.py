@@ -1,4 +1,4 @@
-"""A problem's files: initial weights, and batches as the other programs generate them."""
+"""Writes a problem's files: initial weights, and generated batches."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from experiments.benchmarks.peers.problem import Arrays, Mode, Optimizer, Proble
 # Two contestants' tables, their optimizer state and temporaries fit into 16 GiB.
 _TABLE_BYTES = 2.5 * 2**30
 
-# Different batches, so that the rows of one aren't left in the cache for the next.
+# Several batches, so that the cache doesn't contain the rows of the next one.
 _BATCHES = 20
 
 # Small enough that rounding isn't amplified: at ten times these rates the loss overshoots in the
 # first steps, and after ten the peers differ by 1e-4 from one another.
 _LEARNING_RATES: dict[Optimizer, float] = {"sgd": 0.01, "rowwise_adagrad": 0.0001}
-_EPS = 1e-6  # with 1e-8 the first steps of Adagrad turn on the signs of gradients that round to 0
+_EPS = 1e-6  # with 1e-8 the first steps of Adagrad depend on the signs of gradients that round to 0
 
 _CHUNK = 1 << 20
 
 
 def cut(config: Config, max_rows: int) -> Config:
-    """The config with no table larger than this.
+    """The config with smaller tables.
 
     Args:
-        config: of whole tables.
-        max_rows: of a table; 0 for as many as fit.
+        config: config with whole tables.
+        max_rows: maximum number of rows of a table; 0 for as many as fit into memory.
     """
     if not max_rows:
         row_bytes = 4 * config.embedding_dim
@@ -48,7 +48,15 @@ def cut(config: Config, max_rows: int) -> Config:
 def make_problem(
     config: Config, mode: Mode, optimizer: Optimizer, weights: Path, examples: Path
 ) -> Problem:
-    """The problem whose files `draw_weights` and `draw_examples` have written."""
+    """The problem for the files of `draw_weights` and `draw_examples`.
+
+    Args:
+        config: config of tables, model and batches.
+        mode: mode of the steps.
+        optimizer: optimizer of the tables.
+        weights: directory of the weights.
+        examples: directory of the batches.
+    """
     return Problem(
         mode=mode,
         optimizer=optimizer,
@@ -69,7 +77,7 @@ def make_problem(
 
 
 def draw_weights(problem: Problem, seed: int) -> None:
-    """Writes tables and layers, from the distributions of the DLRM reference."""
+    """Writes tables and layers, drawn from the distributions of the DLRM reference."""
     directory = Path(problem.weights)
     for number, rows in enumerate(problem.table_rows):
         rng = np.random.default_rng([seed, 0, number])
@@ -94,9 +102,9 @@ def draw_examples(config: Config, directory: Path, full_bags: bool) -> None:
     """Writes the batches.
 
     Args:
-        config: of tables and batches.
-        directory: where they go.
-        full_bags: fills every bag up to its length, with ids of the same distribution.
+        config: config of tables and batches.
+        directory: directory for the files.
+        full_bags: whether to fill every bag up to its length, with ids of the same distribution.
     """
     batches = list(generated_batches(config, _BATCHES))
     for name in Arrays._fields:
@@ -107,7 +115,7 @@ def draw_examples(config: Config, directory: Path, full_bags: bool) -> None:
 
 
 def _fill(ids: np.ndarray, config: Config) -> None:
-    """Replaces what is absent in ``ids`` [batches, B, C] by ids."""
+    """Replaces absent ids in ``ids`` [batches, B, C]."""
     rng = np.random.default_rng([config.seed, 2])
     rows = np.repeat(config.table_rows, config.table_bag_lengths)
     for column, count in enumerate(rows.tolist()):

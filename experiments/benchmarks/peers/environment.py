@@ -1,4 +1,4 @@
-"""The environment of PyTorch's contestants, made once and kept."""
+"""Makes the Python environment of PyTorch's contestants once and keeps it."""
 
 from __future__ import annotations
 
@@ -7,53 +7,52 @@ import subprocess
 import sys
 from pathlib import Path
 
-import filelock
-
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import locked, write_text
 
 _REQUIREMENTS = [Path(__file__).with_name(name) for name in ("torch.txt", "requirements.txt")]
 
-# Says what an environment was completed with; without it, it is half-made.
+# The requirements of a complete environment; without this file it is incomplete.
 _COMPLETE = "complete.txt"
 
 
 def ready(directory: Path) -> Path:
-    """Makes the environment, or finishes it, if it isn't as the requirements say.
+    """Makes the environment, or completes it, if it doesn't match the requirements.
 
     Args:
-        directory: of the environment; made if there is none.
+        directory: directory of the environment; it is made if missing.
 
     Returns:
-        its Python.
+        The path of its Python.
 
     Raises:
-        UserError: the directory holds something else, or pip fails.
+        UserError: the directory contains other files, or pip fails.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--environment: expected a directory, got the file {directory}")
     if directory.is_dir() and any(directory.iterdir()) and not _is_environment(directory):
         raise UserError(
             f"--environment: expected a new or empty directory or one that this program has made, "
-            f"but {directory} holds other things"
+            f"but {directory} contains other files"
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(directory.with_name(f".{directory.name}.lock")):
+    lock_file = directory.with_name(f".{directory.name}.lock")
+    with locked(lock_file, f"environment {directory}", wait=True):
         texts = [file.read_text() for file in _REQUIREMENTS]
-        wanted = "\n".join([f"# Python {sys.version.split()[0]}", *texts])
+        requirements = "\n".join([f"# Python {sys.version.split()[0]}", *texts])
         python = directory / "bin" / "python"
         complete = directory / _COMPLETE
-        if not complete.is_file() or complete.read_text() != wanted:
+        if not complete.is_file() or complete.read_text() != requirements:
             complete.unlink(missing_ok=True)
             print(f"installing PyTorch, TorchRec and FBGEMM into {directory}", file=sys.stderr)
             _call([sys.executable, "-m", "venv", directory])
             for file in _REQUIREMENTS:
                 _call([python, "-m", "pip", "install", "--no-deps", "-r", file])
-            complete.write_text(wanted)
+            write_text(complete, requirements)
         return python
 
 
 def _is_environment(directory: Path) -> bool:
-    # Its first file may be all there is of one.
+    # An interrupted installation may have left only one of these.
     return any((directory / name).exists() for name in ("pyvenv.cfg", "bin", "lib", "include"))
 
 

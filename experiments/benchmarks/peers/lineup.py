@@ -1,4 +1,4 @@
-"""Who takes part, by name."""
+"""The contestants, by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TORCH_MODULES = {
     "torchrec": "torch_torchrec",
 }
 
-# What the name of a variant ends with: how its dense part is run.
+# Suffix of a variant's name, and the way that its dense part runs.
 _VARIANTS = {"": "eager", "_compiled": "compiled", "_onednn": "onednn"}
 
 _TORCH = {
@@ -35,19 +35,19 @@ PEERS = (*_TORCH, "jax_dense")
 
 
 def ours() -> Worker:
-    """This project."""
+    """The worker of this project."""
     return Worker("ours", Path(sys.executable), f"{_WORKERS}.ours")
 
 
 def peers(names: Sequence[str], directory: Path) -> list[Worker]:
-    """The peers of these names; what they need is installed.
+    """The workers of peers; installs their packages.
 
     Args:
-        names: of `PEERS`.
-        directory: of the environment of those that need one.
+        names: names of peers, in `PEERS`.
+        directory: directory of the environment for peers that need one.
 
     Raises:
-        UserError: a name is unknown, or something can't be installed.
+        UserError: a name is unknown, or a package can't be installed.
     """
     unknown = [name for name in names if name not in PEERS]
     if unknown or not names:

@@ -1,4 +1,4 @@
-"""How busy the machine is with other things than what is timed."""
+"""Measures the load of the machine by other programs."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import time
 from pathlib import Path
 
 QUIET = 0.05
-"""The share of the processor time that may go elsewhere while something is timed."""
+"""The largest share of the processor time that other programs may use in a timing."""
 
 _STAT = Path("/proc/stat")
 
-# How long is looked whether the machine is quiet: 40 ticks of the clock on two cores.
+# Seconds of watching whether the machine is quiet: 40 ticks of the clock on two cores.
 _LOOK_SECONDS = 0.2
 
 
 class Load:
-    """Measures from its making on. Where the system doesn't tell, as outside of Linux, nothing."""
+    """Measures the load since its construction; unknown outside of Linux."""
 
     def __init__(self):
         self._begun = time.monotonic()
         self._busy = _busy_seconds()
 
     def elsewhere(self, own_seconds: float) -> float | None:
-        """The share of all cores' time that went elsewhere.
+        """The share of all cores' time that other programs used; None if unknown.
 
         Args:
-            own_seconds: processor time of the processes that are timed, since the beginning.
+            own_seconds: processor time of the timed processes, since construction.
         """
         if self._busy is None or (busy := _busy_seconds()) is None:
             return None
@@ -35,10 +35,10 @@ class Load:
 
 
 def wait_for_quiet(limit: float) -> None:
-    """Waits until nothing else seems to run, while what is timed is stopped.
+    """Waits until no other program seems to run, while the timed processes are stopped.
 
     Args:
-        limit: seconds after which it's given up.
+        limit: maximum seconds of waiting.
     """
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
@@ -49,7 +49,7 @@ def wait_for_quiet(limit: float) -> None:
 
 
 def _busy_seconds() -> float | None:
-    """Of all cores, since the machine was started; time that its host took counts as well."""
+    """Busy seconds of all cores since the machine's start; time used by its host counts, too."""
     if not _STAT.exists():
         return None
     fields = _STAT.read_text().split("\n", 1)[0].split()[1:]

@@ -1,4 +1,4 @@
-"""Two contestants: first their losses are compared, then their steps are timed in turn."""
+"""A match of two contestants: compares their losses, then times their steps in turn."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ COMPARED_STEPS = 10
 TOLERANCE = 1e-4
 """The largest relative distance of two losses: float32, summed in another order for ten steps."""
 
-_ATTEMPTS = 3  # rounds made for each that is asked for, if the machine isn't quiet
+_ATTEMPTS = 3  # maximum number of rounds for each wanted one, if the machine isn't quiet
 
 _PATIENCE_SECONDS = 5.0  # before a round
 
-# A turn of a slow contestant has fewer steps, one of a fast contestant more: what it takes to go on
-# after having been stopped mustn't count for much.
+# A slow contestant's turn has fewer steps, a fast one's more: the cost of continuing
+# after a stop must stay small.
 _LONGEST_TURN_SECONDS = 5.0
 _SHORTEST_TURN_SECONDS = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """Both contestants, one after the other.
+    """One turn of each contestant.
 
     Attributes:
-        ours: seconds of a step of ours, the mean of its turn.
-        theirs: of a step of the other's.
-        elsewhere: share of the machine's processor time that neither used; None if not known.
-        core_round_trip_us: from `cores.round_trip_us`, after both.
+        ours: mean seconds of a step of ours.
+        theirs: mean seconds of a step of the other's.
+        elsewhere: share of the machine's processor time used by other programs; None if unknown.
+        core_round_trip_us: latency from `cores.round_trip_us`, after both turns.
     """
 
     ours: float
@@ -48,12 +48,12 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One of the two, over all rounds.
+    """One contestant, over all rounds.
 
     Attributes:
-        losses: of its first steps.
-        steps_per_round: how many it made in a turn.
-        peak_bytes: its largest resident memory while it made steps.
+        losses: losses of its first steps.
+        steps_per_round: number of steps in a turn.
+        peak_bytes: largest resident memory during its steps.
     """
 
     losses: tuple[float, ...]
@@ -63,13 +63,13 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Of both, and what comes of it.
+    """The outcome of a match.
 
     Attributes:
-        ours: the one that the other is compared with.
-        theirs: the other.
-        all_rounds: in their order, also those that don't count.
-        wanted: how many count.
+        ours: contestant that the other is compared with.
+        theirs: the other contestant.
+        all_rounds: rounds in order, also those that don't count.
+        wanted: number of rounds that count.
     """
 
     ours: Side
@@ -79,7 +79,7 @@ class Outcome:
 
     @property
     def rounds(self) -> list[Round]:
-        """Those that count: the first ones when the machine was quiet, or the quietest."""
+        """The rounds that count: the first ones while the machine was quiet, or the quietest."""
         by_load = sorted(self.all_rounds, key=lambda x: max(QUIET, x.elsewhere or 0.0))
         return by_load[: self.wanted]
 
@@ -96,24 +96,24 @@ class Outcome:
 
     @property
     def loss_distance(self) -> float:
-        """The largest relative one."""
+        """The largest relative distance of two losses."""
         return max(map(_distance, self.ours.losses, self.theirs.losses))
 
     def ratio_quartiles(self) -> tuple[float, float, float]:
-        """Lower, median, upper of the other's time over ours, taken round by round."""
+        """The quartiles of the other's time over ours, round by round."""
         return ratio_quartiles([x.theirs for x in self.rounds], [x.ours for x in self.rounds])
 
 
 def check_losses(name: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
-    """Both must have computed the same.
+    """Checks that both have computed the same losses.
 
     Args:
-        name: of the other contestant.
-        ours: losses of the first steps.
-        theirs: the other one's.
+        name: name of the other contestant.
+        ours: losses of our first steps.
+        theirs: losses of the other one's.
 
     Raises:
-        UserError: naming the first step at which they differ.
+        UserError: losses differ; the message names the first step.
     """
     for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if not _distance(a, b) <= TOLERANCE:  # also catches NaN
@@ -132,33 +132,33 @@ def play(
     steps_per_round: int,
     on_quiet_round: Callable[[], Any],
 ) -> Outcome:
-    """Times the two in turn; both are built, and the other one's losses are compared first.
+    """Times two contestants in turn, after building both and comparing their losses.
 
     Args:
-        ours: the contestant that made its first steps before.
-        our_losses: of those.
-        peer: a contestant that has made none.
-        rounds: how often each is timed while the machine is quiet.
-        steps_per_round: steps timed together, if they take neither very long nor no time.
-        on_quiet_round: called after each that counts for certain.
+        ours: our contestant, which has made its first steps.
+        our_losses: losses of these steps.
+        peer: contestant that has made no steps.
+        rounds: number of rounds while the machine is quiet.
+        steps_per_round: number of steps timed together, unless they are very slow or very fast.
+        on_quiet_round: function called after each round that is sure to count.
 
     Raises:
         UserError: the losses differ, or a process has ended.
     """
     losses = peer.ask("losses", steps=len(our_losses))["losses"]
     check_losses(peer.name, our_losses, losses)
-    # The first turn, in which all batches are seen for the first time, doesn't count.
+    # The first turn, which reads all batches for the first time, doesn't count.
     counts = [_fitting(x.ask("run", steps=steps_per_round), steps_per_round) for x in (ours, peer)]
     answers: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    made: list[Round] = []
+    played: list[Round] = []
     quiet = 0
-    while quiet < rounds and len(made) < _ATTEMPTS * rounds:
+    while quiet < rounds and len(played) < _ATTEMPTS * rounds:
         wait_for_quiet(_PATIENCE_SECONDS)
         load = Load()
         a, b = (x.ask("run", steps=n) for x, n in zip((ours, peer), counts, strict=True))
         elsewhere = load.elsewhere(a["cpu_seconds"] + b["cpu_seconds"])
         answers.append((a, b))
-        made.append(Round(a["seconds"], b["seconds"], elsewhere, round_trip_us()))
+        played.append(Round(a["seconds"], b["seconds"], elsewhere, round_trip_us()))
         if (elsewhere or 0.0) <= QUIET:
             quiet += 1
             on_quiet_round()
@@ -166,7 +166,7 @@ def play(
     return Outcome(
         _side(our_losses, counts[0], ours_answers),
         _side(losses, counts[1], peer_answers),
-        tuple(made),
+        tuple(played),
         rounds,
     )
 

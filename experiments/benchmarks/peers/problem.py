@@ -1,6 +1,6 @@
-"""What all contestants compute: sizes, and the files of weights and batches that they share.
+"""The problem of all contestants: sizes, and the files of shared weights and batches.
 
-For workers of either environment; NumPy is all that it needs.
+Workers of either environment import it, so it needs NumPy only.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Optimizer = Literal["sgd", "rowwise_adagrad"]
 
 
 class Arrays(NamedTuple):
-    """One batch, as the files have it.
+    """One batch, as stored.
 
     Attributes:
-        dense: [B, D] float32.
-        ids: [B, C] int32; the bags of all tables side by side, -1 where there is no id.
-        labels: [B] float32; 0 or 1.
+        dense: dense features, [B, D] float32.
+        ids: ids, [B, C] int32; the bags of all tables side by side, -1 for an absent id.
+        labels: 0 or 1, [B] float32.
     """
 
     dense: np.ndarray
@@ -31,11 +31,11 @@ class Arrays(NamedTuple):
 
 
 class Bags(NamedTuple):
-    """The bags of one table in a batch, as PyTorch's operators take them.
+    """The bags of one table in a batch, in the form of PyTorch's operators.
 
     Attributes:
-        ids: int64; those of all samples, one after the other.
-        offsets: [B + 1] int64; where the bag of each sample begins, and where the last ends.
+        ids: ids of all samples, one after the other, int64.
+        offsets: start of each sample's bag, and the end of the last, [B + 1] int64.
     """
 
     ids: np.ndarray
@@ -44,22 +44,23 @@ class Bags(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """DLRM with dot interaction, mean binary cross-entropy, and the numbers to start from.
+    """DLRM with dot interaction and mean binary cross-entropy, with its initial weights.
 
     Attributes:
-        mode: whether a step trains or predicts.
-        optimizer: of the tables. ``"rowwise_adagrad"`` goes with element-wise Adagrad of the MLPs.
-        learning_rate: of tables and MLPs.
-        eps: of Adagrad, outside of the root.
-        zipf_exponent: of the ids; 0 for uniform.
-        table_rows: of each table.
-        bag_lengths: most ids in a bag of each table.
+        mode: mode of a step: training or prediction.
+        optimizer: optimizer of the tables. ``"rowwise_adagrad"`` goes with element-wise Adagrad of
+            the MLPs.
+        learning_rate: learning rate of tables and MLPs.
+        eps: eps of Adagrad, outside of the root.
+        zipf_exponent: Zipf exponent of the ids; 0 for uniform.
+        table_rows: rows of each table.
+        bag_lengths: maximum number of ids in a bag of each table.
         embedding_dim: width of the tables, d.
-        dense_features: D.
+        dense_features: number of dense features, D.
         bottom_mlp: widths of its layers, a ReLU after each.
         top_mlp: widths of its layers; the last is the logit, without a ReLU.
-        batch_size: B.
-        batches: how many there are; steps go through them again and again.
+        batch_size: examples of a batch, B.
+        batches: number of batches; steps repeat them.
         weights: directory of ``table_N.npy`` and of ``bottom_N_weight.npy`` and the like.
         examples: directory of ``dense.npy``, ``ids.npy`` and ``labels.npy``, [batches, B, …].
     """
@@ -82,13 +83,13 @@ class Problem:
 
     @classmethod
     def from_json(cls, text: str) -> Problem:
-        """Reads what `to_json` wrote."""
+        """Reads a line that `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
         tuples: dict[str, Any] = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
         return cls(**fields | tuples)
 
     def to_json(self) -> str:
-        """As one line."""
+        """The problem as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @property
@@ -98,7 +99,7 @@ class Problem:
         return self.embedding_dim + vectors * (vectors - 1) // 2
 
     def widths(self, mlp: str) -> tuple[int, ...]:
-        """Of the input of ``"bottom"`` or ``"top"``, then of each of its layers."""
+        """Width of the input of ``"bottom"`` or ``"top"``, then of each of its layers."""
         if mlp == "bottom":
             return (self.dense_features, *self.bottom_mlp)
         return (self.interaction_width, *self.top_mlp)
@@ -135,6 +136,6 @@ class Problem:
 
 
 def mean_loss(logits: Any, labels: np.ndarray) -> float:
-    """Mean binary cross-entropy, in float64: what is compared of predictions."""
+    """Mean binary cross-entropy in float64, for comparing predictions."""
     logits = np.asarray(logits, np.float64)
     return float(np.mean(np.logaddexp(0, logits) - labels * logits))

@@ -1,14 +1,14 @@
-"""What came of all matches: a table to read, and everything as JSON."""
+"""Reports matches: a Markdown table, and everything as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrm_jax.files import write_json
 from experiments.benchmarks.peers.load import QUIET
 from experiments.benchmarks.peers.match import Outcome
 
@@ -23,16 +23,16 @@ class Entry:
     """One match.
 
     Attributes:
-        preset: its name.
-        rows: of all tables together, as they were.
-        whole_rows: before they were cut.
-        batch_size: of a step.
+        preset: name of the preset.
+        rows: rows of all tables together, as timed.
+        whole_rows: rows of all tables together, before they were cut.
+        batch_size: examples of a step.
         mode: ``"train"`` or ``"infer"``.
-        optimizer: of training.
-        peer: its name.
-        our_versions: of Python and packages on our side.
-        peer_versions: on the other.
-        outcome: of the match.
+        optimizer: optimizer of training.
+        peer: name of the peer.
+        our_versions: versions of Python and packages on our side.
+        peer_versions: versions of Python and packages on the peer's side.
+        outcome: outcome of the match.
     """
 
     preset: str
@@ -72,7 +72,7 @@ class Entry:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with the ratio."""
+        """All fields, with the ratio."""
         lower, median, upper = self.outcome.ratio_quartiles()
         return {
             **dataclasses.asdict(self),
@@ -90,21 +90,20 @@ def header() -> str:
 
 
 def warning(entries: Sequence[Entry]) -> str:
-    """What is to be said of matches that had to do with rounds that weren't quiet; or nothing."""
+    """A warning if matches had rounds in which the machine wasn't quiet, or an empty text."""
     loud = [entry for entry in entries if (entry.outcome.elsewhere or 0.0) > QUIET]
     if not loud:
         return ""
     return (
-        f"the machine did other things in {len(loud)} of {len(entries)} matches, for more than "
-        f"{QUIET:.0%} of its time: these timings mean little"
+        f"other programs ran in {len(loud)} of {len(entries)} matches, for more than "
+        f"{QUIET:.0%} of the machine's time: these timings mean little"
     )
 
 
 def write(path: Path, settings: dict[str, Any], entries: Sequence[Entry]) -> None:
-    """Replaces the file by one with these entries."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes or replaces the file with these entries."""
     content = {"settings": settings, "matches": [entry.as_json() for entry in entries]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
 
 
 def _line(cells: Iterable[str]) -> str:

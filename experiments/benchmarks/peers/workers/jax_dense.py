@@ -1,7 +1,7 @@
-"""JAX with table gradients as large as the tables, as AlgoPerf's DLRM has them.
+"""JAX with table gradients as large as the tables, as in AlgoPerf's DLRM.
 
-The dense part is this project's, so that the two differ in the tables alone: here `jax.grad` goes
-through the lookup, and the optimizer updates whole tables.
+The dense part is this project's, so that only the tables differ: here `jax.grad` differentiates the
+lookup, and the optimizer updates whole tables.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dlrm_jax.cli.program import start
+from dlrm_jax.cli.start import start
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.dense import reference_adagrad
 from experiments.benchmarks.peers.problem import Problem
@@ -46,8 +46,8 @@ class JaxDense:
     """Tables and MLPs as one tree of parameters.
 
     Args:
-        problem: what to compute.
-        mesh: of one device.
+        problem: problem to compute.
+        mesh: mesh of one device.
     """
 
     def __init__(self, problem: Problem, mesh: Mesh):
@@ -82,7 +82,7 @@ class JaxDense:
                 )
                 for name, bag in zip(names, bags, strict=True)
             }
-            return learner.model(params["mlps"], training)(dense, pooled)
+            return learner.model(params["mlps"], training=training)(dense, pooled)
 
         def loss_of(params: Any, dense: jax.Array, ids: jax.Array, labels: jax.Array) -> jax.Array:
             return jnp.mean(learner.loss(logits(params, dense, ids, training=True), labels))

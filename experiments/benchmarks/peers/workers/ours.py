@@ -1,4 +1,4 @@
-"""This project's own step and prediction on a 1x1 mesh, as the other programs run them."""
+"""This project's own step and prediction on a 1x1 mesh, as users run them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dlrm_jax.cli.program import start
+from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import Table
@@ -26,8 +26,8 @@ class Ours:
     """The project's train step or prediction, with the weights of a problem.
 
     Args:
-        problem: what to compute.
-        mesh: of one device.
+        problem: problem to compute.
+        mesh: mesh of one device.
     """
 
     def __init__(self, problem: Problem, mesh: Mesh):
@@ -53,7 +53,7 @@ class Ours:
 
 
 def config_of(problem: Problem) -> Config:
-    """The config whose step this is."""
+    """The config whose step is that of the problem."""
     return Config(
         table_rows=problem.table_rows,
         bag_lengths=problem.bag_lengths,

@@ -1,7 +1,8 @@
-"""A worker's side of the conversation: lines of JSON, a request each, an answer each.
+"""A worker's side of the protocol: lines of JSON, one answer for each request.
 
-Requests are ``{"do": "build", "problem": …}``, then ``{"do": "losses", "steps": N}`` of the first N
-batches, then any number of ``{"do": "run", "steps": N}``. The end of the input is the end.
+Requests are ``{"do": "build", "problem": …}``, then ``{"do": "losses", "steps": N}`` for the
+first N batches, then any number of ``{"do": "run", "steps": N}``. At the end of
+the input the worker ends.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 _PR_SET_PDEATHSIG = 1
 
-# The first steps of a turn find caches full of another's data and threads that sleep.
+# In the first steps of a turn, caches contain another's data and threads sleep.
 _WARM_UP_SECONDS = 0.05
 
 
 class Contestant(Protocol):
-    """Weights and batches in memory, and a step that goes on from there."""
+    """Weights and batches in memory, and a step that changes the weights."""
 
     def step(self, batch: int) -> Any:
-        """Trains on a batch and gives its loss before the update, or gives the logits [B].
+        """Trains on a batch and returns its loss before the update, or returns the logits [B].
 
-        Returns when all is computed.
+        It returns when everything is computed.
         """
         ...
 
 
 def serve(build: Callable[[Problem], Contestant], packages: Sequence[str]) -> None:
-    """Answers requests until there are no more.
+    """Answers requests until the input ends.
 
     Args:
-        build: makes the contestant.
-        packages: whose versions are reported.
+        build: function that makes the contestant.
+        packages: names of packages whose versions are reported.
     """
     _end_with_parent()
     answers = _only_for_answers()
@@ -58,13 +59,13 @@ def serve(build: Callable[[Problem], Contestant], packages: Sequence[str]) -> No
 
 
 def _end_with_parent() -> None:
-    """Where the system can: whoever is stopped doesn't see that its input has ended."""
+    """Ends with the parent, if supported: a stopped process doesn't see the end of its input."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _only_for_answers() -> TextIO:
-    """Standard output; what libraries print goes to standard error from now on."""
+    """Takes standard output for answers; libraries print to standard error from now on."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
@@ -112,7 +113,7 @@ class _Worker:
 
 
 def _forget_peak() -> None:
-    """Where the system can, from here on the peak is that of the steps: files are mapped before."""
+    """Resets the peak, where the system can, to that of the steps: files are mapped before."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,4 +1,4 @@
-"""The dense part of DLRM in PyTorch, and a contestant around it and tables of any kind."""
+"""The dense part of DLRM in PyTorch, and a contestant with it and tables of any kind."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from experiments.benchmarks.peers.workers.torch_linear import use_onednn
 
 
 class Tables(Protocol):
-    """Embedding tables with an optimizer of their own."""
+    """Embedding tables with their own optimizer."""
 
     def prepare(self, bags: Sequence[Bags]) -> Any:
-        """The bags of a batch in the form that `lookup` takes."""
+        """Converts the bags of a batch to the form that `lookup` takes."""
         ...
 
     def lookup(self, prepared: Any) -> Tensor:
@@ -29,11 +29,11 @@ class Tables(Protocol):
         ...
 
     def zero_grad(self) -> None:
-        """Forgets the gradients of the batch before."""
+        """Clears the gradients of the batch before."""
         ...
 
     def update(self) -> None:
-        """One update from the gradients that the backward pass has left, if it hasn't made it."""
+        """Updates from the gradients of the backward pass, unless that has updated already."""
         ...
 
 
@@ -41,7 +41,7 @@ class DenseDLRM(nn.Module):
     """Both MLPs and the interaction: dense features and pooled vectors to logits.
 
     Args:
-        problem: of whose weights it is made.
+        problem: problem with the initial weights.
     """
 
     def __init__(self, problem: Problem):
@@ -62,7 +62,7 @@ class DenseDLRM(nn.Module):
 
 
 class DLRMLoss(nn.Module):
-    """A model of dense features and pooled vectors, with the loss that ends it."""
+    """A model of dense features and pooled vectors, with its loss."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -75,7 +75,7 @@ class DLRMLoss(nn.Module):
 
 
 def dense_optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer:
-    """PyTorch's own of the MLPs, in one pass over all parameters."""
+    """PyTorch's own optimizer of the MLPs, in one pass over all parameters."""
     parameters = list(model.parameters())
     if problem.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=problem.learning_rate, fused=True)
@@ -83,7 +83,7 @@ def dense_optimizer(problem: Problem, model: nn.Module) -> torch.optim.Optimizer
 
 
 def dense_part(module: nn.Module, how: str) -> Callable[..., Any]:
-    """The module as it is run: ``"eager"``, ``"compiled"`` or ``"onednn"``."""
+    """The module in the form that runs: ``"eager"``, ``"compiled"`` or ``"onednn"``."""
     if how == "onednn":
         use_onednn(module)
     return torch.compile(module, fullgraph=True) if how == "compiled" else module
@@ -93,9 +93,9 @@ class TorchContestant:
     """Tables and a dense part.
 
     Args:
-        problem: what to compute.
-        make_tables: makes the tables.
-        how: see `dense_part`.
+        problem: problem to compute.
+        make_tables: function that makes the tables.
+        how: form of the dense part, see `dense_part`.
     """
 
     def __init__(self, problem: Problem, make_tables: Callable[[Problem], Tables], how: str):
@@ -115,7 +115,7 @@ class TorchContestant:
         """See `Contestant.step`."""
         dense, bags, labels = self._batches[batch]
         if self._optimizer is None:
-            with torch.no_grad():  # FBGEMM's operator isn't there in inference mode
+            with torch.no_grad():  # FBGEMM has no operator for inference mode
                 return self._dense_part(dense, self._tables.lookup(bags))
         self._optimizer.zero_grad(set_to_none=True)
         self._tables.zero_grad()
@@ -127,11 +127,11 @@ class TorchContestant:
 
 
 def main(make: Callable[[Problem, str], Any], packages: Sequence[str]) -> None:
-    """Serves a contestant, whose dense part runs as ``--dense`` says.
+    """Serves a contestant; ``--dense`` selects the form of its dense part.
 
     Args:
-        make: makes it of a problem and the flag.
-        packages: whose versions are reported.
+        make: function that makes it of a problem and the flag.
+        packages: names of packages whose versions are reported.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--dense", choices=["eager", "compiled", "onednn"], default="eager")

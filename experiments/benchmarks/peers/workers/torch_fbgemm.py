@@ -64,7 +64,7 @@ class TableBatched:
         """See `Tables.zero_grad`."""
 
     def update(self) -> None:
-        """See `Tables.update`: the backward pass has made it."""
+        """Does nothing: the backward pass has updated the tables."""
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Linear layers through oneDNN.
 
-PyTorch's own go to MKL, which isn't made for other makers' processors: on an AMD EPYC with AVX-512
-whole steps take up to 1.8 times as long with it. PyTorch has the operator, for inference alone and
-without a switch for float32.
+PyTorch's own use MKL, which isn't optimized for other makers' processors: on an AMD EPYC with
+AVX-512, whole steps take up to 1.8 times as long with it. PyTorch has the operator, for inference
+only and without a switch for float32.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class _Linear(torch.autograd.Function):
 
 
 class OneDnnLinear(nn.Linear):
-    """`nn.Linear` of a matrix [B, in]."""
+    """`nn.Linear` for a matrix [B, in]."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as in the base class)
-        """[B, out]."""
+        """Returns [B, out]."""
         return _Linear.apply(input, self.weight, self.bias)
 
 
 def use_onednn(module: nn.Module) -> None:
-    """Makes all linear layers in a module such ones."""
+    """Replaces all linear layers in a module by `OneDnnLinear`."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = OneDnnLinear

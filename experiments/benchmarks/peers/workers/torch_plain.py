@@ -1,4 +1,4 @@
-"""Plain PyTorch, as the paper has it: an `nn.EmbeddingBag` a table, sparse gradients."""
+"""Plain PyTorch, as in the paper: an `nn.EmbeddingBag` per table, sparse gradients."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from experiments.benchmarks.peers.workers.torch_dense import TorchContestant, ma
 
 
 class RowWiseSparseAdagrad:
-    """``a += mean(g²); w -= rate · g / (√a + eps)`` of the rows that a sparse gradient names.
+    """``a += mean(g²); w -= rate · g / (√a + eps)`` on the rows of a sparse gradient.
 
-    PyTorch has none; duplicates are summed first.
+    PyTorch has no such optimizer. Duplicates are summed first.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], learning_rate: float, eps: float):
@@ -35,13 +35,13 @@ class RowWiseSparseAdagrad:
             table.index_add_(0, rows, values / scale[:, None], alpha=-self._learning_rate)
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         for table in self._parameters:
             table.grad = None
 
 
 class EmbeddingBags:
-    """One `nn.EmbeddingBag` a table."""
+    """One `nn.EmbeddingBag` per table."""
 
     def __init__(self, problem: Problem):
         tables = [torch.from_numpy(problem.table(i).copy()) for i in range(len(problem.table_rows))]

@@ -1,4 +1,4 @@
-"""TorchRec's own DLRM, its tables a fused collection on the CPU."""
+"""TorchRec's own DLRM, with its tables as a fused collection on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.benchmarks.peers.workers.torch_dense import (
 
 
 class DensePart(nn.Module):
-    """What follows the tables in TorchRec's DLRM, so that it can be compiled by itself."""
+    """The part of TorchRec's DLRM behind the tables, so that it can be compiled by itself."""
 
     def __init__(self, model: DLRM):
         super().__init__()
@@ -40,8 +40,8 @@ class TorchRec:
     """The model and its batches.
 
     Args:
-        problem: what to compute.
-        how: see `torch_dense.dense_part`.
+        problem: problem to compute.
+        how: form of the dense part, see `torch_dense.dense_part`.
     """
 
     def __init__(self, problem: Problem, how: str):
@@ -69,7 +69,7 @@ class TorchRec:
         """See `Contestant.step`."""
         dense, bags, labels = self._batches[batch]
         if self._optimizer is None:
-            with torch.no_grad():  # FBGEMM's operator isn't there in inference mode
+            with torch.no_grad():  # FBGEMM has no operator for inference mode
                 return self._dense_part(dense, self._sparse_part(bags))
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._dense_part(dense, self._sparse_part(bags), labels)
@@ -115,7 +115,7 @@ def _tables(problem: Problem, keys: Sequence[str]) -> FusedEmbeddingBagCollectio
 
 
 def _set_weights(model: DLRM, problem: Problem) -> None:
-    """The problem's weights; TorchRec has the products in the order of the upper triangle."""
+    """Copies the problem's weights; TorchRec orders the products as the upper triangle."""
     vectors = len(problem.table_rows) + 1
     place = np.zeros((vectors, vectors), int)
     row, column = np.tril_indices(vectors, -1)

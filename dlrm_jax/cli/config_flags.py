@@ -1,0 +1,92 @@
+"""A flag for each field of the config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args, get_origin
+
+from absl import flags
+
+from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers, refuse, such_as
+from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.presets import PRESETS
+from dlrm_jax.training.model import unread
+
+NO_EFFECT = "No effect"
+"""Begin of the sentence of a flag that a program refuses."""
+
+
+def define_run_flags(default_preset: str, without: Mapping[str, str] | None = None) -> None:
+    """``--mesh``, ``--preset``, and for each field of `Config` a flag that overrides it.
+
+    Args:
+        default_preset: name of the preset if ``--preset`` isn't given.
+        without: names of flags that the program refuses, and why.
+    """
+    define_mesh()
+    flags.DEFINE_enum(
+        "preset", default_preset, list(PRESETS), "Configuration that the other flags change."
+    )
+    for field in dataclasses.fields(Config):
+        kind, name, text = FIELD_TYPES[field.name], field.name, field.metadata["text"]
+        if get_origin(kind) is Literal:
+            flags.DEFINE_enum(name, None, list(get_args(kind)), text)
+        elif get_origin(kind) is tuple and get_args(kind)[0] is not str:
+            define_numbers(name, None, text, get_args(kind)[0])
+        elif get_origin(kind) is tuple:
+            flags.DEFINE_list(name, None, text)
+        elif kind is bool:
+            flags.DEFINE_bool(name, None, text)
+        elif kind is int:
+            flags.DEFINE_integer(name, None, text)
+        elif kind is float:
+            flags.DEFINE_float(name, None, text)
+        else:
+            flags.DEFINE_string(name, None, text)
+    for name, why in (without or {}).items():
+        FLAGS[name].help = f"{NO_EFFECT}: {why}"
+
+
+def with_flags(config: Config) -> Config:
+    """The config with the fields replaced that the command line names.
+
+    Raises:
+        UserError: nothing would read one of them.
+    """
+    config = overridden(config)
+    check_read([config])
+    return config
+
+
+def check_read(configs: Sequence[Config]) -> None:
+    """Refuses flags that none of the configs reads.
+
+    Raises:
+        UserError: one is on the command line.
+    """
+    by_name = [unread(config) for config in configs]
+    for name, needed in by_name[0].items():
+        if all(name in each for each in by_name):
+            refuse([name], f"without {needed}")
+
+
+def overridden(config: Config) -> Config:
+    """The config with the fields replaced that the command line names, read or not.
+
+    Raises:
+        UserError: the program refuses one of them, or a value isn't allowed.
+    """
+    for name in ("mesh", *FIELD_TYPES):
+        text = FLAGS[name].help or ""
+        if text.startswith(NO_EFFECT):
+            refuse([name], text.removeprefix(NO_EFFECT))
+    given = {name: FLAGS[name].value for name in FIELD_TYPES if FLAGS[name].value is not None}
+    as_tuples = {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
+    try:
+        return dataclasses.replace(config, **as_tuples)
+    except UserError as error:
+        name, _, text = str(error).partition(":")
+        hint = such_as(FLAGS[name]) if text.startswith(" expected") else ""
+        raise UserError(f"--{error}{hint}") from error

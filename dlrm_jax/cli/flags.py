@@ -1,0 +1,219 @@
+"""Flags that programs share, rules between flags, and the errors of a command line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from dlrm_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+
+_OURS = ("dlrm_jax", "experiments")
+
+
+class Numbers(flags.ArgumentParser[tuple[Any, ...]]):
+    """Reads ``512,256,1`` as a tuple.
+
+    Args:
+        kind: int or float.
+        low: least number that is allowed, or None.
+        named: words that stand for numbers.
+    """
+
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        low: int | None,
+        named: Mapping[str, tuple[int, ...]],
+    ):
+        self._kind, self._low, self._named = kind, low, named
+        self.syntactic_help = "integers with commas" if kind is int else "numbers with commas"
+        if low is not None:
+            self.syntactic_help += f", each at least {low}"
+        self.syntactic_help += "".join(f", or {name}" for name in named)
+
+    def parse(self, argument: str | Sequence[Any]) -> tuple[Any, ...]:
+        """The numbers; none of an empty text."""
+        if isinstance(argument, str) and argument in self._named:
+            return self._named[argument]
+        items = argument.split(",") if isinstance(argument, str) else argument
+        numbers = tuple(self._kind(item) for item in items if items != [""])
+        if self._low is not None and not all(number >= self._low for number in numbers):
+            raise ValueError(f"expected {self.syntactic_help}")
+        return numbers
+
+    def flag_type(self) -> str:
+        """What XML help calls it."""
+        return "numbers"
+
+
+def define_numbers(
+    name: str,
+    default: Sequence[int] | Sequence[float] | None,
+    text: str,
+    kind: type[int] | type[float] = int,
+    low: int | None = None,
+    named: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """A flag for numbers with commas.
+
+    Args:
+        name: name of the flag.
+        default: its value if it isn't given.
+        text: sentence for ``--help``, as in `dlrm_jax.config.field`.
+        kind: int or float.
+        low: least number that is allowed.
+        named: words that stand for numbers.
+    """
+    parser = Numbers(kind, low, named or {})
+    flags.DEFINE(parser, name, default, text)
+
+
+def define_mesh() -> None:
+    """``--mesh`` and ``--emulate``."""
+    flags.DEFINE_string("mesh", "1x1", "Data-parallel groups x model shards; such as 2x4.")
+    flags.DEFINE_bool(
+        "emulate", False, "Uses emulated CPU devices instead of the accelerators of this machine."
+    )
+
+
+def own_flags() -> list[flags.Flag]:
+    """The flags of this program in the order of their definition, without those of libraries."""
+    return [
+        flag
+        for module, defined in FLAGS.flags_by_module_dict().items()
+        if module.partition(".")[0] in _OURS or module == sys.argv[0]
+        for flag in defined
+    ]
+
+
+def example(flag: flags.Flag) -> str | None:
+    """The value that a flag's sentence names as an example; None if the type lists the values."""
+    found = re.search(r"; such as (.+)\.$", flag.help or "")
+    return found and found[1]
+
+
+def such_as(flag: flags.Flag) -> str:
+    """The end of an error message: the flag with its example."""
+    value = example(flag)
+    return f"; such as --{flag.name}={value}" if value else ""
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Reads a command line into `FLAGS`.
+
+    Args:
+        argv: name of the program and its arguments.
+
+    Returns:
+        the name and the arguments that are no flags.
+
+    Raises:
+        UserError: a flag is unknown, or its value isn't of its type.
+    """
+    try:
+        return FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        given = str(error.flagname)
+        names = [x.name for x in own_flags()]
+        names += [f"no{x.name}" for x in own_flags() if x.boolean]
+        raise UserError(f"there is no flag --{given}{nearest(given, names, '--')}") from error
+    except flags.IllegalFlagValueError as error:
+        found = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+        if found is None:
+            raise UserError(str(error)) from error
+        flag = FLAGS[found[1]]
+        raise UserError(
+            f"--{flag.name}: expected {_expected(flag)}, got {found[2]!r}{such_as(flag)}"
+        ) from error
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from error
+
+
+def nearest(given: str, names: Iterable[str], prefix: str = "") -> str:
+    """The end of an error message: names that are close to one that is unknown."""
+    found = [f"{prefix}{x}" for x in difflib.get_close_matches(given, names)]
+    return f"; did you mean {' or '.join(found)}? See --help" if found else "; see --help"
+
+
+def _expected(flag: flags.Flag) -> str:
+    if isinstance(flag.parser, flags.EnumParser):
+        return f"one of {', '.join(flag.parser.enum_values)}"
+    if flag.boolean:
+        return "true or false"
+    low = getattr(flag.parser, "lower_bound", None)
+    if low is None:
+        return flag.parser.syntactic_help
+    kind = "an integer" if isinstance(flag.parser, flags.IntegerParser) else "a number"
+    return f"{kind} of at least {low}"
+
+
+# -- Rules between flags ---------------------------------------------------------------
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Refuses flags that nothing would read.
+
+    Args:
+        names: names of the flags.
+        why: end of the sentence, such as "without --eval_only".
+
+    Raises:
+        UserError: one of them is on the command line.
+    """
+    for name in names:
+        if FLAGS[name].present:
+            raise UserError(f"--{name} has no effect{why if why[0] == ':' else f' {why}'}")
+
+
+def require(*names: str) -> None:
+    """Refuses a command line without these flags.
+
+    Raises:
+        UserError: one of them has no value.
+    """
+    for name in names:
+        if not FLAGS[name].value:
+            raise UserError(f"--{name} is missing{such_as(FLAGS[name])}")
+
+
+def check_new(*names: str) -> None:
+    """Refuses outputs that couldn't be written at the end of a long run.
+
+    Args:
+        names: names of flags for files or directories to make; those without a value pass.
+
+    Raises:
+        UserError: something is there already, or what should be a parent directory is a file.
+    """
+    for name in names:
+        if not (given := FLAGS[name].value):
+            continue
+        path = Path(given)
+        if path.exists():
+            raise UserError(f"--{name}: {path} exists; remove it, or give another name")
+        for parent in path.parents:
+            if parent.exists() and not parent.is_dir():
+                raise UserError(
+                    f"--{name}: expected a file in a directory, got {path}, where {parent} is a "
+                    f"file; give another name"
+                )
+
+
+def check_pictures(*names: str) -> None:
+    """Refuses pictures of unknown formats; flags without a value pass.
+
+    Raises:
+        UserError: a name ends in neither .png nor .svg.
+    """
+    for name in names:
+        path: str | None = FLAGS[name].value
+        if path and Path(path).suffix not in (".png", ".svg"):
+            raise UserError(f"--{name}: expected a file named .png or .svg, got '{path}'")

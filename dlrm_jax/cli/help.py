@@ -1,0 +1,108 @@
+"""What ``--help`` prints: the docstring of a program, and a sentence for each of its flags."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from dlrm_jax.cli.config_flags import NO_EFFECT
+from dlrm_jax.cli.flags import FLAGS, own_flags
+from dlrm_jax.config import FIELD_TYPES, SECTIONS
+from dlrm_jax.presets import PRESETS
+
+_INDENT = 26  # of the sentences
+_MOST_NUMBERS = 6  # that are shown of a default
+
+
+def help_text(docstring: str, width: int | None = None) -> str:
+    """The docstring and all flags of this program.
+
+    Args:
+        docstring: docstring of the program, with indented command lines.
+        width: of the lines; None for that of the terminal, at most 100, or 80 without one.
+    """
+    width = width or max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
+    own = [flag for flag in own_flags() if not (flag.help or "").startswith(NO_EFFECT)]
+    of_config = "preset" in FLAGS  # otherwise a flag may be called like a field
+    first = [flag for flag in own if not of_config or flag.name not in FIELD_TYPES]
+    sections: dict[str, list[flags.Flag]] = {"Flags": first}
+    title = ""
+    for name in FIELD_TYPES:
+        title = SECTIONS.get(name, title)
+        sections.setdefault(title, []).extend(x for x in own if x not in first and x.name == name)
+    lines = list(_paragraphs(docstring.replace("`", ""), width))
+    for title, members in sections.items():
+        if members:
+            lines += ["", f"{title}:", *(x for flag in members for x in _entry(flag, width))]
+    last = "Shows this text; --helpfull also shows the flags of libraries."
+    lines += ["", *_wrapped("  --help", last, width)]
+    return "\n".join(lines)
+
+
+def _paragraphs(docstring: str, width: int) -> Iterator[str]:
+    """A docstring's lines, with paragraphs filled and command lines continued with backslashes."""
+    for number, block in enumerate(inspect.cleandoc(docstring).split("\n\n")):
+        if number:
+            yield ""
+        if block.startswith(" "):
+            for line in block.replace("\\\n", "").splitlines():
+                words = " ".join(line.split())
+                parts = _fill(words, width - 2, "    ", "        ")
+                yield from (f"{part} \\" for part in parts[:-1])
+                yield parts[-1]
+        else:
+            yield from _fill(" ".join(block.split()), width)
+
+
+def _entry(flag: flags.Flag, width: int) -> list[str]:
+    name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}"
+    text = (flag.help or "").replace("`", "")
+    if isinstance(flag.parser, flags.EnumParser):
+        values = flag.parser.enum_values
+        text = text.removeprefix(f"<{'|'.join(values)}>: ")  # which absl adds
+        text += f" One of {', '.join(values)}."
+    return _wrapped(name, f"{text} Default: {_default(flag)}.", width)
+
+
+def _default(flag: flags.Flag) -> str:
+    """The default, of other presets where it differs, too."""
+    if flag.default is not None or flag.name not in FIELD_TYPES or "preset" not in FLAGS:
+        return _shown(flag.default)
+    own = str(FLAGS["preset"].default)
+    presets: dict[str, list[str]] = {_shown(getattr(PRESETS[own], flag.name)): [own]}
+    for name, config in PRESETS.items():
+        presets.setdefault(_shown(getattr(config, flag.name)), []).append(name)
+    first, *others = presets
+    return "; ".join([first, *(f"{value} in {', '.join(presets[value])}" for value in others)])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple) and len(value) > _MOST_NUMBERS:
+        return f"{len(value)} numbers"
+    return (
+        ",".join(map(str, value))
+        if isinstance(value, list | tuple) and value
+        else ("none" if value in (None, "", (), []) else str(value))
+    )
+
+
+def _wrapped(name: str, text: str, width: int) -> list[str]:
+    """A name, and beside it a text; below it, if the name is long."""
+    lines = _fill(text, width, " " * _INDENT)
+    if len(name) > _INDENT - 2:
+        return [name, *lines]
+    return [name.ljust(_INDENT) + lines[0].lstrip(), *lines[1:]]
+
+
+def _fill(text: str, width: int, first: str = "", others: str | None = None) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=first, subsequent_indent=first if others is None else others,
+        break_on_hyphens=False,
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""Runs a program: its help, its errors as messages, its exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, logging
+
+from dlrm_jax.cli.flags import FLAGS, parse
+from dlrm_jax.cli.help import help_text
+from dlrm_jax.cli.launch import ANOTHER_LOST
+from dlrm_jax.errors import UserError
+from dlrm_jax.processes import is_distributed, is_process_0
+from dlrm_jax.training.loop import Interrupted
+
+# What a file system answers that is full, limited, or not to be written to.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+# Words in the errors of collectives and of JAX's coordinator when another process has gone.
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbeat")
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Runs a program: exit code 2 and one message for what the user can mend, no traceback.
+
+    Args:
+        main: function of the program; the docstring of its module is the program's help.
+        argv: name of the program and its flags; None for the process's.
+    """
+
+    def parsed(argv: Sequence[str]) -> list[str]:
+        if {"--help", "-h"} & set(argv[1:]):
+            print(help_text(sys.modules[main.__module__].__doc__ or ""))
+            sys.stdout.flush()
+            sys.exit()
+        return parse(argv)
+
+    def started(argv: Sequence[str]) -> None:
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax logs every file
+        # Half-written files are removed when a program is terminated, too.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        if len(argv) > 1:
+            raise UserError(f"expected flags only, got {' '.join(argv[1:])!r}; see --help")
+        main(argv)
+        sys.stdout.flush()
+
+    try:
+        app.run(started, list(argv or sys.argv), flags_parser=parsed)
+    except UserError as error:
+        _fail(str(error))
+    except BrokenPipeError:  # the reader of the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        _fail(str(error))
+    except Interrupted as request:
+        if is_process_0():
+            print(
+                f"{request}; everything is saved; run the same command with this workdir to resume",
+                file=sys.stderr,
+            )
+        sys.exit(128 + request.signal)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        _end(130)
+    except SystemExit as request:
+        _end(request.code)
+    except Exception as error:
+        if not is_distributed():
+            raise
+        _fail_among_others(error)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    _end(code)
+
+
+def _fail_among_others(error: Exception) -> NoReturn:
+    """One of several processes can't go on, because of itself or because of another one."""
+    # JAX also raises ValueError for errors of gloo.
+    lost = isinstance(error, RuntimeError | ValueError) and any(x in str(error) for x in _LOST)
+    if lost:
+        _fail(
+            f"{ANOTHER_LOST}; if it has ended, its own error says why: "
+            f"{str(error).splitlines()[0]}. Run all again with this workdir to resume from the "
+            f"last checkpoint",
+            code=1,
+        )
+    traceback.print_exception(error)
+    _end(1)
+
+
+def _end(code: int | str | None) -> NoReturn:
+    """Ends the program; one of several processes at once, so that the others notice."""
+    if is_distributed() and isinstance(code, int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # otherwise it would wait at its exit for the others, who wait for it
+    sys.exit(code)

@@ -1,0 +1,71 @@
+"""What a program starts with: its processes, its mesh, and the cache of compiled programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import jax
+from absl import flags
+
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.launch import end_with_launcher
+from dlrm_jax.files import cache_directory
+from dlrm_jax.mesh import check_accelerators, emulate_devices, make_mesh, parse_mesh
+from dlrm_jax.processes import CLUSTER, is_process_0, join
+
+
+def define_process_flags() -> None:
+    """``--processes``, and the place of this one if the program doesn't start them itself."""
+    flags.DEFINE_integer(
+        "processes",
+        1,
+        "Processes that the program runs in; without --coordinator, it starts them on this "
+        "machine; such as 2.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        f"Address of process 0 if this is one of several processes, or {CLUSTER} under Slurm, "
+        "Kubernetes or Open MPI; such as 10.0.0.1:5000.",
+    )
+    flags.DEFINE_integer(
+        "process", None, f"Number of this process, from 0; not with {CLUSTER}; such as 1."
+    )
+
+
+def start(mesh: str, processes: int = 1, emulate: bool = False) -> jax.sharding.Mesh:
+    """The mesh, and a compilation cache. Without accelerators, its devices are emulated.
+
+    Args:
+        mesh: such as ``"2x4"``.
+        processes: that it is spread over. If there are several, this is the one that the flags of
+            `define_process_flags` say.
+        emulate: whether its devices are emulated in any case, as ``--emulate`` says, too.
+
+    Raises:
+        UserError: there are accelerators, and fewer than the mesh needs.
+    """
+    shape = parse_mesh(mesh)
+    if emulate or ("emulate" in FLAGS and FLAGS.emulate):
+        jax.config.update("jax_platforms", "cpu")
+    emulate_devices(shape[0] * shape[1], processes)
+    if processes > 1:
+        end_with_launcher()
+        join(FLAGS.coordinator, processes, FLAGS.process)
+        _leave_output_to_first()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    check_accelerators(shape)
+    return make_mesh(shape)
+
+
+def _leave_output_to_first() -> None:
+    """Of several processes, only what process 0 prints goes to standard output."""
+    sys.stdout.flush()
+    shown, hidden = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(hidden, 1)  # in every process, gloo writes a line for each connection it makes
+    sys.stdout = os.fdopen(shown if is_process_0() else hidden, "w")

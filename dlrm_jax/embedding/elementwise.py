@@ -1,0 +1,229 @@
+"""Whether an optax transform is elementwise, found out with small random rows.
+
+A table's rows lie on several devices, its columns may too, and an update sees only those rows
+that the batch touched. So the update of an element must depend on nothing but itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Shaped
+
+from dlrm_jax.embedding.by_value import value_key
+from dlrm_jax.embedding.optimizer import SlotKind
+from dlrm_jax.errors import UserError
+
+_ROWS, _COLUMNS, _STEPS = 6, 4, 4
+_ROW, _COLUMN = 2, 1  # of the element that is changed
+# A state may have other leaves for large tables, as that of `optax.adafactor` has.
+_SHAPES = [(_ROWS, _COLUMNS), (3, 2), (1, 1), (1024, 512), (2**20, 128)]
+_ADVICE = (
+    "tables take elementwise transforms only; use this one for the dense parameters, clip by "
+    "RowGradients.squared_norm, or derive an optimizer from RowOptimizer, whose update is given "
+    "the mean over a row's columns"
+)
+
+
+def state_kinds(transform: optax.GradientTransformation) -> Mapping[str, SlotKind]:
+    """What each leaf of the transform's state belongs to, by name, in the order of the leaves.
+
+    Args:
+        transform: of one array of rows [K, d].
+
+    Raises:
+        UserError: the transform isn't elementwise, saying what broke which rule.
+    """
+    return _state_kinds(_Transform(value_key(transform), transform))
+
+
+class _Transform(NamedTuple):
+    """A transform that is remembered by what it does."""
+
+    key: Hashable
+    transform: optax.GradientTransformation
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Transform) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@functools.lru_cache(maxsize=128)
+def _state_kinds(of: _Transform) -> Mapping[str, SlotKind]:
+    kinds = [_kinds(of.transform, shape) for shape in _SHAPES]
+    if any(kind != kinds[0] for kind in kinds):
+        raise UserError(
+            f"optax transform: its state differs between tables of shapes {_SHAPES[0]} and "
+            f"{_SHAPES[-1]}; {_ADVICE}"
+        )
+    _check(of.transform, kinds[0])
+    return kinds[0]
+
+
+def _kinds(transform: optax.GradientTransformation, shape: tuple[int, int]) -> dict[str, SlotKind]:
+    rows = jax.ShapeDtypeStruct(shape, jnp.float32)
+    found: dict[str, SlotKind] = {}
+    for path, leaf in jax.tree.leaves_with_path(_run(transform.init, rows)):
+        name = jax.tree_util.keystr(path, simple=True, separator="_") or "state"
+        number = not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        if leaf.shape not in (shape, ()) or not number or name in found:
+            raise UserError(
+                f"optax transform: expected a state of arrays of the rows' shape and of single "
+                f"numbers, got {name} of shape {leaf.shape} and type {leaf.dtype} for rows of "
+                f"shape {shape}; {_ADVICE}"
+            )
+        found[name] = "element" if leaf.shape == shape else "scalar"
+    return found
+
+
+def _run(function: Callable, *args: jax.ShapeDtypeStruct) -> optax.OptState:
+    try:
+        return jax.eval_shape(function, *args)
+    except Exception as error:
+        raise UserError(
+            f"optax transform: failed on rows of shape {args[-1].shape}, from gradients and "
+            f"values alone: {error}"
+        ) from error
+
+
+class _Case(NamedTuple):
+    """Gradients and values to compare with others, and what must come out equal.
+
+    Attributes:
+        rule: what is broken if it doesn't.
+        change: what was done to the gradients or values.
+        gradients: of each step.
+        values: of the rows at first.
+        rows: which of the first case's these rows are.
+        columns: which of the first case's these columns are.
+        kept: elements that must come out as in the first case; None for all.
+    """
+
+    rule: str
+    change: str
+    gradients: Float[np.ndarray, "S K d"]
+    values: Float[np.ndarray, "K d"]
+    rows: slice | Shaped[np.ndarray, " K"] = slice(None)
+    columns: slice = slice(None)
+    kept: Shaped[np.ndarray, "K d"] | None = None
+
+    def differs(
+        self, x: Shaped[np.ndarray, "S *_"], first: Shaped[np.ndarray, "S *_"]
+    ) -> tuple[int, ...] | None:
+        """Where a result is another than the first case's, in space and time."""
+        # The same program does the same for elements that are the same.
+        tolerance = 1e-4 if self.kept is None else 0.0
+        ignored = np.zeros((), bool)
+        if x.ndim > 1:  # a scalar must not change at all
+            first = first[:, self.rows, self.columns]
+            ignored = ignored if self.kept is None else ~self.kept
+        x, first = x.astype(np.float64), first.astype(np.float64)
+        # Numbers of several steps may cancel, and leave their rounding alone.
+        rounding = 1e-2 * tolerance * np.nan_to_num(np.abs(first)).max(axis=0)
+        with np.errstate(invalid="ignore"):
+            close = np.abs(x - first) <= tolerance * np.abs(first) + rounding
+        same = ignored | close | (x == first) | (np.isnan(x) & np.isnan(first))
+        return None if same.all() else tuple(int(i) for i in np.argwhere(~same)[0])
+
+
+def _cases() -> Iterator[_Case]:
+    """The first case, then those that are compared with it."""
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(_STEPS, _ROWS, _COLUMNS)).astype(np.float32)
+    values = rng.normal(size=(_ROWS, _COLUMNS)).astype(np.float32)
+    yield _Case("", "", gradients, values)
+    order = rng.permutation(_ROWS)
+    mixes_rows, mixes_columns = "mixes rows", "mixes the columns of a row"
+    yield _Case(mixes_rows, "the rows permuted", gradients[:, order], values[order], rows=order)
+    other_rows = np.ones((_ROWS, _COLUMNS), bool)
+    other_rows[_ROW] = False
+    other_elements = np.ones((_ROWS, _COLUMNS), bool)
+    other_elements[_ROW, _COLUMN] = False
+    for rule, kept in ((mixes_rows, other_rows), (mixes_columns, other_elements)):
+        what = f"of row {_ROW}" if kept is other_rows else f"of element {(_ROW, _COLUMN)}"
+        for number in (0.0, 1e-12, 1e4, 1e18, np.inf, np.nan):
+            changed = np.where(kept, gradients, np.float32(number))
+            yield _Case(rule, f"gradients {what} {number:g}", changed, values, kept=kept)
+        changed = gradients.copy()
+        changed[1] = np.where(kept, changed[1], 0)  # in one step of several
+        yield _Case(rule, f"a gradient {what} 0", changed, values, kept=kept)
+        for number in (0.0, 1e6):
+            changed = np.where(kept, values, np.float32(number))
+            yield _Case(rule, f"the values {what} {number:g}", gradients, changed, kept=kept)
+    yield _Case(
+        "depends on the number of rows or columns",
+        "3 of 6 rows and 2 of 4 columns",
+        gradients[:, :3, :2],
+        values[:3, :2],
+        rows=slice(3),
+        columns=slice(2),
+    )
+
+
+def _check(transform: optax.GradientTransformation, kinds: Mapping[str, SlotKind]) -> None:
+    first, *others = _cases()
+    *same_shape, smaller = others
+    expected, *results = _results(transform, kinds, [first, *same_shape])
+    results += _results(transform, kinds, [smaller])
+    for case, result in zip(others, results, strict=True):
+        for name, x in result.items():
+            where = case.differs(x, expected[name])
+            if where is not None:
+                step, *place = where
+                before = expected[name]
+                if place:
+                    before = before[:, case.rows, case.columns]
+                raise UserError(
+                    f"optax transform: it {case.rule}. With {case.change}, {name} at "
+                    f"{tuple(place) or 'all rows'} is {x[where]:.9g} after step {step}, and "
+                    f"{before[where]:.9g} without; {_ADVICE}"
+                )
+
+
+def _results(
+    transform: optax.GradientTransformation,
+    kinds: Mapping[str, SlotKind],
+    cases: Sequence[_Case],
+) -> list[dict[str, np.ndarray]]:
+    """Updates and state of every step of each of these cases, which have one shape."""
+    run = functools.partial(_steps, transform, kinds)
+    gradients = np.stack([case.gradients for case in cases])
+    values = np.stack([case.values for case in cases])
+    _run(run, *(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in (gradients, values)))
+    found = jax.jit(lambda *both: jax.lax.map(lambda one: run(*one), both))(gradients, values)
+    found = {name: np.asarray(x) for name, x in found.items()}
+    return [{name: x[i] for name, x in found.items()} for i in range(len(cases))]
+
+
+def _steps(
+    transform: optax.GradientTransformation,
+    kinds: Mapping[str, SlotKind],
+    gradients: Float[Array, "S K d"],
+    values: Float[Array, "K d"],
+) -> dict[str, Shaped[Array, "S *_"]]:
+    """The updates and the state's leaves after every step of one case."""
+    leaves, structure = jax.tree.flatten(transform.init(values))
+    leaves = [jax.lax.convert_element_type(x, jnp.result_type(x)) for x in leaves]
+
+    def step(carry: tuple[Any, list[Array]], gradients: Array) -> tuple[Any, Any]:
+        values, leaves = carry
+        state = jax.tree.unflatten(structure, leaves)
+        updates, state = transform.update(gradients, state, values)
+        if jax.tree.structure(state) != structure:
+            raise TypeError("an update changes the structure of the state")
+        new = [
+            jax.lax.convert_element_type(x, old.dtype)
+            for x, old in zip(jax.tree.leaves(state), leaves, strict=True)
+        ]
+        return (values + updates, new), (updates, new)
+
+    _, (updates, history) = jax.lax.scan(step, (values, leaves), gradients)
+    return {"the update": updates, **dict(zip(kinds, history, strict=True))}

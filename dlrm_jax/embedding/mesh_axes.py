@@ -1,0 +1,141 @@
+"""How sharded tables use the axes of a mesh.
+
+Tables are split over one axis and copied over all others. A batch is split over that axis and the
+data axes, and repeated over the axes that are left, such as one for a dense model's tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import DATA, MODEL
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshAxes:
+    """A mesh, and what its axes are for.
+
+    Attributes:
+        mesh: mesh of the tables.
+        data: axes over which batches are split and tables are copied; D is their size.
+        model: axis over which batches and tables are split; M, the number of shards, is its size.
+
+    Raises:
+        UserError: the mesh lacks an axis, or the axes are of different types.
+    """
+
+    mesh: Mesh
+    data: tuple[str, ...] = (DATA,)
+    model: str = MODEL
+
+    @classmethod
+    def of(cls, mesh: Mesh, data_axes: str | Sequence[str], model_axis: str) -> MeshAxes:
+        """The axes by their names; one name stands for itself."""
+        data = (data_axes,) if isinstance(data_axes, str) else tuple(data_axes)
+        return cls(mesh, data, model_axis)
+
+    def __post_init__(self):
+        names = self.split
+        if len(set(names)) < len(names) or not set(names) <= set(self.mesh.axis_names):
+            raise UserError(
+                f"mesh: expected the axes {' and '.join(names)}, got "
+                f"{', '.join(self.mesh.axis_names)}; name the mesh's own with data_axes and "
+                f"model_axis, or use dlrm_jax.mesh.make_mesh"
+            )
+        types = {self._type(name) for name in names}
+        if len(types) > 1 or AxisType.Manual in types:
+            found = ", ".join(f"{name} is {self._type(name).name}" for name in names)
+            raise UserError(f"mesh: expected axes that are all Auto or all Explicit, got {found}")
+
+    def _type(self, name: str) -> AxisType:
+        return self.mesh.axis_types[self.mesh.axis_names.index(name)]
+
+    @property
+    def split(self) -> tuple[str, ...]:
+        """The axes that a batch is split over."""
+        return (*self.data, self.model)
+
+    @property
+    def groups(self) -> int:
+        """D, the number of data-parallel groups."""
+        return math.prod(self.mesh.shape[name] for name in self.data)
+
+    @property
+    def shards(self) -> int:
+        """M, the number of shards of a group."""
+        return self.mesh.shape[self.model]
+
+    @property
+    def parts(self) -> int:
+        """D · M, the number of parts of a batch."""
+        return self.groups * self.shards
+
+    @property
+    def batch(self) -> PartitionSpec:
+        """The split of a batch's first axis."""
+        return PartitionSpec(self.split)
+
+    @property
+    def per_device(self) -> PartitionSpec:
+        """The split of arrays [D, M, ...] that exist once per part of a batch."""
+        return PartitionSpec(self.data, self.model)
+
+    def copies(self, sharded: bool) -> tuple[str, ...]:
+        """The axes over which copies of a slab see different samples.
+
+        Without those of one device, over which a collective would still be a pass over its data.
+
+        Args:
+            sharded: whether the slab is split over the model axis.
+        """
+        axes = self.data if sharded else self.split
+        return axes if math.prod(self.mesh.shape[name] for name in axes) > 1 else ()
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the axes are of type Explicit: arrays then carry their split in their type."""
+        return self._type(self.model) == AxisType.Explicit
+
+    def place(self, tree: Any, spec: PartitionSpec) -> Any:
+        """Arrays of a jitted function, split as `jax.shard_map` wants them.
+
+        Axes of type Auto need no more than `shard_map`'s own specs.
+        """
+        if not self.explicit:
+            return tree
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda x: jax.sharding.reshard(x, sharding), tree)
+
+    @property
+    def auto(self) -> MeshAxes:
+        """The same devices with axes of type Auto, for programs of the tables' own."""
+        if not self.explicit:
+            return self
+        types = (AxisType.Auto,) * len(self.mesh.axis_names)
+        mesh = Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types)
+        return MeshAxes(mesh, self.data, self.model)
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Makes the mesh the current one where the caller has set one with `jax.set_mesh`."""
+        unset = jax.sharding.get_abstract_mesh().empty
+        return contextlib.nullcontext() if unset else jax.set_mesh(self.mesh)
+
+    def sharding(self, spec: PartitionSpec) -> NamedSharding:
+        """A split on the mesh."""
+        return NamedSharding(self.mesh, spec)
+
+    def moved(self, array: Array) -> Array:
+        """An array on the same devices, with axes of this mesh's types. Nothing is copied."""
+        if isinstance(array.sharding, NamedSharding) and array.sharding.mesh != self.mesh:
+            return jax.device_put(array, self.sharding(array.sharding.spec))
+        return array

@@ -1,0 +1,106 @@
+"""Optax transforms as optimizers of tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from dlrm_jax.embedding.by_value import optimizer_key
+from dlrm_jax.embedding.elementwise import state_kinds
+from dlrm_jax.embedding.optimizer import (
+    RowMean,
+    RowOptimizer,
+    SlotKind,
+    Slots,
+    mean_of_columns,
+)
+from dlrm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptax(RowOptimizer):
+    """An optax transform, applied to the touched rows alone.
+
+    Lazy: a row that no id of the batch names keeps its values and its state. So momentum,
+    moments and weight decay act on a row in the steps that touch it, while counts, and with them
+    schedules and bias corrections, go on in every step. Where all rows are touched in every step
+    the result is that of the dense transform.
+
+    Args:
+        transform: an elementwise transform: each element's update depends on its own gradients,
+            value and state, and on the number of the step. `optax.adamw`, `optax.rmsprop`,
+            momentum, schedules and chains of such are; what takes a norm or a mean over rows or
+            columns is not.
+
+    Attributes:
+        slots: the leaves of the transform's state. Those of the rows' shape belong to the rows;
+            scalars belong to all tables with this optimizer.
+
+    Raises:
+        UserError: the transform isn't elementwise, as far as small random rows show.
+    """
+
+    transform: optax.GradientTransformation
+    slots: Mapping[str, SlotKind] = dataclasses.field(init=False, repr=False, compare=False)  # pyright: ignore
+
+    def __post_init__(self):
+        object.__setattr__(self, "slots", state_kinds(self.transform))
+
+    def update_values(
+        self,
+        values: Float[Array, "K d"],
+        gradients: Float[Array, "K d"],
+        slots: Slots,
+        step: Int[Array, ""],
+        row_mean: RowMean = mean_of_columns,
+    ) -> tuple[Float[Array, "K d"], Slots]:
+        """See `RowOptimizer.update_values`; counts in ``slots`` stand for ``step``."""
+        del step, row_mean
+        structure = jax.tree.structure(jax.eval_shape(self.transform.init, values))
+        state = jax.tree.unflatten(structure, [slots[name] for name in self.slots])
+        updates, state = self.transform.update(gradients, state, values)
+        return updates, self._named(state)  # pyright: ignore[reportReturnType]
+
+    def initial_slots(self, values: Float[Array, "R d"]) -> Slots:
+        """See `RowOptimizer.initial_slots`."""
+        return self._named(self.transform.init(values))
+
+    def _named(self, state: optax.OptState) -> Slots:
+        return dict(zip(self.slots, map(jnp.asarray, jax.tree.leaves(state)), strict=True))
+
+
+def as_row_optimizer(optimizer: Any, owner: str) -> RowOptimizer:
+    """The optimizer itself, checked, or `RowOptax` of a transform.
+
+    Args:
+        optimizer: what a user gave.
+        owner: what it was given for, to be named in errors.
+
+    Raises:
+        UserError: it is something else, can't be hashed or isn't elementwise.
+    """
+    try:
+        if isinstance(optimizer, optax.GradientTransformation):
+            optimizer = RowOptax(optimizer)
+        if not isinstance(optimizer, RowOptimizer):
+            raise UserError(
+                f"expected a RowOptimizer such as RowWiseAdagrad(0.1) or an optax transform such "
+                f"as optax.adam(1e-3), got {optimizer!r}; derive optimizers of your own from "
+                f"RowOptimizer"
+            )
+        optimizer_key(optimizer)
+        for slot, kind in optimizer.slots.items():
+            if slot == "table" or kind not in ("row", "element", "scalar"):
+                raise UserError(
+                    f"slots: expected names other than table and row, element or scalar, got "
+                    f"{slot}: {kind}"
+                )
+    except UserError as error:
+        raise UserError(f"{owner}: {error}") from error
+    return optimizer

@@ -1,0 +1,62 @@
+"""One update of the touched rows of a table. Runs on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Shaped
+
+from dlrm_jax.embedding.optimizer import RowMean, RowOptimizer, Slots, mean_of_columns
+from dlrm_jax.embedding.storage_dtype import decode, encode
+
+
+def update_rows(
+    optimizer: RowOptimizer,
+    table: Shaped[Array, "R d"],
+    slots: Slots,
+    rows: Int[Array, " K"],
+    gradients: Float[Array, "K d"],
+    step: Int[Array, ""],
+    row_mean: RowMean = mean_of_columns,
+    dtype: np.dtype | None = None,
+    rounded: Callable[[Float32[Array, "K d"]], Float[Array, "K d"]] | None = None,
+) -> tuple[Shaped[Array, "R d"], Slots]:
+    """Applies one update to the named rows, in place where the arrays are donated.
+
+    Args:
+        optimizer: the optimizer of all R rows.
+        table: rows of one device, in their storage dtype.
+        slots: their optimizer state.
+        rows: the touched rows; a number of R or more stands for "no row". Without
+            repetition unless ``optimizer.linear`` and the table's numbers have more than 16 bits.
+        gradients: their gradients.
+        step: the number of updates done before this one.
+        row_mean: as for `RowOptimizer.update`.
+        dtype: dtype of the table; None if it is stored in it.
+        rounded: makes new numbers of 16 bits; None rounds them to the nearest.
+    """
+    # All numbers are known to be non-negative: "fill" and "drop" then catch every "no row".
+    dtype = dtype or table.dtype
+    stored = table.at[rows].get(mode="fill", fill_value=0)
+    values = decode(stored, dtype).astype(jnp.promote_types(dtype, jnp.float32))
+    scalars = {name for name, kind in optimizer.slots.items() if kind == "scalar"}
+    touched = {
+        name: slot if name in scalars else slot.at[rows].get(mode="fill", fill_value=0)
+        for name, slot in slots.items()
+    }
+    updates, touched = optimizer.update_values(values, gradients, touched, step, row_mean)
+    touched = {name: touched[name].astype(slot.dtype) for name, slot in slots.items()}
+    slots = {
+        name: touched[name] if name in scalars else slot.at[rows].set(touched[name], mode="drop")
+        for name, slot in slots.items()
+    }
+    if dtype.itemsize == 2:
+        # A rate of 64 bits makes updates of 64 bits.
+        new = values + updates.astype(jnp.float32)
+        new = rounded(new) if rounded else new.astype(dtype)
+        new = new if table.dtype == dtype else encode(new)
+        return table.at[rows].set(new, mode="drop"), slots
+    # Adding, not setting: one pass over the rows, and right for repeated rows too.
+    return table.at[rows].add(updates.astype(dtype), mode="drop"), slots

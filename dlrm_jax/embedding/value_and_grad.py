@@ -1,0 +1,39 @@
+"""A loss of pooled vectors, with its gradients by dense arguments and by the rows of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlrm_jax.embedding.collection import EmbeddingCollection
+
+
+def value_and_grad(
+    collection: EmbeddingCollection,
+    loss_fn: Callable[..., Any],
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    sum_duplicates: bool,
+    transform: Callable[..., Any],
+) -> Callable[..., tuple[Any, Any, Any]]:
+    """See `EmbeddingCollection.value_and_grad`.
+
+    The lookup stays outside of autodiff, whose gradient of a table would be as large as the table.
+    """
+
+    def run(state: Any, ids: Any, *args: Any, id_weights: Any = None) -> tuple[Any, Any, Any]:
+        pooled, residuals = collection.lookup(state, ids, id_weights)
+        positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+        positions = positions if args else ()
+        # Position 0 is that of the pooled vectors.
+        differentiate = transform(
+            loss_fn, argnums=(0, *(position + 1 for position in positions)), has_aux=has_aux
+        )
+        value, (cotangents, *grads) = differentiate(pooled, *args)
+        rows = collection.coalesce(
+            collection.send_cotangents(residuals, cotangents), sum_duplicates
+        )
+        return value, (grads[0] if isinstance(argnums, int) and args else tuple(grads)), rows
+
+    return run

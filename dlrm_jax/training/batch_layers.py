@@ -1,0 +1,141 @@
+"""Layers that look beyond one sample, made fit for a mesh: batch statistics and random numbers.
+
+Each device calls the model with its own samples of a batch. Where a learner builds the model for
+training, it replaces these layers, so that what they do depends on the batch and not on the mesh.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import DATA, MODEL
+
+DEVICES = (DATA, MODEL)
+
+
+class SampleDropout(nnx.Dropout):
+    """Dropout whose mask of a sample depends on the sample's position in the batch.
+
+    The first axis of its inputs is that of the device's samples.
+    """
+
+    def __call__(
+        self,
+        inputs: Float[Array, "b *_"],
+        *,
+        deterministic: bool | None = None,
+        rngs: Any = None,
+    ) -> Float[Array, "b *_"]:
+        """See `nnx.Dropout`."""
+        off = self.deterministic if deterministic is None else deterministic
+        rngs = self.rngs if rngs is None else rngs
+        if off or self.rate in (0, 1) or rngs is None:
+            return super().__call__(inputs, deterministic=deterministic)
+        source = rngs[self.rng_collection] if isinstance(rngs, nnx.Rngs) else rngs
+        # Of a stream, the key that is the same on all devices.
+        key = source if isinstance(source, jax.Array) else nnx.RngStream.__call__(source)
+        shape = [1 if i in self.broadcast_dims else n for i, n in enumerate(inputs.shape)]
+        kept = 1 - self.rate
+        if 0 in self.broadcast_dims:
+            mask = jax.random.bernoulli(key, kept, shape)
+        else:
+            position = jax.lax.axis_index(DEVICES) * len(inputs) + jnp.arange(len(inputs))
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+            mask = jax.vmap(lambda key: jax.random.bernoulli(key, kept, shape[1:]))(keys)
+        return jnp.where(mask, inputs / kept, 0)
+
+
+class DeviceStream(nnx.RngStream):
+    """Random keys of which each device has its own."""
+
+    def __call__(self) -> jax.Array:
+        """The next key."""
+        return jax.random.fold_in(super().__call__(), jax.lax.axis_index(DEVICES))
+
+
+def use_batch_layers(model: nnx.Module) -> None:
+    """Replaces such layers wherever in a model; parameters and other state stay.
+
+    - `nnx.BatchNorm` takes its statistics over the whole batch, with a collective for each layer.
+    - `nnx.Dropout` draws the same mask for a sample on every mesh.
+    - Other draws from a model's `nnx.Rngs` differ from device to device, and so depend on the mesh.
+
+    Args:
+        model: changed in place; it then runs in a `jax.shard_map` over the axes of the mesh only.
+    """
+    for _, part in list(nnx.iter_graph(model)):
+        if isinstance(part, nnx.BatchNorm):
+            part.axis_name = DEVICES  # pyright: ignore[reportAttributeAccessIssue] (or several)
+        elif type(part) is nnx.Dropout:
+            part.__class__ = SampleDropout
+        elif type(part) is nnx.RngStream:
+            part.__class__ = DeviceStream
+
+
+def agree(statistics: Any) -> Any:
+    """Statistics that a model has changed, the same on all devices.
+
+    Those of `nnx.BatchNorm` are already. What a model of the user's has computed from a device's
+    own samples is averaged; of integers, such as counters, the largest is taken.
+    """
+
+    def agreed(x: Array) -> Array:
+        reduce = jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax
+        return reduce(x, DEVICES)
+
+    return jax.tree.map(agreed, statistics)
+
+
+def split_model(model: nnx.Module) -> tuple[Any, Any, Any]:
+    """Parameters, random streams and all other state of a model, as nested dicts."""
+    _, *parts = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    params, rngs, statistics = map(nnx.to_pure_dict, parts)
+    return params, rngs, statistics
+
+
+def check_keys(rngs: Any) -> None:
+    """A state keeps the numbers of random keys and not their kind, which must be JAX's own.
+
+    Raises:
+        UserError: they are of another kind.
+    """
+    own = jax.eval_shape(lambda: jax.random.key(0)).dtype
+    for x in jax.tree.leaves(rngs):
+        if _is_key(x) and x.dtype != own:
+            raise UserError(
+                f"the model has random keys of {x.dtype}, expected {own}; make them of the "
+                f"nnx.Rngs that the model is given, or set jax_default_prng_impl"
+            )
+
+
+def raw_keys(rngs: Any) -> Any:
+    """Random keys as plain numbers, as a state holds them."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, rngs)
+
+
+def keys_of(raw: Any, specs: Any, fold: Int[Array, ""] | None) -> Any:
+    """The opposite of `raw_keys`.
+
+    Args:
+        raw: what it gave.
+        specs: the tree that it was given, or its shapes.
+        fold: a number that the keys are made different with; None for as they are.
+    """
+
+    def key(spec: Any, x: UInt[Array, "*_"]) -> Array:
+        if not _is_key(spec):
+            return x
+        made = jax.random.wrap_key_data(x)
+        return made if fold is None else jnp.vectorize(jax.random.fold_in)(made, fold)
+
+    return jax.tree.map(key, specs, raw)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

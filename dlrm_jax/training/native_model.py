@@ -1,0 +1,170 @@
+"""DLRM with the native interaction, which a learner puts in the place of `models.dlrm.DLRM`.
+
+Models know nothing of it: it has the same parameters and the same results. In training the samples
+lie side by side, as columns. That suits the native interaction and its derivative, and the
+gradients of the MLPs (`mlp_of_columns`). Predictions gain nothing by it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dlrm_jax.models.dlrm import DLRM
+from dlrm_jax.models.fields import Vectors
+from dlrm_jax.models.mlp import MLP
+from dlrm_jax.native import ops
+
+
+class NativeDLRM(DLRM):
+    """DLRM whose dot products the native kernel computes, where they are of float32."""
+
+    def interact(
+        self, x: Float[Array, "B d"], pooled: list[Float[Array, "B d"]]
+    ) -> Float[Array, "B W"]:
+        """See `DLRM`."""
+        if jnp.result_type(x, *pooled) != jnp.float32:
+            return super().interact(x, pooled)
+        return dot(x, pooled, self.self_interaction)
+
+
+class NativeDLRMOfColumns(DLRM):
+    """The same to be differentiated, with the samples side by side."""
+
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+        """Returns the logits."""
+        pooled = [vectors[name] for name in self.names]
+        if jnp.result_type(jnp.float32, self.bottom.dtype, *pooled) != jnp.float32:
+            return super().__call__(dense, vectors)
+        with jax.named_scope("bottom_mlp"):
+            # A copy: products that read it transposed are slower.
+            x = mlp_of_columns(self.bottom, jax.lax.optimization_barrier(dense.T))
+        with jax.named_scope("interaction"):
+            z = dot_of_columns(x.astype(jnp.float32), pooled, self.self_interaction)
+        with jax.named_scope("top_mlp"):
+            logits = mlp_of_columns(self.top, z)[0]
+        return logits.astype(jnp.float32)
+
+
+def use_native_layers(model: nnx.Module, training: bool) -> None:
+    """Replaces what has a native form by it, wherever in a model; parameters stay.
+
+    Subclasses of DLRM are left as they are: they may compute something else.
+
+    Args:
+        model: changed in place.
+        training: whether it is to be differentiated.
+    """
+    for _, part in nnx.iter_modules(model):
+        if type(part) is DLRM and part.interaction == "dot":
+            part.__class__ = NativeDLRMOfColumns if training else NativeDLRM
+
+
+def has_native_layers(model: nnx.Module) -> bool:
+    """Whether `use_native_layers` has found something to replace."""
+    kinds = (NativeDLRM, NativeDLRMOfColumns)
+    return any(isinstance(part, kinds) for _, part in nnx.iter_modules(model))
+
+
+def dot(
+    x: Float[Array, "B d"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
+) -> Float[Array, "B W"]:
+    """`models.interaction.dot` by native kernels.
+
+    Args:
+        x: dense vector, float32.
+        vectors: pooled vectors, float32.
+        self_interaction: with the products of each vector with itself.
+    """
+    z: Any = _interact(x, vectors, self_interaction, False)
+    return z
+
+
+def dot_of_columns(
+    x: Float[Array, "d B"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
+) -> Float[Array, "W B"]:
+    """`dot` with the samples side by side.
+
+    Args:
+        x: dense vector, float32.
+        vectors: pooled vectors, float32, as lookups give them.
+        self_interaction: with the products of each vector with itself.
+    """
+    z: Any = _interact(x, vectors, self_interaction, True)
+    return z
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _interact(x: Array, vectors: list[Array], self_interaction: bool, columns: bool) -> Array:
+    return ops.interact(x, vectors, self_interaction, columns)
+
+
+def _interact_forward(
+    x: Array, vectors: list[Array], self_interaction: bool, columns: bool
+) -> tuple[Array, tuple[Array, list[Array]]]:
+    return ops.interact(x, vectors, self_interaction, columns), (x, vectors)
+
+
+def _interact_backward(
+    self_interaction: bool, columns: bool, given: tuple[Array, list[Array]], cotangent: Array
+) -> tuple[Array, list[Array]]:
+    x, vectors = given
+    if columns:
+        return ops.interact_back(cotangent, x, vectors, self_interaction)
+    d_x, d_vectors = ops.interact_back(cotangent.T, x.T, vectors, self_interaction)
+    return d_x.T, d_vectors
+
+
+_interact.defvjp(_interact_forward, _interact_backward)
+
+
+def mlp_of_columns(mlp: MLP, x: Float[Array, "in B"]) -> Float[Array, "out B"]:
+    """Applies all layers of an MLP to samples that lie side by side.
+
+    A CPU's products are slow if they have to transpose their left operand. Where samples are rows
+    that is the whole batch, in the gradient of the weights; where they are columns it would be the
+    weights, of which a transposed copy is made once a step.
+    """
+    for layer, relu in zip(mlp.layers, mlp.relus, strict=True):
+        assert layer.bias is not None
+        arrays = (x, layer.kernel[...], layer.bias[...])
+        y: Any = _layer(*(array.astype(mlp.dtype) for array in arrays), relu)
+        x = y
+    return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer(
+    x: Float[Array, "in B"], kernel: Float[Array, "in out"], bias: Float[Array, " out"], relu: bool
+) -> Float[Array, "out B"]:
+    return _layer_forward(x, kernel, bias, relu)[0]
+
+
+def _layer_forward(
+    x: Array, kernel: Array, bias: Array, relu: bool
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    if kernel.shape[1] == 1:
+        y = jnp.sum(kernel * x, axis=0, keepdims=True)  # a product would go through x by columns
+    else:
+        # A copy, which the barrier keeps out of the product and XLA moves out of the loop.
+        y = jax.lax.optimization_barrier(kernel.T) @ x
+    y = y + bias[:, None]
+    y = jax.nn.relu(y) if relu else y
+    return y, (x, kernel, y)
+
+
+def _layer_backward(
+    relu: bool, residuals: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, Array]:
+    x, kernel, y = residuals
+    if relu:
+        gradient = jnp.where(y > 0, gradient, 0)
+    return kernel @ gradient, jnp.einsum("ib,ob->io", x, gradient), jnp.sum(gradient, axis=1)
+
+
+_layer.defvjp(_layer_forward, _layer_backward)

@@ -1,0 +1,145 @@
+"""``--help`` of every program, and the errors of wrong command lines."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+from absl import flags
+from main_job import fails, run
+
+from dlrm_jax.cli import flags as cli_flags
+from dlrm_jax.cli.config_flags import NO_EFFECT
+from dlrm_jax.cli.flags import FLAGS, example, own_flags
+from dlrm_jax.cli.help import help_text
+from dlrm_jax.cli.main import COMMANDS
+from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.presets import PRESETS
+
+EXPERIMENTS = (
+    "movielens", "compare.__main__", "characterize.__main__", "frequency.__main__",
+    "two_tower.__main__", "benchmarks.step", "benchmarks.peers.__main__", "benchmarks.loader",
+    "benchmarks.roofline_picture",
+)  # fmt: skip
+PROGRAMS = [f"dlrm_jax.cli.{name}" for name in COMMANDS]
+PROGRAMS += [f"experiments.{name}" for name in EXPERIMENTS]
+
+
+def forget_flags() -> None:
+    for flag in own_flags():
+        delattr(FLAGS, flag.name)
+
+
+@pytest.fixture
+def program(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """A module whose flags alone are defined, as in a process of its own."""
+    forget_flags()
+    known = sys.modules.pop(request.param, None)
+    yield importlib.import_module(request.param)
+    forget_flags()
+    del sys.modules[request.param]
+    if known:
+        sys.modules[request.param] = known
+
+
+@pytest.mark.parametrize("program", PROGRAMS, indirect=True)
+def test_help_lists_every_flag_in_lines_that_fit(program: ModuleType):
+    for width in (60, 80, 100):
+        text = help_text(program.__doc__ or "", width)
+        assert max(map(len, text.splitlines())) <= width
+    assert text.startswith((program.__doc__ or "").split()[0])
+    for flag in own_flags():
+        listed = len(re.findall(rf"^  --(?:\[no\])?{flag.name}(?= |$)", text, re.M))
+        assert listed == (0 if (flag.help or "").startswith(NO_EFFECT) else 1), flag.name
+    assert "--verbosity" not in text
+    assert "`" not in text
+
+
+@pytest.mark.parametrize("program", PROGRAMS, indirect=True)
+def test_every_flag_has_a_sentence_and_an_example_that_it_takes(program: ModuleType):
+    assert own_flags()
+    for flag in own_flags():
+        text = flag.help or ""
+        if text.startswith(NO_EFFECT):
+            continue
+        assert re.search(r"(^|>: )[A-Z].*\.$", text, re.DOTALL), text
+        if flag.boolean or isinstance(flag.parser, flags.EnumParser):
+            continue
+        value = example(flag)
+        assert value, text
+        flag.parser.parse(value)
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.train"], indirect=True)
+def test_the_config_gives_sections_sentences_and_defaults(program: ModuleType):
+    text = help_text(program.__doc__ or "", 100)
+    titles = re.findall(r"^([A-Z]\w+):$", text, re.M)
+    assert titles == ["Flags", "Tables", "Model", "Optimization", "Run", "Data"]
+    joined = " ".join(text.split())
+    assert (
+        "--optimizer Optimizer of the tables. One of sgd, adagrad, rowwise_adagrad, adam. "
+        "Default: rowwise_adagrad; sgd in kaggle, terabyte, mlperf_v1, profile." in joined
+    )
+    for name in FIELD_TYPES:
+        sentence = " ".join(Config.__dataclass_fields__[name].metadata["text"].split())
+        assert sentence.replace("`", "") in joined
+    values = {config.embedding_dim for config in PRESETS.values()}
+    line = re.search(r"--embedding_dim .*? Default: (.*?\.) --", joined)
+    assert line
+    assert {int(number) for number in re.findall(r"\b\d+\b", line[1]) if number not in "12"} >= {
+        x for x in values if x > 2
+    }
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.train"], indirect=True)
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--top_mpl=8,1", r"there is no flag --top_mpl; did you mean --top_mlp.*\? See --help"),
+        ("--notensorbord", r"there is no flag --notensorbord; did you mean --notensorboard.*"),
+        ("--qqqqqq", r"there is no flag --qqqqqq; see --help"),
+        ("--batch_size=x", "--batch_size: expected an integer, got 'x'; such as --batch_size=2048"),
+        ("--eps=x", "--eps: expected a number, got 'x'; such as --eps=1e-8"),
+        ("--top_mlp=8,x", "--top_mlp: expected integers with commas, got '8,x'; such as .*"),
+        ("--loss=bec", "--loss: expected one of bce, mse, got 'bec'"),
+        ("--eval_only=x", "--eval_only: expected true or false, got 'x'"),
+        ("--processes=0", "--processes: expected an integer of at least 1, got '0'; such as .*=2"),
+    ],
+)
+def test_a_wrong_flag_is_explained(program: ModuleType, argument: str, message: str):
+    del program
+    with pytest.raises(UserError) as raised:
+        cli_flags.parse(["train", argument])
+    assert re.fullmatch(message, str(raised.value))
+
+
+@pytest.mark.parametrize(
+    "program", [("-m", "dlrm_jax", "train"), ("-m", "experiments.two_tower")], ids=" ".join
+)
+def test_help_of_a_process(program: tuple[str, ...]):
+    for flag in ("--help", "-h"):
+        result = run(flag, program=program, COLUMNS="70")
+        assert result.returncode == 0
+        assert not result.stderr
+        assert max(map(len, result.stdout.splitlines())) <= 70
+        assert "--mesh " in result.stdout
+
+
+def test_commands_are_listed_and_a_misspelled_one_is_recognized():
+    listed = run("--help", program=("-m", "dlrm_jax"))
+    assert listed.returncode == 0
+    for name in COMMANDS:
+        assert re.search(f"^  {name} ", listed.stdout, re.M)
+    assert run(program=("-m", "dlrm_jax")).stdout == listed.stdout
+    wrong = run("trian", program=("-m", "dlrm_jax"))
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: there is no command 'trian'; did you mean train?\n")
+
+
+def test_a_field_out_of_range_names_the_flag():
+    fails("--batch_size: expected at least 1, got 0; such as --batch_size=2048", "--batch_size=0")

@@ -1,0 +1,114 @@
+"""Batches of ids by feature name, ragged or padded; placed and checked on the host."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from dlrm_jax.embedding import SGD, EmbeddingCollection, Feature, Lookup, Ragged, Table
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+
+B = 8
+
+
+@pytest.fixture(scope="module")
+def collection():
+    return EmbeddingCollection(
+        [Table("users", 40, 4), Table("items", 30, 4)],
+        [Feature("user"), Feature("history", 3)],
+        [Lookup("user", "user", "users"), Lookup("taste", "history", "items", "mean")],
+        make_mesh("2x4"),
+        SGD(1.0),
+    )
+
+
+USERS = np.arange(B)
+HISTORY = np.array([[1, 2, 3], [4, -1, -1], [-1, -1, -1]] + [[5, 6, -1]] * 5)
+RAGGED = Ragged(np.array([1, 2, 3, 4] + [5, 6] * 5), np.array([3, 1, 0] + [2] * 5))
+MATRIX = np.concatenate([USERS[:, None], HISTORY], axis=1)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        MATRIX,
+        {"history": HISTORY, "user": USERS},
+        {"user": USERS[:, None].astype(np.uint8), "history": HISTORY.astype(np.uint8)},
+        {"user": USERS, "history": RAGGED},
+    ],
+    ids=["matrix", "by name", "unsigned", "ragged"],
+)
+def test_all_forms_are_one_matrix(collection, ids):
+    if isinstance(ids, dict) and getattr(ids["history"], "dtype", None) == np.uint8:
+        ids = {"user": ids["user"], "history": np.where(HISTORY < 0, 7, HISTORY).astype(np.uint8)}
+        expected = np.where(MATRIX < 0, 7, MATRIX)
+    else:
+        expected = MATRIX
+    placed = collection.put(ids)
+    assert placed.dtype == jnp.int32
+    assert placed.sharding.spec == PartitionSpec(("data", "model"))
+    np.testing.assert_array_equal(placed, expected)
+
+
+def test_weights_have_the_form_of_the_ids(collection):
+    values = Ragged(np.linspace(0, 1, 14, dtype=np.float32), RAGGED.lengths)
+    ids, weights = collection.put(
+        {"user": USERS, "history": RAGGED},
+        {"user": np.ones(B, np.float32), "history": values},
+    )
+    np.testing.assert_array_equal(ids, MATRIX)
+    assert float(weights[0, 2]) == pytest.approx(values.values[1])
+    np.testing.assert_array_equal(weights[2], [1, 0, 0, 0])
+
+
+def test_lookups_take_ids_by_name_in_a_step(collection):
+    state = collection.init(0)
+    lookup = jax.jit(lambda ids: collection.lookup(state, ids)[0])
+    narrow = {"user": jnp.asarray(USERS), "history": jnp.asarray(HISTORY[:, :2])}
+    cut = np.where(np.arange(4) == 3, -1, MATRIX)
+    for found, expected in zip(*map(jax.tree.leaves, (lookup(narrow), lookup(cut))), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"user": USERS}, r"expected the features user, history; got user"),
+        ({"user": USERS, "history": HISTORY, "x": USERS}, r"got user, history, x"),
+        ({"user": HISTORY, "history": HISTORY}, r"feature user: .* at most 1 ids, got \[8, 3\]"),
+        ({"user": USERS[:4], "history": HISTORY}, r"as many samples .* {'user': 4, 'history': 8}"),
+        ({"user": USERS / 2, "history": HISTORY}, r"feature user: expected integers, got float64"),
+        (MATRIX.astype(np.float32), r"expected integers, got float32"),
+        (np.where(MATRIX == 3, 2**32 + 5, MATRIX), r"expected 32-bit numbers, .* 4294967301"),
+        (np.where(MATRIX == 3, 40, MATRIX), r"id 40 is out of range; table"),
+        (MATRIX[:5], r"5 samples can't be split evenly over the 8 devices.*pad_batch"),
+    ],
+)
+def test_what_does_not_fit_is_refused(collection, ids, message):
+    with pytest.raises(UserError, match=message):
+        collection.put(ids)
+
+
+def test_dtypes_are_not_mixed_in_a_step(collection):
+    mixed = {"user": jnp.asarray(USERS, jnp.uint8), "history": jnp.asarray(HISTORY)}
+    with pytest.raises(UserError, match="expected one dtype, got int32, uint8"):
+        jax.eval_shape(collection.lookup, collection.state_specs(), mixed)
+
+
+def test_ids_are_not_looked_at_on_request(collection):
+    collection.put(np.where(MATRIX == 3, 40, MATRIX), check=False)
+
+
+def test_a_padded_batch_counts_exactly(collection):
+    ids, labels, weights = collection.pad_batch({"user": USERS[:5], "history": HISTORY[:5]},
+                                                np.arange(5.0))  # fmt: skip
+    np.testing.assert_array_equal(ids[:5], MATRIX[:5])
+    assert np.all(ids[5:] == -1)
+    np.testing.assert_array_equal(labels, [0, 1, 2, 3, 4, 0, 0, 0])
+    np.testing.assert_array_equal(weights, [1] * 5 + [0] * 3)
+    same, only = collection.pad_batch(MATRIX)
+    assert len(same) == len(only) == B
+    with pytest.raises(UserError, match="expected 5 samples as of the ids, got 3"):
+        collection.pad_batch(MATRIX[:5], np.zeros(3))

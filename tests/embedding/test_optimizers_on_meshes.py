@@ -1,0 +1,290 @@
+"""Every optimizer on every placement against its dense formula, and its state on disk."""
+
+import inspect
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dlrm_jax.embedding import (
+    SGD,
+    Adagrad,
+    Adam,
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    RowOptax,
+    RowWiseAdagrad,
+    Table,
+    automatic_plan,
+)
+from dlrm_jax.embedding.row_optax import as_row_optimizer
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training import serialization
+
+PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise")
+ROWS, DIM, BATCH, STEPS = 11, 8, 16, 4
+FEATURES = [Feature(name, 2) for name in PLACEMENTS]
+LOOKUPS = [Lookup(name, name, name) for name in PLACEMENTS]
+RATE = 0.05
+
+
+def schedule(count):
+    return RATE / (1 + count)
+
+
+def ftrl(rate: float, beta: float = 1.0, l1: float = 0.01) -> optax.GradientTransformation:
+    """FTRL-Proximal (McMahan et al., 2013): its values follow from its sums alone."""
+
+    def init(params):
+        return {"z": -params * beta / rate, "n": jnp.zeros_like(params)}
+
+    def update(g, state, params: Any) -> Any:
+        n = state["n"] + g**2
+        z = state["z"] + g - (jnp.sqrt(n) - jnp.sqrt(state["n"])) / rate * params
+        shrunk = jnp.sign(z) * jnp.maximum(jnp.abs(z) - l1, 0)
+        return -shrunk * rate / (beta + jnp.sqrt(n)) - params, {"z": z, "n": n}
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def adagrad(start, rows):
+    def init(w):
+        return np.full(w.shape[:1] if rows else w.shape, start)
+
+    def update(w, a, g, t):
+        a = a + ((g**2).mean(axis=1) if rows else g**2)
+        return w - RATE * g / ((np.sqrt(a)[:, None] if rows else np.sqrt(a)) + 1e-10), a
+
+    return init, update
+
+
+def adam(w, state, g, t):
+    m, v = state
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+    rate = schedule(t) / (1 - 0.9 ** (t + 1))
+    return w - rate * m / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8), (m, v)
+
+
+OURS = {
+    "sgd": (SGD(RATE), lambda w: None, lambda w, s, g, t: (w - RATE * g, s)),
+    "adagrad": (Adagrad(RATE), *adagrad(0.0, False)),
+    "adagrad_from_0.3": (Adagrad(RATE, initial_accumulator=0.3), *adagrad(0.3, False)),
+    "rowwise_adagrad": (RowWiseAdagrad(RATE), *adagrad(0.0, True)),
+    "rowwise_from_0.3": (RowWiseAdagrad(RATE, initial_accumulator=0.3), *adagrad(0.3, True)),
+    "adam": (Adam(schedule), lambda w: (0 * w, 0 * w), adam),
+}
+OPTAX = {
+    "momentum": optax.sgd(RATE, momentum=0.9, nesterov=True),
+    "adamw": optax.adamw(RATE, weight_decay=0.1),
+    "rmsprop": optax.rmsprop(RATE, centered=True, momentum=0.9),
+    "adabelief": optax.adabelief(RATE),
+    "nadamw": optax.nadamw(schedule, weight_decay=0.1),
+    "adagrad": optax.adagrad(RATE, initial_accumulator_value=0.2),
+    "chain": optax.chain(
+        optax.clip(0.5),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_amsgrad(),
+        optax.scale_by_schedule(schedule),
+        optax.scale(-1.0),
+    ),
+    "injected": optax.inject_hyperparams(optax.lion)(learning_rate=schedule, b1=0.8),
+    "schedule_free": optax.contrib.schedule_free_adamw(RATE, warmup_steps=2),
+    "ftrl": ftrl(RATE),
+}
+
+
+def dense_optax(transform):
+    def update(w, state, g, t):
+        updates, state = transform.update(jnp.asarray(g), state, jnp.asarray(w))
+        return w + np.asarray(updates), state
+
+    return lambda w: transform.init(jnp.asarray(w)), update
+
+
+CASES = OURS | {
+    f"optax_{name}": (transform, *dense_optax(transform)) for name, transform in OPTAX.items()
+}
+
+
+def collection(optimizer, shape, turn=0, dtype="float64") -> EmbeddingCollection:
+    """Tables named by their placements, or placed as the table so many places further."""
+    mesh = make_mesh(shape)
+    placed = {name: PLACEMENTS[(i + turn) % len(PLACEMENTS)] for i, name in enumerate(PLACEMENTS)}
+    tables = [Table(name, ROWS, DIM, dtype) for name in PLACEMENTS]
+    plan = automatic_plan(tables, mesh.shape["model"], placed, optimizer=optimizer)
+    return EmbeddingCollection(tables, FEATURES, LOOKUPS, mesh, optimizer, plan, kernels="jax")
+
+
+def batches(seed=0, steps=STEPS):
+    """Ids of each step that name every row, and the cotangents of the pooled vectors."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        ids = np.stack(
+            [rng.permutation(np.arange(2 * BATCH) % ROWS) for _ in PLACEMENTS], axis=1
+        ).reshape(2, BATCH, -1)
+        ids = ids.transpose(1, 2, 0).reshape(BATCH, -1).astype(np.int32)
+        yield ids, {name: rng.normal(size=(BATCH, DIM)) for name in PLACEMENTS}
+
+
+def train(tables: EmbeddingCollection, state, given, first=0):
+    @jax.jit
+    def step(state, ids, cotangents, count):
+        _, residuals = tables.lookup(state, ids)
+        return tables.update(state, residuals, cotangents, count)
+
+    for count, (ids, cotangents) in enumerate(given, first):
+        state = step(state, ids, jax.tree.map(jnp.asarray, cotangents), np.int32(count))
+        jax.block_until_ready(state)
+    return state
+
+
+def arrays_of(tables: EmbeddingCollection, state) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        table.name: {key: np.asarray(x) for key, x in arrays.items()}
+        for table, arrays in tables.to_arrays(state)
+    }
+
+
+@pytest.mark.parametrize("shape", ["1x1", "2x4"])
+@pytest.mark.parametrize("name", CASES)
+def test_rows_touched_in_every_step_follow_the_dense_optimizer(name, shape):
+    optimizer, init, update = CASES[name]
+    with jax.enable_x64(True):
+        tables = collection(optimizer, shape)
+        state = tables.init(3)
+        dense = {name: x["table"] for name, x in arrays_of(tables, state).items()}
+        states = {name: init(w) for name, w in dense.items()}
+        given = list(batches())
+        found = arrays_of(tables, train(tables, state, given))
+        for step, (ids, cotangents) in enumerate(given):
+            for i, table in enumerate(PLACEMENTS):
+                gradient = np.zeros((ROWS, DIM))
+                np.add.at(gradient, ids[:, 2 * i : 2 * i + 2], cotangents[table][:, None])
+                dense[table], states[table] = update(dense[table], states[table], gradient, step)
+        for table in PLACEMENTS:
+            np.testing.assert_allclose(found[table]["table"], dense[table], rtol=1e-9, atol=1e-12)
+            leaves = jax.tree.leaves(states[table])
+            assert len(found[table]) == 1 + len(leaves)
+            slots = as_row_optimizer(optimizer, name).slots  # in the order of the leaves
+            for slot, leaf in zip(slots, leaves, strict=True):
+                np.testing.assert_allclose(found[table][slot], leaf, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["rowwise_from_0.3", "optax_nadamw", "optax_injected"])
+def test_training_goes_on_from_arrays_on_another_mesh_and_plan(name):
+    optimizer, given = CASES[name][0], list(batches(1))
+    with jax.enable_x64(True):
+        tables = collection(optimizer, "2x4")
+        state = train(tables, tables.init(3), given[:2])
+        half = arrays_of(tables, state)
+        expected = arrays_of(tables, train(tables, state, given[2:], first=2))
+        for shape, turn in (("1x1", 0), ("4x2", 1), ("1x8", 2)):
+            other = collection(optimizer, shape, turn)
+            state = other.from_arrays(lambda table: half[table.name], 0)
+            for table, arrays in arrays_of(other, state).items():
+                for key, x in arrays.items():
+                    np.testing.assert_array_equal(x, half[table][key])
+            found = arrays_of(other, train(other, state, given[2:], first=2))
+            for table, arrays in expected.items():
+                for key, x in arrays.items():
+                    np.testing.assert_allclose(found[table][key], x, rtol=1e-9, atol=1e-12)
+
+
+def test_scalars_are_saved_and_read_with_each_table(tmp_path):
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=schedule)
+    tables = collection(optimizer, "2x4", dtype="float32")
+    state = train(tables, tables.init(3), batches(steps=3))
+    written = arrays_of(tables, state)
+    assert written["row_wise"]["count"] == written["replicated"]["inner_state_0_count"] == 3
+    # Without the import hook: of a learner and its state they read no more than this.
+    save, load = (inspect.unwrap(f) for f in (serialization.save_tables, serialization.load_table))
+    index = save(
+        tmp_path / "tables",
+        types.SimpleNamespace(collection=tables),
+        types.SimpleNamespace(embedding=state),
+    )
+    metadata = {"format": serialization.FORMAT, "arrays": index}
+    other = collection(optimizer, "4x2", 1, "float32")
+    restored = other.from_arrays(
+        lambda table: load(tmp_path, metadata, table.name, other.array_specs(table.name)), 0
+    )
+    for table, arrays in arrays_of(other, restored).items():
+        assert arrays.keys() == written[table].keys()
+        for key, x in arrays.items():
+            assert (x.dtype, x.shape) == (written[table][key].dtype, written[table][key].shape)
+            np.testing.assert_array_equal(x, written[table][key])
+
+
+def test_tables_of_one_optimizer_have_the_same_scalars():
+    for turn in range(4):  # whatever tables lie in one slab
+        tables = collection(optax.adam(RATE), "2x4", turn, "float32")
+        state = tables.from_arrays(lambda table: {"0_count": np.array(7)}, 0)
+        assert {x["0_count"].item() for x in arrays_of(tables, state).values()} == {7}
+        with pytest.raises(UserError, match=r"same optimizer.* 0_count .* (7 and 0|0 and 7);"):
+            tables.from_arrays(
+                lambda table: {"0_count": np.array(7)} if table.name == "row_wise" else {}, 0
+            )
+
+
+@pytest.mark.parametrize("shape", ["1x1", "2x4"])
+def test_rows_that_are_not_touched_stay_while_counts_go_on(shape):
+    tables = collection(optax.adamw(RATE, weight_decay=0.5), shape, dtype="float32")
+    before = arrays_of(tables, tables.init(3))
+    given = [(np.where(ids == 4, 5, ids), cotangents) for ids, cotangents in batches(steps=3)]
+    after = arrays_of(tables, train(tables, tables.init(3), given))
+    for name in PLACEMENTS:
+        for key in ("table", "0_mu", "0_nu"):
+            np.testing.assert_array_equal(after[name][key][4], before[name][key][4])
+            rows = np.arange(ROWS) != 4
+            assert np.all(np.any(after[name][key] != before[name][key], axis=1) == rows)
+        assert after[name]["0_count"] == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_tables_of_16_bits_keep_their_state_in_float32(dtype):
+    wide, narrow = (collection(optax.adamw(RATE), "2x4", dtype=d) for d in ("float32", dtype))
+    values = {
+        table: np.asarray(x["table"], np.float32)
+        for table, x in arrays_of(narrow, narrow.init(3)).items()
+    }
+    states = [c.from_arrays(lambda t: {"table": values[t.name]}, 0) for c in (wide, narrow)]
+    expected, found = (
+        arrays_of(c, train(c, state, batches(steps=2)))
+        for c, state in zip((wide, narrow), states, strict=True)
+    )
+    for table, arrays in found.items():
+        assert arrays["table"].dtype == dtype
+        assert {arrays[key].dtype.name for key in ("0_mu", "0_nu")} == {"float32"}
+        np.testing.assert_allclose(arrays["0_mu"], expected[table]["0_mu"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            arrays["table"].astype("f4"), expected[table]["table"], atol=0.004
+        )
+
+
+def test_a_transform_may_be_the_collections_or_a_tables():
+    tables = [
+        Table("a", ROWS, DIM, optimizer=optax.sgd(RATE)),
+        Table("b", ROWS, DIM, optimizer=SGD(RATE)),
+        Table("c", ROWS, DIM),
+    ]
+    own = EmbeddingCollection(
+        tables,
+        [Feature("f")],
+        [Lookup(t.name, "f", t.name) for t in tables],
+        make_mesh("1x1"),
+        RowOptax(optax.sgd(2 * RATE)),
+    )
+    state = own.init(0)
+    ones = dict.fromkeys("abc", np.ones((8, DIM)))
+    before = arrays_of(own, state)
+    after = arrays_of(own, train(own, state, [(np.arange(8, dtype="i4")[:, None], ones)]))
+    for name, rate in {"a": RATE, "b": RATE, "c": 2 * RATE}.items():
+        moved = after[name]["table"] - before[name]["table"]
+        np.testing.assert_allclose(moved[:8], -rate, rtol=1e-5)
+        assert not np.any(moved[8:])

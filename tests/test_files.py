@@ -1,0 +1,245 @@
+"""What is written appears completely or not at all, whatever ends the program."""
+
+import errno
+import itertools
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dlrm_jax import files
+from dlrm_jax.errors import UserError
+
+
+class StoppedError(Exception):
+    pass
+
+
+def write(path, kind, content):
+    """Writes a file, or a directory with a file in a directory."""
+    if kind == "file":
+        path.write_text(content)
+    else:
+        (path / "inner").mkdir(parents=True)
+        (path / "inner" / "file").write_text(content)
+
+
+def read(path):
+    return (path / "inner" / "file" if path.is_dir() else path).read_text()
+
+
+KINDS = pytest.mark.parametrize("kind", ["file", "directory"])
+
+
+@KINDS
+def test_replacing(tmp_path, kind):
+    path = tmp_path / "new" / "name"
+    for content in ("first", "second"):
+        with files.replacing(path) as temporary:
+            write(temporary, kind, content)
+            assert not path.exists() or read(path) == "first"
+        assert read(path) == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+@KINDS
+@pytest.mark.parametrize("context", [files.replacing, files.creating])
+def test_an_error_leaves_what_was_there(tmp_path, kind, context):
+    path = tmp_path / "name"
+    if context is files.replacing:
+        write(path, kind, "before")
+
+    def stop():
+        with context(path) as temporary:
+            write(temporary, kind, "half")
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        stop()
+    if context is files.replacing:
+        assert read(path) == "before"
+    assert list(tmp_path.iterdir()) == ([path] if context is files.replacing else [])
+
+
+@KINDS
+def test_what_a_killed_process_left_is_written_anew(tmp_path, kind):
+    write(tmp_path / "name.partial", kind, "half")
+    write(tmp_path / "name.replaced", kind, "old")
+    with files.replacing(tmp_path / "name") as temporary:
+        write(temporary, "directory", "whole")
+    with files.replacing(tmp_path / "name") as temporary:
+        write(temporary, "directory", "again")
+    assert read(tmp_path / "name") == "again"
+    assert list(tmp_path.iterdir()) == [tmp_path / "name"]
+
+
+@KINDS
+def test_creating_replaces_nothing(tmp_path, kind):
+    path = tmp_path / "name"
+    with files.creating(path) as temporary:
+        write(temporary, kind, "first")
+    with pytest.raises(UserError, match="name exists; remove it"), files.creating(path):
+        pytest.fail("the block must not run")
+
+    def create_meanwhile():
+        with files.creating(tmp_path / "later") as temporary:
+            write(temporary, kind, "slow")
+            write(tmp_path / "later", kind, "fast")
+
+    with pytest.raises(UserError, match="later exists"):
+        create_meanwhile()
+    assert read(path) == "first"
+    assert read(tmp_path / "later") == "fast"
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "later", path]
+
+
+def test_creating_without_a_directory_is_one_error(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"cannot write .*nothing is left of it"),
+        files.creating(tmp_path / "none" / "name") as temporary,
+    ):
+        temporary.write_text("")
+
+
+@pytest.fixture
+def flushed(monkeypatch):
+    """The paths that were flushed and the renames, in order."""
+    calls = []
+    flush, replace = files._flush_one, files.Path.replace
+    monkeypatch.setattr(files, "_flush_one", lambda path: (calls.append(path.name), flush(path)))
+    monkeypatch.setattr(
+        files.Path, "replace", lambda path, to: (calls.append("rename"), replace(path, to))[1]
+    )
+    return calls
+
+
+def test_all_is_flushed_before_the_rename_and_the_parent_after(tmp_path, flushed):
+    with files.replacing(tmp_path / "name") as temporary:
+        write(temporary, "directory", "text")
+    assert flushed == ["file", "inner", "name.partial", "rename", tmp_path.name]
+
+
+def test_a_full_disk_that_shows_late_replaces_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    files.write_text(tmp_path / "name", "before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_text(tmp_path / "name", "after")
+    assert read(tmp_path / "name") == "before"
+    assert list(tmp_path.iterdir()) == [tmp_path / "name"]
+
+
+def test_a_file_system_that_cannot_flush_directories(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def only_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    files.write_text(tmp_path / "name", "text")
+    assert read(tmp_path / "name") == "text"
+
+
+def test_a_directory_is_renamed_before_it_is_deleted(tmp_path, monkeypatch):
+    write(tmp_path / "name", "directory", "text")
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "rmtree", lambda path: (_ for _ in ()).throw(StoppedError))
+        with pytest.raises(StoppedError):
+            files.delete_directory(tmp_path / "name")
+    assert list(tmp_path.iterdir()) == [tmp_path / "name.deleting"]
+    write(tmp_path / "name", "directory", "text")
+    files.delete_directory(tmp_path / "name")
+    assert not list(tmp_path.iterdir())
+
+
+WRITER = """
+import itertools, sys
+from pathlib import Path
+from dlrm_jax.files import replacing
+path = Path(sys.argv[1])
+for number in itertools.count():
+    with replacing(path) as temporary:
+        temporary.write_text(f"{number} " * 10_000)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "name"
+    for number in range(3):
+        with subprocess.Popen([sys.executable, "-c", WRITER, path]) as process:
+            wait_for(path.exists)
+            time.sleep(0.05 * number)
+            process.kill()
+        words = path.read_text().split()
+        assert len(words) == 10_000
+        assert len(set(words)) == 1
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from dlrm_jax.files import locked
+with locked(Path(sys.argv[1]), "run"):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    lock_file = tmp_path / "new" / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, lock_file], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(UserError, match="workdir a is in use by another run; wait"),
+            files.locked(lock_file, "workdir a"),
+        ):
+            pytest.fail("the block must not run")
+        process.send_signal(signal.SIGKILL)
+    with files.locked(lock_file, "workdir a"):
+        pass
+
+
+def test_threads_wait_for_a_lock(tmp_path, caplog):
+    inside, most = itertools.count(), []
+
+    def work():
+        with files.locked(tmp_path / ".lock", "output a", wait=True):
+            before = next(inside)
+            time.sleep(0.05)
+            most.append(next(inside) - before)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+    assert "output a is in use by another run; waiting" in caplog.text
+
+
+def test_a_lock_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(FileExistsError),
+        files.locked(tmp_path / "file" / ".lock", "run", wait=True),
+    ):
+        pytest.fail("the block must not run")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,116 @@
+"""The main job from Python: in memory or with files, and what becomes of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from saved_run import CONFIG, examples
+
+import dlrm_jax
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.mesh import make_mesh
+
+PREPARED = Path(__file__).parent / "previous" / "data"
+
+
+def small(**changes) -> Config:
+    defaults = {"log_every": 1, "eval_every": 0, "checkpoint_every": 0, "epochs": 2}
+    return dataclasses.replace(CONFIG, **(defaults | changes))
+
+
+def data_set() -> Dataset:
+    train, validation, test = (
+        examples(count, seed=seed) for seed, count in enumerate((256, 90, 70))
+    )
+    return Dataset(
+        train, validation, test, CONFIG.table_rows, CONFIG.bag_lengths, "drawn", "drawn examples"
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dlrm_jax.job.FittedModel:
+    return dlrm_jax.fit(small(), data_set(), "2x4")
+
+
+def test_in_memory(fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert fitted.summary["steps"] == 8
+    for split in ("validation", "test"):
+        assert fitted.evaluate(split) == fitted.summary[split]
+    assert fitted.evaluate("train")["examples"] == 256
+    assert fitted.evaluate("train")["log_loss"] < 0.68, "it learns whether the first id is even"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions(fitted):
+    found = fitted.predict("test")
+    y = fitted.data.test.labels
+    assert found.shape == (70,)
+    log_loss = -np.mean(np.where(y == 1, np.log(found), np.log(1 - found)))
+    assert log_loss == pytest.approx(fitted.evaluate()["log_loss"], rel=1e-6)
+    for some in (fitted.data.test, fitted.data.test.days[0]):
+        np.testing.assert_array_equal(fitted.predict(some), found[: len(some)])
+    with pytest.raises(UserError, match="expected train, validation, test, got 'tset'"):
+        fitted.predict("tset")
+
+
+def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
+    checkpoint = fitted.save(tmp_path)
+    loaded = Predictor.load(checkpoint, make_mesh("1x1"), 64)
+    found = np.concatenate(list(loaded.probabilities(fitted.data.test)))
+    np.testing.assert_allclose(found, fitted.predict("test"), rtol=1e-5)
+    with pytest.raises(UserError, match="has checkpoints already"):
+        fitted.save(tmp_path)
+    longer = dlrm_jax.fit(small(epochs=3), data_set(), make_mesh("2x4"), workdir=tmp_path)
+    assert longer.summary["resumed_from"] == 8
+    unbroken = dlrm_jax.fit(small(epochs=3), data_set(), "2x4")
+    assert longer.summary["test"] == unbroken.summary["test"]
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 12
+    losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in losses if x["split"] == "train"] == [9, 10, 11, 12]
+
+
+def test_prepared_data_with_vocabularies(tmp_path: Path):
+    config = small(table_optimizers=(), placements=(), batch_size=16, epochs=1)
+    model = dlrm_jax.fit(config, PREPARED)
+    assert model.predictor.config.table_rows == (42, 6, 14)
+    model.save(tmp_path)
+    kept = {path.name for path in (tmp_path / "preprocessing" / "vocabularies").iterdir()}
+    assert kept == {"0.parquet", "1.parquet", "2.parquet"}
+
+
+def test_generated_data():
+    model = dlrm_jax.fit(small(examples=800, epochs=1))
+    assert model.summary["steps"] == 640 // 64
+    assert model.summary["teacher_auc"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mesh": "2x5"}, "needs 10 devices, but there are 8 of cpu; .*--emulate"),
+        ({"mesh": "2x5", "emulate": True}, r"emulate_devices\(10\) comes too late"),
+        ({"mesh": make_mesh("1x1"), "emulate": True}, "a mesh has its devices already"),
+        ({"mesh": "1x3"}, "batch_size: 64 samples can't be split"),
+        ({"data": "/no/such/file"}, "/no/such/file"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit(arguments: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        dlrm_jax.fit(small(), **arguments)
+
+
+def test_the_package_alone_imports_nothing():
+    check = "import sys, dlrm_jax; assert 'jax' not in sys.modules; dlrm_jax.nothing"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert "has no attribute 'nothing'" in result.stderr

@@ -1,0 +1,145 @@
+"""What the previous version wrote still loads, and goes on to the numbers that it computed.
+
+``previous/`` was made with the last version before format 3 of checkpoints, on mesh 1x2: a log of
+210 lines, the data prepared from it, a run of six steps, and what that version then made of them:
+six more steps, a warm start, probabilities and tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from main_job import arrays
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.data.dataset import load_dataset
+from dlrm_jax.data.preprocessing.serving import encode_logs
+from dlrm_jax.inference.predictor import Predictor, trained_config
+from dlrm_jax.inference.table_files import write_table
+from dlrm_jax.inference.vocabularies import find_kept, read_values
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.build import for_data, make_learner
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.serialization import read_metadata
+from dlrm_jax.training.step import make_train_step
+from dlrm_jax.training.warm_start import warm_start
+
+PREVIOUS = Path(__file__).parent / "previous"
+CHECKPOINTS = PREVIOUS / "run" / "checkpoints"
+CHECKPOINT = CHECKPOINTS / "00000006"
+TABLES = ("C1", "C2", "C3")
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    with np.load(PREVIOUS / "expected.npz") as found:
+        return dict(found)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_dataset(PREVIOUS / "data", tmp_path_factory.mktemp("cache"))
+
+
+def assert_close(found: object, wanted: np.ndarray, name: str = "") -> None:
+    """Other devices have another order of summation."""
+    np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def config() -> Config:
+    return trained_config(CHECKPOINT, read_metadata(CHECKPOINT))
+
+
+def trained(
+    learner: Learner, state: TrainState, data: Dataset, config: Config, steps: range
+) -> tuple[TrainState, list[float]]:
+    batches = TrainBatches(data.train, config.batch_size, config.seed)
+    step, losses = make_train_step(learner), []
+    for i in steps:
+        state, loss = step(state, learner.put(batches[i]))
+        losses.append(float(loss))
+    return state, losses
+
+
+def test_data_load(data: Dataset):
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "train": 140, "validation": 35, "test": 35
+    }  # fmt: skip
+    assert for_data(config(), data) == config()
+    raw = pl.read_csv(PREVIOUS / "raw.csv")
+    np.testing.assert_array_equal(data.train.labels, raw["click"].to_numpy()[:140])
+
+
+@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+def test_a_run_goes_on(data: Dataset, expected: dict[str, np.ndarray], mesh: str, tmp_path: Path):
+    described = config()
+    identity = {"data": data.fingerprint, **described.identity()}
+    learner = make_learner(described, make_mesh(mesh))
+    state = Checkpoints(CHECKPOINTS, identity).restore(learner, 6)
+    state, losses = trained(learner, state, data, described, range(6, 12))
+    assert_close(losses, expected["losses"])
+    # What it writes is of this version, and has what that version would have written.
+    Checkpoints(tmp_path / "checkpoints", identity).save(
+        learner, state, {"config": dataclasses.asdict(described)}, None
+    )
+    assert read_metadata(tmp_path / "checkpoints" / "00000012")["format"] == 3
+    found = {name.replace("/table", "/weights"): x for name, x in arrays(tmp_path, 12).items()}
+    wanted = {
+        name.removeprefix("step_12"): x
+        for name, x in expected.items()
+        if name.startswith("step_12")
+    }
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert_close(found[name], array, name)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(data: Dataset):
+    described = dataclasses.replace(config(), seed=1)
+    identity = {"data": data.fingerprint, **described.identity()}
+    with pytest.raises(ValueError, match="its seed is 0, this run's is 1"):
+        Checkpoints(CHECKPOINTS, identity).restore(make_learner(described, make_mesh("1x1")), 6)
+
+
+def test_a_warm_start_takes_it(data: Dataset, expected: dict[str, np.ndarray]):
+    described = dataclasses.replace(config(), seed=3)
+    learner = make_learner(described, make_mesh("1x2"))
+    state = warm_start(learner, 3, CHECKPOINT, ["C1", "C2", "bottom"], [data.fingerprint])
+    _, losses = trained(learner, state, data, described, range(2))
+    assert_close(losses, expected["warm_losses"])
+
+
+def test_predictions(data: Dataset, expected: dict[str, np.ndarray], tmp_path: Path):
+    model = Predictor.load(CHECKPOINT, make_mesh("1x2"), 70)
+    vocabularies = find_kept(CHECKPOINT)
+    assert vocabularies
+    raw = encode_logs([PREVIOUS / "raw.csv"], vocabularies, tmp_path / "arrays")
+    in_time = Split((*data.train.days, *data.test.days, *data.validation.days))
+    for split in (Split(tuple(raw)), in_time):
+        found = np.concatenate(list(model.probabilities(split)))
+        np.testing.assert_allclose(found, expected["probabilities"], rtol=1e-5)
+
+
+def test_tables_as_files(expected: dict[str, np.ndarray], tmp_path: Path):
+    metadata, vocabularies = read_metadata(CHECKPOINT), find_kept(CHECKPOINT)
+    assert vocabularies
+    for number, table in enumerate(TABLES):
+        values = read_values(vocabularies, number)
+        write_table(CHECKPOINT, metadata, table, values, tmp_path, "npy")
+        found = np.load(tmp_path / f"{table}.npy")
+        np.testing.assert_array_equal(found, expected[f"table/{table}"])
+
+
+def test_fields_that_are_newer_have_their_defaults():
+    """A checkpoint of this version, read by one that knows a field more."""
+    metadata = json.loads(json.dumps({"config": dataclasses.asdict(Config(seed=4))}))
+    del metadata["config"]["comm_dtype"], metadata["config"]["target_auc"]
+    assert trained_config(Path("x"), metadata) == Config(seed=4)

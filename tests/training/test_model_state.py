@@ -1,0 +1,275 @@
+"""Models with batch statistics and random numbers: the same on every mesh, kept by checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from saved_run import CONFIG, DATA, examples, train_and_save
+from setups import train
+
+from dlrm_jax import backend
+from dlrm_jax.data.batches import Batch, TrainBatches
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.mesh import BATCH, make_mesh
+from dlrm_jax.models.fields import Model, concatenated, concatenated_width
+from dlrm_jax.training.batch_layers import use_batch_layers
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.warm_start import warm_start
+
+MESHES = ("1x1", "2x4", "1x8")
+MOMENTUM = 0.9
+
+
+class Normalized(Model):
+    """What a user writes: batch normalization, dropout, a hidden layer."""
+
+    def __init__(self, dense_features, fields, *, rate: float = 0.5, rngs: nnx.Rngs):
+        self.fields = tuple(fields)
+        width = concatenated_width(dense_features, fields)
+        self.norm = nnx.BatchNorm(width, momentum=MOMENTUM, rngs=rngs)
+        self.hidden = nnx.Linear(width, 8, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.output = nnx.Linear(8, 1, rngs=rngs)
+
+    def __call__(self, dense, vectors):
+        x = self.norm(concatenated(dense, vectors, self.fields))
+        x = self.dropout(jax.nn.relu(self.hidden(x)))
+        return self.output(x)[:, 0]
+
+
+class Observed(Model):
+    """Statistics and noise of the user's own, on each device of its own samples."""
+
+    def __init__(self, dense_features, fields, *, rngs: nnx.Rngs):
+        self.names = tuple(field.name for field in fields)
+        self.mean = nnx.BatchStat(jnp.zeros(dense_features))
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+        self.rngs = rngs
+
+    def __call__(self, dense, vectors):
+        self.mean[...] = 0.5 * self.mean[...] + 0.5 * dense.mean(0)
+        self.calls[...] += 1
+        noise = jax.random.normal(self.rngs.noise(), (len(dense),))
+        return sum(vectors[name][:, 0] for name in self.names) + 0 * noise
+
+
+CHANGED = dataclasses.replace(CONFIG, model=f"{__name__}:Normalized", learning_rate=0.05)
+
+
+def config(**changes: Any):
+    return dataclasses.replace(CHANGED, **changes)
+
+
+def batches(count: int = 3) -> list[Batch]:
+    drawn = TrainBatches(examples(512), CONFIG.batch_size, seed=0)
+    return [drawn[i] for i in range(count)]
+
+
+def inputs(learner: Learner, state: TrainState, batch: Batch) -> np.ndarray:
+    """What the normalization gets, in float64."""
+    found = [np.asarray(batch.dense, "f8")]
+    ends = np.cumsum(CONFIG.table_bag_lengths)
+    for table, arrays in learner.collection.to_arrays(state.embedding):
+        place = CONFIG.table_names.index(table.name)
+        bags = batch.ids[:, ends[place] - CONFIG.table_bag_lengths[place] : ends[place]]
+        rows = np.asarray(arrays["table"], "f8")[bags]
+        found.append(np.where(bags[..., None] >= 0, rows, 0).sum(1))
+    return np.concatenate(found, axis=1)
+
+
+def norm_of(state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+    norm = state.model_state["statistics"]["norm"]
+    return np.array(norm["mean"]), np.array(norm["var"])
+
+
+def numbers(tree: Any) -> list[np.ndarray]:
+    return [np.array(x) for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_statistics_are_of_the_whole_batch_on_every_mesh(
+    accumulation_steps: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Against NumPy; those of micro-batches, one after the other, are of each."""
+    small = dataclasses.replace(backend.CPU, dense_chunk=4)  # which isn't taken apart for them
+    monkeypatch.setattr(backend, "CPU", small)
+    losses = {}
+    for mesh in MESHES:
+        learner = make_learner(config(accumulation_steps=accumulation_steps), make_mesh(mesh))
+        state, losses[mesh] = learner.init(0), []
+        width = len(norm_of(state)[0])
+        mean, variance = np.zeros(width), np.ones(width)
+        for batch in batches():
+            for x in np.split(inputs(learner, state, batch), accumulation_steps):
+                mean = MOMENTUM * mean + (1 - MOMENTUM) * x.mean(0)
+                variance = MOMENTUM * variance + (1 - MOMENTUM) * x.var(0)
+            state, loss = train(learner, state, [batch], 1)
+            losses[mesh] += loss.tolist()
+            np.testing.assert_allclose(norm_of(state)[0], mean, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(norm_of(state)[1], variance, rtol=1e-5, atol=1e-6)
+    assert np.ptp(losses["1x1"]) > 1e-3
+    for mesh in MESHES[1:]:
+        np.testing.assert_allclose(losses[mesh], losses["1x1"], rtol=2e-5)
+
+
+def test_training_goes_on_alike_on_every_mesh():
+    """Gradients too: through the statistics, and with the same masks."""
+    found = {}
+    for mesh in MESHES:
+        learner = make_learner(config(), make_mesh(mesh))
+        state, losses = train(learner, learner.init(0), batches(), 12)
+        found[mesh] = losses, numbers(state.params)
+    assert found["1x1"][0][-3:].mean() < found["1x1"][0][:3].mean()
+    for mesh in MESHES[1:]:
+        np.testing.assert_allclose(found[mesh][0], found["1x1"][0], rtol=1e-4)
+        for x, wanted in zip(found[mesh][1], found["1x1"][1], strict=True):
+            np.testing.assert_allclose(x, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_without_weight_count_in_the_statistics():
+    learner = make_learner(CHANGED, make_mesh("2x4"))
+    (batch,) = batches(1)
+    ignored = batch._replace(sample_weights=(np.arange(64) % 2).astype(np.float32))
+    found = [train(learner, learner.init(0), [x], 1) for x in (batch, ignored)]
+    np.testing.assert_array_equal(norm_of(found[0][0])[0], norm_of(found[1][0])[0])
+    assert found[0][1] != found[1][1]
+
+
+@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+def test_a_resumed_run_is_an_unbroken_one(mesh: str, tmp_path: Path):
+    learner = make_learner(config(), make_mesh(mesh))
+    state, losses = train(learner, learner.init(0), batches(), 3)
+    checkpoints = Checkpoints(tmp_path, {"data": DATA})
+    checkpoints.save(learner, state, {}, None)
+    restored = checkpoints.restore(learner, 3)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for x, saved in zip(numbers(restored), numbers(state), strict=True):
+        np.testing.assert_array_equal(x, saved)
+    unbroken, later = train(learner, state, batches(), 3)
+    resumed, again = train(learner, restored, batches(), 3)
+    np.testing.assert_array_equal(again, later)
+    assert np.all(later != losses)
+    for x, wanted in zip(numbers(resumed), numbers(unbroken), strict=True):
+        np.testing.assert_array_equal(x, wanted)
+
+
+def test_masks_differ_from_step_to_step():
+    still = config(learning_rate=1e-30, table_optimizers=())
+    learner = make_learner(still, make_mesh("2x4"))
+    _, losses = train(learner, learner.init(0), batches(1), 4)
+    assert len(set(losses.tolist())) == 4
+    still = dataclasses.replace(still, model_options=("rate=0",))
+    without = make_learner(still, make_mesh("2x4"))
+    _, losses = train(without, without.init(0), batches(1), 4)
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+
+
+def test_predictions_draw_nothing_and_count_nothing(tmp_path: Path):
+    learner, state, checkpoint = train_and_save(tmp_path, "2x4", CHANGED)
+    split = examples(200, seed=1)
+    rows = split.take(np.arange(200))
+    x = inputs(learner, state, Batch(rows.dense, rows.ids, rows.labels, None))
+    mean, variance = norm_of(state)
+    params = jax.tree.map(lambda a: np.array(a, "f8"), state.params)
+    x = (x - mean) / np.sqrt(variance + 1e-5) * params["norm"]["scale"] + params["norm"]["bias"]
+    x = np.maximum(x @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
+    logits = (x @ params["output"]["kernel"] + params["output"]["bias"])[:, 0]
+    for mesh in MESHES:
+        predictor = Predictor.load(checkpoint, make_mesh(mesh), 64)
+        first, second = (np.concatenate(list(predictor.probabilities(split))) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(first, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+def test_a_warm_start_takes_the_statistics(tmp_path: Path):
+    learner, state, checkpoint = train_and_save(tmp_path, "2x4", CHANGED)
+    warm = warm_start(learner, 7, checkpoint, ["norm"])
+    for x, wanted in zip(norm_of(warm), norm_of(state), strict=True):
+        np.testing.assert_array_equal(x, wanted)
+    np.testing.assert_array_equal(warm.params["norm"]["scale"], state.params["norm"]["scale"])
+    assert np.any(warm.params["hidden"]["kernel"] != state.params["hidden"]["kernel"])
+
+
+def test_a_checkpoint_without_what_a_model_has(tmp_path: Path):
+    train_and_save(tmp_path, "1x1")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {"data": DATA})
+    learner = make_learner(CHANGED, make_mesh("1x1"))
+    with pytest.raises(UserError, match=r"expected \w+\S* of shape .*, it has no such array"):
+        checkpoints.restore(learner, 5)
+
+
+def test_what_a_model_computes_of_its_own_samples():
+    for mesh in MESHES:
+        learner = make_learner(config(model=f"{__name__}:Observed"), make_mesh(mesh))
+        state, losses = train(learner, learner.init(0), batches(), 2)
+        mean = np.zeros(3)
+        for batch in batches(2):
+            mean = 0.5 * mean + 0.5 * np.asarray(batch.dense, "f8").mean(0)
+        statistics = state.model_state["statistics"]
+        for shard in statistics["mean"].addressable_shards:
+            np.testing.assert_allclose(shard.data, mean, rtol=1e-5, atol=1e-7)
+        assert int(statistics["calls"]) == 2
+        assert np.isfinite(losses).all()
+
+
+class Drawing(nnx.Module):
+    def __init__(self, broadcast_dims: tuple[int, ...] = ()):
+        rngs = nnx.Rngs(0)
+        self.dropout = nnx.Dropout(0.25, broadcast_dims=broadcast_dims, rngs=rngs)
+        self.rngs = rngs
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        kept = self.dropout(x)
+        at_call = self.dropout(x, rngs=self.rngs)
+        return kept, at_call, jax.random.normal(self.rngs.noise(), (len(x),))
+
+
+def drawn(mesh: str, **options: Any) -> list[np.ndarray]:
+    model = Drawing(**options)
+    use_batch_layers(model)
+    graph, state = nnx.split(model)
+    arrays = nnx.to_pure_dict(state)
+    run = jax.shard_map(
+        lambda x: nnx.merge(graph, arrays)(x),
+        mesh=make_mesh(mesh),
+        in_specs=BATCH,
+        out_specs=BATCH,
+        check_vma=False,
+    )
+    return [np.array(x) for x in jax.jit(run)(jnp.ones((64, 40)))]
+
+
+def test_masks_belong_to_samples_and_not_to_devices():
+    alone = drawn("1x1")
+    for mask in alone[:2]:
+        assert set(np.unique(mask)) == {0, np.float32(1 / 0.75)}
+        assert (mask > 0).mean() == pytest.approx(0.75, abs=0.05)
+        assert len({row.tobytes() for row in mask}) == 64, "some samples have one mask"
+    assert np.any(alone[0] != alone[1]), "each call draws anew"
+    for mesh in MESHES[1:]:
+        split = drawn(mesh)
+        np.testing.assert_array_equal(split[0], alone[0])
+        np.testing.assert_array_equal(split[1], alone[1])
+        assert len(np.unique(split[2])) == 64, "other draws differ from device to device"
+    (of_all, *_) = drawn("2x4", broadcast_dims=(0,))
+    assert len({row.tobytes() for row in of_all}) == 1
+
+
+def test_keys_of_another_kind_are_refused():
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        del rngs
+        return nnx.Dropout(0.5, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))
+
+    learner = make_learner(CONFIG, make_mesh("1x1"))
+    with pytest.raises(UserError, match=r"random keys of key<rbg>, expected key<fry>"):
+        Learner(learner.collection, make, learner.dense_optimizer)
