@@ -53,8 +53,12 @@ def test_values_and_cotangents(batch, count, dim, self_interaction, columns, see
             return dot_of_columns(x.T, vectors, self_interaction)
         return dot(x, vectors, self_interaction).T
 
-    z, back = jax.vjp(run, jnp.asarray(stack[0]), [jnp.asarray(v) for v in stack[1:]])
-    d_x, d_vectors = back(jnp.asarray(cotangent))
+    @jax.jit  # one compilation instead of one for each operation
+    def both(x, vectors, cotangent):
+        z, back = jax.vjp(run, x, vectors)
+        return z, back(cotangent)
+
+    z, (d_x, d_vectors) = both(stack[0], list(stack[1:]), cotangent)
 
     exact = stack.astype("f8")
     expected = np.concatenate([exact[0].T, (exact[i] * exact[j]).sum(axis=2)])
