@@ -25,7 +25,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import Field, Model, Vectors
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, make_learner
-from dlrm_jax.training.compiled import abstract_batch, abstract_state, compile_step
+from dlrm_jax.training.compiled import abstract_batch, compile_step
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import bce
 from dlrm_jax.training.step import make_predict, make_train_step
@@ -137,7 +137,7 @@ def test_nothing_is_as_large_as_a_large_table(mesh, changes):
     learner = make_learner(config, make_mesh(mesh))
     step: Any = make_train_step(learner)
     batch = abstract_batch(learner, BATCH, config.dense_features, weighted=False)
-    compiled = step.lower(abstract_state(learner), batch).compile(OPTIMIZED)
+    compiled = step.lower(learner.state_specs(), batch).compile(OPTIMIZED)
     table = learner.collection.state_specs().tables["C2"]
     shard = table.sharding.shard_shape(table.shape)
     memory: Any = compiled.memory_analysis()
