@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from multiprocessing import forkserver
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
 import jax
 import pytest
+from as_users import QUICKLY
 from jaxtyping import install_import_hook
 
 # Asserts in what the tests of a directory share show their values as those in tests do.
@@ -20,13 +23,12 @@ install_import_hook("dlrm_jax", "beartype.beartype")
 
 from dlrm_jax.mesh import emulate_devices  # noqa: E402
 
-# A quarter less of the tests' time. Programs that the tests start are compiled as users' are.
 _FLAGS = os.environ.get("XLA_FLAGS", "")
-_LESS_OPTIMIZED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{_FLAGS} {_LESS_OPTIMIZED}"
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {QUICKLY}"
 emulate_devices(8)
 jax.devices()
 os.environ["XLA_FLAGS"] = _FLAGS
+gc.set_threshold(50_000, 20, 100)  # tracing allocates much and frees little
 
 
 def pytest_configure(config: pytest.Config):
@@ -38,6 +40,11 @@ def pytest_configure(config: pytest.Config):
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
+
+
+def pytest_sessionfinish():
+    """Waits for the process of `main_job.run`, so that its time counts as that of the tests."""
+    forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def pytest_addoption(parser: pytest.Parser):

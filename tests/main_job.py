@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from as_users import QUICKLY
 from orbax.checkpoint import v1 as ocp
 
 ROOT = Path(__file__).parents[1]
@@ -31,23 +36,63 @@ SMALL = (
 
 
 def environment() -> dict[str, str]:
-    without = {"XLA_FLAGS"}
-    return {key: value for key, value in os.environ.items() if key not in without}
+    return os.environ | {"XLA_FLAGS": QUICKLY}
 
 
 def run(
     *flags: str, cwd: Path = ROOT, program: tuple[str, ...] = PROGRAM, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end, with these environment variables besides the usual ones."""
+    """Runs it to its end, with these environment variables besides the usual ones.
+
+    A module runs in a fork of a process that has imported JAX and such: starting Python and
+    importing them anew takes longer than most programs here. Others are started as users do it.
+    """
+    command, variables = [sys.executable, *program, *flags], environment() | variables
+    if program[:1] == ("-m",):
+        return _run_forked(command, cwd, variables)
     return subprocess.run(
-        [sys.executable, *program, *flags],
+        command,
         cwd=cwd,
-        env=environment() | variables,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["absl.app", "flax.nnx", "optax", "orbax.checkpoint.v1", "polars"])
+
+
+def _run_forked(
+    command: list[str], cwd: Path, variables: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [Path(directory, name) for name in ("stdout", "stderr")]
+        process = FORKS.Process(target=_be_program, args=(command, cwd, variables, outputs))
+        process.start()
+        process.join()
+        code = process.exitcode
+        assert code is not None
+        return subprocess.CompletedProcess(command, code, *(path.read_text() for path in outputs))
+
+
+def _be_program(
+    command: list[str], cwd: Path, variables: dict[str, str], outputs: list[Path]
+) -> None:
+    for descriptor, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    faulthandler.dump_traceback_later(200, exit=True)
+    os.environ.clear()
+    os.environ.update(variables)
+    # The program would start itself anew without these, and so import what is imported.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    os.chdir(cwd)
+    sys.path[:0] = [str(cwd), str(ROOT)]
+    _, _, module, *flags = command
+    sys.orig_argv, sys.argv = command, [module, *flags]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def succeed(*flags: str) -> str:

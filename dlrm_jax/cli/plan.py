@@ -123,13 +123,13 @@ def check_flags() -> None:
 
 def shards_table(found: Balance) -> str:
     """Memory and reads of the fullest, the mean and the emptiest shard."""
-    state = found.needed - found.weights
+    state = found.needed - found.table_bytes
     rows = []
     for name, values, unit in (
-        ("weights, MiB", found.weights, _MIB),
+        ("tables, MiB", found.table_bytes, _MIB),
         ("optimizer state, MiB", state, _MIB),
         ("padding, MiB", found.padding, _MIB),
-        ("weights and state, MiB", found.needed, _MIB),
+        ("tables and state, MiB", found.needed, _MIB),
         ("distinct rows looked up", found.reads, 1),
     ):
         digits = 0 if unit == 1 else 1
@@ -184,7 +184,7 @@ def binding(
         ("padding of the exchange", padded / needed, limits.exchange),
         ("distinct rows of the busiest device", found.reads.max() / found.reads.mean(),
          limits.reads),
-        ("padding of tables", found.device_bytes / found.needed.mean(), limits.held),
+        ("padding of tables", found.device_bytes / found.needed.mean(), limits.table_bytes),
     ):  # fmt: skip
         if value > limit * (1 - _NEAR):
             reasons.append(f"{'over' if value > limit * 1.0001 else 'at'} the limit of {name}")

@@ -29,7 +29,7 @@ def draw_shards(found: Balance) -> Figure:
     shards = np.arange(len(found.reads))
     unit, size = ("GiB", _GIB) if found.device_bytes >= _GIB else ("MiB", _MIB)
     top = np.zeros(len(shards))
-    for placement, nbytes in found.held.items():
+    for placement, nbytes in found.by_placement.items():
         if nbytes.any():
             above.bar(
                 shards, nbytes / size, 0.7, top, color=_COLOUR[placement], label=_words(placement)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from dlrm_jax.data.batches import Batch
@@ -57,12 +56,7 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
     def __enter__(self) -> Prefetch[Placed]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _fill(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dlrm_jax.embedding.layout import Block, Layout, Slab
 from dlrm_jax.embedding.optimizer import mean_of_columns, slot_shapes
-from dlrm_jax.embedding.row_gradients import is_dense, sums_are_less
+from dlrm_jax.embedding.row_gradients import Reduction, reduction
 from dlrm_jax.mesh import DATA, MODEL
 
 
@@ -70,12 +70,18 @@ def collectives(
             if each is cotangents:
                 here = [block for block in here if block.slab.optimizer]
             found.append(_of_blocks("all-to-all", (MODEL,), each.what, here, group, each.nbytes))
-        found += _means(layout, batch_size)
+        found += _means(layout, mesh_shape, batch_size)
     for sharded in (True, False):
-        axes = (DATA,) if sharded else (DATA, MODEL)
-        if math.prod(mesh_shape[axis] for axis in axes) > 1:
-            found += _between_copies(layout, axes, batch_size, sharded, [*of_ids, cotangents])
+        if copy_axes(sharded, mesh_shape):
+            carried = [*of_ids, cotangents]
+            found += _between_copies(layout, mesh_shape, batch_size, sharded, carried)
     return tuple(each for each in found if each.nbytes)
+
+
+def copy_axes(sharded: bool, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes between copies of a slab, as in `mesh_axes.MeshAxes.copies`."""
+    axes = (DATA,) if sharded else (DATA, MODEL)
+    return axes if math.prod(mesh_shape[axis] for axis in axes) > 1 else ()
 
 
 class _Carried(NamedTuple):
@@ -91,17 +97,17 @@ class _Carried(NamedTuple):
 
 def _between_copies(
     layout: Layout,
-    axes: tuple[str, ...],
+    mesh_shape: Mapping[str, int],
     batch_size: int,
     sharded: bool,
     carried: Sequence[_Carried],
 ) -> list[Collective]:
     """What copies of a slab tell each other to stay equal: sums of all rows, or what each saw."""
+    axes = copy_axes(sharded, mesh_shape)
     found, sparse = [], []
     for slab in layout.slabs:
         if slab.optimizer and slab.sharded == sharded:
-            ids, bags = (batch_size * count for count in _per_sample(layout, slab))
-            if sums_are_less(slab, ids, bags):
+            if _reduction(layout, slab, mesh_shape, batch_size).exchanged:
                 row = (slab.width + 1) * slab.vector_dtype.itemsize  # gradient; whether touched
                 found.append(_of_slab(axes, f"gradients of {slab.name}", slab.rows * row))
             else:
@@ -118,13 +124,14 @@ def _between_copies(
     return found
 
 
-def _means(layout: Layout, batch_size: int) -> list[Collective]:
+def _means(layout: Layout, mesh_shape: Mapping[str, int], batch_size: int) -> list[Collective]:
     """Over rows whose columns are split, for optimizers that take them."""
     found = []
     for slab in layout.slabs:
         if slab.optimizer and slab.split == "columns":
             occurrences = batch_size * _per_sample(layout, slab)[0]
-            rows = slab.rows if is_dense(slab, occurrences) else occurrences
+            dense = _reduction(layout, slab, mesh_shape, batch_size).dense
+            rows = slab.rows if dense else occurrences
             nbytes = rows * _row_means(slab) * slab.vector_dtype.itemsize
             found.append(_of_slab((MODEL,), f"means of {slab.name}", nbytes))
     return found
@@ -151,6 +158,15 @@ def _per_sample(layout: Layout, slab: Slab) -> tuple[int, int]:
     """Ids and bags that one shard is asked for, padding included."""
     counts = [(b.bag.shape[1], b.length) for b in layout.blocks if b.slab is slab]
     return sum(bags * length for bags, length in counts), sum(bags for bags, _ in counts)
+
+
+def _reduction(
+    layout: Layout, slab: Slab, mesh_shape: Mapping[str, int], batch_size: int
+) -> Reduction:
+    """How `coalesce` sums the gradients of a slab."""
+    ids, bags = (batch_size * count for count in _per_sample(layout, slab))
+    copies = math.prod(mesh_shape[axis] for axis in copy_axes(slab.sharded, mesh_shape))
+    return reduction(slab.rows, slab.width, ids, bags, copies, slab.needs_sums(False))
 
 
 def _position_ids(block: Block) -> int:

@@ -9,8 +9,8 @@ is as many bags of one id.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,11 +67,64 @@ class Slab:
 
     def needs_sums(self, always: bool) -> bool:
         """Whether the gradients of equal rows must be summed before the update."""
-        # Weights of 16 bits are rounded once per update, not once per occurrence.
-        one_by_one = self.optimizer is None or (
-            self.optimizer.linear and jnp.dtype(self.dtype).itemsize > 2
-        )
-        return always or not one_by_one
+        return always or needs_sums(self.optimizer, self.dtype)
+
+
+def needs_sums(optimizer: RowOptimizer | None, dtype: np.dtype) -> bool:
+    """Whether an update needs the summed gradient of each row, not its occurrences one by one."""
+    # Numbers of 16 bits are rounded once per update, not once per occurrence.
+    return optimizer is not None and not (optimizer.linear and jnp.dtype(dtype).itemsize > 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class SlabKey:
+    """The properties that the tables of one slab share. Tables with equal keys share a slab.
+
+    Attributes:
+        split: axis of the tables that is split over the model axis; None for copies.
+        optimizer_key: value of the optimizer, by which equal ones are found.
+        dim: width of the tables.
+        dtype: dtype of the tables.
+        rounds_randomly: whether new values are rounded randomly.
+        alone: name of a table that has a slab of its own; None for others.
+        optimizer: optimizer of all rows; None if they are frozen.
+    """
+
+    split: _Split
+    optimizer_key: Hashable
+    dim: int
+    dtype: str
+    rounds_randomly: bool
+    alone: str | None
+    optimizer: RowOptimizer | None = dataclasses.field(compare=False)
+
+
+def slab_key(
+    table: Table, pieces: Sequence[Piece], shards: int, optimizer: RowOptimizer | None
+) -> SlabKey:
+    """The key of the slab that a table lies in.
+
+    Args:
+        table: the table.
+        pieces: all of its pieces.
+        shards: number of shards of the plan.
+        optimizer: optimizer of tables that have none of their own.
+    """
+    split: _Split = "columns" if pieces[0].splits > 1 else "rows"
+    if pieces[0].shard is None:
+        split = None
+    # Alone, a table on some shards would be matched by padding on the others.
+    spread = split is None or len(pieces) == shards
+    own = table.row_optimizer(optimizer)
+    return SlabKey(
+        split,
+        optimizer_key(own),
+        table.dim,
+        table.dtype,
+        table.rounds_randomly,
+        table.name if table.rows >= OWN_SLAB_ROWS and spread else None,
+        own,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,21 +235,13 @@ def make_layout(
 
 
 def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) -> tuple[Slab, ...]:
-    groups: dict[tuple[Any, ...], list[Table]] = {}
+    groups: dict[SlabKey, list[Table]] = {}
     for table in tables:
-        pieces = plan.of(table.name)
-        split: _Split = "columns" if pieces[0].splits > 1 else "rows"
-        if pieces[0].shard is None:
-            split = None
-        # Alone, a table on some shards would be matched by padding on the others.
-        spread = split is None or len(pieces) == plan.shards
-        alone = table.name if table.rows >= OWN_SLAB_ROWS and spread else None
-        same = optimizer_key(table.row_optimizer(optimizer))
-        key = (split, same, table.dim, table.dtype, table.rounds_randomly, alone)
+        key = slab_key(table, plan.of(table.name), plan.shards, optimizer)
         groups.setdefault(key, []).append(table)
 
     slabs = []
-    for (split, _, dim, dtype, rounds_randomly, _), members in groups.items():
+    for key, members in groups.items():
         used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
         pieces = []
         for table in members:
@@ -207,15 +252,15 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
         slabs.append(
             Slab(
                 name=members[0].name + more,
-                split=split,
+                split=key.split,
                 rows=max(used.values()),
-                dim=dim,
-                width=dim // plan.shards if split == "columns" else dim,
-                dtype=np.dtype(dtype),
+                dim=key.dim,
+                width=key.dim // plan.shards if key.split == "columns" else key.dim,
+                dtype=np.dtype(key.dtype),
                 pieces=tuple(pieces),
                 tables={table.name: table for table in members},
-                optimizer=members[0].row_optimizer(optimizer),
-                rounds_randomly=rounds_randomly,
+                optimizer=key.optimizer,
+                rounds_randomly=key.rounds_randomly,
             )
         )
     return tuple(slabs)

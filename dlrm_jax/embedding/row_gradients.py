@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.layout import Slab
@@ -57,34 +58,63 @@ def coalesce(
                 items = occurrences[slab.name]
                 ids = copies * sum(rows.size for rows, _, _ in items)
                 bags = copies * sum(rows[:, :, 0].size for rows, _, _ in items)
-                if between and sums_are_less(slab, ids, bags):
+                way = reduction(
+                    slab.rows, slab.width, ids, bags, copies, slab.needs_sums(sum_duplicates)
+                )
+                if way.exchanged:
                     found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, between))
                 else:
-                    apart.append(slab)
-        everywhere = _gather_copies([occurrences[slab.name] for slab in apart], between, dtype)
-        for slab, items in zip(apart, everywhere, strict=True):
+                    apart.append((slab, way))
+        everywhere = _gather_copies([occurrences[slab.name] for slab, _ in apart], between, dtype)
+        for (slab, way), items in zip(apart, everywhere, strict=True):
             if slab.name in native_slabs and not sum_duplicates:
                 found[slab.name] = tuple(items)
-            elif is_dense(slab, sum(rows.size for rows, _, _ in items)):
+            elif way.dense:
                 found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, ()))
-            elif slab.needs_sums(sum_duplicates):
+            elif way.dedup:
                 found[slab.name] = _one_by_one(_coalesce_rows(slab.rows, *expand(items)))
             else:
                 found[slab.name] = tuple(items)
     return found
 
 
-def sums_are_less(slab: Slab, ids: int, bags: int) -> bool:
-    """Whether the sums of all rows are fewer numbers than the bags that all copies saw.
+class Reduction(NamedTuple):
+    """How the gradients of a slab's rows are summed over its copies; otherwise they stay apart.
 
-    A bag is its ids and one cotangent: with long bags far less than a gradient for each id.
+    Attributes:
+        exchanged: copies add up their sums of all rows, instead of telling each other what they
+            saw. Then `dense` holds, too.
+        dense: all rows are summed, touched or not.
+        dedup: the occurrences of equal rows are found and summed.
     """
-    return slab.rows * (slab.width + 1) <= ids + bags * slab.width
+
+    exchanged: bool | np.bool | Bool[np.ndarray, "*O"]
+    dense: bool | np.bool | Bool[np.ndarray, "*O"]
+    dedup: bool | np.bool | Bool[np.ndarray, "*O"]
 
 
-def is_dense(slab: Slab, occurrences: int) -> bool:
-    """Whether there are so many occurrences that all rows are summed, touched or not."""
-    return slab.rows <= occurrences
+def reduction(
+    rows: int | Float64[np.ndarray, "*O"],
+    width: int,
+    ids: int | Float64[np.ndarray, "*O"],
+    bags: int | Float64[np.ndarray, "*O"],
+    copies: int,
+    needs_sums: bool,
+) -> Reduction:
+    """The cheapest way to make the gradients of a slab's rows equal on all copies.
+
+    Args:
+        rows: rows of the slab on one device.
+        width: width of a row there.
+        ids: ids that all copies look up there, padding included.
+        bags: bags of these.
+        copies: number of copies that see different samples.
+        needs_sums: whether the update needs the summed gradient of each row.
+    """
+    # A bag is its ids and one cotangent: with long bags far less than a gradient for each id.
+    exchanged = (copies > 1) & (rows * (width + 1) <= ids + bags * width)
+    dense = exchanged | (rows <= ids)
+    return Reduction(exchanged, dense, needs_sums & np.logical_not(dense))
 
 
 def _gather_copies(

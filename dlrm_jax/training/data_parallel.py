@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -74,6 +75,7 @@ def gradients(
         model = learner.model(params, model_state, True, micro_batch)
         answers = _answers(model, batch.dense, pooled)
         if "statistics" in model_state:
+            nnx.pop(model, nnx.Intermediate)  # what a layer has noted for who calls it directly
             *_, statistics = split_model(model)
             model_state = {**model_state, "statistics": agree(statistics)}
         with jax.named_scope("loss"):

@@ -91,7 +91,7 @@ def load_table(
             raise UserError(f"checkpoint {path} has no array {key!r} of a table {table!r}")
         if tuple(entry["shape"]) != abstract.shape:
             raise UserError(
-                f"checkpoint {path}: {key} of table {table} has shape {tuple(entry['shape'])}, "
+                f"checkpoint {path}: {key!r} of table {table} has shape {tuple(entry['shape'])}, "
                 f"expected {abstract.shape}"
             )
         if math.prod(abstract.shape) * abstract.dtype.itemsize >= _ITEM_BYTES:

@@ -45,6 +45,7 @@ from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_train_step
+from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
 
 define_run_flags(default_preset="kaggle")
 flags.DEFINE_integer("days", 8, "Days that the examples are split into; such as 24.", 1)
@@ -80,10 +81,8 @@ def examples_per_second(batches: TrainBatches) -> float:
     steps = batches.steps_per_epoch
     for step in range(steps):
         batches[step]
-    begun = time.perf_counter()
-    for step in range(steps, (1 + _EPOCHS) * steps):
-        batches[step]
-    return _EPOCHS * steps * batches.batch_size / (time.perf_counter() - begun)
+    later = map(batches.__getitem__, range(steps, (1 + _EPOCHS) * steps))
+    return batches.batch_size / mean_seconds(later, _EPOCHS * steps)
 
 
 class Round(NamedTuple):
@@ -138,18 +137,8 @@ def time_in_turn(config: Config, learner: Learner, batches: TrainBatches) -> dic
         return training.run(iter([kept[i % number] for i in range(count)]))
 
     sources = {"loaded": loaded, "one": lambda: resident(1), "many": lambda: resident(_KEPT)}
-    for run_round in sources.values():
-        run_round()
-    rounds: dict[str, list[Round]] = {name: [] for name in sources}
-    for _ in range(FLAGS.rounds):
-        for name, run_round in sources.items():
-            rounds[name].append(run_round())
-    return rounds
-
-
-def ratio(loaded: Sequence[Round], kept: Sequence[Round]) -> float:
-    """The median, over rounds, of the ratio of the step's times."""
-    return statistics.median(a.step / b.step for a, b in zip(loaded, kept, strict=True))
+    in_turn(sources, 1)
+    return in_turn(sources, FLAGS.rounds)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -168,7 +157,7 @@ def main(argv: Sequence[str]) -> None:
             "windowed": examples_per_second(windowed),
         }
         rounds = time_in_turn(config, learner, windowed)
-    step_ms = {name: 1e3 * statistics.median(r.step for r in x) for name, x in rounds.items()}
+    steps = {name: [each.step for each in own] for name, own in rounds.items()}
     print(
         json.dumps(
             {
@@ -181,10 +170,10 @@ def main(argv: Sequence[str]) -> None:
                 "ids": split.ids_per_example,
                 "shuffle_window": config.shuffle_window,
                 "loader": loader,
-                "step_ms": step_ms,
+                "step_ms": {name: 1e3 * statistics.median(own) for name, own in steps.items()},
                 "waited_ms": 1e3 * statistics.mean(r.waited for r in rounds["loaded"]),
-                "ratio": ratio(rounds["loaded"], rounds["one"]),
-                "ratio_many": ratio(rounds["loaded"], rounds["many"]),
+                "ratio": ratio_quartiles(steps["loaded"], steps["one"])[1],
+                "ratio_many": ratio_quartiles(steps["loaded"], steps["many"])[1],
                 "device": jax.devices()[0].device_kind,
                 "versions": versions(),
             },

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,11 +23,11 @@ from dlrm_jax.embedding import EmbeddingCollection, exchange
 from dlrm_jax.embedding.optimizer import slot_bytes
 from dlrm_jax.native import ops
 from dlrm_jax.native.ops import interaction_flops
+from experiments.benchmarks.timing import fastest_seconds
 
 _SIDE = 2048  # width of the matrices: large enough for the full speed of two cores
 _TABLE_BYTES = 512 * 2**20  # far larger than caches
 _IDS = 2**19
-_REPETITIONS = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +75,9 @@ def measure(dim: int, native: bool) -> Machine:
     ids = np.random.default_rng(0).integers(0, rows, (_IDS // 64, 1, 64), dtype=np.int32)
     pool = ops.pool if native else exchange.pool
     read = jax.jit(lambda table, ids: pool(table, ids, None))
-    return Machine(
-        flops=2 * _SIDE**3 / _fastest(lambda: product(matrix, matrix)),
-        row_bytes=ids.size * 4 * dim / _fastest(lambda: read(table, ids)),
-    )
-
-
-def _fastest(run: Callable[[], jax.Array]) -> float:
-    run().block_until_ready()
-    seconds = []
-    for _ in range(_REPETITIONS):
-        begun = time.perf_counter()
-        run().block_until_ready()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)
+    product_seconds = fastest_seconds(lambda: product(matrix, matrix).block_until_ready())
+    read_seconds = fastest_seconds(lambda: read(table, ids).block_until_ready())
+    return Machine(2 * _SIDE**3 / product_seconds, ids.size * 4 * dim / read_seconds)
 
 
 def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:

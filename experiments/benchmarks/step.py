@@ -32,8 +32,8 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.first_step import seconds_to_first_step
+from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
 
 define_run_flags("kaggle", {"examples": "there are as many as the batches need"})
 flags.DEFINE_enum("mode", "train", ["train", "infer"], "Train steps or predictions.")
@@ -91,10 +92,7 @@ class Steps:
 
     def run(self, count: int) -> float:
         """Runs ``count`` steps and returns the mean seconds of one."""
-        begun = time.perf_counter()
-        for _ in read_behind(map(self._step, range(count)), self._ahead):
-            pass
-        return (time.perf_counter() - begun) / count
+        return mean_seconds(read_behind(map(self._step, range(count)), self._ahead), count)
 
     def _step(self, number: int) -> jax.Array:
         batch = self._batches[number % _BATCHES]
@@ -188,13 +186,12 @@ def main(argv: Sequence[str]) -> None:
         compared["against"] = Steps(config, make_learner(config, make_mesh(FLAGS.against)))
     for each in compared.values():
         each.run(_BATCHES)
-    times: dict[str, list[float]] = {name: [] for name in compared}
-    round_trips: list[float | None] = []
-    for _ in range(FLAGS.rounds):
-        round_trips.append(round_trip_us())
-        steps.run(1)  # the first round after another program isn't timed
-        for name, each in compared.items():
-            times[name].append(each.run(FLAGS.steps_per_round))
+    before: dict[str, Callable[[], Any]] = {
+        "round_trips": round_trip_us,
+        "first": lambda: steps.run(1),  # the first round after another program isn't timed
+    }
+    timed = {name: partial(each.run, FLAGS.steps_per_round) for name, each in compared.items()}
+    times = in_turn(before | timed, FLAGS.rounds)
 
     machine = roofline.measure(config.embedding_dim, learner.collection.native)
     work = steps.work(learner)
@@ -215,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
             **ratios(times),
             "step_gflop": work.flops / 1e9,
             "step_row_mib": work.row_bytes / 2**20,
-            "core_round_trip_us": extremes(round_trips),
+            "core_round_trip_us": extremes(times["round_trips"]),
             "machine_gflops": machine.flops / 1e9,
             "machine_row_gib_per_second": machine.row_bytes / 2**30,
             "roofline_ms": 1e3 * machine.limit(work),
@@ -246,21 +243,11 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """The medians of the rounds' ratios; the two timings of a round saw the same machine."""
-
-    def ratio(other: str) -> float:
-        pairs = zip(times["steps"], times[other], strict=True)
-        return statistics.median(a / b for a, b in pairs)
-
-    found = {
-        "fewer_rows_median_ms": 1e3 * statistics.median(times["fewer_rows"]),
-        "rows_ratio": ratio("fewer_rows"),
-    }
-    if "against" in times:
-        found |= {
-            "against": FLAGS.against,
-            "against_median_ms": 1e3 * statistics.median(times["against"]),
-            "mesh_ratio": ratio("against"),
-        }
+    found = {"against": FLAGS.against} if "against" in times else {}
+    for other, name in (("fewer_rows", "rows_ratio"), ("against", "mesh_ratio")):
+        if other in times:
+            found[f"{other}_median_ms"] = 1e3 * statistics.median(times[other])
+            _, found[name], _ = ratio_quartiles(times["steps"], times[other])
     return found
 
 

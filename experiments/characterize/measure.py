@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_train_step
 from experiments.benchmarks import roofline
+from experiments.benchmarks.timing import fastest_seconds, in_turn, mean_seconds
 from experiments.characterize.cost import Cost, class_costs, table_arrays
 from experiments.characterize.hlo import Program
 from experiments.characterize.profile import DATA, WINDOW, Profile, class_seconds, record
@@ -104,11 +104,9 @@ class Steps:
         """Runs ``count`` steps within an annotation `WINDOW` and returns the seconds of one."""
         with Prefetch(self._loaded(), self._put) as placed:
             losses = read_behind(map(self._step, placed), self._ahead)
-            _read(losses, _LEAD)
+            mean_seconds(losses, _LEAD)
             with TraceAnnotation(WINDOW):
-                begun = time.perf_counter()
-                _read(losses, count)
-                seconds = (time.perf_counter() - begun) / count
+                seconds = mean_seconds(losses, count)
         jax.block_until_ready(self._state)
         return seconds
 
@@ -125,11 +123,6 @@ class Steps:
     def _step(self, batch: Batch) -> jax.Array:
         self._state, loss = self._train(self._state, batch)
         return loss
-
-
-def _read(losses: Iterator[Any], count: int) -> None:
-    for _ in itertools.islice(losses, count):
-        pass
 
 
 def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
@@ -150,14 +143,16 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
         steps.run(count)
         return count
 
-    timed, profiles = [], []
-    for _ in range(rounds):
-        timed.append(steps.run(count))
-        profiles.append(record(run, MODULE))
-    profile = sorted(profiles, key=lambda p: p.end - p.start)[(rounds - 1) // 2]
+    runs: dict[str, Callable[[], Any]] = {
+        "seconds": lambda: steps.run(count),
+        "profile": lambda: record(run, MODULE),
+    }
+    found = in_turn(runs, rounds)
+    by_length = sorted(found["profile"], key=lambda each: each.end - each.start)
+    profile = by_length[(rounds - 1) // 2]
     native, dim = learner.collection.native, config.embedding_dim
     return Measured(
-        step=statistics.median(timed),
+        step=statistics.median(found["seconds"]),
         classes=class_seconds(profile, program),
         costs=_costs(program, learner, steps.batches),
         machine=roofline.measure(dim, native),
@@ -183,10 +178,10 @@ def measure_stream() -> float:
     """The bytes a second that a sum of two large arrays reads and writes, at best."""
     x = jnp.ones(_STREAM_BYTES // 4)
     add = jax.jit(jnp.add, donate_argnums=0)
-    y = add(jnp.ones_like(x), x).block_until_ready()
-    seconds = []
-    for _ in range(7):
-        begun = time.perf_counter()
+    y = jnp.ones_like(x)
+
+    def step() -> None:
+        nonlocal y
         y = add(y, x).block_until_ready()
-        seconds.append(time.perf_counter() - begun)
-    return 3 * _STREAM_BYTES / min(seconds)
+
+    return 3 * _STREAM_BYTES / fastest_seconds(step)

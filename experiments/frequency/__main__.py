@@ -65,7 +65,7 @@ from experiments.frequency.row_order import (
     ordered_ids,
     touched,
 )
-from experiments.frequency.timing import Work, in_turn
+from experiments.frequency.timing import Work, compare
 
 _HOTTEST = (0.001, 0.01, 0.1)
 _UNITS = {"64 B lines": 64, "4 KiB pages": 2**12, "2 MiB pages": 2**21}
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     for size in sizes:
         counted[size] = {order: count(config, data, ids[order], size) for order in ORDERS}
         kept = {order: own[: _BATCHES * size] for order, own in ids.items()}
-        timed[size] = in_turn(Work(collection, kept, size, config.seed), ORDERS, FLAGS.rounds)
+        timed[size] = compare(Work(collection, kept, size, config.seed), ORDERS, FLAGS.rounds)
         print(f"\n{orders_table(size, counted[size], timed[size])}")
     results = {
         "data": data.source,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float32, Int, Int32
 
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.mesh import put_batch
+from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
 
 
 class Work:
@@ -67,21 +67,23 @@ class Work:
 
     def lookups(self, order: str) -> float:
         """The mean seconds of looking up a batch."""
-        begun = time.perf_counter()
-        for ids in self._batches[order]:
-            jax.block_until_ready(self._lookup(self._state, ids))
-        return (time.perf_counter() - begun) / len(self._batches[order])
+        return self._mean_seconds(order, self._look_up)
 
     def updates(self, order: str) -> float:
         """The mean seconds of updating by a batch."""
-        begun = time.perf_counter()
-        for ids in self._batches[order]:
-            self._state = self._update(self._state, ids, self._cotangents)
-            jax.block_until_ready(self._state)
-        return (time.perf_counter() - begun) / len(self._batches[order])
+        return self._mean_seconds(order, self._go_on)
+
+    def _mean_seconds(self, order: str, step: Callable[[jax.Array], Any]) -> float:
+        return mean_seconds(map(step, self._batches[order]), len(self._batches[order]))
+
+    def _look_up(self, ids: jax.Array) -> None:
+        jax.block_until_ready(self._lookup(self._state, ids))
+
+    def _go_on(self, ids: jax.Array) -> None:
+        self._state = jax.block_until_ready(self._update(self._state, ids, self._cotangents))
 
 
-def in_turn(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
+def compare(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
     """Times lookups and updates under each order, in turn.
 
     Args:
@@ -96,20 +98,15 @@ def in_turn(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
     """
     results: dict[str, Any] = {}
     for name, run in (("lookup", work.lookups), ("update", work.updates)):
-        for order in orders:  # compiles, and allocates the pages of tables and state
-            run(order)
-        times = {order: [] for order in orders}
-        for _ in range(rounds):
-            for order in orders:
-                times[order].append(run(order))
+        runs = {order: functools.partial(run, order) for order in orders}
+        in_turn(runs, 1)  # compiles, and allocates the pages of tables and state
+        times = in_turn(runs, rounds)
         last = times[orders[-1]]
         results[name] = {
             order: {
                 "ms": 1e3 * statistics.median(seconds),
                 "fastest_ms": 1e3 * min(seconds),
-                "ratio": statistics.quantiles(
-                    [b / a for a, b in zip(seconds, last, strict=True)], method="inclusive"
-                ),
+                "ratio": ratio_quartiles(last, seconds),
             }
             for order, seconds in times.items()
         }

@@ -42,10 +42,10 @@ def test_a_plan_is_printed_saved_and_drawn(tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     text = result.stdout
     assert re.search(r"^C12 +405,282 +128 +row_wise +2-5 ", text, re.M)
-    for line in ("weights, MiB", "with padding, MiB", "all-to-all in all", "in all", "limited by:"):
+    for line in ("tables, MiB", "with padding, MiB", "all-to-all in all", "in all", "limited by:"):
         assert re.search(rf"^{re.escape(line)}", text, re.M), line
-    # Weights of 204,184,588 rows, over 8 shards.
-    mean = float(re.search(r"^weights, MiB +\S+ +(\S+)", text, re.M)[1].replace(",", ""))  # pyright: ignore
+    # Tables of 204,184,588 rows, over 8 shards.
+    mean = float(re.search(r"^tables, MiB +\S+ +(\S+)", text, re.M)[1].replace(",", ""))  # pyright: ignore
     assert mean == pytest.approx(204_184_588 * 512 / 2**20 / 8, rel=0.01)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from dlrm_jax.embedding.planning.costs import EVERYWHERE, Costs
+from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.limits import Limits
 
 
@@ -18,20 +18,12 @@ def fastest(
     Only on one data group, and for tables whose gradients aren't summed densely in a shared slab:
     there the seconds are linear in what is chosen.
     """
-    assert costs.timing.workload.data_groups == 1
     shards, tables = costs.shards, costs.candidates
-    starts = np.cumsum([0, *(len(table.choices) for table in tables)])
+    starts = np.cumsum([0, *(len(table.seconds) for table in tables)])
     tallest = starts[-1]  # of each shared slab
-    most = tallest + len(costs.shared)  # of each block
-    first = np.cumsum([0, *(len(slab.lengths) for slab in costs.shared)]) + most
-    busiest = first[-1]
+    most = tallest + len(costs.slabs)  # of each block
+    busiest = most + len(costs.position_bytes)
     size = busiest + 1
-    everywhere = {
-        name: np.concatenate([t.everywhere[:, k] for t in tables])
-        for k, name in enumerate(EVERYWHERE)
-    }
-    row_bytes = np.array([slab.row_bytes for slab in costs.shared])
-    slot_bytes = np.concatenate([slab.slot_bytes for slab in costs.shared])
 
     unit = np.ones(size)  # of the continuous unknowns, near which the solver wants numbers of 1
     unit[tallest:most] = 1e6
@@ -44,55 +36,50 @@ def fastest(
         lower.append(low / scale)
         upper.append(high / scale)
 
-    held_mean, used, reads = np.zeros(size), np.zeros(size), np.zeros((shards, size))
+    mean_bytes, used, reads = np.zeros(size), np.zeros(size), np.zeros((shards, size))
     for i, table in enumerate(tables):
         own = slice(starts[i], starts[i + 1])
         one = np.zeros(size)
         one[own] = 1
         add(one, 1, 1)
-        slab = costs.slab[i]
-        held_mean[own] = table.rows.mean(axis=1) * row_bytes[slab]
-        used[own] = table.slots.mean(axis=1) * (costs.bags[i] @ costs.shared[slab].slot_bytes)
+        mean_bytes[own] = table.rows.mean(axis=-1) @ costs.row_bytes
+        used[own] = table.positions.mean(axis=-1) @ costs.position_bytes
         reads[:, own] = table.reads.T
     for m in range(shards):
-        busy = np.zeros(size)
-        busy[busiest] = -1
-        for slab in range(len(costs.shared)):
-            height = np.zeros(size)
-            height[tallest + slab] = -1
-            count = np.zeros((len(costs.shared[slab].lengths), size))
-            count[:, first[slab] : first[slab + 1]] = -np.eye(len(count))
-            for i, table in enumerate(tables):
-                own = slice(starts[i], starts[i + 1])
-                if costs.slab[i] == slab:
-                    height[own] = table.rows[:, m]
-                    count[:, own] = costs.bags[i][:, None] * table.slots[:, m]
-                    busy[own] = table.busy[:, m]
-            add(height, -np.inf, 0)
-            for row in count:
-                add(row, -np.inf, 0)
-        add(busy, -np.inf, 0)
+        row_seconds = np.zeros(size)
+        row_seconds[busiest] = -1
+        height = np.zeros((len(costs.slabs), size))
+        height[:, tallest:most] = -np.eye(len(height))
+        count = np.zeros((len(costs.position_bytes), size))
+        count[:, most:busiest] = -np.eye(len(count))
+        for i, table in enumerate(tables):
+            own = slice(starts[i], starts[i + 1])
+            height[:, own] = table.rows[:, :, m].T
+            count[:, own] = table.positions[:, :, m].T
+            row_seconds[own] = table.row_seconds[:, m]
+        for row in (*height, *count):
+            add(row, -np.inf, 0)
+        add(row_seconds, -np.inf, 0)
 
-    held, exchanged, seconds = np.zeros(size), np.zeros(size), np.zeros(size)
-    held[: starts[-1]] = everywhere["held"]
-    held_mean[: starts[-1]] += everywhere["held"]
-    held[tallest:most] = row_bytes
-    exchanged[: starts[-1]] = everywhere["exchanged"]
-    used[: starts[-1]] += everywhere["exchanged"]
-    exchanged[most:busiest] = slot_bytes
-    reads[:, : starts[-1]] += everywhere["reads"]
-    seconds[: starts[-1]] = everywhere["seconds"] + everywhere["busy"]
+    nbytes, exchanged, seconds = np.zeros(size), np.zeros(size), np.zeros(size)
+    alike = slice(0, starts[-1])
+    nbytes[alike] = np.concatenate([table.table_bytes for table in tables])
+    mean_bytes[alike] += nbytes[alike]
+    nbytes[tallest:most] = costs.row_bytes
+    exchanged[alike] = np.concatenate([table.exchanged for table in tables])
+    used[alike] += exchanged[alike]
+    exchanged[most:busiest] = costs.position_bytes
+    seconds[alike] = np.concatenate([table.seconds for table in tables])
     seconds[busiest] = 1
-    for slab, shared in enumerate(costs.shared):
-        own = slice(first[slab], first[slab + 1])
-        # With more rows than the batch has ids, gradients are summed by occurrence.
-        update = costs.timing.update_seconds(
-            shared.kind, shared.kind.dim, np.full_like(shared.lengths, 1e15), shared.lengths,
-            np.ones_like(shared.lengths),
-        )  # fmt: skip
-        seconds[own] = shared.slot_seconds + update
-    add(held, -np.inf, min(limits.memory, max(limits.small, limits.copies * costs.share)))
-    add(held - limits.held * held_mean, -np.inf, 0)
+    # With more rows than the batch has ids, gradients are summed by occurrence.
+    many = np.full((len(costs.position_bytes), len(costs.slabs)), 1e15)
+    seconds[most:busiest] = costs.seconds(many, np.eye(len(many)))
+    add(
+        nbytes,
+        -np.inf,
+        min(limits.memory, max(limits.small, limits.copies * costs.least[:, 0].sum())),
+    )
+    add(nbytes - limits.table_bytes * mean_bytes, -np.inf, 0)
     add(exchanged - limits.exchange * used, -np.inf, 0)
     for m in range(shards):
         add(reads[m] - limits.reads * reads.mean(axis=0), -np.inf, 0)

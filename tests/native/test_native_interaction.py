@@ -53,8 +53,12 @@ def test_values_and_cotangents(batch, count, dim, self_interaction, columns, see
             return dot_of_columns(x.T, vectors, self_interaction)
         return dot(x, vectors, self_interaction).T
 
-    z, back = jax.vjp(run, jnp.asarray(stack[0]), [jnp.asarray(v) for v in stack[1:]])
-    d_x, d_vectors = back(jnp.asarray(cotangent))
+    @jax.jit  # one compilation instead of one for each operation
+    def both(x, vectors, cotangent):
+        z, back = jax.vjp(run, x, vectors)
+        return z, back(cotangent)
+
+    z, (d_x, d_vectors) = both(stack[0], list(stack[1:]), cotangent)
 
     exact = stack.astype("f8")
     expected = np.concatenate([exact[0].T, (exact[i] * exact[j]).sum(axis=2)])
@@ -168,6 +172,18 @@ def test_a_model_of_higher_precision_is_left_to_jax(training: bool):
         text = jax.jit(logits).lower({"a": jnp.ones((3, 8), "f4")}).as_text()
     assert "dlrm_jax_interact" not in text
     assert "f64" in text
+
+
+class Doubled(DLRM):
+    def __call__(self, dense, vectors):
+        return 2 * super().__call__(dense, vectors)
+
+
+def test_what_a_user_derives_is_left_alone():
+    model = Doubled(4, [Field("a", 8)], (8,), (1,), rngs=nnx.Rngs(0))
+    use_native_layers(model, training=True)
+    assert type(model) is Doubled
+    assert not has_native_layers(model)
 
 
 @pytest.mark.parametrize("changes", [{"interaction": "cat"}, {"model": "dcn_v2"}])

@@ -24,6 +24,7 @@ from dlrm_jax.training.batch_layers import use_batch_layers
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.warm_start import warm_start
 
 MESHES = ("1x1", "2x4", "1x8")
@@ -134,6 +135,18 @@ def test_training_goes_on_alike_on_every_mesh():
         np.testing.assert_allclose(found[mesh][0], found["1x1"][0], rtol=1e-4)
         for x, wanted in zip(found[mesh][1], found["1x1"][1], strict=True):
             np.testing.assert_allclose(x, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_many_steps_are_one_compilation():
+    learner = make_learner(CHANGED, make_mesh("2x4"))
+    state, step = learner.init(0), make_train_step(learner)
+    for batch in batches():
+        state, _ = jax.block_until_ready(step(state, learner.put(batch)))
+    assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    specs = learner.state_specs()
+    assert jax.tree.structure(specs) == jax.tree.structure(state)
+    for spec, x in zip(jax.tree.leaves(specs), jax.tree.leaves(state), strict=True):
+        assert (spec.shape, spec.dtype) == (x.shape, x.dtype)
 
 
 def test_samples_without_weight_count_in_the_statistics():

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from as_users import OPTIMIZED
 from flax import nnx
 from jaxtyping import Array
 from named_arrays import arrays_of
@@ -24,7 +25,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import Field, Model, Vectors
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, make_learner
-from dlrm_jax.training.compiled import compile_step
+from dlrm_jax.training.compiled import abstract_batch, compile_step
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import bce
 from dlrm_jax.training.step import make_predict, make_train_step
@@ -134,7 +135,9 @@ def test_tables_are_updated_in_place(mesh):
 def test_nothing_is_as_large_as_a_large_table(mesh, changes):
     config = with_a_large_table(**changes)
     learner = make_learner(config, make_mesh(mesh))
-    compiled = compile_step(learner, BATCH, config.dense_features)
+    step: Any = make_train_step(learner)
+    batch = abstract_batch(learner, BATCH, config.dense_features, weighted=False)
+    compiled = step.lower(learner.state_specs(), batch).compile(OPTIMIZED)
     table = learner.collection.state_specs().tables["C2"]
     shard = table.sharding.shard_shape(table.shape)
     memory: Any = compiled.memory_analysis()

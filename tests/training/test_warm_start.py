@@ -72,7 +72,7 @@ def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.nd
             match = rf"table {name} \(with {rows} rows there, .* --grow=OLD_DIRECTORY"
             with pytest.raises(UserError, match=match):
                 warm_start(learner, 0, checkpoint, (name,), same_ids)
-    with pytest.raises(UserError, match=r"weights of table C3 has shape \(40, 8\)"):
+    with pytest.raises(UserError, match=r"'table' of table C3 has shape \(40, 8\)"):
         warm_start(learner, 0, checkpoint, ("C3",))
     # Where it isn't known what ids mean, it is the user's business.
     found = arrays_of(learner, warm_start(learner, 0, checkpoint, ("C1",)))
@@ -84,7 +84,7 @@ def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.nd
     [
         ({"table_rows": (7, 2999, 40)}, r"C2 has shape \(3000, 8\), expected \(2999, 8\)"),
         ({"embedding_dim": 4, "bottom_mlp": (4,)}, r"has shape \([0-9]*, 8\), expected"),
-        ({"table_rows": (7, 3001, 40, 5), "bag_lengths": (1,)}, "no array 'weights' of .* 'C4'"),
+        ({"table_rows": (7, 3001, 40, 5), "bag_lengths": (1,)}, "no array 'table' of .* 'C4'"),
     ],
 )
 def test_other_shapes_are_refused(

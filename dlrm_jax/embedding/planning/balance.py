@@ -1,4 +1,4 @@
-"""What a plan comes to: what each shard holds and reads, and where the time of a step goes."""
+"""What a plan comes to: bytes and rows of each shard, and where the time of a step goes."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ from dlrm_jax.embedding.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Balance:
-    """Of each of M shards, bytes and rows.
+    """Bytes and rows of each of M shards.
 
     Attributes:
-        held: by placement, bytes of weights and optimizer state of the tables placed so.
-        weights: bytes of weights.
+        by_placement: bytes of tables and optimizer state, by the placement of the tables.
+        table_bytes: bytes of tables.
         padding: bytes of rows that only make shards equally long.
         reads: distinct rows that a step is expected to look up.
     """
 
-    held: Mapping[str, Float64[np.ndarray, " M"]]
-    weights: Float64[np.ndarray, " M"]
+    by_placement: Mapping[str, Float64[np.ndarray, " M"]]
+    table_bytes: Float64[np.ndarray, " M"]
     padding: Float64[np.ndarray, " M"]
     reads: Float64[np.ndarray, " M"]
 
     @property
     def needed(self) -> Float64[np.ndarray, " M"]:
-        """Bytes of weights and optimizer state without padding."""
-        return np.sum(list(self.held.values()), axis=0)
+        """Bytes of tables and optimizer state without padding."""
+        return np.sum(list(self.by_placement.values()), axis=0)
 
     @property
     def device_bytes(self) -> float:
-        """Bytes of weights and optimizer state with padding, the same on every device."""
+        """Bytes of tables and optimizer state with padding, the same on every device."""
         return float(self.needed[0] + self.padding[0])
 
 
 def balance(layout: Layout, plan: Plan, workload: Workload) -> Balance:
-    """What each shard holds, to the byte, and is expected to read.
+    """The bytes of each shard, exactly, and the rows that it is expected to read.
 
     Args:
-        layout: of the plan.
-        plan: of all tables.
-        workload: what is asked of them.
+        layout: layout of the plan.
+        plan: plan of all tables.
+        workload: what a step asks of the tables.
     """
-    held = {placement: np.zeros(plan.shards) for placement in PLACEMENTS}
-    weights, padding, reads = (np.zeros(plan.shards) for _ in range(3))
+    by_placement = {placement: np.zeros(plan.shards) for placement in PLACEMENTS}
+    table_bytes, padding, reads = (np.zeros(plan.shards) for _ in range(3))
     group = workload.batch_size / workload.data_groups
     for slab in layout.slabs:
-        weight, state = row_bytes(slab)
+        table_row, state_row = row_bytes(slab)
         used = np.zeros(plan.shards)
         for piece, _ in slab.pieces:
             table = slab.tables[piece.table]
@@ -67,15 +67,15 @@ def balance(layout: Layout, plan: Plan, workload: Workload) -> Balance:
             on = slice(None) if piece.shard is None else piece.shard
             samples = group / plan.shards if piece.shard is None else group
             used[on] += rows
-            held[plan.placement(table.name)][on] += rows * (weight + state)
+            by_placement[plan.placement(table.name)][on] += rows * (table_row + state_row)
             reads[on] += workload.distinct_rows(table, samples) * rows / table.rows
-        weights += used * weight
-        padding += (slab.rows - used) * (weight + state)
-    return Balance(held, weights, padding, reads)
+        table_bytes += used * table_row
+        padding += (slab.rows - used) * (table_row + state_row)
+    return Balance(by_placement, table_bytes, padding, reads)
 
 
 def row_bytes(slab: Slab) -> tuple[int, int]:
-    """Bytes of one row's weights and of its optimizer state on one device."""
+    """Bytes of one row of a table and of its optimizer state, on one device."""
     state = 0
     if slab.optimizer:
         state = sum(slot_bytes(slab.optimizer, slab.width, slab.dtype).values())
@@ -96,10 +96,10 @@ def seconds_by_part(
 
     Args:
         tables: all tables.
-        plan: of these.
-        optimizer: of tables that have none of their own.
-        workload: what is asked of them.
-        device: that they lie on.
+        plan: plan of these.
+        optimizer: optimizer of tables that have none of their own.
+        workload: what a step asks of the tables.
+        device: what all devices are like.
     """
     own = {
         LINKS: ("link_bandwidth", "network_bandwidth"),
@@ -113,5 +113,5 @@ def seconds_by_part(
         others = [name for other in own if other != part for name in own[other]]
         alone = dataclasses.replace(device, **dict.fromkeys(others, float("inf")))
         costs = Costs(tables, choices, plan.shards, optimizer, workload, alone)
-        seconds[part] = Search(costs, Limits()).key([0] * len(tables)).seconds
+        seconds[part] = float(Search(costs, Limits()).score([0] * len(tables)).seconds)
     return seconds

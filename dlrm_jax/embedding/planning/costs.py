@@ -1,70 +1,65 @@
-"""What each way to place each table costs a device, in bytes and in seconds.
+"""What each way to place each table asks of the devices, in bytes, rows and seconds.
 
 Shards differ in what lies in *shared* slabs: those of tables that are on one shard or on some. Such
-a slab, and the blocks that read it, are as long everywhere as on the fullest shard. Whatever lies
-alike on all shards is a plain sum.
+a slab, and the blocks that read it, are as long everywhere as on the fullest shard. What lies in
+other slabs is alike on all shards, and a plain sum.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
-from dlrm_jax.embedding.by_value import optimizer_key
-from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
+from dlrm_jax.embedding.layout import SlabKey, slab_key
 from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.devices import Device
-from dlrm_jax.embedding.planning.timing import Kind, Timing
+from dlrm_jax.embedding.planning.timing import SlabCosts
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.table import Table
 
-EVERYWHERE = ("held", "exchanged", "seconds", "reads", "busy")
-"""What a choice adds to every device: bytes of tables and state, bytes of the exchange, seconds,
-distinct rows that are looked up, and seconds of reading and writing rows at random."""
-
 
 @dataclasses.dataclass(frozen=True)
-class Candidates:
-    """The O choices for one table, and what each adds to which of the M shards.
+class Load:
+    """What a placement of some tables puts on M shards, or what each of many placements does.
+
+    Loads can be added, subtracted and indexed by placement.
 
     Attributes:
-        choices: in the order of the arrays.
-        rows: of the shared slab.
-        slots: 1 where the shard pools the table's bags.
-        reads: distinct rows that are looked up, in shared slabs.
-        busy: seconds of reading and writing them.
-        everywhere: on every device, outside of shared slabs; see `EVERYWHERE`.
+        rows: rows of each of the S shared slabs.
+        positions: bag positions of each of the shared slabs' K blocks.
+        reads: distinct rows that are looked up.
+        row_seconds: seconds of reading and writing rows at random.
+        table_bytes: bytes of tables and optimizer state in other slabs, on every shard.
+        exchanged: bytes of the exchange for these.
+        seconds: seconds of these, without ``row_seconds``.
     """
 
-    choices: Sequence[Choice]
-    rows: Float64[np.ndarray, "O M"]
-    slots: Float64[np.ndarray, "O M"]
-    reads: Float64[np.ndarray, "O M"]
-    busy: Float64[np.ndarray, "O M"]
-    everywhere: Float64[np.ndarray, "O 5"]
+    rows: Float64[np.ndarray, "*O S M"]
+    positions: Float64[np.ndarray, "*O K M"]
+    reads: Float64[np.ndarray, "*O M"]
+    row_seconds: Float64[np.ndarray, "*O M"]
+    table_bytes: Float64[np.ndarray, "*O"]
+    exchanged: Float64[np.ndarray, "*O"]
+    seconds: Float64[np.ndarray, "*O"]
 
+    def __add__(self, other: Load) -> Load:
+        return self._map(np.add, other)
 
-@dataclasses.dataclass(frozen=True)
-class Shared:
-    """A slab that shards share unequally, and the blocks that read it.
+    def __sub__(self, other: Load) -> Load:
+        return self._map(np.subtract, other)
 
-    Attributes:
-        row_bytes: of weights and optimizer state.
-        lengths: of its blocks.
-        slot_bytes: of each block, what one slot adds to the exchange.
-        slot_seconds: of each block, what one slot costs: exchange, and passes through memory.
-        kind: of its tables.
-    """
+    def __getitem__(self, index: Any) -> Load:
+        return self._map(lambda x: x[index])
 
-    row_bytes: int
-    lengths: Float64[np.ndarray, " K"]
-    slot_bytes: Float64[np.ndarray, " K"]
-    slot_seconds: Float64[np.ndarray, " K"]
-    kind: Kind
+    def _map(self, function: Callable, *others: Load) -> Load:
+        fields = (vars(load).values() for load in (self, *others))
+        return Load(*map(function, *fields))
 
 
 class Costs:
@@ -74,17 +69,18 @@ class Costs:
         tables: all tables.
         choices: by table, what to choose from.
         shards: M.
-        optimizer: of tables that have none of their own.
-        workload: what is asked of them.
-        device: that they lie on.
+        optimizer: optimizer of tables that have none of their own.
+        workload: what a step asks of the tables.
+        device: what all devices are like.
 
     Attributes:
-        timing: of these.
-        candidates: by table.
-        shared: the slabs that shards share unequally.
-        slab: by table, which of these is its.
-        share: a device's part of the bytes of all tables and their state, held once.
-        bags: by table, how many bags it adds to each block of the shared slab.
+        slabs: by key, the costs of each of the S shared slabs.
+        blocks: by key, which of all K blocks are the slab's.
+        row_bytes: bytes of a row of each shared slab, [S].
+        position_bytes: bytes that a bag position of each block adds to the exchange, [K].
+        candidates: by table, the load of each choice.
+        least: by table, the bytes, distinct rows and row seconds that it at least adds to the
+            mean shard, [T, 3].
     """
 
     def __init__(
@@ -97,105 +93,83 @@ class Costs:
         device: Device,
     ):
         self.shards = shards
-        self.timing = Timing(shards, workload, device)
-        keys = [  # as in `layout.make_layout`
-            (optimizer_key(t.row_optimizer(optimizer)), t.dim, t.dtype, t.rounds_randomly)
-            for t in tables
+        self._slab = functools.partial(SlabCosts, shards=shards, workload=workload, device=device)
+        keys = [
+            [slab_key(table, choice.pieces(table.name), shards, optimizer) for choice in own]
+            for table, own in zip(tables, choices, strict=True)
         ]
-        order = list(dict.fromkeys(keys))
-        self.slab = [order.index(key) for key in keys]
-        self.shared: list[Shared] = []
-        self.bags: list[np.ndarray] = [np.zeros(0)] * len(tables)
-        for number in range(len(order)):
-            members = [i for i, slab in enumerate(self.slab) if slab == number]
-            counts = [workload.lengths(tables[i].name) for i in members]
-            lengths = sorted({length for count in counts for length in count})
-            for i, count in zip(members, counts, strict=True):
-                self.bags[i] = np.array([count.get(length, 0) for length in lengths], float)
-            kind = Kind.of(tables[members[0]], optimizer)
-            slots = [self.timing.slot(kind, length, kind.dim) for length in lengths]
-            self.shared.append(
-                Shared(
-                    kind.row_bytes(kind.dim),
-                    np.array(lengths, float),
-                    np.array([nbytes for nbytes, _ in slots]),
-                    np.array([seconds for _, seconds in slots]),
-                    kind,
-                )
-            )
-        # A device's share of everything that is to be held once.
-        self.share = (
-            sum(t.rows * self.shared[k].row_bytes for t, k in zip(tables, self.slab, strict=True))
-            / shards
-        )
+        lengths: dict[SlabKey, set[int]] = {}
+        for table, own in zip(tables, keys, strict=True):
+            for key in filter(is_shared, own):
+                lengths.setdefault(key, set()).update(workload.lengths(table.name))
+        self.slabs = {key: self._slab(key, sorted(found)) for key, found in lengths.items()}
+        ends = np.cumsum([0, *map(len, lengths.values())]).tolist()
+        self.blocks = {key: slice(*ends[i : i + 2]) for i, key in enumerate(lengths)}
+        self.row_bytes = np.array([slab.row_bytes for slab in self.slabs.values()], float)
+        self.position_bytes = np.zeros(ends[-1])
+        for key, slab in self.slabs.items():
+            self.position_bytes[self.blocks[key]] = slab.position_bytes
         self.candidates = [
-            self._candidates(table, own, self.shared[slab].kind)
-            for table, own, slab in zip(tables, choices, self.slab, strict=True)
+            self._candidates(table, own, keys[i], workload.lengths(table.name))
+            for i, (table, own) in enumerate(zip(tables, choices, strict=True))
         ]
+        self.least = np.array([
+            [np.min(load.rows.mean(axis=-1) @ self.row_bytes + load.table_bytes),
+             np.min(load.reads.mean(axis=-1)), np.min(load.row_seconds.mean(axis=-1))]
+            for load in self.candidates
+        ])  # fmt: skip
 
-    def _candidates(self, table: Table, choices: Sequence[Choice], kind: Kind) -> Candidates:
-        shape = (len(choices), self.shards)
-        rows, slots, reads, busy = (np.zeros(shape) for _ in range(4))
-        everywhere = np.zeros((len(choices), len(EVERYWHERE)))
-        spread = _spread(table, choices, self.shards)
-        whole = self.timing.rows(table, kind, kind.dim, self.timing.group)
-        for i, choice in enumerate(choices):
-            if spread[i]:
-                everywhere[i] = self._alike(table, choice, kind)
-                continue
-            held = np.array([piece.rows(table.rows) for piece in choice.pieces(table.name)])
-            at = list(choice.shards)
-            rows[i, at] = held
-            slots[i, at] = 1
-            reads[i, at] = whole[0] * held / table.rows
-            busy[i, at] = whole[1] * held / table.rows
-        return Candidates(choices, rows, slots, reads, busy, everywhere)
+    def load(self, chosen: Sequence[int]) -> Load:
+        """The load of one placement.
 
-    def _alike(self, table: Table, choice: Choice, kind: Kind) -> Sequence[float]:
-        """What a choice adds that is the same for all shards, in the order of `EVERYWHERE`."""
-        rows, columns, samples, share = table.rows, kind.dim, self.timing.group, 1.0
-        if choice.placement == "replicated":
-            samples /= self.shards
-        elif choice.placement == "column_wise":
-            columns = -(-columns // self.shards)
-        else:
-            rows, share = -(-table.rows // self.shards), 1 / self.shards
-        lengths = self.timing.workload.lengths(table.name)
-        ids = self.timing.workload.ids(table.name)
-        exchanged = seconds = 0.0
-        for length, bags in lengths.items():
-            nbytes, own = self.timing.slot(kind, length, columns)
-            if choice.placement == "replicated":
-                own = samples * self.timing.pooling_seconds(length, columns * kind.vector)
+        Args:
+            chosen: by table, the index of its choice; of the first tables or of all.
+        """
+        load = self._empty(1)
+        for candidates, choice in zip(self.candidates, chosen, strict=False):
+            load = load + candidates[choice : choice + 1]
+        return load
+
+    def seconds(
+        self, rows: Float64[np.ndarray, "*O S"], positions: Float64[np.ndarray, "*O K"]
+    ) -> Float64[np.ndarray, "*O"]:
+        """Seconds of shared slabs, see `SlabCosts.seconds`."""
+        seconds = np.zeros(rows.shape[:-1])
+        for i, (key, slab) in enumerate(self.slabs.items()):
+            seconds += slab.seconds(rows[..., i], positions[..., self.blocks[key]])
+        return seconds
+
+    def _empty(self, count: int) -> Load:
+        slabs, blocks = len(self.slabs), len(self.position_bytes)
+        shapes = (slabs, self.shards), (blocks, self.shards), (self.shards,), (self.shards,)
+        return Load(*(np.zeros((count, *shape)) for shape in (*shapes, (), (), ())))
+
+    def _candidates(
+        self, table: Table, choices: Sequence[Choice], keys: Sequence[SlabKey], bags: dict[int, int]
+    ) -> Load:
+        load = self._empty(len(choices))
+        alone = {key: self._slab(key, list(bags)) for key in keys}
+        lookups = {key: slab.lookups(table) for key, slab in alone.items()}
+        counts = np.array(list(bags.values()), float)
+        for i, (choice, key) in enumerate(zip(choices, keys, strict=True)):
+            rows = np.zeros(self.shards)
+            for piece in choice.pieces(table.name):
+                rows[slice(None) if piece.shard is None else piece.shard] = piece.rows(table.rows)
+            load.reads[i], load.row_seconds[i] = np.outer(lookups[key], rows / table.rows)
+            if is_shared(key):
+                load.rows[i, list(self.slabs).index(key)] = rows
+                blocks = self.blocks[key].start + np.searchsorted(
+                    self.slabs[key].lengths, list(bags)
+                )
+                load.positions[i][np.ix_(blocks, choice.shards)] = counts[:, None]
             else:
-                exchanged += bags * nbytes
-            seconds += bags * own
-        update = self.timing.update_seconds(
-            kind,
-            columns,
-            np.array([float(rows)]),
-            np.array([float(ids)]),
-            np.array([float(sum(lengths.values()))]),
-            choice.placement == "replicated",
-        )
-        seconds += update.item()
-        reads, busy = self.timing.rows(table, kind, columns, samples)
-        return (
-            float(rows * kind.row_bytes(columns)),
-            exchanged,
-            seconds,
-            reads * share,
-            busy * share,
-        )
+                height = rows.max()
+                load.table_bytes[i] = height * alone[key].row_bytes
+                load.exchanged[i] = counts @ alone[key].position_bytes
+                load.seconds[i] = alone[key].seconds(height[None], counts[None])[0]
+        return load
 
 
-def _spread(table: Table, choices: Sequence[Choice], shards: int) -> Bool[np.ndarray, " O"]:
-    """Which choices add the same to all shards and lie in no shared slab."""
-    alone = table.rows >= OWN_SLAB_ROWS
-    return np.array(
-        [
-            choice.placement in ("replicated", "column_wise")
-            or (alone and len(choice.shards) == shards)
-            for choice in choices
-        ]
-    )
+def is_shared(key: SlabKey) -> bool:
+    """Whether shards may hold different numbers of rows of a slab."""
+    return key.split == "rows" and key.alone is None

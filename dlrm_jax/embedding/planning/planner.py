@@ -10,7 +10,7 @@ import optax
 from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.embedding.planning.choices import choices
-from dlrm_jax.embedding.planning.costs import EVERYWHERE, Costs
+from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.devices import DEVICES, Device
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.search import Search
@@ -39,14 +39,14 @@ def automatic_plan(
 
     Args:
         tables: all tables.
-        shards: the size of the mesh's model axis.
+        shards: size of the mesh's model axis.
         placements: by table name, what to do whatever it costs: ``"replicated"``,
             ``"column_wise"``, ``"row_wise"``, ``"table_wise"`` on a shard of the planner's choice
             or, with shards, ``"row_wise:0-3"``, ``"table_wise:2"``.
-        optimizer: of tables that have none of their own.
-        workload: what is asked of the tables; None for `Workload`'s own values.
-        device: that they lie on.
-        limits: None for `Limits`' own values, which know of no bound of memory.
+        optimizer: optimizer of tables that have none of their own.
+        workload: what a step asks of the tables; None for `Workload`'s own values.
+        device: what all devices are like.
+        limits: limits to keep; None for `Limits`' own values, without a limit of memory.
 
     Raises:
         UserError: there are no tables or shards, an override names no table, isn't a placement or
@@ -63,9 +63,9 @@ def automatic_plan(
     limits = limits or Limits()
     search = Search(costs, limits)
     chosen = search.best()
-    over = search.key(chosen).over
-    if over > 0:
-        raise UserError(_too_large(tables, costs, limits.memory, (1 + over) * limits.memory))
+    overflow = float(search.score(chosen).overflow)
+    if overflow > 0:
+        raise UserError(_too_large(tables, costs, limits.memory, (1 + overflow) * limits.memory))
     plan = Plan(
         shards,
         tuple(
@@ -78,17 +78,14 @@ def automatic_plan(
     return plan
 
 
-def _too_large(tables: Sequence[Table], costs: Costs, memory: float, held: float) -> str:
+def _too_large(tables: Sequence[Table], costs: Costs, memory: float, found: float) -> str:
     """What is needed, what there is, and which table takes most of it."""
-    least = []
-    for candidates, slab in zip(costs.candidates, costs.slab, strict=True):
-        in_slab = candidates.rows.mean(axis=1) * costs.shared[slab].row_bytes
-        least.append(np.min(in_slab + candidates.everywhere[:, EVERYWHERE.index("held")]))
+    least = costs.least[:, 0]
     binding = int(np.argmax(least))
     table = tables[binding]
     needed, how = sum(least), "at least"
     if needed <= memory:
-        needed, how = held, "in the best plan found"
+        needed, how = found, "in the best plan found"
     return (
         f"memory: tables and their optimizer state need {how} {needed / 2**30:.3g} GiB on each of "
         f"{costs.shards} shards, a device has {memory / 2**30:.3g} GiB for them. Most of it, "

@@ -1,251 +1,97 @@
-"""Chooses a placement for every table, by beam search.
+"""Chooses a placement for every table.
 
-Tables are placed one after the other, the largest first, and of the placements so far the best few
-are kept. Slots are bought in advance: every shard has as many of a block as the fullest, so that
-one table on one shard costs as much as one on each; whether to have another slot is decided for
-all shards, and tables then fill those that there are.
+Tables are placed one after the other, the largest first, and the best placements so far are kept: a
+beam search. The best ones are then improved, one table at a time.
+
+Every shard has as many bag positions of a block as the fullest shard, so that one table on one
+shard costs as much as one table on each. Placing one by one therefore never begins to fill a block.
+Beams start with some bag positions *reserved*, which cost nothing more: none, or more and more.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.planning.costs import EVERYWHERE, Costs
-from dlrm_jax.embedding.planning.limits import Key, Limits, Outcomes, judged
+from dlrm_jax.embedding.planning.costs import Costs
+from dlrm_jax.embedding.planning.limits import Limits, Score, score
 
-# Placements kept while tables are added.
-_BEAM = 12
-# Slots that are tried beyond the best number before the search for more is given up.
-_MISSES = 2
-# While tables are added, being a part of a limit above it counts as so many times that part of the
-# time of a plain plan; memory goes before all.
-_UNEQUAL, _OVER = 10.0, 1000.0
-_MOST_PASSES = 20
-# Differences that are rounding alone.
-_DIGITS = 9
-
-
-@dataclasses.dataclass(frozen=True)
-class _State:
-    """Some tables, placed.
-
-    Attributes:
-        chosen: by table, the index of its choice; -1 for those that are still to be placed.
-        rows: of the shared slabs, [S, M].
-        slots: of the blocks of each shared slab, [K, M].
-        reads: by shard.
-        busy: by shard, in seconds.
-        everywhere: the sum of what is alike on all devices, see `EVERYWHERE`.
-        slabs: by shared slab, what `_slab_terms` gives.
-    """
-
-    chosen: tuple[int, ...]
-    rows: np.ndarray
-    slots: tuple[np.ndarray, ...]
-    reads: np.ndarray
-    busy: np.ndarray
-    everywhere: np.ndarray
-    slabs: np.ndarray
+# Placements in a beam, and fewer on many shards, where each is more work.
+_BEAM = 32
+_BEAM_SHARDS = 512
+# Bag positions reserved in each beam, as parts of those for all tables on one shard each.
+_RESERVED = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+# How many of the placements found are improved, and how often each table is tried at most.
+_IMPROVED = 2
+_PASSES = 20
 
 
 class Search:
     """The search for a placement of all tables.
 
     Args:
-        costs: of all choices.
-        limits: that a placement should keep. Keeping them goes before being fast, and fitting
-            into memory before both.
+        costs: costs of all choices.
+        limits: limits that a placement should keep. Keeping them goes before being fast, and
+            fitting into memory before both.
     """
 
     def __init__(self, costs: Costs, limits: Limits):
-        self._costs = costs
-        self._limits = limits
-        shards = costs.shards
-        self._empty = _State(
-            (-1,) * len(costs.candidates),
-            np.zeros((len(costs.shared), shards)),
-            tuple(np.zeros((len(slab.lengths), shards)) for slab in costs.shared),
-            np.zeros(shards),
-            np.zeros(shards),
-            np.zeros(len(EVERYWHERE)),
-            np.zeros((len(costs.shared), 5)),
-        )
-        # What a table that is out will bring to the mean shard: bytes, reads, busy seconds.
-        whole = [
-            (
-                table.rows.sum(axis=1).max() * costs.shared[slab].row_bytes,
-                table.reads.sum(axis=1).max(),
-                table.busy.sum(axis=1).max(),
-            )
-            for table, slab in zip(costs.candidates, costs.slab, strict=True)
+        self._costs, self._limits = costs, limits
+        sizes = [
+            (load.rows.sum(axis=-1) @ costs.row_bytes + load.table_bytes).max()
+            for load in costs.candidates
         ]
-        self._expected = np.array(whole) / shards
-        size = [
-            nbytes + table.everywhere[:, EVERYWHERE.index("held")].max()
-            for (nbytes, _, _), table in zip(whole, costs.candidates, strict=True)
-        ]
-        self._order = sorted(range(len(size)), key=lambda i: -size[i])
-        self._second = 1.0  # the unit of time that limits are weighed against
+        self._order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+        self._second = 1.0  # the time that limits are weighed against in a beam
 
     def best(self) -> tuple[int, ...]:
-        """By table, the index of the choice taken. Always the same for the same costs."""
-        if all(len(table.choices) == 1 for table in self._costs.candidates):
-            return (0,) * len(self._costs.candidates)
-        nothing = tuple(np.zeros(len(slab.lengths)) for slab in self._costs.shared)
-        plain = self._improved(self._placed(nothing, 1)[0])
-        self._second = self._key(plain).seconds
-        bought = self._buy(nothing)
-        found = [self._improved(state) for state in self._placed(bought, _BEAM)[:3]]
-        return min([plain, *found], key=self._key).chosen
+        """By table, the index of the choice taken. The same costs always give the same."""
+        costs = self._costs
+        if all(len(load.seconds) == 1 for load in costs.candidates):
+            return (0,) * len(costs.candidates)
+        first = self._improved(self._beam(np.zeros_like(costs.position_bytes), 1))
+        self._second = float(self.score(first).cost)
+        bags = np.sum([load.positions.max(axis=(0, 2)) for load in costs.candidates], axis=0)
+        width = min(_BEAM, max(1, _BEAM_SHARDS // costs.shards))
+        found = {self._beam(np.ceil(part * bags / costs.shards), width) for part in _RESERVED}
+        most = sorted(found, key=lambda chosen: (self.score(chosen)[:3], chosen))[:_IMPROVED]
+        return min(first, *map(self._improved, most), key=lambda chosen: self.score(chosen)[:3])
 
-    def key(self, chosen: Sequence[int]) -> Key:
-        """Of a placement of all tables."""
-        state = self._empty
-        for i, choice in enumerate(chosen):
-            state = self._with(state, i, choice)
-        return self._key(state)
+    def score(self, chosen: Sequence[int]) -> Score:
+        """The score of a placement of all tables."""
+        return score(self._costs, self._limits, self._costs.load(chosen)).at(0)
 
-    def _buy(self, slots: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        """How many slots of each block to have on every shard."""
-        least = self._energy(self._placed(slots, 1)[0])
-        for block in (one for slab in slots for one in np.split(slab, len(slab))):
-            kept, misses = 0, 0
-            while misses < _MISSES and block[0] < len(self._order):
-                block += 1
-                energy = self._energy(self._placed(slots, 1)[0])
-                misses += 1
-                if energy < least:
-                    least, kept, misses = energy, block[0], 0
-            block[:] = kept
-        return slots
+    def _beam(self, reserved: Float64[np.ndarray, " K"], width: int) -> tuple[int, ...]:
+        """The best placement of all tables that a beam of this width finds."""
+        load = self._costs.load(())
+        chosen = np.zeros((1, len(self._order)), int)
+        for placed, i in enumerate(self._order, 1):
+            options = load[:, None] + self._costs.candidates[i]
+            found = score(self._costs, self._limits, options, self._order[placed:], reserved)
+            energies, ties = found.energy(self._second).ravel(), found.ties.ravel()
+            order = np.lexsort((ties, energies))
+            # Equal ones differ in the numbers of the shards alone.
+            same = (np.diff(energies[order]) == 0) & (np.diff(ties[order]) == 0)
+            kept = order[np.append(True, ~same)][:width]
+            state, choice = np.unravel_index(kept, found.ties.shape)
+            load, chosen = options[state, choice], chosen[state]
+            chosen[:, i] = choice
+        return tuple(chosen[score(self._costs, self._limits, load).order()[0]].tolist())
 
-    def _placed(self, bought: tuple[np.ndarray, ...], width: int) -> list[_State]:
-        """The best placements of all tables that a beam of this width finds, the best first."""
-        beam = [self._empty]
-        for i in self._order:
-            found: dict[tuple[float, float], tuple[int, int]] = {}
-            for number, state in enumerate(beam):
-                outcomes = self._outcomes(state, i, bought)
-                energies = self._energies(outcomes)
-                best = np.lexsort((outcomes.ties, energies))[:width]
-                for choice in best:
-                    # Equal ones differ in the numbers of the shards alone.
-                    key = (float(energies[choice]), float(outcomes.ties[choice]))
-                    found.setdefault(key, (number, int(choice)))
-            kept = sorted(found.items())[:width]
-            beam = [self._with(beam[number], i, choice) for _, (number, choice) in kept]
-        return sorted(beam, key=self._energy)
-
-    def _improved(self, state: _State) -> _State:
+    def _improved(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
         """Moves one table after the other until no move is an improvement."""
-        nothing = tuple(np.zeros(len(slab.lengths)) for slab in self._costs.shared)
-        key = self._key(state)
-        for _ in range(_MOST_PASSES):
-            start = key
+        load, now = self._costs.load(chosen), list(chosen)
+        for _ in range(_PASSES):
+            before = list(now)
             for i in self._order:
-                without = self._with(state, i, -1)
-                outcomes = self._outcomes(without, i, nothing)
-                order = np.lexsort(
-                    (outcomes.ties, outcomes.seconds, outcomes.unequal, outcomes.over)
-                )
-                moved = self._with(without, i, int(order[0]))
-                if self._key(moved) < key:
-                    state, key = moved, self._key(moved)
-            if key == start:
+                own = self._costs.candidates[i]
+                options = load - own[now[i] : now[i] + 1] + own
+                found = score(self._costs, self._limits, options)
+                best = int(found.order()[0])
+                if found.at(best)[:3] < found.at(now[i])[:3]:
+                    load, now[i] = options[best : best + 1], best
+            if now == before:
                 break
-        return state
-
-    def _energy(self, state: _State) -> float:
-        over, unequal, seconds = self._key(state)
-        return seconds / self._second + _UNEQUAL * unequal + _OVER * over
-
-    def _energies(self, outcomes: Outcomes) -> Float64[np.ndarray, " O"]:
-        energies = outcomes.seconds / self._second + _UNEQUAL * outcomes.unequal
-        return np.round(energies + _OVER * outcomes.over, _DIGITS)
-
-    def _with(self, state: _State, i: int, choice: int) -> _State:
-        """The state with a table placed otherwise; -1 takes it out."""
-        table, slab = self._costs.candidates[i], self._costs.slab[i]
-        rows, slots = state.rows.copy(), list(state.slots)
-        reads, busy, everywhere = state.reads, state.busy, state.everywhere
-        for index, sign in ((state.chosen[i], -1.0), (choice, 1.0)):
-            if index >= 0:
-                rows[slab] += sign * table.rows[index]
-                bags = sign * self._costs.bags[i][:, None]
-                slots[slab] = slots[slab] + bags * table.slots[index]
-                reads = reads + sign * table.reads[index]
-                busy = busy + sign * table.busy[index]
-                everywhere = everywhere + sign * table.everywhere[index]
-        chosen = (*state.chosen[:i], choice, *state.chosen[i + 1 :])
-        slabs = state.slabs.copy()
-        nothing = np.zeros(len(slots[slab]))
-        slabs[slab] = self._slab_terms(slab, rows[slab][None], slots[slab][:, None], nothing)[0]
-        return _State(chosen, rows, tuple(slots), reads, busy, everywhere, slabs)
-
-    def _key(self, state: _State) -> Key:
-        out = [i for i, choice in enumerate(state.chosen) if choice < 0]
-        outcomes = judged(
-            self._limits,
-            self._costs.share,
-            state.slabs.sum(axis=0)[None],
-            state.everywhere[None],
-            state.reads[None],
-            state.busy[None],
-            self._expected[out].sum(axis=0),
-        )
-        return Key(*(float(values[0]) for values in outcomes[:3]))
-
-    def _outcomes(self, state: _State, i: int, bought: tuple[np.ndarray, ...]) -> Outcomes:
-        """What comes of each choice for a table that is out, with all others as they are.
-
-        Args:
-            state: other tables may be out as well.
-            i: the table.
-            bought: by shared slab, slots of each block that cost nothing more.
-        """
-        table, slab = self._costs.candidates[i], self._costs.slab[i]
-        slots = state.slots[slab][:, None] + self._costs.bags[i][:, None, None] * table.slots
-        slabs = self._slab_terms(slab, state.rows[slab] + table.rows, slots, bought[slab])
-        slabs = slabs + (state.slabs.sum(axis=0) - state.slabs[slab])
-        out = [j for j, choice in enumerate(state.chosen) if choice < 0 and j != i]
-        return judged(
-            self._limits,
-            self._costs.share,
-            slabs,
-            state.everywhere + table.everywhere,
-            state.reads + table.reads,
-            state.busy + table.busy,
-            self._expected[out].sum(axis=0),
-        )
-
-    def _slab_terms(
-        self,
-        slab: int,
-        rows: Float64[np.ndarray, "O M"],
-        slots: Float64[np.ndarray, "K O M"],
-        bought: Float64[np.ndarray, " K"],
-    ) -> Float64[np.ndarray, "O 5"]:
-        """Of one slab: bytes held and needed, bytes exchanged and needed, seconds."""
-        shared = self._costs.shared[slab]
-        height, count = rows.max(axis=1), np.maximum(slots.max(axis=2), bought[:, None])
-        update = self._costs.timing.update_seconds(
-            shared.kind,
-            shared.kind.dim,
-            height,
-            shared.lengths @ count,
-            count.sum(axis=0),
-        )
-        return np.stack(
-            [
-                height * shared.row_bytes,
-                rows.mean(axis=1) * shared.row_bytes,
-                shared.slot_bytes @ count,
-                shared.slot_bytes @ slots.mean(axis=2),
-                shared.slot_seconds @ count + update,
-            ],
-            axis=1,
-        )
+        return tuple(now)

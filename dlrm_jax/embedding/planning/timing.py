@@ -1,4 +1,4 @@
-"""How long the parts of a step take that depend on where tables lie.
+"""What one slab costs: its bytes, and how long the parts of a step take that depend on it.
 
 Times are bytes over bandwidths. They are for comparing plans; they leave out what no plan changes,
 and that parts of a step may overlap.
@@ -6,15 +6,16 @@ and that parts of a step may overlap.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.embedding.layout import SlabKey, needs_sums
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.planning.workload import Workload
+from dlrm_jax.embedding.row_gradients import reduction
 from dlrm_jax.embedding.table import Table
 
 # How often an array passes through memory, by reading what the step does with it: vectors looked
@@ -31,128 +32,97 @@ _PASSES_DENSE = 4
 _ID_BYTES = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """What tables that may lie in one slab have in common, as costs see it.
+class SlabCosts:
+    """The costs of a slab on one of D groups of M devices.
 
-    Attributes:
-        dim: width.
-        itemsize: of the weights.
-        vector: bytes of a number of a pooled vector, of a gradient and of the state.
-        row_slots: numbers of state a row.
-        element_slots: numbers of state an element.
-        trained: whether there are gradients.
-        summed: whether those of equal rows are summed before the update.
-    """
-
-    dim: int
-    itemsize: int
-    vector: int
-    row_slots: int
-    element_slots: int
-    trained: bool
-    summed: bool
-
-    @classmethod
-    def of(cls, table: Table, optimizer: RowOptimizer | None) -> Kind:
-        """The kind of a table, whose own optimizer goes before the given one."""
-        own = table.row_optimizer(optimizer)
-        slots = list(own.slots.values()) if own else []
-        dtype = jnp.dtype(table.dtype)
-        vector = jnp.promote_types(dtype, jnp.float32).itemsize
-        rows, elements = slots.count("row"), slots.count("element")
-        summed = own is not None and (table.rounds_randomly or not own.linear)
-        return cls(table.dim, dtype.itemsize, vector, rows, elements, table.trainable, summed)
-
-    def row_bytes(self, columns: int) -> int:
-        """Of weights and state of one row, of which so many columns are held."""
-        state = self.row_slots + self.element_slots * columns
-        return columns * self.itemsize + state * self.vector
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Times on one of D groups of M devices.
-
-    Attributes:
+    Args:
+        key: what the slab's tables have in common.
+        lengths: bag lengths of the slab's K blocks.
         shards: M.
-        workload: which knows D.
-        device: that all are.
+        workload: what a step asks of the tables; it knows D.
+        device: what all devices are like.
+
+    Attributes:
+        lengths: the bag lengths, [K].
+        row_bytes: bytes of one row on one device, with its optimizer state.
+        position_bytes: bytes that one bag position of each block adds to the exchange, [K].
+        position_seconds: seconds of that, and of passes of its bags through memory, [K].
+        needs_sums: whether an update needs the summed gradient of each row.
     """
 
-    shards: int
-    workload: Workload
-    device: Device
-
-    @property
-    def group(self) -> float:
-        """The samples of one data group."""
-        return self.workload.batch_size / self.workload.data_groups
-
-    def update_seconds(
+    def __init__(
         self,
-        kind: Kind,
-        columns: int,
-        rows: Float64[np.ndarray, " O"],
-        ids: Float64[np.ndarray, " O"],
-        bags: Float64[np.ndarray, " O"],
-        everywhere: bool = False,
-    ) -> Float64[np.ndarray, " O"]:
-        """The seconds of summing the gradients of a slab's rows over its copies.
+        key: SlabKey,
+        lengths: Sequence[int],
+        shards: int,
+        workload: Workload,
+        device: Device,
+    ):
+        self._workload, self._device, self._shards = workload, device, shards
+        replicated = key.split is None
+        self._copies = workload.data_groups * (shards if replicated else 1)
+        self._stride = 1 if replicated else shards  # from one copy to the next
+        self._samples = workload.batch_size / self._copies  # whose bags one device pools
+        self.width = -(-key.dim // shards) if key.split == "columns" else key.dim
+        self.trained = key.optimizer is not None
+        self.needs_sums = needs_sums(key.optimizer, np.dtype(key.dtype))
+        number = np.dtype(key.dtype).itemsize
+        # Pooled vectors, gradients and the optimizer state have at least 32 bits.
+        self._number = jnp.promote_types(key.dtype, jnp.float32).itemsize
+        self._vector = self.width * self._number
+        slots = list(key.optimizer.slots.values()) if key.optimizer else []
+        slots = [slot for slot in slots if slot != "scalar"]  # which belongs to no row
+        self._row_means = key.split == "columns" and "row" in slots
+        sizes = {"row": self._number, "element": self._vector}
+        self._table_row, self._slot_rows = self.width * number, [sizes[slot] for slot in slots]
+        self.row_bytes = self._table_row + sum(self._slot_rows)
+
+        self.lengths = np.array(lengths, float)
+        vectors = (2 if self.trained else 1) * self._vector
+        exchanges = not replicated and shards > 1
+        self.position_bytes = exchanges * self._samples * (_ID_BYTES * self.lengths + vectors)
+        passed = self._vector * (_PASSES_LOOKUP * self.lengths + _PASSES_POOLED)
+        passed += _PASSES_IDS * _ID_BYTES * self.lengths
+        self.position_seconds = device.exchange_seconds(1.0, shards) * self.position_bytes
+        self.position_seconds += self._samples * passed / device.memory_bandwidth
+
+    def lookups(self, table: Table) -> tuple[float, float]:
+        """The distinct rows of a table that a device reads if it holds all of them.
+
+        Returns:
+            number of these; and seconds of reading them and of updating those of the whole batch.
+        """
+        row_seconds = self._device.row_seconds
+        reads = self._workload.distinct_rows(table, self._samples)
+        seconds = reads * row_seconds(self._table_row)
+        if self.trained:
+            written = self._workload.distinct_rows(table, float(self._workload.batch_size))
+            seconds += 2 * written * sum(map(row_seconds, [self._table_row, *self._slot_rows]))
+        return reads, seconds
+
+    def seconds(
+        self, rows: Float64[np.ndarray, "*O"], positions: Float64[np.ndarray, "*O K"]
+    ) -> Float64[np.ndarray, "*O"]:
+        """Seconds of the exchange, of passes through memory and of summing gradients over copies.
 
         Args:
-            kind: of its tables.
-            columns: that a device holds.
-            rows: of the slab on one device.
-            ids: that a sample has for its slots, padding ones included.
-            bags: these slots.
-            everywhere: whether all devices have copies, or one device of each group.
+            rows: rows of the slab on one device.
+            positions: bag positions of each block, padding included.
         """
-        if not kind.trained:
-            return np.zeros_like(rows)
-        batch, device = self.workload.batch_size, self.device
-        copies = self.workload.data_groups * (self.shards if everywhere else 1)
-        stride = 1 if everywhere else self.shards
-        vector = columns * kind.vector
-        # As `gradient.coalesce` decides: whether copies tell each other the sums of all rows, and
-        # whether a device sums all rows or those that occur.
-        sums = (copies > 1) & (rows * (columns + 1) <= batch * (ids + bags * columns))
-        dense = sums | (rows <= batch * ids)
-        seconds = np.zeros_like(rows)
-        if copies > 1:
-            seen = batch * (_ID_BYTES * ids + bags * vector)
-            moved = np.where(sums, 2 * rows * (vector + kind.vector), seen)
-            seconds = seconds + device.gather_seconds(1.0, stride, copies) * moved
-        if columns < kind.dim and kind.row_slots:  # the means of rows are over all shards
-            means = np.where(dense, rows, batch * ids) * kind.vector
-            seconds = seconds + 2 * device.gather_seconds(1.0, 1, self.shards) * means
-        occurrences = np.where(sums, batch / copies, batch) * ids
-        passed = (_PASSES_UPDATE * occurrences + _PASSES_DENSE * dense * rows) * vector
-        passed += ~dense * kind.summed * _PASSES_SCRATCH * _ID_BYTES * occurrences
+        seconds = positions @ self.position_seconds
+        if not self.trained:
+            return seconds
+        batch, device = self._workload.batch_size, self._device
+        ids, bags = batch * (positions @ self.lengths), batch * positions.sum(axis=-1)
+        way = reduction(rows, self.width, ids, bags, self._copies, self.needs_sums)
+        if self._copies > 1:
+            seen = _ID_BYTES * ids + bags * self._vector
+            moved = np.where(way.exchanged, 2 * rows * (self._vector + self._number), seen)
+            seconds += device.gather_seconds(1.0, self._stride, self._copies) * moved
+        if self._row_means:  # over all shards
+            means = np.where(way.dense, rows, ids) * self._number
+            seconds += 2 * device.gather_seconds(1.0, 1, self._shards) * means
+        occurrences = np.where(way.exchanged, ids / self._copies, ids)
+        passed = (_PASSES_UPDATE * occurrences + _PASSES_DENSE * way.dense * rows) * self._vector
+        passed += way.dedup * _PASSES_SCRATCH * _ID_BYTES * occurrences
         return seconds + passed / device.memory_bandwidth
-
-    def slot(self, kind: Kind, length: int, columns: int) -> tuple[float, float]:
-        """Bytes of the exchange, and seconds, of one slot, but for what its rows take."""
-        vector = columns * kind.vector
-        exchanged = self.group * (_ID_BYTES * length + (2 if kind.trained else 1) * vector)
-        if self.shards == 1:
-            exchanged = 0.0
-        seconds = self.device.exchange_seconds(exchanged, self.shards)
-        return exchanged, seconds + self.group * self.pooling_seconds(length, vector)
-
-    def pooling_seconds(self, length: int, vector: int) -> float:
-        """Of one sample's bag: the passes of its ids and vectors through memory."""
-        passed = vector * (_PASSES_LOOKUP * length + _PASSES_POOLED)
-        return (passed + _PASSES_IDS * _ID_BYTES * length) / self.device.memory_bandwidth
-
-    def rows(self, table: Table, kind: Kind, columns: int, samples: float) -> tuple[float, float]:
-        """Distinct rows that so many samples look up, and the seconds of these and of updates."""
-        device, own = self.device, columns * kind.itemsize
-        read = self.workload.distinct_rows(table, samples)
-        busy = read * device.row_seconds(own)
-        if kind.trained:
-            state = kind.row_slots * device.row_seconds(kind.vector)
-            state += kind.element_slots * device.row_seconds(columns * kind.vector)
-            written = self.workload.distinct_rows(table, float(self.workload.batch_size))
-            busy += 2 * written * (device.row_seconds(own) + state)
-        return read, busy

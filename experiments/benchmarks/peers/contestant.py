@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from dlrm_jax.errors import UserError
@@ -97,12 +96,7 @@ class Contestant:
     def __enter__(self) -> Contestant:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         # It owns nothing but memory.
         self._process.kill()
         self._process.communicate()

@@ -12,6 +12,7 @@ from dlrm_jax.errors import UserError
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.peers.contestant import Contestant
 from experiments.benchmarks.peers.load import QUIET, Load, wait_for_quiet
+from experiments.benchmarks.timing import ratio_quartiles
 
 COMPARED_STEPS = 10
 
@@ -100,11 +101,7 @@ class Outcome:
 
     def ratio_quartiles(self) -> tuple[float, float, float]:
         """The quartiles of the other's time over ours, round by round."""
-        ratios = [x.theirs / x.ours for x in self.rounds]
-        if len(ratios) == 1:
-            ratios *= 2
-        lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
-        return lower, median, upper
+        return ratio_quartiles([x.theirs for x in self.rounds], [x.ours for x in self.rounds])
 
 
 def check_losses(name: str, ours: Sequence[float], theirs: Sequence[float]) -> None:

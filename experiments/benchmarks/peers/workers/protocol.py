@@ -22,6 +22,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from experiments.benchmarks.peers.problem import Problem, mean_loss
+from experiments.benchmarks.timing import mean_seconds
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -106,10 +107,7 @@ class _Worker:
         begun_cpu, begun = time.process_time(), time.perf_counter()
         while time.perf_counter() - begun < _WARM_UP_SECONDS:
             self._next()
-        begun = time.perf_counter()
-        for _ in range(steps):
-            self._next()
-        seconds = (time.perf_counter() - begun) / steps
+        seconds = mean_seconds((self._next() for _ in range(steps)), steps)
         cpu_seconds = time.process_time() - begun_cpu
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": _peak()}
 
