@@ -15,6 +15,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from as_users import QUICKLY
 from documents import PAGES, ROOT, anchors, blocks, commands, flags, links, program, prose
 
 from dlrm_jax.embedding import (
@@ -44,7 +45,7 @@ def run(arguments: list[str], directory: Path, text: str | None = None) -> str:
         "TMPDIR": str(directory),
         "NO_MKDOCS_2_WARNING": "1",
         "GLIBC_TUNABLES": "",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": QUICKLY,
         "JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["XDG_CACHE_HOME"], "pages")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
@@ -98,6 +99,20 @@ def test_files_that_are_named_exist(path: Path):
     )
     for name in named:
         assert list(ROOT.glob(name.rstrip("/"))), f"{name} in {name_of(path)}"
+
+
+def test_the_way_of_a_step_is_as_described():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (table,) = re.findall(
+        r"^\| what happens \| where \|\n(.*?)\n\n", text, re.DOTALL | re.MULTILINE
+    )
+    rows = [row.split(" | ")[-1] for row in table.splitlines()[1:]]
+    assert len(rows) > 10
+    for row in rows:
+        paths = [ROOT / "dlrm_jax" / path for path in re.findall(r"`([\w/]+\.py)`", row)]
+        source = "".join(path.read_text() for path in paths)
+        for name in re.findall(r"`(\w+)`", row):
+            assert f"def {name}(" in source, f"{name}: {row}"
 
 
 def test_pages_are_in_the_navigation():
