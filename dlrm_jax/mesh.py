@@ -144,6 +144,11 @@ def _too_few(shape: tuple[int, int]) -> UserError:
     )
 
 
+def is_own_mesh(mesh: Mesh) -> bool:
+    """Whether a mesh has the axes of `make_mesh` and no others, of type Auto."""
+    return mesh.axis_names == (DATA, MODEL) and set(mesh.axis_types) == {AxisType.Auto}
+
+
 def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
     """Every device must get as many samples of a batch.
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Int
 from dlrm_jax.backend import backend_of
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
-from dlrm_jax.mesh import put_batch
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import is_own_mesh, put_batch
 from dlrm_jax.training.batch_layers import (
     check_keys,
     keys_of,
@@ -66,7 +67,8 @@ class Learner:
         accumulation_steps: micro-batches that a batch is worked through in.
 
     Raises:
-        UserError: the model has random keys of another kind than `jax.random.key` makes.
+        UserError: the mesh isn't one of `dlrm_jax.mesh.make_mesh`, or the model has random keys of
+            another kind than `jax.random.key` makes.
     """
 
     def __init__(
@@ -78,6 +80,13 @@ class Learner:
         clip_norm: float = 0,
         accumulation_steps: int = 1,
     ):
+        if not is_own_mesh(collection.mesh):
+            raise UserError(
+                f"mesh: expected one of dlrm_jax.mesh.make_mesh for a learner, got the axes "
+                f"{', '.join(collection.mesh.axis_names)} of types "
+                f"{', '.join(kind.name for kind in collection.mesh.axis_types)}; for a mesh of "
+                f"your own, write the step with EmbeddingCollection.value_and_grad"
+            )
         self.collection = collection
         self.mesh = collection.mesh
         self.backend = backend_of(self.mesh)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from as_users import OPTIMIZED
 from flax import nnx
@@ -20,6 +21,7 @@ from setups import MESHES, train
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.batches import Batch
+from dlrm_jax.embedding import SGD, EmbeddingCollection, Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import Field, Model, Vectors
@@ -274,3 +276,19 @@ def test_the_loss_is_that_of_the_predictions_before_the_update(mesh):
     _, losses = train(learner, state, [batch], steps=1)
     expected = bce(jax.device_put(np.array(logits)), jax.device_put(batch.labels)).mean()
     np.testing.assert_allclose(losses[0], expected, rtol=1e-5)
+
+
+def test_a_mesh_of_other_axes_is_refused():
+    mesh = jax.make_mesh((2, 4), ("replica", "table"), (jax.sharding.AxisType.Auto,) * 2)
+    collection = EmbeddingCollection(
+        [Table("t", 8, 4)],
+        [Feature("f")],
+        [Lookup("f", "f", "t")],
+        mesh,
+        SGD(0.1),
+        data_axes="replica",
+        model_axis="table",
+    )
+    message = "one of dlrm_jax.mesh.make_mesh for a learner, got the axes replica, table"
+    with pytest.raises(UserError, match=message):
+        Learner(collection, lambda rngs: nnx.Linear(1, 1, rngs=rngs), optax.sgd(0.1))
