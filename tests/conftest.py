@@ -19,7 +19,7 @@ pytest.register_assert_rewrite("main_job", "small_collection")
 # How long an example takes says how busy the machine is: it may be compiling.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
-install_import_hook("dlrm_jax", "beartype.beartype")
+install_import_hook("dlrm_jax", "type_checks.checked")
 
 from dlrm_jax.mesh import emulate_devices  # noqa: E402
 

@@ -110,7 +110,7 @@ def percent(share: float) -> str:
     return "<0.1%" if share < 0.001 else f"{share:.1%}"
 
 
-def compact(number: int | float) -> str:
+def compact(number: float) -> str:
     """A number in three digits: 7, 45.2k, 10.1M."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
