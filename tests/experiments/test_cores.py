@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="binds processes
 def test_a_round_trip_takes_more_than_a_loop_and_less_than_a_time_slice():
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("there is but one core")
-    found = round_trip_us()
-    if found is None and os.getloadavg()[0] > 3:  # of two cores, this test's process aside
-        pytest.skip("other processes keep the cores busy")
-    assert found is not None, "within five seconds"
+    # Other processes may keep the cores busy for a while.
+    tries = (round_trip_us() for _ in range(10))
+    found = next((microseconds for microseconds in tries if microseconds is not None), None)
+    assert found is not None, "in none of ten times five seconds"
     assert 0.02 < found < 1000
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from dlrm_jax.errors import UserError
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 
 # The environment's own packages come before this package, and its modules are run as they
 # would be with -m.
