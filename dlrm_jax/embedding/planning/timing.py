@@ -119,9 +119,9 @@ class SlabCosts:
             seen = _ID_BYTES * ids + bags * self._vector
             moved = np.where(way.exchanged, 2 * rows * (self._vector + self._number), seen)
             seconds += device.gather_seconds(1.0, self._stride, self._copies) * moved
-        if self._row_means:  # over all shards
+        if self._row_means:  # over all shards, in a collective of the slab's own
             means = np.where(way.dense, rows, ids) * self._number
-            seconds += 2 * device.gather_seconds(1.0, 1, self._shards) * means
+            seconds += 2 * device.gather_seconds(1.0, 1, self._shards) * means + device.latency
         occurrences = np.where(way.exchanged, ids / self._copies, ids)
         passed = (_PASSES_UPDATE * occurrences + _PASSES_DENSE * way.dense * rows) * self._vector
         passed += way.dedup * _PASSES_SCRATCH * _ID_BYTES * occurrences
