@@ -110,5 +110,5 @@ def test_a_padded_batch_counts_exactly(collection):
     np.testing.assert_array_equal(weights, [1] * 5 + [0] * 3)
     same, only = collection.pad_batch(MATRIX)
     assert len(same) == len(only) == B
-    with pytest.raises(UserError, match="expected 5 samples as of the ids, got 3"):
+    with pytest.raises(UserError, match="expected 5 samples as in ids, got 3"):
         collection.pad_batch(MATRIX[:5], np.zeros(3))
