@@ -78,7 +78,10 @@ def test_lookups_take_ids_by_name_in_a_step(collection):
         ({"user": USERS}, r"expected the features user, history; got user"),
         ({"user": USERS, "history": HISTORY, "x": USERS}, r"got user, history, x"),
         ({"user": HISTORY, "history": HISTORY}, r"feature user: .* at most 1 ids, got \[8, 3\]"),
-        ({"user": USERS[:4], "history": HISTORY}, r"as many samples .* {'user': 4, 'history': 8}"),
+        (
+            {"user": USERS[:4], "history": HISTORY},
+            r"same number of samples .* {'user': 4, 'history': 8}",
+        ),
         ({"user": USERS / 2, "history": HISTORY}, r"feature user: expected integers, got float64"),
         (MATRIX.astype(np.float32), r"expected integers, got float32"),
         (np.where(MATRIX == 3, 2**32 + 5, MATRIX), r"expected 32-bit numbers, .* 4294967301"),
