@@ -11,12 +11,14 @@ ROOT = Path(__file__).parents[1]
 # Packages and modules that follow the rules.
 FOLLOWING = [
     "dlrm_jax/data",
+    "dlrm_jax/embedding",
     "dlrm_jax/files.py",
     "dlrm_jax/inference",
     "dlrm_jax/models",
     "dlrm_jax/native",
     "dlrm_jax/presets.py",
     "dlrm_jax/processes.py",
+    "dlrm_jax/training",
     "experiments",
 ]
 NOT_A_NOUN = re.compile(r"(of|whose|what|that|how|which|those|as|for|from)\b", re.IGNORECASE)

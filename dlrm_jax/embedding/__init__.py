@@ -1,4 +1,4 @@
-"""Embedding tables split over a device mesh, with updates that touch only the rows read."""
+"""Embedding tables split over a device mesh, with updates of only the rows that a batch reads."""
 
 from dlrm_jax.embedding.bags import Ragged, pad_bags
 from dlrm_jax.embedding.collection import EmbeddingCollection, EmbeddingState

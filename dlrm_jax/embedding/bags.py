@@ -1,4 +1,4 @@
-"""Bags of ids: padded, laid side by side, and checked."""
+"""Padding, concatenation and checks of bags of ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 
 IdMatrix = Int[Array, "B C"]
-"""The bags of all features side by side, in the order of the features, C = Σ max_ids."""
+"""Ids of all features side by side, in the order of the features, C = Σ max_ids."""
 
 FeatureIds = Mapping[str, Any]
 """Bags by feature name, each [B, L] with L ≤ max_ids, or [B] for one id a sample."""
@@ -33,15 +33,15 @@ class Ragged(NamedTuple):
 
 
 def id_matrix(features: Sequence[Feature], ids: Any, fill: int) -> Any:
-    """Bags by feature name as one matrix; a matrix as it is.
+    """Concatenates bags by feature name into one matrix; returns a matrix unchanged.
 
     Args:
         features: features in the order of their columns.
-        ids: a matrix [B, C], or `FeatureIds`; arrays of NumPy or JAX, of weights as of ids.
+        ids: ids or weights per id, NumPy or JAX: a matrix [B, C], or `FeatureIds`.
         fill: value where a bag is narrower than its feature: -1 for ids, 0 for weights.
 
     Returns:
-        The matrix [B, C], NumPy's where all arrays are.
+        The matrix [B, C], a NumPy array if all arrays are.
 
     Raises:
         UserError: a feature is missing or unknown, or an array has another shape or dtype.
@@ -56,9 +56,9 @@ def id_matrix(features: Sequence[Feature], ids: Any, fill: int) -> Any:
     columns = [_columns(feature, ids[feature.name], fill) for feature in features]
     sizes = {feature.name: len(x) for feature, x in zip(features, columns, strict=True)}
     if len(set(sizes.values())) > 1:
-        raise UserError(f"ids: expected as many samples of every feature, got {sizes}")
+        raise UserError(f"ids: expected the same number of samples of every feature, got {sizes}")
     dtypes = {x.dtype for x in columns}
-    if len(dtypes) > 1:  # joined, they would become another: int64 and uint64 are float64
+    if len(dtypes) > 1:  # concatenation would promote them: int64 and uint64 to float64
         raise UserError(f"ids: expected one dtype, got {', '.join(sorted(map(str, dtypes)))}")
     host = all(isinstance(x, np.ndarray) for x in columns)
     return np.concatenate(columns, axis=1) if host else jnp.concatenate(columns, axis=1)
@@ -88,22 +88,21 @@ def pad_bags(
 ) -> tuple[Int32[np.ndarray, "B L"], Float32[np.ndarray, "B L"] | None]:
     """Turns concatenated bags into one padded row per sample.
 
-    A bag of more than ``max_ids`` ids is truncated: its *first* ``max_ids`` ids are
-    kept. Order the ids beforehand if others matter more, the latest of a history for
-    instance.
+    A bag of more than ``max_ids`` ids is truncated to its *first* ``max_ids`` ids. Order the ids
+    beforehand if others matter more, such as the latest of a history.
 
     Args:
-        values: the ids of all bags, one bag after the other.
-        lengths: the number of ids of each bag; they sum to N.
-        max_ids: the width L of the result.
-        id_weights: weight of each id, [N].
+        values: ids of all bags, [N], one bag after the other.
+        lengths: number of ids of each bag, [B]; they sum to N.
+        max_ids: width L of the result.
+        id_weights: weight of each id, [N]; None for none.
 
     Returns:
-        ids padded with -1, and their weights padded with 0 (None without weights).
+        Ids padded with -1, and their weights padded with 0 (None without weights).
 
     Raises:
         UserError: max_ids is less than 1, lengths are negative or don't sum to N, an id is
-            negative or too large for int32, or the weights don't match the ids.
+            negative or too large for int32, or the number of weights isn't N.
     """
     if max_ids < 1:
         raise UserError(f"max_ids must be at least 1, got {max_ids}")
@@ -119,7 +118,7 @@ def pad_bags(
     positions = np.arange(max_ids)
     present = positions < lengths[:, None]
     source = np.where(present, (ends - lengths)[:, None] + positions, 0)
-    if not len(values):  # np.take needs something to point at
+    if not len(values):  # indexing needs an element
         values, id_weights = (
             np.zeros(1, np.int32),
             None if id_weights is None else np.zeros(1, "f4"),

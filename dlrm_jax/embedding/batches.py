@@ -1,4 +1,4 @@
-"""Batches of ids on their way to the mesh: checked, padded, placed."""
+"""Checks, padding and placement of batches of ids."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def put_ids(collection: EmbeddingCollection, ids: Any, id_weights: Any, check: b
 
 
 def host_ids(features: Sequence[Feature], ids: Any) -> Int32[np.ndarray, "B C"]:
-    """Ids in the form in which a step reads them.
+    """Casts ids to the matrix that a step reads.
 
     Args:
         features: features in the order of their columns.
-        ids: a matrix or arrays by feature name, of any integer types; negative is absent.
+        ids: a matrix or arrays by feature name, of any integer dtypes; negative is absent.
 
     Raises:
-        UserError: ids aren't integers, or one doesn't fit, where a cast would make another of it.
+        UserError: ids aren't integers, or one doesn't fit into int32.
     """
     if not isinstance(ids, Mapping):
         return _as_int32("ids", ids)
@@ -72,16 +72,16 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
     """See `EmbeddingCollection.pad_batch`.
 
     Args:
-        features: features of the ids.
-        multiple: number that is to divide the batch.
+        features: features in the order of their columns.
+        multiple: number that must divide the size of the padded batch.
         ids: ids of B samples.
-        arrays: arrays [B, ...].
+        arrays: arrays of the same samples, [B, ...].
     """
     matrix = host_ids(features, ids)
     count = len(matrix)
     for array in arrays:
         if len(array) != count:
-            raise UserError(f"arrays: expected {count} samples as of the ids, got {len(array)}")
+            raise UserError(f"arrays: expected {count} samples as in ids, got {len(array)}")
     padding = -count % multiple
 
     def padded(array: Any, fill: int) -> np.ndarray:
@@ -93,7 +93,7 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
 
 
 def _padded(features: Sequence[Feature], ids: Mapping[str, Any], weights: Any) -> tuple[Any, Any]:
-    """Ragged bags as padded ones, and their weights."""
+    """Pads ragged bags and their weights."""
     width = {feature.name: feature.max_ids for feature in features}
     ids, weights = dict(ids), None if weights is None else dict(weights)
     for name, value in ids.items():

@@ -23,6 +23,9 @@ from dlrm_jax.errors import UserError
 def optimizer_key(optimizer: RowOptimizer | None) -> Hashable:
     """A key that is equal for optimizers whose tables may share one array, see `value_key`.
 
+    Args:
+        optimizer: optimizer of the tables; None if they are frozen.
+
     Raises:
         UserError: the optimizer can't be hashed, naming the field.
     """
@@ -69,7 +72,7 @@ def value_key(value: Any) -> Hashable:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Same:
-    """Equal to itself alone. It keeps its value alive, so that no other gets the same id."""
+    """A key that equals only itself. It keeps its value alive, so that no other gets its id."""
 
     value: Any
 

@@ -1,4 +1,4 @@
-"""The sharded tables of a model: looked up, differentiated and updated on a mesh."""
+"""Lookup, differentiation and update of a model's sharded tables on a mesh."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from dlrm_jax.native.ops import Kernels, available
 
 
 class EmbeddingCollection:
-    """Tables, the features that read them, and a plan of where they lie.
+    """Tables, the features that read them, and a plan of their placement.
 
-    It holds descriptions only; arrays are in an `EmbeddingState`, a pure pytree. A train step is
+    It has descriptions only; arrays are in an `EmbeddingState`, a pure pytree. A train step is
 
         loss, grads, rows = collection.value_and_grad(loss_fn)(state, ids, params, labels)
         state = collection.apply(state, rows, step)
 
-    with the state donated, so that rows are updated in place. Beneath are ``lookup`` and
+    with the state donated, so that rows are updated in place. The lower level is ``lookup`` and
     ``update``, which is ``send_cotangents``, ``coalesce`` and ``apply``.
 
     Args:
-        tables: tables, each of which a lookup must read.
+        tables: tables; a lookup must read each of them.
         features: features in the order of their columns in the id matrix.
         lookups: lookups in the order of the results.
-        mesh: mesh of the tables, such as `dlrm_jax.mesh.make_mesh` makes. Axes that are neither
-            data nor model axes are the caller's; tables and batches are repeated over them.
-        optimizer: optimizer of the tables that have none of their own: a `RowOptimizer`, or an
+        mesh: mesh of the tables, such as `dlrm_jax.mesh.make_mesh` makes. Tables and batches are
+            repeated over axes that are neither data nor model axes.
+        optimizer: default optimizer of the tables: a `RowOptimizer`, or an
             optax transform, see `RowOptax`.
-        plan: plan for as many shards as the model axis has; None for `automatic_plan`.
+        plan: placement of the tables for the shards of the model axis; None for `automatic_plan`.
         comm_dtype: dtype of pooled vectors and cotangents between devices, such as ``"bfloat16"``
-            for half the bytes; sums are in at least float32. None for their own.
-        kernels: ``"auto"`` looks up long bags and updates rows with `dlrm_jax.native` on CPUs
-            where it is built, ``"native"`` demands that it is built, ``"jax"`` does without.
+            for half the bytes; sums are in at least float32. None keeps their dtype.
+        kernels: implementation on CPUs: ``"auto"`` looks up long bags and updates rows with
+            `dlrm_jax.native` if it is built, ``"native"`` requires it, ``"jax"`` avoids it.
         data_axes: name or names of the axes over which tables are copied and batches split.
         model_axis: name of the axis over which tables are split.
 
@@ -114,10 +114,10 @@ class EmbeddingCollection:
 
     @property
     def kernels_in_use(self) -> dict[str, str]:
-        """What runs the ``"lookups"`` and the ``"updates"`` of rows.
+        """The implementation of the ``"lookups"`` and of the ``"updates"`` of rows.
 
-        ``"native"``, ``"jax"``, ``"none"`` if there are none, or which tables use which. Of tables
-        that lie in one array, native lookups of some are named as those of all.
+        ``"native"``, ``"jax"``, ``"none"`` if there are none, or a list of the tables of each. If
+        some lookups of an array are native, all tables in it are listed as native.
         """
         return kernel_dispatch.kernels_in_use(self.layout, self.native)
 
@@ -132,17 +132,17 @@ class EmbeddingCollection:
         sum_duplicates: bool = False,
         transform: Callable[..., Any] = jax.value_and_grad,
     ) -> Callable[..., tuple[Any, Any, RowGradients]]:
-        """A function that computes a loss, its gradients and those of the tables' rows.
+        """A function that computes a loss, its dense gradients and the gradients of touched rows.
 
         ``value_and_grad(loss_fn)(state, ids, *args, id_weights=None)`` looks up the ids and calls
-        ``loss_fn(pooled, *args)``, with pooled vectors by lookup name as `lookup` gives them.
+        ``loss_fn(pooled, *args)``, with the pooled vectors of `lookup` by lookup name.
 
         Args:
-            loss_fn: function of the pooled vectors and ``args`` that gives a scalar loss.
+            loss_fn: function of the pooled vectors and ``args`` that returns a scalar loss.
             argnums: position or positions in ``args`` to differentiate by; they are ignored where
                 there are no ``args``.
-            has_aux: whether ``loss_fn`` gives a pair of the loss and something else.
-            sum_duplicates: see `coalesce`; `RowGradients.squared_norm` needs it.
+            has_aux: whether ``loss_fn`` returns a pair of the loss and auxiliary data.
+            sum_duplicates: flag of `coalesce`; `RowGradients.squared_norm` needs it.
             transform: ``jax.value_and_grad``, or ``nnx.value_and_grad`` where ``args`` has modules.
 
         Returns:
@@ -161,17 +161,16 @@ class EmbeddingCollection:
         """Pools the bags of a batch.
 
         Args:
-            state: tables.
+            state: tables; the optimizers' state isn't read.
             ids: ids of the batch: a matrix [B, C] with the bags of all features side by side,
                 C = Σ max_ids, or arrays [B, L] or [B] by feature name, L ≤ max_ids. A negative id
-                is absent. The devices must divide B. A bag with an id that its table doesn't have
-                becomes NaN; `check_ids` finds it by name beforehand.
-            id_weights: weight of each id, in the form of ``ids``; data, not differentiated. None
-                for ones.
+                is absent. The number of devices must divide B. A bag with an id out of range gives
+                NaN; `check_ids` reports such ids beforehand.
+            id_weights: weight of each id, in the form of ``ids``; constants. None for ones.
 
         Returns:
-            Pooled vectors by lookup name, [B, d] or, without pooling, [B, max_ids, d], of the
-            table's width d in at least float32; and what `update` needs.
+            Pooled vectors by lookup name, [B, d] or, without pooling, [B, max_ids, d], with d the
+            table's width, in at least float32; and residuals for `send_cotangents`.
 
         Raises:
             UserError: ids or id_weights have another shape or dtype.
@@ -189,10 +188,11 @@ class EmbeddingCollection:
 
         Args:
             residuals: second result of `lookup`.
-            cotangents: gradients of the loss by the pooled vectors, by lookup name.
+            cotangents: gradients of the loss by the pooled vectors, by lookup name, each of the
+                shape of its vectors.
 
         Raises:
-            UserError: there isn't one for each lookup.
+            UserError: a lookup has no cotangent.
         """
         names = {lookup.name for lookup in self.lookups}
         if cotangents.keys() != names:
@@ -209,8 +209,8 @@ class EmbeddingCollection:
         Args:
             cotangents: result of `send_cotangents`, or those of several micro-batches, stacked
                 along a new first axis as `jax.lax.scan` does.
-            sum_duplicates: whether to sum where the optimizer doesn't need it, too, as
-                `RowGradients.squared_norm` does.
+            sum_duplicates: whether to sum even where the optimizer doesn't need it;
+                `RowGradients.squared_norm` needs it.
         """
         return sharded_ops.coalesce(self.per_device, cotangents, sum_duplicates)
 
@@ -223,7 +223,7 @@ class EmbeddingCollection:
         Args:
             state: tables and their optimizer state.
             gradients: result of `coalesce`.
-            step: number of updates done before this one.
+            step: number of updates done before this one, a scalar integer.
         """
         return sharded_ops.apply(self.per_device, state, gradients, step)
 
@@ -234,7 +234,7 @@ class EmbeddingCollection:
         cotangents: Mapping[str, Float[Array, "B *_"]],
         step: Integer[Array, ""] | int,
     ) -> EmbeddingState:
-        """`send_cotangents`, `coalesce` and `apply` in one."""
+        """Calls `send_cotangents`, `coalesce` and `apply`."""
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
 
     # -- Batches: on the host ----------------------------------------------------------
@@ -243,62 +243,62 @@ class EmbeddingCollection:
         """Checks a batch's ids on the host and places them on the mesh.
 
         Args:
-            ids: this process's samples: a matrix, arrays by feature name, or ragged bags by
+            ids: ids of this process's samples: a matrix, arrays by feature name, or ragged bags by
                 feature name as `Ragged` (values, lengths).
             id_weights: weights of the ids in the same form; None for ones.
-            check: whether to look for ids that no table has, see `check_ids`.
+            check: whether to look for ids out of range, see `check_ids`.
 
         Returns:
             The matrix of ids [B, C] int32; a pair of ids and weights where weights are given.
 
         Raises:
-            UserError: ids aren't integers, don't fit int32 or the tables, or the devices don't
-                divide the batch; `pad_batch` makes it fit.
+            UserError: ids aren't integers, or don't fit into int32 or the tables, or the number of
+                devices doesn't divide the batch, see `pad_batch`.
         """
         return put_ids(self, ids, id_weights, check)
 
     def pad_batch(self, ids: Any, *arrays: Any) -> Placed:
-        """Fills a batch up to a number of samples that the devices divide.
+        """Pads a batch to a multiple of the number of devices.
 
         Args:
-            ids: ids of B samples, in a form that `put` takes but for ragged bags.
+            ids: ids of B samples: a matrix or arrays by feature name.
             arrays: arrays of the same samples, [B, ...]; zeros are appended.
 
         Returns:
-            The padded ids (padding is absent), the padded arrays, and sample weights [B'] float32,
-            1 for a sample and 0 for padding, by which a loss leaves padding out.
+            The padded ids [B', C] (padding is absent), the padded arrays, and sample weights [B']
+            float32, 1 for a sample and 0 for padding, to weight the loss with.
         """
         return pad_batch(self.features, self.axes.parts, ids, *arrays)
 
     def check_ids(self, ids: Any) -> None:
-        """Looks for ids that their table doesn't have, on the host.
+        """Checks on the host that every id is in the range of its table.
 
         Args:
-            ids: ids of a batch, in a form that `put` takes but for ragged bags.
+            ids: ids of a batch: a matrix or arrays by feature name.
 
         Raises:
-            UserError: an id is out of range, naming the first one's sample, feature and value.
+            UserError: an id is out of range; the message names its feature, sample and value.
         """
         check_ids(host_ids(self.features, ids), self.features, self.lookups, self.tables)
 
     # -- Whole tables: outside the step ------------------------------------------------
 
     def init(self, seed: int) -> EmbeddingState:
-        """Initial values, which depend on the seed and not on the mesh or the plan."""
+        """Initial tables and optimizer state, which depend on the seed, not on mesh or plan."""
         return self.from_arrays(lambda table: {}, seed)
 
     def state_specs(self) -> EmbeddingState:
-        """Shapes, dtypes and shardings of a state's arrays, with no array behind them."""
+        """Shapes, dtypes and shardings of a state's arrays; no array is made."""
         return table_io.state_specs(self.axes, self.layout)
 
     def from_arrays(
         self, source: Callable[[Table], Mapping[str, Array | np.ndarray]], seed: int
     ) -> EmbeddingState:
-        """A state made of whole tables, one slab at a time so that little is in memory twice.
+        """Makes a state from whole tables, one slab at a time so that little is in memory twice.
 
         Args:
-            source: function that gives, for a table, its ``"table"`` [rows, dim] and optimizer
-                slots ([rows] or [rows, dim]) by name. What is missing gets initial values.
+            source: function from a table to its ``"table"`` [rows, dim] and its slots ([rows],
+                [rows, dim] or []) by name. Missing arrays get initial values.
             seed: seed of the initial values.
 
         Raises:
@@ -307,15 +307,15 @@ class EmbeddingCollection:
         return table_io.from_arrays(self.axes, self.layout, source, seed)
 
     def iter_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
-        """Yields all whole tables: of each its ``"table"``, then its optimizer slots by name.
+        """Yields whole arrays, table by table: the ``"table"``, then the optimizer slots by name.
 
-        Few of them exist at a time. Those of a table alone in its slab may be the state's
-        own: don't donate the state while they are in use.
+        Few of them exist at a time. The arrays of a table with a slab of its own may be those of
+        the state: don't donate the state while they are in use.
         """
         return table_io.iter_arrays(self.axes, self.layout, self._unpackers, state)
 
     def to_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
-        """`iter_arrays` by table, one slab at a time."""
+        """Yields each table with all its arrays by name, see `iter_arrays`."""
         found: dict[str, dict[str, Array]] = {}
         for table, key, array in self.iter_arrays(state):
             found.setdefault(table.name, {})[key] = array
@@ -323,5 +323,5 @@ class EmbeddingCollection:
                 yield table, found.pop(table.name)
 
     def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a table's arrays, as `from_arrays` wants them."""
+        """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them."""
         return table_io.array_specs(self.axes, self.layout.slab_of(table), self.tables[table])

@@ -1,7 +1,7 @@
-"""The collectives of a step and their bytes, as the layout of the tables determines them.
+"""The collectives of a step and their bytes, computed from the layout of the tables.
 
 Bytes are those of a collective's result on one device, as a compiled program shows them. A
-sharded block has as many bag positions on every shard; those that nothing is in are padding.
+sharded block has equally many bag positions on every shard; empty ones are padding.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Collective:
     """One collective of a step.
 
     Attributes:
-        kind: as XLA names it.
-        axes: of the mesh, over which it runs.
-        purpose: what it carries, for people.
-        nbytes: of its result on one device.
-        needed: of these, those that aren't padding, on the mean shard.
+        kind: XLA's name of the operation.
+        axes: mesh axes that it runs over.
+        purpose: description of its contents, for people.
+        nbytes: bytes of its result on one device.
+        needed: bytes of the result that aren't padding, averaged over the shards.
     """
 
     kind: Literal["all-to-all", "all-gather", "all-reduce"]
@@ -50,16 +50,16 @@ def collectives(
     """The collectives of a lookup and an update of the tables.
 
     Args:
-        layout: of the tables.
-        mesh_shape: sizes of the mesh's axes.
-        batch_size: B, over all devices.
+        layout: layout of the tables.
+        mesh_shape: sizes of the mesh's axes, by name.
+        batch_size: samples of a batch, over all devices.
         weighted: whether ids have weights.
-        comm_dtype: see `EmbeddingCollection`.
+        comm_dtype: dtype of vectors and cotangents between devices; None keeps their dtype.
     """
     width = _vector_width(layout.blocks, comm_dtype)
     of_ids = [_Carried("ids", 4, _position_ids)]
     if weighted:
-        of_ids.append(_Carried("weights of ids", 4, _position_ids))
+        of_ids.append(_Carried("weights per id", 4, _position_ids))
     vectors = _Carried("vectors", width, lambda block: block.slab.width)
     cotangents = vectors._replace(what="cotangents")
     found = []
@@ -79,13 +79,13 @@ def collectives(
 
 
 def copy_axes(sharded: bool, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes between copies of a slab, as in `mesh_axes.MeshAxes.copies`."""
+    """The mesh axes over which copies of a slab see different samples, see `MeshAxes.copies`."""
     axes = (DATA,) if sharded else (DATA, MODEL)
     return axes if math.prod(mesh_shape[axis] for axis in axes) > 1 else ()
 
 
 class _Carried(NamedTuple):
-    """Numbers of so many bytes each, and how many of them belong to a bag position of a block."""
+    """A kind of number in an exchange: its bytes, and how many a bag position of a block has."""
 
     what: str
     width: int
@@ -102,7 +102,7 @@ def _between_copies(
     sharded: bool,
     carried: Sequence[_Carried],
 ) -> list[Collective]:
-    """What copies of a slab tell each other to stay equal: sums of all rows, or what each saw."""
+    """Collectives that keep the copies of slabs equal: of summed rows, or of cotangents."""
     axes = copy_axes(sharded, mesh_shape)
     found, sparse = [], []
     for slab in layout.slabs:
@@ -125,13 +125,12 @@ def _between_copies(
 
 
 def _means(layout: Layout, mesh_shape: Mapping[str, int], batch_size: int) -> list[Collective]:
-    """Over rows whose columns are split, for optimizers that take them."""
+    """Collectives of the means over rows whose columns are split, if the optimizer takes them."""
     found = []
     for slab in layout.slabs:
         if slab.optimizer and slab.split == "columns":
-            occurrences = batch_size * _per_sample(layout, slab)[0]
             dense = _reduction(layout, slab, mesh_shape, batch_size).dense
-            rows = slab.rows if dense else occurrences
+            rows = slab.rows if dense else batch_size * _per_sample(layout, slab)[0]
             nbytes = rows * _row_means(slab) * slab.vector_dtype.itemsize
             found.append(_of_slab((MODEL,), f"means of {slab.name}", nbytes))
     return found
@@ -155,7 +154,7 @@ def _of_blocks(
 
 
 def _per_sample(layout: Layout, slab: Slab) -> tuple[int, int]:
-    """Ids and bags that one shard is asked for, padding included."""
+    """Ids and bags of a sample that one shard looks up, padding included."""
     counts = [(b.bag.shape[1], b.length) for b in layout.blocks if b.slab is slab]
     return sum(bags * length for bags, length in counts), sum(bags for bags, _ in counts)
 
@@ -163,7 +162,7 @@ def _per_sample(layout: Layout, slab: Slab) -> tuple[int, int]:
 def _reduction(
     layout: Layout, slab: Slab, mesh_shape: Mapping[str, int], batch_size: int
 ) -> Reduction:
-    """How `coalesce` sums the gradients of a slab."""
+    """The way in which `coalesce` sums the gradients of a slab."""
     ids, bags = (batch_size * count for count in _per_sample(layout, slab))
     copies = math.prod(mesh_shape[axis] for axis in copy_axes(slab.sharded, mesh_shape))
     return reduction(slab.rows, slab.width, ids, bags, copies, slab.needs_sums(False))
@@ -179,7 +178,7 @@ def _vector_width(blocks: Sequence[Block], comm_dtype: str | None) -> int:
 
 
 def _row_means(slab: Slab) -> int:
-    """How often the optimizer takes a mean over a row."""
+    """The number of means over a row that an update takes."""
     optimizer, means = slab.optimizer, 0
     assert optimizer is not None
 

@@ -1,4 +1,4 @@
-"""The dtype of vectors and cotangents between devices, which may have fewer bits than theirs."""
+"""The dtype of vectors and cotangents between devices; a narrower one saves bytes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dlrm_jax.errors import UserError
 
 
 def check_dtype(dtype: str | None) -> None:
-    """Checks that a dtype is a floating one.
+    """Checks that a dtype is floating.
 
     Raises:
-        UserError: it isn't.
+        UserError: the dtype isn't floating.
     """
     if dtype is not None and not is_floating(dtype):
         raise UserError(f"comm_dtype: expected a floating dtype, got {dtype}")
 
 
 def pack(x: Shaped[Array, "*s"], dtype: str | None) -> Shaped[Array, "*s"]:
-    """Numbers in the dtype of a collective, as integers of the same bits.
+    """Casts numbers to the dtype of a collective, as integers of the same bits.
 
     XLA's CPU backend has no bfloat16 collectives and would send floats as float32.
 
@@ -33,12 +33,12 @@ def pack(x: Shaped[Array, "*s"], dtype: str | None) -> Shaped[Array, "*s"]:
 
 
 def bits(x: Shaped[Array, "*s"]) -> UInt[Array, "*s"]:
-    """Numbers as unsigned integers of the same bits, so that one collective can carry several."""
+    """Casts to unsigned integers of the same bits, so that one collective carries all dtypes."""
     return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
 
 def unpack(x: Shaped[Array, "*s"], dtype: str | None, to: jnp.dtype) -> Shaped[Array, "*s"]:
-    """The opposite of `pack`, in the dtype ``to``."""
+    """Reverses `pack`; the result has the dtype ``to``."""
     if dtype is None:
         return x
     return jax.lax.bitcast_convert_type(x, jnp.dtype(dtype)).astype(to)

@@ -1,7 +1,7 @@
-"""Whether an optax transform is elementwise, found out with small random rows.
+"""Checks with small random rows that an optax transform is elementwise.
 
-A table's rows lie on several devices, its columns may too, and an update sees only those rows
-that the batch touched. So the update of an element must depend on nothing but itself.
+A table's rows, and sometimes its columns, lie on several devices, and an update sees only the rows
+that the batch touched. So the update of an element must depend on that element alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dlrm_jax.embedding.optimizer import SlotKind
 from dlrm_jax.errors import UserError
 
 _ROWS, _COLUMNS, _STEPS = 6, 4, 4
-_ROW, _COLUMN = 2, 1  # of the element that is changed
-# A state may have other leaves for large tables, as that of `optax.adafactor` has.
+_ROW, _COLUMN = 2, 1  # the element that is changed
+# The state of large tables may have other leaves, as in `optax.adafactor`.
 _SHAPES = [(_ROWS, _COLUMNS), (3, 2), (1, 1), (1024, 512), (2**20, 128)]
 _ADVICE = (
     "tables take elementwise transforms only; use this one for the dense parameters, clip by "
@@ -32,19 +32,19 @@ _ADVICE = (
 
 
 def state_kinds(transform: optax.GradientTransformation) -> Mapping[str, SlotKind]:
-    """What each leaf of the transform's state belongs to, by name, in the order of the leaves.
+    """The kind of each leaf of a transform's state, by name, in the order of the leaves.
 
     Args:
-        transform: of one array of rows [K, d].
+        transform: optax transform of one array of rows, [K, d].
 
     Raises:
-        UserError: the transform isn't elementwise, saying what broke which rule.
+        UserError: the transform isn't elementwise; the message names the broken rule.
     """
     return _state_kinds(_Transform(value_key(transform), transform))
 
 
 class _Transform(NamedTuple):
-    """A transform that is remembered by what it does."""
+    """A transform that is compared by value, as a key of the cache."""
 
     key: Hashable
     transform: optax.GradientTransformation
@@ -57,14 +57,14 @@ class _Transform(NamedTuple):
 
 
 @functools.lru_cache(maxsize=128)
-def _state_kinds(of: _Transform) -> Mapping[str, SlotKind]:
-    kinds = [_kinds(of.transform, shape) for shape in _SHAPES]
+def _state_kinds(cached: _Transform) -> Mapping[str, SlotKind]:
+    kinds = [_kinds(cached.transform, shape) for shape in _SHAPES]
     if any(kind != kinds[0] for kind in kinds):
         raise UserError(
             f"optax transform: its state differs between tables of shapes {_SHAPES[0]} and "
             f"{_SHAPES[-1]}; {_ADVICE}"
         )
-    _check(of.transform, kinds[0])
+    _check(cached.transform, kinds[0])
     return kinds[0]
 
 
@@ -95,16 +95,16 @@ def _run(function: Callable, *args: jax.ShapeDtypeStruct) -> optax.OptState:
 
 
 class _Case(NamedTuple):
-    """Gradients and values to compare with others, and what must come out equal.
+    """Gradients and values whose updates are compared with those of the first case.
 
     Attributes:
-        rule: what is broken if it doesn't.
-        change: what was done to the gradients or values.
-        gradients: of each step.
-        values: of the rows at first.
-        rows: which of the first case's these rows are.
-        columns: which of the first case's these columns are.
-        kept: elements that must come out as in the first case; None for all.
+        rule: rule that the transform breaks if the updates differ.
+        change: change of the gradients or values, in words.
+        gradients: gradients of S steps, [S, K, d].
+        values: initial values of the rows, [K, d].
+        rows: indices of these rows in the first case.
+        columns: indices of these columns in the first case.
+        kept: mask of the elements that must equal those of the first case, [K, d]; None for all.
     """
 
     rule: str
@@ -118,7 +118,7 @@ class _Case(NamedTuple):
     def differs(
         self, x: Shaped[np.ndarray, "S *_"], first: Shaped[np.ndarray, "S *_"]
     ) -> tuple[int, ...] | None:
-        """Where a result is another than the first case's, in space and time."""
+        """Step and position of the first difference from the first case; None if there is none."""
         # The same program does the same for elements that are the same.
         tolerance = 1e-4 if self.kept is None else 0.0
         ignored = np.zeros((), bool)
@@ -126,7 +126,7 @@ class _Case(NamedTuple):
             first = first[:, self.rows, self.columns]
             ignored = ignored if self.kept is None else ~self.kept
         x, first = x.astype(np.float64), first.astype(np.float64)
-        # Numbers of several steps may cancel, and leave their rounding alone.
+        # Sums over steps may cancel, so that only rounding errors are left.
         rounding = 1e-2 * tolerance * np.nan_to_num(np.abs(first)).max(axis=0)
         with np.errstate(invalid="ignore"):
             close = np.abs(x - first) <= tolerance * np.abs(first) + rounding
@@ -135,7 +135,7 @@ class _Case(NamedTuple):
 
 
 def _cases() -> Iterator[_Case]:
-    """The first case, then those that are compared with it."""
+    """Yields the first case, then the cases that are compared with it."""
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(_STEPS, _ROWS, _COLUMNS)).astype(np.float32)
     values = rng.normal(size=(_ROWS, _COLUMNS)).astype(np.float32)
@@ -193,7 +193,7 @@ def _results(
     kinds: Mapping[str, SlotKind],
     cases: Sequence[_Case],
 ) -> list[dict[str, np.ndarray]]:
-    """Updates and state of every step of each of these cases, which have one shape."""
+    """Updates and state of every step of each case; all cases have one shape."""
     run = functools.partial(_steps, transform, kinds)
     gradients = np.stack([case.gradients for case in cases])
     values = np.stack([case.values for case in cases])

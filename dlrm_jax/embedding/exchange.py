@@ -4,9 +4,9 @@ These functions run inside `jax.shard_map`. Shapes: b samples of one device, M s
 axis, N = M·b samples of one data group; T bag positions of a block, L ids per bag, d columns.
 
 1. Route, at the sender: ids become row numbers of the receiver's slab. An id that is absent or lies
-   on another shard becomes the number past the slab's last row: never -1, which would wrap.
+   on another shard becomes the number past the slab's last row; -1 would wrap around.
 2. Lookup: all-to-all of row numbers, gather and pool, all-to-all of pooled vectors.
-3. Cotangents take the way of the row numbers to the shards that own the rows.
+3. Cotangents: all-to-all to the shards that own the rows, as for the row numbers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from dlrm_jax.embedding.storage_dtype import decode
 from dlrm_jax.embedding.table import Lookup
 from dlrm_jax.native import ops
 
-# Up to so many bag positions are gathered one by one, see `_gather_by_position`; more would take
-# long to compile.
+# Most bag positions that are gathered one by one, see `_gather_by_position`; more compile slowly.
 _POSITIONS = 64
 
 # More than the rows of any table.
@@ -54,13 +53,13 @@ def lookup(
         ids: ids of this device's samples, [b, C].
         id_weights: weight of each id, [b, C], or None.
         axes: axes of the mesh.
-        dtype: dtype of vectors between devices; None for their own.
+        dtype: dtype of vectors between devices; None keeps their dtype.
         native: whether native kernels may be used, see `has_native_lookup`.
 
     Returns:
-        Pooled vectors by lookup, [b, d] or [b, L, d] of a sequence; row numbers [N, T, L] that
-        this device was asked for, by block, and their weights; denominators [b] by lookup with
-        mean pooling.
+        Pooled vectors by lookup, [b, d] or, for a sequence, [b, L, d]; row numbers [N, T, L] that
+        this device looks up, by block, and their weights; denominators [b] by lookup with mean
+        pooling.
     """
     blocks = layout.blocks
     ids = map_ids(layout, ids)
@@ -71,15 +70,15 @@ def lookup(
     rows = at_owner(blocks, sent, axes)
     at_rows = None
     if id_weights is not None:
-        of_rows = [route_weights(b, id_weights, x) for b, x in zip(blocks, sent, strict=True)]
-        at_rows = at_owner(blocks, of_rows, axes)
+        weights = [route_weights(b, id_weights, x) for b, x in zip(blocks, sent, strict=True)]
+        at_rows = at_owner(blocks, weights, axes)
     vectors = []
     for i, block in enumerate(blocks):
-        slab, of_rows = slabs[block.slab.name], None if at_rows is None else at_rows[i]
+        slab, weights = slabs[block.slab.name], None if at_rows is None else at_rows[i]
         if native and has_native_lookup(block):
-            vectors.append(ops.pool(slab, rows[i], of_rows))
+            vectors.append(ops.pool(slab, rows[i], weights))
         else:
-            vectors.append(pool(slab, rows[i], of_rows, block.slab.dtype))
+            vectors.append(pool(slab, rows[i], weights, block.slab.dtype))
     received = at_sample(blocks, vectors, axes, dtype)
 
     pooled, denominators = {}, {}
@@ -109,7 +108,7 @@ def send_cotangents(
     axes: MeshAxes,
     dtype: str | None = None,
 ) -> list[Array]:
-    """The opposite way: cotangents of pooled vectors to those of bags, [N, T, d] by block."""
+    """Sends the cotangents of pooled vectors to the owners of the rows, [N, T, d] by block."""
     of_bags: list[Array] = []
     for each in lookups:
         cotangent = cotangents[each.name]
@@ -123,7 +122,7 @@ def send_cotangents(
 
 
 def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
-    """Appends the columns that id maps make; absent ids stay absent, and no others become so."""
+    """Appends the columns of mapped ids; absent ids stay absent, present ones stay present."""
 
     def mapped(source: slice, id_map: Callable[[Array], Array]) -> Array:
         given = ids[:, source]
@@ -135,31 +134,31 @@ def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
 
 
 def route(block: Block, ids: Int[Array, "b C"]) -> Int[Array, "M b T L"]:
-    """The row of each receiver's slab that each of its bag positions reads."""
+    """The row numbers that each receiver's bag positions read in its slab."""
     taken = ids[:, block.column]  # [b, M, T, L]
-    held = (taken >= 0) & (taken < block.limit[:, :, None])
+    present = (taken >= 0) & (taken < block.limit[:, :, None])
     row = taken
     if np.any(block.modulus > 1):
-        held &= taken % block.modulus[:, :, None] == block.residue[:, :, None]
+        present &= taken % block.modulus[:, :, None] == block.residue[:, :, None]
         row = taken // block.modulus[:, :, None]
-    row = jnp.where(held, row + block.offset[:, :, None], block.slab.rows)
+    row = jnp.where(present, row + block.offset[:, :, None], block.slab.rows)
     return row.transpose(1, 0, 2, 3).astype(jnp.int32)
 
 
 def route_weights(
     block: Block, weights: Float[Array, "b C"], rows: Int[Array, "M b T L"]
 ) -> Float[Array, "M b T L"]:
-    """The weights of the rows that `route` sends; 0 for no row, whatever weight is there."""
+    """The weights of the rows that `route` sends; 0 for "no row"."""
     return jnp.where(rows < block.slab.rows, weights[:, block.column].transpose(1, 0, 2, 3), 0)
 
 
 def exchange(parts: Sequence[Array], axis: str, dtype: str | None = None) -> list[Array]:
-    """Sends ``part[m]`` to shard m and returns what came from each shard, in one all-to-all.
+    """Sends ``part[m]`` to shard m and returns the parts from all shards, in one all-to-all.
 
     Args:
         parts: arrays [M, b, ...] of one dtype.
-        axis: model axis of the mesh.
-        dtype: dtype between devices; None for their own.
+        axis: name of the model axis.
+        dtype: dtype between devices; None keeps their dtype.
     """
     if not parts or parts[0].shape[0] == 1:
         return list(parts)
@@ -175,7 +174,7 @@ def exchange(parts: Sequence[Array], axis: str, dtype: str | None = None) -> lis
 def at_owner(
     blocks: Sequence[Block], sent: Sequence[Array], axes: MeshAxes, dtype: str | None = None
 ) -> list[Array]:
-    """[M, b, ...] by receiver, for each block, to [N, ...] at the owner of its rows."""
+    """Sends each block's [M, b, ...] by receiver to [N, ...] at the owners of its rows."""
     parts = [x for b, x in zip(blocks, sent, strict=True) if b.slab.sharded]
     received = iter(exchange(parts, axes.model, dtype))
     mine = [next(received) if b.slab.sharded else x for b, x in zip(blocks, sent, strict=True)]
@@ -185,9 +184,9 @@ def at_owner(
 def at_sample(
     blocks: Sequence[Block], vectors: Sequence[Array], axes: MeshAxes, dtype: str | None = None
 ) -> list[Array]:
-    """[N, T, d] at the owner of the rows, for each block, to [N, T, d] at the sample's owner.
+    """Sends each block's [N, T, d] at the owners of its rows to [N, T, d] at the samples' owners.
 
-    The first b are from shard 0, the next from shard 1. Of a replicated slab, N is b.
+    The first b are from shard 0, the next from shard 1. N is b for a replicated slab.
     """
     away = [x for b, x in zip(blocks, vectors, strict=True) if b.slab.sharded]
     parts = [x.reshape(axes.shards, -1, *x.shape[1:]) for x in away]
@@ -201,13 +200,13 @@ def pool(
     weights: Float[Array, "N T L"] | None,
     dtype: np.dtype | None = None,
 ) -> Float[Array, "N T d"]:
-    """The weighted sum of the rows of every bag position, in at least float32; no row adds nothing.
+    """Sums the weighted rows of every bag position, in at least float32; "no row" adds 0.
 
     Args:
         slab: this device's part of a slab, in its storage dtype.
         rows: row numbers; R or more stands for "no row".
         weights: weights of the rows; None for ones.
-        dtype: dtype of the table; None if it is stored in it.
+        dtype: dtype of the table; None if it is the storage dtype.
     """
     kind = dtype or slab.dtype
     wide = jnp.promote_types(kind, jnp.float32)
@@ -221,8 +220,7 @@ def pool(
 
     if rows.shape[2] == 1 and rows.shape[1] <= _POSITIONS:
         return weighted(_gather_by_position(slab, rows[:, :, 0]), 0)
-    # A loop over bag positions never makes an array of [N, T, L, d], which is what a long
-    # bag's time would go into.
+    # A loop over the ids of a bag makes no array of [N, T, L, d], which is slow for long bags.
     return jax.lax.fori_loop(1, rows.shape[2], lambda i, total: total + at(i), at(0))
 
 
@@ -233,11 +231,11 @@ def _gather(slab: Shaped[Array, "R d"], rows: Int[Array, "*N"]) -> Shaped[Array,
 def _gather_by_position(
     slab: Shaped[Array, "R d"], rows: Int[Array, "N T"]
 ) -> Shaped[Array, "N T d"]:
-    """`_gather`, on a CPU one bag position after the other, straight to where it is wanted.
+    """`_gather`, on a CPU one bag position after the other.
 
-    Gathered all at once they are copied from there: predictions for 2048 or 8192 samples with 26
-    tables x 16 took 3 to 7 % longer, a train step 1 to 2 %. In the loop over long bags it is the
-    other way round, by far, and an accelerator would start many small programs instead of one.
+    One gather of all positions needs a copy afterwards: predictions for 2048 or 8192 samples with
+    26 tables x 16 took 3 to 7 % longer, a train step 1 to 2 %. In the loop over long bags one
+    gather is much faster, and an accelerator would start many small programs instead of one.
     """
 
     def by_position(slab: Array, rows: Array) -> Array:
@@ -249,19 +247,19 @@ def _gather_by_position(
 def collect(
     layout: Layout, bag: int, received: Sequence[Float[Array, "_ _ _"]], samples: int
 ) -> Float[Array, "{samples} _"]:
-    """One bag's vectors [b, d] at the samples' owner, of all its table's pieces.
+    """Combines the vectors of one bag, [b, d], from all pieces of its table.
 
     Args:
         layout: layout of the tables.
         bag: index of the bag.
-        received: results of `at_sample` by block, with a shard's columns.
-        samples: number of this device's samples, b.
+        received: results of `at_sample` by block, [N, T, d] with a shard's columns.
+        samples: number b of this device's samples.
     """
     parts = layout.parts[bag]
     index, shard, position = parts[0]
     block = received[index]
     if len(parts) == 1:
-        # On one shard this is what `_gather_by_position` stacked, and XLA leaves the stack out.
+        # On one shard this undoes the stack of `_gather_by_position`, and XLA leaves both out.
         return block[shard * samples : (shard + 1) * samples, position]
     _, shards, positions = (np.array(axis) for axis in zip(*parts, strict=True))
     by_shard = block.reshape(len(layout.blocks[index].bag), samples, *block.shape[1:])
@@ -272,7 +270,7 @@ def collect(
 
 
 def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Array, "_ b _ _"]:
-    """The opposite of `collect`: the cotangents of each receiver's bags, [M, b, T, d].
+    """Reverses `collect`: gives the cotangents of each receiver's bags, [M, b, T, d].
 
     Args:
         block: block to fill; padding positions get zeros.
@@ -296,6 +294,6 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
 def weight_sums(
     ids: Int[Array, "b L"], weights: Float[Array, "b L"] | None, dtype: jnp.dtype
 ) -> Float[Array, " b"]:
-    """Σ w over the ids that are present, the denominator of a mean."""
+    """The sum of weights over the ids that are present, the denominator of a mean."""
     present = ids >= 0
     return jnp.sum(present if weights is None else jnp.where(present, weights, 0), 1, dtype=dtype)

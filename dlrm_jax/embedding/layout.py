@@ -1,9 +1,9 @@
-"""Where a plan's pieces lie: slabs that hold them, and blocks of bag positions that read them.
+"""The arrays of a plan: slabs of its pieces, and blocks of bag positions that read them.
 
-A *slab* is one array that holds the pieces of one kind side by side. A *bag position* is one
-bag that a shard pools for every sample; a *block* is the bag positions of one bag length in one
-slab, equally many on every shard, so that one static exchange serves them all. A sequence
-is as many bags of one id.
+A *slab* is one array of the pieces of tables with equal properties, one after the other. A *bag
+position* is one bag that a shard pools for every sample. A *block* is the bag positions of one bag
+length in one slab, equally many on every shard, so that one static exchange serves all of them. A
+sequence of L ids is L bags of one id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dlrm_jax.embedding.table import Feature, Lookup, Table
 
 _Split = Literal["rows", "columns"] | None
 
-# A table this large has a slab of its own: on one shard it is then saved and restored
+# A table of at least as many rows has a slab of its own: on one shard it is then saved and restored
 # without a copy, and on CPU scatters into separate arrays run on all cores.
 OWN_SLAB_ROWS = 1_000_000
 
@@ -33,15 +33,16 @@ class Slab:
     """One array: [shards · rows, dim] split by rows over the model axis, or [rows, dim].
 
     Attributes:
-        name: the key of its arrays in the state.
-        split: what is split over the model axis; None if it is whole on every device.
-        rows: on one device; shards with less are padded.
+        name: key of its arrays in the state.
+        split: axis that is split over the model axis; None if every device has all of it.
+        rows: number of rows on one device; shards with fewer are padded.
         dim: width of its tables.
-        width: of a vector on one shard: less than ``dim`` where columns are split.
-        pieces: each with its first row in the slab.
-        tables: those that the pieces are of, by name.
-        optimizer: of all its rows; None if they are frozen.
-        rounds_randomly: new weights, see `rounding`.
+        width: width of a vector on one shard, less than ``dim`` if columns are split.
+        dtype: dtype of its tables.
+        pieces: pieces of tables, each with its first row in the slab.
+        tables: tables that the pieces belong to, by name.
+        optimizer: optimizer of all its rows; None if they are frozen.
+        rounds_randomly: whether new values are rounded at random, see `rounding`.
     """
 
     name: str
@@ -57,12 +58,12 @@ class Slab:
 
     @property
     def sharded(self) -> bool:
-        """Whether shards hold different parts."""
+        """Whether shards have different parts."""
         return self.split is not None
 
     @property
     def vector_dtype(self) -> np.dtype:
-        """Of pooled vectors and gradients: at least float32."""
+        """The dtype of pooled vectors and gradients: at least float32."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
     def needs_sums(self, always: bool) -> bool:
@@ -71,8 +72,8 @@ class Slab:
 
 
 def needs_sums(optimizer: RowOptimizer | None, dtype: np.dtype) -> bool:
-    """Whether an update needs the summed gradient of each row, not its occurrences one by one."""
-    # Numbers of 16 bits are rounded once per update, not once per occurrence.
+    """Whether an update needs the summed gradient of each row, not each gradient by itself."""
+    # Numbers of 16 bits are rounded once per update, not once per gradient.
     return optimizer is not None and not (optimizer.linear and jnp.dtype(dtype).itemsize > 2)
 
 
@@ -82,11 +83,11 @@ class SlabKey:
 
     Attributes:
         split: axis of the tables that is split over the model axis; None for copies.
-        optimizer_key: value of the optimizer, by which equal ones are found.
+        optimizer_key: key of the optimizer, see `by_value`.
         dim: width of the tables.
         dtype: dtype of the tables.
-        rounds_randomly: whether new values are rounded randomly.
-        alone: name of a table that has a slab of its own; None for others.
+        rounds_randomly: whether new values are rounded at random.
+        alone: name of the table if it has a slab of its own; else None.
         optimizer: optimizer of all rows; None if they are frozen.
     """
 
@@ -105,15 +106,15 @@ def slab_key(
     """The key of the slab that a table lies in.
 
     Args:
-        table: the table.
-        pieces: all of its pieces.
+        table: table to place.
+        pieces: all pieces of the table.
         shards: number of shards of the plan.
-        optimizer: optimizer of tables that have none of their own.
+        optimizer: default optimizer.
     """
     split: _Split = "columns" if pieces[0].splits > 1 else "rows"
     if pieces[0].shard is None:
         split = None
-    # Alone, a table on some shards would be matched by padding on the others.
+    # A slab of a table on some shards only would need padding on the others.
     spread = split is None or len(pieces) == shards
     own = table.row_optimizer(optimizer)
     return SlabKey(
@@ -129,16 +130,16 @@ def slab_key(
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Bag positions [m, t] of one slab, for shard m, with L ids each (m is 0 alone if replicated).
+    """The bag positions of one slab with bags of L ids, T for each of M shards (1 if replicated).
 
-    A column's id x is held by the bag position iff x < limit and x ≡ residue (mod modulus); it
-    lies then in the slab's row x // modulus + offset. Padding positions have limit 0.
+    A bag position reads an id x iff x < limit and x ≡ residue (mod modulus), from the slab's row
+    x // modulus + offset. Padding positions have limit 0.
     """
 
     slab: Slab
     length: int
-    bag: Int32[np.ndarray, "M T"]  # its index; -1 in padding
-    column: Int32[np.ndarray, "M T L"]
+    bag: Int32[np.ndarray, "M T"]  # index of the bag; -1 in padding
+    column: Int32[np.ndarray, "M T L"]  # columns of its ids in the id array
     limit: Int32[np.ndarray, "M T"]
     modulus: Int32[np.ndarray, "M T"]
     residue: Int32[np.ndarray, "M T"]
@@ -147,16 +148,16 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """All slabs and blocks, and where each lookup finds the parts of its bags.
+    """All slabs and blocks, and the places of the parts of each bag.
 
     Attributes:
-        slabs: every table lies in exactly one.
-        blocks: the units of the exchange.
-        columns: by lookup, its columns in the id array after the mapped ids are appended.
-        mapped: the columns that each id map reads, in the order in which they are appended.
-        bags: by lookup, the indices of its bags: one, or one an id of a sequence.
-        parts: by bag, the (block, shard, bag position) whose vectors make up its own: their sum or,
-            of a slab split by columns, their concatenation.
+        slabs: all slabs; every table lies in exactly one.
+        blocks: all blocks, the units of the exchange.
+        columns: columns of each lookup in the id array after the mapped ids are appended.
+        mapped: columns that each id map reads, in the order in which they are appended.
+        bags: indices of the bags of each lookup: one, or one per id of a sequence.
+        parts: (block, shard, bag position) of each part of each bag. Its vector is their sum or, in
+            a slab split by columns, their concatenation.
     """
 
     slabs: tuple[Slab, ...]
@@ -167,7 +168,7 @@ class Layout:
     parts: tuple[tuple[tuple[int, int, int], ...], ...]
 
     def slab_of(self, table: str) -> Slab:
-        """The slab that holds a table."""
+        """The slab that a table lies in."""
         return next(slab for slab in self.slabs if table in slab.tables)
 
     def table(self, name: str) -> Table:
@@ -186,10 +187,10 @@ def make_layout(
 
     Args:
         tables: all tables.
-        features: in the order of their columns in the id array.
-        lookups: in the order of the results.
-        plan: of these tables.
-        optimizer: for tables that have none of their own.
+        features: features in the order of their columns in the id array.
+        lookups: lookups in the order of the results.
+        plan: placement of these tables.
+        optimizer: default optimizer.
     """
     slabs = _slabs(tables, plan, optimizer)
     starts = np.cumsum([0, *(feature.max_ids for feature in features)]).tolist()
@@ -207,11 +208,11 @@ def make_layout(
         end = columns[-1].stop
 
     bags: list[_Bag] = []
-    of_lookup = []
+    bags_by_lookup = []
     for lookup, own in zip(lookups, columns, strict=True):
         numbers = np.arange(own.start, own.stop)
         groups = numbers[:, None] if lookup.pooling == "none" else numbers[None]
-        of_lookup.append(range(len(bags), len(bags) + len(groups)))
+        bags_by_lookup.append(range(len(bags), len(bags) + len(groups)))
         bags += [_Bag(lookup.table, group) for group in groups]
 
     blocks: list[Block] = []
@@ -229,7 +230,7 @@ def make_layout(
         blocks=tuple(blocks),
         columns=tuple(columns),
         mapped=tuple(mapped),
-        bags=tuple(of_lookup),
+        bags=tuple(bags_by_lookup),
         parts=tuple(map(tuple, parts)),
     )
 
@@ -267,7 +268,7 @@ def _slabs(tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None) 
 
 
 class _Bag(NamedTuple):
-    """The ids that one bag position pools for a sample."""
+    """A bag: the table and the columns of its ids."""
 
     table: str
     columns: np.ndarray  # in the id array

@@ -1,7 +1,7 @@
-"""How sharded tables use the axes of a mesh.
+"""The axes of a mesh, and their use by sharded tables.
 
 Tables are split over one axis and copied over all others. A batch is split over that axis and the
-data axes, and repeated over the axes that are left, such as one for a dense model's tensors.
+data axes, and repeated over other axes, such as one for the tensors of a dense model.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dlrm_jax.mesh import DATA, MODEL
 
 @dataclasses.dataclass(frozen=True)
 class MeshAxes:
-    """A mesh, and what its axes are for.
+    """A mesh with the roles of its axes.
 
     Attributes:
         mesh: mesh of the tables.
-        data: axes over which batches are split and tables are copied; D is their size.
-        model: axis over which batches and tables are split; M, the number of shards, is its size.
+        data: names of the axes that batches are split over and tables are copied over, of size D.
+        model: name of the axis that batches and tables are split over, of size M.
 
     Raises:
         UserError: the mesh lacks an axis, or the axes are of different types.
@@ -40,7 +40,13 @@ class MeshAxes:
 
     @classmethod
     def of(cls, mesh: Mesh, data_axes: str | Sequence[str], model_axis: str) -> MeshAxes:
-        """The axes by their names; one name stands for itself."""
+        """The axes of a mesh, by their names.
+
+        Args:
+            mesh: mesh of the tables.
+            data_axes: name or names of the data axes.
+            model_axis: name of the model axis.
+        """
         data = (data_axes,) if isinstance(data_axes, str) else tuple(data_axes)
         return cls(mesh, data, model_axis)
 
@@ -62,7 +68,7 @@ class MeshAxes:
 
     @property
     def split(self) -> tuple[str, ...]:
-        """The axes that a batch is split over."""
+        """Names of the axes that a batch is split over."""
         return (*self.data, self.model)
 
     @property
@@ -91,9 +97,9 @@ class MeshAxes:
         return PartitionSpec(self.data, self.model)
 
     def copies(self, sharded: bool) -> tuple[str, ...]:
-        """The axes over which copies of a slab see different samples.
+        """Names of the axes over which copies of a slab see different samples.
 
-        Without those of one device, over which a collective would still be a pass over its data.
+        Axes of one device are left out: a collective over them would still copy its data.
 
         Args:
             sharded: whether the slab is split over the model axis.
@@ -107,9 +113,9 @@ class MeshAxes:
         return self._type(self.model) == AxisType.Explicit
 
     def place(self, tree: Any, spec: PartitionSpec) -> Any:
-        """Arrays of a jitted function, split as `jax.shard_map` wants them.
+        """Reshards arrays of a jitted function for `jax.shard_map`.
 
-        Axes of type Auto need no more than `shard_map`'s own specs.
+        Axes of type Auto need only `shard_map`'s own specs.
         """
         if not self.explicit:
             return tree
@@ -118,7 +124,7 @@ class MeshAxes:
 
     @property
     def auto(self) -> MeshAxes:
-        """The same devices with axes of type Auto, for programs of the tables' own."""
+        """The same devices with axes of type Auto, for programs outside the step."""
         if not self.explicit:
             return self
         types = (AxisType.Auto,) * len(self.mesh.axis_names)
@@ -131,11 +137,11 @@ class MeshAxes:
         return contextlib.nullcontext() if unset else jax.set_mesh(self.mesh)
 
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """A split on the mesh."""
+        """The sharding of this spec on the mesh."""
         return NamedSharding(self.mesh, spec)
 
     def moved(self, array: Array) -> Array:
-        """An array on the same devices, with axes of this mesh's types. Nothing is copied."""
+        """The array with this mesh's axis types, on the same devices; nothing is copied."""
         if isinstance(array.sharding, NamedSharding) and array.sharding.mesh != self.mesh:
             return jax.device_put(array, self.sharding(array.sharding.spec))
         return array

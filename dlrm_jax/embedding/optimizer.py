@@ -1,9 +1,8 @@
 """Optimizers that read and write only the rows that a batch touched.
 
-Each is *lazy*: a row that no id of the batch names keeps its values and its
-state, also where the dense form of the optimizer would move it (momentum that
-decays, for instance). The gradient of a row is the sum over all its occurrences
-in the whole batch.
+They are *lazy*: a row that no id of the batch names keeps its values and its state, even where the
+dense form of the optimizer would change it, such as by momentum. The gradient of a row is the sum
+over all its occurrences in the whole batch.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Rate = float | Callable[[Int[Array, ""]], ArrayLike]
 """A learning rate, or a schedule of the number of updates done so far (from 0), as in optax."""
 
 SlotKind = Literal["row", "element", "scalar"]
-"""One number a row, one an element, or one for all rows, which every update replaces."""
+"""One number per row, one per element, or one for all rows, which every update replaces."""
 
 Slots = dict[str, Array]
 
@@ -42,12 +41,12 @@ class RowOptimizer:
     depends on the rows themselves. Tables whose optimizers have equal fields may share one array.
 
     Attributes:
-        slots: the state, by name: one number per ``"row"``, per ``"element"``, or one
+        slots: optimizer slots by name: one number per ``"row"``, per ``"element"``, or one
             ``"scalar"`` for all rows.
-        linear: the update is linear in the gradient and there is no state, so that the
-            occurrences of a row may be applied one by one, without being summed first.
-        native: what `native_update` works on: ``"columns"`` of rows, or only ``"rows"`` whose
-            columns lie on one device; None if there is no native update.
+        linear: whether the update is linear in the gradient and has no state. Gradients of one row
+            may then be applied one by one, without being summed first.
+        native: unit of `native_update`: some ``"columns"`` of rows, or only whole ``"rows"`` on one
+            device; None if there is no native update.
     """
 
     slots: ClassVar[Mapping[str, SlotKind]] = {}
@@ -57,7 +56,7 @@ class RowOptimizer:
     def __init_subclass__(cls):
         super().__init_subclass__()
         if {"update", "update_values"} & vars(cls).keys() and "native" not in vars(cls):
-            cls.native = None  # an inherited native update would do something else
+            cls.native = None  # an inherited native update wouldn't match
 
     def update(
         self,
@@ -66,13 +65,13 @@ class RowOptimizer:
         step: Int[Array, ""],
         row_mean: RowMean,
     ) -> tuple[Float[Array, "K d"], Slots]:
-        """Returns what to add to K rows, and their new state.
+        """Returns the changes of K rows, and their new state.
 
         Args:
-            gradients: the summed gradient of each touched row.
-            slots: the state of the same rows, [K], [K, d] or [] each.
-            step: the number of updates done before this one.
-            row_mean: the mean over all columns of a row, of which d may be a part.
+            gradients: summed gradient of each touched row, [K, d].
+            slots: optimizer slots of the same rows by name, [K], [K, d] or [] each.
+            step: number of updates done before this one.
+            row_mean: function that takes the mean over all columns of a row; d may be some of them.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither update nor update_values")
 
@@ -84,14 +83,14 @@ class RowOptimizer:
         step: Int[Array, ""],
         row_mean: RowMean,
     ) -> tuple[Float[Array, "K d"], Slots]:
-        """`update` of rows whose values count as well, as they do for weight decay.
+        """Like `update`, for an update that depends on the rows' values, such as weight decay.
 
         Args:
-            values: the rows before the update, in at least float32.
-            gradients: as for `update`.
-            slots: as for `update`.
-            step: as for `update`.
-            row_mean: as for `update`.
+            values: rows before the update, [K, d], in at least float32.
+            gradients: summed gradient of each touched row, [K, d].
+            slots: optimizer slots of the same rows by name, [K], [K, d] or [] each.
+            step: number of updates done before this one.
+            row_mean: function that takes the mean over all columns of a row.
         """
         del values
         return self.update(gradients, slots, step, row_mean)
@@ -99,13 +98,13 @@ class RowOptimizer:
     def native_update(
         self, table: Float[Array, "R d"], slots: Slots, bags: Sequence[ops.Bags], step: Array
     ) -> tuple[Float[Array, "R d"], Slots]:
-        """`update` by a kernel of `native`, of a float32 table on a CPU.
+        """Applies an update to a float32 table on a CPU by a kernel of `native`.
 
         Args:
-            table: rows of one device.
-            slots: their state.
-            bags: rows and gradients, which the kernel sums.
-            step: as for `update`.
+            table: rows of one device, [R, d].
+            slots: optimizer slots of these rows by name.
+            bags: rows and gradients of bags; the kernel sums those of equal rows.
+            step: number of updates done before this one.
         """
         raise NotImplementedError(f"{type(self).__name__} has no native update")
 
@@ -113,14 +112,14 @@ class RowOptimizer:
         """The state of rows that no update has touched: zeros, unless overridden.
 
         Args:
-            values: the rows, in at least float32, whose dtype the state has.
+            values: rows, [R, d], in at least float32, which is also the dtype of the state.
         """
         shapes = {"row": values.shape[:1], "element": values.shape, "scalar": ()}
         return {name: jnp.zeros(shapes[kind], values.dtype) for name, kind in self.slots.items()}
 
 
 def rate_at(learning_rate: Rate, step: Int[Array, ""]) -> float | Float[Array, ""]:
-    """The learning rate of the update that follows ``step`` earlier ones."""
+    """The learning rate of the update after ``step`` earlier ones."""
     return learning_rate(step) if callable(learning_rate) else learning_rate  # pyright: ignore
 
 
@@ -153,13 +152,13 @@ class SGD(RowOptimizer):
 class Adagrad(RowOptimizer):
     """``a += g²; w -= rate · g / (√a + eps)`` for each element.
 
-    As PyTorch and the DLRM reference define it, with a from 0. `optax.adagrad` differs: its
-    accumulator starts at 0.1 and its eps stands inside the root.
+    It is PyTorch's and the DLRM reference's formula, with a from 0. `optax.adagrad` differs: its
+    accumulator starts at 0.1 and its eps is inside the root.
 
     Attributes:
         learning_rate: a number or a schedule.
-        eps: of the formula.
-        initial_accumulator: a before the first update, not negative.
+        eps: small number that keeps the divisor above 0.
+        initial_accumulator: value of a before the first update, not negative.
     """
 
     learning_rate: Rate
@@ -192,15 +191,15 @@ class Adagrad(RowOptimizer):
 
 @dataclasses.dataclass(frozen=True)
 class RowWiseAdagrad(RowOptimizer):
-    """``a += mean(g²); w -= rate · g / (√a + eps)`` with one accumulator a row.
+    """``a += mean(g²); w -= rate · g / (√a + eps)`` with one accumulator per row.
 
-    The mean runs over the columns of the row. As in the DLRM reference
+    The mean runs over the columns of the row. It is the formula of the DLRM reference
     (``RWSAdagrad``) and FBGEMM (``EXACT_ROWWISE_ADAGRAD``), with a from 0.
 
     Attributes:
         learning_rate: a number or a schedule.
-        eps: of the formula.
-        initial_accumulator: a before the first update, not negative.
+        eps: small number that keeps the divisor above 0.
+        initial_accumulator: value of a before the first update, not negative.
     """
 
     learning_rate: Rate
@@ -244,8 +243,8 @@ class RowWiseAdagrad(RowOptimizer):
 class Adam(RowOptimizer):
     """Adam (arXiv 1412.6980) on the touched rows.
 
-    Lazy: the moments of a row decay only in the steps that touch it, while the bias
-    correction counts all steps, as in TensorFlow's LazyAdam and FBGEMM's Adam.
+    The moments of a row decay only in the steps that touch it; the bias correction counts all
+    steps, as in TensorFlow's LazyAdam and FBGEMM's Adam.
     """
 
     learning_rate: Rate
@@ -284,9 +283,9 @@ def row_optimizer(name: str, learning_rate: Rate, eps: float | None = None) -> R
     """The optimizer of this name.
 
     Args:
-        name: one of `OPTIMIZERS`.
+        name: key of `OPTIMIZERS`.
         learning_rate: a number or a schedule.
-        eps: None for the default of the optimizer; SGD has none.
+        eps: eps of the optimizer; None for its default; SGD has none.
 
     Raises:
         UserError: the name is unknown, or SGD is given an eps.
@@ -303,12 +302,12 @@ def row_optimizer(name: str, learning_rate: Rate, eps: float | None = None) -> R
 def slot_shapes(
     optimizer: RowOptimizer, rows: int, dim: int, dtype: jnp.dtype
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the state of ``rows`` rows. Tables of 16 bits keep theirs in float32."""
+    """Shapes and dtypes of the slots of ``rows`` rows; they are float32 for tables of 16 bits."""
     values = jax.ShapeDtypeStruct((rows, dim), jnp.promote_types(dtype, jnp.float32))
     return jax.eval_shape(optimizer.initial_slots, values)
 
 
 def slot_bytes(optimizer: RowOptimizer, dim: int, dtype: jnp.dtype) -> dict[str, int]:
-    """Bytes of each slot of one row; 0 of a scalar, which belongs to no row."""
+    """Bytes per row of each slot; 0 for a scalar, which belongs to no row."""
     shapes = slot_shapes(optimizer, 1, dim, dtype)
     return {name: x.size * x.dtype.itemsize if x.ndim else 0 for name, x in shapes.items()}

@@ -20,18 +20,18 @@ from dlrm_jax.embedding.table import Lookup
 
 
 class PerDevice:
-    """Lookups and updates of one device's part of a batch, to be called inside `jax.shard_map`.
+    """Lookups and updates of one device's part of a batch, called inside `jax.shard_map`.
 
-    `EmbeddingCollection`'s methods of the same names are these, mapped over the mesh. A map of your
-    own takes the tables as `state_specs` splits them, and what belongs to samples as ``axes.batch``
-    does. Residuals, cotangents and row gradients are this device's parts.
+    `EmbeddingCollection`'s methods of the same names map these over the mesh. In a map of your own,
+    split tables by `state_specs`, and arrays of samples by ``axes.batch``. Residuals, cotangents
+    and row gradients are this device's parts.
 
     Attributes:
         axes: axes of the mesh; the map runs over all of them.
         layout: slabs and blocks of the tables.
         lookups: lookups in the order of the layout.
-        comm_dtype: dtype of vectors and cotangents between devices; None for their own.
-        native: whether native kernels may look up.
+        comm_dtype: dtype of vectors and cotangents between devices; None keeps their dtype.
+        native: whether native kernels may run lookups.
         native_slabs: names of the slabs that native kernels update.
     """
 
@@ -89,12 +89,12 @@ class PerDevice:
         self, residuals: Residuals, cotangents: Mapping[str, Float[Array, "b *_"]]
     ) -> SparseCotangents:
         """Sends cotangents to the rows' owners; see `EmbeddingCollection.send_cotangents`."""
-        return self.beside_rows(residuals, self.at_owners(residuals.denominators, cotangents))
+        return self.with_rows(residuals, self.at_owners(residuals.denominators, cotangents))
 
     def at_owners(
         self, denominators: Mapping[str, Array], cotangents: Mapping[str, Array]
     ) -> tuple[Float[Array, "1 1 N T d"], ...]:
-        """The cotangents of bags at the owners of their rows, by block that is trained."""
+        """Sends cotangents of bags to the owners of their rows, for each block that is trained."""
         blocks = [self.layout.blocks[i] for i in self.trained_blocks]
         return _parts(
             exchange.send_cotangents(
@@ -102,8 +102,8 @@ class PerDevice:
             )
         )
 
-    def beside_rows(self, residuals: Residuals, sent: tuple[Array, ...]) -> SparseCotangents:
-        """Cotangents at the rows' owners, with the rows of the blocks that are trained."""
+    def with_rows(self, residuals: Residuals, sent: tuple[Array, ...]) -> SparseCotangents:
+        """Adds the rows of the trained blocks to the cotangents at their owners."""
         weights = residuals.id_weights
         return SparseCotangents(
             tuple(residuals.rows[i] for i in self.trained_blocks),
@@ -118,15 +118,15 @@ class PerDevice:
             return x.reshape(-1, *x.shape[-2:])
 
         slabs = self.trained_slabs
-        items: dict[str, list[row_gradients.BlockCotangents]] = {name: [] for name in slabs}
+        blocks: dict[str, list[row_gradients.BlockCotangents]] = {name: [] for name in slabs}
         for i, number in enumerate(self.trained_blocks):
             weights = None if cotangents.id_weights is None else local(cotangents.id_weights[i])
-            items[self.layout.blocks[number].slab.name].append(
+            blocks[self.layout.blocks[number].slab.name].append(
                 (local(cotangents.rows[i]), weights, local(cotangents.cotangents[i]))
             )
         bags = row_gradients.coalesce(
             list(slabs.values()),
-            items,
+            blocks,
             self.axes,
             sum_duplicates,
             self.comm_dtype,
@@ -135,7 +135,7 @@ class PerDevice:
         return RowGradients(bags, self.sums(sum_duplicates))
 
     def sums(self, sum_duplicates: bool) -> bool:
-        """Whether `coalesce` gives each row once."""
+        """Whether `coalesce` returns each row once."""
         return all(
             sum_duplicates or (slab.needs_sums(False) and name not in self.native_slabs)
             for name, slab in self.trained_slabs.items()
@@ -161,7 +161,7 @@ class PerDevice:
         cotangents: Mapping[str, Float[Array, "b *_"]],
         step: Integer[Array, ""] | int,
     ) -> EmbeddingState:
-        """`send_cotangents`, `coalesce` and `apply` in one."""
+        """Calls `send_cotangents`, `coalesce` and `apply`."""
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
 
 
@@ -173,7 +173,7 @@ def _update(
     bags: Sequence[row_gradients.BlockCotangents],
     step: Array,
 ) -> tuple[Array, dict[str, Array]]:
-    """One device's part of a slab, updated."""
+    """Updates one device's part of a slab."""
     assert slab.optimizer is not None
     rows, gradients = row_gradients.expand(bags)
 
@@ -198,5 +198,5 @@ def _update(
 
 
 def _parts(arrays: Sequence[Array]) -> tuple[Array, ...]:
-    """One device's arrays as its parts of [D, M, ...] ones."""
+    """One device's parts [1, 1, ...] of arrays [D, M, ...]."""
     return tuple(x[None, None] for x in arrays)

@@ -15,11 +15,11 @@ PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise")
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A part of a table, on one shard or, for None, on every one.
+    """A part of a table, on one shard or, for None, on every shard.
 
-    It holds the rows r ≡ residue (mod modulus), dealt out in turn rather than in blocks, so that
-    of ids ordered by frequency all shards read about as many different ones; of these rows, one of
-    ``splits`` equal blocks of columns.
+    It has the rows r ≡ residue (mod modulus), and of these one of ``splits`` equal blocks of
+    columns. Rows are dealt out in turn, not in blocks: if ids are ordered by frequency, all shards
+    then read about equally many different ones.
     """
 
     table: str
@@ -35,22 +35,22 @@ class Piece:
 
 
 def replicated(table: str) -> tuple[Piece, ...]:
-    """The whole table on every shard."""
+    """The pieces of a table that is whole on every shard."""
     return (Piece(table, None),)
 
 
 def table_wise(table: str, shard: int) -> tuple[Piece, ...]:
-    """The whole table on one shard."""
+    """The pieces of a table that is whole on one shard."""
     return (Piece(table, shard),)
 
 
 def row_wise(table: str, shards: Sequence[int]) -> tuple[Piece, ...]:
-    """The rows dealt out over these shards, such as those of one host."""
+    """The pieces of a table whose rows are dealt out over these shards, such as one host's."""
     return tuple(Piece(table, shard, len(shards), k) for k, shard in enumerate(shards))
 
 
 def column_wise(table: str, shards: int) -> tuple[Piece, ...]:
-    """The columns in equal blocks over all shards, each of which then holds every row."""
+    """The pieces of a table whose columns are split in equal blocks over all shards."""
     return tuple(Piece(table, k, splits=shards, split=k) for k in range(shards))
 
 
@@ -66,7 +66,7 @@ class Plan:
         return tuple(piece for piece in self.pieces if piece.table == table)
 
     def placement(self, table: str) -> str:
-        """One of `PLACEMENTS`.
+        """The placement of a table, one of `PLACEMENTS`.
 
         Raises:
             UserError: the plan doesn't have the table.
@@ -82,10 +82,10 @@ class Plan:
         return "table_wise" if first.modulus == 1 else "row_wise"
 
     def check(self, tables: Sequence[Table]) -> None:
-        """Every element of every table must lie in exactly one piece.
+        """Checks that every element of every table lies in exactly one piece.
 
         Raises:
-            UserError: naming the table.
+            UserError: an element lies in none or in several; the message names the table.
         """
         unknown = {piece.table for piece in self.pieces} - {table.name for table in tables}
         if unknown:
@@ -118,7 +118,7 @@ class Plan:
         """The plan that `to_json` wrote.
 
         Raises:
-            UserError: the text isn't such a plan, naming what is wrong.
+            UserError: the text isn't such a plan; the message names the fault.
         """
         try:
             fields = json.loads(text)
@@ -137,9 +137,9 @@ class Plan:
         return cls(shards, tuple(_piece(number, piece) for number, piece in enumerate(pieces)))
 
     def describe(self, tables: Iterable[Table]) -> str:
-        """A table for people: one line a table, then the bytes of weights per shard."""
+        """A text for people: one line per table, then the MiB of tables per shard."""
         lines = []
-        held = [0.0] * self.shards
+        mib_by_shard = [0.0] * self.shards
         for table in tables:
             pieces = self.of(table.name)
             shard = "all"
@@ -153,14 +153,14 @@ class Plan:
             for piece in pieces:
                 share = table.nbytes / 2**20 * piece.rows(table.rows) / table.rows / piece.splits
                 for k in range(self.shards) if piece.shard is None else (piece.shard,):
-                    held[k] += share
+                    mib_by_shard[k] += share
         header = ("table", "rows", "dim", "placement", "shard", "MiB")
-        sums = ", ".join(f"{mib:.1f}" for mib in held)
-        return f"{text_table(header, lines, left=(0, 3))}\nMiB of weights per shard: {sums}"
+        sums = ", ".join(f"{mib:.1f}" for mib in mib_by_shard)
+        return f"{text_table(header, lines, left=(0, 3))}\nMiB of tables per shard: {sums}"
 
 
 def _piece(number: int, fields: object) -> Piece:
-    """A piece of a plan that is read, its position in which is named if it is none."""
+    """Reads a piece; an error names its position in the plan."""
     known = {field.name: field for field in dataclasses.fields(Piece)}
     if not isinstance(fields, dict) or not {"table", "shard"} <= fields.keys() <= known.keys():
         raise UserError(
@@ -181,7 +181,7 @@ def _piece(number: int, fields: object) -> Piece:
 
 
 def _run(shards: Sequence[int]) -> str:
-    """Shards as `automatic_plan`'s overrides name them, where they are a run."""
+    """Shards as text: a run as FIRST-LAST, as in the overrides of `automatic_plan`."""
     first, last = shards[0], shards[-1]
     if list(shards) == list(range(first, last + 1)):
         return f"{first}-{last}" if last > first else str(first)

@@ -1,7 +1,7 @@
-"""Slabs to whole tables [rows, dim] and back, and initial values of tables.
+"""Conversion of slabs to whole tables [rows, dim] and back, and initial values of tables.
 
-A whole table is the same on every mesh and plan. It is split by columns where the devices divide
-them, since they seldom divide rows; a device then has a share of it.
+A whole table is the same on every mesh and plan. It is split by columns if the number of devices
+divides them, since it seldom divides the rows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dlrm_jax.embedding.layout import Slab
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.table import Table
 
-# Rows made by one call of an initializer: part of the definition of the initial values.
-# One call for a whole table would peak at four times its size.
+# Rows that one call of an initializer makes; they decide the initial values. One call for a whole
+# table would peak at four times its size.
 INITIAL_ROWS = 2**14
 
 # Rows of one shard that are moved at a time.
@@ -34,9 +34,9 @@ def slab_spec(slab: Slab, model: str, ndim: int = 2) -> PartitionSpec:
 
     Args:
         slab: slab of the array.
-        model: model axis.
-        ndim: rank of the array; optimizer slots with one number a row have no columns to split,
-            and a single number is on every device.
+        model: name of the model axis.
+        ndim: rank of the array; optimizer slots with one number per row have no columns to split,
+            and a scalar is on every device.
     """
     if slab.split == "rows" and ndim:
         return PartitionSpec(model)
@@ -44,15 +44,15 @@ def slab_spec(slab: Slab, model: str, ndim: int = 2) -> PartitionSpec:
 
 
 def slot_ndims(slab: Slab) -> dict[str, int]:
-    """The ranks of the optimizer's slots: 0 of a number, 1 of one a row, 2 of one an element."""
+    """The rank of each optimizer slot: 0 for a scalar, 1 for one number per row, 2 per element."""
     slots = slab.optimizer.slots if slab.optimizer else {}
     return {name: ("scalar", "row", "element").index(kind) for name, kind in slots.items()}
 
 
 def slab_sharding(axes: MeshAxes, slab: Slab, ndim: int = 2) -> NamedSharding:
-    """`slab_spec` on a mesh."""
+    """The sharding of a slab's array on the mesh, see `slab_spec`."""
     spec = slab_spec(slab, axes.model, ndim)
-    # As jitted functions return it: a step that is given another one is compiled twice.
+    # The sharding that jitted functions return; with another one, a step would be compiled twice.
     if axes.explicit:
         spec = PartitionSpec(*spec, *[None] * (ndim - len(spec)))
     elif axes.shards == 1:  # all splits mean the same then
@@ -61,10 +61,10 @@ def slab_sharding(axes: MeshAxes, slab: Slab, ndim: int = 2) -> NamedSharding:
 
 
 def array_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
-    """The split of a whole table or slot.
+    """The sharding of a whole table or optimizer slot.
 
-    Columns over as many of the axes as divide them; vectors are on every device. A slab that is
-    split by columns itself needs no communication: its tables stay as they are.
+    Columns are split over as many axes as divide them; vectors are on every device. A slab that is
+    split by columns needs no communication: its tables keep their split.
     """
     if slab.split == "columns":
         return slab_sharding(axes, slab, len(shape))
@@ -73,14 +73,14 @@ def array_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedS
 
 
 def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array, "_ _"]]:
-    """Initial values by name, a function of the seed, the table's name and the row alone.
+    """Initial values by table name; they depend on the seed, the table's name and the row alone.
 
     Args:
         tables: tables of one width and dtype.
         seed: seed of all random numbers.
     """
     groups: dict[int, list[Table]] = {}
-    for table in tables:  # by identity: an initializer of one's own may not be hashable
+    for table in tables:  # by identity: a user's initializer may not be hashable
         groups.setdefault(id(table.init), []).append(table)
     found = {}
     for group in groups.values():
@@ -90,8 +90,8 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
         number = np.concatenate([np.arange(count) for count in chunks])
         bound = np.repeat([table.initial_bound for table in group], chunks)
 
-        def draw(of: tuple[Array, Array, Array], table: Table = group[0]) -> Array:
-            name, number, bound = of
+        def draw(chunk: tuple[Array, Array, Array], table: Table = group[0]) -> Array:
+            name, number, bound = chunk
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), name), number)
             return table.initial_rows(key, INITIAL_ROWS, bound)
 
@@ -106,11 +106,11 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
 
 
 def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
-    """Logical arrays of the slab's tables as the slab's array. Call under `jax.jit`."""
+    """Makes a slab's array from whole arrays of its tables, by name. Call under `jax.jit`."""
     some = next(iter(tables.values()))
     if some.ndim == 0:  # the same for all tables
         return some
-    if slab.split == "columns":  # every shard has the pieces of all tables, one after the other
+    if slab.split == "columns":  # shards have pieces of all tables, one after the other
         whole = jnp.concatenate([tables[name] for name in slab.tables])
         return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.ndim))
     shards: list[list[Array]] = [[] for _ in range(_shards(axes, slab))]
@@ -123,20 +123,20 @@ def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
             parts.append(jnp.zeros((missing, *some.shape[1:]), some.dtype))
         columns.append(jnp.concatenate(parts) if len(parts) > 1 else parts[0])
     stacked = jnp.stack(columns) if len(columns) > 1 else columns[0][None]
-    for sharding in reversed(_way_to_columns(axes, slab, stacked.shape)):
+    for sharding in reversed(_column_shardings(axes, slab, stacked.shape)):
         stacked = jax.lax.with_sharding_constraint(stacked, sharding)
     return stacked.reshape(-1, *some.shape[1:])
 
 
 class Unpacker:
-    """A slab's array to whole arrays of its tables, one large chunk of rows at a time.
+    """Makes whole arrays of a slab's tables, one large chunk of rows at a time.
 
-    Besides the results only a chunk is held. Each chunk is a program of its own: collectives
-    repeated in a loop within one program make XLA abort on emulated devices now and then.
+    Only one chunk is in memory besides the results. Each chunk is a program of its own: XLA now and
+    then aborts on emulated devices if one program repeats collectives in a loop.
 
     Args:
         axes: axes of the mesh, of type Auto.
-        slab: slab to take apart: its table array or an optimizer slot.
+        slab: slab whose arrays to convert: its table or an optimizer slot.
     """
 
     def __init__(self, axes: MeshAxes, slab: Slab):
@@ -150,7 +150,11 @@ class Unpacker:
         }
 
     def __call__(self, array: Array) -> dict[str, Array]:
-        """Whole arrays by table."""
+        """The whole arrays by table name.
+
+        Args:
+            array: table or an optimizer slot of the slab.
+        """
         in_order = self._slab.split != "rows" or self._axes.shards == 1
         if array.ndim == 0 or (len(self._slab.tables) == 1 and in_order):
             return dict.fromkeys(self._slab.tables, array)  # it is that already
@@ -164,7 +168,7 @@ class Unpacker:
         return tables
 
     def _make_slices(self, array: Array) -> dict[str, Array]:
-        """All tables of a slab that is split by columns, whose rows every shard has in order."""
+        """The tables of a slab that is split by columns: every shard has all rows in order."""
         sharding = slab_sharding(self._axes, self._slab, array.ndim)
         start, tables = 0, {}
         for name, table in self._slab.tables.items():
@@ -174,11 +178,11 @@ class Unpacker:
         return tables
 
     def _modulus(self, table: Table) -> int:
-        """Over how many shards the table's rows are dealt out."""
+        """The number of shards that the table's rows are dealt out over."""
         return next(p.modulus for p, _ in self._slab.pieces if p.table == table.name)
 
     def _make_first(self, array: Array) -> dict[str, Array]:
-        """All tables, zeros but for the rows behind the last whole chunk."""
+        """All tables with the rows after the last whole chunk; the others are zeros."""
 
         def run(local: Array) -> dict[str, Array]:
             tables = {}
@@ -195,7 +199,7 @@ class Unpacker:
         return jax.shard_map(run, mesh=self._axes.mesh, in_specs=own, out_specs=specs)(array)
 
     def _make_fill(self, table: Table, out: Array, array: Array, first: Array) -> Array:
-        """The table with the chunk that begins at row ``first`` of each shard filled in."""
+        """Fills in the chunk of a table that begins at row ``first`` of each shard."""
 
         def run(out: Array, local: Array, first: Array) -> Array:
             rows = self._rows(table, local, first, _CHUNK_ROWS)
@@ -214,13 +218,13 @@ class Unpacker:
         return array_sharding(self._axes, self._slab, (table.rows, *array.shape[1:])).spec
 
     def _rows(self, table: Table, local: Array, first: int | Array, count: int) -> Array:
-        """One device's columns of consecutive rows of a table. In `jax.shard_map`.
+        """One device's columns of consecutive rows of a table, inside `jax.shard_map`.
 
         Args:
             table: table of this slab.
-            local: the device's own part of the slab.
-            first: row of each shard's piece to begin with.
-            count: rows of each piece.
+            local: part of the slab on this device.
+            first: first row in each shard's piece.
+            count: number of rows of each piece.
         """
         axes, slab = self._axes, self._slab
         pieces = [(piece, start) for piece, start in slab.pieces if piece.table == table.name]
@@ -231,19 +235,19 @@ class Unpacker:
         mine = jnp.asarray(starts)[jax.lax.axis_index(axes.model)] if slab.sharded else starts[0]
         part = local.at[mine + first + jnp.arange(count)].get(mode="fill", fill_value=0)
         everyone = _to_columns(axes, slab, part, _column_axes(axes, local.shape))
-        # Rows r ≡ k (mod m) of all shards k, as [count, m, c], are consecutive rows of the table.
+        # The rows r ≡ k (mod m) of all shards k, as [count, m, c], are consecutive in the table.
         dealt = everyone[np.array([piece.shard or 0 for piece, _ in pieces])]
         return jnp.swapaxes(dealt, 0, 1).reshape(count * len(pieces), *dealt.shape[2:])
 
 
 def _to_columns(axes: MeshAxes, slab: Slab, part: Array, split: tuple[str, ...]) -> Array:
-    """This device's columns of every shard's rows: [rows, *d] to [M, rows, *c].
+    """Converts this shard's rows [rows, *d] to this device's columns of all rows, [M, rows, *c].
 
     Args:
         axes: axes of the mesh.
         slab: slab of the rows.
         part: this shard's rows.
-        split: axes that the columns are split over, see `_column_axes`.
+        split: names of the axes that the columns are split over, see `_column_axes`.
     """
     for name in axes.data:
         if name in split:
@@ -262,11 +266,11 @@ def _own_columns(axes: MeshAxes, part: Array, name: str) -> Array:
     return jax.lax.dynamic_slice_in_dim(part, jax.lax.axis_index(name) * width, width, axis=1)
 
 
-def _way_to_columns(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> list[NamedSharding]:
-    """Shardings of [M, R, ...], from one shard's rows a device to columns, step by step.
+def _column_shardings(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> list[NamedSharding]:
+    """Shardings of [M, R, ...] that lead from a split by rows to one by columns, step by step.
 
-    The partitioner makes a slice and an all-to-all of the way, and their opposites of the way
-    back; asked for both at once, it would hold the whole array on every device.
+    XLA's partitioner turns the steps into a slice and an all-to-all, and their inverses on the way
+    back. In a single step, it would make the whole array on every device.
     """
     columns = _column_axes(axes, shape[1:])
     rows = axes.model if slab.sharded else None

@@ -1,9 +1,9 @@
-"""Bfloat16 tables rounded up or down at random, so that on average no update is lost.
+"""Stochastic rounding of bfloat16 tables: on average, no update is lost.
 
 An update smaller than half the distance between two bfloat16 numbers vanishes if it is rounded to
 the nearest; rounded up with the probability of its share of that distance, it counts in full on
 average (Gupta et al., 2015, "Deep learning with limited numerical precision"). The random bits
-depend on the step, the table, and the logical row and column alone: not on mesh or plan.
+depend on the step, the table, its row and column alone, not on mesh or plan.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dlrm_jax.embedding.layout import Slab
 def round_randomly(
     values: Float32[Array, "K d"], bits: UInt16[Array, "K d"]
 ) -> BFloat16[Array, "K d"]:
-    """One of the two neighbours of each value, the nearer the likelier.
+    """Rounds each value to one of its two neighbours, more likely to the nearer one.
 
     Args:
         values: new values, [K, d]; one that isn't finite is kept.
         bits: uniformly distributed bits, [K, d].
     """
-    # The lower half of a float32 is what bfloat16 lacks: added to as much noise, it carries into
-    # the upper half with a probability of its share.
+    # bfloat16 lacks the lower half of a float32. Noise of 16 bits makes that half carry into the
+    # upper half with a probability of its share.
     noisy = jax.lax.bitcast_convert_type(values, jnp.uint32) + bits.astype(jnp.uint32)
     upper = jax.lax.bitcast_convert_type((noisy >> 16).astype(jnp.uint16), jnp.bfloat16)
     return jnp.where(jnp.isfinite(values), upper, values.astype(jnp.bfloat16))
@@ -41,13 +41,13 @@ def bits_of_rows(
 
     Args:
         slab: slab of the rows.
-        rows: row numbers in the shard's part, [K]; a number past its end gets unused bits.
-        step: the number of updates done before this one.
+        rows: row numbers in the shard's part, [K]; the bits of a number past its end are unused.
+        step: number of updates done before this one.
         shard: number of the shard; 0 if the slab isn't sharded.
     """
     starts, moduli, residues, names = (jnp.asarray(x)[shard] for x in _pieces(slab))
     piece = jnp.searchsorted(starts, rows, side="right") - 1
-    logical_row = (rows - starts[piece]) * moduli[piece] + residues[piece]
+    table_row = (rows - starts[piece]) * moduli[piece] + residues[piece]
 
     def bits(name: Array, row: Array) -> Array:
         # Not the default generator, which may differ from backend to backend.
@@ -55,7 +55,7 @@ def bits_of_rows(
         key = jax.random.fold_in(jax.random.fold_in(key, name), row)
         return jax.random.bits(key, (slab.dim,), jnp.uint16)
 
-    whole = jax.vmap(bits)(names[piece], logical_row)
+    whole = jax.vmap(bits)(names[piece], table_row)
     if slab.split != "columns":
         return whole
     return jax.lax.dynamic_slice_in_dim(whole, shard * slab.width, slab.width, axis=1)
@@ -70,7 +70,7 @@ def _pieces(slab: Slab) -> tuple[np.ndarray, ...]:
             name = zlib.crc32(piece.table.encode())
             found[piece.shard or 0].append((start, piece.modulus, piece.residue, name))
     most = max(map(len, found))
-    padding = (slab.rows, 1, 0, 0)  # begins where nothing does
+    padding = (slab.rows, 1, 0, 0)  # starts past the last row
     table = [sorted(pieces) + [padding] * (most - len(pieces)) for pieces in found]
     columns = np.array(table, np.int64).transpose(2, 0, 1)
     return (*columns[:3].astype(np.int32), columns[3].astype(np.uint32))

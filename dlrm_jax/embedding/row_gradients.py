@@ -1,8 +1,8 @@
-"""Gradients of the touched rows, summed over the batch. Runs on one device, in `jax.shard_map`.
+"""Gradients of the touched rows, summed over the batch, on one device inside `jax.shard_map`.
 
-The cotangents of the pooled vectors are all that is known of the gradient; it stays outside of
-autodiff, whose gradient of a table would be as large as the table. Memory grows with the ids of
-a batch, never with the rows of a table.
+They are computed from the cotangents of the pooled vectors, outside of autodiff, whose gradient of
+a table would be as large as the table. Memory grows with the ids of a batch, not with the rows of a
+table.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ BlockCotangents = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float
 """One block's rows [N, T, L], weights per id [N, T, L] and cotangents [N, T, d]."""
 
 Sums = tuple[Int[Array, " K"], Float[Array, "K d"]]
-"""Different rows, at or past the slab's end where there is none, and their gradients."""
+"""Different rows, with numbers past the slab's end for "no row", and their gradients."""
 
 
 def coalesce(
     slabs: Sequence[Slab],
-    occurrences: Mapping[str, Sequence[BlockCotangents]],
+    blocks: Mapping[str, Sequence[BlockCotangents]],
     axes: MeshAxes,
     sum_duplicates: bool,
     dtype: str | None = None,
     native_slabs: Container[str] = (),
 ) -> dict[str, tuple[BlockCotangents, ...]]:
-    """The gradients of the rows that any copy of a slab saw touched, equal on all copies.
+    """The gradients of the rows that the batch touched, equal on all copies of a slab.
 
-    Where rows needn't be summed, they remain as they occurred, one gradient for a whole bag.
+    If rows needn't be summed, the result has one gradient per bag, with the rows of the bag.
 
     Args:
-        slabs: whose rows they are.
-        occurrences: by slab, one item per block that reads it.
+        slabs: slabs that the rows belong to.
+        blocks: cotangents of each block that reads a slab, by slab name.
         axes: axes of the mesh.
-        sum_duplicates: give each row once, its gradients summed, for optimizers too that
-            don't need it.
-        dtype: dtype of cotangents between copies; None for their own.
+        sum_duplicates: whether to sum the gradients of equal rows even for optimizers that don't
+            need it.
+        dtype: dtype of cotangents between copies; None keeps their dtype.
         native_slabs: names of slabs whose updates sum the gradients of equal rows themselves.
     """
     found: dict[str, tuple[BlockCotangents, ...]] = {}
     for sharded in (True, False):
         between = axes.copies(sharded)
         copies = math.prod(axes.mesh.shape[axis] for axis in between)
-        apart = []  # those whose copies tell each other what they saw
+        apart = []  # slabs whose copies exchange cotangents
         for slab in slabs:
             if slab.sharded == sharded:
-                items = occurrences[slab.name]
+                items = blocks[slab.name]
                 ids = copies * sum(rows.size for rows, _, _ in items)
                 bags = copies * sum(rows[:, :, 0].size for rows, _, _ in items)
                 way = reduction(
@@ -65,7 +65,7 @@ def coalesce(
                     found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, between))
                 else:
                     apart.append((slab, way))
-        everywhere = _gather_copies([occurrences[slab.name] for slab, _ in apart], between, dtype)
+        everywhere = _gather_copies([blocks[slab.name] for slab, _ in apart], between, dtype)
         for (slab, way), items in zip(apart, everywhere, strict=True):
             if slab.name in native_slabs and not sum_duplicates:
                 found[slab.name] = tuple(items)
@@ -79,13 +79,13 @@ def coalesce(
 
 
 class Reduction(NamedTuple):
-    """How the gradients of a slab's rows are summed over its copies; otherwise they stay apart.
+    """The way in which gradients of a slab's rows are summed; if all are False, they aren't.
 
     Attributes:
-        exchanged: copies add up their sums of all rows, instead of telling each other what they
-            saw. Then `dense` holds, too.
-        dense: all rows are summed, touched or not.
-        dedup: the occurrences of equal rows are found and summed.
+        exchanged: whether copies add up their sums of all rows, instead of exchanging cotangents;
+            it implies ``dense``.
+        dense: whether all rows are summed, touched or not.
+        dedup: whether equal rows are found and their gradients summed.
     """
 
     exchanged: bool | np.bool | Bool[np.ndarray, "*O"]
@@ -105,13 +105,13 @@ def reduction(
 
     Args:
         rows: rows of the slab on one device.
-        width: width of a row there.
-        ids: ids that all copies look up there, padding included.
-        bags: bags of these.
+        width: width of a row on one device.
+        ids: number of ids that all copies look up there, padding included.
+        bags: number of bags of these ids.
         copies: number of copies that see different samples.
         needs_sums: whether the update needs the summed gradient of each row.
     """
-    # A bag is its ids and one cotangent: with long bags far less than a gradient for each id.
+    # A bag has its ids and one cotangent: for long bags far less than a gradient for each id.
     exchanged = (copies > 1) & (rows * (width + 1) <= ids + bags * width)
     dense = exchanged | (rows <= ids)
     return Reduction(exchanged, dense, needs_sums & np.logical_not(dense))
@@ -120,9 +120,9 @@ def reduction(
 def _gather_copies(
     slabs: Sequence[Sequence[BlockCotangents]], axes: tuple[str, ...], dtype: str | None
 ) -> Sequence[Sequence[BlockCotangents]]:
-    """The occurrences that all copies saw, in the order of the samples.
+    """Gathers the cotangents of all copies, in the order of the samples.
 
-    One collective for all arrays of numbers of the same width: with small batches the number of
+    One collective carries all arrays with numbers of one width: with small batches the number of
     collectives costs more than their bytes.
     """
     if not axes:
@@ -147,17 +147,17 @@ def _gather_copies(
 
 
 def _one_by_one(sums: Sums) -> tuple[BlockCotangents, ...]:
-    """As bags of one row each."""
+    """Sums as bags of one row each."""
     rows, gradients = sums
     return ((rows[:, None, None], None, gradients[:, None]),)
 
 
 def expand(
-    occurrences: Sequence[BlockCotangents],
+    blocks: Sequence[BlockCotangents],
 ) -> tuple[Int[Array, " K"], Float[Array, "K d"]]:
-    """One (row, gradient) for each occurrence: the bag's cotangent times the weight."""
+    """The row and the gradient of each id: its bag's cotangent times its weight."""
     all_rows, all_gradients = [], []
-    for rows, weights, cotangents in occurrences:
+    for rows, weights, cotangents in blocks:
         shape = (*rows.shape, cotangents.shape[-1])
         gradients = jnp.broadcast_to(cotangents[:, :, None], shape)
         if weights is not None:
@@ -167,13 +167,13 @@ def expand(
     return jnp.concatenate(all_rows), jnp.concatenate(all_gradients)
 
 
-def _sum_densely(size: int, occurrences: Sequence[BlockCotangents], axes: tuple[str, ...]) -> Sums:
-    """For slabs no larger than the batch's ids: the sums of all rows, and who was touched."""
-    rows, gradients = expand(occurrences)
+def _sum_densely(size: int, blocks: Sequence[BlockCotangents], axes: tuple[str, ...]) -> Sums:
+    """Sums the gradients of all rows of a slab that has at most as many rows as there are ids."""
+    rows, gradients = expand(blocks)
     totals = jnp.zeros((size, gradients.shape[1]), gradients.dtype)
     totals = totals.at[rows].add(gradients, mode="drop")
     touched = jnp.zeros(size, jnp.int32).at[rows].max(1, mode="drop")
-    if axes:  # in one array, because each collective has all devices wait for each other
+    if axes:  # in one array, because devices wait for each other in each collective
         column = touched[:, None].astype(totals.dtype)
         both = jax.lax.psum(jnp.concatenate([totals, column], axis=1), axes)
         totals, touched = both[:, :-1], both[:, -1]
@@ -186,26 +186,26 @@ def _coalesce_rows(size: int, rows: Int[Array, " K"], gradients: Float[Array, "K
     position = jnp.arange(rows.size, dtype=jnp.int32)
     first = dedup(size, rows)
     totals = jnp.zeros_like(gradients).at[first].add(gradients, mode="drop")
-    # Past the end and all different, so that no two of the returned rows are equal.
+    # Numbers for "no row" all differ, so that no two of the returned rows are equal.
     return jnp.where(first == position, rows, size + position), totals
 
 
-# Entries of the scratch per occurrence: with as many, nearly all rows are alone in theirs.
+# Entries of the scratch per occurrence; with as many, nearly all rows have an entry alone.
 _ENTRIES = 8
 _GOLDEN = np.uint32(2654435769)  # 2³² over the golden ratio, as in Fibonacci hashing
 
 
 def dedup(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
-    """For each occurrence, the position of one of those with the same row; K if it has none.
+    """The position of one representative for each occurrence of a row, [K]; K for "no row".
 
-    Without sorting: every occurrence writes its position to the entry of a scratch that its row
-    is hashed to, and reads the entry back. The position that it finds there, whichever won,
-    represents the row, if it is one of the same row. The others, few, try again with another
-    hash; each round settles at least one row of each entry in use.
+    It doesn't sort. Every occurrence writes its position to the entry of a scratch that its row is
+    hashed to, and reads the entry back. If the position there, whichever won, has the same row, it
+    represents the row. The few others try again with another hash; each round settles at least one
+    row of each entry in use.
 
     Args:
-        size: rows of the slab; those at or past it are none.
-        rows: not negative.
+        size: number of rows of the slab; row numbers from it on mean "no row".
+        rows: row number of each occurrence, [K], not negative.
     """
     count = rows.size
     bits = math.ceil(math.log2(max(_ENTRIES * count, 2)))

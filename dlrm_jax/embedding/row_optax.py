@@ -27,20 +27,20 @@ from dlrm_jax.errors import UserError
 class RowOptax(RowOptimizer):
     """An optax transform, applied to the touched rows alone.
 
-    Lazy: a row that no id of the batch names keeps its values and its state. So momentum,
-    moments and weight decay act on a row in the steps that touch it, while counts, and with them
-    schedules and bias corrections, go on in every step. Where all rows are touched in every step
-    the result is that of the dense transform.
+    It is lazy: a row that no id of the batch names keeps its values and its state. Momentum,
+    moments and weight decay act on a row in the steps that touch it; counts, and so schedules and
+    bias corrections, advance in every step. If every step touches all rows, the result is that of
+    the dense transform.
 
     Args:
         transform: an elementwise transform: each element's update depends on its own gradients,
             value and state, and on the number of the step. `optax.adamw`, `optax.rmsprop`,
-            momentum, schedules and chains of such are; what takes a norm or a mean over rows or
-            columns is not.
+            momentum, schedules and chains of these are; a transform that takes a norm or a mean
+            over rows or columns isn't.
 
     Attributes:
-        slots: the leaves of the transform's state. Those of the rows' shape belong to the rows;
-            scalars belong to all tables with this optimizer.
+        slots: kinds of the leaves of the transform's state, by name. All tables with this optimizer
+            share the scalars.
 
     Raises:
         UserError: the transform isn't elementwise, as far as small random rows show.
@@ -79,11 +79,11 @@ def as_row_optimizer(optimizer: Any, owner: str) -> RowOptimizer:
     """The optimizer itself, checked, or `RowOptax` of a transform.
 
     Args:
-        optimizer: what a user gave.
-        owner: what it was given for, to be named in errors.
+        optimizer: argument of a user: a `RowOptimizer` or an optax transform.
+        owner: name of the argument or table, for errors.
 
     Raises:
-        UserError: it is something else, can't be hashed or isn't elementwise.
+        UserError: the argument is neither, can't be hashed or isn't elementwise.
     """
     try:
         if isinstance(optimizer, optax.GradientTransformation):

@@ -1,4 +1,4 @@
-"""One update of the touched rows of a table. Runs on one device."""
+"""The update of the touched rows of a table on one device."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def update_rows(
     """Applies one update to the named rows, in place where the arrays are donated.
 
     Args:
-        optimizer: the optimizer of all R rows.
-        table: rows of one device, in their storage dtype.
-        slots: their optimizer state.
-        rows: the touched rows; a number of R or more stands for "no row". Without
-            repetition unless ``optimizer.linear`` and the table's numbers have more than 16 bits.
-        gradients: their gradients.
-        step: the number of updates done before this one.
-        row_mean: as for `RowOptimizer.update`.
-        dtype: dtype of the table; None if it is stored in it.
-        rounded: makes new numbers of 16 bits; None rounds them to the nearest.
+        optimizer: optimizer of all R rows.
+        table: rows of one device, [R, d], in their storage dtype.
+        slots: optimizer slots of these rows, [R], [R, d] or [] each.
+        rows: touched rows, [K]; a number of R or more stands for "no row". They must differ unless
+            ``optimizer.linear`` and the table's numbers have more than 16 bits.
+        gradients: gradients of the touched rows, [K, d].
+        step: number of updates done before this one.
+        row_mean: function that takes the mean over all columns of a row.
+        dtype: dtype of the table; None if it is the storage dtype.
+        rounded: function that rounds new values to 16 bits; None rounds to the nearest.
     """
-    # All numbers are known to be non-negative: "fill" and "drop" then catch every "no row".
+    # Row numbers are never negative, so "fill" and "drop" catch every "no row".
     dtype = dtype or table.dtype
     stored = table.at[rows].get(mode="fill", fill_value=0)
     values = decode(stored, dtype).astype(jnp.promote_types(dtype, jnp.float32))
@@ -53,7 +53,7 @@ def update_rows(
         for name, slot in slots.items()
     }
     if dtype.itemsize == 2:
-        # A rate of 64 bits makes updates of 64 bits.
+        # A learning rate of 64 bits makes updates of 64 bits.
         new = values + updates.astype(jnp.float32)
         new = rounded(new) if rounded else new.astype(dtype)
         new = new if table.dtype == dtype else encode(new)

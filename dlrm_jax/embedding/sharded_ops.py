@@ -1,4 +1,4 @@
-"""The parts of a step on the mesh: `PerDevice`'s, with how their arrays are split."""
+"""The parts of a step on the mesh: `PerDevice`'s methods, mapped over it."""
 
 from __future__ import annotations
 
@@ -49,19 +49,18 @@ def send_cotangents(
         out_specs=device.axes.per_device,
     )
     placed = device.axes.place(dict(cotangents), batch)
-    return device.beside_rows(residuals, sent(residuals.denominators, placed))
+    return device.with_rows(residuals, sent(residuals.denominators, placed))
 
 
 def coalesce(device: PerDevice, cotangents: SparseCotangents, sum_duplicates: bool) -> RowGradients:
-    """See `EmbeddingCollection.coalesce`. Micro-batches lie along a first axis."""
+    """See `EmbeddingCollection.coalesce`. Stacked micro-batches lie along the first axis."""
     stacked = cotangents.rows[0].ndim - 5 if cotangents.rows else 0
     bags = jax.shard_map(
         lambda cotangents: device.coalesce(cotangents, sum_duplicates).bags,
         mesh=device.axes.mesh,
         in_specs=PartitionSpec(*[None] * stacked, *device.axes.per_device),
         out_specs=_row_specs(device),
-        # Copies are made equal by collectives, or there is one copy, and no collective that
-        # could show it to the check.
+        # Collectives make copies equal. A single copy needs no collective, which the check needs.
         check_vma=False,
     )(cotangents)
     return RowGradients(bags, device.sums(sum_duplicates))
@@ -73,7 +72,7 @@ def apply(
     gradients: RowGradients,
     step: Integer[Array, ""] | int,
 ) -> EmbeddingState:
-    """See `EmbeddingCollection.apply`. Frozen tables are left out."""
+    """See `EmbeddingCollection.apply`. Frozen tables aren't passed."""
     slabs, specs = device.trained_slabs, device.state_specs
     specs = EmbeddingState({name: specs.tables[name] for name in slabs}, specs.slots)
 
@@ -85,8 +84,8 @@ def apply(
         mesh=device.axes.mesh,
         in_specs=(specs, _row_specs(device), PartitionSpec()),
         out_specs=specs,
-        # Where columns are split, all shards have the same rows with the same state, which
-        # the check can't know; nor does it know what native updates and optax transforms do.
+        # If columns are split, all shards have the same row state, which the check can't know; nor
+        # does it know what native updates and optax transforms do.
         check_vma=not any(
             slab.split == "columns"
             or name in device.native_slabs
@@ -102,7 +101,7 @@ def apply(
 
 
 def _row_specs(device: PerDevice) -> dict[str, PartitionSpec]:
-    """The split of touched rows and their gradients: those of each shard in turn."""
+    """The split of touched rows and their gradients: over the shards."""
     model = PartitionSpec(device.axes.model)
     slabs = device.trained_slabs.items()
     return {name: model if slab.sharded else PartitionSpec() for name, slab in slabs}

@@ -1,4 +1,4 @@
-"""The arrays of sharded tables, and what passes between the parts of a step."""
+"""The arrays of sharded tables, and the arrays passed between the parts of a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from dlrm_jax.errors import UserError
 
 Leaf = Any
-"""An array or, where JAX maps over a tree, what stands for one: a shape, a sharding, a spec."""
+"""An array or, where JAX maps over a tree, its placeholder: a shape, a sharding, a spec."""
 
 _pytree = jax.tree_util.register_dataclass
 
@@ -20,11 +20,11 @@ _pytree = jax.tree_util.register_dataclass
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class EmbeddingState:
-    """All arrays of the tables, by the name of their slab (see `layout`).
+    """All arrays of the tables, by slab name, see `layout`.
 
     Attributes:
-        tables: the slabs, in their storage dtype, see `storage_dtype`.
-        slots: optimizer state of each slab, by optimizer slot.
+        tables: table of each slab, [M · R, d] or [R, d], in its storage dtype, see `storage_dtype`.
+        slots: optimizer slots of each slab by name, with one number per row, per element, or one.
     """
 
     tables: dict[str, Leaf] | Leaf
@@ -50,11 +50,11 @@ class Residuals:
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class SparseCotangents:
-    """Cotangents of the pooled vectors beside their rows, at the rows' owners.
+    """Cotangents of the pooled vectors and the rows that they belong to, at the rows' owners.
 
     Attributes:
-        rows: rows of `Residuals`, of the blocks that are trained.
-        id_weights: weights of these rows, as in `Residuals`.
+        rows: row numbers of the blocks that are trained, [D, M, N, T, L].
+        id_weights: weight of each of these rows, [D, M, N, T, L]; None without weights.
         cotangents: cotangent of each bag, [D, M, N, T, d].
     """
 
@@ -69,10 +69,10 @@ class RowGradients:
     """Gradients of the touched rows of each slab, by slab name.
 
     Attributes:
-        bags: items of rows [M · N, T, L], numbers within the owner's slab and past its end for
-            "no row"; the weight of each or None; and gradients [M · N, T, d], each that of L
-            rows, times their weights.
-        summed: each row comes once, its gradients summed: bags of one row without weights.
+        bags: rows [M · N, T, L], weight of each or None, and gradients of bags [M · N, T, d].
+            A row is a number in the owner's slab, or past its end for "no row"; its gradient is
+            that of its bag times its weight.
+        summed: whether each row comes once with its summed gradient, as a bag of one row.
     """
 
     bags: dict[str, tuple[tuple[Leaf, Leaf | None, Leaf], ...]] | Leaf

@@ -1,8 +1,8 @@
-"""Storage dtype of tables: numbers of 16 bits are stored as the integers of the same bits.
+"""The storage dtype of tables: numbers of 16 bits are stored as integers of the same bits.
 
-On a CPU, XLA gathers and scatters no floats of 16 bits. It would turn the whole table into float32
-and back in each step, and a conversion of bits is a copy as well. So a table is converted when it
-comes into the state or leaves it, and in a step only the rows that it reads are.
+On a CPU, XLA gathers and scatters no floats of 16 bits. It would convert the whole table to float32
+and back in each step, and a conversion of bits is a copy as well. So a whole table is encoded when
+it enters the state and decoded when it leaves it; a step decodes only the rows that it reads.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ def storage_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def encode(values: Float[Array, "..."]) -> Shaped[Array, "..."]:
-    """Values as they are stored."""
+    """Converts values to their storage dtype."""
     if storage_dtype(values.dtype) == values.dtype:
         return values
     return jax.lax.bitcast_convert_type(values, storage_dtype(values.dtype))
 
 
 def decode(stored: Shaped[Array, "..."], dtype: np.dtype) -> Float[Array, "..."]:
-    """The opposite of `encode`.
+    """Reverses `encode`.
 
     Args:
-        stored: rows of a stored table.
+        stored: values in their storage dtype.
         dtype: dtype of the values.
     """
     if stored.dtype == dtype:

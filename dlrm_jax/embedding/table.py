@@ -1,4 +1,4 @@
-"""The one description of tables and of who reads them."""
+"""The description of tables, features and lookups."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.errors import UserError
 
 Initializer = Callable[[Array, tuple[int, int], Any], Float[Array, "n d"]]
-"""``init(key, (n, dim), dtype)`` makes n consecutive rows; called once per chunk of rows."""
+"""``init(key, (n, dim), dtype)`` makes n consecutive rows; it is called for each chunk of rows."""
 
 
 def is_floating(dtype: str) -> bool:
-    """Whether this is the name of a floating dtype."""
+    """Whether a name is that of a floating dtype."""
     try:
         return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
@@ -33,9 +33,8 @@ class Feature:
     """One categorical input: for each sample a bag of at most ``max_ids`` ids.
 
     Attributes:
-        name: unique among features.
-        max_ids: the width of the feature's columns in the id array; shorter bags are
-            padded with -1.
+        name: name, unique among features.
+        max_ids: number of the feature's columns in the id array; shorter bags are padded with -1.
     """
 
     name: str
@@ -51,14 +50,14 @@ class Table:
     """One embedding table of ``rows`` vectors of width ``dim``.
 
     Attributes:
-        name: unique among tables; names the table's array in a checkpoint.
-        rows: ids run from 0 to rows - 1.
-        dim: the width of a vector.
+        name: name, unique among tables, also in a checkpoint.
+        rows: number of rows; ids are 0 to rows - 1.
+        dim: width of a vector, in numbers.
         dtype: floating dtype of the values, of 16 bits or more.
         init: initial values; None for the reference's U(±√(1/rows)).
         optimizer: a `RowOptimizer` or an optax transform, see `RowOptax`; None for the
             collection's.
-        trainable: False freezes the table.
+        trainable: whether the table is trained; False freezes it.
         stochastic_rounding: whether updated bfloat16 values are rounded up or down at random, so
             that small updates aren't lost; False rounds to the nearest. Other dtypes ignore it.
     """
@@ -89,7 +88,7 @@ class Table:
         self.row_optimizer(None)
 
     def row_optimizer(self, default: RowOptimizer | None) -> RowOptimizer | None:
-        """The optimizer of the table: its own, else the default; None if it is frozen."""
+        """The table's own optimizer, else the default; None if the table is frozen."""
         if not self.trainable:
             return None
         if self.optimizer is None:
@@ -103,24 +102,24 @@ class Table:
 
     @property
     def rounds_randomly(self) -> bool:
-        """Whether `stochastic_rounding` means something."""
+        """Whether updated values are rounded at random: the table is bfloat16 and asks for it."""
         return self.stochastic_rounding and jnp.dtype(self.dtype) == jnp.bfloat16
 
     @property
     def initial_bound(self) -> float:
-        """The reference's initial values lie between this and its negative."""
+        """The bound b of the reference's initial values, U(±b)."""
         return (1 / self.rows) ** 0.5
 
     def initial_rows(
         self, key: Array, count: int, bound: float | Float[Array, ""]
     ) -> Float[Array, "n d"]:
-        """Initial values of ``count`` consecutive rows, from their key.
+        """Initial values of consecutive rows.
 
         Args:
-            key: key of these rows.
-            count: number of rows, n.
-            bound: `initial_bound`, which tables that differ in nothing else may be given to share
-                a program; an ``init`` of the table's own doesn't ask for it.
+            key: random key of these rows.
+            count: number n of rows.
+            bound: `initial_bound`, an argument so that tables that differ only in it share a
+                program; an ``init`` of the table's own ignores it.
         """
         shape, dtype = (count, self.dim), jnp.dtype(self.dtype)
         if self.init is None:
@@ -140,15 +139,15 @@ class Lookup:
     Features may share a table, and one feature may read several tables.
 
     Attributes:
-        name: unique among lookups; names the pooled vectors.
-        feature: the name of the feature.
-        table: the name of the table.
-        pooling: ``"none"`` gives the vectors one by one, [max_ids, dim], times w, zeros where
-            an id is absent: a sequence, as attention reads it. ``"sum"`` is Σ w·v over the ids
-            that are present (w = 1 without weights); ``"mean"`` is that divided by Σ w. An empty
-            bag, or for the mean one whose weights sum to 0, gives the zero vector.
-        id_map: applied elementwise to the ids that are present before the table is
-            read, such as ``lambda ids: ids // 4``; it must work on NumPy and JAX arrays.
+        name: name, unique among lookups, of the pooled vectors.
+        feature: name of the feature.
+        table: name of the table.
+        pooling: kind of pooling. ``"sum"`` is Σ w·v over the ids that are present (w = 1 without
+            weights); ``"mean"`` divides it by Σ w. An empty bag, or for the mean one whose weights
+            sum to 0, gives the zero vector. ``"none"`` gives the sequence of vectors w·v, [max_ids,
+            dim], with zeros for absent ids, as attention reads it.
+        id_map: elementwise function of the ids that are present, applied before the table is read,
+            such as ``lambda ids: ids // 4``; it must work on NumPy and JAX arrays.
     """
 
     name: str
@@ -170,13 +169,13 @@ def check_descriptions(
     lookups: Sequence[Lookup],
     optimizer: RowOptimizer | None,
 ) -> None:
-    """Names must be unique, and what is named or needed must exist.
+    """Checks that names are unique, and that named and needed things exist.
 
-    Lookups name features and tables; every table must be read, and if it is trained have an
-    optimizer: its own or, for want of it, this one.
+    Lookups name features and tables. A lookup must read every table, and a trained table needs an
+    optimizer, its own or the default.
 
     Raises:
-        UserError: naming the offender.
+        UserError: a rule is broken; the message names the table, feature or lookup.
     """
     for kind, items in (("table", tables), ("feature", features), ("lookup", lookups)):
         names = [item.name for item in items]

@@ -1,4 +1,4 @@
-"""Whole tables into and out of a state, one slab at a time. Runs outside the step."""
+"""Conversion of whole tables to a state and back, one slab at a time, outside the step."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
 Arrays = dict[str, Array]
 
 Scalars = dict[Hashable, tuple[str, Mapping[str, np.ndarray]]]
-"""By optimizer, the first table that has it and its optimizer slots of one number."""
+"""The first table with each optimizer and its scalar slots, by optimizer key."""
 
 
 def from_arrays(axes: MeshAxes, layout: Layout, source: Source, seed: int) -> EmbeddingState:
     """See `EmbeddingCollection.from_arrays`."""
     tables, slots, auto = {}, {}, axes.auto
     scalars: Scalars = {}
-    # The largest first: what is in memory twice for a moment is then least on top of the rest.
+    # The largest first: it is in memory twice for a moment, while the others aren't there yet.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
         ndims = {"table": 2, **reshard.slot_ndims(slab)}
         shardings = {k: reshard.slab_sharding(auto, slab, ndim) for k, ndim in ndims.items()}
@@ -68,12 +68,12 @@ def iter_arrays(
                 tables = unpackers[slab.name](auto.moved(leaf))
             while tables:
                 name = next(iter(tables))
-                # Without a name here, so that the caller decides how long an array lives.
+                # No name here refers to the array, so that the caller decides how long it lives.
                 yield slab.tables[name], key, _released(axes, tables.pop(name), slab, key)
 
 
 def _released(axes: MeshAxes, array: Array, slab: Slab, key: str) -> Array:
-    """An array of a table as the caller gets it: in the table's dtype, on the caller's mesh."""
+    """Converts an array for the caller: to the table's dtype and the caller's mesh."""
     if key == "table" and array.dtype != slab.dtype:
         with axes.auto.current():
             array = _decode(array, slab.dtype)
@@ -117,7 +117,7 @@ def array_specs(axes: MeshAxes, slab: Slab, table: Table) -> dict[str, jax.Shape
 
 
 def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
-    """The arrays that the source has of a table, checked and placed."""
+    """Checks and places the arrays that the source has for a table."""
     wanted = array_specs(axes, slab, table)
     placed = {}
     for key, array in source(table).items():
@@ -136,7 +136,7 @@ def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
 
 
 def _check_scalars(slab: Slab, given: Mapping[str, Arrays], seen: Scalars) -> None:
-    """Checks that tables of one optimizer share its scalars, as in one slab they have to."""
+    """Checks that tables with one optimizer share its scalars, since tables in one slab must."""
     optimizer = slab.optimizer
     names = [name for name, ndim in reshard.slot_ndims(slab).items() if ndim == 0]
     if optimizer is None or not names:
@@ -155,7 +155,7 @@ def _check_scalars(slab: Slab, given: Mapping[str, Arrays], seen: Scalars) -> No
 
 
 def _make_slab(axes: MeshAxes, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
-    """A slab's arrays, of given arrays of its tables and of initial values for all others."""
+    """Makes a slab's arrays from given arrays of its tables and initial values for the others."""
     drawn = reshard.initial_values(
         [table for name, table in slab.tables.items() if "table" not in given[name]], seed
     )

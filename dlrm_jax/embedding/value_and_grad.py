@@ -1,4 +1,4 @@
-"""A loss of pooled vectors, with its gradients by dense arguments and by the rows of tables."""
+"""The gradients of a loss of pooled vectors by dense arguments and by the rows of tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def value_and_grad(
         pooled, residuals = collection.lookup(state, ids, id_weights)
         positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
         positions = positions if args else ()
-        # Position 0 is that of the pooled vectors.
+        # The pooled vectors are at position 0.
         differentiate = transform(
             loss_fn, argnums=(0, *(position + 1 for position in positions)), has_aux=has_aux
         )

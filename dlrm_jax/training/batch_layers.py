@@ -1,7 +1,7 @@
-"""Layers that look beyond one sample, made fit for a mesh: batch statistics and random numbers.
+"""Layers with batch statistics or random numbers, adapted to a mesh.
 
-Each device calls the model with its own samples of a batch. Where a learner builds the model for
-training, it replaces these layers, so that what they do depends on the batch and not on the mesh.
+Each device calls the model with its own samples of a batch. In the model for training, a learner
+replaces these layers, so that their results depend on the batch and not on the mesh.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ DEVICES = (DATA, MODEL)
 
 
 class SampleDropout(nnx.Dropout):
-    """Dropout whose mask of a sample depends on the sample's position in the batch.
+    """Dropout whose mask for a sample depends on the sample's position in the batch.
 
-    The first axis of its inputs is that of the device's samples.
+    The first axis of its inputs is over the device's samples.
     """
 
     def __call__(
@@ -38,7 +38,7 @@ class SampleDropout(nnx.Dropout):
         if off or self.rate in (0, 1) or rngs is None:
             return super().__call__(inputs, deterministic=deterministic)
         source = rngs[self.rng_collection] if isinstance(rngs, nnx.Rngs) else rngs
-        # Of a stream, the key that is the same on all devices.
+        # Bypasses `DeviceStream`: the key must be the same on all devices.
         key = source if isinstance(source, jax.Array) else nnx.RngStream.__call__(source)
         shape = [1 if i in self.broadcast_dims else n for i, n in enumerate(inputs.shape)]
         kept = 1 - self.rate
@@ -52,7 +52,7 @@ class SampleDropout(nnx.Dropout):
 
 
 class DeviceStream(nnx.RngStream):
-    """Random keys of which each device has its own."""
+    """Random keys that differ from device to device."""
 
     def __call__(self) -> jax.Array:
         """The next key."""
@@ -60,14 +60,14 @@ class DeviceStream(nnx.RngStream):
 
 
 def use_batch_layers(model: nnx.Module) -> None:
-    """Replaces such layers wherever in a model; parameters and other state stay.
+    """Replaces such layers anywhere in a model; parameters and other state stay.
 
     - `nnx.BatchNorm` takes its statistics over the whole batch, with a collective for each layer.
     - `nnx.Dropout` draws the same mask for a sample on every mesh.
     - Other draws from a model's `nnx.Rngs` differ from device to device, and so depend on the mesh.
 
     Args:
-        model: changed in place; it then runs in a `jax.shard_map` over the axes of the mesh only.
+        model: model to change in place; it then runs only in a `jax.shard_map` over the mesh.
     """
     for _, part in list(nnx.iter_graph(model)):
         if isinstance(part, nnx.BatchNorm):
@@ -79,10 +79,10 @@ def use_batch_layers(model: nnx.Module) -> None:
 
 
 def agree(statistics: Any) -> Any:
-    """Statistics that a model has changed, the same on all devices.
+    """Makes statistics that a model has changed the same on all devices.
 
-    Those of `nnx.BatchNorm` are already. What a model of the user's has computed from a device's
-    own samples is averaged; of integers, such as counters, the largest is taken.
+    Those of `nnx.BatchNorm` already are. Other statistics are averaged over the devices; for
+    integers, such as counters, the largest is taken.
     """
 
     def agreed(x: Array) -> Array:
@@ -100,10 +100,10 @@ def split_model(model: nnx.Module) -> tuple[Any, Any, Any]:
 
 
 def check_keys(rngs: Any) -> None:
-    """A state keeps the numbers of random keys and not their kind, which must be JAX's own.
+    """Checks that random keys are of JAX's default kind, since a state keeps only their numbers.
 
     Raises:
-        UserError: they are of another kind.
+        UserError: a key is of another kind.
     """
     own = jax.eval_shape(lambda: jax.random.key(0)).dtype
     for x in jax.tree.leaves(rngs):
@@ -115,17 +115,17 @@ def check_keys(rngs: Any) -> None:
 
 
 def raw_keys(rngs: Any) -> Any:
-    """Random keys as plain numbers, as a state holds them."""
+    """Converts random keys to plain numbers, for a state."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, rngs)
 
 
 def keys_of(raw: Any, specs: Any, fold: Int[Array, ""] | None) -> Any:
-    """The opposite of `raw_keys`.
+    """Reverses `raw_keys`.
 
     Args:
-        raw: what it gave.
-        specs: the tree that it was given, or its shapes.
-        fold: a number that the keys are made different with; None for as they are.
+        raw: result of `raw_keys`.
+        specs: tree of keys or of their shapes and dtypes.
+        fold: number to fold into each key; None leaves the keys unchanged.
     """
 
     def key(spec: Any, x: UInt[Array, "*_"]) -> Array:

@@ -1,4 +1,4 @@
-"""From a config to what it describes."""
+"""The data, tables and learner that a config describes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def generate_data(config: Config) -> Dataset:
 
 
 def for_data(config: Config, data: Dataset) -> Config:
-    """The config with the tables and dense features that the data need."""
+    """Returns the config with the tables and dense features of the data."""
     return dataclasses.replace(
         config,
         table_rows=data.table_rows,
@@ -87,10 +87,10 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
 
 
 def check_batch_sizes(config: Config, mesh: Mesh) -> None:
-    """The mesh must divide the batches of training and evaluation.
+    """Checks that the mesh divides the batches of training and evaluation.
 
     Raises:
-        UserError: naming the field.
+        UserError: it doesn't; the message names the field.
     """
     _check_training_batch(config, mesh)
     check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
@@ -103,7 +103,7 @@ def _check_training_batch(config: Config, mesh: Mesh) -> None:
 
 
 def workload(config: Config, descriptions: Descriptions, data_groups: int) -> Workload:
-    """What one step of a config, or one of its micro-batches, asks of its tables."""
+    """The reads of a config's tables in one step, or in one of its micro-batches."""
     return Workload(
         config.batch_size // config.accumulation_steps,
         data_groups,
@@ -144,10 +144,10 @@ def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingColl
 
 
 def read_plan(path: Path, tables: Sequence[Table], shards: int) -> Plan:
-    """The plan in a file, which must be one of these tables on so many shards.
+    """Reads a plan of these tables on so many shards from a file.
 
     Raises:
-        UserError: naming the file.
+        UserError: the file has no such plan.
     """
     try:
         plan = Plan.from_json(path.read_text())
@@ -160,10 +160,10 @@ def read_plan(path: Path, tables: Sequence[Table], shards: int) -> Plan:
 
 
 def _devices_of(mesh: Mesh) -> tuple[Device, Limits]:
-    """What the planner is to know of a mesh: its devices, and what they have room for."""
+    """The planner's model of a mesh: its devices, and limits from their memory."""
     first = mesh.local_devices[0]
     device = device_like(first.device_kind)
-    # The same in all processes, which must make the same plan. CPUs don't tell.
+    # The same in all processes, which must make the same plan. CPUs report no limit.
     memory = on_process_0(lambda: (first.memory_stats() or {}).get("bytes_limit"))
     if memory is None:
         return device, Limits()

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, readable on any mesh and plan.
 
     DIRECTORY/00000040/          the state after 40 steps
-        metadata.json            what it is of, its metrics, and where each array lies
+        metadata.json            identity of the run, metrics, and the place of each array
         dense/                   Orbax: step, parameters, optimizer state
         tables/0, 1, …           Orbax: {table: {"table" or slot: [rows, dim] or [rows]}}
 
@@ -9,8 +9,8 @@ A checkpoint is written to ``00000040.writing`` and renamed when it is complete,
 killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that
 memory grows by little more than the largest.
 
-Several processes write to the same directory, which all must see, each what its devices have;
-process 0 does the rest. All call the methods here together.
+Several processes write to one directory, which all must see: each writes the arrays of its devices,
+and process 0 the rest. All processes call the methods here together.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Attributes:
-        directory: where they lie.
-        identity: what must not change between saving and restoring, by name; any JSON.
-        keep: how many of the latest to keep; the best is kept besides.
-        best_metric: the validation metric that decides which is best.
+        directory: directory of the checkpoints.
+        identity: values that must not change between saving and restoring, by name; any JSON.
+        keep: number of latest checkpoints to keep; the best one is kept, too.
+        best_metric: validation metric that decides which checkpoint is best.
     """
 
     directory: Path
@@ -64,7 +64,7 @@ class Checkpoints:
     best_metric: str = "auc"
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints, ascending."""
+        """Steps of all complete checkpoints, ascending."""
         return on_process_0(self._steps)
 
     def best(self) -> int | None:
@@ -103,23 +103,23 @@ class Checkpoints:
         notes: Mapping[str, Any],
         validation: Mapping[str, Any] | None,
     ) -> None:
-        """Writes the state, then deletes what needn't be kept any longer.
+        """Writes the state, then deletes superseded checkpoints.
 
         Args:
-            learner: whose state it is.
-            state: not donated meanwhile.
-            notes: kept beside it for people: plan, config, versions.
-            validation: the metrics of this very state, if they are known.
+            learner: learner of the state.
+            state: state to write; it must not be donated meanwhile.
+            notes: further metadata for people, as JSON: plan, config, versions.
+            validation: validation metrics of this state; None if they aren't known.
 
         Raises:
-            UserError: the disk is full or can't be written to, or the parameters aren't
-                finite. Earlier checkpoints and the state are as they were. Where only some of
-                the processes have failed, the others wait for them, until they end.
+            UserError: the disk is full or can't be written to, or the parameters aren't finite.
+                Earlier checkpoints and the state are unchanged. If only some processes fail, the
+                others wait for them until those end.
         """
         step = int(state.step)
         final = self.directory / f"{step:08d}"
         writing = final.with_suffix(".writing")
-        if on_process_0(final.exists):  # the state is a function of the step: it is there already
+        if on_process_0(final.exists):  # a state depends on its step alone: nothing to do
             return
         numbers = jax.tree.leaves((state.params, state.model_state))
         if not all(bool(jnp.isfinite(x).all()) for x in numbers):
@@ -156,8 +156,8 @@ class Checkpoints:
         """Reads the state of a step onto the learner's mesh and plan.
 
         Raises:
-            UserError: the checkpoint is of something else, naming the first difference, or
-                is damaged.
+            UserError: the checkpoint is damaged, or of another run; the message names the first
+                difference.
         """
         path = self.directory / f"{step:08d}"
         metadata = self.metadata(step)
@@ -186,7 +186,7 @@ class Checkpoints:
         return TrainState(dense["step"], dense["params"], optimizer, embedding, model_state)
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What was written beside the state."""
+        """The metadata of a checkpoint."""
         return on_process_0(lambda: self._metadata(step))
 
     def _metadata(self, step: int) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Checkpoints:
             delete_directory(self.directory / f"{step:08d}")
 
     def sweep(self) -> None:
-        """Deletes what interrupted saves and deletions have left. Only for the workdir's owner."""
+        """Deletes the remains of interrupted saves and deletions. The workdir must be locked."""
         on_process_0(self._sweep)
 
     def _sweep(self) -> None:

@@ -1,4 +1,4 @@
-"""What a train step is made of, before it runs: its collectives, and the bytes it needs."""
+"""A train step, compiled ahead of time: its collectives, and the bytes it needs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _ARRAY = re.compile(r"([a-z]+)(\d+)[a-z0-9]*\[([\d,]*)\]")
 def compile_step(
     learner: Learner, batch_size: int, dense_features: int, weighted: bool = False
 ) -> jax.stages.Compiled:
-    """The train step, compiled without an array being made.
+    """Compiles the train step without making an array.
 
     Args:
-        learner: of the step; its mesh may have more devices than there is memory for.
-        batch_size: B.
-        dense_features: D.
+        learner: learner of the step; its mesh may have more devices than there is memory for.
+        batch_size: samples of a batch, over all devices.
+        dense_features: number of dense features.
         weighted: whether ids have weights.
     """
     step: Any = make_train_step(learner)
@@ -43,7 +43,7 @@ def compile_step(
 def abstract_batch(
     learner: Learner, batch_size: int, dense_features: int, weighted: bool = False
 ) -> Batch:
-    """`Learner.put`'s result as shapes with shardings."""
+    """Shapes, dtypes and shardings of a batch, as `Learner.put` places it."""
     columns = sum(feature.max_ids for feature in learner.collection.features)
     count = learner.accumulation_steps
     leading = () if count == 1 else (count,)
@@ -65,11 +65,11 @@ def abstract_batch(
 def planned_collectives(
     learner: Learner, batch_size: int, weighted: bool = False
 ) -> tuple[Collective, ...]:
-    """All that the step should have: those of the tables, of the dense gradients and of clipping.
+    """The expected collectives of a step: of the tables, the dense gradients and clipping.
 
     Args:
-        learner: of the step.
-        batch_size: B.
+        learner: learner of the step.
+        batch_size: samples of a batch, over all devices.
         weighted: whether ids have weights.
     """
     mesh = learner.mesh
@@ -100,7 +100,7 @@ def compiled_collectives(compiled: jax.stages.Compiled) -> list[tuple[str, int]]
     """Kind and bytes of every collective's result on one device, of a program for CPU devices.
 
     Raises:
-        ValueError: the program starts collectives asynchronously, which shows other arrays too.
+        ValueError: the program starts collectives asynchronously: their results have other arrays.
     """
     found, text = [], compiled.as_text()
     assert text is not None

@@ -1,6 +1,6 @@
-"""The dense model on the mesh: each device works through its own samples, one sum joins them.
+"""The dense model on the mesh: each device computes with its own samples, one sum joins them.
 
-Arrays that exist once per device are parts of [D, M, ...] ones.
+Arrays that exist once per device are parts of arrays [D, M, ...].
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dlrm_jax.training.learner import Learner, TrainState
 
 
 def logits(learner: Learner, state: TrainState, pooled: Any, batch: Batch) -> Float[Array, " B"]:
-    """The model's answers.
+    """The model's logits.
 
     Args:
-        learner: the model's.
-        state: parameters and other state of the model.
-        pooled: vectors of the batch's samples.
-        batch: its dense features are used.
+        learner: learner of the model.
+        state: state with the parameters and other state of the model.
+        pooled: pooled vectors of the batch by lookup name, [B, d] or [B, L, d].
+        batch: batch with the dense features, [B, D].
     """
 
     def run(params: Any, model_state: Any, *inputs: Any) -> Float[Array, " b"]:
@@ -56,17 +56,17 @@ def gradients(
     """Differentiates Σ wᵢ lossᵢ over a batch.
 
     Args:
-        learner: of the model and the loss.
-        params: of the model.
-        model_state: of the model.
-        micro_batch: see `Learner.model`.
-        pooled: vectors of the batch's samples.
-        batch: or one of its micro-batches.
+        learner: learner of the model and the loss.
+        params: parameters of the model.
+        model_state: other state of the model.
+        micro_batch: number of micro-batches before this one, see `Learner.model`.
+        pooled: pooled vectors of the batch by lookup name, [B, d] or [B, L, d].
+        batch: batch, or one of its micro-batches.
 
     Returns:
-        Σ wᵢ, Σ wᵢ lossᵢ and its gradients by the parameters, of which each device has those of its
-        own samples: `sum_over_devices` gives the batch's; the cotangents of the vectors; and the
-        model's state after the batch.
+        Σ wᵢ, Σ wᵢ lossᵢ and its gradients by the parameters, each for the samples of one device:
+        `sum_over_devices` gives the batch's; the cotangents of the vectors; and the model's state
+        after the batch.
     """
 
     def loss_of(
@@ -75,7 +75,7 @@ def gradients(
         model = learner.model(params, model_state, True, micro_batch)
         answers = _answers(model, batch.dense, pooled)
         if "statistics" in model_state:
-            nnx.pop(model, nnx.Intermediate)  # what a layer has noted for who calls it directly
+            nnx.pop(model, nnx.Intermediate)  # values that layers record for direct callers
             *_, statistics = split_model(model)
             model_state = {**model_state, "statistics": agree(statistics)}
         with jax.named_scope("loss"):
@@ -87,7 +87,7 @@ def gradients(
     def run(
         params: Any, model_state: Any, micro_batch: Any, pooled: Any, batch: Batch
     ) -> tuple[Any, Any, Any]:
-        # What looks at the batch mustn't see a part of it.
+        # A model with batch statistics must see all samples at once.
         size = None if learner.has_model_state else learner.backend.dense_chunk
         chunks = _chunks((pooled, batch), size)
 

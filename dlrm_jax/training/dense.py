@@ -11,7 +11,7 @@ import optax
 
 from dlrm_jax.errors import UserError
 
-# What the DLRM reference pairs with each optimizer of rows.
+# The dense optimizer that the DLRM reference uses with each row optimizer.
 _SAME = {"sgd": "sgd", "adagrad": "adagrad", "rowwise_adagrad": "adagrad", "adam": "adam"}
 
 
@@ -44,11 +44,11 @@ def dense_optimizer(
     """The optimizer of the MLPs.
 
     Args:
-        name: ``"same"``, the name of an optax optimizer, or ``"adagrad"``, which is the
-            reference's formula and not optax's.
-        sparse_name: the optimizer of the tables, which ``"same"`` follows.
-        schedule: of the learning rate.
-        eps: None for the optimizer's own.
+        name: name of an optax optimizer; ``"same"``; or ``"adagrad"`` for the reference's formula
+            instead of optax's.
+        sparse_name: name of the tables' optimizer, which ``"same"`` follows.
+        schedule: learning rate by step.
+        eps: eps of the optimizer; None for its default.
 
     Raises:
         UserError: optax has no such optimizer, or it takes no learning rate or eps.

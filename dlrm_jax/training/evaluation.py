@@ -22,7 +22,7 @@ def predictions(
 ) -> Iterator[Float[np.ndarray, " B"]]:
     """Yields the logits of all examples, in order, a batch at a time.
 
-    A batch's are read when later ones have been started, so that devices don't wait for the host.
+    They are read after later batches have started, so that devices don't wait for the host.
     """
     left = len(split)
     parts = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
@@ -34,7 +34,7 @@ def predictions(
 
 
 def read_behind(outputs: Iterable[jax.Array], ahead: int) -> Iterator[np.ndarray]:
-    """Each output, read when as many later ones have been asked for."""
+    """Yields each output as NumPy array, after ``ahead`` later ones have been started."""
     started: collections.deque[jax.Array] = collections.deque()
     for output in outputs:
         started.append(output)

@@ -1,4 +1,4 @@
-"""Metrics as TensorBoard shows them: scalars in an event file."""
+"""TensorBoard's event files of metrics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 
 class EventFile:
-    """A new event file; what is written to it is on disk at once.
+    """A new event file; each entry is on disk at once.
 
     Args:
-        directory: of the event files of a run, made if it isn't there.
-        first_step: of this file; what earlier files say of it and of later steps is forgotten.
+        directory: directory of a run's event files, made if it isn't there.
+        first_step: first step of this file; TensorBoard drops it and later steps of earlier files.
     """
 
     def __init__(self, directory: Path, first_step: int):
@@ -29,7 +29,7 @@ class EventFile:
         self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        """Writes what a line of ``metrics.jsonl`` says, as ``SPLIT/METRIC``; not what is null."""
+        """Writes the metrics of a line of ``metrics.jsonl`` as ``SPLIT/METRIC``, without nulls."""
         values = [
             Summary.Value(tag=f"{entry['split']}/{name}", simple_value=value)
             for name, value in entry.items()
@@ -38,7 +38,7 @@ class EventFile:
         self._write(step=entry["step"], summary=Summary(value=values))
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._writer.close()
 
     def _write(self, **fields: Any) -> None:

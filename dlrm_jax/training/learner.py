@@ -1,4 +1,4 @@
-"""What is trained and where: tables, model and optimizers on a mesh, and their state."""
+"""The learner: tables, dense model and optimizers on a mesh, and their state."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class TrainState:
     """Everything that changes in training, as one pure pytree.
 
     Attributes:
-        step: the number of updates done.
-        params: of the dense model, as nested dicts.
-        optimizer: the state of its optimizer.
-        embedding: the tables and the state of theirs.
-        model_state: what else the dense model has: its ``"rngs"``, which stay as they are, and
-            ``"statistics"``, which it updates; without what it hasn't.
+        step: number of updates done, a scalar int32.
+        params: parameters of the dense model, as nested dicts.
+        optimizer: optimizer state of the dense model.
+        embedding: tables and their optimizer state.
+        model_state: other state of the dense model: ``"rngs"``, which don't change, and
+            ``"statistics"``, which it updates; a part that it doesn't have is left out.
     """
 
     step: Any
@@ -51,20 +51,20 @@ class TrainState:
 
 
 class Learner:
-    """Descriptions and pure functions, no arrays.
+    """Descriptions and pure functions of training, without arrays.
 
     Args:
-        collection: the tables, on their mesh.
-        make_model: makes the dense model from seeds. The model is called with the dense
-            features [b, D] and the pooled vectors by lookup name, and returns logits [b]. Each
-            device calls it with some of the samples. In prediction (`nnx.Module.eval`) a logit
-            must depend on its sample alone; in training there may be layers that look at the
-            batch, see `batch_layers`. What these count or draw is of one micro-batch; all of its
-            samples are equal to them, whatever their weights in the loss.
-        dense_optimizer: of the model's parameters; any optax one.
-        loss: of logits and labels, one value per sample that depends on that sample alone.
-        clip_norm: the largest global norm of all gradients; 0 for any.
-        accumulation_steps: micro-batches that a batch is worked through in.
+        collection: tables on their mesh.
+        make_model: function that makes the dense model from seeds. The model is called with dense
+            features [b, D] and pooled vectors by lookup name, and returns logits [b]. Each device
+            calls it with some of the samples. In prediction (`nnx.Module.eval`) a logit must depend
+            on its sample alone; in training, layers may use the batch, see `batch_layers`. Their
+            statistics and draws are those of one micro-batch, and ignore the weights of samples.
+        dense_optimizer: optax optimizer of the model's parameters.
+        loss: function of logits and labels; it gives one value per sample, which depends on that
+            sample alone.
+        clip_norm: largest global norm of all gradients; 0 for any.
+        accumulation_steps: number of micro-batches of a batch.
 
     Raises:
         UserError: the mesh isn't one of `dlrm_jax.mesh.make_mesh`, or the model has random keys of
@@ -111,16 +111,16 @@ class Learner:
             use_native_layers(copy, training)
         if training:
             use_batch_layers(copy)
-        self._runs_natively = has_native_layers(copy)
+        self._has_native_layers = has_native_layers(copy)
         return nnx.graphdef(copy)
 
     @property
     def kernels_in_use(self) -> dict[str, str]:
-        """`EmbeddingCollection.kernels_in_use`, and as ``"model"`` what runs DLRM's interaction.
+        """`EmbeddingCollection.kernels_in_use`, and ``"model"`` for DLRM's interaction.
 
-        Other models have nothing native. What isn't float32 is left to JAX.
+        Other models have no native parts. JAX runs parts that aren't float32.
         """
-        model = "native" if self._runs_natively else "jax"
+        model = "native" if self._has_native_layers else "jax"
         return {**self.collection.kernels_in_use, "model": model}
 
     def model(
@@ -133,12 +133,12 @@ class Learner:
         """The model with these parameters.
 
         Args:
-            params: of a state.
-            model_state: of the same; None where the model has none.
-            training: whether it is to be differentiated, within a `jax.shard_map` if it has a
-                state.
-            micro_batch: number of micro-batches before this one in the whole run: what the model
-                draws in training depends on it. None where it draws nothing.
+            params: parameters of a state.
+            model_state: other state of the model; None if it has none.
+            training: whether the model is for training; if it has a state, it then runs only in a
+                `jax.shard_map`.
+            micro_batch: number of micro-batches before this one in the whole run, which random
+                draws in training depend on. None if the model draws nothing.
         """
         state = model_state or {}
         rngs = keys_of(state.get("rngs", {}), self._rng_specs, micro_batch)
@@ -155,15 +155,15 @@ class Learner:
         """The state before the first step; the same numbers on every mesh.
 
         Args:
-            seed: of the initial values.
-            embedding: tables that are initialized already.
+            seed: seed of the initial values.
+            embedding: initial tables and their optimizer state; None makes them from the seed.
         """
-        # Placed like what the step returns: otherwise the second step is compiled anew.
+        # Placed like the result of a step: otherwise the second step is compiled anew.
         dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=self.replicated)(seed)
         return dataclasses.replace(dense, embedding=embedding or self.collection.init(seed))
 
     def state_specs(self) -> TrainState:
-        """`init`'s shapes, dtypes and shardings, with no array behind them."""
+        """Shapes, dtypes and shardings of a state's arrays; no array is made."""
         dense = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
             jax.eval_shape(lambda: self._init_dense(0)),
@@ -179,7 +179,7 @@ class Learner:
         """Places a training batch, split into micro-batches [A, B/A, ...] if there are any.
 
         Args:
-            batch: this process's part of it.
+            batch: samples of this process.
         """
         count = self.accumulation_steps
         if count == 1:
@@ -188,5 +188,5 @@ class Learner:
         return put_batch(self.mesh, split, leading=1)
 
     def put_evaluation(self, batch: Batch) -> Batch:
-        """Places an evaluation batch, of which this process has a part."""
+        """Places an evaluation batch, given this process's samples of it."""
         return put_batch(self.mesh, batch)

@@ -1,4 +1,4 @@
-"""The training loop, and what interrupts it."""
+"""The training loop, and the signals that interrupt it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Interrupted(Exception):  # noqa: N818 (a request, not an error)
     """The process was asked to stop; everything is saved.
 
     Attributes:
-        signal: its number.
+        signal: number of the signal.
     """
 
     def __init__(self, number: int):
@@ -38,7 +38,7 @@ class Interrupted(Exception):  # noqa: N818 (a request, not an error)
 
 
 class Signals:
-    """Notes SIGTERM and Ctrl-C instead of dying of them; a second one of either kills."""
+    """Records SIGTERM and Ctrl-C instead of ending the process; a second one ends it."""
 
     def __init__(self):
         self.received: int | None = None
@@ -46,14 +46,14 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.__exit__()
         self.received = number
@@ -61,7 +61,7 @@ class Signals:
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """After how many steps something is done; 0 for never, ends aside."""
+    """Steps between actions; with 0, validation and checkpoint come only at the end."""
 
     log: int
     evaluate: int
@@ -70,13 +70,13 @@ class Intervals:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What `train` returns.
+    """The result of `train`.
 
     Attributes:
-        state: after the last step.
-        validation: of that state.
-        examples_per_second: of the steps alone, without the first, which compiles; None if
-            there was no other.
+        state: state after the last step.
+        validation: validation metrics of that state.
+        examples_per_second: speed of the steps, without the first, which compiles; None if there
+            was no other.
     """
 
     state: TrainState
@@ -99,20 +99,20 @@ def train(
     """Trains to the given total of steps.
 
     Args:
-        learner: whose state it is.
-        train_step: from `make_train_step`.
-        state: the first; donated.
-        batches: by step.
-        steps: in all, those that the state has behind it included.
-        intervals: see `Intervals`. Validation and a checkpoint come after the last step, too.
-        validate: metrics of a state on the validation examples.
-        keep: called with a state and its validation metrics when they are known or a
-            checkpoint is due, which the last argument says.
-        record: keeps metrics of a step and split.
+        learner: learner of the state.
+        train_step: result of `make_train_step`.
+        state: state to start from; it is donated.
+        batches: training batches by step.
+        steps: total number of steps, with those done before.
+        intervals: steps between actions. Validation and a checkpoint also follow the last step.
+        validate: function that gives the validation metrics of a state.
+        keep: function of a state, its validation metrics if they are known, and whether a
+            checkpoint is due; it is called if either is the case.
+        record: function that records the metrics of a step and a split.
         target_auc: validation AUC at which to stop; 0 for never.
 
     Raises:
-        UserError: a loss isn't finite, naming the step.
+        UserError: a loss isn't finite; the message names the step.
         Interrupted: a signal came; the state was saved.
     """
     first = int(state.step)
@@ -130,7 +130,7 @@ def train(
     ):
 
         def read_losses(unread: int) -> None:
-            """Of the steps started, up to the last few."""
+            """Reads the losses of the steps started, but for the last few."""
             while len(started) > unread:
                 step, loss = started.popleft()
                 value = _finite(loss, step)
@@ -193,11 +193,11 @@ class _Clock:
         self._since = 0.0
 
     def go_on(self) -> None:
-        """What comes now is a step, unlike what came before."""
+        """Starts to count time: the next thing is a step."""
         self._since = time.perf_counter()
 
     def count(self) -> None:
-        """A step has ended."""
+        """Counts a step that has ended."""
         now = time.perf_counter()
         self._steps += 1
         if self._steps:

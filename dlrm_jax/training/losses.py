@@ -1,4 +1,4 @@
-"""Losses of a logit against a label, one value per sample, which depends on that sample alone."""
+"""Losses of logits and labels: one value per sample, which depends on that sample alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOSSES: dict[str, Loss] = {"bce": bce, "mse": mse}
 
 
 def class_weighted(loss: Loss, negative: float, positive: float) -> Loss:
-    """The loss times ``negative`` for label 0 and times ``positive`` for label 1."""
+    """Multiplies a loss by ``negative`` for label 0 and by ``positive`` for label 1."""
     if negative == positive == 1:
         return loss
     return lambda logits, labels: loss(logits, labels) * (negative + (positive - negative) * labels)

@@ -19,8 +19,8 @@ def binary_metrics(
     """All metrics of a binary classifier.
 
     Args:
-        logits: of label 1.
-        labels: 0 or 1.
+        logits: logits of label 1, [N].
+        labels: labels, [N], 0 or 1.
 
     Returns:
         log_loss: mean binary cross-entropy, in nats.

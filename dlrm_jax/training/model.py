@@ -1,4 +1,4 @@
-"""From a config to its model: one of the zoo or a class of the user's own."""
+"""The dense model of a config: a class of the zoo or of the user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model_class(config: Config) -> type[Model]:
     """The class that ``config.model`` names.
 
     Raises:
-        UserError: naming those that there are.
+        UserError: there is no such class.
     """
     module, separator, name = config.model.partition(":")
     if not separator:
@@ -55,12 +55,12 @@ def make_model(
     """The dense model of a config.
 
     Args:
-        config: whose model it is.
-        parts: see `tables.Descriptions`.
-        rngs: of the initial values.
+        config: config of the run.
+        parts: functions that make composed vectors, by name, see `tables.Descriptions`.
+        rngs: seeds of the initial values.
 
     Raises:
-        UserError: the model doesn't take an option, or not such inputs.
+        UserError: the model doesn't take an option or these inputs.
     """
     kind: Any = model_class(config)
     taken = options(kind)
@@ -77,14 +77,14 @@ def make_model(
 
 
 def options(kind: type[Model]) -> dict[str, Any]:
-    """The types of what a class takes besides its inputs, by name."""
+    """The types of a class's arguments besides its inputs, by name."""
     hints = typing.get_type_hints(kind.__init__)
     named = [
         name
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    # Those without an annotation are text.
+    # Arguments without an annotation are text.
     return {name: hints.get(name, str) for name in named if name not in _GIVEN}
 
 
@@ -94,7 +94,7 @@ def config_fields(kind: type[Model]) -> list[str]:
 
 
 def unread(config: Config) -> dict[str, str]:
-    """The fields that mean nothing in a config, and what would make them mean something."""
+    """The fields that a config doesn't read, each with the setting that would read it."""
     found = {}
     taken = config_fields(model_class(config))
     for name in ("bottom_mlp", "top_mlp", "interaction", "self_interaction"):

@@ -1,8 +1,8 @@
-"""DLRM with the native interaction, which a learner puts in the place of `models.dlrm.DLRM`.
+"""DLRM with the native interaction, by which a learner replaces `models.dlrm.DLRM`.
 
-Models know nothing of it: it has the same parameters and the same results. In training the samples
-lie side by side, as columns. That suits the native interaction and its derivative, and the
-gradients of the MLPs (`mlp_of_columns`). Predictions gain nothing by it.
+It has the same parameters and the same results. In training the samples are columns. That suits the
+native interaction and its derivative, and the gradients of the MLPs (`mlp_of_columns`). Predictions
+gain nothing by it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dlrm_jax.native import ops
 
 
 class NativeDLRM(DLRM):
-    """DLRM whose dot products the native kernel computes, where they are of float32."""
+    """DLRM with dot products by the native kernel, if they are float32."""
 
     def interact(
         self, x: Float[Array, "B d"], pooled: list[Float[Array, "B d"]]
@@ -34,7 +34,7 @@ class NativeDLRM(DLRM):
 
 
 class NativeDLRMOfColumns(DLRM):
-    """The same to be differentiated, with the samples side by side."""
+    """`NativeDLRM` for training, with samples as columns."""
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
@@ -52,13 +52,13 @@ class NativeDLRMOfColumns(DLRM):
 
 
 def use_native_layers(model: nnx.Module, training: bool) -> None:
-    """Replaces what has a native form by it, wherever in a model; parameters stay.
+    """Replaces layers by their native forms, anywhere in a model; parameters stay.
 
     Subclasses of DLRM are left as they are: they may compute something else.
 
     Args:
-        model: changed in place.
-        training: whether it is to be differentiated.
+        model: model to change in place.
+        training: whether the model will be differentiated.
     """
     for _, part in nnx.iter_modules(model):
         if type(part) is DLRM and part.interaction == "dot":
@@ -77,9 +77,9 @@ def dot(
     """`models.interaction.dot` by native kernels.
 
     Args:
-        x: dense vector, float32.
-        vectors: pooled vectors, float32.
-        self_interaction: with the products of each vector with itself.
+        x: dense vectors, [B, d] float32.
+        vectors: pooled vectors, [B, d] float32 each.
+        self_interaction: whether to add the products of each vector with itself.
     """
     z: Any = _interact(x, vectors, self_interaction, False)
     return z
@@ -88,12 +88,12 @@ def dot(
 def dot_of_columns(
     x: Float[Array, "d B"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
 ) -> Float[Array, "W B"]:
-    """`dot` with the samples side by side.
+    """`dot` with samples as columns of ``x`` and of the result.
 
     Args:
-        x: dense vector, float32.
-        vectors: pooled vectors, float32, as lookups give them.
-        self_interaction: with the products of each vector with itself.
+        x: dense vectors, [d, B] float32.
+        vectors: pooled vectors, [B, d] float32 each.
+        self_interaction: whether to add the products of each vector with itself.
     """
     z: Any = _interact(x, vectors, self_interaction, True)
     return z
@@ -124,11 +124,11 @@ _interact.defvjp(_interact_forward, _interact_backward)
 
 
 def mlp_of_columns(mlp: MLP, x: Float[Array, "in B"]) -> Float[Array, "out B"]:
-    """Applies all layers of an MLP to samples that lie side by side.
+    """Applies all layers of an MLP to samples as columns.
 
-    A CPU's products are slow if they have to transpose their left operand. Where samples are rows
-    that is the whole batch, in the gradient of the weights; where they are columns it would be the
-    weights, of which a transposed copy is made once a step.
+    A CPU's products are slow if they transpose their left operand. If samples are rows, it is the
+    whole batch, in the gradient of the weights; if they are columns, it would be the weights, and
+    a transposed copy of those is made once per step.
     """
     for layer, relu in zip(mlp.layers, mlp.relus, strict=True):
         assert layer.bias is not None

@@ -1,4 +1,4 @@
-"""How far ahead a model ranks what a user has chosen."""
+"""Metrics of the rank that a model gives to the item a user has chosen."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jaxtyping import Float, Int, Int64
 def places(
     scores: Float[np.ndarray, "U C"], chosen: Int[np.ndarray, " U"]
 ) -> Int64[np.ndarray, " U"]:
-    """How many candidates of each user come before the chosen one; those with its score do.
+    """The number of candidates of each user before the chosen one, ties included.
 
     Args:
-        scores: of the candidates.
-        chosen: the column of the chosen one.
+        scores: scores of C candidates of each user, [U, C].
+        chosen: column of the chosen candidate of each user, [U].
     """
     own = np.take_along_axis(scores, chosen[:, None], axis=1)
     # Not "scores >= own": scores that aren't numbers must not look like a perfect ranking.
@@ -42,8 +42,8 @@ def ranking_metrics(
     """``hr@k`` and ``ndcg@k`` for each k.
 
     Args:
-        scores: of the candidates of each user, the first of which is the chosen one.
-        ks: how many of the candidates count as found.
+        scores: scores of C candidates of each user, [U, C]; the chosen one is the first.
+        ks: numbers of first candidates that count as found.
     """
     before = places(scores, np.zeros(len(scores), np.int64))
     return {f"hr@{k}": hit_ratio(before, k) for k in ks} | {

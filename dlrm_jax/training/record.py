@@ -54,7 +54,7 @@ class Record:
     """Writes ``metrics.jsonl``, one object a line with step, split and metrics, in process 0.
 
     Args:
-        path: the file.
+        path: file to write to.
         resumed_from: step of the checkpoint that the run resumes from. Later lines are dropped, as
             their steps are done again, and so is the test result.
         events: directory of TensorBoard's event files, which get the same metrics; None for none.
@@ -132,6 +132,6 @@ def _finite(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Versions of the libraries that the numbers depend on."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {name: importlib.metadata.version(name) for name in names}

@@ -23,10 +23,10 @@ class WarmupDecay:
     Equal schedules compare equal, so tables that use them can share one array.
 
     Attributes:
-        base: the learning rate.
-        warmup: steps; 0 for none.
-        decay_start: the step at which decay begins.
-        decay_steps: its length; 0 for none.
+        base: learning rate between warm-up and decay.
+        warmup: number of steps of warm-up; 0 for none.
+        decay_start: step at which the decay begins.
+        decay_steps: number of steps of decay; 0 for none.
     """
 
     base: float
@@ -35,7 +35,7 @@ class WarmupDecay:
     decay_steps: int = 0
 
     def __call__(self, count: ArrayLike) -> Float[Array, ""]:
-        """The rate of the update that follows ``count`` earlier ones, as in optax."""
+        """The learning rate of the update after ``count`` earlier ones, as in optax."""
         step = jnp.asarray(count, jnp.result_type(float)) + 1
         rate = jnp.full_like(step, self.base)
         if self.decay_steps:

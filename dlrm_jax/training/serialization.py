@@ -1,4 +1,4 @@
-"""The arrays and the metadata of one checkpoint, to and from disk; see `checkpoint`."""
+"""Reading and writing the arrays and the metadata of one checkpoint, see `checkpoint`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 
 FORMAT = 3
 
-# Formats that are read, each with what it calls the arrays that have another name now.
+# Formats that can be read, each with its old names of arrays.
 _FORMATS = {2: {"table": "weights"}, FORMAT: {}}
 
 # Arrays are collected until they take as many bytes, then written together: one write for each
@@ -51,7 +51,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _checkpoints_in(path: Path) -> str:
-    """A hint for who names a run, or the checkpoints of one, instead of a checkpoint."""
+    """A hint for users who give a run, or its checkpoints, instead of a checkpoint."""
     for directory in (path / "checkpoints", path):
         if directory.is_dir():
             found = sorted(str(x) for x in directory.iterdir() if x.name.isdecimal())
@@ -61,7 +61,7 @@ def _checkpoints_in(path: Path) -> str:
 
 
 def array_name(metadata: Mapping[str, Any], key: str) -> str:
-    """The name of an array of a table in a checkpoint, whose format may have another for it."""
+    """The name of a table's array in a checkpoint, by the format of the checkpoint."""
     return _FORMATS[metadata["format"]].get(key, key)
 
 
@@ -74,11 +74,11 @@ def load_table(
     """Reads the arrays of one table.
 
     Args:
-        path: of the checkpoint.
-        metadata: from `read_metadata`.
-        table: its name.
-        wanted: by key, shapes, dtypes and shardings, see `EmbeddingCollection.array_specs`; or
-            NumPy arrays of any values, for such arrays.
+        path: directory of the checkpoint.
+        metadata: result of `read_metadata`.
+        table: name of the table.
+        wanted: shapes, dtypes and shardings by key, see `EmbeddingCollection.array_specs`; for
+            results in NumPy, NumPy arrays of any values.
 
     Raises:
         UserError: the checkpoint has no such table, or one of another shape.
@@ -104,13 +104,13 @@ def load_table(
 def load_model(
     path: Path, metadata: Mapping[str, Any], params: Mapping[Any, Any], state: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-    """Reads what the nested dicts of shapes name of the dense model.
+    """Reads parameters and other state of the dense model.
 
     Args:
-        path: of the checkpoint.
-        metadata: from `read_metadata`.
-        params: shapes, dtypes and shardings of parameters.
-        state: the same of its other state, see `TrainState.model_state`.
+        path: directory of the checkpoint.
+        metadata: result of `read_metadata`.
+        params: shapes, dtypes and shardings of the parameters to read, as nested dicts.
+        state: shapes, dtypes and shardings of other state, see `TrainState.model_state`.
 
     Raises:
         UserError: the checkpoint has no such parameter or state, or one of another shape.
@@ -123,10 +123,10 @@ def load_model(
 
 
 def check_model_state(path: Path, metadata: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """A checkpoint must have what a model has besides parameters; earlier versions knew of none.
+    """Checks that a checkpoint has the model's state; those of earlier versions have none.
 
     Raises:
-        UserError: naming what is missing or of another shape.
+        UserError: an array is missing or of another shape.
     """
     _check_shapes(path, {"model_state": {}, **metadata}, "model_state", state)
 
@@ -144,7 +144,7 @@ def _check_shapes(
 
 
 def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[str, dict[str, Any]]:
-    """Writes all tables; returns, by ``table/key``, in which item each array lies."""
+    """Writes all tables; returns the item and shape of each array by ``table/key``."""
     index: dict[str, dict[str, Any]] = {}
     pending: dict[str, dict[str, Array]] = {}
     items = 0
@@ -159,7 +159,7 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
 
     size = 0
     for table, key, array in learner.collection.iter_arrays(state.embedding):
-        # Of all devices: slots with one number a row are whole on each.
+        # Bytes on all devices: slots with one number per row are whole on each.
         size += sum(shard.data.nbytes for shard in array.addressable_shards)
         pending.setdefault(table.name, {})[key] = array
         index[f"{table.name}/{key}"] = {"item": str(items), "shape": array.shape}
@@ -172,10 +172,10 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
 
 
 def release_memory() -> None:
-    """Gives back to the system what is free: call it before and after large arrays are moved.
+    """Returns free memory to the system; call it before and after moving large arrays.
 
-    Orbax leaves arrays in reference cycles. And glibc keeps what XLA's compiler has freed, which
-    the peak that `experiments.benchmarks.step` prints would hold with an empty compilation cache.
+    Orbax leaves arrays in reference cycles. And glibc keeps memory that XLA's compiler has freed;
+    without a compilation cache, the peak of `experiments.benchmarks.step` would include it.
     """
     gc.collect()
     if sys.platform == "linux":
@@ -193,7 +193,7 @@ def save(path: Path, tree: Any) -> None:
     try:
         with _context():
             ocp.save(str(path.absolute()), tree)
-    except ValueError as error:  # as TensorStore reports what the file system refused
+    except ValueError as error:  # TensorStore's form of errors of the file system
         raise OSError(str(error)) from error
 
 
@@ -201,8 +201,8 @@ def load(path: Path, abstract: Any, partial: bool = False) -> Any:
     """Reads a tree of arrays.
 
     Args:
-        path: what `save` wrote.
-        abstract: shapes, dtypes and shardings.
+        path: directory that `save` wrote.
+        abstract: tree of shapes, dtypes and shardings.
         partial: whether ``abstract`` may name only some of the arrays.
 
     Raises:
@@ -217,9 +217,9 @@ def load(path: Path, abstract: Any, partial: bool = False) -> Any:
 
 
 def _drop_coroutines(error: BaseException) -> None:
-    """Frees what a failed load leaves: coroutines that nobody awaits.
+    """Frees the coroutines of a failed load that nothing awaits.
 
-    Python would complain of them whenever it frees them, which may be anywhere.
+    Python warns when it frees them, which could otherwise be anywhere.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -240,9 +240,9 @@ def _context(partial: bool = False) -> ocp.Context:
 
 
 def dense_items(state: TrainState) -> dict[str, Any]:
-    """What isn't tables, as it is written: a model's state only if it has one.
+    """The tree of a state without tables, as it is written; a model state only if there is one.
 
-    The optimizer's state is numbered leaves: their types are optax's, not the file's.
+    The optimizer's state is written as numbered leaves, without optax's types.
     """
     leaves = jax.tree.leaves(state.optimizer)
     items = {"step": state.step, "params": state.params}
@@ -251,13 +251,13 @@ def dense_items(state: TrainState) -> dict[str, Any]:
 
 
 def short(value: Any) -> str:
-    """A value as it stands in a message."""
+    """A value as JSON, shortened for a message."""
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "…"
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted paths as keys."""
+    """Converts nested dicts to one dict, with dotted paths as keys."""
     flat = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
@@ -266,7 +266,7 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[Any, Any]:
-    """The opposite of `flatten`; numbers among the keys come back as such."""
+    """Reverses `flatten`; keys of digits become integers."""
     tree: dict[Any, Any] = {}
     for path, value in flat.items():
         *parents, leaf = (int(key) if key.isdecimal() else key for key in path.split("."))

@@ -1,4 +1,4 @@
-"""The jitted functions: one train step, one prediction."""
+"""The jitted functions of a train step and of a prediction."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Predict = Callable[[TrainState, Batch], Float[Array, " B"]]
 
 
 def make_train_step(learner: Learner) -> TrainStep:
-    """The train step: ``state, loss = step(state, batch)``, compiled once.
+    """Makes the train step: ``state, loss = step(state, batch)``, compiled once.
 
     The old state is donated: its tables are updated in place and it must not be used again.
     The loss is that of the batch before the update, averaged with the examples' weights.
@@ -30,8 +30,8 @@ def make_train_step(learner: Learner) -> TrainStep:
     collection, clip_norm = learner.collection, learner.clip_norm
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
-        total, loss, grads, occurrences, model_state = _accumulate(learner, state, batch)
-        rows = collection.coalesce(occurrences, sum_duplicates=bool(clip_norm))
+        total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch)
+        rows = collection.coalesce(sparse_cotangents, sum_duplicates=bool(clip_norm))
         factor = 1 / total
         if clip_norm:
             # One norm over dense parameters and touched rows: equal to the norm over whole
@@ -53,7 +53,7 @@ def make_train_step(learner: Learner) -> TrainStep:
 
 
 def make_predict(learner: Learner) -> Predict:
-    """The prediction: ``logits = predict(state, batch)``; reads no optimizer state."""
+    """Makes the prediction ``logits = predict(state, batch)``; it reads no optimizer state."""
 
     def predict(state: TrainState, batch: Batch) -> Float[Array, " B"]:
         pooled, _ = learner.collection.lookup(state.embedding, batch.ids, batch.id_weights)
@@ -68,43 +68,43 @@ def _accumulate(
     """Σ wᵢ, Σ wᵢ lossᵢ and its gradients, of the batch whole or one micro-batch after the other.
 
     Micro-batches differ from the whole batch in the order of summation alone, unless the model
-    looks at the batch, see `Learner`: rows are aggregated over all of it. The weight comes with the
-    sums, which are divided by it afterwards: earlier it would take a collective of its own, and
-    each has all devices wait for each other.
+    looks at the batch, see `Learner`: rows are coalesced over all of it. The weight is summed with
+    the other sums, which are divided by it afterwards: devices would wait for each other once more
+    in a collective of its own.
     """
     collection, mesh, count = learner.collection, learner.mesh, learner.accumulation_steps
-    # Not where nothing reads it.
+    # None if nothing reads it.
     first = state.step * count if learner.has_model_state else None
 
     def gradients(model_state: Any, number: Any, micro: Batch) -> tuple[Any, SparseCotangents, Any]:
         # Lookups stay outside of autodiff, whose gradient of a table is as large as the table.
-        pooled, context = collection.lookup(state.embedding, micro.ids, micro.id_weights)
+        pooled, residuals = collection.lookup(state.embedding, micro.ids, micro.id_weights)
         sums, cotangents, model_state = data_parallel.gradients(
             learner, state.params, model_state, number, pooled, micro
         )
-        return sums, collection.send_cotangents(context, cotangents), model_state
+        return sums, collection.send_cotangents(residuals, cotangents), model_state
 
     def add(carry: Any, item: Any) -> tuple[Any, SparseCotangents]:
         sums, model_state = carry
-        found, occurrences, model_state = gradients(model_state, *item)
-        return (jax.tree.map(jnp.add, sums, found), model_state), occurrences
+        found, sparse_cotangents, model_state = gradients(model_state, *item)
+        return (jax.tree.map(jnp.add, sums, found), model_state), sparse_cotangents
 
     if count == 1:
-        sums, occurrences, model_state = gradients(state.model_state, first, batch)
+        sums, sparse_cotangents, model_state = gradients(state.model_state, first, batch)
     else:
         numbers = None if first is None else first + jnp.arange(count)
         micro = jax.tree.map(lambda x: x[0], batch)
         shapes, *_ = jax.eval_shape(gradients, state.model_state, first, micro)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         zero = jax.lax.with_sharding_constraint(zero, NamedSharding(mesh, PER_DEVICE))
-        (sums, model_state), occurrences = jax.lax.scan(
+        (sums, model_state), sparse_cotangents = jax.lax.scan(
             add,
             (zero, state.model_state),
             (numbers, batch),
             unroll=learner.backend.unroll_micro_batches,
         )
     total, loss, grads = data_parallel.sum_over_devices(learner, sums)
-    return total, loss, grads, occurrences, model_state
+    return total, loss, grads, sparse_cotangents, model_state
 
 
 def _squared_norm(tree: Any) -> Float[Array, ""]:

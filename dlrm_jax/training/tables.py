@@ -1,4 +1,4 @@
-"""From a config to its tables: what the model reads of each field, held whole or compressed."""
+"""The tables of a config: those that the model reads for each field, whole or compressed."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ MakePart = Callable[[nnx.Rngs], Part]
 
 @dataclasses.dataclass(frozen=True)
 class Descriptions:
-    """What a config says of its tables: C1, C2, …, and what a model wants besides.
+    """The descriptions of a config's tables C1, C2, …, and of others that the model needs.
 
     Attributes:
         tables: all tables. Those of feature C3 are C3, C3.weight, C3.quotient, …
-        features: C1, C2, ….
-        lookups: who reads which table.
-        optimizer: of the tables that have none of their own.
-        placements: of the tables whose placement is given.
-        parts: what makes a vector that no lookup gives as it is, by its name.
+        features: features C1, C2, ….
+        lookups: lookups of the features in the tables.
+        optimizer: default optimizer.
+        placements: given placements, by table name.
+        parts: functions that make composed vectors, by the name of the vector.
     """
 
     tables: tuple[Table, ...]
@@ -49,13 +49,12 @@ class Descriptions:
 
 
 def describe(config: Config) -> Descriptions:
-    """The tables of a config and who reads them.
+    """Describes the tables of a config and their lookups.
 
-    What the config says of C3 holds of all tables of that feature; but narrower ones aren't
-    split by columns.
+    Settings of C3 apply to all tables of that feature, but narrower ones aren't split by columns.
 
     Raises:
-        UserError: naming the field that contradicts itself.
+        UserError: a field contradicts itself; the message names it.
     """
     optimizers = {
         name: _table_optimizer(config, text)
@@ -92,7 +91,7 @@ def describe(config: Config) -> Descriptions:
                     trainable=owner not in config.frozen_tables,
                     stochastic_rounding=config.stochastic_rounding,
                 )
-                # Columns of one, or of a few, can't be split as those of the whole width can.
+                # Shards may not divide the columns of a narrower table.
                 narrower = width < config.embedding_dim
                 if owner in placed and not (narrower and placed[owner] == "column_wise"):
                     placements[owner + suffix] = placed[owner]
@@ -108,17 +107,17 @@ def describe(config: Config) -> Descriptions:
     )
 
 
-_Held = tuple[str, int, int, str]
-"""A table: what its name adds to its owner's, rows, width, initial values."""
+_TableSpec = tuple[str, int, int, str]
+"""A table: suffix of its name, rows, width, kind of initial values."""
 
 
 class _Vector:
-    """One vector that the model reads: the lookups that it takes and what they become.
+    """One vector that the model reads, and the lookups that it is made from.
 
     Attributes:
-        name: that the model knows it by.
-        lookups: with the tables that they read.
-        part: what makes the vector; None where it is a lookup's own.
+        name: name of the vector in the model.
+        lookups: lookups with the tables that they read.
+        part: function that makes the vector; None if it is a lookup's own.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class _Vector:
         width = read.width or field.width
         pooling = "none" if read.sequence else config.pooling
 
-        def lookup(suffix: str, table: _Held, **changes: object) -> tuple[Lookup, _Held]:
+        def lookup(suffix: str, table: _TableSpec, **changes: object) -> tuple[Lookup, _TableSpec]:
             options = {"pooling": "sum" if pooling == "learned" else pooling, **changes}
             return Lookup(self.name + suffix, field.name, owner + table[0], **options), table  # pyright: ignore
 
@@ -183,9 +182,9 @@ def mixed_dimensions(rows: Sequence[int], width: int, temperature: float) -> tup
     """max(1, round(d (n_min / nᵢ)^α)), the popularity rule of arXiv 1909.11810.
 
     Args:
-        rows: nᵢ of each table.
-        width: d, of the smallest table.
-        temperature: α; 0 gives all tables the same width.
+        rows: number nᵢ of rows of each table.
+        width: width d of the smallest table.
+        temperature: exponent α; 0 gives all tables the same width.
     """
     least = min(rows)
     return tuple(max(1, round(width * (least / n) ** temperature)) for n in rows)
@@ -195,8 +194,8 @@ def schedule(config: Config, base: float | None = None) -> WarmupDecay:
     """The learning rate by step.
 
     Args:
-        config: what is said of it.
-        base: None for the config's own.
+        config: config with the fields of the schedule.
+        base: learning rate between warm-up and decay; None for the config's.
     """
     return WarmupDecay(
         config.learning_rate if base is None else base,

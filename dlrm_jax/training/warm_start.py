@@ -34,22 +34,22 @@ def warm_start(
     names: Sequence[str],
     same_ids: Collection[str] | None = None,
 ) -> TrainState:
-    """A new state whose named parts come from elsewhere; optimizers start afresh.
+    """Makes a new state with named parts from elsewhere; optimizers start anew.
 
     A table may have more rows than in the checkpoint if the ids of the data continue those that
-    the checkpoint was trained with. The rows behind its own get initial values, those that they
-    have in any new table of this size.
+    the checkpoint was trained with. The further rows get the initial values that they have in any
+    new table of this size.
 
     Args:
-        learner: whose state to make.
-        seed: of all else.
-        source: a checkpoint (the directory with its step as the name), or a directory of
+        learner: learner of the new state.
+        seed: seed of all other values.
+        source: checkpoint (the directory with its step as the name), or directory of
             ``NAME.npy``: ``C1.npy`` [rows, dim], ``bottom.layers.0.kernel.npy``, …
-        names: tables (``C1``) and layers (``bottom``, ``top.layers.0``, …), of which the
-            statistics come as well.
+        names: tables (``C1``) and layers (``bottom``, ``top.layers.0``, …, with their
+            statistics).
         same_ids: fingerprints of the data whose ids mean the same as this run's: its own and
-            those that it continues, see `data.directory.Metadata`. None if that isn't known;
-            then it is for the caller to know, and tables can't grow.
+            those that it continues, see `data.directory.Metadata`. None if that isn't known:
+            the caller must then know it, and tables can't grow.
 
     Raises:
         UserError: a name is unknown here or there, the shapes differ, or the ids of a table
@@ -72,7 +72,7 @@ def warm_start(
     if (source / "metadata.json").exists():
         metadata = read_metadata(source)
 
-        def table_weights(table: Table) -> Mapping[str, Any]:
+        def table_arrays(table: Table) -> Mapping[str, Any]:
             return {"table": _trained(learner, seed, source, metadata, table, same_ids)}
 
         wanted = {"statistics": unflatten(statistics)} if statistics else {}
@@ -80,7 +80,7 @@ def warm_start(
         loaded = flatten(found) | flatten(other.get("statistics", {}))
     else:
 
-        def table_weights(table: Table) -> Mapping[str, Any]:
+        def table_arrays(table: Table) -> Mapping[str, Any]:
             return {"table": _read(source, table.name)}
 
         loaded = {path: _read(source, path) for path in chosen}
@@ -92,7 +92,7 @@ def warm_start(
                 )
 
     embedding = learner.collection.from_arrays(
-        lambda table: table_weights(table) if table.name in tables else {}, seed
+        lambda table: table_arrays(table) if table.name in tables else {}, seed
     )
     state = learner.init(seed, embedding)
     placed = {
@@ -126,7 +126,7 @@ def _trained(
     table: Table,
     same_ids: Collection[str] | None,
 ) -> Array | np.ndarray:
-    """The weights of a table from a checkpoint, which may have fewer rows."""
+    """Reads a table from a checkpoint, where it may have fewer rows."""
     wanted = learner.collection.array_specs(table.name)["table"]
     entry = metadata["arrays"].get(f"{table.name}/{array_name(metadata, 'table')}")
     rows = entry["shape"][0] if entry else table.rows
@@ -148,7 +148,7 @@ def _trained(
 
 
 def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array, "rows dim"]:
-    """The table with its first rows given, the others as they are at first."""
+    """Makes a table from its first rows; the others get initial values."""
     return jax.lax.dynamic_update_slice_in_dim(
         initial_values([table], seed)[table.name], first, 0, axis=0
     )

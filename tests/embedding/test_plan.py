@@ -92,7 +92,7 @@ def test_description_names_every_table_and_its_bytes_add_up(case):
             assert shard == f"{held[0]}-{held[-1]}"
         assert float(mib) == pytest.approx(table.nbytes / 2**20, abs=0.006)
         total += table.nbytes / 2**20 * (plan.shards if placement == "replicated" else 1)
-    held = [float(mib) for mib in last.removeprefix("MiB of weights per shard: ").split(", ")]
+    held = [float(mib) for mib in last.removeprefix("MiB of tables per shard: ").split(", ")]
     assert len(held) == plan.shards
     assert sum(held) == pytest.approx(total, abs=0.051 * plan.shards)
 

@@ -78,7 +78,10 @@ def test_lookups_take_ids_by_name_in_a_step(collection):
         ({"user": USERS}, r"expected the features user, history; got user"),
         ({"user": USERS, "history": HISTORY, "x": USERS}, r"got user, history, x"),
         ({"user": HISTORY, "history": HISTORY}, r"feature user: .* at most 1 ids, got \[8, 3\]"),
-        ({"user": USERS[:4], "history": HISTORY}, r"as many samples .* {'user': 4, 'history': 8}"),
+        (
+            {"user": USERS[:4], "history": HISTORY},
+            r"same number of samples .* {'user': 4, 'history': 8}",
+        ),
         ({"user": USERS / 2, "history": HISTORY}, r"feature user: expected integers, got float64"),
         (MATRIX.astype(np.float32), r"expected integers, got float32"),
         (np.where(MATRIX == 3, 2**32 + 5, MATRIX), r"expected 32-bit numbers, .* 4294967301"),
@@ -110,5 +113,5 @@ def test_a_padded_batch_counts_exactly(collection):
     np.testing.assert_array_equal(weights, [1] * 5 + [0] * 3)
     same, only = collection.pad_batch(MATRIX)
     assert len(same) == len(only) == B
-    with pytest.raises(UserError, match="expected 5 samples as of the ids, got 3"):
+    with pytest.raises(UserError, match="expected 5 samples as in ids, got 3"):
         collection.pad_batch(MATRIX[:5], np.zeros(3))

@@ -1,4 +1,4 @@
-"""What a plan comes to: bytes and rows of each shard, and where the time of a step goes."""
+"""The balance of a plan: bytes and rows of each shard, and the parts of a step's time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Balance:
     Attributes:
         by_placement: bytes of tables and optimizer state, by the placement of the tables.
         table_bytes: bytes of tables.
-        padding: bytes of rows that only make shards equally long.
+        padding: bytes of rows that make shards equally long.
         reads: distinct rows that a step is expected to look up.
     """
 
@@ -48,12 +48,12 @@ class Balance:
 
 
 def balance(layout: Layout, plan: Plan, workload: Workload) -> Balance:
-    """The bytes of each shard, exactly, and the rows that it is expected to read.
+    """The exact bytes of each shard, and the expected number of rows that it reads.
 
     Args:
         layout: layout of the plan.
         plan: plan of all tables.
-        workload: what a step asks of the tables.
+        workload: reads of the tables in a step.
     """
     by_placement = {placement: np.zeros(plan.shards) for placement in PLACEMENTS}
     table_bytes, padding, reads = (np.zeros(plan.shards) for _ in range(3))
@@ -92,26 +92,26 @@ def seconds_by_part(
     workload: Workload,
     device: Device,
 ) -> dict[str, float]:
-    """The estimated seconds of a step's lookups and updates, as the planner sees them.
+    """The planner's estimate of a step's lookups and updates, in seconds by part.
 
     Args:
         tables: all tables.
-        plan: plan of these.
-        optimizer: optimizer of tables that have none of their own.
-        workload: what a step asks of the tables.
-        device: what all devices are like.
+        plan: plan of these tables.
+        optimizer: default optimizer.
+        workload: reads of the tables in a step.
+        device: model of every device.
     """
-    own = {
+    bandwidths = {
         LINKS: ("link_bandwidth", "network_bandwidth"),
         PASSES: ("memory_bandwidth",),
         ROWS: ("row_bandwidth",),
     }
     choices = [[Choice.of(plan, table.name)] for table in tables]
     seconds = {}
-    for part in own:
-        # As if all else took no time.
-        others = [name for other in own if other != part for name in own[other]]
-        alone = dataclasses.replace(device, **dict.fromkeys(others, float("inf")))
+    for part in bandwidths:
+        # The other parts take no time at infinite bandwidth.
+        others = [x for other in bandwidths if other != part for x in bandwidths[other]]
+        alone = dataclasses.replace(device, latency=0, **dict.fromkeys(others, float("inf")))
         costs = Costs(tables, choices, plan.shards, optimizer, workload, alone)
         seconds[part] = float(Search(costs, Limits()).score([0] * len(tables)).seconds)
     return seconds

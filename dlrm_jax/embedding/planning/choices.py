@@ -1,4 +1,4 @@
-"""The ways to place one table: all that a planner considers, or what a user asks for."""
+"""The placements of one table that a planner considers, or that a user asks for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Choice(NamedTuple):
 
     Attributes:
         placement: one of `PLACEMENTS`.
-        shards: that hold the table or parts of it: one, some, or all.
+        shards: numbers of the shards that have the table or parts of it.
     """
 
     placement: str
@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 
     @classmethod
     def of(cls, plan: Plan, table: str) -> Choice:
-        """How a plan places a table."""
+        """The choice that a plan makes for a table."""
         placement, pieces = plan.placement(table), plan.of(table)
         if placement in ("replicated", "column_wise"):
             return cls(placement, range(plan.shards))
@@ -40,7 +40,7 @@ class Choice(NamedTuple):
         return cls(placement, [piece.shard for piece in ordered if piece.shard is not None])
 
     def pieces(self, table: str) -> tuple[Piece, ...]:
-        """The pieces of a table that is placed so."""
+        """The pieces of a table that is placed in this way."""
         if self.placement == "replicated":
             return replicated(table)
         if self.placement == "column_wise":
@@ -53,12 +53,12 @@ class Choice(NamedTuple):
 def choices(
     tables: Sequence[Table], shards: int, placements: Mapping[str, str]
 ) -> list[list[Choice]]:
-    """By table, the placements to choose from.
+    """The placements to choose from, for each table.
 
     Args:
         tables: all tables.
-        shards: of the plan.
-        placements: by table name, what a user asks for, see `automatic_plan`.
+        shards: number of shards of the plan.
+        placements: placements that a user asks for, by table name, see `automatic_plan`.
 
     Raises:
         UserError: an override names no table or isn't a placement.
@@ -78,10 +78,10 @@ def choices(
 
 
 def _all(table: Table, shards: int) -> list[Choice]:
-    """Of equal ones the first is taken.
+    """All choices for a table; of equally good ones the planner takes the first.
 
-    Large tables are on all shards. On some they would share a slab with others, and what is built,
-    saved and restored in one piece would grow with all of them.
+    Large tables are on all shards. On some shards they would share a slab with others, and slabs,
+    which are built, saved and restored in one piece, would be as large as all of them.
     """
     if shards == 1:
         return _whole(1)

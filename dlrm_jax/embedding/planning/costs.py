@@ -1,8 +1,8 @@
-"""What each way to place each table asks of the devices, in bytes, rows and seconds.
+"""The costs of each placement of each table, in bytes, rows and seconds of a device.
 
-Shards differ in what lies in *shared* slabs: those of tables that are on one shard or on some. Such
-a slab, and the blocks that read it, are as long everywhere as on the fullest shard. What lies in
-other slabs is alike on all shards, and a plain sum.
+Shards differ in their *shared* slabs: those of tables that are on one or some shards. Such a slab,
+and the blocks that read it, are as long on every shard as on the fullest one. The costs of other
+slabs are equal on all shards, and a plain sum.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from dlrm_jax.embedding.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What a placement of some tables puts on M shards, or what each of many placements does.
+    """The load of M shards from a placement of some tables, or from each of O placements.
 
     Loads can be added, subtracted and indexed by placement.
 
     Attributes:
-        rows: rows of each of the S shared slabs.
-        positions: bag positions of each of the shared slabs' K blocks.
-        reads: distinct rows that are looked up.
-        row_seconds: seconds of reading and writing rows at random.
-        table_bytes: bytes of tables and optimizer state in other slabs, on every shard.
-        exchanged: bytes of the exchange for these.
-        seconds: seconds of these, without ``row_seconds``.
+        rows: rows of each of the S shared slabs, [*O, S, M].
+        positions: bag positions of each of the shared slabs' K blocks, [*O, K, M].
+        reads: distinct rows that are looked up, [*O, M].
+        row_seconds: seconds of reading and writing rows at random, [*O, M].
+        table_bytes: bytes of tables and optimizer state in other slabs, on every shard, [*O].
+        exchanged: bytes of the exchange for other slabs, [*O].
+        seconds: seconds of other slabs, without ``row_seconds``, [*O].
     """
 
     rows: Float64[np.ndarray, "*O S M"]
@@ -67,20 +67,20 @@ class Costs:
 
     Args:
         tables: all tables.
-        choices: by table, what to choose from.
-        shards: M.
-        optimizer: optimizer of tables that have none of their own.
-        workload: what a step asks of the tables.
-        device: what all devices are like.
+        choices: choices for each table.
+        shards: number M of shards.
+        optimizer: default optimizer.
+        workload: reads of the tables in a step.
+        device: model of every device.
 
     Attributes:
-        slabs: by key, the costs of each of the S shared slabs.
-        blocks: by key, which of all K blocks are the slab's.
+        slabs: costs of each of the S shared slabs, by key.
+        blocks: range of each slab's blocks among all K blocks, by key.
         row_bytes: bytes of a row of each shared slab, [S].
         position_bytes: bytes that a bag position of each block adds to the exchange, [K].
-        candidates: by table, the load of each choice.
-        least: by table, the bytes, distinct rows and row seconds that it at least adds to the
-            mean shard, [T, 3].
+        candidates: loads of the choices for each table.
+        least: least bytes, distinct rows and row seconds that each table adds to the mean shard,
+            [T, 3].
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Costs:
         """The load of one placement.
 
         Args:
-            chosen: by table, the index of its choice; of the first tables or of all.
+            chosen: index of the choice of each table, for the first tables or all.
         """
         load = self._empty(1)
         for candidates, choice in zip(self.candidates, chosen, strict=False):
@@ -133,7 +133,12 @@ class Costs:
     def seconds(
         self, rows: Float64[np.ndarray, "*O S"], positions: Float64[np.ndarray, "*O K"]
     ) -> Float64[np.ndarray, "*O"]:
-        """Seconds of shared slabs, see `SlabCosts.seconds`."""
+        """Seconds of shared slabs, see `SlabCosts.seconds`.
+
+        Args:
+            rows: rows of each shared slab on one device, [*O, S].
+            positions: bag positions of each of their blocks, [*O, K].
+        """
         seconds = np.zeros(rows.shape[:-1])
         for i, (key, slab) in enumerate(self.slabs.items()):
             seconds += slab.seconds(rows[..., i], positions[..., self.blocks[key]])

@@ -1,4 +1,4 @@
-"""What a planner needs to know of an accelerator: how much it holds, and how fast it moves it."""
+"""Devices as a planner sees them: their memory and their bandwidths."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _US = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One device among equals, by its data sheet. Bandwidths are bytes a second in one direction.
+    """One of equal devices, by its data sheet. Bandwidths are bytes per second in one direction.
 
     Attributes:
-        name: for people.
-        memory: bytes.
-        memory_bandwidth: of arrays that are read or written from end to end.
-        row_bandwidth: of rows at random, whose bytes are counted in whole granules.
-        granule: the bytes that memory gives at the least.
-        link_bandwidth: of one device, to the others of its host.
-        network_bandwidth: of one device, to other hosts.
-        devices_per_host: those that the fast links join.
+        name: name for people.
+        memory: size of the memory, in bytes.
+        memory_bandwidth: bandwidth for arrays that are read or written from end to end.
+        row_bandwidth: bandwidth for rows at random, with their bytes in whole granules.
+        granule: size of the smallest memory access, in bytes.
+        link_bandwidth: bandwidth from one device to the others of its host.
+        network_bandwidth: bandwidth from one device to other hosts.
+        devices_per_host: number of devices that the fast links join.
         latency: seconds that a collective takes besides moving its bytes.
     """
 
@@ -39,32 +39,32 @@ class Device:
 
     @property
     def memory_for_tables(self) -> float:
-        """Bytes for tables and their optimizer state: a step's own arrays need the rest."""
+        """Bytes for tables and optimizer state; the other arrays of a step need the rest."""
         return _SHARE_FOR_TABLES * self.memory
 
     def row_seconds(self, nbytes: int) -> float:
-        """The time in which one row of so many bytes is read at random."""
+        """The seconds of reading one row of so many bytes at random."""
         return math.ceil(nbytes / self.granule) * self.granule / self.row_bandwidth
 
     def exchange_seconds(self, nbytes: float, devices: int) -> float:
-        """The time of an all-to-all of neighbours.
+        """The seconds of an all-to-all of neighbours.
 
         Args:
-            nbytes: of its result on one device.
-            devices: how many take part, one after the other in the order of the hosts.
+            nbytes: bytes of its result on one device.
+            devices: number of devices that take part, consecutive in the order of the hosts.
         """
         near, far = self._near_and_far(1, devices)
         return nbytes * (near / self.link_bandwidth + far / self.network_bandwidth)
 
     def gather_seconds(self, nbytes: float, stride: int, devices: int) -> float:
-        """The time of an all-gather; an all-reduce of so many bytes takes twice as long.
+        """The seconds of an all-gather; an all-reduce of so many bytes takes twice as long.
 
-        Devices of one host that gather the same share the way through the network.
+        Devices of one host that gather the same data share the network.
 
         Args:
-            nbytes: of its result on one device.
-            stride: from one device that takes part to the next, in the order of the hosts.
-            devices: how many take part.
+            nbytes: bytes of its result on one device.
+            stride: distance between devices that take part, in the order of the hosts.
+            devices: number of devices that take part.
         """
         near, far = self._near_and_far(stride, devices)
         together = self._together(stride, devices)
@@ -72,11 +72,11 @@ class Device:
         return nbytes * ((near + far) / self.link_bandwidth * (together > 1) + far_share)
 
     def _together(self, stride: int, devices: int) -> int:
-        """How many of those that take part lie in one host."""
+        """The number of devices in one host that take part."""
         return max(1, min(devices, self.devices_per_host // stride))
 
     def _near_and_far(self, stride: int, devices: int) -> tuple[float, float]:
-        """What share of a collective's bytes comes from the same host, and from others."""
+        """The shares of a collective's bytes from the same host and from other hosts."""
         together = self._together(stride, devices)
         return (together - 1) / devices, (devices - together) / devices
 
@@ -84,8 +84,8 @@ class Device:
 # Gradients, exchanged vectors and the dense model take the rest.
 _SHARE_FOR_TABLES = 0.75
 
-# No data sheet gives the bandwidth of rows at random. Those of GPUs and TPUs are taken to be half
-# of the streaming one; that of the CPU is what gathers of 64-byte rows from 2 GB reached.
+# No data sheet gives the bandwidth of rows at random. For GPUs and TPUs it is taken as half of the
+# streaming bandwidth; for the CPU it is measured: gathers of 64-byte rows from 2 GB.
 DEVICES = {
     # NVIDIA's data sheet of the H100 SXM: 80 GB, 3.35 TB/s, NVLink 900 GB/s in both directions.
     # DGX H100: eight GPUs, each with a 400 Gb/s adapter.
@@ -112,7 +112,7 @@ def device(name: str) -> Device:
     """The device of this name.
 
     Raises:
-        UserError: naming those that there are.
+        UserError: the name is unknown.
     """
     if name not in DEVICES:
         raise UserError(f"device: expected one of {', '.join(DEVICES)}, got {name!r}")
@@ -120,12 +120,12 @@ def device(name: str) -> Device:
 
 
 def device_like(kind: str) -> Device:
-    """The one that resembles what JAX calls a device's kind.
+    """The device that resembles a kind of JAX device.
 
-    Plans for a device that isn't known are those for an H100: right, if not the best.
+    For an unknown kind it is the H100: such plans are valid, but maybe not the best.
 
     Args:
-        kind: ``jax.devices()[0].device_kind``, such as ``"NVIDIA A100-SXM4-80GB"``.
+        kind: kind as in ``jax.devices()[0].device_kind``, such as ``"NVIDIA A100-SXM4-80GB"``.
     """
     kind = kind.lower()
     if "cpu" in kind:

@@ -1,4 +1,4 @@
-"""What a good placement is: within memory, equal on all shards, and fast, in this order."""
+"""The score of a placement: within memory, equal on all shards, and fast, in this order."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from jaxtyping import Float64, Int
 from dlrm_jax.embedding.planning.costs import Costs, Load
 from dlrm_jax.errors import UserError
 
-# While tables are added, being a part of a limit above it counts as so many times that part of the
-# time of a whole plan; memory goes before all.
+# Weights of excesses while tables are added: exceeding a limit by some share counts as this many
+# times that share of the time of a whole plan. Memory has the largest weight.
 _IMBALANCE, _OVERFLOW = 10.0, 1000.0
 # Within the limits, 1 % more bytes or rows than the mean shard has weigh as 0.5 % of the time.
 _UNEVEN = 0.5
-# Differences that are rounding alone.
+# Smaller differences are rounding errors.
 _DIGITS = 9
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How unequal shards may be, and how much a device may hold.
+    """Limits on the memory of a device and on the inequality of shards.
 
     Attributes:
         memory: bytes of tables and optimizer state on a device.
-        exchange: bytes exchanged, over those that the mean shard needs.
-        reads: distinct rows that the busiest device looks up, over the mean.
-        table_bytes: bytes of tables and optimizer state, over those that the mean shard needs.
-        copies: these bytes over a device's share if nothing were there twice. A share below
-            ``small`` bytes may be there as often as is fast.
-        small: bytes.
+        exchange: ratio of the bytes exchanged to those that the mean shard needs.
+        reads: ratio of the distinct rows that the busiest device looks up to the mean.
+        table_bytes: ratio of the bytes of tables and optimizer state to those that the mean shard
+            needs.
+        copies: ratio of these bytes to a device's share if no table had copies.
+        small: bytes that a device may always have, whatever ``copies`` says.
     """
 
     memory: float = float("inf")
@@ -48,14 +48,14 @@ class Limits:
 
 
 class Score(NamedTuple):
-    """Orders placements: memory first, then the other limits, then time and evenness.
+    """An order of placements: by memory, then the other limits, then time and evenness.
 
     Attributes:
-        overflow: bytes above the memory, in parts of it.
-        imbalance: excess over the other limits, each in parts of it, summed up.
-        cost: seconds, and a share of them for what the fullest and the busiest shard exceed.
-        ties: bytes that the mean shard exchanges, then how uneven shards are.
-        seconds: seconds of what is placed.
+        overflow: excess over the memory, as a share of it.
+        imbalance: sum of the excesses over the other limits, each as a share of its limit.
+        cost: seconds, and a share of them for the excess of the fullest and the busiest shard.
+        ties: bytes that the mean shard exchanges, then the unevenness of shards.
+        seconds: seconds of the placed tables.
     """
 
     overflow: Float64[np.ndarray, "*O"]
@@ -69,14 +69,14 @@ class Score(NamedTuple):
         return Score(*(x[index] for x in self))
 
     def order(self) -> Int[np.ndarray, " O"]:
-        """The placements, the best first."""
+        """The indices of the placements, the best first."""
         return np.lexsort(self[3::-1])
 
     def energy(self, second: float) -> Float64[np.ndarray, "*O"]:
-        """One number for placements that aren't complete, whose limits may be kept later.
+        """One number for incomplete placements, which may keep the limits later.
 
         Args:
-            second: the time that limits are weighed against.
+            second: seconds that limits are weighed against.
         """
         weighed = self.cost / second + _IMBALANCE * self.imbalance + _OVERFLOW * self.overflow
         return np.round(weighed, _DIGITS)
@@ -89,15 +89,15 @@ def score(
     missing: Sequence[int] = (),
     reserved: float | Float64[np.ndarray, " K"] = 0.0,
 ) -> Score:
-    """How good placements are.
+    """Scores placements.
 
     Args:
         costs: costs of all tables.
         limits: limits that the placements should keep.
         load: loads of the placements.
-        missing: tables that are still to be placed. Shards that are filled beyond what the mean
-            one will have in the end are unequal; others may become equal.
-        reserved: bag positions of each block that cost nothing more.
+        missing: indices of tables that are still to be placed. Only shards filled beyond the final
+            mean count as unequal; others may become equal.
+        reserved: number of bag positions of each block that cost nothing more.
     """
     heights = load.rows.max(axis=-1)
     positions = np.maximum(load.positions.max(axis=-1), reserved)
@@ -111,7 +111,7 @@ def score(
     once = float(max(limits.copies * costs.least[:, 0].sum(), limits.small))
     imbalance = _excess(nbytes, limits.table_bytes * mean_bytes) + _excess(nbytes, once)
     imbalance += _excess(reads, limits.reads * mean_reads)
-    if not missing:  # reserved bag positions will be filled by the tables to come
+    if not missing:  # later tables will fill reserved bag positions
         imbalance += _excess(exchanged, limits.exchange * mean_exchanged)
     mean_seconds = load.row_seconds.mean(axis=-1) + more_seconds
     seconds = np.maximum(load.row_seconds.max(axis=-1), mean_seconds)
@@ -128,12 +128,12 @@ def score(
 def _excess(
     values: Float64[np.ndarray, "*O"], limit: float | Float64[np.ndarray, "*O"]
 ) -> Float64[np.ndarray, "*O"]:
-    """By how much values are above a limit, in parts of it."""
+    """The excess of values over a limit, as a share of it."""
     limit = np.asarray(limit)
     return np.maximum(np.divide(values, limit, out=np.ones_like(values), where=limit > 0) - 1, 0)
 
 
 def _digits(values: Float64[np.ndarray, "*O"]) -> Float64[np.ndarray, "*O"]:
-    """Values as parts of the largest, without the digits that depend on the order of summation."""
+    """Values as shares of the largest, without the digits that depend on the order of summation."""
     largest = values.max()
     return np.round(values / largest, 6) if largest else values

@@ -1,4 +1,4 @@
-"""Plans made automatically: enumerate the placements, estimate what they cost, choose."""
+"""Automatic plans: the planner enumerates placements, estimates their costs, and chooses."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def automatic_plan(
 ) -> Plan:
     """A plan that fits into memory, loads all shards alike, and is fast, in this order.
 
-    Every table may be on all shards, on one, have its rows dealt out over 2, 4, … or all of them
-    in aligned runs, or its columns over all; large tables are on all. The same arguments give the
-    same plan. The first two alone give one for large batches of single ids; it is right for all
-    others, too.
+    A table may be whole on all shards or on one, have its rows dealt out over aligned runs of
+    shards (2, 4, … or all), or its columns split over all; large tables are on all. The same
+    arguments give the same plan. The defaults suit large batches of single ids; the plan is valid
+    for any batch.
 
     Args:
         tables: all tables.
         shards: size of the mesh's model axis.
-        placements: by table name, what to do whatever it costs: ``"replicated"``,
-            ``"column_wise"``, ``"row_wise"``, ``"table_wise"`` on a shard of the planner's choice
-            or, with shards, ``"row_wise:0-3"``, ``"table_wise:2"``.
-        optimizer: optimizer of tables that have none of their own.
-        workload: what a step asks of the tables; None for `Workload`'s own values.
-        device: what all devices are like.
-        limits: limits to keep; None for `Limits`' own values, without a limit of memory.
+        placements: overrides by table name: ``"replicated"``, ``"column_wise"``, ``"row_wise"``,
+            ``"table_wise"`` on a shard of the planner's choice or, with shards, ``"row_wise:0-3"``,
+            ``"table_wise:2"``.
+        optimizer: default optimizer.
+        workload: reads of the tables in a step; None for the defaults of `Workload`.
+        device: model of every device.
+        limits: limits to keep; None for the defaults of `Limits`, without a limit on memory.
 
     Raises:
-        UserError: there are no tables or shards, an override names no table, isn't a placement or
-            none for its table, or the tables don't fit into ``limits.memory``.
+        UserError: there are no tables or shards, an override names no table or no placement that
+            its table can have, or the tables don't fit into ``limits.memory``.
     """
     if not tables or shards < 1:
         raise UserError(
@@ -79,7 +79,7 @@ def automatic_plan(
 
 
 def _too_large(tables: Sequence[Table], costs: Costs, memory: float, found: float) -> str:
-    """What is needed, what there is, and which table takes most of it."""
+    """A message with the memory needed, the memory there is, and the largest table."""
     least = costs.least[:, 0]
     binding = int(np.argmax(least))
     table = tables[binding]

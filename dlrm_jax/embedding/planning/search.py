@@ -1,11 +1,11 @@
-"""Chooses a placement for every table.
+"""The search for a placement of every table.
 
-Tables are placed one after the other, the largest first, and the best placements so far are kept: a
-beam search. The best ones are then improved, one table at a time.
+A beam search places one table after the other, the largest first, and keeps the best placements so
+far. The best ones are then improved, one table at a time.
 
-Every shard has as many bag positions of a block as the fullest shard, so that one table on one
-shard costs as much as one table on each. Placing one by one therefore never begins to fill a block.
-Beams start with some bag positions *reserved*, which cost nothing more: none, or more and more.
+Every shard has as many bag positions of a block as the fullest shard. So one table on one shard
+costs as much as one table on each, and placing one by one never begins to fill a block. Beams
+therefore start with different numbers of *reserved* bag positions, which cost nothing more.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from jaxtyping import Float64
 from dlrm_jax.embedding.planning.costs import Costs
 from dlrm_jax.embedding.planning.limits import Limits, Score, score
 
-# Placements in a beam, and fewer on many shards, where each is more work.
+# Placements in a beam: fewer on many shards, where each is more work.
 _BEAM = 32
 _BEAM_SHARDS = 512
-# Bag positions reserved in each beam, as parts of those for all tables on one shard each.
+# Bag positions reserved in each beam, as shares of those for all tables on one shard each.
 _RESERVED = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-# How many of the placements found are improved, and how often each table is tried at most.
+# Number of found placements to improve, and most passes over the tables.
 _IMPROVED = 2
 _PASSES = 20
 
@@ -33,8 +33,7 @@ class Search:
 
     Args:
         costs: costs of all choices.
-        limits: limits that a placement should keep. Keeping them goes before being fast, and
-            fitting into memory before both.
+        limits: limits that a placement should keep: memory first, then the others, then time.
     """
 
     def __init__(self, costs: Costs, limits: Limits):
@@ -47,7 +46,7 @@ class Search:
         self._second = 1.0  # the time that limits are weighed against in a beam
 
     def best(self) -> tuple[int, ...]:
-        """By table, the index of the choice taken. The same costs always give the same."""
+        """The index of the choice for each table; the same costs give the same choices."""
         costs = self._costs
         if all(len(load.seconds) == 1 for load in costs.candidates):
             return (0,) * len(costs.candidates)
@@ -72,7 +71,7 @@ class Search:
             found = score(self._costs, self._limits, options, self._order[placed:], reserved)
             energies, ties = found.energy(self._second).ravel(), found.ties.ravel()
             order = np.lexsort((ties, energies))
-            # Equal ones differ in the numbers of the shards alone.
+            # Placements of equal scores differ only in the numbers of the shards.
             same = (np.diff(energies[order]) == 0) & (np.diff(ties[order]) == 0)
             kept = order[np.append(True, ~same)][:width]
             state, choice = np.unravel_index(kept, found.ties.shape)
@@ -81,7 +80,7 @@ class Search:
         return tuple(chosen[score(self._costs, self._limits, load).order()[0]].tolist())
 
     def _improved(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
-        """Moves one table after the other until no move is an improvement."""
+        """Moves one table after the other until no move improves the score."""
         load, now = self._costs.load(chosen), list(chosen)
         for _ in range(_PASSES):
             before = list(now)

@@ -1,7 +1,7 @@
-"""What one slab costs: its bytes, and how long the parts of a step take that depend on it.
+"""The costs of one slab: its bytes, and the times of the parts of a step that depend on it.
 
-Times are bytes over bandwidths. They are for comparing plans; they leave out what no plan changes,
-and that parts of a step may overlap.
+Times are bytes over bandwidths. They serve to compare plans: they leave out the parts that no plan
+changes, and ignore that parts of a step may overlap.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_gradients import reduction
 from dlrm_jax.embedding.table import Table
 
-# How often an array passes through memory, by reading what the step does with it: vectors looked
-# up are read and added to a sum; pooled vectors are packed, sent and unpacked, and so are their
-# cotangents; ids are routed, packed and unpacked; to sum the gradients of occurrences, ids are
-# hashed into a scratch of up to 16 entries each, gradients are made, summed by row and applied;
-# sums that are made densely are zeroed, filled and applied.
+# Passes of an array through memory, counted in the code of the step. Vectors looked up are read and
+# added to a sum. Pooled vectors and their cotangents are packed, sent and unpacked. Ids are routed,
+# packed and unpacked. To sum gradients, ids are hashed into a scratch of up to 16 entries each, and
+# gradients are made, summed by row and applied. Dense sums are zeroed, filled and applied.
 _PASSES_LOOKUP = 3
 _PASSES_POOLED = 8
 _PASSES_IDS = 6
@@ -36,17 +35,20 @@ class SlabCosts:
     """The costs of a slab on one of D groups of M devices.
 
     Args:
-        key: what the slab's tables have in common.
+        key: properties that the slab's tables share.
         lengths: bag lengths of the slab's K blocks.
-        shards: M.
-        workload: what a step asks of the tables; it knows D.
-        device: what all devices are like.
+        shards: number M of shards.
+        workload: reads of the tables in a step, with the number D of groups.
+        device: model of every device.
 
     Attributes:
-        lengths: the bag lengths, [K].
+        lengths: bag lengths of the blocks, [K].
+        width: width of a row on one device.
+        trained: whether the tables are trained.
         row_bytes: bytes of one row on one device, with its optimizer state.
         position_bytes: bytes that one bag position of each block adds to the exchange, [K].
-        position_seconds: seconds of that, and of passes of its bags through memory, [K].
+        position_seconds: seconds of a bag position of each block: its exchange and passes through
+            memory, [K].
         needs_sums: whether an update needs the summed gradient of each row.
     """
 
@@ -61,8 +63,8 @@ class SlabCosts:
         self._workload, self._device, self._shards = workload, device, shards
         replicated = key.split is None
         self._copies = workload.data_groups * (shards if replicated else 1)
-        self._stride = 1 if replicated else shards  # from one copy to the next
-        self._samples = workload.batch_size / self._copies  # whose bags one device pools
+        self._stride = 1 if replicated else shards  # from a copy to the next
+        self._samples = workload.batch_size / self._copies  # that one device pools
         self.width = -(-key.dim // shards) if key.split == "columns" else key.dim
         self.trained = key.optimizer is not None
         self.needs_sums = needs_sums(key.optimizer, np.dtype(key.dtype))
@@ -87,10 +89,11 @@ class SlabCosts:
         self.position_seconds += self._samples * passed / device.memory_bandwidth
 
     def lookups(self, table: Table) -> tuple[float, float]:
-        """The distinct rows of a table that a device reads if it holds all of them.
+        """The distinct rows of a table that a device reads if it has all rows.
 
         Returns:
-            number of these; and seconds of reading them and of updating those of the whole batch.
+            The number of these rows; and the seconds of reading them and of updating the rows of
+            the whole batch.
         """
         row_seconds = self._device.row_seconds
         reads = self._workload.distinct_rows(table, self._samples)
@@ -106,8 +109,8 @@ class SlabCosts:
         """Seconds of the exchange, of passes through memory and of summing gradients over copies.
 
         Args:
-            rows: rows of the slab on one device.
-            positions: bag positions of each block, padding included.
+            rows: number of rows of the slab on one device, [*O].
+            positions: number of bag positions of each block, padding included, [*O, K].
         """
         seconds = positions @ self.position_seconds
         if not self.trained:
@@ -116,8 +119,8 @@ class SlabCosts:
         ids, bags = batch * (positions @ self.lengths), batch * positions.sum(axis=-1)
         way = reduction(rows, self.width, ids, bags, self._copies, self.needs_sums)
         if self._copies > 1:
-            seen = _ID_BYTES * ids + bags * self._vector
-            moved = np.where(way.exchanged, 2 * rows * (self._vector + self._number), seen)
+            cotangents = _ID_BYTES * ids + bags * self._vector
+            moved = np.where(way.exchanged, 2 * rows * (self._vector + self._number), cotangents)
             seconds += device.gather_seconds(1.0, self._stride, self._copies) * moved
         if self._row_means:  # over all shards, in a collective of the slab's own
             means = np.where(way.dense, rows, ids) * self._number

@@ -1,4 +1,4 @@
-"""What a step asks of the tables, as far as a plan depends on it."""
+"""The reads of the tables in a step that a plan depends on."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dlrm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Decides how good a plan is, never whether it is right.
+    """The reads of a step. They decide the speed of a plan, never its results.
 
     Attributes:
-        batch_size: of one step, over all devices.
-        data_groups: copies of the tables: the size of the mesh's data axis.
-        zipf_exponent: of the ids of every table; 0 for uniform ones.
-        bags: by table, the ids of each bag that a sample reads from it. A table that isn't
-            named is read by one bag of one id.
+        batch_size: samples of one step, over all devices.
+        data_groups: number of copies of the tables: the size of the mesh's data axis.
+        zipf_exponent: Zipf exponent of the ids of every table; 0 for uniform ones.
+        bags: number of ids of each bag that a sample reads, by table name. A table without an
+            entry is read by one bag of one id.
     """
 
     batch_size: int = 65_536
@@ -45,20 +45,20 @@ class Workload:
                 )
 
     def lengths(self, table: str) -> dict[int, int]:
-        """How many bags of each length a sample reads from a table."""
+        """The number of bags of each length that a sample reads from a table."""
         return dict(sorted(Counter(self.bags.get(table, (1,))).items()))
 
     def ids(self, table: str) -> int:
-        """How many ids a sample has for a table."""
+        """The number of ids that a sample has for a table."""
         return sum(self.bags.get(table, (1,)))
 
     def distinct_rows(self, table: Table, samples: float) -> float:
-        """How many rows of a table so many samples are expected to read."""
+        """The expected number of distinct rows of a table that so many samples read."""
         return distinct_rows(table.rows, self.zipf_exponent, samples * self.ids(table.name))
 
 
 def bags_of(features: Sequence[Feature], lookups: Sequence[Lookup]) -> dict[str, list[int]]:
-    """The bags of `Workload`, of these lookups. A sequence is as many bags of one id."""
+    """The argument ``bags`` of `Workload` for lookups; a sequence of L ids is L bags of one id."""
     length = {feature.name: feature.max_ids for feature in features}
     bags: dict[str, list[int]] = {}
     for lookup in lookups:
@@ -67,22 +67,21 @@ def bags_of(features: Sequence[Feature], lookups: Sequence[Lookup]) -> dict[str,
     return bags
 
 
-# Ranks up to here are counted one by one, those beyond in spans whose ends differ by a 256th.
+# The first 2048 ranks are counted one by one, the others in spans whose ends differ by a 256th.
 _EXACT = 2048
 _SPANS = 256
 
 
 def distinct_rows(rows: int, exponent: float, draws: float) -> float:
-    """The expected number of distinct ids among so many that Zipf's law draws.
+    """The expected number of distinct ids in a number of draws by Zipf's law.
 
-    That is Σ 1 - (1 - p_r)^draws with p_r ∝ r^-exponent. Far from the first ranks p changes
-    little from one to the next, so that a span of ranks is one term: any table takes a few
-    thousand.
+    It is Σ 1 - (1 - p_r)^draws with p_r ∝ r^-exponent. Far from the first ranks p changes little
+    from one rank to the next, so a span of ranks is one term. Any table takes a few thousand terms.
 
     Args:
-        rows: ids that there are.
-        exponent: 0 for uniform ids.
-        draws: ids drawn.
+        rows: number of ids there are.
+        exponent: Zipf exponent; 0 for uniform ids.
+        draws: number of ids drawn.
     """
     first = np.arange(1, min(rows, _EXACT) + 1, dtype=np.float64)
     ends = first + 0.5
