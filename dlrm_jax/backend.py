@@ -1,4 +1,4 @@
-"""What the devices of a mesh do best: one record, from which the rest of the code chooses."""
+"""The preferences of a backend: one record for a mesh, which the rest of the code asks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def backend_of(mesh: Mesh) -> Backend:
 
 
 def describe_devices(mesh: Mesh) -> str:
-    """What a mesh consists of, so that emulation is never mistaken for the real thing."""
+    """The devices of a mesh in words, which say so if they are emulated."""
     emulated = ", emulated" if backend_of(mesh).emulated else ""
     count = len({device.process_index for device in mesh.devices.flat})
     processes = f", in {count} processes" if count > 1 else ""

@@ -52,7 +52,7 @@ Source = Dataset | Path | str | None
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a run starts and what it leaves. What it learns is described by its config.
+    """The start of a run, and its files. Its config describes everything else.
 
     Attributes:
         workdir: directory of metrics, summary and checkpoints, from which a run resumes; None for
@@ -74,7 +74,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run has come to.
+    """The result of a run.
 
     Attributes:
         state: last state, or the one that was evaluated.
@@ -113,7 +113,7 @@ class FittedModel:
         """The probability of label 1 of every example, in order.
 
         Args:
-            split: as for `evaluate`; labels aren't read.
+            split: examples as for `evaluate`; labels aren't read.
         """
         found = self.predictor.probabilities(self._examples(split))
         return np.concatenate([np.zeros(0), *found])
@@ -166,7 +166,7 @@ def fit(
     """Trains a model.
 
     Args:
-        config: of the run. Its tables and dense features are replaced by those of the data.
+        config: config of the run. Its tables and dense features are replaced by the data's.
         data: data set, directory of prepared arrays or raw file; None generates examples.
         mesh: devices to train on, or the shape of a mesh of the machine's.
         workdir: directory of metrics and checkpoints; a run that finds checkpoints there resumes.
@@ -220,11 +220,11 @@ def run(
     """Start or resume, train, evaluate, in this order.
 
     Args:
-        config: of the run, with the tables of the data.
-        data: from `load_data`.
-        learner: of the config.
-        options: see `Options`.
-        say: is told what goes on.
+        config: config of the run, with the tables of the data.
+        data: data set, as `load_data` gives it.
+        learner: learner of the config.
+        options: start and files of the run.
+        say: function that shows a line of text to the user.
 
     Raises:
         UserError: see `train`, `Checkpoints` and `warm_start`.

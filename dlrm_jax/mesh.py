@@ -16,10 +16,10 @@ DATA = "data"
 MODEL = "model"
 
 BATCH = PartitionSpec((DATA, MODEL))
-"""How the first axis of a batch is split: over all devices."""
+"""The split of a batch's first axis: over all devices."""
 
 PER_DEVICE = PartitionSpec(DATA, MODEL)
-"""How arrays are split that exist once per device: [D, M, ...]."""
+"""The split of arrays [D, M, ...] that exist once per device."""
 
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
@@ -29,7 +29,7 @@ def parse_mesh(text: str, name: str = "--mesh") -> tuple[int, int]:
 
     Args:
         text: a mesh's shape.
-        name: of what the text was given for.
+        name: name of the flag or argument, for messages.
 
     Raises:
         UserError: the text is not two positive numbers joined by an x.
@@ -172,8 +172,8 @@ def put_batch(mesh: Mesh, batch: Any, leading: int = 0) -> Any:
     """Places a batch, of which each process has consecutive samples.
 
     Args:
-        mesh: of all processes' devices.
-        batch: a pytree of arrays, this process's samples of each.
+        mesh: mesh of all processes' devices.
+        batch: pytree of arrays, this process's samples of each.
         leading: axes before that of the samples.
     """
     return jax.make_array_from_process_local_data(batch_sharding(mesh, leading), batch)

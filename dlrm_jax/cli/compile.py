@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     assert memory is not None
     state = learner.state_specs().embedding
     sizes = {
-        "weights of tables": _bytes_on_one_device(state.tables),
+        "tables": _bytes_on_one_device(state.tables),
         "state of their optimizers": _bytes_on_one_device(state.slots),
         "all arguments of the program": memory.argument_size_in_bytes,
         "of these, updated in place": memory.alias_size_in_bytes,

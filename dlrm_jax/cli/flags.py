@@ -50,7 +50,7 @@ class Numbers(flags.ArgumentParser[tuple[Any, ...]]):
         return numbers
 
     def flag_type(self) -> str:
-        """What XML help calls it."""
+        """The name of the type in XML help."""
         return "numbers"
 
 

@@ -1,4 +1,4 @@
-"""What ``--help`` prints: the docstring of a program, and a sentence for each of its flags."""
+"""The text of ``--help``: the docstring of a program, and a sentence for each of its flags."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def help_text(docstring: str, width: int | None = None) -> str:
 
     Args:
         docstring: docstring of the program, with indented command lines.
-        width: of the lines; None for that of the terminal, at most 100, or 80 without one.
+        width: most characters of a line; None for the terminal's, at most 100, or 80 without
+            one.
     """
     width = width or max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
     own = [flag for flag in own_flags() if not (flag.help or "").startswith(NO_EFFECT)]

@@ -32,7 +32,7 @@ _LAUNCHER = "DLRM_JAX_LAUNCHER"
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a process ended.
+    """The end of a process.
 
     Attributes:
         index: number of the process.
@@ -162,7 +162,7 @@ def _wait(arriving: queue.Queue[Ended], ended: list[Ended], timeout: float) -> N
 
 
 def _account(first: Ended, missing: Sequence[int]) -> str:
-    """What happened."""
+    """The sentence that says what happened."""
     if first.by_others:
         silent = " and ".join(str(index) for index in missing) or "another one"
         return f"process {first.index} lost its connection to {silent}; all were stopped"

@@ -116,7 +116,7 @@ class Page:
             header: Above the columns; empty for none.
             rows: One cell for each column.
             totals: A last row; empty for none.
-            texts: How many of the first columns are flush left; the others, numbers, are flush
+            texts: Number of first columns that are flush left; all others, numbers, are flush
                 right.
         """
         part = {"header": header, "rows": rows, "totals": totals, "texts": texts}
@@ -126,8 +126,8 @@ class Page:
         """A picture.
 
         Args:
-            figure: What it shows.
-            alt: What it shows, for those who can't see it.
+            figure: Picture.
+            alt: Text that describes the picture to those who can't see it.
         """
         file = io.BytesIO()
         settings: dict[Any, Any] = {

@@ -14,9 +14,9 @@ from matplotlib.ticker import FuncFormatter
 from dlrm_jax.files import creating, replacing
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-"""Of lines; by Okabe and Ito, whom the colour-blind can tell apart, too."""
+"""Colours of lines, by Okabe and Ito: the colour-blind can tell them apart."""
 FILLS = ("#6699bb", "#ddaa55")
-"""Of areas, which need less colour than lines."""
+"""Colours of areas, which need less colour than lines."""
 
 _INK, _BACKGROUND = "#333333", "#b8b8b8"
 _WIDTH = 9.6  # inches; the page is as wide
@@ -30,7 +30,7 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
     """The axes of a new figure, as wide as a page.
 
     Args:
-        height: Of the figure, in inches.
+        height: Height of the figure, in inches.
     """
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
@@ -64,7 +64,7 @@ def bars(shares: Mapping[str, float], label: str) -> Figure:
 
     Args:
         shares: By name, from 0 to 1.
-        label: Of what they are shares.
+        label: Name of the whole that the bars are shares of.
     """
     pairs = sorted(shares.items(), key=lambda pair: pair[1])
     figure, axes = new_axes(0.6 + 0.2 * len(pairs))
@@ -87,7 +87,7 @@ def draw_lines(axes: Axes, curves: Sequence[Curve], others: str) -> None:
     Args:
         axes: To draw on.
         curves: The most important first.
-        others: What those without a colour are, in the plural.
+        others: Name of the lines without a colour, in the plural.
     """
     named, unnamed = curves[: len(COLOURS)], curves[len(COLOURS) :]
     for colour, (name, x, y) in zip(COLOURS, named, strict=False):
@@ -124,6 +124,6 @@ def short(name: str) -> str:
 
 
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g}%")
-"""Of the ticks of an axis of shares."""
+"""Format of the ticks of an axis of shares."""
 COMPACT = FuncFormatter(lambda number, _: compact(number))
-"""Of the ticks of an axis of counts."""
+"""Format of the ticks of an axis of counts."""

@@ -54,14 +54,14 @@ def draw_shards(found: Balance) -> Figure:
 
 
 def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
-    """Which device holds what: data groups below each other, shards side by side.
+    """Draws the tables of every device: data groups below each other, shards side by side.
 
     In a device, the height of a table is its share of what the fullest device holds.
 
     Args:
-        layout: of the plan.
-        plan: of all tables.
-        groups: D; of more than two the first two are drawn.
+        layout: layout of the plan.
+        plan: plan of all tables.
+        groups: number of data groups, D; of more than two the first two are drawn.
     """
     drawn = min(groups, _GROUPS)
     figure, axes = new_axes(0.8 + 2.4 * drawn)
@@ -87,7 +87,7 @@ def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
 
 
 def _held(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple[str, float]]]:
-    """Of each table on a shard, its placement and its bytes of weights and optimizer state."""
+    """Placement, and bytes with optimizer state, of each table on a shard."""
     for slab in layout.slabs:
         for piece, _ in slab.pieces:
             if piece.shard in (shard, None):

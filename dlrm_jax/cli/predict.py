@@ -121,7 +121,7 @@ def check_flags() -> None:
 
 
 def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
-    """Where the vocabularies of a checkpoint lie; None if there are none.
+    """The directory of a checkpoint's vocabularies; None if there is none.
 
     Raises:
         UserError: those that there are belong to other data.

@@ -1,4 +1,4 @@
-"""What a program starts with: its processes, its mesh, and the cache of compiled programs."""
+"""The start of a program: its processes, its mesh, and the cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def start(mesh: str, processes: int = 1, emulate: bool = False) -> jax.sharding.
 
     Args:
         mesh: such as ``"2x4"``.
-        processes: that it is spread over. If there are several, this is the one that the flags of
-            `define_process_flags` say.
+        processes: number of processes that it is spread over. If there are several, the flags of
+            `define_process_flags` say which one this is.
         emulate: whether its devices are emulated in any case, as ``--emulate`` says, too.
 
     Raises:
@@ -64,7 +64,7 @@ def start(mesh: str, processes: int = 1, emulate: bool = False) -> jax.sharding.
 
 
 def _leave_output_to_first() -> None:
-    """Of several processes, only what process 0 prints goes to standard output."""
+    """Sends only the output of process 0 to standard output."""
     sys.stdout.flush()
     shown, hidden = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(hidden, 1)  # in every process, gloo writes a line for each connection it makes

@@ -17,7 +17,7 @@ def test_memory_and_collectives_of_the_compiled_step():
     assert result.returncode == 0, result.stderr[-2000:]
     text = result.stdout
     config = preset("small")
-    weights = _number(r"^weights of tables +(\S+)$", text)
+    weights = _number(r"^tables +(\S+)$", text)
     state = _number(r"^state of their optimizers +(\S+)$", text)
     rows = sum(config.table_rows)
     assert weights * 2**30 >= rows * config.embedding_dim * 4 / 4  # four shards, padded
