@@ -23,8 +23,6 @@ Placed = tuple[Any, ...]
 def put_ids(collection: EmbeddingCollection, ids: Any, id_weights: Any, check: bool) -> Any:
     """See `EmbeddingCollection.put`."""
     features = collection.features
-    if isinstance(ids, Mapping):
-        ids, id_weights = _padded(features, ids, id_weights)
     matrix = host_ids(features, ids)
     if check:
         check_ids(matrix, features, collection.lookups, collection.tables)
@@ -37,7 +35,7 @@ def put_ids(collection: EmbeddingCollection, ids: Any, id_weights: Any, check: b
     placed = jax.make_array_from_process_local_data(sharding, matrix)
     if id_weights is None:
         return placed
-    weights = np.asarray(id_matrix(features, id_weights, fill=0))
+    weights = _host_weights(features, ids, id_weights)
     if not np.issubdtype(weights.dtype, np.floating):
         raise UserError(f"id_weights: expected floating numbers, got {weights.dtype}")
     return placed, jax.make_array_from_process_local_data(sharding, weights)
@@ -48,19 +46,47 @@ def host_ids(features: Sequence[Feature], ids: Any) -> Int32[np.ndarray, "B C"]:
 
     Args:
         features: features in the order of their columns.
-        ids: a matrix or arrays by feature name, of any integer dtypes; negative is absent.
+        ids: a matrix, or arrays and `Ragged` bags by feature name, of any integer dtypes; negative
+            is absent.
 
     Raises:
         UserError: ids aren't integers, or one doesn't fit into int32.
     """
     if not isinstance(ids, Mapping):
         return _as_int32("ids", ids)
-    cast = {name: _as_int32(f"feature {name}", array) for name, array in ids.items()}
+    width = {feature.name: feature.max_ids for feature in features}
+    cast = {}
+    for name, bags in ids.items():
+        what = f"feature {name}"
+        if isinstance(bags, Ragged) and name in width:
+            values, lengths = _as_int32(what, bags.values), _as_int32(what, bags.lengths)
+            cast[name], _ = pad_bags(values, lengths, width[name])
+        else:
+            cast[name] = _as_int32(what, bags)
     return id_matrix(features, cast, fill=-1)
 
 
+def _host_weights(features: Sequence[Feature], ids: Any, weights: Any) -> np.ndarray:
+    """Weights in the form of the ids: a matrix, or by feature name, ragged where the ids are."""
+    if not isinstance(weights, Mapping):
+        return np.asarray(weights)
+    found = dict(weights)
+    for feature in features:
+        bags, own = ids[feature.name] if isinstance(ids, Mapping) else None, found.get(feature.name)
+        if isinstance(bags, Ragged) and own is not None:
+            values = np.asarray(own.values if isinstance(own, Ragged) else own)
+            of_ids = np.asarray(bags.values), np.asarray(bags.lengths)
+            _, found[feature.name] = pad_bags(*of_ids, feature.max_ids, values)
+    return np.asarray(id_matrix(features, found, fill=0))
+
+
 def _as_int32(name: str, ids: Any) -> Int32[np.ndarray, "..."]:
-    ids = np.asarray(ids)
+    try:
+        ids = np.asarray(ids)
+    except ValueError as error:  # lists of different lengths
+        raise UserError(
+            f"{name}: expected an array, or bags of different lengths as Ragged(values, lengths)"
+        ) from error
     if not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"{name}: expected integers, got {ids.dtype}")
     if ids.size and (int(ids.max()) > 2**31 - 1 or int(ids.min()) < -(2**31)):
@@ -90,17 +116,3 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
 
     weights = padded(np.ones(count, np.float32), 0)
     return (padded(matrix, -1), *(padded(array, 0) for array in arrays), weights)
-
-
-def _padded(features: Sequence[Feature], ids: Mapping[str, Any], weights: Any) -> tuple[Any, Any]:
-    """Pads ragged bags and their weights."""
-    width = {feature.name: feature.max_ids for feature in features}
-    ids, weights = dict(ids), None if weights is None else dict(weights)
-    for name, value in ids.items():
-        if isinstance(value, Ragged) and name in width:
-            own = None if weights is None else weights.get(name)
-            own = own.values if isinstance(own, Ragged) else own
-            ids[name], padded = pad_bags(value.values, value.lengths, width[name], own)
-            if weights is not None:
-                weights[name] = padded
-    return ids, weights

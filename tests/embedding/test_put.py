@@ -94,6 +94,23 @@ def test_what_does_not_fit_is_refused(collection, ids, message):
         collection.put(ids)
 
 
+def test_ragged_bags_are_padded_with_their_batch(collection):
+    short = Ragged(RAGGED.values[:4], RAGGED.lengths[:3])
+    ids, weights = collection.pad_batch({"user": USERS[:3], "history": short})
+    np.testing.assert_array_equal(ids[:3], MATRIX[:3])
+    np.testing.assert_array_equal(weights, [1] * 3 + [0] * 5)
+    collection.check_ids({"user": USERS, "history": RAGGED})
+    # As many bags as there are ids in each: not a matrix of values and lengths.
+    square = Ragged(np.array([5, 6]), np.array([1, 1]))
+    ids, _ = collection.pad_batch({"user": USERS[:2], "history": square})
+    np.testing.assert_array_equal(ids[:2, 1:], [[5, -1, -1], [6, -1, -1]])
+
+
+def test_lists_of_different_lengths_are_refused(collection):
+    with pytest.raises(UserError, match=r"feature history: expected .* Ragged\(values, lengths\)"):
+        collection.put({"user": USERS, "history": [[1, 2], [3], *[[]] * 6]})
+
+
 def test_dtypes_are_not_mixed_in_a_step(collection):
     mixed = {"user": jnp.asarray(USERS, jnp.uint8), "history": jnp.asarray(HISTORY)}
     with pytest.raises(UserError, match="expected one dtype, got int32, uint8"):
