@@ -139,7 +139,8 @@ def _too_few(shape: tuple[int, int]) -> UserError:
     return UserError(
         f"mesh {shape[0]}x{shape[1]} needs {count} devices, but there are {len(devices)} of "
         f"{devices[0].platform}; choose a smaller mesh, or ask for emulated devices: --emulate of "
-        f"the programs here, emulate_devices({count}) before JAX is first used, or "
+        f"the commands, emulate=True of dlrm_jax.fit, emulate_devices({count}) before JAX is first "
+        f"used, or "
         f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
     )
 
