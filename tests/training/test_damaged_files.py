@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.serialization import FORMAT, read_metadata
 
 WHOLE = {
@@ -38,3 +39,10 @@ def test_metadata_that_is_not_text(tmp_path: Path):
     (tmp_path / "metadata.json").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="is not a checkpoint"):
         read_metadata(tmp_path)
+
+
+def test_files_among_checkpoints_are_left_alone(tmp_path: Path):
+    (tmp_path / "notes.writing").write_text("mine")
+    (tmp_path / "00000003.writing").mkdir()
+    Checkpoints(tmp_path, {}).sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.writing"]
