@@ -10,6 +10,7 @@ import pytest
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.record import Record
 from dlrm_jax.training.serialization import FORMAT, read_metadata
 
 WHOLE = {
@@ -46,3 +47,10 @@ def test_files_among_checkpoints_are_left_alone(tmp_path: Path):
     (tmp_path / "00000003.writing").mkdir()
     Checkpoints(tmp_path, {}).sweep()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.writing"]
+
+
+def test_metrics_that_are_not_text(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "split": "train"}\n\xff\xfe\n')
+    with Record(path, resumed_from=1):
+        assert path.read_text() == '{"step": 1, "split": "train"}\n'
