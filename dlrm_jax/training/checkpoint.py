@@ -209,7 +209,7 @@ class Checkpoints:
     def _sweep(self) -> None:
         if self.directory.is_dir():
             for path in self.directory.iterdir():
-                if path.suffix in (".writing", ".deleting"):
+                if path.suffix in (".writing", ".deleting") and path.is_dir():
                     shutil.rmtree(path)
 
 

@@ -68,7 +68,8 @@ class Record:
             return
         kept = []
         if path.exists():
-            entries = map(_entry, path.read_text().splitlines())
+            # What a crash of the machine has damaged isn't always text.
+            entries = map(_entry, path.read_text(errors="replace").splitlines())
             kept = [entry for entry in entries if _is_before(entry, resumed_from)]
             write_text(path, "".join(map(_line, kept)))
         if events:

@@ -26,6 +26,8 @@ FORMAT = 3
 # Formats that can be read, each with its old names of arrays.
 _FORMATS = {2: {"table": "weights"}, FORMAT: {}}
 
+_PARTS = ("identity", "validation", "params", "arrays")  # of the metadata of every format
+
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
 _ITEM_BYTES = 2**26
@@ -35,17 +37,23 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of one checkpoint.
 
     Raises:
-        UserError: there is no checkpoint, or one of another format.
+        UserError: there is no checkpoint, one of another format or one that lacks a part.
     """
     try:
         metadata = json.loads((path / "metadata.json").read_text())
         found = metadata["format"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a checkpoint: {error!r}{_checkpoints_in(path)}") from error
-    if found not in _FORMATS:
+    if found not in tuple(_FORMATS):  # damaged, it may be of a type that has no hash
         raise UserError(
             f"checkpoint {path} has format {found}, this program reads "
             f"{' and '.join(map(str, _FORMATS))}"
+        )
+    missing = [name for name in _PARTS if name not in metadata]
+    if missing:
+        raise UserError(
+            f"checkpoint {path} is damaged: its metadata.json has no {' and no '.join(missing)}; "
+            f"give another checkpoint, or remove this one to resume from an earlier one"
         )
     return metadata
 

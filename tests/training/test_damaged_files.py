@@ -1,0 +1,56 @@
+"""Files of a run that something has damaged are named in one message, or read as far as they go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.record import Record
+from dlrm_jax.training.serialization import FORMAT, read_metadata
+
+WHOLE = {
+    "format": FORMAT, "identity": {}, "validation": None, "params": {}, "arrays": {}
+}  # fmt: skip
+
+
+def read(directory: Path, content: Any) -> dict[str, Any]:
+    (directory / "metadata.json").write_text(json.dumps(content))
+    return read_metadata(directory)
+
+
+@pytest.mark.parametrize("found", [1, FORMAT + 1, "x", None, [2], {}])
+def test_other_formats_of_checkpoints(tmp_path: Path, found: Any):
+    with pytest.raises(UserError, match="this program reads 2 and 3"):
+        read(tmp_path, WHOLE | {"format": found})
+
+
+@pytest.mark.parametrize("name", ["identity", "validation", "params", "arrays"])
+def test_metadata_without_a_part(tmp_path: Path, name: str):
+    assert read(tmp_path, WHOLE) == WHOLE
+    with pytest.raises(UserError, match=f"is damaged: its metadata.json has no {name}"):
+        read(tmp_path, {key: value for key, value in WHOLE.items() if key != name})
+
+
+def test_metadata_that_is_not_text(tmp_path: Path):
+    (tmp_path / "metadata.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        read_metadata(tmp_path)
+
+
+def test_files_among_checkpoints_are_left_alone(tmp_path: Path):
+    (tmp_path / "notes.writing").write_text("mine")
+    (tmp_path / "00000003.writing").mkdir()
+    Checkpoints(tmp_path, {}).sweep()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.writing"]
+
+
+def test_metrics_that_are_not_text(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "split": "train"}\n\xff\xfe\n')
+    with Record(path, resumed_from=1):
+        assert path.read_text() == '{"step": 1, "split": "train"}\n'
