@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from dlrm_jax.cli.flags import FLAGS, refuse
+from dlrm_jax.errors import UserError
 
 _OF_GENERATED = (
     "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher"
@@ -29,6 +30,8 @@ def check_data_flags() -> None:
     Raises:
         UserError: one of them is on the command line.
     """
+    if FLAGS.data == "":
+        raise UserError("--data: expected a file or a directory, got nothing")
     if not FLAGS.data:
         refuse(["min_count"], "without --data")
         return

@@ -35,8 +35,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """
 
     def parsed(argv: Sequence[str]) -> list[str]:
-        if {"--help", "-h"} & set(argv[1:]):
-            print(help_text(sys.modules[main.__module__].__doc__ or ""))
+        if {"--help", "-h", "--helpfull"} & set(argv[1:]):
+            full = "--helpfull" in argv  # with the flags of libraries
+            text = (
+                FLAGS.get_help() if full else help_text(sys.modules[main.__module__].__doc__ or "")
+            )
+            print(text)
             sys.stdout.flush()
             sys.exit()
         return parse(argv)

@@ -42,8 +42,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((path / "metadata.json").read_text())
         found = metadata["format"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{path} is not a checkpoint: it has no metadata.json{_checkpoints_in(path)}"
+        ) from error
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a checkpoint: {error!r}{_checkpoints_in(path)}") from error
+        raise UserError(
+            f"{path} is not a checkpoint: its metadata.json is damaged ({error}); remove the "
+            f"directory to use an earlier one"
+        ) from error
     if found not in tuple(_FORMATS):  # damaged, it may be of a type that has no hash
         raise UserError(
             f"checkpoint {path} has format {found}, this program reads "
