@@ -113,6 +113,8 @@ def pad_bags(
         raise UserError(f"lengths sum to {lengths.sum()} but there are {len(values)} ids")
     if len(values) and not 0 <= values.min() <= values.max() < 2**31:
         raise UserError(f"ids must lie in 0..2^31-1, got {values.min()}..{values.max()}")
+    if len(values) and not np.issubdtype(values.dtype, np.integer):
+        raise UserError(f"ids: expected integers, got {values.dtype}")
     if id_weights is not None and id_weights.shape != values.shape:
         raise UserError(f"{len(values)} ids need as many weights, got shape {id_weights.shape}")
     ends = np.cumsum(lengths)

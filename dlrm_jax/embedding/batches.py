@@ -99,7 +99,13 @@ def _padded(features: Sequence[Feature], ids: Mapping[str, Any], weights: Any) -
     for name, value in ids.items():
         if isinstance(value, Ragged) and name in width:
             own = None if weights is None else weights.get(name)
-            own = own.values if isinstance(own, Ragged) else own
+            if isinstance(own, Ragged):
+                if not np.array_equal(own.lengths, value.lengths):
+                    raise UserError(
+                        f"id_weights of {name}: expected the lengths of its ids, got others; "
+                        f"weights would go to ids of other bags"
+                    )
+                own = own.values
             ids[name], padded = pad_bags(value.values, value.lengths, width[name], own)
             if weights is not None:
                 weights[name] = padded
