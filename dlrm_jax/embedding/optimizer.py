@@ -58,6 +58,8 @@ class RowOptimizer:
         super().__init_subclass__()
         if {"update", "update_values"} & vars(cls).keys() and "native" not in vars(cls):
             cls.native = None  # an inherited native update would do something else
+        if {"update", "update_values"} & vars(cls).keys() and "linear" not in vars(cls):
+            cls.linear = False  # of the inherited update; summing first is right for any
 
     def update(
         self,
