@@ -112,6 +112,8 @@ def pad_bags(
         raise UserError(f"lengths sum to {lengths.sum()} but there are {len(values)} ids")
     if len(values) and not 0 <= values.min() <= values.max() < 2**31:
         raise UserError(f"ids must lie in 0..2^31-1, got {values.min()}..{values.max()}")
+    if len(values) and not np.issubdtype(values.dtype, np.integer):
+        raise UserError(f"ids: expected integers, got {values.dtype}")
     if id_weights is not None and id_weights.shape != values.shape:
         raise UserError(f"{len(values)} ids need as many weights, got shape {id_weights.shape}")
     ends = np.cumsum(lengths)
@@ -142,8 +144,12 @@ def check_batch(
             f"ids: expected [B, {columns}], the max_ids of {len(features)} feature(s) side by "
             f"side, got {list(ids.shape)}"
         )
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise UserError(f"ids: expected integers, got {ids.dtype}")
+    if not jnp.issubdtype(ids.dtype, jnp.signedinteger) or ids.dtype.itemsize < 4:
+        # In a narrower or unsigned type neither -1 nor the number of rows may exist.
+        raise UserError(
+            f"ids: expected signed integers of 32 bits or more, got {ids.dtype}; "
+            f"EmbeddingCollection.put takes all integer types"
+        )
     if id_weights is not None and id_weights.shape != ids.shape:
         raise UserError(
             f"id_weights: expected one for each id, {list(ids.shape)}, got {list(id_weights.shape)}"

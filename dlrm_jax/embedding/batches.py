@@ -74,9 +74,14 @@ def _host_weights(features: Sequence[Feature], ids: Any, weights: Any) -> np.nda
     for feature in features:
         bags, own = ids[feature.name] if isinstance(ids, Mapping) else None, found.get(feature.name)
         if isinstance(bags, Ragged) and own is not None:
+            if isinstance(own, Ragged) and not np.array_equal(own.lengths, bags.lengths):
+                raise UserError(
+                    f"id_weights of {feature.name}: expected the lengths of its ids, got others; "
+                    f"weights would go to ids of other bags"
+                )
             values = np.asarray(own.values if isinstance(own, Ragged) else own)
-            of_ids = np.asarray(bags.values), np.asarray(bags.lengths)
-            _, found[feature.name] = pad_bags(*of_ids, feature.max_ids, values)
+            own_ids = np.asarray(bags.values), np.asarray(bags.lengths)
+            _, found[feature.name] = pad_bags(*own_ids, feature.max_ids, values)
     return np.asarray(id_matrix(features, found, fill=0))
 
 

@@ -25,6 +25,7 @@ from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.storage_dtype import decode
 from dlrm_jax.embedding.table import Lookup
+from dlrm_jax.errors import UserError
 from dlrm_jax.native import ops
 
 # Most bag positions that are gathered one by one, see `_gather_by_position`; more compile slowly.
@@ -126,7 +127,10 @@ def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
 
     def mapped(source: slice, id_map: Callable[[Array], Array]) -> Array:
         given = ids[:, source]
-        found = jnp.where(given >= 0, id_map(given), np.int32(-1))
+        ids_of_table = id_map(given)
+        if not jnp.issubdtype(ids_of_table.dtype, jnp.integer):  # it would make all ids floats
+            raise UserError(f"id_map: expected integers, got {ids_of_table.dtype}; use // for /")
+        found = jnp.where(given >= 0, ids_of_table, np.int32(-1))
         return jnp.where((given >= 0) & (found < 0), _IN_NO_TABLE, found)
 
     columns = [mapped(source, id_map) for source, id_map in layout.mapped]

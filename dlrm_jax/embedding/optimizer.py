@@ -57,6 +57,8 @@ class RowOptimizer:
         super().__init_subclass__()
         if {"update", "update_values"} & vars(cls).keys() and "native" not in vars(cls):
             cls.native = None  # an inherited native update wouldn't match
+        if {"update", "update_values"} & vars(cls).keys() and "linear" not in vars(cls):
+            cls.linear = False  # the inherited value; summing first is right for any update
 
     def update(
         self,

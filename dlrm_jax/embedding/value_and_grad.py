@@ -25,7 +25,8 @@ def value_and_grad(
     def run(state: Any, ids: Any, *args: Any, id_weights: Any = None) -> tuple[Any, Any, Any]:
         pooled, residuals = collection.lookup(state, ids, id_weights)
         positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        positions = positions if args else ()
+        # Positions in args: with the pooled vectors before them, -1 would be another's.
+        positions = [p + len(args) if p < 0 else p for p in positions] if args else []
         # The pooled vectors are at position 0.
         differentiate = transform(
             loss_fn, argnums=(0, *(position + 1 for position in positions)), has_aux=has_aux

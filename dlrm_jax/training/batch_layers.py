@@ -40,9 +40,10 @@ class SampleDropout(nnx.Dropout):
         source = rngs[self.rng_collection] if isinstance(rngs, nnx.Rngs) else rngs
         # Bypasses `DeviceStream`: the key must be the same on all devices.
         key = source if isinstance(source, jax.Array) else nnx.RngStream.__call__(source)
-        shape = [1 if i in self.broadcast_dims else n for i, n in enumerate(inputs.shape)]
+        broadcast = {dim % inputs.ndim for dim in self.broadcast_dims}
+        shape = [1 if i in broadcast else n for i, n in enumerate(inputs.shape)]
         kept = 1 - self.rate
-        if 0 in self.broadcast_dims:
+        if 0 in broadcast:
             mask = jax.random.bernoulli(key, kept, shape)
         else:
             position = jax.lax.axis_index(DEVICES) * len(inputs) + jnp.arange(len(inputs))

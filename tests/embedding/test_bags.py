@@ -69,3 +69,5 @@ def test_weights_must_match_the_ids():
     plain = inspect.unwrap(pad_bags)
     with pytest.raises(UserError, match=r"2 ids need as many weights, got shape \(3,\)"):
         plain(np.array([1, 2]), np.array([2]), 2, np.ones(3, "f4"))
+    with pytest.raises(UserError, match="expected integers, got float64"):
+        plain(np.array([1.7, 2.0]), np.array([2]), 2)

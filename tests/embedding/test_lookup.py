@@ -20,6 +20,8 @@ from small_collection import (
     read,
 )
 
+from dlrm_jax.errors import UserError
+
 MESHES = ["1x1", "2x4", "8x1", "1x8"]
 
 
@@ -205,3 +207,11 @@ def test_absent_ids_neither_read_nor_write_a_row(plan):
     pooled, state = jax.jit(step)(state, ids)
     assert all(not np.any(np.asarray(vectors)) for vectors in pooled.values())
     assert_same(read(tables, state), arrays)
+
+
+def test_a_map_must_give_integers():
+    lookups = [dataclasses.replace(x, id_map=x.id_map and (lambda ids: ids / 2)) for x in LOOKUPS]
+    c = collection("1x1", lookups=lookups)
+    columns = sum(feature.max_ids for feature in c.features)
+    with pytest.raises(UserError, match="id_map: expected integers, got float32"):
+        c.lookup(c.init(0), jnp.zeros((B, columns), jnp.int32))

@@ -177,3 +177,12 @@ def test_optimizers_by_name():
         row_optimizer("lamb", 0.1)
     with pytest.raises(UserError, match="eps: sgd has none, got 1e-08"):
         row_optimizer("sgd", 0.1, 1e-8)
+
+
+def test_an_update_of_ones_own_is_not_linear_unless_it_says_so():
+    class Decayed(SGD):
+        def update_values(self, values, gradients, slots, step, row_mean):  # pyright: ignore
+            return -0.1 * (gradients + values), slots
+
+    assert SGD.linear
+    assert not Decayed.linear  # otherwise a row decays once per occurrence

@@ -132,3 +132,10 @@ def test_a_padded_batch_counts_exactly(collection):
     assert len(same) == len(only) == B
     with pytest.raises(UserError, match="expected 5 samples as in ids, got 3"):
         collection.pad_batch(MATRIX[:5], np.zeros(3))
+
+
+def test_weights_of_ragged_bags_have_the_lengths_of_the_ids(collection):
+    lengths = np.array([1, 3, 0] + [2] * 5)  # of as many ids
+    weights = {"user": np.ones(B, np.float32), "history": Ragged(np.ones(14, "f4"), lengths)}
+    with pytest.raises(UserError, match="weights of history: expected the lengths of its ids"):
+        collection.put({"user": USERS, "history": RAGGED}, weights)

@@ -171,3 +171,14 @@ def test_a_linen_model():
         return collection.apply(state, rows, count), params, opt_state, loss
 
     trained(step, collection.init(0), params, optimizer.init(params))
+
+
+@pytest.mark.parametrize(("argnums", "same"), [(-1, 1), (-2, 0), ((-1, 0), (1, 0))])
+def test_negative_argnums_count_from_the_last_argument(argnums, same):
+    collection = make_collection("1x1")
+    ids, labels = make_batch()
+    args = collection.init(0), jnp.asarray(ids), jnp.linspace(-1, 1, 8), jnp.asarray(labels)
+    found, expected = (
+        collection.value_and_grad(loss_fn, numbers)(*args)[1] for numbers in (argnums, same)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

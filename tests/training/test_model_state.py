@@ -276,6 +276,8 @@ def test_masks_belong_to_samples_and_not_to_devices():
         assert len(np.unique(split[2])) == 64, "other draws differ from device to device"
     (of_all, *_) = drawn("2x4", broadcast_dims=(0,))
     assert len({row.tobytes() for row in of_all}) == 1
+    (of_rows, *_) = drawn("2x4", broadcast_dims=(-1,))
+    assert all(len(np.unique(row)) == 1 for row in of_rows), "the last axis shares a mask"
 
 
 def test_keys_of_another_kind_are_refused():
