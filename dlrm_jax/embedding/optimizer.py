@@ -98,14 +98,18 @@ class RowOptimizer:
         return self.update(gradients, slots, step, row_mean)
 
     def native_update(
-        self, table: Float[Array, "R d"], slots: Slots, bags: Sequence[ops.Bags], step: Array
+        self,
+        table: Float[Array, "R d"],
+        slots: Slots,
+        blocks: Sequence[ops.BlockGradients],
+        step: Array,
     ) -> tuple[Float[Array, "R d"], Slots]:
         """Applies an update to a float32 table on a CPU by a kernel of `native`.
 
         Args:
             table: rows of one device, [R, d].
             slots: optimizer slots of these rows by name.
-            bags: rows and gradients of bags; the kernel sums those of equal rows.
+            blocks: rows and gradients of bags; the kernel sums those of equal rows.
             step: number of updates done before this one.
         """
         raise NotImplementedError(f"{type(self).__name__} has no native update")
@@ -144,10 +148,14 @@ class SGD(RowOptimizer):
         return -rate_at(self.learning_rate, step) * gradients, slots
 
     def native_update(
-        self, table: Float[Array, "R d"], slots: Slots, bags: Sequence[ops.Bags], step: Array
+        self,
+        table: Float[Array, "R d"],
+        slots: Slots,
+        blocks: Sequence[ops.BlockGradients],
+        step: Array,
     ) -> tuple[Float[Array, "R d"], Slots]:
         """See `native.ops.sgd`."""
-        return ops.sgd(table, rate_at(self.learning_rate, step), bags), slots
+        return ops.sgd(table, rate_at(self.learning_rate, step), blocks), slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,11 +241,17 @@ class RowWiseAdagrad(RowOptimizer):
         return -scale[:, None] * gradients, {"accumulator": accumulator}
 
     def native_update(
-        self, table: Float[Array, "R d"], slots: Slots, bags: Sequence[ops.Bags], step: Array
+        self,
+        table: Float[Array, "R d"],
+        slots: Slots,
+        blocks: Sequence[ops.BlockGradients],
+        step: Array,
     ) -> tuple[Float[Array, "R d"], Slots]:
         """See `native.ops.rowwise_adagrad`."""
         rate = rate_at(self.learning_rate, step)
-        table, accumulator = ops.rowwise_adagrad(table, slots["accumulator"], rate, self.eps, bags)
+        table, accumulator = ops.rowwise_adagrad(
+            table, slots["accumulator"], rate, self.eps, blocks
+        )
         return table, {"accumulator": accumulator}
 
 

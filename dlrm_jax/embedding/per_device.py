@@ -124,7 +124,7 @@ class PerDevice:
             blocks[self.layout.blocks[number].slab.name].append(
                 (local(cotangents.rows[i]), weights, local(cotangents.cotangents[i]))
             )
-        bags = row_gradients.coalesce(
+        blocks = row_gradients.coalesce(
             list(slabs.values()),
             blocks,
             self.axes,
@@ -132,7 +132,7 @@ class PerDevice:
             self.comm_dtype,
             self.native_slabs,
         )
-        return RowGradients(bags, self.sums(sum_duplicates))
+        return RowGradients(blocks, self.sums(sum_duplicates))
 
     def sums(self, sum_duplicates: bool) -> bool:
         """Whether `coalesce` returns each row once."""
@@ -147,7 +147,7 @@ class PerDevice:
         """Updates the touched rows of this device; see `EmbeddingCollection.apply`."""
         tables, slots = dict(state.tables), dict(state.slots)
         for name, slab in self.trained_slabs.items():
-            args = tables[name], slots[name], gradients.bags[name], jnp.asarray(step)
+            args = tables[name], slots[name], gradients.blocks[name], jnp.asarray(step)
             if name in self.native_slabs:
                 tables[name], slots[name] = self.optimizers[name].native_update(*args)
             else:
@@ -170,12 +170,12 @@ def _update(
     axes: MeshAxes,
     table: Array,
     slots: dict[str, Array],
-    bags: Sequence[row_gradients.BlockCotangents],
+    blocks: Sequence[row_gradients.BlockCotangents],
     step: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """Updates one device's part of a slab."""
     assert slab.optimizer is not None
-    rows, gradients = row_gradients.expand(bags)
+    rows, gradients = row_gradients.expand(blocks)
 
     def mean_of_all_columns(x: Array) -> Array:
         return jax.lax.pmean(mean_of_columns(x), axes.model)

@@ -55,15 +55,15 @@ def send_cotangents(
 def coalesce(device: PerDevice, cotangents: SparseCotangents, sum_duplicates: bool) -> RowGradients:
     """See `EmbeddingCollection.coalesce`. Stacked micro-batches lie along the first axis."""
     stacked = cotangents.rows[0].ndim - 5 if cotangents.rows else 0
-    bags = jax.shard_map(
-        lambda cotangents: device.coalesce(cotangents, sum_duplicates).bags,
+    blocks = jax.shard_map(
+        lambda cotangents: device.coalesce(cotangents, sum_duplicates).blocks,
         mesh=device.axes.mesh,
         in_specs=PartitionSpec(*[None] * stacked, *device.axes.per_device),
         out_specs=_row_specs(device),
         # Collectives make copies equal. A single copy needs no collective, which the check needs.
         check_vma=False,
     )(cotangents)
-    return RowGradients(bags, device.sums(sum_duplicates))
+    return RowGradients(blocks, device.sums(sum_duplicates))
 
 
 def apply(
@@ -76,8 +76,8 @@ def apply(
     slabs, specs = device.trained_slabs, device.state_specs
     specs = EmbeddingState({name: specs.tables[name] for name in slabs}, specs.slots)
 
-    def run(state: EmbeddingState, bags: dict[str, Any], step: Array) -> EmbeddingState:
-        return device.apply(state, RowGradients(bags, gradients.summed), step)
+    def run(state: EmbeddingState, blocks: dict[str, Any], step: Array) -> EmbeddingState:
+        return device.apply(state, RowGradients(blocks, gradients.summed), step)
 
     updated = jax.shard_map(
         run,
@@ -94,7 +94,7 @@ def apply(
         ),
     )(
         EmbeddingState({name: state.tables[name] for name in slabs}, state.slots),
-        gradients.bags,
+        gradients.blocks,
         jnp.asarray(step),
     )
     return EmbeddingState(state.tables | updated.tables, state.slots | updated.slots)

@@ -69,26 +69,26 @@ class RowGradients:
     """Gradients of the touched rows of each slab, by slab name.
 
     Attributes:
-        bags: rows [M · N, T, L], weight of each or None, and gradients of bags [M · N, T, d].
+        blocks: rows [M · N, T, L], weight of each or None, and gradients of bags [M · N, T, d].
             A row is a number in the owner's slab, or past its end for "no row"; its gradient is
             that of its bag times its weight.
         summed: whether each row comes once with its summed gradient, as a bag of one row.
     """
 
-    bags: dict[str, tuple[tuple[Leaf, Leaf | None, Leaf], ...]] | Leaf
+    blocks: dict[str, tuple[tuple[Leaf, Leaf | None, Leaf], ...]] | Leaf
     summed: bool = dataclasses.field(metadata={"static": True})
 
     def squared_norm(self) -> Float[Array, ""]:
         """The sum of squares over all rows of all tables, for clipping by global norm."""
         if not self.summed:
             raise UserError("a norm needs coalesce(..., sum_duplicates=True)")
-        gradients = (g for items in self.bags.values() for _, _, g in items)
+        gradients = (g for items in self.blocks.values() for _, _, g in items)
         return sum((jnp.sum(jnp.square(g)) for g in gradients), jnp.zeros(()))
 
     def scaled(self, factor: Float[Array, ""]) -> RowGradients:
         """The gradients times a number, in their own dtype."""
-        bags = {
+        blocks = {
             name: tuple((rows, w, (g * factor).astype(g.dtype)) for rows, w, g in items)
-            for name, items in self.bags.items()
+            for name, items in self.blocks.items()
         }
-        return dataclasses.replace(self, bags=bags)
+        return dataclasses.replace(self, blocks=blocks)

@@ -17,7 +17,7 @@ from dlrm_jax.native import library
 Kernels = Literal["auto", "native", "jax"]
 """Use of the native kernels: if they are built; always, or else an error; never."""
 
-Bags = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
+BlockGradients = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
 """Rows [N, T, L], weight of each row, and gradient of each bag [N, T, d]. The gradient of a row is
 that of its bag, times its weight.
 """
@@ -63,20 +63,20 @@ def pool(
 
 
 def sgd(
-    table: Float[Array, "R d"], rate: float | Float[Array, ""], bags: Sequence[Bags]
+    table: Float[Array, "R d"], rate: float | Float[Array, ""], blocks: Sequence[BlockGradients]
 ) -> Float[Array, "R d"]:
     """``w -= rate · g`` for every occurrence of a row; see `embedding.optimizer.SGD`.
 
     Args:
         table: rows, [R, d] float32; updated in place if XLA can donate it.
         rate: learning rate.
-        bags: gradients; row numbers of R and more are absent.
+        blocks: gradients; row numbers of R and more are absent.
 
     Returns:
         The updated table.
     """
     call = jax.ffi.ffi_call("dlrm_jax_sgd", _like(table), input_output_aliases={0: 0})
-    return call(table, jnp.float32(rate), *_flat(bags), weighted=_weighted(bags))
+    return call(table, jnp.float32(rate), *_flat(blocks), weighted=_weighted(blocks))
 
 
 def rowwise_adagrad(
@@ -84,7 +84,7 @@ def rowwise_adagrad(
     accumulator: Float[Array, " R"],
     rate: float | Float[Array, ""],
     eps: float,
-    bags: Sequence[Bags],
+    blocks: Sequence[BlockGradients],
 ) -> tuple[Float[Array, "R d"], Float[Array, " R"]]:
     """``a += mean(g²); w -= rate · g / (√a + eps)``; see `embedding.optimizer.RowWiseAdagrad`.
 
@@ -93,8 +93,8 @@ def rowwise_adagrad(
         accumulator: accumulator of each row, [R]; updated like the table.
         rate: learning rate.
         eps: eps of the formula.
-        bags: gradients; row numbers of R and more are absent. g is the sum over all occurrences of
-            a row.
+        blocks: gradients; row numbers of R and more are absent. g is the sum over all occurrences
+            of a row.
 
     Returns:
         The updated table and accumulator.
@@ -108,8 +108,8 @@ def rowwise_adagrad(
         table,
         accumulator,
         jnp.float32(rate),
-        *_flat(bags),
-        weighted=_weighted(bags),
+        *_flat(blocks),
+        weighted=_weighted(blocks),
         eps=np.float32(eps),
     )
     return table, accumulator
@@ -205,10 +205,10 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _weighted(bags: Sequence[Bags]) -> bool:
-    return any(weights is not None for _, weights, _ in bags)
+def _weighted(blocks: Sequence[BlockGradients]) -> bool:
+    return any(weights is not None for _, weights, _ in blocks)
 
 
-def _flat(bags: Sequence[Bags]) -> list[Array]:
+def _flat(blocks: Sequence[BlockGradients]) -> list[Array]:
     """All arrays, in the order of the native function's arguments."""
-    return [x for rows, weights, g in bags for x in (rows, g, weights) if x is not None]
+    return [x for rows, weights, g in blocks for x in (rows, g, weights) if x is not None]

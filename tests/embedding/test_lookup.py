@@ -105,7 +105,7 @@ def test_weights_of_absent_ids_count_nowhere(plan):
         pooled, context = tables.lookup(state, ids, id_weights)
         ones = jax.tree.map(jnp.ones_like, pooled)
         rows = tables.coalesce(tables.send_cotangents(context, ones), sum_duplicates=True)
-        return pooled, rows.bags, tables.apply(state, rows, 0)
+        return pooled, rows.blocks, tables.apply(state, rows, 0)
 
     wanted = step(state, ids, np.where(ids < 0, 0, id_weights))
     for weight in (np.nan, np.inf):

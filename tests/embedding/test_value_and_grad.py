@@ -105,7 +105,7 @@ def test_argnums_aux_and_weights():
     expected = jax.grad(lambda a, b: with_aux(pooled, a, b)[0], argnums=(0, 1))(2.0, 0.5)
     np.testing.assert_allclose(grads, expected, rtol=1e-6)
     np.testing.assert_allclose(loss, bce(logits, labels), rtol=1e-6)
-    assert rows.bags.keys() == collection.state_specs().tables.keys()
+    assert rows.blocks.keys() == collection.state_specs().tables.keys()
 
 
 def test_a_loss_of_pooled_vectors_alone():

@@ -23,7 +23,7 @@ from dlrm_jax.native.ops import (
 assert available("native", CPU)
 rng = np.random.default_rng(0)
 weights = jnp.asarray(rng.normal(size=(5_000, 16)), jnp.float32)
-bags = [
+blocks = [
     (
         jnp.asarray(rng.integers(0, 5_000, (8_192, 1, length)), jnp.int32),
         None,
@@ -31,9 +31,9 @@ bags = [
     )
     for length in (5, 3)
 ]
-adagrad = functools.partial(rowwise_adagrad, rate=0.1, eps=1e-8, bags=bags)
-found = [jax.jit(sgd)(weights, 0.1, bags), *jax.jit(adagrad)(weights, jnp.zeros(5_000))]
-found += [jax.jit(pool)(weights, rows, None) for rows, _, _ in bags]
+adagrad = functools.partial(rowwise_adagrad, rate=0.1, eps=1e-8, blocks=blocks)
+found = [jax.jit(sgd)(weights, 0.1, blocks), *jax.jit(adagrad)(weights, jnp.zeros(5_000))]
+found += [jax.jit(pool)(weights, rows, None) for rows, _, _ in blocks]
 x, *vectors = (jnp.asarray(rng.normal(size=(300, 20)), jnp.float32) for _ in range(5))
 z = jax.jit(lambda x, vectors: interact(x, vectors, False, columns=True))(x.T, vectors)
 found += [
