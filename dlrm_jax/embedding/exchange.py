@@ -261,12 +261,12 @@ def collect(
     """
     parts = layout.parts[bag]
     index, shard, position = parts[0]
-    block = received[index]
+    vectors = received[index]
     if len(parts) == 1:
         # On one shard this undoes the stack of `_gather_by_position`, and XLA leaves both out.
-        return block[shard * samples : (shard + 1) * samples, position]
+        return vectors[shard * samples : (shard + 1) * samples, position]
     _, shards, positions = (np.array(axis) for axis in zip(*parts, strict=True))
-    by_shard = block.reshape(len(layout.blocks[index].bag), samples, *block.shape[1:])
+    by_shard = vectors.reshape(len(layout.blocks[index].bag), samples, *vectors.shape[1:])
     pieces = by_shard[shards, :, positions]
     if layout.blocks[index].slab.split == "columns":
         return jnp.swapaxes(pieces, 0, 1).reshape(pieces.shape[1], -1)

@@ -124,7 +124,7 @@ class PerDevice:
             blocks[self.layout.blocks[number].slab.name].append(
                 (local(cotangents.rows[i]), weights, local(cotangents.cotangents[i]))
             )
-        blocks = row_gradients.coalesce(
+        coalesced = row_gradients.coalesce(
             list(slabs.values()),
             blocks,
             self.axes,
@@ -132,7 +132,7 @@ class PerDevice:
             self.comm_dtype,
             self.native_slabs,
         )
-        return RowGradients(blocks, self.sums(sum_duplicates))
+        return RowGradients(coalesced, self.sums(sum_duplicates))
 
     def sums(self, sum_duplicates: bool) -> bool:
         """Whether `coalesce` returns each row once."""
