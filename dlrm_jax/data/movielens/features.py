@@ -53,9 +53,7 @@ class Features:
 def select_features(tables: Tables, features: Sequence[str] | None) -> tuple[str, ...]:
     """The names of the features to make, those of users first.
 
-    Args:
-        tables: tables of the data set.
-        features: names of the wanted features; None for as many of `DEFAULT` as the data set has.
+    They are the wanted ones; without, as many of `DEFAULT` as the data set has.
 
     Raises:
         UserError: the data set doesn't have a wanted feature.

@@ -47,13 +47,7 @@ _ROWS_PER_FRAME = 1 << 16
 def read_fields(
     path: Path, separator: str, columns: Mapping[str, Kind], encoding: str = "utf-8"
 ) -> pl.DataFrame:
-    """Reads a file without a header.
-
-    Args:
-        path: the file.
-        separator: text between fields, one character or more.
-        columns: kind of every field of a line by name, in order.
-        encoding: encoding of the file, such as latin-1.
+    """Reads a file without a header; ``columns`` are all fields of a line, in order.
 
     Raises:
         UserError: there is no line, a line has more or fewer fields, or a field has the wrong kind.
@@ -62,12 +56,7 @@ def read_fields(
 
 
 def read_table(path: Path, separator: str, columns: Mapping[str, Kind]) -> pl.DataFrame:
-    """Reads columns of a file with a header. The part of a name after a colon is dropped.
-
-    Args:
-        path: the file.
-        separator: text between fields.
-        columns: kind of each wanted column by name, in any order.
+    """Reads columns of a file with a header. A name ends at a colon: RecBole adds the type.
 
     Raises:
         UserError: the same errors as `read_fields`, or a column is missing.
@@ -81,7 +70,7 @@ def read_table(path: Path, separator: str, columns: Mapping[str, Kind]) -> pl.Da
 
 
 def header(path: Path, separator: str) -> list[str]:
-    """The names in the first line, without the part after a colon."""
+    """The names in the first line, each up to a colon."""
     with path.open(encoding="utf-8") as file:
         first = file.readline()
     return [name.partition(":")[0] for name in first.rstrip("\r\n").split(separator)]
@@ -90,9 +79,7 @@ def header(path: Path, separator: str) -> list[str]:
 def read_csv(path: Path, columns: Mapping[str, Kind]) -> pl.DataFrame:
     """Reads columns of a CSV file with a header, in which fields may be quoted.
 
-    Args:
-        path: the file, parsed by Python's reader, so not a large one.
-        columns: kind of each wanted column by name, in any order.
+    Python's reader parses it, so it shouldn't be large.
 
     Raises:
         UserError: the same errors as `read_table`.

@@ -35,14 +35,9 @@ class History:
     def before(
         self, users: Int64[np.ndarray, " N"], times: Int64[np.ndarray, " N"]
     ) -> Int32[np.ndarray, "N L"]:
-        """The last L items that each user liked before a time, latest first.
+        """The last L items that each user liked before a time, latest first; then `ABSENT`.
 
-        Args:
-            users: index of each user, [N].
-            times: times in seconds since 1970, [N]; likes at that very time aren't included.
-
-        Returns:
-            Ids, int32 [N, L], padded with `ABSENT`.
+        Times are in seconds since 1970; likes at that very time aren't included.
         """
         first = np.searchsorted(self._keys, _key(users, np.zeros_like(times)))
         stop = np.searchsorted(self._keys, _key(users, times))

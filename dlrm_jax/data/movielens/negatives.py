@@ -25,15 +25,7 @@ class Negatives:
     def draw(
         self, users: Int64[np.ndarray, " N"], size: int, rng: np.random.Generator
     ) -> Int64[np.ndarray, "N size"]:
-        """Draws distinct items for each row, uniformly among all such sets.
-
-        Args:
-            users: user of each row, [N]; each must have ratings.
-            size: number of items per row.
-            rng: source of random numbers.
-
-        Returns:
-            Indices of items, [N, size].
+        """Draws distinct items for each user, uniformly among all such sets.
 
         Raises:
             UserError: a user has rated so many items that fewer are left.
