@@ -76,19 +76,15 @@ class DayFiles:
     def check_bags(self, bag_lengths: Sequence[int], source: str) -> None:
         """Checks the widths of the arrays.
 
-        Args:
-            bag_lengths: expected width of each feature's bag.
-            source: origin of the expected widths, for the message.
-
         Raises:
-            UserError: a width differs.
+            UserError: a width differs from the bag lengths, which the source says.
         """
         widths = [bags.shape[1] for bags in self.id_arrays]
         expected = list(bag_lengths) if self.multi_hot else [sum(bag_lengths)]
         if widths != expected:
             raise UserError(
-                f"{self.path}: expected arrays of {_listed(expected)} ids an example, as {source} "
-                f"says, got {_listed(widths)}; prepare all days alike"
+                f"{self.path}: expected arrays of {str(expected)[1:-1]} ids an example, as "
+                f"{source} says, got {str(widths)[1:-1]}; prepare all days alike"
             )
 
     def largest_ids(self) -> Int64[np.ndarray, " C"]:
@@ -142,7 +138,3 @@ def _map_npy(path: Path) -> np.ndarray:
     if not array.flags.c_contiguous:
         raise UserError(f"{path}: expected an array in row-major order, got one by columns")
     return array
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -48,7 +48,10 @@ class LineFormatter:
     """
 
     def __init__(self) -> None:
-        self._integers = _integer_fields()
+        # The text of every integer from `EMPTY` on. NumPy fills up with NUL. One number is copied
+        # faster than as many bytes.
+        texts = ["", *map(str, range(EMPTY + 1, LARGEST_INTEGER + 1))]
+        self._integers = np.array(texts, f"S{_INTEGER_BYTES}").view(f"u{_INTEGER_BYTES}")
         self._hexadecimal = np.frombuffer(
             b"".join(b"%04x" % number for number in range(1 << 16)), np.uint32
         )
@@ -98,10 +101,3 @@ def _line() -> np.dtype[np.void]:
 
 
 _LINE = _line()
-
-
-def _integer_fields() -> np.ndarray:
-    """The text of every integer from `EMPTY` on, as numbers of 8 bytes."""
-    texts = ["", *map(str, range(EMPTY + 1, LARGEST_INTEGER + 1))]
-    # NumPy fills up with NUL. One number is copied faster than as many bytes.
-    return np.array(texts, f"S{_INTEGER_BYTES}").view(f"u{_INTEGER_BYTES}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.formats.lines import OnBadLine
+from dlrm_jax.data.formats.lines import OnBadLine, decoded
 from dlrm_jax.errors import UserError
 
 # Python's reader, as Polars' silently fills short lines with nulls and names no line.
@@ -89,15 +89,7 @@ class Records:
     def _lines(self, chunks: Iterable[bytes]) -> Iterator[str]:
         number, encoding = 1, "utf-8-sig"  # a byte order mark comes first or not at all
         for chunk in chunks:
-            try:
-                text = chunk.decode(encoding)
-            except UnicodeDecodeError as error:
-                line = number + chunk.count(b"\n", 0, error.start)
-                raise UserError(
-                    f"{self._path}, line {line}: expected UTF-8, found the byte "
-                    f"{chunk[error.start : error.start + 1].hex()} ({error.reason}); convert the "
-                    f"file, for example with iconv"
-                ) from error
+            text = decoded(chunk, self._path, encoding, number)
             yield from io.StringIO(text, newline="\n")
             number += chunk.count(b"\n")
             encoding = "utf-8"

@@ -35,3 +35,20 @@ def whole_lines(read: Callable[[int], bytes], path: Path, chunk_bytes: int) -> I
             )
     if last := b"".join(rest):  # the file doesn't end with a line feed
         yield last + b"\n"
+
+
+def decoded(content: bytes, path: Path, encoding: str, first_line: int = 1) -> str:
+    """The text of whole lines, of which the first has the given number in the file.
+
+    Raises:
+        UserError: a byte isn't in the encoding; the message names its line.
+    """
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = first_line + content.count(b"\n", 0, error.start)
+        expected = encoding.removesuffix("-sig").upper()
+        raise UserError(
+            f"{path}, line {line}: expected {expected}, found the byte "
+            f"{content[error.start]:02x} ({error.reason}); convert the file, for example with iconv"
+        ) from error

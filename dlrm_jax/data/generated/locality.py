@@ -84,15 +84,14 @@ class StackProfile:
             distances, counts = tuple(fields["distances"]), tuple(fields["counts"])
             if not all(type(value) is int for value in distances + counts):
                 raise TypeError("not all numbers are integers")
+            return cls(distances, counts)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}: expected a JSON object with lists of integers, distances and counts, as "
                 f"--save_profile writes it, got something else ({type(error).__name__}: {error})."
             ) from None
-        try:
-            return cls(distances, counts)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
 
 
 def read_trace(path: Path) -> Int64[np.ndarray, " N"]:

@@ -113,7 +113,7 @@ class Teacher:
             _Effects.draw(rng, rows, exponent, feature in interacting)
             for feature, rows in enumerate(table_rows)
         ]
-        self.dense_weights = rng.standard_normal(dense_features).astype(np.float32)
+        self.dense_coefficients = rng.standard_normal(dense_features).astype(np.float32)
         self.scales, self.bias = np.ones(3, np.float32), np.float32(0)
         self._calibrate(rng)
 
@@ -173,7 +173,7 @@ class Teacher:
                 vectors[feature] = np.einsum("nlk,nl->nk", effects.vectors[index], present)
         for f, g in self.pairs:
             terms[0] += np.einsum("nk,nk->n", vectors[f], vectors[g])
-        terms[2] = dense @ self.dense_weights
+        terms[2] = dense @ self.dense_coefficients
         return terms
 
     def logits(

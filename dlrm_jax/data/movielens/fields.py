@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from dlrm_jax.data.formats.csv_text import Records
+from dlrm_jax.data.formats.lines import decoded
 from dlrm_jax.errors import UserError
 
 
-@dataclass(frozen=True)
-class Kind:
-    """The type and range of a field.
-
-    Attributes:
-        dtype: Polars type.
-        words: description for messages.
-        lowest: smallest allowed number.
-        highest: largest allowed number.
-    """
+class Kind(NamedTuple):
+    """The Polars type of a field, its description for messages, and its range."""
 
     dtype: Any
     words: str
@@ -99,15 +91,8 @@ def _content(path: Path) -> bytes:
 
 def _lines(path: Path, encoding: str) -> pl.Series:
     content = _content(path)
-    try:
-        # Python decodes small files only: files of ratings are ASCII.
-        text = content if content.isascii() else content.decode(encoding).encode()
-    except UnicodeDecodeError as error:
-        line = 1 + content.count(b"\n", 0, error.start)
-        raise UserError(
-            f"{path}, line {line}: expected {encoding}, found the byte "
-            f"{content[error.start]:02x} ({error.reason}); convert the file, for example with iconv"
-        ) from error
+    # Python decodes small files only: files of ratings are ASCII.
+    text = content if content.isascii() else decoded(content, path, encoding).encode()
     return pl.read_lines(text, name="line")["line"]
 
 

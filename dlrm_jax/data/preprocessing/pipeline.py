@@ -61,8 +61,8 @@ def preprocess(
     """
     output = output.resolve()
     grown = Metadata.read(grow) if grow else None
-    _check(paths, options, held_out, grown)
     files = [path.resolve() for path in (*paths, *held_out)]
+    _check(files, len(held_out), options, grown)
     described = options.to_json() | {
         "held_out": len(held_out),
         "grown_from": [*grown.grown_from, grown.fingerprint] if grown else [],
@@ -97,19 +97,17 @@ def preprocess(
     return Metadata.read(output)
 
 
-def _check(
-    paths: Sequence[Path], options: Options, held_out: Sequence[Path], grown: Metadata | None
-) -> None:
-    if not paths or len(held_out) not in (0, 2):
+def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
+    logs = len(files) - held_out
+    if not logs or held_out not in (0, 2):
         raise UserError(
             f"expected files with logs, and one for validation and one for test or neither, got "
-            f"{len(paths)} and {len(held_out)}"
+            f"{logs} and {held_out}"
         )
-    files = [path.resolve() for path in (*paths, *held_out)]
     twice = [path for path in files if files.count(path) > 1]
     if twice:
         raise UserError(f"{twice[0]} is listed twice; examples must not train and test a model")
-    several = held_out or len(paths) > 1 or options.compatible == "reference"
+    several = len(files) > 1 or options.compatible == "reference"
     if options.drop_negatives and not several:
         raise UserError(
             "drop_negatives: validation and test must keep all examples; give days as several "
