@@ -78,8 +78,7 @@ class Column:
     def served_by_hottest(self, share: float) -> float:
         """The share of the training lookups that the most frequent rows serve; NaN without lookups.
 
-        Args:
-            share: share of the table's rows, above 0 and at most 1, rounded up to one row.
+        These rows are a share of the table, above 0 and at most 1, rounded up to one row.
         """
         lookups = int(self.occurrences.sum())
         if not lookups:

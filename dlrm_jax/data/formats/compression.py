@@ -33,11 +33,7 @@ class DamagedError(Exception):
 
 
 class Bytes:
-    """The uncompressed bytes of a file.
-
-    Args:
-        read: function that returns about the given number of bytes, none at the end.
-    """
+    """The uncompressed bytes of a file, given a function that reads about so many of them."""
 
     def __init__(self, read: Callable[[int], bytes]):
         self._read = read
@@ -70,10 +66,8 @@ class Bytes:
 def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]:
     """Opens a file: plain, gzip or zstandard, detected from the first bytes.
 
-    Args:
-        path: the file.
-        update: function that receives all bytes of the file as stored. It has received all of them
-            when the context ends without an error.
+    ``update`` receives the bytes of the file as stored: all of them when the context ends without
+    an error.
     """
     with path.open("rb") as raw:
         file = _Hashing(raw, update)

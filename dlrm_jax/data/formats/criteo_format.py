@@ -65,10 +65,7 @@ class LineFormatter:
     ) -> bytes:
         """Formats N examples.
 
-        Args:
-            labels: 0 or 1, [N].
-            integers: numbers from -1 to `LARGEST_INTEGER`, or `EMPTY`, [N, 13].
-            ids: ids of at least 0, [N, 26].
+        Labels are 0 or 1, integers from -1 to `LARGEST_INTEGER` or `EMPTY`, and ids at least 0.
         """
         if len(self._lines) < len(labels):
             self._lines = np.zeros(len(labels), _LINE)

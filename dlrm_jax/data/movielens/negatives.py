@@ -9,13 +9,7 @@ from dlrm_jax.errors import UserError
 
 
 class Negatives:
-    """Draws items at random for users, except those that the user has rated.
-
-    Args:
-        users: index of each rating's user.
-        items: index of each rating's item.
-        count: number of items in all.
-    """
+    """Draws some of ``count`` items at random for users, except those that the user has rated."""
 
     def __init__(self, users: Int64[np.ndarray, " n"], items: Int64[np.ndarray, " n"], count: int):
         self._count = count
