@@ -90,7 +90,7 @@ def train(
     wanted = (batches[step] for step in range(first, steps))
     with (
         deferred() as requested,
-        _Progress(first, steps) as progress,
+        _Progress(first, steps, batches.batch_size) as progress,
         Prefetch(wanted, learner.put) as placed,
     ):
 
@@ -177,7 +177,7 @@ class _Clock:
 class _Progress:
     """A bar on a terminal, otherwise a line every ten seconds."""
 
-    def __init__(self, first: int, steps: int):
+    def __init__(self, first: int, steps: int, batch_size: int):
         self._bar = tqdm.tqdm(
             total=steps,
             initial=first,
@@ -185,8 +185,8 @@ class _Progress:
             disable=not (sys.stderr.isatty() and is_process_0()),
         )
         self._steps = steps
-        self._first = first
-        self._begun = self._printed = time.monotonic()
+        self._batch_size = batch_size
+        self._printed = time.monotonic()
 
     def __enter__(self) -> Callable[[int, float, float | None], None]:
         return self._show
@@ -201,8 +201,8 @@ class _Progress:
         now = time.monotonic()
         if self._bar.disable and is_process_0() and now - self._printed >= 10:
             self._printed = now
-            left = (now - self._begun) / (step - self._first) * (self._steps - step)
-            print(
-                f"step {step}/{self._steps}  loss {loss:.4f}  {rate}  {left:.0f} s left",
-                flush=True,
-            )
+            left = ""
+            if examples_per_second:
+                seconds = (self._steps - step) * self._batch_size / examples_per_second
+                left = f"  {seconds:.0f} s left"
+            print(f"step {step}/{self._steps}  loss {loss:.4f}  {rate}{left}", flush=True)
