@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlrm_jax.embedding.layout import Block, Layout, Slab
-from dlrm_jax.embedding.optimizer import mean_of_columns, slot_shapes
 from dlrm_jax.embedding.row_gradients import Reduction, reduction
+from dlrm_jax.embedding.row_optimizer import mean_of_columns, slot_shapes
 from dlrm_jax.mesh import DATA, MODEL
 
 

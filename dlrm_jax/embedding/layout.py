@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from dlrm_jax.embedding.by_value import optimizer_key
-from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Piece, Plan
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 
 _Split = Literal["rows", "columns"] | None
