@@ -21,9 +21,7 @@ NO_EFFECT = "No effect"
 def define_run_flags(default_preset: str, without: Mapping[str, str] | None = None) -> None:
     """``--mesh``, ``--preset``, and for each field of `Config` a flag that overrides it.
 
-    Args:
-        default_preset: name of the preset if ``--preset`` isn't given.
-        without: names of flags that the program refuses, and why.
+    ``without`` names flags that the program refuses, and why.
     """
     define_mesh()
     flags.DEFINE_enum(

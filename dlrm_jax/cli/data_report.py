@@ -34,14 +34,10 @@ _MOST_LABELLED_DAYS = 31
 
 
 def write_report(directory: Path, output: Path) -> None:
-    """Measures the data of a directory and writes what there is to know of them.
+    """Measures the data of a directory and writes one HTML file, which needs nothing else.
 
-    Reads all ids and labels once; memory is 8 bytes for each row of a table.
-
-    Args:
-        directory: made by `preprocessing`, or by TorchRec's scripts. Of the latter, what only our
-            metadata tell is left out.
-        output: the HTML file to write or replace. It needs no other file and no network.
+    Reads all ids and labels once; memory is 8 bytes for each row of a table. For arrays of
+    TorchRec's scripts, what only our metadata tell is left out.
 
     Raises:
         UserError: the data can't be read or are damaged, or the output is a directory.

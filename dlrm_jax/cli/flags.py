@@ -19,13 +19,7 @@ _OURS = ("dlrm_jax", "experiments")
 
 
 class Numbers(flags.ArgumentParser[tuple[Any, ...]]):
-    """Reads ``512,256,1`` as a tuple.
-
-    Args:
-        kind: int or float.
-        low: least number that is allowed, or None.
-        named: words that stand for numbers.
-    """
+    """A flag's parser that reads ``512,256,1`` as a tuple; for arguments see `define_numbers`."""
 
     def __init__(
         self,
@@ -107,13 +101,7 @@ def such_as(flag: flags.Flag) -> str:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Reads a command line into `FLAGS`.
-
-    Args:
-        argv: name of the program and its arguments.
-
-    Returns:
-        the name and the arguments that are no flags.
+    """Reads a command line into `FLAGS`, and returns what are no flags, with the program's name.
 
     Raises:
         UserError: a flag is unknown, or its value isn't of its type.

@@ -22,10 +22,8 @@ _MOST_NUMBERS = 6  # that are shown of a default
 def help_text(docstring: str, width: int | None = None) -> str:
     """The docstring and all flags of this program.
 
-    Args:
-        docstring: docstring of the program, with indented command lines.
-        width: most characters of a line; None for the terminal's, at most 100, or 80 without
-            one.
+    Lines have at most ``width`` characters; None for the terminal's, at most 100, or 80 without
+    one.
     """
     width = width or max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
     own = [flag for flag in own_flags() if not (flag.help or "").startswith(NO_EFFECT)]

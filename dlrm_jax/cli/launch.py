@@ -46,17 +46,11 @@ class Ended:
 
 
 def launch(count: int, workdir: Path) -> int:
-    """Runs this program's command in several processes, until all have ended.
+    """Runs this program's command in several processes until all have ended.
 
     Process 0 has this one's standard output. Lines on standard error are shown with the number of
-    their process, equal lines only once. SIGTERM and Ctrl-C are passed on to all.
-
-    Args:
-        count: number of processes.
-        workdir: directory of the run.
-
-    Returns:
-        the exit code: 0, or that of the process that failed first, as a shell gives it.
+    their process, equal lines only once. SIGTERM and Ctrl-C are passed on to all. Returns the exit
+    code: 0, or that of the process that failed first, as a shell gives it.
     """
     address = free_address()
     commands = [

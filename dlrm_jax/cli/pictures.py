@@ -27,11 +27,7 @@ Curve = tuple[str, np.ndarray, np.ndarray]
 
 
 def new_axes(height: float) -> tuple[Figure, Axes]:
-    """The axes of a new figure, as wide as a page.
-
-    Args:
-        height: Height of the figure, in inches.
-    """
+    """The axes of a new figure, as wide as a page and so many inches high."""
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -46,11 +42,6 @@ def new_axes(height: float) -> tuple[Figure, Axes]:
 def save(figure: Figure, path: str, replace: bool = True) -> None:
     """Writes a picture in the format of its name, and prints the name.
 
-    Args:
-        figure: the picture.
-        path: name of the file, ending in the format.
-        replace: whether a file that is there is replaced.
-
     Raises:
         UserError: a file is there that isn't to be replaced.
     """
@@ -60,12 +51,7 @@ def save(figure: Figure, path: str, replace: bool = True) -> None:
 
 
 def bars(shares: Mapping[str, float], label: str) -> Figure:
-    """Horizontal bars with their values, the longest at the top.
-
-    Args:
-        shares: By name, from 0 to 1.
-        label: Name of the whole that the bars are shares of.
-    """
+    """Horizontal bars of shares from 0 to 1 with their values, the longest at the top."""
     pairs = sorted(shares.items(), key=lambda pair: pair[1])
     figure, axes = new_axes(0.6 + 0.2 * len(pairs))
     axes.barh(range(len(pairs)), [share for _, share in pairs], 0.6, color=FILLS[0])
@@ -82,13 +68,7 @@ def bars(shares: Mapping[str, float], label: str) -> Figure:
 
 
 def draw_lines(axes: Axes, curves: Sequence[Curve], others: str) -> None:
-    """Draws the first curves in colours, with a legend, and the others as their background.
-
-    Args:
-        axes: To draw on.
-        curves: The most important first.
-        others: Name of the lines without a colour, in the plural.
-    """
+    """Draws the first curves in colours, with a legend, and the others as their background."""
     named, unnamed = curves[: len(COLOURS)], curves[len(COLOURS) :]
     for colour, (name, x, y) in zip(COLOURS, named, strict=False):
         axes.plot(x, y, color=colour, linewidth=1.5, label=name)

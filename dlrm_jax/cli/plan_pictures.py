@@ -56,12 +56,8 @@ def draw_shards(found: Balance) -> Figure:
 def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
     """Draws the tables of every device: data groups below each other, shards side by side.
 
-    In a device, the height of a table is its share of what the fullest device holds.
-
-    Args:
-        layout: layout of the plan.
-        plan: plan of all tables.
-        groups: number of data groups, D; of more than two the first two are drawn.
+    In a device, the height of a table is its share of what the fullest device holds. The first two
+    of more data groups are drawn.
     """
     drawn = min(groups, _GROUPS)
     figure, axes = new_axes(0.8 + 2.4 * drawn)

@@ -29,9 +29,7 @@ _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbe
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Runs a program: exit code 2 and one message for what the user can mend, no traceback.
 
-    Args:
-        main: function of the program; the docstring of its module is the program's help.
-        argv: name of the program and its flags; None for the process's.
+    The docstring of the module of ``main`` is the program's help.
     """
 
     def parsed(argv: Sequence[str]) -> list[str]:

@@ -28,12 +28,9 @@ _SECONDS = 5
 def round_trip_us() -> float | None:
     """Microseconds for a byte from the first core to the last and back, between two Python loops.
 
-    Starting Python takes longer than the 4000 trips.
-
-    Returns:
-        The least mean of about a hundred trips. None if it can't be measured: there is only one
-        core, processes can't be bound to cores here, or the cores are so busy that it took five
-        seconds.
+    The least mean of eight times 500 trips, which take less time than starting Python. None if it
+    can't be measured: there is only one core, processes can't be bound to cores here, or the cores
+    are so busy that it took five seconds.
     """
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         return None

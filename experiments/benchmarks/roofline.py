@@ -62,11 +62,9 @@ class Work:
 
 
 def measure(dim: int, native: bool) -> Machine:
-    """Measures the machine's limits; the best of several tries.
+    """Measures the machine's limits, the best of several tries.
 
-    Args:
-        dim: width of the rows, which are float32.
-        native: whether native kernels, which read faster, may be used.
+    ``dim`` is the width of the float32 rows. Native kernels read faster.
     """
     matrix = jnp.ones((_SIDE, _SIDE))
     product = jax.jit(jnp.matmul)
@@ -85,10 +83,6 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
 
     They are counted on all devices, in the jaxpr, as XLA counts the body of a loop once. Unused
     results don't count. A product of [m, k] and [k, n] has 2 m n k.
-
-    Args:
-        function: function to trace.
-        arguments: arguments of the function.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
@@ -119,11 +113,7 @@ def _flops(jaxpr: Any) -> float:
 def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: bool) -> float:
     """`Work.row_bytes` of a step, the mean over batches.
 
-    Args:
-        collection: tables and optimizers.
-        batches: batches of this process, also split into micro-batches, ``ids`` [B, C] or
-            [A, B/A, C]; on the host or on devices of this process.
-        train: whether the step updates rows.
+    The batches are of this process, also split into micro-batches: ``ids`` [B, C] or [A, B/A, C].
     """
     ids = (np.asarray(batch.ids) for batch in batches)
     return float(np.mean([_row_bytes(collection, x.reshape(-1, x.shape[-1]), train) for x in ids]))

@@ -76,12 +76,7 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Steps:
-    """A state, and training or prediction steps from it, on batches kept in memory.
-
-    Args:
-        config: config of the data.
-        learner: learner of the state.
-    """
+    """A state, and training or prediction steps from it, on batches kept in memory."""
 
     def __init__(self, config: Config, learner: Learner):
         self._batches = [learner.put(batch) for batch in generated_batches(config, _BATCHES)]

@@ -85,13 +85,9 @@ SCHEMA = {name.rpartition(".")[2]: message for name, message in _schema().items(
 def write(
     program: Program, seconds: Mapping[tuple[str, int], float], directory: Path, name: str
 ) -> None:
-    """Writes a trace for each device, and the groups of devices of its collectives.
+    """Writes ``NAME.DEVICE.et`` for each device, and ``NAME.groups.json``.
 
-    Args:
-        program: program of the step.
-        seconds: duration of each instruction, by its name and the device.
-        directory: directory for the files.
-        name: name of the trace, with which the file names begin.
+    ``seconds`` is the duration of each instruction, by its name and the device.
 
     Raises:
         UserError: the schema has no type for one of the collectives.

@@ -53,12 +53,7 @@ class Cost:
 
 
 def class_costs(program: Program, tables: frozenset[Array]) -> dict[str, Cost]:
-    """The costs of a step on all devices, by class.
-
-    Args:
-        program: program of the step.
-        tables: arrays that are tables, see `cost`.
-    """
+    """The costs of a step on all devices, by class."""
     costs: dict[str, Cost] = {}
     for name, times in program.executions.items():
         once = cost(program, program.instructions[name], tables)
@@ -70,13 +65,7 @@ def class_costs(program: Program, tables: frozenset[Array]) -> dict[str, Cost]:
 
 
 def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -> Cost:
-    """The cost of an instruction.
-
-    Args:
-        program: program of the instruction.
-        instruction: instruction that is run by itself, not fused in another.
-        tables: shapes and types of the tables and their optimizer state on a device.
-    """
+    """The cost of an instruction that isn't fused in another; ``tables`` as of `table_arrays`."""
     if instruction.collective:  # which may send a table
         tables = frozenset()
     sources = list(enumerate(program.operands(instruction)))

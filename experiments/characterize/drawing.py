@@ -34,11 +34,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def draw_step(result: Mapping[str, Any]) -> Figure:
-    """Draws the time by class, and the computing classes under the machine's roofs.
-
-    Args:
-        result: result as in ``characterization.json``.
-    """
+    """Draws the time by class, and the computing classes under the machine's roofs."""
     classes = result["classes"]
     figure, left = new_axes(1.6 + 0.24 * max(8, len(classes)))
     grid = figure.add_gridspec(1, 2, width_ratios=(1, 1))
@@ -111,12 +107,7 @@ def _draw_roofs(axes: Axes, machine: Mapping[str, float]) -> None:
 
 
 def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draws steps as stacked bars of their classes, and each class as a curve.
-
-    Args:
-        what: name of the property that differs.
-        results: results of the steps, by the value of the property.
-    """
+    """Draws the steps of a sweep as stacked bars of their classes, and each class as a curve."""
     names = list(dict.fromkeys(name for result in results.values() for name in result["classes"]))
     colour = colours(names)
     figure, left = new_axes(3.4)

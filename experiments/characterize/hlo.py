@@ -138,11 +138,7 @@ def scope(op_name: str) -> str | None:
 
 
 class Program:
-    """The instructions of a compiled program.
-
-    Args:
-        text: text from `jax.stages.Compiled.as_text`.
-    """
+    """The instructions of a compiled program, read from `jax.stages.Compiled.as_text`."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}

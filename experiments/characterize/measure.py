@@ -74,12 +74,7 @@ class Measured:
 
 
 class Steps:
-    """The steps of `dlrm_jax train`, on generated batches that a thread loads and places.
-
-    Args:
-        config: config of the data.
-        learner: learner of the state.
-    """
+    """The steps of `dlrm_jax train`, on generated batches that a thread loads and places."""
 
     def __init__(self, config: Config, learner: Learner):
         self._learner = learner
@@ -126,14 +121,7 @@ class Steps:
 
 
 def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
-    """Times and profiles the step of a config in turn, so that both see the same machine.
-
-    Args:
-        config: config of tables, model and batches.
-        mesh: mesh to run on.
-        rounds: number of rounds of both.
-        count: steps per round.
-    """
+    """Times and profiles ``count`` steps in turn, so that both see the same machine."""
     learner = make_learner(config, mesh)
     steps = Steps(config, learner)
     program = Program(steps.compile())

@@ -56,12 +56,9 @@ class Profile:
 
 
 def record(run: Callable[[], int], module: str) -> Profile:
-    """Profiles some steps.
+    """Profiles ``run``, which runs steps of a module and returns the number of the counted ones.
 
-    Args:
-        run: function that runs the steps, the counted ones within an annotation `WINDOW`, and
-            returns their number.
-        module: name of the compiled program to record.
+    The counted steps are within an annotation `WINDOW`.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # would record every function call, and slow it down
@@ -95,10 +92,7 @@ def without_waiting(
     """The events, with collectives cut to the time after the arrival of their last device.
 
     Before that, the early devices wait for the last one's work, which is an event of its own.
-
-    Args:
-        events: events in the order of their starts.
-        groups: groups of devices of each collective.
+    ``events`` are in the order of their starts.
     """
     arrived: dict[tuple[str, int, int], float] = {}
     numbered = []
@@ -120,10 +114,6 @@ def without_waiting(
 def class_seconds(profile: Profile, program: Program) -> dict[str, float]:
     """Seconds of a step by class; they sum to the profiled step.
 
-    Args:
-        profile: profile of several steps.
-        program: program of the step.
-
     Raises:
         KeyError: the profile has an instruction that the program lacks.
     """
@@ -140,15 +130,10 @@ def class_seconds(profile: Profile, program: Program) -> dict[str, float]:
 def shares(
     intervals: Iterable[tuple[str, float, float]], start: float, end: float
 ) -> dict[str, float]:
-    """Divides the time from start to end among classes.
+    """Divides the time from start to end among classes, given the interval of each execution.
 
     An instant is divided equally among the classes that run at that instant, on any thread or
     device; `IDLE` gets it if none runs.
-
-    Args:
-        intervals: class, start and end of each execution.
-        start: start of the time.
-        end: end of the time.
     """
     changes = []
     for name, begun, ended in intervals:
@@ -168,12 +153,7 @@ def shares(
 
 
 def durations(profile: Profile, program: Program) -> dict[tuple[str, int], float]:
-    """The mean seconds of an execution of each instruction on each device.
-
-    Args:
-        profile: profile of several steps.
-        program: program of the step.
-    """
+    """The mean seconds of an execution of each instruction on each device."""
     taken: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
     for event in without_waiting(profile.events, program.groups):
         taken[event.name, event.device].append(event.end - event.start)

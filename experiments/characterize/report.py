@@ -21,12 +21,7 @@ HEADER = (
 
 
 def as_result(description: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
-    """All measurements, in units for people.
-
-    Args:
-        description: description of the step.
-        measured: measurements of the step.
-    """
+    """All measurements, in units for people."""
     classes = {}
     for name, seconds in sorted(measured.classes.items(), key=lambda item: -item[1]):
         classes[name] = {"ms": 1e3 * seconds, "share": seconds / measured.profiled}
@@ -80,12 +75,7 @@ def sentence(result: Result) -> str:
 
 
 def sweep_table(what: str, results: Mapping[str, Result]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a sweep: milliseconds of each class, with a column for each step.
-
-    Args:
-        what: name of the property that differs.
-        results: results by the value of the property.
-    """
+    """The header and the rows of a sweep: milliseconds of each class, with a column a step."""
     names = list(dict.fromkeys(name for each in results.values() for name in each["classes"]))
     body = []
     for name in names:
@@ -97,13 +87,7 @@ def sweep_table(what: str, results: Mapping[str, Result]) -> tuple[list[str], li
 
 
 def write_page(path: Path, result: Result, sweeps: Mapping[str, Mapping[str, Result]]) -> None:
-    """Writes a page with all results.
-
-    Args:
-        path: the file.
-        result: result of one step.
-        sweeps: results of sweeps, by property and value.
-    """
+    """Writes a page with all results."""
     page = Page(f"One step of {result['preset']}, by class of operator")
     machine = result["machine"]
     page.text(

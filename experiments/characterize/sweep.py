@@ -52,9 +52,7 @@ NAMES = tuple(_SWEEPS)
 def parse(text: Sequence[str], config: Config) -> dict[str, list[str]]:
     """Reads ``("batch_size=512:2048", "mesh")`` as values by property.
 
-    Args:
-        text: items of the flag.
-        config: config, around which default values lie.
+    Default values lie around those of the config.
 
     Raises:
         UserError: an item has another form.
@@ -84,18 +82,9 @@ def run(
     environment: Mapping[str, str],
     workdir: Path,
 ) -> dict[str, Any]:
-    """Measures a step for each value.
+    """Measures a step for each value, and returns the results by value.
 
-    Args:
-        what: name of the property.
-        values: values of the property.
-        config: config for all other properties.
-        arguments: arguments of this program.
-        environment: environment variables of the processes.
-        workdir: directory for the results of each step, in ``WHAT=VALUE``.
-
-    Returns:
-        The results by value.
+    Each leaves its files in ``WORKDIR/WHAT=VALUE``.
 
     Raises:
         UserError: a step couldn't be measured; the message has its error.

@@ -43,10 +43,8 @@ def define_comparison_flags(
 ) -> None:
     """Flags of the contenders and their trials, and those of the config.
 
-    Args:
-        default_preset: name of the preset if ``--preset`` isn't given.
-        without: further flags that the program refuses, and why.
-        models: default of ``--models``.
+    ``without`` has further flags that the program refuses, and why; ``models`` is the default of
+    ``--models``.
     """
     define_run_flags(default_preset, {**_NO_EFFECT, **(without or {})})
     flags.DEFINE_list(
@@ -92,10 +90,7 @@ class Contest:
 
 
 def asked(base: Config) -> tuple[Contest, Config]:
-    """Reads the contest and the common config from the flags.
-
-    Args:
-        base: the preset.
+    """Reads the contest and the common config from the flags, on top of a preset.
 
     Raises:
         UserError: a flag has no effect because the contenders decide or no contender reads it, or
@@ -120,14 +115,7 @@ def asked(base: Config) -> tuple[Contest, Config]:
 
 @contextlib.contextmanager
 def held(program: str) -> Iterator[Path]:
-    """Context that makes the workdir of the flags and locks it for this run.
-
-    Args:
-        program: name of the program, part of the default workdir.
-
-    Yields:
-        The workdir.
-    """
+    """Makes and locks the workdir of the flags, by default a new one of the program's name."""
     directory = Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
     with owned(directory):
         print(f"workdir {directory}")
@@ -135,15 +123,7 @@ def held(program: str) -> Iterator[Path]:
 
 
 def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory: Path) -> None:
-    """Runs the missing trials, prints the table, and writes the page and all numbers.
-
-    Args:
-        contest: contenders and trials.
-        config: config of all trials, with the tables of the data.
-        task: data and metrics.
-        mesh: mesh to run on.
-        directory: directory for the results.
-    """
+    """Runs the missing trials, prints the table, and writes the page and all numbers."""
     print(task.data.source)
     for each in contest.contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)

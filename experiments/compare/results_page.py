@@ -56,13 +56,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
-    """Writes one HTML file with everything, and its pictures beside it.
-
-    Args:
-        results: results in the order of the table.
-        task: task of the results.
-        path: the file.
-    """
+    """Writes one HTML file with everything, and its pictures beside it."""
     seeds = max(len(result.trials) for result in results)
     page = Page("Models compared")
     page.text(f"Data: {task.data.source}.")

@@ -114,12 +114,7 @@ class Choices:
 
 
 class EpochBatches:
-    """Batches of a training split that changes from epoch to epoch.
-
-    Args:
-        train: function that makes the split of an epoch.
-        config: config with batch size, seed and window.
-    """
+    """Batches of a training split that ``train`` makes anew for each epoch."""
 
     def __init__(self, train: Callable[[int], Split], config: Config):
         self.batch_size = config.batch_size

@@ -98,15 +98,7 @@ class Result:
 
 
 class Study:
-    """Trials of one task, stored in a directory.
-
-    Args:
-        base: config of all trials, except model and optimizer.
-        task: data and metrics.
-        mesh: mesh to run on.
-        evaluations: maximum number of evaluations of each trial.
-        directory: directory for the files.
-    """
+    """Trials of one task, stored in a directory; ``base`` decides all but model and optimizer."""
 
     def __init__(self, base: Config, task: Task, mesh: Mesh, evaluations: int, directory: Path):
         self.base, self.task, self.mesh = base, task, mesh
@@ -118,13 +110,7 @@ class Study:
         rates: Mapping[str, Sequence[float]],
         seeds: int,
     ) -> list[Result]:
-        """Searches the learning rates, then repeats the best one with the other seeds.
-
-        Args:
-            contenders: contenders in the order of the results.
-            rates: learning rates by optimizer.
-            seeds: number of trials of each contender with its chosen rate: seeds 0, 1, ….
-        """
+        """Searches the learning rates, then repeats the best one with seeds 1, 2, …."""
         results = []
         total = sum(len(rates[each.optimizer]) + seeds - 1 for each in contenders)
         with tqdm.tqdm(total=total, unit="trial", dynamic_ncols=True) as bar:

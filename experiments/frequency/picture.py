@@ -15,11 +15,9 @@ _POINTS = 300
 
 
 def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Draws the lookups that the hottest rows serve and, below, quantities over the random order's.
+    """Draws the lookups that the hottest rows serve and, below, changes by the order of rows.
 
-    Args:
-        columns: columns of the data, with their lookups.
-        changes: quantities over those of the random order, by order and name.
+    ``changes`` has quantities over those of the random order, by order and name.
     """
     figure, above = new_axes(6.4)
     grid = figure.add_gridspec(2, 1)

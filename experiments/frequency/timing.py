@@ -17,14 +17,7 @@ from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
 
 
 class Work:
-    """A state, with batches to look up and to update.
-
-    Args:
-        collection: collection of the state.
-        ids: the same consecutive batches, by order.
-        batch_size: examples of a batch, B.
-        seed: seed of the initial values.
-    """
+    """A state, with the same consecutive batches to look up and to update, by order of rows."""
 
     def __init__(
         self,
@@ -84,12 +77,7 @@ class Work:
 
 
 def compare(work: Work, orders: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Times lookups and updates under each order, in turn.
-
-    Args:
-        work: state and batches.
-        orders: names of the orders; ratios compare with the last one.
-        rounds: number of rounds.
+    """Times lookups and updates under each order, in turn; ratios compare with the last one.
 
     Returns:
         By ``"lookup"`` and ``"update"``, and by order: ``ms``, the median of the rounds;

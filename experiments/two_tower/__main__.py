@@ -129,11 +129,7 @@ def make_collection(items: int, mesh: Mesh) -> EmbeddingCollection:
 
 
 class Towers(nnx.Module):
-    """Makes unit vectors [B, DIM] from the pooled vectors of a batch.
-
-    Args:
-        rngs: random number generators of the initial values.
-    """
+    """Makes unit vectors [B, DIM] from the pooled vectors of a batch."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.query_mlp = MLP((2 * DIM, 64, DIM), last_relu=False, rngs=rngs)

@@ -42,14 +42,7 @@ class Choices:
 
 
 def generate(users: int, items: int, known: int, seed: int) -> Choices:
-    """Draws ``known`` + 1 distinct items for every user.
-
-    Args:
-        users: number of users, U.
-        items: number of items, I, more than ``known``.
-        known: number of known items of a user, K.
-        seed: seed of everything.
-    """
+    """Draws ``known`` + 1 distinct items for every user."""
     rng = np.random.default_rng(seed)
     likes = rng.normal(size=(users, _FACTORS)).astype(np.float32)
     groups = np.argmax(likes @ rng.normal(size=(_FACTORS, GROUPS)), axis=1).astype(np.int32)

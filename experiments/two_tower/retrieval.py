@@ -47,14 +47,8 @@ def recall(
 ) -> list[float]:
     """The share of users whose held-out item is among the first k items, for each k of ``ranks``.
 
-    All items are ranked except the user's known ones. Items with equal scores come before the
-    held-out one.
-
-    Args:
-        scores: function that returns the scores of all items, called for some users at a time.
-        known: known items of each user, [U, K], which aren't ranked.
-        held_out: item of each user to find, [U], not a known one.
-        ranks: values of k.
+    All items are ranked except the user's known ones, [U, K]. Items with equal scores come before
+    the held-out one.
     """
     before = np.empty(len(known), np.int64)
     for first in range(0, len(known), _USERS_PER_BLOCK):

@@ -40,11 +40,7 @@ def ours() -> Worker:
 
 
 def peers(names: Sequence[str], directory: Path) -> list[Worker]:
-    """The workers of peers; installs their packages.
-
-    Args:
-        names: names of peers, in `PEERS`.
-        directory: directory of the environment for peers that need one.
+    """The workers of peers, whose packages are installed into the directory if they need some.
 
     Raises:
         UserError: a name is unknown, or a package can't be installed.

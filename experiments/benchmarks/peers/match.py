@@ -105,12 +105,7 @@ class Outcome:
 
 
 def check_losses(name: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
-    """Checks that both have computed the same losses.
-
-    Args:
-        name: name of the other contestant.
-        ours: losses of our first steps.
-        theirs: losses of the other one's.
+    """Checks that a peer has computed the losses of ours.
 
     Raises:
         UserError: losses differ; the message names the first step.
@@ -132,15 +127,11 @@ def play(
     steps_per_round: int,
     on_quiet_round: Callable[[], Any],
 ) -> Outcome:
-    """Times two contestants in turn, after building both and comparing their losses.
+    """Times two contestants in turn, after comparing the losses of their first steps.
 
-    Args:
-        ours: our contestant, which has made its first steps.
-        our_losses: losses of these steps.
-        peer: contestant that has made no steps.
-        rounds: number of rounds while the machine is quiet.
-        steps_per_round: number of steps timed together, unless they are very slow or very fast.
-        on_quiet_round: function called after each round that is sure to count.
+    ``rounds`` is the number of rounds while the machine is quiet, ``steps_per_round`` that of steps
+    timed together unless they are very slow or very fast. ``on_quiet_round`` is called after each
+    round that is sure to count.
 
     Raises:
         UserError: the losses differ, or a process has ended.

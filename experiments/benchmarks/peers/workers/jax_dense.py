@@ -43,12 +43,7 @@ def rowwise_adagrad(learning_rate: float, eps: float) -> optax.GradientTransform
 
 
 class JaxDense:
-    """Tables and MLPs as one tree of parameters.
-
-    Args:
-        problem: problem to compute.
-        mesh: mesh of one device.
-    """
+    """Tables and MLPs as one tree of parameters, on a mesh of one device."""
 
     def __init__(self, problem: Problem, mesh: Mesh):
         config = config_of(problem)

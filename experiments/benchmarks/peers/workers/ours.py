@@ -23,12 +23,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Ours:
-    """The project's train step or prediction, with the weights of a problem.
-
-    Args:
-        problem: problem to compute.
-        mesh: mesh of one device.
-    """
+    """The project's train step or prediction with the weights of a problem, on one device."""
 
     def __init__(self, problem: Problem, mesh: Mesh):
         config = config_of(problem)

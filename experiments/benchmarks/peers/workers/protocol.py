@@ -44,12 +44,7 @@ class Contestant(Protocol):
 
 
 def serve(build: Callable[[Problem], Contestant], packages: Sequence[str]) -> None:
-    """Answers requests until the input ends.
-
-    Args:
-        build: function that makes the contestant.
-        packages: names of packages whose versions are reported.
-    """
+    """Answers requests until the input ends, also for the versions of these packages."""
     _end_with_parent()
     answers = _only_for_answers()
     worker = _Worker(build, packages)

@@ -38,11 +38,7 @@ class Tables(Protocol):
 
 
 class DenseDLRM(nn.Module):
-    """Both MLPs and the interaction: dense features and pooled vectors to logits.
-
-    Args:
-        problem: problem with the initial weights.
-    """
+    """Both MLPs and the interaction: dense features and pooled vectors to logits."""
 
     def __init__(self, problem: Problem):
         super().__init__()
@@ -90,13 +86,7 @@ def dense_part(module: nn.Module, how: str) -> Callable[..., Any]:
 
 
 class TorchContestant:
-    """Tables and a dense part.
-
-    Args:
-        problem: problem to compute.
-        make_tables: function that makes the tables.
-        how: form of the dense part, see `dense_part`.
-    """
+    """Tables, and a dense part in one of the forms of `dense_part`."""
 
     def __init__(self, problem: Problem, make_tables: Callable[[Problem], Tables], how: str):
         self._training = problem.mode == "train"
@@ -127,12 +117,7 @@ class TorchContestant:
 
 
 def main(make: Callable[[Problem, str], Any], packages: Sequence[str]) -> None:
-    """Serves a contestant; ``--dense`` selects the form of its dense part.
-
-    Args:
-        make: function that makes it of a problem and the flag.
-        packages: names of packages whose versions are reported.
-    """
+    """Serves the contestant that ``make`` makes; ``--dense`` selects the form of its dense part."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--dense", choices=["eager", "compiled", "onednn"], default="eager")
     how = parser.parse_args().dense

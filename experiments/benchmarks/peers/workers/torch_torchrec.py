@@ -37,12 +37,7 @@ class DensePart(nn.Module):
 
 
 class TorchRec:
-    """The model and its batches.
-
-    Args:
-        problem: problem to compute.
-        how: form of the dense part, see `torch_dense.dense_part`.
-    """
+    """The model and its batches; ``how`` is the form of the dense part, see `dense_part`."""
 
     def __init__(self, problem: Problem, how: str):
         self._training = problem.mode == "train"
