@@ -14,13 +14,7 @@ are those of `experiments.compare`; an option may name a feature.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -60,9 +54,8 @@ flags.DEFINE_integer(
 _SEED = 0  # of the split and of negatives: all trials have the same
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Reads contenders and data, then runs the trials."""
-    del argv
     check_flags()
     contest, config = asked(preset(FLAGS.preset))
     movielens, task = load(Path(FLAGS.data))

@@ -13,7 +13,6 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
 
 import jax
 
@@ -35,9 +34,8 @@ from dlrm_jax.training.compiled import (
 define_run_flags(default_preset="mlperf_v2")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Descriptions, compilation, memory and collectives."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     if config.kernels == "auto":
         # The step of another machine doesn't depend on what has been built on this one.

@@ -13,7 +13,7 @@ The same flags give the same bytes, and more examples begin with the same ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,9 +67,8 @@ _SAMPLE = 1 << 20  # examples that the ceiling is measured on
 T = TypeVar("T")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Profile, stream, files, summary."""
-    del argv
     check_flags()
     profile = load_profile()
     if not FLAGS.output:

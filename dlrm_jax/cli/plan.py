@@ -56,9 +56,8 @@ _GIB, _MIB = 2**30, 2**20
 _NEAR = 0.02
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Tables, plan, load and estimated time."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     groups, shards = parse_mesh(FLAGS.mesh)
     micro_batch = config.batch_size // config.accumulation_steps

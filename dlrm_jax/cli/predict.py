@@ -73,9 +73,8 @@ flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as
 _ROWS_PER_FRAME = 1 << 22
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Checkpoint, probabilities, tables."""
-    del argv
     check_flags()
     checkpoint = Path(FLAGS.checkpoint)
     metadata = read_metadata(checkpoint)

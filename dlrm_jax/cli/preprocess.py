@@ -13,7 +13,6 @@ resume. ``python -m dlrm_jax report --data=criteo`` describes the result.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -82,9 +81,8 @@ define_numbers(
 flags.DEFINE_enum("on_bad_line", "stop", ["stop", "skip"], "Treatment of malformed lines.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Makes the arrays, then prints tables and counts."""
-    del argv
     check_flags()
     logging.set_verbosity(logging.INFO)
     begun = time.perf_counter()

@@ -8,7 +8,6 @@ by day, missing and unseen values, how often ids occur, and the memory of tables
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -23,9 +22,8 @@ flags.DEFINE_string(
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Writes the page."""
-    del argv
     require("data")
     page = Path(FLAGS.data) / "report.html"
     write_report(Path(FLAGS.data), page)

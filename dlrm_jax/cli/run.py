@@ -26,7 +26,7 @@ _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbeat")
 
 
-def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     """Runs a program: exit code 2 and one message for what the user can mend, no traceback.
 
     The docstring of the module of ``main`` is the program's help.
@@ -50,7 +50,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         if len(argv) > 1:
             raise UserError(f"expected flags only, got {' '.join(argv[1:])!r}; see --help")
-        main(argv)
+        main()
         sys.stdout.flush()
 
     try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,8 @@ _OF_ALL_PROCESSES = (
 )  # fmt: skip
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Mesh, data, learner, then what `job.run` does."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     check_flags()
     workdir = Path(FLAGS.workdir or time.strftime("runs/criteo-%Y%m%d-%H%M%S"))

@@ -14,17 +14,12 @@ waited for its batch, which a median may not show.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,9 +136,8 @@ def time_in_turn(config: Config, learner: Learner, batches: TrainBatches) -> dic
     return in_turn(sources, FLAGS.rounds)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Times the loader alone, then training."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     config = dataclasses.replace(config, shuffle_window=config.shuffle_window or _WINDOW)
     mesh = start(FLAGS.mesh)

@@ -10,11 +10,6 @@ The axes are relative to the machine, as rows of another width are read at anoth
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -111,9 +106,8 @@ def draw(points: Sequence[Point]) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Reads files, draws a picture."""
-    del argv
     require("results", "output")
     check_pictures("output")
     save(draw([read(Path(path)) for path in FLAGS.results]), FLAGS.output)

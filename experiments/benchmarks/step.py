@@ -19,11 +19,6 @@ results come from the same machine (see `experiments.benchmarks.cores`).
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
 import gc
 import json
@@ -158,9 +153,8 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures the first step and memory by themselves, then times the steps in turn."""
-    del argv
     config = config_of_flags()
     against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
     mesh = start(FLAGS.mesh)

@@ -14,13 +14,6 @@ the same command with the same workdir again to resume.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
-from collections.abc import Sequence
-
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.run import run
@@ -35,9 +28,8 @@ define_comparison_flags("comparison")
 define_data_flag()
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Reads contenders and data, then runs the trials."""
-    del argv
     check_data_flags()
     contest, config = asked(preset(FLAGS.preset))
     with held("compare") as directory:

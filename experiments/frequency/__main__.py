@@ -20,11 +20,6 @@ last batch size, ``frequency.png`` to the workdir.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
 import os
 import time
@@ -89,9 +84,8 @@ flags.DEFINE_integer("shards", 8, "Shards that the rows are dealt out to; such a
 flags.DEFINE_integer("rounds", 15, "Rounds in which each order is timed; such as 30.", 2)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Loads data, orders rows, counts, times and reports."""
-    del argv
     check_data_flags()
     sizes = FLAGS.batch_sizes
     if not sizes:

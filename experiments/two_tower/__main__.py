@@ -11,14 +11,9 @@ model can beat.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -63,9 +58,8 @@ DIM = 32
 TEMPERATURE = 0.1
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Makes data, tables and towers, trains, and measures recall."""
-    del argv
     ranked = FLAGS.items - KNOWN
     if max(FLAGS.recall_at, default=0) > ranked:
         raise UserError(

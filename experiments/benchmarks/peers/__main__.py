@@ -22,11 +22,6 @@ than Intel's.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
 import os
 import platform
@@ -165,9 +160,8 @@ def matches(
             )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Goes through presets, batch sizes, works and peers, and reports each match when it ends."""
-    del argv
     todo, sizes, planned = list(configs()), FLAGS.batch_sizes, works()
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
     peers = lineup.peers(FLAGS.peers, directory)
