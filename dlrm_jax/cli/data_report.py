@@ -18,6 +18,7 @@ from dlrm_jax.cli.pictures import (
     compact,
     draw_lines,
     new_axes,
+    note,
     percent,
     short,
 )
@@ -100,12 +101,11 @@ def _labels(page: Page, days: Sequence[Day]) -> None:
         if numbers:
             axes.bar(numbers, [days[i].label_rate for i in numbers], 0.6, color=fill, label=name)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylabel("share of label 1")
     if len(days) <= _MOST_LABELLED_DAYS:
         for i, day in enumerate(days):
             if day.examples:
-                axes.annotate(f"{100 * day.label_rate:.1f}", (i, day.label_rate), (0, 2),
-                              textcoords="offset points", ha="center", size=8)  # fmt: skip
+                label = f"{100 * day.label_rate:.1f}"
+                note(axes, label, (i, day.label_rate), (0, 2), ha="center")
         ticks = [f"{i}\n{compact(day.examples)}" for i, day in enumerate(days)]
         axes.set_xticks(range(len(days)), ticks, size=8)
         axes.set_xlabel("day, and its number of examples")

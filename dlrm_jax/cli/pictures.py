@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter
 
 from dlrm_jax.files import creating, replacing
@@ -18,7 +20,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 FILLS = ("#6699bb", "#ddaa55")
 """Colours of areas, which need less colour than lines."""
 
-_INK, _BACKGROUND = "#333333", "#b8b8b8"
+INK = "#333333"
+"""Colour of axes and of what limits."""
+
+_BACKGROUND = "#b8b8b8"
 _WIDTH = 9.6  # inches; the page is as wide
 _LONGEST_NAME = 28
 
@@ -28,15 +33,40 @@ Curve = tuple[str, np.ndarray, np.ndarray]
 
 def new_axes(height: float) -> tuple[Figure, Axes]:
     """The axes of a new figure, as wide as a page and so many inches high."""
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set(color=_INK, linewidth=0.6)
-    axes.tick_params(which="both", color=_INK, labelcolor=_INK, labelsize=9, width=0.6)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(color=_INK, size=9)
+    figure, (axes,) = new_grid(height, 1, 1)
     return figure, axes
+
+
+def new_grid(
+    height: float, rows: int, columns: int, ratios: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """As `new_axes`, with several axes in rows; ``ratios`` are those of the rows' heights."""
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        for spine in axes.spines.values():
+            spine.set(color=INK, linewidth=0.6)
+        axes.tick_params(which="both", color=INK, labelcolor=INK, labelsize=9, width=0.6)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.label.set(color=INK, size=9)
+    return figure, list(grid.flat)
+
+
+def note(
+    axes: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **settings: Any
+) -> None:
+    """A small text beside a point, so many points of type away from it."""
+    axes.annotate(text, at, offset, textcoords="offset points", size=8, **settings)
+
+
+def legend_beside(axes: Axes, **settings: Any) -> Legend:
+    """A legend to the right of the axes, where it hides nothing; names are no formulas."""
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 9}
+    legend = axes.legend(frameon=False, **place | settings)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return legend
 
 
 def save(figure: Figure, path: str, replace: bool = True) -> None:
@@ -56,8 +86,7 @@ def bars(shares: Mapping[str, float], label: str) -> Figure:
     figure, axes = new_axes(0.6 + 0.2 * len(pairs))
     axes.barh(range(len(pairs)), [share for _, share in pairs], 0.6, color=FILLS[0])
     for i, (_, share) in enumerate(pairs):
-        axes.annotate(percent(share), (share, i), (3, 0), textcoords="offset points",
-                      va="center", size=8)  # fmt: skip
+        note(axes, percent(share), (share, i), (3, 0), va="center")
     axes.set_yticks(range(len(pairs)), [short(name) for name, _ in pairs], parse_math=False)
     axes.set_ylim(-0.6, len(pairs) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -75,10 +104,7 @@ def draw_lines(axes: Axes, curves: Sequence[Curve], others: str) -> None:
     for i, (_, x, y) in enumerate(unnamed):
         label = None if i else f"{len(unnamed)} other {others}"
         axes.plot(x, y, color=_BACKGROUND, linewidth=0.8, zorder=1, label=label)
-    # To the right, so that it hides no line.
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend_beside(axes)
 
 
 def percent(share: float) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dlrm_jax.cli.pictures import COLOURS, COMPACT, new_axes
+from dlrm_jax.cli.pictures import COLOURS, COMPACT, INK, legend_beside, new_axes, new_grid
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.plan import PLACEMENTS, Plan
 from dlrm_jax.embedding.planning.balance import Balance, row_bytes
@@ -22,10 +22,8 @@ _NARROWEST = 0.045  # part of a device's height that has room for a table's name
 
 def draw_shards(found: Balance) -> Figure:
     """Bytes by placement and distinct rows, shard by shard."""
-    figure, above = new_axes(4.4)
-    grid = figure.add_gridspec(2, 1, height_ratios=(2, 1))
-    above.set_subplotspec(grid[0])
-    below = figure.add_subplot(grid[1], sharex=above)
+    figure, (above, below) = new_grid(4.4, 2, 1, ratios=(2, 1))
+    below.sharex(above)
     shards = np.arange(len(found.reads))
     unit, size = ("GiB", _GIB) if found.device_bytes >= _GIB else ("MiB", _MIB)
     top = np.zeros(len(shards))
@@ -39,15 +37,13 @@ def draw_shards(found: Balance) -> Figure:
         above.bar(shards, found.padding / size, 0.7, top, color="#dddddd", label="padding")
     above.set_ylabel(f"held, {unit}")
     above.tick_params(axis="x", length=0, labelbottom=False)
-    above.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    legend_beside(above)
     below.bar(shards, found.reads, 0.7, color="#777777")
-    below.axhline(found.reads.mean(), color="#333333", linewidth=0.8, linestyle=":", label="mean")
-    below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    below.spines[["top", "right"]].set_visible(False)
-    below.tick_params(labelsize=9)
+    below.axhline(found.reads.mean(), color=INK, linewidth=0.8, linestyle=":", label="mean")
+    legend_beside(below)
     below.yaxis.set_major_formatter(COMPACT)
-    below.set_ylabel("distinct rows\nlooked up", size=9)
-    below.set_xlabel("shard", size=9)
+    below.set_ylabel("distinct rows\nlooked up")
+    below.set_xlabel("shard")
     if len(shards) <= 32:
         below.set_xticks(shards)
     return figure
@@ -69,7 +65,7 @@ def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
     for placement in PLACEMENTS:
         if any(kind == placement for own in held for kind, _ in own.values()):
             axes.bar(0, 0, color=_COLOUR[placement], label=_words(placement))
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    legend_beside(axes)
     axes.set_xlim(-0.5, plan.shards - 0.5)
     axes.set_ylim(-drawn + 0.48, 0.52)
     axes.xaxis.tick_top()
@@ -106,7 +102,7 @@ def _draw_device(
             axes.text(x, bottom + part / 2, table, ha="center", va="center", size=8,
                       parse_math=False)  # fmt: skip
         bottom += part
-    box = Rectangle((left, y - 0.46), width, height, fill=False, edgecolor="#333333", lw=0.8)
+    box = Rectangle((left, y - 0.46), width, height, fill=False, edgecolor=INK, lw=0.8)
     axes.add_patch(box)
 
 

@@ -11,7 +11,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dlrm_jax.cli.page import Page
-from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, new_axes, save
+from dlrm_jax.cli.pictures import (
+    COLOURS,
+    PERCENT,
+    compact,
+    legend_beside,
+    new_axes,
+    note,
+    save,
+)
 from experiments.compare.tasks import Task
 from experiments.compare.trials import Result
 
@@ -99,9 +107,8 @@ def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
     best = task.data.teacher_auc
     if best:
         axes.axvline(best["test"], color=COLOURS[1], linewidth=1)
-        axes.annotate("teacher", (best["test"], 1), (-3, 0), ha="right", va="top", size=8,
-                      xycoords=("data", "axes fraction"), textcoords="offset points",
-                      color=COLOURS[1])  # fmt: skip
+        place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top"}
+        note(axes, "teacher", (best["test"], 1), (-3, 0), color=COLOURS[1], **place)
     names = [f"{each.contender.name}, {each.contender.optimizer}" for each in ranked]
     axes.set_yticks(range(len(ranked)), names, parse_math=False)
     axes.set_ylim(-0.6, len(ranked) - 0.4)
@@ -126,7 +133,7 @@ def draw_curves(results: Sequence[Result], task: Task) -> Figure:
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("iterations", loc="left")
     axes.set_ylabel(_NAMES.get(task.curve, task.curve), loc="bottom")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    legend_beside(axes, fontsize=8)
     return figure
 
 
