@@ -25,11 +25,7 @@ from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
-from dlrm_jax.training.compiled import (
-    compile_step,
-    compiled_collectives,
-    planned_collectives,
-)
+from dlrm_jax.training.compiled import compile_step, compiled_collectives, planned_collectives
 
 define_run_flags(default_preset="mlperf_v2")
 

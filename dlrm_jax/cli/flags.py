@@ -22,10 +22,7 @@ class Numbers(flags.ArgumentParser[tuple[Any, ...]]):
     """A flag's parser that reads ``512,256,1`` as a tuple; for arguments see `define_numbers`."""
 
     def __init__(
-        self,
-        kind: type[int] | type[float],
-        low: int | None,
-        named: Mapping[str, tuple[int, ...]],
+        self, kind: type[int] | type[float], low: int | None, named: Mapping[str, tuple[int, ...]]
     ):
         self._kind, self._low, self._named = kind, low, named
         self.syntactic_help = "integers with commas" if kind is int else "numbers with commas"

@@ -16,9 +16,7 @@ from dlrm_jax.cli.data_report import write_report
 from dlrm_jax.cli.flags import FLAGS, require
 
 flags.DEFINE_string(
-    "data",
-    None,
-    "Directory that `dlrm_jax preprocess` or TorchRec's scripts made; such as criteo.",
+    "data", None, "Directory that `dlrm_jax preprocess` or TorchRec's scripts made; such as criteo."
 )
 
 

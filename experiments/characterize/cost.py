@@ -46,9 +46,7 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.flops + other.flops,
-            self.nbytes + other.nbytes,
-            self.row_bytes + other.row_bytes,
+            self.flops + other.flops, self.nbytes + other.nbytes, self.row_bytes + other.row_bytes
         )
 
 

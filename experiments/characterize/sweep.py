@@ -39,10 +39,7 @@ _SWEEPS: dict[
         lambda config: [config.batch_size // 4, config.batch_size, config.batch_size * 4],
     ),
     "width": (_width, lambda config: [config.embedding_dim * n // 2 for n in (1, 2, 4)]),
-    "bag_length": (
-        lambda config, value: [f"--bag_lengths={value}"],
-        lambda config: [1, 4, 16],
-    ),
+    "bag_length": (lambda config, value: [f"--bag_lengths={value}"], lambda config: [1, 4, 16]),
     "rows": (_rows, lambda config: [0.01, 0.1, 1]),
     "mesh": (lambda config, value: [f"--mesh={value}"], lambda config: ["1x1", "1x2", "2x2"]),
 }

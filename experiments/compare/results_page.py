@@ -11,15 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dlrm_jax.cli.page import Page
-from dlrm_jax.cli.pictures import (
-    COLOURS,
-    PERCENT,
-    compact,
-    legend_beside,
-    new_axes,
-    note,
-    save,
-)
+from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, legend_beside, new_axes, note, save
 from experiments.compare.tasks import Task
 from experiments.compare.trials import Result
 

@@ -105,10 +105,7 @@ class Study:
         self.evaluations, self.directory = evaluations, directory
 
     def run(
-        self,
-        contenders: Sequence[Contender],
-        rates: Mapping[str, Sequence[float]],
-        seeds: int,
+        self, contenders: Sequence[Contender], rates: Mapping[str, Sequence[float]], seeds: int
     ) -> list[Result]:
         """Searches the learning rates, then repeats the best one with seeds 1, 2, …."""
         results = []

@@ -196,9 +196,7 @@ def hottest_table(served: Mapping[str, Sequence[float]]) -> str:
 
 
 def orders_table(
-    size: int,
-    counted: Mapping[str, Mapping[str, float]],
-    timed: Mapping[str, Mapping[str, Any]],
+    size: int, counted: Mapping[str, Mapping[str, float]], timed: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """A line for each quantity, time and ratio, a column for each order."""
     rows = []

@@ -67,9 +67,7 @@ def first_lookups(split: Split, columns: slice, rows: int) -> Int64[np.ndarray, 
 
 
 def places(
-    occurrences: Int64[np.ndarray, " R"],
-    first: Int64[np.ndarray, " R"],
-    rng: np.random.Generator,
+    occurrences: Int64[np.ndarray, " R"], first: Int64[np.ndarray, " R"], rng: np.random.Generator
 ) -> dict[str, Int32[np.ndarray, " R"]]:
     """The position of each row, by order, from its number of lookups and its `first_lookups`.
 

@@ -57,9 +57,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("modes", list(MODES), f"Modes of {', '.join(MODES)}; such as train.")
 flags.DEFINE_list(
-    "peers",
-    list(lineup.PEERS),
-    f"Peers of {', '.join(lineup.PEERS)}; such as jax_dense.",
+    "peers", list(lineup.PEERS), f"Peers of {', '.join(lineup.PEERS)}; such as jax_dense."
 )
 flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
 flags.DEFINE_enum(

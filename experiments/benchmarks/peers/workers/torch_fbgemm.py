@@ -21,10 +21,7 @@ from torch import Tensor
 from experiments.benchmarks.peers.problem import Bags, Problem
 from experiments.benchmarks.peers.workers.torch_dense import TorchContestant, main
 
-_OPTIMIZERS = {
-    "sgd": EmbOptimType.EXACT_SGD,
-    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-}
+_OPTIMIZERS = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
 
 
 class TableBatched:

@@ -77,7 +77,4 @@ class EmbeddingBags:
 
 
 if __name__ == "__main__":
-    main(
-        lambda problem, how: TorchContestant(problem, EmbeddingBags, how),
-        ("torch", "numpy"),
-    )
+    main(lambda problem, how: TorchContestant(problem, EmbeddingBags, how), ("torch", "numpy"))
