@@ -61,32 +61,18 @@ flags.DEFINE_list(
 )
 flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
 flags.DEFINE_enum(
-    "bags",
-    "full",
-    ["full", "varied"],
-    "Whether all bags have as many ids as allowed, or from 1 to that number.",
+    "bags", "full", ["full", "varied"], "Bags of as many ids as allowed, or of 1 to that number."
+)
+flags.DEFINE_integer("rounds", 15, "Rounds in which two contestants are timed; such as 30.", 1)
+flags.DEFINE_integer(
+    "steps_per_round", 10, "Steps timed together; fewer if slow, more if fast; such as 20.", 1
 )
 flags.DEFINE_integer(
-    "rounds", 15, "Rounds in which each of two contestants is timed; such as 30.", 1
-)
-flags.DEFINE_integer(
-    "steps_per_round",
-    10,
-    "Steps timed together; fewer if they are very slow, more if very fast; such as 20.",
-    1,
-)
-flags.DEFINE_integer(
-    "max_rows",
-    0,
-    "Rows that larger tables are cut to; 0 for as many as fit into 2.5 GiB; such as 100.",
-    0,
+    "max_rows", 0, "Most rows of a table; 0 for as many as fit into 2.5 GiB; such as 100.", 0
 )
 flags.DEFINE_string("output", None, "File to make for all timings, as JSON; such as peers.json.")
 flags.DEFINE_string(
-    "environment",
-    None,
-    "Directory that PyTorch's contestants are installed in; without it, one in the cache; such as "
-    "peers.",
+    "environment", None, "Directory for PyTorch; without it, one in the cache; such as peers."
 )
 
 
@@ -162,7 +148,7 @@ def main() -> None:
     """Goes through presets, batch sizes, works and peers, and reports each match when it ends."""
     todo, sizes, planned = list(configs()), FLAGS.batch_sizes, works()
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
-    peers = lineup.peers(FLAGS.peers, directory)
+    peers = lineup.peers(chosen("peers", lineup.PEERS), directory)
     entries: list[report.Entry] = []
     total = len(todo) * len(sizes) * len(planned) * len(peers) * FLAGS.rounds
     print(f"ours has {'' if library.path().exists() else 'no '}native kernels; see BUILD.md\n")
