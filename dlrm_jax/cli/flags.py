@@ -63,8 +63,8 @@ def define_numbers(
         low: least number that is allowed.
         named: words that stand for numbers.
     """
-    parser = Numbers(kind, low, named or {})
-    flags.DEFINE(parser, name, default, text)
+    serializer = flags.ListSerializer(",")
+    flags.DEFINE(Numbers(kind, low, named or {}), name, default, text, serializer=serializer)
 
 
 def define_mesh() -> None:

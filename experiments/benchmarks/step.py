@@ -23,9 +23,7 @@ import dataclasses
 import gc
 import json
 import os
-import resource
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -52,7 +50,7 @@ from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.first_step import seconds_to_first_step
-from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
+from experiments.benchmarks.timing import in_turn, mean_seconds, peak_bytes, ratio_quartiles
 
 define_run_flags("kaggle", {"examples": "there are as many as the batches need"})
 flags.DEFINE_enum("mode", "train", ["train", "infer"], "Train steps or predictions.")
@@ -66,8 +64,6 @@ flags.DEFINE_bool("json", False, "Prints one JSON object.")
 # Several batches, so that the cache doesn't contain the rows of the next one.
 _BATCHES = 20
 _FEWER = 100
-
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Steps:
@@ -143,16 +139,6 @@ def config_of_flags() -> Config:
     return dataclasses.replace(config, zipf_exponent=exponent)
 
 
-def run_flags() -> list[str]:
-    """The flags of this command line for `dlrm_jax train`, which has another default preset."""
-    names = [name for name in FIELD_TYPES if FLAGS[name].present]
-    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *names)]
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
 def main() -> None:
     """Measures the first step and memory by themselves, then times the steps in turn."""
     config = config_of_flags()
@@ -160,14 +146,17 @@ def main() -> None:
     mesh = start(FLAGS.mesh)
     if against_shape:  # checked before the rest, which takes long
         check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
-    first_step = seconds_to_first_step(run_flags()) if FLAGS.first_step else None
+    # `dlrm_jax train` has another default preset.
+    names = ["preset", "mesh", *(name for name in FIELD_TYPES if FLAGS[name].present)]
+    run_flags = [FLAGS[name].serialize() for name in names]
+    first_step = seconds_to_first_step(run_flags) if FLAGS.first_step else None
 
     learner = make_learner(config, mesh)
     steps = Steps(config, learner)
     steps.run(_BATCHES)
     if FLAGS.mode == "train":
         save_and_restore(learner, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+    peak = peak_bytes()
     held = bytes_held(steps.state)
 
     compared = {"steps": steps, "fewer_rows": with_fewer_rows(config, learner)}
@@ -175,12 +164,12 @@ def main() -> None:
         compared["against"] = Steps(config, make_learner(config, make_mesh(FLAGS.against)))
     for each in compared.values():
         each.run(_BATCHES)
-    before: dict[str, Callable[[], Any]] = {
+    runs: dict[str, Callable[[], Any]] = {
         "round_trips": round_trip_us,
         "first": lambda: steps.run(1),  # the first round after another program isn't timed
+        **{name: partial(each.run, FLAGS.steps_per_round) for name, each in compared.items()},
     }
-    timed = {name: partial(each.run, FLAGS.steps_per_round) for name, each in compared.items()}
-    times = in_turn(before | timed, FLAGS.rounds)
+    times = in_turn(runs, FLAGS.rounds)
 
     machine = roofline.measure(config.embedding_dim, learner.collection.native)
     work = steps.work(learner)
@@ -244,9 +233,9 @@ def report(results: Mapping[str, Any]) -> None:
     """Prints one JSON object, or a line for each result."""
     if FLAGS.json:
         print(json.dumps(results, indent=1))
-        return
-    rows = [(name, _short(value)) for name, value in results.items()]
-    print(text_table(("result", "value"), rows, left=(0, 1)))
+    else:
+        rows = [(name, _short(value)) for name, value in results.items()]
+        print(text_table(("result", "value"), rows, left=(0, 1)))
 
 
 def _short(value: Any) -> str:

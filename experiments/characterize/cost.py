@@ -6,9 +6,10 @@ a custom call are invisible.
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import math
 import re
+from typing import NamedTuple
 
 from dlrm_jax.native.ops import interaction_flops
 from experiments.characterize.hlo import Array, Instruction, Program
@@ -28,8 +29,7 @@ _CUTS = ("gather", "slice", "dynamic-slice")
 _UPDATES = {"scatter": 2, "dynamic-update-slice": 1}
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """The cost of instructions.
 
     Attributes:
@@ -44,22 +44,15 @@ class Cost:
     nbytes: float = 0.0
     row_bytes: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.flops + other.flops, self.nbytes + other.nbytes, self.row_bytes + other.row_bytes
-        )
-
 
 def class_costs(program: Program, tables: frozenset[Array]) -> dict[str, Cost]:
     """The costs of a step on all devices, by class."""
-    costs: dict[str, Cost] = {}
+    costs: dict[str, Cost] = collections.defaultdict(Cost)
     for name, times in program.executions.items():
         once = cost(program, program.instructions[name], tables)
-        times *= program.devices
-        total = Cost(times * once.flops, times * once.nbytes, times * once.row_bytes)
-        kind = program.classes[name]
-        costs[kind] = costs.get(kind, Cost()) + total
-    return costs
+        pairs = zip(costs[program.classes[name]], once, strict=True)
+        costs[program.classes[name]] = Cost(*(x + times * program.devices * y for x, y in pairs))
+    return dict(costs)
 
 
 def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -> Cost:

@@ -126,14 +126,9 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
     steps = Steps(config, learner)
     program = Program(steps.compile())
     steps.run(_BATCHES)
-
-    def run() -> int:
-        steps.run(count)
-        return count
-
     runs: dict[str, Callable[[], Any]] = {
         "seconds": lambda: steps.run(count),
-        "profile": lambda: record(run, MODULE),
+        "profile": lambda: record(steps.run, count, MODULE),
     }
     found = in_turn(runs, rounds)
     by_length = sorted(found["profile"], key=lambda each: each.end - each.start)
@@ -158,7 +153,7 @@ def _costs(program: Program, learner: Learner, batches: list[Batch]) -> dict[str
     in_all = roofline.row_bytes(learner.collection, batches, train=True)
     for name, nbytes in (("lookup", looked_up), ("update", in_all - looked_up)):
         if name in costs:
-            costs[name] = dataclasses.replace(costs[name], row_bytes=nbytes)
+            costs[name] = costs[name]._replace(row_bytes=nbytes)
     return costs
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,15 +20,12 @@ WINDOW = "profiled steps"
 """The annotation around the counted steps."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """An interval in which something ran, in seconds from the profile's start.
 
     Attributes:
         name: name of the instruction, or `DATA`.
         device: number of the device in the mesh.
-        start: start of the interval.
-        end: end of the interval.
     """
 
     name: str
@@ -38,16 +34,8 @@ class Event:
     end: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Profile:
-    """The events of some steps.
-
-    Attributes:
-        steps: number of steps.
-        start: start of the first step, in seconds.
-        end: end of the last step.
-        events: events in the order of their starts.
-    """
+class Profile(NamedTuple):
+    """The events from the first step's start to the last one's end, by their starts."""
 
     steps: int
     start: float
@@ -55,16 +43,13 @@ class Profile:
     events: tuple[Event, ...]
 
 
-def record(run: Callable[[], int], module: str) -> Profile:
-    """Profiles ``run``, which runs steps of a module and returns the number of the counted ones.
-
-    The counted steps are within an annotation `WINDOW`.
-    """
+def record(run: Callable[[int], Any], steps: int, module: str) -> Profile:
+    """Profiles so many steps of a module; ``run`` runs them within an annotation `WINDOW`."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # would record every function call, and slow it down
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory, profiler_options=options):
-            steps = run()
+            run(steps)
         (path,) = Path(directory).rglob("*.xplane.pb")
         return _read(jax.profiler.ProfileData.from_file(str(path)), steps, module)
 
@@ -108,7 +93,7 @@ def without_waiting(
         arrived[key] = max(arrived.get(key, 0), event.start)
         numbered.append((key, event))
     for key, event in numbered:
-        yield dataclasses.replace(event, start=min(arrived[key], event.end))
+        yield event._replace(start=min(arrived[key], event.end))
 
 
 def class_seconds(profile: Profile, program: Program) -> dict[str, float]:
