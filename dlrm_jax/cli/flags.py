@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,18 @@ def define_mesh() -> None:
     flags.DEFINE_bool(
         "emulate", False, "Uses emulated CPU devices instead of the accelerators of this machine."
     )
+
+
+def define_workdir(text: str, such_as: str) -> None:
+    """``--workdir``, by default a new directory; the sentence ends with an example."""
+    flags.DEFINE_string(
+        "workdir", None, f"{text}; without it, a new one in runs/; such as {such_as}."
+    )
+
+
+def chosen_workdir(program: str) -> Path:
+    """The directory of `define_workdir`; a new one has the program's name and the time."""
+    return Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
 
 
 def own_flags() -> list[flags.Flag]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from absl import flags
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.config_flags import define_run_flags, with_flags
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
-from dlrm_jax.cli.flags import FLAGS, refuse
+from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse
 from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.start import define_process_flags, start
 from dlrm_jax.embedding import Plan
@@ -37,11 +36,7 @@ from dlrm_jax.training.metrics import METRICS
 define_run_flags(default_preset="small")
 define_process_flags()
 define_data_flag()
-flags.DEFINE_string(
-    "workdir",
-    None,
-    "Directory of metrics and checkpoints; without it, a new one in runs/; such as runs/kaggle.",
-)
+define_workdir("Directory of metrics and checkpoints", "runs/kaggle")
 flags.DEFINE_bool("tensorboard", False, "Also writes the metrics to WORKDIR/tensorboard.")
 flags.DEFINE_bool("eval_only", False, "Evaluates a checkpoint of the workdir without training.")
 flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint for --eval_only.")
@@ -65,7 +60,7 @@ def main() -> None:
     """Mesh, data, learner, then what `job.run` does."""
     config = with_flags(preset(FLAGS.preset))
     check_flags()
-    workdir = Path(FLAGS.workdir or time.strftime("runs/criteo-%Y%m%d-%H%M%S"))
+    workdir = chosen_workdir("criteo")
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden
-from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_numbers, define_workdir
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
@@ -56,32 +55,16 @@ def define_comparison_flags(
     flags.DEFINE_list(
         "optimizers", "rowwise_adagrad", "Optimizers of tables and dense models; such as sgd,adam."
     )
-    define_numbers(
-        "learning_rates",
-        (),
-        "Learning rates to search over; without it, three for each optimizer; such as 0.01,0.1.",
-        float,
-    )
+    rates = "Learning rates to search over; without it, three for each optimizer; such as 0.01,0.1."
+    define_numbers("learning_rates", (), rates, float)
     flags.DEFINE_integer("seeds", 3, "Trials with the chosen learning rate; such as 5.", 1)
     flags.DEFINE_integer("evaluations", 10, "Evaluations of each trial; such as 20.", 1)
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "Directory of trials, pictures and the page; without it, a new one in runs/; such as "
-        "runs/compare.",
-    )
+    define_workdir("Directory of trials, pictures and the page", "runs/compare")
 
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """The contenders and their trials.
-
-    Attributes:
-        contenders: contenders in the order of the table.
-        rates: learning rates to search over, by optimizer.
-        seeds: number of seeds of each contender.
-        evaluations: number of evaluations of each trial.
-    """
+    """The contenders in the order of the table, and their trials; ``rates`` by optimizer."""
 
     contenders: Sequence[Contender]
     rates: dict[str, tuple[float, ...]]
@@ -116,7 +99,7 @@ def asked(base: Config) -> tuple[Contest, Config]:
 @contextlib.contextmanager
 def held(program: str) -> Iterator[Path]:
     """Makes and locks the workdir of the flags, by default a new one of the program's name."""
-    directory = Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
+    directory = chosen_workdir(program)
     with owned(directory):
         print(f"workdir {directory}")
         yield directory
@@ -142,13 +125,14 @@ def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory:
 
 def _print_distances(results: Sequence[Result], task: Task) -> None:
     """Prints the distance of each model from logistic regression, if that is among them."""
-    metric = "auc" if "auc" in task.shown else task.chosen_by
-    linear = [r for r in results if r.contender.name == "logistic_regression"]
-    others = [r for r in results if r.contender.name != "logistic_regression"]
-    for base in linear:
-        for each in others:
-            if each.contender.optimizer == base.contender.optimizer:
-                print(
-                    f"{each.contender.name}, {each.contender.optimizer}: test {metric} "
-                    f"{each.mean(metric) - base.mean(metric):+.4f} from logistic regression's"
-                )
+    metric = task.ranked_by
+    linear = {
+        each.contender.optimizer: each.mean(metric)
+        for each in results
+        if each.contender.name == "logistic_regression"
+    }
+    for each in results:
+        base = linear.get(each.contender.optimizer)
+        if base is not None and each.contender.name != "logistic_regression":
+            distance = each.mean(metric) - base
+            print(f"{each.contender}: test {metric} {distance:+.4f} from logistic regression's")

@@ -29,24 +29,24 @@ def columns(task: Task) -> tuple[str, ...]:
 
 def rows_of(results: Sequence[Result], task: Task) -> list[tuple[str, ...]]:
     """The cells of each result, under `columns`."""
-    return [_row(result, task) for result in results]
-
-
-def _row(result: Result, task: Task) -> tuple[str, ...]:
-    first = result.trials[0]
-    times = [trial["milliseconds"] for trial in result.trials if trial["milliseconds"]]
-    temporary = first["temporary_bytes"]
-    return (
-        result.contender.name,
-        result.contender.optimizer,
-        f"{result.learning_rate:g}",
-        *(mean_and_deviation(result.test(metric)) for metric in task.shown),
-        compact(first["parameters"]),
-        compact(first["flops"]),
-        f"{statistics.median(times):.2f}" if times else "-",
-        f"{first['bytes'] / _MIB:,.1f}",
-        "-" if temporary is None else f"{temporary / _MIB:,.1f}",
-    )
+    rows = []
+    for result in results:
+        first = result.trials[0]
+        times = [trial["milliseconds"] for trial in result.trials if trial["milliseconds"]]
+        temporary = first["temporary_bytes"]
+        row = (
+            result.contender.name,
+            result.contender.optimizer,
+            f"{result.learning_rate:g}",
+            *(mean_and_deviation(result.test(metric)) for metric in task.shown),
+            compact(first["parameters"]),
+            compact(first["flops"]),
+            f"{statistics.median(times):.2f}" if times else "-",
+            f"{first['bytes'] / _MIB:,.1f}",
+            "-" if temporary is None else f"{temporary / _MIB:,.1f}",
+        )
+        rows.append(row)
+    return rows
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -76,7 +76,7 @@ def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
 
 def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figure]]:
     """Titles and pictures, by file name."""
-    metric = "auc" if "auc" in task.shown else task.chosen_by
+    metric = task.ranked_by
     title = f"Test {_NAMES.get(metric, metric)}: mean and range over seeds"
     drawn = {"models": (title, draw_ranks(results, task))}
     for optimizer in dict.fromkeys(result.contender.optimizer for result in results):
@@ -88,7 +88,7 @@ def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figu
 
 def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
     """Draws a point for each contender and a line over its seeds, the best at the top."""
-    metric = "auc" if "auc" in task.shown else task.chosen_by
+    metric = task.ranked_by
     # Results without a metric, NaN, are at the bottom.
     ranked = sorted(results, key=lambda each: np.nan_to_num(each.mean(metric), nan=-np.inf))
     figure, axes = new_axes(0.8 + 0.24 * len(ranked))
@@ -101,7 +101,7 @@ def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
         axes.axvline(best["test"], color=COLOURS[1], linewidth=1)
         place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top"}
         note(axes, "teacher", (best["test"], 1), (-3, 0), color=COLOURS[1], **place)
-    names = [f"{each.contender.name}, {each.contender.optimizer}" for each in ranked]
+    names = [str(each.contender) for each in ranked]
     axes.set_yticks(range(len(ranked)), names, parse_math=False)
     axes.set_ylim(-0.6, len(ranked) - 0.4)
     axes.grid(axis="x", linewidth=0.3)

@@ -32,7 +32,7 @@ from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import to_json
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks.roofline import matrix_flops
-from experiments.compare.tasks import Task, badness
+from experiments.compare.tasks import Task
 
 RATES: dict[str, tuple[float, ...]] = {
     "sgd": (0.3, 1.0, 3.0),
@@ -45,15 +45,13 @@ RATES: dict[str, tuple[float, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model and an optimizer.
-
-    Attributes:
-        name: name of the model, with its options if any: ``dcn_v2:rank=8``.
-        optimizer: name of the optimizer of tables and dense model.
-    """
+    """A model with its options if any, ``dcn_v2:rank=8``, and an optimizer of all of it."""
 
     name: str
     optimizer: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.optimizer}"
 
     @property
     def model(self) -> str:
@@ -75,13 +73,7 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The trials of a contender.
-
-    Attributes:
-        contender: the contender.
-        learning_rate: chosen learning rate.
-        trials: results of `run_trial` for each seed.
-    """
+    """The results of `run_trial` for each seed, with the chosen learning rate."""
 
     contender: Contender
     learning_rate: float
@@ -113,17 +105,16 @@ class Study:
         with tqdm.tqdm(total=total, unit="trial", dynamic_ncols=True) as bar:
 
             def trial(contender: Contender, rate: float, seed: int) -> Mapping[str, Any]:
-                bar.set_description(
-                    f"{contender.name}, {contender.optimizer} {rate:g}, seed {seed}"
-                )
+                bar.set_description(f"{contender}, rate {rate:g}, seed {seed}")
                 found = self.trial(contender.config(self.base, rate, seed))
                 bar.update(1)
                 return found
 
             for each in contenders:
                 searched = {rate: trial(each, rate, 0) for rate in rates[each.optimizer]}
-                best = min(searched, key=lambda rate: self._badness(searched[rate]))
-                if self._badness(searched[best]) == math.inf:
+                losses = {x: self.task.badness(y["validation"]) for x, y in searched.items()}
+                best = min(losses, key=lambda rate: losses[rate])
+                if losses[best] == math.inf:
                     raise UserError(
                         f"{each.name} with {each.optimizer} diverges at all learning rates of "
                         f"{', '.join(map(str, searched))}; try smaller ones"
@@ -145,18 +136,9 @@ class Study:
             write_text(path, to_json({"trial": identity, **found}, indent=1))
         return json.loads(path.read_text())
 
-    def _badness(self, trial: Mapping[str, Any]) -> float:
-        return badness(self.task, trial["validation"])
-
 
 def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[str, Any]:
-    """Trains one model.
-
-    Args:
-        config: config of the trial, with the tables of the data.
-        task: data and metrics.
-        mesh: mesh to run on.
-        evaluations: number of evaluations, including the one at the end.
+    """Trains one model, with so many evaluations, the one at the end included.
 
     Returns:
         The metrics of ``train`` (on as many examples as for validation), ``validation`` and
@@ -199,22 +181,16 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
     def validate(state: TrainState) -> Metrics:
         metrics = {split: metrics_of(state, split) for split in ("train", "validation")}
         result["curve"].append({"step": int(state.step), **metrics})
-        if badness(task, metrics["validation"]) < badness(task, result["validation"]):
+        if task.badness(metrics["validation"]) < task.badness(result["validation"]):
             result.update(metrics, test=metrics_of(state, "test"))
         return metrics["validation"]
 
     try:
+        intervals = Intervals(log=0, evaluate=-(-steps // evaluations), checkpoint=0)
         trained = train(
-            learner,
-            step,
-            state,
-            batches,
-            steps,
-            Intervals(log=0, evaluate=-(-steps // evaluations), checkpoint=0),
-            validate=validate,
-            keep=lambda *_: None,
-            record=lambda *_: None,
-        )
+            learner, step, state, batches, steps, intervals,
+            validate=validate, keep=lambda *_: None, record=lambda *_: None,
+        )  # fmt: skip
     except UserError as error:  # a diverged trial has lost; the others continue
         result["diverged"] = str(error)
         return result

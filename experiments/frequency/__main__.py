@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,7 +33,7 @@ from jaxtyping import Int32
 
 from dlrm_jax.cli.config_flags import define_run_flags, with_flags
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
-from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_numbers, define_workdir
 from dlrm_jax.cli.pictures import percent, save
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
@@ -73,11 +71,7 @@ _NO_EFFECT = (
 
 define_run_flags("kaggle", dict.fromkeys(_NO_EFFECT, "all tables are of one kind, on one device"))
 define_data_flag()
-flags.DEFINE_string(
-    "workdir",
-    None,
-    "Directory of the results; without it, a new one in runs/; such as runs/frequency.",
-)
+define_workdir("Directory of the results", "runs/frequency")
 define_numbers("batch_sizes", (2048, 8192), "Examples of a batch; such as 128,2048.", low=1)
 flags.DEFINE_float("cache_mib", 1, "MiB of an LRU cache for rows or pages; such as 0.5.", 0)
 flags.DEFINE_integer("shards", 8, "Shards that the rows are dealt out to; such as 64.", 1)
@@ -91,7 +85,7 @@ def main() -> None:
     if not sizes:
         raise UserError("--batch_sizes: expected at least one number, got none")
     config = with_flags(preset(FLAGS.preset))
-    workdir = Path(FLAGS.workdir or time.strftime("runs/frequency-%Y%m%d-%H%M%S"))
+    workdir = chosen_workdir("frequency")
     mesh = start("1x1")
     config, data = load_data(config, FLAGS.data)
     check_size(data, max(sizes))
