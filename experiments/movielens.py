@@ -19,7 +19,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, refuse, require
+from dlrm_jax.cli.flags import FLAGS, refuse_unless, require
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
@@ -68,15 +68,10 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """Refuses flags that are missing or that nothing would read.
-
-    Raises:
-        UserError: a flag has no effect; the message names it.
-    """
+    """Refuses flags that are missing or that nothing would read."""
     require("data")
-    for flag, task in {"split": "clicks", "negatives": "ranking"}.items():
-        if FLAGS.task != task:
-            refuse([flag], f"without --task={task}")
+    refuse_unless(FLAGS.task == "clicks", "--task=clicks", "split")
+    refuse_unless(FLAGS.task == "ranking", "--task=ranking", "negatives")
 
 
 def load(directory: Path) -> tuple[MovieLens, Task]:

@@ -54,15 +54,9 @@ def define_numbers(
     low: int | None = None,
     named: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
-    """A flag for numbers with commas.
+    """A flag for numbers of a kind with commas, each at least ``low``.
 
-    Args:
-        name: name of the flag.
-        default: its value if it isn't given.
-        text: sentence for ``--help``, as in `dlrm_jax.config.field`.
-        kind: int or float.
-        low: least number that is allowed.
-        named: words that stand for numbers.
+    ``named`` has words that stand for numbers; ``text`` is the sentence for ``--help``.
     """
     serializer = flags.ListSerializer(",")
     flags.DEFINE(Numbers(kind, low, named or {}), name, default, text, serializer=serializer)
@@ -153,43 +147,33 @@ def _expected(flag: flags.Flag) -> str:
     return f"{kind} of at least {low}"
 
 
-# -- Rules between flags ---------------------------------------------------------------
+# -- Rules between flags; each raises a UserError ----------------------------------------
 
 
 def refuse(names: Iterable[str], why: str) -> None:
-    """Refuses flags that nothing would read.
-
-    Args:
-        names: names of the flags.
-        why: end of the sentence, such as "without --eval_only".
-
-    Raises:
-        UserError: one of them is on the command line.
-    """
+    """Refuses flags that nothing would read; ``why`` ends the sentence: "without --eval_only"."""
     for name in names:
         if FLAGS[name].present:
             raise UserError(f"--{name} has no effect{why if why[0] == ':' else f' {why}'}")
 
 
-def require(*names: str) -> None:
-    """Refuses a command line without these flags.
+def refuse_unless(given: object, needed: str, *names: str) -> None:
+    """Refuses flags that nothing would read unless another one, ``needed``, is given."""
+    if not given:
+        refuse(names, f"without {needed}")
 
-    Raises:
-        UserError: one of them has no value.
-    """
+
+def require(*names: str) -> None:
+    """Refuses a command line in which one of these flags has no value."""
     for name in names:
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing{such_as(FLAGS[name])}")
 
 
 def check_new(*names: str) -> None:
-    """Refuses outputs that couldn't be written at the end of a long run.
+    """Refuses outputs that couldn't be written at the end of a long run: files or directories.
 
-    Args:
-        names: names of flags for files or directories to make; those without a value pass.
-
-    Raises:
-        UserError: something is there already, or what should be a parent directory is a file.
+    Flags without a value pass.
     """
     for name in names:
         if not (given := FLAGS[name].value):
@@ -206,11 +190,7 @@ def check_new(*names: str) -> None:
 
 
 def check_pictures(*names: str) -> None:
-    """Refuses pictures of unknown formats; flags without a value pass.
-
-    Raises:
-        UserError: a name ends in neither .png nor .svg.
-    """
+    """Refuses pictures named neither .png nor .svg; flags without a value pass."""
     for name in names:
         path: str | None = FLAGS[name].value
         if path and Path(path).suffix not in (".png", ".svg"):

@@ -81,15 +81,12 @@ def _default(flag: flags.Flag) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple) and len(value) > _MOST_NUMBERS:
-        return f"{len(value)} numbers"
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, list | tuple) and value
-        else ("none" if value in (None, "", (), []) else str(value))
-    )
+    if value in (None, "", (), []):
+        return "none"
+    if isinstance(value, list | tuple):
+        many = len(value) > _MOST_NUMBERS
+        return f"{len(value)} numbers" if many else ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _wrapped(name: str, text: str, width: int) -> list[str]:

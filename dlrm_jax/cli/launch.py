@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -62,10 +62,12 @@ def launch(count: int, workdir: Path) -> int:
         arriving = _follow(processes)
         ended: list[Ended] = []
         while len(ended) < count and not any(process.code for process in ended):
-            _wait(arriving, ended, timeout=1)
+            with suppress(queue.Empty):
+                ended.append(arriving.get(timeout=1))
         deadline = time.monotonic() + _GRACE_SECONDS
         while len(ended) < count and time.monotonic() < deadline:
-            _wait(arriving, ended, timeout=0.1)
+            with suppress(queue.Empty):
+                ended.append(arriving.get(timeout=0.1))
     failed = [process for process in ended if process.code]
     if not failed:
         return 0
@@ -146,13 +148,6 @@ def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:
     for index, process in enumerate(processes):
         threading.Thread(target=follow, args=(index, process), daemon=True).start()
     return ended
-
-
-def _wait(arriving: queue.Queue[Ended], ended: list[Ended], timeout: float) -> None:
-    try:
-        ended.append(arriving.get(timeout=timeout))
-    except queue.Empty:
-        return
 
 
 def _account(first: Ended, missing: Sequence[int]) -> str:

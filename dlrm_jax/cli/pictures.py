@@ -107,6 +107,11 @@ def draw_lines(axes: Axes, curves: Sequence[Curve], others: str) -> None:
     legend_beside(axes)
 
 
+def log_ranks(count: int) -> np.ndarray:
+    """Some hundred ranks from 1 to ``count``, evenly spread on a logarithmic axis."""
+    return np.unique(np.geomspace(1, max(1, count), 300).round().astype(int))[:count]
+
+
 def percent(share: float) -> str:
     """A share as text: 0%, <0.1%, 12.3%; a dash for NaN."""
     if math.isnan(share):

@@ -109,11 +109,7 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """Refuses flags that would end the program with an error after its report.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """Refuses flags that would end the program with an error after its report."""
     if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
         raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
     check_new("output", "picture", "mesh_picture")

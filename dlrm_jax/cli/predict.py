@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, check_new, define_mesh, refuse, require
+from dlrm_jax.cli.flags import FLAGS, check_new, define_mesh, refuse, refuse_unless, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
@@ -86,15 +86,11 @@ def main() -> None:
             predict(checkpoint, metadata, vocabularies, path)
     if FLAGS.tables:
         with creating(Path(FLAGS.tables_output)) as directory:
-            dump(checkpoint, metadata, tables, vocabularies, directory)
+            dump(checkpoint, metadata, config, tables, vocabularies, directory)
 
 
 def check_flags() -> None:
-    """Refuses flags that are missing, contradict each other, or that nothing would read.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """Refuses flags that are missing, contradict each other, or that nothing would read."""
     require("checkpoint")
     if not FLAGS.data and not FLAGS.tables:
         raise UserError("--data is missing: what to predict; or --tables: which tables to write")
@@ -102,10 +98,9 @@ def check_flags() -> None:
         ("data", ("output", "mesh", "emulate", "batch_size")),
         ("tables", ("tables_output", "tables_format")),
     ):
+        refuse_unless(FLAGS[asked].value, f"--{asked}", *names)
         if FLAGS[asked].value:
             require(names[0])
-        else:
-            refuse(names, f"without --{asked}")
     check_new("output", "tables_output")
     if FLAGS.output and Path(FLAGS.output).suffix not in SUFFIXES:
         raise UserError(f"--output: expected a name in {' or '.join(SUFFIXES)}, got {FLAGS.output}")
@@ -120,11 +115,7 @@ def check_flags() -> None:
 
 
 def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
-    """The directory of a checkpoint's vocabularies; None if there is none.
-
-    Raises:
-        UserError: those that there are belong to other data.
-    """
+    """The directory of a checkpoint's vocabularies, which must be of its data; None without one."""
     directory = Path(FLAGS.preprocessing) if FLAGS.preprocessing else find_kept(checkpoint)
     if directory:
         check_same_data(directory, checkpoint, metadata["identity"]["data"])
@@ -132,11 +123,7 @@ def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | N
 
 
 def table_names(config: Config, vocabularies: Path | None) -> list[str]:
-    """The names in the model of the tables that ``--tables`` asks for.
-
-    Raises:
-        UserError: a name is unknown, could mean two tables, or one table is named twice.
-    """
+    """The names in the model of the tables that ``--tables`` asks for; one is meant once."""
     columns = Metadata.read(vocabularies).columns if vocabularies else config.table_names
     found = []
     for name in FLAGS.tables:
@@ -175,11 +162,7 @@ def predict(
 def examples(
     checkpoint: Path, metadata: Mapping[str, Any], vocabularies: Path | None
 ) -> Iterator[Split]:
-    """The rows of ``--data`` as arrays; those of raw logs are removed after the block.
-
-    Raises:
-        UserError: the ids aren't those of the training, or raw values can't be mapped.
-    """
+    """The rows of ``--data`` as arrays; those of raw logs are removed after the block."""
     paths = [Path(path) for path in FLAGS.data]
     if paths[0].is_dir():
         yield all_days(paths[0], checkpoint, metadata["identity"]["data"])
@@ -196,11 +179,7 @@ def examples(
 
 
 def all_days(directory: Path, checkpoint: Path, fingerprint: str) -> Split:
-    """All rows of prepared arrays, in the order of time.
-
-    Raises:
-        UserError: the data have another fingerprint. TorchRec's arrays have none.
-    """
+    """All rows of prepared arrays with this fingerprint, or TorchRec's, in the order of time."""
     if (directory / METADATA).exists():
         check_same_data(directory, checkpoint, fingerprint)
     load_directory(directory)  # raises if something is missing
@@ -223,13 +202,13 @@ def frames(batches: Iterator[np.ndarray]) -> Iterator[pl.DataFrame]:
 def dump(
     checkpoint: Path,
     metadata: Mapping[str, Any],
+    config: Config,
     names: Sequence[str],
     vocabularies: Path | None,
     output: Path,
 ) -> None:
     """Writes tables one after the other, and prints their files."""
     output.mkdir()
-    config = trained_config(checkpoint, metadata)
     for name in names:
         table = config.table_names.index(name)
         values = read_values(vocabularies, table) if vocabularies else None

@@ -18,7 +18,7 @@ from typing import get_args
 
 from absl import flags, logging
 
-from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, require
+from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse_unless, require
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
@@ -102,16 +102,11 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """Refuses flags that are missing or that nothing would read.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """Refuses flags that are missing or that nothing would read."""
     require("input", "output")
     if bool(FLAGS.validation) != bool(FLAGS.test):
         raise UserError("--validation and --test: expected a file for both, or for neither")
-    if not FLAGS.drop_negatives:
-        refuse(["seed"], "without --drop_negatives")
+    refuse_unless(FLAGS.drop_negatives, "--drop_negatives", "seed")
 
 
 def make_options() -> Options:

@@ -20,7 +20,7 @@ from absl import flags
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.config_flags import define_run_flags, with_flags
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
-from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse
+from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.start import define_process_flags, start
 from dlrm_jax.embedding import Plan
@@ -90,19 +90,11 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """Refuses flags that are missing or that nothing would read.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    for flag, needed, given in (
-        ("checkpoint", "--eval_only", FLAGS.eval_only),
-        ("warm_start_names", "--warm_start", FLAGS.warm_start),
-        ("process", "--coordinator", FLAGS.coordinator),
-        ("coordinator", "--processes", FLAGS.processes > 1),
-    ):
-        if not given:
-            refuse([flag], f"without {needed}")
+    """Refuses flags that are missing or that nothing would read."""
+    refuse_unless(FLAGS.eval_only, "--eval_only", "checkpoint")
+    refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
+    refuse_unless(FLAGS.coordinator, "--coordinator", "process")
+    refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")
     if FLAGS.warm_start and not FLAGS.warm_start_names:
         raise UserError("--warm_start needs --warm_start_names, such as C1,C2,bottom")
     if FLAGS.coordinator and not FLAGS.workdir:

@@ -127,11 +127,7 @@ def bytes_held(state: TrainState) -> int:
 
 
 def config_of_flags() -> Config:
-    """The config of the preset and the flags.
-
-    Raises:
-        UserError: a flag has no effect.
-    """
+    """The config of the preset and the flags, each of which must have an effect."""
     if FLAGS.ids == "uniform":
         refuse(["zipf_exponent"], "with --ids=uniform")
     config = with_flags(preset(FLAGS.preset))

@@ -122,11 +122,7 @@ def main() -> None:
 
 
 def check_size(data: Dataset, batch_size: int) -> None:
-    """Checks that the data contain a batch to look up.
-
-    Raises:
-        UserError: they have fewer validation examples.
-    """
+    """Refuses batches of more examples than the validation split has."""
     if len(data.validation) < batch_size:
         raise UserError(
             f"--batch_sizes: expected at most the {len(data.validation)} validation examples of "

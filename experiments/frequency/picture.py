@@ -15,12 +15,11 @@ from dlrm_jax.cli.pictures import (
     compact,
     draw_lines,
     legend_beside,
+    log_ranks,
     new_grid,
     short,
 )
 from dlrm_jax.data.statistics import Column
-
-_POINTS = 300
 
 
 def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -66,5 +65,5 @@ def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) 
 def _served(ascending: Int64[np.ndarray, " R"]) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the rows, and of the lookups that they serve."""
     total = np.cumsum(ascending[::-1])
-    ranks = np.unique(np.geomspace(1, len(total), _POINTS).round().astype(int))
+    ranks = log_ranks(len(total))
     return ranks / len(total), total[ranks - 1] / max(1, total[-1])
