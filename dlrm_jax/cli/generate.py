@@ -46,9 +46,7 @@ define_numbers(
     "table_rows", None, "Rows of each of the 26 tables, instead of the preset's; such as 7,3000."
 )
 flags.DEFINE_float(
-    "zipf_exponent",
-    None,
-    "Zipf exponent of the ids, instead of the preset's; 0 for uniform ones; such as 1.2.",
+    "zipf_exponent", None, "Zipf exponent, instead of the preset's; 0 for uniform ids; such as 1.2."
 )
 flags.DEFINE_integer("seed", 0, "Seed of the teacher and the examples; such as 1.")
 flags.DEFINE_string(
@@ -70,7 +68,11 @@ def main() -> None:
     profile = load_profile()
     if not FLAGS.output:
         return
-    stream = make_stream(profile)
+    config = preset(FLAGS.preset)
+    exponent = config.zipf_exponent if FLAGS.zipf_exponent is None else FLAGS.zipf_exponent
+    drift = FLAGS.drift if profile is None else 0.0  # new ids are a part of the locality
+    rows = FLAGS.table_rows or config.table_rows
+    stream = ExampleStream(rows, exponent, FLAGS.seed, FLAGS.days or 1, drift, profile)
     tally = Tally()
     begun = time.perf_counter()
     with creating(Path(FLAGS.output)) as output:
@@ -125,17 +127,6 @@ def load_profile() -> StackProfile | None:
         with creating(Path(FLAGS.save_profile)) as path:
             profile.save(path)
     return profile
-
-
-def make_stream(profile: StackProfile | None) -> ExampleStream:
-    """The examples that the flags describe."""
-    config = preset(FLAGS.preset)
-    exponent = config.zipf_exponent if FLAGS.zipf_exponent is None else FLAGS.zipf_exponent
-    days = FLAGS.days or 1
-    drift = FLAGS.drift if profile is None else 0.0  # new ids are a part of the locality
-    return ExampleStream(
-        FLAGS.table_rows or config.table_rows, exponent, FLAGS.seed, days, drift, profile
-    )
 
 
 class Tally:

@@ -46,9 +46,7 @@ flags.DEFINE_string(
     "picture", None, "File to draw the load of the shards in: .png or .svg; such as plan.png."
 )
 flags.DEFINE_string(
-    "mesh_picture",
-    None,
-    "File to draw the mesh with its tables in: .png or .svg; such as mesh.png.",
+    "mesh_picture", None, "File to draw the mesh's tables in: .png or .svg; such as mesh.png."
 )
 
 _GIB, _MIB = 2**30, 2**20

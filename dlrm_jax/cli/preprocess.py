@@ -34,11 +34,9 @@ flags.DEFINE_list(
     "with --schema, Parquet or CSV; such as day_0.gz,day_1.gz.",
 )
 flags.DEFINE_string(
-    "validation",
-    None,
-    "File for validation alone; without it, half of the last day; such as day_22.gz.",
+    "validation", None, "File for validation; without it, half of the last day; such as day_22.gz."
 )
-flags.DEFINE_string("test", None, "File for test alone, with --validation; such as day_23.gz.")
+flags.DEFINE_string("test", None, "File for test, with --validation; such as day_23.gz.")
 flags.DEFINE_string("output", None, "Directory to make; such as criteo.")
 flags.DEFINE_string(
     "schema", None, "JSON file with the meaning of the columns; such as schema.json."
@@ -46,9 +44,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer("min_count", 1, "Occurrences below which values share one id; such as 10.")
 flags.DEFINE_integer("max_rows", 0, "Most rows of a table; 0 for any; such as 40000000.")
 flags.DEFINE_string(
-    "grow",
-    None,
-    "Directory whose vocabularies are continued: old values keep their ids; such as criteo.",
+    "grow", None, "Directory whose vocabularies go on: old values keep their ids; such as criteo."
 )
 flags.DEFINE_enum(
     "compatible",
@@ -65,9 +61,7 @@ define_numbers(
     named={"mlperf": MLPERF_ROWS},
 )
 flags.DEFINE_float(
-    "drop_negatives",
-    0.0,
-    "Share of the training examples with label 0 that is left out at random; such as 0.5.",
+    "drop_negatives", 0.0, "Share of training examples of label 0 left out at random; such as 0.5."
 )
 flags.DEFINE_integer("seed", 0, "Seed of --drop_negatives; such as 1.")
 define_numbers(

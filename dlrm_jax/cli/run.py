@@ -35,10 +35,8 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     def parsed(argv: Sequence[str]) -> list[str]:
         if {"--help", "-h", "--helpfull"} & set(argv[1:]):
             full = "--helpfull" in argv  # with the flags of libraries
-            text = (
-                FLAGS.get_help() if full else help_text(sys.modules[main.__module__].__doc__ or "")
-            )
-            print(text)
+            docstring = sys.modules[main.__module__].__doc__ or ""
+            print(FLAGS.get_help() if full else help_text(docstring))
             sys.stdout.flush()
             sys.exit()
         return parse(argv)

@@ -58,7 +58,7 @@ from experiments.frequency.row_order import (
     ordered_ids,
     touched,
 )
-from experiments.frequency.timing import Work, compare
+from experiments.frequency.timing import compare
 
 _HOTTEST = (0.001, 0.01, 0.1)
 _UNITS = {"64 B lines": 64, "4 KiB pages": 2**12, "2 MiB pages": 2**21}
@@ -88,7 +88,11 @@ def main() -> None:
     workdir = chosen_workdir("frequency")
     mesh = start("1x1")
     config, data = load_data(config, FLAGS.data)
-    check_size(data, max(sizes))
+    if len(data.validation) < max(sizes):
+        raise UserError(
+            f"--batch_sizes: expected at most the {len(data.validation)} validation examples of "
+            f"the data, got {max(sizes)}; give a smaller one, or more --examples"
+        )
     print(f"data: {data.source}")
     metadata = Metadata.read(data.directory) if data.directory else None
     columns = measure(data, metadata).columns
@@ -101,7 +105,7 @@ def main() -> None:
     for size in sizes:
         counted[size] = {order: count(config, data, ids[order], size) for order in ORDERS}
         kept = {order: own[: _BATCHES * size] for order, own in ids.items()}
-        timed[size] = compare(Work(collection, kept, size, config.seed), ORDERS, FLAGS.rounds)
+        timed[size] = compare(collection, kept, size, config.seed, FLAGS.rounds)
         print(f"\n{orders_table(size, counted[size], timed[size])}")
     results = {
         "data": data.source,
@@ -119,15 +123,6 @@ def main() -> None:
     print(f"results: {workdir / 'frequency.json'}")
     last = sizes[-1]
     save(draw(columns, changes(counted[last], timed[last])), str(workdir / "frequency.png"))
-
-
-def check_size(data: Dataset, batch_size: int) -> None:
-    """Refuses batches of more examples than the validation split has."""
-    if len(data.validation) < batch_size:
-        raise UserError(
-            f"--batch_sizes: expected at most the {len(data.validation)} validation examples of "
-            f"the data, got {batch_size}; give a smaller one, or more --examples"
-        )
 
 
 # -- Counts -----------------------------------------------------------------------------
@@ -170,10 +165,8 @@ def count(
 
 def bytes_of_rows(config: Config) -> dict[str, int]:
     """Bytes of a row of the vectors, and of each array of optimizer state."""
-    described = describe(config)
-    vectors = config.embedding_dim * jnp.dtype(config.table_dtype).itemsize
-    dtype = jnp.dtype(config.table_dtype)
-    return {"vectors": vectors, **slot_bytes(described.optimizer, config.embedding_dim, dtype)}
+    dim, dtype = config.embedding_dim, jnp.dtype(config.table_dtype)
+    return {"vectors": dim * dtype.itemsize, **slot_bytes(describe(config).optimizer, dim, dtype)}
 
 
 # -- What is printed -------------------------------------------------------------------

@@ -29,7 +29,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -76,13 +76,6 @@ flags.DEFINE_string(
 )
 
 
-class Work(NamedTuple):
-    """The work of a step. Without an optimizer it is a prediction."""
-
-    mode: Mode
-    optimizer: Optimizer | None
-
-
 def chosen(flag: str, known: Sequence[Any]) -> list[Any]:
     """The values of a flag; all of them must be known."""
     values = FLAGS[flag].value or []
@@ -94,11 +87,10 @@ def chosen(flag: str, known: Sequence[Any]) -> list[Any]:
     return values
 
 
-def works() -> list[Work]:
-    """Training with each of the optimizers, and prediction once."""
+def works() -> list[tuple[Mode, Optimizer | None]]:
+    """Training with each of the optimizers; prediction once, without one."""
     modes, optimizers = chosen("modes", MODES), chosen("optimizers", OPTIMIZERS)
-    training = [Work("train", optimizer) for optimizer in optimizers]
-    return [w for m in modes for w in (training if m == "train" else [Work("infer", None)])]
+    return [(m, o) for m in modes for o in (optimizers if m == "train" else [None])]
 
 
 def configs() -> Iterator[tuple[str, Config, Config]]:
