@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 from jax.sharding import Mesh
 
 
@@ -52,11 +53,16 @@ CPU = Backend(
 )
 
 
+def is_accelerator(device: jax.Device) -> bool:
+    """Whether a device is a GPU or a TPU: JAX has CPU devices besides, which can stand for more."""
+    return device.platform != CPU.platform
+
+
 def backend_of(mesh: Mesh) -> Backend:
     """The record of a mesh's devices, which are all of one kind."""
-    platform = mesh.devices.flat[0].platform
-    if platform != CPU.platform:
-        return Backend(platform)
+    device = mesh.devices.flat[0]
+    if is_accelerator(device):
+        return Backend(device.platform)
     emulated = mesh.size > 1
     return dataclasses.replace(
         CPU, emulated=emulated, programs_ahead=0 if emulated else CPU.programs_ahead
