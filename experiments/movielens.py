@@ -27,7 +27,13 @@ from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_rank
 from dlrm_jax.data.movielens.splits import SPLITS
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, for_data
-from experiments.compare.contest import Contest, asked, compare, define_comparison_flags, held
+from experiments.compare.contest import (
+    Contest,
+    asked,
+    compare,
+    define_comparison_flags,
+    locked_workdir,
+)
 from experiments.compare.tasks import Choices, Clicks, Task
 
 _DECIDED = (
@@ -60,7 +66,7 @@ def main() -> None:
     contest, config = asked(preset(FLAGS.preset))
     movielens, task = load(Path(FLAGS.data))
     config, contest = for_movielens(config, movielens), by_column(contest, movielens)
-    with held("movielens") as directory:
+    with locked_workdir("movielens") as directory:
         mesh = start(FLAGS.mesh)
         check_batch_sizes(config, mesh)
         print("features: " + ", ".join(movielens.features))
@@ -98,8 +104,8 @@ def by_column(contest: Contest, movielens: MovieLens) -> Contest:
     places = {f"={name}": f"=C{i + 1}" for i, name in enumerate(movielens.features)}
 
     def renamed(model: str) -> str:
-        parts = [part.partition("=") for part in model.split(":")]
-        return ":".join(key + places.get(sign + value, sign + value) for key, sign, value in parts)
+        items = [item.partition("=") for item in model.split(":")]
+        return ":".join(key + places.get(sign + value, sign + value) for key, sign, value in items)
 
     contenders = [dataclasses.replace(x, name=renamed(x.name)) for x in contest.contenders]
     return dataclasses.replace(contest, contenders=contenders)

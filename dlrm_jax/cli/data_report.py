@@ -45,7 +45,7 @@ def write_report(directory: Path, output: Path) -> None:
         _missing(page, statistics.missing)
     page.heading("How often ids occur")
     page.text(
-        "Each line is a table, its rows ordered by how often the training part looks them up. "
+        "Each line is a table, its rows ordered by how often the training split looks them up. "
         "A line that falls steeply is a table whose few hot rows serve most lookups."
     )
     curves = "lines: lookups of each row by its rank, both logarithmic"
@@ -100,7 +100,7 @@ def _unseen(page: Page, unseen: Mapping[str, tuple[float, ...]]) -> None:
     last = {name: shares[-1] for name, shares in unseen.items() if shares[-1] > 0}
     if any(share > 0 for shares in unseen.values() for share in shares[:-1]):
         page.text(
-            "Values outside of the vocabulary share one row: rare ones of the training part, and "
+            "Values outside of the vocabulary share one row: rare ones of the training split, and "
             "on the last day new ones, too."
         )
         picture = "lines: the share of unseen values by day, one for each column"

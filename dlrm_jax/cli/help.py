@@ -45,17 +45,17 @@ def help_text(docstring: str, width: int | None = None) -> str:
 
 def _paragraphs(docstring: str, width: int) -> Iterator[str]:
     """A docstring's lines, with paragraphs filled and command lines continued with backslashes."""
-    for number, block in enumerate(inspect.cleandoc(docstring).split("\n\n")):
+    for number, paragraph in enumerate(inspect.cleandoc(docstring).split("\n\n")):
         if number:
             yield ""
-        if block.startswith(" "):
-            for line in block.replace("\\\n", "").splitlines():
+        if paragraph.startswith(" "):
+            for line in paragraph.replace("\\\n", "").splitlines():
                 words = " ".join(line.split())
-                parts = _fill(words, width - 2, "    ", "        ")
-                yield from (f"{part} \\" for part in parts[:-1])
-                yield parts[-1]
+                filled = _fill(words, width - 2, "    ", "        ")
+                yield from (f"{each} \\" for each in filled[:-1])
+                yield filled[-1]
         else:
-            yield from _fill(" ".join(block.split()), width)
+            yield from _fill(" ".join(paragraph.split()), width)
 
 
 def _entry(flag: flags.Flag, width: int) -> list[str]:

@@ -95,7 +95,7 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that get the signals of this one, and that don't outlive the block."""
+    """Processes that get the signals of this one, and that end with the context."""
     processes: list[subprocess.Popen[str]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:

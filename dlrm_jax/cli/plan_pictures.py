@@ -35,7 +35,7 @@ def draw_shards(found: Balance) -> Figure:
             top += nbytes / size
     if found.padding.any():
         above.bar(shards, found.padding / size, 0.7, top, color="#dddddd", label="padding")
-    above.set_ylabel(f"held, {unit}")
+    above.set_ylabel(f"stored, {unit}")
     above.tick_params(axis="x", length=0, labelbottom=False)
     legend_beside(above)
     below.bar(shards, found.reads, 0.7, color="#777777")
@@ -57,13 +57,13 @@ def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
     """
     drawn = min(groups, _GROUPS)
     figure, axes = new_axes(0.8 + 2.4 * drawn)
-    held = [dict(_held(layout, plan, shard)) for shard in range(plan.shards)]
-    fullest = max(sum(nbytes for _, nbytes in own.values()) for own in held)
+    stored = [dict(_stored(layout, plan, shard)) for shard in range(plan.shards)]
+    fullest = max(sum(nbytes for _, nbytes in own.values()) for own in stored)
     for group in range(drawn):
-        for shard, own in enumerate(held):
+        for shard, own in enumerate(stored):
             _draw_device(axes, shard, -group, own, fullest)
     for placement in PLACEMENTS:
-        if any(kind == placement for own in held for kind, _ in own.values()):
+        if any(kind == placement for own in stored for kind, _ in own.values()):
             axes.bar(0, 0, color=_COLOUR[placement], label=_words(placement))
     legend_beside(axes)
     axes.set_xlim(-0.5, plan.shards - 0.5)
@@ -78,7 +78,7 @@ def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
     return figure
 
 
-def _held(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple[str, float]]]:
+def _stored(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple[str, float]]]:
     """Placement, and bytes with optimizer state, of each table on a shard."""
     for slab in layout.slabs:
         for piece, _ in slab.pieces:
@@ -88,20 +88,20 @@ def _held(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple[s
 
 
 def _draw_device(
-    axes: Axes, x: float, y: float, held: dict[str, tuple[str, float]], fullest: float
+    axes: Axes, x: float, y: float, stored: dict[str, tuple[str, float]], fullest: float
 ) -> None:
     """A box with the tables that a device holds, the largest below."""
     left, bottom, width, height = x - 0.46, y - 0.46, 0.92, 0.92
-    for table, (placement, nbytes) in sorted(held.items(), key=lambda item: -item[1][1]):
-        part = height * nbytes / fullest
+    for table, (placement, nbytes) in sorted(stored.items(), key=lambda item: -item[1][1]):
+        extent = height * nbytes / fullest
         axes.add_patch(
-            Rectangle((left, bottom), width, part, color=_COLOUR[placement], alpha=0.75, lw=0)
+            Rectangle((left, bottom), width, extent, color=_COLOUR[placement], alpha=0.75, lw=0)
         )
-        if part > _NARROWEST:
-            axes.plot([left, left + width], [bottom + part] * 2, color="white", linewidth=1)
-            axes.text(x, bottom + part / 2, table, ha="center", va="center", size=8,
+        if extent > _NARROWEST:
+            axes.plot([left, left + width], [bottom + extent] * 2, color="white", linewidth=1)
+            axes.text(x, bottom + extent / 2, table, ha="center", va="center", size=8,
                       parse_math=False)  # fmt: skip
-        bottom += part
+        bottom += extent
     box = Rectangle((left, y - 0.46), width, height, fill=False, edgecolor=INK, lw=0.8)
     axes.add_patch(box)
 

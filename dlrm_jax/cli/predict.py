@@ -162,7 +162,7 @@ def predict(
 def examples(
     checkpoint: Path, metadata: Mapping[str, Any], vocabularies: Path | None
 ) -> Iterator[Split]:
-    """The rows of ``--data`` as arrays; those of raw logs are removed after the block."""
+    """The rows of ``--data`` as arrays; those of raw logs are removed at the end."""
     paths = [Path(path) for path in FLAGS.data]
     if paths[0].is_dir():
         yield all_days(paths[0], checkpoint, metadata["identity"]["data"])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 
-_BLOCKS, _TRIPS = 8, 500
+_REPEATS, _TRIPS = 8, 500
 
 # Limit after which both processes end, whatever else the machine does.
 _SECONDS = 5
@@ -53,13 +53,13 @@ def _measure() -> float:
     signal.alarm(_SECONDS)
     os.sched_setaffinity(0, {first if child else last})
     if not child:
-        for _ in range(_BLOCKS * _TRIPS):
+        for _ in range(_REPEATS * _TRIPS):
             while byte[0] == 0:
                 pass
             byte[0] = 0
         os._exit(0)
     seconds = []
-    for _ in range(_BLOCKS):
+    for _ in range(_REPEATS):
         begun = time.perf_counter()
         for _ in range(_TRIPS):
             byte[0] = 1

@@ -120,7 +120,7 @@ def with_fewer_rows(config: Config, learner: Learner) -> Steps:
         return Steps(fewer, make_learner(fewer, learner.mesh))
 
 
-def bytes_held(state: TrainState) -> int:
+def table_bytes(state: TrainState) -> int:
     """Bytes of tables and optimizer state, over all devices."""
     arrays = jax.tree.leaves((state.embedding.tables, state.embedding.slots))
     return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
@@ -153,7 +153,7 @@ def main() -> None:
     if FLAGS.mode == "train":
         save_and_restore(learner, steps)
     peak = peak_bytes()
-    held = bytes_held(steps.state)
+    nbytes = table_bytes(steps.state)
 
     compared = {"steps": steps, "fewer_rows": with_fewer_rows(config, learner)}
     if FLAGS.against:
@@ -192,9 +192,9 @@ def main() -> None:
             "roofline_ms": 1e3 * machine.limit(work),
             "roofline_share": machine.limit(work) / seconds,
             "seconds_to_first_step": first_step,
-            "tables_and_state_gib": held / 2**30,
+            "tables_and_state_gib": nbytes / 2**30,
             "peak_gib": peak / 2**30,
-            "bound_gib": 1.15 * held / 2**30 + 0.7,
+            "bound_gib": 1.15 * nbytes / 2**30 + 0.7,
             "allocator": os.environ.get("GLIBC_TUNABLES"),
             "device": jax.devices()[0].device_kind,
             "versions": versions(),

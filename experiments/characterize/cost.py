@@ -70,7 +70,7 @@ def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -
     else:
         moved = [(x, _read(program, instruction, i, x)) for i, s in sources for x in s.results]
         moved += [(x, _written(program, instruction, x)) for x in instruction.results]
-    flops = sum(_flops(program, part) for part in _parts(program, instruction))
+    flops = sum(_flops(program, part) for part in _fused(program, instruction))
     if native:
         flops += sum(nbytes / array.itemsize for array, nbytes in moved if array in tables)
     return Cost(
@@ -90,7 +90,7 @@ def table_arrays(program: Program) -> frozenset[Array]:
     )
 
 
-def _parts(program: Program, instruction: Instruction) -> list[Instruction]:
+def _fused(program: Program, instruction: Instruction) -> list[Instruction]:
     """The instructions that are fused in this one, or itself."""
     calls = instruction.called("calls") if instruction.opcode == "fusion" else None
     return program.computations[calls] if calls else [instruction]
@@ -118,14 +118,14 @@ def _flops(program: Program, instruction: Instruction) -> float:
 
 def _read(program: Program, instruction: Instruction, number: int, array: Array) -> int:
     """The bytes that an instruction reads of an operand, of which it may first take a part."""
-    parts = _parts(program, instruction)
-    if parts == [instruction]:
+    fused = _fused(program, instruction)
+    if fused == [instruction]:
         return _taken(program, instruction, number, array)
-    pending = [part for part in parts if part.opcode == "parameter" and part.index == number]
+    pending = [part for part in fused if part.opcode == "parameter" and part.index == number]
     nbytes, seen = 0, set()
     for source in pending:
-        for user in parts:
-            for position, operand in enumerate(user.operands):
+        for user in fused:
+            for place, operand in enumerate(user.operands):
                 if operand != source.name:
                     continue
                 # A part of values that are computed elementwise needs only its own elements.
@@ -134,14 +134,14 @@ def _read(program: Program, instruction: Instruction, number: int, array: Array)
                     pending += [user] if user.name not in seen else []
                     seen.add(user.name)
                 else:
-                    nbytes += _taken(program, user, position, array)
+                    nbytes += _taken(program, user, place, array)
     return min(nbytes, array.nbytes)
 
 
-def _taken(program: Program, user: Instruction, position: int, array: Array) -> int:
-    if position == 0 and user.opcode in _CUTS:
+def _taken(program: Program, user: Instruction, place: int, array: Array) -> int:
+    if place == 0 and user.opcode in _CUTS:
         return int(user.results[0].size * array.itemsize)
-    if position == 0 and user.opcode in _UPDATES:
+    if place == 0 and user.opcode in _UPDATES:
         return _update_bytes(program, user) if user.opcode == "scatter" else 0
     return array.nbytes
 
@@ -149,7 +149,7 @@ def _taken(program: Program, user: Instruction, position: int, array: Array) -> 
 def _written(program: Program, instruction: Instruction, array: Array) -> int:
     updates = [
         _update_bytes(program, part)
-        for part in _parts(program, instruction)
+        for part in _fused(program, instruction)
         if part.opcode in _UPDATES and part.results[0].size == array.size
     ]
     return min(sum(updates), array.nbytes) if updates else array.nbytes

@@ -101,27 +101,27 @@ def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
     names = list(dict.fromkeys(name for result in results.values() for name in result["classes"]))
     colour = colours(names)
     figure, (left, right) = new_grid(3.4, 1, 2)
-    positions = np.arange(len(results))
+    ticks = np.arange(len(results))
     bottom = np.zeros(len(results))
     for name in colour:
         times = np.array(
             [result["classes"].get(name, {"ms": 0.0})["ms"] for result in results.values()]
         )
-        left.bar(positions, times, 0.62, bottom, color=colour[name], label=name)
+        left.bar(ticks, times, 0.62, bottom, color=colour[name], label=name)
         bottom += times
         if times.any():
             right.plot(
-                positions, np.where(times > 0, times, np.nan), "o-", color=colour[name],
+                ticks, np.where(times > 0, times, np.nan), "o-", color=colour[name],
                 linewidth=1.5, markersize=3.5,
             )  # fmt: skip
-    for x, total in zip(positions, bottom, strict=True):
+    for x, total in zip(ticks, bottom, strict=True):
         note(left, f"{total:.3g}", (x, total), (0, 2), ha="center")
-    right.plot(positions, bottom, "k:", linewidth=1.2, label="step")
+    right.plot(ticks, bottom, "k:", linewidth=1.2, label="step")
     right.set_yscale("log")
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
-        axes.set_xticks(positions, list(results))
+        axes.set_xticks(ticks, list(results))
         axes.set_xlabel(what.replace("_", " "))
     left.set_ylabel("ms a step")
     handles, labels = left.get_legend_handles_labels()

@@ -21,7 +21,7 @@ from dlrm_jax.cli.start import start
 from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes
-from experiments.compare.contest import asked, compare, define_comparison_flags, held
+from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.tasks import Clicks
 
 define_comparison_flags("comparison")
@@ -32,7 +32,7 @@ def main() -> None:
     """Reads contenders and data, then runs the trials."""
     check_data_flags()
     contest, config = asked(preset(FLAGS.preset))
-    with held("compare") as directory:
+    with locked_workdir("compare") as directory:
         mesh = start(FLAGS.mesh)
         check_batch_sizes(config, mesh)
         config, data = load_data(config, FLAGS.data)

@@ -97,7 +97,7 @@ def asked(base: Config) -> tuple[Contest, Config]:
 
 
 @contextlib.contextmanager
-def held(program: str) -> Iterator[Path]:
+def locked_workdir(program: str) -> Iterator[Path]:
     """Makes and locks the workdir of the flags, by default a new one of the program's name."""
     directory = chosen_workdir(program)
     with owned(directory):

@@ -17,7 +17,7 @@ from experiments.compare.trials import Result
 
 _NAMES = {"log_loss": "log loss", "auc": "AUC", "normalized_entropy": "normalized entropy",
           "hr@10": "HR@10", "ndcg@10": "NDCG@10"}  # fmt: skip
-_COSTS = ("parameters", "matrix FLOPs per example", "ms per step", "MiB held", "MiB temporary")
+_COSTS = ("parameters", "matrix FLOPs per example", "ms per step", "MiB of state", "MiB temporary")
 _MIB = 2**20
 
 

@@ -4,12 +4,12 @@
     python -m experiments.frequency --data=criteo
 
 The same batches are looked up in tables with three orders of rows: by descending frequency in the
-training part, as `dlrm_jax preprocess` orders them; by first appearance, as other programs do; and
-at random. The batches come from the validation part, so that they didn't decide the order. Touched
+training split, as `dlrm_jax preprocess` orders them; by first appearance, as other programs do; and
+at random. The batches come from the validation split, so that they didn't decide the order. Touched
 cache lines and pages, cache hits and loads of shards are counted, not measured; an array is assumed
 to begin with a line and a page. Lookups and updates, on one device, are timed in turn. A ratio is
 the random order's time over another's, round by round: the median, and the quartiles. In a training
-part much shorter than the tables, most rows don't occur and are at random behind the others in
+split much shorter than the tables, most rows don't occur and are at random behind the others in
 every order: give generated data as many ``--examples`` as you can.
 
 ``busiest shard`` is its load over the mean, where row r of each table is on shard r mod

@@ -12,12 +12,12 @@ from dlrm_jax.data.arrays import ABSENT, Dataset, Split
 from dlrm_jax.data.generated.locality import NEW, stack_distances
 
 ORDERS = ("frequency", "first_seen", "random")
-"""By descending frequency in the training part, by first appearance in it, at random."""
+"""By descending frequency in the training split, by first appearance in it, at random."""
 
 Batches = Sequence[Sequence[Int32[np.ndarray, " N"]]]
 """The rows that each batch looks up in each table."""
 
-_EXAMPLES_PER_BLOCK = 1 << 16
+_EXAMPLES_PER_CHUNK = 1 << 16
 
 
 def ordered_ids(
@@ -25,7 +25,7 @@ def ordered_ids(
 ) -> dict[str, Int32[np.ndarray, "N C"]]:
     """Ids of the first validation examples, renumbered for each order of rows.
 
-    ``occurrences`` is the number of lookups of each row in the training part, by table.
+    ``occurrences`` is the number of lookups of each row in the training split, by table.
     """
     ids = np.asarray(data.validation.take(np.arange(min(examples, len(data.validation)))).ids)
     reordered = {order: np.full_like(ids, ABSENT) for order in ORDERS}
@@ -58,8 +58,8 @@ def first_lookups(split: Split, columns: slice, rows: int) -> Int64[np.ndarray, 
     first = np.full(rows, np.iinfo(np.int64).max)
     lookups = 0
     for day in split.days:
-        for start in range(0, len(day), _EXAMPLES_PER_BLOCK):
-            ids = np.asarray(day.ids[start : start + _EXAMPLES_PER_BLOCK])[:, columns].ravel()
+        for start in range(0, len(day), _EXAMPLES_PER_CHUNK):
+            ids = np.asarray(day.ids[start : start + _EXAMPLES_PER_CHUNK])[:, columns].ravel()
             ids = ids[ids != ABSENT]
             np.minimum.at(first, ids, np.arange(lookups, lookups + len(ids)))
             lookups += len(ids)
@@ -69,7 +69,7 @@ def first_lookups(split: Split, columns: slice, rows: int) -> Int64[np.ndarray, 
 def places(
     occurrences: Int64[np.ndarray, " R"], first: Int64[np.ndarray, " R"], rng: np.random.Generator
 ) -> dict[str, Int32[np.ndarray, " R"]]:
-    """The position of each row, by order, from its number of lookups and its `first_lookups`.
+    """The place of each row, by order, from its number of lookups and its `first_lookups`.
 
     Rows that an order doesn't distinguish, such as those that occur once, are in random order.
     """
@@ -79,11 +79,10 @@ def places(
         "first_seen": shuffled[np.argsort(first[shuffled], kind="stable")],
         "random": shuffled,
     }
-    positions = {}
+    found = {name: np.empty_like(shuffled) for name in ORDERS}
     for name in ORDERS:
-        positions[name] = np.empty(len(first), np.int32)
-        positions[name][rows[name]] = np.arange(len(first), dtype=np.int32)
-    return positions
+        found[name][rows[name]] = np.arange(len(first), dtype=np.int32)
+    return found
 
 
 def units(rows: Integer[np.ndarray, " N"], row_bytes: int, unit: int) -> Int64[np.ndarray, " K"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int32
 
 GROUPS = 100
 _FACTORS = 8
-_USERS_PER_BLOCK = 1000
+_USERS_PER_CHUNK = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,10 @@ def generate(users: int, items: int, known: int, seed: int) -> Choices:
         qualities=rng.normal(size=(items, _FACTORS)).astype(np.float32),
         fame=rng.normal(size=items).astype(np.float32),
     )
-    for first in range(0, users, _USERS_PER_BLOCK):
-        block = np.arange(first, min(first + _USERS_PER_BLOCK, users), dtype=np.int32)
+    for first in range(0, users, _USERS_PER_CHUNK):
+        chunk = np.arange(first, min(first + _USERS_PER_CHUNK, users), dtype=np.int32)
         # The items with the largest scores after adding Gumbel noise are draws without replacement.
-        noisy = choices.taste(block) + rng.gumbel(size=(len(block), items))
+        noisy = choices.taste(chunk) + rng.gumbel(size=(len(chunk), items))
         largest = np.argpartition(-noisy, known, axis=1)[:, : known + 1]
-        drawn[block] = rng.permuted(largest, axis=1)
+        drawn[chunk] = rng.permuted(largest, axis=1)
     return choices
