@@ -15,6 +15,7 @@ are those of `experiments.compare`; an option may name a feature.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -27,14 +28,9 @@ from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_rank
 from dlrm_jax.data.movielens.splits import SPLITS
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_batch_sizes, for_data
-from experiments.compare.contest import (
-    Contest,
-    asked,
-    compare,
-    define_comparison_flags,
-    locked_workdir,
-)
+from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.tasks import Choices, Clicks, Task
+from experiments.compare.trials import Contender
 
 _DECIDED = (
     "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
@@ -63,14 +59,14 @@ _SEED = 0  # of the split and of negatives: all trials have the same
 def main() -> None:
     """Reads contenders and data, then runs the trials."""
     check_flags()
-    contest, config = asked(preset(FLAGS.preset))
+    contenders, config = asked(preset(FLAGS.preset))
     movielens, task = load(Path(FLAGS.data))
-    config, contest = for_movielens(config, movielens), by_column(contest, movielens)
+    config, contenders = for_movielens(config, movielens), by_column(contenders, movielens)
     with locked_workdir("movielens") as directory:
         mesh = start(FLAGS.mesh)
         check_batch_sizes(config, mesh)
         print("features: " + ", ".join(movielens.features))
-        compare(contest, config, task, mesh, directory)
+        compare(contenders, config, task, mesh, directory)
 
 
 def check_flags() -> None:
@@ -99,16 +95,15 @@ def for_movielens(config: Config, movielens: MovieLens) -> Config:
     return dataclasses.replace(for_data(config, movielens.dataset), shared_tables=shared)
 
 
-def by_column(contest: Contest, movielens: MovieLens) -> Contest:
-    """The contest with feature names in options replaced by columns, C1, C2, …."""
+def by_column(contenders: Sequence[Contender], movielens: MovieLens) -> list[Contender]:
+    """The contenders with feature names in options replaced by columns, C1, C2, …."""
     places = {f"={name}": f"=C{i + 1}" for i, name in enumerate(movielens.features)}
 
     def renamed(model: str) -> str:
         items = [item.partition("=") for item in model.split(":")]
         return ":".join(key + places.get(sign + value, sign + value) for key, sign, value in items)
 
-    contenders = [dataclasses.replace(x, name=renamed(x.name)) for x in contest.contenders]
-    return dataclasses.replace(contest, contenders=contenders)
+    return [dataclasses.replace(x, name=renamed(x.name)) for x in contenders]
 
 
 if __name__ == "__main__":

@@ -41,10 +41,6 @@ class Numbers(flags.ArgumentParser[tuple[Any, ...]]):
             raise ValueError(f"expected {self.syntactic_help}")
         return numbers
 
-    def flag_type(self) -> str:
-        """The name of the type in XML help."""
-        return "numbers"
-
 
 def define_numbers(
     name: str,

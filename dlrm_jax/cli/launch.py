@@ -32,13 +32,7 @@ _LAUNCHER = "DLRM_JAX_LAUNCHER"
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """The end of a process.
-
-    Attributes:
-        index: number of the process.
-        code: exit code; negative is a signal.
-        by_others: whether it ended because it lost another one.
-    """
+    """The end of a process; a negative code is a signal, ``by_others`` the loss of another one."""
 
     index: int
     code: int

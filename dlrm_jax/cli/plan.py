@@ -64,7 +64,10 @@ def main() -> None:
             f"batch_size: {micro_batch} samples can't be split evenly over the {groups * shards} "
             f"devices of mesh {FLAGS.mesh}"
         )
-    check_flags()
+    if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
+        raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
+    check_new("output", "picture", "mesh_picture")
+    check_pictures("picture", "mesh_picture")
     described = describe(config)
     asked = workload(config, described, groups)
     kind = device(FLAGS.device)
@@ -104,14 +107,6 @@ def main() -> None:
         save(draw_shards(found), FLAGS.picture, replace=False)
     if FLAGS.mesh_picture:
         save(draw_mesh(layout, plan, groups), FLAGS.mesh_picture, replace=False)
-
-
-def check_flags() -> None:
-    """Refuses flags that would end the program with an error after its report."""
-    if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
-        raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
-    check_new("output", "picture", "mesh_picture")
-    check_pictures("picture", "mesh_picture")
 
 
 def shards_table(found: Balance) -> str:
@@ -156,8 +151,8 @@ def collectives_table(moved: Sequence[Collective]) -> str:
 def time_table(parts: Mapping[str, float], kind: Device, count: int) -> str:
     """The estimated time, by part."""
     seconds = {**parts, f"start of {count} collectives": count * kind.latency}
+    seconds["in all"] = sum(seconds.values())
     rows = [(name, f"{1e3 * x:.3f}") for name, x in seconds.items()]
-    rows.append(("in all", f"{1e3 * sum(seconds.values()):.3f}"))
     return text_table([f"estimated for {kind.name}", "ms"], rows)
 
 

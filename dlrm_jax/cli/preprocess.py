@@ -82,10 +82,21 @@ def main() -> None:
     begun = time.perf_counter()
     output = Path(FLAGS.output)
     there = output.exists()
+    options = Options(
+        Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO,
+        min_count=FLAGS.min_count,
+        max_rows=FLAGS.max_rows,
+        on_bad_line=FLAGS.on_bad_line,
+        compatible=FLAGS.compatible or "",
+        max_ind_range=FLAGS.max_ind_range,
+        drop_negatives=FLAGS.drop_negatives,
+        seed=FLAGS.seed,
+        multi_hot_sizes=FLAGS.multi_hot_sizes,
+    )
     metadata = preprocess(
         [Path(path) for path in FLAGS.input],
         output,
-        make_options(),
+        options,
         [Path(path) for path in (FLAGS.validation, FLAGS.test) if path],
         Path(FLAGS.grow) if FLAGS.grow else None,
     )
@@ -101,21 +112,6 @@ def check_flags() -> None:
     if bool(FLAGS.validation) != bool(FLAGS.test):
         raise UserError("--validation and --test: expected a file for both, or for neither")
     refuse_unless(FLAGS.drop_negatives, "--drop_negatives", "seed")
-
-
-def make_options() -> Options:
-    """The options that the flags give."""
-    return Options(
-        Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO,
-        min_count=FLAGS.min_count,
-        max_rows=FLAGS.max_rows,
-        on_bad_line=FLAGS.on_bad_line,
-        compatible=FLAGS.compatible or "",
-        max_ind_range=FLAGS.max_ind_range,
-        drop_negatives=FLAGS.drop_negatives,
-        seed=FLAGS.seed,
-        multi_hot_sizes=FLAGS.multi_hot_sizes,
-    )
 
 
 def summarize(metadata: Metadata) -> None:

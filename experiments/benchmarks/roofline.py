@@ -110,6 +110,12 @@ def _flops(jaxpr: Any) -> float:
     return total
 
 
+def device_bytes(arrays: Any) -> int:
+    """Bytes of a tree of arrays over all devices, each copy included."""
+    shards = (shard for x in jax.tree.leaves(arrays) for shard in x.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards)
+
+
 def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: bool) -> float:
     """`Work.row_bytes` of a step, the mean over batches.
 

@@ -44,7 +44,7 @@ from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import read_behind
-from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks import roofline
@@ -120,12 +120,6 @@ def with_fewer_rows(config: Config, learner: Learner) -> Steps:
         return Steps(fewer, make_learner(fewer, learner.mesh))
 
 
-def table_bytes(state: TrainState) -> int:
-    """Bytes of tables and optimizer state, over all devices."""
-    arrays = jax.tree.leaves((state.embedding.tables, state.embedding.slots))
-    return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
-
-
 def config_of_flags() -> Config:
     """The config of the preset and the flags, each of which must have an effect."""
     if FLAGS.ids == "uniform":
@@ -153,7 +147,7 @@ def main() -> None:
     if FLAGS.mode == "train":
         save_and_restore(learner, steps)
     peak = peak_bytes()
-    nbytes = table_bytes(steps.state)
+    nbytes = roofline.device_bytes((steps.state.embedding.tables, steps.state.embedding.slots))
 
     compared = {"steps": steps, "fewer_rows": with_fewer_rows(config, learner)}
     if FLAGS.against:

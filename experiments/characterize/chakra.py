@@ -97,14 +97,6 @@ def write(
             path.write_bytes(file.getvalue())
 
 
-def read(path: Path) -> tuple[Any, list[Any]]:
-    """Reads the metadata and the nodes of a file."""
-    file = io.BytesIO(path.read_bytes())
-    metadata = proto.parse_length_prefixed(SCHEMA["GlobalMetadata"], file)
-    nodes = iter(lambda: proto.parse_length_prefixed(SCHEMA["Node"], file), None)
-    return metadata, list(nodes)
-
-
 _Source = Any  # the nodes that an array comes from, a frozenset of ids; or a tuple of such sets
 
 

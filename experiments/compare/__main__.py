@@ -31,12 +31,12 @@ define_data_flag()
 def main() -> None:
     """Reads contenders and data, then runs the trials."""
     check_data_flags()
-    contest, config = asked(preset(FLAGS.preset))
+    contenders, config = asked(preset(FLAGS.preset))
     with locked_workdir("compare") as directory:
         mesh = start(FLAGS.mesh)
         check_batch_sizes(config, mesh)
         config, data = load_data(config, FLAGS.data)
-        compare(contest, config, Clicks(data), mesh, directory)
+        compare(contenders, config, Clicks(data), mesh, directory)
 
 
 if __name__ == "__main__":

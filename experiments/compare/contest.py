@@ -62,18 +62,8 @@ def define_comparison_flags(
     define_workdir("Directory of trials, pictures and the page", "runs/compare")
 
 
-@dataclasses.dataclass(frozen=True)
-class Contest:
-    """The contenders in the order of the table, and their trials; ``rates`` by optimizer."""
-
-    contenders: Sequence[Contender]
-    rates: dict[str, tuple[float, ...]]
-    seeds: int
-    evaluations: int
-
-
-def asked(base: Config) -> tuple[Contest, Config]:
-    """Reads the contest and the common config from the flags, on top of a preset.
+def asked(base: Config) -> tuple[list[Contender], Config]:
+    """Reads the contenders and their common config from the flags, on top of a preset.
 
     Raises:
         UserError: a flag has no effect because the contenders decide or no contender reads it, or
@@ -92,8 +82,7 @@ def asked(base: Config) -> tuple[Contest, Config]:
     # In the shape of the first one: what the preset's own model demands may be wrong for all.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
     check_read([each.config(config, 1.0, 0) for each in contenders])
-    rates = {name: FLAGS.learning_rates or RATES[name] for name in FLAGS.optimizers}
-    return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations), config
+    return contenders, config
 
 
 @contextlib.contextmanager
@@ -105,13 +94,16 @@ def locked_workdir(program: str) -> Iterator[Path]:
         yield directory
 
 
-def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory: Path) -> None:
+def compare(
+    contenders: Sequence[Contender], config: Config, task: Task, mesh: Mesh, directory: Path
+) -> None:
     """Runs the missing trials, prints the table, and writes the page and all numbers."""
     print(task.data.source)
-    for each in contest.contenders:  # errors of any contender come before the trials
+    for each in contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)
-    study = Study(config, task, mesh, contest.evaluations, directory / "trials")
-    results = study.run(contest.contenders, contest.rates, contest.seeds)
+    study = Study(config, task, mesh, FLAGS.evaluations, directory / "trials")
+    rates = {name: FLAGS.learning_rates or RATES[name] for name in FLAGS.optimizers}
+    results = study.run(contenders, rates, FLAGS.seeds)
     print(text_table(columns(task), rows_of(results, task), left=(0, 1)))
     best = task.data.teacher_auc
     if best:

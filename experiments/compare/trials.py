@@ -31,7 +31,7 @@ from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import to_json
 from dlrm_jax.training.step import make_predict, make_train_step
-from experiments.benchmarks.roofline import matrix_flops
+from experiments.benchmarks.roofline import device_bytes, matrix_flops
 from experiments.compare.tasks import Task
 
 RATES: dict[str, tuple[float, ...]] = {
@@ -159,9 +159,7 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
         "parameters": sum(t.rows * t.dim for t in learner.collection.tables.values())
         + sum(x.size for x in jax.tree.leaves(state.params)),
         "flops": matrix_flops(jitted, state, placed) / config.batch_size,
-        "bytes": sum(
-            shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
-        ),
+        "bytes": device_bytes(state),
         "temporary_bytes": memory.temp_size_in_bytes * mesh.size if memory else None,
         "train": None,
         "validation": None,
