@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from dlrm_jax.cli.config_flags import define_run_flags, with_flags
@@ -137,15 +136,20 @@ def collectives_table(moved: Sequence[Collective]) -> str:
         name = f"{each.kind} over {' and '.join(each.axes)}: {purpose}"
         nbytes, needed = sums.get(name, (0, 0.0))
         sums[name] = nbytes + each.nbytes, needed + each.needed
-    exchange = [(each.nbytes, each.needed) for each in moved if each.kind == "all-to-all"]
-    if exchange:
-        sums["all-to-all in all"] = tuple(np.sum(exchange, axis=0))
+    if any(each.kind == "all-to-all" for each in moved):
+        sums["all-to-all in all"] = exchange_bytes(moved)
     rows = [
         [name, f"{nbytes / _MIB:,.1f}", f"{needed / _MIB:,.1f}",
          f"{nbytes / needed:.3f}" if needed else ""]
         for name, (nbytes, needed) in sums.items()
     ]  # fmt: skip
     return text_table(["received by each device", "MiB", "needed", "ratio"], rows)
+
+
+def exchange_bytes(moved: Sequence[Collective]) -> tuple[float, float]:
+    """Bytes of all all-to-alls, and those that are needed."""
+    exchange = [each for each in moved if each.kind == "all-to-all"]
+    return sum(each.nbytes for each in exchange), sum(each.needed for each in exchange)
 
 
 def time_table(parts: Mapping[str, float], kind: Device, count: int) -> str:
@@ -165,11 +169,10 @@ def binding(
     if part == LINKS:
         largest = max(moved, key=lambda each: each.nbytes)
         reasons.append(f"most of the bytes are {largest.purpose} in an {largest.kind}")
-    exchange = [(each.nbytes, each.needed) for each in moved if each.kind == "all-to-all"]
-    padded, needed = np.sum(exchange, axis=0) if exchange else (1.0, 1.0)
+    padded, needed = exchange_bytes(moved)
     for name, value, limit in (
         (f"the memory of {limits.memory / _GIB:.3g} GiB", found.device_bytes, limits.memory),
-        ("padding of the exchange", padded / needed, limits.exchange),
+        ("padding of the exchange", padded / needed if needed else 1.0, limits.exchange),
         ("distinct rows of the busiest device", found.reads.max() / found.reads.mean(),
          limits.reads),
         ("padding of tables", found.device_bytes / found.needed.mean(), limits.table_bytes),
