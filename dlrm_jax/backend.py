@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 from jax.sharding import Mesh
 
 
@@ -53,16 +52,16 @@ CPU = Backend(
 )
 
 
-def is_accelerator(device: jax.Device) -> bool:
-    """Whether a device is a GPU or a TPU: JAX has CPU devices besides, which can stand for more."""
-    return device.platform != CPU.platform
+def is_accelerator(platform: str) -> bool:
+    """Whether devices of a platform are GPUs or TPUs, beside which JAX has CPU devices, too."""
+    return platform != CPU.platform
 
 
 def backend_of(mesh: Mesh) -> Backend:
     """The record of a mesh's devices, which are all of one kind."""
-    device = mesh.devices.flat[0]
-    if is_accelerator(device):
-        return Backend(device.platform)
+    platform = mesh.devices.flat[0].platform
+    if is_accelerator(platform):
+        return Backend(platform)
     emulated = mesh.size > 1
     return dataclasses.replace(
         CPU, emulated=emulated, programs_ahead=0 if emulated else CPU.programs_ahead

@@ -105,7 +105,7 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     shape = parse_mesh(shape) if isinstance(shape, str) else shape
     count = shape[0] * shape[1]
     devices = jax.devices()
-    if len(devices) < count and is_accelerator(devices[0]):
+    if len(devices) < count and is_accelerator(devices[0].platform):
         devices = jax.devices(CPU.platform)
     if len(devices) < count:
         raise _too_few(shape)
@@ -131,7 +131,7 @@ def check_accelerators(shape: tuple[int, int]) -> None:
         UserError: there are fewer; it says how to ask for emulated devices.
     """
     devices = jax.devices()
-    if is_accelerator(devices[0]) and len(devices) < shape[0] * shape[1]:
+    if is_accelerator(devices[0].platform) and len(devices) < shape[0] * shape[1]:
         raise _too_few(shape)
 
 

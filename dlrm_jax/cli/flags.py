@@ -54,7 +54,7 @@ def define_numbers(
 
     ``named`` has words that stand for numbers; ``text`` is the sentence for ``--help``.
     """
-    serializer = flags.ListSerializer(",")
+    serializer: Any = flags.ListSerializer(",")
     flags.DEFINE(Numbers(kind, low, named or {}), name, default, text, serializer=serializer)
 
 

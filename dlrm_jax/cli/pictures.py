@@ -54,7 +54,7 @@ def new_grid(
 
 
 def note(
-    axes: Axes, text: str, at: tuple[float, float], offset: tuple[int, int], **settings: Any
+    axes: Axes, text: str, at: tuple[Any, Any], offset: tuple[int, int], **settings: Any
 ) -> None:
     """A small text beside a point, so many points of type away from it."""
     axes.annotate(text, at, offset, textcoords="offset points", size=8, **settings)
