@@ -58,7 +58,9 @@ _SEED = 0  # of the split and of negatives: all trials have the same
 
 def main() -> None:
     """Reads contenders and data, then runs the trials."""
-    check_flags()
+    require("data")
+    refuse_unless(FLAGS.task == "clicks", "--task=clicks", "split")
+    refuse_unless(FLAGS.task == "ranking", "--task=ranking", "negatives")
     contenders, config = asked(preset(FLAGS.preset))
     movielens, task = load(Path(FLAGS.data))
     config, contenders = for_movielens(config, movielens), by_column(contenders, movielens)
@@ -67,13 +69,6 @@ def main() -> None:
         check_batch_sizes(config, mesh)
         print("features: " + ", ".join(movielens.features))
         compare(contenders, config, task, mesh, directory)
-
-
-def check_flags() -> None:
-    """Refuses flags that are missing or that nothing would read."""
-    require("data")
-    refuse_unless(FLAGS.task == "clicks", "--task=clicks", "split")
-    refuse_unless(FLAGS.task == "ranking", "--task=ranking", "negatives")
 
 
 def load(directory: Path) -> tuple[MovieLens, Task]:

@@ -127,19 +127,16 @@ def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: 
 
 def _row_bytes(collection: EmbeddingCollection, ids: np.ndarray, train: bool) -> int:
     ends = np.cumsum([feature.max_ids for feature in collection.features])
-    columns = {
-        feature.name: ids[:, end - feature.max_ids : end]
-        for feature, end in zip(collection.features, ends, strict=True)
-    }
+    names = [feature.name for feature in collection.features]
+    bags = dict(zip(names, np.split(ids, ends[:-1], axis=1), strict=True))
     total = 0
     for name, table in collection.tables.items():
         seen = []
         for lookup in collection.lookups:
             if lookup.table == name:
-                own = columns[lookup.feature]
-                seen.append(
-                    own[own >= 0] if lookup.id_map is None else lookup.id_map(own[own >= 0])
-                )
+                own = bags[lookup.feature]
+                own = own[own >= 0]
+                seen.append(own if lookup.id_map is None else lookup.id_map(own))
         slab = collection.layout.slab_of(name)
         nbytes = table.nbytes // table.rows
         if train and slab.optimizer:

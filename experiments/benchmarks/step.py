@@ -164,36 +164,39 @@ def main() -> None:
     machine = roofline.measure(config.embedding_dim, learner.collection.native)
     work = steps.work(learner)
     seconds = statistics.median(times["steps"])
-    report(
-        {
-            "preset": FLAGS.preset,
-            "mode": FLAGS.mode,
-            "mesh": FLAGS.mesh,
-            "batch_size": config.batch_size,
-            "optimizer": config.optimizer,
-            "kernels": learner.kernels_in_use,
-            "ids": FLAGS.ids,
-            "zipf_exponent": config.zipf_exponent,
-            "rows": sum(config.table_rows),
-            **summary(times["steps"]),
-            "examples_per_second": config.batch_size / seconds,
-            **ratios(times),
-            "step_gflop": work.flops / 1e9,
-            "step_row_mib": work.row_bytes / 2**20,
-            "core_round_trip_us": extremes(times["round_trips"]),
-            "machine_gflops": machine.flops / 1e9,
-            "machine_row_gib_per_second": machine.row_bytes / 2**30,
-            "roofline_ms": 1e3 * machine.limit(work),
-            "roofline_share": machine.limit(work) / seconds,
-            "seconds_to_first_step": first_step,
-            "tables_and_state_gib": nbytes / 2**30,
-            "peak_gib": peak / 2**30,
-            "bound_gib": 1.15 * nbytes / 2**30 + 0.7,
-            "allocator": os.environ.get("GLIBC_TUNABLES"),
-            "device": jax.devices()[0].device_kind,
-            "versions": versions(),
-        }
-    )
+    results = {
+        "preset": FLAGS.preset,
+        "mode": FLAGS.mode,
+        "mesh": FLAGS.mesh,
+        "batch_size": config.batch_size,
+        "optimizer": config.optimizer,
+        "kernels": learner.kernels_in_use,
+        "ids": FLAGS.ids,
+        "zipf_exponent": config.zipf_exponent,
+        "rows": sum(config.table_rows),
+        **summary(times["steps"]),
+        "examples_per_second": config.batch_size / seconds,
+        **ratios(times),
+        "step_gflop": work.flops / 1e9,
+        "step_row_mib": work.row_bytes / 2**20,
+        "core_round_trip_us": extremes(times["round_trips"]),
+        "machine_gflops": machine.flops / 1e9,
+        "machine_row_gib_per_second": machine.row_bytes / 2**30,
+        "roofline_ms": 1e3 * machine.limit(work),
+        "roofline_share": machine.limit(work) / seconds,
+        "seconds_to_first_step": first_step,
+        "tables_and_state_gib": nbytes / 2**30,
+        "peak_gib": peak / 2**30,
+        "bound_gib": 1.15 * nbytes / 2**30 + 0.7,
+        "allocator": os.environ.get("GLIBC_TUNABLES"),
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+    }
+    if FLAGS.json:
+        print(json.dumps(results, indent=1))
+    else:
+        rows = [(name, _short(value)) for name, value in results.items()]
+        print(text_table(("result", "value"), rows, left=(0, 1)))
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
@@ -217,15 +220,6 @@ def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
             found[f"{other}_median_ms"] = 1e3 * statistics.median(times[other])
             _, found[name], _ = ratio_quartiles(times["steps"], times[other])
     return found
-
-
-def report(results: Mapping[str, Any]) -> None:
-    """Prints one JSON object, or a line for each result."""
-    if FLAGS.json:
-        print(json.dumps(results, indent=1))
-    else:
-        rows = [(name, _short(value)) for name, value in results.items()]
-        print(text_table(("result", "value"), rows, left=(0, 1)))
 
 
 def _short(value: Any) -> str:

@@ -98,7 +98,8 @@ def main() -> None:
     }
     measured = measure(config, mesh, FLAGS.rounds, FLAGS.steps_per_round)
     result = report.as_result(description, measured)
-    print(text_table(report.HEADER, [*report.rows(result), report.totals(result)]))
+    rows, totals = report.rows(result)
+    print(text_table(report.HEADER, [*rows, totals]))
     print(f"\n{report.sentence(result)}")
     if abs(result["profiled_over_step"] - 1) > _TOLERANCE:
         print(

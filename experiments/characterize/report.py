@@ -51,19 +51,14 @@ def as_result(description: Mapping[str, Any], measured: Measured) -> dict[str, A
     }
 
 
-def rows(result: Result) -> list[list[str]]:
-    """The row of each class, below `HEADER`."""
+def rows(result: Result) -> tuple[list[list[str]], list[str]]:
+    """The row of each class below `HEADER`, and that of totals."""
     body = []
     for name, entry in result["classes"].items():
         keys = ("gflop", "mib", "row_mib", "flops_per_byte", "gflops_per_second", "limit_ms")
         costs = [f"{entry[key]:.4g}" if entry.get(key) else "" for key in keys]
         body.append([name, f"{entry['ms']:.3f}", percent(entry["share"]), *costs])
-    return body
-
-
-def totals(result: Result) -> list[str]:
-    """The row of totals."""
-    return ["profiled step", f"{result['profiled_ms']:.3f}", "100%", *[""] * 6]
+    return body, ["profiled step", f"{result['profiled_ms']:.3f}", "100%", *[""] * 6]
 
 
 def sentence(result: Result) -> str:
@@ -98,7 +93,7 @@ def write_page(path: Path, result: Result, sweeps: Mapping[str, Mapping[str, Res
         f"{machine['row_gib_per_second']:.3g} GiB/s in rows at random."
     )
     page.picture(draw_step(result), "time by class, and the classes under the machine's roofs")
-    page.table(HEADER, rows(result), totals(result))
+    page.table(HEADER, *rows(result))
     page.text(
         "An instant belongs in equal parts to the classes that something runs of then. Operations "
         "and bytes are those of the compiled program on all devices; rows of tables are the "

@@ -97,7 +97,8 @@ def main() -> None:
     metadata = Metadata.read(data.directory) if data.directory else None
     columns = measure(data, metadata).columns
     served = hottest(columns)
-    print(hottest_table(served))
+    header = ["lookups served by the hottest", *(f"{100 * x:g}% of rows" for x in _HOTTEST)]
+    print(text_table(header, [[name, *map(percent, shares)] for name, shares in served.items()]))
     occurrences = [column.occurrences for column in columns]
     ids = ordered_ids(data, occurrences, _BATCHES * max(sizes), config.seed)
     collection = make_collection(config, mesh)
@@ -170,12 +171,6 @@ def bytes_of_rows(config: Config) -> dict[str, int]:
 
 
 # -- What is printed -------------------------------------------------------------------
-
-
-def hottest_table(served: Mapping[str, Sequence[float]]) -> str:
-    """A line for each table, a column for each share of the rows."""
-    header = ["lookups served by the hottest", *(f"{100 * x:g}% of rows" for x in _HOTTEST)]
-    return text_table(header, [[name, *map(percent, shares)] for name, shares in served.items()])
 
 
 def orders_table(

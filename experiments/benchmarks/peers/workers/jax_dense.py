@@ -64,13 +64,9 @@ def jax_dense(problem: Problem, mesh: Mesh) -> JaxContestant:
     if problem.optimizer == "sgd":
         optimizer = optax.sgd(rate)
     else:
-        optimizer = optax.partition(
-            {
-                "tables": rowwise_adagrad(rate, problem.eps),
-                "mlps": reference_adagrad(rate, problem.eps),
-            },
-            {"tables": "tables", "mlps": "mlps"},
-        )
+        adagrad = {"tables": rowwise_adagrad, "mlps": reference_adagrad}
+        transforms = {name: make(rate, problem.eps) for name, make in adagrad.items()}
+        optimizer = optax.partition(transforms, {name: name for name in transforms})
 
     def logits(params: Any, batch: Batch, training: bool) -> jax.Array:
         bags = jnp.split(batch.ids, ends, axis=1)
