@@ -64,9 +64,9 @@ def jax_dense(problem: Problem, mesh: Mesh) -> JaxContestant:
     if problem.optimizer == "sgd":
         optimizer = optax.sgd(rate)
     else:
-        adagrad = {"tables": rowwise_adagrad, "mlps": reference_adagrad}
-        transforms = {name: make(rate, problem.eps) for name, make in adagrad.items()}
-        optimizer = optax.partition(transforms, {name: name for name in transforms})
+        tables, mlps = (make(rate, problem.eps) for make in (rowwise_adagrad, reference_adagrad))
+        labels = {"tables": "tables", "mlps": "mlps"}
+        optimizer = optax.partition({"tables": tables, "mlps": mlps}, labels)
 
     def logits(params: Any, batch: Batch, training: bool) -> jax.Array:
         bags = jnp.split(batch.ids, ends, axis=1)
