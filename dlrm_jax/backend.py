@@ -52,10 +52,15 @@ CPU = Backend(
 )
 
 
+def is_accelerator(platform: str) -> bool:
+    """Whether devices of a platform are GPUs or TPUs, beside which JAX has CPU devices, too."""
+    return platform != CPU.platform
+
+
 def backend_of(mesh: Mesh) -> Backend:
     """The record of a mesh's devices, which are all of one kind."""
     platform = mesh.devices.flat[0].platform
-    if platform != CPU.platform:
+    if is_accelerator(platform):
         return Backend(platform)
     emulated = mesh.size > 1
     return dataclasses.replace(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dlrm_jax.backend import CPU, is_accelerator
 from dlrm_jax.errors import UserError
 
 DATA = "data"
@@ -104,8 +105,8 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     shape = parse_mesh(shape) if isinstance(shape, str) else shape
     count = shape[0] * shape[1]
     devices = jax.devices()
-    if len(devices) < count and devices[0].platform != "cpu":
-        devices = jax.devices("cpu")
+    if len(devices) < count and is_accelerator(devices[0].platform):
+        devices = jax.devices(CPU.platform)
     if len(devices) < count:
         raise _too_few(shape)
     if devices[0].platform != jax.devices()[0].platform:
@@ -130,7 +131,7 @@ def check_accelerators(shape: tuple[int, int]) -> None:
         UserError: there are fewer; it says how to ask for emulated devices.
     """
     devices = jax.devices()
-    if devices[0].platform != "cpu" and len(devices) < shape[0] * shape[1]:
+    if is_accelerator(devices[0].platform) and len(devices) < shape[0] * shape[1]:
         raise _too_few(shape)
 
 

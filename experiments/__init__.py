@@ -1,1 +1,8 @@
 """The experiments of the DLRM paper; each is run as ``python -m experiments.NAME``."""
+
+import sys
+
+if sys.argv[0] == "-m":  # Python is about to run one of them, and hasn't imported JAX yet
+    from dlrm_jax.cli.allocator import restart_with_settings
+
+    restart_with_settings()

@@ -14,18 +14,13 @@ are those of `experiments.compare`; an option may name a feature.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, refuse, require
+from dlrm_jax.cli.flags import FLAGS, refuse_unless, require
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
@@ -33,8 +28,9 @@ from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_rank
 from dlrm_jax.data.movielens.splits import SPLITS
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_config, for_data
-from experiments.compare.contest import Contest, asked, compare, define_comparison_flags, held
+from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.tasks import Choices, Clicks, Task
+from experiments.compare.trials import Contender
 
 _DECIDED = (
     "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
@@ -60,30 +56,19 @@ flags.DEFINE_integer(
 _SEED = 0  # of the split and of negatives: all trials have the same
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Reads contenders and data, then runs the trials."""
-    del argv
-    check_flags()
-    contest, config = asked(preset(FLAGS.preset))
+    require("data")
+    refuse_unless(FLAGS.task == "clicks", "--task=clicks", "split")
+    refuse_unless(FLAGS.task == "ranking", "--task=ranking", "negatives")
+    contenders, config = asked(preset(FLAGS.preset))
     movielens, task = load(Path(FLAGS.data))
-    config, contest = for_movielens(config, movielens), by_column(contest, movielens)
-    with held("movielens") as directory:
+    config, contenders = for_movielens(config, movielens), by_column(contenders, movielens)
+    with locked_workdir("movielens") as directory:
         mesh = start(FLAGS.mesh)
         check_config(config, mesh)
         print("features: " + ", ".join(movielens.features))
-        compare(contest, config, task, mesh, directory)
-
-
-def check_flags() -> None:
-    """Refuses flags that are missing or that nothing would read.
-
-    Raises:
-        UserError: a flag has no effect; the message names it.
-    """
-    require("data")
-    for flag, task in {"split": "clicks", "negatives": "ranking"}.items():
-        if FLAGS.task != task:
-            refuse([flag], f"without --task={task}")
+        compare(contenders, config, task, mesh, directory)
 
 
 def load(directory: Path) -> tuple[MovieLens, Task]:
@@ -105,16 +90,15 @@ def for_movielens(config: Config, movielens: MovieLens) -> Config:
     return dataclasses.replace(for_data(config, movielens.dataset), shared_tables=shared)
 
 
-def by_column(contest: Contest, movielens: MovieLens) -> Contest:
-    """The contest with feature names in options replaced by columns, C1, C2, …."""
+def by_column(contenders: Sequence[Contender], movielens: MovieLens) -> list[Contender]:
+    """The contenders with feature names in options replaced by columns, C1, C2, …."""
     places = {f"={name}": f"=C{i + 1}" for i, name in enumerate(movielens.features)}
 
     def renamed(model: str) -> str:
-        parts = [part.partition("=") for part in model.split(":")]
-        return ":".join(key + places.get(sign + value, sign + value) for key, sign, value in parts)
+        items = [item.partition("=") for item in model.split(":")]
+        return ":".join(key + places.get(sign + value, sign + value) for key, sign, value in items)
 
-    contenders = [dataclasses.replace(x, name=renamed(x.name)) for x in contest.contenders]
-    return dataclasses.replace(contest, contenders=contenders)
+    return [dataclasses.replace(x, name=renamed(x.name)) for x in contenders]
 
 
 if __name__ == "__main__":

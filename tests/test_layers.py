@@ -14,7 +14,7 @@ BELOW = {
     "config": {"errors"},
     "presets": {"errors", "config"},
     "backend": set(),
-    "mesh": {"errors"},
+    "mesh": {"errors", "backend"},
     "processes": {"errors"},
     "signals": set(),
     "models": {"errors"},

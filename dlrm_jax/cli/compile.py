@@ -13,7 +13,6 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
 
 import jax
 
@@ -26,18 +25,13 @@ from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
-from dlrm_jax.training.compiled import (
-    compile_step,
-    compiled_collectives,
-    planned_collectives,
-)
+from dlrm_jax.training.compiled import compile_step, compiled_collectives, planned_collectives
 
 define_run_flags(default_preset="mlperf_v2")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Descriptions, compilation, memory and collectives."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     if config.kernels == "auto":
         # The step of another machine doesn't depend on what has been built on this one.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Literal, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
 
 from absl import flags
 
@@ -19,12 +19,18 @@ NO_EFFECT = "No effect"
 """Begin of the sentence of a flag that a program refuses."""
 
 
+_DEFINE: dict[Any, Callable[[str, None, str], Any]] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
 def define_run_flags(default_preset: str, without: Mapping[str, str] | None = None) -> None:
     """``--mesh``, ``--preset``, and for each field of `Config` a flag that overrides it.
 
-    Args:
-        default_preset: name of the preset if ``--preset`` isn't given.
-        without: names of flags that the program refuses, and why.
+    ``without`` names flags that the program refuses, and why.
     """
     define_mesh()
     flags.DEFINE_enum(
@@ -40,14 +46,8 @@ def define_run_flags(default_preset: str, without: Mapping[str, str] | None = No
             define_numbers(name, None, text, get_args(kind)[0])
         elif get_origin(kind) is tuple:
             flags.DEFINE_list(name, None, text)
-        elif kind is bool:
-            flags.DEFINE_bool(name, None, text)
-        elif kind is int:
-            flags.DEFINE_integer(name, None, text)
-        elif kind is float:
-            flags.DEFINE_float(name, None, text)
         else:
-            flags.DEFINE_string(name, None, text)
+            _DEFINE[kind](name, None, text)
     for name, why in (without or {}).items():
         FLAGS[name].help = f"{NO_EFFECT}: {why}"
 
@@ -64,11 +64,7 @@ def with_flags(config: Config) -> Config:
 
 
 def check_read(configs: Sequence[Config]) -> None:
-    """Refuses flags that none of the configs reads.
-
-    Raises:
-        UserError: one is on the command line.
-    """
+    """Refuses flags that none of the configs reads."""
     by_name = [unread(config) for config in configs]
     for name, needed in by_name[0].items():
         if all(name in each for each in by_name):

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.ticker import MaxNLocator
-
+from dlrm_jax.cli.data_pictures import draw_frequencies, draw_labels, draw_unseen
 from dlrm_jax.cli.page import Page
-from dlrm_jax.cli.pictures import (
-    COMPACT,
-    FILLS,
-    PERCENT,
-    bars,
-    compact,
-    draw_lines,
-    new_axes,
-    percent,
-    short,
-)
+from dlrm_jax.cli.pictures import bars, percent
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.statistics import Column, Day, Statistics, measure
@@ -29,19 +18,13 @@ from dlrm_jax.errors import UserError
 _WIDTHS = (16, 64, 128)
 _HOTTEST = (0.001, 0.01, 0.1)
 _SPLITS = ("train", "validation", "test")
-_POINTS = 300  # of a curve
-_MOST_LABELLED_DAYS = 31
 
 
 def write_report(directory: Path, output: Path) -> None:
-    """Measures the data of a directory and writes what there is to know of them.
+    """Measures the data of a directory and writes one HTML file, which needs nothing else.
 
-    Reads all ids and labels once; memory is 8 bytes for each row of a table.
-
-    Args:
-        directory: made by `preprocessing`, or by TorchRec's scripts. Of the latter, what only our
-            metadata tell is left out.
-        output: the HTML file to write or replace. It needs no other file and no network.
+    Reads all ids and labels once; memory is 8 bytes for each row of a table. For arrays of
+    TorchRec's scripts, what only our metadata tell is left out.
 
     Raises:
         UserError: the data can't be read or are damaged, or the output is a directory.
@@ -56,10 +39,17 @@ def write_report(directory: Path, output: Path) -> None:
 
     page = Page(f"Data report: {directory.resolve().name}")
     _overview(page, dataset, metadata, statistics)
-    _labels(page, statistics.days)
+    page.heading("Labels by day")
+    page.picture(draw_labels(statistics.days), "bars: the share of label 1 on each day")
     if statistics.missing is not None:
         _missing(page, statistics.missing)
-    _frequencies(page, statistics.columns)
+    page.heading("How often ids occur")
+    page.text(
+        "Each line is a table, its rows ordered by how often the training split looks them up. "
+        "A line that falls steeply is a table whose few hot rows serve most lookups."
+    )
+    curves = "lines: lookups of each row by its rank, both logarithmic"
+    page.picture(draw_frequencies(statistics.columns), curves)
     if unseen := _unseen_by_column(statistics.columns):
         _unseen(page, unseen)
     _tables(page, statistics)
@@ -92,40 +82,6 @@ def _overview(
         )
 
 
-def _labels(page: Page, days: Sequence[Day]) -> None:
-    page.heading("Labels by day")
-    figure, axes = new_axes(2.2)
-    trained = [i for i, day in enumerate(days) if day.by_split["train"]]
-    others = [i for i, day in enumerate(days) if not day.by_split["train"]]
-    for numbers, name, fill in (
-        (trained, "training", FILLS[0]),
-        (others, "validation and test", FILLS[1]),
-    ):
-        if numbers:
-            axes.bar(numbers, [days[i].label_rate for i in numbers], 0.6, color=fill, label=name)
-    axes.tick_params(axis="x", length=0)
-    axes.set_ylabel("share of label 1")
-    if len(days) <= _MOST_LABELLED_DAYS:
-        for i, day in enumerate(days):
-            if day.examples:
-                axes.annotate(f"{100 * day.label_rate:.1f}", (i, day.label_rate), (0, 2),
-                              textcoords="offset points", ha="center", size=8)  # fmt: skip
-        ticks = [f"{i}\n{compact(day.examples)}" for i, day in enumerate(days)]
-        axes.set_xticks(range(len(days)), ticks, size=8)
-        axes.set_xlabel("day, and its number of examples")
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        axes.set_ylabel("share of label 1, %")
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("day")
-        axes.yaxis.set_major_formatter(PERCENT)
-        axes.set_ylabel("share of label 1")
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=9)
-    page.picture(figure, "bars: the share of label 1 on each day")
-
-
 def _missing(page: Page, missing: Mapping[str, float]) -> None:
     page.heading("Missing values")
     if complete := [name for name, share in missing.items() if not share]:
@@ -133,29 +89,6 @@ def _missing(page: Page, missing: Mapping[str, float]) -> None:
     if some := {name: share for name, share in missing.items() if share}:
         figure = bars(some, "share of the examples without a value")
         page.picture(figure, "bars: missing values by column")
-
-
-def _frequencies(page: Page, columns: Sequence[Column]) -> None:
-    page.heading("How often ids occur")
-    page.text(
-        "Each line is a table, its rows ordered by how often the training part looks them up. "
-        "A line that falls steeply is a table whose few hot rows serve most lookups."
-    )
-    curves = []
-    for column in sorted(columns, key=lambda column: column.rows, reverse=True):
-        occurrences = column.ascending[::-1][: column.touched]
-        ranks = np.geomspace(1, max(1, column.touched), _POINTS).round().astype(int)
-        ranks = np.unique(ranks)[: column.touched]
-        name = f"{short(column.name)}, {compact(column.rows)} rows"
-        curves.append((name, ranks, occurrences[ranks - 1]))
-    figure, axes = new_axes(4)
-    axes.set(xscale="log", yscale="log")
-    draw_lines(axes, curves, "tables")
-    axes.xaxis.set_major_formatter(COMPACT)
-    axes.yaxis.set_major_formatter(COMPACT)
-    axes.set_xlabel("rank of the row by frequency")
-    axes.set_ylabel("lookups of the row in training")
-    page.picture(figure, "lines: lookups of each row by its rank, both logarithmic")
 
 
 def _unseen_by_column(columns: Sequence[Column]) -> dict[str, tuple[float, ...]]:
@@ -167,22 +100,11 @@ def _unseen(page: Page, unseen: Mapping[str, tuple[float, ...]]) -> None:
     last = {name: shares[-1] for name, shares in unseen.items() if shares[-1] > 0}
     if any(share > 0 for shares in unseen.values() for share in shares[:-1]):
         page.text(
-            "Values outside of the vocabulary share one row: rare ones of the training part, and "
+            "Values outside of the vocabulary share one row: rare ones of the training split, and "
             "on the last day new ones, too."
         )
-        worst = sorted(unseen, key=lambda name: last.get(name, 0), reverse=True)
-        figure, axes = new_axes(3.4)
-        curves = []
-        for name in worst:
-            label = f"{short(name)}, {percent(unseen[name][-1])} on the last day"
-            curves.append((label, np.arange(len(unseen[name])), np.array(unseen[name])))
-        draw_lines(axes, curves, "columns")
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PERCENT)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("day")
-        axes.set_ylabel("share of unseen values")
-        page.picture(figure, "lines: the share of unseen values by day, one for each column")
+        picture = "lines: the share of unseen values by day, one for each column"
+        page.picture(draw_unseen(unseen), picture)
     elif last:
         page.text(
             "Values outside of the vocabulary share one row. Only the last day has any: the "
@@ -205,32 +127,29 @@ def _tables(page: Page, statistics: Statistics) -> None:
     total = sum(column.rows for column in columns)
     large = _bytes(total, _WIDTHS[-1]) >= 2**30
     unit, size = ("GiB", 2**30) if large else ("MiB", 2**20)
-    # By heading, the cells of all columns and their total.
+    sizes = [(column.name, column.rows, column.touched) for column in columns]
+    sizes.append(("all", total, sum(column.touched for column in columns)))
+    # By heading; those without a total are shorter.
     cells = {
-        "column": ([column.name for column in columns], "all"),
-        "rows": ([f"{column.rows:,}" for column in columns], f"{total:,}"),
-        "share of all rows": ([percent(column.rows / total) for column in columns], ""),
-        "touched in training": (
-            [f"{column.touched:,}" for column in columns],
-            f"{sum(column.touched for column in columns):,}",
-        ),
+        "column": [name for name, _, _ in sizes],
+        "rows": [f"{rows:,}" for _, rows, _ in sizes],
+        "share of all rows": [percent(column.rows / total) for column in columns],
+        "touched in training": [f"{touched:,}" for _, _, touched in sizes],
     }
     for width in _WIDTHS:
-        cells[f"{unit} at width\u00a0{width}"] = (
-            [_amount(_bytes(column.rows, width) / size) for column in columns],
-            _amount(_bytes(total, width) / size),
-        )
+        amounts = [_bytes(rows, width) / size for _, rows, _ in sizes]
+        cells[f"{unit} at width\u00a0{width}"] = [_amount(amount) for amount in amounts]
     for share in _HOTTEST:
         served = [percent(column.served_by_hottest(share)) for column in columns]
-        cells[f"hottest {100 * share:g}%"] = (served, "")
+        cells[f"hottest {100 * share:g}%"] = served
     if any(column.bag_length > 1 for column in columns):
-        cells["ids per example"] = ([f"{column.mean_ids:.2f}" for column in columns], "")
+        cells["ids per example"] = [f"{column.mean_ids:.2f}" for column in columns]
     if missing is not None:
-        cells["missing"] = ([percent(missing[column.name]) for column in columns], "")
+        cells["missing"] = [percent(missing[column.name]) for column in columns]
     if unseen := _unseen_by_column(columns):
-        cells["unseen, last day"] = ([percent(shares[-1]) for shares in unseen.values()], "")
-    rows = zip(*(by_column for by_column, _ in cells.values()), strict=True)
-    page.table(list(cells), list(rows), [total for _, total in cells.values()])
+        cells["unseen, last day"] = [percent(shares[-1]) for shares in unseen.values()]
+    *rows, totals = itertools.zip_longest(*cells.values(), fillvalue="")
+    page.table(list(cells), rows, totals)
 
 
 def _origin(page: Page, dataset: Dataset, metadata: Metadata | None) -> None:

@@ -25,11 +25,7 @@ def define_data_flag() -> None:
 
 
 def check_data_flags() -> None:
-    """Refuses flags that the data decide.
-
-    Raises:
-        UserError: one of them is on the command line.
-    """
+    """Refuses flags that the data decide."""
     if FLAGS.data == "":
         raise UserError("--data: expected a file or a directory, got nothing")
     if not FLAGS.data:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,10 @@ _OURS = ("dlrm_jax", "experiments")
 
 
 class Numbers(flags.ArgumentParser[tuple[Any, ...]]):
-    """Reads ``512,256,1`` as a tuple.
-
-    Args:
-        kind: int or float.
-        low: least number that is allowed, or None.
-        named: words that stand for numbers.
-    """
+    """A flag's parser that reads ``512,256,1`` as a tuple; for arguments see `define_numbers`."""
 
     def __init__(
-        self,
-        kind: type[int] | type[float],
-        low: int | None,
-        named: Mapping[str, tuple[int, ...]],
+        self, kind: type[int] | type[float], low: int | None, named: Mapping[str, tuple[int, ...]]
     ):
         self._kind, self._low, self._named = kind, low, named
         self.syntactic_help = "integers with commas" if kind is int else "numbers with commas"
@@ -49,10 +41,6 @@ class Numbers(flags.ArgumentParser[tuple[Any, ...]]):
             raise ValueError(f"expected {self.syntactic_help}")
         return numbers
 
-    def flag_type(self) -> str:
-        """The name of the type in XML help."""
-        return "numbers"
-
 
 def define_numbers(
     name: str,
@@ -62,18 +50,12 @@ def define_numbers(
     low: int | None = None,
     named: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
-    """A flag for numbers with commas.
+    """A flag for numbers of a kind with commas, each at least ``low``.
 
-    Args:
-        name: name of the flag.
-        default: its value if it isn't given.
-        text: sentence for ``--help``, as in `dlrm_jax.config.field`.
-        kind: int or float.
-        low: least number that is allowed.
-        named: words that stand for numbers.
+    ``named`` has words that stand for numbers; ``text`` is the sentence for ``--help``.
     """
-    parser = Numbers(kind, low, named or {})
-    flags.DEFINE(parser, name, default, text)
+    serializer: Any = flags.ListSerializer(",")
+    flags.DEFINE(Numbers(kind, low, named or {}), name, default, text, serializer=serializer)
 
 
 def define_mesh() -> None:
@@ -82,6 +64,18 @@ def define_mesh() -> None:
     flags.DEFINE_bool(
         "emulate", False, "Uses emulated CPU devices instead of the accelerators of this machine."
     )
+
+
+def define_workdir(text: str, such_as: str) -> None:
+    """``--workdir``, by default a new directory; the sentence ends with an example."""
+    flags.DEFINE_string(
+        "workdir", None, f"{text}; without it, a new one in runs/; such as {such_as}."
+    )
+
+
+def chosen_workdir(program: str) -> Path:
+    """The directory of `define_workdir`; a new one has the program's name and the time."""
+    return Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
 
 
 def own_flags() -> list[flags.Flag]:
@@ -107,13 +101,7 @@ def such_as(flag: flags.Flag) -> str:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Reads a command line into `FLAGS`.
-
-    Args:
-        argv: name of the program and its arguments.
-
-    Returns:
-        the name and the arguments that are no flags.
+    """Reads a command line into `FLAGS`, and returns what are no flags, with the program's name.
 
     Raises:
         UserError: a flag is unknown, or its value isn't of its type.
@@ -155,43 +143,33 @@ def _expected(flag: flags.Flag) -> str:
     return f"{kind} of at least {low}"
 
 
-# -- Rules between flags ---------------------------------------------------------------
+# -- Rules between flags; each raises a UserError ----------------------------------------
 
 
 def refuse(names: Iterable[str], why: str) -> None:
-    """Refuses flags that nothing would read.
-
-    Args:
-        names: names of the flags.
-        why: end of the sentence, such as "without --eval_only".
-
-    Raises:
-        UserError: one of them is on the command line.
-    """
+    """Refuses flags that nothing would read; ``why`` ends the sentence: "without --eval_only"."""
     for name in names:
         if FLAGS[name].present:
             raise UserError(f"--{name} has no effect{why if why[0] == ':' else f' {why}'}")
 
 
-def require(*names: str) -> None:
-    """Refuses a command line without these flags.
+def refuse_unless(given: object, needed: str, *names: str) -> None:
+    """Refuses flags that nothing would read unless another one, ``needed``, is given."""
+    if not given:
+        refuse(names, f"without {needed}")
 
-    Raises:
-        UserError: one of them has no value.
-    """
+
+def require(*names: str) -> None:
+    """Refuses a command line in which one of these flags has no value."""
     for name in names:
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing{such_as(FLAGS[name])}")
 
 
 def check_new(*names: str) -> None:
-    """Refuses outputs that couldn't be written at the end of a long run.
+    """Refuses outputs that couldn't be written at the end of a long run: files or directories.
 
-    Args:
-        names: names of flags for files or directories to make; those without a value pass.
-
-    Raises:
-        UserError: something is there already, or what should be a parent directory is a file.
+    Flags without a value pass.
     """
     for name in names:
         if not (given := FLAGS[name].value):
@@ -208,11 +186,7 @@ def check_new(*names: str) -> None:
 
 
 def check_pictures(*names: str) -> None:
-    """Refuses pictures of unknown formats; flags without a value pass.
-
-    Raises:
-        UserError: a name ends in neither .png nor .svg.
-    """
+    """Refuses pictures named neither .png nor .svg; flags without a value pass."""
     for name in names:
         path: str | None = FLAGS[name].value
         if path and Path(path).suffix not in (".png", ".svg"):

@@ -13,15 +13,14 @@ The same flags give the same bytes, and more examples begin with the same ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, require
+from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, refuse_unless, require
 from dlrm_jax.data.auc import auc
 from dlrm_jax.data.generated.example_files import write_arrays, write_raw
 from dlrm_jax.data.generated.example_stream import CHUNK, Chunk, ExampleStream
@@ -47,9 +46,7 @@ define_numbers(
     "table_rows", None, "Rows of each of the 26 tables, instead of the preset's; such as 7,3000."
 )
 flags.DEFINE_float(
-    "zipf_exponent",
-    None,
-    "Zipf exponent of the ids, instead of the preset's; 0 for uniform ones; such as 1.2.",
+    "zipf_exponent", None, "Zipf exponent, instead of the preset's; 0 for uniform ids; such as 1.2."
 )
 flags.DEFINE_integer("seed", 0, "Seed of the teacher and the examples; such as 1.")
 flags.DEFINE_string(
@@ -64,17 +61,18 @@ flags.DEFINE_string(
 
 _SAMPLE = 1 << 20  # examples that the ceiling is measured on
 
-T = TypeVar("T")
 
-
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Profile, stream, files, summary."""
-    del argv
     check_flags()
     profile = load_profile()
     if not FLAGS.output:
         return
-    stream = make_stream(profile)
+    config = preset(FLAGS.preset)
+    exponent = config.zipf_exponent if FLAGS.zipf_exponent is None else FLAGS.zipf_exponent
+    drift = FLAGS.drift if profile is None else 0.0  # new ids are a part of the locality
+    rows = FLAGS.table_rows or config.table_rows
+    stream = ExampleStream(rows, exponent, FLAGS.seed, FLAGS.days or 1, drift, profile)
     tally = Tally()
     begun = time.perf_counter()
     with creating(Path(FLAGS.output)) as output:
@@ -91,24 +89,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_flags() -> None:
-    """Refuses flags that are missing, contradict each other, or that nothing would read.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """Refuses flags that are missing, contradict each other, or that nothing would read."""
     if not FLAGS.save_profile:
         require("output")
     if FLAGS.output:
         require("examples")
     if FLAGS.trace and FLAGS.profile:
         raise UserError("--trace and --profile: expected one of them, got both")
-    for names, needed, given in (
-        (["save_profile"], "--trace", FLAGS.trace),
-        (["drift"], "--days of 2 or more", (FLAGS.days or 1) > 1),
-        (["format", "examples", "days", "preset", "table_rows", "seed"], "--output", FLAGS.output),
-    ):
-        if not given:
-            refuse(names, f"without {needed}")
+    refuse_unless(FLAGS.trace, "--trace", "save_profile")
+    refuse_unless((FLAGS.days or 1) > 1, "--days of 2 or more", "drift")
+    of_output = ("format", "examples", "days", "preset", "table_rows", "seed")
+    refuse_unless(FLAGS.output, "--output", *of_output)
     if FLAGS.trace or FLAGS.profile:
         refuse(["zipf_exponent", "drift"], "with --trace or --profile: they decide ids")
     suffix = Path(FLAGS.output or "").suffix
@@ -121,40 +112,21 @@ def check_flags() -> None:
 
 def load_profile() -> StackProfile | None:
     """The locality of the ids, measured or read; None for Zipf's law."""
-    if FLAGS.profile:
-        return readable("profile", FLAGS.profile, StackProfile.load)
-    if not FLAGS.trace:
+    if not FLAGS.profile and not FLAGS.trace:
         return None
-    trace = readable("trace", FLAGS.trace, read_trace)
+    try:
+        if FLAGS.profile:
+            return StackProfile.load(Path(FLAGS.profile))
+        trace = read_trace(Path(FLAGS.trace))
+    except OSError as error:
+        flag = "profile" if FLAGS.profile else "trace"
+        raise UserError(f"--{flag}: expected a file that can be read: {error}") from error
     profile = StackProfile.measure(trace)
     print(f"{FLAGS.trace}: {len(trace):,} accesses to {profile.counts[0]:,} ids")
     if FLAGS.save_profile:
         with creating(Path(FLAGS.save_profile)) as path:
             profile.save(path)
     return profile
-
-
-def readable(flag: str, path: str, read: Callable[[Path], T]) -> T:
-    """Reads the file that a flag gives.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    try:
-        return read(Path(path))
-    except OSError as error:
-        raise UserError(f"--{flag}: expected a file that can be read: {error}") from error
-
-
-def make_stream(profile: StackProfile | None) -> ExampleStream:
-    """The examples that the flags describe."""
-    config = preset(FLAGS.preset)
-    exponent = config.zipf_exponent if FLAGS.zipf_exponent is None else FLAGS.zipf_exponent
-    days = FLAGS.days or 1
-    drift = FLAGS.drift if profile is None else 0.0  # the locality has new ids of its own
-    return ExampleStream(
-        FLAGS.table_rows or config.table_rows, exponent, FLAGS.seed, days, drift, profile
-    )
 
 
 class Tally:

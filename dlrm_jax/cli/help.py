@@ -22,10 +22,8 @@ _MOST_NUMBERS = 6  # that are shown of a default
 def help_text(docstring: str, width: int | None = None) -> str:
     """The docstring and all flags of this program.
 
-    Args:
-        docstring: docstring of the program, with indented command lines.
-        width: most characters of a line; None for the terminal's, at most 100, or 80 without
-            one.
+    Lines have at most ``width`` characters; None for the terminal's, at most 100, or 80 without
+    one.
     """
     width = width or max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
     own = [flag for flag in own_flags() if not (flag.help or "").startswith(NO_EFFECT)]
@@ -47,17 +45,17 @@ def help_text(docstring: str, width: int | None = None) -> str:
 
 def _paragraphs(docstring: str, width: int) -> Iterator[str]:
     """A docstring's lines, with paragraphs filled and command lines continued with backslashes."""
-    for number, block in enumerate(inspect.cleandoc(docstring).split("\n\n")):
+    for number, paragraph in enumerate(inspect.cleandoc(docstring).split("\n\n")):
         if number:
             yield ""
-        if block.startswith(" "):
-            for line in block.replace("\\\n", "").splitlines():
+        if paragraph.startswith(" "):
+            for line in paragraph.replace("\\\n", "").splitlines():
                 words = " ".join(line.split())
-                parts = _fill(words, width - 2, "    ", "        ")
-                yield from (f"{part} \\" for part in parts[:-1])
-                yield parts[-1]
+                filled = _fill(words, width - 2, "    ", "        ")
+                yield from (f"{each} \\" for each in filled[:-1])
+                yield filled[-1]
         else:
-            yield from _fill(" ".join(block.split()), width)
+            yield from _fill(" ".join(paragraph.split()), width)
 
 
 def _entry(flag: flags.Flag, width: int) -> list[str]:
@@ -83,15 +81,12 @@ def _default(flag: flags.Flag) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple) and len(value) > _MOST_NUMBERS:
-        return f"{len(value)} numbers"
-    return (
-        ",".join(map(str, value))
-        if isinstance(value, list | tuple) and value
-        else ("none" if value in (None, "", (), []) else str(value))
-    )
+    if value in (None, "", (), []):
+        return "none"
+    if isinstance(value, list | tuple):
+        many = len(value) > _MOST_NUMBERS
+        return f"{len(value)} numbers" if many else ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _wrapped(name: str, text: str, width: int) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,13 +32,7 @@ _LAUNCHER = "DLRM_JAX_LAUNCHER"
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """The end of a process.
-
-    Attributes:
-        index: number of the process.
-        code: exit code; negative is a signal.
-        by_others: whether it ended because it lost another one.
-    """
+    """The end of a process; a negative code is a signal, ``by_others`` the loss of another one."""
 
     index: int
     code: int
@@ -46,17 +40,11 @@ class Ended:
 
 
 def launch(count: int, workdir: Path) -> int:
-    """Runs this program's command in several processes, until all have ended.
+    """Runs this program's command in several processes until all have ended.
 
     Process 0 has this one's standard output. Lines on standard error are shown with the number of
-    their process, equal lines only once. SIGTERM and Ctrl-C are passed on to all.
-
-    Args:
-        count: number of processes.
-        workdir: directory of the run.
-
-    Returns:
-        the exit code: 0, or that of the process that failed first, as a shell gives it.
+    their process, equal lines only once. SIGTERM and Ctrl-C are passed on to all. Returns the exit
+    code: 0, or that of the process that failed first, as a shell gives it.
     """
     address = free_address()
     commands = [
@@ -68,10 +56,12 @@ def launch(count: int, workdir: Path) -> int:
         arriving = _follow(processes)
         ended: list[Ended] = []
         while len(ended) < count and not any(process.code for process in ended):
-            _wait(arriving, ended, timeout=1)
+            with suppress(queue.Empty):
+                ended.append(arriving.get(timeout=1))
         deadline = time.monotonic() + _GRACE_SECONDS
         while len(ended) < count and time.monotonic() < deadline:
-            _wait(arriving, ended, timeout=0.1)
+            with suppress(queue.Empty):
+                ended.append(arriving.get(timeout=0.1))
     failed = [process for process in ended if process.code]
     if not failed:
         return 0
@@ -99,7 +89,7 @@ def end_with_launcher() -> None:
 
 @contextmanager
 def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that get the signals of this one, and that don't outlive the block."""
+    """Processes that get the signals of this one, and that end with the context."""
     processes: list[subprocess.Popen[str]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -152,13 +142,6 @@ def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:
     for index, process in enumerate(processes):
         threading.Thread(target=follow, args=(index, process), daemon=True).start()
     return ended
-
-
-def _wait(arriving: queue.Queue[Ended], ended: list[Ended], timeout: float) -> None:
-    try:
-        ended.append(arriving.get(timeout=timeout))
-    except queue.Empty:
-        return
 
 
 def _account(first: Ended, missing: Sequence[int]) -> str:

@@ -20,11 +20,7 @@ COMMANDS = {
 
 
 def main(command: str | None = None) -> None:
-    """Runs a command; the process ends with its exit code.
-
-    Args:
-        command: one of `COMMANDS`; None for the first argument of the command line.
-    """
+    """Runs a command, by default the first argument; the process ends with its exit code."""
     restart_with_settings()
     argv = list(sys.argv)
     if command is None:

@@ -85,11 +85,7 @@ th:first-child, td:first-child { padding-left: 0; }
 
 
 class Page:
-    """A page that is written from top to bottom; whatever it is given is text, never markup.
-
-    Args:
-        title: At its top.
-    """
+    """A page that is written from top to bottom; whatever it is given is text, never markup."""
 
     def __init__(self, title: str):
         self._title = title
@@ -110,25 +106,12 @@ class Page:
         totals: Sequence[str] = (),
         texts: int = 1,
     ) -> None:
-        """A table.
-
-        Args:
-            header: Above the columns; empty for none.
-            rows: One cell for each column.
-            totals: A last row; empty for none.
-            texts: Number of first columns that are flush left; all others, numbers, are flush
-                right.
-        """
+        """A table, with a last row of totals; its first columns, ``texts``, are flush left."""
         part = {"header": header, "rows": rows, "totals": totals, "texts": texts}
         self._parts.append(("table", part))
 
     def picture(self, figure: Figure, alt: str) -> None:
-        """A picture.
-
-        Args:
-            figure: Picture.
-            alt: Text that describes the picture to those who can't see it.
-        """
+        """A picture, with a text for those who can't see it."""
         file = io.BytesIO()
         settings: dict[Any, Any] = {
             "svg.fonttype": "none",  # real text, in the reader's fonts

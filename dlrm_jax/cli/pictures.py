@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter
 
 from dlrm_jax.files import creating, replacing
@@ -18,7 +20,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 FILLS = ("#6699bb", "#ddaa55")
 """Colours of areas, which need less colour than lines."""
 
-_INK, _BACKGROUND = "#333333", "#b8b8b8"
+INK = "#333333"
+"""Colour of axes and of what limits."""
+
+_BACKGROUND = "#b8b8b8"
 _WIDTH = 9.6  # inches; the page is as wide
 _LONGEST_NAME = 28
 
@@ -27,29 +32,45 @@ Curve = tuple[str, np.ndarray, np.ndarray]
 
 
 def new_axes(height: float) -> tuple[Figure, Axes]:
-    """The axes of a new figure, as wide as a page.
-
-    Args:
-        height: Height of the figure, in inches.
-    """
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set(color=_INK, linewidth=0.6)
-    axes.tick_params(which="both", color=_INK, labelcolor=_INK, labelsize=9, width=0.6)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set(color=_INK, size=9)
+    """The axes of a new figure, as wide as a page and so many inches high."""
+    figure, (axes,) = new_grid(height, 1, 1)
     return figure, axes
+
+
+def new_grid(
+    height: float, rows: int, columns: int, ratios: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """As `new_axes`, with several axes in rows; ``ratios`` are those of the rows' heights."""
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        for spine in axes.spines.values():
+            spine.set(color=INK, linewidth=0.6)
+        axes.tick_params(which="both", color=INK, labelcolor=INK, labelsize=9, width=0.6)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.label.set(color=INK, size=9)
+    return figure, list(grid.flat)
+
+
+def note(
+    axes: Axes, text: str, at: tuple[Any, Any], offset: tuple[int, int], **settings: Any
+) -> None:
+    """A small text beside a point, so many points of type away from it."""
+    axes.annotate(text, at, offset, textcoords="offset points", size=8, **settings)
+
+
+def legend_beside(axes: Axes, **settings: Any) -> Legend:
+    """A legend to the right of the axes, where it hides nothing; names are no formulas."""
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 9}
+    legend = axes.legend(frameon=False, **place | settings)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return legend
 
 
 def save(figure: Figure, path: str, replace: bool = True) -> None:
     """Writes a picture in the format of its name, and prints the name.
-
-    Args:
-        figure: the picture.
-        path: name of the file, ending in the format.
-        replace: whether a file that is there is replaced.
 
     Raises:
         UserError: a file is there that isn't to be replaced.
@@ -60,18 +81,12 @@ def save(figure: Figure, path: str, replace: bool = True) -> None:
 
 
 def bars(shares: Mapping[str, float], label: str) -> Figure:
-    """Horizontal bars with their values, the longest at the top.
-
-    Args:
-        shares: By name, from 0 to 1.
-        label: Name of the whole that the bars are shares of.
-    """
+    """Horizontal bars of shares from 0 to 1 with their values, the longest at the top."""
     pairs = sorted(shares.items(), key=lambda pair: pair[1])
     figure, axes = new_axes(0.6 + 0.2 * len(pairs))
     axes.barh(range(len(pairs)), [share for _, share in pairs], 0.6, color=FILLS[0])
     for i, (_, share) in enumerate(pairs):
-        axes.annotate(percent(share), (share, i), (3, 0), textcoords="offset points",
-                      va="center", size=8)  # fmt: skip
+        note(axes, percent(share), (share, i), (3, 0), va="center")
     axes.set_yticks(range(len(pairs)), [short(name) for name, _ in pairs], parse_math=False)
     axes.set_ylim(-0.6, len(pairs) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -82,23 +97,19 @@ def bars(shares: Mapping[str, float], label: str) -> Figure:
 
 
 def draw_lines(axes: Axes, curves: Sequence[Curve], others: str) -> None:
-    """Draws the first curves in colours, with a legend, and the others as their background.
-
-    Args:
-        axes: To draw on.
-        curves: The most important first.
-        others: Name of the lines without a colour, in the plural.
-    """
+    """Draws the first curves in colours, with a legend, and the others as their background."""
     named, unnamed = curves[: len(COLOURS)], curves[len(COLOURS) :]
     for colour, (name, x, y) in zip(COLOURS, named, strict=False):
         axes.plot(x, y, color=colour, linewidth=1.5, label=name)
     for i, (_, x, y) in enumerate(unnamed):
         label = None if i else f"{len(unnamed)} other {others}"
         axes.plot(x, y, color=_BACKGROUND, linewidth=0.8, zorder=1, label=label)
-    # To the right, so that it hides no line.
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend_beside(axes)
+
+
+def log_ranks(count: int) -> np.ndarray:
+    """Some hundred ranks from 1 to ``count``, evenly spread on a logarithmic axis."""
+    return np.unique(np.geomspace(1, max(1, count), 300).round().astype(int))[:count]
 
 
 def percent(share: float) -> str:

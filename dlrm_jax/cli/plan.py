@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from dlrm_jax.cli.config_flags import define_run_flags, with_flags
@@ -46,9 +45,7 @@ flags.DEFINE_string(
     "picture", None, "File to draw the load of the shards in: .png or .svg; such as plan.png."
 )
 flags.DEFINE_string(
-    "mesh_picture",
-    None,
-    "File to draw the mesh with its tables in: .png or .svg; such as mesh.png.",
+    "mesh_picture", None, "File to draw the mesh's tables in: .png or .svg; such as mesh.png."
 )
 
 _GIB, _MIB = 2**30, 2**20
@@ -56,9 +53,8 @@ _GIB, _MIB = 2**30, 2**20
 _NEAR = 0.02
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Tables, plan, load and estimated time."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     groups, shards = parse_mesh(FLAGS.mesh)
     micro_batch = config.batch_size // config.accumulation_steps
@@ -67,7 +63,10 @@ def main(argv: Sequence[str]) -> None:
             f"batch_size: {micro_batch} samples can't be split evenly over the {groups * shards} "
             f"devices of mesh {FLAGS.mesh}"
         )
-    check_flags()
+    if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
+        raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
+    check_new("output", "picture", "mesh_picture")
+    check_pictures("picture", "mesh_picture")
     described = describe(config)
     asked = workload(config, described, groups)
     kind = device(FLAGS.device)
@@ -109,18 +108,6 @@ def main(argv: Sequence[str]) -> None:
         save(draw_mesh(layout, plan, groups), FLAGS.mesh_picture, replace=False)
 
 
-def check_flags() -> None:
-    """Refuses flags that would end the program with an error after its report.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    if FLAGS.memory_gib is not None and not 0 < FLAGS.memory_gib < float("inf"):
-        raise UserError(f"--memory_gib: expected a finite number above 0, got {FLAGS.memory_gib}")
-    check_new("output", "picture", "mesh_picture")
-    check_pictures("picture", "mesh_picture")
-
-
 def shards_table(found: Balance) -> str:
     """Memory and reads of the fullest, the mean and the emptiest shard."""
     state = found.needed - found.table_bytes
@@ -149,9 +136,8 @@ def collectives_table(moved: Sequence[Collective]) -> str:
         name = f"{each.kind} over {' and '.join(each.axes)}: {purpose}"
         nbytes, needed = sums.get(name, (0, 0.0))
         sums[name] = nbytes + each.nbytes, needed + each.needed
-    exchange = [(each.nbytes, each.needed) for each in moved if each.kind == "all-to-all"]
-    if exchange:
-        sums["all-to-all in all"] = tuple(np.sum(exchange, axis=0))
+    if any(each.kind == "all-to-all" for each in moved):
+        sums["all-to-all in all"] = exchange_bytes(moved)
     rows = [
         [name, f"{nbytes / _MIB:,.1f}", f"{needed / _MIB:,.1f}",
          f"{nbytes / needed:.3f}" if needed else ""]
@@ -160,11 +146,17 @@ def collectives_table(moved: Sequence[Collective]) -> str:
     return text_table(["received by each device", "MiB", "needed", "ratio"], rows)
 
 
+def exchange_bytes(moved: Sequence[Collective]) -> tuple[float, float]:
+    """Bytes of all all-to-alls, and those that are needed."""
+    exchange = [each for each in moved if each.kind == "all-to-all"]
+    return sum(each.nbytes for each in exchange), sum(each.needed for each in exchange)
+
+
 def time_table(parts: Mapping[str, float], kind: Device, count: int) -> str:
     """The estimated time, by part."""
     seconds = {**parts, f"start of {count} collectives": count * kind.latency}
+    seconds["in all"] = sum(seconds.values())
     rows = [(name, f"{1e3 * x:.3f}") for name, x in seconds.items()]
-    rows.append(("in all", f"{1e3 * sum(seconds.values()):.3f}"))
     return text_table([f"estimated for {kind.name}", "ms"], rows)
 
 
@@ -177,11 +169,10 @@ def binding(
     if part == LINKS:
         largest = max(moved, key=lambda each: each.nbytes)
         reasons.append(f"most of the bytes are {largest.purpose} in an {largest.kind}")
-    exchange = [(each.nbytes, each.needed) for each in moved if each.kind == "all-to-all"]
-    padded, needed = np.sum(exchange, axis=0) if exchange else (1.0, 1.0)
+    padded, needed = exchange_bytes(moved)
     for name, value, limit in (
         (f"the memory of {limits.memory / _GIB:.3g} GiB", found.device_bytes, limits.memory),
-        ("padding of the exchange", padded / needed, limits.exchange),
+        ("padding of the exchange", padded / needed if needed else 1.0, limits.exchange),
         ("distinct rows of the busiest device", found.reads.max() / found.reads.mean(),
          limits.reads),
         ("padding of tables", found.device_bytes / found.needed.mean(), limits.table_bytes),

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dlrm_jax.cli.pictures import COLOURS, COMPACT, new_axes
+from dlrm_jax.cli.pictures import COLOURS, COMPACT, INK, legend_beside, new_axes, new_grid
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.plan import PLACEMENTS, Plan
 from dlrm_jax.embedding.planning.balance import Balance, row_bytes
@@ -22,10 +22,8 @@ _NARROWEST = 0.045  # part of a device's height that has room for a table's name
 
 def draw_shards(found: Balance) -> Figure:
     """Bytes by placement and distinct rows, shard by shard."""
-    figure, above = new_axes(4.4)
-    grid = figure.add_gridspec(2, 1, height_ratios=(2, 1))
-    above.set_subplotspec(grid[0])
-    below = figure.add_subplot(grid[1], sharex=above)
+    figure, (above, below) = new_grid(4.4, 2, 1, ratios=(2, 1))
+    below.sharex(above)
     shards = np.arange(len(found.reads))
     unit, size = ("GiB", _GIB) if found.device_bytes >= _GIB else ("MiB", _MIB)
     top = np.zeros(len(shards))
@@ -37,17 +35,15 @@ def draw_shards(found: Balance) -> Figure:
             top += nbytes / size
     if found.padding.any():
         above.bar(shards, found.padding / size, 0.7, top, color="#dddddd", label="padding")
-    above.set_ylabel(f"held, {unit}")
+    above.set_ylabel(f"stored, {unit}")
     above.tick_params(axis="x", length=0, labelbottom=False)
-    above.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    legend_beside(above)
     below.bar(shards, found.reads, 0.7, color="#777777")
-    below.axhline(found.reads.mean(), color="#333333", linewidth=0.8, linestyle=":", label="mean")
-    below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    below.spines[["top", "right"]].set_visible(False)
-    below.tick_params(labelsize=9)
+    below.axhline(found.reads.mean(), color=INK, linewidth=0.8, linestyle=":", label="mean")
+    legend_beside(below)
     below.yaxis.set_major_formatter(COMPACT)
-    below.set_ylabel("distinct rows\nlooked up", size=9)
-    below.set_xlabel("shard", size=9)
+    below.set_ylabel("distinct rows\nlooked up")
+    below.set_xlabel("shard")
     if len(shards) <= 32:
         below.set_xticks(shards)
     return figure
@@ -56,24 +52,20 @@ def draw_shards(found: Balance) -> Figure:
 def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
     """Draws the tables of every device: data groups below each other, shards side by side.
 
-    In a device, the height of a table is its share of what the fullest device holds.
-
-    Args:
-        layout: layout of the plan.
-        plan: plan of all tables.
-        groups: number of data groups, D; of more than two the first two are drawn.
+    In a device, the height of a table is its share of what the fullest device holds. The first two
+    of more data groups are drawn.
     """
     drawn = min(groups, _GROUPS)
     figure, axes = new_axes(0.8 + 2.4 * drawn)
-    held = [dict(_held(layout, plan, shard)) for shard in range(plan.shards)]
-    fullest = max(sum(nbytes for _, nbytes in own.values()) for own in held)
+    stored = [dict(_stored(layout, plan, shard)) for shard in range(plan.shards)]
+    fullest = max(sum(nbytes for _, nbytes in own.values()) for own in stored)
     for group in range(drawn):
-        for shard, own in enumerate(held):
+        for shard, own in enumerate(stored):
             _draw_device(axes, shard, -group, own, fullest)
     for placement in PLACEMENTS:
-        if any(kind == placement for own in held for kind, _ in own.values()):
+        if any(kind == placement for own in stored for kind, _ in own.values()):
             axes.bar(0, 0, color=_COLOUR[placement], label=_words(placement))
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    legend_beside(axes)
     axes.set_xlim(-0.5, plan.shards - 0.5)
     axes.set_ylim(-drawn + 0.48, 0.52)
     axes.xaxis.tick_top()
@@ -86,7 +78,7 @@ def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
     return figure
 
 
-def _held(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple[str, float]]]:
+def _stored(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple[str, float]]]:
     """Placement, and bytes with optimizer state, of each table on a shard."""
     for slab in layout.slabs:
         for piece, _ in slab.pieces:
@@ -96,21 +88,21 @@ def _held(layout: Layout, plan: Plan, shard: int) -> Iterator[tuple[str, tuple[s
 
 
 def _draw_device(
-    axes: Axes, x: float, y: float, held: dict[str, tuple[str, float]], fullest: float
+    axes: Axes, x: float, y: float, stored: dict[str, tuple[str, float]], fullest: float
 ) -> None:
     """A box with the tables that a device holds, the largest below."""
     left, bottom, width, height = x - 0.46, y - 0.46, 0.92, 0.92
-    for table, (placement, nbytes) in sorted(held.items(), key=lambda item: -item[1][1]):
-        part = height * nbytes / fullest
+    for table, (placement, nbytes) in sorted(stored.items(), key=lambda item: -item[1][1]):
+        extent = height * nbytes / fullest
         axes.add_patch(
-            Rectangle((left, bottom), width, part, color=_COLOUR[placement], alpha=0.75, lw=0)
+            Rectangle((left, bottom), width, extent, color=_COLOUR[placement], alpha=0.75, lw=0)
         )
-        if part > _NARROWEST:
-            axes.plot([left, left + width], [bottom + part] * 2, color="white", linewidth=1)
-            axes.text(x, bottom + part / 2, table, ha="center", va="center", size=8,
+        if extent > _NARROWEST:
+            axes.plot([left, left + width], [bottom + extent] * 2, color="white", linewidth=1)
+            axes.text(x, bottom + extent / 2, table, ha="center", va="center", size=8,
                       parse_math=False)  # fmt: skip
-        bottom += part
-    box = Rectangle((left, y - 0.46), width, height, fill=False, edgecolor="#333333", lw=0.8)
+        bottom += extent
+    box = Rectangle((left, y - 0.46), width, height, fill=False, edgecolor=INK, lw=0.8)
     axes.add_patch(box)
 
 

@@ -18,13 +18,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, check_new, define_mesh, refuse, require
+from dlrm_jax.cli.flags import FLAGS, check_new, define_mesh, refuse, refuse_unless, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
@@ -73,29 +73,33 @@ flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as
 _ROWS_PER_FRAME = 1 << 22
 
 
-def main(argv: Sequence[str]) -> None:
+class Trained(NamedTuple):
+    """A checkpoint, what it says of itself, and the vocabularies of its data, if there are any."""
+
+    checkpoint: Path
+    metadata: Mapping[str, Any]
+    config: Config
+    vocabularies: Path | None
+
+
+def main() -> None:
     """Checkpoint, probabilities, tables."""
-    del argv
     check_flags()
     checkpoint = Path(FLAGS.checkpoint)
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
-    vocabularies = find_vocabularies(checkpoint, metadata)
-    tables = table_names(config, vocabularies)
+    trained = Trained(checkpoint, metadata, config, find_vocabularies(checkpoint, metadata))
+    tables = table_names(trained)
     if FLAGS.data:
         with creating(Path(FLAGS.output)) as path:
-            predict(checkpoint, metadata, vocabularies, path)
+            predict(trained, path)
     if FLAGS.tables:
         with creating(Path(FLAGS.tables_output)) as directory:
-            dump(checkpoint, metadata, tables, vocabularies, directory)
+            dump(trained, tables, directory)
 
 
 def check_flags() -> None:
-    """Refuses flags that are missing, contradict each other, or that nothing would read.
-
-    Raises:
-        UserError: naming the flag.
-    """
+    """Refuses flags that are missing, contradict each other, or that nothing would read."""
     require("checkpoint")
     if not FLAGS.data and not FLAGS.tables:
         raise UserError("--data is missing: what to predict; or --tables: which tables to write")
@@ -103,10 +107,9 @@ def check_flags() -> None:
         ("data", ("output", "mesh", "emulate", "batch_size")),
         ("tables", ("tables_output", "tables_format")),
     ):
+        refuse_unless(FLAGS[asked].value, f"--{asked}", *names)
         if FLAGS[asked].value:
             require(names[0])
-        else:
-            refuse(names, f"without --{asked}")
     check_new("output", "tables_output")
     if FLAGS.output and Path(FLAGS.output).suffix not in SUFFIXES:
         raise UserError(f"--output: expected a name in {' or '.join(SUFFIXES)}, got {FLAGS.output}")
@@ -121,30 +124,23 @@ def check_flags() -> None:
 
 
 def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
-    """The directory of a checkpoint's vocabularies; None if there is none.
-
-    Raises:
-        UserError: those that there are belong to other data.
-    """
+    """The directory of a checkpoint's vocabularies, which must be of its data; None without one."""
     directory = Path(FLAGS.preprocessing) if FLAGS.preprocessing else find_kept(checkpoint)
     if directory:
         check_same_data(directory, checkpoint, metadata["identity"]["data"])
     return directory
 
 
-def table_names(config: Config, vocabularies: Path | None) -> list[str]:
-    """The names in the model of the tables that ``--tables`` asks for.
-
-    Raises:
-        UserError: a name is unknown, could mean two tables, or one table is named twice.
-    """
-    columns = Metadata.read(vocabularies).columns if vocabularies else config.table_names
+def table_names(trained: Trained) -> list[str]:
+    """The names in the model of the tables that ``--tables`` asks for; one is meant once."""
+    tables, vocabularies = trained.config.table_names, trained.vocabularies
+    columns = Metadata.read(vocabularies).columns if vocabularies else tables
     found = []
     for name in FLAGS.tables:
-        named = zip(config.table_names, columns, strict=True)
+        named = zip(tables, columns, strict=True)
         meant = [table for table, column in named if name in (table, column)]
         if len(meant) != 1:
-            known = ", ".join(dict.fromkeys([*config.table_names, *columns]))
+            known = ", ".join(dict.fromkeys([*tables, *columns]))
             both = f"{name!r} is the name of one and the column of another of {', '.join(meant)}"
             none = f"no table or column is named {name!r}; there are {known}"
             raise UserError(f"--tables: {both if meant else none}")
@@ -154,18 +150,14 @@ def table_names(config: Config, vocabularies: Path | None) -> list[str]:
     return found
 
 
-def predict(
-    checkpoint: Path, metadata: Mapping[str, Any], vocabularies: Path | None, output: Path
-) -> None:
+def predict(trained: Trained, output: Path) -> None:
     """Writes the probabilities of all rows, and prints their number and the speed."""
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
     begun = time.perf_counter()
-    with examples(checkpoint, metadata, vocabularies) as split:
-        model = Predictor.load(checkpoint, mesh, FLAGS.batch_size)
-        check_ids(
-            split, model.config.table_rows, model.config.table_bag_lengths, ",".join(FLAGS.data)
-        )
+    with examples(trained) as split:
+        model, config = Predictor.load(trained.checkpoint, mesh, FLAGS.batch_size), trained.config
+        check_ids(split, config.table_rows, config.table_bag_lengths, ",".join(FLAGS.data))
         write_frames(frames(model.probabilities(split)), output, Path(FLAGS.output).suffix)
         rows = len(split)
     seconds = time.perf_counter() - begun
@@ -173,37 +165,27 @@ def predict(
 
 
 @contextmanager
-def examples(
-    checkpoint: Path, metadata: Mapping[str, Any], vocabularies: Path | None
-) -> Iterator[Split]:
-    """The rows of ``--data`` as arrays; those of raw logs are removed after the block.
-
-    Raises:
-        UserError: the ids aren't those of the training, or raw values can't be mapped.
-    """
+def examples(trained: Trained) -> Iterator[Split]:
+    """The rows of ``--data`` as arrays; those of raw logs are removed at the end."""
     paths = [Path(path) for path in FLAGS.data]
     if paths[0].is_dir():
-        yield all_days(paths[0], checkpoint, metadata["identity"]["data"])
+        yield all_days(paths[0], trained)
         return
-    if not vocabularies:
+    if not trained.vocabularies:
         raise UserError(
-            f"raw logs can't be mapped to ids: {checkpoint} was trained on data without "
+            f"raw logs can't be mapped to ids: {trained.checkpoint} was trained on data without "
             f"vocabularies, or isn't in its workdir any more. Give the directory of arrays that "
             f"has them as --preprocessing, or arrays as --data"
         )
     output = Path(FLAGS.output)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
-        yield Split(tuple(encode_logs(paths, vocabularies, Path(directory) / "arrays")))
+        yield Split(tuple(encode_logs(paths, trained.vocabularies, Path(directory) / "arrays")))
 
 
-def all_days(directory: Path, checkpoint: Path, fingerprint: str) -> Split:
-    """All rows of prepared arrays, in the order of time.
-
-    Raises:
-        UserError: the data have another fingerprint. TorchRec's arrays have none.
-    """
+def all_days(directory: Path, trained: Trained) -> Split:
+    """All rows of prepared arrays like the model's, or of TorchRec's, in the order of time."""
     if (directory / METADATA).exists():
-        check_same_data(directory, checkpoint, fingerprint)
+        check_same_data(directory, trained.checkpoint, trained.metadata["identity"]["data"])
     load_directory(directory)  # raises if something is missing
     days = len(list(directory.glob("day_*_dense.npy")))
     return Split(tuple(DayFiles.map(directory, number).examples for number in range(days)))
@@ -221,16 +203,10 @@ def frames(batches: Iterator[np.ndarray]) -> Iterator[pl.DataFrame]:
     yield pl.DataFrame({"probability": np.concatenate(pending)})
 
 
-def dump(
-    checkpoint: Path,
-    metadata: Mapping[str, Any],
-    names: Sequence[str],
-    vocabularies: Path | None,
-    output: Path,
-) -> None:
+def dump(trained: Trained, names: Sequence[str], output: Path) -> None:
     """Writes tables one after the other, and prints their files."""
+    checkpoint, metadata, config, vocabularies = trained
     output.mkdir()
-    config = trained_config(checkpoint, metadata)
     for name in names:
         table = config.table_names.index(name)
         values = read_values(vocabularies, table) if vocabularies else None

@@ -13,13 +13,12 @@ resume. ``python -m dlrm_jax report --data=criteo`` describes the result.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from absl import flags, logging
 
-from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, require
+from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse_unless, require
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
@@ -35,11 +34,9 @@ flags.DEFINE_list(
     "with --schema, Parquet or CSV; such as day_0.gz,day_1.gz.",
 )
 flags.DEFINE_string(
-    "validation",
-    None,
-    "File for validation alone; without it, half of the last day; such as day_22.gz.",
+    "validation", None, "File for validation; without it, half of the last day; such as day_22.gz."
 )
-flags.DEFINE_string("test", None, "File for test alone, with --validation; such as day_23.gz.")
+flags.DEFINE_string("test", None, "File for test, with --validation; such as day_23.gz.")
 flags.DEFINE_string("output", None, "Directory to make; such as criteo.")
 flags.DEFINE_string(
     "schema", None, "JSON file with the meaning of the columns; such as schema.json."
@@ -47,9 +44,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer("min_count", 1, "Occurrences below which values share one id; such as 10.")
 flags.DEFINE_integer("max_rows", 0, "Most rows of a table; 0 for any; such as 40000000.")
 flags.DEFINE_string(
-    "grow",
-    None,
-    "Directory whose vocabularies are continued: old values keep their ids; such as criteo.",
+    "grow", None, "Directory whose vocabularies go on: old values keep their ids; such as criteo."
 )
 flags.DEFINE_enum(
     "compatible",
@@ -66,9 +61,7 @@ define_numbers(
     named={"mlperf": MLPERF_ROWS},
 )
 flags.DEFINE_float(
-    "drop_negatives",
-    0.0,
-    "Share of the training examples with label 0 that is left out at random; such as 0.5.",
+    "drop_negatives", 0.0, "Share of training examples of label 0 left out at random; such as 0.5."
 )
 flags.DEFINE_integer("seed", 0, "Seed of --drop_negatives; such as 1.")
 define_numbers(
@@ -82,43 +75,14 @@ define_numbers(
 flags.DEFINE_enum("on_bad_line", "stop", ["stop", "skip"], "Treatment of malformed lines.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Makes the arrays, then prints tables and counts."""
-    del argv
     check_flags()
     logging.set_verbosity(logging.INFO)
     begun = time.perf_counter()
     output = Path(FLAGS.output)
     there = output.exists()
-    metadata = preprocess(
-        [Path(path) for path in FLAGS.input],
-        output,
-        make_options(),
-        [Path(path) for path in (FLAGS.validation, FLAGS.test) if path],
-        Path(FLAGS.grow) if FLAGS.grow else None,
-    )
-    summarize(metadata)
-    rows, seconds = sum(metadata.days), time.perf_counter() - begun
-    done = "there already" if there else f"{seconds:.1f} s ({rows / seconds:,.0f} rows/s)"
-    print(f"{rows:,} rows in {len(metadata.days)} days, {done}; see {output}")
-
-
-def check_flags() -> None:
-    """Refuses flags that are missing or that nothing would read.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    require("input", "output")
-    if bool(FLAGS.validation) != bool(FLAGS.test):
-        raise UserError("--validation and --test: expected a file for both, or for neither")
-    if not FLAGS.drop_negatives:
-        refuse(["seed"], "without --drop_negatives")
-
-
-def make_options() -> Options:
-    """The options that the flags give."""
-    return Options(
+    options = Options(
         Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO,
         min_count=FLAGS.min_count,
         max_rows=FLAGS.max_rows,
@@ -129,6 +93,25 @@ def make_options() -> Options:
         seed=FLAGS.seed,
         multi_hot_sizes=FLAGS.multi_hot_sizes,
     )
+    metadata = preprocess(
+        [Path(path) for path in FLAGS.input],
+        output,
+        options,
+        [Path(path) for path in (FLAGS.validation, FLAGS.test) if path],
+        Path(FLAGS.grow) if FLAGS.grow else None,
+    )
+    summarize(metadata)
+    rows, seconds = sum(metadata.days), time.perf_counter() - begun
+    done = "there already" if there else f"{seconds:.1f} s ({rows / seconds:,.0f} rows/s)"
+    print(f"{rows:,} rows in {len(metadata.days)} days, {done}; see {output}")
+
+
+def check_flags() -> None:
+    """Refuses flags that are missing or that nothing would read."""
+    require("input", "output")
+    if bool(FLAGS.validation) != bool(FLAGS.test):
+        raise UserError("--validation and --test: expected a file for both, or for neither")
+    refuse_unless(FLAGS.drop_negatives, "--drop_negatives", "seed")
 
 
 def summarize(metadata: Metadata) -> None:

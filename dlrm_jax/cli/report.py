@@ -8,7 +8,6 @@ by day, missing and unseen values, how often ids occur, and the memory of tables
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -17,15 +16,12 @@ from dlrm_jax.cli.data_report import write_report
 from dlrm_jax.cli.flags import FLAGS, require
 
 flags.DEFINE_string(
-    "data",
-    None,
-    "Directory that `dlrm_jax preprocess` or TorchRec's scripts made; such as criteo.",
+    "data", None, "Directory that `dlrm_jax preprocess` or TorchRec's scripts made; such as criteo."
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Writes the page."""
-    del argv
     require("data")
     page = Path(FLAGS.data) / "report.html"
     write_report(Path(FLAGS.data), page)

@@ -26,21 +26,17 @@ _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbeat")
 
 
-def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     """Runs a program: exit code 2 and one message for what the user can mend, no traceback.
 
-    Args:
-        main: function of the program; the docstring of its module is the program's help.
-        argv: name of the program and its flags; None for the process's.
+    The docstring of the module of ``main`` is the program's help.
     """
 
     def parsed(argv: Sequence[str]) -> list[str]:
         if {"--help", "-h", "--helpfull"} & set(argv[1:]):
             full = "--helpfull" in argv  # with the flags of libraries
-            text = (
-                FLAGS.get_help() if full else help_text(sys.modules[main.__module__].__doc__ or "")
-            )
-            print(text)
+            docstring = sys.modules[main.__module__].__doc__ or ""
+            print(FLAGS.get_help() if full else help_text(docstring))
             sys.stdout.flush()
             sys.exit()
         return parse(argv)
@@ -51,7 +47,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         if len(argv) > 1:
             raise UserError(f"expected flags only, got {' '.join(argv[1:])!r}; see --help")
         with handled():  # a signal raises: half-written files are removed
-            main(argv)
+            main()
         sys.stdout.flush()
 
     try:

@@ -38,11 +38,8 @@ def define_process_flags() -> None:
 def start(mesh: str, processes: int = 1, emulate: bool = False) -> jax.sharding.Mesh:
     """The mesh, and a compilation cache. Without accelerators, its devices are emulated.
 
-    Args:
-        mesh: such as ``"2x4"``.
-        processes: number of processes that it is spread over. If there are several, the flags of
-            `define_process_flags` say which one this is.
-        emulate: whether its devices are emulated in any case, as ``--emulate`` says, too.
+    It is spread over so many processes; the flags of `define_process_flags` say which one of
+    several this is. ``emulate`` emulates its devices in any case, as ``--emulate`` does.
 
     Raises:
         UserError: there are accelerators, and fewer than the mesh needs.

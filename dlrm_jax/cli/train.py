@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from absl import flags
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.config_flags import define_run_flags, with_flags
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
-from dlrm_jax.cli.flags import FLAGS, refuse
+from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.start import define_process_flags, start
 from dlrm_jax.embedding import Plan
@@ -38,11 +36,7 @@ from dlrm_jax.training.metrics import METRICS
 define_run_flags(default_preset="small")
 define_process_flags()
 define_data_flag()
-flags.DEFINE_string(
-    "workdir",
-    None,
-    "Directory of metrics and checkpoints; without it, a new one in runs/; such as runs/kaggle.",
-)
+define_workdir("Directory of metrics and checkpoints", "runs/kaggle")
 flags.DEFINE_bool("tensorboard", False, "Also writes the metrics to WORKDIR/tensorboard.")
 flags.DEFINE_bool("eval_only", False, "Evaluates a checkpoint of the workdir without training.")
 flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint for --eval_only.")
@@ -62,12 +56,11 @@ _OF_ALL_PROCESSES = (
 )  # fmt: skip
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Mesh, data, learner, then what `job.run` does."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     check_flags()
-    workdir = Path(FLAGS.workdir or time.strftime("runs/criteo-%Y%m%d-%H%M%S"))
+    workdir = chosen_workdir("criteo")
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
@@ -97,19 +90,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_flags() -> None:
-    """Refuses flags that are missing or that nothing would read.
-
-    Raises:
-        UserError: naming the flag.
-    """
-    for flag, needed, given in (
-        ("checkpoint", "--eval_only", FLAGS.eval_only),
-        ("warm_start_names", "--warm_start", FLAGS.warm_start),
-        ("process", "--coordinator", FLAGS.coordinator),
-        ("coordinator", "--processes", FLAGS.processes > 1),
-    ):
-        if not given:
-            refuse([flag], f"without {needed}")
+    """Refuses flags that are missing or that nothing would read."""
+    refuse_unless(FLAGS.eval_only, "--eval_only", "checkpoint")
+    refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
+    refuse_unless(FLAGS.coordinator, "--coordinator", "process")
+    refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")
     if FLAGS.warm_start and not FLAGS.warm_start_names:
         raise UserError("--warm_start needs --warm_start_names, such as C1,C2,bottom")
     if FLAGS.coordinator and not FLAGS.workdir:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 
-_BLOCKS, _TRIPS = 8, 500
+_REPEATS, _TRIPS = 8, 500
 
 # Limit after which both processes end, whatever else the machine does.
 _SECONDS = 5
@@ -28,12 +28,9 @@ _SECONDS = 5
 def round_trip_us() -> float | None:
     """Microseconds for a byte from the first core to the last and back, between two Python loops.
 
-    Starting Python takes longer than the 4000 trips.
-
-    Returns:
-        The least mean of about a hundred trips. None if it can't be measured: there is only one
-        core, processes can't be bound to cores here, or the cores are so busy that it took five
-        seconds.
+    The least mean of eight times 500 trips, which take less time than starting Python. None if it
+    can't be measured: there is only one core, processes can't be bound to cores here, or the cores
+    are so busy that it took five seconds.
     """
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         return None
@@ -56,13 +53,13 @@ def _measure() -> float:
     signal.alarm(_SECONDS)
     os.sched_setaffinity(0, {first if child else last})
     if not child:
-        for _ in range(_BLOCKS * _TRIPS):
+        for _ in range(_REPEATS * _TRIPS):
             while byte[0] == 0:
                 pass
             byte[0] = 0
         os._exit(0)
     seconds = []
-    for _ in range(_BLOCKS):
+    for _ in range(_REPEATS):
         begun = time.perf_counter()
         for _ in range(_TRIPS):
             byte[0] = 1

@@ -16,13 +16,8 @@ from dlrm_jax.errors import UserError
 def seconds_to_first_step(arguments: Sequence[str]) -> dict[str, float]:
     """Starts training twice and stops it after its first logged loss.
 
-    It generates data and initializes tables, as any run without --data.
-
-    Args:
-        arguments: flags of the command.
-
-    Returns:
-        Seconds ``"cold"``, without a compiled program in the cache, and ``"warm"``, with all.
+    It generates data and initializes tables, as any run without --data. The result is the seconds
+    ``"cold"``, without a compiled program in the cache, and ``"warm"``, with all.
 
     Raises:
         UserError: the command ended earlier; the message has its output.

@@ -5,28 +5,20 @@
 It prints one JSON object. ``loader`` is examples per second read from a split of several days,
 memory maps of files in the page cache, through whole epochs: ``full`` with all examples shuffled
 together, ``windowed`` with windows of ``--shuffle_window``. ``ratio`` is the time of a training
-step that the loader feeds over that of a step on one batch kept on the devices, ``ratio_many`` over
-that of steps on several kept batches: the rows of a single batch stay in the processor's cache,
-which isn't due to the loader. The three run in turn; the ratios are medians over rounds, of the
-median steps of a round, as other processes disturb both. ``waited_ms`` is the mean time that a step
-waited for its batch, which a median may not show.
+step that the loader feeds over that of a step on one batch kept on the devices. The two run in
+turn; the ratio is a median over rounds, of the median steps of a round, as other processes disturb
+both.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
+import itertools
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -54,7 +46,6 @@ flags.DEFINE_integer("steps_per_round", 20, "Steps timed together; such as 50.",
 
 _EPOCHS = 3
 _WINDOW = 1 << 18
-_KEPT = 20
 
 
 def write_days(split: Split, days: int, directory: Path) -> Split:
@@ -63,16 +54,12 @@ def write_days(split: Split, days: int, directory: Path) -> Split:
     mapped = []
     for number in range(days):
         day = split.take(np.arange(edges[number], edges[number + 1]))
+        arrays = {}
         for name, array in day.arrays.items():
-            np.save(directory / f"{number}_{name}.npy", array)
-        mapped.append(
-            Examples(
-                **{
-                    name: np.load(directory / f"{number}_{name}.npy", mmap_mode="r")
-                    for name in day.arrays
-                }
-            )
-        )
+            path = directory / f"{number}_{name}.npy"
+            np.save(path, array)
+            arrays[name] = np.load(path, mmap_mode="r")
+        mapped.append(Examples(**arrays))
     return Split(tuple(mapped))
 
 
@@ -85,65 +72,34 @@ def examples_per_second(batches: TrainBatches) -> float:
     return batches.batch_size / mean_seconds(later, _EPOCHS * steps)
 
 
-class Round(NamedTuple):
-    """Seconds of the median step, and the mean seconds that a step waited for its batch."""
+def time_in_turn(config: Config, learner: Learner, batches: TrainBatches) -> dict[str, list[float]]:
+    """Seconds of the median step of each round, ``loaded`` and with ``one`` kept batch."""
+    step, state = make_train_step(learner), learner.init(config.seed)
+    kept, numbers, count = learner.put(batches[0]), itertools.count(1), FLAGS.steps_per_round
 
-    step: float
-    waited: float
+    def train(placed: Iterable[Batch]) -> Iterator[float]:
+        nonlocal state
+        for batch in placed:
+            state, loss = step(state, batch)
+            yield float(loss)
 
+    def median_step(placed: Iterable[Batch]) -> float:
+        losses = train(placed)
+        _, *seconds = [mean_seconds(losses, 1) for _ in range(count)]  # a loader starts first
+        return statistics.median(seconds)
 
-class Training:
-    """A state, and training steps from it.
-
-    Args:
-        learner: learner of the state.
-        seed: seed of its initial values.
-    """
-
-    def __init__(self, learner: Learner, seed: int):
-        self._step = make_train_step(learner)
-        self._state = learner.init(seed)
-
-    def run(self, placed: Iterator[Batch]) -> Round:
-        """Trains on these batches; the first one, with which a loader starts, isn't timed."""
-        times = []
-        while True:
-            begun = time.perf_counter()
-            batch = next(placed, None)
-            waited = time.perf_counter() - begun
-            if batch is None:
-                seconds, waits = zip(*times[1:], strict=True)
-                return Round(statistics.median(seconds), statistics.mean(waits))
-            self._state, loss = self._step(self._state, batch)
-            float(loss)
-            times.append((time.perf_counter() - begun, waited))
-
-
-def time_in_turn(config: Config, learner: Learner, batches: TrainBatches) -> dict[str, list[Round]]:
-    """Times rounds of training: ``loaded``, with ``one`` kept batch, with ``many``."""
-    training = Training(learner, config.seed)
-    kept = [learner.put(batches[step]) for step in range(_KEPT)]
-    count = FLAGS.steps_per_round
-    position = _KEPT
-
-    def loaded() -> Round:
-        nonlocal position
-        wanted = (batches[step] for step in range(position, position + count))
-        position += count
+    def loaded() -> float:
+        wanted = (batches[i] for i in itertools.islice(numbers, count))
         with Prefetch(wanted, learner.put) as placed:
-            return training.run(placed)
+            return median_step(placed)
 
-    def resident(number: int) -> Round:
-        return training.run(iter([kept[i % number] for i in range(count)]))
-
-    sources = {"loaded": loaded, "one": lambda: resident(1), "many": lambda: resident(_KEPT)}
-    in_turn(sources, 1)
-    return in_turn(sources, FLAGS.rounds)
+    runs = {"loaded": loaded, "one": lambda: median_step(itertools.repeat(kept, count))}
+    in_turn(runs, 1)
+    return in_turn(runs, FLAGS.rounds)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Times the loader alone, then training."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     config = dataclasses.replace(config, shuffle_window=config.shuffle_window or _WINDOW)
     mesh = start(FLAGS.mesh)
@@ -156,30 +112,23 @@ def main(argv: Sequence[str]) -> None:
             "full": examples_per_second(TrainBatches(split, size, seed)),
             "windowed": examples_per_second(windowed),
         }
-        rounds = time_in_turn(config, learner, windowed)
-    steps = {name: [each.step for each in own] for name, own in rounds.items()}
-    print(
-        json.dumps(
-            {
-                "preset": FLAGS.preset,
-                "mesh": FLAGS.mesh,
-                "batch_size": size,
-                "examples": len(split),
-                "days": FLAGS.days,
-                "dense_features": split.dense_features,
-                "ids": split.ids_per_example,
-                "shuffle_window": config.shuffle_window,
-                "loader": loader,
-                "step_ms": {name: 1e3 * statistics.median(own) for name, own in steps.items()},
-                "waited_ms": 1e3 * statistics.mean(r.waited for r in rounds["loaded"]),
-                "ratio": ratio_quartiles(steps["loaded"], steps["one"])[1],
-                "ratio_many": ratio_quartiles(steps["loaded"], steps["many"])[1],
-                "device": jax.devices()[0].device_kind,
-                "versions": versions(),
-            },
-            indent=1,
-        )
-    )
+        steps = time_in_turn(config, learner, windowed)
+    results = {
+        "preset": FLAGS.preset,
+        "mesh": FLAGS.mesh,
+        "batch_size": size,
+        "examples": len(split),
+        "days": FLAGS.days,
+        "dense_features": split.dense_features,
+        "ids": split.ids_per_example,
+        "shuffle_window": config.shuffle_window,
+        "loader": loader,
+        "step_ms": {name: 1e3 * statistics.median(own) for name, own in steps.items()},
+        "ratio": ratio_quartiles(steps["loaded"], steps["one"])[1],
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+    }
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

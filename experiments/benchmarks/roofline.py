@@ -62,11 +62,9 @@ class Work:
 
 
 def measure(dim: int, native: bool) -> Machine:
-    """Measures the machine's limits; the best of several tries.
+    """Measures the machine's limits, the best of several tries.
 
-    Args:
-        dim: width of the rows, which are float32.
-        native: whether native kernels, which read faster, may be used.
+    ``dim`` is the width of the float32 rows. Native kernels read faster.
     """
     matrix = jnp.ones((_SIDE, _SIDE))
     product = jax.jit(jnp.matmul)
@@ -85,10 +83,6 @@ def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
 
     They are counted on all devices, in the jaxpr, as XLA counts the body of a loop once. Unused
     results don't count. A product of [m, k] and [k, n] has 2 m n k.
-
-    Args:
-        function: function to trace.
-        arguments: arguments of the function.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     return _flops(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
@@ -116,14 +110,16 @@ def _flops(jaxpr: Any) -> float:
     return total
 
 
+def device_bytes(arrays: Any) -> int:
+    """Bytes of a tree of arrays over all devices, each copy included."""
+    shards = (shard for x in jax.tree.leaves(arrays) for shard in x.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards)
+
+
 def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: bool) -> float:
     """`Work.row_bytes` of a step, the mean over batches.
 
-    Args:
-        collection: tables and optimizers.
-        batches: batches of this process, also split into micro-batches, ``ids`` [B, C] or
-            [A, B/A, C]; on the host or on devices of this process.
-        train: whether the step updates rows.
+    The batches are of this process, also split into micro-batches: ``ids`` [B, C] or [A, B/A, C].
     """
     ids = (np.asarray(batch.ids) for batch in batches)
     return float(np.mean([_row_bytes(collection, x.reshape(-1, x.shape[-1]), train) for x in ids]))
@@ -131,19 +127,16 @@ def row_bytes(collection: EmbeddingCollection, batches: Sequence[Batch], train: 
 
 def _row_bytes(collection: EmbeddingCollection, ids: np.ndarray, train: bool) -> int:
     ends = np.cumsum([feature.max_ids for feature in collection.features])
-    columns = {
-        feature.name: ids[:, end - feature.max_ids : end]
-        for feature, end in zip(collection.features, ends, strict=True)
-    }
+    names = [feature.name for feature in collection.features]
+    bags = dict(zip(names, np.split(ids, ends[:-1], axis=1), strict=True))
     total = 0
     for name, table in collection.tables.items():
         seen = []
         for lookup in collection.lookups:
             if lookup.table == name:
-                own = columns[lookup.feature]
-                seen.append(
-                    own[own >= 0] if lookup.id_map is None else lookup.id_map(own[own >= 0])
-                )
+                own = bags[lookup.feature]
+                own = own[own >= 0]
+                seen.append(own if lookup.id_map is None else lookup.id_map(own))
         slab = collection.layout.slab_of(name)
         nbytes = table.nbytes // table.rows
         if train and slab.optimizer:

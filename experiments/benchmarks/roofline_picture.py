@@ -10,11 +10,6 @@ The axes are relative to the machine, as rows of another width are read at anoth
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +21,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from dlrm_jax.cli.flags import FLAGS, check_pictures, require
-from dlrm_jax.cli.pictures import COLOURS, PERCENT, new_axes, save
+from dlrm_jax.cli.pictures import COLOURS, INK, PERCENT, legend_beside, new_axes, save
 from dlrm_jax.cli.run import run
 from dlrm_jax.errors import UserError
 
@@ -87,7 +82,7 @@ def draw(points: Sequence[Point]) -> Figure:
     lowest = min(0.1, *(x.intensity for x in points))
     highest = max(10.0, *(x.intensity for x in points))
     edge = np.array([lowest / 2, 1.0, highest * 2])
-    axes.plot(edge, np.minimum(edge, 1), color="#333333", linewidth=1.2)
+    axes.plot(edge, np.minimum(edge, 1), color=INK, linewidth=1.2)
     for i, each in enumerate(points):
         axes.plot(
             each.intensity,
@@ -105,15 +100,12 @@ def draw(points: Sequence[Point]) -> Figure:
     axes.yaxis.set_minor_formatter(PERCENT)
     axes.set_xlabel("time that its matrix products need at least, over that of its rows")
     axes.set_ylabel("speed, of a large product's")
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
-    legend.set_title("share of the limit")
-    legend.get_title().set_fontsize(9)
+    legend_beside(axes, title="share of the limit", title_fontsize=9)
     return figure
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Reads files, draws a picture."""
-    del argv
     require("results", "output")
     check_pictures("output")
     save(draw([read(Path(path)) for path in FLAGS.results]), FLAGS.output)

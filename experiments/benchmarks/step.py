@@ -19,18 +19,11 @@ results come from the same machine (see `experiments.benchmarks.cores`).
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
 import gc
 import json
 import os
-import resource
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -51,13 +44,13 @@ from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import read_behind
-from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.first_step import seconds_to_first_step
-from experiments.benchmarks.timing import in_turn, mean_seconds, ratio_quartiles
+from experiments.benchmarks.timing import in_turn, mean_seconds, peak_bytes, ratio_quartiles
 
 define_run_flags("kaggle", {"examples": "there are as many as the batches need"})
 flags.DEFINE_enum("mode", "train", ["train", "infer"], "Train steps or predictions.")
@@ -72,16 +65,9 @@ flags.DEFINE_bool("json", False, "Prints one JSON object.")
 _BATCHES = 20
 _FEWER = 100
 
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-
 
 class Steps:
-    """A state, and training or prediction steps from it, on batches kept in memory.
-
-    Args:
-        config: config of the data.
-        learner: learner of the state.
-    """
+    """A state, and training or prediction steps from it, on batches kept in memory."""
 
     def __init__(self, config: Config, learner: Learner):
         self._batches = [learner.put(batch) for batch in generated_batches(config, _BATCHES)]
@@ -134,18 +120,8 @@ def with_fewer_rows(config: Config, learner: Learner) -> Steps:
         return Steps(fewer, make_learner(fewer, learner.mesh))
 
 
-def bytes_held(state: TrainState) -> int:
-    """Bytes of tables and optimizer state, over all devices."""
-    arrays = jax.tree.leaves((state.embedding.tables, state.embedding.slots))
-    return sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
-
-
 def config_of_flags() -> Config:
-    """The config of the preset and the flags.
-
-    Raises:
-        UserError: a flag has no effect.
-    """
+    """The config of the preset and the flags, each of which must have an effect."""
     if FLAGS.ids == "uniform":
         refuse(["zipf_exponent"], "with --ids=uniform")
     config = with_flags(preset(FLAGS.preset))
@@ -153,79 +129,74 @@ def config_of_flags() -> Config:
     return dataclasses.replace(config, zipf_exponent=exponent)
 
 
-def run_flags() -> list[str]:
-    """The flags of this command line for `dlrm_jax train`, which has another default preset."""
-    names = [name for name in FIELD_TYPES if FLAGS[name].present]
-    return [f"--{name}={_text(FLAGS[name].value)}" for name in ("preset", "mesh", *names)]
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures the first step and memory by themselves, then times the steps in turn."""
-    del argv
     config = config_of_flags()
     against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
     mesh = start(FLAGS.mesh)
     if against_shape:  # checked before the rest, which takes long
         check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
-    first_step = seconds_to_first_step(run_flags()) if FLAGS.first_step else None
+    # `dlrm_jax train` has another default preset.
+    names = ["preset", "mesh", *(name for name in FIELD_TYPES if FLAGS[name].present)]
+    run_flags = [FLAGS[name].serialize() for name in names]
+    first_step = seconds_to_first_step(run_flags) if FLAGS.first_step else None
 
     learner = make_learner(config, mesh)
     steps = Steps(config, learner)
     steps.run(_BATCHES)
     if FLAGS.mode == "train":
         save_and_restore(learner, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
-    held = bytes_held(steps.state)
+    peak = peak_bytes()
+    nbytes = roofline.device_bytes((steps.state.embedding.tables, steps.state.embedding.slots))
 
     compared = {"steps": steps, "fewer_rows": with_fewer_rows(config, learner)}
     if FLAGS.against:
         compared["against"] = Steps(config, make_learner(config, make_mesh(FLAGS.against)))
     for each in compared.values():
         each.run(_BATCHES)
-    before: dict[str, Callable[[], Any]] = {
+    runs: dict[str, Callable[[], Any]] = {
         "round_trips": round_trip_us,
         "first": lambda: steps.run(1),  # the first round after another program isn't timed
+        **{name: partial(each.run, FLAGS.steps_per_round) for name, each in compared.items()},
     }
-    timed = {name: partial(each.run, FLAGS.steps_per_round) for name, each in compared.items()}
-    times = in_turn(before | timed, FLAGS.rounds)
+    times = in_turn(runs, FLAGS.rounds)
 
     machine = roofline.measure(config.embedding_dim, learner.collection.native)
     work = steps.work(learner)
     seconds = statistics.median(times["steps"])
-    report(
-        {
-            "preset": FLAGS.preset,
-            "mode": FLAGS.mode,
-            "mesh": FLAGS.mesh,
-            "batch_size": config.batch_size,
-            "optimizer": config.optimizer,
-            "kernels": learner.kernels_in_use,
-            "ids": FLAGS.ids,
-            "zipf_exponent": config.zipf_exponent,
-            "rows": sum(config.table_rows),
-            **summary(times["steps"]),
-            "examples_per_second": config.batch_size / seconds,
-            **ratios(times),
-            "step_gflop": work.flops / 1e9,
-            "step_row_mib": work.row_bytes / 2**20,
-            "core_round_trip_us": extremes(times["round_trips"]),
-            "machine_gflops": machine.flops / 1e9,
-            "machine_row_gib_per_second": machine.row_bytes / 2**30,
-            "roofline_ms": 1e3 * machine.limit(work),
-            "roofline_share": machine.limit(work) / seconds,
-            "seconds_to_first_step": first_step,
-            "tables_and_state_gib": held / 2**30,
-            "peak_gib": peak / 2**30,
-            "bound_gib": 1.15 * held / 2**30 + 0.7,
-            "allocator": os.environ.get("GLIBC_TUNABLES"),
-            "device": jax.devices()[0].device_kind,
-            "versions": versions(),
-        }
-    )
+    results = {
+        "preset": FLAGS.preset,
+        "mode": FLAGS.mode,
+        "mesh": FLAGS.mesh,
+        "batch_size": config.batch_size,
+        "optimizer": config.optimizer,
+        "kernels": learner.kernels_in_use,
+        "ids": FLAGS.ids,
+        "zipf_exponent": config.zipf_exponent,
+        "rows": sum(config.table_rows),
+        **summary(times["steps"]),
+        "examples_per_second": config.batch_size / seconds,
+        **ratios(times),
+        "step_gflop": work.flops / 1e9,
+        "step_row_mib": work.row_bytes / 2**20,
+        "core_round_trip_us": extremes(times["round_trips"]),
+        "machine_gflops": machine.flops / 1e9,
+        "machine_row_gib_per_second": machine.row_bytes / 2**30,
+        "roofline_ms": 1e3 * machine.limit(work),
+        "roofline_share": machine.limit(work) / seconds,
+        "seconds_to_first_step": first_step,
+        "tables_and_state_gib": nbytes / 2**30,
+        "peak_gib": peak / 2**30,
+        "bound_gib": 1.15 * nbytes / 2**30 + 0.7,
+        "allocator": os.environ.get("GLIBC_TUNABLES"),
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+    }
+    if FLAGS.json:
+        print(json.dumps(results, indent=1))
+    else:
+        rows = [(name, _short(value)) for name, value in results.items()]
+        print(text_table(("result", "value"), rows, left=(0, 1)))
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
@@ -249,15 +220,6 @@ def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
             found[f"{other}_median_ms"] = 1e3 * statistics.median(times[other])
             _, found[name], _ = ratio_quartiles(times["steps"], times[other])
     return found
-
-
-def report(results: Mapping[str, Any]) -> None:
-    """Prints one JSON object, or a line for each result."""
-    if FLAGS.json:
-        print(json.dumps(results, indent=1))
-        return
-    rows = [(name, _short(value)) for name, value in results.items()]
-    print(text_table(("result", "value"), rows, left=(0, 1)))
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Times of steps: in rounds, in which what is compared runs in turn and so sees the same machine.
+"""Times of steps, in rounds in which what is compared runs in turn; and the peak of memory.
 
 Workers of peers, in whose environment there is no JAX, import it as well.
 """
@@ -6,9 +6,12 @@ Workers of peers, in whose environment there is no JAX, import it as well.
 from __future__ import annotations
 
 import itertools
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dlrm_jax.signals import check
@@ -45,6 +48,16 @@ def in_turn(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[
             check()
             results[name].append(run())
     return results
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process."""
+    if sys.platform == "linux":  # where it can be reset
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def ratio_quartiles(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:

@@ -23,14 +23,8 @@ bottom MLP's output.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -79,9 +73,8 @@ flags.DEFINE_integer("steps_per_round", 20, "Steps timed or profiled together; s
 _TOLERANCE = 0.1
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Measures one step, then the steps of the sweeps."""
-    del argv
     config = with_flags(preset(FLAGS.preset))
     sweeps = sweep.parse(FLAGS.sweep, config)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
@@ -105,7 +98,8 @@ def main(argv: Sequence[str]) -> None:
     }
     measured = measure(config, mesh, FLAGS.rounds, FLAGS.steps_per_round)
     result = report.as_result(description, measured)
-    print(text_table(report.HEADER, [*report.rows(result), report.totals(result)]))
+    rows, totals = report.rows(result)
+    print(text_table(report.HEADER, [*rows, totals]))
     print(f"\n{report.sentence(result)}")
     if abs(result["profiled_over_step"] - 1) > _TOLERANCE:
         print(

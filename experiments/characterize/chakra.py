@@ -33,42 +33,34 @@ COLLECTIVE_TYPES = {
     "reduce-scatter": 7,
 }
 
+# A node's type is an enum there, which is written as an int32.
 _MESSAGES = {
     "AttributeProto": (
-        "1 string name", "2 string doc_string", "3 double double_val", "7 int32 int32_val",
-        "9 int64 int64_val", "13 uint64 uint64_val", "27 bool bool_val", "29 string string_val",
+        "1 string name", "9 int64 int64_val", "13 uint64 uint64_val", "27 bool bool_val",
+        "29 string string_val",
     ),
-    "GlobalMetadata": ("1 string version", "2 AttributeProto* attr"),
+    "GlobalMetadata": ("1 string version",),
     "Node": (
-        "1 uint64 id", "2 string name", "3 NodeType type", "4 uint64* ctrl_deps",
-        "5 uint64* data_deps", "6 uint64 start_time_micros", "7 uint64 duration_micros",
-        "10 AttributeProto* attr",
+        "1 uint64 id", "2 string name", "3 int32 type", "4 uint64* ctrl_deps",
+        "5 uint64* data_deps", "7 uint64 duration_micros", "10 AttributeProto* attr",
     ),
 }  # fmt: skip
-_NODE_TYPES = (
-    "INVALID_NODE", "METADATA_NODE", "MEM_LOAD_NODE", "MEM_STORE_NODE", "COMP_NODE",
-    "COMM_SEND_NODE", "COMM_RECV_NODE", "COMM_COLL_NODE",
-)  # fmt: skip
 
 
 def _schema() -> dict[str, Any]:
     """The classes of the messages."""
     package = "ChakraProtoMsg"
     file = descriptor_pb2.FileDescriptorProto(name="et_def.proto", package=package, syntax="proto3")
-    kinds = file.enum_type.add(name="NodeType")
-    for number, name in enumerate(_NODE_TYPES):
-        kinds.value.add(name=name, number=number)
     for message, fields in _MESSAGES.items():
         described = file.message_type.add(name=message)
         for number, kind, name in map(str.split, fields):
             field = described.field.add(name=name, number=int(number))
             field.label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
             kind = kind.rstrip("*")
-            if kind[0].islower():
-                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
+            if kind in _MESSAGES:
+                field.type, field.type_name = field.TYPE_MESSAGE, f".{package}.{kind}"
             else:
-                field.type = field.TYPE_ENUM if kind == "NodeType" else field.TYPE_MESSAGE
-                field.type_name = f".{package}.{kind}"
+                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
             if name.endswith("_val"):
                 field.oneof_index = 0
         if message == "AttributeProto":
@@ -85,13 +77,9 @@ SCHEMA = {name.rpartition(".")[2]: message for name, message in _schema().items(
 def write(
     program: Program, seconds: Mapping[tuple[str, int], float], directory: Path, name: str
 ) -> None:
-    """Writes a trace for each device, and the groups of devices of its collectives.
+    """Writes ``NAME.DEVICE.et`` for each device, and ``NAME.groups.json``.
 
-    Args:
-        program: program of the step.
-        seconds: duration of each instruction, by its name and the device.
-        directory: directory for the files.
-        name: name of the trace, with which the file names begin.
+    ``seconds`` is the duration of each instruction, by its name and the device.
 
     Raises:
         UserError: the schema has no type for one of the collectives.
@@ -107,14 +95,6 @@ def write(
             proto.serialize_length_prefixed(message, file)
         with replacing(directory / f"{name}.{device}.et") as path:
             path.write_bytes(file.getvalue())
-
-
-def read(path: Path) -> tuple[Any, list[Any]]:
-    """Reads the metadata and the nodes of a file."""
-    file = io.BytesIO(path.read_bytes())
-    metadata = proto.parse_length_prefixed(SCHEMA["GlobalMetadata"], file)
-    nodes = iter(lambda: proto.parse_length_prefixed(SCHEMA["Node"], file), None)
-    return metadata, list(nodes)
 
 
 _Source = Any  # the nodes that an array comes from, a frozenset of ids; or a tuple of such sets

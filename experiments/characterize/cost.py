@@ -6,9 +6,10 @@ a custom call are invisible.
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 import math
 import re
+from typing import NamedTuple
 
 from dlrm_jax.native.ops import interaction_flops
 from experiments.characterize.hlo import Array, Instruction, Program
@@ -28,8 +29,7 @@ _CUTS = ("gather", "slice", "dynamic-slice")
 _UPDATES = {"scatter": 2, "dynamic-update-slice": 1}
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """The cost of instructions.
 
     Attributes:
@@ -44,39 +44,19 @@ class Cost:
     nbytes: float = 0.0
     row_bytes: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.flops + other.flops,
-            self.nbytes + other.nbytes,
-            self.row_bytes + other.row_bytes,
-        )
-
 
 def class_costs(program: Program, tables: frozenset[Array]) -> dict[str, Cost]:
-    """The costs of a step on all devices, by class.
-
-    Args:
-        program: program of the step.
-        tables: arrays that are tables, see `cost`.
-    """
-    costs: dict[str, Cost] = {}
+    """The costs of a step on all devices, by class."""
+    costs: dict[str, Cost] = collections.defaultdict(Cost)
     for name, times in program.executions.items():
         once = cost(program, program.instructions[name], tables)
-        times *= program.devices
-        total = Cost(times * once.flops, times * once.nbytes, times * once.row_bytes)
-        kind = program.classes[name]
-        costs[kind] = costs.get(kind, Cost()) + total
-    return costs
+        pairs = zip(costs[program.classes[name]], once, strict=True)
+        costs[program.classes[name]] = Cost(*(x + times * program.devices * y for x, y in pairs))
+    return dict(costs)
 
 
 def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -> Cost:
-    """The cost of an instruction.
-
-    Args:
-        program: program of the instruction.
-        instruction: instruction that is run by itself, not fused in another.
-        tables: shapes and types of the tables and their optimizer state on a device.
-    """
+    """The cost of an instruction that isn't fused in another; ``tables`` as of `table_arrays`."""
     if instruction.collective:  # which may send a table
         tables = frozenset()
     sources = list(enumerate(program.operands(instruction)))
@@ -90,7 +70,7 @@ def cost(program: Program, instruction: Instruction, tables: frozenset[Array]) -
     else:
         moved = [(x, _read(program, instruction, i, x)) for i, s in sources for x in s.results]
         moved += [(x, _written(program, instruction, x)) for x in instruction.results]
-    flops = sum(_flops(program, part) for part in _parts(program, instruction))
+    flops = sum(_flops(program, part) for part in _fused(program, instruction))
     if native:
         flops += sum(nbytes / array.itemsize for array, nbytes in moved if array in tables)
     return Cost(
@@ -110,7 +90,7 @@ def table_arrays(program: Program) -> frozenset[Array]:
     )
 
 
-def _parts(program: Program, instruction: Instruction) -> list[Instruction]:
+def _fused(program: Program, instruction: Instruction) -> list[Instruction]:
     """The instructions that are fused in this one, or itself."""
     calls = instruction.called("calls") if instruction.opcode == "fusion" else None
     return program.computations[calls] if calls else [instruction]
@@ -138,14 +118,14 @@ def _flops(program: Program, instruction: Instruction) -> float:
 
 def _read(program: Program, instruction: Instruction, number: int, array: Array) -> int:
     """The bytes that an instruction reads of an operand, of which it may first take a part."""
-    parts = _parts(program, instruction)
-    if parts == [instruction]:
+    fused = _fused(program, instruction)
+    if fused == [instruction]:
         return _taken(program, instruction, number, array)
-    pending = [part for part in parts if part.opcode == "parameter" and part.index == number]
+    pending = [part for part in fused if part.opcode == "parameter" and part.index == number]
     nbytes, seen = 0, set()
     for source in pending:
-        for user in parts:
-            for position, operand in enumerate(user.operands):
+        for user in fused:
+            for place, operand in enumerate(user.operands):
                 if operand != source.name:
                     continue
                 # A part of values that are computed elementwise needs only its own elements.
@@ -154,14 +134,14 @@ def _read(program: Program, instruction: Instruction, number: int, array: Array)
                     pending += [user] if user.name not in seen else []
                     seen.add(user.name)
                 else:
-                    nbytes += _taken(program, user, position, array)
+                    nbytes += _taken(program, user, place, array)
     return min(nbytes, array.nbytes)
 
 
-def _taken(program: Program, user: Instruction, position: int, array: Array) -> int:
-    if position == 0 and user.opcode in _CUTS:
+def _taken(program: Program, user: Instruction, place: int, array: Array) -> int:
+    if place == 0 and user.opcode in _CUTS:
         return int(user.results[0].size * array.itemsize)
-    if position == 0 and user.opcode in _UPDATES:
+    if place == 0 and user.opcode in _UPDATES:
         return _update_bytes(program, user) if user.opcode == "scatter" else 0
     return array.nbytes
 
@@ -169,7 +149,7 @@ def _taken(program: Program, user: Instruction, position: int, array: Array) -> 
 def _written(program: Program, instruction: Instruction, array: Array) -> int:
     updates = [
         _update_bytes(program, part)
-        for part in _parts(program, instruction)
+        for part in _fused(program, instruction)
         if part.opcode in _UPDATES and part.results[0].size == array.size
     ]
     return min(sum(updates), array.nbytes) if updates else array.nbytes

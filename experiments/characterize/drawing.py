@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from dlrm_jax.cli.pictures import new_axes, percent, short
+from dlrm_jax.cli.pictures import INK, legend_beside, new_grid, note, percent, short
 from experiments.characterize.profile import DATA, IDLE
 
 # Related classes have tints of one colour.
@@ -34,16 +34,9 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def draw_step(result: Mapping[str, Any]) -> Figure:
-    """Draws the time by class, and the computing classes under the machine's roofs.
-
-    Args:
-        result: result as in ``characterization.json``.
-    """
+    """Draws the time by class, and the computing classes under the machine's roofs."""
     classes = result["classes"]
-    figure, left = new_axes(1.6 + 0.24 * max(8, len(classes)))
-    grid = figure.add_gridspec(1, 2, width_ratios=(1, 1))
-    left.set_subplotspec(grid[0])
-    right = _beside(figure, grid[1])
+    figure, (left, right) = new_grid(1.6 + 0.24 * max(8, len(classes)), 1, 2)
     colour = colours(list(classes))
     names = sorted(classes, key=lambda name: classes[name]["ms"])
     times = [classes[name]["ms"] for name in names]
@@ -57,10 +50,7 @@ def draw_step(result: Mapping[str, Any]) -> Figure:
     left.legend(loc="lower right", frameon=False, fontsize=8)
     for y, name in enumerate(names):
         text = f"{times[y]:.3g} ms, {percent(classes[name]['share'])}"
-        left.annotate(
-            text, (max(times[y], limits[y]), y), (5, 0), textcoords="offset points", va="center",
-            size=8,
-        )  # fmt: skip
+        note(left, text, (max(times[y], limits[y]), y), (5, 0), va="center")
     left.set_yticks(range(len(names)), [short(name) for name in names], parse_math=False)
     left.tick_params(axis="y", length=0)
     left.set_xlim(0, 1.35 * max(*times, *limits))
@@ -79,10 +69,8 @@ def draw_step(result: Mapping[str, Any]) -> Figure:
         at = classes[name]["flops_per_byte"], classes[name]["gflops_per_second"]
         right.plot(*at, "o", color=colour[name], markersize=6)
         # Neighbours have labels above and below.
-        right.annotate(
-            short(name), at, (0, -14 if i % 2 else 7), textcoords="offset points", size=8,
-            ha="center", parse_math=False,
-        )  # fmt: skip
+        offset = (0, -14 if i % 2 else 7)
+        note(right, short(name), at, offset, ha="center", parse_math=False)
     return figure
 
 
@@ -93,9 +81,7 @@ def _draw_roofs(axes: Axes, machine: Mapping[str, float]) -> None:
         speed = machine[f"{name}_gib_per_second"] * 2**30 / 1e9
         edge = np.array([ends[0], top / speed, ends[1]])
         label = "read in sequence" if name == "stream" else "rows at random"
-        axes.plot(
-            edge, np.minimum(edge * speed, top), style, color="#333333", linewidth=1.1, label=label
-        )
+        axes.plot(edge, np.minimum(edge * speed, top), style, color=INK, linewidth=1.1, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(*ends)
@@ -104,66 +90,41 @@ def _draw_roofs(axes: Axes, machine: Mapping[str, float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("FLOPs per byte", size=9)
-    axes.set_ylabel("GFLOP/s", size=9)
+    axes.set_xlabel("FLOPs per byte")
+    axes.set_ylabel("GFLOP/s")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
     axes.set_title(f"{top:.3g} GFLOP/s in a large matrix product", size=9.5, loc="left")
 
 
 def draw_sweep(what: str, results: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draws steps as stacked bars of their classes, and each class as a curve.
-
-    Args:
-        what: name of the property that differs.
-        results: results of the steps, by the value of the property.
-    """
+    """Draws the steps of a sweep as stacked bars of their classes, and each class as a curve."""
     names = list(dict.fromkeys(name for result in results.values() for name in result["classes"]))
     colour = colours(names)
-    figure, left = new_axes(3.4)
-    grid = figure.add_gridspec(1, 2, width_ratios=(1, 1))
-    left.set_subplotspec(grid[0])
-    right = _beside(figure, grid[1])
-    positions = np.arange(len(results))
+    figure, (left, right) = new_grid(3.4, 1, 2)
+    ticks = np.arange(len(results))
     bottom = np.zeros(len(results))
     for name in colour:
         times = np.array(
             [result["classes"].get(name, {"ms": 0.0})["ms"] for result in results.values()]
         )
-        left.bar(positions, times, 0.62, bottom, color=colour[name], label=name)
+        left.bar(ticks, times, 0.62, bottom, color=colour[name], label=name)
         bottom += times
         if times.any():
             right.plot(
-                positions, np.where(times > 0, times, np.nan), "o-", color=colour[name],
+                ticks, np.where(times > 0, times, np.nan), "o-", color=colour[name],
                 linewidth=1.5, markersize=3.5,
             )  # fmt: skip
-    for x, total in zip(positions, bottom, strict=True):
-        left.annotate(
-            f"{total:.3g}", (x, total), (0, 2), textcoords="offset points", ha="center", size=8
-        )
-    right.plot(positions, bottom, "k:", linewidth=1.2, label="step")
+    for x, total in zip(ticks, bottom, strict=True):
+        note(left, f"{total:.3g}", (x, total), (0, 2), ha="center")
+    right.plot(ticks, bottom, "k:", linewidth=1.2, label="step")
     right.set_yscale("log")
     right.yaxis.set_major_formatter("{x:g}")
     right.yaxis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
-        axes.set_xticks(positions, list(results))
-        axes.set_xlabel(what.replace("_", " "), size=9)
-    left.set_ylabel("ms a step", size=9)
+        axes.set_xticks(ticks, list(results))
+        axes.set_xlabel(what.replace("_", " "))
+    left.set_ylabel("ms a step")
     handles, labels = left.get_legend_handles_labels()
     line, step = right.get_legend_handles_labels()
-    legend = right.legend(
-        line + handles[::-1], step + labels[::-1], loc="upper left", bbox_to_anchor=(1, 1.04),
-        frameon=False, fontsize=8,
-    )  # fmt: skip
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    legend_beside(right, handles=line + handles[::-1], labels=step + labels[::-1], fontsize=8)
     return figure
-
-
-def _beside(figure: Figure, place: Any) -> Axes:
-    """Adds a second picture to a figure of `new_axes`."""
-    axes = figure.add_subplot(place)
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set(color="#333333", linewidth=0.6)
-    axes.tick_params(which="both", color="#333333", labelcolor="#333333", labelsize=9, width=0.6)
-    return axes

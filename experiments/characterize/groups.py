@@ -25,10 +25,6 @@ def read_groups(attributes: str, devices: int) -> Groups:
     The text is a list, ``{{0,1},{2,3}}``, all devices, ``{}``, rows of an array of all numbers,
     ``[2,2]<=[4]``, or axes of a mesh, ``mesh['x'=2,'y'=2] {'y'}``.
 
-    Args:
-        attributes: attributes of the collective.
-        devices: number of devices of the program.
-
     Raises:
         ValueError: the groups have another form.
     """

@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from experiments.characterize.groups import Groups, read_groups
 
@@ -43,8 +44,7 @@ _STRUCTURE = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Array:
+class Array(NamedTuple):
     """The type of an array on one device."""
 
     dtype: str
@@ -138,11 +138,7 @@ def scope(op_name: str) -> str | None:
 
 
 class Program:
-    """The instructions of a compiled program.
-
-    Args:
-        text: text from `jax.stages.Compiled.as_text`.
-    """
+    """The instructions of a compiled program, read from `jax.stages.Compiled.as_text`."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
@@ -207,18 +203,14 @@ class Program:
         return {name: self._class_of(name) for name in self.instructions}
 
     @functools.cached_property
-    def _read(self) -> dict[str, Sequence[str]]:
-        """The instructions that each instruction reads."""
-        return {name: each.operands for name, each in self.instructions.items()}
-
-    @functools.cached_property
-    def _reading(self) -> dict[str, Sequence[str]]:
-        """The instructions that read each instruction."""
-        found: dict[str, list[str]] = {name: [] for name in self.instructions}
-        for name, operands in self._read.items():
+    def _neighbours(self) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Sequence[str]]]:
+        """The instructions that each instruction reads, and those that read it."""
+        read = {name: each.operands for name, each in self.instructions.items()}
+        reading: dict[str, list[str]] = {name: [] for name in read}
+        for name, operands in read.items():
             for operand in operands:
-                found[operand].append(name)
-        return {**found}
+                reading[operand].append(name)
+        return read, reading
 
     def _class_of(self, name: str) -> str:
         """The class of an instruction; one that XLA has made up has the class of its input.
@@ -230,7 +222,7 @@ class Program:
             return instruction.collective
         if instruction.op_name:
             return scope(instruction.op_name) or OTHER
-        for neighbours in (self._read, self._reading):
+        for neighbours in self._neighbours:
             pending = [name]
             for each in pending:
                 if found := scope(self.instructions[each].op_name):
@@ -243,15 +235,9 @@ class Program:
 def _instruction(root: str, name: str, results: str, opcode: str, rest: str) -> Instruction:
     operands, _, attributes = rest.partition(")")
     index = operands if opcode == "parameter" else dict(_INDEX.findall(attributes)).get("index", 0)
-    return Instruction(
-        name,
-        opcode,
-        tuple(
-            Array(dtype, tuple(int(n) for n in shape.split(",") if n))
-            for dtype, shape in _SHAPE.findall(results)
-        ),
-        tuple(_NAME.findall(operands)),
-        attributes,
-        bool(root),
-        int(index),
+    arrays = tuple(
+        Array(dtype, tuple(int(n) for n in shape.split(",") if n))
+        for dtype, shape in _SHAPE.findall(results)
     )
+    names = tuple(_NAME.findall(operands))
+    return Instruction(name, opcode, arrays, names, attributes, bool(root), int(index))

@@ -74,12 +74,7 @@ class Measured:
 
 
 class Steps:
-    """The steps of `dlrm_jax train`, on generated batches that a thread loads and places.
-
-    Args:
-        config: config of the data.
-        learner: learner of the state.
-    """
+    """The steps of `dlrm_jax train`, on generated batches that a thread loads and places."""
 
     def __init__(self, config: Config, learner: Learner):
         self._learner = learner
@@ -126,26 +121,14 @@ class Steps:
 
 
 def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
-    """Times and profiles the step of a config in turn, so that both see the same machine.
-
-    Args:
-        config: config of tables, model and batches.
-        mesh: mesh to run on.
-        rounds: number of rounds of both.
-        count: steps per round.
-    """
+    """Times and profiles ``count`` steps in turn, so that both see the same machine."""
     learner = make_learner(config, mesh)
     steps = Steps(config, learner)
     program = Program(steps.compile())
     steps.run(_BATCHES)
-
-    def run() -> int:
-        steps.run(count)
-        return count
-
     runs: dict[str, Callable[[], Any]] = {
         "seconds": lambda: steps.run(count),
-        "profile": lambda: record(run, MODULE),
+        "profile": lambda: record(steps.run, count, MODULE),
     }
     found = in_turn(runs, rounds)
     by_length = sorted(found["profile"], key=lambda each: each.end - each.start)
@@ -170,7 +153,7 @@ def _costs(program: Program, learner: Learner, batches: list[Batch]) -> dict[str
     in_all = roofline.row_bytes(learner.collection, batches, train=True)
     for name, nbytes in (("lookup", looked_up), ("update", in_all - looked_up)):
         if name in costs:
-            costs[name] = dataclasses.replace(costs[name], row_bytes=nbytes)
+            costs[name] = costs[name]._replace(row_bytes=nbytes)
     return costs
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,15 +20,12 @@ WINDOW = "profiled steps"
 """The annotation around the counted steps."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """An interval in which something ran, in seconds from the profile's start.
 
     Attributes:
         name: name of the instruction, or `DATA`.
         device: number of the device in the mesh.
-        start: start of the interval.
-        end: end of the interval.
     """
 
     name: str
@@ -38,16 +34,8 @@ class Event:
     end: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Profile:
-    """The events of some steps.
-
-    Attributes:
-        steps: number of steps.
-        start: start of the first step, in seconds.
-        end: end of the last step.
-        events: events in the order of their starts.
-    """
+class Profile(NamedTuple):
+    """The events from the first step's start to the last one's end, by their starts."""
 
     steps: int
     start: float
@@ -55,19 +43,13 @@ class Profile:
     events: tuple[Event, ...]
 
 
-def record(run: Callable[[], int], module: str) -> Profile:
-    """Profiles some steps.
-
-    Args:
-        run: function that runs the steps, the counted ones within an annotation `WINDOW`, and
-            returns their number.
-        module: name of the compiled program to record.
-    """
+def record(run: Callable[[int], Any], steps: int, module: str) -> Profile:
+    """Profiles so many steps of a module; ``run`` runs them within an annotation `WINDOW`."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # would record every function call, and slow it down
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory, profiler_options=options):
-            steps = run()
+            run(steps)
         (path,) = Path(directory).rglob("*.xplane.pb")
         return _read(jax.profiler.ProfileData.from_file(str(path)), steps, module)
 
@@ -95,10 +77,7 @@ def without_waiting(
     """The events, with collectives cut to the time after the arrival of their last device.
 
     Before that, the early devices wait for the last one's work, which is an event of its own.
-
-    Args:
-        events: events in the order of their starts.
-        groups: groups of devices of each collective.
+    ``events`` are in the order of their starts.
     """
     arrived: dict[tuple[str, int, int], float] = {}
     numbered = []
@@ -114,15 +93,11 @@ def without_waiting(
         arrived[key] = max(arrived.get(key, 0), event.start)
         numbered.append((key, event))
     for key, event in numbered:
-        yield dataclasses.replace(event, start=min(arrived[key], event.end))
+        yield event._replace(start=min(arrived[key], event.end))
 
 
 def class_seconds(profile: Profile, program: Program) -> dict[str, float]:
     """Seconds of a step by class; they sum to the profiled step.
-
-    Args:
-        profile: profile of several steps.
-        program: program of the step.
 
     Raises:
         KeyError: the profile has an instruction that the program lacks.
@@ -140,15 +115,10 @@ def class_seconds(profile: Profile, program: Program) -> dict[str, float]:
 def shares(
     intervals: Iterable[tuple[str, float, float]], start: float, end: float
 ) -> dict[str, float]:
-    """Divides the time from start to end among classes.
+    """Divides the time from start to end among classes, given the interval of each execution.
 
     An instant is divided equally among the classes that run at that instant, on any thread or
     device; `IDLE` gets it if none runs.
-
-    Args:
-        intervals: class, start and end of each execution.
-        start: start of the time.
-        end: end of the time.
     """
     changes = []
     for name, begun, ended in intervals:
@@ -168,12 +138,7 @@ def shares(
 
 
 def durations(profile: Profile, program: Program) -> dict[tuple[str, int], float]:
-    """The mean seconds of an execution of each instruction on each device.
-
-    Args:
-        profile: profile of several steps.
-        program: program of the step.
-    """
+    """The mean seconds of an execution of each instruction on each device."""
     taken: dict[tuple[str, int], list[float]] = collections.defaultdict(list)
     for event in without_waiting(profile.events, program.groups):
         taken[event.name, event.device].append(event.end - event.start)

@@ -21,12 +21,7 @@ HEADER = (
 
 
 def as_result(description: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
-    """All measurements, in units for people.
-
-    Args:
-        description: description of the step.
-        measured: measurements of the step.
-    """
+    """All measurements, in units for people."""
     classes = {}
     for name, seconds in sorted(measured.classes.items(), key=lambda item: -item[1]):
         classes[name] = {"ms": 1e3 * seconds, "share": seconds / measured.profiled}
@@ -56,19 +51,14 @@ def as_result(description: Mapping[str, Any], measured: Measured) -> dict[str, A
     }
 
 
-def rows(result: Result) -> list[list[str]]:
-    """The row of each class, below `HEADER`."""
+def rows(result: Result) -> tuple[list[list[str]], list[str]]:
+    """The row of each class below `HEADER`, and that of totals."""
     body = []
     for name, entry in result["classes"].items():
         keys = ("gflop", "mib", "row_mib", "flops_per_byte", "gflops_per_second", "limit_ms")
         costs = [f"{entry[key]:.4g}" if entry.get(key) else "" for key in keys]
         body.append([name, f"{entry['ms']:.3f}", percent(entry["share"]), *costs])
-    return body
-
-
-def totals(result: Result) -> list[str]:
-    """The row of totals."""
-    return ["profiled step", f"{result['profiled_ms']:.3f}", "100%", *[""] * 6]
+    return body, ["profiled step", f"{result['profiled_ms']:.3f}", "100%", *[""] * 6]
 
 
 def sentence(result: Result) -> str:
@@ -80,12 +70,7 @@ def sentence(result: Result) -> str:
 
 
 def sweep_table(what: str, results: Mapping[str, Result]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a sweep: milliseconds of each class, with a column for each step.
-
-    Args:
-        what: name of the property that differs.
-        results: results by the value of the property.
-    """
+    """The header and the rows of a sweep: milliseconds of each class, with a column a step."""
     names = list(dict.fromkeys(name for each in results.values() for name in each["classes"]))
     body = []
     for name in names:
@@ -97,13 +82,7 @@ def sweep_table(what: str, results: Mapping[str, Result]) -> tuple[list[str], li
 
 
 def write_page(path: Path, result: Result, sweeps: Mapping[str, Mapping[str, Result]]) -> None:
-    """Writes a page with all results.
-
-    Args:
-        path: the file.
-        result: result of one step.
-        sweeps: results of sweeps, by property and value.
-    """
+    """Writes a page with all results."""
     page = Page(f"One step of {result['preset']}, by class of operator")
     machine = result["machine"]
     page.text(
@@ -114,7 +93,7 @@ def write_page(path: Path, result: Result, sweeps: Mapping[str, Mapping[str, Res
         f"{machine['row_gib_per_second']:.3g} GiB/s in rows at random."
     )
     page.picture(draw_step(result), "time by class, and the classes under the machine's roofs")
-    page.table(HEADER, rows(result), totals(result))
+    page.table(HEADER, *rows(result))
     page.text(
         "An instant belongs in equal parts to the classes that something runs of then. Operations "
         "and bytes are those of the compiled program on all devices; rows of tables are the "

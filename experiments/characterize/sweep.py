@@ -39,10 +39,7 @@ _SWEEPS: dict[
         lambda config: [config.batch_size // 4, config.batch_size, config.batch_size * 4],
     ),
     "width": (_width, lambda config: [config.embedding_dim * n // 2 for n in (1, 2, 4)]),
-    "bag_length": (
-        lambda config, value: [f"--bag_lengths={value}"],
-        lambda config: [1, 4, 16],
-    ),
+    "bag_length": (lambda config, value: [f"--bag_lengths={value}"], lambda config: [1, 4, 16]),
     "rows": (_rows, lambda config: [0.01, 0.1, 1]),
     "mesh": (lambda config, value: [f"--mesh={value}"], lambda config: ["1x1", "1x2", "2x2"]),
 }
@@ -52,9 +49,7 @@ NAMES = tuple(_SWEEPS)
 def parse(text: Sequence[str], config: Config) -> dict[str, list[str]]:
     """Reads ``("batch_size=512:2048", "mesh")`` as values by property.
 
-    Args:
-        text: items of the flag.
-        config: config, around which default values lie.
+    Default values lie around those of the config.
 
     Raises:
         UserError: an item has another form.
@@ -84,18 +79,9 @@ def run(
     environment: Mapping[str, str],
     workdir: Path,
 ) -> dict[str, Any]:
-    """Measures a step for each value.
+    """Measures a step for each value, and returns the results by value.
 
-    Args:
-        what: name of the property.
-        values: values of the property.
-        config: config for all other properties.
-        arguments: arguments of this program.
-        environment: environment variables of the processes.
-        workdir: directory for the results of each step, in ``WHAT=VALUE``.
-
-    Returns:
-        The results by value.
+    Each leaves its files in ``WORKDIR/WHAT=VALUE``.
 
     Raises:
         UserError: a step couldn't be measured; the message has its error.

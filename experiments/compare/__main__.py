@@ -14,13 +14,6 @@ the same command with the same workdir again to resume.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
-from collections.abc import Sequence
-
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.run import run
@@ -28,23 +21,22 @@ from dlrm_jax.cli.start import start
 from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_config
-from experiments.compare.contest import asked, compare, define_comparison_flags, held
+from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.tasks import Clicks
 
 define_comparison_flags("comparison")
 define_data_flag()
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Reads contenders and data, then runs the trials."""
-    del argv
     check_data_flags()
-    contest, config = asked(preset(FLAGS.preset))
-    with held("compare") as directory:
+    contenders, config = asked(preset(FLAGS.preset))
+    with locked_workdir("compare") as directory:
         mesh = start(FLAGS.mesh)
         check_config(config, mesh)
         config, data = load_data(config, FLAGS.data)
-        compare(contest, config, Clicks(data), mesh, directory)
+        compare(contenders, config, Clicks(data), mesh, directory)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden
-from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_numbers, define_workdir
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
@@ -43,10 +42,8 @@ def define_comparison_flags(
 ) -> None:
     """Flags of the contenders and their trials, and those of the config.
 
-    Args:
-        default_preset: name of the preset if ``--preset`` isn't given.
-        without: further flags that the program refuses, and why.
-        models: default of ``--models``.
+    ``without`` has further flags that the program refuses, and why; ``models`` is the default of
+    ``--models``.
     """
     define_run_flags(default_preset, {**_NO_EFFECT, **(without or {})})
     flags.DEFINE_list(
@@ -58,44 +55,15 @@ def define_comparison_flags(
     flags.DEFINE_list(
         "optimizers", "rowwise_adagrad", "Optimizers of tables and dense models; such as sgd,adam."
     )
-    define_numbers(
-        "learning_rates",
-        (),
-        "Learning rates to search over; without it, three for each optimizer; such as 0.01,0.1.",
-        float,
-    )
+    rates = "Learning rates to search over; without it, three for each optimizer; such as 0.01,0.1."
+    define_numbers("learning_rates", (), rates, float)
     flags.DEFINE_integer("seeds", 3, "Trials with the chosen learning rate; such as 5.", 1)
     flags.DEFINE_integer("evaluations", 10, "Evaluations of each trial; such as 20.", 1)
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "Directory of trials, pictures and the page; without it, a new one in runs/; such as "
-        "runs/compare.",
-    )
+    define_workdir("Directory of trials, pictures and the page", "runs/compare")
 
 
-@dataclasses.dataclass(frozen=True)
-class Contest:
-    """The contenders and their trials.
-
-    Attributes:
-        contenders: contenders in the order of the table.
-        rates: learning rates to search over, by optimizer.
-        seeds: number of seeds of each contender.
-        evaluations: number of evaluations of each trial.
-    """
-
-    contenders: Sequence[Contender]
-    rates: dict[str, tuple[float, ...]]
-    seeds: int
-    evaluations: int
-
-
-def asked(base: Config) -> tuple[Contest, Config]:
-    """Reads the contest and the common config from the flags.
-
-    Args:
-        base: the preset.
+def asked(base: Config) -> tuple[list[Contender], Config]:
+    """Reads the contenders and their common config from the flags, on top of a preset.
 
     Raises:
         UserError: a flag has no effect because the contenders decide or no contender reads it, or
@@ -114,41 +82,28 @@ def asked(base: Config) -> tuple[Contest, Config]:
     # In the shape of the first one: what the preset's own model demands may be wrong for all.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
     check_read([each.config(config, 1.0, 0) for each in contenders])
-    rates = {name: FLAGS.learning_rates or RATES[name] for name in FLAGS.optimizers}
-    return Contest(contenders, rates, FLAGS.seeds, FLAGS.evaluations), config
+    return contenders, config
 
 
 @contextlib.contextmanager
-def held(program: str) -> Iterator[Path]:
-    """Context that makes the workdir of the flags and locks it for this run.
-
-    Args:
-        program: name of the program, part of the default workdir.
-
-    Yields:
-        The workdir.
-    """
-    directory = Path(FLAGS.workdir or time.strftime(f"runs/{program}-%Y%m%d-%H%M%S"))
+def locked_workdir(program: str) -> Iterator[Path]:
+    """Makes and locks the workdir of the flags, by default a new one of the program's name."""
+    directory = chosen_workdir(program)
     with owned(directory):
         print(f"workdir {directory}")
         yield directory
 
 
-def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory: Path) -> None:
-    """Runs the missing trials, prints the table, and writes the page and all numbers.
-
-    Args:
-        contest: contenders and trials.
-        config: config of all trials, with the tables of the data.
-        task: data and metrics.
-        mesh: mesh to run on.
-        directory: directory for the results.
-    """
+def compare(
+    contenders: Sequence[Contender], config: Config, task: Task, mesh: Mesh, directory: Path
+) -> None:
+    """Runs the missing trials, prints the table, and writes the page and all numbers."""
     print(task.data.source)
-    for each in contest.contenders:  # errors of any contender come before the trials
+    for each in contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)
-    study = Study(config, task, mesh, contest.evaluations, directory / "trials")
-    results = study.run(contest.contenders, contest.rates, contest.seeds)
+    study = Study(config, task, mesh, FLAGS.evaluations, directory / "trials")
+    rates = {name: FLAGS.learning_rates or RATES[name] for name in FLAGS.optimizers}
+    results = study.run(contenders, rates, FLAGS.seeds)
     print(text_table(columns(task), rows_of(results, task), left=(0, 1)))
     best = task.data.teacher_auc
     if best:
@@ -162,13 +117,14 @@ def compare(contest: Contest, config: Config, task: Task, mesh: Mesh, directory:
 
 def _print_distances(results: Sequence[Result], task: Task) -> None:
     """Prints the distance of each model from logistic regression, if that is among them."""
-    metric = "auc" if "auc" in task.shown else task.chosen_by
-    linear = [r for r in results if r.contender.name == "logistic_regression"]
-    others = [r for r in results if r.contender.name != "logistic_regression"]
-    for base in linear:
-        for each in others:
-            if each.contender.optimizer == base.contender.optimizer:
-                print(
-                    f"{each.contender.name}, {each.contender.optimizer}: test {metric} "
-                    f"{each.mean(metric) - base.mean(metric):+.4f} from logistic regression's"
-                )
+    metric = task.ranked_by
+    linear = {
+        each.contender.optimizer: each.mean(metric)
+        for each in results
+        if each.contender.name == "logistic_regression"
+    }
+    for each in results:
+        base = linear.get(each.contender.optimizer)
+        if base is not None and each.contender.name != "logistic_regression":
+            distance = each.mean(metric) - base
+            print(f"{each.contender}: test {metric} {distance:+.4f} from logistic regression's")

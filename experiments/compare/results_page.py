@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dlrm_jax.cli.page import Page
-from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, new_axes, save
+from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, legend_beside, new_axes, note, save
 from experiments.compare.tasks import Task
 from experiments.compare.trials import Result
 
 _NAMES = {"log_loss": "log loss", "auc": "AUC", "normalized_entropy": "normalized entropy",
           "hr@10": "HR@10", "ndcg@10": "NDCG@10"}  # fmt: skip
-_COSTS = ("parameters", "matrix FLOPs per example", "ms per step", "MiB held", "MiB temporary")
+_COSTS = ("parameters", "matrix FLOPs per example", "ms per step", "MiB of state", "MiB temporary")
 _MIB = 2**20
 
 
@@ -29,24 +29,24 @@ def columns(task: Task) -> tuple[str, ...]:
 
 def rows_of(results: Sequence[Result], task: Task) -> list[tuple[str, ...]]:
     """The cells of each result, under `columns`."""
-    return [_row(result, task) for result in results]
-
-
-def _row(result: Result, task: Task) -> tuple[str, ...]:
-    first = result.trials[0]
-    times = [trial["milliseconds"] for trial in result.trials if trial["milliseconds"]]
-    temporary = first["temporary_bytes"]
-    return (
-        result.contender.name,
-        result.contender.optimizer,
-        f"{result.learning_rate:g}",
-        *(mean_and_deviation(result.test(metric)) for metric in task.shown),
-        compact(first["parameters"]),
-        compact(first["flops"]),
-        f"{statistics.median(times):.2f}" if times else "-",
-        f"{first['bytes'] / _MIB:,.1f}",
-        "-" if temporary is None else f"{temporary / _MIB:,.1f}",
-    )
+    rows = []
+    for result in results:
+        first = result.trials[0]
+        times = [trial["milliseconds"] for trial in result.trials if trial["milliseconds"]]
+        temporary = first["temporary_bytes"]
+        row = (
+            result.contender.name,
+            result.contender.optimizer,
+            f"{result.learning_rate:g}",
+            *(mean_and_deviation(result.test(metric)) for metric in task.shown),
+            compact(first["parameters"]),
+            compact(first["flops"]),
+            f"{statistics.median(times):.2f}" if times else "-",
+            f"{first['bytes'] / _MIB:,.1f}",
+            "-" if temporary is None else f"{temporary / _MIB:,.1f}",
+        )
+        rows.append(row)
+    return rows
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -56,13 +56,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
-    """Writes one HTML file with everything, and its pictures beside it.
-
-    Args:
-        results: results in the order of the table.
-        task: task of the results.
-        path: the file.
-    """
+    """Writes one HTML file with everything, and its pictures beside it."""
     seeds = max(len(result.trials) for result in results)
     page = Page("Models compared")
     page.text(f"Data: {task.data.source}.")
@@ -82,7 +76,7 @@ def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
 
 def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figure]]:
     """Titles and pictures, by file name."""
-    metric = "auc" if "auc" in task.shown else task.chosen_by
+    metric = task.ranked_by
     title = f"Test {_NAMES.get(metric, metric)}: mean and range over seeds"
     drawn = {"models": (title, draw_ranks(results, task))}
     for optimizer in dict.fromkeys(result.contender.optimizer for result in results):
@@ -94,7 +88,7 @@ def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figu
 
 def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
     """Draws a point for each contender and a line over its seeds, the best at the top."""
-    metric = "auc" if "auc" in task.shown else task.chosen_by
+    metric = task.ranked_by
     # Results without a metric, NaN, are at the bottom.
     ranked = sorted(results, key=lambda each: np.nan_to_num(each.mean(metric), nan=-np.inf))
     figure, axes = new_axes(0.8 + 0.24 * len(ranked))
@@ -105,10 +99,9 @@ def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
     best = task.data.teacher_auc
     if best:
         axes.axvline(best["test"], color=COLOURS[1], linewidth=1)
-        axes.annotate("teacher", (best["test"], 1), (-3, 0), ha="right", va="top", size=8,
-                      xycoords=("data", "axes fraction"), textcoords="offset points",
-                      color=COLOURS[1])  # fmt: skip
-    names = [f"{each.contender.name}, {each.contender.optimizer}" for each in ranked]
+        place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top"}
+        note(axes, "teacher", (best["test"], 1), (-3, 0), color=COLOURS[1], **place)
+    names = [str(each.contender) for each in ranked]
     axes.set_yticks(range(len(ranked)), names, parse_math=False)
     axes.set_ylim(-0.6, len(ranked) - 0.4)
     axes.grid(axis="x", linewidth=0.3)
@@ -132,7 +125,7 @@ def draw_curves(results: Sequence[Result], task: Task) -> Figure:
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("iterations", loc="left")
     axes.set_ylabel(_NAMES.get(task.curve, task.curve), loc="bottom")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    legend_beside(axes, fontsize=8)
     return figure
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,61 +16,49 @@ from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.ranking import ranking_metrics
 
 
-@runtime_checkable
-class Task(Protocol):
+class Task:
     """Data, their batches for training, and metrics.
 
     Attributes:
-        data: the three splits.
         shown: names of the test metrics in the table.
         curve: name of the metric that is drawn over steps.
         chosen_by: name of the validation metric that chooses; smaller is better for a loss.
+        ranked_by: name of the test metric that ranks models.
     """
 
-    @property
-    def data(self) -> Dataset: ...  # noqa: D102
-    @property
-    def shown(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def curve(self) -> str: ...  # noqa: D102
-    @property
-    def chosen_by(self) -> str: ...  # noqa: D102
+    shown: tuple[str, ...]
+    curve: str
+    chosen_by: str
+    ranked_by: str
+
+    def __init__(self, data: Dataset):
+        self.data = data
 
     def batches(self, config: Config) -> Batches:
-        """Training batches, in the order of the config's seed."""
-        ...
+        """Training batches in the order of the config's seed, shuffled again in each epoch."""
+        return TrainBatches(self.data.train, config.batch_size, config.seed, config.shuffle_window)
 
     def metrics(
         self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
     ) -> dict[str, float]:
         """Metrics over all examples of a split."""
-        ...
+        raise NotImplementedError
+
+    def badness(self, metrics: Mapping[str, Any] | None) -> float:
+        """The number that a choice minimizes: infinite without metrics."""
+        value = metrics[self.chosen_by] if metrics else None
+        if value is None or not math.isfinite(value):
+            return math.inf
+        return value if self.chosen_by == "log_loss" else -value
 
 
-def badness(task: Task, metrics: Mapping[str, Any] | None) -> float:
-    """The number that a choice minimizes: infinite without metrics."""
-    value = metrics[task.chosen_by] if metrics else None
-    if value is None or not math.isfinite(value):
-        return math.inf
-    return value if task.chosen_by == "log_loss" else -value
+class Clicks(Task):
+    """The task of predicting the probability of label 1."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Clicks:
-    """The task of predicting the probability of label 1.
-
-    Attributes:
-        data: the three splits.
-    """
-
-    data: Dataset
-    shown: tuple[str, ...] = ("log_loss", "auc", "normalized_entropy", "accuracy")
-    curve: str = "accuracy"
-    chosen_by: str = "log_loss"
-
-    def batches(self, config: Config) -> TrainBatches:
-        """The training split, shuffled again in each epoch."""
-        return TrainBatches(self.data.train, config.batch_size, config.seed, config.shuffle_window)
+    shown = ("log_loss", "auc", "normalized_entropy", "accuracy")
+    curve = "accuracy"
+    chosen_by = "log_loss"
+    ranked_by = "auc"
 
     def metrics(
         self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
@@ -81,27 +68,26 @@ class Clicks:
         return binary_metrics(logits, labels)
 
 
-@dataclasses.dataclass(frozen=True)
-class Choices:
+class Choices(Task):
     """The task of ranking the chosen item above sampled candidates.
 
-    Attributes:
+    Args:
         data: the three splits. The training split is that of epoch 0; in the others, a user's
             candidates are consecutive, the choice first.
         candidates: number of candidates of a user.
         train: function that makes the training split of an epoch; all epochs have equal length.
     """
 
-    data: Dataset
-    candidates: int
-    train: Callable[[int], Split]
-    shown: tuple[str, ...] = ("hr@10", "ndcg@10")
-    curve: str = "ndcg@10"
-    chosen_by: str = "ndcg@10"
+    shown = ("hr@10", "ndcg@10")
+    curve = chosen_by = ranked_by = "ndcg@10"
+
+    def __init__(self, data: Dataset, candidates: int, train: Callable[[int], Split]):
+        super().__init__(data)
+        self._candidates, self._train = candidates, train
 
     def batches(self, config: Config) -> EpochBatches:
         """The training split of each epoch, shuffled."""
-        return EpochBatches(self.train, config)
+        return EpochBatches(self._train, config)
 
     def metrics(
         self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
@@ -110,16 +96,11 @@ class Choices:
         del labels
         if split == "train":
             return dict.fromkeys(self.shown, math.nan)
-        return ranking_metrics(logits.reshape(-1, self.candidates))
+        return ranking_metrics(logits.reshape(-1, self._candidates))
 
 
 class EpochBatches:
-    """Batches of a training split that changes from epoch to epoch.
-
-    Args:
-        train: function that makes the split of an epoch.
-        config: config with batch size, seed and window.
-    """
+    """Batches of a training split that ``train`` makes anew for each epoch."""
 
     def __init__(self, train: Callable[[int], Split], config: Config):
         self.batch_size = config.batch_size
@@ -135,7 +116,5 @@ class EpochBatches:
         return self._batches[step]
 
     def _of(self, epoch: int) -> TrainBatches:
-        config = self._config
-        return TrainBatches(
-            self._train(epoch), config.batch_size, config.seed, config.shuffle_window
-        )
+        size, seed, window = self._config.batch_size, self._config.seed, self._config.shuffle_window
+        return TrainBatches(self._train(epoch), size, seed, window)

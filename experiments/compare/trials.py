@@ -32,8 +32,8 @@ from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import to_json
 from dlrm_jax.training.step import make_predict, make_train_step
-from experiments.benchmarks.roofline import matrix_flops
-from experiments.compare.tasks import Task, badness
+from experiments.benchmarks.roofline import device_bytes, matrix_flops
+from experiments.compare.tasks import Task
 
 RATES: dict[str, tuple[float, ...]] = dict.fromkeys(OPTIMIZERS, (0.001, 0.01, 0.1)) | {
     "sgd": (0.3, 1.0, 3.0),
@@ -46,15 +46,13 @@ RATES: dict[str, tuple[float, ...]] = dict.fromkeys(OPTIMIZERS, (0.001, 0.01, 0.
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model and an optimizer.
-
-    Attributes:
-        name: name of the model, with its options if any: ``dcn_v2:rank=8``.
-        optimizer: name of the optimizer of tables and dense model.
-    """
+    """A model with its options if any, ``dcn_v2:rank=8``, and an optimizer of all of it."""
 
     name: str
     optimizer: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.optimizer}"
 
     @property
     def model(self) -> str:
@@ -76,13 +74,7 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The trials of a contender.
-
-    Attributes:
-        contender: the contender.
-        learning_rate: chosen learning rate.
-        trials: results of `run_trial` for each seed.
-    """
+    """The results of `run_trial` for each seed, with the chosen learning rate."""
 
     contender: Contender
     learning_rate: float
@@ -99,49 +91,31 @@ class Result:
 
 
 class Study:
-    """Trials of one task, stored in a directory.
-
-    Args:
-        base: config of all trials, except model and optimizer.
-        task: data and metrics.
-        mesh: mesh to run on.
-        evaluations: maximum number of evaluations of each trial.
-        directory: directory for the files.
-    """
+    """Trials of one task, stored in a directory; ``base`` decides all but model and optimizer."""
 
     def __init__(self, base: Config, task: Task, mesh: Mesh, evaluations: int, directory: Path):
         self.base, self.task, self.mesh = base, task, mesh
         self.evaluations, self.directory = evaluations, directory
 
     def run(
-        self,
-        contenders: Sequence[Contender],
-        rates: Mapping[str, Sequence[float]],
-        seeds: int,
+        self, contenders: Sequence[Contender], rates: Mapping[str, Sequence[float]], seeds: int
     ) -> list[Result]:
-        """Searches the learning rates, then repeats the best one with the other seeds.
-
-        Args:
-            contenders: contenders in the order of the results.
-            rates: learning rates by optimizer.
-            seeds: number of trials of each contender with its chosen rate: seeds 0, 1, ….
-        """
+        """Searches the learning rates, then repeats the best one with seeds 1, 2, …."""
         results = []
         total = sum(len(rates[each.optimizer]) + seeds - 1 for each in contenders)
         with tqdm.tqdm(total=total, unit="trial", dynamic_ncols=True) as bar:
 
             def trial(contender: Contender, rate: float, seed: int) -> Mapping[str, Any]:
-                bar.set_description(
-                    f"{contender.name}, {contender.optimizer} {rate:g}, seed {seed}"
-                )
+                bar.set_description(f"{contender}, rate {rate:g}, seed {seed}")
                 found = self.trial(contender.config(self.base, rate, seed))
                 bar.update(1)
                 return found
 
             for each in contenders:
                 searched = {rate: trial(each, rate, 0) for rate in rates[each.optimizer]}
-                best = min(searched, key=lambda rate: self._badness(searched[rate]))
-                if self._badness(searched[best]) == math.inf:
+                losses = {x: self.task.badness(y["validation"]) for x, y in searched.items()}
+                best = min(losses, key=lambda rate: losses[rate])
+                if losses[best] == math.inf:
                     raise UserError(
                         f"{each.name} with {each.optimizer} diverges at all learning rates of "
                         f"{', '.join(map(str, searched))}; try smaller ones"
@@ -163,18 +137,9 @@ class Study:
             write_text(path, to_json({"trial": identity, **found}, indent=1))
         return json.loads(path.read_text())
 
-    def _badness(self, trial: Mapping[str, Any]) -> float:
-        return badness(self.task, trial["validation"])
-
 
 def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[str, Any]:
-    """Trains one model.
-
-    Args:
-        config: config of the trial, with the tables of the data.
-        task: data and metrics.
-        mesh: mesh to run on.
-        evaluations: number of evaluations, including the one at the end.
+    """Trains one model, with so many evaluations, the one at the end included.
 
     Returns:
         The metrics of ``train`` (on as many examples as for validation), ``validation`` and
@@ -195,9 +160,7 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
         "parameters": sum(t.rows * t.dim for t in learner.collection.tables.values())
         + sum(x.size for x in jax.tree.leaves(state.params)),
         "flops": matrix_flops(jitted, state, placed) / config.batch_size,
-        "bytes": sum(
-            shard.data.nbytes for x in jax.tree.leaves(state) for shard in x.addressable_shards
-        ),
+        "bytes": device_bytes(state),
         "temporary_bytes": memory.temp_size_in_bytes * mesh.size if memory else None,
         "train": None,
         "validation": None,
@@ -217,22 +180,16 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
     def validate(state: TrainState) -> Metrics:
         metrics = {split: metrics_of(state, split) for split in ("train", "validation")}
         result["curve"].append({"step": int(state.step), **metrics})
-        if badness(task, metrics["validation"]) < badness(task, result["validation"]):
+        if task.badness(metrics["validation"]) < task.badness(result["validation"]):
             result.update(metrics, test=metrics_of(state, "test"))
         return metrics["validation"]
 
     try:
+        intervals = Intervals(log=0, evaluate=-(-steps // evaluations), checkpoint=0)
         trained = train(
-            learner,
-            step,
-            state,
-            batches,
-            steps,
-            Intervals(log=0, evaluate=-(-steps // evaluations), checkpoint=0),
-            validate=validate,
-            keep=lambda *_: None,
-            record=lambda *_: None,
-        )
+            learner, step, state, batches, steps, intervals,
+            validate=validate, keep=lambda *_: None, record=lambda *_: None,
+        )  # fmt: skip
     except UserError as error:  # a diverged trial has lost; the others continue
         result["diverged"] = str(error)
         return result

@@ -4,12 +4,12 @@
     python -m experiments.frequency --data=criteo
 
 The same batches are looked up in tables with three orders of rows: by descending frequency in the
-training part, as `dlrm_jax preprocess` orders them; by first appearance, as other programs do; and
-at random. The batches come from the validation part, so that they didn't decide the order. Touched
+training split, as `dlrm_jax preprocess` orders them; by first appearance, as other programs do; and
+at random. The batches come from the validation split, so that they didn't decide the order. Touched
 cache lines and pages, cache hits and loads of shards are counted, not measured; an array is assumed
 to begin with a line and a page. Lookups and updates, on one device, are timed in turn. A ratio is
 the random order's time over another's, round by round: the median, and the quartiles. In a training
-part much shorter than the tables, most rows don't occur and are at random behind the others in
+split much shorter than the tables, most rows don't occur and are at random behind the others in
 every order: give generated data as many ``--examples`` as you can.
 
 ``busiest shard`` is its load over the mean, where row r of each table is on shard r mod
@@ -20,16 +20,9 @@ last batch size, ``frequency.png`` to the workdir.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
 import os
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,7 +33,7 @@ from jaxtyping import Int32
 
 from dlrm_jax.cli.config_flags import define_run_flags, with_flags
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
-from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_numbers, define_workdir
 from dlrm_jax.cli.pictures import percent, save
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
@@ -65,7 +58,7 @@ from experiments.frequency.row_order import (
     ordered_ids,
     touched,
 )
-from experiments.frequency.timing import Work, compare
+from experiments.frequency.timing import compare
 
 _HOTTEST = (0.001, 0.01, 0.1)
 _UNITS = {"64 B lines": 64, "4 KiB pages": 2**12, "2 MiB pages": 2**21}
@@ -78,34 +71,34 @@ _NO_EFFECT = (
 
 define_run_flags("kaggle", dict.fromkeys(_NO_EFFECT, "all tables are of one kind, on one device"))
 define_data_flag()
-flags.DEFINE_string(
-    "workdir",
-    None,
-    "Directory of the results; without it, a new one in runs/; such as runs/frequency.",
-)
+define_workdir("Directory of the results", "runs/frequency")
 define_numbers("batch_sizes", (2048, 8192), "Examples of a batch; such as 128,2048.", low=1)
 flags.DEFINE_float("cache_mib", 1, "MiB of an LRU cache for rows or pages; such as 0.5.", 0)
 flags.DEFINE_integer("shards", 8, "Shards that the rows are dealt out to; such as 64.", 1)
 flags.DEFINE_integer("rounds", 15, "Rounds in which each order is timed; such as 30.", 2)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Loads data, orders rows, counts, times and reports."""
-    del argv
     check_data_flags()
     sizes = FLAGS.batch_sizes
     if not sizes:
         raise UserError("--batch_sizes: expected at least one number, got none")
     config = with_flags(preset(FLAGS.preset))
-    workdir = Path(FLAGS.workdir or time.strftime("runs/frequency-%Y%m%d-%H%M%S"))
+    workdir = chosen_workdir("frequency")
     mesh = start("1x1")
     config, data = load_data(config, FLAGS.data)
-    check_size(data, max(sizes))
+    if len(data.validation) < max(sizes):
+        raise UserError(
+            f"--batch_sizes: expected at most the {len(data.validation)} validation examples of "
+            f"the data, got {max(sizes)}; give a smaller one, or more --examples"
+        )
     print(f"data: {data.source}")
     metadata = Metadata.read(data.directory) if data.directory else None
     columns = measure(data, metadata).columns
     served = hottest(columns)
-    print(hottest_table(served))
+    header = ["lookups served by the hottest", *(f"{100 * x:g}% of rows" for x in _HOTTEST)]
+    print(text_table(header, [[name, *map(percent, shares)] for name, shares in served.items()]))
     occurrences = [column.occurrences for column in columns]
     ids = ordered_ids(data, occurrences, _BATCHES * max(sizes), config.seed)
     collection = make_collection(config, mesh)
@@ -113,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     for size in sizes:
         counted[size] = {order: count(config, data, ids[order], size) for order in ORDERS}
         kept = {order: own[: _BATCHES * size] for order, own in ids.items()}
-        timed[size] = compare(Work(collection, kept, size, config.seed), ORDERS, FLAGS.rounds)
+        timed[size] = compare(collection, kept, size, config.seed, FLAGS.rounds)
         print(f"\n{orders_table(size, counted[size], timed[size])}")
     results = {
         "data": data.source,
@@ -131,19 +124,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"results: {workdir / 'frequency.json'}")
     last = sizes[-1]
     save(draw(columns, changes(counted[last], timed[last])), str(workdir / "frequency.png"))
-
-
-def check_size(data: Dataset, batch_size: int) -> None:
-    """Checks that the data contain a batch to look up.
-
-    Raises:
-        UserError: they have fewer validation examples.
-    """
-    if len(data.validation) < batch_size:
-        raise UserError(
-            f"--batch_sizes: expected at most the {len(data.validation)} validation examples of "
-            f"the data, got {batch_size}; give a smaller one, or more --examples"
-        )
 
 
 # -- Counts -----------------------------------------------------------------------------
@@ -186,25 +166,15 @@ def count(
 
 def bytes_of_rows(config: Config) -> dict[str, int]:
     """Bytes of a row of the vectors, and of each array of optimizer state."""
-    described = describe(config)
-    vectors = config.embedding_dim * jnp.dtype(config.table_dtype).itemsize
-    dtype = jnp.dtype(config.table_dtype)
-    return {"vectors": vectors, **slot_bytes(described.optimizer, config.embedding_dim, dtype)}
+    dim, dtype = config.embedding_dim, jnp.dtype(config.table_dtype)
+    return {"vectors": dim * dtype.itemsize, **slot_bytes(describe(config).optimizer, dim, dtype)}
 
 
 # -- What is printed -------------------------------------------------------------------
 
 
-def hottest_table(served: Mapping[str, Sequence[float]]) -> str:
-    """A line for each table, a column for each share of the rows."""
-    header = ["lookups served by the hottest", *(f"{100 * x:g}% of rows" for x in _HOTTEST)]
-    return text_table(header, [[name, *map(percent, shares)] for name, shares in served.items()])
-
-
 def orders_table(
-    size: int,
-    counted: Mapping[str, Mapping[str, float]],
-    timed: Mapping[str, Mapping[str, Any]],
+    size: int, counted: Mapping[str, Mapping[str, float]], timed: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """A line for each quantity, time and ratio, a column for each order."""
     rows = []

@@ -8,22 +8,26 @@ import numpy as np
 from jaxtyping import Int64
 from matplotlib.figure import Figure
 
-from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, draw_lines, new_axes, short
+from dlrm_jax.cli.pictures import (
+    COLOURS,
+    INK,
+    PERCENT,
+    compact,
+    draw_lines,
+    legend_beside,
+    log_ranks,
+    new_grid,
+    short,
+)
 from dlrm_jax.data.statistics import Column
-
-_POINTS = 300
 
 
 def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Draws the lookups that the hottest rows serve and, below, quantities over the random order's.
+    """Draws the lookups that the hottest rows serve and, below, changes by the order of rows.
 
-    Args:
-        columns: columns of the data, with their lookups.
-        changes: quantities over those of the random order, by order and name.
+    ``changes`` has quantities over those of the random order, by order and name.
     """
-    figure, above = new_axes(6.4)
-    grid = figure.add_gridspec(2, 1)
-    above.set_subplotspec(grid[0])
+    figure, (above, below) = new_grid(6.4, 2, 1)
     together = np.concatenate([column.occurrences for column in columns])
     curves = [("all tables", *_served(np.sort(together)))]
     for column in sorted(columns, key=lambda column: column.rows, reverse=True):
@@ -38,7 +42,6 @@ def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) 
     above.set_xlabel("hottest rows of the table")
     above.set_ylabel("lookups that they serve")
 
-    below = figure.add_subplot(grid[1])
     names = list(next(iter(changes.values())))
     height = 0.8 / len(changes)
     for i, (order, values) in enumerate(changes.items()):
@@ -49,20 +52,18 @@ def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) 
             color=COLOURS[i],
             label=f"by {order.replace('_', ' ')}",
         )
-    below.axvline(1, color="#333333", linewidth=0.8, linestyle=":")
+    below.axvline(1, color=INK, linewidth=0.8, linestyle=":")
     below.set_yticks(range(len(names)), names)
     below.invert_yaxis()
     below.tick_params(axis="y", length=0)
-    below.spines[["top", "right"]].set_visible(False)
-    below.tick_params(labelsize=9)
     below.xaxis.set_major_formatter(PERCENT)
-    below.set_xlabel("of those with rows in random order", size=9)
-    below.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    below.set_xlabel("of those with rows in random order")
+    legend_beside(below)
     return figure
 
 
 def _served(ascending: Int64[np.ndarray, " R"]) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the rows, and of the lookups that they serve."""
     total = np.cumsum(ascending[::-1])
-    ranks = np.unique(np.geomspace(1, len(total), _POINTS).round().astype(int))
+    ranks = log_ranks(len(total))
     return ranks / len(total), total[ranks - 1] / max(1, total[-1])

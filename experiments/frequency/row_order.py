@@ -12,12 +12,12 @@ from dlrm_jax.data.arrays import ABSENT, Dataset, Split
 from dlrm_jax.data.generated.locality import NEW, stack_distances
 
 ORDERS = ("frequency", "first_seen", "random")
-"""By descending frequency in the training part, by first appearance in it, at random."""
+"""By descending frequency in the training split, by first appearance in it, at random."""
 
 Batches = Sequence[Sequence[Int32[np.ndarray, " N"]]]
 """The rows that each batch looks up in each table."""
 
-_EXAMPLES_PER_BLOCK = 1 << 16
+_EXAMPLES_PER_CHUNK = 1 << 16
 
 
 def ordered_ids(
@@ -25,11 +25,7 @@ def ordered_ids(
 ) -> dict[str, Int32[np.ndarray, "N C"]]:
     """Ids of the first validation examples, renumbered for each order of rows.
 
-    Args:
-        data: data; the training part decides the orders.
-        occurrences: number of lookups of each row in the training part, by table.
-        examples: maximum number of examples, N.
-        seed: seed of the random order.
+    ``occurrences`` is the number of lookups of each row in the training split, by table.
     """
     ids = np.asarray(data.validation.take(np.arange(min(examples, len(data.validation)))).ids)
     reordered = {order: np.full_like(ids, ABSENT) for order in ORDERS}
@@ -57,16 +53,13 @@ def _columns(data: Dataset) -> list[slice]:
 def first_lookups(split: Split, columns: slice, rows: int) -> Int64[np.ndarray, " R"]:
     """The number of each row's first lookup; rows without one get a number above all others.
 
-    Args:
-        split: examples; the arrays may be memory maps.
-        columns: columns of the table among the ids of an example.
-        rows: rows of the table, R.
+    ``columns`` are those of the table among the ids of an example; the arrays may be memory maps.
     """
     first = np.full(rows, np.iinfo(np.int64).max)
     lookups = 0
     for day in split.days:
-        for start in range(0, len(day), _EXAMPLES_PER_BLOCK):
-            ids = np.asarray(day.ids[start : start + _EXAMPLES_PER_BLOCK])[:, columns].ravel()
+        for start in range(0, len(day), _EXAMPLES_PER_CHUNK):
+            ids = np.asarray(day.ids[start : start + _EXAMPLES_PER_CHUNK])[:, columns].ravel()
             ids = ids[ids != ABSENT]
             np.minimum.at(first, ids, np.arange(lookups, lookups + len(ids)))
             lookups += len(ids)
@@ -74,18 +67,11 @@ def first_lookups(split: Split, columns: slice, rows: int) -> Int64[np.ndarray, 
 
 
 def places(
-    occurrences: Int64[np.ndarray, " R"],
-    first: Int64[np.ndarray, " R"],
-    rng: np.random.Generator,
+    occurrences: Int64[np.ndarray, " R"], first: Int64[np.ndarray, " R"], rng: np.random.Generator
 ) -> dict[str, Int32[np.ndarray, " R"]]:
-    """The position of each row, by order.
+    """The place of each row, by order, from its number of lookups and its `first_lookups`.
 
     Rows that an order doesn't distinguish, such as those that occur once, are in random order.
-
-    Args:
-        occurrences: number of lookups of each row.
-        first: number of each row's first lookup, from `first_lookups`.
-        rng: source of the random order.
     """
     shuffled = rng.permutation(len(first)).astype(np.int32)
     rows = {
@@ -93,20 +79,16 @@ def places(
         "first_seen": shuffled[np.argsort(first[shuffled], kind="stable")],
         "random": shuffled,
     }
-    positions = {}
+    found = {name: np.empty_like(shuffled) for name in ORDERS}
     for name in ORDERS:
-        positions[name] = np.empty(len(first), np.int32)
-        positions[name][rows[name]] = np.arange(len(first), dtype=np.int32)
-    return positions
+        found[name][rows[name]] = np.arange(len(first), dtype=np.int32)
+    return found
 
 
 def units(rows: Integer[np.ndarray, " N"], row_bytes: int, unit: int) -> Int64[np.ndarray, " K"]:
-    """The cache lines or pages of rows, row by row; a row may span several.
+    """The cache lines or pages of ``unit`` bytes of rows, row by row; a row may span several.
 
-    Args:
-        rows: positions of rows in an array that begins with a line or page.
-        row_bytes: bytes of a row.
-        unit: bytes of a line or page.
+    The array begins with a line or page.
     """
     begin = rows.astype(np.int64) * row_bytes
     first, last = begin // unit, (begin + row_bytes - 1) // unit
@@ -116,13 +98,7 @@ def units(rows: Integer[np.ndarray, " N"], row_bytes: int, unit: int) -> Int64[n
 
 
 def touched(batches: Batches, row_bytes: int, unit: int) -> float:
-    """The mean number of distinct lines or pages that a batch touches in all tables.
-
-    Args:
-        batches: rows of each batch.
-        row_bytes: bytes of a row, in all tables.
-        unit: bytes of a line or page.
-    """
+    """The mean number of distinct lines or pages that a batch touches in all tables."""
     counts = [len(np.unique(units(np.unique(x), row_bytes, unit))) for b in batches for x in b]
     return sum(counts) / len(batches)
 
@@ -132,12 +108,7 @@ def hit_rate(
 ) -> float:
     """The share of accesses that an LRU cache of lines or pages serves, empty at first.
 
-    Args:
-        batches: rows of each batch, table after table.
-        table_rows: rows of each table.
-        row_bytes: bytes of a row, in all tables.
-        unit: bytes of a line or page.
-        capacity: capacity of the cache in bytes.
+    The rows of a batch are read table after table. ``capacity`` is in bytes.
     """
     sizes = [-(-rows * row_bytes // unit) for rows in table_rows]
     starts = np.cumsum([0, *sizes[:-1]])
@@ -154,11 +125,8 @@ def hit_rate(
 def imbalance(batches: Batches, shards: int, distinct: bool, turned: bool = False) -> float:
     """Lookups of the busiest shard over the mean, where row r is on shard r mod `shards`.
 
-    Args:
-        batches: rows of each batch; the result is the mean over batches.
-        shards: number of shards of every table.
-        distinct: whether a row counts once in a batch, or once for each lookup.
-        turned: whether each table begins one shard after the one before.
+    The mean over batches. A row counts once in a batch if ``distinct``. If ``turned``, each table
+    begins one shard after the one before.
     """
     ratios = []
     for batch in batches:

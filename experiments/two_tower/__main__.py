@@ -11,14 +11,9 @@ model can beat.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -63,9 +58,8 @@ DIM = 32
 TEMPERATURE = 0.1
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Makes data, tables and towers, trains, and measures recall."""
-    del argv
     ranked = FLAGS.items - KNOWN
     if max(FLAGS.recall_at, default=0) > ranked:
         raise UserError(
@@ -129,11 +123,7 @@ def make_collection(items: int, mesh: Mesh) -> EmbeddingCollection:
 
 
 class Towers(nnx.Module):
-    """Makes unit vectors [B, DIM] from the pooled vectors of a batch.
-
-    Args:
-        rngs: random number generators of the initial values.
-    """
+    """Makes unit vectors [B, DIM] from the pooled vectors of a batch."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.query_mlp = MLP((2 * DIM, 64, DIM), last_relu=False, rngs=rngs)

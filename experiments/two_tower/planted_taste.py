@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int32
 
 GROUPS = 100
 _FACTORS = 8
-_USERS_PER_BLOCK = 1000
+_USERS_PER_CHUNK = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +42,7 @@ class Choices:
 
 
 def generate(users: int, items: int, known: int, seed: int) -> Choices:
-    """Draws ``known`` + 1 distinct items for every user.
-
-    Args:
-        users: number of users, U.
-        items: number of items, I, more than ``known``.
-        known: number of known items of a user, K.
-        seed: seed of everything.
-    """
+    """Draws ``known`` + 1 distinct items for every user."""
     rng = np.random.default_rng(seed)
     likes = rng.normal(size=(users, _FACTORS)).astype(np.float32)
     groups = np.argmax(likes @ rng.normal(size=(_FACTORS, GROUPS)), axis=1).astype(np.int32)
@@ -62,10 +55,10 @@ def generate(users: int, items: int, known: int, seed: int) -> Choices:
         qualities=rng.normal(size=(items, _FACTORS)).astype(np.float32),
         fame=rng.normal(size=items).astype(np.float32),
     )
-    for first in range(0, users, _USERS_PER_BLOCK):
-        block = np.arange(first, min(first + _USERS_PER_BLOCK, users), dtype=np.int32)
+    for first in range(0, users, _USERS_PER_CHUNK):
+        chunk = np.arange(first, min(first + _USERS_PER_CHUNK, users), dtype=np.int32)
         # The items with the largest scores after adding Gumbel noise are draws without replacement.
-        noisy = choices.taste(block) + rng.gumbel(size=(len(block), items))
+        noisy = choices.taste(chunk) + rng.gumbel(size=(len(chunk), items))
         largest = np.argpartition(-noisy, known, axis=1)[:, : known + 1]
-        drawn[block] = rng.permuted(largest, axis=1)
+        drawn[chunk] = rng.permuted(largest, axis=1)
     return choices

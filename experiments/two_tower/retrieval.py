@@ -15,7 +15,7 @@ Scores = Callable[[Int32[np.ndarray, " n"]], Float32[np.ndarray, "n I"]]
 """Function that returns the scores of all items for some users, as a new array."""
 
 # Scores of all items for so many users take little memory.
-_USERS_PER_BLOCK = 1000
+_USERS_PER_CHUNK = 1000
 
 
 def in_batch_softmax(
@@ -47,18 +47,12 @@ def recall(
 ) -> list[float]:
     """The share of users whose held-out item is among the first k items, for each k of ``ranks``.
 
-    All items are ranked except the user's known ones. Items with equal scores come before the
-    held-out one.
-
-    Args:
-        scores: function that returns the scores of all items, called for some users at a time.
-        known: known items of each user, [U, K], which aren't ranked.
-        held_out: item of each user to find, [U], not a known one.
-        ranks: values of k.
+    All items are ranked except the user's known ones, [U, K]. Items with equal scores come before
+    the held-out one.
     """
     before = np.empty(len(known), np.int64)
-    for first in range(0, len(known), _USERS_PER_BLOCK):
-        users = np.arange(first, min(first + _USERS_PER_BLOCK, len(known)), dtype=np.int32)
+    for first in range(0, len(known), _USERS_PER_CHUNK):
+        users = np.arange(first, min(first + _USERS_PER_CHUNK, len(known)), dtype=np.int32)
         item_scores = scores(users)
         np.put_along_axis(item_scores, known[users], -np.inf, axis=1)
         before[users] = places(item_scores, held_out[users])

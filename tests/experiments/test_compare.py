@@ -16,7 +16,7 @@ from main_job import ROOT, environment, run
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.training.build import generate_data
-from experiments.compare.tasks import Choices, Clicks, EpochBatches, badness
+from experiments.compare.tasks import Choices, Clicks, EpochBatches
 from experiments.compare.trials import Contender, Result
 
 COMPARE = ("-m", "experiments.compare")
@@ -216,8 +216,8 @@ def test_a_seed_that_diverged_counts_as_not_a_number():
 def test_what_is_better():
     data = generate_data(Config(table_rows=(5,), examples=100))
     clicks, choices = Clicks(data), Choices(data, 2, lambda epoch: data.train)
-    assert badness(clicks, {"log_loss": 0.3}) < badness(clicks, {"log_loss": 0.4})
-    assert badness(choices, {"ndcg@10": 0.5}) < badness(choices, {"ndcg@10": 0.4})
-    assert badness(clicks, {"log_loss": None}) == badness(clicks, None) == float("inf")
+    assert clicks.badness({"log_loss": 0.3}) < clicks.badness({"log_loss": 0.4})
+    assert choices.badness({"ndcg@10": 0.5}) < choices.badness({"ndcg@10": 0.4})
+    assert clicks.badness({"log_loss": None}) == clicks.badness(None) == float("inf")
     found = choices.metrics("test", np.array([2.0, 1, 1, 2], "f4"), np.zeros(4, "f4"))
     assert found["hr@10"] == 1

@@ -19,8 +19,8 @@ from experiments.benchmarks.peers.contestant import Contestant, Worker
 from experiments.benchmarks.peers.drawing import cut
 from experiments.benchmarks.peers.match import check_losses, play
 from experiments.benchmarks.peers.problem import Optimizer, Problem, mean_loss
-from experiments.benchmarks.peers.workers.jax_dense import JaxDense
-from experiments.benchmarks.peers.workers.ours import Ours
+from experiments.benchmarks.peers.workers.jax_dense import jax_dense
+from experiments.benchmarks.peers.workers.ours import ours
 
 PROGRAM = ("-m", "experiments.benchmarks.peers")
 STEPS = 10
@@ -29,8 +29,8 @@ STEPS = 10
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 def test_sparse_and_dense_gradients_give_the_same_losses(tmp_path: Path, optimizer: Optimizer):
     problem = draw(tmp_path, "train", optimizer)
-    ours, dense = (make(problem, make_mesh("1x1")) for make in (Ours, JaxDense))
-    losses = [[float(x.step(i)) for i in range(STEPS)] for x in (ours, dense)]
+    sparse, dense = (make(problem, make_mesh("1x1")) for make in (ours, jax_dense))
+    losses = [[float(x.step(i)) for i in range(STEPS)] for x in (sparse, dense)]
     check_losses("jax_dense", *losses)
     assert min(losses[0]) < losses[0][0] - 0.01, "nothing was learnt that could have gone wrong"
 
@@ -38,7 +38,7 @@ def test_sparse_and_dense_gradients_give_the_same_losses(tmp_path: Path, optimiz
 def test_predictions_are_those_of_plain_numpy(tmp_path: Path):
     problem = draw(tmp_path, "infer", "sgd")
     expected = logits(problem, 3)
-    for make in (Ours, JaxDense):
+    for make in (ours, jax_dense):
         found = np.asarray(make(problem, make_mesh("1x1")).step(3))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     labels = problem.batch(3).labels

@@ -22,11 +22,6 @@ than Intel's.
 
 from __future__ import annotations
 
-if __name__ == "__main__":
-    from dlrm_jax.cli.allocator import restart_with_settings
-
-    restart_with_settings()
-
 import dataclasses
 import os
 import platform
@@ -34,7 +29,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -62,46 +57,23 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("modes", list(MODES), f"Modes of {', '.join(MODES)}; such as train.")
 flags.DEFINE_list(
-    "peers",
-    list(lineup.PEERS),
-    f"Peers of {', '.join(lineup.PEERS)}; such as jax_dense.",
+    "peers", list(lineup.PEERS), f"Peers of {', '.join(lineup.PEERS)}; such as jax_dense."
 )
 flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
 flags.DEFINE_enum(
-    "bags",
-    "full",
-    ["full", "varied"],
-    "Whether all bags have as many ids as allowed, or from 1 to that number.",
+    "bags", "full", ["full", "varied"], "Bags of as many ids as allowed, or of 1 to that number."
+)
+flags.DEFINE_integer("rounds", 15, "Rounds in which two contestants are timed; such as 30.", 1)
+flags.DEFINE_integer(
+    "steps_per_round", 10, "Steps timed together; fewer if slow, more if fast; such as 20.", 1
 )
 flags.DEFINE_integer(
-    "rounds", 15, "Rounds in which each of two contestants is timed; such as 30.", 1
-)
-flags.DEFINE_integer(
-    "steps_per_round",
-    10,
-    "Steps timed together; fewer if they are very slow, more if very fast; such as 20.",
-    1,
-)
-flags.DEFINE_integer(
-    "max_rows",
-    0,
-    "Rows that larger tables are cut to; 0 for as many as fit into 2.5 GiB; such as 100.",
-    0,
+    "max_rows", 0, "Most rows of a table; 0 for as many as fit into 2.5 GiB; such as 100.", 0
 )
 flags.DEFINE_string("output", None, "File to make for all timings, as JSON; such as peers.json.")
 flags.DEFINE_string(
-    "environment",
-    None,
-    "Directory that PyTorch's contestants are installed in; without it, one in the cache; such as "
-    "peers.",
+    "environment", None, "Directory for PyTorch; without it, one in the cache; such as peers."
 )
-
-
-class Work(NamedTuple):
-    """The work of a step. Without an optimizer it is a prediction."""
-
-    mode: Mode
-    optimizer: Optimizer | None
 
 
 def chosen(flag: str, known: Sequence[Any]) -> list[Any]:
@@ -115,11 +87,10 @@ def chosen(flag: str, known: Sequence[Any]) -> list[Any]:
     return values
 
 
-def works() -> list[Work]:
-    """Training with each of the optimizers, and prediction once."""
+def works() -> list[tuple[Mode, Optimizer | None]]:
+    """Training with each of the optimizers; prediction once, without one."""
     modes, optimizers = chosen("modes", MODES), chosen("optimizers", OPTIMIZERS)
-    training = [Work("train", optimizer) for optimizer in optimizers]
-    return [w for m in modes for w in (training if m == "train" else [Work("infer", None)])]
+    return [(m, o) for m in modes for o in (optimizers if m == "train" else [None])]
 
 
 def configs() -> Iterator[tuple[str, Config, Config]]:
@@ -165,12 +136,11 @@ def matches(
             )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Goes through presets, batch sizes, works and peers, and reports each match when it ends."""
-    del argv
     todo, sizes, planned = list(configs()), FLAGS.batch_sizes, works()
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
-    peers = lineup.peers(FLAGS.peers, directory)
+    peers = lineup.peers(chosen("peers", lineup.PEERS), directory)
     entries: list[report.Entry] = []
     total = len(todo) * len(sizes) * len(planned) * len(peers) * FLAGS.rounds
     print(f"ours has {'' if library.path().exists() else 'no '}native kernels; see BUILD.md\n")

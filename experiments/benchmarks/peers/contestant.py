@@ -26,15 +26,7 @@ _RUN = (
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """The command of a contestant.
-
-    Attributes:
-        name: name in flags and results.
-        python: Python of its environment.
-        module: name of its main module.
-        flags: flags of the module.
-        environment: environment variables, set unless they are set already.
-    """
+    """The command of a contestant; variables of its environment are set unless they are already."""
 
     name: str
     python: Path
@@ -47,9 +39,6 @@ class Contestant:
     """The process of a worker; a context manager.
 
     It is stopped between requests: OpenMP's threads would spin in the time of others.
-
-    Args:
-        worker: command of the process.
 
     Raises:
         UserError: every request raises it if the process ends instead of answering.

@@ -29,12 +29,7 @@ _CHUNK = 1 << 20
 
 
 def cut(config: Config, max_rows: int) -> Config:
-    """The config with smaller tables.
-
-    Args:
-        config: config with whole tables.
-        max_rows: maximum number of rows of a table; 0 for as many as fit into memory.
-    """
+    """The config with tables of at most so many rows; 0 for as many as fit into memory."""
     if not max_rows:
         row_bytes = 4 * config.embedding_dim
         max_rows = max(config.table_rows)
@@ -48,15 +43,7 @@ def cut(config: Config, max_rows: int) -> Config:
 def make_problem(
     config: Config, mode: Mode, optimizer: Optimizer, weights: Path, examples: Path
 ) -> Problem:
-    """The problem for the files of `draw_weights` and `draw_examples`.
-
-    Args:
-        config: config of tables, model and batches.
-        mode: mode of the steps.
-        optimizer: optimizer of the tables.
-        weights: directory of the weights.
-        examples: directory of the batches.
-    """
+    """The problem for the files of `draw_weights` and `draw_examples`."""
     return Problem(
         mode=mode,
         optimizer=optimizer,
@@ -101,10 +88,7 @@ def draw_weights(problem: Problem, seed: int) -> None:
 def draw_examples(config: Config, directory: Path, full_bags: bool) -> None:
     """Writes the batches.
 
-    Args:
-        config: config of tables and batches.
-        directory: directory for the files.
-        full_bags: whether to fill every bag up to its length, with ids of the same distribution.
+    ``full_bags`` fills every bag up to its length, with ids of the same distribution.
     """
     batches = list(generated_batches(config, _BATCHES))
     for name in Arrays._fields:

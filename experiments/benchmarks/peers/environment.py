@@ -17,13 +17,7 @@ _COMPLETE = "complete.txt"
 
 
 def ready(directory: Path) -> Path:
-    """Makes the environment, or completes it, if it doesn't match the requirements.
-
-    Args:
-        directory: directory of the environment; it is made if missing.
-
-    Returns:
-        The path of its Python.
+    """Makes or completes an environment if it doesn't match the requirements; returns its Python.
 
     Raises:
         UserError: the directory contains other files, or pip fails.

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlrm_jax.errors import UserError
 from experiments.benchmarks.peers import environment
 from experiments.benchmarks.peers.contestant import Worker
 
@@ -15,19 +14,13 @@ _WORKERS = "experiments.benchmarks.peers.workers"
 # Threads wait actively: if they sleep at once, a step with 128 examples takes three times as long.
 _TORCH_ENVIRONMENT = {"OMP_WAIT_POLICY": "active"}
 
-_TORCH_MODULES = {
-    "torch_plain": "torch_plain",
-    "fbgemm": "torch_fbgemm",
-    "torchrec": "torch_torchrec",
-}
-
+_MODULES = {"torch_plain": "torch_plain", "fbgemm": "torch_fbgemm", "torchrec": "torch_torchrec"}
 # Suffix of a variant's name, and the way that its dense part runs.
 _VARIANTS = {"": "eager", "_compiled": "compiled", "_onednn": "onednn"}
-
 _TORCH = {
     name + ending: (module, how)
     for ending, how in _VARIANTS.items()
-    for name, module in _TORCH_MODULES.items()
+    for name, module in _MODULES.items()
 }
 
 PEERS = (*_TORCH, "jax_dense")
@@ -40,28 +33,17 @@ def ours() -> Worker:
 
 
 def peers(names: Sequence[str], directory: Path) -> list[Worker]:
-    """The workers of peers; installs their packages.
-
-    Args:
-        names: names of peers, in `PEERS`.
-        directory: directory of the environment for peers that need one.
+    """The workers of peers of `PEERS`; PyTorch's packages are installed into the directory.
 
     Raises:
-        UserError: a name is unknown, or a package can't be installed.
+        UserError: a package can't be installed.
     """
-    unknown = [name for name in names if name not in PEERS]
-    if unknown or not names:
-        raise UserError(
-            f"--peers: expected some of {', '.join(PEERS)}, got {', '.join(unknown) or 'none'}"
-        )
-    python = Path(sys.executable)
-    if any(name != "jax_dense" for name in names):
-        python = environment.ready(directory)
-
-    def worker(name: str) -> Worker:
+    workers = []
+    for name in names:
         if name == "jax_dense":
-            return Worker(name, Path(sys.executable), f"{_WORKERS}.jax_dense")
-        module, how = _TORCH[name]
-        return Worker(name, python, f"{_WORKERS}.{module}", (f"--dense={how}",), _TORCH_ENVIRONMENT)
-
-    return [worker(name) for name in names]
+            workers.append(Worker(name, Path(sys.executable), f"{_WORKERS}.jax_dense"))
+        else:
+            module, how = _TORCH[name]
+            python, flags = environment.ready(directory), (f"--dense={how}",)
+            workers.append(Worker(name, python, f"{_WORKERS}.{module}", flags, _TORCH_ENVIRONMENT))
+    return workers

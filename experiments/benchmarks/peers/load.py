@@ -25,8 +25,7 @@ class Load:
     def elsewhere(self, own_seconds: float) -> float | None:
         """The share of all cores' time that other programs used; None if unknown.
 
-        Args:
-            own_seconds: processor time of the timed processes, since construction.
+        ``own_seconds`` is the processor time of the timed processes, since construction.
         """
         if self._busy is None or (busy := _busy_seconds()) is None:
             return None
@@ -35,10 +34,9 @@ class Load:
 
 
 def wait_for_quiet(limit: float) -> None:
-    """Waits until no other program seems to run, while the timed processes are stopped.
+    """Waits until no other program seems to run, at most ``limit`` seconds.
 
-    Args:
-        limit: maximum seconds of waiting.
+    The timed processes are stopped meanwhile.
     """
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:

@@ -34,8 +34,7 @@ class Round:
     """One turn of each contestant.
 
     Attributes:
-        ours: mean seconds of a step of ours.
-        theirs: mean seconds of a step of the other's.
+        ours, theirs: mean seconds of a step.
         elsewhere: share of the machine's processor time used by other programs; None if unknown.
         core_round_trip_us: latency from `cores.round_trip_us`, after both turns.
     """
@@ -48,13 +47,7 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One contestant, over all rounds.
-
-    Attributes:
-        losses: losses of its first steps.
-        steps_per_round: number of steps in a turn.
-        peak_bytes: largest resident memory during its steps.
-    """
+    """One contestant: the losses of its first steps, the steps in a turn, and its peak memory."""
 
     losses: tuple[float, ...]
     steps_per_round: int
@@ -63,14 +56,7 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of a match.
-
-    Attributes:
-        ours: contestant that the other is compared with.
-        theirs: the other contestant.
-        all_rounds: rounds in order, also those that don't count.
-        wanted: number of rounds that count.
-    """
+    """The outcome of a match: all rounds in order, of which as many as are wanted count."""
 
     ours: Side
     theirs: Side
@@ -105,12 +91,7 @@ class Outcome:
 
 
 def check_losses(name: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
-    """Checks that both have computed the same losses.
-
-    Args:
-        name: name of the other contestant.
-        ours: losses of our first steps.
-        theirs: losses of the other one's.
+    """Checks that a peer has computed the losses of ours.
 
     Raises:
         UserError: losses differ; the message names the first step.
@@ -132,15 +113,11 @@ def play(
     steps_per_round: int,
     on_quiet_round: Callable[[], Any],
 ) -> Outcome:
-    """Times two contestants in turn, after building both and comparing their losses.
+    """Times two contestants in turn, after comparing the losses of their first steps.
 
-    Args:
-        ours: our contestant, which has made its first steps.
-        our_losses: losses of these steps.
-        peer: contestant that has made no steps.
-        rounds: number of rounds while the machine is quiet.
-        steps_per_round: number of steps timed together, unless they are very slow or very fast.
-        on_quiet_round: function called after each round that is sure to count.
+    ``rounds`` is the number of rounds while the machine is quiet, ``steps_per_round`` that of steps
+    timed together unless they are very slow or very fast. ``on_quiet_round`` is called after each
+    round that is sure to count.
 
     Raises:
         UserError: the losses differ, or a process has ended.
@@ -162,10 +139,10 @@ def play(
         if (elsewhere or 0.0) <= QUIET:
             quiet += 1
             on_quiet_round()
-    ours_answers, peer_answers = zip(*answers, strict=True)
+    ours_peak, peer_peak = (max(a["peak_bytes"] for a in own) for own in zip(*answers, strict=True))
     return Outcome(
-        _side(our_losses, counts[0], ours_answers),
-        _side(losses, counts[1], peer_answers),
+        Side(tuple(our_losses), counts[0], ours_peak),
+        Side(tuple(losses), counts[1], peer_peak),
         tuple(played),
         rounds,
     )
@@ -174,10 +151,6 @@ def play(
 def _fitting(answer: dict[str, Any], steps: int) -> int:
     least = math.ceil(_SHORTEST_TURN_SECONDS / answer["seconds"])
     return max(1, min(max(steps, least), int(_LONGEST_TURN_SECONDS / answer["seconds"])))
-
-
-def _side(losses: Sequence[float], steps: int, answers: Sequence[dict[str, Any]]) -> Side:
-    return Side(tuple(losses), steps, max(answer["peak_bytes"] for answer in answers))
 
 
 def _distance(a: float, b: float) -> float:

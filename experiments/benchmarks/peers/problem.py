@@ -47,19 +47,15 @@ class Problem:
     """DLRM with dot interaction and mean binary cross-entropy, with its initial weights.
 
     Attributes:
-        mode: mode of a step: training or prediction.
         optimizer: optimizer of the tables. ``"rowwise_adagrad"`` goes with element-wise Adagrad of
             the MLPs.
-        learning_rate: learning rate of tables and MLPs.
         eps: eps of Adagrad, outside of the root.
         zipf_exponent: Zipf exponent of the ids; 0 for uniform.
-        table_rows: rows of each table.
         bag_lengths: maximum number of ids in a bag of each table.
         embedding_dim: width of the tables, d.
         dense_features: number of dense features, D.
         bottom_mlp: widths of its layers, a ReLU after each.
         top_mlp: widths of its layers; the last is the logit, without a ReLU.
-        batch_size: examples of a batch, B.
         batches: number of batches; steps repeat them.
         weights: directory of ``table_N.npy`` and of ``bottom_N_weight.npy`` and the like.
         examples: directory of ``dense.npy``, ``ids.npy`` and ``labels.npy``, [batches, B, …].
@@ -110,13 +106,8 @@ class Problem:
 
     def layers(self, mlp: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """Initial weights [out, in] and biases [out] of the layers of an MLP."""
-        return [
-            (self._layer(mlp, number, "weight"), self._layer(mlp, number, "bias"))
-            for number in range(len(self.widths(mlp)) - 1)
-        ]
-
-    def _layer(self, mlp: str, number: int, name: str) -> np.ndarray:
-        return np.load(Path(self.weights) / f"{mlp}_{number}_{name}.npy")
+        files = [Path(self.weights) / f"{mlp}_{i}" for i in range(len(self.widths(mlp)) - 1)]
+        return [(np.load(f"{file}_weight.npy"), np.load(f"{file}_bias.npy")) for file in files]
 
     def batch(self, number: int) -> Arrays:
         """A batch, as memory maps."""

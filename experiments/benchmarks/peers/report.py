@@ -20,20 +20,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One match.
-
-    Attributes:
-        preset: name of the preset.
-        rows: rows of all tables together, as timed.
-        whole_rows: rows of all tables together, before they were cut.
-        batch_size: examples of a step.
-        mode: ``"train"`` or ``"infer"``.
-        optimizer: optimizer of training.
-        peer: name of the peer.
-        our_versions: versions of Python and packages on our side.
-        peer_versions: versions of Python and packages on the peer's side.
-        outcome: outcome of the match.
-    """
+    """One match; ``rows`` are as timed, ``whole_rows`` before tables were cut."""
 
     preset: str
     rows: int
@@ -102,8 +89,7 @@ def warning(entries: Sequence[Entry]) -> str:
 
 def write(path: Path, settings: dict[str, Any], entries: Sequence[Entry]) -> None:
     """Writes or replaces the file with these entries."""
-    content = {"settings": settings, "matches": [entry.as_json() for entry in entries]}
-    write_json(path, content)
+    write_json(path, {"settings": settings, "matches": [entry.as_json() for entry in entries]})
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -16,10 +16,16 @@ import optax
 from jax.sharding import Mesh
 
 from dlrm_jax.cli.start import start
+from dlrm_jax.data.batches import Batch
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.dense import reference_adagrad
 from experiments.benchmarks.peers.problem import Problem
-from experiments.benchmarks.peers.workers.ours import PACKAGES, batch_of, config_of, initial_params
+from experiments.benchmarks.peers.workers.ours import (
+    PACKAGES,
+    JaxContestant,
+    config_of,
+    initial_params,
+)
 from experiments.benchmarks.peers.workers.protocol import serve
 
 
@@ -42,78 +48,53 @@ def rowwise_adagrad(learning_rate: float, eps: float) -> optax.GradientTransform
     )
 
 
-class JaxDense:
-    """Tables and MLPs as one tree of parameters.
+def pool(table: jax.Array, bags: jax.Array) -> jax.Array:
+    """Sums of the rows of each bag, [B, d]."""
+    rows = jnp.take(table, jnp.maximum(bags, 0), axis=0)
+    return jnp.sum(jnp.where((bags >= 0)[:, :, None], rows, 0), axis=1)
 
-    Args:
-        problem: problem to compute.
-        mesh: mesh of one device.
-    """
 
-    def __init__(self, problem: Problem, mesh: Mesh):
-        config = config_of(problem)
-        learner = make_learner(config, mesh)
-        names = config.table_names
-        ends = np.cumsum(problem.bag_lengths)[:-1].tolist()
-        rate = problem.learning_rate
-        if problem.optimizer == "sgd":
-            optimizer = optax.sgd(rate)
-        else:
-            optimizer = optax.partition(
-                {
-                    "tables": rowwise_adagrad(rate, problem.eps),
-                    "mlps": reference_adagrad(rate, problem.eps),
-                },
-                {"tables": "tables", "mlps": "mlps"},
-            )
+def jax_dense(problem: Problem, mesh: Mesh) -> JaxContestant:
+    """Tables and MLPs as one tree of parameters, on a mesh of one device."""
+    config = config_of(problem)
+    learner = make_learner(config, mesh)
+    names = config.table_names
+    ends = np.cumsum(problem.bag_lengths)[:-1].tolist()
+    rate = problem.learning_rate
+    if problem.optimizer == "sgd":
+        optimizer = optax.sgd(rate)
+    else:
+        tables, mlps = (make(rate, problem.eps) for make in (rowwise_adagrad, reference_adagrad))
+        labels = {"tables": "tables", "mlps": "mlps"}
+        optimizer = optax.partition({"tables": tables, "mlps": mlps}, labels)
 
-        def logits(
-            params: Any, dense: jax.Array, ids: jax.Array, training: bool = False
-        ) -> jax.Array:
-            bags = jnp.split(ids, ends, axis=1)
-            pooled = {
-                name: jnp.sum(
-                    jnp.where(
-                        (bag >= 0)[:, :, None],
-                        jnp.take(params["tables"][name], jnp.maximum(bag, 0), axis=0),
-                        0,
-                    ),
-                    axis=1,
-                )
-                for name, bag in zip(names, bags, strict=True)
-            }
-            return learner.model(params["mlps"], training=training)(dense, pooled)
+    def logits(params: Any, batch: Batch, training: bool) -> jax.Array:
+        bags = jnp.split(batch.ids, ends, axis=1)
+        tables = params["tables"]
+        pooled = {name: pool(tables[name], own) for name, own in zip(names, bags, strict=True)}
+        return learner.model(params["mlps"], training=training)(batch.dense, pooled)
 
-        def loss_of(params: Any, dense: jax.Array, ids: jax.Array, labels: jax.Array) -> jax.Array:
-            return jnp.mean(learner.loss(logits(params, dense, ids, training=True), labels))
+    def loss_of(params: Any, batch: Batch) -> jax.Array:
+        return jnp.mean(learner.loss(logits(params, batch, training=True), batch.labels))
 
-        @functools.partial(jax.jit, donate_argnames=("params", "state"))
-        def train(
-            params: Any, state: Any, dense: jax.Array, ids: jax.Array, labels: jax.Array
-        ) -> tuple[Any, Any, jax.Array]:
-            loss, gradients = jax.value_and_grad(loss_of)(params, dense, ids, labels)
-            updates, state = optimizer.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state, loss
+    @functools.partial(jax.jit, donate_argnames="state")
+    def train(state: Any, batch: Batch) -> tuple[Any, jax.Array]:
+        params, optimizer_state = state
+        loss, gradients = jax.value_and_grad(loss_of)(params, batch)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), loss
 
-        self._mode = problem.mode
-        self._train, self._predict = train, jax.jit(logits)
-        self._params = {
-            "tables": {name: jnp.array(problem.table(i)) for i, name in enumerate(names)},
-            "mlps": initial_params(problem, learner),
-        }
-        self._optimizer_state = optimizer.init(self._params) if problem.mode == "train" else None
-        self._batches = [learner.put(batch_of(problem, i)) for i in range(problem.batches)]
+    @jax.jit
+    def predict(state: Any, batch: Batch) -> jax.Array:
+        return logits(state[0], batch, training=False)
 
-    def step(self, batch: int) -> jax.Array:
-        """See `Contestant.step`."""
-        dense, ids, labels, *_ = self._batches[batch]
-        if self._mode == "infer":
-            return self._predict(self._params, dense, ids).block_until_ready()
-        self._params, self._optimizer_state, loss = self._train(
-            self._params, self._optimizer_state, dense, ids, labels
-        )
-        return loss.block_until_ready()
+    params = {
+        "tables": {name: jnp.array(problem.table(i)) for i, name in enumerate(names)},
+        "mlps": initial_params(problem, learner),
+    }
+    optimizer_state = optimizer.init(params) if problem.mode == "train" else None
+    return JaxContestant(problem, learner, (params, optimizer_state), train, predict)
 
 
 if __name__ == "__main__":
-    serve(lambda problem: JaxDense(problem, start("1x1")), PACKAGES)
+    serve(lambda problem: jax_dense(problem, start("1x1")), PACKAGES)

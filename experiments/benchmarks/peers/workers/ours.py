@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,34 +23,45 @@ from experiments.benchmarks.peers.workers.protocol import serve
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-class Ours:
-    """The project's train step or prediction, with the weights of a problem.
+class JaxContestant:
+    """A state, and jitted functions of a state and a batch: train step and prediction."""
 
-    Args:
-        problem: problem to compute.
-        mesh: mesh of one device.
-    """
-
-    def __init__(self, problem: Problem, mesh: Mesh):
-        config = config_of(problem)
-        learner = make_learner(config, mesh)
-        numbers = {name: number for number, name in enumerate(config.table_names)}
-
-        def given(table: Table) -> dict[str, np.ndarray]:
-            return {"table": problem.table(numbers[table.name])}
-
-        state = learner.init(config.seed, learner.collection.from_arrays(given, config.seed))
-        self._state = dataclasses.replace(state, params=initial_params(problem, learner))
-        self._batches = [learner.put(batch_of(problem, i)) for i in range(problem.batches)]
-        self._train = make_train_step(learner) if problem.mode == "train" else None
-        self._predict = make_predict(learner)
+    def __init__(
+        self,
+        problem: Problem,
+        learner: Learner,
+        state: Any,
+        train: Callable[[Any, Batch], tuple[Any, jax.Array]],
+        predict: Callable[[Any, Batch], jax.Array],
+    ):
+        self._state, self._train, self._predict = state, train, predict
+        self._training = problem.mode == "train"
+        self._batches = []
+        for number in range(problem.batches):
+            arrays = map(np.array, problem.batch(number))
+            batch = Batch(*arrays, sample_weights=np.ones(problem.batch_size, np.float32))
+            self._batches.append(learner.put(batch))
 
     def step(self, batch: int) -> jax.Array:
         """See `Contestant.step`."""
-        if self._train is None:
+        if not self._training:
             return self._predict(self._state, self._batches[batch]).block_until_ready()
         self._state, loss = self._train(self._state, self._batches[batch])
         return loss.block_until_ready()
+
+
+def ours(problem: Problem, mesh: Mesh) -> JaxContestant:
+    """The project's train step or prediction with the weights of a problem, on one device."""
+    config = config_of(problem)
+    learner = make_learner(config, mesh)
+    numbers = {name: number for number, name in enumerate(config.table_names)}
+
+    def given(table: Table) -> dict[str, np.ndarray]:
+        return {"table": problem.table(numbers[table.name])}
+
+    state = learner.init(config.seed, learner.collection.from_arrays(given, config.seed))
+    state = dataclasses.replace(state, params=initial_params(problem, learner))
+    return JaxContestant(problem, learner, state, make_train_step(learner), make_predict(learner))
 
 
 def config_of(problem: Problem) -> Config:
@@ -70,13 +82,6 @@ def config_of(problem: Problem) -> Config:
     )
 
 
-def batch_of(problem: Problem, number: int) -> Batch:
-    """A batch on the host."""
-    arrays = problem.batch(number)
-    dense, ids, labels = map(np.array, arrays)
-    return Batch(dense, ids, labels, np.ones(problem.batch_size, np.float32))
-
-
 def initial_params(problem: Problem, learner: Learner) -> Any:
     """The problem's weights as the learner's parameters."""
     params = {
@@ -92,4 +97,4 @@ def initial_params(problem: Problem, learner: Learner) -> Any:
 
 
 if __name__ == "__main__":
-    serve(lambda problem: Ours(problem, start("1x1")), PACKAGES)
+    serve(lambda problem: ours(problem, start("1x1")), PACKAGES)

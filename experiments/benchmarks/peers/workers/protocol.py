@@ -11,7 +11,6 @@ import ctypes
 import importlib.metadata
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -22,9 +21,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from experiments.benchmarks.peers.problem import Problem, mean_loss
-from experiments.benchmarks.timing import mean_seconds
-
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+from experiments.benchmarks.timing import mean_seconds, peak_bytes
 
 _PR_SET_PDEATHSIG = 1
 
@@ -44,12 +41,7 @@ class Contestant(Protocol):
 
 
 def serve(build: Callable[[Problem], Contestant], packages: Sequence[str]) -> None:
-    """Answers requests until the input ends.
-
-    Args:
-        build: function that makes the contestant.
-        packages: names of packages whose versions are reported.
-    """
+    """Answers requests until the input ends, also for the versions of these packages."""
     _end_with_parent()
     answers = _only_for_answers()
     worker = _Worker(build, packages)
@@ -109,19 +101,10 @@ class _Worker:
             self._next()
         seconds = mean_seconds((self._next() for _ in range(steps)), steps)
         cpu_seconds = time.process_time() - begun_cpu
-        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": _peak()}
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes()}
 
 
 def _forget_peak() -> None:
     """Resets the peak, where the system can, to that of the steps: files are mapped before."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    """The largest resident memory, in bytes."""
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT

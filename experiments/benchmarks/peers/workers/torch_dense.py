@@ -6,7 +6,7 @@ import argparse
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,32 +17,26 @@ from experiments.benchmarks.peers.workers.protocol import serve
 from experiments.benchmarks.peers.workers.torch_linear import use_onednn
 
 
-class Tables(Protocol):
-    """Embedding tables with their own optimizer."""
+class Tables:
+    """Embedding tables with their own optimizer, by default one that the backward pass runs."""
 
     def prepare(self, bags: Sequence[Bags]) -> Any:
         """Converts the bags of a batch to the form that `lookup` takes."""
-        ...
+        raise NotImplementedError
 
     def lookup(self, prepared: Any) -> Tensor:
         """Pooled vectors [B, F, d]."""
-        ...
+        raise NotImplementedError
 
     def zero_grad(self) -> None:
         """Clears the gradients of the batch before."""
-        ...
 
     def update(self) -> None:
-        """Updates from the gradients of the backward pass, unless that has updated already."""
-        ...
+        """Updates from the gradients of the backward pass."""
 
 
 class DenseDLRM(nn.Module):
-    """Both MLPs and the interaction: dense features and pooled vectors to logits.
-
-    Args:
-        problem: problem with the initial weights.
-    """
+    """Both MLPs and the interaction: dense features and pooled vectors to logits."""
 
     def __init__(self, problem: Problem):
         super().__init__()
@@ -90,25 +84,17 @@ def dense_part(module: nn.Module, how: str) -> Callable[..., Any]:
 
 
 class TorchContestant:
-    """Tables and a dense part.
+    """Tables, and a model of their pooled vectors in one of the forms of `dense_part`."""
 
-    Args:
-        problem: problem to compute.
-        make_tables: function that makes the tables.
-        how: form of the dense part, see `dense_part`.
-    """
-
-    def __init__(self, problem: Problem, make_tables: Callable[[Problem], Tables], how: str):
-        self._training = problem.mode == "train"
-        model = DenseDLRM(problem)
-        self._optimizer = dense_optimizer(problem, model) if self._training else None
-        whole = DLRMLoss(model) if self._training else model
-        self._dense_part = dense_part(whole, how)
-        self._tables = make_tables(problem)
+    def __init__(self, problem: Problem, model: nn.Module, tables: Tables, how: str):
+        training = problem.mode == "train"
+        self._optimizer = dense_optimizer(problem, model) if training else None
+        self._dense_part = dense_part(DLRMLoss(model) if training else model, how)
+        self._tables = tables
         self._batches = []
         for i in range(problem.batches):
             arrays = problem.batch(i)
-            dense, labels = (torch.from_numpy(np.array(x)) for x in (arrays.dense, arrays.labels))
+            dense, labels = tensors(arrays.dense, arrays.labels)
             self._batches.append((dense, self._tables.prepare(problem.bags(i)), labels))
 
     def step(self, batch: int) -> Tensor:
@@ -126,27 +112,32 @@ class TorchContestant:
         return loss.detach()
 
 
-def main(make: Callable[[Problem, str], Any], packages: Sequence[str]) -> None:
-    """Serves a contestant; ``--dense`` selects the form of its dense part.
-
-    Args:
-        make: function that makes it of a problem and the flag.
-        packages: names of packages whose versions are reported.
-    """
+def main(make: Callable[[Problem], tuple[nn.Module, Tables]], *packages: str) -> None:
+    """Serves a contestant of this model and tables; ``--dense`` selects the model's form."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--dense", choices=["eager", "compiled", "onednn"], default="eager")
     how = parser.parse_args().dense
     torch.set_num_threads(os.cpu_count() or 1)
-    serve(lambda problem: make(problem, how), packages)
+    serve(lambda problem: TorchContestant(problem, *make(problem), how), packages)
+
+
+def tensors(*arrays: np.ndarray) -> list[Tensor]:
+    """Copies of arrays, also of memory maps."""
+    return [torch.from_numpy(np.array(array)) for array in arrays]
+
+
+@torch.no_grad()
+def set_linear(linear: nn.Linear, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Gives a layer the problem's weights."""
+    linear.weight.copy_(torch.from_numpy(weight))
+    linear.bias.copy_(torch.from_numpy(bias))
 
 
 def _mlp(problem: Problem, name: str) -> nn.Sequential:
     modules: list[nn.Module] = []
     widths = itertools.pairwise(problem.widths(name))
-    for (fan_in, fan_out), (weight, bias) in zip(widths, problem.layers(name), strict=True):
+    for (fan_in, fan_out), arrays in zip(widths, problem.layers(name), strict=True):
         linear = nn.Linear(fan_in, fan_out)
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(weight))
-            linear.bias.copy_(torch.from_numpy(bias))
+        set_linear(linear, *arrays)
         modules += [linear, nn.ReLU()]
     return nn.Sequential(*(modules if name == "bottom" else modules[:-1]))

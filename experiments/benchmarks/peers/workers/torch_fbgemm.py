@@ -19,15 +19,12 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 
 from experiments.benchmarks.peers.problem import Bags, Problem
-from experiments.benchmarks.peers.workers.torch_dense import TorchContestant, main
+from experiments.benchmarks.peers.workers.torch_dense import DenseDLRM, Tables, main, tensors
 
-_OPTIMIZERS = {
-    "sgd": EmbOptimType.EXACT_SGD,
-    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-}
+_OPTIMIZERS = {"sgd": EmbOptimType.EXACT_SGD, "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD}
 
 
-class TableBatched:
+class TableBatched(Tables):
     """All tables in one operator."""
 
     def __init__(self, problem: Problem):
@@ -46,7 +43,7 @@ class TableBatched:
             device=torch.device("cpu"),
         )
         for i, weights in enumerate(self._operator.split_embedding_weights()):
-            weights.copy_(torch.from_numpy(problem.table(i).copy()))
+            weights.copy_(*tensors(problem.table(i)))
 
     def prepare(self, bags: Sequence[Bags]) -> tuple[Tensor, Tensor]:
         """See `Tables.prepare`."""
@@ -60,15 +57,6 @@ class TableBatched:
         pooled = self._operator(*prepared)
         return pooled.view(len(pooled), -1, self._dim)
 
-    def zero_grad(self) -> None:
-        """See `Tables.zero_grad`."""
-
-    def update(self) -> None:
-        """Does nothing: the backward pass has updated the tables."""
-
 
 if __name__ == "__main__":
-    main(
-        lambda problem, how: TorchContestant(problem, TableBatched, how),
-        ("torch", "fbgemm-gpu-cpu", "numpy"),
-    )
+    main(lambda x: (DenseDLRM(x), TableBatched(x)), "torch", "fbgemm-gpu-cpu", "numpy")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.benchmarks.peers.problem import Bags, Problem
-from experiments.benchmarks.peers.workers.torch_dense import TorchContestant, main
+from experiments.benchmarks.peers.workers.torch_dense import DenseDLRM, Tables, main, tensors
 
 
 class RowWiseSparseAdagrad:
@@ -40,11 +40,11 @@ class RowWiseSparseAdagrad:
             table.grad = None
 
 
-class EmbeddingBags:
+class EmbeddingBags(Tables):
     """One `nn.EmbeddingBag` per table."""
 
     def __init__(self, problem: Problem):
-        tables = [torch.from_numpy(problem.table(i).copy()) for i in range(len(problem.table_rows))]
+        tables = tensors(*map(problem.table, range(len(problem.table_rows))))
         self._bags = [
             nn.EmbeddingBag(
                 *table.shape, mode="sum", sparse=True, include_last_offset=True, _weight=table
@@ -77,7 +77,4 @@ class EmbeddingBags:
 
 
 if __name__ == "__main__":
-    main(
-        lambda problem, how: TorchContestant(problem, EmbeddingBags, how),
-        ("torch", "numpy"),
-    )
+    main(lambda x: (DenseDLRM(x), EmbeddingBags(x)), "torch", "numpy")

@@ -14,12 +14,7 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from experiments.benchmarks.peers.problem import Bags, Problem
-from experiments.benchmarks.peers.workers.torch_dense import (
-    DLRMLoss,
-    dense_optimizer,
-    dense_part,
-    main,
-)
+from experiments.benchmarks.peers.workers.torch_dense import Tables, main, set_linear, tensors
 
 
 class DensePart(nn.Module):
@@ -36,48 +31,14 @@ class DensePart(nn.Module):
         return self.over_arch(self.inter_arch(dense_features=x, sparse_features=pooled))[:, 0]
 
 
-class TorchRec:
-    """The model and its batches.
+class SparsePart(Tables):
+    """The tables of TorchRec's DLRM."""
 
-    Args:
-        problem: problem to compute.
-        how: form of the dense part, see `torch_dense.dense_part`.
-    """
+    def __init__(self, model: DLRM, keys: Sequence[str]):
+        self._sparse_arch, self._keys = model.sparse_arch, list(keys)
 
-    def __init__(self, problem: Problem, how: str):
-        self._training = problem.mode == "train"
-        self._keys = [f"C{i + 1}" for i in range(len(problem.table_rows))]
-        model = DLRM(
-            _tables(problem, self._keys),
-            problem.dense_features,
-            list(problem.bottom_mlp),
-            list(problem.top_mlp),
-        )
-        _set_weights(model, problem)
-        self._sparse_part = model.sparse_arch
-        model = DensePart(model)
-        self._optimizer = dense_optimizer(problem, model) if self._training else None
-        whole = DLRMLoss(model) if self._training else model
-        self._dense_part = dense_part(whole, how)
-        self._batches = []
-        for i in range(problem.batches):
-            arrays = problem.batch(i)
-            dense, labels = (torch.from_numpy(np.array(x)) for x in (arrays.dense, arrays.labels))
-            self._batches.append((dense, self._keyed(problem.bags(i)), labels))
-
-    def step(self, batch: int) -> Tensor:
-        """See `Contestant.step`."""
-        dense, bags, labels = self._batches[batch]
-        if self._optimizer is None:
-            with torch.no_grad():  # FBGEMM has no operator for inference mode
-                return self._dense_part(dense, self._sparse_part(bags))
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = self._dense_part(dense, self._sparse_part(bags), labels)
-        loss.backward()
-        self._optimizer.step()
-        return loss.detach()
-
-    def _keyed(self, bags: Sequence[Bags]) -> KeyedJaggedTensor:
+    def prepare(self, bags: Sequence[Bags]) -> KeyedJaggedTensor:
+        """See `Tables.prepare`."""
         lengths = np.concatenate([np.diff(bag.offsets) for bag in bags])
         keyed = KeyedJaggedTensor(
             self._keys,
@@ -86,6 +47,19 @@ class TorchRec:
         )
         keyed.offsets()  # computed once, here
         return keyed
+
+    def lookup(self, prepared: KeyedJaggedTensor) -> Tensor:
+        """See `Tables.lookup`."""
+        return self._sparse_arch(prepared)
+
+
+def make(problem: Problem) -> tuple[DensePart, SparsePart]:
+    """Both parts of the model, with the problem's weights."""
+    keys = [f"C{i + 1}" for i in range(len(problem.table_rows))]
+    mlps = list(problem.bottom_mlp), list(problem.top_mlp)
+    model = DLRM(_tables(problem, keys), problem.dense_features, *mlps)
+    _set_weights(model, problem)
+    return DensePart(model), SparsePart(model, keys)
 
 
 def _tables(problem: Problem, keys: Sequence[str]) -> FusedEmbeddingBagCollection:
@@ -110,7 +84,7 @@ def _tables(problem: Problem, keys: Sequence[str]) -> FusedEmbeddingBagCollectio
     )
     with torch.no_grad():
         for i, key in enumerate(keys):
-            tables.embedding_bags[key].weight.copy_(torch.from_numpy(problem.table(i).copy()))
+            tables.embedding_bags[key].weight.copy_(*tensors(problem.table(i)))
     return tables
 
 
@@ -129,10 +103,8 @@ def _set_weights(model: DLRM, problem: Problem) -> None:
             weight, bias = arrays
             if name == "top" and i == 0:
                 weight = weight[:, order]
-            with torch.no_grad():
-                linear.weight.copy_(torch.from_numpy(weight))
-                linear.bias.copy_(torch.from_numpy(bias))
+            set_linear(linear, weight, bias)
 
 
 if __name__ == "__main__":
-    main(TorchRec, ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy"))
+    main(make, "torch", "torchrec", "fbgemm-gpu-cpu", "numpy")
