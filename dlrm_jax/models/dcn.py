@@ -10,14 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from dlrm_jax.models.fields import (
-    Field,
-    Model,
-    Vectors,
-    concatenated,
-    concatenated_width,
-    hidden,
-)
+from dlrm_jax.models.fields import Field, Model, Vectors, concatenated, concatenated_width, hidden
 from dlrm_jax.models.mlp import MLP
 
 

@@ -26,11 +26,7 @@ class SampleDropout(nnx.Dropout):
     """
 
     def __call__(
-        self,
-        inputs: Float[Array, "b *_"],
-        *,
-        deterministic: bool | None = None,
-        rngs: Any = None,
+        self, inputs: Float[Array, "b *_"], *, deterministic: bool | None = None, rngs: Any = None
     ) -> Float[Array, "b *_"]:
         """See `nnx.Dropout`."""
         off = self.deterministic if deterministic is None else deterministic

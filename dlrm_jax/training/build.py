@@ -13,13 +13,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.generated.synthetic import generate
-from dlrm_jax.embedding import (
-    EmbeddingCollection,
-    Plan,
-    Table,
-    Workload,
-    automatic_plan,
-)
+from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload, automatic_plan
 from dlrm_jax.embedding.planning.devices import Device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.workload import bags_of

@@ -76,13 +76,7 @@ def planned_collectives(
     if mesh.size == 1:
         return ()
     layout = learner.collection.layout
-    found = collectives(
-        layout,
-        mesh.shape,
-        batch_size,
-        weighted,
-        learner.collection.comm_dtype,
-    )
+    found = collectives(layout, mesh.shape, batch_size, weighted, learner.collection.comm_dtype)
     parameters = jax.tree.leaves(learner.state_specs().params)
     numbers = sum(math.prod(x.shape) for x in parameters) + 2  # the loss and the batch's weight
     nbytes = numbers * jnp.result_type(jnp.float32, *parameters).itemsize

@@ -238,6 +238,5 @@ class _Progress:
             self._printed = now
             left = (now - self._begun) / (step - self._first) * (self._steps - step)
             print(
-                f"step {step}/{self._steps}  loss {loss:.4f}  {rate}  {left:.0f} s left",
-                flush=True,
+                f"step {step}/{self._steps}  loss {loss:.4f}  {rate}  {left:.0f} s left", flush=True
             )
