@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlrm_jax.config import saved_fields
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory, move_into_place
 from dlrm_jax.processes import is_process_0, on_process_0
+from dlrm_jax.saved_config import saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
 from dlrm_jax.training.serialization import (
