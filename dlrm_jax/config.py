@@ -212,8 +212,7 @@ class Config:
 
     def identity(self) -> dict[str, object]:
         """The fields that a checkpoint must share with the run that restores it."""
-        fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in MAY_CHANGE}
+        return {x: y for x, y in dataclasses.asdict(self).items() if x not in MAY_CHANGE}
 
     @property
     def table_of(self) -> dict[str, str]:

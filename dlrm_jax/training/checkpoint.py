@@ -32,18 +32,15 @@ from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.saved_config import saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+from dlrm_jax.training.orbax_io import load, release_memory, save
 from dlrm_jax.training.serialization import (
     FORMAT,
     check_model_state,
     dense_items,
     flatten,
-    load,
     load_table,
     read_metadata,
-    release_memory,
-    save,
     save_tables,
-    short,
 )
 
 
@@ -167,8 +164,8 @@ class Checkpoints:
             expected = json.loads(json.dumps(expected))  # as it comes back from the file
             if found != expected:
                 raise UserError(
-                    f"checkpoint {path} is of another run: its {name} is {short(found)}, this "
-                    f"run's is {short(expected)}; give the same settings, or another workdir"
+                    f"checkpoint {path} is of another run: its {name} is {_short(found)}, this "
+                    f"run's is {_short(expected)}; give the same settings, or another workdir"
                 )
         release_memory()
         specs = learner.state_specs()
@@ -211,6 +208,11 @@ class Checkpoints:
             for path in self.directory.iterdir():
                 if path.suffix in (".writing", ".deleting") and path.is_dir():
                     shutil.rmtree(path)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "…"
 
 
 def _make_anew(writing: Path) -> None:
