@@ -160,8 +160,8 @@ def run(
         return Outcome(state, summary)
 
 
-def _no_record(step: int, split: str, metrics: Metrics) -> None:
-    del step, split, metrics
+def _no_record(*_: object) -> None:
+    """For a run without files."""
 
 
 def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:

@@ -72,7 +72,6 @@ class DLRM(Model):
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         pooled = [vectors[name] for name in self.names]
-        # A low-precision MLP must not drag the products of the tables' vectors down with it.
         with jax.named_scope("bottom_mlp"):
             x = at_least_float32(self.bottom(dense))
         with jax.named_scope("interaction"):

@@ -16,7 +16,7 @@ def _normal(variance: float) -> jax.nn.initializers.Initializer:
 
 
 def at_least_float32(x: Float[Array, "*_"]) -> Float[Array, "*_"]:
-    """Casts low-precision results, which would drag what follows down with them."""
+    """Casts a low-precision MLP's result, which must not drag what follows down with it."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

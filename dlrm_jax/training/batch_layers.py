@@ -69,13 +69,13 @@ def use_batch_layers(model: nnx.Module, axes: tuple[str, ...] = (DATA, MODEL)) -
         model: model to change in place; it then runs only in a `jax.shard_map` over the mesh.
         axes: names of the mesh axes that batches are split over.
     """
-    for _, part in list(nnx.iter_graph(model)):
-        if isinstance(part, nnx.BatchNorm):
-            part.axis_name = axes  # pyright: ignore[reportAttributeAccessIssue] (or several)
-        elif type(part) is nnx.Dropout:
-            part.__class__, part.axes = SampleDropout, axes
-        elif type(part) is nnx.RngStream:
-            part.__class__, part.axes = DeviceStream, axes
+    for _, layer in list(nnx.iter_graph(model)):
+        if isinstance(layer, nnx.BatchNorm):
+            layer.axis_name = axes  # pyright: ignore[reportAttributeAccessIssue] (or several)
+        elif type(layer) is nnx.Dropout:
+            layer.__class__, layer.axes = SampleDropout, axes
+        elif type(layer) is nnx.RngStream:
+            layer.__class__, layer.axes = DeviceStream, axes
 
 
 def agree(statistics: Any, axes: tuple[str, ...]) -> Any:

@@ -21,7 +21,7 @@ _KINDS = (
     "|ragged-all-to-all"
 )
 _RESULT = re.compile(rf"^\s*(?:ROOT )?\S+ = (.*?) ({_KINDS})(-start)?\(", re.MULTILINE)
-_ARRAY = re.compile(r"([a-z]+)(\d+)[a-z0-9]*\[([\d,]*)\]")
+_ARRAY = re.compile(r"[a-z]+(\d+)[a-z0-9]*\[([\d,]*)\]")
 
 
 def compile_step(
@@ -101,9 +101,9 @@ def compiled_collectives(compiled: jax.stages.Compiled) -> list[tuple[str, int]]
     for shapes, kind, start in _RESULT.findall(text):
         if start:
             raise ValueError(f"expected a program for CPU devices, it has {kind}{start}")
-        found.append((kind, sum(_nbytes(*array) for array in _ARRAY.findall(shapes))))
+        nbytes = [
+            math.prod(int(n) for n in shape.split(",") if n) * int(bits) // 8
+            for bits, shape in _ARRAY.findall(shapes)
+        ]
+        found.append((kind, sum(nbytes)))
     return found
-
-
-def _nbytes(kind: str, bits: str, shape: str) -> int:
-    return math.prod(int(n) for n in shape.split(",") if n) * int(bits) // 8

@@ -60,15 +60,15 @@ def use_native_layers(model: nnx.Module, training: bool) -> None:
         model: model to change in place.
         training: whether the model will be differentiated.
     """
-    for _, part in nnx.iter_modules(model):
-        if type(part) is DLRM and part.interaction == "dot":
-            part.__class__ = NativeDLRMOfColumns if training else NativeDLRM
+    for _, layer in nnx.iter_modules(model):
+        if type(layer) is DLRM and layer.interaction == "dot":
+            layer.__class__ = NativeDLRMOfColumns if training else NativeDLRM
 
 
 def has_native_layers(model: nnx.Module) -> bool:
     """Whether `use_native_layers` has found something to replace."""
     kinds = (NativeDLRM, NativeDLRMOfColumns)
-    return any(isinstance(part, kinds) for _, part in nnx.iter_modules(model))
+    return any(isinstance(layer, kinds) for _, layer in nnx.iter_modules(model))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

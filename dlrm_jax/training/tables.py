@@ -136,9 +136,9 @@ class _Vector:
         c = config.collisions
         large = rows > config.compress_above and rows > -(-rows // c) + c
         if compression == "quotient_remainder" and not whole and large:
-            each = width
-            if config.composition == "concat":
-                each = _half(width)
+            each = width // 2 if config.composition == "concat" else width
+            if config.composition == "concat" and width % 2:
+                raise UserError(f"composition: concat needs an even embedding_dim, got {width}")
             quotient = (f"{read.suffix}.quotient", -(-rows // c), each, read.init)
             # A product of two small vectors would be far too small.
             init = "uniform" if config.composition == "product" else read.init
@@ -203,12 +203,6 @@ def schedule(config: Config, base: float | None = None) -> WarmupDecay:
         config.decay_start,
         config.decay_steps,
     )
-
-
-def _half(width: int) -> int:
-    if width % 2:
-        raise UserError(f"composition: concat needs an even embedding_dim, got {width}")
-    return width // 2
 
 
 def _table_optimizer(config: Config, text: str) -> RowOptimizer:
