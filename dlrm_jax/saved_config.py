@@ -50,4 +50,5 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
             f"version"
         )
     # JSON has lists for tuples.
-    return Config(**{x: tuple(y) if isinstance(y, list) else y for x, y in fields.items()})
+    given: Any = {x: tuple(y) if isinstance(y, list) else y for x, y in fields.items()}
+    return Config(**given)

@@ -70,12 +70,13 @@ def use_batch_layers(model: nnx.Module, axes: tuple[str, ...] = (DATA, MODEL)) -
         axes: names of the mesh axes that batches are split over.
     """
     for _, layer in list(nnx.iter_graph(model)):
+        changed: Any = layer
         if isinstance(layer, nnx.BatchNorm):
-            layer.axis_name = axes  # pyright: ignore[reportAttributeAccessIssue] (or several)
+            changed.axis_name = axes
         elif type(layer) is nnx.Dropout:
-            layer.__class__, layer.axes = SampleDropout, axes
+            changed.__class__, changed.axes = SampleDropout, axes
         elif type(layer) is nnx.RngStream:
-            layer.__class__, layer.axes = DeviceStream, axes
+            changed.__class__, changed.axes = DeviceStream, axes
 
 
 def agree(statistics: Any, axes: tuple[str, ...]) -> Any:

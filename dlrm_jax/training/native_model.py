@@ -71,7 +71,6 @@ def has_native_layers(model: nnx.Module) -> bool:
     return any(isinstance(layer, kinds) for _, layer in nnx.iter_modules(model))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def dot(
     x: Float[Array, "_ _"],
     vectors: list[Float[Array, "B d"]],
@@ -86,6 +85,12 @@ def dot(
         self_interaction: whether to add the products of each vector with itself.
         columns: whether samples are columns in ``x`` and in the result, [B, W] or [W, B].
     """
+    z: Any = _dot(x, vectors, self_interaction, columns)
+    return z
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dot(x: Array, vectors: list[Array], self_interaction: bool, columns: bool) -> Array:
     return ops.interact(x, vectors, self_interaction, columns)
 
 
@@ -105,7 +110,7 @@ def _dot_backward(
     return d_x.T, d_vectors
 
 
-dot.defvjp(_dot_forward, _dot_backward)
+_dot.defvjp(_dot_forward, _dot_backward)
 
 
 def mlp_of_columns(mlp: MLP, x: Float[Array, "in B"]) -> Float[Array, "out B"]:
