@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_type_hints
 
+from dlrm_jax.config_fields import check_field, field, read_settings
 from dlrm_jax.errors import UserError
 
 SMALL_ROWS = (
     1460, 583, 50000, 20000, 305, 24, 4000, 633, 3, 8000, 2500, 30000, 1500, 27, 5000, 25000, 10,
     2000, 1000, 4, 15000, 18, 15, 6000, 105, 3000,
 )  # fmt: skip
-
-
-def field(default: Any, text: str, low: int | None = None) -> Any:
-    """A field of `Config` with what ``--help`` says of it.
-
-    Args:
-        default: value of the field.
-        text: sentence on its meaning and unit; ends in "; such as VALUE." unless the help lists
-            the values.
-        low: least number that is allowed, in a tuple for each item.
-    """
-    return dataclasses.field(default=default, metadata={"text": text, "low": low})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +161,8 @@ class Config:
     )
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, low = getattr(self, field.name), field.metadata["low"]
-            _check_type(field.name, value, FIELD_TYPES[field.name])
-            for item in value if isinstance(value, tuple) else (value,):
-                if low is not None and not item >= low:  # also catches NaN
-                    raise UserError(f"{field.name}: expected at least {low}, got {item}")
+        for each in dataclasses.fields(self):
+            check_field(each, getattr(self, each.name), FIELD_TYPES[each.name])
         if not self.table_rows:
             raise UserError("table_rows: expected at least one number, got none")
         if not 0 < self.learning_rate < float("inf"):
@@ -190,11 +174,8 @@ class Config:
                 f"bag_lengths: expected one number, or one for each of the "
                 f"{len(self.table_rows)} tables, got {len(self.bag_lengths)}"
             )
-        if (
-            self.model == "dlrm"
-            and self.interaction == "dot"
-            and (self.bottom_mlp[-1:] != (self.embedding_dim,))
-        ):
+        dots = self.model == "dlrm" and self.interaction == "dot"
+        if dots and self.bottom_mlp[-1:] != (self.embedding_dim,):
             raise UserError(
                 f"bottom_mlp: dot interaction needs it to end in embedding_dim = "
                 f"{self.embedding_dim}, got {self.bottom_mlp}"
@@ -229,16 +210,14 @@ class Config:
 
     def identity(self) -> dict[str, object]:
         """The fields that a checkpoint must share with the run that restores it."""
-        fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in MAY_CHANGE}
+        return {x: y for x, y in dataclasses.asdict(self).items() if x not in MAY_CHANGE}
 
     @property
     def table_of(self) -> dict[str, str]:
         """Whose tables each feature reads: its own, or those of another that it shares.
 
         Raises:
-            UserError: `shared_tables` names no table, or one that is shared itself or of another
-                size.
+            UserError: `shared_tables` names no table, or one that can't be shared.
         """
         shared = self.per_table("shared_tables")
         rows = dict(zip(self.table_names, self.table_rows, strict=True))
@@ -254,72 +233,16 @@ class Config:
         """Reads ``("C3=value", …)`` as a mapping from table names.
 
         Raises:
-            UserError: an item isn't of that form, or names no table.
+            UserError: an item isn't of that form, or a table is unknown or set twice.
         """
-        settings = {}
-        for item in getattr(self, field):
-            name, separator, value = item.partition("=")
-            if not separator or name not in self.table_names:
-                raise UserError(
-                    f"{field}: expected TABLE=VALUE with a table of C1..C{len(self.table_rows)}, "
-                    f"got {item!r}"
-                )
-            if name in settings:
-                raise UserError(f"{field}: {name} is set twice")
-            settings[name] = value
-        return settings
+        expected = f"TABLE=VALUE with a table of C1..C{len(self.table_rows)}"
+        return read_settings(field, getattr(self, field), self.table_names, expected)
 
 
 FIELD_TYPES = get_type_hints(Config)
-
-SECTIONS = {
-    "table_rows": "Tables",
-    "model": "Model",
-    "loss": "Optimization",
-    "batch_size": "Run",
-    "examples": "Data",
-}
-"""The sections of the fields, by the first field of each."""
-
-# Earlier names of fields, which checkpoints still have.
-_RENAMED = {"exchange_dtype": "comm_dtype"}
-
-
-def saved_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that a checkpoint keeps, under the names of this version.
-
-    A field that is newer than the checkpoint gets its default, which means what was done before.
-
-    Args:
-        fields: fields of a config, or some of them beside others, as JSON gives them.
-    """
-    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
-    return defaults | {_RENAMED.get(name, name): value for name, value in fields.items()}
-
 
 MAY_CHANGE = frozenset(
     ("placements", "plan", "kernels", "evaluation_batch_size", "steps", "epochs", "log_every",
      "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc")
 )  # fmt: skip
 """The fields that may differ when a run is resumed; all others are part of its identity."""
-
-
-def _check_type(name: str, value: object, kind: object) -> None:
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise UserError(f"{name}: expected one of {', '.join(get_args(kind))}, got {value!r}")
-        return
-    if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        good = isinstance(value, tuple) and all(type(x) in _accepted(item) for x in value)
-        wanted = f"a tuple of {item.__name__}"
-    else:
-        assert isinstance(kind, type)
-        good = type(value) in _accepted(kind)
-        wanted = kind.__name__
-    if not good:
-        raise UserError(f"{name}: expected {wanted}, got {value!r}")
-
-
-def _accepted(kind: type) -> tuple[type, ...]:
-    return (int, float) if kind is float else (kind,)

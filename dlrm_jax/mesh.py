@@ -19,9 +19,6 @@ MODEL = "model"
 BATCH = PartitionSpec((DATA, MODEL))
 """The split of a batch's first axis: over all devices."""
 
-PER_DEVICE = PartitionSpec(DATA, MODEL)
-"""The split of arrays [D, M, ...] that exist once per device."""
-
 _SCHEDULER = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
@@ -146,11 +143,6 @@ def _too_few(shape: tuple[int, int]) -> UserError:
     )
 
 
-def is_own_mesh(mesh: Mesh) -> bool:
-    """Whether a mesh has the axes of `make_mesh` and no others, of type Auto."""
-    return mesh.axis_names == (DATA, MODEL) and set(mesh.axis_types) == {AxisType.Auto}
-
-
 def check_batch_size(mesh: Mesh, name: str, size: int) -> None:
     """Every device must get as many samples of a batch.
 
@@ -170,15 +162,9 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, *BATCH))
 
 
-def put_batch(mesh: Mesh, batch: Any, leading: int = 0) -> Any:
-    """Places a batch, of which each process has consecutive samples.
-
-    Args:
-        mesh: mesh of all processes' devices.
-        batch: pytree of arrays, this process's samples of each.
-        leading: axes before that of the samples.
-    """
-    return jax.make_array_from_process_local_data(batch_sharding(mesh, leading), batch)
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """Places a batch: a pytree of arrays, consecutive samples of which are this process's."""
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
 
 
 def put_whole(array: np.ndarray, sharding: NamedSharding) -> jax.Array:

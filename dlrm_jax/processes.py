@@ -29,7 +29,7 @@ _HEARTBEAT_SECONDS = 25
 _START_SECONDS = 300
 _END_SECONDS = 60
 
-_BLOCK = 1024  # bytes
+_CHUNK = 1024  # bytes
 
 # Errors that are raised with the same type in all processes.
 _SHARED = {"UserError": UserError, "OSError": OSError}
@@ -161,9 +161,9 @@ def check_same(values: Mapping[str, Any]) -> None:
 
 
 def _broadcast(content: bytes) -> bytes:
-    """Sends the content of process 0 over the devices, in blocks so that few sizes are compiled."""
+    """Sends the content of process 0 over the devices, in chunks so that few sizes are compiled."""
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(content), np.int32)))
-    padded = np.zeros(-(-size // _BLOCK) * _BLOCK, np.uint8)
+    padded = np.zeros(-(-size // _CHUNK) * _CHUNK, np.uint8)
     if is_process_0():
         padded[:size] = np.frombuffer(content, np.uint8)
     return multihost_utils.broadcast_one_to_all(padded)[:size].tobytes()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from saved_run import CONFIG, examples
@@ -100,6 +101,7 @@ def test_generated_data():
         ({"mesh": "2x5"}, "needs 10 devices, but there are 8 of cpu; .*--emulate"),
         ({"mesh": "2x5", "emulate": True}, r"emulate_devices\(10\) comes too late"),
         ({"mesh": make_mesh("1x1"), "emulate": True}, "a mesh has its devices already"),
+        ({"mesh": jax.make_mesh((2,), ("x",))}, "expected the axes data and model, got x"),
         ({"mesh": "1x3"}, "batch_size: 64 samples can't be split"),
         ({"data": "/no/such/file"}, "/no/such/file"),
     ],

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 BELOW = {
     "errors": set(),
     "text_table": set(),
-    "config": {"errors"},
+    "config_fields": {"errors"},
+    "config": {"errors", "config_fields"},
+    "saved_config": {"errors", "config"},
     "presets": {"errors", "config"},
     "backend": set(),
     "mesh": {"errors", "backend"},
@@ -26,6 +28,8 @@ BELOW = {
         "errors",
         "files",
         "config",
+        "config_fields",
+        "saved_config",
         "backend",
         "mesh",
         "processes",
@@ -37,7 +41,8 @@ BELOW = {
     },
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
-BELOW["job"] = {*BELOW["inference"], "inference"}
+BELOW["run"] = {*BELOW["inference"], "inference"}
+BELOW["job"] = {*BELOW["run"], "run"}
 BELOW["cli"] = {*BELOW["job"], "job", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}

@@ -21,10 +21,11 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.preprocessing.serving import encode_logs
-from dlrm_jax.inference.predictor import Predictor, trained_config
+from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import find_kept, read_values
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState

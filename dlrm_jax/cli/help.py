@@ -12,9 +12,17 @@ from absl import flags
 
 from dlrm_jax.cli.config_flags import NO_EFFECT
 from dlrm_jax.cli.flags import FLAGS, own_flags
-from dlrm_jax.config import FIELD_TYPES, SECTIONS
+from dlrm_jax.config import FIELD_TYPES
 from dlrm_jax.presets import PRESETS
 
+# Titles of the config's sections, by the first field of each.
+_SECTIONS = {
+    "table_rows": "Tables",
+    "model": "Model",
+    "loss": "Optimization",
+    "batch_size": "Run",
+    "examples": "Data",
+}
 _INDENT = 26  # of the sentences
 _MOST_NUMBERS = 6  # that are shown of a default
 
@@ -32,7 +40,7 @@ def help_text(docstring: str, width: int | None = None) -> str:
     sections: dict[str, list[flags.Flag]] = {"Flags": first}
     title = ""
     for name in FIELD_TYPES:
-        title = SECTIONS.get(name, title)
+        title = _SECTIONS.get(name, title)
         sections.setdefault(title, []).extend(x for x in own if x not in first and x.name == name)
     lines = list(_paragraphs(docstring.replace("`", ""), width))
     for title, members in sections.items():

@@ -35,10 +35,11 @@ from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
-from dlrm_jax.inference.predictor import Predictor, trained_config
+from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.serialization import read_metadata
 
 flags.DEFINE_string(

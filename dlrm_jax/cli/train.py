@@ -25,10 +25,11 @@ from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.start import define_process_flags, start
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
-from dlrm_jax.job import Options, load_data
-from dlrm_jax.job import run as run_job
+from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
 from dlrm_jax.processes import check_same
+from dlrm_jax.run import Options
+from dlrm_jax.run import run as run_job
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_config, make_learner
 from dlrm_jax.training.metrics import METRICS
@@ -57,7 +58,7 @@ _OF_ALL_PROCESSES = (
 
 
 def main() -> None:
-    """Mesh, data, learner, then what `job.run` does."""
+    """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
     config = with_flags(preset(FLAGS.preset))
     check_flags()
     workdir = chosen_workdir("criteo")

@@ -30,10 +30,10 @@ def write_frames(frames: Iterable[pl.DataFrame], path: Path, suffix: str) -> Non
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as directory:
-            parts = []
+            paths = []
             for number, frame in enumerate(frames):
-                parts.append(Path(directory) / f"{number}.parquet")
-                frame.write_parquet(parts[-1])
-            _SINKS[suffix](pl.scan_parquet(parts, glob=False), path)
+                paths.append(Path(directory) / f"{number}.parquet")
+                frame.write_parquet(paths[-1])
+            _SINKS[suffix](pl.scan_parquet(paths, glob=False), path)
     except pl.exceptions.ComputeError as error:  # polars' error for a full disk
         raise OSError(str(error)) from error

@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_origin
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float64
 
-from dlrm_jax.config import FIELD_TYPES, Config, saved_fields
+from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.errors import UserError
+from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.serialization import (
-    load_model,
-    load_table,
-    read_metadata,
-    release_memory,
-)
+from dlrm_jax.training.orbax_io import release_memory
+from dlrm_jax.training.serialization import load_model, load_table, read_metadata
 from dlrm_jax.training.step import make_predict
-
-
-def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
-    """The config that a checkpoint was trained with.
-
-    Args:
-        checkpoint: directory of the checkpoint, for messages.
-        metadata: metadata of the checkpoint, from `serialization.read_metadata`.
-
-    Raises:
-        UserError: the config is missing, or has fields that this program lacks.
-    """
-    fields = metadata.get("config")
-    if fields is None:
-        raise UserError(
-            f"checkpoint {checkpoint} doesn't describe its model: expected one that "
-            f"python -m dlrm_jax train wrote"
-        )
-    fields = saved_fields(fields)
-    if unknown := fields.keys() - FIELD_TYPES.keys():
-        raise UserError(
-            f"checkpoint {checkpoint} was written by a later version of this program: its config "
-            f"has the fields {', '.join(sorted(unknown))}, which this one lacks; predict with that "
-            f"version"
-        )
-    kwargs: dict[str, Any] = {
-        name: tuple(value) if get_origin(FIELD_TYPES[name]) is tuple else value
-        for name, value in fields.items()
-    }
-    return Config(**kwargs)
 
 
 @dataclasses.dataclass(frozen=True)

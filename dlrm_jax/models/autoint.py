@@ -10,13 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.fields import (
-    Field,
-    FieldVectors,
-    Model,
-    Vectors,
-    common_width,
-)
+from dlrm_jax.models.fields import Field, FieldVectors, Model, Vectors, common_width
 
 
 class InteractingLayer(nnx.Module):

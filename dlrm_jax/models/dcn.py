@@ -10,15 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from dlrm_jax.models.fields import (
-    Field,
-    Model,
-    Vectors,
-    concatenated,
-    concatenated_width,
-    hidden,
-)
-from dlrm_jax.models.mlp import MLP
+from dlrm_jax.models.fields import Field, Model, Vectors, concatenated, concatenated_width, hidden
+from dlrm_jax.models.mlp import MLP, at_least_float32
 
 
 class CrossVector(nnx.Module):
@@ -95,9 +88,9 @@ class DCN(Model):
         self.fields = tuple(fields)
         width = concatenated_width(dense_features, fields)
         self.cross = nnx.List(CrossVector(width, rngs=rngs) for _ in range(layers))
-        deep = hidden(top_mlp)
-        self.deep = MLP((width, *deep), last_relu=True, rngs=rngs, dtype=dtype)
-        self.output = MLP((width + (deep or (width,))[-1], 1), last_relu=False, rngs=rngs)
+        deep = (width, *hidden(top_mlp))
+        self.deep = MLP(deep, last_relu=True, rngs=rngs, dtype=dtype)
+        self.output = MLP((width + deep[-1], 1), last_relu=False, rngs=rngs)
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
@@ -144,23 +137,21 @@ class DCNv2(Model):
         self.bottom = MLP((dense_features, *bottom_mlp), last_relu=True, rngs=rngs, dtype=dtype)
         width = concatenated_width((dense_features, *bottom_mlp)[-1], fields)
         self.cross = nnx.List(CrossMatrix(width, rank, rngs=rngs) for _ in range(layers))
-        deep = hidden(top_mlp)
+        deep = (width, *hidden(top_mlp))
         if structure == "stacked":
-            self.top = MLP((width, *deep, 1), last_relu=False, rngs=rngs, dtype=dtype)
+            self.top = MLP((*deep, 1), last_relu=False, rngs=rngs, dtype=dtype)
             return
-        self.top = MLP((width, *deep), last_relu=True, rngs=rngs, dtype=dtype)
-        self.output = MLP((width + (deep or (width,))[-1], 1), last_relu=False, rngs=rngs)
+        self.top = MLP(deep, last_relu=True, rngs=rngs, dtype=dtype)
+        self.output = MLP((width + deep[-1], 1), last_relu=False, rngs=rngs)
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         with jax.named_scope("bottom_mlp"):
-            bottom = self.bottom(dense)
-        bottom = bottom.astype(jnp.promote_types(bottom.dtype, jnp.float32))
+            bottom = at_least_float32(self.bottom(dense))
         first = concatenated(bottom, vectors, self.fields)
         x = _crossed(self.cross, first)
         with jax.named_scope("top_mlp"):
             if self.structure == "stacked":
-                logits = self.top(x)[:, 0]
-                return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+                return at_least_float32(self.top(x)[:, 0])
             deep = self.top(first).astype(x.dtype)
             return self.output(jnp.concatenate([x, deep], axis=1))[:, 0]

@@ -15,15 +15,7 @@ from dlrm_jax.models.mlp import MLP
 
 
 class DeepFM(FM):
-    """ŷ = FM + deep: an FM, and an MLP over the same vectors (section 2).
-
-    Args:
-        dense_features: number of dense features, D.
-        fields: the categorical inputs, all of one width d.
-        top_mlp: widths of the deep part; the last is 1, the logit.
-        rngs: random number generators of the initial values.
-        dtype: type in which the MLP computes.
-    """
+    """ŷ = FM + deep: an FM, and an MLP over the same vectors (section 2)."""
 
     def __init__(
         self,

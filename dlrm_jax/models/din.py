@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.fields import VECTOR, Field, Model, Read, Vectors, hidden
-from dlrm_jax.models.mlp import MLP
+from dlrm_jax.models.fields import VECTOR, Field, Model, Read, Vectors, concatenated_width, hidden
+from dlrm_jax.models.mlp import MLP, at_least_float32
 
 
 class DIN(Model):
@@ -61,26 +62,19 @@ class DIN(Model):
         self.names = tuple(widths)
         self.histories = tuple(field.name for field in histories)
         self.target = target
-        self.attention = nnx.Dict(
-            {
-                name: MLP(
-                    (4 * widths[target], *attention, 1), last_relu=False, rngs=rngs, dtype=dtype
-                )
-                for name in self.histories
-            }
-        )
-        width = dense_features + sum(field.width for field in fields)
-        self.top = MLP((width, *hidden(top_mlp), 1), last_relu=False, rngs=rngs, dtype=dtype)
+        make = functools.partial(MLP, last_relu=False, rngs=rngs, dtype=dtype)
+        attending = (4 * widths[target], *attention, 1)
+        self.attention = nnx.Dict({name: make(attending) for name in self.histories})
+        self.top = make((concatenated_width(dense_features, fields), *hidden(top_mlp), 1))
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         target = vectors[self.target]
         with jax.named_scope("interaction"):
             attended = [self._attend(name, vectors[name], target) for name in self.histories]
-        parts = [dense, *(vectors[name] for name in self.names), *attended]
+        inputs = [dense, *(vectors[name] for name in self.names), *attended]
         with jax.named_scope("top_mlp"):
-            logits = self.top(jnp.concatenate(parts, axis=1))[:, 0]
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            return at_least_float32(self.top(jnp.concatenate(inputs, axis=1))[:, 0])
 
     def _attend(
         self, name: str, history: Float[Array, "B L d"], target: Float[Array, "B d"]

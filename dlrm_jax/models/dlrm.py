@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, DTypeLike, Float
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.fields import Field, Model, Vectors, hidden
 from dlrm_jax.models.interaction import cat, dot, interaction_width
-from dlrm_jax.models.mlp import MLP
+from dlrm_jax.models.mlp import MLP, at_least_float32
 
 
 class DLRM(Model):
@@ -64,33 +65,19 @@ class DLRM(Model):
         self.names = tuple(field.name for field in fields)
         self.interaction = interaction
         self.self_interaction = self_interaction
-        self.bottom = MLP(
-            [dense_features, *bottom_mlp],
-            last_relu=True,
-            rngs=rngs,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
-        self.top = MLP(
-            [width, *hidden(top_mlp), 1],
-            last_relu=False,
-            rngs=rngs,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
+        make = functools.partial(MLP, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.bottom = make((dense_features, *bottom_mlp), last_relu=True)
+        self.top = make((width, *hidden(top_mlp), 1), last_relu=False)
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
         pooled = [vectors[name] for name in self.names]
-        # A low-precision MLP must not drag the products of the tables' vectors down with it.
         with jax.named_scope("bottom_mlp"):
-            x = self.bottom(dense)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            x = at_least_float32(self.bottom(dense))
         with jax.named_scope("interaction"):
             z = self.interact(x, pooled)
         with jax.named_scope("top_mlp"):
-            logits = self.top(z)[:, 0]
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            return at_least_float32(self.top(z)[:, 0])
 
     def interact(
         self, x: Float[Array, "B d"], pooled: list[Float[Array, "B *_"]]

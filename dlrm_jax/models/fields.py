@@ -66,8 +66,11 @@ class Model(nnx.Module):
     """From dense features and vectors to logits; knows no tables and no mesh.
 
     A model is one class: what it reads of each field, its parameters, and its formula. It is made
-    as ``Class(dense_features, fields, rngs=…, **options)``. Options that have the names of fields
-    of the run's config, such as ``top_mlp``, come from there, all others from ``model_options``.
+    as ``Class(dense_features, fields, rngs=…, **options)``, of the number D of dense features, the
+    categorical inputs, and random number generators for the initial values. Options that have the
+    names of fields of the run's config come from there: ``top_mlp``, the widths of the layers that
+    end in 1, the logit. ``dtype`` is the type in which MLPs compute. All other options come from
+    ``model_options``.
 
     In predictions an example's logit depends on that example alone. In training there may be layers
     such as `nnx.Dropout` and `nnx.BatchNorm`, which then has statistics of the whole batch.
@@ -76,7 +79,6 @@ class Model(nnx.Module):
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:
         """The vectors that the model reads of a field: by default one."""
-        del field
         return (VECTOR,)
 
     @abc.abstractmethod

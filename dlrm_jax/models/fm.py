@@ -32,18 +32,13 @@ def pairs(fields: Float[Array, "B F d"]) -> Float[Array, " B"]:
 class FM(Model):
     """ŷ = b + Σ wᵢ xᵢ + Σ_{i<j} ⟨vᵢ, vⱼ⟩ xᵢ xⱼ.
 
-    The ids of a bag count as one input, their sum; they don't interact with each other.
-
-    Args:
-        dense_features: number of dense features, D.
-        fields: the categorical inputs, all of one width d.
-        rngs: random number generators of the initial values.
+    The ids of a bag count as one input, their sum; they don't interact with each other. All fields
+    have one width d.
     """
 
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:
         """A weight and a vector for each id."""
-        del field
         return (SMALL_VECTOR, WEIGHT)
 
     def __init__(self, dense_features: int, fields: Sequence[Field], *, rngs: nnx.Rngs):

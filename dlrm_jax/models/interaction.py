@@ -30,9 +30,7 @@ def cat(x: Float[Array, "B d"], vectors: list[Float[Array, "B _"]]) -> Float[Arr
 
 
 def dot(
-    x: Float[Array, "B d"],
-    vectors: list[Float[Array, "B d"]],
-    self_interaction: bool = False,
+    x: Float[Array, "B d"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
 ) -> Float[Array, "B W"]:
     """The dense vector and the dot products of all pairs.
 

@@ -11,22 +11,14 @@ from dlrm_jax.models.fields import WEIGHT, Field, FirstOrder, Model, Read, Vecto
 
 
 class LogisticRegression(Model):
-    """ŷ = Σ wᵢ xᵢ + b, over ids and dense features.
-
-    Args:
-        dense_features: number of dense features, D.
-        fields: the categorical inputs.
-        rngs: unused, as all weights start from 0.
-    """
+    """ŷ = Σ wᵢ xᵢ + b, over ids and dense features. All weights start from 0."""
 
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:
         """A weight for each id."""
-        del field
         return (WEIGHT,)
 
     def __init__(self, dense_features: int, fields: Sequence[Field], *, rngs: nnx.Rngs):
-        del rngs
         self.first_order = FirstOrder(dense_features, fields)
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:

@@ -15,6 +15,11 @@ def _normal(variance: float) -> jax.nn.initializers.Initializer:
     return jax.nn.initializers.normal(variance**0.5)
 
 
+def at_least_float32(x: Float[Array, "*_"]) -> Float[Array, "*_"]:
+    """Casts a low-precision MLP's result, which must not drag what follows down with it."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class MLP(nnx.Module):
     """Linear layers with a ReLU after each, or after all but the last.
 

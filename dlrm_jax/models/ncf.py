@@ -19,12 +19,7 @@ _OF_MLP = Read(".mlp")
 class NCF(Model):
     """NeuMF: one logit from a product of vectors and from an MLP over others (section 3.4).
 
-    Args:
-        dense_features: number of dense features, which must be 0.
-        fields: two fields of one width, such as the user and the item.
-        top_mlp: widths of the MLP; the last is 1, the logit.
-        rngs: random number generators of the initial values.
-        dtype: type in which the MLP computes.
+    It reads two fields of one width, such as the user and the item, and no dense features.
 
     Raises:
         UserError: there are other inputs.
@@ -33,7 +28,6 @@ class NCF(Model):
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:
         """One vector for the product, one for the MLP."""
-        del field
         return (VECTOR, _OF_MLP)
 
     def __init__(
@@ -52,13 +46,12 @@ class NCF(Model):
             )
         width = common_width(fields)
         self.names = tuple(field.name for field in fields)
-        deep = hidden(top_mlp)
-        self.mlp = MLP((2 * width, *deep), last_relu=True, rngs=rngs, dtype=dtype)
-        self.output = MLP((width + (deep or (2 * width,))[-1], 1), last_relu=False, rngs=rngs)
+        mlp = (2 * width, *hidden(top_mlp))
+        self.mlp = MLP(mlp, last_relu=True, rngs=rngs, dtype=dtype)
+        self.output = MLP((width + mlp[-1], 1), last_relu=False, rngs=rngs)
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""
-        del dense
         first, second = self.names
         product = vectors[first] * vectors[second]
         both = [vectors[first + _OF_MLP.suffix], vectors[second + _OF_MLP.suffix]]

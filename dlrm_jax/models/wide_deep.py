@@ -29,19 +29,11 @@ class WideDeep(Model):
 
     The wide part reads single ids. The crossed features of the paper must be prepared in the data,
     as further fields.
-
-    Args:
-        dense_features: number of dense features, D.
-        fields: the categorical inputs.
-        top_mlp: widths of the deep part; the last is 1, the logit.
-        rngs: random number generators of the initial values.
-        dtype: type in which the MLP computes.
     """
 
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:
         """A weight and a vector for each id."""
-        del field
         return (VECTOR, WEIGHT)
 
     def __init__(

@@ -70,7 +70,6 @@ class XDeepFM(Model):
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:
         """A weight and a vector for each id."""
-        del field
         return (SMALL_VECTOR, WEIGHT)
 
     def __init__(

@@ -139,13 +139,13 @@ inline void AddProducts(const Lanes* a, const Lanes* t, Lanes* products) {
 // that make_work() returns, with its own scratch memory, as work(first, lanes).
 template <typename MakeWork>
 void ForExamples(ffi::ThreadPool pool, int64_t n, const MakeWork& make_work) {
-  const int64_t blocks = (n + kLanes - 1) / kLanes;
+  const int64_t chunks = (n + kLanes - 1) / kLanes;
   // Several tasks for each thread, as threads may differ in speed.
-  const int64_t tasks = std::clamp<int64_t>(blocks / 2, 1, 4 * pool.num_threads() + 1);
+  const int64_t tasks = std::clamp<int64_t>(chunks / 2, 1, 4 * pool.num_threads() + 1);
   Parallel(pool, tasks, [&](int64_t task) {
     auto work = make_work();
-    for (int64_t b = blocks * task / tasks; b < blocks * (task + 1) / tasks; ++b)
-      work(b * kLanes, std::min<int64_t>(kLanes, n - b * kLanes));
+    for (int64_t i = chunks * task / tasks; i < chunks * (task + 1) / tasks; ++i)
+      work(i * kLanes, std::min<int64_t>(kLanes, n - i * kLanes));
   });
 }
 

@@ -47,15 +47,12 @@ def available(kernels: str, backend: Backend) -> bool:
 def pool(
     table: Float[Array, "R d"], rows: Int[Array, "N T L"], weights: Float[Array, "N T L"] | None
 ) -> Float[Array, "N T d"]:
-    """The weighted sum of the rows of every bag; see `embedding.exchange.pool`.
+    """The weighted sum of the rows of every bag, [N, T, d]; see `embedding.exchange.pool`.
 
     Args:
         table: rows, [R, d] float32.
         rows: row numbers of each bag, [N, T, L]; R and larger numbers are absent.
         weights: weight of each row, [N, T, L]; None for weights of 1.
-
-    Returns:
-        The sums, [N, T, d].
     """
     shape = jax.ShapeDtypeStruct((*rows.shape[:2], table.shape[1]), table.dtype)
     call = jax.ffi.ffi_call("dlrm_jax_pool", shape)
@@ -65,15 +62,12 @@ def pool(
 def sgd(
     table: Float[Array, "R d"], rate: float | Float[Array, ""], blocks: Sequence[BlockGradients]
 ) -> Float[Array, "R d"]:
-    """``w -= rate · g`` for every occurrence of a row; see `embedding.optimizer.SGD`.
+    """The table after ``w -= rate · g`` for every occurrence of a row; see `optimizer.SGD`.
 
     Args:
         table: rows, [R, d] float32; updated in place if XLA can donate it.
         rate: learning rate.
         blocks: gradients; row numbers of R and more are absent.
-
-    Returns:
-        The updated table.
     """
     call = jax.ffi.ffi_call("dlrm_jax_sgd", _like(table), input_output_aliases={0: 0})
     return call(table, jnp.float32(rate), *_flat(blocks), weighted=_weighted(blocks))
@@ -86,7 +80,9 @@ def rowwise_adagrad(
     eps: float,
     blocks: Sequence[BlockGradients],
 ) -> tuple[Float[Array, "R d"], Float[Array, " R"]]:
-    """``a += mean(g²); w -= rate · g / (√a + eps)``; see `embedding.optimizer.RowWiseAdagrad`.
+    """The table and accumulator after ``a += mean(g²); w -= rate · g / (√a + eps)``.
+
+    See `embedding.optimizer.RowWiseAdagrad`.
 
     Args:
         table: rows, [R, d] float32; updated in place if XLA can donate it.
@@ -95,9 +91,6 @@ def rowwise_adagrad(
         eps: eps of the formula.
         blocks: gradients; row numbers of R and more are absent. g is the sum over all occurrences
             of a row.
-
-    Returns:
-        The updated table and accumulator.
     """
     call = jax.ffi.ffi_call(
         "dlrm_jax_rowwise_adagrad",
@@ -149,16 +142,13 @@ def interact_back(
     vectors: Sequence[Float[Array, "n d"]],
     self_interaction: bool,
 ) -> tuple[Float[Array, "d n"], list[Float[Array, "n d"]]]:
-    """The cotangents of `interact`'s arguments, with ``columns``.
+    """The cotangents of x and of the vectors of `interact` with ``columns``.
 
     Args:
         d_z: cotangent of the result, [W, n].
         x: dense vector, as for `interact`.
         vectors: pooled vectors, as for `interact`.
         self_interaction: whether the result includes the products of each vector with itself.
-
-    Returns:
-        The cotangents of x and of the vectors.
 
     Raises:
         ValueError: the vectors differ in shape, or the cotangent doesn't fit.

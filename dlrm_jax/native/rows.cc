@@ -201,7 +201,7 @@ ffi::Error Sgd(ffi::ThreadPool pool, Array, Array rate, ffi::RemainingArgs block
   auto blocks = Blocks(blocks_args, weighted);
   if (!blocks) return blocks.error();
   const auto shape = result->dimensions();
-  float* const weights = result->typed_data();
+  float* const table = result->typed_data();
   const int64_t d = shape[1];
   const float step = *rate.typed_data();
   // Without sorting, as it doesn't matter whether a row's gradients are added up first.
@@ -212,10 +212,10 @@ ffi::Error Sgd(ffi::ThreadPool pool, Array, Array rate, ffi::RemainingArgs block
     size_t count = 0;
     auto update = [&](size_t i) {
       auto [row, occurrence] = waiting[i % kAhead];
-      occurrences.AddTo(weights + row * d, occurrence, -step);
+      occurrences.AddTo(table + row * d, occurrence, -step);
     };
     ForEachRowOfTask(*blocks, shape[0], task, tasks, [&](uint32_t row, uint32_t occurrence) {
-      Prefetch<1>(weights + int64_t{row} * d, d);
+      Prefetch<1>(table + int64_t{row} * d, d);
       if (count >= kAhead) update(count);
       waiting[count++ % kAhead] = {row, occurrence};
     });
@@ -226,19 +226,19 @@ ffi::Error Sgd(ffi::ThreadPool pool, Array, Array rate, ffi::RemainingArgs block
 
 // a += mean(g²); w -= rate · g / (√a + eps).
 ffi::Error RowwiseAdagrad(ffi::ThreadPool pool, Array, Array, Array rate,
-                          ffi::RemainingArgs blocks_args, Result result, Result slots,
+                          ffi::RemainingArgs blocks_args, Result result, Result accumulators,
                           bool weighted, float eps) {
   auto blocks = Blocks(blocks_args, weighted);
   if (!blocks) return blocks.error();
   const auto shape = result->dimensions();
-  float* const weights = result->typed_data();
-  float* const accumulator = slots->typed_data();
+  float* const table = result->typed_data();
+  float* const accumulator = accumulators->typed_data();
   const int64_t d = shape[1];
   const float step = *rate.typed_data();
   ForEachRow(
       pool, *blocks, shape[0], d,
       [&](uint64_t row) {
-        Prefetch<1>(weights + row * d, d);
+        Prefetch<1>(table + row * d, d);
         __builtin_prefetch(accumulator + row, 1);
       },
       [&](uint64_t row, const float* gradient) {
@@ -247,7 +247,7 @@ ffi::Error RowwiseAdagrad(ffi::ThreadPool pool, Array, Array, Array rate,
         for (int64_t j = 0; j < d; ++j) squares += gradient[j] * gradient[j];
         const float a = accumulator[row] += squares / d;
         const float scale = step / (std::sqrt(a) + eps);
-        float* const w = weights + row * d;
+        float* const w = table + row * d;
         for (int64_t j = 0; j < d; ++j) w[j] -= scale * gradient[j];
       });
   return ffi::Error::Success();

@@ -16,8 +16,6 @@ from jaxtyping import Array, Float, Int, UInt
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import DATA, MODEL
 
-DEVICES = (DATA, MODEL)
-
 
 class SampleDropout(nnx.Dropout):
     """Dropout whose mask for a sample depends on the sample's position in the batch.
@@ -25,12 +23,10 @@ class SampleDropout(nnx.Dropout):
     The first axis of its inputs is over the device's samples.
     """
 
+    axes: tuple[str, ...]
+
     def __call__(
-        self,
-        inputs: Float[Array, "b *_"],
-        *,
-        deterministic: bool | None = None,
-        rngs: Any = None,
+        self, inputs: Float[Array, "b *_"], *, deterministic: bool | None = None, rngs: Any = None
     ) -> Float[Array, "b *_"]:
         """See `nnx.Dropout`."""
         off = self.deterministic if deterministic is None else deterministic
@@ -46,7 +42,7 @@ class SampleDropout(nnx.Dropout):
         if 0 in broadcast:
             mask = jax.random.bernoulli(key, kept, shape)
         else:
-            position = jax.lax.axis_index(DEVICES) * len(inputs) + jnp.arange(len(inputs))
+            position = jax.lax.axis_index(self.axes) * len(inputs) + jnp.arange(len(inputs))
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
             mask = jax.vmap(lambda key: jax.random.bernoulli(key, kept, shape[1:]))(keys)
         return jnp.where(mask, inputs / kept, 0)
@@ -55,12 +51,14 @@ class SampleDropout(nnx.Dropout):
 class DeviceStream(nnx.RngStream):
     """Random keys that differ from device to device."""
 
+    axes: tuple[str, ...]
+
     def __call__(self) -> jax.Array:
         """The next key."""
-        return jax.random.fold_in(super().__call__(), jax.lax.axis_index(DEVICES))
+        return jax.random.fold_in(super().__call__(), jax.lax.axis_index(self.axes))
 
 
-def use_batch_layers(model: nnx.Module) -> None:
+def use_batch_layers(model: nnx.Module, axes: tuple[str, ...] = (DATA, MODEL)) -> None:
     """Replaces such layers anywhere in a model; parameters and other state stay.
 
     - `nnx.BatchNorm` takes its statistics over the whole batch, with a collective for each layer.
@@ -69,18 +67,20 @@ def use_batch_layers(model: nnx.Module) -> None:
 
     Args:
         model: model to change in place; it then runs only in a `jax.shard_map` over the mesh.
+        axes: names of the mesh axes that batches are split over.
     """
-    for _, part in list(nnx.iter_graph(model)):
-        if isinstance(part, nnx.BatchNorm):
-            part.axis_name = DEVICES  # pyright: ignore[reportAttributeAccessIssue] (or several)
-        elif type(part) is nnx.Dropout:
-            part.__class__ = SampleDropout
-        elif type(part) is nnx.RngStream:
-            part.__class__ = DeviceStream
+    for _, layer in list(nnx.iter_graph(model)):
+        changed: Any = layer
+        if isinstance(layer, nnx.BatchNorm):
+            changed.axis_name = axes
+        elif type(layer) is nnx.Dropout:
+            changed.__class__, changed.axes = SampleDropout, axes
+        elif type(layer) is nnx.RngStream:
+            changed.__class__, changed.axes = DeviceStream, axes
 
 
-def agree(statistics: Any) -> Any:
-    """Makes statistics that a model has changed the same on all devices.
+def agree(statistics: Any, axes: tuple[str, ...]) -> Any:
+    """Makes statistics that a model has changed the same on all devices of these mesh axes.
 
     Those of `nnx.BatchNorm` already are. Other statistics are averaged over the devices; for
     integers, such as counters, the largest is taken.
@@ -88,7 +88,7 @@ def agree(statistics: Any) -> Any:
 
     def agreed(x: Array) -> Array:
         reduce = jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax
-        return reduce(x, DEVICES)
+        return reduce(x, axes)
 
     return jax.tree.map(agreed, statistics)
 

@@ -13,19 +13,14 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.generated.synthetic import generate
-from dlrm_jax.embedding import (
-    EmbeddingCollection,
-    Plan,
-    Table,
-    Workload,
-    automatic_plan,
-)
+from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload, automatic_plan
+from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import row_optimizer
 from dlrm_jax.embedding.planning.devices import Device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import DATA, MODEL, check_batch_size
+from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
@@ -120,16 +115,17 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
 
 
 def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingCollection:
+    axes = MeshAxes(mesh)
     if config.plan:
-        plan = read_plan(Path(config.plan), described.tables, mesh.shape[MODEL])
+        plan = read_plan(Path(config.plan), described.tables, axes.shards)
     else:
         device, limits = _devices_of(mesh)
         plan = automatic_plan(
             described.tables,
-            mesh.shape[MODEL],
+            axes.shards,
             described.placements,
             optimizer=described.optimizer,
-            workload=workload(config, described, mesh.shape[DATA]),
+            workload=workload(config, described, axes.groups),
             device=device,
             limits=limits,
         )

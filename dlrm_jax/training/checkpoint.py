@@ -3,7 +3,7 @@
     DIRECTORY/00000040/          the state after 40 steps
         metadata.json            identity of the run, metrics, and the place of each array
         dense/                   Orbax: step, parameters, optimizer state
-        tables/0, 1, …           Orbax: {table: {"table" or slot: [rows, dim] or [rows]}}
+        tables/0, 1, …           Orbax: {table: {"table" or optimizer slot: array}}
 
 A checkpoint is written to ``00000040.writing`` and renamed when it is complete, so a process
 killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that
@@ -26,24 +26,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlrm_jax.config import saved_fields
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory, move_into_place
 from dlrm_jax.processes import is_process_0, on_process_0
+from dlrm_jax.saved_config import saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+from dlrm_jax.training.orbax_io import load, release_memory, save
 from dlrm_jax.training.serialization import (
     FORMAT,
     check_model_state,
     dense_items,
     flatten,
-    load,
     load_table,
     read_metadata,
-    release_memory,
-    save,
     save_tables,
-    short,
 )
 
 
@@ -73,7 +70,12 @@ class Checkpoints:
 
     def improves(self, validation: Mapping[str, Any] | None) -> bool:
         """Whether these metrics are better than those of the best checkpoint."""
-        return on_process_0(lambda: self._improves(validation))
+
+        def better() -> bool:
+            new = self._score(validation)
+            return new is not None and all(new > old for old in self._scores().values())
+
+        return on_process_0(better)
 
     def _steps(self) -> list[int]:
         if not self.directory.is_dir():
@@ -81,20 +83,20 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
 
     def _best(self) -> int | None:
-        values = {step: self._metric(step) for step in self._steps()}
-        known = {step: value for step, value in values.items() if value is not None}
-        sign = 1 if HIGHER_IS_BETTER[self.best_metric] else -1
-        return max(known, key=lambda step: sign * known[step], default=None)
+        scores = self._scores()
+        return max(scores, key=scores.__getitem__, default=None)
 
-    def _improves(self, validation: Mapping[str, Any] | None) -> bool:
-        if validation is None or not np.isfinite(validation[self.best_metric]):
-            return False
-        best = self._best()
-        if best is None:
-            return True
-        old, new = self._metric(best), validation[self.best_metric]
-        assert old is not None
-        return new > old if HIGHER_IS_BETTER[self.best_metric] else new < old
+    def _scores(self) -> dict[int, float]:
+        """The score of each validated checkpoint, by its step."""
+        found = {step: self._score(self._metadata(step)["validation"]) for step in self._steps()}
+        return {step: score for step, score in found.items() if score is not None}
+
+    def _score(self, validation: Mapping[str, Any] | None) -> float | None:
+        """The metric that decides, negated if less is better; None without a finite one."""
+        value = validation[self.best_metric] if validation else None
+        if value is None or not np.isfinite(value):
+            return None
+        return value if HIGHER_IS_BETTER[self.best_metric] else -value
 
     def save(
         self,
@@ -167,8 +169,8 @@ class Checkpoints:
             expected = json.loads(json.dumps(expected))  # as it comes back from the file
             if found != expected:
                 raise UserError(
-                    f"checkpoint {path} is of another run: its {name} is {short(found)}, this "
-                    f"run's is {short(expected)}; give the same settings, or another workdir"
+                    f"checkpoint {path} is of another run: its {name} is {_short(found)}, this "
+                    f"run's is {_short(expected)}; give the same settings, or another workdir"
                 )
         release_memory()
         specs = learner.state_specs()
@@ -192,11 +194,6 @@ class Checkpoints:
     def _metadata(self, step: int) -> dict[str, Any]:
         return read_metadata(self.directory / f"{step:08d}")
 
-    def _metric(self, step: int) -> float | None:
-        validation = self._metadata(step)["validation"]
-        value = validation and validation[self.best_metric]
-        return value if value is not None and np.isfinite(value) else None
-
     def _delete_superseded(self) -> None:
         steps = self._steps()
         for step in set(steps[: -self.keep]) - {self._best()}:
@@ -211,6 +208,11 @@ class Checkpoints:
             for path in self.directory.iterdir():
                 if path.suffix in (".writing", ".deleting") and path.is_dir():
                     shutil.rmtree(path)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "…"
 
 
 def _make_anew(writing: Path) -> None:

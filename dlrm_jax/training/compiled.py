@@ -12,7 +12,7 @@ import numpy as np
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.collectives import Collective, collectives
-from dlrm_jax.mesh import DATA, MODEL, batch_sharding
+from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_train_step
 
@@ -21,7 +21,7 @@ _KINDS = (
     "|ragged-all-to-all"
 )
 _RESULT = re.compile(rf"^\s*(?:ROOT )?\S+ = (.*?) ({_KINDS})(-start)?\(", re.MULTILINE)
-_ARRAY = re.compile(r"([a-z]+)(\d+)[a-z0-9]*\[([\d,]*)\]")
+_ARRAY = re.compile(r"[a-z]+(\d+)[a-z0-9]*\[([\d,]*)\]")
 
 
 def compile_step(
@@ -47,7 +47,7 @@ def abstract_batch(
     columns = sum(feature.max_ids for feature in learner.collection.features)
     count = learner.accumulation_steps
     leading = () if count == 1 else (count,)
-    sharding = batch_sharding(learner.mesh, len(leading))
+    sharding = learner.batch_sharding(len(leading))
 
     def array(dtype: type[np.generic], *shape: int) -> jax.ShapeDtypeStruct:
         shape = (*leading, batch_size // count, *shape)
@@ -72,23 +72,17 @@ def planned_collectives(
         batch_size: samples of a batch, over all devices.
         weighted: whether ids have weights.
     """
-    mesh = learner.mesh
-    if mesh.size == 1:
+    shape = {DATA: learner.axes.groups, MODEL: learner.axes.shards}
+    if learner.axes.parts == 1:
         return ()
     layout = learner.collection.layout
-    found = collectives(
-        layout,
-        mesh.shape,
-        batch_size,
-        weighted,
-        learner.collection.comm_dtype,
-    )
+    found = collectives(layout, shape, batch_size, weighted, learner.collection.comm_dtype)
     parameters = jax.tree.leaves(learner.state_specs().params)
     numbers = sum(math.prod(x.shape) for x in parameters) + 2  # the loss and the batch's weight
     nbytes = numbers * jnp.result_type(jnp.float32, *parameters).itemsize
     purpose = "dense gradients, loss, weight"
     found += (Collective("all-reduce", (DATA, MODEL), purpose, nbytes, float(nbytes)),)
-    if learner.clip_norm and mesh.shape[MODEL] > 1:
+    if learner.clip_norm and shape[MODEL] > 1:
         for slab in layout.slabs:
             if slab.optimizer and slab.sharded:
                 norm, nbytes = f"norm of {slab.name}", slab.vector_dtype.itemsize
@@ -107,9 +101,9 @@ def compiled_collectives(compiled: jax.stages.Compiled) -> list[tuple[str, int]]
     for shapes, kind, start in _RESULT.findall(text):
         if start:
             raise ValueError(f"expected a program for CPU devices, it has {kind}{start}")
-        found.append((kind, sum(_nbytes(*array) for array in _ARRAY.findall(shapes))))
+        nbytes = [
+            math.prod(int(n) for n in shape.split(",") if n) * int(bits) // 8
+            for bits, shape in _ARRAY.findall(shapes)
+        ]
+        found.append((kind, sum(nbytes)))
     return found
-
-
-def _nbytes(kind: str, bits: str, shape: str) -> int:
-    return math.prod(int(n) for n in shape.split(",") if n) * int(bits) // 8

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import BATCH, DATA, MODEL, PER_DEVICE
 from dlrm_jax.training.batch_layers import agree, split_model
 from dlrm_jax.training.learner import Learner, TrainState
 
@@ -40,8 +39,8 @@ def logits(learner: Learner, state: TrainState, pooled: Any, batch: Batch) -> Fl
 
         return jax.lax.map(of_chunk, jnp.arange(chunks)).reshape(-1)
 
-    whole = PartitionSpec()
-    on_each = _on_each_device(learner.mesh, run, (whole, whole, BATCH, BATCH), BATCH)
+    whole, split = PartitionSpec(), learner.axes.batch
+    on_each = _on_each_device(learner.mesh, run, (whole, whole, split, split), split)
     return on_each(state.params, state.model_state, batch.dense, pooled)
 
 
@@ -77,7 +76,7 @@ def gradients(
         if "statistics" in model_state:
             nnx.pop(model, nnx.Intermediate)  # values that layers record for direct callers
             *_, statistics = split_model(model)
-            model_state = {**model_state, "statistics": agree(statistics)}
+            model_state = {**model_state, "statistics": agree(statistics, learner.axes.split)}
         with jax.named_scope("loss"):
             loss = jnp.sum(batch.sample_weights * learner.loss(answers, batch.labels))
         return loss, model_state
@@ -114,26 +113,32 @@ def gradients(
         sums = jnp.sum(batch.sample_weights, dtype=sums[0].dtype), *sums
         return jax.tree.map(lambda x: x[None, None], sums), cotangents, model_state
 
-    whole = PartitionSpec()
-    in_specs, out_specs = (whole, whole, whole, BATCH, BATCH), (PER_DEVICE, BATCH, whole)
+    whole, split = PartitionSpec(), learner.axes.batch
+    in_specs, out_specs = (
+        (whole, whole, whole, split, split),
+        (learner.axes.per_device, split, whole),
+    )
     on_each = _on_each_device(learner.mesh, run, in_specs, out_specs)
     return on_each(params, model_state, micro_batch, pooled, batch)
 
 
-def sum_over_devices(learner: Learner, parts: Any) -> Any:
+def sum_over_devices(learner: Learner, tree: Any) -> Any:
     """The sums of a tree's arrays [D, M, ...] over the devices, in one all-reduce."""
-    mesh = learner.mesh
+    axes = learner.axes
 
-    def run(parts: Any) -> Any:
-        mine = jax.tree.map(lambda x: x[0, 0], parts)
+    def run(tree: Any) -> Any:
+        mine = jax.tree.map(lambda x: x[0, 0], tree)
         if not learner.backend.flat_all_reduce:
-            return jax.lax.psum(mine, (DATA, MODEL))
+            return jax.lax.psum(mine, axes.split)
         flat, unravel = ravel_pytree(mine)
-        return unravel(jax.lax.psum(flat, (DATA, MODEL)))
+        return unravel(jax.lax.psum(flat, axes.split))
 
-    if mesh.size == 1:
-        return jax.tree.map(lambda x: x[0, 0], parts)
-    return jax.shard_map(run, mesh=mesh, in_specs=PER_DEVICE, out_specs=PartitionSpec())(parts)
+    if axes.parts == 1:
+        return jax.tree.map(lambda x: x[0, 0], tree)
+    summed = jax.shard_map(
+        run, mesh=learner.mesh, in_specs=axes.per_device, out_specs=PartitionSpec()
+    )
+    return summed(tree)
 
 
 def _answers(model: Any, dense: Array, pooled: Any) -> Float[Array, " B"]:
@@ -154,21 +159,21 @@ def _on_each_device(
 
 
 def _chunks(of_samples: Any, size: int | None) -> int:
-    """How many parts a device's dense model works through its samples in, one after the other."""
+    """How many chunks of its samples a device's dense model works through, one after the other."""
     samples = len(jax.tree.leaves(of_samples)[0])
     return samples // size if size and samples and samples % size == 0 else 1
 
 
 def _chunk(i: Any, chunks: int, tree: Any) -> Any:
-    def part(x: Array) -> Array:
+    def of_chunk(x: Array) -> Array:
         size = len(x) // chunks
         return jax.lax.dynamic_slice_in_dim(x, i * size, size)
 
-    return jax.tree.map(part, tree)
+    return jax.tree.map(of_chunk, tree)
 
 
 def _with_chunk(i: Any, tree: Any, chunk: Any) -> Any:
-    def updated(x: Array, part: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, part, i * len(part), 0)
+    def updated(x: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, new, i * len(new), 0)
 
     return jax.tree.map(updated, tree, chunk)

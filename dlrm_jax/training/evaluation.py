@@ -26,8 +26,8 @@ def predictions(
     They are read after later batches have started, so that devices don't wait for the host.
     """
     left = len(split)
-    parts = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
-    with Prefetch(parts, learner.put_evaluation) as batches:
+    own = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
+    with Prefetch(own, learner.put_evaluation) as batches:
         outputs = (predict(state, batch) for batch in batches)
         for logits in read_behind(outputs, learner.backend.programs_ahead):
             check()

@@ -17,7 +17,6 @@ from dlrm_jax.backend import backend_of
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import is_own_mesh, put_batch
 from dlrm_jax.training.batch_layers import (
     check_keys,
     keys_of,
@@ -54,7 +53,7 @@ class Learner:
     """Descriptions and pure functions of training, without arrays.
 
     Args:
-        collection: tables on their mesh.
+        collection: tables on their mesh, whose axes of type Auto may have any names.
         make_model: function that makes the dense model from seeds. The model is called with dense
             features [b, D] and pooled vectors by lookup name, and returns logits [b]. Each device
             calls it with some of the samples. In prediction (`nnx.Module.eval`) a logit must depend
@@ -67,8 +66,8 @@ class Learner:
         accumulation_steps: number of micro-batches of a batch.
 
     Raises:
-        UserError: the mesh isn't one of `dlrm_jax.mesh.make_mesh`, or the model has random keys of
-            another kind than `jax.random.key` makes.
+        UserError: the mesh's axes are Explicit, or the model has random keys of another kind than
+            `jax.random.key` makes.
     """
 
     def __init__(
@@ -80,14 +79,13 @@ class Learner:
         clip_norm: float = 0,
         accumulation_steps: int = 1,
     ):
-        if not is_own_mesh(collection.mesh):
+        if collection.axes.explicit:
             raise UserError(
-                f"mesh: expected one of dlrm_jax.mesh.make_mesh for a learner, got the axes "
-                f"{', '.join(collection.mesh.axis_names)} of types "
-                f"{', '.join(kind.name for kind in collection.mesh.axis_types)}; for a mesh of "
-                f"your own, write the step with EmbeddingCollection.value_and_grad"
+                "mesh: expected axes of type Auto for a learner, got Explicit ones; for those, "
+                "write the step with EmbeddingCollection.value_and_grad"
             )
         self.collection = collection
+        self.axes = collection.axes
         self.mesh = collection.mesh
         self.backend = backend_of(self.mesh)
         self.dense_optimizer = dense_optimizer
@@ -110,7 +108,7 @@ class Learner:
         if self.collection.native:
             use_native_layers(copy, training)
         if training:
-            use_batch_layers(copy)
+            use_batch_layers(copy, self.axes.split)
         self._has_native_layers = has_native_layers(copy)
         return nnx.graphdef(copy)
 
@@ -183,10 +181,14 @@ class Learner:
         """
         count = self.accumulation_steps
         if count == 1:
-            return put_batch(self.mesh, batch)
+            return self.put_evaluation(batch)
         split = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
-        return put_batch(self.mesh, split, leading=1)
+        return jax.make_array_from_process_local_data(self.batch_sharding(leading=1), split)
 
     def put_evaluation(self, batch: Batch) -> Batch:
         """Places an evaluation batch, given this process's samples of it."""
-        return put_batch(self.mesh, batch)
+        return jax.make_array_from_process_local_data(self.batch_sharding(), batch)
+
+    def batch_sharding(self, leading: int = 0) -> NamedSharding:
+        """The sharding of a batch's arrays, after ``leading`` axes that aren't split."""
+        return self.axes.sharding(PartitionSpec(*[None] * leading, *self.axes.batch))

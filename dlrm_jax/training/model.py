@@ -11,6 +11,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.config_fields import read_settings
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.composed import ComposedEmbeddings, Part
 from dlrm_jax.models.fields import Field, Model
@@ -115,17 +116,10 @@ def unread(config: Config) -> dict[str, str]:
 
 def _own_options(config: Config, taken: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: kind for name, kind in taken.items() if name not in FIELD_TYPES}
-    values = {}
-    for item in config.model_options:
-        name, separator, text = item.partition("=")
-        if not separator or name not in own:
-            raise UserError(
-                f"model_options: expected NAME=VALUE with a name of "
-                f"{', '.join(own) or 'none at all'}, which {config.model} has; got {item!r}"
-            )
-        if name in values:
-            raise UserError(f"model_options: {name} is set twice")
-        values[name] = _parsed(item, text, own[name])
+    names = ", ".join(own) or "none at all"
+    expected = f"NAME=VALUE with a name of {names}, which {config.model} has"
+    texts = read_settings("model_options", config.model_options, own, expected)
+    values = {name: _parsed(name, text, own[name]) for name, text in texts.items()}
     parameters = inspect.signature(model_class(config).__init__).parameters
     for name in own:
         if name not in values and parameters[name].default is inspect.Parameter.empty:
@@ -133,7 +127,7 @@ def _own_options(config: Config, taken: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _parsed(item: str, text: str, kind: Any) -> Any:
+def _parsed(name: str, text: str, kind: Any) -> Any:
     try:
         if typing.get_origin(kind) is tuple:  # commas separate options
             return tuple(_natural(number, 1) for number in text.split("-"))
@@ -145,7 +139,7 @@ def _parsed(item: str, text: str, kind: Any) -> Any:
             return _natural(text, 0)
         return float(text) if kind is float else text
     except (ValueError, KeyError):
-        raise UserError(f"model_options: expected {_readable(kind)}, got {item!r}") from None
+        raise UserError(f"model_options: expected {_readable(kind)}, got '{name}={text}'") from None
 
 
 def _natural(text: str, lowest: int) -> int:

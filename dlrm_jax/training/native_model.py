@@ -45,7 +45,7 @@ class NativeDLRMOfColumns(DLRM):
             # A copy: products that read it transposed are slower.
             x = mlp_of_columns(self.bottom, jax.lax.optimization_barrier(dense.T))
         with jax.named_scope("interaction"):
-            z = dot_of_columns(x.astype(jnp.float32), pooled, self.self_interaction)
+            z = dot(x.astype(jnp.float32), pooled, self.self_interaction, columns=True)
         with jax.named_scope("top_mlp"):
             logits = mlp_of_columns(self.top, z)[0]
         return logits.astype(jnp.float32)
@@ -60,57 +60,47 @@ def use_native_layers(model: nnx.Module, training: bool) -> None:
         model: model to change in place.
         training: whether the model will be differentiated.
     """
-    for _, part in nnx.iter_modules(model):
-        if type(part) is DLRM and part.interaction == "dot":
-            part.__class__ = NativeDLRMOfColumns if training else NativeDLRM
+    for _, layer in nnx.iter_modules(model):
+        if type(layer) is DLRM and layer.interaction == "dot":
+            layer.__class__ = NativeDLRMOfColumns if training else NativeDLRM
 
 
 def has_native_layers(model: nnx.Module) -> bool:
     """Whether `use_native_layers` has found something to replace."""
     kinds = (NativeDLRM, NativeDLRMOfColumns)
-    return any(isinstance(part, kinds) for _, part in nnx.iter_modules(model))
+    return any(isinstance(layer, kinds) for _, layer in nnx.iter_modules(model))
 
 
 def dot(
-    x: Float[Array, "B d"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
-) -> Float[Array, "B W"]:
+    x: Float[Array, "_ _"],
+    vectors: list[Float[Array, "B d"]],
+    self_interaction: bool = False,
+    columns: bool = False,
+) -> Float[Array, "_ _"]:
     """`models.interaction.dot` by native kernels.
 
     Args:
-        x: dense vectors, [B, d] float32.
+        x: dense vectors, float32: [B, d], or [d, B] with ``columns``.
         vectors: pooled vectors, [B, d] float32 each.
         self_interaction: whether to add the products of each vector with itself.
+        columns: whether samples are columns in ``x`` and in the result, [B, W] or [W, B].
     """
-    z: Any = _interact(x, vectors, self_interaction, False)
-    return z
-
-
-def dot_of_columns(
-    x: Float[Array, "d B"], vectors: list[Float[Array, "B d"]], self_interaction: bool = False
-) -> Float[Array, "W B"]:
-    """`dot` with samples as columns of ``x`` and of the result.
-
-    Args:
-        x: dense vectors, [d, B] float32.
-        vectors: pooled vectors, [B, d] float32 each.
-        self_interaction: whether to add the products of each vector with itself.
-    """
-    z: Any = _interact(x, vectors, self_interaction, True)
+    z: Any = _dot(x, vectors, self_interaction, columns)
     return z
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _interact(x: Array, vectors: list[Array], self_interaction: bool, columns: bool) -> Array:
+def _dot(x: Array, vectors: list[Array], self_interaction: bool, columns: bool) -> Array:
     return ops.interact(x, vectors, self_interaction, columns)
 
 
-def _interact_forward(
+def _dot_forward(
     x: Array, vectors: list[Array], self_interaction: bool, columns: bool
 ) -> tuple[Array, tuple[Array, list[Array]]]:
     return ops.interact(x, vectors, self_interaction, columns), (x, vectors)
 
 
-def _interact_backward(
+def _dot_backward(
     self_interaction: bool, columns: bool, given: tuple[Array, list[Array]], cotangent: Array
 ) -> tuple[Array, list[Array]]:
     x, vectors = given
@@ -120,7 +110,7 @@ def _interact_backward(
     return d_x.T, d_vectors
 
 
-_interact.defvjp(_interact_forward, _interact_backward)
+_dot.defvjp(_dot_forward, _dot_backward)
 
 
 def mlp_of_columns(mlp: MLP, x: Float[Array, "in B"]) -> Float[Array, "out B"]:

@@ -69,8 +69,8 @@ class Record:
         kept = []
         if path.exists():
             # What a crash of the machine has damaged isn't always text.
-            entries = map(_entry, path.read_text(errors="replace").splitlines())
-            kept = [entry for entry in entries if _is_before(entry, resumed_from)]
+            lines = path.read_text(errors="replace").splitlines()
+            kept = [entry for line in lines if (entry := _entry(line, resumed_from))]
             write_text(path, "".join(map(_line, kept)))
         if events:
             # Here, since it imports other services' packages where they are installed.
@@ -101,18 +101,13 @@ class Record:
             self._events.close()
 
 
-def _entry(line: str) -> Any:
+def _entry(line: str, resumed_from: int) -> Any:
+    """The entry of a line, None if it isn't kept."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # the line was cut off by a kill
+        entry = json.loads(line)
+        return entry if entry["step"] <= resumed_from and entry["split"] != "test" else None
+    except (ValueError, KeyError, TypeError):  # cut off by a kill, or not an entry
         return None
-
-
-def _is_before(entry: Any, step: int) -> bool:
-    try:
-        return entry["step"] <= step and entry["split"] != "test"
-    except (KeyError, TypeError):  # not an entry
-        return False
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -1,32 +1,28 @@
-"""Reading and writing the arrays and the metadata of one checkpoint, see `checkpoint`."""
+"""The metadata and the arrays of one checkpoint, see `checkpoint`."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import math
-import sys
-import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
-from orbax.checkpoint import v1 as ocp
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.orbax_io import load, release_memory, save
 
 FORMAT = 3
 
 # Formats that can be read, each with its old names of arrays.
 _FORMATS = {2: {"table": "weights"}, FORMAT: {}}
 
-_PARTS = ("identity", "validation", "params", "arrays")  # of the metadata of every format
+_KEYS = ("identity", "validation", "params", "arrays")  # of the metadata of every format
 
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
@@ -37,7 +33,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of one checkpoint.
 
     Raises:
-        UserError: there is no checkpoint, one of another format or one that lacks a part.
+        UserError: there is no checkpoint, one of another format or a damaged one.
     """
     try:
         metadata = json.loads((path / "metadata.json").read_text())
@@ -56,7 +52,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             f"checkpoint {path} has format {found}, this program reads "
             f"{' and '.join(map(str, _FORMATS))}"
         )
-    missing = [name for name in _PARTS if name not in metadata]
+    missing = [name for name in _KEYS if name not in metadata]
     if missing:
         raise UserError(
             f"checkpoint {path} is damaged: its metadata.json has no {' and no '.join(missing)}; "
@@ -186,74 +182,6 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
     return index
 
 
-def release_memory() -> None:
-    """Returns free memory to the system; call it before and after moving large arrays.
-
-    Orbax leaves arrays in reference cycles. And glibc keeps memory that XLA's compiler has freed;
-    without a compilation cache, the peak of `experiments.benchmarks.step` would include it.
-    """
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:  # other C libraries don't have it
-            trim(0)
-
-
-def save(path: Path, tree: Any) -> None:
-    """Writes a tree of arrays as an Orbax checkpoint of its own.
-
-    Raises:
-        OSError: the disk is full or can't be written to.
-    """
-    try:
-        with _context():
-            ocp.save(str(path.absolute()), tree)
-    except ValueError as error:  # TensorStore's form of errors of the file system
-        raise OSError(str(error)) from error
-
-
-def load(path: Path, abstract: Any, partial: bool = False) -> Any:
-    """Reads a tree of arrays.
-
-    Args:
-        path: directory that `save` wrote.
-        abstract: tree of shapes, dtypes and shardings.
-        partial: whether ``abstract`` may name only some of the arrays.
-
-    Raises:
-        UserError: the arrays aren't there or are damaged.
-    """
-    try:
-        with _context(partial):
-            return ocp.load(str(path.absolute()), abstract)
-    except (ValueError, OSError, KeyError) as error:
-        _drop_coroutines(error)
-        raise UserError(f"cannot read the checkpoint {path}: {error}") from error
-
-
-def _drop_coroutines(error: BaseException) -> None:
-    """Frees the coroutines of a failed load that nothing awaits.
-
-    Python warns when it frees them, which could otherwise be anywhere.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        seen: BaseException | None = error
-        while seen is not None:
-            traceback.clear_frames(seen.__traceback__)
-            seen = seen.__context__
-        gc.collect()
-
-
-def _context(partial: bool = False) -> ocp.Context:
-    context = ocp.Context()
-    context.pytree_options.loading.partial_load = partial
-    # Trained weights don't compress, and trying takes most of the time of a save.
-    context.array_options.saving.use_compression = False
-    context.memory_options.deepcopy_host_arrays = False  # saving blocks; nothing changes meanwhile
-    return context
-
-
 def dense_items(state: TrainState) -> dict[str, Any]:
     """The tree of a state without tables, as it is written; a model state only if there is one.
 
@@ -265,28 +193,15 @@ def dense_items(state: TrainState) -> dict[str, Any]:
     return items | ({"model_state": state.model_state} if state.model_state else {})
 
 
-def short(value: Any) -> str:
-    """A value as JSON, shortened for a message."""
-    text = json.dumps(value)
-    return text if len(text) <= 100 else text[:97] + "…"
-
-
-def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
     """Converts nested dicts to one dict, with dotted paths as keys."""
-    flat = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return flat
+    return {".".join(map(str, path)): leaf for path, leaf in flatten_dict(dict(tree)).items()}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[Any, Any]:
     """Reverses `flatten`; keys of digits become integers."""
-    tree: dict[Any, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = (int(key) if key.isdecimal() else key for key in path.split("."))
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return tree
+
+    def keys(path: str) -> tuple[Any, ...]:
+        return tuple(int(key) if key.isdecimal() else key for key in path.split("."))
+
+    return unflatten_dict({keys(path): leaf for path, leaf in flat.items()})

@@ -8,12 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.state import SparseCotangents
-from dlrm_jax.mesh import PER_DEVICE
 from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
 
@@ -72,7 +70,7 @@ def _accumulate(
     the other sums, which are divided by it afterwards: devices would wait for each other once more
     in a collective of its own.
     """
-    collection, mesh, count = learner.collection, learner.mesh, learner.accumulation_steps
+    collection, count = learner.collection, learner.accumulation_steps
     # None if nothing reads it.
     first = state.step * count if learner.has_model_state else None
 
@@ -96,7 +94,8 @@ def _accumulate(
         micro = jax.tree.map(lambda x: x[0], batch)
         shapes, *_ = jax.eval_shape(gradients, state.model_state, first, micro)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        zero = jax.lax.with_sharding_constraint(zero, NamedSharding(mesh, PER_DEVICE))
+        per_device = learner.axes.sharding(learner.axes.per_device)
+        zero = jax.lax.with_sharding_constraint(zero, per_device)
         (sums, model_state), sparse_cotangents = jax.lax.scan(
             add,
             (zero, state.model_state),

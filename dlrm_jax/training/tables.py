@@ -79,8 +79,8 @@ def describe(config: Config) -> Descriptions:
     for field in fields_of(config):
         owner = table_of[field.name]
         for read in reads(field):
-            vector = _Vector(config, field, owner, rows[owner], dims[owner], read)
-            for lookup, (suffix, table_rows, width, init) in vector.lookups:
+            found, part = _vector(config, field, owner, rows[owner], dims[owner], read)
+            for lookup, (suffix, table_rows, width, init) in found:
                 lookups.append(lookup)
                 tables[owner + suffix] = Table(
                     owner + suffix,
@@ -96,8 +96,8 @@ def describe(config: Config) -> Descriptions:
                 narrower = width < config.embedding_dim
                 if owner in placed and not (narrower and placed[owner] == "column_wise"):
                     placements[owner + suffix] = placed[owner]
-            if vector.part:
-                parts[vector.name] = vector.part
+            if part:
+                parts[field.name + read.suffix] = part
     return Descriptions(
         tuple(tables.values()),
         tuple(Feature(field.name, field.max_ids) for field in fields_of(config)),
@@ -112,60 +112,48 @@ _TableSpec = tuple[str, int, int, str]
 """A table: suffix of its name, rows, width, kind of initial values."""
 
 
-class _Vector:
-    """One vector that the model reads, and the lookups that it is made from.
+def _vector(
+    config: Config, field: Field, owner: str, rows: int, narrow: int, read: Read
+) -> tuple[list[tuple[Lookup, _TableSpec]], MakePart | None]:
+    """The lookups of a vector, with their tables, and what composes their results if need be."""
+    name = field.name + read.suffix
+    whole, compression = read.width is not None, config.compression
+    width = read.width or field.width
+    pooling = "none" if read.sequence else config.pooling
 
-    Attributes:
-        name: name of the vector in the model.
-        lookups: lookups with the tables that they read.
-        part: function that makes the vector; None if it is a lookup's own.
-    """
+    def lookup(suffix: str, table: _TableSpec, **changes: object) -> tuple[Lookup, _TableSpec]:
+        options = {"pooling": "sum" if pooling == "learned" else pooling, **changes}
+        return Lookup(name + suffix, field.name, owner + table[0], **options), table  # pyright: ignore
 
-    def __init__(
-        self, config: Config, field: Field, owner: str, rows: int, narrow: int, read: Read
-    ):
-        self.name = field.name + read.suffix
-        self.part: MakePart | None = None
-        whole, compression = read.width is not None, config.compression
-        width = read.width or field.width
-        pooling = "none" if read.sequence else config.pooling
-
-        def lookup(suffix: str, table: _TableSpec, **changes: object) -> tuple[Lookup, _TableSpec]:
-            options = {"pooling": "sum" if pooling == "learned" else pooling, **changes}
-            return Lookup(self.name + suffix, field.name, owner + table[0], **options), table  # pyright: ignore
-
-        c = config.collisions
-        large = rows > config.compress_above and rows > -(-rows // c) + c
-        if compression == "quotient_remainder" and not whole and large:
-            each = width
-            if config.composition == "concat":
-                each = _half(width)
-            quotient = (f"{read.suffix}.quotient", -(-rows // c), each, read.init)
-            # A product of two small vectors would be far too small.
-            init = "uniform" if config.composition == "product" else read.init
-            remainder = (f"{read.suffix}.remainder", c, each, init)
-            self.lookups = [
-                lookup(".quotient", quotient, id_map=lambda ids: ids // c),
-                lookup(".remainder", remainder, id_map=lambda ids: ids % c),
-            ]
-            names = (f"{self.name}.quotient", f"{self.name}.remainder")
-            self.part = lambda _: QuotientRemainder(*names, config.composition)
-        elif compression == "mixed_dimensions" and not whole and narrow < width:
-            suffix = f"{read.suffix}.narrow"
-            self.lookups = [lookup(".narrow", (suffix, rows, narrow, read.init))]
-            name = f"{self.name}.narrow"
-            self.part = lambda rngs: Projection(name, narrow, width, rngs=rngs)
-        elif pooling == "learned" and not whole:
-            table = (read.suffix, rows, width, read.init)
-            weight = (f"{read.suffix}.pooling", rows, 1, "ones")
-            self.lookups = [
-                lookup(".sequence", table, pooling="none"),
-                lookup(".pooling", weight, pooling="none"),
-            ]
-            names = (f"{self.name}.sequence", f"{self.name}.pooling")
-            self.part = lambda _: LearnedPooling(*names)
-        else:
-            self.lookups = [lookup("", (read.suffix, rows, width, read.init))]
+    c = config.collisions
+    large = rows > config.compress_above and rows > -(-rows // c) + c
+    if compression == "quotient_remainder" and not whole and large:
+        each = width // 2 if config.composition == "concat" else width
+        if config.composition == "concat" and width % 2:
+            raise UserError(f"composition: concat needs an even embedding_dim, got {width}")
+        quotient = (f"{read.suffix}.quotient", -(-rows // c), each, read.init)
+        # A product of two small vectors would be far too small.
+        init = "uniform" if config.composition == "product" else read.init
+        remainder = (f"{read.suffix}.remainder", c, each, init)
+        lookups = [
+            lookup(".quotient", quotient, id_map=lambda ids: ids // c),
+            lookup(".remainder", remainder, id_map=lambda ids: ids % c),
+        ]
+        names = (f"{name}.quotient", f"{name}.remainder")
+        return lookups, lambda _: QuotientRemainder(*names, config.composition)
+    if compression == "mixed_dimensions" and not whole and narrow < width:
+        table = (f"{read.suffix}.narrow", rows, narrow, read.init)
+        source = f"{name}.narrow"
+        return [lookup(".narrow", table)], lambda rngs: Projection(source, narrow, width, rngs=rngs)
+    table = (read.suffix, rows, width, read.init)
+    if pooling == "learned" and not whole:
+        weight = (f"{read.suffix}.pooling", rows, 1, "ones")
+        lookups = [
+            lookup(".sequence", table, pooling="none"),
+            lookup(".pooling", weight, pooling="none"),
+        ]
+        return lookups, lambda _: LearnedPooling(f"{name}.sequence", f"{name}.pooling")
+    return [lookup("", table)], None
 
 
 def compressed_widths(config: Config) -> tuple[int, ...]:
@@ -204,12 +192,6 @@ def schedule(config: Config, base: float | None = None) -> WarmupDecay:
         config.decay_start,
         config.decay_steps,
     )
-
-
-def _half(width: int) -> int:
-    if width % 2:
-        raise UserError(f"composition: concat needs an even embedding_dim, got {width}")
-    return width // 2
 
 
 def _table_optimizer(config: Config, text: str) -> RowOptimizer:

@@ -1,3 +1,4 @@
+import functools
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from main_job import run
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import Adagrad, EmbeddingCollection, Feature, Lookup, RowWiseAdagrad, Table
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.native_model import dot_of_columns
+from dlrm_jax.training.native_model import dot
 from experiments.benchmarks.roofline import Machine, Work, matrix_flops, measure, row_bytes
 from experiments.benchmarks.roofline_picture import point
 
@@ -29,10 +30,10 @@ def test_products_count_as_often_as_they_run():
 
 def test_a_native_interaction_has_the_products_of_its_pairs():
     x, vectors = jnp.ones((16, 5)), [jnp.ones((5, 16))] * 3
-    assert matrix_flops(dot_of_columns, x, vectors) == 2 * 16 * 6 * 5
+    assert matrix_flops(functools.partial(dot, columns=True), x, vectors) == 2 * 16 * 6 * 5
 
     def send_cotangents(x, cotangent):
-        return jax.vjp(lambda x: dot_of_columns(x, vectors), x)[1](cotangent)
+        return jax.vjp(lambda x: dot(x, vectors, columns=True), x)[1](cotangent)
 
     assert matrix_flops(send_cotangents, x, jnp.ones((16 + 6, 5))) == 2 * 2 * 16 * 6 * 5
 

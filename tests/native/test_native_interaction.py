@@ -24,7 +24,6 @@ from dlrm_jax.presets import preset
 from dlrm_jax.training.build import generated_batches, make_learner
 from dlrm_jax.training.native_model import (
     dot,
-    dot_of_columns,
     has_native_layers,
     use_native_layers,
 )
@@ -50,7 +49,7 @@ def test_values_and_cotangents(batch, count, dim, self_interaction, columns, see
 
     def run(x, vectors):
         if columns:
-            return dot_of_columns(x.T, vectors, self_interaction)
+            return dot(x.T, vectors, self_interaction, columns=True)
         return dot(x, vectors, self_interaction).T
 
     @jax.jit  # one compilation instead of one for each operation
@@ -127,6 +126,9 @@ def test_steps_and_predictions_have_them():
     predict: Any = make_predict(learner)
     assert "dlrm_jax_interact_back" in train.lower(state, batch).as_text()
     assert "dlrm_jax_interact" in predict.lower(state, batch).as_text()
+
+
+dot_of_columns = functools.partial(dot, columns=True)
 
 
 def send_cotangents(x, vectors, cotangent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from setups import train
 
 from dlrm_jax import backend
 from dlrm_jax.data.batches import Batch, TrainBatches
+from dlrm_jax.embedding import EmbeddingCollection
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import BATCH, make_mesh
@@ -24,7 +26,9 @@ from dlrm_jax.training.batch_layers import use_batch_layers
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.step import make_train_step
+from dlrm_jax.training.model import make_model
+from dlrm_jax.training.step import make_predict, make_train_step
+from dlrm_jax.training.tables import describe
 from dlrm_jax.training.warm_start import warm_start
 
 MESHES = ("1x1", "2x4", "1x8")
@@ -278,6 +282,45 @@ def test_masks_belong_to_samples_and_not_to_devices():
     assert len({row.tobytes() for row in of_all}) == 1
     (of_rows, *_) = drawn("2x4", broadcast_dims=(-1,))
     assert all(len(np.unique(row)) == 1 for row in of_rows), "the last axis shares a mask"
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [((2, 4), ("replica", "table")), ((2, 2, 2), ("replica", "tensor", "table"))],
+    ids=["renamed", "with_another_axis"],
+)
+def test_the_axes_of_a_mesh_may_have_other_names(shape: tuple[int, ...], names: tuple[str, ...]):
+    """Masks, statistics, micro-batches, clipping: all that a step does over the axes."""
+    changed = config(accumulation_steps=2, clip_norm=0.1)
+    usual = make_learner(changed, make_mesh((shape[0], shape[-1])))
+    described = describe(changed)
+    collection = EmbeddingCollection(
+        described.tables,
+        described.features,
+        described.lookups,
+        jax.make_mesh(shape, names, (jax.sharding.AxisType.Auto,) * len(names)),
+        described.optimizer,
+        usual.collection.plan,
+        data_axes=names[0],
+        model_axis=names[-1],
+    )
+    named = Learner(
+        collection,
+        functools.partial(make_model, changed, described.parts),
+        usual.dense_optimizer,
+        usual.loss,
+        changed.clip_norm,
+        changed.accumulation_steps,
+    )
+    expected, losses = train(usual, usual.init(0), batches(), 4)
+    state, found = train(named, named.init(0), batches(), 4)
+    np.testing.assert_allclose(found, losses, rtol=1e-6)
+    for x, y in zip(numbers(state), numbers(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    (batch,) = batches(1)
+    logits = make_predict(named)(state, named.put_evaluation(batch))
+    wanted = make_predict(usual)(expected, usual.put_evaluation(batch))
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5)
 
 
 def test_keys_of_another_kind_are_refused():

@@ -286,17 +286,10 @@ def test_the_loss_is_that_of_the_predictions_before_the_update(mesh):
     np.testing.assert_allclose(losses[0], expected, rtol=1e-5)
 
 
-def test_a_mesh_of_other_axes_is_refused():
-    mesh = jax.make_mesh((2, 4), ("replica", "table"), (jax.sharding.AxisType.Auto,) * 2)
+def test_explicit_axes_are_refused():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), (jax.sharding.AxisType.Explicit,) * 2)
     collection = EmbeddingCollection(
-        [Table("t", 8, 4)],
-        [Feature("f")],
-        [Lookup("f", "f", "t")],
-        mesh,
-        SGD(0.1),
-        data_axes="replica",
-        model_axis="table",
+        [Table("t", 8, 4)], [Feature("f")], [Lookup("f", "f", "t")], mesh, SGD(0.1)
     )
-    message = "one of dlrm_jax.mesh.make_mesh for a learner, got the axes replica, table"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="type Auto for a learner, got Explicit ones"):
         Learner(collection, lambda rngs: nnx.Linear(1, 1, rngs=rngs), optax.sgd(0.1))

@@ -1,0 +1,219 @@
+"""A run from data and learner to a trained model: start or resume, train, evaluate, write files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from dlrm_jax.backend import describe_devices
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import write_text
+from dlrm_jax.inference import vocabularies
+from dlrm_jax.processes import is_process_0
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.loop import Intervals, Metrics, train
+from dlrm_jax.training.record import Record, owned, to_json, versions
+from dlrm_jax.training.step import make_predict, make_train_step
+from dlrm_jax.training.warm_start import warm_start
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The start of a run, and its files. Its config describes everything else.
+
+    Attributes:
+        workdir: directory of metrics, summary and checkpoints, from which a run resumes; None for
+            a run that writes no files.
+        tensorboard: whether the metrics are written to ``workdir/tensorboard`` as well.
+        warm_start: checkpoint or directory of arrays that a new run takes values from.
+        warm_start_names: tables and layers to take.
+        evaluate_only: checkpoint of the workdir to evaluate, without training.
+        preset: name for the summary.
+    """
+
+    workdir: Path | None = None
+    tensorboard: bool = False
+    warm_start: Path | None = None
+    warm_start_names: tuple[str, ...] = ()
+    evaluate_only: Literal["latest", "best"] | None = None
+    preset: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The result of a run.
+
+    Attributes:
+        state: last state, or the one that was evaluated.
+        summary: metrics of each split, steps, speed, as in ``summary.json``.
+    """
+
+    state: TrainState
+    summary: dict[str, Any]
+
+
+def run(
+    config: Config,
+    data: Dataset,
+    learner: Learner,
+    options: Options,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Start or resume, train, evaluate, in this order.
+
+    Args:
+        config: config of the run, with the tables of the data.
+        data: data set, as `load_data` gives it.
+        learner: learner of the config.
+        options: start and files of the run.
+        say: function that shows a line of text to the user.
+
+    Raises:
+        UserError: see `train`, `Checkpoints` and `warm_start`.
+        Interrupted: a signal came; the state was saved if there is a workdir.
+    """
+    with contextlib.ExitStack() as opened:
+        workdir, checkpoints = options.workdir, None
+        if workdir:
+            opened.enter_context(owned(workdir))
+            checkpoints = checkpoints_of(config, data, workdir)
+            checkpoints.sweep()
+        state, resumed_from = _first_state(config, learner, checkpoints, data, options, say)
+        if workdir and data.directory and not options.evaluate_only:
+            vocabularies.keep(data.directory, data.fingerprint, workdir)
+        notes = describe_run(config, learner)
+        predict = make_predict(learner)
+
+        def metrics_of(state: TrainState, split: str) -> Metrics:
+            rows = data.splits[split]
+            if split == "train":  # as many as there are to validate: the rest says no more
+                rows = rows[: len(data.validation)]
+            return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
+
+        def keep(state: TrainState, validation: Metrics | None, due: bool) -> None:
+            if checkpoints and (due or checkpoints.improves(validation)):
+                checkpoints.save(learner, state, notes, validation)
+
+        results: dict[str, Metrics] = {}
+        examples_per_second = None
+        record: Callable[[int, str, Metrics], None] = _no_record
+        if not options.evaluate_only:
+            if workdir:
+                events = workdir / "tensorboard" if options.tensorboard else None
+                file = Record(workdir / "metrics.jsonl", resumed_from or 0, events)
+                record = opened.enter_context(file)
+            batches = TrainBatches(
+                data.train,
+                config.batch_size,
+                config.seed,
+                config.shuffle_window,
+                jax.process_index(),
+                jax.process_count(),
+            )
+            trained = train(
+                learner,
+                make_train_step(learner),
+                state,
+                batches,
+                _last_step(config, batches, checkpoints, resumed_from),
+                Intervals(config.log_every, config.eval_every, config.checkpoint_every),
+                validate=lambda state: metrics_of(state, "validation"),
+                keep=keep,
+                record=record,
+                target_auc=config.target_auc,
+            )
+            state, examples_per_second = trained.state, trained.examples_per_second
+            results["validation"] = trained.validation
+
+        # The test split is read here and nowhere else: it chooses nothing.
+        # One after the other in all processes: a set would be in an order of its own in each.
+        for split in data.splits:
+            if split not in results:
+                results[split] = metrics_of(state, split)
+        record(int(state.step), "test", results["test"])
+        summary = {
+            "mesh": notes["mesh"],
+            "devices": describe_devices(learner.mesh),
+            "preset": options.preset,
+            "steps": int(state.step),
+            "batch_size": config.batch_size,
+            **results,
+            "teacher_auc": data.teacher_auc and data.teacher_auc["test"],
+            "examples_per_second": examples_per_second,
+            "resumed_from": resumed_from,
+            "best_step": checkpoints and checkpoints.best(),
+        }
+        if workdir and is_process_0():
+            write_text(workdir / "summary.json", to_json(summary, indent=1))
+        return Outcome(state, summary)
+
+
+def _no_record(*_: object) -> None:
+    """For a run without files."""
+
+
+def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
+    """The checkpoints of a run, which only a run of the same settings and data resumes from."""
+    identity = {"data": data.fingerprint, **config.identity()}
+    best_metric, directory = config.best_metric, workdir / "checkpoints"
+    return Checkpoints(directory, identity, config.keep_checkpoints, best_metric)
+
+
+def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
+    """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions."""
+    return {
+        "mesh": "x".join(map(str, learner.mesh.devices.shape)),
+        "plan": json.loads(learner.collection.plan.to_json()),
+        "config": dataclasses.asdict(config),
+        "versions": versions(),
+    }
+
+
+def _last_step(
+    config: Config, batches: TrainBatches, checkpoints: Checkpoints | None, resumed_from: int | None
+) -> int:
+    """The total of steps; a run that had reached its target has none left."""
+    if checkpoints and resumed_from and config.target_auc:
+        validation = checkpoints.metadata(resumed_from)["validation"]
+        if validation and validation["auc"] >= config.target_auc:
+            return resumed_from
+    return config.steps or config.epochs * batches.steps_per_epoch
+
+
+def _first_state(
+    config: Config,
+    learner: Learner,
+    checkpoints: Checkpoints | None,
+    data: Dataset,
+    options: Options,
+    say: Callable[[str], None],
+) -> tuple[TrainState, int | None]:
+    """The state to go on from, and the step that it was saved at; None for a fresh one."""
+    steps = checkpoints.steps() if checkpoints else []
+    if checkpoints and steps:
+        step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]
+        if step is None:
+            raise UserError(f"no checkpoint in {checkpoints.directory} was validated")
+        say(f"restoring step {step} from {checkpoints.directory}")
+        return checkpoints.restore(learner, step), step
+    if options.evaluate_only:
+        raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
+    if options.warm_start:
+        same_ids = None
+        if data.directory:
+            same_ids = [data.fingerprint, *Metadata.read(data.directory).grown_from]
+        source, names = options.warm_start, options.warm_start_names
+        return warm_start(learner, config.seed, source, names, same_ids), None
+    return learner.init(config.seed), None
