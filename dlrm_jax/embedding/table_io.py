@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -11,9 +11,10 @@ from jaxtyping import Array
 
 from dlrm_jax.embedding import reshard
 from dlrm_jax.embedding.by_value import optimizer_key
-from dlrm_jax.embedding.layout import Layout, Slab
+from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import slot_shapes
+from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.storage_dtype import decode, encode, storage_dtype
 from dlrm_jax.embedding.table import Table
@@ -70,6 +71,17 @@ def iter_arrays(
                 name = next(iter(tables))
                 # No name here refers to the array, so that the caller decides how long it lives.
                 yield slab.tables[name], key, _released(axes, tables.pop(name), slab, key)
+
+
+def to_arrays(
+    arrays: Iterable[tuple[Table, str, Array]], layout: Layout
+) -> Iterator[tuple[Table, Arrays]]:
+    """See `EmbeddingCollection.to_arrays`; takes what `iter_arrays` yields."""
+    found: dict[str, Arrays] = {}
+    for table, key, array in arrays:
+        found.setdefault(table.name, {})[key] = array
+        if len(found[table.name]) == 1 + len(reshard.slot_ndims(layout.slab_of(table.name))):
+            yield table, found.pop(table.name)
 
 
 def _released(axes: MeshAxes, array: Array, slab: Slab, key: str) -> Array:

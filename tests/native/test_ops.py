@@ -26,7 +26,7 @@ from dlrm_jax.embedding import (
     RowWiseAdagrad,
     Table,
     automatic_plan,
-    exchange,
+    pooling,
 )
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
@@ -123,7 +123,7 @@ def test_bags_are_pooled_as_in_jax(dim: int, bags: int, length: int, weighted: b
     rows[0, 0] = 1000
     weights = rng.uniform(size=rows.shape).astype(np.float32) if weighted else None
     found = jax.jit(ops.pool)(table, rows, weights)
-    expected = jax.jit(exchange.pool)(table, rows, weights)
+    expected = jax.jit(pooling.pool)(table, rows, weights)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert not np.any(np.asarray(found)[0, 0])
 
