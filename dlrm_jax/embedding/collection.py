@@ -81,7 +81,8 @@ class EmbeddingCollection:
             optimizer = as_row_optimizer(optimizer, "optimizer")
         check_descriptions(tables, features, lookups, optimizer)
         check_dtype(comm_dtype)
-        self.axes = MeshAxes.of(mesh, data_axes, model_axis)
+        data = (data_axes,) if isinstance(data_axes, str) else tuple(data_axes)
+        self.axes = MeshAxes(mesh, data, model_axis)
         self.tables = {table.name: table for table in tables}
         self.features = tuple(features)
         self.lookups = tuple(lookups)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,7 +18,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import DATA, MODEL
 
 
 def copy_axes(
@@ -47,20 +46,8 @@ class MeshAxes:
     """
 
     mesh: Mesh
-    data: tuple[str, ...] = (DATA,)
-    model: str = MODEL
-
-    @classmethod
-    def of(cls, mesh: Mesh, data_axes: str | Sequence[str], model_axis: str) -> MeshAxes:
-        """The axes of a mesh, by their names.
-
-        Args:
-            mesh: mesh of the tables.
-            data_axes: name or names of the data axes.
-            model_axis: name of the model axis.
-        """
-        data = (data_axes,) if isinstance(data_axes, str) else tuple(data_axes)
-        return cls(mesh, data, model_axis)
+    data: tuple[str, ...]
+    model: str
 
     def __post_init__(self):
         names = self.split

@@ -100,10 +100,10 @@ def test_the_parts_of_a_bag_cover_its_table_once(case):
             assert lookup.table in block.slab.tables
             assert block.bag[m, t] == i
             np.testing.assert_array_equal(block.column[m, t], columns)
-            held = ids < block.limit[m, t]
-            held &= ids % block.modulus[m, t] == block.residue[m, t]
-            holders += held
-            rows = ids[held] // block.modulus[m, t] + block.offset[m, t]
+            own = ids < block.limit[m, t]
+            own &= ids % block.modulus[m, t] == block.residue[m, t]
+            holders += own
+            rows = ids[own] // block.modulus[m, t] + block.offset[m, t]
             assert np.all((rows >= 0) & (rows < block.slab.rows))
             places += [(m, row) for row in rows]
             shard = m if block.slab.sharded else None
