@@ -57,7 +57,7 @@ def _is_hashable(value: Any) -> bool:
     return True
 
 
-def value_key(value: Any) -> Hashable:
+def value_key(value: Any, _parents: tuple[int, ...] = ()) -> Hashable:
     """A key that is equal for values that do the same.
 
     Functions are compared by code, module, defaults and closure; tuples, lists, dicts, arrays,
@@ -67,29 +67,12 @@ def value_key(value: Any) -> Hashable:
     Args:
         value: an optimizer, a schedule, or a part of one.
     """
-    return _key(value, ())
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Same:
-    """A key that equals only itself. It keeps its value alive, so that no other gets its id."""
-
-    value: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-def _key(value: Any, parents: tuple[int, ...]) -> Any:
-    if id(value) in parents:  # a function whose closure holds itself
+    if id(value) in _parents:  # a function whose closure holds itself
         return _Same(value)
-    parents = (*parents, id(value))
+    parents = (*_parents, id(value))
 
     def keys(*parts: Any) -> tuple[Hashable, ...]:
-        return tuple(_key(part, parents) for part in parts)
+        return tuple(value_key(part, parents) for part in parts)
 
     kind = type(value)
     if isinstance(value, types.FunctionType):
@@ -113,9 +96,19 @@ def _key(value: Any, parents: tuple[int, ...]) -> Any:
         fields = [field for field in dataclasses.fields(value) if field.compare]
         return kind, keys(*(getattr(value, field.name) for field in fields))
     if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-        return _key(np.asarray(value), parents) if value.is_fully_addressable else _Same(value)
-    try:
-        hash(value)
-    except TypeError:
-        return _Same(value)
-    return value  # without its type: optax's schedules turn their integers into floats when called
+        return value_key(np.asarray(value), parents) if value.is_fully_addressable else _Same(value)
+    # Without its type: optax's schedules turn their integers into floats when called.
+    return value if _is_hashable(value) else _Same(value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Same:
+    """A key that equals only itself. It keeps its value alive, so that no other gets its id."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

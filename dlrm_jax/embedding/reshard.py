@@ -45,12 +45,12 @@ def slot_ndims(slab: Slab) -> dict[str, int]:
     return {name: ("scalar", "row", "element").index(kind) for name, kind in slots.items()}
 
 
-def slab_sharding(axes: MeshAxes, slab: Slab, ndim: int = 2) -> NamedSharding:
+def slab_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
     """The sharding of a slab's array on the mesh, see `slab_spec`."""
-    spec = slab_spec(slab, axes.model, ndim)
+    spec = slab_spec(slab, axes.model, len(shape))
     # The sharding that jitted functions return; with another one, a step would be compiled twice.
     if axes.explicit:
-        spec = PartitionSpec(*spec, *[None] * (ndim - len(spec)))
+        spec = PartitionSpec(*spec, *[None] * (len(shape) - len(spec)))
     elif axes.shards == 1:  # all splits mean the same then
         spec = PartitionSpec()
     return axes.sharding(spec)
@@ -63,7 +63,7 @@ def array_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedS
     split by columns needs no communication: its tables keep their split.
     """
     if slab.split == "columns":
-        return slab_sharding(axes, slab, len(shape))
+        return slab_sharding(axes, slab, shape)
     split = _column_axes(axes, shape)
     return axes.sharding(PartitionSpec(None, split) if split else PartitionSpec())
 
@@ -75,7 +75,7 @@ def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
         return some
     if slab.split == "columns":  # shards have pieces of all tables, one after the other
         whole = jnp.concatenate([tables[name] for name in slab.tables])
-        return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.ndim))
+        return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.shape))
     shards: list[list[Array]] = [[] for _ in range(_shards(axes, slab))]
     for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
         own = row_split.stored_rows(tables[piece.table], piece.modulus, piece.residue)
@@ -135,7 +135,7 @@ class Unpacker:
 
     def _make_slices(self, array: Array) -> dict[str, Array]:
         """The tables of a slab that is split by columns: every shard has all rows in order."""
-        sharding = slab_sharding(self._axes, self._slab, array.ndim)
+        sharding = slab_sharding(self._axes, self._slab, array.shape)
         start, tables = 0, {}
         for name, table in self._slab.tables.items():
             rows = array[start : start + table.rows]

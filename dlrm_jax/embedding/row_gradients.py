@@ -67,11 +67,10 @@ def coalesce(
                     apart.append((slab, way))
         everywhere = _gather_copies([blocks[slab.name] for slab, _ in apart], between, dtype)
         for (slab, way), items in zip(apart, everywhere, strict=True):
-            if slab.name in native_slabs and not sum_duplicates:
-                found[slab.name] = tuple(items)
-            elif way.dense:
+            kernel_sums = slab.name in native_slabs and not sum_duplicates
+            if way.dense and not kernel_sums:
                 found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, ()))
-            elif way.dedup:
+            elif way.dedup and not kernel_sums:
                 found[slab.name] = _one_by_one(_coalesce_rows(slab.rows, *expand(items)))
             else:
                 found[slab.name] = tuple(items)

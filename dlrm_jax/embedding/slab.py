@@ -75,16 +75,11 @@ def needs_sums(optimizer: RowOptimizer | None, dtype: np.dtype) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class SlabKey:
-    """The properties that the tables of one slab share. Tables with equal keys share a slab.
+    """The properties that the tables of one slab share; the other attributes are those of `Slab`.
 
     Attributes:
-        split: axis of the tables that is split over the model axis; None for copies.
         optimizer_key: key of the optimizer, see `by_value`.
-        dim: width of the tables.
-        dtype: dtype of the tables.
-        rounds_randomly: whether new values are rounded at random.
         alone: name of the table if it has a slab of its own; else None.
-        optimizer: optimizer of all rows; None if they are frozen.
     """
 
     split: _Split
