@@ -13,7 +13,7 @@ from jaxtyping import Array, Float32, Int, Int32, Integer, Shaped
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 
-IdMatrix = Int[Array, "B C"]
+IdArray = Int[Array, "B C"]
 """Ids of all features side by side, in the order of the features, C = Σ max_ids."""
 
 FeatureIds = Mapping[str, Any]
@@ -32,16 +32,16 @@ class Ragged(NamedTuple):
     lengths: Any
 
 
-def id_matrix(features: Sequence[Feature], ids: Any, fill: int) -> Any:
-    """Concatenates bags by feature name into one matrix; returns a matrix unchanged.
+def id_array(features: Sequence[Feature], ids: Any, fill: int) -> Any:
+    """Concatenates bags by feature name into one id array; returns an id array unchanged.
 
     Args:
         features: features in the order of their columns.
-        ids: ids or id weights, NumPy or JAX: a matrix [B, C], or `FeatureIds`.
+        ids: ids or id weights, NumPy or JAX: an array [B, C], or `FeatureIds`.
         fill: value where a bag is narrower than its feature: -1 for ids, 0 for weights.
 
     Returns:
-        The matrix [B, C], a NumPy array if all arrays are.
+        The array [B, C], of NumPy if all arrays are.
 
     Raises:
         UserError: a feature is missing or unknown, or an array has another shape or dtype.

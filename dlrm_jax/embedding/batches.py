@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int32
 
-from dlrm_jax.embedding.bags import Ragged, check_divisible, id_matrix, pad_bags
+from dlrm_jax.embedding.bags import Ragged, check_divisible, id_array, pad_bags
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.table import Feature
 from dlrm_jax.errors import UserError
@@ -19,7 +19,7 @@ Placed = tuple[Any, ...]
 
 
 def put_ids(axes: MeshAxes, ids: np.ndarray, id_weights: np.ndarray | None) -> Any:
-    """See `EmbeddingCollection.put`; ids and id weights are checked matrices [B, C]."""
+    """See `EmbeddingCollection.put`; ids and id weights are checked arrays [B, C]."""
     check_divisible(len(ids), jax.process_count(), axes.device_count)
     sharding = axes.sharding(axes.batch)
     placed = jax.make_array_from_process_local_data(sharding, ids)
@@ -29,12 +29,12 @@ def put_ids(axes: MeshAxes, ids: np.ndarray, id_weights: np.ndarray | None) -> A
 
 
 def host_ids(features: Sequence[Feature], ids: Any) -> Int32[np.ndarray, "B C"]:
-    """Casts ids to the matrix that a step reads.
+    """Casts ids to the id array that a step reads.
 
     Args:
         features: features in the order of their columns.
-        ids: a matrix, or arrays and `Ragged` bags by feature name, of any integer dtypes; negative
-            is absent.
+        ids: an id array, or arrays and `Ragged` bags by feature name, of any integer dtypes;
+            negative is absent.
 
     Raises:
         UserError: ids aren't integers, or one doesn't fit into int32.
@@ -50,11 +50,11 @@ def host_ids(features: Sequence[Feature], ids: Any) -> Int32[np.ndarray, "B C"]:
             cast[name], _ = pad_bags(values, lengths, width[name])
         else:
             cast[name] = _as_int32(what, bags)
-    return id_matrix(features, cast, fill=-1)
+    return id_array(features, cast, fill=-1)
 
 
 def host_weights(features: Sequence[Feature], ids: Any, id_weights: Any) -> np.ndarray:
-    """The matrix of id weights that a step reads.
+    """The id weights [B, C] that a step reads.
 
     Args:
         features: features in the order of their columns.
@@ -64,7 +64,6 @@ def host_weights(features: Sequence[Feature], ids: Any, id_weights: Any) -> np.n
     Raises:
         UserError: id weights aren't floating, or bags have other lengths than those of the ids.
     """
-    matrix = id_weights
     if isinstance(id_weights, Mapping):
         found = dict(id_weights)
         for feature in features:
@@ -72,11 +71,11 @@ def host_weights(features: Sequence[Feature], ids: Any, id_weights: Any) -> np.n
             own = found.get(feature.name)
             if isinstance(bags, Ragged) and own is not None:
                 found[feature.name] = _ragged_weights(feature, bags, own)
-        matrix = id_matrix(features, found, fill=0)
-    matrix = np.asarray(matrix)
-    if not np.issubdtype(matrix.dtype, np.floating):
-        raise UserError(f"id_weights: expected floating numbers, got {matrix.dtype}")
-    return matrix
+        id_weights = id_array(features, found, fill=0)
+    id_weights = np.asarray(id_weights)
+    if not np.issubdtype(id_weights.dtype, np.floating):
+        raise UserError(f"id_weights: expected floating numbers, got {id_weights.dtype}")
+    return id_weights
 
 
 def _ragged_weights(feature: Feature, bags: Ragged, own: Any) -> np.ndarray | None:
@@ -113,8 +112,8 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
         ids: ids of B samples.
         arrays: arrays of the same samples, [B, ...].
     """
-    matrix = host_ids(features, ids)
-    count = len(matrix)
+    ids = host_ids(features, ids)
+    count = len(ids)
     for array in arrays:
         if len(array) != count:
             raise UserError(f"arrays: expected {count} samples as in ids, got {len(array)}")
@@ -125,4 +124,4 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
         return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
 
     weights = padded(np.ones(count, np.float32), 0)
-    return (padded(matrix, -1), *(padded(array, 0) for array in arrays), weights)
+    return (padded(ids, -1), *(padded(array, 0) for array in arrays), weights)

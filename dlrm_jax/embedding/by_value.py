@@ -98,7 +98,7 @@ def value_key(value: Any, _parents: tuple[int, ...] = ()) -> Hashable:
     if isinstance(value, jax.Array) and not isinstance(value, Tracer):
         return value_key(np.asarray(value), parents) if value.is_fully_addressable else _Same(value)
     # Without its type: optax's schedules turn their integers into floats when called.
-    return value if _is_hashable(value) else _Same(value)
+    return value if _is_hashable(value) else _Same(value)  # pyright: ignore
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Integer
 
 from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import kernel_dispatch, reshard, sharded_ops, table_io
-from dlrm_jax.embedding.bags import FeatureIds, IdMatrix, check_batch, check_ids, id_matrix
+from dlrm_jax.embedding.bags import FeatureIds, IdArray, check_batch, check_ids, id_array
 from dlrm_jax.embedding.batches import Placed, host_ids, host_weights, pad_batch, put_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
 from dlrm_jax.embedding.layout import make_layout
@@ -153,7 +153,7 @@ class EmbeddingCollection:
     def lookup(
         self,
         state: EmbeddingState,
-        ids: IdMatrix | FeatureIds,
+        ids: IdArray | FeatureIds,
         id_weights: Float[Array, "B C"] | FeatureIds | None = None,
     ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
         """Pools the bags of a batch.
@@ -172,10 +172,10 @@ class EmbeddingCollection:
         Raises:
             UserError: ids or id_weights have another shape or dtype.
         """
-        matrix = id_matrix(self.features, ids, fill=-1)
-        weights = None if id_weights is None else id_matrix(self.features, id_weights, fill=0)
-        check_batch(self.axes.device_count, self.features, matrix, weights)
-        return sharded_ops.lookup(self.per_device, state, matrix, weights)
+        array = id_array(self.features, ids, fill=-1)
+        weights = None if id_weights is None else id_array(self.features, id_weights, fill=0)
+        check_batch(self.axes.device_count, self.features, array, weights)
+        return sharded_ops.lookup(self.per_device, state, array, weights)
 
     @jax.named_scope("update")
     def send_cotangents(
@@ -245,12 +245,12 @@ class EmbeddingCollection:
             UserError: ids aren't integers, or don't fit into int32 or the tables, or the number of
                 devices doesn't divide the batch, see `pad_batch`.
         """
-        matrix, weights = host_ids(self.features, ids), None
+        on_host = host_ids(self.features, ids)
         if check:
-            check_ids(matrix, self.features, self.lookups, self.tables)
+            check_ids(on_host, self.features, self.lookups, self.tables)
         if id_weights is not None:
-            weights = host_weights(self.features, ids, id_weights)
-        return put_ids(self.axes, matrix, weights)
+            id_weights = host_weights(self.features, ids, id_weights)
+        return put_ids(self.axes, on_host, id_weights)
 
     def pad_batch(self, ids: Any, *arrays: Any) -> Placed:
         """Pads a batch to a multiple of the number of devices.

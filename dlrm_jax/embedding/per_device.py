@@ -91,7 +91,8 @@ class PerDevice:
             row_weights = exchange.send_to_owners(blocks, weights, self.axes)
         vectors = []
         for i, block in enumerate(blocks):
-            slab, weights = state.tables[block.slab.name], row_weights and row_weights[i]
+            slab = state.tables[block.slab.name]
+            weights = None if row_weights is None else row_weights[i]
             if self.native and has_native_lookup(block):
                 vectors.append(ops.pool(slab, rows[i], weights))
             else:
