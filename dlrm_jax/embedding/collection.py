@@ -127,8 +127,9 @@ class EmbeddingCollection:
     ) -> Callable[..., tuple[Any, Any, RowGradients]]:
         """A function that computes a loss, its dense gradients and the gradients of touched rows.
 
-        ``value_and_grad(loss_fn)(state, ids, *args, id_weights=None)`` looks up the ids and calls
-        ``loss_fn(pooled, *args)``.
+        ``value_and_grad(loss_fn)(state, ids, *args, id_weights=None)`` looks up the ids, calls
+        ``loss_fn(pooled, *args)``, and returns the loss (a pair with ``has_aux``), the gradients by
+        ``argnums``, and the gradients of the touched rows, for `apply`.
 
         Args:
             loss_fn: function of the pooled vectors, by lookup name, and ``args`` that returns a
@@ -138,10 +139,6 @@ class EmbeddingCollection:
             has_aux: whether ``loss_fn`` returns a pair of the loss and auxiliary data.
             sum_duplicates: flag of `coalesce`; `RowGradients.squared_norm` needs it.
             transform: ``jax.value_and_grad``, or ``nnx.value_and_grad`` where ``args`` has modules.
-
-        Returns:
-            A function whose result is the loss (a pair with ``has_aux``), the gradients by
-            ``argnums``, and the gradients of the touched rows, for `apply`.
         """
 
         def row_gradients(residuals: Residuals, cotangents: Mapping[str, Array]) -> RowGradients:

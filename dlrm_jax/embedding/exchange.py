@@ -138,15 +138,15 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
         cotangents: cotangents of all bags, [b, d] each, in the order of the bags.
     """
     members = np.unique(block.bag[block.bag >= 0])
-    rows = [cotangents[i] for i in members]
+    needed = [cotangents[i] for i in members]
     index = np.searchsorted(members, block.bag)
     if np.any(block.bag < 0):
-        rows.append(jnp.zeros_like(rows[0]))
+        needed.append(jnp.zeros_like(needed[0]))
         index = np.where(block.bag < 0, len(members), index)
     if block.slab.split == "columns":  # every receiver has all bags, and gets its columns
         shards = block.bag.shape[0]
-        whole = jnp.stack([rows[i] for i in index[0]], axis=1)  # [b, T, shards · d]
+        whole = jnp.stack([needed[i] for i in index[0]], axis=1)  # [b, T, shards · d]
         return jnp.moveaxis(whole.reshape(*whole.shape[:2], shards, -1), 2, 0)
     if block.bag.shape[0] == 1:  # no receiver but this device: the bag positions are the members
-        return jnp.stack([rows[i] for i in index[0]], axis=1)[None]
-    return jnp.stack(rows, axis=0)[index].transpose(0, 2, 1, 3)
+        return jnp.stack([needed[i] for i in index[0]], axis=1)[None]
+    return jnp.stack(needed, axis=0)[index].transpose(0, 2, 1, 3)
