@@ -61,10 +61,11 @@ def collectives(
         weighted: whether ids have weights.
         comm_dtype: dtype of vectors and cotangents between devices; None keeps their dtype.
     """
-    width = _vector_width(layout.blocks, comm_dtype)
-    of_ids = [_Carried("ids", 4, _position_ids)]
+    own = jnp.result_type(*(block.slab.vector_dtype for block in layout.blocks))
+    width = jnp.dtype(comm_dtype or own).itemsize
+    of_ids = [_Carried("ids", 4, lambda block: block.length)]
     if weighted:
-        of_ids.append(_Carried("id weights", 4, _position_ids))
+        of_ids.append(of_ids[0]._replace(what="id weights"))
     vectors = _Carried("vectors", width, lambda block: block.slab.width)
     cotangents = vectors._replace(what="cotangents")
     found = []
@@ -165,15 +166,6 @@ def _reduction(
     ids, bags = (batch_size * count for count in _per_sample(layout, slab))
     copies = math.prod(mesh_shape[axis] for axis in copy_axes(slab.sharded, mesh_shape, *_AXES))
     return reduction(slab.rows, slab.width, ids, bags, copies, slab.needs_sums(False))
-
-
-def _position_ids(block: Block) -> int:
-    return block.length
-
-
-def _vector_width(blocks: Sequence[Block], comm_dtype: str | None) -> int:
-    own = jnp.result_type(*(block.slab.vector_dtype for block in blocks))
-    return jnp.dtype(comm_dtype or own).itemsize
 
 
 def _row_means(slab: Slab) -> int:

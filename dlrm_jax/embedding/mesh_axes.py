@@ -95,10 +95,6 @@ class MeshAxes:
         """The split of arrays [D, M, ...] with an item for each device."""
         return PartitionSpec(self.data, self.model)
 
-    def copies(self, sharded: bool) -> tuple[str, ...]:
-        """See `copy_axes`."""
-        return copy_axes(sharded, self.mesh.shape, self.data, self.model)
-
     @property
     def explicit(self) -> bool:
         """Whether the axes are of type Explicit: arrays then carry their split in their type."""

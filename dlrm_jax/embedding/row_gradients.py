@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int
 
 from dlrm_jax.embedding import comm_dtype
-from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.mesh_axes import MeshAxes, copy_axes
 from dlrm_jax.embedding.slab import Slab
 
 BlockCotangents = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
@@ -50,7 +50,7 @@ def coalesce(
     """
     found: dict[str, tuple[BlockCotangents, ...]] = {}
     for sharded in (True, False):
-        between = axes.copies(sharded)
+        between = copy_axes(sharded, axes.mesh.shape, axes.data, axes.model)
         copies = math.prod(axes.mesh.shape[axis] for axis in between)
         apart = []  # slabs whose copies exchange cotangents
         for slab in slabs:
