@@ -104,7 +104,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
 def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
     rate = optimizer(lambda step: 0.05 / (1 + step))
     native = collection("native", rate, mesh, placement)
-    assert native.native_slabs
+    assert native.per_device.native_slabs
     assert native.kernels_in_use["lookups"] == "native"
     assert native.kernels_in_use["updates"].endswith("jax of adam")
     found = train(native, weighted, sums)
