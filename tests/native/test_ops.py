@@ -160,7 +160,8 @@ def test_split_columns():
     mesh = make_mesh("2x4")
     args = (tables, FEATURES, LOOKUPS, mesh)
     # A row's mean is taken over all devices: not by the native update of one.
-    assert not EmbeddingCollection(*args, RowWiseAdagrad(0.1), plan, kernels="native").native_slabs
+    rowwise = EmbeddingCollection(*args, RowWiseAdagrad(0.1), plan, kernels="native")
+    assert not rowwise.per_device.native_slabs
     found, expected = (
         train(EmbeddingCollection(*args, SGD(0.1), plan, kernels=kernels), True, False)
         for kernels in ("native", "jax")
