@@ -19,7 +19,7 @@ def field(default: Any, text: str, low: int | None = None) -> Any:
 
     Args:
         default: value of the field.
-        text: sentence on its meaning and unit; ends in "; such as VALUE." unless the type lists
+        text: sentence on its meaning and unit; ends in "; such as VALUE." unless the help lists
             the values.
         low: least number that is allowed, in a tuple for each item.
     """
@@ -110,9 +110,7 @@ class Config:
     class_weights: tuple[float, ...] = field(
         (1.0, 1.0), "Weights of label 0 and of label 1 in the loss; such as 1,4.", 0
     )
-    optimizer: Literal["sgd", "adagrad", "rowwise_adagrad", "adam"] = field(
-        "rowwise_adagrad", "Optimizer of the tables."
-    )
+    optimizer: str = field("rowwise_adagrad", "Optimizer of the tables.")
     dense_optimizer: str = field(
         "same", "Optimizer of the dense model: same, or a name in optax; such as adamw."
     )

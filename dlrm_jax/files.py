@@ -30,20 +30,17 @@ _NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 def replacing(path: Path) -> Iterator[Path]:
     """Context that writes or replaces a file or directory in one step.
 
-    If the block raises, ``path`` stays as it was. Only one process may write a path at a time.
+    If its body raises, ``path`` stays as it was. Only one process may write a path at a time.
 
     Args:
         path: the file or directory; its parents are made.
 
     Yields:
         The temporary path to write to, ``PATH.partial``. It doesn't exist yet.
-
-    Raises:
-        OSError: the path can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.partial")
-    _delete(temporary)  # a killed process's
+    delete(temporary)  # a killed process's
     with _moved_into_place(temporary, path):
         yield temporary
 
@@ -58,7 +55,7 @@ def creating(path: Path) -> Iterator[Path]:
         path: the file or directory; its parent must exist.
 
     Yields:
-        The temporary path to write to, beside ``path``. It doesn't exist yet.
+        The temporary path to write to. It doesn't exist yet.
 
     Raises:
         UserError: the path exists or can't be written. Then nothing is left of it.
@@ -81,7 +78,7 @@ def _moved_into_place(temporary: Path, path: Path) -> Iterator[Path]:
         yield temporary
         move_into_place(temporary, path)
     finally:
-        _delete(temporary)
+        delete(temporary)
 
 
 def _check_absent(path: Path) -> None:
@@ -96,17 +93,15 @@ def move_into_place(written: Path, path: Path) -> None:
         written: the file or directory, complete, on the file system of ``path``.
         path: the new name. A file of this name is replaced. A directory is moved to
             ``PATH.replaced`` and deleted afterwards, so that arrays mapped from it stay valid.
-
-    Raises:
-        OSError: the disk is full or can't be written to.
     """
-    _flush(written)
+    for entry in reversed([written, *written.rglob("*")]):
+        _flush(entry)
     replaced = path.with_name(f"{path.name}.replaced")
     if path.is_dir():
-        _delete(replaced)
+        delete(replaced)
         path.rename(replaced)
     written.replace(path)
-    _flush_one(path.parent)
+    _flush(path.parent)
     # Its files may still be mapped, which NFS doesn't let go of; the next call deletes them.
     shutil.rmtree(replaced, ignore_errors=True)
 
@@ -114,13 +109,19 @@ def move_into_place(written: Path, path: Path) -> None:
 def delete_directory(directory: Path) -> None:
     """Deletes a directory that must not be seen half-deleted.
 
-    Args:
-        directory: the directory. It is ``DIRECTORY.deleting`` until all of it is deleted; an
-            interrupted call leaves that name.
+    It is ``DIRECTORY.deleting`` until all of it is deleted; an interrupted call leaves that name.
     """
     doomed = directory.with_name(f"{directory.name}.deleting")
-    _delete(doomed)
-    _delete(directory.rename(doomed))
+    delete(doomed)
+    delete(directory.rename(doomed))
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, a link or a directory, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -173,21 +174,7 @@ def cache_directory() -> Path:
     return Path(home) / "dlrm_jax"
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _flush(path: Path) -> None:
-    if path.is_dir():
-        for entry in path.iterdir():
-            _flush(entry)
-    _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -37,7 +37,7 @@ from dlrm_jax.inference import vocabularies
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
 from dlrm_jax.processes import is_process_0
-from dlrm_jax.training.build import check_batch_sizes, for_data, generate_data, make_learner
+from dlrm_jax.training.build import check_config, for_data, generate_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
@@ -183,7 +183,7 @@ def fit(
         mesh = make_mesh(mesh)
     elif emulate:
         raise UserError("emulate: a mesh has its devices already; give its shape, such as '2x4'")
-    check_batch_sizes(config, mesh)  # before the data, which may take long
+    check_config(config, mesh)
     config, dataset = load_data(config, data)
     learner = make_learner(config, mesh)
     options = Options(workdir=Path(workdir) if workdir else None)

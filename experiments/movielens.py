@@ -32,7 +32,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_ranking
 from dlrm_jax.data.movielens.splits import SPLITS
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import check_batch_sizes, for_data
+from dlrm_jax.training.build import check_config, for_data
 from experiments.compare.contest import Contest, asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Choices, Clicks, Task
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     config, contest = for_movielens(config, movielens), by_column(contest, movielens)
     with held("movielens") as directory:
         mesh = start(FLAGS.mesh)
-        check_batch_sizes(config, mesh)
+        check_config(config, mesh)
         print("features: " + ", ".join(movielens.features))
         compare(contest, config, task, mesh, directory)
 

@@ -71,10 +71,9 @@ def arrays_of(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
 
 def oracle_arrays(oracle: Oracle) -> dict[str, np.ndarray]:
     """The same of the oracle, under the same names."""
-    names = {"accumulator": "accumulator", "m": "mean", "v": "variance"}
     arrays = {f"{name}/table": table.weights for name, table in oracle.tables.items()}
     for table, slots in oracle.slots.items():
-        arrays |= {f"{table}/{names[key]}": array for key, array in slots.items()}
+        arrays |= {f"{table}/{key}": array for key, array in slots.items()}
     for mlp, layers in (("bottom", oracle.bottom), ("top", oracle.top)):
         for i, (W, b) in enumerate(layers):
             arrays |= {f"{mlp}/{i}/kernel": W.T, f"{mlp}/{i}/bias": b}

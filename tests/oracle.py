@@ -4,7 +4,9 @@ The JAX implementation is compared with this file, so it favours being checkable
 The batch here is the whole global batch: accumulating over micro-batches must give the same step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,6 @@ Layers = list[tuple[Array, Array]]
 ABSENT = -1
 LOWEST_DECAYED_RATE = 1e-7
 BETA1, BETA2 = 0.9, 0.999
-DEFAULT_EPS = {"sgd": 0.0, "adagrad": 1e-10, "rowwise_adagrad": 1e-10, "adam": 1e-8}
 
 
 @dataclass
@@ -74,9 +75,7 @@ class Oracle:
     ):
         assert interaction in ("dot", "cat"), interaction
         assert loss in ("bce", "mse"), loss
-        assert dense_optimizer in ("sgd", "adagrad", "adam"), dense_optimizer
         assert all(lookup.pooling in ("sum", "mean") for lookup in lookups), lookups
-        assert all(t.optimizer in DEFAULT_EPS for t in tables), tables
         self.tables = {t.name: replace(t, weights=_copy(t.weights)) for t in tables}
         self.lookups = lookups
         self.bottom = [(_copy(W), _copy(b)) for W, b in bottom]
@@ -91,9 +90,9 @@ class Oracle:
         self.slots: dict[str, dict[str, Array]] = {name: {} for name in self.tables}
         for t in self.tables.values():
             if t.trainable:
-                self.slots[t.name] = _new_slots(t.optimizer, t.weights)
+                self.slots[t.name] = new_slots(t.optimizer, t.weights)
         # One entry for W and one for b of each bottom layer, then of each top layer.
-        self.dense_slots = [_new_slots(dense_optimizer, p) for p in _flat(self.bottom + self.top)]
+        self.dense_slots = [new_slots(dense_optimizer, p) for p in _flat(self.bottom + self.top)]
 
     def forward(self, dense, ids, id_weights=None) -> Array:
         """Returns the logits [B]; dense [B, F], ids and id_weights {feature: [B, L]}."""
@@ -138,16 +137,18 @@ class Oracle:
         parameters = _flat(self.bottom + self.top)
         slopes = _flat(gradients.bottom + gradients.top)
         rate = self.rate(self.dense_learning_rate, self.step_count)
-        eps = DEFAULT_EPS[self.dense_optimizer] if self.dense_eps is None else self.dense_eps
+        formula = FORMULAS[self.dense_optimizer]
+        eps = formula.eps if self.dense_eps is None else self.dense_eps
         for w, g, slots in zip(parameters, slopes, self.dense_slots, strict=True):
-            _update(self.dense_optimizer, w, slots, ..., clip * g, rate, eps, self.step_count)
+            formula.update(w, slots, ..., clip * g, rate, eps, self.step_count)
 
         for name, rows in gradients.tables.items():
             t, slots = self.tables[name], self.slots[name]
             rate = self.rate(t.learning_rate, self.step_count)
-            eps = DEFAULT_EPS[t.optimizer] if t.eps is None else t.eps
+            formula = FORMULAS[t.optimizer]
+            eps = formula.eps if t.eps is None else t.eps
             for row, g in rows.items():
-                _update(t.optimizer, t.weights, slots, row, clip * g, rate, eps, self.step_count)
+                formula.update(t.weights, slots, row, clip * g, rate, eps, self.step_count)
         return loss
 
     def rate(self, base: float, s: int) -> float:
@@ -260,27 +261,52 @@ def _mlp_backward(layers: Layers, inputs: list[Array], d_y: Array, total: Layers
     return d_x
 
 
-def _update(optimizer: str, w: Array, slots: dict[str, Array], at, g: Array, rate, eps, t) -> None:
-    """One optimizer step on w[at]: a row, or everything when at is `...`."""
-    if optimizer == "sgd":
-        w[at] -= rate * g
-    elif optimizer == "adam":
-        slots["m"][at] = BETA1 * slots["m"][at] + (1 - BETA1) * g
-        slots["v"][at] = BETA2 * slots["v"][at] + (1 - BETA2) * g**2
-        m_hat = slots["m"][at] / (1 - BETA1**t)
-        v_hat = slots["v"][at] / (1 - BETA2**t)
-        w[at] -= rate * m_hat / (np.sqrt(v_hat) + eps)
-    else:
-        slots["accumulator"][at] += np.mean(g**2) if optimizer == "rowwise_adagrad" else g**2
-        w[at] -= rate * g / (np.sqrt(slots["accumulator"][at]) + eps)
+# Optimizers: one step on w[at], a row, or everything when at is `...`; t counts from 1.
 
 
-def _new_slots(optimizer: str, w: Array) -> dict[str, Array]:
-    if optimizer == "adagrad":
-        return {"accumulator": np.zeros_like(w)}
-    if optimizer == "rowwise_adagrad":
-        return {"accumulator": np.zeros(len(w))}
-    return {"m": np.zeros_like(w), "v": np.zeros_like(w)} if optimizer == "adam" else {}
+def _sgd(w: Array, slots: dict[str, Array], at, g: Array, rate, eps, t) -> None:
+    w[at] -= rate * g
+
+
+def _adagrad(w: Array, slots: dict[str, Array], at, g: Array, rate, eps, t) -> None:
+    slots["accumulator"][at] += g**2
+    w[at] -= rate * g / (np.sqrt(slots["accumulator"][at]) + eps)
+
+
+def _rowwise_adagrad(w: Array, slots: dict[str, Array], at, g: Array, rate, eps, t) -> None:
+    slots["accumulator"][at] += np.mean(g**2)
+    w[at] -= rate * g / (np.sqrt(slots["accumulator"][at]) + eps)
+
+
+def _adam(w: Array, slots: dict[str, Array], at, g: Array, rate, eps, t) -> None:
+    slots["mean"][at] = BETA1 * slots["mean"][at] + (1 - BETA1) * g
+    slots["variance"][at] = BETA2 * slots["variance"][at] + (1 - BETA2) * g**2
+    mean = slots["mean"][at] / (1 - BETA1**t)
+    variance = slots["variance"][at] / (1 - BETA2**t)
+    w[at] -= rate * mean / (np.sqrt(variance) + eps)
+
+
+class Formula(NamedTuple):
+    """An optimizer: its update, the default of eps, and its slots, which start at 0."""
+
+    update: Callable[..., None]
+    eps: float = 0.0
+    elements: tuple[str, ...] = ()  # slots of one number an element
+    rows: tuple[str, ...] = ()  # slots of one number a row
+
+
+FORMULAS = {
+    "sgd": Formula(_sgd),
+    "adagrad": Formula(_adagrad, 1e-10, elements=("accumulator",)),
+    "rowwise_adagrad": Formula(_rowwise_adagrad, 1e-10, rows=("accumulator",)),
+    "adam": Formula(_adam, 1e-8, elements=("mean", "variance")),
+}
+
+
+def new_slots(optimizer: str, w: Array) -> dict[str, Array]:
+    formula = FORMULAS[optimizer]
+    slots = {name: np.zeros_like(w) for name in formula.elements}
+    return slots | {name: np.zeros(len(w)) for name in formula.rows}
 
 
 def _shares(B: int, sample_weights) -> Array:

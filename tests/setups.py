@@ -13,7 +13,7 @@ from oracle import Oracle, OracleLookup, OracleTable
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, Feature, Lookup, Table, automatic_plan
-from dlrm_jax.embedding.optimizer import row_optimizer
+from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Field
@@ -72,8 +72,10 @@ WIDTHS_TO_CONCATENATE = dict(zip(ROWS, (8, 4, 6, 8, 5, 3), strict=True))
 FROZEN = ("sites",)
 WITH_OWN_OPTIMIZER = ("cities", "pages")
 
-RATES = {"sgd": 0.3, "adagrad": 0.05, "rowwise_adagrad": 0.05, "adam": 0.01}
-OTHER = {"sgd": "adagrad", "adagrad": "sgd", "rowwise_adagrad": "adam", "adam": "rowwise_adagrad"}
+RATES = dict.fromkeys(OPTIMIZERS, 0.01) | {"sgd": 0.3, "adagrad": 0.05, "rowwise_adagrad": 0.05}
+# The optimizer of the tables that have one of their own.
+OTHER = dict.fromkeys(OPTIMIZERS, "sgd")
+OTHER |= {"sgd": "adagrad", "rowwise_adagrad": "adam", "adam": "rowwise_adagrad"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,12 @@ class Setup:
     schedule: tuple[int, int, int] = (0, 0, 0)  # warm-up, start of the decay, its length
     accumulation_steps: int = 1
     comm_dtype: str | None = None
+
+    @property
+    def dense_optimizer(self) -> str:
+        """The dense counterpart of the optimizer, or Adam."""
+        name = self.optimizer.removeprefix("rowwise_")
+        return name if name in ("sgd", "adagrad", "adam") else "adam"
 
     def width(self, table: str) -> int:
         return WIDTH if self.interaction == "dot" else WIDTHS_TO_CONCATENATE[table]
@@ -146,7 +154,7 @@ class Setup:
         return Learner(
             collection,
             make_model,
-            dense_optimizer("same", self.optimizer, rate, None),
+            dense_optimizer(self.dense_optimizer, self.optimizer, rate, None),
             class_weighted(LOSSES[self.loss], *self.class_weights),
             self.clip_norm,
             self.accumulation_steps,
@@ -173,7 +181,7 @@ class Setup:
             self_interaction=self.self_interaction,
             loss=self.loss,
             class_weights=self.class_weights,
-            dense_optimizer=self.optimizer.removeprefix("rowwise_"),
+            dense_optimizer=self.dense_optimizer,
             dense_learning_rate=RATES[self.optimizer],
             warmup=warmup,
             decay_start=decay_start,

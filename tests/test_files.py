@@ -84,7 +84,7 @@ def test_creating_replaces_nothing(tmp_path, kind):
     with files.creating(path) as temporary:
         write(temporary, kind, "first")
     with pytest.raises(UserError, match="name exists; remove it"), files.creating(path):
-        pytest.fail("the block must not run")
+        pytest.fail("the body must not run")
 
     def create_meanwhile():
         with files.creating(tmp_path / "later") as temporary:
@@ -110,8 +110,8 @@ def test_creating_without_a_directory_is_one_error(tmp_path):
 def flushed(monkeypatch):
     """The paths that were flushed and the renames, in order."""
     calls = []
-    flush, replace = files._flush_one, files.Path.replace
-    monkeypatch.setattr(files, "_flush_one", lambda path: (calls.append(path.name), flush(path)))
+    flush, replace = files._flush, files.Path.replace
+    monkeypatch.setattr(files, "_flush", lambda path: (calls.append(path.name), flush(path)))
     monkeypatch.setattr(
         files.Path, "replace", lambda path, to: (calls.append("rename"), replace(path, to))[1]
     )
@@ -205,7 +205,7 @@ def test_a_lock_ends_with_its_process(tmp_path):
             pytest.raises(UserError, match="workdir a is in use by another run; wait"),
             files.locked(lock_file, "workdir a"),
         ):
-            pytest.fail("the block must not run")
+            pytest.fail("the body must not run")
         process.send_signal(signal.SIGKILL)
     with files.locked(lock_file, "workdir a"):
         pass
@@ -235,7 +235,7 @@ def test_a_lock_that_cannot_be_made(tmp_path):
         pytest.raises(FileExistsError),
         files.locked(tmp_path / "file" / ".lock", "run", wait=True),
     ):
-        pytest.fail("the block must not run")
+        pytest.fail("the body must not run")
 
 
 def wait_for(condition):

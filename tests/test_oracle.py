@@ -213,7 +213,7 @@ def test_adam_is_lazy_and_corrects_by_the_global_step():
     m, v = 0.9 * m + 0.1 * g3, 0.999 * v + 0.001 * g3**2
     w -= 0.5 * (m / (1 - 0.9**3)) / (np.sqrt(v / (1 - 0.999**3)) + 1e-8)
     assert oracle.tables["t"].weights[0].item() == pytest.approx(w, rel=1e-12)
-    assert oracle.slots["t"]["m"][0].item() == pytest.approx(m, rel=1e-12)
+    assert oracle.slots["t"]["mean"][0].item() == pytest.approx(m, rel=1e-12)
     assert oracle.tables["t"].weights[2].item() == 3.0
 
 

@@ -10,6 +10,7 @@ from absl import flags
 
 from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers, refuse, such_as
 from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import PRESETS
 from dlrm_jax.training.model import unread
@@ -31,7 +32,9 @@ def define_run_flags(default_preset: str, without: Mapping[str, str] | None = No
     )
     for field in dataclasses.fields(Config):
         kind, name, text = FIELD_TYPES[field.name], field.name, field.metadata["text"]
-        if get_origin(kind) is Literal:
+        if name == "optimizer":
+            flags.DEFINE_enum(name, None, list(OPTIMIZERS), text)
+        elif get_origin(kind) is Literal:
             flags.DEFINE_enum(name, None, list(get_args(kind)), text)
         elif get_origin(kind) is tuple and get_args(kind)[0] is not str:
             define_numbers(name, None, text, get_args(kind)[0])

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, require
 from dlrm_jax.data.auc import auc
 from dlrm_jax.data.generated.example_files import write_arrays, write_raw
-from dlrm_jax.data.generated.example_stream import BLOCK, Block, ExampleStream
+from dlrm_jax.data.generated.example_stream import CHUNK, Chunk, ExampleStream
 from dlrm_jax.data.generated.locality import StackProfile, read_trace
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
@@ -151,7 +151,7 @@ def make_stream(profile: StackProfile | None) -> ExampleStream:
     config = preset(FLAGS.preset)
     exponent = config.zipf_exponent if FLAGS.zipf_exponent is None else FLAGS.zipf_exponent
     days = FLAGS.days or 1
-    drift = FLAGS.drift if profile is None else 0.0  # new ids are a part of the locality
+    drift = FLAGS.drift if profile is None else 0.0  # the locality has new ids of its own
     return ExampleStream(
         FLAGS.table_rows or config.table_rows, exponent, FLAGS.seed, days, drift, profile
     )
@@ -164,19 +164,19 @@ class Tally:
         self.examples, self.positives = 0, 0
         self._sample: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def watch(self, stream: ExampleStream, day: int, progress: tqdm) -> Iterator[Block]:
-        """The blocks of a day, the last one cut to measure."""
-        blocks = stream.day(day)
-        for start in range(0, FLAGS.examples, BLOCK):
-            whole = next(blocks)
-            if len(self._sample) < _SAMPLE // BLOCK:
-                # Whole blocks, so that few examples don't make the ceiling a matter of luck.
+    def watch(self, stream: ExampleStream, day: int, progress: tqdm) -> Iterator[Chunk]:
+        """The chunks of a day, the last one cut to measure."""
+        chunks = stream.day(day)
+        for start in range(0, FLAGS.examples, CHUNK):
+            whole = next(chunks)
+            if len(self._sample) < _SAMPLE // CHUNK:
+                # Whole chunks, so that few examples don't make the ceiling a matter of luck.
                 self._sample.append((whole.logits, whole.labels))
-            block = whole.first(FLAGS.examples - start)
-            yield block
-            self.examples += len(block)
-            self.positives += int(block.labels.sum())
-            progress.update(len(block))
+            chunk = whole.first(FLAGS.examples - start)
+            yield chunk
+            self.examples += len(chunk)
+            self.positives += int(chunk.labels.sum())
+            progress.update(len(chunk))
 
     def ceiling(self) -> tuple[int, float]:
         """The number of examples in the sample, and the AUC of their true probabilities."""
@@ -190,13 +190,13 @@ def write(stream: ExampleStream, output: Path, tally: Tally) -> None:
     # Shown on terminals only.
     with tqdm(total=total, unit=" examples", unit_scale=True, disable=None) as progress:
         if FLAGS.format == "raw" and not FLAGS.days:
-            blocks = tally.watch(stream, 0, progress)
-            write_raw(output, blocks, Path(FLAGS.output).suffix)
+            chunks = tally.watch(stream, 0, progress)
+            write_raw(output, chunks, Path(FLAGS.output).suffix)
             return
         output.mkdir()
         for day in range(stream.days):
-            blocks = tally.watch(stream, day, progress)
+            chunks = tally.watch(stream, day, progress)
             if FLAGS.format == "raw":
-                write_raw(output / f"day_{day}", blocks)
+                write_raw(output / f"day_{day}", chunks)
             else:
-                write_arrays(output, day, FLAGS.examples, blocks)
+                write_arrays(output, day, FLAGS.examples, chunks)

@@ -17,7 +17,7 @@ from dlrm_jax.cli.help import help_text
 from dlrm_jax.cli.launch import ANOTHER_LOST
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import is_distributed, is_process_0
-from dlrm_jax.training.loop import Interrupted
+from dlrm_jax.signals import Interrupted, handled
 
 # What a file system answers that is full, limited, or not to be written to.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -48,11 +48,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     def started(argv: Sequence[str]) -> None:
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs every file
-        # Half-written files are removed when a program is terminated, too.
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         if len(argv) > 1:
             raise UserError(f"expected flags only, got {' '.join(argv[1:])!r}; see --help")
-        main(argv)
+        with handled():  # a signal raises: half-written files are removed
+            main(argv)
         sys.stdout.flush()
 
     try:
@@ -68,13 +67,13 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         _fail(str(error))
     except Interrupted as request:
         if is_process_0():
-            print(
-                f"{request}; everything is saved; run the same command with this workdir to resume",
-                file=sys.stderr,
-            )
-        sys.exit(128 + request.signal)
+            saved = "; everything is saved; run the same command with this workdir to resume"
+            print(f"{request}{saved if request.saved else ''}", file=sys.stderr)
+        if request.saved:  # in all processes
+            sys.exit(128 + request.number)
+        _end(128 + request.number)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("stopped by SIGINT", file=sys.stderr)
         _end(130)
     except SystemExit as request:
         _end(request.code)

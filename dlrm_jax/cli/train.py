@@ -32,7 +32,7 @@ from dlrm_jax.job import run as run_job
 from dlrm_jax.presets import preset
 from dlrm_jax.processes import check_same
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import check_batch_sizes, make_learner
+from dlrm_jax.training.build import check_config, make_learner
 from dlrm_jax.training.metrics import METRICS
 
 define_run_flags(default_preset="small")
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
     check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
-    check_batch_sizes(config, mesh)  # before the data, which may take long
+    check_config(config, mesh)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     config, data = load_data(config, FLAGS.data)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})

@@ -91,11 +91,11 @@ _ARRAYS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Examples in several consecutive pieces; the pieces of Criteo's data are days.
+    """Examples of consecutive days.
 
     Attributes:
-        days: the pieces, in order. Row r of the split is row r of the first day or, if the first
-            day is shorter, row r - len(first day) of the rest.
+        days: the examples of each day, in order. Row r of the split is row r of the first day or,
+            if the first day is shorter, row r - len(first day) of the rest.
 
     Raises:
         UserError: there is no day, or the arrays of a day don't fit those of the first.
@@ -144,10 +144,7 @@ class Split:
         return np.concatenate([day.labels for day in self.days], dtype=np.float32)
 
     def take(self, rows: Integer[np.ndarray, " B"]) -> Examples:
-        """Gathers examples into memory, in the order of ``rows``.
-
-        Args:
-            rows: rows of the split, [B], in any order; repeats are allowed.
+        """Gathers examples into memory, in the order of ``rows``; repeats are allowed.
 
         Raises:
             IndexError: a row isn't in the split.

@@ -35,10 +35,6 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
     An epoch leaves out the remainder: the last examples of its order.
 
-    Args:
-        split: the training split.
-        batch_size: examples per batch.
-
     Raises:
         UserError: the split has fewer examples than a batch.
     """
@@ -76,9 +72,9 @@ class TrainBatches:
         seed: seed of the permutations, 0 or more.
         shuffle_window: number of consecutive examples that are shuffled together; 0 is the whole
             split.
-        process_index: index of the part of each batch that this process reads, from 0.
-        process_count: number of parts of a batch, P. The parts of all processes, concatenated, are
-            the batch that a single process reads.
+        process_index: index of this process, from 0.
+        process_count: number of processes, P. Each reads B/P examples of a batch; those of all
+            processes, concatenated, are the batch that a single process reads.
 
     Raises:
         UserError: there are fewer examples than `batch_size`, P doesn't divide it, or an
@@ -96,19 +92,19 @@ class TrainBatches:
     ):
         self.steps_per_epoch = steps_per_epoch(split, batch_size)
         self.batch_size = batch_size
-        self._part = _part(batch_size, process_index, process_count)
+        self._own = _own_examples(batch_size, process_index, process_count)
         self._split = split
         self._order = ShuffledOrder(len(split), shuffle_window, seed)
         self._ones = np.ones(batch_size // process_count, np.float32)
         self._ones.flags.writeable = False
 
     def __getitem__(self, step: int) -> Batch:
-        """This process's part of the batch of global step ``step``: B/P examples."""
+        """This process's examples of the batch of global step ``step``: B/P of them."""
         if step < 0:
             raise IndexError(f"steps are counted from 0, got {step}")
-        epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch_size
-        rows = self._order.rows(epoch, start + self._part.start, start + self._part.stop)
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        start = step_of_epoch * self.batch_size
+        rows = self._order.rows(epoch, start + self._own.start, start + self._own.stop)
         examples = self._split.take(rows)
         sample_weights = self._ones if examples.sample_weights is None else examples.sample_weights
         labels = examples.labels.astype(np.float32, copy=False)
@@ -125,36 +121,38 @@ def evaluation_batches(
     Args:
         split: the examples.
         batch_size: examples per batch, B, over all processes.
-        process_index: index of the part of each batch that this process reads, from 0.
-        process_count: number of parts of a batch, P. Every process yields as many batches, of B/P
+        process_index: index of this process, from 0.
+        process_count: number of processes, P. Every process yields as many batches, of B/P
             examples.
 
     Raises:
         UserError: `batch_size` is less than 1, or the processes don't divide it.
     """
     _check_batch_size(batch_size)
-    return _consecutive(split, batch_size, _part(batch_size, process_index, process_count))
+    own = _own_examples(batch_size, process_index, process_count)
+    return (
+        _padded(split, start + own.start, start + own.stop)
+        for start in range(0, len(split), batch_size)
+    )
 
 
-def _consecutive(split: Split, batch_size: int, part: slice) -> Iterator[Batch]:
-    size = part.stop - part.start
-    for start in range(part.start, len(split) + part.start, batch_size):
-        examples = split.take(np.arange(min(start, len(split)), min(start + size, len(split))))
-        ones = np.ones(len(examples), np.float32)
-        padding = size - len(examples)
-        yield Batch(
-            dense=np.pad(examples.dense, ((0, padding), (0, 0))),
-            ids=np.pad(examples.ids, ((0, padding), (0, 0)), constant_values=ABSENT),
-            labels=np.pad(examples.labels.astype(np.float32, copy=False), (0, padding)),
-            sample_weights=np.pad(
-                ones if examples.sample_weights is None else examples.sample_weights,
-                (0, padding),
-            ),
-        )
+def _padded(split: Split, start: int, stop: int) -> Batch:
+    """The examples from start to stop, padded where they go beyond the split."""
+    examples = split.take(np.arange(min(start, len(split)), min(stop, len(split))))
+    sample_weights = examples.sample_weights
+    if sample_weights is None:
+        sample_weights = np.ones(len(examples), np.float32)
+    padding = (0, stop - start - len(examples))
+    return Batch(
+        dense=np.pad(examples.dense, (padding, (0, 0))),
+        ids=np.pad(examples.ids, (padding, (0, 0)), constant_values=ABSENT),
+        labels=np.pad(examples.labels.astype(np.float32, copy=False), padding),
+        sample_weights=np.pad(sample_weights, padding),
+    )
 
 
-def _part(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The positions in a batch that a process reads."""
+def _own_examples(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The examples of a batch that a process reads."""
     if not 0 <= process_index < process_count:
         raise UserError(
             f"expected a process_index from 0 to process_count - 1, got process {process_index} "

@@ -23,7 +23,7 @@ def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
             binary form.
         cache_dir: directory for the arrays of raw files. It needs about as much space as the
             uncompressed text, and twice as much while arrays are made.
-        min_count: minimum number of occurrences in the training part of a raw file; rarer values
+        min_count: minimum number of occurrences in the training split of a raw file; rarer values
             share one id.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The files of one day: dense features, ids, labels and optional weights."""
+"""The files of one day: dense features, ids, labels and optional sample weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlrm_jax.data.formats.npy import map_npz
 from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
 
-_ROWS_PER_BLOCK = 1 << 16
+_CHUNK_ROWS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +49,6 @@ class DayFiles:
     def map(cls, directory: Path, number: int) -> DayFiles:
         """Maps the arrays of a day.
 
-        Args:
-            directory: directory of the files.
-            number: number of the day, i.
-
         Raises:
             UserError: arrays are missing, cut short or don't fit each other.
         """
@@ -80,19 +76,15 @@ class DayFiles:
     def check_bags(self, bag_lengths: Sequence[int], source: str) -> None:
         """Checks the widths of the arrays.
 
-        Args:
-            bag_lengths: expected width of each feature's bag.
-            source: origin of the expected widths, for the message.
-
         Raises:
-            UserError: a width differs.
+            UserError: a width differs from the bag lengths, which the source says.
         """
         widths = [bags.shape[1] for bags in self.id_arrays]
         expected = list(bag_lengths) if self.multi_hot else [sum(bag_lengths)]
         if widths != expected:
             raise UserError(
-                f"{self.path}: expected arrays of {_listed(expected)} ids an example, as {source} "
-                f"says, got {_listed(widths)}; prepare all days alike"
+                f"{self.path}: expected arrays of {str(expected)[1:-1]} ids an example, as "
+                f"{source} says, got {str(widths)[1:-1]}; prepare all days alike"
             )
 
     def largest_ids(self) -> Int64[np.ndarray, " C"]:
@@ -104,19 +96,19 @@ class DayFiles:
         largest = []
         for number, bags in enumerate(self.id_arrays):
             found = np.full(bags.shape[1], ABSENT, np.int64)
-            for start in range(0, len(bags), _ROWS_PER_BLOCK):
-                block = bags[start : start + _ROWS_PER_BLOCK]
+            for start in range(0, len(bags), _CHUNK_ROWS):
+                chunk = bags[start : start + _CHUNK_ROWS]
                 if bags.dtype == np.int64:
-                    outside = block != block.astype(np.int32)
+                    outside = chunk != chunk.astype(np.int32)
                     if outside.any():
                         row, column = np.argwhere(outside)[0]
                         member = f", member {number}.npy" if self.multi_hot else ""
                         raise UserError(
                             f"{self.path}{member}, row {start + row}, column {column} (both from "
-                            f"0): expected an id that fits into int32, got {block[row, column]}; "
+                            f"0): expected an id that fits into int32, got {chunk[row, column]}; "
                             f"prepare the data again"
                         )
-                np.maximum(found, block.max(axis=0), out=found)
+                np.maximum(found, chunk.max(axis=0), out=found)
             largest.append(found)
         return np.concatenate(largest)
 
@@ -146,7 +138,3 @@ def _map_npy(path: Path) -> np.ndarray:
     if not array.flags.c_contiguous:
         raise UserError(f"{path}: expected an array in row-major order, got one by columns")
     return array
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -31,7 +31,7 @@ class Metadata:
         content_hashes: hash of each input file.
         fingerprint: hash of data and options, as in `Dataset`.
         days: rows of each day.
-        splits: parts of each split, by name: [day, first row in it, row after the last].
+        splits: rows of each split, by name: lists of [day, first row in it, row after the last].
         columns: names of the categorical columns.
         table_rows: rows of each table, as in `Dataset`.
         bag_lengths: ids per example of each feature, as in `Dataset`.
@@ -155,5 +155,5 @@ def _load_torchrec(directory: Path) -> Dataset:
     )
 
 
-def _split(days: list[DayFiles], parts: list[list[int]]) -> Split:
-    return Split(tuple(days[day].examples[start:stop] for day, start, stop in parts))
+def _split(days: list[DayFiles], rows: list[list[int]]) -> Split:
+    return Split(tuple(days[day].examples[start:stop] for day, start, stop in rows))

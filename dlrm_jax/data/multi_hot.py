@@ -25,7 +25,7 @@ MLPERF_ROWS = (
 )  # fmt: skip
 """Rows of each of Criteo's tables, from the same README; ids are taken modulo these."""
 
-_DRAWS_PER_BLOCK = 1 << 22
+_CHUNK_DRAWS = 1 << 22
 
 
 def synthetic_tables(
@@ -46,34 +46,29 @@ def synthetic_tables(
 
     Returns:
         One .npy file per feature, int32 [n, h]; together they take 4 Σ n h bytes.
-
-    Raises:
-        OSError: the files can't be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     random = np.random.RandomState(seed)
     paths = []
     for feature, (count, size) in enumerate(zip(rows, sizes, strict=True)):
         paths.append(directory / f"{feature}.npy")
-        step = max(1, _DRAWS_PER_BLOCK // size)
+        step = max(1, _CHUNK_DRAWS // size)
         with ArrayWriter(paths[-1], (count, size), np.int32) as writer:
             for start in range(0, count, step):
-                block = np.empty((min(step, count - start), size), np.int32)
-                block[:, 0] = np.arange(start, start + len(block))
-                # The generator draws number after number: blocks change nothing.
-                block[:, 1:] = random.randint(count, size=(len(block), size - 1), dtype=np.int64)
-                writer.append(block)
+                chunk = np.empty((min(step, count - start), size), np.int32)
+                chunk[:, 0] = np.arange(start, start + len(chunk))
+                # The generator draws number after number: chunks change nothing.
+                chunk[:, 1:] = random.randint(count, size=(len(chunk), size - 1), dtype=np.int64)
+                writer.append(chunk)
     return paths
 
 
 def expand(
     ids: Int32[np.ndarray, " N"], table: Int32[np.ndarray, "R H"]
 ) -> Int32[np.ndarray, "N H"]:
-    """Expands each id into H ids.
+    """Expands each id, taken modulo R, into H ids by a table of `synthetic_tables`.
 
-    Args:
-        ids: ids, [N] int32, taken modulo R. `ABSENT` stays absent in all places.
-        table: table made by `synthetic_tables`, [R, H] int32; it may be a memory map.
+    `ABSENT` becomes a bag of absent ids. The table may be a memory map.
     """
     bags = np.asarray(table).take(ids % np.int32(len(table)), axis=0)
     bags[ids == ABSENT] = ABSENT

@@ -36,20 +36,20 @@ class ShuffledOrder:
         self._kept: tuple[tuple[int, ...], np.ndarray] | None = None
 
     def rows(self, epoch: int, start: int, stop: int) -> Int64[np.ndarray, " n"]:
-        """The rows at positions [start, stop) of an epoch, both from 0 to N."""
+        """The rows at the places [start, stop) of an epoch, both from 0 to N."""
         if self._window == 1:
             return np.arange(start, stop, dtype=np.int64)
         shift = self._shift(epoch)
-        parts = [np.empty(0, np.int64)]
+        rows = [np.empty(0, np.int64)]
         while start < stop:
             number = (start + shift) // self._window
             first = max(number * self._window - shift, 0)
             last = min((number + 1) * self._window - shift, self._examples)
             end = min(stop, last)
             places = self._permutation(epoch, number, last - first)[start - first : end - first]
-            parts.append(places + np.int64(first))
+            rows.append(places + np.int64(first))
             start = end
-        return np.concatenate(parts)
+        return np.concatenate(rows)
 
     def _shift(self, epoch: int) -> int:
         """The number of rows by which the first window is shorter than the others."""

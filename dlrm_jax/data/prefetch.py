@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dlrm_jax.data.batches import Batch
 
@@ -22,13 +22,13 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
         ahead: number of placed batches that wait; the thread holds one more.
 
     Raises:
-        Exception: the batches or `put` raised it; it is raised again at the same position.
+        Exception: the batches or `put` raised it; it is raised again at the same place.
     """
 
     def __init__(self, batches: Iterable[Batch], put: Callable[[Batch], Placed], ahead: int = 2):
         self._batches = batches
         self._put = put
-        self._ready: queue.Queue[tuple[Placed] | _End] = queue.Queue(ahead)
+        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(ahead)
         self._closed = threading.Event()
         # A daemon: an exit that skips `close`, such as a second Ctrl-C, doesn't wait for it.
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
@@ -37,13 +37,11 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
     def __next__(self) -> Placed:
         if self._closed.is_set():
             raise StopIteration
-        item = self._ready.get()
-        if not isinstance(item, _End):
-            return item[0]
+        placed, end = self._ready.get()
+        if end is None:
+            return placed
         self.close()
-        if item.error is not None:
-            raise item.error
-        raise StopIteration
+        raise end
 
     def close(self) -> None:
         """Ends the thread after its current batch and drops the waiting batches."""
@@ -60,21 +58,14 @@ class Prefetch(Generic[Placed], Iterator[Placed]):
         self.close()
 
     def _fill(self) -> None:
-        end = _End()
+        end: BaseException = StopIteration()
         try:
             for batch in self._batches:
                 placed = self._put(batch)
                 if self._closed.is_set():
                     return
-                self._ready.put((placed,))
+                self._ready.put((placed, None))
         except BaseException as error:  # raised again by __next__
-            end = _End(error)
+            end = error
         if not self._closed.is_set():
-            self._ready.put(end)
-
-
-class _End:
-    """The end marker behind the last batch, with the error that ended the thread, if any."""
-
-    def __init__(self, error: BaseException | None = None):
-        self.error = error
+            self._ready.put((None, end))

@@ -14,7 +14,7 @@ from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.vocabulary import UNSEEN
 
-_ROWS_PER_BLOCK = 1 << 16
+_CHUNK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Column:
         name: name in the metadata; C1, C2 and so on without metadata.
         bag_length: largest number of ids per example.
         mean_ids: mean number of ids per example over all days, `ABSENT` not counted.
-        occurrences: number of lookups of each row of the table in the training part.
+        occurrences: number of lookups of each row of the table in the training split.
         unseen: share of each day's lookups whose values aren't in the vocabulary, NaN on a day
             without lookups; None where no id is known to represent such values.
     """
@@ -66,7 +66,7 @@ class Column:
 
     @property
     def touched(self) -> int:
-        """The number of rows that the training part looks up at least once."""
+        """The number of rows that the training split looks up at least once."""
         return int(np.count_nonzero(self.occurrences))
 
     @cached_property
@@ -76,10 +76,9 @@ class Column:
         return np.sort(self.occurrences)
 
     def served_by_hottest(self, share: float) -> float:
-        """The part of the training lookups that the most frequent rows serve; NaN without lookups.
+        """The share of the training lookups that the most frequent rows serve; NaN without lookups.
 
-        Args:
-            share: share of the table's rows, above 0 and at most 1, rounded up to one row.
+        These rows are a share of the table, above 0 and at most 1, rounded up to one row.
         """
         lookups = int(self.occurrences.sum())
         if not lookups:
@@ -107,12 +106,12 @@ class Statistics:
 def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
     """Counts examples and lookups in one pass over the data.
 
-    Memory is a block of rows, and 8 bytes for each row of a table, 16 once it is sorted.
+    Memory is a chunk of rows, and 8 bytes for each row of a table, 16 once it is sorted.
 
     Args:
         dataset: the data; the arrays may be memory maps.
-        metadata: description of the same data; None if there is none. Then every piece of the
-            training split counts as a day, and validation and test belong to the last day.
+        metadata: description of the same data; None if there is none. Then the days are those of
+            the training split, and one more for validation and test.
 
     Raises:
         UserError: an id isn't a row of its table.
@@ -125,24 +124,22 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
     occurrences = [np.zeros(rows, np.int64) for rows in dataset.table_rows]
     edges = np.cumsum([0, *dataset.bag_lengths]).tolist()
 
-    for split, day, piece in _pieces(dataset, metadata):
-        examples[split][day] += len(piece)
-        for start in range(0, len(piece), _ROWS_PER_BLOCK):
-            rows = slice(start, start + _ROWS_PER_BLOCK)
-            positives[day] += np.count_nonzero(piece.labels[rows])
-            block = np.asarray(piece.ids[rows])
-            for i, counts in enumerate(occurrences):
-                ids = block[:, edges[i] : edges[i + 1]].ravel()
-                if ids.min() < ABSENT or ids.max() >= len(counts):
-                    # Reads the split again, to name the row.
-                    check_ids(dataset.splits[split], dataset.table_rows, dataset.bag_lengths, split)
-                ids = ids[ids != ABSENT]
-                lookups[i, day] += len(ids)
-                unseen[i, day] += np.count_nonzero(ids == UNSEEN)
-                if split == "train":
-                    # np.bincount makes an array as long as the table for each block: with ten
-                    # million rows this takes 10 ns an id, that 300.
-                    np.add.at(counts, ids, 1)
+    for split, day, chunk in _chunks(dataset, metadata):
+        examples[split][day] += len(chunk)
+        positives[day] += np.count_nonzero(chunk.labels)
+        all_ids = np.asarray(chunk.ids)
+        for i, counts in enumerate(occurrences):
+            ids = all_ids[:, edges[i] : edges[i + 1]].ravel()
+            if ids.min() < ABSENT or ids.max() >= len(counts):
+                # Reads the split again, to name the row.
+                check_ids(dataset.splits[split], dataset.table_rows, dataset.bag_lengths, split)
+            ids = ids[ids != ABSENT]
+            lookups[i, day] += len(ids)
+            unseen[i, day] += np.count_nonzero(ids == UNSEEN)
+            if split == "train":
+                # np.bincount makes an array as long as the table for each chunk: with ten
+                # million rows this takes 10 ns an id, that 300.
+                np.add.at(counts, ids, 1)
 
     shares = np.divide(unseen, lookups, out=np.full(lookups.shape, np.nan), where=lookups > 0)
     known = metadata is not None and _unseen_has_an_id(metadata)
@@ -162,11 +159,11 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
             )
             for i, name in enumerate(names)
         ),
-        missing=_missing(metadata) if metadata else None,
+        missing=metadata and {name: n / sum(metadata.days) for name, n in metadata.missing.items()},
     )
 
 
-def _pieces(dataset: Dataset, metadata: Metadata | None) -> Iterator[tuple[str, int, Examples]]:
+def _chunks(dataset: Dataset, metadata: Metadata | None) -> Iterator[tuple[str, int, Examples]]:
     """Consecutive examples, with their split and day."""
     for name, split in dataset.splits.items():
         if metadata:
@@ -175,17 +172,12 @@ def _pieces(dataset: Dataset, metadata: Metadata | None) -> Iterator[tuple[str, 
             days = range(len(split.days))
         else:
             days = [len(dataset.train.days)] * len(split.days)
-        for day, piece in zip(days, split.days, strict=True):
-            yield name, day, piece
-
-
-def _missing(metadata: Metadata) -> dict[str, float]:
-    examples = sum(metadata.days)
-    return {name: count / examples for name, count in metadata.missing.items()}
+        for day, examples in zip(days, split.days, strict=True):
+            for start in range(0, len(examples), _CHUNK_ROWS):
+                yield name, day, examples[start : start + _CHUNK_ROWS]
 
 
 def _unseen_has_an_id(metadata: Metadata) -> bool:
     """Whether `UNSEEN` represents unseen values: ids of other programs and random ids have none."""
     options = metadata.made_from["options"]
-    others = ("compatible", "multi_hot_sizes")
-    return not any(options.get(name) for name in others)
+    return not (options.get("compatible") or options.get("multi_hot_sizes"))

@@ -2,11 +2,12 @@
 
 from dlrm_jax.embedding.bags import Ragged, pad_bags
 from dlrm_jax.embedding.collection import EmbeddingCollection, EmbeddingState
-from dlrm_jax.embedding.optimizer import SGD, Adagrad, Adam, RowOptimizer, RowWiseAdagrad
+from dlrm_jax.embedding.optimizer import SGD, Adagrad, Adam, RowWiseAdagrad
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optax import RowOptax
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.state import RowGradients
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 

@@ -10,13 +10,13 @@ import dataclasses
 import functools
 import types
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
-from dlrm_jax.embedding.optimizer import RowOptimizer
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError
 
 
@@ -29,27 +29,20 @@ def optimizer_key(optimizer: RowOptimizer | None) -> Hashable:
     Raises:
         UserError: the optimizer can't be hashed, naming the field.
     """
-    try:
-        hash(optimizer)
-    except TypeError as error:
-        kind = type(optimizer).__name__
-        wanted = f"optimizer {kind}: expected a frozen dataclass of fields that can be hashed"
-        if not dataclasses.is_dataclass(optimizer):
-            raise UserError(f"{wanted}, but {error}") from error
-        for field in dataclasses.fields(optimizer):
-            value = getattr(optimizer, field.name)
-            if not _is_hashable(value):
-                raise UserError(
-                    f"{wanted}, but {field.name} is a value of type {type(value).__name__}, which "
-                    f"can't; use a number, a tuple or a frozen dataclass"
-                ) from error
-        raise UserError(
-            f"{wanted}; write @dataclasses.dataclass(frozen=True) above class {kind}"
-        ) from error
-    return value_key(optimizer)
+    if _is_hashable(optimizer):
+        return value_key(optimizer)
+    kind = type(optimizer).__name__
+    wanted = f"optimizer {kind}: expected a frozen dataclass of fields that can be hashed"
+    for name, value in vars(optimizer).items():
+        if not _is_hashable(value):
+            raise UserError(
+                f"{wanted}, but {name} is a value of type {type(value).__name__}, which can't; use "
+                f"a number, a tuple or a frozen dataclass"
+            )
+    raise UserError(f"{wanted}; write @dataclasses.dataclass(frozen=True) above class {kind}")
 
 
-def _is_hashable(value: Any) -> bool:
+def _is_hashable(value: Any) -> TypeGuard[Hashable]:
     try:
         hash(value)
     except TypeError:
@@ -57,7 +50,7 @@ def _is_hashable(value: Any) -> bool:
     return True
 
 
-def value_key(value: Any, _parents: tuple[int, ...] = ()) -> Hashable:
+def value_key(value: Any, parents: tuple[int, ...] = ()) -> Hashable:
     """A key that is equal for values that do the same.
 
     Functions are compared by code, module, defaults and closure; tuples, lists, dicts, arrays,
@@ -66,10 +59,11 @@ def value_key(value: Any, _parents: tuple[int, ...] = ()) -> Hashable:
 
     Args:
         value: an optimizer, a schedule, or a part of one.
+        parents: ids of the values that hold it.
     """
-    if id(value) in _parents:  # a function whose closure holds itself
+    if id(value) in parents:  # a function whose closure holds itself
         return _Same(value)
-    parents = (*_parents, id(value))
+    parents = (*parents, id(value))
 
     def keys(*parts: Any) -> tuple[Hashable, ...]:
         return tuple(value_key(part, parents) for part in parts)
@@ -96,9 +90,9 @@ def value_key(value: Any, _parents: tuple[int, ...] = ()) -> Hashable:
         fields = [field for field in dataclasses.fields(value) if field.compare]
         return kind, keys(*(getattr(value, field.name) for field in fields))
     if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-        return value_key(np.asarray(value), parents) if value.is_fully_addressable else _Same(value)
+        return value_key(np.asarray(value)) if value.is_fully_addressable else _Same(value)
     # Without its type: optax's schedules turn their integers into floats when called.
-    return value if _is_hashable(value) else _Same(value)  # pyright: ignore
+    return value if _is_hashable(value) else _Same(value)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

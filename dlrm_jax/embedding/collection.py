@@ -18,13 +18,13 @@ from dlrm_jax.embedding.batches import Placed, host_ids, host_weights, pad_batch
 from dlrm_jax.embedding.comm_dtype import check_dtype
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.embedding.planning.devices import device_like
 from dlrm_jax.embedding.planning.planner import automatic_plan
 from dlrm_jax.embedding.planning.workload import Workload, bags_of
 from dlrm_jax.embedding.row_optax import as_row_optimizer
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.value_and_grad import value_and_grad

@@ -17,8 +17,8 @@ import numpy as np
 
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.mesh_axes import copy_axes
-from dlrm_jax.embedding.optimizer import mean_of_columns, slot_shapes
 from dlrm_jax.embedding.row_gradients import Reduction, reduction
+from dlrm_jax.embedding.row_optimizer import mean_of_columns, slot_shapes
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.mesh import DATA, MODEL
 

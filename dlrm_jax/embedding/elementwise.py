@@ -6,6 +6,7 @@ that the batch touched. So the update of an element must depend on that element 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Shaped
 
 from dlrm_jax.embedding.by_value import value_key
-from dlrm_jax.embedding.optimizer import SlotKind
+from dlrm_jax.embedding.row_optimizer import SlotKind
 from dlrm_jax.errors import UserError
 
 _ROWS, _COLUMNS, _STEPS = 6, 4, 4
@@ -40,24 +41,19 @@ def state_kinds(transform: optax.GradientTransformation) -> Mapping[str, SlotKin
     Raises:
         UserError: the transform isn't elementwise; the message names the broken rule.
     """
-    return _state_kinds(_Transform(value_key(transform), transform))
+    return _state_kinds(_ByValue(value_key(transform), transform))
 
 
-class _Transform(NamedTuple):
-    """A transform that is compared by value, as a key of the cache."""
+@dataclasses.dataclass(frozen=True)
+class _ByValue:
+    """A transform that is compared by its key, for the cache."""
 
     key: Hashable
-    transform: optax.GradientTransformation
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Transform) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    transform: optax.GradientTransformation = dataclasses.field(compare=False)
 
 
 @functools.lru_cache(maxsize=128)
-def _state_kinds(cached: _Transform) -> Mapping[str, SlotKind]:
+def _state_kinds(cached: _ByValue) -> Mapping[str, SlotKind]:
     kinds = [_kinds(cached.transform, shape) for shape in _SHAPES]
     if any(kind != kinds[0] for kind in kinds):
         raise UserError(
@@ -69,9 +65,16 @@ def _state_kinds(cached: _Transform) -> Mapping[str, SlotKind]:
 
 
 def _kinds(transform: optax.GradientTransformation, shape: tuple[int, int]) -> dict[str, SlotKind]:
-    rows = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = _run(transform.init, jax.ShapeDtypeStruct(shape, jnp.float32))
+    for node in jax.tree.leaves(state, is_leaf=_gathers):
+        if _gathers(node):
+            raise UserError(
+                f"optax transform: it gathers the gradients of several steps "
+                f"({type(node).__name__}) and applies them in the last one, but a row is updated "
+                f"only in the steps that read it; accumulate micro-batches of one step instead"
+            )
     found: dict[str, SlotKind] = {}
-    for path, leaf in jax.tree.leaves_with_path(_run(transform.init, rows)):
+    for path, leaf in jax.tree.leaves_with_path(state):
         name = jax.tree_util.keystr(path, simple=True, separator="_") or "state"
         number = not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
         if leaf.shape not in (shape, ()) or not number or name in found:
@@ -82,6 +85,14 @@ def _kinds(transform: optax.GradientTransformation, shape: tuple[int, int]) -> d
             )
         found[name] = "element" if leaf.shape == shape else "scalar"
     return found
+
+
+def _gathers(state: Any) -> bool:
+    """Whether it is the state of `optax.MultiSteps` or `optax.apply_every`.
+
+    Updates can't tell: those of a warm-up with momentum are alike.
+    """
+    return type(state).__name__ in ("MultiStepsState", "ApplyEvery")
 
 
 def _run(function: Callable, *args: jax.ShapeDtypeStruct) -> optax.OptState:
@@ -95,30 +106,20 @@ def _run(function: Callable, *args: jax.ShapeDtypeStruct) -> optax.OptState:
 
 
 class _Case(NamedTuple):
-    """Gradients and values whose updates are compared with those of the first case.
+    """Gradients and values whose updates are compared with those of the first case."""
 
-    Attributes:
-        rule: rule that the transform breaks if the updates differ.
-        change: change of the gradients or values, in words.
-        gradients: gradients of S steps, [S, K, d].
-        values: initial values of the rows, [K, d].
-        rows: indices of these rows in the first case.
-        columns: indices of these columns in the first case.
-        kept: mask of the elements that must equal those of the first case, [K, d]; None for all.
-    """
+    rule: str  # that the transform breaks if the updates differ
+    change: str  # of the gradients or values, in words
+    gradients: Float[np.ndarray, "S K d"]  # of S steps
+    values: Float[np.ndarray, "K d"]  # before the first step
+    rows: slice | Shaped[np.ndarray, " K"] = slice(None)  # of the first case
+    columns: slice = slice(None)  # of the first case
+    kept: Shaped[np.ndarray, "K d"] | None = None  # elements that mustn't differ; None for all
 
-    rule: str
-    change: str
-    gradients: Float[np.ndarray, "S K d"]
-    values: Float[np.ndarray, "K d"]
-    rows: slice | Shaped[np.ndarray, " K"] = slice(None)
-    columns: slice = slice(None)
-    kept: Shaped[np.ndarray, "K d"] | None = None
-
-    def differs(
+    def difference(
         self, x: Shaped[np.ndarray, "S *_"], first: Shaped[np.ndarray, "S *_"]
-    ) -> tuple[int, ...] | None:
-        """Step and position of the first difference from the first case; None if there is none."""
+    ) -> str | None:
+        """The first difference from the first case, in words; None if there is none."""
         # The same program does the same for elements that are the same.
         tolerance = 1e-4 if self.kept is None else 0.0
         ignored = np.zeros((), bool)
@@ -131,7 +132,14 @@ class _Case(NamedTuple):
         with np.errstate(invalid="ignore"):
             close = np.abs(x - first) <= tolerance * np.abs(first) + rounding
         same = ignored | close | (x == first) | (np.isnan(x) & np.isnan(first))
-        return None if same.all() else tuple(int(i) for i in np.argwhere(~same)[0])
+        if same.all():
+            return None
+        where = tuple(np.argwhere(~same)[0].tolist())
+        step, *place = where
+        return (
+            f"at {tuple(place) or 'all rows'} is {x[where]:.9g} after step {step}, and "
+            f"{first[where]:.9g} without"
+        )
 
 
 def _cases() -> Iterator[_Case]:
@@ -141,14 +149,13 @@ def _cases() -> Iterator[_Case]:
     values = rng.normal(size=(_ROWS, _COLUMNS)).astype(np.float32)
     yield _Case("", "", gradients, values)
     order = rng.permutation(_ROWS)
-    mixes_rows, mixes_columns = "mixes rows", "mixes the columns of a row"
-    yield _Case(mixes_rows, "the rows permuted", gradients[:, order], values[order], rows=order)
-    other_rows = np.ones((_ROWS, _COLUMNS), bool)
-    other_rows[_ROW] = False
-    other_elements = np.ones((_ROWS, _COLUMNS), bool)
-    other_elements[_ROW, _COLUMN] = False
-    for rule, kept in ((mixes_rows, other_rows), (mixes_columns, other_elements)):
-        what = f"of row {_ROW}" if kept is other_rows else f"of element {(_ROW, _COLUMN)}"
+    yield _Case("mixes rows", "the rows permuted", gradients[:, order], values[order], rows=order)
+    for rule, what, place in (
+        ("mixes rows", f"of row {_ROW}", _ROW),
+        ("mixes the columns of a row", f"of element {(_ROW, _COLUMN)}", (_ROW, _COLUMN)),
+    ):
+        kept = np.ones((_ROWS, _COLUMNS), bool)
+        kept[place] = False
         for number in (0.0, 1e-12, 1e4, 1e18, np.inf, np.nan):
             changed = np.where(kept, gradients, np.float32(number))
             yield _Case(rule, f"gradients {what} {number:g}", changed, values, kept=kept)
@@ -175,16 +182,10 @@ def _check(transform: optax.GradientTransformation, kinds: Mapping[str, SlotKind
     results += _results(transform, kinds, [smaller])
     for case, result in zip(others, results, strict=True):
         for name, x in result.items():
-            where = case.differs(x, expected[name])
-            if where is not None:
-                step, *place = where
-                before = expected[name]
-                if place:
-                    before = before[:, case.rows, case.columns]
+            if difference := case.difference(x, expected[name]):
                 raise UserError(
-                    f"optax transform: it {case.rule}. With {case.change}, {name} at "
-                    f"{tuple(place) or 'all rows'} is {x[where]:.9g} after step {step}, and "
-                    f"{before[where]:.9g} without; {_ADVICE}"
+                    f"optax transform: it {case.rule}. With {case.change}, {name} {difference}; "
+                    f"{_ADVICE}"
                 )
 
 

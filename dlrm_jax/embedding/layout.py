@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Piece, Plan
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.slab import Slab, make_slabs
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 

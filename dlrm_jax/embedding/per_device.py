@@ -14,10 +14,10 @@ from dlrm_jax.embedding import exchange, row_gradients
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.optimizer import mean_of_columns
 from dlrm_jax.embedding.pooling import pool, weight_sums
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
+from dlrm_jax.embedding.row_optimizer import mean_of_columns
 from dlrm_jax.embedding.row_update import update_rows
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents

@@ -9,16 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.elementwise import state_kinds
-from dlrm_jax.embedding.optimizer import (
+from dlrm_jax.embedding.row_optimizer import (
+    Changes,
     RowMean,
     RowOptimizer,
+    Rows,
     SlotKind,
     Slots,
-    mean_of_columns,
+    Step,
 )
 from dlrm_jax.errors import UserError
 
@@ -53,13 +55,8 @@ class RowOptax(RowOptimizer):
         object.__setattr__(self, "slots", state_kinds(self.transform))
 
     def update_values(
-        self,
-        values: Float[Array, "K d"],
-        gradients: Float[Array, "K d"],
-        slots: Slots,
-        step: Int[Array, ""],
-        row_mean: RowMean = mean_of_columns,
-    ) -> tuple[Float[Array, "K d"], Slots]:
+        self, values: Rows, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean
+    ) -> Changes:
         """See `RowOptimizer.update_values`; counts in ``slots`` stand for ``step``."""
         del step, row_mean
         structure = jax.tree.structure(jax.eval_shape(self.transform.init, values))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from dlrm_jax.embedding.optimizer import RowMean, RowOptimizer, Slots, mean_of_columns
+from dlrm_jax.embedding.row_optimizer import RowMean, RowOptimizer, Slots, mean_of_columns
 from dlrm_jax.embedding.storage_dtype import decode, encode
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlrm_jax.embedding.by_value import optimizer_key
-from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Piece, Plan
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.table import Table
 
 _Split = Literal["rows", "columns"] | None

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.row_optax import as_row_optimizer
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError
 
 Initializer = Callable[[Array, tuple[int, int], Any], Float[Array, "n d"]]

@@ -16,7 +16,7 @@ from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.initial_values import initial_values
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
-from dlrm_jax.embedding.optimizer import slot_shapes
+from dlrm_jax.embedding.row_optimizer import slot_shapes
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.storage_dtype import decode, encode, storage_dtype

@@ -20,6 +20,7 @@ from dlrm_jax.embedding import (
     Workload,
     automatic_plan,
 )
+from dlrm_jax.embedding.optimizer import row_optimizer
 from dlrm_jax.embedding.planning.devices import Device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.workload import bags_of
@@ -29,7 +30,7 @@ from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import LOSSES, class_weighted
-from dlrm_jax.training.model import make_model
+from dlrm_jax.training.model import make_model, model_class
 from dlrm_jax.training.tables import Descriptions, describe, schedule
 
 
@@ -71,8 +72,6 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         UserError: the config contradicts itself or the mesh.
     """
     _check_training_batch(config, mesh)
-    if config.eps and config.optimizer == "sgd":
-        raise UserError(f"eps: sgd has none, got {config.eps}; leave it out")
     described = describe(config)
     return Learner(
         _place(config, described, mesh),
@@ -86,12 +85,15 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
     )
 
 
-def check_batch_sizes(config: Config, mesh: Mesh) -> None:
-    """Checks that the mesh divides the batches of training and evaluation.
+def check_config(config: Config, mesh: Mesh) -> None:
+    """Checks what can be checked before the data are read, which may take long.
 
     Raises:
-        UserError: it doesn't; the message names the field.
+        UserError: there is no such model or optimizer, or the mesh doesn't divide the batches of
+            training and evaluation; the message names the field.
     """
+    model_class(config)
+    row_optimizer(config.optimizer, config.learning_rate)
     _check_training_batch(config, mesh)
     check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
 

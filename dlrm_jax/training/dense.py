@@ -11,9 +11,6 @@ import optax
 
 from dlrm_jax.errors import UserError
 
-# The dense optimizer that the DLRM reference uses with each row optimizer.
-_SAME = {"sgd": "sgd", "adagrad": "adagrad", "rowwise_adagrad": "adagrad", "adam": "adam"}
-
 
 def reference_adagrad(
     learning_rate: optax.ScalarOrSchedule, eps: float = 1e-10
@@ -46,14 +43,15 @@ def dense_optimizer(
     Args:
         name: name of an optax optimizer; ``"same"``; or ``"adagrad"`` for the reference's formula
             instead of optax's.
-        sparse_name: name of the tables' optimizer, which ``"same"`` follows.
+        sparse_name: name of the tables' optimizer, which ``"same"`` stands for; without
+            ``rowwise_``, as the DLRM reference combines them.
         schedule: learning rate by step.
         eps: eps of the optimizer; None for its default.
 
     Raises:
         UserError: optax has no such optimizer, or it takes no learning rate or eps.
     """
-    name = _SAME[sparse_name] if name == "same" else name
+    name = sparse_name.removeprefix("rowwise_") if name == "same" else name
     make = _find(name)
     if make is None:
         raise UserError(

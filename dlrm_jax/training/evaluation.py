@@ -12,6 +12,7 @@ from jaxtyping import Float
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.batches import evaluation_batches
 from dlrm_jax.data.prefetch import Prefetch
+from dlrm_jax.signals import check
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.step import Predict
@@ -29,6 +30,7 @@ def predictions(
     with Prefetch(parts, learner.put_evaluation) as batches:
         outputs = (predict(state, batch) for batch in batches)
         for logits in read_behind(outputs, learner.backend.programs_ahead):
+            check()
             yield logits[:left]  # the last batch is filled up
             left -= len(logits)
 

@@ -1,15 +1,13 @@
-"""The training loop, and the signals that interrupt it."""
+"""The training loop."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any
 
 import jax
@@ -19,44 +17,11 @@ from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import Agreement, is_process_0
+from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import TrainStep
 
 Metrics = Mapping[str, Any]
-
-
-class Interrupted(Exception):  # noqa: N818 (a request, not an error)
-    """The process was asked to stop; everything is saved.
-
-    Attributes:
-        signal: number of the signal.
-    """
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal = number
-
-
-class Signals:
-    """Records SIGTERM and Ctrl-C instead of ending the process; a second one ends it."""
-
-    def __init__(self):
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.__exit__()
-        self.received = number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +89,8 @@ def train(
     reached = False
     wanted = (batches[step] for step in range(first, steps))
     with (
-        Signals() as signals,
-        _Progress(first, steps) as progress,
+        deferred() as requested,
+        _Progress(first, steps, batches.batch_size) as progress,
         Prefetch(wanted, learner.put) as placed,
     ):
 
@@ -155,13 +120,13 @@ def train(
                 reached = bool(target_auc) and validation["auc"] >= target_auc
             due = due or reached
             # Of any process. Read once: a signal that comes later waits for its step.
-            stop = agreed(signals.received or 0)
+            stop = agreed(requested())
             if stop or evaluating or due:
                 read_losses(0)
                 keep(state, validation, due or stop > 0)
                 clock.go_on()
             if stop:
-                raise Interrupted(stop)
+                raise Interrupted(stop, saved=True)
             if reached:
                 break
     if validation is None:  # there was nothing left to do
@@ -212,7 +177,7 @@ class _Clock:
 class _Progress:
     """A bar on a terminal, otherwise a line every ten seconds."""
 
-    def __init__(self, first: int, steps: int):
+    def __init__(self, first: int, steps: int, batch_size: int):
         self._bar = tqdm.tqdm(
             total=steps,
             initial=first,
@@ -220,8 +185,8 @@ class _Progress:
             disable=not (sys.stderr.isatty() and is_process_0()),
         )
         self._steps = steps
-        self._first = first
-        self._begun = self._printed = time.monotonic()
+        self._batch_size = batch_size
+        self._printed = time.monotonic()
 
     def __enter__(self) -> Callable[[int, float, float | None], None]:
         return self._show
@@ -236,8 +201,8 @@ class _Progress:
         now = time.monotonic()
         if self._bar.disable and is_process_0() and now - self._printed >= 10:
             self._printed = now
-            left = (now - self._begun) / (step - self._first) * (self._steps - step)
-            print(
-                f"step {step}/{self._steps}  loss {loss:.4f}  {rate}  {left:.0f} s left",
-                flush=True,
-            )
+            left = ""
+            if examples_per_second:
+                seconds = (self._steps - step) * self._batch_size / examples_per_second
+                left = f"  {seconds:.0f} s left"
+            print(f"step {step}/{self._steps}  loss {loss:.4f}  {rate}{left}", flush=True)

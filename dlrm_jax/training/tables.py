@@ -10,7 +10,8 @@ from flax import nnx
 
 from dlrm_jax.config import Config
 from dlrm_jax.embedding import Feature, Lookup, Table
-from dlrm_jax.embedding.optimizer import RowOptimizer, row_optimizer
+from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.composed import LearnedPooling, Part, Projection, QuotientRemainder
 from dlrm_jax.models.fields import SMALL, Field, Read
@@ -101,7 +102,7 @@ def describe(config: Config) -> Descriptions:
         tuple(tables.values()),
         tuple(Feature(field.name, field.max_ids) for field in fields_of(config)),
         tuple(lookups),
-        row_optimizer(config.optimizer, schedule(config), _row_eps(config, config.optimizer)),
+        row_optimizer(config.optimizer, schedule(config), config.eps or None),
         placements,
         parts,
     )
@@ -219,8 +220,5 @@ def _table_optimizer(config: Config, text: str) -> RowOptimizer:
         raise UserError(
             f"table_optimizers: expected OPTIMIZER or OPTIMIZER:LEARNING_RATE, got {text!r}"
         ) from None
-    return row_optimizer(name, schedule(config, base), _row_eps(config, name))
-
-
-def _row_eps(config: Config, optimizer: str) -> float | None:
-    return None if optimizer == "sgd" else config.eps or None
+    has_eps = hasattr(OPTIMIZERS.get(name), "eps")
+    return row_optimizer(name, schedule(config, base), config.eps or None if has_eps else None)

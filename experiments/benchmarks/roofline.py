@@ -20,7 +20,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, pooling
-from dlrm_jax.embedding.optimizer import slot_bytes
+from dlrm_jax.embedding.row_optimizer import slot_bytes
 from dlrm_jax.native import ops
 from dlrm_jax.native.ops import interaction_flops
 from experiments.benchmarks.timing import fastest_seconds

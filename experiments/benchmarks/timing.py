@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from dlrm_jax.signals import check
+
 T = TypeVar("T")
 
 
@@ -40,6 +42,7 @@ def in_turn(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[
     results: dict[str, list[T]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            check()
             results[name].append(run())
     return results
 

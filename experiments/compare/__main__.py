@@ -27,7 +27,7 @@ from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import check_batch_sizes
+from dlrm_jax.training.build import check_config
 from experiments.compare.contest import asked, compare, define_comparison_flags, held
 from experiments.compare.tasks import Clicks
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     contest, config = asked(preset(FLAGS.preset))
     with held("compare") as directory:
         mesh = start(FLAGS.mesh)
-        check_batch_sizes(config, mesh)
+        check_config(config, mesh)
         config, data = load_data(config, FLAGS.data)
         compare(contest, config, Clicks(data), mesh, directory)
 

@@ -23,6 +23,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
+from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.training.build import make_learner
@@ -34,7 +35,7 @@ from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks.roofline import matrix_flops
 from experiments.compare.tasks import Task, badness
 
-RATES: dict[str, tuple[float, ...]] = {
+RATES: dict[str, tuple[float, ...]] = dict.fromkeys(OPTIMIZERS, (0.001, 0.01, 0.1)) | {
     "sgd": (0.3, 1.0, 3.0),
     "adagrad": (0.01, 0.03, 0.1),
     "rowwise_adagrad": (0.01, 0.03, 0.1),
@@ -67,7 +68,7 @@ class Contender:
             base,
             model=self.model,
             model_options=options,
-            optimizer=self.optimizer,  # pyright: ignore[reportArgumentType]
+            optimizer=self.optimizer,
             learning_rate=learning_rate,
             seed=seed,
         )

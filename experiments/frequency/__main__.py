@@ -48,7 +48,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.statistics import Column, measure
-from dlrm_jax.embedding.optimizer import slot_bytes
+from dlrm_jax.embedding.row_optimizer import slot_bytes
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_json
 from dlrm_jax.job import load_data

@@ -14,7 +14,7 @@ import zstandard
 from main_job import ROOT, environment, run
 
 from dlrm_jax.data.formats.criteo_format import MAY_BE_EMPTY
-from dlrm_jax.data.formats.criteo_text import parse_block
+from dlrm_jax.data.formats.criteo_text import parse_chunk
 from dlrm_jax.data.generated.locality import StackProfile
 
 PROGRAM = ("-m", "dlrm_jax", "generate")
@@ -73,7 +73,7 @@ def read_as_torchrec(directory: Path, day: int) -> tuple[np.ndarray, np.ndarray,
 def test_raw_lines(raw: tuple[Path, str]):
     path, output = raw
     lines = path.read_bytes()
-    parse_block(lines, path, 1)
+    parse_chunk(lines, path, 1)
     fields = fields_of(lines)
     assert fields.shape == (N, 40)
     assert np.mean(fields[:, 0] == "1") == pytest.approx(0.25, abs=0.02)

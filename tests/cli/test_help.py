@@ -18,6 +18,7 @@ from dlrm_jax.cli.flags import FLAGS, example, own_flags
 from dlrm_jax.cli.help import help_text
 from dlrm_jax.cli.main import COMMANDS
 from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import PRESETS
 
@@ -82,7 +83,7 @@ def test_the_config_gives_sections_sentences_and_defaults(program: ModuleType):
     assert titles == ["Flags", "Tables", "Model", "Optimization", "Run", "Data"]
     joined = " ".join(text.split())
     assert (
-        "--optimizer Optimizer of the tables. One of sgd, adagrad, rowwise_adagrad, adam. "
+        f"--optimizer Optimizer of the tables. One of {', '.join(OPTIMIZERS)}. "
         "Default: rowwise_adagrad; sgd in kaggle, terabyte, mlperf_v1, profile." in joined
     )
     for name in FIELD_TYPES:

@@ -72,7 +72,7 @@ def limits(max_ind_range):
 @pytest.fixture
 def criteo(tmp_path, monkeypatch):
     """Negative and missing integers, missing values, zero itself, values that come only late."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 3000)
     zero = "\t".join(["1", *["2147483"] * 13, *["00000000"] * 26]) + "\n"
     path = tmp_path / "train.txt"
     path.write_text(text(40) + zero + text(60, seed=1))

@@ -4,10 +4,11 @@ import gzip
 
 import numpy as np
 import pytest
+import zstandard
 from criteo_lines import IN_TIME, dense_of, ids_of, text
 
 from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.formats import criteo_binary
+from dlrm_jax.data.formats import compression, criteo_binary
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.errors import UserError
@@ -23,9 +24,16 @@ def samples(lines, seed=0):
     return np.array(rows, "<i4")
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def zstandard_frames(content):
+    """Several frames: a decompressor returns each whole, more bytes than were asked for."""
+    frames = (content[start : start + 3000] for start in range(0, len(content), 3000))
+    return b"".join(map(zstandard.compress, frames))
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard_frames])
 def test_the_same_arrays_as_of_the_text(tmp_path, compress, monkeypatch):
-    monkeypatch.setattr(criteo_binary, "BLOCK_BYTES", 7 * criteo_binary.SAMPLE_BYTES)
+    monkeypatch.setattr(criteo_binary, "CHUNK_BYTES", 7 * criteo_binary.SAMPLE_BYTES)
+    monkeypatch.setattr(compression, "_CHUNK", 1000)
     (tmp_path / "train.txt").write_text(text(70))
     (tmp_path / "train.bin").write_bytes(compress(samples(70).tobytes()))
     options = Options(compatible="reference")

@@ -10,7 +10,7 @@ from dlrm_jax.data.formats.criteo_format import (
     LineFormatter,
     mix,
 )
-from dlrm_jax.data.formats.criteo_text import parse_block
+from dlrm_jax.data.formats.criteo_text import parse_chunk
 
 
 def one_by_one(labels, integers, ids):
@@ -47,7 +47,7 @@ def test_lines_are_as_formatted_one_by_one():
 
 def test_lines_are_read_by_the_parser():
     lines = LineFormatter()(*random_examples(300))
-    parse_block(lines, Path("train.txt"), 1)
+    parse_chunk(lines, Path("train.txt"), 1)
     assert lines.count(b"\n") == 300
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.data.formats.criteo_text import COLUMNS, parse_block
+from dlrm_jax.data.formats.criteo_text import COLUMNS, parse_chunk
 from dlrm_jax.data.formats.lines import whole_lines
 from dlrm_jax.errors import UserError
 
@@ -18,16 +18,16 @@ def line(**fields):
     return b"\t".join(values.values()) + b"\n"
 
 
-def parse(block):
-    return parse_block(block, Path("train.txt"), 1)
+def parse(chunk):
+    return parse_chunk(chunk, Path("train.txt"), 1)
 
 
-def blocks_of(text, block_bytes):
-    """A text parsed block by block."""
+def chunks_of(text, chunk_bytes):
+    """A text parsed chunk by chunk."""
     first_line = 1
-    for block in whole_lines(io.BytesIO(text).read, Path("train.txt"), block_bytes):
-        yield parse_block(block, Path("train.txt"), first_line)
-        first_line += block.count(b"\n")
+    for chunk in whole_lines(io.BytesIO(text).read, Path("train.txt"), chunk_bytes):
+        yield parse_chunk(chunk, Path("train.txt"), first_line)
+        first_line += chunk.count(b"\n")
 
 
 integers = st.none() | st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 100)
@@ -56,14 +56,14 @@ def test_what_is_written_is_read(lines, digits):
     assert frame.rows() == [(label, *numbers, *values) for label, numbers, values in lines]
 
 
-@pytest.mark.parametrize("block_bytes", [1, 7, 300, 1000, 1 << 20])
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 300, 1000, 1 << 20])
 @pytest.mark.parametrize("end", [b"", b"\n"])
-def test_blocks_cover_the_text_whatever_their_size(block_bytes, end):
+def test_chunks_cover_the_text_whatever_their_size(chunk_bytes, end):
     content = b"".join(line(I1=b"%d" % i, C26=b"%x" % i) for i in range(20))[:-1] + end
-    blocks = list(blocks_of(content, block_bytes))
-    assert [value for block in blocks for value in block["C26"]] == list(range(20))
-    if block_bytes < 1000:
-        assert len(blocks) > 5
+    chunks = list(chunks_of(content, chunk_bytes))
+    assert [value for chunk in chunks for value in chunk["C26"]] == list(range(20))
+    if chunk_bytes < 1000:
+        assert len(chunks) > 5
 
 
 @pytest.mark.parametrize(
@@ -94,19 +94,19 @@ def test_blocks_cover_the_text_whatever_their_size(block_bytes, end):
         (b"\t".join(GOOD[:39]) + b"\n" + b"\t".join([*GOOD, b"1"]) + b"\n", "found 39"),
     ],
 )
-@pytest.mark.parametrize("block_bytes", [100, 1 << 20])
-def test_bad_lines_are_named(bad, message, block_bytes):
+@pytest.mark.parametrize("chunk_bytes", [100, 1 << 20])
+def test_bad_lines_are_named(bad, message, chunk_bytes):
     if bad.startswith(line()[:-10] + b"\n"):  # the last field is cut, then one field is missing
         message = "found 39"
     with pytest.raises(UserError, match=rf"train\.txt, line 7[,:].*{message}"):
-        list(blocks_of(line() * 6 + bad + line() * 2, block_bytes))
+        list(chunks_of(line() * 6 + bad + line() * 2, chunk_bytes))
 
 
 def test_bad_lines_are_left_out_on_request():
     bad = line(label=b"2") + b"\n" + line()[:-10] + b"\n" + line(C1=b"xyz")
-    block = line(I1=b"1") + bad + line(I1=b"2")
-    assert parse_block(block, Path("train.txt"), 1, "skip")["I1"].to_list() == [1, 2]
-    assert len(parse_block(bad, Path("train.txt"), 1, "skip")) == 0
+    chunk = line(I1=b"1") + bad + line(I1=b"2")
+    assert parse_chunk(chunk, Path("train.txt"), 1, "skip")["I1"].to_list() == [1, 2]
+    assert len(parse_chunk(bad, Path("train.txt"), 1, "skip")) == 0
 
 
 @given(st.data())
@@ -119,12 +119,12 @@ def test_any_damage_is_either_read_as_written_or_named(data):
     if not good.endswith(b"\n"):
         good += b"\n"
     try:
-        block = parse(bytes(good))
+        chunk = parse(bytes(good))
     except UserError:  # and not the AssertionError that means they disagree
         return
-    assert len(block) == good.count(b"\n")
+    assert len(chunk) == good.count(b"\n")
 
 
 def test_text_without_lines():
     with pytest.raises(UserError, match="more than 65,536 bytes"):
-        list(blocks_of(b"\x1f" * 200_000, 1 << 12))
+        list(chunks_of(b"\x1f" * 200_000, 1 << 12))

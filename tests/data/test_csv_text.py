@@ -22,9 +22,9 @@ from dlrm_jax.errors import UserError
 SCHEMA = Schema("y", ("shop",), ("price",), dense_transform="none")
 
 
-def records(content, tmp_path, block_bytes=64, on_bad_line: OnBadLine = "stop"):
-    blocks = whole_lines(io.BytesIO(content).read, tmp_path / "log.csv", block_bytes)
-    return Records(blocks, tmp_path / "log.csv", on_bad_line)
+def records(content, tmp_path, chunk_bytes=64, on_bad_line: OnBadLine = "stop"):
+    chunks = whole_lines(io.BytesIO(content).read, tmp_path / "log.csv", chunk_bytes)
+    return Records(chunks, tmp_path / "log.csv", on_bad_line)
 
 
 def frame_of(content, tmp_path, columns, **options):
@@ -49,7 +49,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
     written = io.StringIO(newline="")
     csv.writer(written).writerows([["a", "b"], *rows])
     content = written.getvalue().encode(errors="surrogatepass")
-    found = frame_of(content, tmp_path_factory.getbasetemp(), ["b", "a"], block_bytes=7)
+    found = frame_of(content, tmp_path_factory.getbasetemp(), ["b", "a"], chunk_bytes=7)
     assert found.columns == ["b", "a"]
     assert found.rows() == [(b or None, a or None) for a, b in rows]
 
@@ -83,7 +83,7 @@ def test_malformed_lines_are_counted_when_skipped(tmp_path):
 
 
 def test_all_that_is_left_out_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 30)
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 30)
     rows = ["y,price,shop", *(f"{i % 2},{i},{i % 3}" for i in range(40)), "1", "x,1,1", "1,x,1"]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     options = Options(SCHEMA, on_bad_line="skip")

@@ -135,7 +135,7 @@ def test_an_entry_of_another_format_is_prepared_again(raw, tmp_path, prepared):
 
 
 def test_a_full_disk_names_the_place(raw, tmp_path, monkeypatch):
-    def full(self, block):
+    def full(self, chunk):
         raise OSError(errno.ENOSPC, "No space left")
 
     with monkeypatch.context() as patch:

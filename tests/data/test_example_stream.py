@@ -6,7 +6,7 @@ import pytest
 from dlrm_jax.config import SMALL_ROWS
 from dlrm_jax.data.auc import auc
 from dlrm_jax.data.formats.criteo_format import EMPTY
-from dlrm_jax.data.generated.example_stream import BLOCK, ExampleStream
+from dlrm_jax.data.generated.example_stream import CHUNK, ExampleStream
 from dlrm_jax.data.generated.locality import StackProfile, stack_distances
 from dlrm_jax.data.generated.zipf import bounded_zipf
 from dlrm_jax.errors import UserError
@@ -19,23 +19,23 @@ def stream(rows=ROWS, exponent=1.05, seed=0, **options):
     return ExampleStream(rows, exponent, seed, **options)
 
 
-def draw(source, day=0, blocks=2):
-    return list(itertools.islice(source.day(day), blocks))
+def draw(source, day=0, chunks=2):
+    return list(itertools.islice(source.day(day), chunks))
 
 
-def joined(blocks, name):
-    return np.concatenate([getattr(block, name) for block in blocks])
+def joined(chunks, name):
+    return np.concatenate([getattr(chunk, name) for chunk in chunks])
 
 
 def trace_profile(rows=20_000):
     return StackProfile.measure(bounded_zipf(np.random.default_rng(0), rows, 1.05, (100_000,)))
 
 
-def check(blocks, rows):
-    dense, ids, integers = (joined(blocks, name) for name in ("dense", "ids", "integers"))
+def check(chunks, rows):
+    dense, ids, integers = (joined(chunks, name) for name in ("dense", "ids", "integers"))
     assert (ids.min(axis=0) == 0).all()
     assert (ids.max(axis=0) < rows).all()
-    assert set(np.unique(joined(blocks, "labels"))) == {0, 1}
+    assert set(np.unique(joined(chunks, "labels"))) == {0, 1}
     np.testing.assert_allclose(dense, np.log1p(np.maximum(integers, 0)), rtol=1e-6)
     assert integers.min() == EMPTY
     for value in (EMPTY, -1, 0):
@@ -45,13 +45,13 @@ def check(blocks, rows):
 @pytest.mark.parametrize("rows", [ROWS, KAGGLE_ROWS], ids=["small", "kaggle"])
 @pytest.mark.parametrize("profile", [None, trace_profile()], ids=["zipf", "local"])
 def test_examples_and_their_ceiling(rows, profile):
-    blocks = draw(stream(rows, profile=profile), blocks=6)
-    check(blocks, rows)
-    labels = joined(blocks, "labels")
+    chunks = draw(stream(rows, profile=profile), chunks=6)
+    check(chunks, rows)
+    labels = joined(chunks, "labels")
     assert labels.mean() == pytest.approx(0.25, abs=0.04)
-    assert 0.78 < auc(joined(blocks, "logits"), labels) < 0.85
+    assert 0.78 < auc(joined(chunks, "logits"), labels) < 0.85
     # Neither drifts away in the course of time.
-    last = blocks[-1]
+    last = chunks[-1]
     assert last.labels.mean() == pytest.approx(0.25, abs=0.05)
     assert auc(last.logits, last.labels) == pytest.approx(0.8, abs=0.03)
 
@@ -70,7 +70,7 @@ def test_seeds_and_days_differ_and_repeat():
 
 def test_local_ids_have_the_locality_of_the_profile():
     profile = trace_profile()
-    ids = joined(draw(stream(KAGGLE_ROWS, profile=profile), blocks=6), "ids")
+    ids = joined(draw(stream(KAGGLE_ROWS, profile=profile), chunks=6), "ids")
     counts = np.asarray(profile.counts) / sum(profile.counts)
     wanted = counts[np.asarray(profile.distances) == 0].sum()
     for feature in (2, 3, 11):
@@ -82,7 +82,7 @@ def test_local_ids_have_the_locality_of_the_profile():
 def test_later_days_have_ids_that_earlier_ones_lack():
     rows = (2000,) * 26
     source = stream(rows, exponent=0.0, days=4, drift=0.1)
-    seen = [set(joined(draw(source, day, blocks=4), "ids")[:, 5].tolist()) for day in range(4)]
+    seen = [set(joined(draw(source, day, chunks=4), "ids")[:, 5].tolist()) for day in range(4)]
     for day, ids in enumerate(seen):
         assert len(ids) == pytest.approx(2000 * (1 - 0.1 * (3 - day)), abs=60)
         for earlier in seen[:day]:
@@ -97,11 +97,11 @@ def test_without_drift_days_have_the_same_ids():
 
 
 def test_a_block_is_cut():
-    (block,) = draw(stream(), blocks=1)
-    assert len(block) == BLOCK
-    cut = block.first(10)
+    (chunk,) = draw(stream(), chunks=1)
+    assert len(chunk) == CHUNK
+    cut = chunk.first(10)
     assert len(cut) == 10
-    np.testing.assert_array_equal(cut.ids, block.ids[:10])
+    np.testing.assert_array_equal(cut.ids, chunk.ids[:10])
 
 
 @pytest.mark.parametrize(

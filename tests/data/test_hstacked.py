@@ -23,15 +23,15 @@ def unaligned(array):
 
 @st.composite
 def arrays(draw):
-    """Parts that stand side by side."""
+    """Arrays that stand side by side."""
     n = draw(st.integers(0, 30))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    parts = []
+    arrays = []
     for width in draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)):
         dtype = draw(st.sampled_from([np.int32, np.int64]))
-        part = rng.integers(-1, 2**31 - 1, (n, width), endpoint=True).astype(dtype)
-        parts.append(unaligned(part) if draw(st.booleans()) else part)
-    return parts
+        array = rng.integers(-1, 2**31 - 1, (n, width), endpoint=True).astype(dtype)
+        arrays.append(unaligned(array) if draw(st.booleans()) else array)
+    return arrays
 
 
 def assert_same(a, b):
@@ -40,8 +40,8 @@ def assert_same(a, b):
 
 
 @given(arrays(), st.data())
-def test_reads_as_one_array(parts, data):
-    stacked, whole = HStacked(parts), np.hstack(parts).astype(np.int32)
+def test_reads_as_one_array(arrays, data):
+    stacked, whole = HStacked(arrays), np.hstack(arrays).astype(np.int32)
     n = len(whole)
     assert (len(stacked), stacked.shape, stacked.ndim) == (n, whole.shape, 2)
     assert_same(np.asarray(stacked), whole)
@@ -57,20 +57,20 @@ def test_reads_as_one_array(parts, data):
 
 
 def test_slices_copy_nothing():
-    parts = [np.zeros((9, 2), np.int32), unaligned(np.zeros((9, 3), np.int64))]
-    for part, cut in zip(parts, HStacked(parts)[2:5].parts, strict=True):
-        assert np.shares_memory(part, cut)
+    arrays = [np.zeros((9, 2), np.int32), unaligned(np.zeros((9, 3), np.int64))]
+    for array, cut in zip(arrays, HStacked(arrays)[2:5].arrays, strict=True):
+        assert np.shares_memory(array, cut)
     with pytest.raises(ValueError, match="copy"):
-        np.array(HStacked(parts), copy=False)
+        np.array(HStacked(arrays), copy=False)
 
 
-def split(parts, cut):
+def split(arrays, cut):
     """Examples that are numbered, in two days."""
-    n = len(parts[0])
+    n = len(arrays[0])
     number = np.arange(n, dtype=np.float32)
     days = []
     for rows in (slice(0, cut), slice(cut, n)):
-        ids = HStacked([part[rows] for part in parts]) if len(parts) > 1 else parts[0][rows]
+        ids = HStacked([array[rows] for array in arrays]) if len(arrays) > 1 else arrays[0][rows]
         days.append(Examples(number[rows, None], ids, number[rows]))
     return Split(tuple(days))
 
@@ -78,9 +78,9 @@ def split(parts, cut):
 def test_batches_are_those_of_one_array():
     rng = np.random.default_rng(0)
     whole = rng.integers(-1, 50, (40, 6)).astype(np.int32)
-    parts = [unaligned(whole[:, :1]), whole[:, 1:4].astype(np.int64), whole[:, 4:].copy()]
+    arrays = [unaligned(whole[:, :1]), whole[:, 1:4].astype(np.int64), whole[:, 4:].copy()]
     for cut in (0, 17):
-        stacked, plain = split(parts, cut), split([whole], cut)
+        stacked, plain = split(arrays, cut), split([whole], cut)
         assert stacked.ids_per_example == 6
         assert_batches(TrainBatches(stacked, 8, 0), TrainBatches(plain, 8, 0), 10)
         a, b = evaluation_batches(stacked[3:], 8), evaluation_batches(plain[3:], 8)
@@ -95,16 +95,16 @@ def assert_batches(found, expected, count):
 
 
 def test_ids_are_checked_like_those_of_one_array():
-    parts = [np.zeros((100_000, 1), np.int32), unaligned(np.full((100_000, 2), -1, np.int32))]
-    check_ids(split(parts, 10), (1, 7), (1, 2), "train")
-    parts[1] = np.array(parts[1])
-    parts[1][70_001, 1] = 7
+    arrays = [np.zeros((100_000, 1), np.int32), unaligned(np.full((100_000, 2), -1, np.int32))]
+    check_ids(split(arrays, 10), (1, 7), (1, 2), "train")
+    arrays[1] = np.array(arrays[1])
+    arrays[1][70_001, 1] = 7
     with pytest.raises(UserError, match=r"train, row 70001 .*feature 1 .*0 to 6.*got 7\."):
-        check_ids(split(parts, 10), (1, 7), (1, 2), "train")
+        check_ids(split(arrays, 10), (1, 7), (1, 2), "train")
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("arrays", "message"),
     [
         ([], "none"),
         ([np.zeros((3, 1), np.int32), np.zeros((2, 1), np.int32)], "3 rows .* 2 in array 1"),
@@ -113,6 +113,6 @@ def test_ids_are_checked_like_those_of_one_array():
         ([np.zeros((3, 2), np.int32, order="F")], "row-major"),
     ],
 )
-def test_parts_that_do_not_fit(parts, message):
+def test_arrays_that_do_not_fit(arrays, message):
     with pytest.raises(UserError, match=message):
-        HStacked(parts)
+        HStacked(arrays)

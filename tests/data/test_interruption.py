@@ -37,12 +37,12 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stopped", ["parse_block", "learn", "encode", "append"])
+@pytest.mark.parametrize("stopped", ["parse_chunk", "learn", "encode", "append"])
 def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 4000)
-    monkeypatch.setattr(day_arrays, "_ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr(day_arrays, "_CHUNK_ROWS", 7)
     owners = {
-        "parse_block": criteo_text,
+        "parse_chunk": criteo_text,
         "learn": vocabulary,
         "encode": vocabulary,
         "append": ArrayWriter,
@@ -68,7 +68,7 @@ def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch, stopped):
     interrupted = len(calls) - before
     preprocess([raw], tmp_path / "whole", Options())
     whole = len(calls) - before - interrupted
-    if stopped in ("parse_block", "learn"):  # half-written arrays are written from the beginning
+    if stopped in ("parse_chunk", "learn"):  # half-written arrays are written from the beginning
         assert interrupted == whole - 3
     for path in sorted((tmp_path / "whole").glob("*.npy")):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
@@ -88,7 +88,7 @@ def test_what_another_run_left_is_not_used(raw, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_one_error(raw, tmp_path, monkeypatch):
-    def full(self, block):
+    def full(self, chunk):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -100,15 +100,15 @@ def test_a_full_disk_is_one_error(raw, tmp_path, monkeypatch):
 
 
 def test_a_file_that_grows_while_it_is_read(raw, tmp_path, monkeypatch):
-    parse = criteo_text.parse_block
+    parse = criteo_text.parse_chunk
 
-    def growing(block, path, first_line, on_bad_line):
+    def growing(chunk, path, first_line, on_bad_line):
         if first_line == 1:
             with raw.open("a") as file:
                 file.write(text(1))
-        return parse(block, path, first_line, on_bad_line)
+        return parse(chunk, path, first_line, on_bad_line)
 
-    monkeypatch.setattr(criteo_text, "parse_block", growing)
+    monkeypatch.setattr(criteo_text, "parse_chunk", growing)
     with pytest.raises(UserError, match="changed while it was read"):
         preprocess([raw], tmp_path / "out", Options())
 
@@ -125,7 +125,7 @@ def test_a_damaged_output_is_named(raw, tmp_path):
 
 def test_what_is_finished_but_not_renamed_is_kept(raw, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_remove", lambda path: (_ for _ in ()).throw(StoppedError))
+        patch.setattr(pipeline, "delete", lambda path: (_ for _ in ()).throw(StoppedError))
         with pytest.raises(StoppedError):
             preprocess([raw], tmp_path / "out", Options())
     monkeypatch.setattr(pipeline, "_run", None)  # isn't needed any more
@@ -135,9 +135,9 @@ def test_what_is_finished_but_not_renamed_is_kept(raw, tmp_path, monkeypatch):
 
 def test_threads_that_make_the_same_output_make_it_once(raw, tmp_path, monkeypatch):
     opened = []
-    source = sources.Source.parts
+    source = sources.Source.chunks
     monkeypatch.setattr(
-        sources.Source, "parts", lambda self: (opened.append(self), (yield from source(self)))
+        sources.Source, "chunks", lambda self: (opened.append(self), (yield from source(self)))
     )
     threads = [
         threading.Thread(target=preprocess, args=([raw], Path(tmp_path / "out"), Options()))

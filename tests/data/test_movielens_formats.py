@@ -104,7 +104,7 @@ def test_another_encoding_is_an_error(tmp_path):
     (tmp_path / "small.user").write_bytes(
         b"user_id:token\tage\tgender\toccupation\tzip_code\n1\t20\tF\tch\xe9f\t1\n"
     )
-    with pytest.raises(UserError, match=r"small\.user, line 2: expected utf-8, found the byte e9"):
+    with pytest.raises(UserError, match=r"small\.user, line 2: expected UTF-8, found the byte e9"):
         read_tables(tmp_path)
 
 

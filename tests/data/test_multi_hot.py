@@ -28,7 +28,7 @@ ROWS = (1, 2, 3, 4, 5, 63, 64, 65, 1543, 40_000)
 def test_tables_are_those_of_one_draw(tmp_path_factory, tables):
     rows, sizes = zip(*tables, strict=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multi_hot, "_DRAWS_PER_BLOCK", 1000)
+        patch.setattr(multi_hot, "_CHUNK_DRAWS", 1000)
         paths = synthetic_tables(rows, sizes, tmp_path_factory.mktemp("tables"))
     for path, expected in zip(paths, drawn_at_once(rows, sizes), strict=True):
         table = np.load(path)

@@ -1,4 +1,4 @@
-"""NumPy files that are written block by block and mapped."""
+"""NumPy files that are written chunk by chunk and mapped."""
 
 import subprocess
 import sys

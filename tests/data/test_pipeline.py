@@ -29,8 +29,8 @@ def raw(tmp_path):
 
 @pytest.mark.parametrize("min_count", [1, 9])
 def test_arrays_are_what_the_definitions_say(raw, tmp_path, min_count, monkeypatch):
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(day_arrays, "_ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(day_arrays, "_CHUNK_ROWS", 7)
     monkeypatch.setattr(encoding, "_PLACES", 11)
     preprocess([raw], tmp_path / "out", Options(min_count=min_count))
     dataset = load_directory(tmp_path / "out")
@@ -70,20 +70,20 @@ def test_arrays_lie_on_disk_as_torchrec_reads_them(raw, tmp_path):
 @given(st.integers(14, 100_000))
 def test_the_split_of_one_file_is_contiguous_and_even(rows):
     days = splits.even_days(rows)
-    parts = splits.by_day(days)
+    split = splits.by_day(days)
     assert [day.start for day in days[1:]] == [day.stop for day in days[:-1]]
     assert (days[0].start, days[-1].stop) == (0, rows)
     sizes = [day.stop - day.start for day in days]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] - sizes[-1] <= 1
-    (_, first, middle), (_, again, end) = *parts["test"], *parts["validation"]
+    (_, first, middle), (_, again, end) = *split["test"], *split["validation"]
     assert (first, again, end) == (0, middle, sizes[-1])
     assert 0 <= middle - (end - middle) <= 1
 
 
 def test_kaggle_itself_is_split_as_published():
-    parts = splits.by_day(splits.even_days(45_840_617)).items()
-    sizes = {name: sum(stop - start for _, start, stop in own) for name, own in parts}
+    split = splits.by_day(splits.even_days(45_840_617)).items()
+    sizes = {name: sum(stop - start for _, start, stop in own) for name, own in split}
     assert sizes == {"train": 39_291_958, "test": 3_274_330, "validation": 3_274_329}
 
 

@@ -84,7 +84,7 @@ def test_held_out_files_may_have_several_dates(tmp_path):
 
 @pytest.mark.parametrize("rows", [2, 1 << 18])
 def test_times_that_go_back(tmp_path, rows, monkeypatch):
-    monkeypatch.setattr("dlrm_jax.data.preprocessing.sources.PART_ROWS", rows)
+    monkeypatch.setattr("dlrm_jax.data.preprocessing.sources.CHUNK_ROWS", rows)
     path = write(tmp_path / "log.parquet", times([0, 1, 2, 30, 29, 31, 60]))
     with pytest.raises(
         UserError, match=r"log.parquet, row 5 .* 2026-03-01 03:30:00 is before .* 04"

@@ -19,14 +19,14 @@ from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.errors import UserError
 
 
-def piece(ids, labels=None):
+def examples_of(ids, labels=None):
     labels = [0] * len(ids) if labels is None else labels
     dense = np.zeros((len(ids), 1), np.float32)
     return Examples(dense, np.array(ids, np.int32), np.array(labels, np.int32))
 
 
-def dataset_of(pieces, table_rows, bag_lengths):
-    *train, validation, test = pieces
+def dataset_of(days, table_rows, bag_lengths):
+    *train, validation, test = days
     splits = Split(tuple(train)), Split((validation,)), Split((test,))
     return Dataset(*splits, tuple(table_rows), tuple(bag_lengths), "", "")
 
@@ -36,7 +36,7 @@ def column_of(occurrences):
 
 
 @st.composite
-def tables_and_pieces(draw):
+def tables_and_days(draw):
     table_rows = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     bag_lengths = [draw(st.integers(1, 3)) for _ in table_rows]
     ids = st.tuples(
@@ -47,19 +47,19 @@ def tables_and_pieces(draw):
         )
     )
     example = st.tuples(ids, st.integers(0, 1))
-    pieces = st.lists(st.lists(example, min_size=1, max_size=9), min_size=3, max_size=5)
-    return table_rows, bag_lengths, draw(pieces)
+    days = st.lists(st.lists(example, min_size=1, max_size=9), min_size=3, max_size=5)
+    return table_rows, bag_lengths, draw(days)
 
 
-@given(tables_and_pieces())
+@given(tables_and_days())
 def test_counts_are_those_of_plain_python(drawn):
-    table_rows, bag_lengths, pieces = drawn
-    examples = [piece([ids for ids, _ in part], [label for _, label in part]) for part in pieces]
+    table_rows, bag_lengths, days = drawn
+    examples = [examples_of(*map(list, zip(*day, strict=True))) for day in days]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "_ROWS_PER_BLOCK", 4)
+        patch.setattr(statistics, "_CHUNK_ROWS", 4)
         found = measure(dataset_of(examples, table_rows, bag_lengths), None)
 
-    *train, validation, test = pieces
+    *train, validation, test = days
     days = [*train, validation + test]
     assert [day.examples for day in found.days] == [len(day) for day in days]
     assert [day.positives for day in found.days] == [sum(label for _, label in d) for d in days]
@@ -100,9 +100,9 @@ def test_the_hottest_rows_are_the_most_frequent(occurrences, share):
 
 
 def test_ids_that_no_table_has_are_named():
-    good = piece([[0], [1]])
+    good = examples_of([[0], [1]])
     for bad in (2, -2):
-        data = dataset_of([good, piece([[0], [bad]]), good, good], [2], [1])
+        data = dataset_of([good, examples_of([[0], [bad]]), good, good], [2], [1])
         with pytest.raises(UserError, match=rf"train, row 3 .*0 to 1.*got {bad}\."):
             measure(data, None)
 

@@ -81,17 +81,17 @@ def test_encoding(training, values):
 
 
 @given(VALUES, st.integers(1, 3))
-def test_counting_in_parts_changes_nothing(values, min_count):
+def test_counting_in_passes_changes_nothing(values, min_count):
     whole = learned(values, min_count=min_count)
     all_values = [value or 0 for value in values]
-    pieces = (all_values[:7], all_values[7:])
-    frames = [pl.LazyFrame({"value": piece}, {"value": pl.Int64}) for piece in pieces]
-    in_order = (frames, list(map(len, pieces)))
+    halves = (all_values[:7], all_values[7:])
+    frames = [pl.LazyFrame({"value": half}, {"value": pl.Int64}) for half in halves]
+    in_order = (frames, list(map(len, halves)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary, "_DISTINCT_PER_PART", 3)
+        patch.setattr(vocabulary, "_DISTINCT_PER_PASS", 3)
         assert learned(values, min_count=min_count).equals(whole)
-        by_parts = vocabulary.learn_in_order(*in_order, 2, min_count)
-    assert by_parts.equals(vocabulary.learn_in_order(*in_order, 2, min_count))
+        in_passes = vocabulary.learn_in_order(*in_order, 2, min_count)
+    assert in_passes.equals(vocabulary.learn_in_order(*in_order, 2, min_count))
 
 
 @pytest.mark.parametrize("large", [0, 1000])

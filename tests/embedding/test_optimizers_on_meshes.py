@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracle import FORMULAS, new_slots
 
 from dlrm_jax.embedding import (
     SGD,
@@ -22,6 +23,7 @@ from dlrm_jax.embedding import (
     Table,
     automatic_plan,
 )
+from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
@@ -53,31 +55,28 @@ def ftrl(rate: float, beta: float = 1.0, l1: float = 0.01) -> optax.GradientTran
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def adagrad(start, rows):
+def row_by_row(optimizer, rate=lambda t: RATE, start=0.0):
+    """The oracle's formula of an optimizer, its state in the order of the slots."""
+    name = next(name for name, made in OPTIMIZERS.items() if made is type(optimizer))
+    formula = FORMULAS[name]
+
     def init(w):
-        return np.full(w.shape[:1] if rows else w.shape, start)
+        slots = new_slots(name, w)
+        return [slots[key] + start for key in optimizer.slots]
 
-    def update(w, a, g, t):
-        a = a + ((g**2).mean(axis=1) if rows else g**2)
-        return w - RATE * g / ((np.sqrt(a)[:, None] if rows else np.sqrt(a)) + 1e-10), a
+    def update(w, state, g, t):
+        w, slots = w.copy(), dict(zip(optimizer.slots, state, strict=True))
+        for row in range(len(w)):
+            formula.update(w, slots, row, g[row], rate(t), formula.eps, t + 1)
+        return w, state
 
-    return init, update
-
-
-def adam(w, state, g, t):
-    m, v = state
-    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-    rate = schedule(t) / (1 - 0.9 ** (t + 1))
-    return w - rate * m / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8), (m, v)
+    return optimizer, init, update
 
 
-OURS = {
-    "sgd": (SGD(RATE), lambda w: None, lambda w, s, g, t: (w - RATE * g, s)),
-    "adagrad": (Adagrad(RATE), *adagrad(0.0, False)),
-    "adagrad_from_0.3": (Adagrad(RATE, initial_accumulator=0.3), *adagrad(0.3, False)),
-    "rowwise_adagrad": (RowWiseAdagrad(RATE), *adagrad(0.0, True)),
-    "rowwise_from_0.3": (RowWiseAdagrad(RATE, initial_accumulator=0.3), *adagrad(0.3, True)),
-    "adam": (Adam(schedule), lambda w: (0 * w, 0 * w), adam),
+OURS = {name: row_by_row(row_optimizer(name, RATE)) for name in OPTIMIZERS} | {
+    "adagrad_from_0.3": row_by_row(Adagrad(RATE, initial_accumulator=0.3), start=0.3),
+    "rowwise_from_0.3": row_by_row(RowWiseAdagrad(RATE, initial_accumulator=0.3), start=0.3),
+    "adam": row_by_row(Adam(schedule), schedule),
 }
 OPTAX = {
     "momentum": optax.sgd(RATE, momentum=0.9, nesterov=True),

@@ -25,8 +25,8 @@ from dlrm_jax.embedding import (
     automatic_plan,
 )
 from dlrm_jax.embedding.by_value import optimizer_key
-from dlrm_jax.embedding.optimizer import mean_of_columns
 from dlrm_jax.embedding.row_optax import as_row_optimizer
+from dlrm_jax.embedding.row_optimizer import mean_of_columns
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 
@@ -65,6 +65,8 @@ REFUSED = [
     (stateless(lambda g, p: g / (1e-9 + jnp.abs(p).sum(1, keepdims=True))), "mixes the columns"),
     (stateless(lambda g, p: g / len(g)), "depends on the number of rows or columns"),
     (stateless(lambda g, p: g * g.shape[1]), "depends on the number of rows or columns"),
+    (optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), r"\(MultiStepsState\)"),
+    (optax.chain(optax.adam(0.1), optax.apply_every(9)), r"several steps \(ApplyEvery\)"),
     (optax.adafactor(0.1), r"got 0_v_row of shape \(1,\)"),
     (optax.sm3(0.1), r"got 0_mu_0 of shape \(6,\)"),
     (optax.contrib.muon(0.1), "expected a state of arrays of the rows' shape"),

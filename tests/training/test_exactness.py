@@ -11,16 +11,20 @@ import pytest
 from drawn_batches import make_batches, oracle_arguments
 from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle, global_norm
-from setups import MESHES, Setup, train
+from setups import MESHES, OTHER, Setup, train
 
 from dlrm_jax import backend
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import row_gradients
+from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.plan import PLACEMENTS
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import make_predict
 
-OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
+MESHES_AND_OPTIMIZERS = [
+    (MESHES[i % len(MESHES)], list(OPTIMIZERS)[i % len(OPTIMIZERS)])
+    for i in range(max(len(MESHES), len(OPTIMIZERS)))
+]
 STEPS = 50
 
 
@@ -105,20 +109,16 @@ def ways_taken(monkeypatch):
 def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
     check_training(Setup(mesh=mesh, optimizer=optimizer))
     # Of the large tables, items have this optimizer and pages another.
-    items, pages = {
-        "sgd": ("repeated", "merged"),
-        "adagrad": ("merged", "repeated"),
-        "rowwise_adagrad": ("merged", "merged"),
-        "adam": ("merged", "merged"),
-    }[optimizer]
+    # Only the gradients of SGD needn't be summed before the update.
+    items, pages = (
+        "repeated" if name == "sgd" else "merged" for name in (optimizer, OTHER[optimizer])
+    )
     assert ways_taken == {(True, "dense"), (True, items), (False, "dense"), (False, pages)}
 
 
 @pytest.mark.usefixtures("x64")
-# Each mesh with one optimizer; `test_processes.py --thorough` has all pairs.
-@pytest.mark.parametrize(
-    ("mesh", "optimizer"), list(zip(MESHES, (*OPTIMIZERS, "sgd"), strict=True))
-)
+# Each mesh and each optimizer; `test_processes.py --thorough` has all pairs.
+@pytest.mark.parametrize(("mesh", "optimizer"), MESHES_AND_OPTIMIZERS)
 def test_float64_training_with_split_columns_is_the_oracles(mesh, optimizer):
     check_training(Setup(mesh=mesh, optimizer=optimizer, columns=True))
 

@@ -18,7 +18,7 @@ from drawn_batches import make_batches, oracle_arguments
 from named_arrays import arrays_of, initial_arrays, oracle_arrays, start
 from oracle import Oracle
 from processes_job import RESUMED, STEPS, STEPS_BEFORE
-from setups import MESHES, ROWS, Setup, train
+from setups import MESHES, OTHER, ROWS, Setup, train
 
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.plan import PLACEMENTS
@@ -31,8 +31,12 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 240
 THOROUGH_SECONDS = 3000
 
+LATER = [name for name in OPTIMIZERS if name not in OTHER.values()]  # in their own setups alone
 # By the number of processes. Each has two optimizers, and every placement.
-FRESH = {2: [Setup("8x1", "sgd", columns=True)], 4: [Setup("4x2", "adagrad", columns=True)]}
+FRESH = {
+    2: [Setup("8x1", name, columns=True) for name in ("sgd", *LATER)],
+    4: [Setup("4x2", name, columns=True) for name in ("adagrad", *LATER)],
+}
 ALL = [
     Setup(mesh, optimizer, columns)
     for mesh in MESHES

@@ -26,7 +26,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import Field, Model, Vectors
 from dlrm_jax.presets import preset
-from dlrm_jax.training.build import check_batch_sizes, make_learner
+from dlrm_jax.training.build import check_config, make_learner
 from dlrm_jax.training.compiled import abstract_batch, compile_step
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import bce
@@ -236,7 +236,15 @@ def test_batches_of_evaluation_are_no_matter_of_a_train_step():
     config, mesh = small(evaluation_batch_size=60), make_mesh("2x4")
     make_learner(config, mesh)
     with pytest.raises(UserError, match="evaluation_batch_size: 60 samples can't be split"):
-        check_batch_sizes(config, mesh)
+        check_config(config, mesh)
+
+
+@pytest.mark.parametrize(
+    ("field", "text"), [("model", "dlrm, or MODULE:CLASS"), ("optimizer", "sgd, .*, adam")]
+)
+def test_unknown_names_are_noticed_before_the_data_are_read(field, text):
+    with pytest.raises(UserError, match=f"{field}: expected one of .*{text}.* got 'nonsense'"):
+        check_config(small(**{field: "nonsense"}), make_mesh("2x4"))
 
 
 def test_a_model_that_gives_no_logits():

@@ -19,7 +19,7 @@ import zstandard
 Hash = xxhash.xxh3_128
 
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # their first bytes
-_BLOCK = 1 << 20
+_CHUNK = 1 << 20
 
 
 def file_hash(path: Path) -> str:
@@ -33,18 +33,14 @@ class DamagedError(Exception):
 
 
 class Bytes:
-    """The uncompressed bytes of a file.
-
-    Args:
-        read: function that returns at most the given number of bytes, none at the end.
-    """
+    """The uncompressed bytes of a file, given a function that reads about so many of them."""
 
     def __init__(self, read: Callable[[int], bytes]):
         self._read = read
         self._peeked = b""
 
     def read(self, size: int) -> bytes:
-        """Reads at most ``size`` bytes; none at the end.
+        """Reads about ``size`` bytes; none at the end.
 
         Raises:
             DamagedError: the compressed file is cut short or corrupt.
@@ -59,24 +55,19 @@ class Bytes:
 
     def peek(self, size: int) -> bytes:
         """The next ``size`` bytes, fewer only at the end; they will be read again."""
-        while len(self._peeked) < size:
-            # Not by `read`, which would return the peeked bytes.
-            peeked, self._peeked = self._peeked, b""
-            more = self.read(max(size, _BLOCK))
-            self._peeked = peeked + more
-            if not more:
-                break
-        return self._peeked[:size]
+        peeked, self._peeked = self._peeked, b""  # `read` would return them
+        while len(peeked) < size and (more := self.read(max(size, _CHUNK))):
+            peeked += more
+        self._peeked = peeked
+        return peeked[:size]
 
 
 @contextmanager
 def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]:
     """Opens a file: plain, gzip or zstandard, detected from the first bytes.
 
-    Args:
-        path: the file.
-        update: function that receives all bytes of the file as stored. It has received all of them
-            when the block ends without an error.
+    ``update`` receives the bytes of the file as stored: all of them when the context ends without
+    an error.
     """
     with path.open("rb") as raw:
         file = _Hashing(raw, update)
@@ -89,7 +80,7 @@ def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]
             yield Bytes(_ZstandardReader(file).read)
         else:
             yield Bytes(file.read)
-        while file.read(_BLOCK):  # the bytes that a decompressor left unread
+        while file.read(_CHUNK):  # the bytes that a decompressor left unread
             pass
 
 
@@ -119,18 +110,13 @@ class _ZstandardReader:
 
     def read(self, size: int) -> bytes:
         """At least ``size`` bytes, or all that are left."""
-        pieces, length = [], 0
-        while length < size:
-            data = self._rest or self._file.read(_BLOCK)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last frame doesn't end")
-                break
+        content = bytearray()
+        while len(content) < size and (data := self._rest or self._file.read(_CHUNK)):
             self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            pieces.append(self._frame.decompress(data))
-            length += len(pieces[-1])
-            self._rest = b""
+            content += self._frame.decompress(data)
+            self._rest = self._frame.unused_data
             if self._frame.eof:
-                self._rest = self._frame.unused_data
                 self._frame = None
-        return b"".join(pieces)
+        if len(content) < size and self._frame is not None:
+            raise EOFError("the last frame doesn't end")
+        return bytes(content)

@@ -16,7 +16,7 @@ from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.errors import UserError
 
 SAMPLE_BYTES = 4 * len(COLUMNS)
-BLOCK_BYTES = SAMPLE_BYTES << 18
+CHUNK_BYTES = SAMPLE_BYTES << 18
 
 _LABELS = (b"\0\0\0\0", b"\1\0\0\0")
 
@@ -26,29 +26,20 @@ def is_binary(first: bytes) -> bool:
     return first in _LABELS
 
 
-def parse_block(
-    block: bytes, path: Path, first_sample: int, on_bad_line: OnBadLine = "stop"
+def parse_chunk(
+    chunk: bytes, path: Path, first_sample: int, on_bad_line: OnBadLine = "stop"
 ) -> pl.DataFrame:
-    """Parses consecutive samples.
-
-    Args:
-        block: the samples.
-        path: the file, for messages.
-        first_sample: number of the first sample in the file, from 1.
-        on_bad_line: whether malformed samples raise or are left out.
-
-    Returns:
-        A frame as from `criteo_text.parse_block`; nothing is null.
+    """Parses consecutive samples into a frame as from `criteo_text`; nothing is null.
 
     Raises:
         UserError: a sample is malformed; the message names the first one.
     """
-    if rest := len(block) % SAMPLE_BYTES:
+    if rest := len(chunk) % SAMPLE_BYTES:
         raise UserError(
             f"{path}: expected samples of {SAMPLE_BYTES} bytes, {rest} are left after sample "
-            f"{first_sample + len(block) // SAMPLE_BYTES - 1}; was the download complete?"
+            f"{first_sample + len(chunk) // SAMPLE_BYTES - 1}; was the download complete?"
         )
-    samples = np.frombuffer(block, "<i4").reshape(-1, len(COLUMNS))
+    samples = np.frombuffer(chunk, "<i4").reshape(-1, len(COLUMNS))
     bad = (samples[:, 0] != 0) & (samples[:, 0] != 1)
     if bad.any() and on_bad_line == "stop":
         row = int(bad.argmax())

@@ -1,6 +1,6 @@
 """Formats lines in Criteo's layout without Python code per line.
 
-A block of lines is a matrix of bytes in which every field has its full width. Unused bytes of
+A chunk of lines is a matrix of bytes in which every field has its full width. Unused bytes of
 short and empty fields are NUL, and all NULs are deleted at the end.
 """
 
@@ -27,11 +27,8 @@ _INTEGER_BYTES = 8
 def mix(ids: Int32[np.ndarray, "..."], salt: int) -> UInt32[np.ndarray, "..."]:
     """Scatters ids over all 32-bit numbers; distinct ids stay distinct.
 
-    It applies the finalizer of MurmurHash3, a bijection, to the ids plus a multiple of `salt`.
-
-    Args:
-        ids: ids, int32.
-        salt: number of the bijection, small, from 0 on.
+    It applies the finalizer of MurmurHash3, a bijection, to the ids plus a multiple of `salt`, a
+    small number from 0 on.
     """
     x = ids.astype(np.uint32) + np.uint32((salt + 1) * 0x9E3779B1 & 0xFFFFFFFF)
     x ^= x >> np.uint32(16)
@@ -43,7 +40,7 @@ def mix(ids: Int32[np.ndarray, "..."], salt: int) -> UInt32[np.ndarray, "..."]:
 
 
 class LineFormatter:
-    """Formats examples as raw lines; it reuses its buffer from block to block.
+    """Formats examples as raw lines; it reuses its buffer from chunk to chunk.
 
     A line is the label, 13 integers and 26 categoricals of 8 hexadecimal digits each, separated by
     tabs and ended by a line feed. An id has the same value wherever it occurs. Distinct ids of a
@@ -51,7 +48,10 @@ class LineFormatter:
     """
 
     def __init__(self) -> None:
-        self._integers = _integer_fields()
+        # The text of every integer from `EMPTY` on. NumPy fills up with NUL. One number is copied
+        # faster than as many bytes.
+        texts = ["", *map(str, range(EMPTY + 1, LARGEST_INTEGER + 1))]
+        self._integers = np.array(texts, f"S{_INTEGER_BYTES}").view(f"u{_INTEGER_BYTES}")
         self._hexadecimal = np.frombuffer(
             b"".join(b"%04x" % number for number in range(1 << 16)), np.uint32
         )
@@ -65,18 +65,12 @@ class LineFormatter:
     ) -> bytes:
         """Formats N examples.
 
-        Args:
-            labels: 0 or 1, [N].
-            integers: numbers from -1 to `LARGEST_INTEGER`, or `EMPTY`, [N, 13].
-            ids: ids of at least 0, [N, 26].
-
-        Returns:
-            The lines.
+        Labels are 0 or 1, integers from -1 to `LARGEST_INTEGER` or `EMPTY`, and ids at least 0.
         """
         if len(self._lines) < len(labels):
             self._lines = np.zeros(len(labels), _LINE)
-            for name, character in _SEPARATORS.items():
-                self._lines[name] = ord(character)
+            self._lines.view("u1")[:] = ord("\t")  # stays between the fields
+            self._lines["end"] = ord("\n")
         lines = self._lines[: len(labels)]
         lines["label"] = labels + ord("0")
         for feature in range(len(INTEGERS)):
@@ -92,26 +86,15 @@ class LineFormatter:
         return lines.tobytes().translate(None, b"\0")
 
 
-def _line() -> tuple[np.dtype[np.void], dict[str, str]]:
-    """The fields of a line as one packed record, with the separators between them."""
-    fields, separators = [("label", "u1")], {}
+def _line() -> np.dtype[np.void]:
+    """The fields of a line as one packed record."""
+    fields = [("label", "u1")]
     for feature in range(len(INTEGERS)):
         fields += [(f"I{feature} tab", "u1"), (f"I{feature}", f"u{_INTEGER_BYTES}")]
-        separators[f"I{feature} tab"] = "\t"
     for feature in range(len(CATEGORICALS)):
         fields += [(f"C{feature} tab", "u1")]
         fields += [(f"C{feature} {half}", "u4") for half in ("high", "low")]
-        separators[f"C{feature} tab"] = "\t"
-    fields += [("end", "u1")]
-    separators["end"] = "\n"
-    return np.dtype(fields), separators
+    return np.dtype([*fields, ("end", "u1")])
 
 
-_LINE, _SEPARATORS = _line()
-
-
-def _integer_fields() -> np.ndarray:
-    """The text of every integer from `EMPTY` on, as numbers of 8 bytes."""
-    texts = ["", *map(str, range(EMPTY + 1, LARGEST_INTEGER + 1))]
-    # NumPy fills up with NUL. One number is copied faster than as many bytes.
-    return np.array(texts, f"S{_INTEGER_BYTES}").view(f"u{_INTEGER_BYTES}")
+_LINE = _line()

@@ -1,14 +1,12 @@
-"""Parses raw Criteo text in blocks of bytes.
+"""Parses raw Criteo text in chunks of whole lines.
 
 A line holds a label, 13 integers and 26 hexadecimal categoricals, separated by tabs; integers and
-categoricals may be empty. Polars parses good input without Python code per line. Only a bad block
+categoricals may be empty. Polars parses good input without Python code per line. Only a bad chunk
 is read again, line by line, to find the first bad line and its error.
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import polars as pl
 
@@ -30,21 +28,15 @@ def is_unlabelled(first: bytes) -> bool:
     return first.split(b"\n", 1)[0].count(b"\t") == len(COLUMNS) - 2
 
 
-def with_labels(block: bytes) -> bytes:
+def with_labels(chunk: bytes) -> bytes:
     """Adds the label 0 to whole lines without labels."""
-    return b"0\t" + block[:-1].replace(b"\n", b"\n0\t") + b"\n"
+    return b"0\t" + chunk[:-1].replace(b"\n", b"\n0\t") + b"\n"
 
 
-def parse_block(
-    block: bytes, path: Path, first_line: int, on_bad_line: OnBadLine = "stop"
+def parse_chunk(
+    chunk: bytes, path: Path, first_line: int, on_bad_line: OnBadLine = "stop"
 ) -> pl.DataFrame:
-    """Parses whole lines, each ended by a line feed.
-
-    Args:
-        block: the lines.
-        path: the file, for messages.
-        first_line: number of the first line in the file, from 1.
-        on_bad_line: whether malformed lines raise or are left out.
+    """Parses whole lines, each ended by a line feed; the first one's number counts from 1.
 
     Returns:
         A frame with ``label`` and `INTEGERS`, Int64, and `CATEGORICALS`, UInt32. Empty fields are
@@ -53,26 +45,29 @@ def parse_block(
     Raises:
         UserError: a line is malformed; the message names the first one and its column.
     """
-    frame = _parse(block)
+    frame = _parse(chunk)
     if frame is None and on_bad_line == "skip":
-        lines = block[:-1].split(b"\n")
+        lines = chunk[:-1].split(b"\n")
         frame = _parse(b"".join(line + b"\n" for line in lines if not _line_error(line)))
-    if frame is None:
-        _raise_first_error(block, path, first_line)
-    return frame
+    if frame is not None:
+        return frame
+    for number, line in enumerate(chunk[:-1].split(b"\n"), first_line):
+        if error := _line_error(line):
+            raise UserError(f"{path}, line {number}{error}")
+    raise AssertionError(f"{path}: lines from {first_line} on failed to parse, yet all look right")
 
 
-def _parse(block: bytes) -> pl.DataFrame | None:
+def _parse(chunk: bytes) -> pl.DataFrame | None:
     """None if any line is malformed."""
     # Polars silently fills short lines with nulls and skips blank ones. Deleting the legal bytes
     # of fields must leave the separators of full lines; bad bytes remain, too.
-    separators = block.translate(None, _FIELD_BYTES)
+    separators = chunk.translate(None, _FIELD_BYTES)
     if separators != _LINE_SEPARATORS * (len(separators) // len(_LINE_SEPARATORS)):
         return None
     text = pl.col(CATEGORICALS)
     try:
         frame = pl.read_csv(
-            block, has_header=False, separator="\t", quote_char=None, schema=_SCHEMA
+            chunk, has_header=False, separator="\t", quote_char=None, schema=_SCHEMA
         )
         checks = frame.select(
             text.str.len_bytes().max(), label=pl.col("label").is_in([0, 1]).fill_null(False).all()
@@ -89,28 +84,14 @@ def _is_int64(field: bytes) -> bool:
     return digits is not None and -(2**63) <= int(digits[1] + digits[2]) < 2**63
 
 
-def _rule(column: str) -> tuple[str, Callable[[bytes], bool]]:
-    """The requirement on a field, in words and as a test."""
+def _expected(column: str, field: bytes) -> str:
+    """The requirement that a field fails, in words; empty if it is good."""
     if column == "label":
-        return "0 or 1", lambda field: re.fullmatch(rb"-?0+|0*1", field) is not None
+        return "" if re.fullmatch(rb"-?0+|0*1", field) else "0 or 1"
     if column in INTEGERS:
-        return "a 64-bit integer or nothing", lambda field: not field or _is_int64(field)
-    hexadecimal = re.compile(rb"[0-9a-fA-F]{0,%d}" % _HEX_DIGITS)
-    return (
-        f"up to {_HEX_DIGITS} hexadecimal digits or nothing",
-        lambda field: hexadecimal.fullmatch(field) is not None,
-    )
-
-
-_RULES = {column: _rule(column) for column in COLUMNS}
-
-
-def _raise_first_error(block: bytes, path: Path, first_line: int) -> NoReturn:
-    """Reads a bad block again, line by line, and raises its first error."""
-    for number, line in enumerate(block[:-1].split(b"\n"), first_line):
-        if error := _line_error(line):
-            raise UserError(f"{path}, line {number}{error}")
-    raise AssertionError(f"{path}: lines from {first_line} on failed to parse, yet all look right")
+        return "" if not field or _is_int64(field) else "a 64-bit integer or nothing"
+    good = re.fullmatch(rb"[0-9a-fA-F]{0,%d}" % _HEX_DIGITS, field)
+    return "" if good else f"up to {_HEX_DIGITS} hexadecimal digits or nothing"
 
 
 def _line_error(line: bytes) -> str:
@@ -129,8 +110,7 @@ def _line_error(line: bytes) -> str:
             "last one, the download may be incomplete."
         )
     for column, (name, field) in enumerate(zip(COLUMNS, fields, strict=True), 1):
-        expected, accepts = _RULES[name]
-        if not accepts(field):
+        if expected := _expected(name, field):
             return (
                 f", column {column} ({name}): expected {expected}, found {_shown(field)}. "
                 "Correct or remove the line."

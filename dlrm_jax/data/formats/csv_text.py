@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.formats.lines import OnBadLine
+from dlrm_jax.data.formats.lines import OnBadLine, decoded
 from dlrm_jax.errors import UserError
 
 # Python's reader, as Polars' silently fills short lines with nulls and names no line.
@@ -19,7 +20,7 @@ class Records:
     """The records of a CSV file, read several at a time.
 
     Args:
-        blocks: whole lines of UTF-8 text, such as `lines.whole_lines` yields.
+        chunks: whole lines of UTF-8 text, such as `lines.whole_lines` yields.
         path: the file, for messages.
         on_bad_line: whether records with too few or too many fields raise or are left out.
 
@@ -31,10 +32,10 @@ class Records:
         UserError: there is no header, or a name is in it twice.
     """
 
-    def __init__(self, blocks: Iterable[bytes], path: Path, on_bad_line: OnBadLine):
+    def __init__(self, chunks: Iterable[bytes], path: Path, on_bad_line: OnBadLine):
         self._path = path
         self._on_bad_line = on_bad_line
-        self._reader = csv.reader(self._lines(blocks), strict=True)
+        self._reader = csv.reader(self._lines(chunks), strict=True)
         self.columns = self._next() or []
         self.skipped = 0
         twice = [name for name in self.columns if self.columns.count(name) > 1]
@@ -53,28 +54,28 @@ class Records:
             UserError: a line is malformed; the message names the first one.
         """
         places = [self.columns.index(name) for name in columns]
+        complete = self._complete()
         ended = False
         while not ended:
-            records = []
-            while len(records) < rows:
-                fields = self._next()
-                if fields is None:
-                    ended = True
-                    break
-                if len(fields) == len(self.columns):
-                    records.append([fields[i] for i in places])
-                elif self._on_bad_line == "skip":
-                    self.skipped += 1
-                else:
-                    raise UserError(
-                        f"{self._path}, line {self._reader.line_num}: expected "
-                        f"{len(self.columns)} fields as in the header, found {len(fields)}. "
-                        f"Correct or remove the line; if it is the last one, the file may be "
-                        f"incomplete"
-                    )
+            records = [[fields[i] for i in places] for fields in itertools.islice(complete, rows)]
+            ended = len(records) < rows
             fields = list(zip(*records, strict=True)) or [()] * len(places)
             series = map(pl.Series, columns, fields, [pl.String] * len(places))
             yield pl.DataFrame(list(series)).with_columns(pl.all().replace("", None))
+
+    def _complete(self) -> Iterator[list[str]]:
+        """The records with as many fields as the header."""
+        while (fields := self._next()) is not None:
+            if len(fields) == len(self.columns):
+                yield fields
+            elif self._on_bad_line == "skip":
+                self.skipped += 1
+            else:
+                raise UserError(
+                    f"{self._path}, line {self._reader.line_num}: expected {len(self.columns)} "
+                    f"fields as in the header, found {len(fields)}. Correct or remove the line; if "
+                    f"it is the last one, the file may be incomplete"
+                )
 
     def _next(self) -> list[str] | None:
         try:
@@ -85,18 +86,10 @@ class Records:
                 f"by commas, in quotes where they hold commas, quotes or line breaks"
             ) from error
 
-    def _lines(self, blocks: Iterable[bytes]) -> Iterator[str]:
+    def _lines(self, chunks: Iterable[bytes]) -> Iterator[str]:
         number, encoding = 1, "utf-8-sig"  # a byte order mark comes first or not at all
-        for block in blocks:
-            try:
-                text = block.decode(encoding)
-            except UnicodeDecodeError as error:
-                line = number + block.count(b"\n", 0, error.start)
-                raise UserError(
-                    f"{self._path}, line {line}: expected UTF-8, found the byte "
-                    f"{block[error.start : error.start + 1].hex()} ({error.reason}); convert the "
-                    f"file, for example with iconv"
-                ) from error
+        for chunk in chunks:
+            text = decoded(chunk, self._path, encoding, number)
             yield from io.StringIO(text, newline="\n")
-            number += block.count(b"\n")
+            number += chunk.count(b"\n")
             encoding = "utf-8"

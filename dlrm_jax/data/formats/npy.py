@@ -20,44 +20,35 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Header of a zip file's member: signature, then the lengths of its name and of the extra field."""
 
 
-class BlockWriter:
-    """Writes an array block by block, in the format of an .npy file.
+class ArrayWriter:
+    """Writer of an array in the format of an .npy file, chunk by chunk; a context manager.
 
     A full disk raises `OSError` here; stores to a memory map would end the process.
 
     Args:
-        file: file open for writing, at the position where the array begins.
-        shape: shape of the whole array; the blocks must add up to it.
+        file: path of the file, replaced if it exists; or a file open for writing.
+        shape: shape of the whole array; the chunks must add up to it.
         dtype: type of its elements.
     """
 
     def __init__(
-        self, file: IO[bytes] | BufferedIOBase, shape: tuple[int, ...], dtype: type[np.generic]
+        self,
+        file: Path | IO[bytes] | BufferedIOBase,
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
     ):
-        self._file, self._dtype = file, np.dtype(dtype)
+        self._file = file.open("wb") if isinstance(file, Path) else file
+        self._dtype = np.dtype(dtype)
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
             "shape": shape,
         }
-        np.lib.format.write_array_header_1_0(file, header)
+        np.lib.format.write_array_header_1_0(self._file, header)
 
-    def append(self, block: Shaped[np.ndarray, "N ..."]) -> None:
+    def append(self, chunk: Shaped[np.ndarray, "N ..."]) -> None:
         """Writes the next rows."""
-        self._file.write(np.ascontiguousarray(block, self._dtype).data)
-
-
-class ArrayWriter(BlockWriter):
-    """Writes an .npy file block by block; a context manager.
-
-    Args:
-        path: the file, replaced if it exists.
-        shape: shape of the whole array; the blocks must add up to it.
-        dtype: type of its elements.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]):
-        super().__init__(path.open("wb"), shape, dtype)
+        self._file.write(np.ascontiguousarray(chunk, self._dtype).data)
 
     def __enter__(self) -> ArrayWriter:
         return self
@@ -66,50 +57,24 @@ class ArrayWriter(BlockWriter):
         self._file.close()
 
 
-class NpzWriter:
-    """Writes an .npz file block by block, with the same bytes as `np.savez`; a context manager.
+class NpzWriter(zipfile.ZipFile):
+    """Writer of an .npz file with the same bytes as `np.savez`; a context manager.
 
-    Members aren't compressed, so that `map_npz` can map them.
-
-    Args:
-        path: the file, replaced if it exists.
+    Members aren't compressed, so that `map_npz` can map them. An existing file is replaced.
     """
 
     def __init__(self, path: Path):
-        self._file = path.open("wb")
-        self._zip = zipfile.ZipFile(self._file, "w")
+        super().__init__(path, "w")
 
     @contextmanager
     def member(
         self, name: str, shape: tuple[int, ...], dtype: type[np.generic]
-    ) -> Iterator[BlockWriter]:
-        """Context that writes one array; only one at a time.
-
-        Args:
-            name: name of the array, without ``.npy``.
-            shape: shape of the whole array; the blocks must add up to it.
-            dtype: type of its elements.
-
-        Yields:
-            The writer of the array.
-        """
+    ) -> Iterator[ArrayWriter]:
+        """Context that writes one array; only one at a time."""
         # Sizes always have 64 bits, as from np.savez: a reader that knows where the data of a small
         # member begin finds those of a large one.
-        with self._zip.open(f"{name}.npy", "w", force_zip64=True) as file:
-            yield BlockWriter(file, shape, dtype)
-
-    def __enter__(self) -> NpzWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        try:
-            self._zip.close()
-        except (OSError, ValueError):
-            if kind is None:
-                raise
-            # The error that ended the block has left it half-written, and is raised.
-        finally:
-            self._file.close()
+        with self.open(f"{name}.npy", "w", force_zip64=True) as file:
+            yield ArrayWriter(file, shape, dtype)
 
 
 def map_npz(path: Path) -> dict[str, np.ndarray]:
@@ -117,12 +82,6 @@ def map_npz(path: Path) -> dict[str, np.ndarray]:
 
     The arrays aren't aligned, as members of a zip file begin anywhere. NumPy computes with such
     arrays, but many functions, `np.take` among them, first copy a whole one.
-
-    Args:
-        path: file written by `NpzWriter` or `np.savez`.
-
-    Returns:
-        The arrays by name, in the order of the file.
 
     Raises:
         UserError: the file can't be read, is damaged, or has a compressed member.

@@ -13,20 +13,14 @@ import zstandard
 from dlrm_jax.data.formats.criteo_format import LineFormatter
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.formats.npy import ArrayWriter
-from dlrm_jax.data.generated.example_stream import Block
+from dlrm_jax.data.generated.example_stream import Chunk
 
 
-def write_raw(path: Path, blocks: Iterator[Block], suffix: str = "") -> None:
+def write_raw(path: Path, chunks: Iterator[Chunk], suffix: str = "") -> None:
     """Writes raw lines in Criteo's layout.
 
-    Args:
-        path: the file.
-        blocks: the examples.
-        suffix: suffix of the final name: ``.gz`` and ``.zst`` compress, to the same bytes for
-            the same lines.
-
-    Raises:
-        OSError: the file can't be written.
+    ``suffix`` is that of the final name: ``.gz`` and ``.zst`` compress, to the same bytes for the
+    same lines.
     """
     formatter = LineFormatter()
     with ExitStack() as stack:
@@ -38,24 +32,15 @@ def write_raw(path: Path, blocks: Iterator[Block], suffix: str = "") -> None:
             # The checksum lets readers notice damage, as gzip's does.
             compressor = zstandard.ZstdCompressor(write_checksum=True)
             lines = stack.enter_context(compressor.stream_writer(file, closefd=False))
-        for block in blocks:
-            lines.write(formatter(block.labels, block.integers, block.ids))
+        for chunk in chunks:
+            lines.write(formatter(chunk.labels, chunk.integers, chunk.ids))
 
 
-def write_arrays(directory: Path, day: int, examples: int, blocks: Iterator[Block]) -> None:
+def write_arrays(directory: Path, day: int, examples: int, chunks: Iterator[Chunk]) -> None:
     """Writes the three arrays of a day in TorchRec's layout (``InMemoryBinaryCriteoIterDataPipe``).
 
     They are ``day_i_dense.npy`` float32 [N, 13], ``day_i_sparse.npy`` int32 [N, 26] and
-    ``day_i_labels.npy`` int32 [N, 1].
-
-    Args:
-        directory: directory for the files.
-        day: number of the day, i.
-        examples: number of examples, N.
-        blocks: the examples, N in all.
-
-    Raises:
-        OSError: the files can't be written.
+    ``day_i_labels.npy`` int32 [N, 1]. There are N examples in all chunks together.
     """
 
     def writer(name: str, width: int, dtype: type[np.generic]) -> ArrayWriter:
@@ -66,7 +51,7 @@ def write_arrays(directory: Path, day: int, examples: int, blocks: Iterator[Bloc
         writer("sparse", len(CATEGORICALS), np.int32) as sparse,
         writer("labels", 1, np.int32) as labels,
     ):
-        for block in blocks:
-            dense.append(block.dense)
-            sparse.append(block.ids)
-            labels.append(block.labels)
+        for chunk in chunks:
+            dense.append(chunk.dense)
+            sparse.append(chunk.ids)
+            labels.append(chunk.labels)

@@ -1,4 +1,4 @@
-"""Criteo-shaped examples without end, block by block, in days."""
+"""Criteo-shaped examples without end, chunk by chunk, in days."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jaxtyping import Float32, Int32, UInt32
 from dlrm_jax.data.formats.criteo_format import EMPTY, LARGEST_INTEGER, mix
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.generated.locality import LocalIds, StackProfile
-from dlrm_jax.data.generated.teacher import Teacher, sigmoid
+from dlrm_jax.data.generated.teacher import Teacher, check_ranges, sigmoid
 from dlrm_jax.data.generated.zipf import zipf_quantile
 from dlrm_jax.errors import UserError
 
-BLOCK = 1 << 14
+CHUNK = 1 << 14
 """Number of examples drawn together. The numbers depend on it."""
 
 # Shares of the integers that are 0. A reader that treats missing and negative ones as 0 loses
@@ -25,7 +25,7 @@ _EMPTY_SHARE, _NEGATIVE_SHARE = 0.4, 0.1
 
 
 @dataclass(frozen=True)
-class Block:
+class Chunk:
     """N consecutive examples.
 
     Attributes:
@@ -45,10 +45,10 @@ class Block:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, examples: int) -> Block:
+    def first(self, examples: int) -> Chunk:
         """The first ``examples`` examples, without a copy."""
         arrays = (self.labels, self.integers, self.dense, self.ids, self.logits)
-        return Block(*(array[:examples] for array in arrays))
+        return Chunk(*(array[:examples] for array in arrays))
 
 
 class ExampleStream:
@@ -82,7 +82,17 @@ class ExampleStream:
         drift: float = 0.0,
         profile: StackProfile | None = None,
     ):
-        _check_arguments(table_rows, zipf_exponent, seed, days, drift)
+        if len(table_rows) != len(CATEGORICALS):
+            raise UserError(
+                f"table_rows: Criteo's layout has {len(CATEGORICALS)} categorical features, "
+                f"expected as many tables, got {len(table_rows)}."
+            )
+        check_ranges(("days", days, 1, 10_000), ("drift", drift, 0, 1))
+        if drift * (days - 1) > 0.9:
+            raise UserError(
+                "drift times the days after the first must be at most 0.9, so that the first day "
+                f"has ids, too; got drift = {drift} with {days} days. Lower one of them."
+            )
         self.days, self._drift, self._seed = days, drift, seed
         self._teacher = Teacher(
             table_rows, (1,) * len(CATEGORICALS), len(INTEGERS), zipf_exponent, seed
@@ -93,32 +103,32 @@ class ExampleStream:
             if profile is not None
         ]
 
-    def day(self, day: int) -> Iterator[Block]:
-        """Draws the examples of a day, in blocks of `BLOCK`, without end.
+    def day(self, day: int) -> Iterator[Chunk]:
+        """Draws the examples of a day, in chunks of `CHUNK`, without end.
 
-        With a profile, locality continues from the blocks drawn before; otherwise a day's examples
+        With a profile, locality continues from the chunks drawn before; otherwise a day's examples
         depend on the arguments only.
         """
         for number in itertools.count():
-            yield self._block(day, np.random.default_rng([self._seed, 2, day, number]))
+            yield self._chunk(day, np.random.default_rng([self._seed, 2, day, number]))
 
-    def _block(self, day: int, rng: np.random.Generator) -> Block:
-        dense, ids = self._teacher.draw_features(rng, BLOCK)
+    def _chunk(self, day: int, rng: np.random.Generator) -> Chunk:
+        dense, ids = self._teacher.draw_features(rng, CHUNK)
         np.minimum(dense, np.log1p(np.float32(LARGEST_INTEGER)), out=dense)
         if self._locals:
-            ids = np.stack([local.draw(BLOCK) for local in self._locals], axis=1)
+            ids = np.stack([local.draw(CHUNK) for local in self._locals], axis=1)
             logits = self._teacher.logits(dense, self._ranks(ids))
         else:
             self._replace_unborn(ids, day)
             logits = self._teacher.logits(dense, ids)
-        labels = rng.random(BLOCK, dtype=np.float32) < sigmoid(logits)
+        labels = rng.random(CHUNK, dtype=np.float32) < sigmoid(logits)
 
         integers = np.rint(np.expm1(dense)).astype(np.int32)
         u = rng.random(integers.shape, dtype=np.float32)
         zero = integers == 0
         integers[zero & (u < _EMPTY_SHARE + _NEGATIVE_SHARE)] = -1
         integers[zero & (u < _EMPTY_SHARE)] = EMPTY
-        return Block(labels.astype(np.int32), integers, dense, ids, logits)
+        return Chunk(labels.astype(np.int32), integers, dense, ids, logits)
 
     def _replace_unborn(self, ids: Int32[np.ndarray, "N 26"], day: int) -> None:
         """Halves ids until they are born, so that the substitute of an id is always the same."""
@@ -151,28 +161,3 @@ class ExampleStream:
             u = turns[:, feature] / 2.0**32
             ranks[:, feature] = zipf_quantile(u, rows, self._teacher.exponent)
         return ranks
-
-
-def _check_arguments(
-    table_rows: Sequence[int], zipf_exponent: float, seed: int, days: int, drift: float
-) -> None:
-    if len(table_rows) != len(CATEGORICALS):
-        raise UserError(
-            f"table_rows: Criteo's layout has {len(CATEGORICALS)} categorical features, expected "
-            f"as many tables, got {len(table_rows)}."
-        )
-    ranges = [
-        *((f"table_rows[{i}]", rows, 1, 2**31 - 1) for i, rows in enumerate(table_rows)),
-        ("zipf_exponent", zipf_exponent, 0, 100),
-        ("seed", seed, 0, 2**63 - 1),
-        ("days", days, 1, 10_000),
-        ("drift", drift, 0, 1),
-    ]
-    for name, value, low, high in ranges:
-        if not low <= value <= high:
-            raise UserError(f"{name} must lie between {low} and {high}, got {value}.")
-    if drift * (days - 1) > 0.9:
-        raise UserError(
-            "drift times the days after the first must be at most 0.9, so that the first day has "
-            f"ids, too; got drift = {drift} with {days} days. Lower one of them."
-        )

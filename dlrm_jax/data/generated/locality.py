@@ -57,10 +57,7 @@ class StackProfile:
 
     @classmethod
     def measure(cls, trace: Integer[np.ndarray, " N"]) -> StackProfile:
-        """Counts the distances of a trace.
-
-        Args:
-            trace: id of each access, [N].
+        """Counts the distances of a trace of ids.
 
         Raises:
             UserError: the trace is empty.
@@ -71,11 +68,7 @@ class StackProfile:
         return cls(tuple(distances.tolist()), tuple(counts.tolist()))
 
     def save(self, path: Path) -> None:
-        """Writes the profile as JSON.
-
-        Raises:
-            OSError: the file can't be written.
-        """
+        """Writes the profile as JSON."""
         path.write_text(json.dumps({"distances": self.distances, "counts": self.counts}) + "\n")
 
     @classmethod
@@ -91,15 +84,14 @@ class StackProfile:
             distances, counts = tuple(fields["distances"]), tuple(fields["counts"])
             if not all(type(value) is int for value in distances + counts):
                 raise TypeError("not all numbers are integers")
+            return cls(distances, counts)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}: expected a JSON object with lists of integers, distances and counts, as "
                 f"--save_profile writes it, got something else ({type(error).__name__}: {error})."
             ) from None
-        try:
-            return cls(distances, counts)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
 
 
 def read_trace(path: Path) -> Int64[np.ndarray, " N"]:
@@ -114,33 +106,25 @@ def read_trace(path: Path) -> Int64[np.ndarray, " N"]:
         lines.pop()
     if not lines:
         raise UserError(f"{path} is empty; expected one integer id per line.")
-    try:
-        return np.array(list(map(int, lines)), np.int64)
-    except (ValueError, OverflowError):
-        number, line = next((n, x) for n, x in enumerate(lines, 1) if not _is_int64(x))
-        raise UserError(
-            f"{path}, line {number}: expected one integer id of 64 bits, found "
-            f"{line[:40].decode(errors='backslashreplace')!r}. Correct or remove the line."
-        ) from None
-
-
-def _is_int64(text: bytes) -> bool:
-    try:
-        return -(2**63) <= int(text) < 2**63
-    except ValueError:
-        return False
+    ids = array("q")
+    for number, line in enumerate(lines, 1):
+        try:
+            ids.append(int(line))
+        except (ValueError, OverflowError):
+            raise UserError(
+                f"{path}, line {number}: expected one integer id of 64 bits, found "
+                f"{line[:40].decode(errors='backslashreplace')!r}. Correct or remove the line."
+            ) from None
+    return np.array(ids, np.int64)
 
 
 def stack_distances(trace: Integer[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-    """The stack distance of each access, `NEW` for the first access to an id.
+    """The stack distance of each access of a trace of ids, `NEW` for the first access to an id.
 
     It takes O(N log N) time, in NumPy. Let p be the previous access to the id of access t. A
     distinct id since p is one whose first access after p has its own previous access at or before
     p; all accesses up to p have theirs there, too. So the distance is the number of accesses before
     t with a previous one at or before p, less the p of them that lie before p.
-
-    Args:
-        trace: id of each access, [N].
     """
     accesses = np.arange(len(trace))
     by_id = np.argsort(trace, kind="stable")
@@ -190,7 +174,7 @@ class LocalIds:
     Args:
         profile: the distances to reproduce.
         rows: number of distinct ids, up to 2**31 - 1.
-        rng: source of random numbers; drawing ids in pieces gives the same ids.
+        rng: source of random numbers; drawing ids in several calls gives the same ids.
     """
 
     def __init__(self, profile: StackProfile, rows: int, rng: np.random.Generator):

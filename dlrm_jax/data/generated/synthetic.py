@@ -12,11 +12,11 @@ import numpy as np
 
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.auc import auc
-from dlrm_jax.data.generated.teacher import Teacher, TeacherKind, sigmoid
+from dlrm_jax.data.generated.teacher import Teacher, TeacherKind, check_ranges, sigmoid
 from dlrm_jax.errors import UserError
 
 GENERATOR_VERSION = 1
-"""Part of the fingerprint; raise it with every change of the generated numbers."""
+"""It enters the fingerprint; raise it with every change of the generated numbers."""
 
 _CHUNK = 1 << 15
 
@@ -46,16 +46,18 @@ def generate(
         seed: seed of the teacher and the examples.
         labels_from: kind of the teacher; ``"additive"`` omits the products.
 
-    Returns:
-        The data set.
-
     Raises:
         UserError: an argument is out of its range.
     """
     # The fingerprint is the same for NumPy's integers.
     table_rows, bag_lengths = tuple(map(int, table_rows)), tuple(map(int, bag_lengths))
     dense_features, examples, seed = int(dense_features), int(examples), int(seed)
-    _check_arguments(table_rows, bag_lengths, dense_features, examples, zipf_exponent, seed)
+    if not table_rows or len(table_rows) != len(bag_lengths):
+        raise UserError(
+            "generated data needs at least one table and one bag length for each table, got "
+            f"{len(table_rows)} tables and {len(bag_lengths)} bag lengths."
+        )
+    check_ranges(("examples", examples, 10, 2**63 - 1))  # with ten, every split has one
     teacher = Teacher(table_rows, bag_lengths, dense_features, zipf_exponent, seed, labels_from)
     dense = np.empty((examples, dense_features), np.float32)
     ids = np.empty((examples, sum(bag_lengths)), np.int32)
@@ -93,30 +95,3 @@ def generate(
         ),
         teacher_auc={name: auc(logits[s], labels[s]) for name, s in bounds.items()},
     )
-
-
-def _check_arguments(
-    table_rows: tuple[int, ...],
-    bag_lengths: tuple[int, ...],
-    dense_features: int,
-    examples: int,
-    zipf_exponent: float,
-    seed: int,
-) -> None:
-    if not table_rows or len(table_rows) != len(bag_lengths):
-        raise UserError(
-            "generated data needs at least one table and one bag length for each table, got "
-            f"{len(table_rows)} tables and {len(bag_lengths)} bag lengths."
-        )
-    ranges = [
-        *((f"table_rows[{i}]", rows, 1, 2**31 - 1) for i, rows in enumerate(table_rows)),
-        *((f"bag_lengths[{i}]", length, 1, 2**31 - 1) for i, length in enumerate(bag_lengths)),
-        ("dense_features", dense_features, 0, 2**31 - 1),
-        # With ten examples every split has one.
-        ("examples", examples, 10, 2**63 - 1),
-        ("zipf_exponent", zipf_exponent, 0, 100),
-        ("seed", seed, 0, 2**63 - 1),
-    ]
-    for name, value, low, high in ranges:
-        if not low <= value <= high:
-            raise UserError(f"{name} must lie between {low} and {high}, got {value}.")

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int32, Integer
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.generated.zipf import bounded_zipf, cumulative_zipf
+from dlrm_jax.errors import UserError
 
 TeacherKind = Literal["pairs", "additive"]
 """Kind of the logit: with products of features, or with effects of single features only."""
@@ -17,7 +18,7 @@ TeacherKind = Literal["pairs", "additive"]
 _SAMPLE = 1 << 15  # examples for measuring the teacher's scales
 _CLICK_RATE = 0.25
 
-# Standard deviations of the three parts of the teacher's logit. Together they put its AUC near
+# Standard deviations of the three terms of the teacher's logit. Together they put its AUC near
 # 0.81, the range of the published results on Criteo's data.
 _INTERACTION_STD, _MAIN_STD, _DENSE_STD = 1.05, 0.9, 0.25
 _PAIRS = 10
@@ -75,7 +76,11 @@ class _Effects:
 
 
 class Teacher:
-    """The probability of label 1, given the features of an example."""
+    """The probability of label 1, given the features of an example.
+
+    Raises:
+        UserError: an argument is out of its range.
+    """
 
     def __init__(
         self,
@@ -86,6 +91,13 @@ class Teacher:
         seed: int,
         kind: TeacherKind = "pairs",
     ):
+        check_ranges(
+            *((f"table_rows[{i}]", rows, 1, 2**31 - 1) for i, rows in enumerate(table_rows)),
+            *((f"bag_lengths[{i}]", length, 1, 2**31 - 1) for i, length in enumerate(bag_lengths)),
+            ("dense_features", dense_features, 0, 2**31 - 1),
+            ("zipf_exponent", exponent, 0, 100),
+            ("seed", seed, 0, 2**63 - 1),
+        )
         rng = np.random.default_rng([seed, 0])
         self.table_rows, self.bag_lengths, self.exponent = table_rows, bag_lengths, exponent
         self.dense_means = rng.uniform(0.0, 3.0, dense_features).astype(np.float32)
@@ -101,21 +113,20 @@ class Teacher:
             _Effects.draw(rng, rows, exponent, feature in interacting)
             for feature, rows in enumerate(table_rows)
         ]
-        self.dense_weights = rng.standard_normal(dense_features).astype(np.float32)
+        self.dense_coefficients = rng.standard_normal(dense_features).astype(np.float32)
         self.scales, self.bias = np.ones(3, np.float32), np.float32(0)
         self._calibrate(rng)
 
     def _calibrate(self, rng: np.random.Generator) -> None:
-        """Sets the scale of each part and the bias on a sample."""
-        dense, ids = self.draw_features(rng, _SAMPLE)
-        parts = self._parts(dense, ids)
-        deviations = parts.std(axis=1)
+        """Sets the scale of each term and the bias on a sample."""
+        terms = self._terms(*self.draw_features(rng, _SAMPLE))
+        deviations = terms.std(axis=1)
         targets = np.where(deviations > 1e-6, (_INTERACTION_STD, _MAIN_STD, _DENSE_STD), 0.0)
         total = math.hypot(_INTERACTION_STD, _MAIN_STD, _DENSE_STD)
-        if targets.any():  # the others share the variance of a missing part
+        if targets.any():  # the others share the variance of a missing term
             targets *= total / np.linalg.norm(targets)
         self.scales = (targets / np.where(deviations > 1e-6, deviations, 1)).astype(np.float32)
-        logits = self.scales @ parts
+        logits = self.scales @ terms
         low, high = -20.0, 20.0
         for _ in range(40):
             middle = (low + high) / 2
@@ -126,65 +137,61 @@ class Teacher:
     def draw_features(
         self, rng: np.random.Generator, examples: int
     ) -> tuple[Float32[np.ndarray, "N D"], Int32[np.ndarray, "N C"]]:
-        """Draws dense features and ids, independent of each other.
-
-        Args:
-            rng: source of random numbers.
-            examples: number of examples, N.
-
-        Returns:
-            Dense features, [N, D] float32, and ids, [N, C] int32.
-        """
+        """Draws the dense features and the ids of N examples, independent of each other."""
         normal = rng.standard_normal((examples, len(self.dense_means)), dtype=np.float32)
         counts = np.floor(np.exp(normal * np.float32(1.5) + self.dense_means - 1))
         ids = np.empty((examples, sum(self.bag_lengths)), np.int32)
-        column = 0
-        for rows, length in zip(self.table_rows, self.bag_lengths, strict=True):
-            bag = bounded_zipf(rng, rows, self.exponent, (examples, length))
+        for bag, rows in zip(self._bags(ids), self.table_rows, strict=True):
+            length = bag.shape[1]
+            bag[:] = bounded_zipf(rng, rows, self.exponent, bag.shape)
             if length > 1:
                 used = rng.integers(1, length, size=(examples, 1), endpoint=True)
                 bag[np.arange(length) >= used] = ABSENT
-            ids[:, column : column + length] = bag
-            column += length
         return np.log1p(counts), ids
 
-    def _parts(
+    def _bags(self, ids: Int32[np.ndarray, "N C"]) -> list[np.ndarray]:
+        """The columns of each feature, as views."""
+        return np.split(ids, np.cumsum(self.bag_lengths)[:-1], axis=1)
+
+    def _terms(
         self, dense: Float32[np.ndarray, "N D"], ids: Int32[np.ndarray, "N C"]
     ) -> Float32[np.ndarray, "3 N"]:
-        """The logit's parts before scaling: products of features, effects of ids, dense."""
-        parts = np.zeros((3, len(ids)), np.float32)
+        """The logit's terms before scaling: products of features, effects of ids, dense."""
+        terms = np.zeros((3, len(ids)), np.float32)
         vectors = {}
-        column = 0
-        for feature, effects in enumerate(self.effects):
-            length = self.bag_lengths[feature]
-            bag = ids[:, column : column + length]
-            column += length
+        for feature, (bag, effects) in enumerate(zip(self._bags(ids), self.effects, strict=True)):
             index = effects.index(bag)
-            if length == 1:
+            if self.bag_lengths[feature] == 1:
                 index = index[:, 0]
-                parts[1] += effects.main[index]
+                terms[1] += effects.main[index]
                 if effects.vectors is not None:
                     vectors[feature] = effects.vectors[index]
                 continue
             present = (bag != ABSENT).astype(np.float32)
-            parts[1] += np.einsum("nl,nl->n", effects.main[index], present)
+            terms[1] += np.einsum("nl,nl->n", effects.main[index], present)
             if effects.vectors is not None:
                 vectors[feature] = np.einsum("nlk,nl->nk", effects.vectors[index], present)
         for f, g in self.pairs:
-            parts[0] += np.einsum("nk,nk->n", vectors[f], vectors[g])
-        parts[2] = dense @ self.dense_weights
-        return parts
+            terms[0] += np.einsum("nk,nk->n", vectors[f], vectors[g])
+        terms[2] = dense @ self.dense_coefficients
+        return terms
 
     def logits(
         self, dense: Float32[np.ndarray, "N D"], ids: Int32[np.ndarray, "N C"]
     ) -> Float32[np.ndarray, " N"]:
-        """The log odds of label 1, [N].
+        """The log odds of label 1."""
+        return self.scales @ self._terms(dense, ids) + self.bias
 
-        Args:
-            dense: dense features, [N, D].
-            ids: ids, [N, C].
-        """
-        return self.scales @ self._parts(dense, ids) + self.bias
+
+def check_ranges(*ranges: tuple[str, float, float, float]) -> None:
+    """Checks numbers that are given by name, value, smallest and largest allowed value.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise UserError(f"{name} must lie between {low} and {high}, got {value}.")
 
 
 def sigmoid(x: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:

@@ -11,11 +11,7 @@ def bounded_zipf(
 ) -> Int32[np.ndarray, "..."]:
     """Draws ids from 0 to rows - 1 with probability about proportional to (id + 1) ** -exponent.
 
-    Args:
-        rng: source of random numbers.
-        rows: number of distinct ids, up to 2**31 - 1.
-        exponent: Zipf exponent s; 0 gives the uniform distribution.
-        shape: shape of the result.
+    There may be up to 2**31 - 1 rows. The exponent 0 gives the uniform distribution.
     """
     return zipf_quantile(rng.random(shape), rows, exponent)
 
@@ -27,11 +23,6 @@ def zipf_quantile(
 
     It inverts the continuous power law on [1, rows + 1) and rounds down, so that memory doesn't
     grow with `rows`. The id is the rank less one, so hot rows lie together.
-
-    Args:
-        u: shares from 0 to 1.
-        rows: number of distinct ids.
-        exponent: Zipf exponent s.
     """
     power = 1.0 - exponent
     log_end = math.log(rows + 1.0)
@@ -45,13 +36,7 @@ def zipf_quantile(
 def cumulative_zipf(
     ids: Num[np.ndarray, "..."], rows: int, exponent: float
 ) -> Float64[np.ndarray, "..."]:
-    """The probability that `bounded_zipf` draws an id below each of `ids`.
-
-    Args:
-        ids: numbers from 0 to rows.
-        rows: number of distinct ids.
-        exponent: Zipf exponent s.
-    """
+    """The probability that `bounded_zipf` draws an id below each of `ids`, from 0 to rows."""
     power = 1.0 - exponent
     log_end, log_ids = math.log(rows + 1.0), np.log(ids + 1.0)
     if abs(power * log_end) < 1e-6:

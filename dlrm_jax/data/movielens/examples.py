@@ -104,13 +104,9 @@ class Encoder:
         times: Int64[np.ndarray, " N"],
         labels: Float32[np.ndarray, "N K"],
     ) -> Split:
-        """Makes N·K examples: K for each user, with the history before a time.
+        """Makes N·K examples: K items for each user, with the history before the user's time.
 
-        Args:
-            users: index of each user, [N].
-            items: indices of each user's items, [N, K].
-            times: time of each user in seconds since 1970, [N]; the history ends before it.
-            labels: label of each item, [N, K].
+        Users and items are given by their index, times in seconds since 1970.
         """
         per_user = [self._users.ids[users]]
         if self._history is not None:

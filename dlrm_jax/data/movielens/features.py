@@ -53,9 +53,7 @@ class Features:
 def select_features(tables: Tables, features: Sequence[str] | None) -> tuple[str, ...]:
     """The names of the features to make, those of users first.
 
-    Args:
-        tables: tables of the data set.
-        features: names of the wanted features; None for as many of `DEFAULT` as the data set has.
+    They are the wanted ones; without, as many of `DEFAULT` as the data set has.
 
     Raises:
         UserError: the data set doesn't have a wanted feature.
@@ -84,12 +82,9 @@ def encode(
 ) -> Features:
     """Learns a vocabulary for each feature, see `vocabulary.learn`, and makes ids.
 
-    Args:
-        described: properties of each user or item, one a row; nulls where unknown.
-        values: `USER_FEATURES` or `ITEM_FEATURES`.
-        names: names of the features; those that aren't among the values are ignored.
-        trained: row of the user or item of each training example. Values of no training example
-            get the id of unseen values.
+    Names that aren't among the values, `USER_FEATURES` or `ITEM_FEATURES`, are ignored.
+    ``trained`` is the row of the user or item of each training example; values of no such example
+    get the id of unseen values.
     """
     present = [name for name in names if name in values]
     rows, bags = [], [np.empty((len(described), 0), np.int32)]

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from dlrm_jax.data.formats.csv_text import Records
+from dlrm_jax.data.formats.lines import decoded
 from dlrm_jax.errors import UserError
 
 
-@dataclass(frozen=True)
-class Kind:
-    """The type and range of a field.
-
-    Attributes:
-        dtype: Polars type.
-        words: description for messages.
-        lowest: smallest allowed number.
-        highest: largest allowed number.
-    """
+class Kind(NamedTuple):
+    """The Polars type of a field, its description for messages, and its range."""
 
     dtype: Any
     words: str
@@ -47,13 +39,7 @@ _ROWS_PER_FRAME = 1 << 16
 def read_fields(
     path: Path, separator: str, columns: Mapping[str, Kind], encoding: str = "utf-8"
 ) -> pl.DataFrame:
-    """Reads a file without a header.
-
-    Args:
-        path: the file.
-        separator: text between fields, one character or more.
-        columns: kind of every field of a line by name, in order.
-        encoding: encoding of the file, such as latin-1.
+    """Reads a file without a header; ``columns`` are all fields of a line, in order.
 
     Raises:
         UserError: there is no line, a line has more or fewer fields, or a field has the wrong kind.
@@ -62,12 +48,7 @@ def read_fields(
 
 
 def read_table(path: Path, separator: str, columns: Mapping[str, Kind]) -> pl.DataFrame:
-    """Reads columns of a file with a header. The part of a name after a colon is dropped.
-
-    Args:
-        path: the file.
-        separator: text between fields.
-        columns: kind of each wanted column by name, in any order.
+    """Reads columns of a file with a header. A name ends at a colon: RecBole adds the type.
 
     Raises:
         UserError: the same errors as `read_fields`, or a column is missing.
@@ -81,7 +62,7 @@ def read_table(path: Path, separator: str, columns: Mapping[str, Kind]) -> pl.Da
 
 
 def header(path: Path, separator: str) -> list[str]:
-    """The names in the first line, without the part after a colon."""
+    """The names in the first line, each up to a colon."""
     with path.open(encoding="utf-8") as file:
         first = file.readline()
     return [name.partition(":")[0] for name in first.rstrip("\r\n").split(separator)]
@@ -90,9 +71,7 @@ def header(path: Path, separator: str) -> list[str]:
 def read_csv(path: Path, columns: Mapping[str, Kind]) -> pl.DataFrame:
     """Reads columns of a CSV file with a header, in which fields may be quoted.
 
-    Args:
-        path: the file, parsed by Python's reader, so not a large one.
-        columns: kind of each wanted column by name, in any order.
+    Python's reader parses it, so it shouldn't be large.
 
     Raises:
         UserError: the same errors as `read_table`.
@@ -112,15 +91,8 @@ def _content(path: Path) -> bytes:
 
 def _lines(path: Path, encoding: str) -> pl.Series:
     content = _content(path)
-    try:
-        # Python decodes small files only: files of ratings are ASCII.
-        text = content if content.isascii() else content.decode(encoding).encode()
-    except UnicodeDecodeError as error:
-        line = 1 + content.count(b"\n", 0, error.start)
-        raise UserError(
-            f"{path}, line {line}: expected {encoding}, found the byte "
-            f"{content[error.start]:02x} ({error.reason}); convert the file, for example with iconv"
-        ) from error
+    # Python decodes small files only: files of ratings are ASCII.
+    text = content if content.isascii() else decoded(content, path, encoding).encode()
     return pl.read_lines(text, name="line")["line"]
 
 

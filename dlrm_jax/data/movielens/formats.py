@@ -77,25 +77,18 @@ def read_tables(directory: Path) -> Tables:
             f"that the archive unpacks to"
         )
     [(path, name)] = matches
-    form, files = _FORMATS[name], [path]
-
-    def described(key: str, part: tuple[str, Reader] | None) -> pl.DataFrame:
-        file = part and path.with_name(part[0].replace("*", path.stem))
-        if not part or not file or not file.exists():
-            return pl.DataFrame(schema={key: pl.Int64})
-        files.append(file)
-        frame = part[1](file)
-        twice = frame[key].filter(frame[key].is_duplicated())
-        if len(twice):
-            raise UserError(f"{file}: {key} {twice[0]} comes twice; remove one of the lines")
-        return frame
-
-    return Tables(
-        ratings=form.ratings(path).sort("time", maintain_order=True),
-        items=described("item", form.items),
-        users=described("user", form.users),
-        files=tuple(files),
-    )
+    read_ratings, described = _FORMATS[name]
+    ratings, files = read_ratings(path).sort("time", maintain_order=True), [path]
+    frames = {key: pl.DataFrame(schema={key: pl.Int64}) for key in ("item", "user")}
+    for key, (pattern, read) in described.items():
+        file = path.with_name(pattern.replace("*", path.stem))
+        if file.exists():
+            files.append(file)
+            frames[key] = read(file)
+            twice = frames[key][key].filter(frames[key][key].is_duplicated())
+            if len(twice):
+                raise UserError(f"{file}: {key} {twice[0]} comes twice; remove one of the lines")
+    return Tables(ratings, frames["user"], frames["item"], tuple(files))
 
 
 # -- The formats -----------------------------------------------------------------------
@@ -103,17 +96,19 @@ def read_tables(directory: Path) -> Tables:
 Reader = Callable[[Path], pl.DataFrame]
 
 
-@dataclass(frozen=True)
-class _Format:
-    """The readers of one format: of ratings, and of the other files."""
-
-    ratings: Reader
-    items: tuple[str, Reader]
-    users: tuple[str, Reader] | None = None
-
-
 def _ratings(separator: str) -> Reader:
     columns = {"user": ID, "item": ID, "rating": RATING, "time": TIME}
+    return lambda path: read_fields(path, separator, columns)
+
+
+def _ratings_with_header(separator: str, user: str, item: str) -> Reader:
+    columns = {user: ID, item: ID, "rating": RATING, "timestamp": TIME}
+    names = {user: "user", item: "item", "timestamp": "time"}
+    return lambda path: read_table(path, separator, columns).rename(names)
+
+
+def _users(separator: str, *names: str) -> Reader:
+    columns = {name: {"user": ID, "age": AGE}.get(name, TEXT) for name in names}
     return lambda path: read_fields(path, separator, columns)
 
 
@@ -125,36 +120,14 @@ def _items_100k(path: Path) -> pl.DataFrame:
     return frame.select("item", _year(), genres=pl.concat_list(named).list.drop_nulls())
 
 
-def _users_100k(path: Path) -> pl.DataFrame:
-    columns = {"user": ID, "age": AGE, "gender": TEXT, "occupation": TEXT, "zip": TEXT}
-    return read_fields(path, "|", columns)
-
-
 def _items_1m(path: Path) -> pl.DataFrame:
     frame = read_fields(path, "::", {"item": ID, "title": TEXT, "genres": TEXT}, "latin-1")
     return frame.select("item", _year(), _genres())
 
 
-def _users_1m(path: Path) -> pl.DataFrame:
-    columns = {"user": ID, "gender": TEXT, "age": AGE, "occupation": TEXT, "zip": TEXT}
-    return read_fields(path, "::", columns)
-
-
-def _ratings_csv(path: Path) -> pl.DataFrame:
-    columns = {"userId": ID, "movieId": ID, "rating": RATING, "timestamp": TIME}
-    frame = read_table(path, ",", columns)
-    return frame.rename({"userId": "user", "movieId": "item", "timestamp": "time"})
-
-
 def _items_csv(path: Path) -> pl.DataFrame:
     frame = read_csv(path, {"movieId": ID, "title": TEXT, "genres": TEXT})
     return frame.select(pl.col("movieId").alias("item"), _year(), _genres())
-
-
-def _ratings_recbole(path: Path) -> pl.DataFrame:
-    columns = {"user_id": ID, "item_id": ID, "rating": RATING, "timestamp": TIME}
-    frame = read_table(path, "\t", columns)
-    return frame.rename({"user_id": "user", "item_id": "item", "timestamp": "time"})
 
 
 def _items_recbole(path: Path) -> pl.DataFrame:
@@ -181,10 +154,30 @@ def _genres() -> pl.Expr:
     return pl.col("genres").replace(_NO_GENRES, None).str.split("|")
 
 
-_FORMATS = {
-    "u.data": _Format(_ratings("\t"), ("u.item", _items_100k), ("u.user", _users_100k)),
-    "ratings.dat": _Format(_ratings("::"), ("movies.dat", _items_1m), ("users.dat", _users_1m)),
-    "ratings.csv": _Format(_ratings_csv, ("movies.csv", _items_csv)),
-    "*.inter": _Format(_ratings_recbole, ("*.item", _items_recbole), ("*.user", _users_recbole)),
+_FORMATS: dict[str, tuple[Reader, dict[str, tuple[str, Reader]]]] = {
+    "u.data": (
+        _ratings("\t"),
+        {
+            "item": ("u.item", _items_100k),
+            "user": ("u.user", _users("|", "user", "age", "gender", "occupation", "zip")),
+        },
+    ),
+    "ratings.dat": (
+        _ratings("::"),
+        {
+            "item": ("movies.dat", _items_1m),
+            "user": ("users.dat", _users("::", "user", "gender", "age", "occupation", "zip")),
+        },
+    ),
+    "ratings.csv": (
+        _ratings_with_header(",", "userId", "movieId"),
+        {"item": ("movies.csv", _items_csv)},
+    ),
+    "*.inter": (
+        _ratings_with_header("\t", "user_id", "item_id"),
+        {"item": ("*.item", _items_recbole), "user": ("*.user", _users_recbole)},
+    ),
 }
-"""Formats by their file of ratings. ``*`` in the other names is what it matches in that file's."""
+"""For each file of ratings its reader, and names and readers of the files of items and users. ``*``
+in their names is what it matches in that of the ratings.
+"""

@@ -12,13 +12,7 @@ class History:
     """The items that users are known to have liked, by time.
 
     It is made of training examples alone: a history never contains the label of a validation or
-    test example.
-
-    Args:
-        users: index of each like's user, [N].
-        times: time of each like in seconds since 1970, [N].
-        items: id of each liked item, [N].
-        length: items of a bag, L.
+    test example. Times are in seconds since 1970. The length is that of a bag, L.
     """
 
     def __init__(
@@ -35,14 +29,9 @@ class History:
     def before(
         self, users: Int64[np.ndarray, " N"], times: Int64[np.ndarray, " N"]
     ) -> Int32[np.ndarray, "N L"]:
-        """The last L items that each user liked before a time, latest first.
+        """The last L items that each user liked before a time, latest first; then `ABSENT`.
 
-        Args:
-            users: index of each user, [N].
-            times: times in seconds since 1970, [N]; likes at that very time aren't included.
-
-        Returns:
-            Ids, int32 [N, L], padded with `ABSENT`.
+        Likes at that very time aren't included.
         """
         first = np.searchsorted(self._keys, _key(users, np.zeros_like(times)))
         stop = np.searchsorted(self._keys, _key(users, times))

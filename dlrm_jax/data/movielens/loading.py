@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from dlrm_jax.data.movielens.splits import split_rows
 from dlrm_jax.errors import UserError
 
 VERSION = 1
-"""Part of the fingerprint; raise it with every change of the arrays."""
+"""It enters the fingerprint; raise it with every change of the arrays."""
 
 # The uses of random numbers, besides the split.
 _TRAIN, _VALIDATION, _TEST = 2, 3, 4
@@ -69,7 +68,7 @@ def load_movielens(
 ) -> MovieLens:
     """Loads ratings as examples: label 1 if the user likes the item.
 
-    Vocabularies and histories come from the training part alone.
+    Vocabularies and histories come from the training split alone.
 
     Args:
         directory: directory of the files, see `read_tables`.
@@ -119,10 +118,10 @@ def load_ranking(
         history: number of items in a history, the last ones that the user rated before; 0 for no
             history.
         negatives: number of negatives per training example, drawn among the items that the user
-            hasn't rated in the training part. They may include the choices of validation and
+            hasn't rated in the training split. They may include the choices of validation and
             test. Otherwise a model could find a choice by its never being a negative.
         candidates: number of candidates per choice of validation and test, the choice included.
-            The others are distinct items that the user hasn't rated in any part.
+            The others are distinct items that the user hasn't rated in any split.
 
     Raises:
         UserError: the directory can't be read, or an argument is out of range.
@@ -134,8 +133,13 @@ def load_ranking(
     log = Log(tables)
     rows = split_rows(log.users, "leave_one_out", seed)
     encoder = Encoder(tables, log, rows.train, rows.train, features, history)
-    train = functools.partial(_train, encoder, log, rows.train, negatives, seed)
     rated = Negatives(log.users, log.items, len(log.item_ids))
+    rated_in_train = Negatives(log.users[rows.train], log.items[rows.train], len(log.item_ids))
+
+    def train(epoch: int) -> Split:
+        rng = np.random.default_rng([seed, _TRAIN, epoch + 1])  # [a, b, 0] would be as [a, b]
+        return _beside(encoder, log, rows.train, rated_in_train, negatives, rng)
+
     choices = [
         _beside(encoder, log, chosen, rated, candidates - 1, np.random.default_rng([seed, purpose]))
         for chosen, purpose in ((rows.validation, _VALIDATION), (rows.test, _TEST))
@@ -143,19 +147,6 @@ def load_ranking(
     about = f"{candidates} candidates, {negatives} negatives an example, seed {seed}"
     movielens = _movielens(encoder, [train(0), *choices], tables, log, about)
     return Ranking(movielens, candidates, train)
-
-
-def _train(
-    encoder: Encoder,
-    log: Log,
-    rows: Int64[np.ndarray, " n"],
-    negatives: int,
-    seed: int,
-    epoch: int,
-) -> Split:
-    rated = Negatives(log.users[rows], log.items[rows], len(log.item_ids))
-    rng = np.random.default_rng([seed, _TRAIN, epoch + 1])  # [a, b, 0] would be as [a, b]
-    return _beside(encoder, log, rows, rated, negatives, rng)
 
 
 def _beside(

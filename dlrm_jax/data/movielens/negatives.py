@@ -9,13 +9,7 @@ from dlrm_jax.errors import UserError
 
 
 class Negatives:
-    """Draws items at random for users, except those that the user has rated.
-
-    Args:
-        users: index of each rating's user.
-        items: index of each rating's item.
-        count: number of items in all.
-    """
+    """Draws some of ``count`` items at random for users, except those that the user has rated."""
 
     def __init__(self, users: Int64[np.ndarray, " n"], items: Int64[np.ndarray, " n"], count: int):
         self._count = count
@@ -25,15 +19,7 @@ class Negatives:
     def draw(
         self, users: Int64[np.ndarray, " N"], size: int, rng: np.random.Generator
     ) -> Int64[np.ndarray, "N size"]:
-        """Draws distinct items for each row, uniformly among all such sets.
-
-        Args:
-            users: user of each row, [N]; each must have ratings.
-            size: number of items per row.
-            rng: source of random numbers.
-
-        Returns:
-            Indices of items, [N, size].
+        """Draws distinct items for each user, uniformly among all such sets.
 
         Raises:
             UserError: a user has rated so many items that fewer are left.

@@ -42,8 +42,7 @@ def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
         order = np.arange(count)
         if how == "random":
             np.random.default_rng([seed, 1]).shuffle(order)
-        parts = np.split(order, [count - 2 * tenth, count - tenth])
-        return Rows(*map(np.sort, parts))
+        return Rows(*map(np.sort, np.split(order, [count - 2 * tenth, count - tenth])))
     if how != "leave_one_out":
         raise UserError(f"expected one of the splits {', '.join(SPLITS)}, got {how!r}")
     by_user = np.argsort(users, kind="stable")

@@ -1,4 +1,4 @@
-"""The columns of a schema under names by position, with transformed dense features.
+"""The columns of a schema under numbered names, with transformed dense features.
 
 ``label``, ``d0``, ``d1``, … (float32), ``c0``, ``c1``, … (raw values) and, if the schema has them,
 ``weight`` and ``time`` (microseconds since 1970). Missing values are null.
@@ -23,22 +23,15 @@ def normalize_columns(frame: pl.DataFrame, options: Options) -> pl.DataFrame:
     TorchRec's dense features depend on the smallest integer of the file, which isn't known yet:
     these columns stay integers until `transform_dense`.
 
-    Args:
-        frame: rows with the schema's columns.
-        options: options of the data.
-
-    Returns:
-        The frame with names by position.
-
     Raises:
         UserError: an integer is too large for TorchRec's transform.
     """
     schema = options.schema
-    columns: list[pl.Expr | pl.Series] = [pl.col(schema.label).cast(pl.Float32).alias("label")]
-    for i, name in enumerate(schema.dense):
-        columns.append(_dense(frame, name, options).alias(f"d{i}"))
-    for i, name in enumerate(schema.categorical):
-        columns.append(_categorical(frame, name, options).alias(f"c{i}"))
+    columns: list[pl.Expr | pl.Series] = [
+        pl.col(schema.label).cast(pl.Float32).alias("label"),
+        *(_dense(frame, x, options).alias(f"d{i}") for i, x in enumerate(schema.dense)),
+        *(_categorical(frame, x, options).alias(f"c{i}") for i, x in enumerate(schema.categorical)),
+    ]
     if schema.weight:
         columns.append(pl.col(schema.weight).cast(pl.Float32).alias("weight"))
     if schema.timestamp:
@@ -49,15 +42,9 @@ def normalize_columns(frame: pl.DataFrame, options: Options) -> pl.DataFrame:
 def transform_dense(
     dense: pl.DataFrame, options: Options, smallest: float
 ) -> Float32[np.ndarray, "N D"]:
-    """Applies the transform that depends on the whole file.
+    """Applies the transform that depends on the whole file to the dense columns.
 
-    Args:
-        dense: the columns ``d0``, ``d1``, … of `normalize_columns`.
-        options: options of the data.
-        smallest: smallest number of the whole file in these columns; nulls count as 0.
-
-    Returns:
-        Dense features as models read them, float32.
+    ``smallest`` is the smallest number of the whole file in these columns; nulls count as 0.
     """
     array = dense.fill_null(0).to_numpy()
     if options.compatible == "torchrec":

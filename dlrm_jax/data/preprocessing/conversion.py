@@ -62,15 +62,12 @@ class Conversion:
         return files
 
     def learn(self, files: Sequence[Staged], training: int, grow: Path | None) -> list[int]:
-        """Makes the vocabularies.
+        """Makes the vocabularies; returns the rows of each table.
 
         Args:
             files: all staged files.
             training: number of rows, from the first one, that are for training.
             grow: directory of vocabularies that these continue; None to begin with empty ones.
-
-        Returns:
-            The rows of each table.
         """
         rows = []
         for i, name in enumerate(self.options.schema.categorical):
@@ -88,13 +85,7 @@ class Conversion:
         return self.options.table_rows(rows)
 
     def write(self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]) -> None:
-        """Maps values to ids and writes the arrays of each day.
-
-        Args:
-            files: all staged files.
-            days: the days.
-            rows: rows of each table.
-        """
+        """Maps values to ids and writes the arrays of each day, for tables with so many rows."""
         columns = range(len(self.options.schema.categorical))
         expansions: Sequence[Path] = ()
         if max(self.options.multi_hot_sizes, default=1) > 1:
@@ -136,10 +127,10 @@ class Conversion:
         """Checks that a column has one type in all files, apart from the width of integers."""
         types = [file.scan().collect_schema() for file in files]
         for i, name in enumerate(self.options.schema.categorical):
-            for path, found in zip(paths, types, strict=True):
-                kinds = (found[f"c{i}"], types[0][f"c{i}"])
-                if kinds[0] != kinds[1] and not all(kind.is_integer() for kind in kinds):
+            first, *others = (found[f"c{i}"] for found in types)
+            for path, other in zip(paths[1:], others, strict=True):
+                if other != first and not (other.is_integer() and first.is_integer()):
                     raise UserError(
-                        f"column {name} is {types[0][f'c{i}']} in {paths[0]}, but "
-                        f"{found[f'c{i}']} in {path}; give it one type"
+                        f"column {name} is {first} in {paths[0]}, but {other} in {path}; give it "
+                        f"one type"
                     )

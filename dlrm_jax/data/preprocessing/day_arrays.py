@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from dlrm_jax.data.formats.npy import ArrayWriter, BlockWriter, NpzWriter
+from dlrm_jax.data.formats.npy import ArrayWriter, NpzWriter
 from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.preprocessing.columns import transform_dense
 from dlrm_jax.data.preprocessing.encoding import Encoder
@@ -17,7 +17,7 @@ from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.files import replacing
 
-_ROWS_PER_BLOCK = 1 << 17
+_CHUNK_ROWS = 1 << 17
 
 
 def write_day(
@@ -33,16 +33,8 @@ def write_day(
 
     ``day_NUMBER_dense.npy`` float32 [N, D], ``…_labels.npy`` int32 [N, 1], with a weight
     ``…_weights.npy`` float32 [N], and ``…_sparse.npy`` int32 [N, C] or, if a bag has several
-    places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L].
-
-    Args:
-        directory: directory for the files.
-        number: number of the day, from 0.
-        day: rows of the day.
-        staged: file with these rows.
-        options: options of the data.
-        encoder: encoder of all columns of the file.
-        expansions: table of each column that expands one id into several; empty for none.
+    places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L]. Expansions are the
+    files of `synthetic_tables`, if an id becomes several.
     """
     schema = options.schema
     tables = [np.load(path, mmap_mode="r") for path in expansions]
@@ -65,9 +57,9 @@ def write_day(
             return encode
         return lambda start, stop: expand(encode(start, stop)[:, 0], tables[i])
 
-    def append(writer: BlockWriter, read: Callable[[int, int], np.ndarray]) -> None:
-        for start in range(day.start, day.stop, _ROWS_PER_BLOCK):
-            writer.append(read(start, min(start + _ROWS_PER_BLOCK, day.stop)))
+    def append(writer: ArrayWriter, read: Callable[[int, int], np.ndarray]) -> None:
+        for start in range(day.start, day.stop, _CHUNK_ROWS):
+            writer.append(read(start, min(start + _CHUNK_ROWS, day.stop)))
 
     arrays = [
         ("dense", (len(day), len(schema.dense)), np.float32, dense),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,17 +16,18 @@ from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
 
 # Bag places encoded at a time, 4 bytes each, and rows, 40 bytes each while a column is joined.
-# Larger blocks cost memory; smaller ones time, as every vocabulary is hashed each time.
+# Larger chunks cost memory; smaller ones time, as every vocabulary is hashed each time.
 _PLACES, _ROWS = 1 << 27, 1 << 22
 _ROWS_IN_CACHE = 1 << 12
 
 _UNSEEN = {"": vocabulary.UNSEEN, "reference": None, "torchrec": 1}
 
 
+@dataclasses.dataclass
 class Encoder:
     """The ids of columns of a file, for rows that are requested in order.
 
-    Args:
+    Attributes:
         staged: the file.
         options: options of the data.
         vocabularies: vocabulary file of each categorical column.
@@ -33,20 +35,14 @@ class Encoder:
         stop: the row after the last that will be requested.
     """
 
-    def __init__(
-        self,
-        staged: Staged,
-        options: Options,
-        vocabularies: Sequence[Path],
-        columns: Sequence[int],
-        stop: int,
-    ):
-        self._staged = staged
-        self._options = options
-        self._vocabularies = vocabularies
-        self._columns = columns
-        self._stop = stop
-        self._width = sum(options.schema.lengths[i] for i in columns)
+    staged: Staged
+    options: Options
+    vocabularies: Sequence[Path]
+    columns: Sequence[int]
+    stop: int
+
+    def __post_init__(self) -> None:
+        self._width = sum(self.options.schema.lengths[i] for i in self.columns)
         self._rows = max(1, min(_ROWS, _PLACES // self._width))
         self._first = self._after = 0  # rows with ids in memory
         self._ids: list[np.ndarray] = []
@@ -64,23 +60,23 @@ class Encoder:
                 self._encode(row)
             # Few rows at a time: the columns' ids meet in a core's cache.
             last = min(row + _ROWS_IN_CACHE, stop, self._after)
-            parts = [ids[row - self._first : last - self._first] for ids in self._ids]
-            np.concatenate(parts, axis=1, out=out[row - start : last - start])
+            bags = [ids[row - self._first : last - self._first] for ids in self._ids]
+            np.concatenate(bags, axis=1, out=out[row - start : last - start])
             row = last
         return out
 
     def for_column(self, column: int, stop: int) -> Encoder:
         """An encoder of one of the columns."""
-        return Encoder(self._staged, self._options, self._vocabularies, [column], stop)
+        return dataclasses.replace(self, columns=[column], stop=stop)
 
     def _encode(self, row: int) -> None:
-        self._first, self._after = row, min(row + self._rows, self._stop)
+        self._first, self._after = row, min(row + self._rows, self.stop)
         self._ids.clear()
-        schema = self._options.schema
-        unseen = _UNSEEN[self._options.compatible]
-        for i in self._columns:
-            path = self._vocabularies[i]
-            rows = self._staged.scan().select(raw_values(i, self._options))
+        schema = self.options.schema
+        unseen = _UNSEEN[self.options.compatible]
+        for i in self.columns:
+            path = self.vocabularies[i]
+            rows = self.staged.scan().select(raw_values(i, self.options))
             values = rows.slice(row, self._after - row).collect()["value"]
             try:
                 values = vocabulary.cast_values(values, vocabulary.value_type(path))
@@ -92,11 +88,6 @@ class Encoder:
 
 
 def raw_values(column: int, options: Options) -> pl.Expr:
-    """The values of a column of a staged file, as a column ``value``.
-
-    Args:
-        column: index of the categorical column.
-        options: options of the data.
-    """
+    """The values of a categorical column of a staged file, as a column ``value``."""
     values = pl.col(f"c{column}").alias("value")
     return values.fill_null(0) if options.compatible else values

@@ -26,10 +26,6 @@ _log = logging.getLogger(__name__)
 def recipe(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
     """Describes the output of these files with these options, as ``Metadata.made_from`` does.
 
-    Args:
-        paths: the input files.
-        options: options as JSON.
-
     Raises:
         UserError: a file can't be read.
     """
@@ -37,23 +33,13 @@ def recipe(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(content_hashes: Sequence[str], options: dict[str, Any]) -> str:
-    """The hash that identifies the arrays, independent of the paths of the input files.
-
-    Args:
-        content_hashes: hash of each input file.
-        options: options as JSON.
-    """
+    """The hash that identifies the arrays, independent of the paths of the input files."""
     text = json.dumps([FORMAT, content_hashes, options])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def difference(output: Path, recipe: dict[str, Any]) -> str:
-    """The first difference of an output from a recipe, in words; empty if there is none.
-
-    Args:
-        output: directory of arrays.
-        recipe: description from `recipe`.
-    """
+    """The first difference of an output from a recipe, in words; empty if there is none."""
     try:
         metadata = Metadata.read(output)
         load_directory(output)
@@ -72,11 +58,9 @@ def difference(output: Path, recipe: dict[str, Any]) -> str:
 
 
 def begin(partial: Path, recipe: dict[str, Any]) -> None:
-    """Prepares an unfinished directory: keeps what matches, deletes what doesn't.
+    """Prepares a directory that an interrupted call may have left.
 
-    Args:
-        partial: directory that an interrupted call may have left.
-        recipe: description from `recipe`.
+    It stays if it matches the recipe, and is deleted otherwise.
     """
     begun = partial / BEGUN
     if partial.exists():

@@ -23,12 +23,6 @@ def check_columns(
 ) -> None:
     """Checks names and types of columns.
 
-    Args:
-        path: the file, for messages.
-        schema: meaning of its columns.
-        types: type of each column, by name.
-        without_label: whether the label may be missing.
-
     Raises:
         UserError: a column is missing or has the wrong type; the message names it.
     """
@@ -75,12 +69,7 @@ def valid_rows(
 ) -> pl.DataFrame:
     """The good rows of a batch: numbers as Float64, times in microseconds; NaN becomes missing.
 
-    Args:
-        path: the file, for messages.
-        schema: meaning of its columns.
-        batch: consecutive rows.
-        first_row: number of the first row in the file, from 1.
-        on_bad_line: whether malformed rows raise or are left out.
+    The first row's number counts from 1.
 
     Raises:
         UserError: a value is malformed; the message names row and column.
@@ -94,40 +83,28 @@ def valid_rows(
     ]
     if schema.weight:
         rules.append((schema.weight, "a number of at least 0", lambda x: x.is_between(0, _LARGEST)))
-    columns, bad = [], pl.repeat(False, len(batch), eager=True)
+    checked = []
     for name, expected, accepts in rules:
-        values = _numbers(batch[name])
-        wrong = batch[name].is_not_null() & values.is_null()
-        if batch[name].dtype.is_float():
-            wrong &= batch[name].is_not_nan()
+        column = batch[name]
+        values = _numbers(column)
+        wrong = column.is_not_null() & values.is_null()
+        if column.dtype.is_float():
+            wrong &= column.is_not_nan()
         wrong |= ~values.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
-        bad |= _reported(path, batch[name], wrong, expected, first_row, on_bad_line)
-        columns.append(values)
+        checked.append((values, wrong, expected))
     if schema.timestamp:
-        values = _times(batch[schema.timestamp])
-        expected = "a date, a time, or seconds since 1970"
-        wrong = values.is_null()
-        bad |= _reported(path, batch[schema.timestamp], wrong, expected, first_row, on_bad_line)
-        columns.append(values)
-    return batch.with_columns(columns).filter(~bad)
-
-
-def _reported(
-    path: Path,
-    column: pl.Series,
-    wrong: pl.Series,
-    expected: str,
-    first_row: int,
-    on_bad_line: OnBadLine,
-) -> pl.Series:
-    """The mask of wrong rows; raises the first one if malformed rows are an error."""
-    if on_bad_line == "stop" and wrong.any():
-        row = wrong.arg_max() or 0
-        raise UserError(
-            f"{path}, row {first_row + row}, column {column.name}: expected {expected}, got "
-            f"{column[row]!r}"
-        )
-    return wrong
+        times = _times(batch[schema.timestamp])
+        checked.append((times, times.is_null(), "a date, a time, or seconds since 1970"))
+    bad = pl.repeat(False, len(batch), eager=True)
+    for values, wrong, expected in checked:
+        if on_bad_line == "stop" and wrong.any():
+            row = wrong.arg_max() or 0
+            raise UserError(
+                f"{path}, row {first_row + row}, column {values.name}: expected {expected}, got "
+                f"{batch[values.name][row]!r}"
+            )
+        bad |= wrong
+    return batch.with_columns(values for values, _, _ in checked).filter(~bad)
 
 
 def _numbers(column: pl.Series) -> pl.Series:

@@ -21,7 +21,7 @@ class Options:
 
     Attributes:
         schema: meaning of the columns.
-        min_count: minimum number of occurrences in the training part; rarer values share one id.
+        min_count: minimum number of occurrences in the training split; rarer values share one id.
         max_rows: maximum number of rows of a table, 0 for no limit.
         on_bad_line: treatment of malformed lines and rows.
         compatible: name of the implementation whose ids and dense features are made from
@@ -65,9 +65,14 @@ class Options:
         ):
             if not good:
                 raise UserError(f"{name} must be {expected}, got {getattr(self, name)}")
-        if self.compatible:
-            self._check_compatible()
-        elif self.max_ind_range:
+        other = self.compatible
+        if other and self.schema != CRITEO:
+            raise UserError(f"compatible with {other}: expected Criteo's columns, got a schema")
+        if other and self.max_rows:
+            raise UserError(f"compatible with {other}: max_ind_range limits ids, not max_rows")
+        if other == "reference" and self.min_count > 1:
+            raise UserError("compatible with reference: it keeps every value, min_count must be 1")
+        if not other and self.max_ind_range:
             raise UserError("max_ind_range has no effect without compatible ids")
         columns = len(self.schema.categorical)
         for name, most in (("multi_hot_sizes", (0, columns)), ("max_ind_range", (0, 1, columns))):
@@ -78,15 +83,6 @@ class Options:
                 )
         if self.multi_hot_sizes and self.schema.bag_lengths:
             raise UserError("multi_hot_sizes are for one id per column, the schema has bags")
-
-    def _check_compatible(self) -> None:
-        name = self.compatible
-        if self.schema != CRITEO:
-            raise UserError(f"compatible with {name}: expected Criteo's columns, got a schema")
-        if self.max_rows:
-            raise UserError(f"compatible with {name}: max_ind_range limits ids, not max_rows")
-        if name == "reference" and self.min_count > 1:
-            raise UserError("compatible with reference: it keeps every value, min_count must be 1")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -99,11 +95,7 @@ class Options:
         return own[column] if own else 0
 
     def table_rows(self, needed: Sequence[int]) -> list[int]:
-        """The rows of each table.
-
-        Args:
-            needed: rows that the ids of each table need.
-        """
+        """The rows of each table; ``needed`` are those that its ids need."""
         fixed = self.compatible == "torchrec" and self.max_ind_range and not self._one_limit
         return list(self.max_ind_range) if fixed else list(needed)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import locked, move_into_place, write_json
+from dlrm_jax.files import delete, locked, move_into_place, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def preprocess(
     Days: a timestamp makes every date a day; without one, each of several files is a day, and a
     single file is cut into seven days of equal length. Splits: the first half of the last day is
     for validation, the second for test, and the other days are for training, unless files are held
-    out for validation and test. Vocabularies come from the training part alone.
+    out for validation and test. Vocabularies come from the training split alone.
 
     After an interruption, the same call resumes. If the output exists already, it does nothing. A
     second process that makes the same output waits for the first.
@@ -62,8 +61,8 @@ def preprocess(
     """
     output = output.resolve()
     grown = Metadata.read(grow) if grow else None
-    _check(paths, options, held_out, grown)
     files = [path.resolve() for path in (*paths, *held_out)]
+    _check(files, len(held_out), options, grown)
     described = options.to_json() | {
         "held_out": len(held_out),
         "grown_from": [*grown.grown_from, grown.fingerprint] if grown else [],
@@ -88,7 +87,7 @@ def preprocess(
             if not (partial / METADATA).exists():
                 _run(files, Conversion(partial, options), recipe, len(held_out), grow)
             for unneeded in (*Conversion.TEMPORARY, freshness.BEGUN):
-                _remove(partial / unneeded)
+                delete(partial / unneeded)
             move_into_place(partial, output)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
@@ -98,19 +97,17 @@ def preprocess(
     return Metadata.read(output)
 
 
-def _check(
-    paths: Sequence[Path], options: Options, held_out: Sequence[Path], grown: Metadata | None
-) -> None:
-    if not paths or len(held_out) not in (0, 2):
+def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
+    logs = len(files) - held_out
+    if not logs or held_out not in (0, 2):
         raise UserError(
             f"expected files with logs, and one for validation and one for test or neither, got "
-            f"{len(paths)} and {len(held_out)}"
+            f"{logs} and {held_out}"
         )
-    files = [path.resolve() for path in (*paths, *held_out)]
     twice = [path for path in files if files.count(path) > 1]
     if twice:
         raise UserError(f"{twice[0]} is listed twice; examples must not train and test a model")
-    several = held_out or len(paths) > 1 or options.compatible == "reference"
+    several = len(files) > 1 or options.compatible == "reference"
     if options.drop_negatives and not several:
         raise UserError(
             "drop_negatives: validation and test must keep all examples; give days as several "
@@ -142,8 +139,8 @@ def _run(
     if freshness.recipe(paths, recipe["options"]) != recipe:
         raise UserError("a file changed while it was read; try again when it is complete")
     days = _days(paths, files, options, held_out)
-    parts = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
-    training = sum(len(days[day]) for day, _, _ in parts["train"])
+    split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
+    training = sum(len(days[day]) for day, _, _ in split["train"])
     rows = conversion.learn(files, training, grow)
     conversion.write(files, days, rows)
 
@@ -156,7 +153,7 @@ def _run(
         content_hashes=contents,
         fingerprint=freshness.fingerprint(contents, recipe["options"]),
         days=[len(day) for day in days],
-        splits=parts,
+        splits=split,
         columns=list(schema.categorical),
         table_rows=rows,
         bag_lengths=list(options.lengths),
@@ -186,10 +183,3 @@ def _days(
             "just the last day; give files for validation and test"
         )
     return days
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -21,8 +21,8 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
     """Makes arrays of logs for prediction, with the ids of a prepared directory.
 
     Args:
-        paths: files of the kind that the directory was made from; labels, weights and timestamps
-            may be missing.
+        paths: files of the kind that the directory was made from; labels, sample weights and
+            timestamps may be missing.
         prepared: directory with ``metadata.json`` and ``vocabularies/``.
         output: directory for the arrays, which are mapped from there.
 

@@ -1,24 +1,19 @@
-"""Reads input files of any format in parts: frames with the columns that `columns` names."""
+"""Reads input files of any format in chunks: frames with the columns that `columns` names."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
 
 from dlrm_jax.data.formats import criteo_binary, criteo_text, lines
-from dlrm_jax.data.formats.compression import (
-    Bytes,
-    DamagedError,
-    Hash,
-    file_hash,
-    open_bytes,
-)
+from dlrm_jax.data.formats.compression import Bytes, DamagedError, Hash, file_hash, open_bytes
 from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
@@ -26,8 +21,8 @@ from dlrm_jax.data.preprocessing.columns import normalize_columns
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.errors import UserError
 
-PART_ROWS = 1 << 18
-"""Rows of a part of Parquet and CSV files; parts of Criteo files have as many bytes."""
+CHUNK_ROWS = 1 << 18
+"""Rows of a chunk of Parquet and CSV files; chunks of Criteo files have as many bytes."""
 
 _PARQUET = b"PAR1"
 
@@ -35,7 +30,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Chunk:
     """Consecutive rows of a file.
 
     Attributes:
@@ -49,10 +44,23 @@ class Part:
     dropped: int
 
 
+class _Unparsed(NamedTuple):
+    """The content of a chunk, and the function that parses it.
+
+    ``skipped`` malformed rows, not counted in ``rows``, were left out before.
+    """
+
+    parse: Callable[[Any, Path, int, OnBadLine], pl.DataFrame]
+    content: bytes | pl.DataFrame
+    rows: int
+    skipped: int = 0
+
+
+@dataclasses.dataclass
 class Source:
     """One file, read once from beginning to end.
 
-    Args:
+    Attributes:
         path: the file. With Criteo's columns: its text or MLPerf's binary form, plain or
             compressed by gzip or zstandard. With another schema: a Parquet file, or a CSV file
             with a header, which may be compressed, too.
@@ -60,44 +68,29 @@ class Source:
         number: index of the file among all; it selects the negative examples that are dropped.
         drop: whether negative examples of this file are dropped.
         labelled: whether labels must exist; otherwise they may be missing and are meaningless.
-
-    Raises:
-        UserError: the file can't be read.
+        content_hash: hash of all bytes of the file; complete when `chunks` has ended.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        options: Options,
-        number: int = 0,
-        drop: bool = False,
-        labelled: bool = True,
-    ):
-        self.path = path
-        self._options = options
-        self._named = options.schema.layout == "named"
-        self._number = number
-        self._drop = drop
-        self._labelled = labelled
-        self._hash = ""
-        self._rows = 0
+    path: Path
+    options: Options
+    number: int = 0
+    drop: bool = False
+    labelled: bool = True
+    content_hash: str = dataclasses.field(default="", init=False)
+    _rows: int = dataclasses.field(default=0, init=False)
 
-    def parts(self) -> Iterator[Callable[[], Part]]:
-        """Yields a function for each part, in order, that parses it; known parts needn't be parsed.
+    def chunks(self) -> Iterator[Callable[[], Chunk]]:
+        """Yields a function for each chunk, in order, that parses it; known ones needn't be parsed.
 
         Raises:
-            UserError: the file, a column or a line is malformed; the message names the place.
+            UserError: the file can't be read, or a column or a line is malformed; the message names
+                the place.
         """
         try:
-            with self.path.open("rb") as file:
-                parquet = file.read(4) == _PARQUET and self._named
-            if parquet:
-                yield from self._parquet()
-            else:
-                digest = Hash()
-                with open_bytes(self.path, digest.update) as content:
-                    yield from self._text(content)
-                self._hash = digest.hexdigest()
+            for unparsed in self._read():
+                first = self._rows + 1
+                self._rows += unparsed.rows
+                yield functools.partial(self._parsed, unparsed, first)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
         except DamagedError as error:
@@ -108,121 +101,103 @@ class Source:
         if not self._rows:
             raise UserError(f"{self.path} is empty; expected rows. Was the download complete?")
 
-    def content_hash(self) -> str:
-        """The hash of all bytes of the file; complete when `parts` has ended."""
-        return self._hash
-
-    def _text(self, content: Bytes) -> Iterator[Callable[[], Part]]:
-        if self._named:
-            yield from self._csv(content)
-        elif content.peek(4) == _PARQUET:
-            raise UserError(
-                f"{self.path} is a Parquet file; expected Criteo's text or binary form, or a "
-                f"schema of its columns (--schema of python -m dlrm_jax preprocess)"
-            )
-        elif criteo_binary.is_binary(content.peek(4)):
-            yield from self._binary(content)
-        else:
-            labelled = self._labelled or not criteo_text.is_unlabelled(content.peek(1 << 16))
-            blocks = lines.whole_lines(content.read, self.path, lines.BLOCK_BYTES)
-            for block in _ahead(blocks):
-                count = block.count(b"\n")
-                first = self._count(count)
-                if not labelled:
-                    block = criteo_text.with_labels(block)
-                yield lambda block=block, first=first, count=count: self._parsed(
-                    criteo_text.parse_block, block, first, count
+    def _read(self) -> Iterator[_Unparsed]:
+        named = self.options.schema.layout == "named"
+        with self.path.open("rb") as file:
+            parquet = file.read(4) == _PARQUET and named
+        if parquet:
+            self.content_hash = file_hash(self.path)
+            yield from self._parquet()
+            return
+        digest = Hash()
+        with open_bytes(self.path, digest.update) as content:
+            if named:
+                yield from self._csv(content)
+            elif content.peek(4) == _PARQUET:
+                raise UserError(
+                    f"{self.path} is a Parquet file; expected Criteo's text or binary form, or a "
+                    f"schema of its columns (--schema of python -m dlrm_jax preprocess)"
                 )
+            elif criteo_binary.is_binary(content.peek(4)):
+                for chunk in _ahead(_chunks(content, criteo_binary.CHUNK_BYTES)):
+                    samples = -(-len(chunk) // criteo_binary.SAMPLE_BYTES)
+                    yield _Unparsed(criteo_binary.parse_chunk, chunk, samples)
+            else:
+                yield from self._text(content)
+        self.content_hash = digest.hexdigest()
 
-    def _binary(self, content: Bytes) -> Iterator[Callable[[], Part]]:
-        for block in _ahead(_blocks(content, criteo_binary.BLOCK_BYTES)):
-            count = -(-len(block) // criteo_binary.SAMPLE_BYTES)
-            first = self._count(count)
-            yield lambda block=block, first=first, count=count: self._parsed(
-                criteo_binary.parse_block, block, first, count
-            )
+    def _text(self, content: Bytes) -> Iterator[_Unparsed]:
+        labelled = self.labelled or not criteo_text.is_unlabelled(content.peek(1 << 16))
+        for chunk in self._lines(content):
+            if not labelled:
+                chunk = criteo_text.with_labels(chunk)
+            yield _Unparsed(criteo_text.parse_chunk, chunk, chunk.count(b"\n"))
 
-    def _parsed(
-        self,
-        parse_block: Callable[[bytes, Path, int, OnBadLine], pl.DataFrame],
-        block: bytes,
-        first: int,
-        count: int,
-    ) -> Part:
-        frame = parse_block(block, self.path, first, self._options.on_bad_line)
-        return self._part(frame, first, count - len(frame))
-
-    def _csv(self, content: Bytes) -> Iterator[Callable[[], Part]]:
-        blocks = lines.whole_lines(content.read, self.path, lines.BLOCK_BYTES)
-        records = Records(_ahead(blocks), self.path, self._options.on_bad_line)
-        self._check_columns(dict.fromkeys(records.columns, pl.String()))
+    def _csv(self, content: Bytes) -> Iterator[_Unparsed]:
+        records = Records(self._lines(content), self.path, self.options.on_bad_line)
+        columns = self._columns(dict.fromkeys(records.columns, pl.String()))
         skipped = 0
-        for frame in records.frames(self._columns(records.columns), PART_ROWS):
-            # As text: a type guessed from the first rows would turn 007 into 7.
-            first, more = self._count(len(frame)), records.skipped - skipped
+        # As text: a type guessed from the first rows would turn 007 into 7.
+        for frame in records.frames(columns, CHUNK_ROWS):
+            yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped)
             skipped = records.skipped
-            yield lambda frame=frame, first=first, more=more: self._rows_of(frame, first, more)
 
-    def _parquet(self) -> Iterator[Callable[[], Part]]:
-        self._hash = file_hash(self.path)
+    def _parquet(self) -> Iterator[_Unparsed]:
         try:
             frame = pl.scan_parquet(self.path, glob=False)
-            found = frame.collect_schema()
-            self._check_columns(found)
-            batches = frame.select(self._columns(list(found))).collect_batches(
-                chunk_size=PART_ROWS, maintain_order=True
-            )
-            for batch in batches:
-                first = self._count(len(batch))
-                yield lambda batch=batch, first=first: self._rows_of(batch, first, 0)
+            columns = frame.select(self._columns(frame.collect_schema()))
+            for batch in columns.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
+                yield _Unparsed(self._valid_rows, batch, len(batch))
         except pl.exceptions.PolarsError as error:
             raise UserError(f"cannot read {self.path}: {error}") from error
 
-    def _check_columns(self, found: Mapping[str, Any]) -> None:
-        logs.check_columns(self.path, self._options.schema, found, not self._labelled)
+    def _lines(self, content: Bytes) -> Iterator[bytes]:
+        return _ahead(lines.whole_lines(content.read, self.path, lines.CHUNK_BYTES))
 
-    def _columns(self, found: list[str]) -> list[str]:
-        return [name for name in self._options.schema.columns if name in found]
+    def _columns(self, found: Mapping[str, Any]) -> list[str]:
+        """The columns to read, of those in the file."""
+        schema = self.options.schema
+        logs.check_columns(self.path, schema, found, not self.labelled)
+        return [name for name in schema.columns if name in found]
 
-    def _rows_of(self, frame: pl.DataFrame, first: int, skipped: int) -> Part:
-        schema = self._options.schema
-        if not self._labelled:
+    def _valid_rows(
+        self, frame: pl.DataFrame, path: Path, first: int, on_bad_line: OnBadLine
+    ) -> pl.DataFrame:
+        schema = self.options.schema
+        if not self.labelled:
             frame = frame.with_columns(pl.lit(0).alias(schema.label))
-        checked = logs.valid_rows(self.path, schema, frame, first, self._options.on_bad_line)
-        return self._part(checked, first, skipped + len(frame) - len(checked))
+        return logs.valid_rows(path, schema, frame, first, on_bad_line)
 
-    def _part(self, frame: pl.DataFrame, first: int, skipped: int) -> Part:
-        parsed = normalize_columns(frame, self._options)
-        if not self._drop:
-            return Part(parsed, skipped, 0)
+    def _parsed(self, unparsed: _Unparsed, first: int) -> Chunk:
+        options = self.options
+        frame = unparsed.parse(unparsed.content, self.path, first, options.on_bad_line)
+        skipped = unparsed.skipped + unparsed.rows - len(frame)
+        frame = normalize_columns(frame, options)
+        if not self.drop:
+            return Chunk(frame, skipped, 0)
         # A function of the place in the data alone, so that a resumed run draws the same.
-        rng = np.random.default_rng([self._options.seed, self._number, first])
-        kept = rng.random(len(parsed)) >= self._options.drop_negatives
-        kept |= parsed["label"].to_numpy() > 0
-        return Part(parsed.filter(pl.Series(kept)), skipped, int(np.sum(~kept)))
-
-    def _count(self, rows: int) -> int:
-        """Counts rows that were read; returns the number of the first one, from 1."""
-        self._rows += rows
-        return self._rows - rows + 1
+        rng = np.random.default_rng([options.seed, self.number, first])
+        kept = rng.random(len(frame)) >= options.drop_negatives
+        kept |= frame["label"].to_numpy() > 0
+        return Chunk(frame.filter(pl.Series(kept)), skipped, int(np.sum(~kept)))
 
 
-def _blocks(content: Bytes, size: int) -> Iterator[bytes]:
-    """Yields blocks of ``size`` bytes; the last one may be shorter."""
-    block = b""
-    while more := content.read(size - len(block)):
-        block += more
-        if len(block) == size:
-            yield block
-            block = b""
-    if block:
-        yield block
+def _chunks(content: Bytes, size: int) -> Iterator[bytes]:
+    """Yields chunks of ``size`` bytes; the last one may be shorter."""
+    chunk = b""
+    while more := content.read(size - len(chunk)):
+        chunk += more  # a decompressor may return more than was asked for
+        while len(chunk) >= size:
+            yield chunk[:size]
+            chunk = chunk[size:]
+    if chunk:
+        yield chunk
 
 
-def _ahead(blocks: Iterator[T]) -> Iterator[T]:
-    """Yields the same blocks; the next is read and hashed while the last is parsed."""
+def _ahead(chunks: Iterator[T]) -> Iterator[T]:
+    """Yields the same chunks; the next is read and hashed while the last is parsed."""
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, blocks, None)
-        while (block := following.result()) is not None:
-            following = pool.submit(next, blocks, None)
-            yield block
+        following = pool.submit(next, chunks, None)
+        while (chunk := following.result()) is not None:
+            following = pool.submit(next, chunks, None)
+            yield chunk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ DAYS = 7
 """Number of days that a single file is cut into, as many as Criteo Kaggle's file holds."""
 
 Splits = dict[str, list[list[int]]]
-"""Parts of each split, by name: [day, first row in it, row after the last]."""
+"""Rows of each split, by name: a list of [day, first row in it, row after the last]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +52,12 @@ def even_days(rows: int) -> list[Day]:
     paper's implementation.
     """
     length, longer = divmod(rows, DAYS)
-    days, start = [], 0
-    for day in range(DAYS):
-        days.append(Day(0, start, start + length + (day < longer)))
-        start = days[-1].stop
-    return days
+    starts = [day * length + min(day, longer) for day in range(DAYS + 1)]
+    return [Day(0, start, stop) for start, stop in itertools.pairwise(starts)]
 
 
 def days_by_date(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
     """Cuts files into one day per date (UTC); a date may continue in the next file.
-
-    Args:
-        paths: the files, for messages.
-        files: the staged files, with a column ``time``.
 
     Raises:
         UserError: times go back.
@@ -71,8 +65,8 @@ def days_by_date(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
     days, last = [], None
     for number, (path, file) in enumerate(zip(paths, files, strict=True)):
         start, row, date = 0, 0, None
-        for part in file.parts():
-            times = pl.scan_ipc(part, glob=False).select("time").collect()["time"]
+        for chunk in file.chunks():
+            times = pl.scan_ipc(chunk, glob=False).select("time").collect()["time"]
             before = times.shift(1, fill_value=last)
             if (times < before).any():
                 bad = (times < before).arg_max() or 0
@@ -105,8 +99,7 @@ def by_day(days: Sequence[Day]) -> Splits:
     first = len(days) - 1
     while first > 0 and days[first].date and days[first - 1].date == days[first].date:
         first -= 1
-    last = range(first, len(days))
-    rows = sum(len(days[number]) for number in last)
+    rows = sum(map(len, days[first:]))
     _check(days[:first])
     if rows < 2 or first < 1:
         raise UserError(
@@ -114,31 +107,24 @@ def by_day(days: Sequence[Day]) -> Splits:
             f"with at least 2 rows, to split them into training, validation and test, got "
             f"{sum(map(len, days))} rows in {len(days)} days"
         )
-    test, validation, before = [], [], 0
-    for number in last:
-        middle = min(max((rows + 1) // 2 - before, 0), len(days[number]))
-        test.append([number, 0, middle])
-        validation.append([number, middle, len(days[number])])
-        before += len(days[number])
-    return {
-        "train": _whole(days, range(first)),
-        "test": [part for part in test if part[1] < part[2]],
-        "validation": [part for part in validation if part[1] < part[2]],
-    }
+    test, validation, left = [], [], (rows + 1) // 2
+    for number in range(first, len(days)):
+        middle = min(left, len(days[number]))
+        left -= middle
+        if middle > 0:
+            test.append([number, 0, middle])
+        if middle < len(days[number]):
+            validation.append([number, middle, len(days[number])])
+    return {"train": _whole(days, range(first)), "test": test, "validation": validation}
 
 
 def by_file(days: Sequence[Day], files: int) -> Splits:
-    """Splits files: the last for test, the one before for validation, all others for training.
-
-    Args:
-        days: the days of all files.
-        files: number of files.
-    """
+    """Splits files: the last for test, the one before for validation, all others for training."""
     _check(days)
-    places = {"train": range(files - 2), "validation": [files - 2], "test": [files - 1]}
+    own = {"train": range(files - 2), "validation": [files - 2], "test": [files - 1]}
     return {
-        name: _whole(days, [i for i, day in enumerate(days) if day.file in own])
-        for name, own in places.items()
+        name: _whole(days, [i for i, day in enumerate(days) if day.file in own[name]])
+        for name in own
     }
 
 

@@ -1,4 +1,4 @@
-"""The rows of one file as columns on disk, in parts that are mapped into memory."""
+"""The rows of one file as columns on disk, in chunks that are mapped into memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Staged:
     """N rows of one file.
 
     Attributes:
-        directory: directory of the parts.
+        directory: directory of the chunks.
         rows: number of rows, N.
         skipped: number of malformed rows that were left out.
         dropped: number of negative examples that were left out.
@@ -36,40 +36,31 @@ class Staged:
 
     def scan(self) -> pl.LazyFrame:
         """The rows in the order of the file; see `columns`."""
-        return _scan(self.directory)
+        return pl.scan_ipc(self.chunks(), glob=False)
 
-    def parts(self) -> list[Path]:
+    def chunks(self) -> list[Path]:
         """The files with the rows, in order."""
-        return _parts(self.directory)
+        return sorted(self.directory.glob("*.arrow"))
 
 
 def stage(source: Source, directory: Path) -> Staged:
-    """Parses a file into a directory; finished parts of the same file stay.
-
-    Args:
-        source: the file.
-        directory: directory for the parts.
-    """
+    """Parses a file into a directory; finished chunks of the same file stay."""
     done = directory / "staged.json"
     if not done.exists():
-        counts = []
-        for number, parse in enumerate(source.parts()):
-            path = directory / f"{number:06d}.arrow"
-            counted = path.with_suffix(".json")
-            if not path.exists():
-                part = parse()
-                write_json(counted, {"skipped": part.skipped, "dropped": part.dropped})
-                with replacing(path) as temporary:
-                    part.frame.write_ipc(temporary)
-            counts.append(json.loads(counted.read_text()))
-        write_json(
-            done,
-            {
-                **_summary(_scan(directory)),
-                **{key: sum(count[key] for count in counts) for key in ("skipped", "dropped")},
-                "content_hash": source.content_hash(),
-            },
-        )
+        paths, skipped, dropped = [], 0, 0
+        for number, parse in enumerate(source.chunks()):
+            paths.append(directory / f"{number:06d}.arrow")
+            counted = paths[-1].with_suffix(".json")
+            if not paths[-1].exists():
+                chunk = parse()
+                write_json(counted, {"skipped": chunk.skipped, "dropped": chunk.dropped})
+                with replacing(paths[-1]) as temporary:
+                    chunk.frame.write_ipc(temporary)
+            counts = json.loads(counted.read_text())
+            skipped, dropped = skipped + counts["skipped"], dropped + counts["dropped"]
+        summary = _summary(pl.scan_ipc(paths, glob=False))
+        counts = {"skipped": skipped, "dropped": dropped, "content_hash": source.content_hash}
+        write_json(done, summary | counts)
     return Staged(directory, **json.loads(done.read_text()))
 
 
@@ -89,11 +80,3 @@ def _summary(rows: pl.LazyFrame) -> dict[str, object]:
         least.append(0)
     present = [value for value in least if value is not None]
     return {"rows": row["rows"], "missing": missing, "smallest": float(min(present, default=0))}
-
-
-def _scan(directory: Path) -> pl.LazyFrame:
-    return pl.scan_ipc(_parts(directory), glob=False)
-
-
-def _parts(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.arrow"))

@@ -1,6 +1,6 @@
 """Maps the values of a categorical column to rows of its table.
 
-A vocabulary is a frame with the columns ``value``, ``count`` (in the training part) and ``id``,
+A vocabulary is a frame with the columns ``value``, ``count`` (in the training split) and ``id``,
 stored as Parquet beside the arrays.
 """
 
@@ -25,9 +25,9 @@ MISSING = 1
 FIRST_VALUE = 2
 """The id of the most frequent value."""
 
-_SHARED_PART = 8
-_DISTINCT_PER_PART = 1 << 24
+_DISTINCT_PER_PASS = 1 << 24
 _LARGE = 1 << 22
+_SHARED = 8  # an eighth of a full table is for values without a row of their own
 
 
 def learn(
@@ -41,21 +41,20 @@ def learn(
     Equally frequent values are ordered by value. Memory grows with the distinct values only.
 
     Args:
-        values: column ``value`` of the training part of each file; nulls and lists are allowed.
+        values: column ``value`` of the training rows of each file; nulls and lists are allowed.
         min_count: minimum number of occurrences; rarer values share the row `UNSEEN`.
         max_rows: maximum number of rows of the table, 0 for no limit. The most frequent values
             get a row each, all others share the last eighth of the rows.
         known: vocabulary to continue: its values keep their ids, new values follow, and counts
             add up.
 
-    Returns:
-        The vocabulary.
-
     Raises:
         UserError: values have another type than the known ones, or these have more rows than
             the table may have.
     """
-    present, most = pl.concat(values, how="vertical_relaxed"), sum(map(_length, values))
+    present = pl.concat(values, how="vertical_relaxed")
+    # File by file: Polars counts in 32 bits.
+    most = sum(frame.select(pl.len()).collect(engine="streaming").item() for frame in values)
     if isinstance(present.collect_schema()["value"], pl.List):
         present, most = present.explode("value"), None
     present = present.drop_nulls()
@@ -64,33 +63,23 @@ def learn(
     return _grown(_distinct(present, most), min_count, max_rows, known)
 
 
-def _length(frame: pl.LazyFrame) -> int:
-    # File by file: Polars counts in 32 bits.
-    return frame.select(pl.len()).collect(engine="streaming").item()
-
-
 def _distinct(
     values: pl.LazyFrame, most: int | None, min_count: int = 1, *aggregated: pl.Expr
 ) -> pl.DataFrame:
     """Distinct values with their counts, in no order.
 
-    Counting needs about 40 bytes per distinct value, so columns with many are counted in parts.
-
-    Args:
-        values: values without nulls.
-        most: upper bound of the number of distinct values; None if unknown.
-        min_count: minimum number of occurrences.
-        aggregated: further columns to aggregate.
+    ``most`` bounds the number of distinct values; None if unknown. Counting needs about 40 bytes
+    per distinct value, so columns with many are counted in several passes.
     """
     hashed = pl.col("value").hash()
     distinct = most
-    if distinct is None or distinct > _DISTINCT_PER_PART:
+    if distinct is None or distinct > _DISTINCT_PER_PASS:
         distinct = values.select(hashed.approx_n_unique()).collect(engine="streaming").item()
-    parts = 1 + distinct // _DISTINCT_PER_PART
+    passes = 1 + distinct // _DISTINCT_PER_PASS
     counts = []
-    for part in range(parts):
-        part_values = values.filter(hashed % parts == part) if parts > 1 else values
-        counted = part_values.group_by("value").agg(pl.len().alias("count"), *aggregated)
+    for i in range(passes):
+        own = values.filter(hashed % passes == i) if passes > 1 else values
+        counted = own.group_by("value").agg(pl.len().alias("count"), *aggregated)
         frequent = counted.filter(pl.col("count") >= min_count)
         counts.append(frequent.collect(engine="streaming"))
     return pl.concat(counts)
@@ -101,7 +90,7 @@ def _numbered(counts: pl.DataFrame, max_rows: int, first_id: int) -> pl.DataFram
     ordered = counts.sort(["count", "value"], descending=[True, False])
     ids = np.arange(first_id, first_id + len(ordered), dtype=np.int64)
     if max_rows and first_id + len(ordered) > max_rows:
-        shared = max(1, max_rows // _SHARED_PART)
+        shared = max(1, max_rows // _SHARED)
         first = max_rows - shared
         ids = np.where(ids < first, ids, first + (ids - first) % shared)
     return ordered.with_columns(pl.Series("id", ids.astype(np.int32)))
@@ -138,9 +127,6 @@ def learn_in_order(
         first_id: the first id: 0 as in the DLRM paper's implementation, 2 as in TorchRec's
             ``sparse_to_contiguous``.
         min_count: minimum number of occurrences; rarer values have the id 1, as in the latter.
-
-    Returns:
-        The vocabulary.
     """
     # Polars counts rows in 32 bits, of which Terabyte has more: numbers are made file by file.
     starts = itertools.accumulate(lengths, initial=0)
@@ -167,10 +153,6 @@ def read_entries(values: pl.Series, path: Path) -> pl.DataFrame:
 
     Joining with all of a large vocabulary would hash it whole, in 70 bytes a line; only the
     matching lines are read.
-
-    Args:
-        values: values of the column.
-        path: file of the vocabulary.
     """
     vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
     if vocabulary.select(pl.len()).collect().item() > _LARGE:
@@ -192,16 +174,13 @@ def encode(
             of a null or empty list is empty.
         unseen: id of values that the vocabulary doesn't have; None if there is none.
 
-    Returns:
-        The ids, int32 [N, L].
-
     Raises:
         UserError: an unseen value has no id; the message names it.
     """
     if not isinstance(values.dtype, pl.List):
         return _ids(values, vocabulary, unseen)[:, None]
     lengths = values.list.len().fill_null(0).to_numpy()
-    flat = values.filter(values.list.len() > 0).explode()
+    flat = values.filter(lengths > 0).explode()
     bags = np.full((len(values), length), ABSENT, np.int32)
     bags[np.arange(length) < lengths[:, None]] = _ids(flat, vocabulary, unseen)
     return bags
@@ -217,10 +196,6 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
 
     Whole numbers come as floats where some are missing, or as text from CSV; a column without any
     value has no type.
-
-    Args:
-        values: values of one column, or lists of them.
-        known: type from `value_type`.
 
     Raises:
         UserError: the values have another type.

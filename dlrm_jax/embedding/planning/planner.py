@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import optax
 
-from dlrm_jax.embedding.optimizer import RowOptimizer
 from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.embedding.planning.choices import choices
 from dlrm_jax.embedding.planning.costs import Costs
@@ -16,6 +15,7 @@ from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optax import as_row_optimizer
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 

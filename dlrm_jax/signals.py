@@ -1,0 +1,104 @@
+"""SIGTERM and Ctrl-C: the first one stops a program where that is safe, the second one at once.
+
+Python runs a signal's handler between two instructions of the main thread. If JAX is below that
+instruction, an exception may come up in a callback of the compiler, where it ends the process or
+gets lost. There the request waits for the next `check`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LIBRARY = "jax"
+
+_handling = _deferring = False
+_received = 0  # the number of the first signal; 0 if there was none
+
+
+class Interrupted(KeyboardInterrupt):
+    """A request to stop. `KeyboardInterrupt` passes through code that catches every `Exception`.
+
+    Args:
+        number: number of the signal.
+        saved: whether all work is saved.
+    """
+
+    def __init__(self, number: int, saved: bool = False):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+        self.saved = saved
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Context in which the first signal raises `Interrupted`: at once, or in the next `check`.
+
+    It does nothing within another one, and in threads, which get no signals.
+    """
+    global _handling, _received
+    if _handling or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
+    _handling = True
+    try:
+        yield
+    finally:
+        _handling, _received = False, 0
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Callable[[], int]]:
+    """Context in which signals are recorded. At its end they raise what they would have raised.
+
+    Yields:
+        A function that returns the number of the first signal; 0 if there was none.
+
+    Raises:
+        Interrupted: a signal came, and the context ended without another error.
+    """
+    global _deferring
+    check()
+    with handled():
+        _deferring = True
+        try:
+            yield lambda: _received
+        finally:
+            _deferring = False
+        check()
+
+
+def check() -> None:
+    """Raises `Interrupted` if a signal has come that hasn't ended the program yet."""
+    if _received:
+        raise Interrupted(_received)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _received
+    _received = number
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    if _deferring:
+        return
+    if not _in_library(frame):
+        raise Interrupted(number)
+    # Not by `print`, in which the signal may have come.
+    text = f"{signal.Signals(number).name}: stopping after this step; once more stops at once\n"
+    os.write(2, text.encode())
+
+
+def _in_library(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").split(".")[0] == _LIBRARY:
+            return True
+        frame = frame.f_back
+    return False
