@@ -13,7 +13,7 @@ from jaxtyping import Array, Float32, Int, Int32, Integer, Shaped
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 
-IdMatrix = Int[Array, "B C"]
+IdArray = Int[Array, "B C"]
 """Ids of all features side by side, in the order of the features, C = Σ max_ids."""
 
 FeatureIds = Mapping[str, Any]
@@ -32,16 +32,16 @@ class Ragged(NamedTuple):
     lengths: Any
 
 
-def id_matrix(features: Sequence[Feature], ids: Any, fill: int) -> Any:
-    """Concatenates bags by feature name into one matrix; returns a matrix unchanged.
+def id_array(features: Sequence[Feature], ids: Any, fill: int) -> Any:
+    """Concatenates bags by feature name into one id array; returns an id array unchanged.
 
     Args:
         features: features in the order of their columns.
-        ids: ids or weights per id, NumPy or JAX: a matrix [B, C], or `FeatureIds`.
+        ids: ids or id weights, NumPy or JAX: an array [B, C], or `FeatureIds`.
         fill: value where a bag is narrower than its feature: -1 for ids, 0 for weights.
 
     Returns:
-        The matrix [B, C], a NumPy array if all arrays are.
+        The array [B, C], of NumPy if all arrays are.
 
     Raises:
         UserError: a feature is missing or unknown, or an array has another shape or dtype.
@@ -117,22 +117,22 @@ def pad_bags(
     if id_weights is not None and id_weights.shape != values.shape:
         raise UserError(f"{len(values)} ids need as many weights, got shape {id_weights.shape}")
     ends = np.cumsum(lengths)
-    positions = np.arange(max_ids)
-    present = positions < lengths[:, None]
-    source = np.where(present, (ends - lengths)[:, None] + positions, 0)
-    if not len(values):  # indexing needs an element
-        values, id_weights = (
-            np.zeros(1, np.int32),
-            None if id_weights is None else np.zeros(1, "f4"),
-        )
-    ids = np.where(present, values[source], -1).astype(np.int32)
-    return ids, None if id_weights is None else np.where(present, id_weights[source], 0).astype(
-        "f4"
+    column = np.arange(max_ids)
+    present = column < lengths[:, None]
+    source = np.where(present, (ends - lengths)[:, None] + column, 0)
+
+    def padded(array: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+        array = array if len(array) else np.zeros(1, dtype)  # indexing needs an element
+        return np.where(present, array[source], fill).astype(dtype)
+
+    return (
+        padded(values, -1, np.int32),
+        None if id_weights is None else padded(id_weights, 0, np.float32),
     )
 
 
 def check_batch(
-    parts: int,
+    devices: int,
     features: Sequence[Feature],
     ids: Shaped[Array, "..."],
     id_weights: Shaped[Array, "..."] | None,
@@ -154,10 +154,15 @@ def check_batch(
         raise UserError(
             f"id_weights: expected one for each id, {list(ids.shape)}, got {list(id_weights.shape)}"
         )
-    if ids.shape[0] % parts:
+    check_divisible(ids.shape[0], 1, devices)
+
+
+def check_divisible(samples: int, processes: int, devices: int) -> None:
+    """Checks that the number of devices divides the samples of all processes."""
+    if samples * processes % devices:
         raise UserError(
-            f"ids: {ids.shape[0]} samples can't be split evenly over the {parts} devices of the "
-            f"mesh; EmbeddingCollection.pad_batch fills them up"
+            f"ids: {samples} samples can't be split evenly over the {devices} devices of the mesh; "
+            f"EmbeddingCollection.pad_batch fills them up"
         )
 
 
@@ -179,11 +184,11 @@ def check_ids(
             rows = tables[lookup.table].rows
             bad = (columns < -1) | ((columns >= 0) & ((mapped < 0) | (mapped >= rows)))
             if bad.any():
-                sample, position = np.argwhere(bad)[0]
+                sample, column = np.argwhere(bad)[0]
                 raise UserError(
-                    f"feature {feature.name}, sample {sample}: id "
-                    f"{columns[sample, position]} is out of range; table {lookup.table} has "
-                    f"ids 0..{rows - 1}, and -1 stands for absent"
+                    f"feature {feature.name}, sample {sample}: id {columns[sample, column]} is out "
+                    f"of range; table {lookup.table} has ids 0..{rows - 1}, and -1 stands for "
+                    f"absent"
                 )
     if ids.shape[1] != start:
         raise UserError(f"expected {start} id columns, got {ids.shape[1]}")

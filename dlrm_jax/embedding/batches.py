@@ -3,51 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Int32
 
-from dlrm_jax.embedding.bags import Ragged, check_ids, id_matrix, pad_bags
+from dlrm_jax.embedding.bags import Ragged, check_divisible, id_array, pad_bags
+from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.table import Feature
 from dlrm_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from dlrm_jax.embedding.collection import EmbeddingCollection
 
 Placed = tuple[Any, ...]
 """Ids, then the other arrays of the same samples."""
 
 
-def put_ids(collection: EmbeddingCollection, ids: Any, id_weights: Any, check: bool) -> Any:
-    """See `EmbeddingCollection.put`."""
-    features = collection.features
-    matrix = host_ids(features, ids)
-    if check:
-        check_ids(matrix, features, collection.lookups, collection.tables)
-    if len(matrix) * jax.process_count() % collection.axes.parts:
-        raise UserError(
-            f"ids: {len(matrix)} samples can't be split evenly over the {collection.axes.parts} "
-            f"devices of the mesh; pad_batch fills them up"
-        )
-    sharding = collection.axes.sharding(collection.axes.batch)
-    placed = jax.make_array_from_process_local_data(sharding, matrix)
+def put_ids(axes: MeshAxes, ids: np.ndarray, id_weights: np.ndarray | None) -> Any:
+    """See `EmbeddingCollection.put`; ids and id weights are checked arrays [B, C]."""
+    check_divisible(len(ids), jax.process_count(), axes.device_count)
+    sharding = axes.sharding(axes.batch)
+    placed = jax.make_array_from_process_local_data(sharding, ids)
     if id_weights is None:
         return placed
-    weights = _host_weights(features, ids, id_weights)
-    if not np.issubdtype(weights.dtype, np.floating):
-        raise UserError(f"id_weights: expected floating numbers, got {weights.dtype}")
-    return placed, jax.make_array_from_process_local_data(sharding, weights)
+    return placed, jax.make_array_from_process_local_data(sharding, id_weights)
 
 
 def host_ids(features: Sequence[Feature], ids: Any) -> Int32[np.ndarray, "B C"]:
-    """Casts ids to the matrix that a step reads.
+    """Casts ids to the id array that a step reads.
 
     Args:
         features: features in the order of their columns.
-        ids: a matrix, or arrays and `Ragged` bags by feature name, of any integer dtypes; negative
-            is absent.
+        ids: an id array, or arrays and `Ragged` bags by feature name, of any integer dtypes;
+            negative is absent.
 
     Raises:
         UserError: ids aren't integers, or one doesn't fit into int32.
@@ -63,26 +50,43 @@ def host_ids(features: Sequence[Feature], ids: Any) -> Int32[np.ndarray, "B C"]:
             cast[name], _ = pad_bags(values, lengths, width[name])
         else:
             cast[name] = _as_int32(what, bags)
-    return id_matrix(features, cast, fill=-1)
+    return id_array(features, cast, fill=-1)
 
 
-def _host_weights(features: Sequence[Feature], ids: Any, weights: Any) -> np.ndarray:
-    """Weights in the form of the ids: a matrix, or by feature name, ragged where the ids are."""
-    if not isinstance(weights, Mapping):
-        return np.asarray(weights)
-    found = dict(weights)
-    for feature in features:
-        bags, own = ids[feature.name] if isinstance(ids, Mapping) else None, found.get(feature.name)
-        if isinstance(bags, Ragged) and own is not None:
-            if isinstance(own, Ragged) and not np.array_equal(own.lengths, bags.lengths):
-                raise UserError(
-                    f"id_weights of {feature.name}: expected the lengths of its ids, got others; "
-                    f"weights would go to ids of other bags"
-                )
-            values = np.asarray(own.values if isinstance(own, Ragged) else own)
-            own_ids = np.asarray(bags.values), np.asarray(bags.lengths)
-            _, found[feature.name] = pad_bags(*own_ids, feature.max_ids, values)
-    return np.asarray(id_matrix(features, found, fill=0))
+def host_weights(features: Sequence[Feature], ids: Any, id_weights: Any) -> np.ndarray:
+    """The id weights [B, C] that a step reads.
+
+    Args:
+        features: features in the order of their columns.
+        ids: ids as given to `host_ids`.
+        id_weights: id weights in the form of the ids, ragged where the ids are.
+
+    Raises:
+        UserError: id weights aren't floating, or bags have other lengths than those of the ids.
+    """
+    if isinstance(id_weights, Mapping):
+        found = dict(id_weights)
+        for feature in features:
+            bags = ids[feature.name] if isinstance(ids, Mapping) else None
+            own = found.get(feature.name)
+            if isinstance(bags, Ragged) and own is not None:
+                found[feature.name] = _ragged_weights(feature, bags, own)
+        id_weights = id_array(features, found, fill=0)
+    id_weights = np.asarray(id_weights)
+    if not np.issubdtype(id_weights.dtype, np.floating):
+        raise UserError(f"id_weights: expected floating numbers, got {id_weights.dtype}")
+    return id_weights
+
+
+def _ragged_weights(feature: Feature, bags: Ragged, own: Any) -> np.ndarray | None:
+    """The padded id weights of one feature's ragged bags."""
+    if isinstance(own, Ragged) and not np.array_equal(own.lengths, bags.lengths):
+        raise UserError(
+            f"id_weights of {feature.name}: expected the lengths of its ids, got others; "
+            f"weights would go to ids of other bags"
+        )
+    values = np.asarray(own.values if isinstance(own, Ragged) else own)
+    return pad_bags(np.asarray(bags.values), np.asarray(bags.lengths), feature.max_ids, values)[1]
 
 
 def _as_int32(name: str, ids: Any) -> Int32[np.ndarray, "..."]:
@@ -108,8 +112,8 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
         ids: ids of B samples.
         arrays: arrays of the same samples, [B, ...].
     """
-    matrix = host_ids(features, ids)
-    count = len(matrix)
+    ids = host_ids(features, ids)
+    count = len(ids)
     for array in arrays:
         if len(array) != count:
             raise UserError(f"arrays: expected {count} samples as in ids, got {len(array)}")
@@ -120,4 +124,4 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
         return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
 
     weights = padded(np.ones(count, np.float32), 0)
-    return (padded(matrix, -1), *(padded(array, 0) for array in arrays), weights)
+    return (padded(ids, -1), *(padded(array, 0) for array in arrays), weights)

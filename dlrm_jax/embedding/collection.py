@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Integer
 
 from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import kernel_dispatch, reshard, sharded_ops, table_io
-from dlrm_jax.embedding.bags import FeatureIds, IdMatrix, check_batch, check_ids, id_matrix
-from dlrm_jax.embedding.batches import Placed, host_ids, pad_batch, put_ids
+from dlrm_jax.embedding.bags import FeatureIds, IdArray, check_batch, check_ids, id_array
+from dlrm_jax.embedding.batches import Placed, host_ids, host_weights, pad_batch, put_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -46,12 +46,11 @@ class EmbeddingCollection:
 
     Args:
         tables: tables; a lookup must read each of them.
-        features: features in the order of their columns in the id matrix.
+        features: features in the order of their columns in the id array.
         lookups: lookups in the order of the results.
         mesh: mesh of the tables, such as `dlrm_jax.mesh.make_mesh` makes. Tables and batches are
             repeated over axes that are neither data nor model axes.
-        optimizer: default optimizer of the tables: a `RowOptimizer`, or an
-            optax transform, see `RowOptax`.
+        optimizer: default optimizer of the tables: a `RowOptimizer`, or an optax transform.
         plan: placement of the tables for the shards of the model axis; None for `automatic_plan`.
         comm_dtype: dtype of pooled vectors and cotangents between devices, such as ``"bfloat16"``
             for half the bytes; sums are in at least float32. None keeps their dtype.
@@ -82,7 +81,8 @@ class EmbeddingCollection:
             optimizer = as_row_optimizer(optimizer, "optimizer")
         check_descriptions(tables, features, lookups, optimizer)
         check_dtype(comm_dtype)
-        self.axes = MeshAxes.of(mesh, data_axes, model_axis)
+        data = (data_axes,) if isinstance(data_axes, str) else tuple(data_axes)
+        self.axes = MeshAxes(mesh, data, model_axis)
         self.tables = {table.name: table for table in tables}
         self.features = tuple(features)
         self.lookups = tuple(lookups)
@@ -101,14 +101,7 @@ class EmbeddingCollection:
         self.plan.check(tables)
         self.layout = make_layout(tables, features, lookups, self.plan, optimizer)
         self.native = available(kernels, backend_of(mesh))
-        self.native_slabs = frozenset(
-            slab.name
-            for slab in self.layout.slabs
-            if self.native and kernel_dispatch.has_native_update(slab)
-        )
-        self.per_device = PerDevice(
-            self.axes, self.layout, self.lookups, comm_dtype, self.native, self.native_slabs
-        )
+        self.per_device = PerDevice(self.axes, self.layout, self.lookups, comm_dtype, self.native)
         auto = self.axes.auto
         self._unpackers = {slab.name: reshard.Unpacker(auto, slab) for slab in self.layout.slabs}
 
@@ -134,38 +127,39 @@ class EmbeddingCollection:
     ) -> Callable[..., tuple[Any, Any, RowGradients]]:
         """A function that computes a loss, its dense gradients and the gradients of touched rows.
 
-        ``value_and_grad(loss_fn)(state, ids, *args, id_weights=None)`` looks up the ids and calls
-        ``loss_fn(pooled, *args)``, with the pooled vectors of `lookup` by lookup name.
+        ``value_and_grad(loss_fn)(state, ids, *args, id_weights=None)`` looks up the ids, calls
+        ``loss_fn(pooled, *args)``, and returns the loss (a pair with ``has_aux``), the gradients by
+        ``argnums``, and the gradients of the touched rows, for `apply`.
 
         Args:
-            loss_fn: function of the pooled vectors and ``args`` that returns a scalar loss.
-            argnums: position or positions in ``args`` to differentiate by; they are ignored where
+            loss_fn: function of the pooled vectors, by lookup name, and ``args`` that returns a
+                scalar loss.
+            argnums: number or numbers of the ``args`` to differentiate by; they are ignored where
                 there are no ``args``.
             has_aux: whether ``loss_fn`` returns a pair of the loss and auxiliary data.
             sum_duplicates: flag of `coalesce`; `RowGradients.squared_norm` needs it.
             transform: ``jax.value_and_grad``, or ``nnx.value_and_grad`` where ``args`` has modules.
-
-        Returns:
-            A function whose result is the loss (a pair with ``has_aux``), the gradients by
-            ``argnums``, and the gradients of the touched rows, for `apply`.
         """
-        return value_and_grad(self, loss_fn, argnums, has_aux, sum_duplicates, transform)
+
+        def row_gradients(residuals: Residuals, cotangents: Mapping[str, Array]) -> RowGradients:
+            return self.coalesce(self.send_cotangents(residuals, cotangents), sum_duplicates)
+
+        return value_and_grad(self.lookup, row_gradients, loss_fn, argnums, has_aux, transform)
 
     @jax.named_scope("lookup")
     def lookup(
         self,
         state: EmbeddingState,
-        ids: IdMatrix | FeatureIds,
+        ids: IdArray | FeatureIds,
         id_weights: Float[Array, "B C"] | FeatureIds | None = None,
     ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
         """Pools the bags of a batch.
 
         Args:
             state: tables; the optimizers' state isn't read.
-            ids: ids of the batch: a matrix [B, C] with the bags of all features side by side,
-                C = Σ max_ids, or arrays [B, L] or [B] by feature name, L ≤ max_ids. A negative id
-                is absent. The number of devices must divide B. A bag with an id out of range gives
-                NaN; `check_ids` reports such ids beforehand.
+            ids: id array [B, C], or arrays [B, L] or [B] by feature name, L ≤ max_ids. A negative
+                id is absent. The number of devices must divide B. A bag with an id out of range
+                gives NaN; `check_ids` reports such ids beforehand.
             id_weights: weight of each id, in the form of ``ids``; constants. None for ones.
 
         Returns:
@@ -175,10 +169,10 @@ class EmbeddingCollection:
         Raises:
             UserError: ids or id_weights have another shape or dtype.
         """
-        matrix = id_matrix(self.features, ids, fill=-1)
-        weights = None if id_weights is None else id_matrix(self.features, id_weights, fill=0)
-        check_batch(self.axes.parts, self.features, matrix, weights)
-        return sharded_ops.lookup(self.per_device, state, matrix, weights)
+        array = id_array(self.features, ids, fill=-1)
+        weights = None if id_weights is None else id_array(self.features, id_weights, fill=0)
+        check_batch(self.axes.device_count, self.features, array, weights)
+        return sharded_ops.lookup(self.per_device, state, array, weights)
 
     @jax.named_scope("update")
     def send_cotangents(
@@ -188,18 +182,11 @@ class EmbeddingCollection:
 
         Args:
             residuals: second result of `lookup`.
-            cotangents: gradients of the loss by the pooled vectors, by lookup name, each of the
-                shape of its vectors.
+            cotangents: gradients of the loss by the pooled vectors, by lookup name.
 
         Raises:
             UserError: a lookup has no cotangent.
         """
-        names = {lookup.name for lookup in self.lookups}
-        if cotangents.keys() != names:
-            raise UserError(
-                f"cotangents: expected one for each of the lookups {', '.join(sorted(names))}; "
-                f"got {', '.join(sorted(cotangents)) or 'none'}"
-            )
         return sharded_ops.send_cotangents(self.per_device, residuals, cotangents)
 
     @jax.named_scope("update")
@@ -243,38 +230,40 @@ class EmbeddingCollection:
         """Checks a batch's ids on the host and places them on the mesh.
 
         Args:
-            ids: ids of this process's samples: a matrix, arrays by feature name, or ragged bags by
-                feature name as `Ragged` (values, lengths).
-            id_weights: weights of the ids in the same form; None for ones.
+            ids: ids of this process's samples: an id array, arrays by feature name, or ragged bags
+                by feature name as `Ragged` (values, lengths).
+            id_weights: id weights in the same form; None for ones.
             check: whether to look for ids out of range, see `check_ids`.
 
         Returns:
-            The matrix of ids [B, C] int32; a pair of ids and weights where weights are given.
+            The id array [B, C] int32; a pair of it and the id weights where they are given.
 
         Raises:
             UserError: ids aren't integers, or don't fit into int32 or the tables, or the number of
                 devices doesn't divide the batch, see `pad_batch`.
         """
-        return put_ids(self, ids, id_weights, check)
+        on_host = host_ids(self.features, ids)
+        if check:
+            check_ids(on_host, self.features, self.lookups, self.tables)
+        if id_weights is not None:
+            id_weights = host_weights(self.features, ids, id_weights)
+        return put_ids(self.axes, on_host, id_weights)
 
     def pad_batch(self, ids: Any, *arrays: Any) -> Placed:
         """Pads a batch to a multiple of the number of devices.
 
         Args:
-            ids: ids of B samples: a matrix or arrays by feature name.
+            ids: ids of B samples: an id array or arrays by feature name.
             arrays: arrays of the same samples, [B, ...]; zeros are appended.
 
         Returns:
             The padded ids [B', C] (padding is absent), the padded arrays, and sample weights [B']
             float32, 1 for a sample and 0 for padding, to weight the loss with.
         """
-        return pad_batch(self.features, self.axes.parts, ids, *arrays)
+        return pad_batch(self.features, self.axes.device_count, ids, *arrays)
 
     def check_ids(self, ids: Any) -> None:
-        """Checks on the host that every id is in the range of its table.
-
-        Args:
-            ids: ids of a batch: a matrix or arrays by feature name.
+        """Checks on the host that every id is in the range of its table; takes ids as `put` does.
 
         Raises:
             UserError: an id is out of range; the message names its feature, sample and value.
@@ -316,11 +305,7 @@ class EmbeddingCollection:
 
     def to_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, dict[str, Array]]]:
         """Yields each table with all its arrays by name, see `iter_arrays`."""
-        found: dict[str, dict[str, Array]] = {}
-        for table, key, array in self.iter_arrays(state):
-            found.setdefault(table.name, {})[key] = array
-            if len(found[table.name]) == len(self.array_specs(table.name)):
-                yield table, found.pop(table.name)
+        return table_io.to_arrays(self.iter_arrays(state), self.layout)
 
     def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them."""

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlrm_jax.embedding.layout import Block, Layout, Slab
+from dlrm_jax.embedding.layout import Block, Layout
+from dlrm_jax.embedding.mesh_axes import copy_axes
 from dlrm_jax.embedding.row_gradients import Reduction, reduction
 from dlrm_jax.embedding.row_optimizer import mean_of_columns, slot_shapes
+from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.mesh import DATA, MODEL
 
 
@@ -40,6 +42,9 @@ class Collective:
     needed: float
 
 
+_AXES = (DATA,), MODEL
+
+
 def collectives(
     layout: Layout,
     mesh_shape: Mapping[str, int],
@@ -56,10 +61,11 @@ def collectives(
         weighted: whether ids have weights.
         comm_dtype: dtype of vectors and cotangents between devices; None keeps their dtype.
     """
-    width = _vector_width(layout.blocks, comm_dtype)
-    of_ids = [_Carried("ids", 4, _position_ids)]
+    own = jnp.result_type(*(block.slab.vector_dtype for block in layout.blocks))
+    width = jnp.dtype(comm_dtype or own).itemsize
+    of_ids = [_Carried("ids", 4, lambda block: block.length)]
     if weighted:
-        of_ids.append(_Carried("weights per id", 4, _position_ids))
+        of_ids.append(of_ids[0]._replace(what="id weights"))
     vectors = _Carried("vectors", width, lambda block: block.slab.width)
     cotangents = vectors._replace(what="cotangents")
     found = []
@@ -72,16 +78,10 @@ def collectives(
             found.append(_of_blocks("all-to-all", (MODEL,), each.what, here, group, each.nbytes))
         found += _means(layout, mesh_shape, batch_size)
     for sharded in (True, False):
-        if copy_axes(sharded, mesh_shape):
+        if copy_axes(sharded, mesh_shape, *_AXES):
             carried = [*of_ids, cotangents]
             found += _between_copies(layout, mesh_shape, batch_size, sharded, carried)
     return tuple(each for each in found if each.nbytes)
-
-
-def copy_axes(sharded: bool, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes over which copies of a slab see different samples, see `MeshAxes.copies`."""
-    axes = (DATA,) if sharded else (DATA, MODEL)
-    return axes if math.prod(mesh_shape[axis] for axis in axes) > 1 else ()
 
 
 class _Carried(NamedTuple):
@@ -103,7 +103,7 @@ def _between_copies(
     carried: Sequence[_Carried],
 ) -> list[Collective]:
     """Collectives that keep the copies of slabs equal: of summed rows, or of cotangents."""
-    axes = copy_axes(sharded, mesh_shape)
+    axes = copy_axes(sharded, mesh_shape, *_AXES)
     found, sparse = [], []
     for slab in layout.slabs:
         if slab.optimizer and slab.sharded == sharded:
@@ -164,17 +164,8 @@ def _reduction(
 ) -> Reduction:
     """The way in which `coalesce` sums the gradients of a slab."""
     ids, bags = (batch_size * count for count in _per_sample(layout, slab))
-    copies = math.prod(mesh_shape[axis] for axis in copy_axes(slab.sharded, mesh_shape))
+    copies = math.prod(mesh_shape[axis] for axis in copy_axes(slab.sharded, mesh_shape, *_AXES))
     return reduction(slab.rows, slab.width, ids, bags, copies, slab.needs_sums(False))
-
-
-def _position_ids(block: Block) -> int:
-    return block.length
-
-
-def _vector_width(blocks: Sequence[Block], comm_dtype: str | None) -> int:
-    own = jnp.result_type(*(block.slab.vector_dtype for block in blocks))
-    return jnp.dtype(comm_dtype or own).itemsize
 
 
 def _row_means(slab: Slab) -> int:

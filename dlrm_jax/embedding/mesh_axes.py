@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,7 +18,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import DATA, MODEL
+
+
+def copy_axes(
+    sharded: bool, shape: Mapping[str, int], data: tuple[str, ...], model: str
+) -> tuple[str, ...]:
+    """Names of the axes over which copies of a slab, sharded or not, see different samples.
+
+    ``shape`` has their sizes. Axes of one device are left out: a collective over them would still
+    copy its data.
+    """
+    axes = data if sharded else (*data, model)
+    return axes if math.prod(shape[name] for name in axes) > 1 else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +46,8 @@ class MeshAxes:
     """
 
     mesh: Mesh
-    data: tuple[str, ...] = (DATA,)
-    model: str = MODEL
-
-    @classmethod
-    def of(cls, mesh: Mesh, data_axes: str | Sequence[str], model_axis: str) -> MeshAxes:
-        """The axes of a mesh, by their names.
-
-        Args:
-            mesh: mesh of the tables.
-            data_axes: name or names of the data axes.
-            model_axis: name of the model axis.
-        """
-        data = (data_axes,) if isinstance(data_axes, str) else tuple(data_axes)
-        return cls(mesh, data, model_axis)
+    data: tuple[str, ...]
+    model: str
 
     def __post_init__(self):
         names = self.split
@@ -82,8 +81,8 @@ class MeshAxes:
         return self.mesh.shape[self.model]
 
     @property
-    def parts(self) -> int:
-        """D · M, the number of parts of a batch."""
+    def device_count(self) -> int:
+        """D · M, the number of devices that a batch is split over."""
         return self.groups * self.shards
 
     @property
@@ -93,19 +92,8 @@ class MeshAxes:
 
     @property
     def per_device(self) -> PartitionSpec:
-        """The split of arrays [D, M, ...] that exist once per part of a batch."""
+        """The split of arrays [D, M, ...] with an item for each device."""
         return PartitionSpec(self.data, self.model)
-
-    def copies(self, sharded: bool) -> tuple[str, ...]:
-        """Names of the axes over which copies of a slab see different samples.
-
-        Axes of one device are left out: a collective over them would still copy its data.
-
-        Args:
-            sharded: whether the slab is split over the model axis.
-        """
-        axes = self.data if sharded else self.split
-        return axes if math.prod(self.mesh.shape[name] for name in axes) > 1 else ()
 
     @property
     def explicit(self) -> bool:

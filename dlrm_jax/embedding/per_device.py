@@ -1,58 +1,61 @@
-"""The parts of a step on one device, inside `jax.shard_map`."""
+"""Lookups and updates on one device, inside `jax.shard_map`."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer
 
 from dlrm_jax.embedding import exchange, row_gradients
-from dlrm_jax.embedding.layout import Layout, Slab
+from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
+from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.pooling import pool, weight_sums
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
 from dlrm_jax.embedding.row_update import update_rows
+from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Lookup
+from dlrm_jax.native import ops
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class PerDevice:
-    """Lookups and updates of one device's part of a batch, called inside `jax.shard_map`.
+    """Lookups and updates of one device's samples, called inside `jax.shard_map`.
 
     `EmbeddingCollection`'s methods of the same names map these over the mesh. In a map of your own,
     split tables by `state_specs`, and arrays of samples by ``axes.batch``. Residuals, cotangents
-    and row gradients are this device's parts.
+    and row gradients are those of this device.
 
     Attributes:
         axes: axes of the mesh; the map runs over all of them.
         layout: slabs and blocks of the tables.
         lookups: lookups in the order of the layout.
         comm_dtype: dtype of vectors and cotangents between devices; None keeps their dtype.
-        native: whether native kernels may run lookups.
-        native_slabs: names of the slabs that native kernels update.
+        native: whether native kernels may be used.
     """
 
-    def __init__(
-        self,
-        axes: MeshAxes,
-        layout: Layout,
-        lookups: Sequence[Lookup],
-        comm_dtype: str | None,
-        native: bool,
-        native_slabs: Container[str],
-    ):
-        self.axes = axes
-        self.layout = layout
-        self.lookups = lookups
-        self.comm_dtype = comm_dtype
-        self.native = native
-        self.native_slabs = native_slabs
-        self.trained_blocks = [i for i, b in enumerate(layout.blocks) if b.slab.optimizer]
-        self.trained_slabs = {slab.name: slab for slab in layout.slabs if slab.optimizer}
-        self.optimizers = {s.name: s.optimizer for s in layout.slabs if s.optimizer}
+    axes: MeshAxes
+    layout: Layout
+    lookups: Sequence[Lookup]
+    comm_dtype: str | None
+    native: bool
+
+    @functools.cached_property
+    def trained_slabs(self) -> dict[str, Slab]:
+        """The slabs that have an optimizer, by name."""
+        return {slab.name: slab for slab in self.layout.slabs if slab.optimizer}
+
+    @functools.cached_property
+    def native_slabs(self) -> set[str]:
+        """Names of the slabs that native kernels update."""
+        return {s.name for s in self.layout.slabs if self.native and has_native_update(s)}
 
     @property
     def state_specs(self) -> EmbeddingState:
@@ -73,42 +76,77 @@ class PerDevice:
         id_weights: Float[Array, "b C"] | None = None,
     ) -> tuple[dict[str, Float[Array, "b *_"]], Residuals]:
         """Pools the bags of this device's samples; see `EmbeddingCollection.lookup`."""
-        pooled, rows, at_rows, denominators = exchange.lookup(
-            self.layout,
-            self.lookups,
-            state.tables,
-            ids,
-            id_weights,
-            self.axes,
-            self.comm_dtype,
-            self.native,
-        )
-        return pooled, Residuals(_parts(rows), at_rows and _parts(at_rows), denominators)
+        blocks = self.layout.blocks
+        ids = exchange.map_ids(self.layout, ids)
+        sent = [exchange.route(block, ids) for block in blocks]
+        rows = exchange.send_to_owners(blocks, sent, self.axes)
+        row_weights = None
+        if id_weights is not None:
+            mapped = [id_weights[:, source] for source, _ in self.layout.mapped]
+            id_weights = jnp.concatenate([id_weights, *mapped], axis=1)
+            weights = [
+                exchange.route_weights(block, id_weights, x)
+                for block, x in zip(blocks, sent, strict=True)
+            ]
+            row_weights = exchange.send_to_owners(blocks, weights, self.axes)
+        vectors = []
+        for i, block in enumerate(blocks):
+            slab = state.tables[block.slab.name]
+            weights = None if row_weights is None else row_weights[i]
+            if self.native and has_native_lookup(block):
+                vectors.append(ops.pool(slab, rows[i], weights))
+            else:
+                vectors.append(pool(slab, rows[i], weights, block.slab.dtype))
+        received = exchange.send_back(blocks, vectors, self.axes, self.comm_dtype)
+        pooled, denominators = self._combine(received, ids, id_weights)
+        rows, row_weights = _expanded(rows), row_weights and _expanded(row_weights)
+        return pooled, Residuals(rows, row_weights, denominators)
+
+    def _combine(
+        self, received: Sequence[Array], ids: Array, id_weights: Array | None
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The pooled vectors by lookup, and the denominators of those with mean pooling."""
+        pooled, denominators = {}, {}
+        for lookup, columns, bags in zip(
+            self.lookups, self.layout.columns, self.layout.bags, strict=True
+        ):
+            unknown = ids[:, columns] >= self.layout.table(lookup.table).rows
+            vectors = [exchange.collect(self.layout, bag, received) for bag in bags]
+            if lookup.pooling == "none":
+                sequence = jnp.stack(vectors, axis=1)
+                pooled[lookup.name] = jnp.where(unknown[:, :, None], jnp.nan, sequence)
+                continue
+            (vector,) = vectors
+            if lookup.pooling == "mean":
+                own = None if id_weights is None else id_weights[:, columns]
+                total = weight_sums(ids[:, columns], own, vector.dtype)
+                denominators[lookup.name] = jnp.where(total == 0, jnp.inf, total)
+                vector = vector / denominators[lookup.name][:, None]
+            pooled[lookup.name] = jnp.where(jnp.any(unknown, axis=1)[:, None], jnp.nan, vector)
+        return pooled, denominators
 
     def send_cotangents(
         self, residuals: Residuals, cotangents: Mapping[str, Float[Array, "b *_"]]
     ) -> SparseCotangents:
-        """Sends cotangents to the rows' owners; see `EmbeddingCollection.send_cotangents`."""
-        return self.with_rows(residuals, self.at_owners(residuals.denominators, cotangents))
-
-    def at_owners(
-        self, denominators: Mapping[str, Array], cotangents: Mapping[str, Array]
-    ) -> tuple[Float[Array, "1 1 N T d"], ...]:
-        """Sends cotangents of bags to the owners of their rows, for each block that is trained."""
-        blocks = [self.layout.blocks[i] for i in self.trained_blocks]
-        return _parts(
-            exchange.send_cotangents(
-                self.lookups, blocks, denominators, cotangents, self.axes, self.comm_dtype
-            )
-        )
-
-    def with_rows(self, residuals: Residuals, sent: tuple[Array, ...]) -> SparseCotangents:
-        """Adds the rows of the trained blocks to the cotangents at their owners."""
+        """Sends cotangents to the owners; see `EmbeddingCollection.send_cotangents`."""
+        of_bags: list[Array] = []
+        for lookup in self.lookups:
+            cotangent = cotangents[lookup.name]
+            if lookup.pooling == "none":
+                of_bags += [cotangent[:, i] for i in range(cotangent.shape[1])]
+            elif lookup.pooling == "mean":
+                of_bags.append(cotangent / residuals.denominators[lookup.name][:, None])
+            else:
+                of_bags.append(cotangent)
+        trained = [i for i, block in enumerate(self.layout.blocks) if block.slab.optimizer]
+        blocks = [self.layout.blocks[i] for i in trained]
+        by_receiver = [exchange.spread(block, of_bags) for block in blocks]
+        sent = exchange.send_to_owners(blocks, by_receiver, self.axes, self.comm_dtype)
         weights = residuals.id_weights
         return SparseCotangents(
-            tuple(residuals.rows[i] for i in self.trained_blocks),
-            None if weights is None else tuple(weights[i] for i in self.trained_blocks),
-            sent,
+            tuple(residuals.rows[i] for i in trained),
+            None if weights is None else tuple(weights[i] for i in trained),
+            _expanded(sent),
         )
 
     def coalesce(self, cotangents: SparseCotangents, sum_duplicates: bool = False) -> RowGradients:
@@ -119,9 +157,10 @@ class PerDevice:
 
         slabs = self.trained_slabs
         blocks: dict[str, list[row_gradients.BlockCotangents]] = {name: [] for name in slabs}
-        for i, number in enumerate(self.trained_blocks):
+        trained = [block for block in self.layout.blocks if block.slab.optimizer]
+        for i, block in enumerate(trained):
             weights = None if cotangents.id_weights is None else local(cotangents.id_weights[i])
-            blocks[self.layout.blocks[number].slab.name].append(
+            blocks[block.slab.name].append(
                 (local(cotangents.rows[i]), weights, local(cotangents.cotangents[i]))
             )
         coalesced = row_gradients.coalesce(
@@ -148,11 +187,40 @@ class PerDevice:
         tables, slots = dict(state.tables), dict(state.slots)
         for name, slab in self.trained_slabs.items():
             args = tables[name], slots[name], gradients.blocks[name], jnp.asarray(step)
-            if name in self.native_slabs:
-                tables[name], slots[name] = self.optimizers[name].native_update(*args)
-            else:
-                tables[name], slots[name] = _update(slab, self.axes, *args)
+            tables[name], slots[name] = self._update(slab, *args)
         return EmbeddingState(tables, slots)
+
+    def _update(
+        self,
+        slab: Slab,
+        table: Array,
+        slots: dict[str, Array],
+        blocks: Sequence[row_gradients.BlockCotangents],
+        step: Array,
+    ) -> tuple[Array, dict[str, Array]]:
+        assert slab.optimizer is not None
+        if slab.name in self.native_slabs:
+            return slab.optimizer.native_update(table, slots, blocks, step)
+        rows, gradients = row_gradients.expand(blocks)
+
+        def mean_of_all_columns(x: Array) -> Array:
+            return jax.lax.pmean(mean_of_columns(x), self.axes.model)
+
+        def rounded(values: Array) -> Array:
+            shard = jax.lax.axis_index(self.axes.model) if slab.sharded else 0
+            return round_randomly(values, bits_of_rows(slab, rows, step, shard))
+
+        return update_rows(
+            slab.optimizer,
+            table,
+            slots,
+            rows,
+            gradients,
+            step,
+            mean_of_all_columns if slab.split == "columns" else mean_of_columns,
+            slab.dtype,
+            rounded if slab.rounds_randomly else None,
+        )
 
     def update(
         self,
@@ -165,38 +233,6 @@ class PerDevice:
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
 
 
-def _update(
-    slab: Slab,
-    axes: MeshAxes,
-    table: Array,
-    slots: dict[str, Array],
-    blocks: Sequence[row_gradients.BlockCotangents],
-    step: Array,
-) -> tuple[Array, dict[str, Array]]:
-    """Updates one device's part of a slab."""
-    assert slab.optimizer is not None
-    rows, gradients = row_gradients.expand(blocks)
-
-    def mean_of_all_columns(x: Array) -> Array:
-        return jax.lax.pmean(mean_of_columns(x), axes.model)
-
-    def rounded(values: Array) -> Array:
-        shard = jax.lax.axis_index(axes.model) if slab.sharded else 0
-        return round_randomly(values, bits_of_rows(slab, rows, step, shard))
-
-    return update_rows(
-        slab.optimizer,
-        table,
-        slots,
-        rows,
-        gradients,
-        step,
-        mean_of_all_columns if slab.split == "columns" else mean_of_columns,
-        slab.dtype,
-        rounded if slab.rounds_randomly else None,
-    )
-
-
-def _parts(arrays: Sequence[Array]) -> tuple[Array, ...]:
-    """One device's parts [1, 1, ...] of arrays [D, M, ...]."""
+def _expanded(arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """One device's [1, 1, ...] of arrays [D, M, ...]."""
     return tuple(x[None, None] for x in arrays)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 
+from dlrm_jax.embedding import row_split
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 from dlrm_jax.text_table import text_table
@@ -17,9 +18,8 @@ PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise")
 class Piece:
     """A part of a table, on one shard or, for None, on every shard.
 
-    It has the rows r ≡ residue (mod modulus), and of these one of ``splits`` equal blocks of
-    columns. Rows are dealt out in turn, not in blocks: if ids are ordered by frequency, all shards
-    then read about equally many different ones.
+    It has the rows r ≡ residue (mod modulus), see `row_split`, and of these all columns or, of
+    ``splits`` equal runs of columns, the one with number ``split``.
     """
 
     table: str
@@ -31,7 +31,7 @@ class Piece:
 
     def rows(self, table_rows: int) -> int:
         """The number of the table's rows in the piece."""
-        return (table_rows - self.residue + self.modulus - 1) // self.modulus
+        return row_split.count(table_rows, self.modulus, self.residue)
 
 
 def replicated(table: str) -> tuple[Piece, ...]:
@@ -50,7 +50,7 @@ def row_wise(table: str, shards: Sequence[int]) -> tuple[Piece, ...]:
 
 
 def column_wise(table: str, shards: int) -> tuple[Piece, ...]:
-    """The pieces of a table whose columns are split in equal blocks over all shards."""
+    """The pieces of a table whose columns are split equally over all shards."""
     return tuple(Piece(table, k, splits=shards, split=k) for k in range(shards))
 
 
@@ -160,7 +160,7 @@ class Plan:
 
 
 def _piece(number: int, fields: object) -> Piece:
-    """Reads a piece; an error names its position in the plan."""
+    """Reads a piece; an error names its number in the plan."""
     known = {field.name: field for field in dataclasses.fields(Piece)}
     if not isinstance(fields, dict) or not {"table", "shard"} <= fields.keys() <= known.keys():
         raise UserError(

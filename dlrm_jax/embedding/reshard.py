@@ -1,4 +1,4 @@
-"""Conversion of slabs to whole tables [rows, dim] and back, and initial values of tables.
+"""Conversion of slabs to whole tables [rows, dim] and back.
 
 A whole table is the same on every mesh and plan. It is split by columns if the number of devices
 divides them, since it seldom divides the rows.
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import functools
 import math
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from dlrm_jax.embedding.layout import Slab
+from dlrm_jax.embedding import row_split
 from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.table import Table
-
-# Rows that one call of an initializer makes; they decide the initial values. One call for a whole
-# table would peak at four times its size.
-INITIAL_ROWS = 2**14
 
 # Rows of one shard that are moved at a time.
 _CHUNK_ROWS = 2**15
@@ -49,12 +45,12 @@ def slot_ndims(slab: Slab) -> dict[str, int]:
     return {name: ("scalar", "row", "element").index(kind) for name, kind in slots.items()}
 
 
-def slab_sharding(axes: MeshAxes, slab: Slab, ndim: int = 2) -> NamedSharding:
+def slab_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedSharding:
     """The sharding of a slab's array on the mesh, see `slab_spec`."""
-    spec = slab_spec(slab, axes.model, ndim)
+    spec = slab_spec(slab, axes.model, len(shape))
     # The sharding that jitted functions return; with another one, a step would be compiled twice.
     if axes.explicit:
-        spec = PartitionSpec(*spec, *[None] * (ndim - len(spec)))
+        spec = PartitionSpec(*spec, *[None] * (len(shape) - len(spec)))
     elif axes.shards == 1:  # all splits mean the same then
         spec = PartitionSpec()
     return axes.sharding(spec)
@@ -67,42 +63,9 @@ def array_sharding(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> NamedS
     split by columns needs no communication: its tables keep their split.
     """
     if slab.split == "columns":
-        return slab_sharding(axes, slab, len(shape))
+        return slab_sharding(axes, slab, shape)
     split = _column_axes(axes, shape)
     return axes.sharding(PartitionSpec(None, split) if split else PartitionSpec())
-
-
-def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array, "_ _"]]:
-    """Initial values by table name; they depend on the seed, the table's name and the row alone.
-
-    Args:
-        tables: tables of one width and dtype.
-        seed: seed of all random numbers.
-    """
-    groups: dict[int, list[Table]] = {}
-    for table in tables:  # by identity: a user's initializer may not be hashable
-        groups.setdefault(id(table.init), []).append(table)
-    found = {}
-    for group in groups.values():
-        # In one loop, since compiling a random generator takes longer than running it.
-        chunks = [-(-table.rows // INITIAL_ROWS) for table in group]
-        name = np.repeat([zlib.crc32(table.name.encode()) for table in group], chunks)
-        number = np.concatenate([np.arange(count) for count in chunks])
-        bound = np.repeat([table.initial_bound for table in group], chunks)
-
-        def draw(chunk: tuple[Array, Array, Array], table: Table = group[0]) -> Array:
-            name, number, bound = chunk
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), name), number)
-            return table.initial_rows(key, INITIAL_ROWS, bound)
-
-        dtype = jnp.promote_types(group[0].dtype, jnp.float32)
-        drawn = jax.lax.map(draw, (name.astype("u4"), number.astype("u4"), bound.astype(dtype)))
-        drawn = drawn.reshape(-1, group[0].dim)
-        start = 0
-        for table, count in zip(group, chunks, strict=True):
-            found[table.name] = drawn[start : start + table.rows]
-            start += count * INITIAL_ROWS
-    return found
 
 
 def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
@@ -112,17 +75,16 @@ def pack(axes: MeshAxes, slab: Slab, tables: Mapping[str, Array]) -> Array:
         return some
     if slab.split == "columns":  # shards have pieces of all tables, one after the other
         whole = jnp.concatenate([tables[name] for name in slab.tables])
-        return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.ndim))
+        return jax.lax.with_sharding_constraint(whole, slab_sharding(axes, slab, whole.shape))
     shards: list[list[Array]] = [[] for _ in range(_shards(axes, slab))]
     for piece, _ in slab.pieces:  # on its shard, pieces lie in this order
-        shards[piece.shard or 0].append(tables[piece.table][piece.residue :: piece.modulus])
-    columns = []
-    for parts in shards:
-        missing = slab.rows - sum(part.shape[0] for part in parts)
+        own = row_split.stored_rows(tables[piece.table], piece.modulus, piece.residue)
+        shards[piece.shard or 0].append(own)
+    for pieces in shards:
+        missing = slab.rows - sum(len(piece) for piece in pieces)
         if missing:
-            parts.append(jnp.zeros((missing, *some.shape[1:]), some.dtype))
-        columns.append(jnp.concatenate(parts) if len(parts) > 1 else parts[0])
-    stacked = jnp.stack(columns) if len(columns) > 1 else columns[0][None]
+            pieces.append(jnp.zeros((missing, *some.shape[1:]), some.dtype))
+    stacked = jnp.stack([jnp.concatenate(pieces) for pieces in shards])
     for sharding in reversed(_column_shardings(axes, slab, stacked.shape)):
         stacked = jax.lax.with_sharding_constraint(stacked, sharding)
     return stacked.reshape(-1, *some.shape[1:])
@@ -136,12 +98,20 @@ class Unpacker:
 
     Args:
         axes: axes of the mesh, of type Auto.
-        slab: slab whose arrays to convert: its table or an optimizer slot.
+        slab: slab whose arrays to convert.
     """
 
     def __init__(self, axes: MeshAxes, slab: Slab):
         self._axes = axes
         self._slab = slab
+        self._pieces = {
+            # A plan may list the pieces of a table in any order.
+            name: sorted(
+                (placed for placed in slab.pieces if placed[0].table == name),
+                key=lambda placed: placed[0].residue,
+            )
+            for name in slab.tables
+        }
         self._slices = jax.jit(self._make_slices)
         self._first = jax.jit(self._make_first)
         self._fill = {
@@ -150,11 +120,7 @@ class Unpacker:
         }
 
     def __call__(self, array: Array) -> dict[str, Array]:
-        """The whole arrays by table name.
-
-        Args:
-            array: table or an optimizer slot of the slab.
-        """
+        """The whole arrays by table name, of the slab's table or of one of its optimizer slots."""
         in_order = self._slab.split != "rows" or self._axes.shards == 1
         if array.ndim == 0 or (len(self._slab.tables) == 1 and in_order):
             return dict.fromkeys(self._slab.tables, array)  # it is that already
@@ -162,14 +128,14 @@ class Unpacker:
             return self._slices(array)
         tables = jax.block_until_ready(self._first(array))
         for name, table in self._slab.tables.items():
-            chunks = table.rows // (_CHUNK_ROWS * self._modulus(table))
+            chunks = table.rows // (_CHUNK_ROWS * len(self._pieces[name]))
             for first in range(0, chunks * _CHUNK_ROWS, _CHUNK_ROWS):
                 tables[name] = jax.block_until_ready(self._fill[name](tables[name], array, first))
         return tables
 
     def _make_slices(self, array: Array) -> dict[str, Array]:
         """The tables of a slab that is split by columns: every shard has all rows in order."""
-        sharding = slab_sharding(self._axes, self._slab, array.ndim)
+        sharding = slab_sharding(self._axes, self._slab, array.shape)
         start, tables = 0, {}
         for name, table in self._slab.tables.items():
             rows = array[start : start + table.rows]
@@ -177,19 +143,16 @@ class Unpacker:
             start += table.rows
         return tables
 
-    def _modulus(self, table: Table) -> int:
-        """The number of shards that the table's rows are dealt out over."""
-        return next(p.modulus for p, _ in self._slab.pieces if p.table == table.name)
-
     def _make_first(self, array: Array) -> dict[str, Array]:
         """All tables with the rows after the last whole chunk; the others are zeros."""
 
         def run(local: Array) -> dict[str, Array]:
             tables = {}
             for name, table in self._slab.tables.items():
-                modulus = self._modulus(table)
-                chunks, rest = divmod(table.rows, _CHUNK_ROWS * modulus)
-                rows = self._rows(table, local, chunks * _CHUNK_ROWS, -(-rest // modulus))
+                pieces = len(self._pieces[name])
+                chunks, rest = divmod(table.rows, _CHUNK_ROWS * pieces)
+                most = row_split.count(rest, pieces, 0)
+                rows = self._rows(table, local, chunks * _CHUNK_ROWS, most)
                 before = table.rows - rest
                 tables[name] = jnp.pad(rows[:rest], [(before, 0)] + [(0, 0)] * (local.ndim - 1))
             return tables
@@ -203,7 +166,7 @@ class Unpacker:
 
         def run(out: Array, local: Array, first: Array) -> Array:
             rows = self._rows(table, local, first, _CHUNK_ROWS)
-            start = first * self._modulus(table)
+            start = row_split.table_row(first, len(self._pieces[table.name]), 0)
             return jax.lax.dynamic_update_slice_in_dim(out, rows, start, axis=0)
 
         spec = self._spec(table, array)
@@ -222,48 +185,44 @@ class Unpacker:
 
         Args:
             table: table of this slab.
-            local: part of the slab on this device.
+            local: the slab on this device.
             first: first row in each shard's piece.
             count: number of rows of each piece.
         """
-        axes, slab = self._axes, self._slab
-        pieces = [(piece, start) for piece, start in slab.pieces if piece.table == table.name]
-        pieces.sort(key=lambda placed: placed[0].residue)  # a plan may list them in any order
+        axes, slab, pieces = self._axes, self._slab, self._pieces[table.name]
         starts = np.zeros(_shards(axes, slab), np.int32)
         for piece, start in pieces:
             starts[piece.shard or 0] = start
         mine = jnp.asarray(starts)[jax.lax.axis_index(axes.model)] if slab.sharded else starts[0]
-        part = local.at[mine + first + jnp.arange(count)].get(mode="fill", fill_value=0)
-        everyone = _to_columns(axes, slab, part, _column_axes(axes, local.shape))
-        # The rows r ≡ k (mod m) of all shards k, as [count, m, c], are consecutive in the table.
-        dealt = everyone[np.array([piece.shard or 0 for piece, _ in pieces])]
-        return jnp.swapaxes(dealt, 0, 1).reshape(count * len(pieces), *dealt.shape[2:])
+        rows = local.at[mine + first + jnp.arange(count)].get(mode="fill", fill_value=0)
+        by_shard = _to_columns(axes, slab, rows, _column_axes(axes, local.shape))
+        by_residue = by_shard[np.array([piece.shard or 0 for piece, _ in pieces])]
+        return row_split.in_table_order(by_residue)
 
 
-def _to_columns(axes: MeshAxes, slab: Slab, part: Array, split: tuple[str, ...]) -> Array:
+def _to_columns(axes: MeshAxes, slab: Slab, rows: Array, split: tuple[str, ...]) -> Array:
     """Converts this shard's rows [rows, *d] to this device's columns of all rows, [M, rows, *c].
 
     Args:
         axes: axes of the mesh.
         slab: slab of the rows.
-        part: this shard's rows.
+        rows: this shard's rows.
         split: names of the axes that the columns are split over, see `_column_axes`.
     """
     for name in axes.data:
         if name in split:
-            part = _own_columns(axes, part, name)
+            rows = _own_columns(axes, rows, name)
     if not slab.sharded:
-        return (_own_columns(axes, part, axes.model) if axes.model in split else part)[None]
+        return (_own_columns(axes, rows, axes.model) if axes.model in split else rows)[None]
     if axes.model not in split:
-        return jax.lax.all_gather(part, axes.model, to="invarying")
-    shards = axes.shards
-    split_part = part.reshape(part.shape[0], shards, part.shape[1] // shards)
-    return jax.lax.all_to_all(split_part, axes.model, split_axis=1, concat_axis=0)
+        return jax.lax.all_gather(rows, axes.model, to="invarying")
+    by_receiver = rows.reshape(len(rows), axes.shards, rows.shape[1] // axes.shards)
+    return jax.lax.all_to_all(by_receiver, axes.model, split_axis=1, concat_axis=0)
 
 
-def _own_columns(axes: MeshAxes, part: Array, name: str) -> Array:
-    width = part.shape[1] // axes.mesh.shape[name]
-    return jax.lax.dynamic_slice_in_dim(part, jax.lax.axis_index(name) * width, width, axis=1)
+def _own_columns(axes: MeshAxes, rows: Array, name: str) -> Array:
+    width = rows.shape[1] // axes.mesh.shape[name]
+    return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(name) * width, width, axis=1)
 
 
 def _column_shardings(axes: MeshAxes, slab: Slab, shape: tuple[int, ...]) -> list[NamedSharding]:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, BFloat16, Float32, Int, UInt16
 
-from dlrm_jax.embedding.layout import Slab
+from dlrm_jax.embedding import row_split
+from dlrm_jax.embedding.slab import Slab
 
 
 def round_randomly(
@@ -41,13 +42,14 @@ def bits_of_rows(
 
     Args:
         slab: slab of the rows.
-        rows: row numbers in the shard's part, [K]; the bits of a number past its end are unused.
+        rows: row numbers in the slab on this shard, [K]; the bits of a number past its end are
+            unused.
         step: number of updates done before this one.
         shard: number of the shard; 0 if the slab isn't sharded.
     """
     starts, moduli, residues, names = (jnp.asarray(x)[shard] for x in _pieces(slab))
     piece = jnp.searchsorted(starts, rows, side="right") - 1
-    table_row = (rows - starts[piece]) * moduli[piece] + residues[piece]
+    table_row = row_split.table_row(rows - starts[piece], moduli[piece], residues[piece])
 
     def bits(name: Array, row: Array) -> Array:
         # Not the default generator, which may differ from backend to backend.

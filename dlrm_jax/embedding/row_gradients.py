@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int
 
 from dlrm_jax.embedding import comm_dtype
-from dlrm_jax.embedding.layout import Slab
-from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.mesh_axes import MeshAxes, copy_axes
+from dlrm_jax.embedding.slab import Slab
 
 BlockCotangents = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
-"""One block's rows [N, T, L], weights per id [N, T, L] and cotangents [N, T, d]."""
+"""One block's rows [N, T, L], id weights [N, T, L] or None, and cotangents [N, T, d]."""
 
 Sums = tuple[Int[Array, " K"], Float[Array, "K d"]]
 """Different rows, with numbers past the slab's end for "no row", and their gradients."""
@@ -50,7 +50,7 @@ def coalesce(
     """
     found: dict[str, tuple[BlockCotangents, ...]] = {}
     for sharded in (True, False):
-        between = axes.copies(sharded)
+        between = copy_axes(sharded, axes.mesh.shape, axes.data, axes.model)
         copies = math.prod(axes.mesh.shape[axis] for axis in between)
         apart = []  # slabs whose copies exchange cotangents
         for slab in slabs:
@@ -67,11 +67,10 @@ def coalesce(
                     apart.append((slab, way))
         everywhere = _gather_copies([blocks[slab.name] for slab, _ in apart], between, dtype)
         for (slab, way), items in zip(apart, everywhere, strict=True):
-            if slab.name in native_slabs and not sum_duplicates:
-                found[slab.name] = tuple(items)
-            elif way.dense:
+            kernel_sums = slab.name in native_slabs and not sum_duplicates
+            if way.dense and not kernel_sums:
                 found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, ()))
-            elif way.dedup:
+            elif way.dedup and not kernel_sums:
                 found[slab.name] = _one_by_one(_coalesce_rows(slab.rows, *expand(items)))
             else:
                 found[slab.name] = tuple(items)
@@ -134,8 +133,8 @@ def _gather_copies(
         sent = [comm_dtype.bits(leaves[i]).reshape(len(leaves[i]), -1) for i in same]
         gathered = jax.lax.all_gather(jnp.concatenate(sent, axis=1), axes, axis=0, tiled=True)
         ends = np.cumsum([x.shape[1] for x in sent])[:-1]
-        for i, part in zip(same, jnp.split(gathered, ends, axis=1), strict=True):
-            own = jax.lax.bitcast_convert_type(part, leaves[i].dtype)
+        for i, received in zip(same, jnp.split(gathered, ends, axis=1), strict=True):
+            own = jax.lax.bitcast_convert_type(received, leaves[i].dtype)
             leaves[i] = own.reshape(-1, *leaves[i].shape[1:])
     return [
         [
@@ -183,11 +182,11 @@ def _sum_densely(size: int, blocks: Sequence[BlockCotangents], axes: tuple[str, 
 
 def _coalesce_rows(size: int, rows: Int[Array, " K"], gradients: Float[Array, "K d"]) -> Sums:
     """Sums the gradients of equal rows."""
-    position = jnp.arange(rows.size, dtype=jnp.int32)
-    first = dedup(size, rows)
-    totals = jnp.zeros_like(gradients).at[first].add(gradients, mode="drop")
+    index = jnp.arange(rows.size, dtype=jnp.int32)
+    representative = dedup(size, rows)
+    totals = jnp.zeros_like(gradients).at[representative].add(gradients, mode="drop")
     # Numbers for "no row" all differ, so that no two of the returned rows are equal.
-    return jnp.where(first == position, rows, size + position), totals
+    return jnp.where(representative == index, rows, size + index), totals
 
 
 # Entries of the scratch per occurrence; with as many, nearly all rows have an entry alone.
@@ -196,10 +195,10 @@ _GOLDEN = np.uint32(2654435769)  # 2³² over the golden ratio, as in Fibonacci 
 
 
 def dedup(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
-    """The position of one representative for each occurrence of a row, [K]; K for "no row".
+    """The index of one representative for each occurrence of a row, [K]; K for "no row".
 
-    It doesn't sort. Every occurrence writes its position to the entry of a scratch that its row is
-    hashed to, and reads the entry back. If the position there, whichever won, has the same row, it
+    It doesn't sort. Every occurrence writes its index to the entry of a scratch that its row is
+    hashed to, and reads the entry back. If the index there, whichever won, has the same row, it
     represents the row. The few others try again with another hash; each round settles at least one
     row of each entry in use.
 
@@ -209,11 +208,11 @@ def dedup(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
     """
     count = rows.size
     bits = math.ceil(math.log2(max(_ENTRIES * count, 2)))
-    position = jnp.arange(count, dtype=jnp.int32)
+    index = jnp.arange(count, dtype=jnp.int32)
     nothing = jnp.full(count, count, jnp.int32)
 
     def settle(entries: int, entry: Int[Array, " K"], found: Int[Array, " K"]) -> Array:
-        scratch = jnp.zeros(entries, jnp.int32).at[entry].set(position, mode="drop")
+        scratch = jnp.zeros(entries, jnp.int32).at[entry].set(index, mode="drop")
         winner = scratch.at[entry].get(mode="fill", fill_value=count)
         same = rows.at[winner].get(mode="fill", fill_value=-1) == rows
         return jnp.where(same, winner, found)

@@ -1,4 +1,4 @@
-"""The parts of a step on the mesh: `PerDevice`'s methods, mapped over it."""
+"""Lookups and updates on the mesh: `PerDevice`'s methods, mapped over it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int, Integer
 
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
 from dlrm_jax.embedding.per_device import PerDevice
+from dlrm_jax.embedding.reshard import slot_ndims
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
+from dlrm_jax.errors import UserError
 
 
 def lookup(
@@ -41,15 +43,19 @@ def send_cotangents(
     device: PerDevice, residuals: Residuals, cotangents: Mapping[str, Float[Array, "B *_"]]
 ) -> SparseCotangents:
     """See `EmbeddingCollection.send_cotangents`."""
-    batch = device.axes.batch
-    sent = jax.shard_map(
-        device.at_owners,
+    names = {lookup.name for lookup in device.lookups}
+    if cotangents.keys() != names:
+        raise UserError(
+            f"cotangents: expected one for each of the lookups {', '.join(sorted(names))}; "
+            f"got {', '.join(sorted(cotangents)) or 'none'}"
+        )
+    batch, per_device = device.axes.batch, device.axes.per_device
+    return jax.shard_map(
+        device.send_cotangents,
         mesh=device.axes.mesh,
-        in_specs=(batch, batch),
-        out_specs=device.axes.per_device,
-    )
-    placed = device.axes.place(dict(cotangents), batch)
-    return device.with_rows(residuals, sent(residuals.denominators, placed))
+        in_specs=(Residuals(per_device, per_device, batch), batch),  # pyright: ignore
+        out_specs=per_device,
+    )(residuals, device.axes.place(dict(cotangents), batch))
 
 
 def coalesce(device: PerDevice, cotangents: SparseCotangents, sum_duplicates: bool) -> RowGradients:
@@ -87,9 +93,7 @@ def apply(
         # If columns are split, all shards have the same row state, which the check can't know; nor
         # does it know what native updates and optax transforms do.
         check_vma=not any(
-            slab.split == "columns"
-            or name in device.native_slabs
-            or "scalar" in device.optimizers[name].slots.values()
+            slab.split == "columns" or name in device.native_slabs or 0 in slot_ndims(slab).values()
             for name, slab in slabs.items()
         ),
     )(

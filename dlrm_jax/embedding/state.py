@@ -1,4 +1,4 @@
-"""The arrays of sharded tables, and the arrays passed between the parts of a step."""
+"""The arrays of all tables, and the arrays that one method of a step passes to the next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _pytree = jax.tree_util.register_dataclass
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class EmbeddingState:
-    """All arrays of the tables, by slab name, see `layout`.
+    """All arrays of the tables, by slab name, see `slab`.
 
     Attributes:
         tables: table of each slab, [M · R, d] or [R, d], in its storage dtype, see `storage_dtype`.
@@ -37,8 +37,8 @@ class Residuals:
     """Arrays that `lookup` keeps for `send_cotangents`; one item per block.
 
     Attributes:
-        rows: row numbers in the slab, at its owner, [D, M, N, T, L].
-        id_weights: weight of each of these rows, [D, M, N, T, L]; None without weights.
+        rows: row numbers in the slab, at the owners, [D, M, N, T, L].
+        id_weights: id weight of each of these rows, [D, M, N, T, L]; None without.
         denominators: divisors of the sums, [B], by lookup with mean pooling.
     """
 
@@ -50,11 +50,11 @@ class Residuals:
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class SparseCotangents:
-    """Cotangents of the pooled vectors and the rows that they belong to, at the rows' owners.
+    """Cotangents of the pooled vectors and the rows that they belong to, at the owners.
 
     Attributes:
         rows: row numbers of the blocks that are trained, [D, M, N, T, L].
-        id_weights: weight of each of these rows, [D, M, N, T, L]; None without weights.
+        id_weights: id weight of each of these rows, [D, M, N, T, L]; None without.
         cotangents: cotangent of each bag, [D, M, N, T, d].
     """
 
@@ -69,9 +69,9 @@ class RowGradients:
     """Gradients of the touched rows of each slab, by slab name.
 
     Attributes:
-        blocks: rows [M · N, T, L], weight of each or None, and gradients of bags [M · N, T, d].
-            A row is a number in the owner's slab, or past its end for "no row"; its gradient is
-            that of its bag times its weight.
+        blocks: rows [M · N, T, L], id weight of each or None, and gradients of bags
+            [M · N, T, d], by block. A row is a number in the owner's slab, or past its end for "no
+            row"; its gradient is that of its bag times its id weight.
         summed: whether each row comes once with its summed gradient, as a bag of one row.
     """
 

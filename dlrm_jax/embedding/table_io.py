@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from dlrm_jax.embedding import reshard
 from dlrm_jax.embedding.by_value import optimizer_key
-from dlrm_jax.embedding.layout import Layout, Slab
+from dlrm_jax.embedding.initial_values import initial_values
+from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.row_optimizer import slot_shapes
+from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.storage_dtype import decode, encode, storage_dtype
 from dlrm_jax.embedding.table import Table
@@ -22,6 +26,7 @@ from dlrm_jax.mesh import put_whole
 
 Source = Callable[[Table], Mapping[str, Array | np.ndarray]]
 Arrays = dict[str, Array]
+Specs = dict[str, jax.ShapeDtypeStruct]
 
 Scalars = dict[Hashable, tuple[str, Mapping[str, np.ndarray]]]
 """The first table with each optimizer and its scalar slots, by optimizer key."""
@@ -29,28 +34,21 @@ Scalars = dict[Hashable, tuple[str, Mapping[str, np.ndarray]]]
 
 def from_arrays(axes: MeshAxes, layout: Layout, source: Source, seed: int) -> EmbeddingState:
     """See `EmbeddingCollection.from_arrays`."""
-    tables, slots, auto = {}, {}, axes.auto
+    found, auto = {}, axes.auto
     scalars: Scalars = {}
     # The largest first: it is in memory twice for a moment, while the others aren't there yet.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
-        ndims = {"table": 2, **reshard.slot_ndims(slab)}
-        shardings = {k: reshard.slab_sharding(auto, slab, ndim) for k, ndim in ndims.items()}
         given = {name: _given(auto, slab, table, source) for name, table in slab.tables.items()}
         _check_scalars(slab, given, scalars)
-        make = jax.jit(functools.partial(_make_slab, auto, slab, seed), out_shardings=shardings)
+        make = functools.partial(_make_slab, auto, slab, seed)
         with auto.current():
-            leaves = make(given)
+            leaves = jax.jit(make, out_shardings=_shardings(auto, slab))(given)
         del given
         jax.block_until_ready(leaves)
         if axes.explicit:
-            leaves = {
-                key: jax.device_put(leaf, reshard.slab_sharding(axes, slab, leaf.ndim))
-                for key, leaf in leaves.items()
-            }
-        tables[slab.name] = leaves.pop("table")
-        if slab.optimizer:
-            slots[slab.name] = leaves
-    return EmbeddingState(tables, slots)
+            leaves = jax.device_put(leaves, _shardings(axes, slab))
+        found[slab.name] = leaves
+    return _as_state(layout, found)
 
 
 def iter_arrays(
@@ -72,6 +70,17 @@ def iter_arrays(
                 yield slab.tables[name], key, _released(axes, tables.pop(name), slab, key)
 
 
+def to_arrays(
+    arrays: Iterable[tuple[Table, str, Array]], layout: Layout
+) -> Iterator[tuple[Table, Arrays]]:
+    """See `EmbeddingCollection.to_arrays`; takes what `iter_arrays` yields."""
+    found: dict[str, Arrays] = {}
+    for table, key, array in arrays:
+        found.setdefault(table.name, {})[key] = array
+        if len(found[table.name]) == 1 + len(reshard.slot_ndims(layout.slab_of(table.name))):
+            yield table, found.pop(table.name)
+
+
 def _released(axes: MeshAxes, array: Array, slab: Slab, key: str) -> Array:
     """Converts an array for the caller: to the table's dtype and the caller's mesh."""
     if key == "table" and array.dtype != slab.dtype:
@@ -85,35 +94,41 @@ _decode = jax.jit(decode, static_argnames="dtype")
 
 def state_specs(axes: MeshAxes, layout: Layout) -> EmbeddingState:
     """See `EmbeddingCollection.state_specs`."""
-    tables, slots = {}, {}
-    for slab in layout.slabs:
-        rows = slab.rows * (axes.shards if slab.split == "rows" else 1)
-        shapes = {"table": jax.ShapeDtypeStruct((rows, slab.dim), storage_dtype(slab.dtype))}
-        if slab.optimizer:
-            shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
-        placed = {
-            key: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=reshard.slab_sharding(axes, slab, len(x.shape))
-            )
-            for key, x in shapes.items()
-        }
-        tables[slab.name] = placed.pop("table")
-        if slab.optimizer:
-            slots[slab.name] = placed
-    return EmbeddingState(tables, slots)
+    return _as_state(layout, {slab.name: _slab_specs(axes, slab) for slab in layout.slabs})
 
 
-def array_specs(axes: MeshAxes, slab: Slab, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
+def array_specs(axes: MeshAxes, slab: Slab, table: Table) -> Specs:
     """See `EmbeddingCollection.array_specs`."""
-    shapes = {"table": jax.ShapeDtypeStruct((table.rows, table.dim), slab.dtype)}
+    return _specs(axes, slab, table.rows, slab.dtype, reshard.array_sharding)
+
+
+def _slab_specs(axes: MeshAxes, slab: Slab) -> Specs:
+    """Shapes, dtypes and shardings of a slab's arrays."""
+    rows = slab.rows * (axes.shards if slab.split == "rows" else 1)
+    return _specs(axes, slab, rows, storage_dtype(slab.dtype), reshard.slab_sharding)
+
+
+def _specs(
+    axes: MeshAxes, slab: Slab, rows: int, dtype: np.dtype, sharding: Callable[..., NamedSharding]
+) -> Specs:
+    """Specs of a table of so many rows, in this dtype, and of its optimizer slots."""
+    shapes = {"table": jax.ShapeDtypeStruct((rows, slab.dim), dtype)}
     if slab.optimizer:
-        shapes |= slot_shapes(slab.optimizer, table.rows, table.dim, slab.dtype)
+        shapes |= slot_shapes(slab.optimizer, rows, slab.dim, slab.dtype)
     return {
-        key: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=reshard.array_sharding(axes, slab, x.shape)
-        )
+        key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(axes, slab, x.shape))
         for key, x in shapes.items()
     }
+
+
+def _shardings(axes: MeshAxes, slab: Slab) -> dict[str, Any]:
+    return {key: spec.sharding for key, spec in _slab_specs(axes, slab).items()}
+
+
+def _as_state(layout: Layout, leaves: Mapping[str, dict[str, Any]]) -> EmbeddingState:
+    """A state of the leaves of each slab, by its name: the table and the optimizer slots."""
+    tables = {name: own.pop("table") for name, own in leaves.items()}
+    return EmbeddingState(tables, {s.name: leaves[s.name] for s in layout.slabs if s.optimizer})
 
 
 def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
@@ -156,7 +171,7 @@ def _check_scalars(slab: Slab, given: Mapping[str, Arrays], seen: Scalars) -> No
 
 def _make_slab(axes: MeshAxes, slab: Slab, seed: int, given: dict[str, Arrays]) -> Arrays:
     """Makes a slab's arrays from given arrays of its tables and initial values for the others."""
-    drawn = reshard.initial_values(
+    drawn = initial_values(
         [table for name, table in slab.tables.items() if "table" not in given[name]], seed
     )
 

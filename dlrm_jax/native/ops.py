@@ -47,7 +47,7 @@ def available(kernels: str, backend: Backend) -> bool:
 def pool(
     table: Float[Array, "R d"], rows: Int[Array, "N T L"], weights: Float[Array, "N T L"] | None
 ) -> Float[Array, "N T d"]:
-    """The weighted sum of the rows of every bag, [N, T, d]; see `embedding.exchange.pool`.
+    """The weighted sum of the rows of every bag, [N, T, d]; see `embedding.pooling.pool`.
 
     Args:
         table: rows, [R, d] float32.

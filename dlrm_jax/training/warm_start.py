@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dlrm_jax.embedding import Table
-from dlrm_jax.embedding.reshard import initial_values
+from dlrm_jax.embedding.initial_values import initial_values
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.learner import Learner, TrainState

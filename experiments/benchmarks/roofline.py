@@ -19,7 +19,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from dlrm_jax.data.batches import Batch
-from dlrm_jax.embedding import EmbeddingCollection, exchange
+from dlrm_jax.embedding import EmbeddingCollection, pooling
 from dlrm_jax.embedding.row_optimizer import slot_bytes
 from dlrm_jax.native import ops
 from dlrm_jax.native.ops import interaction_flops
@@ -71,7 +71,7 @@ def measure(dim: int, native: bool) -> Machine:
     rows = _TABLE_BYTES // (4 * dim)
     table = jnp.ones((rows, dim))
     ids = np.random.default_rng(0).integers(0, rows, (_IDS // 64, 1, 64), dtype=np.int32)
-    pool = ops.pool if native else exchange.pool
+    pool = ops.pool if native else pooling.pool
     read = jax.jit(lambda table, ids: pool(table, ids, None))
     product_seconds = fastest_seconds(lambda: product(matrix, matrix).block_until_ready())
     read_seconds = fastest_seconds(lambda: read(table, ids).block_until_ready())

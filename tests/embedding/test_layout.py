@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.embedding import SGD, Adagrad, Feature, Lookup, Table, automatic_plan
-from dlrm_jax.embedding.layout import OWN_SLAB_ROWS, make_layout
+from dlrm_jax.embedding.layout import make_layout
+from dlrm_jax.embedding.slab import OWN_SLAB_ROWS
 
 OPTIMIZERS = [None, SGD(0.5), Adagrad(0.1)]
 PLACEMENTS = ["replicated", "row_wise", "table_wise"]
@@ -89,20 +90,20 @@ def test_the_parts_of_a_bag_cover_its_table_once(case):
         own = [[column] for column in columns] if lookup.pooling == "none" else [columns]
         assert layout.bags[lookups.index(lookup)] == range(len(bags), len(bags) + len(own))
         bags += [(lookup, columns) for columns in own]
-    assert len(bags) == len(layout.parts)
+    assert len(bags) == len(layout.positions)
     for i, (lookup, columns) in enumerate(bags):
         ids = np.arange(by_name[lookup.table].rows)
         holders = np.zeros(len(ids), int)
         places = []
-        for b, m, t in layout.parts[i]:
+        for b, m, t in layout.positions[i]:
             block = layout.blocks[b]
             assert lookup.table in block.slab.tables
             assert block.bag[m, t] == i
             np.testing.assert_array_equal(block.column[m, t], columns)
-            held = ids < block.limit[m, t]
-            held &= ids % block.modulus[m, t] == block.residue[m, t]
-            holders += held
-            rows = ids[held] // block.modulus[m, t] + block.offset[m, t]
+            own = ids < block.limit[m, t]
+            own &= ids % block.modulus[m, t] == block.residue[m, t]
+            holders += own
+            rows = ids[own] // block.modulus[m, t] + block.offset[m, t]
             assert np.all((rows >= 0) & (rows < block.slab.rows))
             places += [(m, row) for row in rows]
             shard = m if block.slab.sharded else None

@@ -83,18 +83,18 @@ def test_description_names_every_table_and_its_bytes_add_up(case):
         name, rows, dim, placement, shard, mib = line.split()
         assert (name, rows, dim) == (table.name, f"{table.rows:,}", str(table.dim))
         assert placement == plan.placement(name)
-        held = [piece.shard for piece in plan.of(name)]
-        if held == [None] or len(held) == plan.shards > 1:
+        shards = [piece.shard for piece in plan.of(name)]
+        if shards == [None] or len(shards) == plan.shards > 1:
             assert shard == "all"
-        elif len(held) == 1:
-            assert shard == str(held[0])
+        elif len(shards) == 1:
+            assert shard == str(shards[0])
         else:
-            assert shard == f"{held[0]}-{held[-1]}"
+            assert shard == f"{shards[0]}-{shards[-1]}"
         assert float(mib) == pytest.approx(table.nbytes / 2**20, abs=0.006)
         total += table.nbytes / 2**20 * (plan.shards if placement == "replicated" else 1)
-    held = [float(mib) for mib in last.removeprefix("MiB of tables per shard: ").split(", ")]
-    assert len(held) == plan.shards
-    assert sum(held) == pytest.approx(total, abs=0.051 * plan.shards)
+    mibs = [float(mib) for mib in last.removeprefix("MiB of tables per shard: ").split(", ")]
+    assert len(mibs) == plan.shards
+    assert sum(mibs) == pytest.approx(total, abs=0.051 * plan.shards)
 
 
 TABLES = [Table("a", 10, 4), Table("b", 20, 4)]
@@ -175,9 +175,9 @@ def test_columns_are_split_over_all_shards():
     assert plan.of("a") == column_wise("a", 3)
     assert plan.placement("a") == "column_wise"
     assert Plan.from_json(plan.to_json()) == plan
-    _, a, _, held = Plan(3, plan.pieces).describe([Table("a", 2**19, 6), *TABLES[1:]]).splitlines()
+    _, a, _, mibs = Plan(3, plan.pieces).describe([Table("a", 2**19, 6), *TABLES[1:]]).splitlines()
     assert a.split()[3:] == ["column_wise", "all", "12.00"]
-    assert held.endswith("4.0, 4.0, 4.0")
+    assert mibs.endswith("4.0, 4.0, 4.0")
 
 
 def test_columns_that_the_shards_do_not_divide():

@@ -21,7 +21,7 @@ from dlrm_jax.embedding import (
     automatic_plan,
 )
 from dlrm_jax.embedding.collectives import collectives
-from dlrm_jax.embedding.layout import make_layout, slab_key
+from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.plan import table_wise
 from dlrm_jax.embedding.planning.balance import balance, row_bytes, seconds_by_part
 from dlrm_jax.embedding.planning.choices import Choice, choices
@@ -31,6 +31,7 @@ from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.timing import SlabCosts
 from dlrm_jax.embedding.planning.workload import bags_of, distinct_rows
+from dlrm_jax.embedding.slab import slab_key
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import (
     KAGGLE_ROWS,

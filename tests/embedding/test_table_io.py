@@ -24,7 +24,7 @@ from dlrm_jax.embedding import (
     automatic_plan,
     reshard,
 )
-from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
+from dlrm_jax.embedding.slab import OWN_SLAB_ROWS
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 

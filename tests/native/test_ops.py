@@ -26,7 +26,7 @@ from dlrm_jax.embedding import (
     RowWiseAdagrad,
     Table,
     automatic_plan,
-    exchange,
+    pooling,
 )
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
@@ -104,7 +104,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
 def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):
     rate = optimizer(lambda step: 0.05 / (1 + step))
     native = collection("native", rate, mesh, placement)
-    assert native.native_slabs
+    assert native.per_device.native_slabs
     assert native.kernels_in_use["lookups"] == "native"
     assert native.kernels_in_use["updates"].endswith("jax of adam")
     found = train(native, weighted, sums)
@@ -123,7 +123,7 @@ def test_bags_are_pooled_as_in_jax(dim: int, bags: int, length: int, weighted: b
     rows[0, 0] = 1000
     weights = rng.uniform(size=rows.shape).astype(np.float32) if weighted else None
     found = jax.jit(ops.pool)(table, rows, weights)
-    expected = jax.jit(exchange.pool)(table, rows, weights)
+    expected = jax.jit(pooling.pool)(table, rows, weights)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert not np.any(np.asarray(found)[0, 0])
 
@@ -160,7 +160,8 @@ def test_split_columns():
     mesh = make_mesh("2x4")
     args = (tables, FEATURES, LOOKUPS, mesh)
     # A row's mean is taken over all devices: not by the native update of one.
-    assert not EmbeddingCollection(*args, RowWiseAdagrad(0.1), plan, kernels="native").native_slabs
+    rowwise = EmbeddingCollection(*args, RowWiseAdagrad(0.1), plan, kernels="native")
+    assert not rowwise.per_device.native_slabs
     found, expected = (
         train(EmbeddingCollection(*args, SGD(0.1), plan, kernels=kernels), True, False)
         for kernels in ("native", "jax")

@@ -10,7 +10,7 @@ import pytest
 from named_arrays import arrays_of
 from saved_run import CONFIG, DATA, train_and_save
 
-from dlrm_jax.embedding.reshard import INITIAL_ROWS
+from dlrm_jax.embedding.initial_values import INITIAL_ROWS
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import make_learner

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.layout import Layout, Slab
+from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.plan import PLACEMENTS, Plan
 from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.costs import Costs
@@ -17,6 +17,7 @@ from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optimizer import RowOptimizer, slot_bytes
+from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.table import Table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dlrm_jax.embedding.layout import OWN_SLAB_ROWS
 from dlrm_jax.embedding.plan import (
     PLACEMENTS,
     Piece,
@@ -15,6 +14,7 @@ from dlrm_jax.embedding.plan import (
     row_wise,
     table_wise,
 )
+from dlrm_jax.embedding.slab import OWN_SLAB_ROWS
 from dlrm_jax.embedding.table import Table
 from dlrm_jax.errors import UserError
 

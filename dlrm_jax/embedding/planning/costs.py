@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.layout import SlabKey, slab_key
 from dlrm_jax.embedding.planning.choices import Choice
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.planning.timing import SlabCosts
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
+from dlrm_jax.embedding.slab import SlabKey, slab_key
 from dlrm_jax.embedding.table import Table
 
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.embedding.layout import SlabKey, needs_sums
 from dlrm_jax.embedding.planning.devices import Device
 from dlrm_jax.embedding.planning.workload import Workload
 from dlrm_jax.embedding.row_gradients import reduction
+from dlrm_jax.embedding.slab import SlabKey, needs_sums
 from dlrm_jax.embedding.table import Table
 
 # Passes of an array through memory, counted in the code of the step. Vectors looked up are read and

@@ -1,0 +1,160 @@
+"""The arrays that tables lie in.
+
+A *slab* is one array of the pieces of tables with equal properties, one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from dlrm_jax.embedding.by_value import optimizer_key
+from dlrm_jax.embedding.plan import Piece, Plan
+from dlrm_jax.embedding.row_optimizer import RowOptimizer
+from dlrm_jax.embedding.table import Table
+
+_Split = Literal["rows", "columns"] | None
+
+# A table of at least as many rows has a slab of its own: on one shard it is then saved and restored
+# without a copy, and on CPU scatters into separate arrays run on all cores.
+OWN_SLAB_ROWS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Slab:
+    """One array: [shards · rows, dim] split by rows over the model axis, or [rows, dim].
+
+    Attributes:
+        name: key of its arrays in the state.
+        split: axis that is split over the model axis; None if every device has a copy.
+        rows: number of rows on one device; shards with fewer are padded.
+        dim: width of its tables.
+        width: width of a vector on one shard, less than ``dim`` if columns are split.
+        dtype: dtype of its tables.
+        pieces: pieces of tables, each with its first row in the slab.
+        tables: tables that the pieces belong to, by name.
+        optimizer: optimizer of all its rows; None if they are frozen.
+        rounds_randomly: whether new values are rounded at random, see `rounding`.
+    """
+
+    name: str
+    split: _Split
+    rows: int
+    dim: int
+    width: int
+    dtype: np.dtype
+    pieces: tuple[tuple[Piece, int], ...]
+    tables: Mapping[str, Table]
+    optimizer: RowOptimizer | None
+    rounds_randomly: bool
+
+    @property
+    def sharded(self) -> bool:
+        """Whether it is split over the model axis; the opposite is replicated."""
+        return self.split is not None
+
+    @property
+    def vector_dtype(self) -> np.dtype:
+        """The dtype of pooled vectors and gradients: at least float32."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+    def needs_sums(self, always: bool) -> bool:
+        """Whether the gradients of equal rows must be summed before the update."""
+        return always or needs_sums(self.optimizer, self.dtype)
+
+
+def needs_sums(optimizer: RowOptimizer | None, dtype: np.dtype) -> bool:
+    """Whether an update needs the summed gradient of each row, not each gradient by itself."""
+    # Numbers of 16 bits are rounded once per update, not once per gradient.
+    return optimizer is not None and not (optimizer.linear and jnp.dtype(dtype).itemsize > 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class SlabKey:
+    """The properties that the tables of one slab share; the other attributes are those of `Slab`.
+
+    Attributes:
+        optimizer_key: key of the optimizer, see `by_value`.
+        alone: name of the table if it has a slab of its own; else None.
+    """
+
+    split: _Split
+    optimizer_key: Hashable
+    dim: int
+    dtype: str
+    rounds_randomly: bool
+    alone: str | None
+    optimizer: RowOptimizer | None = dataclasses.field(compare=False)
+
+
+def slab_key(
+    table: Table, pieces: Sequence[Piece], shards: int, optimizer: RowOptimizer | None
+) -> SlabKey:
+    """The key of the slab that a table lies in.
+
+    Args:
+        table: table to place.
+        pieces: all pieces of the table.
+        shards: number of shards of the plan.
+        optimizer: default optimizer.
+    """
+    split: _Split = "columns" if pieces[0].splits > 1 else "rows"
+    if pieces[0].shard is None:
+        split = None
+    # A slab of a table on some shards only would need padding on the others.
+    on_all_shards = split is None or len(pieces) == shards
+    own = table.row_optimizer(optimizer)
+    return SlabKey(
+        split,
+        optimizer_key(own),
+        table.dim,
+        table.dtype,
+        table.rounds_randomly,
+        table.name if table.rows >= OWN_SLAB_ROWS and on_all_shards else None,
+        own,
+    )
+
+
+def make_slabs(
+    tables: Sequence[Table], plan: Plan, optimizer: RowOptimizer | None
+) -> tuple[Slab, ...]:
+    """The slabs of a plan; every table lies in exactly one.
+
+    Args:
+        tables: all tables.
+        plan: placement of these tables.
+        optimizer: default optimizer.
+    """
+    by_key: dict[SlabKey, list[Table]] = {}
+    for table in tables:
+        key = slab_key(table, plan.of(table.name), plan.shards, optimizer)
+        by_key.setdefault(key, []).append(table)
+
+    slabs = []
+    for key, members in by_key.items():
+        used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
+        pieces = []
+        for table in members:
+            for piece in plan.of(table.name):
+                pieces.append((piece, used[piece.shard]))
+                used[piece.shard] += piece.rows(table.rows)
+        more = f"+{len(members) - 1}" if len(members) > 1 else ""
+        slabs.append(
+            Slab(
+                name=members[0].name + more,
+                split=key.split,
+                rows=max(used.values()),
+                dim=key.dim,
+                width=key.dim // plan.shards if key.split == "columns" else key.dim,
+                dtype=np.dtype(key.dtype),
+                pieces=tuple(pieces),
+                tables={table.name: table for table in members},
+                optimizer=key.optimizer,
+                rounds_randomly=key.rounds_randomly,
+            )
+        )
+    return tuple(slabs)
