@@ -20,7 +20,7 @@ from dlrm_jax.embedding.planning.devices import Device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import check_batch_size
+from dlrm_jax.mesh import DATA, MODEL, check_batch_size
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
@@ -115,7 +115,7 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
 
 
 def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingCollection:
-    axes = MeshAxes(mesh)
+    axes = MeshAxes(mesh, (DATA,), MODEL)
     if config.plan:
         plan = read_plan(Path(config.plan), described.tables, axes.shards)
     else:

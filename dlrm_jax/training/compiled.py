@@ -73,7 +73,7 @@ def planned_collectives(
         weighted: whether ids have weights.
     """
     shape = {DATA: learner.axes.groups, MODEL: learner.axes.shards}
-    if learner.axes.parts == 1:
+    if learner.axes.device_count == 1:
         return ()
     layout = learner.collection.layout
     found = collectives(layout, shape, batch_size, weighted, learner.collection.comm_dtype)

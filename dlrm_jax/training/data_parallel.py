@@ -133,7 +133,7 @@ def sum_over_devices(learner: Learner, tree: Any) -> Any:
         flat, unravel = ravel_pytree(mine)
         return unravel(jax.lax.psum(flat, axes.split))
 
-    if axes.parts == 1:
+    if axes.device_count == 1:
         return jax.tree.map(lambda x: x[0, 0], tree)
     summed = jax.shard_map(
         run, mesh=learner.mesh, in_specs=axes.per_device, out_specs=PartitionSpec()
