@@ -89,9 +89,9 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
 
     Takes the default backend's devices (accelerators, where there are any), and CPU devices
     instead of accelerators only if `emulate_devices` was asked for as many. Several processes must
-    all have devices in it. It takes those of process 0 first, data group by data group, so that
-    the shards of a group lie in one process if it has as many devices or a multiple, and the
-    exchange of vectors stays there.
+    all have devices in it. It takes those of process 0 first, one data-parallel group after the
+    other, so that the shards of a group lie in one process if it has as many devices or a multiple,
+    and the exchange of vectors stays there.
 
     Args:
         shape: ``"2x4"`` or ``(2, 4)``.

@@ -50,10 +50,10 @@ def draw_shards(found: Balance) -> Figure:
 
 
 def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
-    """Draws the tables of every device: data groups below each other, shards side by side.
+    """Draws the tables of every device: data-parallel groups below each other, shards side by side.
 
     In a device, the height of a table is its share of what the fullest device holds. The first two
-    of more data groups are drawn.
+    of more data-parallel groups are drawn.
     """
     drawn = min(groups, _GROUPS)
     figure, axes = new_axes(0.8 + 2.4 * drawn)
@@ -74,7 +74,7 @@ def draw_mesh(layout: Layout, plan: Plan, groups: int) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if groups > drawn:
-        axes.set_xlabel(f"and {groups - drawn} more data groups, which hold the same")
+        axes.set_xlabel(f"and {groups - drawn} more data-parallel groups, which hold the same")
     return figure
 
 

@@ -80,24 +80,24 @@ class LearnedPooling:
         return jnp.einsum("bld,bl->bd", vectors[self.name], vectors[self.weights][:, :, 0])
 
 
-Part = Callable[[Vectors], Float[Array, "B *_"]]
+Composition = Callable[[Vectors], Float[Array, "B *_"]]
 """A function that makes one vector of the tables' vectors; an `nnx.Module` if it has parameters."""
 
 
 class ComposedEmbeddings(nnx.Module):
-    """A model, and the parts that compose its vectors.
+    """A model, and the compositions of its vectors.
 
     Args:
         model: the model, which reads the composed vectors.
-        parts: composition of each composed vector, by its name. The model reads all other vectors
-            unchanged.
+        compositions: composition of each composed vector, by its name. The model reads all other
+            vectors unchanged.
     """
 
-    def __init__(self, model: nnx.Module, parts: Mapping[str, Part]):
+    def __init__(self, model: nnx.Module, compositions: Mapping[str, Composition]):
         self.model: Any = model
-        self.names = tuple(parts)
-        # Dots separate the names of parameters.
-        self.parts = nnx.Dict({name.replace(".", "_"): part for name, part in parts.items()})
+        self.names = tuple(compositions)
+        # Checkpoints have this name. Dots separate the names of parameters.
+        self.parts = nnx.Dict({name.replace(".", "_"): x for name, x in compositions.items()})
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""

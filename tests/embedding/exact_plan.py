@@ -15,8 +15,8 @@ def fastest(
 ) -> tuple[float, list[int]] | None:
     """The least seconds, and by table the index of a choice; None if no plan keeps the limits.
 
-    Only on one data group, and for tables whose gradients aren't summed densely in a shared slab:
-    there the seconds are linear in what is chosen.
+    Only on one data-parallel group, and for tables whose gradients aren't summed densely in a
+    shared slab: there the seconds are linear in what is chosen.
     """
     shards, tables = costs.shards, costs.candidates
     starts = np.cumsum([0, *(len(table.seconds) for table in tables)])

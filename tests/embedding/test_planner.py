@@ -26,11 +26,11 @@ from dlrm_jax.embedding.plan import table_wise
 from dlrm_jax.embedding.planning.balance import balance, row_bytes, seconds_by_part
 from dlrm_jax.embedding.planning.choices import Choice, choices
 from dlrm_jax.embedding.planning.costs import Costs
-from dlrm_jax.embedding.planning.devices import DEVICES, device, device_like
+from dlrm_jax.embedding.planning.devices import DEVICES
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.search import Search
 from dlrm_jax.embedding.planning.timing import SlabCosts
-from dlrm_jax.embedding.planning.workload import bags_of, distinct_rows
+from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.embedding.slab import slab_key
 from dlrm_jax.errors import UserError
 from dlrm_jax.presets import (
@@ -118,22 +118,6 @@ def test_plans_are_close_to_the_best():
     assert max(compared) <= 1.1
 
 
-@given(st.integers(1, 60_000), st.sampled_from([0.0, 0.5, 1.0, 1.05, 2.0]), st.floats(1.0, 1e7))
-def test_distinct_rows_are_the_sum_over_all_rows(rows, exponent, draws):
-    p = np.arange(1, rows + 1) ** -exponent
-    p /= p.sum()
-    with np.errstate(divide="ignore"):
-        expected = np.sum(-np.expm1(draws * np.log1p(-np.minimum(p, 1))))
-    assert distinct_rows(rows, exponent, draws) == pytest.approx(expected, rel=1e-4)
-
-
-def test_distinct_rows_are_those_of_draws():
-    rng = np.random.default_rng(0)
-    p = np.arange(1, 1001) ** -1.05
-    drawn = [len(set(rng.choice(1000, 2000, p=p / p.sum()).tolist())) for _ in range(30)]
-    assert distinct_rows(1000, 1.05, 2000.0) == pytest.approx(np.mean(drawn), rel=0.02)
-
-
 def test_the_bytes_that_are_searched_are_those_of_the_layout():
     rows, lengths = (7, 300, 5000, 40_000, 1_300_000, 2_000_003), (1, 3, 1, 2, 1, 1)
     tables, features, lookups = described(rows, lengths, 12)
@@ -199,19 +183,6 @@ def test_tables_that_differ_have_slabs_of_their_own():
     assert [slab.row_bytes for slab in costs.slabs.values()] == [32, 64 + 4, 32, 16 + 4]
 
 
-def test_a_sequence_is_as_many_bags_of_one_id():
-    features = [Feature("f", 3), Feature("g")]
-    lookups = [
-        Lookup("a", "f", "t"),
-        Lookup("b", "g", "t"),
-        Lookup("c", "f", "u", pooling="none"),
-    ]
-    workload = Workload(bags=bags_of(features, lookups))
-    assert workload.lengths("t") == {1: 1, 3: 1}
-    assert workload.lengths("u") == {1: 3}
-    assert (workload.ids("t"), workload.ids("other")) == (4, 1)
-
-
 def test_the_parts_of_a_step_add_up():
     tables, features, lookups = described(*SETS["terabyte"])
     workload = Workload(65_536, 2, 1.05, bags_of(features, lookups))
@@ -222,33 +193,6 @@ def test_the_parts_of_a_step_add_up():
     parts = seconds_by_part(tables, plan, ADAGRAD, workload, DEVICES["h100"])
     total = Search(costs, Limits()).score([0] * len(tables)).seconds
     assert sum(parts.values()) == pytest.approx(total)
-
-
-def test_links_of_a_host_are_faster_than_the_network():
-    h100 = DEVICES["h100"]
-    assert h100.exchange_seconds(450e9, 8) == pytest.approx(7 / 8)
-    assert h100.exchange_seconds(50e9, 16) == pytest.approx(8 / 16 + 7 / 16 / 9)
-    # Copies one host apart each fetch what is theirs; eight of a host share the way.
-    assert h100.gather_seconds(50e9, 8, 2) == pytest.approx(1 / 2)
-    assert h100.gather_seconds(50e9, 1, 16) == pytest.approx(1 / 2 / 8 + 15 / 16 / 9)
-    assert h100.row_seconds(65) == pytest.approx(128 / h100.row_bandwidth)
-
-
-def test_devices_by_name_and_by_kind():
-    assert device("a100") is DEVICES["a100"]
-    with pytest.raises(UserError, match=r"device: expected one of h100, .*, got 'h101'"):
-        device("h101")
-    kinds = {"cpu": "cpu", "NVIDIA A100-SXM4-80GB": "a100", "TPU v5": "tpu_v5p", "MI300X": "h100"}
-    for kind, name in kinds.items():
-        assert device_like(kind).name == name
-
-
-@pytest.mark.parametrize(
-    "changes", [{"batch_size": 0}, {"data_groups": 0}, {"zipf_exponent": -1.0}]
-)
-def test_a_workload_that_cannot_be(changes):
-    with pytest.raises(UserError, match=r"workload: .* got .*(0|-1)"):
-        Workload(**changes)
 
 
 @settings(max_examples=15)
@@ -266,12 +210,6 @@ def test_any_tables_and_shards_have_a_plan(shards, seed):
 def test_limits_without_memory_are_refused(memory):
     with pytest.raises(UserError, match=f"expected a memory of more than 0 bytes, got {memory}"):
         Limits(memory=memory)
-
-
-@pytest.mark.parametrize("lengths", [(), (-3,), (2, 0)])
-def test_bags_without_ids_are_refused(lengths):
-    with pytest.raises(UserError, match=r"workload: expected the ids of each .* a, .*got"):
-        Workload(bags={"a": lengths})
 
 
 OPTIMIZERS = [None, SGD(0.1), Adagrad(0.1), ADAGRAD]
