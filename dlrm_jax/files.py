@@ -73,6 +73,21 @@ def creating(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Context of an empty directory beside a path. Whatever ends the context deletes it.
+
+    Unlike `tempfile.TemporaryDirectory`, it is also deleted if a signal comes while it is made.
+    """
+    directory = path.with_name(f".{path.name}.{os.getpid()}.scratch")
+    try:
+        delete(directory)  # a killed process's of this number
+        directory.mkdir()
+        yield directory
+    finally:
+        delete(directory)
+
+
+@contextmanager
 def _moved_into_place(temporary: Path, path: Path) -> Iterator[Path]:
     try:
         yield temporary

@@ -174,7 +174,7 @@ def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
 def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
     """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions."""
     return {
-        "mesh": "x".join(map(str, learner.mesh.devices.shape)),
+        "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
         "plan": json.loads(learner.collection.plan.to_json()),
         "config": dataclasses.asdict(config),
         "versions": versions(),

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first one stops a program where that is safe, the second one at once.
+"""SIGTERM and Ctrl-C: the first one stops a program where that is safe.
 
 Python runs a signal's handler between two instructions of the main thread. If JAX is below that
 instruction, an exception may come up in a callback of the compiler, where it ends the process or
@@ -13,12 +13,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LIBRARY = "jax"
 
-_handling = _deferring = False
+_previous: dict[int, Any] = {}  # handlers before `handled`; none outside of it
 _received = 0  # the number of the first signal; 0 if there was none
+_deferring = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,22 +39,23 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Context in which the first signal raises `Interrupted`: at once, or in the next `check`.
+    """Context in which the first signal raises `Interrupted`: at once, in `check`, or at its end.
 
-    It does nothing within another one, and in threads, which get no signals.
+    The second one does what signals did before. The context does nothing within another one, and
+    in threads, which get no signals.
     """
-    global _handling, _received
-    if _handling or threading.current_thread() is not threading.main_thread():
+    global _received
+    if _previous or not _in_main_thread():
         yield
         return
-    previous = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
-    _handling = True
+    _previous.update({number: signal.signal(number, _on_signal) for number in _SIGNALS})
     try:
         yield
+        check()
     finally:
-        _handling, _received = False, 0
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        _put_back()
+        _previous.clear()
+        _received = 0
 
 
 @contextlib.contextmanager
@@ -66,6 +69,9 @@ def deferred() -> Iterator[Callable[[], int]]:
         Interrupted: a signal came, and the context ended without another error.
     """
     global _deferring
+    if not _in_main_thread():
+        yield lambda: 0
+        return
     check()
     with handled():
         _deferring = True
@@ -77,22 +83,30 @@ def deferred() -> Iterator[Callable[[], int]]:
 
 
 def check() -> None:
-    """Raises `Interrupted` if a signal has come that hasn't ended the program yet."""
-    if _received:
+    """Raises `Interrupted` if a signal has come; not in a `deferred` context."""
+    if _received and not _deferring:
         raise Interrupted(_received)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _put_back() -> None:
+    for number, handler in _previous.items():
+        signal.signal(number, handler)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received
     _received = number
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+    _put_back()
     if _deferring:
         return
     if not _in_library(frame):
         raise Interrupted(number)
     # Not by `print`, in which the signal may have come.
-    text = f"{signal.Signals(number).name}: stopping after this step; once more stops at once\n"
+    text = f"{signal.Signals(number).name}: stopping after this computation; again: at once\n"
     os.write(2, text.encode())
 
 

@@ -243,3 +243,21 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_scratch_directory_is_empty_and_never_stays(tmp_path):
+    def interrupted():
+        with files.scratch_directory(tmp_path / "p.csv") as directory:
+            found.append(directory)
+            assert list(directory.iterdir()) == []
+            (directory / "a").touch()
+            raise KeyboardInterrupt
+
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+    (found[0] / "of a killed process").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert found[0] == found[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -24,7 +25,7 @@ def send(number: int) -> None:
 
 @BOTH
 def test_a_signal_raises_at_once(number: int):
-    with handled(), pytest.raises(Interrupted, match=signal.Signals(number).name) as caught:
+    with pytest.raises(Interrupted, match=signal.Signals(number).name) as caught, handled():
         send(number)
     assert (caught.value.number, caught.value.saved) == (number, False)
 
@@ -39,11 +40,14 @@ def test_below_jax_it_waits_for_the_next_check(number: int, capfd: pytest.Captur
         traced.append(number)
         return 2 * x
 
-    with handled():
-        assert double(jnp.ones(())) == 2
-        assert traced == [number]
-        with pytest.raises(Interrupted) as caught:
+    def work() -> None:
+        with handled():
+            assert double(jnp.ones(())) == 2
             check()
+
+    with pytest.raises(Interrupted) as caught:
+        work()
+    assert traced == [number]
     assert caught.value.number == number
     assert capfd.readouterr().err.startswith(signal.Signals(number).name)
 
@@ -65,11 +69,34 @@ def test_a_deferring_context_ends_with_what_it_deferred(number: int):
 
 
 def test_one_that_got_lost_is_raised_by_the_next_context():
-    with handled():
-        with pytest.raises(Interrupted):  # and caught by somebody
+    begun = []
+
+    def work() -> None:
+        with handled():
+            with contextlib.suppress(Interrupted):
+                send(signal.SIGINT)
+            with deferred():
+                begun.append("the next")
+
+    with pytest.raises(Interrupted):
+        work()
+    assert begun == []
+
+
+def test_what_waited_is_raised_at_the_end():
+    with pytest.raises(Interrupted), handled():
+        jax.eval_shape(lambda: send(signal.SIGTERM))
+
+
+def test_a_second_signal_does_what_it_did_before():
+    def work() -> None:
+        with deferred():
             send(signal.SIGINT)
-        with pytest.raises(Interrupted), deferred():
-            pytest.fail("it begins nothing")
+            send(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        work()
+    assert not isinstance(caught.value, Interrupted)
 
 
 def test_handlers_are_put_back_and_requests_forgotten():

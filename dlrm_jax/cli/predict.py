@@ -13,7 +13,6 @@ its workdir. The output has one line for each row of the data, in their order, w
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import creating
+from dlrm_jax.files import creating, scratch_directory
 from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
@@ -178,9 +177,8 @@ def examples(trained: Trained) -> Iterator[Split]:
             f"vocabularies, or isn't in its workdir any more. Give the directory of arrays that "
             f"has them as --preprocessing, or arrays as --data"
         )
-    output = Path(FLAGS.output)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as directory:
-        yield Split(tuple(encode_logs(paths, trained.vocabularies, Path(directory) / "arrays")))
+    with scratch_directory(Path(FLAGS.output)) as directory:
+        yield Split(tuple(encode_logs(paths, trained.vocabularies, directory / "arrays")))
 
 
 def all_days(directory: Path, trained: Trained) -> Split:

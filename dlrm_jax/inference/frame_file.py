@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
+
+from dlrm_jax.files import scratch_directory
 
 _SINKS = {".parquet": pl.LazyFrame.sink_parquet, ".csv": pl.LazyFrame.sink_csv}
 
@@ -29,10 +30,10 @@ def write_frames(frames: Iterable[pl.DataFrame], path: Path, suffix: str) -> Non
         OSError: the file can't be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as directory:
+        with scratch_directory(path) as directory:
             paths = []
             for number, frame in enumerate(frames):
-                paths.append(Path(directory) / f"{number}.parquet")
+                paths.append(directory / f"{number}.parquet")
                 frame.write_parquet(paths[-1])
             _SINKS[suffix](pl.scan_parquet(paths, glob=False), path)
     except pl.exceptions.ComputeError as error:  # polars' error for a full disk

@@ -80,7 +80,7 @@ class LearnedPooling:
         return jnp.einsum("bld,bl->bd", vectors[self.name], vectors[self.weights][:, :, 0])
 
 
-Composition = Callable[[Vectors], Float[Array, "B *_"]]
+Composer = Callable[[Vectors], Float[Array, "B *_"]]
 """A function that makes one vector of the tables' vectors; an `nnx.Module` if it has parameters."""
 
 
@@ -89,15 +89,15 @@ class ComposedEmbeddings(nnx.Module):
 
     Args:
         model: the model, which reads the composed vectors.
-        compositions: composition of each composed vector, by its name. The model reads all other
+        composers: composition of each composed vector, by its name. The model reads all other
             vectors unchanged.
     """
 
-    def __init__(self, model: nnx.Module, compositions: Mapping[str, Composition]):
+    def __init__(self, model: nnx.Module, composers: Mapping[str, Composer]):
         self.model: Any = model
-        self.names = tuple(compositions)
+        self.names = tuple(composers)
         # Checkpoints have this name. Dots separate the names of parameters.
-        self.parts = nnx.Dict({name.replace(".", "_"): x for name, x in compositions.items()})
+        self.parts = nnx.Dict({name.replace(".", "_"): x for name, x in composers.items()})
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""

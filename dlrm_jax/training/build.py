@@ -70,7 +70,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
     described = describe(config)
     return Learner(
         _place(config, described, mesh),
-        functools.partial(make_model, config, described.compositions),
+        functools.partial(make_model, config, described.composers),
         dense_optimizer(
             config.dense_optimizer, config.optimizer, schedule(config), config.eps or None
         ),

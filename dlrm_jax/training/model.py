@@ -13,7 +13,7 @@ from flax import nnx
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.config_fields import read_settings
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.composed import ComposedEmbeddings, Composition
+from dlrm_jax.models.composed import ComposedEmbeddings, Composer
 from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.models.zoo import MODELS
 
@@ -51,13 +51,13 @@ def model_class(config: Config) -> type[Model]:
 
 
 def make_model(
-    config: Config, compositions: Mapping[str, Callable[[nnx.Rngs], Composition]], rngs: nnx.Rngs
+    config: Config, composers: Mapping[str, Callable[[nnx.Rngs], Composer]], rngs: nnx.Rngs
 ) -> nnx.Module:
     """The dense model of a config.
 
     Args:
         config: config of the run.
-        compositions: functions that make composed vectors, by name, see `tables.Descriptions`.
+        composers: functions that make composed vectors, by name, see `tables.Descriptions`.
         rngs: seeds of the initial values.
 
     Raises:
@@ -72,9 +72,9 @@ def make_model(
     elif config.compute_dtype != "float32":
         raise UserError(f"compute_dtype: {config.model} has no MLP, got {config.compute_dtype}")
     model = kind(config.dense_features, fields_of(config), **arguments, rngs=rngs)
-    if not compositions:
+    if not composers:
         return model
-    return ComposedEmbeddings(model, {name: make(rngs) for name, make in compositions.items()})
+    return ComposedEmbeddings(model, {name: make(rngs) for name, make in composers.items()})
 
 
 def options(kind: type[Model]) -> dict[str, Any]:

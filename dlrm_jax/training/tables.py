@@ -13,7 +13,7 @@ from dlrm_jax.embedding import Feature, Lookup, Table
 from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError
-from dlrm_jax.models.composed import Composition, LearnedPooling, Projection, QuotientRemainder
+from dlrm_jax.models.composed import Composer, LearnedPooling, Projection, QuotientRemainder
 from dlrm_jax.models.fields import SMALL, Field, Read
 from dlrm_jax.training.model import fields_of, model_class
 from dlrm_jax.training.schedule import WarmupDecay
@@ -25,7 +25,7 @@ _INIT = {
     "ones": jax.nn.initializers.ones,
 }
 
-MakeComposition = Callable[[nnx.Rngs], Composition]
+MakeComposer = Callable[[nnx.Rngs], Composer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Descriptions:
         lookups: lookups of the features in the tables.
         optimizer: default optimizer.
         placements: given placements, by table name.
-        compositions: functions that make composed vectors, by the name of the vector.
+        composers: functions that make composed vectors, by the name of the vector.
     """
 
     tables: tuple[Table, ...]
@@ -46,7 +46,7 @@ class Descriptions:
     lookups: tuple[Lookup, ...]
     optimizer: RowOptimizer
     placements: dict[str, str]
-    compositions: dict[str, MakeComposition]
+    composers: dict[str, MakeComposer]
 
 
 def describe(config: Config) -> Descriptions:
@@ -68,7 +68,7 @@ def describe(config: Config) -> Descriptions:
     tables: dict[str, Table] = {}
     lookups: list[Lookup] = []
     placements: dict[str, str] = {}
-    compositions: dict[str, MakeComposition] = {}
+    composers: dict[str, MakeComposer] = {}
     table_of = config.table_of
     for name in (*optimizers, *config.frozen_tables, *placed):
         if table_of[name] != name:
@@ -79,7 +79,7 @@ def describe(config: Config) -> Descriptions:
     for field in fields_of(config):
         owner = table_of[field.name]
         for read in reads(field):
-            found, composition = _vector(config, field, owner, rows[owner], dims[owner], read)
+            found, composer = _vector(config, field, owner, rows[owner], dims[owner], read)
             for lookup, (suffix, table_rows, width, init) in found:
                 lookups.append(lookup)
                 tables[owner + suffix] = Table(
@@ -96,15 +96,15 @@ def describe(config: Config) -> Descriptions:
                 narrower = width < config.embedding_dim
                 if owner in placed and not (narrower and placed[owner] == "column_wise"):
                     placements[owner + suffix] = placed[owner]
-            if composition:
-                compositions[field.name + read.suffix] = composition
+            if composer:
+                composers[field.name + read.suffix] = composer
     return Descriptions(
         tuple(tables.values()),
         tuple(Feature(field.name, field.max_ids) for field in fields_of(config)),
         tuple(lookups),
         row_optimizer(config.optimizer, schedule(config), config.eps or None),
         placements,
-        compositions,
+        composers,
     )
 
 
@@ -114,7 +114,7 @@ _TableSpec = tuple[str, int, int, str]
 
 def _vector(
     config: Config, field: Field, owner: str, rows: int, narrow: int, read: Read
-) -> tuple[list[tuple[Lookup, _TableSpec]], MakeComposition | None]:
+) -> tuple[list[tuple[Lookup, _TableSpec]], MakeComposer | None]:
     """The lookups of a vector, with their tables, and what composes their results if need be."""
     name = field.name + read.suffix
     whole, compression = read.width is not None, config.compression

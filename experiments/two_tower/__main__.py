@@ -40,6 +40,7 @@ from dlrm_jax.embedding import (
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import batch_sharding, check_batch_size
 from dlrm_jax.models.mlp import MLP
+from dlrm_jax.signals import check
 from dlrm_jax.text_table import text_table
 from experiments.two_tower.planted_taste import GROUPS, Choices, generate
 from experiments.two_tower.retrieval import Scores, in_batch_softmax, recall
@@ -88,6 +89,7 @@ def main() -> None:
         users = rng.integers(0, FLAGS.users, FLAGS.batch_size)
         ids = training_ids(choices.groups[users], choices.known[users], rng)
         state, loss = step(state, jax.device_put(ids, batch_sharding(mesh)))
+        check()
         loss = float(loss)  # waits for the step: on emulated devices, two at the same time can hang
     print(f"loss {loss:.4f}, {time.perf_counter() - begun:.1f} s for {FLAGS.steps} steps")
 

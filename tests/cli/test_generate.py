@@ -214,11 +214,8 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str, flags: tuple[str,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "message"),
-    [(signal.SIGTERM, 143, b""), (signal.SIGINT, 130, b"interrupted")],
-)
-def test_a_signal_leaves_nothing(tmp_path: Path, number: int, code: int, message: bytes):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing(tmp_path: Path, number: int, code: int):
     flags = ("--examples=1000000000", f"--output={tmp_path}/out")
     with subprocess.Popen(
         [sys.executable, *PROGRAM, *flags], cwd=ROOT, env=environment(), stderr=subprocess.PIPE
@@ -232,5 +229,5 @@ def test_a_signal_leaves_nothing(tmp_path: Path, number: int, code: int, message
         finally:
             process.kill()
     assert process.returncode == code
-    assert stderr.strip() == message
+    assert stderr.decode().strip() == f"stopped by {signal.Signals(number).name}"
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ from saved_run import CONFIG, examples
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.signals import Interrupted, check
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import TrainState
@@ -19,8 +22,17 @@ from dlrm_jax.training.loop import Intervals, train
 from dlrm_jax.training.step import make_predict, make_train_step
 
 
-def events_of_training(mesh: str, bad_step: int = 0) -> list[tuple[str, int]]:
-    """In their order: steps started, losses read, validations and states kept, by step."""
+def events_of_training(
+    mesh: str, bad_step: int = 0, validated: int = 0, stop: bool = False
+) -> list[tuple[str, int]]:
+    """In their order: steps started, losses read, validations and states kept, by step.
+
+    Args:
+        mesh: mesh to run on.
+        bad_step: step whose loss isn't finite; 0 for none.
+        validated: steps between validations; 0 for one at the end.
+        stop: whether each validation gets a SIGTERM.
+    """
     learner = make_learner(CONFIG, make_mesh(mesh))
     step_of, events = make_train_step(learner), []
 
@@ -31,6 +43,9 @@ def events_of_training(mesh: str, bad_step: int = 0) -> list[tuple[str, int]]:
 
     def validate(state: TrainState) -> Mapping[str, Any]:
         events.append(("validate", int(state.step)))
+        if stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            check()  # as after each batch
         return {"auc": 0.5}
 
     def record(step: int, split: str, metrics: Mapping[str, Any]) -> None:
@@ -45,13 +60,15 @@ def events_of_training(mesh: str, bad_step: int = 0) -> list[tuple[str, int]]:
             learner.init(0),
             batches,
             steps=6,
-            intervals=Intervals(log=1, evaluate=0, checkpoint=4),
+            intervals=Intervals(log=1, evaluate=validated, checkpoint=4),
             validate=validate,
             keep=lambda state, *_: events.append(("keep", int(state.step))),
             record=record,
         )
     except UserError as error:
         events.append((str(error), 0))
+    except Interrupted as request:
+        events.append(("saved" if request.saved else "stopped", 0))
     return events
 
 
@@ -74,6 +91,11 @@ def test_what_follows_a_loss_that_is_not_finite_is_not_kept():
     assert events[-1][0].startswith("the loss of step 3 is nan")
     assert ("start", 4) in events, "it has run ahead"
     assert not any(what == "keep" for what, _ in events)
+
+
+def test_a_signal_in_a_validation_waits_for_the_checkpoint():
+    events = events_of_training("1x1", validated=3, stop=True)
+    assert events[-3:] == [("validate", 3), ("keep", 3), ("saved", 0)]
 
 
 @pytest.mark.parametrize(("mesh", "ahead"), [("1x1", 2), ("2x4", 0)])

@@ -306,7 +306,7 @@ def test_the_axes_of_a_mesh_may_have_other_names(shape: tuple[int, ...], names: 
     )
     named = Learner(
         collection,
-        functools.partial(make_model, changed, described.compositions),
+        functools.partial(make_model, changed, described.composers),
         usual.dense_optimizer,
         usual.loss,
         changed.clip_norm,
