@@ -121,8 +121,11 @@ def collect(
     """
     block, shard, position = layout.positions[bag][0]
     if len(layout.positions[bag]) == 1:
-        # On one shard this undoes the stack of `pooling`, and XLA leaves both out.
-        return received[block][shard, :, position]
+        # On one shard this undoes the stack of `pooling`, and XLA leaves both out. It doesn't with
+        # an axis of shards, and makes a fusion of each slice: 3 % of a step.
+        samples = received[block].shape[1]
+        vectors = received[block].reshape(-1, *received[block].shape[2:])
+        return vectors[shard * samples : (shard + 1) * samples, position]
     _, shards, positions = (np.array(axis) for axis in zip(*layout.positions[bag], strict=True))
     vectors = received[block][shards, :, positions]
     if layout.blocks[block].slab.split == "columns":
