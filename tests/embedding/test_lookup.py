@@ -59,6 +59,39 @@ def assert_pooled(pooled, expected):
         np.testing.assert_allclose(vectors, expected[name], rtol=2e-5, atol=2e-5, err_msg=name)
 
 
+@functools.cache
+def looked_up(mesh, plan):
+    """The jitted lookup in the `random_arrays`, and of each trace of it whether it had weights."""
+    tables = collection(mesh, plan)
+    traces = []
+
+    def lookup(state, ids, id_weights):
+        traces.append(id_weights is not None)
+        return tables.lookup(state, ids, id_weights)[0]
+
+    state = built(tables, random_arrays())
+    compiled = jax.jit(lookup)
+    return lambda ids, id_weights=None: compiled(state, ids, id_weights), traces
+
+
+@functools.cache
+def stepped(plan):
+    """A collection, and its jitted step with cotangents of ones."""
+    tables = collection(plan=plan)
+
+    @jax.jit
+    def step(state, ids, id_weights):
+        pooled, context = tables.lookup(state, ids, id_weights)
+        ones = jax.tree.map(jnp.ones_like, pooled)
+        rows = tables.coalesce(tables.send_cotangents(context, ones), sum_duplicates=True)
+        return pooled, rows.blocks, tables.apply(state, rows, 2)
+
+    return tables, built(tables, random_arrays()), step
+
+
+WEIGHTS = {name: arrays["table"] for name, arrays in random_arrays().items()}
+
+
 @pytest.mark.parametrize(
     ("mesh", "plan"),
     [
@@ -71,24 +104,19 @@ def assert_pooled(pooled, expected):
     ],
 )
 def test_lookup_is_plain_pooling(mesh, plan):
-    tables = collection(mesh, plan)
-    arrays = random_arrays()
-    state = built(tables, arrays)
-    weights = {name: x["table"] for name, x in arrays.items()}
+    lookup, _ = looked_up(mesh, plan)
     ids, id_weights = random_batch()
-    lookup = jax.jit(lambda state, ids, w: tables.lookup(state, ids, w)[0])
-    assert_pooled(lookup(state, ids, None), pooled_by_hand(weights, ids))
-    assert_pooled(lookup(state, ids, id_weights), pooled_by_hand(weights, ids, id_weights))
+    assert_pooled(lookup(ids), pooled_by_hand(WEIGHTS, ids))
+    assert_pooled(lookup(ids, id_weights), pooled_by_hand(WEIGHTS, ids, id_weights))
 
 
 def test_a_mean_whose_weights_sum_to_zero_is_the_zero_vector():
-    tables = collection()
+    lookup, _ = looked_up("2x4", "mixed")
     ids, id_weights = random_batch()
     ids[0], id_weights[0] = 1, 0
     ids[3], id_weights[3] = -1, 7  # weights of absent ids count nothing
     ids[4], id_weights[4] = 2, np.tile([1, -1], 9)[: ids.shape[1]]
-    state = built(tables, random_arrays())
-    pooled, _ = jax.jit(tables.lookup)(state, ids, id_weights)
+    pooled = lookup(ids, id_weights)
     for vectors in pooled.values():
         np.testing.assert_array_equal(np.asarray(vectors)[[0, 3]], 0)
     np.testing.assert_array_equal(np.asarray(pooled["e"])[4], 0)  # the weights -1 and 1
@@ -96,36 +124,12 @@ def test_a_mean_whose_weights_sum_to_zero_is_the_zero_vector():
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_weights_of_absent_ids_count_nowhere(plan):
-    tables = collection(plan=plan)
-    state = built(tables, random_arrays())
+    _, state, step = stepped(plan)
     ids, id_weights = random_batch()
-
-    @jax.jit
-    def step(state, ids, id_weights):
-        pooled, context = tables.lookup(state, ids, id_weights)
-        ones = jax.tree.map(jnp.ones_like, pooled)
-        rows = tables.coalesce(tables.send_cotangents(context, ones), sum_duplicates=True)
-        return pooled, rows.blocks, tables.apply(state, rows, 0)
-
     wanted = step(state, ids, np.where(ids < 0, 0, id_weights))
     for weight in (np.nan, np.inf):
         found = step(state, ids, np.where(ids < 0, np.float32(weight), id_weights))
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
-
-
-@functools.cache
-def compiled_lookup():
-    """A collection's lookup, its weights, and how often it was traced."""
-    tables = collection()
-    arrays = random_arrays()
-    traces = []
-
-    def lookup(state, ids):
-        traces.append(1)
-        return tables.lookup(state, ids)[0]
-
-    weights = {name: x["table"] for name, x in arrays.items()}
-    return functools.partial(jax.jit(lookup), built(tables, arrays)), weights, traces
 
 
 COLUMNS = sum(feature.max_ids for feature in FEATURES)
@@ -141,22 +145,20 @@ IDS = st.lists(
 
 @given(IDS)
 def test_any_bags_are_pooled_and_only_bad_ones_are_nan(ids):
-    lookup, weights, traces = compiled_lookup()
-    ids = np.array(ids, np.int32)
+    lookup, traces = looked_up("2x4", "mixed")
+    ids = np.array(ids + [[-1] * COLUMNS] * (B - len(ids)), np.int32)
     pooled = jax.block_until_ready(lookup(ids))
-    assert_pooled(pooled, pooled_by_hand(weights, ids))  # NaN equals NaN, at the same places
-    assert len(traces) == 1
+    assert_pooled(pooled, pooled_by_hand(WEIGHTS, ids))  # NaN equals NaN, at the same places
+    assert traces.count(False) == 1
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_an_id_out_of_range_spoils_its_bag_only(mesh):
-    tables = collection(mesh)
-    state = built(tables, random_arrays())
+    lookup, _ = looked_up(mesh, "mixed")
     ids, _ = random_batch()
-    lookup = jax.jit(lambda state, ids: tables.lookup(state, ids)[0])
-    good = lookup(state, ids)
+    good = lookup(ids)
     ids[5, 1:4] = [0, 30, 1]  # feature "three": a has id 30, e 30 // 2, d doesn't
-    bad = lookup(state, ids)
+    bad = lookup(ids)
     for name, vectors in bad.items():
         nan = np.isnan(np.asarray(vectors))
         assert np.all(nan[5]) == (name == "d")
@@ -194,24 +196,17 @@ def test_a_map_to_a_negative_id_spoils_its_bag_only(plan):
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_absent_ids_neither_read_nor_write_a_row(plan):
-    tables = collection(plan=plan)
-    arrays = random_arrays()
-    state = built(tables, arrays)
-    ids = np.full((B, COLUMNS), -1, np.int32)
-
-    def step(state, ids):
-        pooled, context = tables.lookup(state, ids)
-        ones = jax.tree.map(jnp.ones_like, pooled)
-        return pooled, tables.update(state, context, ones, jnp.asarray(2))
-
-    pooled, state = jax.jit(step)(state, ids)
-    assert all(not np.any(np.asarray(vectors)) for vectors in pooled.values())
-    assert_same(read(tables, state), arrays)
+    tables, state, step = stepped(plan)
+    absent = np.full((B, COLUMNS), -1, np.int32)
+    weights = [np.ones(absent.shape, "f4")] + [None] * (plan == "mixed")  # None: another program
+    for id_weights in weights:
+        pooled, _, new = step(state, absent, id_weights)
+        assert all(not np.any(np.asarray(vectors)) for vectors in pooled.values())
+        assert_same(read(tables, new), random_arrays())
 
 
 def test_a_map_must_give_integers():
     lookups = [dataclasses.replace(x, id_map=x.id_map and (lambda ids: ids / 2)) for x in LOOKUPS]
     c = collection("1x1", lookups=lookups)
-    columns = sum(feature.max_ids for feature in c.features)
     with pytest.raises(UserError, match="id_map: expected integers, got float32"):
-        c.lookup(c.init(0), jnp.zeros((B, columns), jnp.int32))
+        jax.eval_shape(c.lookup, c.state_specs(), np.zeros((B, COLUMNS), np.int32))

@@ -72,6 +72,11 @@ def batch(seed: int, weighted: bool) -> tuple[np.ndarray, np.ndarray | None]:
     return ids, rng.uniform(0.1, 1, ids.shape).astype(np.float32) if weighted else None
 
 
+def weights(table: Table) -> np.ndarray:
+    rng = np.random.default_rng(table.rows)
+    return rng.uniform(-0.1, 0.1, (table.rows, table.dim)).astype("f4")
+
+
 def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, np.ndarray]:
     """All arrays after three steps."""
 
@@ -82,7 +87,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
         gradients = tables.coalesce(tables.send_cotangents(context, cotangents), sums)
         return tables.apply(state, gradients, number)
 
-    state = tables.init(0)
+    state = tables.from_arrays(lambda table: {"table": weights(table)}, 0)
     for number in range(3):
         state = step(state, *batch(number, weighted), np.int32(number))
     return {
@@ -140,7 +145,7 @@ def test_predictions_use_them_too():
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_results_do_not_depend_on_the_number_of_threads():
     digests = set()
-    for threads in (1, 2, 5):
+    for threads in (1, 5):
         program = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("computed.py"))],
             env=os.environ | {"NPROC": str(threads), "PYTHONPATH": str(ROOT)},
