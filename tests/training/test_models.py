@@ -61,9 +61,11 @@ def test_it_trains_on_a_mesh(name):
         place = config.table_names.index(lookup.feature)
         bags = np.asarray(batch.ids)[:, ends[place] - config.table_bag_lengths[place] : ends[place]]
         sequence = np.where(bags[..., None] >= 0, np.asarray(tables[lookup.table])[bags], 0)
-        vectors[lookup.name] = sequence if lookup.pooling == "none" else sequence.sum(1)
-    loss_of = jax.jit(lambda params, *x: learner.loss(learner.model(params)(*x), batch.labels))
-    wanted = float(np.mean(loss_of(state.params, batch.dense, vectors)))
+        vectors[lookup.name] = jnp.asarray(
+            sequence if lookup.pooling == "none" else sequence.sum(1)
+        )
+    logits = learner.model(state.params)(jnp.asarray(batch.dense), vectors)
+    wanted = float(jnp.mean(learner.loss(logits, jnp.asarray(batch.labels))))
     step = make_train_step(learner)
     losses = []
     for _ in range(15):
