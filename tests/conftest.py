@@ -42,6 +42,11 @@ def pytest_configure(config: pytest.Config):
     jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
 
 
+def pytest_runtest_setup(item: pytest.Item):
+    if item.get_closest_marker("thorough") and not item.config.getoption("--thorough"):
+        pytest.skip("with --thorough")
+
+
 def pytest_sessionfinish():
     """Waits for the process of `main_job.run`, so that its time counts as that of the tests."""
     forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]

@@ -53,6 +53,11 @@ def train_and_save(
     batches = TrainBatches(examples(512), config.batch_size, seed=0)
     for i in range(STEPS):
         state, _ = step(state, learner.put(batches[i]))
+    return learner, state, save(workdir, learner, state, config)
+
+
+def save(workdir: Path, learner: Learner, state: TrainState, config: Config = CONFIG) -> Path:
+    """Saves a state as the main job does."""
     checkpoints = Checkpoints(workdir / "checkpoints", {"data": DATA, **config.identity()})
     checkpoints.save(learner, state, {"config": dataclasses.asdict(config)}, None)
-    return learner, state, workdir / "checkpoints" / f"{STEPS:08d}"
+    return workdir / "checkpoints" / f"{int(state.step):08d}"

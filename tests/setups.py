@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -190,11 +191,15 @@ class Setup:
         )
 
 
+# The same learner goes on without being traced again.
+step_of = functools.lru_cache(maxsize=8)(make_train_step)
+
+
 def train(
     learner: Learner, state: TrainState, batches: Sequence[Batch], steps: int
 ) -> tuple[TrainState, np.ndarray]:
     """Trains on the batches in turn; returns the state and the loss of each step."""
-    step = make_train_step(learner)
+    step = step_of(learner)
     losses = []
     for i in range(steps):
         batch = learner.put(batches[i % len(batches)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from saved_run import CONFIG, DATA, examples, train_and_save
-from setups import train
+from saved_run import CONFIG, DATA, examples, save
+from setups import step_of, train
 
 from dlrm_jax import backend
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.embedding import EmbeddingCollection
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.mesh import BATCH, make_mesh
+from dlrm_jax.mesh import BATCH, make_mesh, put_whole
 from dlrm_jax.models.fields import Model, concatenated, concatenated_width
 from dlrm_jax.training.batch_layers import use_batch_layers
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.model import make_model
-from dlrm_jax.training.step import make_predict, make_train_step
+from dlrm_jax.training.step import make_predict
 from dlrm_jax.training.tables import describe
 from dlrm_jax.training.warm_start import warm_start
 
 MESHES = ("1x1", "2x4", "1x8")
 MOMENTUM = 0.9
+MICRO_BATCHES = {"accumulation_steps": 2, "clip_norm": 0.1}
 
 
 class Normalized(Model):
@@ -75,6 +77,27 @@ def config(**changes: Any):
     return dataclasses.replace(CHANGED, **changes)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks() -> Iterator[None]:
+    """Such models see all samples at once, however few make a chunk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "CPU", dataclasses.replace(backend.CPU, dense_chunk=4))
+        yield
+
+
+@functools.cache
+def _begun(mesh: str, **changes: Any) -> tuple[Learner, TrainState, TrainState]:
+    learner = make_learner(config(**changes), make_mesh(mesh))
+    state = learner.init(0)
+    return learner, jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
+
+
+def begin(mesh: str, **changes: Any) -> tuple[Learner, TrainState]:
+    """A learner, which is made once, and a new copy of its first state."""
+    learner, state, shardings = _begun(mesh, **changes)
+    return learner, jax.device_put(jax.tree.map(np.copy, state), shardings)
+
+
 def batches(count: int = 3) -> list[Batch]:
     drawn = TrainBatches(examples(512), CONFIG.batch_size, seed=0)
     return [drawn[i] for i in range(count)]
@@ -101,38 +124,43 @@ def numbers(tree: Any) -> list[np.ndarray]:
     return [np.array(x) for x in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize(
+    ("changes", "meshes"),
+    [
+        ({}, MESHES),
+        (MICRO_BATCHES, ("2x4", "2x2")),
+        pytest.param(MICRO_BATCHES, MESHES, marks=pytest.mark.thorough),
+    ],
+)
 def test_statistics_are_of_the_whole_batch_on_every_mesh(
-    accumulation_steps: int, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], meshes: tuple[str, ...]
 ):
     """Against NumPy; those of micro-batches, one after the other, are of each."""
-    small = dataclasses.replace(backend.CPU, dense_chunk=4)  # which isn't taken apart for them
-    monkeypatch.setattr(backend, "CPU", small)
     losses = {}
-    for mesh in MESHES:
-        learner = make_learner(config(accumulation_steps=accumulation_steps), make_mesh(mesh))
-        state, losses[mesh] = learner.init(0), []
+    for mesh in meshes:
+        learner, state = begin(mesh, **changes)
+        losses[mesh] = []
         width = len(norm_of(state)[0])
         mean, variance = np.zeros(width), np.ones(width)
         for batch in batches():
-            for x in np.split(inputs(learner, state, batch), accumulation_steps):
+            for x in np.split(inputs(learner, state, batch), learner.accumulation_steps):
                 mean = MOMENTUM * mean + (1 - MOMENTUM) * x.mean(0)
                 variance = MOMENTUM * variance + (1 - MOMENTUM) * x.var(0)
             state, loss = train(learner, state, [batch], 1)
             losses[mesh] += loss.tolist()
             np.testing.assert_allclose(norm_of(state)[0], mean, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(norm_of(state)[1], variance, rtol=1e-5, atol=1e-6)
-    assert np.ptp(losses["1x1"]) > 1e-3
-    for mesh in MESHES[1:]:
-        np.testing.assert_allclose(losses[mesh], losses["1x1"], rtol=2e-5)
+    first, *others = losses.values()
+    assert np.ptp(first) > 1e-3
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=2e-5)
 
 
 def test_training_goes_on_alike_on_every_mesh():
     """Gradients too: through the statistics, and with the same masks."""
     found = {}
     for mesh in MESHES:
-        learner = make_learner(config(), make_mesh(mesh))
-        state, losses = train(learner, learner.init(0), batches(), 12)
+        state, losses = train(*begin(mesh), batches(), 12)
         found[mesh] = losses, numbers(state.params)
     assert found["1x1"][0][-3:].mean() < found["1x1"][0][:3].mean()
     for mesh in MESHES[1:]:
@@ -142,8 +170,8 @@ def test_training_goes_on_alike_on_every_mesh():
 
 
 def test_many_steps_are_one_compilation():
-    learner = make_learner(CHANGED, make_mesh("2x4"))
-    state, step = learner.init(0), make_train_step(learner)
+    learner, _ = begin("2x4")
+    state, step = learner.init(0), step_of(learner)
     for batch in batches():
         state, _ = jax.block_until_ready(step(state, learner.put(batch)))
     assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
@@ -154,18 +182,17 @@ def test_many_steps_are_one_compilation():
 
 
 def test_samples_without_weight_count_in_the_statistics():
-    learner = make_learner(CHANGED, make_mesh("2x4"))
     (batch,) = batches(1)
     ignored = batch._replace(sample_weights=(np.arange(64) % 2).astype(np.float32))
-    found = [train(learner, learner.init(0), [x], 1) for x in (batch, ignored)]
+    found = [train(*begin("2x4"), [x], 1) for x in (batch, ignored)]
     np.testing.assert_array_equal(norm_of(found[0][0])[0], norm_of(found[1][0])[0])
     assert found[0][1] != found[1][1]
 
 
 @pytest.mark.parametrize("mesh", ["1x1", "2x4"])
 def test_a_resumed_run_is_an_unbroken_one(mesh: str, tmp_path: Path):
-    learner = make_learner(config(), make_mesh(mesh))
-    state, losses = train(learner, learner.init(0), batches(), 3)
+    learner, state = begin(mesh)
+    state, losses = train(learner, state, batches(), 3)
     checkpoints = Checkpoints(tmp_path, {"data": DATA})
     checkpoints.save(learner, state, {}, None)
     restored = checkpoints.restore(learner, 3)
@@ -181,18 +208,33 @@ def test_a_resumed_run_is_an_unbroken_one(mesh: str, tmp_path: Path):
 
 
 def test_masks_differ_from_step_to_step():
-    still = config(learning_rate=1e-30, table_optimizers=())
-    learner = make_learner(still, make_mesh("2x4"))
-    _, losses = train(learner, learner.init(0), batches(1), 4)
-    assert len(set(losses.tolist())) == 4
-    still = dataclasses.replace(still, model_options=("rate=0",))
-    without = make_learner(still, make_mesh("2x4"))
-    _, losses = train(without, without.init(0), batches(1), 4)
+    losses = losses_of_first_state()
+    assert len(set(losses)) == 4
+    losses = losses_of_first_state(model_options=("rate=0",))
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
 
 
-def test_predictions_draw_nothing_and_count_nothing(tmp_path: Path):
-    learner, state, checkpoint = train_and_save(tmp_path, "2x4", CHANGED)
+def losses_of_first_state(**changes: Any) -> list[float]:
+    """Those of one batch, were the state that of step 0, 1, 2, 3."""
+    found = []
+    for number in range(4):
+        learner, state = begin("2x4", **changes)
+        step = put_whole(np.array(number, np.int32), learner.replicated)
+        _, (loss,) = train(learner, dataclasses.replace(state, step=step), batches(1), 1)
+        found.append(loss)
+    return found
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, TrainState, Path]:
+    """A learner, its last state, and where that lies."""
+    learner, state = begin("2x4")
+    state, _ = train(learner, state, batches(), 5)
+    return learner, state, save(tmp_path_factory.mktemp("run"), learner, state, CHANGED)
+
+
+def test_predictions_draw_nothing_and_count_nothing(saved: tuple[Learner, TrainState, Path]):
+    learner, state, checkpoint = saved
     split = examples(200, seed=1)
     rows = split.take(np.arange(200))
     x = inputs(learner, state, Batch(rows.dense, rows.ids, rows.labels, None))
@@ -201,15 +243,15 @@ def test_predictions_draw_nothing_and_count_nothing(tmp_path: Path):
     x = (x - mean) / np.sqrt(variance + 1e-5) * params["norm"]["scale"] + params["norm"]["bias"]
     x = np.maximum(x @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
     logits = (x @ params["output"]["kernel"] + params["output"]["bias"])[:, 0]
-    for mesh in MESHES:
+    for mesh in ("1x1", "2x4"):
         predictor = Predictor.load(checkpoint, make_mesh(mesh), 64)
         first, second = (np.concatenate(list(predictor.probabilities(split))) for _ in range(2))
         np.testing.assert_array_equal(first, second)
         np.testing.assert_allclose(first, 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
-def test_a_warm_start_takes_the_statistics(tmp_path: Path):
-    learner, state, checkpoint = train_and_save(tmp_path, "2x4", CHANGED)
+def test_a_warm_start_takes_the_statistics(saved: tuple[Learner, TrainState, Path]):
+    learner, state, checkpoint = saved
     warm = warm_start(learner, 7, checkpoint, ["norm"])
     for x, wanted in zip(norm_of(warm), norm_of(state), strict=True):
         np.testing.assert_array_equal(x, wanted)
@@ -218,17 +260,17 @@ def test_a_warm_start_takes_the_statistics(tmp_path: Path):
 
 
 def test_a_checkpoint_without_what_a_model_has(tmp_path: Path):
-    train_and_save(tmp_path, "1x1")
+    without = make_learner(CONFIG, make_mesh("1x1"))
+    save(tmp_path, without, without.init(0))
     checkpoints = Checkpoints(tmp_path / "checkpoints", {"data": DATA})
-    learner = make_learner(CHANGED, make_mesh("1x1"))
+    learner, _ = begin("1x1")
     with pytest.raises(UserError, match=r"expected \w+\S* of shape .*, it has no such array"):
-        checkpoints.restore(learner, 5)
+        checkpoints.restore(learner, 0)
 
 
 def test_what_a_model_computes_of_its_own_samples():
-    for mesh in MESHES:
-        learner = make_learner(config(model=f"{__name__}:Observed"), make_mesh(mesh))
-        state, losses = train(learner, learner.init(0), batches(), 2)
+    for mesh in ("1x1", "2x4"):
+        state, losses = train(*begin(mesh, model=f"{__name__}:Observed"), batches(), 2)
         mean = np.zeros(3)
         for batch in batches(2):
             mean = 0.5 * mean + 0.5 * np.asarray(batch.dense, "f8").mean(0)
@@ -286,13 +328,16 @@ def test_masks_belong_to_samples_and_not_to_devices():
 
 @pytest.mark.parametrize(
     ("shape", "names"),
-    [((2, 4), ("replica", "table")), ((2, 2, 2), ("replica", "tensor", "table"))],
+    [
+        pytest.param((2, 4), ("replica", "table"), marks=pytest.mark.thorough),
+        ((2, 2, 2), ("replica", "tensor", "table")),
+    ],
     ids=["renamed", "with_another_axis"],
 )
 def test_the_axes_of_a_mesh_may_have_other_names(shape: tuple[int, ...], names: tuple[str, ...]):
     """Masks, statistics, micro-batches, clipping: all that a step does over the axes."""
-    changed = config(accumulation_steps=2, clip_norm=0.1)
-    usual = make_learner(changed, make_mesh((shape[0], shape[-1])))
+    usual, initial = begin(f"{shape[0]}x{shape[-1]}", **MICRO_BATCHES)
+    changed = config(**MICRO_BATCHES)
     described = describe(changed)
     collection = EmbeddingCollection(
         described.tables,
@@ -312,7 +357,7 @@ def test_the_axes_of_a_mesh_may_have_other_names(shape: tuple[int, ...], names: 
         changed.clip_norm,
         changed.accumulation_steps,
     )
-    expected, losses = train(usual, usual.init(0), batches(), 4)
+    expected, losses = train(usual, initial, batches(), 4)
     state, found = train(named, named.init(0), batches(), 4)
     np.testing.assert_allclose(found, losses, rtol=1e-6)
     for x, y in zip(numbers(state), numbers(expected), strict=True):

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,17 +48,27 @@ def drawn(config: Config) -> Batch:
     return Batch(dense, ids, labels, np.ones(config.batch_size, np.float32))
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+COMPRESSIONS = {
+    "product": {"compression": "quotient_remainder"},
+    "sum": {"compression": "quotient_remainder", "composition": "sum", "collisions": 7},
+    "concat": {"compression": "quotient_remainder", "composition": "concat"},
+    "mixed": {"compression": "mixed_dimensions"},
+    "learned": {"pooling": "learned"},
+}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "mesh"),
     [
-        {"compression": "quotient_remainder"},
-        {"compression": "quotient_remainder", "composition": "sum", "collisions": 7},
-        {"compression": "quotient_remainder", "composition": "concat"},
-        {"compression": "mixed_dimensions"},
-        {"pooling": "learned"},
+        *((changes, "2x4") for changes in COMPRESSIONS.values()),
+        (COMPRESSIONS["learned"], "1x1"),
+        *(
+            pytest.param(changes, "1x1", marks=pytest.mark.thorough)
+            for name, changes in COMPRESSIONS.items()
+            if name != "learned"
+        ),
     ],
-    ids=["product", "sum", "concat", "mixed", "learned"],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 def test_the_model_gets_the_vectors_of_the_formula(changes, mesh):
     config = changed(**changes)
@@ -98,8 +107,8 @@ def test_the_model_gets_the_vectors_of_the_formula(changes, mesh):
         else:
             vectors[name] = pooled(name, ids)
     logits = np.asarray(make_predict(learner)(state, learner.put(batch)))
-    on_device = jax.tree.map(lambda x: jnp.asarray(x, "float32"), vectors)
-    wanted = learner.model(params).model(jnp.asarray(batch.dense), on_device)
+    apply = jax.jit(lambda params, *inputs: learner.model(params).model(*inputs))
+    wanted = apply(params, batch.dense, jax.tree.map(np.float32, vectors))
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
 
 

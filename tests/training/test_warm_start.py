@@ -29,8 +29,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     return checkpoint, arrays_of(learner, state)
 
 
-@pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mesh", ["2x4", "1x1"])
+@pytest.mark.parametrize(
+    ("mesh", "table_dtype"),
+    [
+        ("2x4", "bfloat16"),
+        ("1x1", "float32"),
+        pytest.param("2x4", "float32", marks=pytest.mark.thorough),
+        pytest.param("1x1", "bfloat16", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_grown_table_is_the_trained_one_and_new_rows(
     saved: tuple[Path, dict[str, np.ndarray]], mesh: str, table_dtype: str
 ):
