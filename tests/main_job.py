@@ -8,10 +8,12 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -35,54 +37,80 @@ SMALL = (
 )
 
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.preloaded"])
+
+
 def environment() -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": QUICKLY}
+
+
+class Program:
+    """A program that runs or has ended."""
+
+    def __init__(self, process: BaseProcess, outputs: list[Path]):
+        self._process = process
+        self._outputs = outputs
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative if a signal has killed it; None if it still runs."""
+        return self._process.exitcode
+
+    def end(self, number: signal.Signals | None = None) -> subprocess.CompletedProcess[str]:
+        """Sends the signal, if any; waits until the program has ended."""
+        if number is not None:
+            os.kill(self.pid, number)
+        self._process.join(200)
+        assert self.returncode is not None, self._outputs[1].read_text()[-3000:]
+        return subprocess.CompletedProcess(
+            self._process.name, self.returncode, *(path.read_text() for path in self._outputs)
+        )
+
+
+@contextlib.contextmanager
+def in_background(
+    *flags: str, cwd: Path = ROOT, program: tuple[str, ...] = PROGRAM, **variables: str
+) -> Iterator[Program]:
+    """Starts a module or code; at the end of the block it's killed if it still runs.
+
+    It has these environment variables besides the usual ones. It runs in a fork of a process that
+    has imported JAX and such: starting Python and importing them anew takes longer than most
+    programs here.
+    """
+    command = [sys.executable, *program, *flags]
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [Path(directory, name) for name in ("stdout", "stderr")]
+        for path in outputs:
+            path.touch()
+        arguments = (command, cwd, environment() | variables, outputs)
+        process = FORKS.Process(target=_be_program, args=arguments, name=" ".join(command))
+        process.start()
+        try:
+            yield Program(process, outputs)
+        finally:
+            process.kill()
+            process.join()
 
 
 def run(
     *flags: str, cwd: Path = ROOT, program: tuple[str, ...] = PROGRAM, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end, with these environment variables besides the usual ones.
-
-    A module runs in a fork of a process that has imported JAX and such: starting Python and
-    importing them anew takes longer than most programs here. Others are started as users do it.
-    """
-    command, variables = [sys.executable, *program, *flags], environment() | variables
-    if program[:1] == ("-m",):
-        return _run_forked(command, cwd, variables)
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["absl.app", "flax.nnx", "optax", "orbax.checkpoint.v1", "polars"])
-
-
-def _run_forked(
-    command: list[str], cwd: Path, variables: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    with tempfile.TemporaryDirectory() as directory:
-        outputs = [Path(directory, name) for name in ("stdout", "stderr")]
-        process = FORKS.Process(target=_be_program, args=(command, cwd, variables, outputs))
-        process.start()
-        process.join()
-        code = process.exitcode
-        assert code is not None
-        return subprocess.CompletedProcess(command, code, *(path.read_text() for path in outputs))
+    """Runs it to its end, as `in_background` starts it."""
+    with in_background(*flags, cwd=cwd, program=program, **variables) as started:
+        return started.end()
 
 
 def _be_program(
     command: list[str], cwd: Path, variables: dict[str, str], outputs: list[Path]
 ) -> None:
     for descriptor, path in enumerate(outputs, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
     faulthandler.dump_traceback_later(200, exit=True)
     os.environ.clear()
     os.environ.update(variables)
@@ -90,9 +118,12 @@ def _be_program(
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     os.chdir(cwd)
     sys.path[:0] = [str(cwd), str(ROOT)]
-    _, _, module, *flags = command
-    sys.orig_argv, sys.argv = command, [module, *flags]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    _, kind, program, *flags = command
+    sys.orig_argv, sys.argv = command, [program if kind == "-m" else kind, *flags]
+    if kind == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        exec(program, {"__name__": "__main__"})
 
 
 def succeed(*flags: str) -> str:
@@ -108,23 +139,6 @@ def fails(fragment: str, *flags: str) -> None:
     assert message.startswith("error: ")
     assert "\n" not in message, "one message, no traceback"
     assert fragment in message
-
-
-@contextlib.contextmanager
-def in_background(*flags: str) -> Iterator[subprocess.Popen[str]]:
-    """Starts it; at the end of the block it's killed if it still runs."""
-    with subprocess.Popen(
-        [sys.executable, *PROGRAM, *flags],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def summary(workdir: Path) -> dict:

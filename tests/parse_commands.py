@@ -14,10 +14,8 @@ import os
 import sys
 import traceback
 
+import preloaded  # noqa: F401
 from absl import flags
-
-# What all programs import, once for all of them.
-import dlrm_jax.training.loop  # noqa: F401
 
 
 def entry(module: str) -> str:

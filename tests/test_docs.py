@@ -7,35 +7,29 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import main_job
 import pytest
 from as_users import QUICKLY
 from documents import PAGES, ROOT, anchors, blocks, commands, flags, links, program, prose
 
 from dlrm_jax.training.metrics import METRICS
+from examples import own_log
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def run(arguments: list[str], directory: Path, text: str | None = None) -> str:
-    """What a program prints; it starts as a user's, but compiles as the tests do."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "TMPDIR": str(directory),
-        "NO_MKDOCS_2_WARNING": "1",
-        "GLIBC_TUNABLES": "",
-        "XLA_FLAGS": QUICKLY,
-        "JAX_COMPILATION_CACHE_DIR": str(Path(os.environ["XDG_CACHE_HOME"], "pages")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+def run(arguments: list[str], text: str | None = None) -> str:
+    """What a program prints."""
     result = subprocess.run(
         [sys.executable, *arguments],
-        cwd=directory,
-        env=environment,
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "XLA_FLAGS": QUICKLY},
         input=text,
         capture_output=True,
         text=True,
@@ -46,14 +40,34 @@ def run(arguments: list[str], directory: Path, text: str | None = None) -> str:
     return result.stdout
 
 
+def forked(program: tuple[str, ...], directory: Path) -> str:
+    """What a program prints that runs in a directory."""
+    result = main_job.run(
+        program=program, cwd=directory, PYTHONPATH=str(ROOT), TMPDIR=str(directory)
+    )
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+def run_script(code: str, directory: Path) -> str:
+    """What code prints; its warnings are errors."""
+    script = directory / "page.py"  # a file, so that a traceback shows its lines
+    script.write_text(code)
+    strict = f"""
+import runpy, warnings
+warnings.simplefilter("error")
+runpy.run_path({str(script)!r}, run_name="__main__")
+"""
+    return forked(("-c", strict), directory)
+
+
 # -- The site, its links ---------------------------------------------------------------
 
 
 def test_site(tmp_path: Path):
     config = str(ROOT / "mkdocs.yml")
-    run(["-m", "mkdocs", "build", "--strict", "-q", "-f", config, "-d", str(tmp_path / "site")],
-        ROOT)  # fmt: skip
     site = tmp_path / "site"
+    run(["-m", "mkdocs", "build", "--strict", "-q", "-f", config, "-d", str(site)])
     for page in sorted((ROOT / "docs").rglob("*.md")):
         relative = page.relative_to(ROOT / "docs").with_suffix("")
         folder = relative.parent if relative.name == "index" else relative
@@ -122,9 +136,7 @@ def test_programs(path: Path, tmp_path: Path):
     files, code, promised = program(path.read_text())
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    script = tmp_path / "page.py"  # a file, so that a traceback shows its lines
-    script.write_text(code)
-    printed = run(["-W", "error", str(script)], tmp_path)
+    printed = run_script(code, tmp_path)
     assert promised, "a page says what its program prints"
     # On a busy machine, training says how far it is.
     lines = [x.rstrip() for x in printed.splitlines() if not re.match(r"step \d+/\d+ ", x)]
@@ -144,11 +156,10 @@ def test_a_model_is_one_class(tmp_path: Path):
         if module == "dlrm_jax train" and "--model=mine:Products" in arguments
     )
     small = ["--mesh=1x1", "--preset=comparison", "--examples=10000", f"--workdir={tmp_path}/run"]
-    assert "C1.weight" in run(["-m", "dlrm_jax", "train", *command, *small], tmp_path)
+    assert "C1.weight" in forked(("-m", "dlrm_jax", "train", *command, *small), tmp_path)
 
 
 EXAMPLES = {
-    "own_log": r"test AUC 0\.8\d",
     "own_model_nnx": r"accuracy 0\.9\d",
     "own_model_linen": r"accuracy 0\.9\d",
 }
@@ -156,21 +167,29 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples(name: str, tmp_path: Path):
-    assert re.search(EXAMPLES[name], run(["-m", f"examples.{name}"], tmp_path))
+    assert re.search(EXAMPLES[name], forked(("-m", f"examples.{name}"), tmp_path))
+
+
+def test_own_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: forked(tuple(command[1:]), tmp_path)
+    )
+    own_log.main()
+    assert re.search(r"test AUC 0\.8\d", capsys.readouterr().out)
 
 
 def test_notebook(tmp_path: Path):
     notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
     cells = ["".join(x["source"]) for x in notebook["cells"] if x["cell_type"] == "code"]
-    script = tmp_path / "notebook.py"
-    script.write_text("\n".join(cells))
-    printed = run(["-W", "error", str(script)], tmp_path)
-    assert re.search(r"0\.\d+", printed)
+    assert re.search(r"0\.\d+", run_script("\n".join(cells), tmp_path))
 
 
 def test_every_example_is_tested():
     scripts = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert scripts - {"clicks"} == set(EXAMPLES)
+    assert scripts == {"clicks", "own_log", *EXAMPLES}
 
 
 # -- Commands parse --------------------------------------------------------------------
@@ -196,7 +215,7 @@ def parsed() -> tuple[list[str], set[str]]:
             # Placeholders stand for any value; that there is such a flag is checked below.
             lines[module].append([x for x in arguments if "…" not in x])
     answers = json.loads(
-        run(["-W", "ignore", str(ROOT / "tests" / "parse_commands.py")], ROOT, json.dumps(lines))
+        run(["-W", "ignore", str(ROOT / "tests" / "parse_commands.py")], json.dumps(lines))
     )
     assert len(answers) > 15
     errors = [error for answer in answers.values() for error in answer["errors"]]

@@ -20,7 +20,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, pr
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing, write_json
 from experiments.characterize.cost import cost, table_arrays
-from experiments.characterize.hlo import CONTAINERS, Instruction, Program
+from experiments.characterize.hlo import CONTAINERS, Array, Instruction, Program
 
 VERSION = "1.0.0"
 COMP_NODE, COMM_COLL_NODE = 4, 7
@@ -112,10 +112,13 @@ class _Nodes:
     ):
         self.found: list[Any] = []
         self._program = program
-        self._tables = table_arrays(program)
         self._seconds = seconds
         self._device = device
         self._groups = groups
+        tables = table_arrays(program)
+        self._described = {
+            name: self._describe(program.instructions[name], tables) for name in program.executions
+        }
 
     def run(self, computation: str, arguments: Sequence[_Source] = ()) -> _Source:
         """Visits a computation, the entry or another, and returns the source of its result."""
@@ -147,14 +150,11 @@ class _Nodes:
                 return result
         raise ValueError(f"{computation}: expected it to have a root")
 
-    def _add(self, instruction: Instruction, data: Iterable[int], before: Iterable[int]) -> int:
-        done = cost(self._program, instruction, self._tables)
+    def _describe(self, instruction: Instruction, tables: frozenset[Array]) -> Any:
+        """The node of an instruction, without what differs between its executions."""
         node = SCHEMA["Node"](
-            id=len(self.found) + 1,
             name=instruction.name,
             type=COMM_COLL_NODE if instruction.collective else COMP_NODE,
-            data_deps=sorted(data),
-            ctrl_deps=sorted(before),
             duration_micros=round(1e6 * self._seconds.get((instruction.name, self._device), 0)),
         )
         node.attr.add(name="is_cpu_op", bool_val=False)  # simulators send from accelerators only
@@ -165,8 +165,17 @@ class _Nodes:
             (group,) = [g for g in self._program.groups[instruction.name] if self._device in g]
             node.attr.add(name="pg_name", string_val=str(self._groups[group]))
         else:
+            done = cost(self._program, instruction, tables)
             node.attr.add(name="num_ops", int64_val=round(done.flops))
             node.attr.add(name="tensor_size", uint64_val=round(done.nbytes + done.row_bytes))
+        return node
+
+    def _add(self, instruction: Instruction, data: Iterable[int], before: Iterable[int]) -> int:
+        node = SCHEMA["Node"]()
+        node.CopyFrom(self._described[instruction.name])
+        node.id = len(self.found) + 1
+        node.data_deps.extend(sorted(data))
+        node.ctrl_deps.extend(sorted(before))
         self.found.append(node)
         return node.id
 

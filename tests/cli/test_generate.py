@@ -3,15 +3,13 @@ from __future__ import annotations
 import gzip
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from main_job import ROOT, environment, run
+from main_job import ROOT, in_background, run
 
 from dlrm_jax.data.formats.criteo_format import MAY_BE_EMPTY
 from dlrm_jax.data.formats.criteo_text import parse_chunk
@@ -215,19 +213,13 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str, flags: tuple[str,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_nothing(tmp_path: Path, number: int, code: int):
+def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int):
     flags = ("--examples=1000000000", f"--output={tmp_path}/out")
-    with subprocess.Popen(
-        [sys.executable, *PROGRAM, *flags], cwd=ROOT, env=environment(), stderr=subprocess.PIPE
-    ) as process:
-        try:
-            while not list(tmp_path.iterdir()):
-                assert process.poll() is None
-                time.sleep(0.05)
-            process.send_signal(number)
-            _, stderr = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == code
-    assert stderr.decode().strip() == f"stopped by {signal.Signals(number).name}"
+    with in_background(*flags, program=PROGRAM) as process:
+        while not list(tmp_path.iterdir()):
+            assert process.returncode is None
+            time.sleep(0.05)
+        result = process.end(number)
+    assert result.returncode == code
+    assert result.stderr.strip() == f"stopped by {number.name}"
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from main_job import ROOT, SMALL, fails, in_background, losses, run, succeed, summary
+from main_job import (
+    ROOT,
+    SMALL,
+    Program,
+    fails,
+    in_background,
+    losses,
+    run,
+    succeed,
+    summary,
+)
 
 from dlrm_jax.embedding import Plan
 from dlrm_jax.embedding.plan import table_wise
@@ -26,7 +36,7 @@ UNPLACED = [flag for flag in SMALL if not flag.startswith("--placements")]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
 
-def processes_of(launcher: subprocess.Popen[str]) -> list[int]:
+def processes_of(launcher: Program) -> list[int]:
     """The ids of the processes that it has started, in their order."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     return [int(number) for number in children.read_text().split()]
@@ -45,15 +55,15 @@ def saved(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in directory.glob("*") if p.name.isdecimal())
 
 
-def wait_until(condition, launcher: subprocess.Popen[str]) -> None:
+def wait_until(condition, launcher: Program) -> None:
     deadline = time.monotonic() + 120
-    while not condition() and launcher.poll() is None and time.monotonic() < deadline:
+    while not condition() and launcher.returncode is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert launcher.poll() is None, launcher.communicate()[1][-3000:]
+    assert launcher.returncode is None, launcher.end().stderr[-3000:]
 
 
 @contextlib.contextmanager
-def until_it_saves(workdir: Path, *flags: str) -> Iterator[subprocess.Popen[str]]:
+def until_it_saves(workdir: Path, *flags: str) -> Iterator[Program]:
     """Starts it, and goes on when it has saved something new."""
     before = saved(workdir)
     with in_background(*flags) as launcher:
@@ -73,8 +83,9 @@ def test_a_killed_process_ends_the_others_and_one_goes_on(unbroken: Path, tmp_pa
         with until_it_saves(tmp_path, "--mesh=2x4", "--processes=2", *flags) as launcher:
             processes = processes_of(launcher)
             os.kill(processes[victim], signal.SIGKILL)
-            _, stderr = launcher.communicate(timeout=60)
-        assert launcher.returncode == 128 + signal.SIGKILL
+            ended = launcher.end()
+        stderr = ended.stderr
+        assert ended.returncode == 128 + signal.SIGKILL
         assert f"process {victim} was killed by SIGKILL; the others were stopped" in stderr
         assert f"to resume from step {saved(tmp_path)[-1]}" in stderr
         assert "Traceback" not in stderr
@@ -95,34 +106,31 @@ def test_a_signal_to_the_launcher_saves(tmp_path: Path):
     with in_background(*flags) as launcher:
         wait_until(lambda: metrics.exists() and metrics.stat().st_size, launcher)
         processes = processes_of(launcher)
-        launcher.send_signal(signal.SIGTERM)
-        _, stderr = launcher.communicate(timeout=60)
-    assert launcher.returncode == 128 + signal.SIGTERM, stderr
-    assert stderr.count("stopped by SIGTERM; everything is saved") == 1
-    assert stderr.count("\n") == 1
+        ended = launcher.end(signal.SIGTERM)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert ended.stderr.count("stopped by SIGTERM; everything is saved") == 1
+    assert ended.stderr.count("\n") == 1
     assert saved(tmp_path) == [max(losses(tmp_path))]
     assert not any(is_running(process) for process in processes)
 
 
 WAITING = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from dlrm_jax.cli.launch import end_with_launcher, launch
 if not any(flag.startswith("--coordinator") for flag in sys.argv):
     sys.exit(launch(2, Path("never made")))
 end_with_launcher()
-print("started", file=sys.stderr)
+Path(str(os.getpid())).touch()
 time.sleep(600)
 """
 
 
-def test_processes_end_with_their_launcher():
-    program = [sys.executable, "-c", WAITING]
-    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as launcher:
-        assert launcher.stderr is not None
-        assert "started" in launcher.stderr.readline()
+def test_processes_end_with_their_launcher(tmp_path: Path):
+    program = ("-c", WAITING)
+    with in_background(program=program, cwd=tmp_path, PYTHONPATH=str(ROOT)) as launcher:
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2, launcher)
         processes = processes_of(launcher)
-        launcher.kill()
     deadline = time.monotonic() + 60
     while any(is_running(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -144,7 +152,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_process_that_was_lost_is_named_though_another_ended_first():
-    result = run("-c", LOSING, program=())
+    result = run(program=("-c", LOSING))
     assert result.returncode == 128 + signal.SIGKILL
     assert "process 1 was killed by SIGKILL; the others were stopped" in result.stderr
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import pytest
-from main_job import ROOT, SMALL, arrays, environment, fails, run, succeed, summary
+from main_job import SMALL, arrays, fails, in_background, run, succeed, summary
 from oracle import Oracle, OracleLookup, OracleTable
 
 PREDICT, PREPARE = ("-m", "dlrm_jax", "predict"), ("-m", "dlrm_jax", "preprocess")
@@ -272,13 +270,11 @@ def test_bad_lines_leave_nothing(trained: Run, tmp_path: Path):
 def test_told_to_end_it_leaves_nothing(trained: Run, tmp_path: Path):
     flags = [f"--checkpoint={trained.checkpoint}", f"--data={trained.raw}",
              f"--output={tmp_path / 'p.csv'}"]  # fmt: skip
-    command = [sys.executable, *PREDICT, *flags]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE) as process:
+    with in_background(*flags, program=PREDICT) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert stderr.splitlines()[-1] == b"stopped by SIGTERM"
+        result = process.end(signal.SIGTERM)
+    assert result.returncode == 143
+    assert result.stderr.splitlines()[-1] == "stopped by SIGTERM"
     assert list(tmp_path.iterdir()) == []

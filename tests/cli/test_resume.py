@@ -42,12 +42,11 @@ def test_killed_at_random_times(unbroken: Path, tmp_path: Path):
         with in_background(*flags) as process:
             # Once it saves something new, soon afterwards: within a save as likely as between two.
             deadline = time.monotonic() + 120
-            while process.poll() is None and time.monotonic() < deadline:
+            while process.returncode is None and time.monotonic() < deadline:
                 if checkpoints.exists() and {p.name for p in checkpoints.iterdir()} - before:
                     time.sleep(chance.uniform(0, 0.4))
                     break
                 time.sleep(0.01)
-            process.kill()
     succeed(*flags)
     assert losses(tmp_path) == losses(unbroken)
     shown = scalars(tmp_path / "tensorboard")
@@ -74,10 +73,9 @@ def test_signals_save(tmp_path: Path, number: signal.Signals, code: int):
         busy = run(*flags)  # meanwhile, the workdir is taken
         assert busy.returncode == 2
         assert "in use by another run" in busy.stderr
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=120)
-    assert process.returncode == code, stderr
-    assert "Traceback" not in stderr
+        result = process.end(number)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
     (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert step == max(losses(tmp_path))
     assert [shown for shown, _ in scalars(tmp_path / "tensorboard")["train/loss"]][-1] == step
@@ -85,9 +83,10 @@ def test_signals_save(tmp_path: Path, number: signal.Signals, code: int):
 
 def test_full_disk_leaves_no_half_checkpoint(tmp_path: Path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+    no_cache = "import jax; jax.config.update('jax_enable_compilation_cache', False); "
     start = "from dlrm_jax.cli.main import main; main('train')"
     flags = ("--mesh=1x1", *SMALL, "--steps=3", f"--workdir={tmp_path}")
-    result = run(*flags, program=("-c", limit + start), JAX_ENABLE_COMPILATION_CACHE="false")
+    result = run(*flags, program=("-c", limit + no_cache + start))
     assert result.returncode == 2, result.stderr[-2000:]
     assert "error: cannot write the checkpoint" in result.stderr
     assert list((tmp_path / "checkpoints").iterdir()) == []

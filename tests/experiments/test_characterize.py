@@ -16,6 +16,7 @@ from as_users import OPTIMIZED
 from google.protobuf import proto
 from looping_program import LOOP
 from main_job import run
+from quick_machine import quickly
 
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
@@ -222,6 +223,9 @@ def test_classes_sum_to_the_profiled_step(monkeypatch: pytest.MonkeyPatch):
         return jax.jit(step, donate_argnames="state", compiler_options=OPTIMIZED)
 
     monkeypatch.setattr("experiments.characterize.measure.make_train_step", make_step)
+    monkeypatch.setattr("experiments.characterize.measure._STREAM_BYTES", 2**22)
+    monkeypatch.setattr("experiments.benchmarks.roofline._SIDE", 256)
+    monkeypatch.setattr("experiments.benchmarks.roofline._TABLE_BYTES", 2**22)
     config = dataclasses.replace(CONFIG, batch_size=256)
     found = measure(config, make_mesh("1x2"), rounds=1, count=4)
     profile = found.profile
@@ -241,7 +245,7 @@ def test_the_program(tmp_path: Path):
         "--top_mlp=8,1", "--batch_size=64", "--rounds=1", "--steps_per_round=2", "--mesh=1x2",
         f"--workdir={tmp_path}", f"--picture={tmp_path / 'step.svg'}", "--sweep=mesh=1x1",
     )  # fmt: skip
-    done = run(*flags, program=("-m", "experiments.characterize"))
+    done = run(*flags, program=quickly("experiments.characterize"))
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "characterization.json").read_text())
     total = sum(each["ms"] for each in result["classes"].values())

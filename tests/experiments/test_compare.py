@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from main_job import ROOT, environment, run
+from main_job import in_background, run
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
@@ -95,16 +93,12 @@ def test_each_trial_is_kept_and_only_what_is_missing_is_done_again(tmp_path):
 
 def test_interrupted_it_goes_on(tmp_path):
     flags = [*SMALL, "--models=dlrm", "--seeds=1", "--epochs=150", f"--workdir={tmp_path}"]
-    process = subprocess.Popen(
-        [sys.executable, *COMPARE, *flags], cwd=ROOT, env=environment(),
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("trials/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors[-2000:]
+    with in_background(*flags, program=COMPARE) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("trials/*.json")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        result = process.end(signal.SIGINT)
+    assert result.returncode == 130, result.stderr[-2000:]
     first = trials(tmp_path)
     assert len(first) == 1
     succeed(COMPARE, *flags)
