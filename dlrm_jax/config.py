@@ -167,8 +167,13 @@ class Config:
             raise UserError("table_rows: expected at least one number, got none")
         if not 0 < self.learning_rate < float("inf"):
             raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
-        if len(self.class_weights) != 2:
-            raise UserError(f"class_weights: expected two numbers, got {self.class_weights}")
+        weights = self.class_weights
+        finite = all(0 <= weight < float("inf") for weight in weights)
+        if len(weights) != 2 or not finite or not any(weights):
+            raise UserError(
+                f"class_weights: expected two finite numbers of 0 or more, not both 0, got "
+                f"{weights}"
+            )
         if len(self.bag_lengths) not in (1, len(self.table_rows)):
             raise UserError(
                 f"bag_lengths: expected one number, or one for each of the "

@@ -48,7 +48,9 @@ def handled() -> Iterator[None]:
     if _previous or not _in_main_thread():
         yield
         return
-    _previous.update({number: signal.signal(number, _on_signal) for number in _SIGNALS})
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs ignore it
+            _previous[number] = signal.signal(number, _on_signal)
     try:
         yield
         check()

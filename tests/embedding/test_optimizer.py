@@ -99,7 +99,7 @@ def test_a_schedule_gives_the_rate_of_each_step(make):
 
 
 def test_state_of_bfloat16_tables_is_float32():
-    for optimizer in (Adagrad(RATE), RowWiseAdagrad(RATE), Adam(RATE)):
+    for optimizer in (make(RATE) for make in OPTIMIZERS.values()):
         weights = jnp.ones((R, D), jnp.bfloat16)
         slots = optimizer.initial_slots(weights.astype(jnp.float32))
         new, new_slots = apply(optimizer, weights, slots, [1], jnp.ones((1, D)), 0)
