@@ -29,7 +29,8 @@ def run(arguments: list[str], text: str | None = None) -> str:
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "XLA_FLAGS": QUICKLY},
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1", "XLA_FLAGS": QUICKLY},
         input=text,
         capture_output=True,
         text=True,
