@@ -168,8 +168,7 @@ class Config:
         if not 0 < self.learning_rate < float("inf"):
             raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         weights = self.class_weights
-        finite = all(0 <= weight < float("inf") for weight in weights)
-        if len(weights) != 2 or not finite or not any(weights):
+        if len(weights) != 2 or not 0 < max(weights) < float("inf"):
             raise UserError(
                 f"class_weights: expected two finite numbers of 0 or more, not both 0, got "
                 f"{weights}"
