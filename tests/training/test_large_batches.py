@@ -31,7 +31,8 @@ def test_float32_is_the_float64_oracles(size: int):
     for mesh, optimizer in (("2x4", "sgd"), ("1x1", "rowwise_adagrad")):
         setup = Setup(mesh=mesh, optimizer=optimizer, dtype="float32")
         oracle = setup.oracle(weights)
-        oracle.gradients = lambda *_: gradients  # they are those of all optimizers
+        # They are those of all optimizers.
+        oracle.gradients = lambda *_, **__: gradients  # pyright: ignore[reportAttributeAccessIssue]
         check(setup, initial, batch, oracle)
 
 
