@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.ranking import ranking_metrics
 
 
-class Task:
+class Task(abc.ABC):
     """Data, their batches for training, and metrics.
 
     Attributes:
@@ -38,11 +39,11 @@ class Task:
         """Training batches in the order of the config's seed, shuffled again in each epoch."""
         return TrainBatches(self.data.train, config.batch_size, config.seed, config.shuffle_window)
 
+    @abc.abstractmethod
     def metrics(
         self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
     ) -> dict[str, float]:
         """Metrics over all examples of a split."""
-        raise NotImplementedError
 
     def badness(self, metrics: Mapping[str, Any] | None) -> float:
         """The number that a choice minimizes: infinite without metrics."""

@@ -198,8 +198,7 @@ def test_a_map_to_a_negative_id_spoils_its_bag_only(plan):
 def test_absent_ids_neither_read_nor_write_a_row(plan):
     tables, state, step = stepped(plan)
     absent = np.full((B, COLUMNS), -1, np.int32)
-    weights = [np.ones(absent.shape, "f4")] + [None] * (plan == "mixed")  # None: another program
-    for id_weights in weights:
+    for id_weights in (np.ones(absent.shape, "f4"), None):
         pooled, _, new = step(state, absent, id_weights)
         assert all(not np.any(np.asarray(vectors)) for vectors in pooled.values())
         assert_same(read(tables, new), random_arrays())

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dlrm_jax import backend
@@ -33,7 +33,6 @@ from experiments.characterize.cost import class_costs
 from experiments.characterize.hlo import Program
 
 
-@settings(max_examples=40)  # each is a program of its own
 @example(batch=0, count=2, dim=1, self_interaction=False, columns=False, seed=0)
 @example(batch=1, count=30, dim=40, self_interaction=True, columns=True, seed=0)
 @given(
