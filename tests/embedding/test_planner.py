@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -71,7 +70,7 @@ MESHES = [(1, 4), (1, 8), (1, 16), (16, 8), (8, 16)]
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh"), itertools.starmap(published, itertools.product(SETS, MESHES))
+    ("name", "mesh"), [published(name, mesh) for name in SETS for mesh in MESHES]
 )
 def test_published_tables_are_balanced(name, mesh):
     tables, features, lookups = described(*SETS[name])
