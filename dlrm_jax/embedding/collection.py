@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Integer
 
 from dlrm_jax.backend import backend_of
-from dlrm_jax.embedding import kernel_dispatch, reshard, sharded_ops, table_io
+from dlrm_jax.embedding import copies, kernel_dispatch, reshard, sharded_ops, table_io
 from dlrm_jax.embedding.bags import check_batch, check_ids
 from dlrm_jax.embedding.batches import Placed, cast_ids, cast_weights, pad_batch, put_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
@@ -275,6 +275,16 @@ class EmbeddingCollection:
             UserError: an id is out of range; the message names its feature, sample and value.
         """
         check_ids(cast_ids(self.features, ids), self.features, self.lookups, self.tables)
+
+    def check_copies(self, state: EmbeddingState) -> None:
+        """Checks that devices with copies of a table and its optimizer state have the same bits.
+
+        Each device reads its arrays once, and a few bytes are exchanged.
+
+        Raises:
+            UserError: copies differ; the message names the tables that lie in one array with them.
+        """
+        copies.check_copies(self.mesh, copies.of_tables(self.layout, state))
 
     # -- Whole tables: outside the step ------------------------------------------------
 
