@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from dlrm_jax.embedding.row_optimizer import RowMean, RowOptimizer, Slots, mean_of_columns
+from dlrm_jax.embedding.row_optimizer import (
+    RowMean,
+    RowOptimizer,
+    Slots,
+    checked_update,
+    mean_of_columns,
+)
 from dlrm_jax.embedding.storage_dtype import decode, encode
 
 
@@ -46,8 +52,7 @@ def update_rows(
         name: slot if name in scalars else slot.at[rows].get(mode="fill", fill_value=0)
         for name, slot in slots.items()
     }
-    updates, touched = optimizer.update_values(values, gradients, touched, step, row_mean)
-    touched = {name: touched[name].astype(slot.dtype) for name, slot in slots.items()}
+    updates, touched = checked_update(optimizer, values, gradients, touched, step, row_mean)
     slots = {
         name: touched[name] if name in scalars else slot.at[rows].set(touched[name], mode="drop")
         for name, slot in slots.items()
