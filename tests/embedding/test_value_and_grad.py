@@ -174,7 +174,7 @@ def test_dropout_cannot_be_differentiated_by():
         return bce(nnx.merge(graph, params)(features_of(pooled))[:, 0], labels)
 
     with pytest.raises(TypeError, match=r"real- or complex-valued inputs .* got uint32"):
-        collection.value_and_grad(loss_fn)(start(collection), ids, params, labels)
+        collection.value_and_grad(loss_fn)(start(collection), jnp.asarray(ids), params, labels)
 
 
 def test_a_linen_model():
