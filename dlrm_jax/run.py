@@ -128,7 +128,12 @@ def run(
                 state,
                 batches,
                 _last_step(config, batches, checkpoints, resumed_from),
-                Intervals(config.log_every, config.eval_every, config.checkpoint_every),
+                Intervals(
+                    config.log_every,
+                    config.eval_every,
+                    config.checkpoint_every,
+                    config.check_copies_every,
+                ),
                 validate=lambda state: metrics_of(state, "validation"),
                 keep=keep,
                 record=record,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
@@ -20,8 +21,8 @@ from dlrm_jax.errors import UserError
 def lookup(
     device: PerDevice,
     state: EmbeddingState,
-    ids: Int[Array, "B C"],
-    id_weights: Float[Array, "B C"] | None,
+    ids: Int[Array | np.ndarray, "B C"],
+    id_weights: Float[Array | np.ndarray, "B C"] | None,
 ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
     """See `EmbeddingCollection.lookup`. The optimizers' state isn't read."""
     batch, per_device = device.axes.batch, device.axes.per_device

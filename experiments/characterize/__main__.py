@@ -51,8 +51,8 @@ _ENVIRONMENT = dict(os.environ)
 
 _OF_WHOLE_RUNS = (
     "examples", "steps", "epochs", "eval_every", "checkpoint_every", "log_every",
-    "keep_checkpoints", "best_metric", "target_auc", "shuffle_window", "evaluation_batch_size",
-    "min_count",
+    "check_copies_every", "keep_checkpoints", "best_metric", "target_auc", "shuffle_window",
+    "evaluation_batch_size", "min_count",
 )  # fmt: skip
 
 define_run_flags("kaggle", dict.fromkeys(_OF_WHOLE_RUNS, "steps on generated batches are measured"))

@@ -55,6 +55,10 @@ def test_vectors_travel_as_floats(dtype):
         (jnp.zeros((8, 9), jnp.uint32), None, "ids: expected signed integers .* got uint32"),
         (jnp.zeros((8, 9), jnp.int8), None, "ids: expected signed integers .* got int8"),
         (jnp.zeros((8, 9), jnp.int32), jnp.zeros((8, 1)), r"id_weights: expected one for each id"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.ones((8, 9), int), "id_weights: .* float32, got int32"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.ones((8, 9), "c8"), "expected float32, got complex64"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.ones((8, 9), bool), "expected float32, got bool"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.ones((8, 9), jnp.bfloat16), "float32, got bfloat16"),
         (jnp.zeros((6, 9), jnp.int32), None, "ids: 6 samples can't be split evenly over the 8"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from saved_run import CONFIG, examples
 
@@ -91,6 +93,79 @@ def test_what_follows_a_loss_that_is_not_finite_is_not_kept():
     assert events[-1][0].startswith("the loss of step 3 is nan")
     assert ("start", 4) in events, "it has run ahead"
     assert not any(what == "keep" for what, _ in events)
+
+
+class WithoutWeight(TrainBatches):
+    """Batches of which the fifth has no weight."""
+
+    def __getitem__(self, step: int) -> Batch:
+        batch = super().__getitem__(step)
+        return batch._replace(sample_weights=(step != 4) * batch.sample_weights)
+
+
+def trained(
+    mesh: str,
+    change: Callable[[TrainState], TrainState] = lambda state: state,
+    kind: type[TrainBatches] = TrainBatches,
+) -> tuple[list[int], str]:
+    """The steps whose states were kept, and the error, of a run that changes its state."""
+    learner, kept = make_learner(CONFIG, make_mesh(mesh)), []
+    step_of = make_train_step(learner)
+    batches = kind(examples(512), CONFIG.batch_size, seed=0)
+    try:
+        train(
+            learner,
+            lambda state, batch: step_of(change(state), batch),
+            learner.init(0),
+            batches,
+            steps=6,
+            intervals=Intervals(log=1, evaluate=0, checkpoint=4, check_copies=2),
+            validate=lambda state: {"auc": 0.5},
+            keep=lambda state, *_: kept.append(int(state.step)),
+            record=lambda *_: None,
+        )
+    except UserError as error:
+        return kept, str(error)
+    return kept, ""
+
+
+def with_one_wrong_copy(x: jax.Array) -> jax.Array:
+    parts = [np.array(shard.data) for shard in x.addressable_shards]
+    parts[-1].reshape(-1)[0] += 1
+    return jax.make_array_from_single_device_arrays(
+        x.shape,
+        x.sharding,
+        [jax.device_put(p, s.device) for p, s in zip(parts, x.addressable_shards, strict=True)],
+    )
+
+
+@pytest.mark.parametrize(("before_step", "kept", "found"), [(4, [], 4), (5, [4], 6)])
+def test_copies_of_a_table_that_differ_end_the_run(before_step: int, kept: list[int], found: int):
+    def change(state: TrainState) -> TrainState:
+        if int(state.step) + 1 != before_step:
+            return state
+        tables = {name: with_one_wrong_copy(x) for name, x in state.embedding.tables.items()}
+        embedding = dataclasses.replace(state.embedding, tables=tables)
+        return dataclasses.replace(state, embedding=embedding)
+
+    saved, message = trained("2x2", change)
+    assert saved == kept
+    assert message.startswith(f"after step {found}, the copies of table(s) C1 and of table(s) C2")
+
+
+def test_wrong_parameters_end_the_run():
+    def change(state: TrainState) -> TrainState:
+        params = jax.tree.map(with_one_wrong_copy, state.params)
+        return dataclasses.replace(state, params=params)
+
+    _, message = trained("2x1", change)
+    assert message.startswith("after step 2, the copies of the dense model differ between devices")
+
+
+def test_a_batch_without_weight_is_one_error():
+    kept, message = trained("2x2", kind=WithoutWeight)
+    assert kept == [4]
+    assert message.startswith("the weights of the examples of step 5 sum to zero")
 
 
 def test_a_signal_in_a_validation_waits_for_the_checkpoint():
