@@ -44,16 +44,20 @@ def cast_ids(features: Sequence[Feature], ids: Any, *, keep: tuple[type, ...] = 
         return ids if isinstance(ids, keep) else _as_int32(what, ids)
 
     if not isinstance(ids, Mapping):
-        return cast("ids", ids)
+        array = cast("ids", ids)
+        if array.ndim != 2:
+            columns = sum(feature.max_ids for feature in features)
+            raise UserError(
+                f"ids: expected [B, {columns}], the bags side by side, got {list(array.shape)}"
+            )
+        return array
     width = {feature.name: feature.max_ids for feature in features}
     found = {}
     for name, bags in ids.items():
-        what = f"feature {name}"
         if isinstance(bags, Ragged) and name in width:
-            values, lengths = _as_int32(what, bags.values), _as_int32(what, bags.lengths)
-            found[name], _ = pad_bags(values, lengths, width[name])
+            found[name], _ = pad_bags(*_ragged(name, bags), width[name])
         else:
-            found[name] = cast(what, bags)
+            found[name] = cast(f"feature {name}", bags)
     return id_array(features, found, fill=-1)
 
 
@@ -65,11 +69,11 @@ def cast_weights(
     Args:
         features: features in the order of their columns.
         ids: ids as given to `cast_ids`.
-        id_weights: id weights in the form of the ids, ragged where the ids are.
+        id_weights: id weights in the form and shapes of the ids, ragged where the ids are.
         keep: types of arrays to leave as they are; others are checked and made NumPy arrays.
 
     Raises:
-        UserError: id weights aren't floating, or bags have other lengths than those of the ids.
+        UserError: id weights aren't floating, or have other shapes or lengths than the ids.
     """
 
     def cast(weights: Any) -> Any:
@@ -83,9 +87,37 @@ def cast_weights(
         bags = ids.get(name) if isinstance(ids, Mapping) else None
         if isinstance(bags, Ragged) and name in widths:
             found[name] = _ragged_weights(name, bags, own, widths[name])
-        else:
-            found[name] = cast(own)
+            continue
+        if isinstance(own, Ragged):
+            raise UserError(
+                f"id_weights of {name}: expected an array like its ids, got Ragged; pad_bags pads "
+                f"ids and their weights alike"
+            )
+        found[name] = cast(own)
+        wanted = widths.get(name) if bags is None else _width(bags)
+        if name in widths and _width(found[name]) != wanted:  # padding would be weights of 0
+            raise UserError(
+                f"id_weights of {name}: expected a weight for each of {wanted} id(s) of a bag, got "
+                f"shape {list(found[name].shape)}"
+            )
     return id_array(features, found, fill=0)
+
+
+def _width(bags: Any) -> int:
+    """The ids of a bag, of arrays [B, L] or [B]."""
+    return (*np.shape(bags), 1)[1]
+
+
+def _ragged(name: str, bags: Ragged) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " B"]]:
+    """The values and lengths of one feature's ragged bags."""
+    values = _as_int32(f"feature {name}", bags.values)
+    lengths = _as_int32(f"lengths of feature {name}", bags.lengths)
+    if values.ndim != 1 or lengths.ndim != 1:
+        raise UserError(
+            f"feature {name}: expected Ragged(values, lengths) of shapes [N] and [B], got "
+            f"{list(values.shape)} and {list(lengths.shape)}"
+        )
+    return values, lengths
 
 
 def _ragged_weights(name: str, bags: Ragged, own: Any, width: int) -> np.ndarray | None:
@@ -96,15 +128,14 @@ def _ragged_weights(name: str, bags: Ragged, own: Any, width: int) -> np.ndarray
             f"weights would go to ids of other bags"
         )
     values = _as_floats("id_weights", own.values if isinstance(own, Ragged) else own)
-    ids, lengths = _as_int32(f"feature {name}", bags.values), np.asarray(bags.lengths)
-    return pad_bags(ids, lengths, width, values)[1]
+    return pad_bags(*_ragged(name, bags), width, values)[1]
 
 
 def _as_floats(name: str, weights: Any) -> Float[np.ndarray, "..."]:
     """Weights of at least 32 bits."""
     array = _unmasked(name, weights)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"{name}: expected floating numbers, got {array.dtype}")
+    if array.dtype not in (np.float16, np.float32, np.float64):  # JAX has none that are longer
+        raise UserError(f"{name}: expected floating numbers, got {array.dtype}; cast to float32")
     return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, ArrayLike, Float
 
 from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import copies, kernel_dispatch, reshard, sharded_ops, table_io
@@ -162,8 +162,8 @@ class EmbeddingCollection:
                 range gives NaN; `check_ids` reports such ids beforehand. NumPy arrays are checked
                 and cast as `put` does, except arguments of a jitted function: JAX has wrapped their
                 64-bit numbers to 32 bits before, so place them with `put`.
-            id_weights: weight of each id, float32, in the form of ``ids``; constants. None for
-                ones.
+            id_weights: weight of each id, float32, in the form and shapes of ``ids``; constants.
+                None for ones.
 
         Returns:
             Pooled vectors by lookup name, [B, d] or, without pooling, [B, max_ids, d], with d the
@@ -207,7 +207,7 @@ class EmbeddingCollection:
 
     @jax.named_scope("update")
     def apply(
-        self, state: EmbeddingState, gradients: RowGradients, step: Integer[Array, ""] | int
+        self, state: EmbeddingState, gradients: RowGradients, step: ArrayLike
     ) -> EmbeddingState:
         """Updates the touched rows, in place where the state is donated.
 
@@ -215,6 +215,9 @@ class EmbeddingCollection:
             state: tables and their optimizer state.
             gradients: result of `coalesce`.
             step: number of updates done before this one, a scalar integer.
+
+        Raises:
+            UserError: the step isn't one integer, or the optimizer's update has the wrong form.
         """
         return sharded_ops.apply(self.per_device, state, gradients, step)
 
@@ -223,7 +226,7 @@ class EmbeddingCollection:
         state: EmbeddingState,
         residuals: Residuals,
         cotangents: Mapping[str, Float[Array, "B *_"]],
-        step: Integer[Array, ""] | int,
+        step: ArrayLike,
     ) -> EmbeddingState:
         """Calls `send_cotangents`, `coalesce` and `apply`."""
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
@@ -236,15 +239,16 @@ class EmbeddingCollection:
         Args:
             ids: ids of this process's samples: an id array, arrays by feature name, or ragged bags
                 by feature name as `Ragged` (values, lengths).
-            id_weights: id weights in the same form; None for ones.
+            id_weights: id weights in the same form and shapes, floats; None for ones.
             check: whether to look for ids out of range, see `check_ids`.
 
         Returns:
             The id array [B, C] int32; a pair of it and the id weights where they are given.
 
         Raises:
-            UserError: ids aren't integers, or don't fit into int32 or the tables, or the number of
-                devices doesn't divide the batch, see `pad_batch`.
+            UserError: ids aren't integers, or don't fit into int32 or the tables, an id has no
+                weight of its own, or the number of devices doesn't divide the batch, see
+                `pad_batch`.
         """
         on_host = cast_ids(self.features, ids)
         if id_weights is not None:
@@ -324,5 +328,9 @@ class EmbeddingCollection:
         return table_io.to_arrays(self.iter_arrays(state), self.layout)
 
     def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them."""
+        """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them.
+
+        Raises:
+            UserError: no table has this name.
+        """
         return table_io.array_specs(self.axes, self.layout.slab_of(table), self.tables[table])

@@ -154,6 +154,6 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
         shards = block.bag.shape[0]
         whole = jnp.stack([needed[i] for i in index[0]], axis=1)  # [b, T, shards · d]
         return jnp.moveaxis(whole.reshape(*whole.shape[:2], shards, -1), 2, 0)
-    if block.bag.shape[0] == 1:  # no receiver but this device: the bag positions are the members
+    if block.bag.shape[0] == 1:  # no receiver but this device: a bag for each position
         return jnp.stack([needed[i] for i in index[0]], axis=1)[None]
     return jnp.stack(needed, axis=0)[index].transpose(0, 2, 1, 3)

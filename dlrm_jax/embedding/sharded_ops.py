@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
 from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.reshard import slot_ndims
+from dlrm_jax.embedding.row_update import checked_step
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.errors import UserError
 
@@ -77,7 +77,7 @@ def apply(
     device: PerDevice,
     state: EmbeddingState,
     gradients: RowGradients,
-    step: Integer[Array, ""] | int,
+    step: ArrayLike,
 ) -> EmbeddingState:
     """See `EmbeddingCollection.apply`. Frozen tables aren't passed."""
     slabs, specs = device.trained_slabs, device.state_specs
@@ -100,7 +100,7 @@ def apply(
     )(
         EmbeddingState({name: state.tables[name] for name in slabs}, state.slots),
         gradients.blocks,
-        jnp.asarray(step),
+        checked_step(step),
     )
     return EmbeddingState(state.tables | updated.tables, state.slots | updated.slots)
 

@@ -208,3 +208,60 @@ def test_weights_of_ragged_bags_have_the_lengths_of_the_ids(collection):
     weights = {"user": np.ones(B, np.float32), "history": Ragged(np.ones(14, "f4"), lengths)}
     with pytest.raises(UserError, match="weights of history: expected the lengths of its ids"):
         collection.put({"user": USERS, "history": RAGGED}, weights)
+
+
+USER_WEIGHTS = np.ones(B, np.float32)
+HISTORY_WEIGHTS = np.ones((B, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("history", "weights", "message"),
+    [
+        (
+            HISTORY,
+            HISTORY_WEIGHTS[:, :1],
+            r"weight for each of 3 id\(s\) of a bag, got shape \[8, 1",
+        ),
+        (HISTORY, USER_WEIGHTS, r"weight for each of 3 id\(s\) of a bag, got shape \[8\]"),
+        (
+            HISTORY[:, :2],
+            HISTORY_WEIGHTS,
+            r"weight for each of 2 id\(s\) of a bag, got shape \[8, 3",
+        ),
+        (HISTORY.tolist(), HISTORY_WEIGHTS[:, :2], "of history: expected a weight for each of 3"),
+        (HISTORY, Ragged(np.ones(8, "f4"), np.ones(8, int)), "of history: expected an array like"),
+        (HISTORY, [[1.0, 2.0], [1.0]], r"id_weights: .* bags of different lengths as Ragged"),
+        (Ragged(1, RAGGED.lengths), HISTORY_WEIGHTS, r"history: .* got \[\] and \[8\]"),
+        (Ragged(RAGGED.values, 14), HISTORY_WEIGHTS, r"history: .* got \[14\] and \[\]"),
+    ],
+)
+def test_each_id_has_a_weight_of_its_own(collection, history, weights, message):
+    ids, weights = {"user": USERS, "history": history}, {"user": USER_WEIGHTS, "history": weights}
+    for call in (collection.put, lambda *args: looked_up(collection, *args)):
+        with pytest.raises(UserError, match=message):
+            call(ids, weights)
+
+
+def test_weights_are_as_wide_as_the_ids_that_are_given(collection):
+    narrow, one = {"user": USERS[:, None], "history": HISTORY[:, :2]}, np.float32(0.5)
+    _, weights = collection.put(narrow, {"user": USER_WEIGHTS, "history": np.full((B, 2), one)})
+    np.testing.assert_array_equal(weights, [[1, 0.5, 0.5, 0]] * B)
+    with pytest.raises(UserError, match="of history: expected a weight for each of 3 id"):
+        collection.put(MATRIX, {"user": USER_WEIGHTS, "history": HISTORY_WEIGHTS[:, :2]})
+    for weights in (np.ones((2 * B, 4), "f4"), np.ones((B, 5), "f4"), np.ones(B, "f4")):
+        with pytest.raises(UserError, match=r"id_weights: expected one for each id, \[8, 4\], got"):
+            collection.put(MATRIX, weights)
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (2, 2, 1)])
+def test_an_id_array_has_two_axes(collection, shape):
+    for call in (collection.put, collection.check_ids, collection.pad_batch):
+        with pytest.raises(UserError, match=r"ids: expected \[B, 4\], the bags side by side, got"):
+            call(np.zeros(shape, int))
+
+
+def test_ids_are_no_differences_of_times_and_weights_no_long_doubles(collection):
+    with pytest.raises(UserError, match=r"ids: expected integers, got timedelta64\[s\]"):
+        collection.put(MATRIX.astype("m8[s]"))
+    with pytest.raises(UserError, match="expected floating numbers, got float128; cast to float32"):
+        collection.put(MATRIX, np.ones(MATRIX.shape, np.longdouble))
