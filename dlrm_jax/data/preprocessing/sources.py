@@ -79,8 +79,10 @@ class Source:
     content_hash: str = dataclasses.field(default="", init=False)
     _rows: int = dataclasses.field(default=0, init=False)
 
-    def chunks(self) -> Iterator[Callable[[], Chunk]]:
-        """Yields a function for each chunk, in order, that parses it; known ones needn't be parsed.
+    def chunks(self) -> Iterator[tuple[int, Callable[[], Chunk]]]:
+        """Yields the chunks in order, with the number of their rows; known ones needn't be parsed.
+
+        A chunk is the function that parses it. The number counts malformed rows, too.
 
         Raises:
             UserError: the file can't be read, or a column or a line is malformed; the message names
@@ -90,7 +92,8 @@ class Source:
             for unparsed in self._read():
                 first = self._rows + 1
                 self._rows += unparsed.rows
-                yield functools.partial(self._parsed, unparsed, first)
+                rows = unparsed.rows + unparsed.skipped
+                yield rows, functools.partial(self._parsed, unparsed, first)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
         except DamagedError as error:
@@ -186,10 +189,10 @@ def _chunks(content: Bytes, size: int) -> Iterator[bytes]:
     """Yields chunks of ``size`` bytes; the last one may be shorter."""
     chunk = b""
     while more := content.read(size - len(chunk)):
-        chunk += more  # a decompressor may return more than was asked for
-        while len(chunk) >= size:
-            yield chunk[:size]
-            chunk = chunk[size:]
+        chunk += more
+        if len(chunk) == size:
+            yield chunk
+            chunk = b""
     if chunk:
         yield chunk
 
