@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrm_jax.data.directory import FORMAT, METADATA, Metadata, load_directory
+from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, load_directory
 from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError
@@ -21,6 +21,9 @@ from dlrm_jax.files import delete, delete_directory, write_json
 
 BEGUN = "begun.json"
 """Name of the file that describes an unfinished directory."""
+
+Inputs = list[dict[str, Any]]
+"""Path, size and time of change of each input file."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,15 +51,10 @@ def difference(output: Path, recipe: dict[str, Any]) -> str:
     except UserError as error:
         return str(error)
     made_from = metadata.made_from
-    inputs = zip(made_from["inputs"], recipe["inputs"], metadata.content_hashes, strict=False)
-    for old, new, content_hash in inputs:
-        # Copied or touched: the same file if it has the same content.
-        changed = old != new and old["size"] == new["size"]
-        if changed and file_hash(Path(new["path"])) == content_hash:
-            old.update(new)
-            # It only saves hashing next time, and the directory may be read-only.
-            with contextlib.suppress(OSError):
-                write_json(output / METADATA, dataclasses.asdict(metadata))
+    if _accept_copies(made_from["inputs"], recipe["inputs"], metadata.content_hashes):
+        # It only saves hashing next time, and the directory may be read-only.
+        with contextlib.suppress(OSError):
+            write_json(output / METADATA, dataclasses.asdict(metadata))
     return _first_difference(made_from, recipe)
 
 
@@ -70,7 +68,7 @@ def begin(partial: Path, recipe: dict[str, Any]) -> None:
     """
     if os.path.lexists(partial):
         made_from = _made_from(partial, recipe)
-        _accept_copies(partial, made_from["inputs"], recipe["inputs"])
+        _accept_staged_copies(partial, made_from["inputs"], recipe["inputs"])
         if not (difference := _first_difference(made_from, recipe)):
             _log.info("resuming from %s", partial)
         elif (partial / BEGUN).exists():
@@ -105,22 +103,34 @@ def _made_from(partial: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _accept_copies(
-    partial: Path, before: list[dict[str, Any]], inputs: list[dict[str, Any]]
-) -> None:
-    """Takes copied or touched files for those of the interrupted call, by their content.
-
-    Of a file that wasn't read to its end then, nothing is kept.
-    """
-    for number, (old, new) in enumerate(zip(before, inputs, strict=False)):
-        directory = partial / "columns" / str(number)
-        if old == new or old["size"] != new["size"] or (partial / METADATA).exists():
-            continue
-        staged = finished(directory)
-        if not staged:
-            delete(directory)
-        if not staged or file_hash(Path(new["path"])) == staged.content_hash:
+def _accept_copies(before: Inputs, inputs: Inputs, content_hashes: Sequence[str | None]) -> bool:
+    """Takes copied or touched files for those of before if they have the same content."""
+    accepted = False
+    for old, new, content_hash in zip(before, inputs, content_hashes, strict=False):
+        changed = old != new and old["size"] == new["size"]
+        if changed and file_hash(Path(new["path"])) == content_hash:
             old.update(new)
+            accepted = True
+    return accepted
+
+
+def _accept_staged_copies(partial: Path, before: Inputs, inputs: Inputs) -> None:
+    """As `_accept_copies`, for an unfinished directory.
+
+    Of a changed file that wasn't read to its end, nothing is kept.
+    """
+    try:
+        content_hashes = Metadata.read(partial).content_hashes
+    except UserError:
+        content_hashes = []
+        for number, (old, new) in enumerate(zip(before, inputs, strict=False)):
+            columns = partial / "columns" / str(number)
+            staged = finished(columns)
+            content_hashes.append(staged and staged.content_hash)
+            if not staged and old != new and not (partial / VOCABULARIES).exists():
+                delete(columns)
+                old.update(new)
+    _accept_copies(before, inputs, content_hashes)
 
 
 def _first_difference(found: dict[str, Any], recipe: dict[str, Any]) -> str:
@@ -136,7 +146,7 @@ def _first_difference(found: dict[str, Any], recipe: dict[str, Any]) -> str:
     return ""
 
 
-def _stat(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def _stat(paths: Sequence[Path]) -> Inputs:
     """Path, size and time of change of each file; all must be readable."""
     statuses = []
     for path in paths:

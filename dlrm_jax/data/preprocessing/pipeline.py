@@ -20,6 +20,8 @@ from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete, locked, move_into_place, write_json
 
+_PARTIAL = ".partial"
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,12 +65,8 @@ def preprocess(
     grown = Metadata.read(grow) if grow else None
     files = [path.resolve() for path in (*paths, *held_out)]
     _check(files, len(held_out), options, grown)
-    described = options.to_json() | {
-        "held_out": len(held_out),
-        "grown_from": [*grown.grown_from, grown.fingerprint] if grown else [],
-    }
-    recipe = freshness.recipe(files, described)
-    partial = output.with_name(f"{output.name}.partial")
+    recipe = freshness.recipe(files, _described(options, len(held_out), grown))
+    partial = output.with_name(f"{output.name}{_PARTIAL}")
     if _is_finished(output, recipe, replace):
         return Metadata.read(output)  # without a lock, as it may belong to someone else
     try:
@@ -89,6 +87,22 @@ def preprocess(
             f"the same command again to resume"
         ) from error
     return Metadata.read(output)
+
+
+def find_copy(path: Path, directory: Path, options: Options) -> Path | None:
+    """An output in a directory of outputs that was made of a copy of the same file, if any."""
+    recipe = freshness.recipe([path], _described(options, 0, None))
+    for metadata in sorted(directory.glob(f"[!.]*/{METADATA}")):
+        output = metadata.parent
+        if output.suffix != _PARTIAL and not freshness.difference(output, recipe):
+            return output
+    return None
+
+
+def _described(options: Options, held_out: int, grown: Metadata | None) -> dict[str, Any]:
+    """Options and all else that the arrays depend on, besides the input files."""
+    grown_from = [*grown.grown_from, grown.fingerprint] if grown else []
+    return options.to_json() | {"held_out": held_out, "grown_from": grown_from}
 
 
 def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:

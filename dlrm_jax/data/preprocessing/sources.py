@@ -47,13 +47,15 @@ class Chunk:
 class _Unparsed(NamedTuple):
     """The content of a chunk, and the function that parses it.
 
-    ``skipped`` malformed rows, not counted in ``rows``, were left out before.
+    ``skipped`` malformed rows, not counted in ``rows``, were left out before. The ``place`` is not
+    0 if it is one of several parts of a chunk: then these rows of the chunk are before it.
     """
 
     parse: Callable[[Any, Path, int, OnBadLine], pl.DataFrame]
     content: bytes | pl.DataFrame
     rows: int
     skipped: int = 0
+    place: int = 0
 
 
 @dataclasses.dataclass
@@ -139,11 +141,11 @@ class Source:
     def _csv(self, content: Bytes) -> Iterator[_Unparsed]:
         records = Records(self._lines(content), self.path, self.options.on_bad_line)
         columns = self._columns(dict.fromkeys(records.columns, pl.String()))
-        skipped = 0
+        skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
         for frame in records.frames(columns, CHUNK_ROWS):
-            yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped)
-            skipped = records.skipped
+            yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped, place)
+            skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
     def _parquet(self) -> Iterator[_Unparsed]:
         try:
@@ -179,8 +181,9 @@ class Source:
         if not self.drop:
             return Chunk(frame, skipped, 0)
         # A function of the place in the data alone, so that a resumed run draws the same.
-        rng = np.random.default_rng([options.seed, self.number, first])
-        kept = rng.random(len(frame)) >= options.drop_negatives
+        rng = np.random.default_rng([options.seed, self.number, first - unparsed.place])
+        drawn = rng.random(unparsed.place + len(frame))[unparsed.place :]
+        kept = drawn >= options.drop_negatives
         kept |= frame["label"].to_numpy() > 0
         return Chunk(frame.filter(pl.Series(kept)), skipped, int(np.sum(~kept)))
 
