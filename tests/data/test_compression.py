@@ -78,17 +78,17 @@ def test_many_columns(tmp_path):
 
 
 def test_bytes_that_are_peeked_at_are_read_again():
-    content = Bytes(iter([b"abc", b"de", b""]).__next__ and (lambda size: parts.pop(0)[:size]))
     parts = [b"abc", b"de", b""]
+    content = Bytes(lambda _: parts.pop(0))
     assert content.peek(4) == b"abcd"
     assert content.read(2) + content.read(9) == b"abcde"
 
 
 def test_a_sampled_hash_is_of_size_and_content(tmp_path):
     path = tmp_path / "array"
-    content = bytearray(9 << 20)
+    content = bytearray(5 << 20)
     found = set()
-    for place in (0, 100_000, 5 << 20, len(content) - 1):
+    for place in (0, 100_000, len(content) // 3, len(content) - 1):
         content[place] ^= 1
         path.write_bytes(content)
         found.add(sampled_hash(path))
