@@ -117,7 +117,6 @@ def workspace(path: Path, kind: str = "") -> Iterator[Path]:
         directory.mkdir()
         (directory / MARKER).touch()
         _flush(directory / MARKER)
-        _flush(directory)
         yield directory
     finally:
         _clear(directory)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from main_job import ROOT, in_background, run
 
+from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.formats.criteo_format import MAY_BE_EMPTY
 from dlrm_jax.data.formats.criteo_text import parse_chunk
 from dlrm_jax.data.generated.locality import StackProfile
