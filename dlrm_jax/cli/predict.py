@@ -57,8 +57,8 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "data",
     [],
-    "Raw logs in the order of time, or a directory of arrays; a path with a comma in double quotes; "
-    "such as day_24.gz.",
+    "Raw logs in the order of time, or a directory of arrays; a path with a comma in double "
+    "quotes; such as day_24.gz.",
 )
 flags.DEFINE_string(
     "output", None, "File of probabilities to make: .parquet or .csv; such as p.csv."

@@ -14,7 +14,6 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
-
 ROWS = 70
 OPTIONS = Options(Schema("y", ("a",)))
 RARE = Options(Schema("y", ("a",)), min_count=2)
