@@ -61,7 +61,7 @@ def users_own(path, kind):
     directory = path if kind != "link" else path.with_name("elsewhere")
     directory.mkdir()
     name = freshness.BEGUN if kind == "same name" else "notes"
-    (directory / name).write_text('{"begun": "at noon"}')
+    (directory / name).write_text('{"format": 2, "options": {}, "inputs": ["at noon"]}')
     if kind == "link":
         path.symlink_to(directory)
 

@@ -93,13 +93,21 @@ def _made_from(partial: Path, recipe: dict[str, Any]) -> dict[str, Any]:
             return recipe
         with contextlib.suppress(OSError, ValueError):
             made_from = json.loads((partial / BEGUN).read_text())
-            if isinstance(made_from, dict) and made_from.keys() == recipe.keys():
+            if _is_recipe(made_from):
                 return made_from
         with contextlib.suppress(UserError):
             return Metadata.read(partial).made_from
     raise UserError(
         f"{partial} is in the way: it isn't unfinished work of this program, which has a {BEGUN}; "
         f"move or delete it, or give another output directory"
+    )
+
+
+def _is_recipe(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(inputs := found.get("inputs"), list):
+        return False
+    return isinstance(found.get("options"), dict) and all(
+        isinstance(file, dict) and file.keys() == {"path", "size", "mtime_ns"} for file in inputs
     )
 
 
