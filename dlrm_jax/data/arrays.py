@@ -195,6 +195,7 @@ class Dataset:
         teacher_auc: AUC of the true probabilities by split, for generated data. No model beats it
             except by luck; NaN where a split has one class only.
         directory: directory of the vocabularies that made the ids; None if they are unknown.
+        earlier_fingerprints: fingerprints that earlier versions gave the same data.
 
     Raises:
         UserError: the splits don't fit each other or the features.
@@ -209,6 +210,7 @@ class Dataset:
     source: str
     teacher_auc: Mapping[str, float] | None = None
     directory: Path | None = None
+    earlier_fingerprints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.table_rows) != len(self.bag_lengths):
