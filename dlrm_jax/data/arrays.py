@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -195,6 +195,8 @@ class Dataset:
         teacher_auc: AUC of the true probabilities by split, for generated data. No model beats it
             except by luck; NaN where a split has one class only.
         directory: directory of the vocabularies that made the ids; None if they are unknown.
+        id_ranges: smallest and largest id of each categorical feature in all splits, or wider
+            ranges; None if nobody has looked for them.
 
     Raises:
         UserError: the splits don't fit each other or the features.
@@ -209,6 +211,7 @@ class Dataset:
     source: str
     teacher_auc: Mapping[str, float] | None = None
     directory: Path | None = None
+    id_ranges: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.table_rows) != len(self.bag_lengths):

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.day_files import DayFiles
+from dlrm_jax.data.id_ranges import Ranges, find_ranges
 from dlrm_jax.errors import UserError
 
 FORMAT = 2
@@ -41,6 +42,7 @@ class Metadata:
         smallest: smallest number in the dense columns of each file.
         grown_from: fingerprints of the data whose vocabularies these continue, oldest first.
         versions: version of each library that made the arrays.
+        id_ranges: notes of the files of ids, see `id_ranges`; empty in earlier versions.
     """
 
     made_from: dict[str, Any]
@@ -57,6 +59,7 @@ class Metadata:
     smallest: list[float]
     grown_from: list[str]
     versions: dict[str, str]
+    id_ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> Metadata:
@@ -80,7 +83,7 @@ class Metadata:
         )
 
 
-def load_directory(directory: Path) -> Dataset:
+def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
     Args:
@@ -88,12 +91,13 @@ def load_directory(directory: Path) -> Dataset:
             `DayFiles`. Without ``metadata.json`` the last day is halved as TorchRec does it: the
             first half is for validation, the second for test. Bag lengths then follow from the
             shapes of the arrays, and rows of tables from the largest ids.
+        id_ranges: ranges of the ids, if another process has found them; see `id_ranges`.
 
     Raises:
         UserError: arrays are missing, cut short or don't fit each other or the description.
     """
     if not (directory / METADATA).exists():
-        return _load_torchrec(directory)
+        return _load_torchrec(directory, id_ranges)
     metadata = Metadata.read(directory)
     days = [DayFiles.map(directory, number) for number in range(len(metadata.days))]
     sizes = [len(day.examples) for day in days]
@@ -102,8 +106,9 @@ def load_directory(directory: Path) -> Dataset:
             f"{directory}: the days have {sizes} rows, its {METADATA} says {metadata.days}; "
             f"prepare the data again"
         )
+    bag_lengths = metadata.bag_lengths
     for day in days:
-        day.check_bags(metadata.bag_lengths, METADATA)
+        day.check_bags(bag_lengths, METADATA)
         if any(bags.dtype != np.int32 for bags in day.id_arrays):
             raise UserError(f"{day.path}: expected int32 ids beside a {METADATA}, got int64")
     inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
@@ -112,14 +117,15 @@ def load_directory(directory: Path) -> Dataset:
         validation=_split(days, metadata.splits["validation"]),
         test=_split(days, metadata.splits["test"]),
         table_rows=tuple(metadata.table_rows),
-        bag_lengths=tuple(metadata.bag_lengths),
+        bag_lengths=tuple(bag_lengths),
         fingerprint=metadata.fingerprint,
         source=f"{sum(sizes):,} examples of {inputs}, prepared in {directory}",
         directory=directory,
+        id_ranges=id_ranges or find_ranges(directory, days, bag_lengths, metadata.id_ranges),
     )
 
 
-def _load_torchrec(directory: Path) -> Dataset:
+def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
     names = [re.fullmatch(r"day_([0-9]+)_dense\.npy", path.name) for path in directory.iterdir()]
     numbers = sorted(int(name[1]) for name in names if name)
     unfinished = directory.suffix == ".partial" or (directory / VOCABULARIES).exists()
@@ -135,8 +141,7 @@ def _load_torchrec(directory: Path) -> Dataset:
     bag_lengths = widths if first.multi_hot else [1] * widths[0]
     for day in days:
         day.check_bags(bag_lengths, first.path.name)
-    largest = np.max([day.largest_ids() for day in days], axis=0)
-    starts = np.cumsum([0, *bag_lengths[:-1]])
+    id_ranges = id_ranges or find_ranges(directory, days, bag_lengths, {})
     last, rows = len(days) - 1, len(days[-1].examples)
     middle = (rows + 1) // 2
     stats = [
@@ -148,10 +153,11 @@ def _load_torchrec(directory: Path) -> Dataset:
         train=Split(tuple(day.examples for day in days[:-1])),
         validation=_split(days, [[last, 0, middle]]),
         test=_split(days, [[last, middle, rows]]),
-        table_rows=tuple((1 + np.maximum.reduceat(largest, starts)).tolist()),
+        table_rows=tuple(1 + max(largest, 0) for _, largest in id_ranges),
         bag_lengths=tuple(bag_lengths),
         fingerprint=hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest(),
         source=f"{examples:,} examples in {len(days)} days of arrays in {directory}",
+        id_ranges=id_ranges,
     )
 
 

@@ -6,11 +6,13 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import polars as pl
 
+from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import VOCABULARIES
+from dlrm_jax.data.id_ranges import complete_notes
 from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
@@ -84,8 +86,14 @@ class Conversion:
             rows.append(vocabulary.rows_needed(pl.scan_parquet(path, glob=False)))
         return self.options.table_rows(rows)
 
-    def write(self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]) -> None:
-        """Maps values to ids and writes the arrays of each day, for tables with so many rows."""
+    def write(
+        self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]
+    ) -> dict[str, Any]:
+        """Maps values to ids and writes the arrays of each day, for tables with so many rows.
+
+        Returns:
+            The notes of all files of ids, see `id_ranges`.
+        """
         columns = range(len(self.options.schema.categorical))
         expansions: Sequence[Path] = ()
         if max(self.options.multi_hot_sizes, default=1) > 1:
@@ -93,13 +101,17 @@ class Conversion:
             expansions = synthetic_tables(
                 rows, self.options.multi_hot_sizes, self.directory / "expansions"
             )
-        vocabularies = [self._vocabulary(i) for i in columns]
+        vocabularies, notes = [self._vocabulary(i) for i in columns], {}
         for number, file in enumerate(files):
             encoder = Encoder(file, self.options, vocabularies, columns, file.rows)
             for i, day in enumerate(days):
                 if day.file == number:
                     _log.info("arrays of day %d", i)
-                    write_day(self.directory, i, day, file, self.options, encoder, expansions)
+                    notes |= write_day(
+                        self.directory, i, day, file, self.options, encoder, expansions
+                    )
+        written = [DayFiles.map(self.directory, i) for i in range(len(days))]
+        return complete_notes(written, self.options.lengths, notes)
 
     def _vocabulary(self, column: int) -> Path:
         return self._vocabularies / f"{column}.parquet"

@@ -142,7 +142,7 @@ def _run(
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in split["train"])
     rows = conversion.learn(files, training, grow)
-    conversion.write(files, days, rows)
+    id_ranges = conversion.write(files, days, rows)
 
     contents = [file.content_hash for file in files]
     schema = options.schema
@@ -163,6 +163,7 @@ def _run(
         smallest=[file.smallest for file in files],
         grown_from=recipe["options"]["grown_from"],
         versions={name: importlib.metadata.version(name) for name in ("numpy", "polars")},
+        id_ranges=id_ranges,
     )
     write_json(conversion.directory / METADATA, dataclasses.asdict(metadata))
 
