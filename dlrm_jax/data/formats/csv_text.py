@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -14,6 +14,12 @@ from dlrm_jax.data.formats.lines import OnBadLine, decoded
 from dlrm_jax.errors import UserError
 
 # Python's reader, as Polars' silently fills short lines with nulls and names no line.
+
+
+MISSING = ("", "NA", "NaN", "nan", "null")
+"""Fields that are missing values."""
+
+_NONE: Mapping[str, Sequence[str]] = {}
 
 
 class Records:
@@ -43,25 +49,30 @@ class Records:
             found = f"{twice[0]!r} twice" if twice else "nothing"
             raise UserError(f"{path}: expected a first line with the columns' names, got {found}")
 
-    def frames(self, columns: Sequence[str], rows: int) -> Iterator[pl.DataFrame]:
-        """Yields frames; the last one may have fewer rows, even none. Empty fields are null.
+    def frames(
+        self, columns: Sequence[str], rows: int, values: Mapping[str, Sequence[str]] = _NONE
+    ) -> Iterator[pl.DataFrame]:
+        """Yields frames; the last one may have fewer rows, even none. `MISSING` fields are null.
 
         Args:
             columns: names of the wanted columns.
             rows: rows per frame.
+            values: fields of `MISSING` that are values all the same, by column.
 
         Raises:
             UserError: a line is malformed; the message names the first one.
         """
         places = [self.columns.index(name) for name in columns]
         complete = self._complete()
+        missing = {name: set(MISSING) - set(values.get(name, ())) for name in columns}
+        nulls = [pl.col(name).replace(list(fields), None) for name, fields in missing.items()]
         ended = False
         while not ended:
             records = [[fields[i] for i in places] for fields in itertools.islice(complete, rows)]
             ended = len(records) < rows
             fields = list(zip(*records, strict=True)) or [()] * len(places)
             series = map(pl.Series, columns, fields, [pl.String] * len(places))
-            yield pl.DataFrame(list(series)).with_columns(pl.all().replace("", None))
+            yield pl.DataFrame(list(series)).with_columns(nulls)
 
     def _complete(self) -> Iterator[list[str]]:
         """The records with as many fields as the header."""

@@ -11,10 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
+from dlrm_jax.data.formats.csv_text import MISSING
 from dlrm_jax.data.preprocessing import freshness, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
@@ -63,11 +65,15 @@ def preprocess(
     grown = Metadata.read(grow) if grow else None
     files = [path.resolve() for path in (*paths, *held_out)]
     _check(files, len(held_out), options, grown)
+    if grow:
+        options = options.with_values_of(grow / VOCABULARIES)
     described = options.to_json() | {
         "held_out": len(held_out),
         "grown_from": [*grown.grown_from, grown.fingerprint] if grown else [],
     }
     recipe = freshness.recipe(files, described)
+    if options.schema.layout == "named" and not all(map(is_parquet, files)):
+        recipe["options"]["csv_missing"] = list(MISSING)  # earlier versions had "" alone
     partial = output.with_name(f"{output.name}.partial")
     try:
         with locked(output.with_name(f".{output.name}.lock"), f"output {output}", wait=True):
