@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -211,7 +211,7 @@ class Dataset:
     source: str
     teacher_auc: Mapping[str, float] | None = None
     directory: Path | None = None
-    id_ranges: Sequence[Sequence[int]] | None = None
+    id_ranges: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.table_rows) != len(self.bag_lengths):
