@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -66,21 +66,51 @@ class Metadata:
         """Reads the description of a directory.
 
         Raises:
-            UserError: there is none, or it has another format.
+            UserError: there is none, it has another format, or it is damaged.
         """
         path = directory / METADATA
         try:
             fields = json.loads(path.read_text())
-            if fields["made_from"]["format"] == FORMAT:
-                return cls(**fields)
+            found = fields["made_from"]["format"]
+            if found == FORMAT:
+                metadata = cls(**fields)
+                metadata._check()
+                return metadata
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{directory} isn't a directory of prepared data: cannot read {path}: {error!r}"
             ) from error
         raise UserError(
-            f"{directory} has format {fields['made_from']['format']}, this program reads {FORMAT}; "
-            f"prepare the data again"
+            f"{directory} has format {found}, this program reads {FORMAT}; prepare the data again"
         )
+
+    def _check(self) -> None:
+        """Checks types, and that the parts fit each other; it may come from someone else."""
+        for name, kind in get_type_hints(Metadata).items():
+            if not _is_of(getattr(self, name), kind):
+                raise TypeError(f"{name}: expected {kind}, got {getattr(self, name)!r}")
+        for file in self.made_from["inputs"]:
+            if not _is_of(file, dict[str, Any]) or not _is_of(file["path"], str):
+                raise TypeError(f"inputs: expected files with a path, got {file!r}")
+        if not _is_of(self.made_from["options"], dict[str, Any]):
+            raise TypeError(f"options: expected an object, got {self.made_from['options']!r}")
+        if not len(self.columns) == len(self.table_rows) == len(self.bag_lengths):
+            raise ValueError("columns, table_rows and bag_lengths differ in length")
+        for name in ("train", "validation", "test"):
+            for rows in self.splits[name]:
+                day, start, stop = rows
+                if not (0 <= day < len(self.days) and 0 <= start <= stop <= self.days[day]):
+                    raise ValueError(f"split {name}: there are no rows {rows}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a type."""
+    inner = get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(each, inner[0]) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is_of(each, inner[1]) for each in value.values())
+    return kind is Any or type(value) is kind or (kind is float and type(value) is int)
 
 
 def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
@@ -99,18 +129,7 @@ def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
     if not (directory / METADATA).exists():
         return _load_torchrec(directory, id_ranges)
     metadata = Metadata.read(directory)
-    days = [DayFiles.map(directory, number) for number in range(len(metadata.days))]
-    sizes = [len(day.examples) for day in days]
-    if sizes != metadata.days:
-        raise UserError(
-            f"{directory}: the days have {sizes} rows, its {METADATA} says {metadata.days}; "
-            f"prepare the data again"
-        )
-    bag_lengths = metadata.bag_lengths
-    for day in days:
-        day.check_bags(bag_lengths, METADATA)
-        if any(bags.dtype != np.int32 for bags in day.id_arrays):
-            raise UserError(f"{day.path}: expected int32 ids beside a {METADATA}, got int64")
+    days, bag_lengths = map_days(directory, metadata), metadata.bag_lengths
     inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
     return Dataset(
         train=_split(days, metadata.splits["train"]),
@@ -119,10 +138,30 @@ def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
         table_rows=tuple(metadata.table_rows),
         bag_lengths=tuple(bag_lengths),
         fingerprint=metadata.fingerprint,
-        source=f"{sum(sizes):,} examples of {inputs}, prepared in {directory}",
+        source=f"{sum(metadata.days):,} examples of {inputs}, prepared in {directory}",
         directory=directory,
         id_ranges=id_ranges or find_ranges(directory, days, bag_lengths, metadata.id_ranges),
     )
+
+
+def map_days(directory: Path, metadata: Metadata) -> list[DayFiles]:
+    """The files of each day of a prepared directory.
+
+    Raises:
+        UserError: arrays are missing, cut short or don't fit each other or the description.
+    """
+    days = [DayFiles.map(directory, number) for number in range(len(metadata.days))]
+    sizes = [len(day.examples) for day in days]
+    if sizes != metadata.days:
+        raise UserError(
+            f"{directory}: the days have {sizes} rows, its {METADATA} says {metadata.days}; "
+            f"prepare the data again"
+        )
+    for day in days:
+        day.check_bags(metadata.bag_lengths, METADATA)
+        if any(bags.dtype != np.int32 for bags in day.id_arrays):
+            raise UserError(f"{day.path}: expected int32 ids beside a {METADATA}, got int64")
+    return days
 
 
 def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:

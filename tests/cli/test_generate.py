@@ -202,7 +202,12 @@ def test_refusals(flags: tuple[str, ...], fragment: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [("out", ()), ("out.zst", ()), ("out", ("--format=arrays", "--days=2")), ("out", ("--days=2",))],
+    [
+        ("out", ()),
+        ("out.zst", ()),
+        ("out", ("--format=arrays", "--days=2")),
+        ("out", ("--days=2",)),
+    ],
     ids=str,
 )
 def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str, flags: tuple[str, ...]):

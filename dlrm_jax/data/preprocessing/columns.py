@@ -87,6 +87,8 @@ def _categorical(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr:
     x, kind = pl.col(name), frame[name].dtype
     length = options.schema.bag_lengths.get(name)
     if length is not None:
+        if kind == pl.Null:
+            return x.cast(pl.List(pl.Null))
         if isinstance(kind, pl.Array):
             x = x.arr.to_list()
         x = x.list.head(length)

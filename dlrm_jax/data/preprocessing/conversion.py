@@ -136,13 +136,21 @@ class Conversion:
         return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 
     def _check_types(self, paths: Sequence[Path], files: Sequence[Staged]) -> None:
-        """Checks that a column has one type in all files, apart from the width of integers."""
+        """Checks that a column has one type in all files.
+
+        Integers may have several widths, and a file without values has no type.
+        """
         types = [file.scan().collect_schema() for file in files]
         for i, name in enumerate(self.options.schema.categorical):
-            first, *others = (found[f"c{i}"] for found in types)
-            for path, other in zip(paths[1:], others, strict=True):
+            known = [
+                (path, found[f"c{i}"])
+                for path, found in zip(paths, types, strict=True)
+                if found[f"c{i}"] not in (pl.Null, pl.List(pl.Null))
+            ]
+            for path, other in known[1:]:
+                before, first = known[0]
                 if other != first and not (other.is_integer() and first.is_integer()):
                     raise UserError(
-                        f"column {name} is {first} in {paths[0]}, but {other} in {path}; give it "
+                        f"column {name} is {first} in {before}, but {other} in {path}; give it "
                         f"one type"
                     )

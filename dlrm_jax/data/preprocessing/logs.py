@@ -49,7 +49,7 @@ def check_columns(
         is_list = isinstance(kind, pl.List | pl.Array)
         if is_list and isinstance(kind.inner, pl.List | pl.Array):
             raise UserError(f"{path}, column {name}: expected a list of values, got {kind}")
-        if name in schema.bag_lengths and not is_list:
+        if name in schema.bag_lengths and not is_list and kind != pl.Null:
             raise UserError(
                 f"{path}, column {name}: the schema gives a bag length, expected lists, got {kind}"
             )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dlrm_jax.data.formats.csv_text import MISSING
 from dlrm_jax.data.formats.lines import OnBadLine
@@ -70,6 +70,11 @@ class Options:
         ):
             if not good:
                 raise UserError(f"{name} must be {expected}, got {getattr(self, name)}")
+        for name, allowed in (("compatible", Compatible), ("on_bad_line", OnBadLine)):
+            if getattr(self, name) not in get_args(allowed):
+                raise UserError(
+                    f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}"
+                )
         other = self.compatible
         if other and self.schema != CRITEO:
             raise UserError(f"compatible with {other}: expected Criteo's columns, got a schema")
@@ -124,10 +129,17 @@ class Options:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Options:
-        """Reads what `to_json` returned; unknown fields are ignored."""
+        """Reads what `to_json` returned; unknown fields are ignored.
+
+        Raises:
+            UserError: a field is missing or of another type.
+        """
         names = {field.name for field in dataclasses.fields(cls)} - {"csv_values"}
         present = {name: value for name, value in fields.items() if name in names}
-        present["schema"] = Schema.from_fields(present["schema"])
-        for name in ("multi_hot_sizes", "max_ind_range"):
-            present[name] = tuple(present[name])
-        return cls(**present)
+        try:
+            present["schema"] = Schema.from_fields(present["schema"])
+            for name in ("multi_hot_sizes", "max_ind_range"):
+                present[name] = tuple(present[name])
+            return cls(**present)
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(f"the options of the data are damaged: {error!r}") from error

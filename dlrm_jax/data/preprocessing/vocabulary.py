@@ -200,6 +200,8 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
     dtype = values.dtype
     if dtype == known or dtype == pl.Null:
         return values.cast(known)
+    if known == pl.Null:  # training had no value
+        return pl.Series(values.name, [None] * len(values), pl.Null)
     if known.is_integer() and (dtype.is_numeric() or dtype == pl.String):
         cast = values.cast(known, strict=False)
         same = (cast.cast(dtype, strict=False) == values).fill_null(False)
