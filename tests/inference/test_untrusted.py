@@ -87,7 +87,7 @@ def test_nothing_is_unpickled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         with pytest.raises(UserError, match="day 1 can't be read"):
             load_directory(copy)
         path.write_bytes(before)
-    np.savez(copy / "day_0_sparse_multi_hot.npz", **{"0": np.array([{}] * 70, object)})
+    np.savez(copy / "day_0_sparse_multi_hot.npz", np.array([{}] * 70, object))
     with pytest.raises(UserError, match="objects can't be mapped"):
         load_directory(copy)
 
