@@ -88,6 +88,9 @@ def join(coordinator: str, count: int, index: int | None) -> None:
             f"cannot join the {count} processes at {coordinator}: {str(error).splitlines()[0]} "
             f"{missing}"
         ) from error
+    # The first exchange connects the processes, and waits half a minute for the others; later ones
+    # wait as long as another process works.
+    on_process_0(lambda: None)
 
 
 def free_address() -> str:

@@ -189,7 +189,7 @@ def test_ids_that_do_not_fit_into_int32_are_named(one_hot, value):
 
 def test_ids_that_do_not_fit_into_int32_are_named_in_members(multi_hot, monkeypatch):
     directory, _ = multi_hot
-    monkeypatch.setattr("dlrm_jax.data.day_files._CHUNK_ROWS", 2)
+    monkeypatch.setattr("dlrm_jax.data.id_ranges._CHUNK_ROWS", 2)
     path = directory / "day_2_sparse_multi_hot.npz"
     with np.load(path) as members:
         arrays = dict(members)
@@ -202,7 +202,7 @@ def test_ids_that_do_not_fit_into_int32_are_named_in_members(multi_hot, monkeypa
 
 def test_largest_ids_are_found_in_every_block(one_hot, monkeypatch):
     directory, days = one_hot
-    monkeypatch.setattr("dlrm_jax.data.day_files._CHUNK_ROWS", 2)
+    monkeypatch.setattr("dlrm_jax.data.id_ranges._CHUNK_ROWS", 2)
     days[1][-1] = (2**31 - 1, 77, 5000)
     np.save(directory / "day_1_sparse.npy", days[1])
     assert load_directory(directory).table_rows == (2**31, 78, 5001)

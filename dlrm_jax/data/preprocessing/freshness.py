@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, load_directory
+from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, map_days
 from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError
@@ -47,7 +47,7 @@ def difference(output: Path, recipe: dict[str, Any]) -> str:
     """The first difference of an output from a recipe, in words; empty if there is none."""
     try:
         metadata = Metadata.read(output)
-        load_directory(output)
+        map_days(output, metadata)
     except UserError as error:
         return str(error)
     made_from = metadata.made_from

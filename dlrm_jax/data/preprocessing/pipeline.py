@@ -11,10 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
+from dlrm_jax.data.formats.csv_text import MISSING
 from dlrm_jax.data.preprocessing import freshness, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
@@ -65,7 +67,9 @@ def preprocess(
     grown = Metadata.read(grow) if grow else None
     files = [path.resolve() for path in (*paths, *held_out)]
     _check(files, len(held_out), options, grown)
-    recipe = freshness.recipe(files, _described(options, len(held_out), grown))
+    if grow:
+        options = options.with_values_of(grow / VOCABULARIES)
+    recipe = freshness.recipe(files, _described(files, options, len(held_out), grown))
     partial = output.with_name(f"{output.name}{_PARTIAL}")
     if _is_finished(output, recipe, replace):
         return Metadata.read(output)  # without a lock, as it may belong to someone else
@@ -91,7 +95,7 @@ def preprocess(
 
 def find_copy(path: Path, directory: Path, options: Options) -> Path | None:
     """An output in a directory of outputs that was made of a copy of the same file, if any."""
-    recipe = freshness.recipe([path], _described(options, 0, None))
+    recipe = freshness.recipe([path], _described([path], options, 0, None))
     for metadata in sorted(directory.glob(f"[!.]*/{METADATA}")):
         output = metadata.parent
         if output.suffix != _PARTIAL and not freshness.difference(output, recipe):
@@ -99,10 +103,15 @@ def find_copy(path: Path, directory: Path, options: Options) -> Path | None:
     return None
 
 
-def _described(options: Options, held_out: int, grown: Metadata | None) -> dict[str, Any]:
-    """Options and all else that the arrays depend on, besides the input files."""
+def _described(
+    files: Sequence[Path], options: Options, held_out: int, grown: Metadata | None
+) -> dict[str, Any]:
+    """Options and all else that the arrays depend on, besides the content of the input files."""
     grown_from = [*grown.grown_from, grown.fingerprint] if grown else []
-    return options.to_json() | {"held_out": held_out, "grown_from": grown_from}
+    described = options.to_json() | {"held_out": held_out, "grown_from": grown_from}
+    if options.schema.layout == "named" and not all(map(is_parquet, files)):
+        described["csv_missing"] = list(MISSING)  # earlier versions had "" alone
+    return described
 
 
 def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
@@ -169,7 +178,7 @@ def _run(
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in split["train"])
     rows = conversion.learn(files, training, grow)
-    conversion.write(files, days, rows)
+    id_ranges = conversion.write(files, days, rows)
 
     contents = [file.content_hash for file in files]
     schema = options.schema
@@ -190,6 +199,7 @@ def _run(
         smallest=[file.smallest for file in files],
         grown_from=recipe["options"]["grown_from"],
         versions={name: importlib.metadata.version(name) for name in ("numpy", "polars")},
+        id_ranges=id_ranges,
     )
     write_json(conversion.directory / METADATA, dataclasses.asdict(metadata))
 

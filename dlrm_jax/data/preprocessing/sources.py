@@ -108,9 +108,7 @@ class Source:
 
     def _read(self) -> Iterator[_Unparsed]:
         named = self.options.schema.layout == "named"
-        with self.path.open("rb") as file:
-            parquet = file.read(4) == _PARQUET and named
-        if parquet:
+        if named and is_parquet(self.path):
             self.content_hash = file_hash(self.path)
             yield from self._parquet()
             return
@@ -143,7 +141,7 @@ class Source:
         columns = self._columns(dict.fromkeys(records.columns, pl.String()))
         skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
-        for frame in records.frames(columns, CHUNK_ROWS):
+        for frame in records.frames(columns, CHUNK_ROWS, self.options.csv_values):
             yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped, place)
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
@@ -177,7 +175,7 @@ class Source:
         options = self.options
         frame = unparsed.parse(unparsed.content, self.path, first, options.on_bad_line)
         skipped = unparsed.skipped + unparsed.rows - len(frame)
-        frame = normalize_columns(frame, options)
+        frame = normalize_columns(frame, options, self.path, first)
         if not self.drop:
             return Chunk(frame, skipped, 0)
         # A function of the place in the data alone, so that a resumed run draws the same.
@@ -186,6 +184,12 @@ class Source:
         kept = drawn >= options.drop_negatives
         kept |= frame["label"].to_numpy() > 0
         return Chunk(frame.filter(pl.Series(kept)), skipped, int(np.sum(~kept)))
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does."""
+    with path.open("rb") as file:
+        return file.read(len(_PARQUET)) == _PARQUET
 
 
 def _chunks(content: Bytes, size: int) -> Iterator[bytes]:
