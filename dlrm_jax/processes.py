@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedCheckpointError, UserError
 
 CLUSTER = "cluster"
 """Value of the coordinator's address for which JAX detects it from the cluster."""
@@ -31,8 +31,10 @@ _END_SECONDS = 60
 
 _CHUNK = 1024  # bytes
 
-# Errors that are raised with the same type in all processes.
-_SHARED = {"UserError": UserError, "OSError": OSError}
+# Errors that are raised with the same type in all processes; a class comes before its base.
+_SHARED = {
+    "DamagedCheckpointError": DamagedCheckpointError, "UserError": UserError, "OSError": OSError
+}  # fmt: skip
 
 
 def join(coordinator: str, count: int, index: int | None) -> None:

@@ -203,6 +203,10 @@ def _first_state(
     """The state to go on from, and the step that it was saved at; None for a fresh one."""
     steps = checkpoints.steps() if checkpoints else []
     if checkpoints and steps:
+        if not options.evaluate_only:
+            state, step = checkpoints.restore_latest(learner)
+            say(f"resuming from step {step} in {checkpoints.directory}")
+            return state, step
         step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]
         if step is None:
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")

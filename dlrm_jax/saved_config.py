@@ -31,7 +31,7 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
 
     Args:
         checkpoint: directory of the checkpoint, for messages.
-        metadata: metadata of the checkpoint, as `serialization.read_metadata` gives it.
+        metadata: metadata of the checkpoint, as `metadata.read_metadata` gives it.
 
     Raises:
         UserError: the config is missing, or has fields that this program lacks.

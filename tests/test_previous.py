@@ -29,7 +29,7 @@ from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.serialization import read_metadata
+from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.warm_start import warm_start
 
