@@ -142,11 +142,14 @@ def on_process_0(action: Callable[[], Any]) -> Any:
     return answer["result"]
 
 
-def check_same(values: Mapping[str, Any]) -> None:
+def check_same(
+    values: Mapping[str, Any], advice: str = "give all of them the same flags and data"
+) -> None:
     """Checks that all processes have the same values.
 
     Args:
         values: JSON values by name.
+        advice: what to do if they don't, for the message.
 
     Raises:
         UserError: a value differs from that of process 0; the message names the first one.
@@ -158,7 +161,7 @@ def check_same(values: Mapping[str, Any]) -> None:
         if value != expected[name]:
             raise UserError(
                 f"{name} is {value} in process {jax.process_index()} and {expected[name]} in "
-                f"process 0; give all of them the same flags and data"
+                f"process 0; {advice}"
             )
 
 

@@ -19,7 +19,8 @@ from dlrm_jax.data.directory import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
-from dlrm_jax.processes import is_process_0
+from dlrm_jax.native import library
+from dlrm_jax.processes import check_same, is_process_0
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
@@ -84,6 +85,11 @@ def run(
         UserError: see `train`, `Checkpoints` and `warm_start`.
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
+    check_same(
+        kernels_of(learner),
+        "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
+        "the same numbers",
+    )
     with contextlib.ExitStack() as opened:
         workdir, checkpoints = options.workdir, None
         if workdir:
@@ -102,9 +108,12 @@ def run(
                 rows = rows[: len(data.validation)]
             return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
 
-        def keep(state: TrainState, validation: Metrics | None, due: bool) -> None:
+        def keep(
+            state: TrainState, validation: Metrics | None, due: bool, speed: float | None
+        ) -> None:
             if checkpoints and (due or checkpoints.improves(validation)):
-                checkpoints.save(learner, state, notes, validation)
+                known = {**notes, "examples_per_second": speed}
+                checkpoints.save(learner, state, known, validation)
 
         results: dict[str, Metrics] = {}
         examples_per_second = None
@@ -135,6 +144,9 @@ def run(
                 target_auc=config.target_auc,
             )
             state, examples_per_second = trained.state, trained.examples_per_second
+            if checkpoints and resumed_from == int(state.step):  # killed in the final evaluation
+                noted = checkpoints.metadata(resumed_from)
+                examples_per_second = noted.get("examples_per_second")
             results["validation"] = trained.validation
 
         # The test split is read here and nowhere else: it chooses nothing.
@@ -158,6 +170,14 @@ def run(
         if workdir and is_process_0():
             write_text(workdir / "summary.json", to_json(summary, indent=1))
         return Outcome(state, summary)
+
+
+def kernels_of(learner: Learner) -> dict[str, str | None]:
+    """What lookups and updates run on, as `check_same` compares it: the machine's cache decides."""
+    used = {f"kernels of {part}": kind for part, kind in learner.kernels_in_use.items()}
+    if "native" in used.values():
+        used["the library of native kernels"] = library.version()
+    return used
 
 
 def _no_record(*_: object) -> None:

@@ -31,9 +31,9 @@ define_data_flag()
 def main() -> None:
     """Reads contenders and data, then runs the trials."""
     check_data_flags()
+    mesh = start(FLAGS.mesh)
     contenders, config = asked(preset(FLAGS.preset))
     with locked_workdir("compare") as directory:
-        mesh = start(FLAGS.mesh)
         check_config(config, mesh)
         config, data = load_data(config, FLAGS.data)
         compare(contenders, config, Clicks(data), mesh, directory)
