@@ -21,6 +21,7 @@ from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.native import library
 from dlrm_jax.processes import check_same, is_process_0
+from dlrm_jax.saved_config import VERSION
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
@@ -197,6 +198,7 @@ def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
         "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
         "plan": json.loads(learner.collection.plan.to_json()),
         "config": dataclasses.asdict(config),
+        "config_version": VERSION,
         "versions": versions(),
     }
 

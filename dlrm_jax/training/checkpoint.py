@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import move_into_place
 from dlrm_jax.processes import Agreement, is_process_0, on_process_0
-from dlrm_jax.saved_config import saved_fields
+from dlrm_jax.saved_config import check_version, saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata, write_metadata
 from dlrm_jax.training.orbax_io import load, release_memory, save
@@ -167,6 +167,7 @@ class Checkpoints:
         """
         path = self._there.path(step)
         metadata = self.metadata(step)
+        check_version(path, metadata)
         identity = saved_fields(metadata["identity"])
         for name, expected in self.identity.items():
             found = json.loads(json.dumps(identity.get(name)))

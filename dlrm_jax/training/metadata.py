@@ -41,11 +41,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
     try:
         text = (checkpoint / _FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        if checkpoint.name.isdecimal() and checkpoint.is_dir():
-            raise damaged(f"it has no {_FILE}") from error
-        raise UserError(
-            f"{checkpoint} is not a checkpoint: it has no {_FILE}{_checkpoints_in(checkpoint)}"
-        ) from error
+        raise _unreadable(checkpoint, f"it has no {_FILE}") from error
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
     try:
@@ -93,6 +89,8 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "step": lambda value: isinstance(value, int),
     "identity": _has_all(object),
     "validation": lambda value: value is None or _has_all(int | float | None)(value),
+    "config": lambda value: value in (..., None) or _has_all(object)(value),
+    "config_version": lambda value: value is ... or isinstance(value, int),
     "params": _has_all(list),
     "model_state": lambda value: value is ... or _has_all(list)(value),
     "arrays": _are_arrays,
