@@ -48,9 +48,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         metadata = json.loads(text)
         found = metadata["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedCheckpointError(
-            str(checkpoint), f"its {_FILE} can't be read ({error})"
-        ) from error
+        raise _unreadable(checkpoint, f"its {_FILE} can't be read ({error})") from error
     if found not in tuple(FORMATS):  # damaged, it may be of a type that has no hash
         raise UserError(
             f"checkpoint {checkpoint} has format {found}, this program reads "
@@ -58,9 +56,7 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         )
     missing = [name for name, is_valid in _PARTS.items() if not is_valid(metadata.get(name, ...))]
     if missing:
-        raise DamagedCheckpointError(
-            str(checkpoint), f"its {_FILE} has no {' and no '.join(missing)}"
-        )
+        raise damaged(f"its {_FILE} has no {' and no '.join(missing)}")
     for name, size in metadata.get("files", {}).items():  # earlier versions noted none
         file = checkpoint / name
         if not file.is_file():
@@ -68,6 +64,13 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         if file.stat().st_size != size:
             raise damaged(f"{name} has {file.stat().st_size:,} of {size:,} bytes")
     return metadata
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    """The error about a damaged checkpoint, or about a path that never was one."""
+    if path.name.isdecimal() and path.is_dir():
+        return DamagedCheckpointError(str(path), reason)
+    return UserError(f"{path} is not a checkpoint: {reason}{_checkpoints_in(path)}")
 
 
 def _has_all(kind: type | UnionType) -> Callable[[Any], bool]:

@@ -19,8 +19,14 @@ WHOLE = {
 
 
 def read(directory: Path, content: Any) -> dict[str, Any]:
-    (directory / "metadata.json").write_text(json.dumps(content))
-    return read_metadata(directory)
+    return read_text(directory, json.dumps(content).encode())
+
+
+def read_text(directory: Path, content: bytes) -> dict[str, Any]:
+    checkpoint = directory / "00000003"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "metadata.json").write_bytes(content)
+    return read_metadata(checkpoint)
 
 
 @pytest.mark.parametrize("found", [1, FORMAT + 1, "x", None, [2], {}])
@@ -42,9 +48,8 @@ def test_metadata_without_a_part(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[3]", b'{"format": 3', b"[" * 100_000])
 def test_metadata_that_cannot_be_read(tmp_path: Path, content: bytes):
-    (tmp_path / "metadata.json").write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match=r"its metadata\.json can't be read"):
-        read_metadata(tmp_path)
+        read_text(tmp_path, content)
 
 
 def test_files_among_checkpoints_are_left_alone(tmp_path: Path):
