@@ -14,7 +14,7 @@ class DamagedCheckpointError(UserError):
 
     Args:
         checkpoint: directory of the checkpoint.
-        reason: what is wrong with it.
+        reason: fault that was found.
     """
 
     def __init__(self, checkpoint: str, reason: str):

@@ -149,7 +149,7 @@ def check_same(
 
     Args:
         values: JSON values by name.
-        advice: what to do if they don't, for the message.
+        advice: remedy for the message.
 
     Raises:
         UserError: a value differs from that of process 0; the message names the first one.

@@ -113,17 +113,20 @@ def run(
             state: TrainState, validation: Metrics | None, due: bool, speed: float | None
         ) -> None:
             if checkpoints and (due or checkpoints.improves(validation)):
+                if file:
+                    file.flush()
                 known = {**notes, "examples_per_second": speed}
                 checkpoints.save(learner, state, known, validation)
 
         results: dict[str, Metrics] = {}
         examples_per_second = None
-        record: Callable[[int, str, Metrics], None] = _no_record
+        file: Record | None = None
         if not options.evaluate_only:
             if workdir:
                 events = workdir / "tensorboard" if options.tensorboard else None
-                file = Record(workdir / "metrics.jsonl", resumed_from or 0, events)
-                record = opened.enter_context(file)
+                file = opened.enter_context(
+                    Record(workdir / "metrics.jsonl", resumed_from or 0, events)
+                )
             batches = TrainBatches(
                 data.train,
                 config.batch_size,
@@ -141,7 +144,7 @@ def run(
                 Intervals(config.log_every, config.eval_every, config.checkpoint_every),
                 validate=lambda state: metrics_of(state, "validation"),
                 keep=keep,
-                record=record,
+                record=file or _no_record,
                 target_auc=config.target_auc,
             )
             state, examples_per_second = trained.state, trained.examples_per_second
@@ -155,7 +158,8 @@ def run(
         for split in data.splits:
             if split not in results:
                 results[split] = metrics_of(state, split)
-        record(int(state.step), "test", results["test"])
+        if file:
+            file(int(state.step), "test", results["test"])
         summary = {
             "mesh": notes["mesh"],
             "devices": describe_devices(learner.mesh),

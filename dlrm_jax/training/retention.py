@@ -71,7 +71,7 @@ class Retention:
         """Renames damaged checkpoints, and says so.
 
         Args:
-            damaged: what is wrong with each, by its step.
+            damaged: fault of each, by its step.
         """
         for step, reason in damaged.items():
             name = aside = self.path(step).with_suffix(".damaged")
@@ -95,10 +95,10 @@ class Retention:
             delete_directory(self.path(step))
 
     def sweep(self) -> None:
-        """Deletes the remains of interrupted saves and deletions."""
-        if self.directory.is_dir():
-            for path in self.directory.iterdir():
-                if path.suffix in (".writing", ".deleting") and path.is_dir():
+        """Deletes the remains of interrupted saves and deletions of checkpoints."""
+        for ending in (".writing", ".deleting"):
+            for path in self.directory.glob(f"*{ending}"):
+                if path.stem.isdecimal() and path.is_dir():
                     shutil.rmtree(path)
 
     def _read(self) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:

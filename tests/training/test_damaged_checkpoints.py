@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +120,31 @@ def test_a_damaged_old_one_does_not_end_a_save(
     assert checkpoints.best() == STEPS + 1
     # Two whole ones are kept: the damaged one doesn't count as one of them.
     assert names(checkpoints) == [f"{BEFORE:08d}.damaged", f"{STEPS:08d}", f"{STEPS + 1:08d}"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds names of files in /proc")
+def test_all_is_on_disk_before_the_name_is(
+    begun: tuple[Learner, TrainState, Path], checkpoints: Checkpoints,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """What a power cut leaves has its name only if it is whole. TensorStore flushes by itself."""
+    learner, state, _ = begun
+    flushed, fsync, replace = [], os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def noted_replace(path: Path, target: Path) -> Path:
+        assert {path, *path.rglob("*")} <= set(flushed)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    later = dataclasses.replace(state, step=jax.numpy.array(STEPS + 1))
+    checkpoints.save(learner, later, {}, None)
+    assert flushed[-1] == checkpoints.directory
+    assert checkpoints.steps()[-1] == STEPS + 1
 
 
 def test_without_a_whole_one_all_stay(

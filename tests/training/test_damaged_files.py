@@ -54,9 +54,11 @@ def test_metadata_that_cannot_be_read(tmp_path: Path, content: bytes):
 
 def test_files_among_checkpoints_are_left_alone(tmp_path: Path):
     (tmp_path / "notes.writing").write_text("mine")
-    (tmp_path / "00000003.writing").mkdir()
+    for name in ("mine.writing", "00000003.writing", "00000002.deleting", "00000001.damaged"):
+        (tmp_path / name).mkdir()
     Checkpoints(tmp_path, {}).sweep()
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.writing"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["00000001.damaged", "mine.writing", "notes.writing"]
 
 
 def test_metrics_that_are_not_text(tmp_path: Path):
