@@ -80,6 +80,14 @@ def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
     assert [x["step"] for x in losses if x["split"] == "train"] == [9, 10, 11, 12]
 
 
+def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
+    """As after a kill in the final evaluation."""
+    first = dlrm_jax.fit(small(), data_set(), "2x4", workdir=tmp_path)
+    again = dlrm_jax.fit(small(), data_set(), "2x4", workdir=tmp_path)
+    assert again.summary["resumed_from"] == first.summary["steps"]
+    assert again.summary["examples_per_second"] == first.summary["examples_per_second"] > 0
+
+
 def test_prepared_data_with_vocabularies(tmp_path: Path):
     config = small(table_optimizers=(), placements=(), batch_size=16, epochs=1)
     model = dlrm_jax.fit(config, PREPARED)

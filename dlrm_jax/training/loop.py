@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
+from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
@@ -62,7 +63,7 @@ def train(
     steps: int,
     intervals: Intervals,
     validate: Callable[[TrainState], Metrics],
-    keep: Callable[[TrainState, Metrics | None, bool], None],
+    keep: Callable[[TrainState, Metrics | None, bool, float | None], bool],
     record: Callable[[int, str, Metrics], None],
     target_auc: float = 0,
 ) -> Trained:
@@ -76,14 +77,15 @@ def train(
         steps: total number of steps, with those done before.
         intervals: steps between actions. Validation and a checkpoint also follow the last step.
         validate: function that gives the validation metrics of a state.
-        keep: function of a state, its validation metrics if they are known, and whether a
-            checkpoint is due; it is called if either is the case.
+        keep: function of a state, its validation metrics if they are known, whether a checkpoint
+            is due, and the examples per second so far; it is called if one of the first two is the
+            case. It returns whether the state is saved if a checkpoint is due.
         record: function that records the metrics of a step and a split.
         target_auc: validation AUC at which to stop; 0 for never.
 
     Raises:
         UserError: a loss isn't finite, or copies of a table differ; the message names the step.
-        Interrupted: a signal came; the state was saved.
+        Interrupted: a signal came; it says whether the state is saved.
     """
     first = int(state.step)
     agreed = Agreement(learner.mesh)
@@ -91,7 +93,7 @@ def train(
     clock = _Clock(batches.batch_size)
     started: collections.deque[tuple[int, jax.Array, jax.Array]] = collections.deque()
     validation: Metrics | None = None
-    reached = False
+    reached = saved = False
     wanted = (batches[step] for step in range(first, steps))
     with (
         deferred() as requested,
@@ -131,13 +133,16 @@ def train(
             if stop or evaluating or due or comparing:
                 read_losses(0)
                 _compare_copies(learner, state, step)
+                clock.go_on()
             if stop or evaluating or due:
-                keep(state, validation, due or stop > 0)
+                saved = keep(state, validation, due or stop > 0, clock.examples_per_second)
                 clock.go_on()
             if stop:
-                raise Interrupted(stop, saved=True)
+                raise Interrupted(stop, saved)
             if reached:
                 break
+        if late := agreed(requested()):  # while the last checkpoint was written
+            raise Interrupted(late, saved)
     if validation is None:  # there was nothing left to do
         validation = validate(state)
     return Trained(state, validation, clock.examples_per_second)
@@ -227,4 +232,4 @@ class _Progress:
             if examples_per_second:
                 seconds = (self._steps - step) * self._batch_size / examples_per_second
                 left = f"  {seconds:.0f} s left"
-            print(f"step {step}/{self._steps}  loss {loss:.4f}  {rate}{left}", flush=True)
+            status(f"step {step}/{self._steps}  loss {loss:.4f}  {rate}{left}")

@@ -51,8 +51,8 @@ def check_columns(
             raise UserError(f"{path}, column {name}: expected a list of values, got {kind}")
         if name in schema.bag_lengths and not is_list and kind != pl.Null:
             raise UserError(
-                f"{path}, column {name}: the schema gives a bag length, expected lists, got {kind}; "
-                f"CSV has no lists: write the log as Parquet with a list column"
+                f"{path}, column {name}: the schema gives a bag length, expected lists, got "
+                f"{kind}; CSV has no lists: write the log as Parquet with a list column"
             )
         if is_list and name not in schema.bag_lengths:
             raise UserError(
