@@ -193,7 +193,7 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
         intervals = Intervals(log=0, evaluate=-(-steps // evaluations), checkpoint=0)
         trained = train(
             learner, step, state, batches, steps, intervals,
-            validate=validate, keep=lambda *_: None, record=lambda *_: None,
+            validate=validate, keep=lambda *_: False, record=lambda *_: None,
         )  # fmt: skip
     except UserError as error:  # a diverged trial has lost; the others continue
         result["diverged"] = str(error)

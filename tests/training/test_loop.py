@@ -26,7 +26,7 @@ from dlrm_jax.training.step import make_predict, make_train_step
 
 
 def events_of_training(
-    mesh: str, bad_step: int = 0, validated: int = 0, stop: bool = False
+    mesh: str, bad_step: int = 0, validated: int = 0, stop: bool = False, keeps: bool = True
 ) -> list[tuple[str, int]]:
     """In their order: steps started, losses read, validations and states kept, by step.
 
@@ -35,6 +35,7 @@ def events_of_training(
         bad_step: step whose loss isn't finite; 0 for none.
         validated: steps between validations; 0 for one at the end.
         stop: whether each validation gets a SIGTERM.
+        keeps: whether states are saved.
     """
     learner = make_learner(CONFIG, make_mesh(mesh))
     step_of, events = make_train_step(learner), []
@@ -55,6 +56,10 @@ def events_of_training(
         if split == "train":
             events.append(("read", step))
 
+    def keep(state: TrainState, *_: object) -> bool:
+        events.append(("keep", int(state.step)))
+        return keeps
+
     batches = TrainBatches(examples(512), CONFIG.batch_size, seed=0)
     try:
         train(
@@ -65,7 +70,7 @@ def events_of_training(
             steps=6,
             intervals=Intervals(log=1, evaluate=validated, checkpoint=4),
             validate=validate,
-            keep=lambda state, *_: events.append(("keep", int(state.step))),
+            keep=keep,
             record=record,
         )
     except UserError as error:
@@ -73,6 +78,27 @@ def events_of_training(
     except Interrupted as request:
         events.append(("saved" if request.saved else "stopped", 0))
     return events
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_finds_all_saved():
+    def keep(*_: object) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    learner = make_learner(CONFIG, make_mesh("1x1"))
+    with pytest.raises(Interrupted) as caught:
+        train(
+            learner,
+            make_train_step(learner),
+            learner.init(0),
+            TrainBatches(examples(512), CONFIG.batch_size, seed=0),
+            steps=1,
+            intervals=Intervals(log=1, evaluate=0, checkpoint=0),
+            validate=lambda state: {"auc": 0.5},
+            keep=keep,
+            record=lambda *_: None,
+        )
+    assert caught.value.saved
 
 
 def test_the_compiling_step_does_not_count(capsys: pytest.CaptureFixture[str]):
@@ -95,7 +121,7 @@ def test_the_compiling_step_does_not_count(capsys: pytest.CaptureFixture[str]):
             steps=6,
             intervals=Intervals(log=1, evaluate=0, checkpoint=1),
             validate=lambda _: {"auc": 0.5},
-            keep=lambda *each: shown.append(each[3]),
+            keep=lambda *each: shown.append(each[3]) is None,
             record=lambda *_: None,
         )
     assert shown == [None, *[CONFIG.batch_size / 15] * 5]
@@ -153,7 +179,7 @@ def trained(
             steps=6,
             intervals=Intervals(log=1, evaluate=0, checkpoint=4, check_copies=2),
             validate=lambda state: {"auc": 0.5},
-            keep=lambda state, *_: kept.append(int(state.step)),
+            keep=lambda state, *_: kept.append(int(state.step)) is None,
             record=lambda *_: None,
         )
     except UserError as error:
@@ -200,9 +226,10 @@ def test_a_batch_without_weight_is_one_error():
     assert message.startswith("the weights of the examples of step 5 sum to zero")
 
 
-def test_a_signal_in_a_validation_waits_for_the_checkpoint():
-    events = events_of_training("1x1", validated=3, stop=True)
-    assert events[-3:] == [("validate", 3), ("keep", 3), ("saved", 0)]
+@pytest.mark.parametrize(("keeps", "said"), [(True, "saved"), (False, "stopped")])
+def test_a_signal_in_a_validation_waits_for_the_checkpoint(keeps: bool, said: str):
+    events = events_of_training("1x1", validated=3, stop=True, keeps=keeps)
+    assert events[-3:] == [("validate", 3), ("keep", 3), (said, 0)]
 
 
 @pytest.mark.parametrize(("mesh", "ahead"), [("1x1", 2), ("2x4", 0)])
