@@ -167,8 +167,13 @@ def _no_record(*_: object) -> None:
 def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
     """The checkpoints of a run, which only a run of the same settings and data resumes from."""
     identity = {"data": data.fingerprint, **config.identity()}
-    best_metric, directory = config.best_metric, workdir / "checkpoints"
-    return Checkpoints(directory, identity, config.keep_checkpoints, best_metric)
+    return Checkpoints(
+        workdir / "checkpoints",
+        identity,
+        config.keep_checkpoints,
+        config.best_metric,
+        data.earlier_fingerprints,
+    )
 
 
 def describe_run(config: Config, learner: Learner) -> dict[str, Any]:

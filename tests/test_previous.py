@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import find_kept, read_values
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.run import checkpoints_of
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
@@ -101,6 +103,17 @@ def test_a_run_goes_on(data: Dataset, expected: dict[str, np.ndarray], mesh: str
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert_close(found[name], array, name)
+
+
+def test_data_that_have_another_fingerprint_now(data: Dataset, tmp_path: Path):
+    """Arrays of other programs had one of times, which is kept beside that of their content."""
+    shutil.copytree(PREVIOUS / "run", tmp_path / "run")
+    learner = make_learner(config(), make_mesh("1x1"))
+    now = dataclasses.replace(data, fingerprint="now")
+    with pytest.raises(ValueError, match="its data is"):
+        checkpoints_of(config(), now, tmp_path / "run").restore(learner, 6)
+    known = dataclasses.replace(now, earlier_fingerprints=(data.fingerprint,))
+    assert checkpoints_of(config(), known, tmp_path / "run").restore(learner, 6)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(data: Dataset):

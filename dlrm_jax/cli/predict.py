@@ -23,7 +23,15 @@ import numpy as np
 import polars as pl
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, check_new, define_mesh, refuse, refuse_unless, require
+from dlrm_jax.cli.flags import (
+    FLAGS,
+    check_new,
+    define_mesh,
+    paths,
+    refuse,
+    refuse_unless,
+    require,
+)
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
@@ -48,7 +56,10 @@ flags.DEFINE_string(
     "Directory named by its step in a run's checkpoints/; such as runs/x/checkpoints/00001000.",
 )
 flags.DEFINE_list(
-    "data", [], "Raw logs in the order of time, or a directory of arrays; such as day_24.gz."
+    "data",
+    [],
+    "Raw logs in the order of time, or a directory of arrays; a path with a comma in double "
+    "quotes; such as day_24.gz.",
 )
 flags.DEFINE_string(
     "output", None, "File of probabilities to make: .parquet or .csv; such as p.csv."
@@ -121,10 +132,7 @@ def check_flags() -> None:
     check_new("output", "tables_output")
     if FLAGS.output and Path(FLAGS.output).suffix not in SUFFIXES:
         raise UserError(f"--output: expected a name in {' or '.join(SUFFIXES)}, got {FLAGS.output}")
-    for path in FLAGS.data:
-        if not Path(path).exists():
-            raise UserError(f"--data: there is no {path}")
-    if any(Path(path).is_dir() for path in FLAGS.data):
+    if any(path.is_dir() for path in paths("data")):
         if len(FLAGS.data) > 1:
             raise UserError(f"--data: expected raw files or one directory, got {FLAGS.data}")
         if not FLAGS.tables:
@@ -175,9 +183,9 @@ def predict(trained: Trained, output: Path) -> None:
 def examples(trained: Trained) -> Iterator[Split]:
     """The rows of ``--data`` as arrays, with ids of the tables; those of raw logs are removed."""
     config, name = trained.config, ",".join(FLAGS.data)
-    paths = [Path(path) for path in FLAGS.data]
-    if paths[0].is_dir():
-        split, ranges = all_days(paths[0], trained)
+    logs = paths("data")
+    if logs[0].is_dir():
+        split, ranges = all_days(logs[0], trained)
         check_ids(split, config.table_rows, config.table_bag_lengths, name, ranges)
         yield split
         return
@@ -188,7 +196,7 @@ def examples(trained: Trained) -> Iterator[Split]:
             f"has them as --preprocessing, or arrays as --data"
         )
     with scratch_directory(Path(FLAGS.output)) as directory:
-        split = Split(tuple(encode_logs(paths, trained.vocabularies, directory / "arrays")))
+        split = Split(tuple(encode_logs(logs, trained.vocabularies, directory / "arrays")))
         check_ids(split, config.table_rows, config.table_bag_lengths, name)
         yield split
 
@@ -226,8 +234,8 @@ def dump(trained: Trained, names: Sequence[str], output: Path) -> None:
     for name in names:
         table = config.table_names.index(name)
         values = read_values(vocabularies, table) if vocabularies else None
-        paths = write_table(checkpoint, metadata, name, values, output, FLAGS.tables_format)
-        files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in paths)
+        written = write_table(checkpoint, metadata, name, values, output, FLAGS.tables_format)
+        files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in written)
         print(f"table {name}, {config.table_rows[table]:,} rows: {files}")
     if not vocabularies:
         print("the run keeps no vocabularies: the values of the rows are unknown")

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.day_files import DayFiles
+from dlrm_jax.data.formats.compression import sampled_hash
 from dlrm_jax.data.id_ranges import Ranges, find_ranges
 from dlrm_jax.errors import UserError
 
@@ -183,10 +184,9 @@ def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
     id_ranges = id_ranges or find_ranges(directory, days, bag_lengths, {})
     last, rows = len(days) - 1, len(days[-1].examples)
     middle = (rows + 1) // 2
-    stats = [
-        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(directory.glob("day_*.np[yz]"))
-    ]
+    files = sorted(directory.glob("day_*.np[yz]"))
+    # Until now with times, which a copy of the directory doesn't keep.
+    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     examples = sum(len(day.examples) for day in days)
     return Dataset(
         train=Split(tuple(day.examples for day in days[:-1])),
@@ -194,10 +194,15 @@ def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
         test=_split(days, [[last, middle, rows]]),
         table_rows=tuple(1 + max(largest, 0) for _, largest in id_ranges),
         bag_lengths=tuple(bag_lengths),
-        fingerprint=hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest(),
+        fingerprint=_hash([[path.name, sampled_hash(path)] for path in files]),
+        earlier_fingerprints=(_hash(stats),),
         source=f"{examples:,} examples in {len(days)} days of arrays in {directory}",
         id_ranges=id_ranges,
     )
+
+
+def _hash(content: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def _split(days: list[DayFiles], rows: list[list[int]]) -> Split:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,14 @@ class Checkpoints:
         identity: values that must not change between saving and restoring, by name; any JSON.
         keep: number of latest checkpoints to keep; the best one is kept, too.
         best_metric: validation metric that decides which checkpoint is best.
+        earlier_data: other values of "data" in the identity that mean the same data.
     """
 
     directory: Path
     identity: Mapping[str, Any]
     keep: int = 2
     best_metric: str = "auc"
+    earlier_data: Sequence[str] = ()
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""
@@ -167,7 +169,7 @@ class Checkpoints:
         for name, expected in self.identity.items():
             found = json.loads(json.dumps(identity.get(name)))
             expected = json.loads(json.dumps(expected))  # as it comes back from the file
-            if found != expected:
+            if found != expected and not (name == "data" and found in self.earlier_data):
                 raise UserError(
                     f"checkpoint {path} is of another run: its {name} is {_short(found)}, this "
                     f"run's is {_short(expected)}; give the same settings, or another workdir"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
 from main_job import ROOT, in_background, run
 
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.formats.criteo_format import MAY_BE_EMPTY
 from dlrm_jax.data.formats.criteo_text import parse_chunk
 from dlrm_jax.data.generated.locality import StackProfile
@@ -94,7 +94,7 @@ def test_same_flags_same_bytes_and_more_examples_begin_alike(raw: tuple[Path, st
     assert gzip.decompress(compressed) == lines
     assert len(compressed) < 0.7 * len(lines)
     generate(*EXAMPLES, f"--output={tmp_path}/again.txt.zst")
-    with zstandard.open(tmp_path / "again.txt.zst", "rb") as file:
+    with zstd.open(tmp_path / "again.txt.zst", "rb") as file:
         assert file.read() == lines
     assert (tmp_path / "again.txt.zst").stat().st_size < 0.7 * len(lines)
     generate("--preset=small", "--examples=777", f"--output={tmp_path}/fewer")
