@@ -2,7 +2,7 @@
 
 They tell whether every id is a row of its table. Finding them reads all ids, half a terabyte for
 Criteo's Terabyte. A prepared directory has them in its description; those of other directories are
-kept in the cache directory. Files that have changed since, or were copied, are read again.
+kept in the cache directory. Files that have changed since are read again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxtyping import Integer
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.day_files import DayFiles
+from dlrm_jax.data.formats.compression import sampled_hash
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory, locked, write_json
 
@@ -26,7 +27,7 @@ Ranges = list[list[int]]
 """The smallest and largest id of each feature; `ABSENT` counts as one in any case."""
 
 Notes = Mapping[str, Any]
-"""Size, time of change and ranges of files of ids, by name, as JSON."""
+"""Hash and ranges of files of ids, by name, as JSON; in the cache with the time of change."""
 
 _CHUNK_ROWS = 1 << 16
 
@@ -75,8 +76,9 @@ def find_ranges(
         memory = cache_directory() / "id_ranges" / f"{name}.json"
         try:
             with locked(memory.with_suffix(".lock"), f"the check of {directory}", wait=True):
+                times = {day.path.name: {"mtime_ns": _time(day.path)} for day in days}
                 notes = complete_notes(days, bag_lengths, {**notes, **_remembered(memory)})
-                write_json(memory, notes)
+                write_json(memory, {name: notes[name] | times[name] for name in notes})
         except OSError as error:
             _log.warning("%s: the next start reads all ids again: %s", directory, error)
             notes = complete_notes(days, bag_lengths, notes)
@@ -95,26 +97,32 @@ def complete_notes(
             found[name] = notes[name]
         else:
             _log.info("reading the ids of %s", day.path)
-            # First the time of change: the note of a file that changes meanwhile is invalid.
+            # First the hash: the note of a file that changes meanwhile is invalid.
             found[name] = note(day.path, []) | {"ranges": _read_ranges(day, bag_lengths)}
     return found
 
 
 def note(path: Path, ranges: Ranges) -> dict[str, Any]:
-    """What is remembered of a file of ids."""
-    status = path.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ranges": ranges}
+    """What a directory's description says of a file of ids; a copy of the file is the same."""
+    return {"hash": sampled_hash(path), "ranges": ranges}
+
+
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns
 
 
 def _is_known(day: DayFiles, bag_lengths: Sequence[int], notes: Notes) -> bool:
     """Whether there is a note of the file as it is now."""
     found = notes.get(day.path.name)
-    ranges = found.get("ranges") if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return False
+    ranges = found.get("ranges")
     return (
         isinstance(ranges, list)
         and len(ranges) == len(bag_lengths)
         and all(isinstance(pair, list) and [*map(type, pair)] == [int, int] for pair in ranges)
-        and found == note(day.path, ranges)
+        and found.get("mtime_ns", _time(day.path)) == _time(day.path)
+        and found.get("hash") == sampled_hash(day.path)
     )
 
 
