@@ -81,6 +81,7 @@ def _has_all(kind: type | UnionType) -> Callable[[Any], bool]:
 
 
 def _are_arrays(value: Any) -> bool:
+    # An item is a number: a path would lead elsewhere.
     return _has_all(dict)(value) and all(
         str(each.get("item")).isdecimal() and isinstance(each.get("shape"), list)
         for each in value.values()

@@ -16,9 +16,8 @@ import pytest
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training.serialization import read_metadata
+from dlrm_jax.training.metadata import read_metadata
 
 ROOT = Path(__file__).parents[2]
 PREPARED = ROOT / "tests" / "previous" / "data"
@@ -65,9 +64,7 @@ def test_tables_do_not_lead_elsewhere(tmp_path: Path, item: str):
     arrays = read_metadata(CHECKPOINT)["arrays"]
     arrays["C2/weights"]["item"] = item
     copy = changed(tmp_path, arrays=arrays)
-    with pytest.raises(UserError, match=rf"{re.escape(str(copy))} is damaged.*{item}"):
-        write_table(copy, read_metadata(copy), "C2", None, tmp_path, "npy")
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match=rf"{re.escape(str(copy))} is damaged.*has no arrays"):
         Predictor.load(copy, make_mesh("1x1"))
 
 
