@@ -134,7 +134,7 @@ def _ragged_weights(name: str, bags: Ragged, own: Any, width: int) -> np.ndarray
 def _as_floats(name: str, weights: Any) -> Float[np.ndarray, "..."]:
     """Weights of at least 32 bits."""
     array = _unmasked(name, weights)
-    if array.dtype not in (np.float16, np.float32, np.float64):  # JAX has none that are longer
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:  # JAX has no longer ones
         raise UserError(f"{name}: expected floating numbers, got {array.dtype}; cast to float32")
     return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
 

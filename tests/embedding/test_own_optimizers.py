@@ -107,7 +107,7 @@ def test_numbers_of_other_real_dtypes_become_those_of_the_rows():
         optimizer, table, slots, jnp.asarray([1]), jnp.ones((1, 3)), jnp.asarray(0)
     )
     np.testing.assert_array_equal(new, [[1] * 3, [0] * 3, *[[1] * 3] * 3])
-    np.testing.assert_array_equal(slots["q"], np.float32([0, 1, 0, 0, 0]))
+    np.testing.assert_array_equal(slots["q"], [0, 1, 0, 0, 0])
     assert slots["q"].dtype == jnp.float32
 
 

@@ -179,8 +179,10 @@ def test_id_weights_are_floats(collection, dtype):
 
 
 def test_half_precision_weights_are_widened(collection):
-    _, weights = collection.put(MATRIX, np.full(MATRIX.shape, 0.5, np.float16))
-    assert weights.dtype == jnp.float32
+    for dtype in ("f2", ">f4"):
+        _, weights = collection.put(MATRIX, np.full(MATRIX.shape, 0.5, dtype))
+        assert weights.dtype == jnp.float32
+        np.testing.assert_array_equal(weights, 0.5)
     with pytest.raises(UserError, match=r"id_weights: expected one for each id, \[8, 4\]"):
         collection.put(MATRIX, np.ones((B, 2), "f4"))
 
