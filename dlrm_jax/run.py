@@ -155,7 +155,7 @@ def run(
             )
             state, examples_per_second = trained.state, trained.examples_per_second
             if checkpoints and resumed_from == int(state.step):  # killed in the final evaluation
-                noted = checkpoints.metadata(resumed_from)
+                noted = checkpoints.metadata(int(state.step))
                 examples_per_second = noted.get("examples_per_second")
             results["validation"] = trained.validation
 
@@ -183,9 +183,9 @@ def run(
         return Outcome(state, summary)
 
 
-def kernels_of(learner: Learner) -> dict[str, str | None]:
+def kernels_of(learner: Learner) -> dict[str, Any]:
     """What lookups and updates run on, as `check_same` compares it: the machine's cache decides."""
-    used = {f"kernels of {part}": kind for part, kind in learner.kernels_in_use.items()}
+    used: dict[str, Any] = {f"kernels of {x}": y for x, y in learner.kernels_in_use.items()}
     if "native" in used.values():
         used["the library of native kernels"] = library.version()
     return used

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from as_users import QUICKLY
@@ -145,14 +146,16 @@ def fails(fragment: str, *flags: str) -> None:
 
 
 def refused_by_hand(
-    directory: Path, flags_of: Callable[[int], Sequence[str]], **variables: Callable[[int], str]
+    directory: Path,
+    flags_of: Callable[[int], Sequence[str]],
+    environment_of: Callable[[int], dict[str, str]] = lambda _: {},
 ) -> str:
     """Runs two processes, each in a directory of its own; gives the message that ends process 1.
 
     Args:
         directory: directory of theirs.
         flags_of: function that gives the flags of each process.
-        variables: functions that give environment variables of each process.
+        environment_of: function that gives environment variables of each process.
     """
     unplaced = [flag for flag in SMALL if not flag.startswith("--placements")]
     where = (f"--workdir={directory / 'w'}", f"--coordinator={free_address()}", "--processes=2")
@@ -161,8 +164,8 @@ def refused_by_hand(
         cwd = directory / str(index)
         cwd.mkdir()
         flags = (*where, f"--process={index}", *flags_of(index), *unplaced)
-        own = {name: value(index) for name, value in variables.items()}
-        return run(*flags, cwd=cwd, PYTHONPATH=str(ROOT), **own)
+        variables: Any = {"PYTHONPATH": str(ROOT), **environment_of(index)}
+        return run(*flags, cwd=cwd, **variables)
 
     with ThreadPoolExecutor() as both:
         first, second = both.map(start, range(2))

@@ -13,7 +13,7 @@ def test_processes_that_would_run_different_kernels_are_refused(cache: Path, tmp
     message = refused_by_hand(
         tmp_path,
         lambda index: ["--mesh=1x2"],
-        XDG_CACHE_HOME=lambda index: str(caches[index]),
+        lambda index: {"XDG_CACHE_HOME": str(caches[index])},
     )
     assert message.startswith(
         "error: kernels of updates is native in process 1 and jax in process 0; build them on all "
