@@ -19,7 +19,9 @@ from dlrm_jax.data.directory import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
-from dlrm_jax.processes import is_process_0
+from dlrm_jax.native import library
+from dlrm_jax.processes import check_same, is_process_0
+from dlrm_jax.saved_config import VERSION
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
@@ -84,6 +86,11 @@ def run(
         UserError: see `train`, `Checkpoints` and `warm_start`.
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
+    check_same(
+        kernels_of(learner),
+        "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
+        "the same numbers",
+    )
     with contextlib.ExitStack() as opened:
         workdir, checkpoints = options.workdir, None
         if workdir:
@@ -102,9 +109,12 @@ def run(
                 rows = rows[: len(data.validation)]
             return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
 
-        def keep(state: TrainState, validation: Metrics | None, due: bool) -> None:
+        def keep(
+            state: TrainState, validation: Metrics | None, due: bool, speed: float | None
+        ) -> None:
             if checkpoints and (due or checkpoints.improves(validation)):
-                checkpoints.save(learner, state, notes, validation)
+                known = {**notes, "examples_per_second": speed}
+                checkpoints.save(learner, state, known, validation)
 
         results: dict[str, Metrics] = {}
         examples_per_second = None
@@ -135,6 +145,9 @@ def run(
                 target_auc=config.target_auc,
             )
             state, examples_per_second = trained.state, trained.examples_per_second
+            if checkpoints and resumed_from == int(state.step):  # killed in the final evaluation
+                noted = checkpoints.metadata(resumed_from)
+                examples_per_second = noted.get("examples_per_second")
             results["validation"] = trained.validation
 
         # The test split is read here and nowhere else: it chooses nothing.
@@ -160,6 +173,14 @@ def run(
         return Outcome(state, summary)
 
 
+def kernels_of(learner: Learner) -> dict[str, str | None]:
+    """What lookups and updates run on, as `check_same` compares it: the machine's cache decides."""
+    used = {f"kernels of {part}": kind for part, kind in learner.kernels_in_use.items()}
+    if "native" in used.values():
+        used["the library of native kernels"] = library.version()
+    return used
+
+
 def _no_record(*_: object) -> None:
     """For a run without files."""
 
@@ -182,6 +203,7 @@ def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
         "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
         "plan": json.loads(learner.collection.plan.to_json()),
         "config": dataclasses.asdict(config),
+        "config_version": VERSION,
         "versions": versions(),
     }
 
@@ -208,6 +230,10 @@ def _first_state(
     """The state to go on from, and the step that it was saved at; None for a fresh one."""
     steps = checkpoints.steps() if checkpoints else []
     if checkpoints and steps:
+        if not options.evaluate_only:
+            state, step = checkpoints.restore_latest(learner)
+            say(f"resuming from step {step} in {checkpoints.directory}")
+            return state, step
         step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]
         if step is None:
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")

@@ -47,7 +47,7 @@ from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.saved_config import trained_config
-from dlrm_jax.training.serialization import read_metadata
+from dlrm_jax.training.metadata import read_metadata
 
 flags.DEFINE_string(
     "checkpoint",

@@ -17,8 +17,9 @@ from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.orbax_io import release_memory
-from dlrm_jax.training.serialization import load_model, load_table, read_metadata
+from dlrm_jax.training.serialization import load_model, load_table
 from dlrm_jax.training.step import make_predict
 
 

@@ -24,22 +24,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dlrm_jax.errors import UserError
-from dlrm_jax.files import delete_directory, move_into_place
-from dlrm_jax.processes import is_process_0, on_process_0
-from dlrm_jax.saved_config import saved_fields
+from dlrm_jax.errors import DamagedCheckpointError, UserError
+from dlrm_jax.files import move_into_place
+from dlrm_jax.processes import Agreement, is_process_0, on_process_0
+from dlrm_jax.saved_config import check_version, saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+from dlrm_jax.training.metadata import read_metadata, write_metadata
 from dlrm_jax.training.orbax_io import load, release_memory, save
+from dlrm_jax.training.retention import Retention
 from dlrm_jax.training.serialization import (
-    FORMAT,
     check_model_state,
     dense_items,
     flatten,
     load_table,
-    read_metadata,
     save_tables,
 )
 
@@ -63,42 +61,20 @@ class Checkpoints:
     earlier_data: Sequence[str] = ()
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending."""
-        return on_process_0(self._steps)
+        """Steps of all complete checkpoints, ascending; some of them may be damaged."""
+        return on_process_0(self._there.steps)
 
     def best(self) -> int | None:
-        """The step of the checkpoint with the best validation metric, if any has one."""
-        return on_process_0(self._best)
+        """The step of the whole checkpoint with the best validation metric, if any has one."""
+        return on_process_0(self._there.best)
 
     def improves(self, validation: Mapping[str, Any] | None) -> bool:
-        """Whether these metrics are better than those of the best checkpoint."""
+        """Whether these metrics are better than those of all whole checkpoints."""
+        return on_process_0(lambda: self._there.improves(validation))
 
-        def better() -> bool:
-            new = self._score(validation)
-            return new is not None and all(new > old for old in self._scores().values())
-
-        return on_process_0(better)
-
-    def _steps(self) -> list[int]:
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
-
-    def _best(self) -> int | None:
-        scores = self._scores()
-        return max(scores, key=scores.__getitem__, default=None)
-
-    def _scores(self) -> dict[int, float]:
-        """The score of each validated checkpoint, by its step."""
-        found = {step: self._score(self._metadata(step)["validation"]) for step in self._steps()}
-        return {step: score for step, score in found.items() if score is not None}
-
-    def _score(self, validation: Mapping[str, Any] | None) -> float | None:
-        """The metric that decides, negated if less is better; None without a finite one."""
-        value = validation[self.best_metric] if validation else None
-        if value is None or not np.isfinite(value):
-            return None
-        return value if HIGHER_IS_BETTER[self.best_metric] else -value
+    @property
+    def _there(self) -> Retention:
+        return Retention(self.directory, self.keep, self.best_metric)
 
     def save(
         self,
@@ -121,9 +97,9 @@ class Checkpoints:
                 others wait for them until those end.
         """
         step = int(state.step)
-        final = self.directory / f"{step:08d}"
+        final = self._there.path(step)
         writing = final.with_suffix(".writing")
-        if on_process_0(final.exists):  # a state depends on its step alone: nothing to do
+        if on_process_0(lambda: self._there.has(step)):  # a state depends on its step alone
             return
         numbers = jax.tree.leaves((state.params, state.model_state))
         if not all(bool(jnp.isfinite(x).all()) for x in numbers):
@@ -136,7 +112,6 @@ class Checkpoints:
             on_process_0(lambda: _make_anew(writing))
             save(writing / "dense", dense_items(state))
             metadata = {
-                "format": FORMAT,
                 "step": step,
                 "identity": dict(self.identity),
                 "validation": dict(validation) if validation else None,
@@ -154,17 +129,47 @@ class Checkpoints:
                     f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
                 ) from error
             raise
-        on_process_0(self._delete_superseded)
+        on_process_0(self._there.delete_superseded)
+
+    def restore_latest(self, learner: Learner) -> tuple[TrainState, int]:
+        """Reads the latest whole checkpoint, and sets aside later ones, which are damaged.
+
+        Returns:
+            The state and its step.
+
+        Raises:
+            UserError: it is of another run, see `restore`, or no checkpoint is whole. Then all stay
+                as they are.
+        """
+        agreed = Agreement(learner.mesh)
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            state = None
+            damaged[step] = "another process can't read it"
+            try:
+                state = self.restore(learner, step)
+            except DamagedCheckpointError as error:
+                damaged[step] = error.reason
+            if not agreed(int(state is None)) and state is not None:
+                del damaged[step]
+                on_process_0(lambda: self._there.set_aside(damaged))
+                return state, step
+        reasons = "; ".join(f"{step:08d}: {reason}" for step, reason in damaged.items())
+        raise UserError(
+            f"no checkpoint in {self.directory} is whole ({reasons}); put a whole copy there, or "
+            f"give another workdir to start anew"
+        )
 
     def restore(self, learner: Learner, step: int) -> TrainState:
         """Reads the state of a step onto the learner's mesh and plan.
 
         Raises:
-            UserError: the checkpoint is damaged, or of another run; the message names the first
-                difference.
+            UserError: the checkpoint is of another run; the message names the first difference.
+            DamagedCheckpointError: files are missing or damaged.
         """
-        path = self.directory / f"{step:08d}"
+        path = self._there.path(step)
         metadata = self.metadata(step)
+        check_version(path, metadata)
         identity = saved_fields(metadata["identity"])
         for name, expected in self.identity.items():
             found = json.loads(json.dumps(identity.get(name)))
@@ -191,25 +196,11 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata of a checkpoint."""
-        return on_process_0(lambda: self._metadata(step))
-
-    def _metadata(self, step: int) -> dict[str, Any]:
-        return read_metadata(self.directory / f"{step:08d}")
-
-    def _delete_superseded(self) -> None:
-        steps = self._steps()
-        for step in set(steps[: -self.keep]) - {self._best()}:
-            delete_directory(self.directory / f"{step:08d}")
+        return on_process_0(lambda: read_metadata(self._there.path(step)))
 
     def sweep(self) -> None:
         """Deletes the remains of interrupted saves and deletions. The workdir must be locked."""
-        on_process_0(self._sweep)
-
-    def _sweep(self) -> None:
-        if self.directory.is_dir():
-            for path in self.directory.iterdir():
-                if path.suffix in (".writing", ".deleting") and path.is_dir():
-                    shutil.rmtree(path)
+        on_process_0(self._there.sweep)
 
 
 def _short(value: Any) -> str:
@@ -223,5 +214,5 @@ def _make_anew(writing: Path) -> None:
 
 
 def _complete(writing: Path, final: Path, metadata: Mapping[str, Any]) -> None:
-    (writing / "metadata.json").write_text(json.dumps(metadata, indent=1))
+    write_metadata(writing, metadata)
     move_into_place(writing, final)

@@ -57,7 +57,7 @@ def train(
     steps: int,
     intervals: Intervals,
     validate: Callable[[TrainState], Metrics],
-    keep: Callable[[TrainState, Metrics | None, bool], None],
+    keep: Callable[[TrainState, Metrics | None, bool, float | None], None],
     record: Callable[[int, str, Metrics], None],
     target_auc: float = 0,
 ) -> Trained:
@@ -71,8 +71,9 @@ def train(
         steps: total number of steps, with those done before.
         intervals: steps between actions. Validation and a checkpoint also follow the last step.
         validate: function that gives the validation metrics of a state.
-        keep: function of a state, its validation metrics if they are known, and whether a
-            checkpoint is due; it is called if either is the case.
+        keep: function of a state, its validation metrics if they are known, whether a checkpoint
+            is due, and the examples per second so far; it is called if one of the first two is the
+            case.
         record: function that records the metrics of a step and a split.
         target_auc: validation AUC at which to stop; 0 for never.
 
@@ -123,7 +124,7 @@ def train(
             stop = agreed(requested())
             if stop or evaluating or due:
                 read_losses(0)
-                keep(state, validation, due or stop > 0)
+                keep(state, validation, due or stop > 0, clock.examples_per_second)
                 clock.go_on()
             if stop:
                 raise Interrupted(stop, saved=True)

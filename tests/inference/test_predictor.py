@@ -137,15 +137,14 @@ def test_checkpoints_of_other_kinds(trained: tuple[Path, np.ndarray], tmp_path: 
 def test_a_part_is_missing(trained: tuple[Path, np.ndarray], tmp_path: Path, part: str):
     copy = shutil.copytree(trained[0], tmp_path / "copy")
     shutil.rmtree(copy / part)
-    refused(copy, "cannot read the checkpoint")
+    refused(copy, "is damaged: ")
 
 
 def test_files_are_cut_short(trained: tuple[Path, np.ndarray], tmp_path: Path):
     copy = shutil.copytree(trained[0], tmp_path / "copy")
-    # Of the tables, which are read one by one: Orbax warns of the reads beside one that failed.
-    for path in (copy / "tables").rglob("d/*"):
+    for path in copy.rglob("d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refused(copy, "cannot read the checkpoint")
+    refused(copy, "is damaged: ")
 
 
 def test_every_field_comes_back():

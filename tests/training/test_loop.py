@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,37 @@ def events_of_training(
     except Interrupted as request:
         events.append(("saved" if request.saved else "stopped", 0))
     return events
+
+
+def test_the_compiling_step_does_not_count(capsys: pytest.CaptureFixture[str]):
+    """Neither in the speed nor in the time that is left."""
+    learner = make_learner(CONFIG, make_mesh("1x1"))
+    step_of, shown, now = make_train_step(learner), [], [0.0]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        now[0] += 1000 if int(state.step) == 0 else 15
+        return step_of(state, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: now[0])
+        patch.setattr(time, "monotonic", lambda: now[0])
+        train(
+            learner,
+            train_step,
+            learner.init(0),
+            TrainBatches(examples(512), CONFIG.batch_size, seed=0),
+            steps=6,
+            intervals=Intervals(log=1, evaluate=0, checkpoint=1),
+            validate=lambda _: {"auc": 0.5},
+            keep=lambda *each: shown.append(each[3]),
+            record=lambda *_: None,
+        )
+    assert shown == [None, *[CONFIG.batch_size / 15] * 5]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("compiled")
+    assert [line.rpartition("examples/s  ")[2] for line in lines[1:]] == [
+        f"{left} s left" for left in (60, 45, 30, 15, 0)
+    ]
 
 
 def test_one_device_goes_from_step_to_step():
