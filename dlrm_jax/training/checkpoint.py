@@ -5,9 +5,9 @@
         dense/                   Orbax: step, parameters, optimizer state
         tables/0, 1, …           Orbax: {table: {"table" or optimizer slot: array}}
 
-A checkpoint is written to a `files.workspace` and renamed when it is complete, so a process killed at
-any time leaves the earlier ones whole. Tables are written a few at a time, so that
-memory grows by little more than the largest.
+A checkpoint is written to a `files.workspace` and renamed when it is complete, so a process killed
+at any time leaves the earlier ones whole. Tables are written a few at a time, so that memory grows
+by little more than the largest.
 
 Several processes write to one directory, which all must see: each writes the arrays of its devices,
 and process 0 the rest. All processes call the methods here together.
