@@ -30,7 +30,7 @@ def write_raw(path: Path, chunks: Iterator[Chunk], suffix: str = "") -> None:
             lines = stack.enter_context(gzip.GzipFile("", "wb", 1, file, mtime=0))
         elif suffix == ".zst":
             # The checksum lets readers notice damage, as gzip's does.
-            options = {zstd.CompressionParameter.checksum_flag: 1}
+            options: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
             lines = stack.enter_context(zstd.ZstdFile(file, "wb", options=options))
         for chunk in chunks:
             lines.write(formatter(chunk.labels, chunk.integers, chunk.ids))
