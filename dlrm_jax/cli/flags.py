@@ -149,7 +149,7 @@ def paths(name: str) -> list[Path]:
     Raises:
         UserError: there is no such file.
     """
-    given = [Path(path) for path in FLAGS[name].value]
+    given = [Path(path) for path in FLAGS[name].value or ()]
     for path in given:
         if not path.exists():
             hint = "; a path with a comma is given in double quotes" if len(given) > 1 else ""

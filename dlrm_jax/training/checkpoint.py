@@ -5,9 +5,9 @@
         dense/                   Orbax: step, parameters, optimizer state
         tables/0, 1, …           Orbax: {table: {"table" or optimizer slot: array}}
 
-A checkpoint is written to ``00000040.writing`` and renamed when it is complete, so a process
-killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that
-memory grows by little more than the largest.
+A checkpoint is written to a `files.workspace` and renamed when it is complete, so a process killed
+at any time leaves the earlier ones whole. Tables are written a few at a time, so that memory grows
+by little more than the largest.
 
 Several processes write to one directory, which all must see: each writes the arrays of its devices,
 and process 0 the rest. All processes call the methods here together.
@@ -15,9 +15,9 @@ and process 0 the rest. All processes call the methods here together.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.files import move_into_place
-from dlrm_jax.processes import Agreement, is_process_0, on_process_0
+from dlrm_jax.files import move_into_place, workspace
+from dlrm_jax.processes import Agreement, on_process_0
 from dlrm_jax.saved_config import check_version, saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata, write_metadata
@@ -98,7 +98,6 @@ class Checkpoints:
         """
         step = int(state.step)
         final = self._there.path(step)
-        writing = final.with_suffix(".writing")
         if on_process_0(lambda: self._there.has(step)):  # a state depends on its step alone
             return
         numbers = jax.tree.leaves((state.params, state.model_state))
@@ -109,26 +108,25 @@ class Checkpoints:
             )
         release_memory()
         try:
-            on_process_0(lambda: _make_anew(writing))
-            save(writing / "dense", dense_items(state))
-            metadata = {
-                "step": step,
-                "identity": dict(self.identity),
-                "validation": dict(validation) if validation else None,
-                "params": {path: x.shape for path, x in flatten(state.params).items()},
-                "model_state": {path: x.shape for path, x in flatten(state.model_state).items()},
-                "arrays": save_tables(writing / "tables", learner, state),
-                **notes,
-            }
-            on_process_0(lambda: _complete(writing, final, metadata))
-        except BaseException as error:
-            if is_process_0():
-                shutil.rmtree(writing, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise UserError(
-                    f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
-                ) from error
-            raise
+            with contextlib.ExitStack() as stack:
+                writing = Path(on_process_0(lambda: _begin(final, stack)))
+                save(writing / "dense", dense_items(state))
+                metadata = {
+                    "step": step,
+                    "identity": dict(self.identity),
+                    "validation": dict(validation) if validation else None,
+                    "params": {path: x.shape for path, x in flatten(state.params).items()},
+                    "model_state": {
+                        path: x.shape for path, x in flatten(state.model_state).items()
+                    },
+                    "arrays": save_tables(writing / "tables", learner, state),
+                    **notes,
+                }
+                on_process_0(lambda: _complete(writing, final, metadata))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
+            ) from error
         on_process_0(self._there.delete_superseded)
 
     def restore_latest(self, learner: Learner) -> tuple[TrainState, int]:
@@ -208,9 +206,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "…"
 
 
-def _make_anew(writing: Path) -> None:
-    shutil.rmtree(writing, ignore_errors=True)
+def _begin(final: Path, stack: contextlib.ExitStack) -> str:
+    """Makes the directory that becomes the checkpoint; what ends the stack deletes it."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    writing = stack.enter_context(workspace(final)) / final.name
     (writing / "tables").mkdir(parents=True)
+    return str(writing)
 
 
 def _complete(writing: Path, final: Path, metadata: Mapping[str, Any]) -> None:

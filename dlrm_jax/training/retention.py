@@ -8,15 +8,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.files import delete_directory
+from dlrm_jax.files import delete, delete_directory, sweep
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+
+_ENTRIES = {"dense", "tables", "metadata"}  # also beginnings of Orbax's temporary names
 
 _log = logging.getLogger(__name__)
 
@@ -95,11 +96,13 @@ class Retention:
             delete_directory(self.path(step))
 
     def sweep(self) -> None:
-        """Deletes the remains of interrupted saves and deletions of checkpoints."""
-        for ending in (".writing", ".deleting"):
-            for path in self.directory.glob(f"*{ending}"):
-                if path.stem.isdecimal() and path.is_dir():
-                    shutil.rmtree(path)
+        """Deletes the remains of interrupted saves and deletions."""
+        sweep(self.directory)
+        for path in self.directory.glob("*.*ing"):  # of earlier versions
+            if path.suffix in (".writing", ".deleting") and path.stem.isdecimal():
+                entries = {entry.name.partition(".")[0] for entry in path.glob("*")}
+                if path.is_dir() and entries <= _ENTRIES:
+                    delete(path)
 
     def _read(self) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
         """The metadata of whole checkpoints, and what is wrong with damaged ones, by step."""

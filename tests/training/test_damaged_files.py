@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
+from dlrm_jax.files import workspace
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.metadata import FORMAT, read_metadata
 from dlrm_jax.training.record import Record
@@ -53,12 +55,18 @@ def test_metadata_that_cannot_be_read(tmp_path: Path, content: bytes):
 
 
 def test_files_among_checkpoints_are_left_alone(tmp_path: Path):
-    (tmp_path / "notes.writing").write_text("mine")
-    for name in ("mine.writing", "00000003.writing", "00000002.deleting", "00000001.damaged"):
-        (tmp_path / name).mkdir()
+    mine = ["notes.writing", "00000001.deleting", "00000002.writing/notes", ".00000004.dlrm_jax/x"]
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for name in ("00000003.writing/dense.orbax-checkpoint-tmp", "00000003.deleting/tables/0"):
+        (tmp_path / name).mkdir(parents=True)  # as earlier versions left them
+    with workspace(tmp_path / "00000005") as directory:
+        shutil.copytree(directory, tmp_path / ".00000006.dlrm_jax")  # as a killed process leaves it
     Checkpoints(tmp_path, {}).sweep()
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["00000001.damaged", "mine.writing", "notes.writing"]
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(mine)
+    assert len(list(tmp_path.iterdir())) == len(mine)
 
 
 def test_metrics_that_are_not_text(tmp_path: Path):
