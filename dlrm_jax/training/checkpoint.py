@@ -34,6 +34,7 @@ from dlrm_jax.training.metadata import read_metadata, write_metadata
 from dlrm_jax.training.orbax_io import load, release_memory, save
 from dlrm_jax.training.retention import Retention
 from dlrm_jax.training.serialization import (
+    NOT_FINITE,
     check_model_state,
     dense_items,
     flatten,
@@ -102,10 +103,7 @@ class Checkpoints:
             return
         numbers = jax.tree.leaves((state.params, state.model_state))
         if not all(bool(jnp.isfinite(x).all()) for x in numbers):
-            raise UserError(
-                f"the parameters after step {step} aren't finite and weren't saved; lower the "
-                f"learning rate or clip gradients. Earlier checkpoints are intact"
-            )
+            raise UserError(f"the parameters after step {step} {NOT_FINITE}")
         release_memory()
         try:
             with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
@@ -20,6 +21,12 @@ from dlrm_jax.training.orbax_io import load, release_memory, save
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
 _ITEM_BYTES = 2**26
+
+NOT_FINITE = (
+    "aren't finite, so this step isn't saved; lower the learning rate or clip gradients. Earlier "
+    "checkpoints are intact"
+)
+"""End of the sentence that refuses to save numbers."""
 
 
 def array_name(metadata: Mapping[str, Any], key: str) -> str:
@@ -106,7 +113,11 @@ def _check_shapes(
 
 
 def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[str, dict[str, Any]]:
-    """Writes all tables; returns the item and shape of each array by ``table/key``."""
+    """Writes all tables; returns the item and shape of each array by ``table/key``.
+
+    Raises:
+        UserError: the rows of a table aren't finite.
+    """
     index: dict[str, dict[str, Any]] = {}
     pending: dict[str, dict[str, Array]] = {}
     items = 0
@@ -121,6 +132,8 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
 
     size = 0
     for table, key, array in learner.collection.iter_arrays(state.embedding):
+        if key == "table" and not _is_finite(array):
+            raise UserError(f"the rows of table {table.name} {NOT_FINITE}")
         # Bytes on all devices: slots with one number per row are whole on each.
         size += sum(shard.data.nbytes for shard in array.addressable_shards)
         pending.setdefault(table.name, {})[key] = array
@@ -131,6 +144,11 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
             size = 0
     flush()
     return index
+
+
+@jax.jit  # it makes no array
+def _is_finite(array: Array) -> Array:
+    return jnp.isfinite(array).all()
 
 
 def dense_items(state: TrainState) -> dict[str, Any]:

@@ -137,14 +137,31 @@ def test_all_is_on_disk_before_the_name_is(
 
     def noted_replace(path: Path, target: Path) -> Path:
         assert {path, *path.rglob("*")} <= set(flushed)
-        return replace(path, target)
+        replace(path, target)
+        flushed.clear()
+        return target
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
     later = dataclasses.replace(state, step=jax.numpy.array(STEPS + 1))
     checkpoints.save(learner, later, {}, None)
-    assert flushed[-1] == checkpoints.directory
+    assert checkpoints.directory in flushed
     assert checkpoints.steps()[-1] == STEPS + 1
+
+
+def test_rows_that_are_not_finite_are_not_saved(
+    begun: tuple[Learner, TrainState, Path], checkpoints: Checkpoints
+):
+    learner, state, _ = begun
+    tables = dict(state.embedding.tables)
+    name = next(iter(tables))
+    tables[name] = tables[name].at[0, 0].set(np.inf)
+    bad = dataclasses.replace(state, embedding=dataclasses.replace(state.embedding, tables=tables))
+    bad = dataclasses.replace(bad, step=jax.numpy.array(STEPS + 1))
+    before = names(checkpoints)
+    with pytest.raises(UserError, match=r"the rows of table C\d aren't finite, so this step isn't"):
+        checkpoints.save(learner, bad, {}, None)
+    assert names(checkpoints) == before
 
 
 def test_without_a_whole_one_all_stay(
