@@ -1,4 +1,4 @@
-"""What runs leave, compared bit by bit: arrays of checkpoints, arrays of data, metrics without times.
+"""What runs leave, bit by bit: arrays of checkpoints, arrays of data, metrics without times.
 
 The files of a checkpoint have names and orders of their own each time, so its arrays are read.
 Everything else is compared byte by byte: also what shouldn't be there any more.

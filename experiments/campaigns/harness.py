@@ -1,4 +1,4 @@
-"""Programs under observation: limited in time and memory, killed at an instant, judged by their end.
+"""Programs under observation: limited in time and memory, killed, judged by how they end.
 
     with started(["-m", "dlrm_jax", "train", ...], seconds=60) as program:
         if program.wait_for(lambda: checkpoint.exists()):

@@ -58,12 +58,16 @@ class Tally:
         self._deadline = self._begun + 60 * minutes
         self._cases: dict[str, Case] = {}
 
-    def tries(self, kind: str, count: int) -> Iterator[random.Random]:
-        """A random generator for each try, its own by seed, kind and number; fewer if time is up."""
+    def rounds(self, count: int) -> Iterator[int]:
+        """The numbers of rounds in which each kind is tried; fewer than ``count`` if time is up."""
         for number in range(count):
             if time.monotonic() > self._deadline:
                 return
-            yield random.Random(f"{self.seed} {kind} {number}")
+            yield number
+
+    def chance(self, kind: str, number: int) -> random.Random:
+        """The random generator of one try, so that it can be repeated alone."""
+        return random.Random(f"{self.seed} {kind} {number}")
 
     def count(self, case: str, losses: list[str]) -> None:
         """Counts a try, with a line for each thing that was lost."""
