@@ -2,16 +2,19 @@
 
    It concerns paths below the directory SHIM_ROOT only, as the program names them.
 
-   SHIM_LOG    file that gets a line for each change, in their order:
+   SHIM_LOG    file that gets a line before each change, and after each flush, in their order:
                  F inode size mtime_ns       a file or a directory was flushed in this state
                  C dir path                  a name was made in the directory with inode dir
                  R dir saved from to         a name was changed; what it replaced is at SAVED
                  U dir saved path            a name was removed; what it named is at SAVED
                  D dir path                  a directory was removed
+                 X operation                 a call was made to fail
+                 N operation count           the program ended after so many calls
    SHIM_SAVED  directory, on the same file system, for what was replaced or removed: 1, 2, ...
-   SHIM_FAULT  OPERATION:NUMBER:ERRNO: from the NUMBER-th call of OPERATION (write, read, fsync,
-               rename, open, mkdir) on, that fails; for bytes, from NUMBER written bytes on. With !
-               behind ERRNO, only that one fails. */
+   SHIM_FAULT  OPERATION:NUMBER:ERRNO: from the NUMBER-th call of OPERATION on, that fails; with !
+               behind ERRNO, only that one. Operations: write, read, fsync, rename, change (whatever
+               a read-only disk refuses), and bytes, whose NUMBER is that of written bytes. Without
+               it, the log has no X and no N. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -97,28 +100,35 @@ static int keep(const char *path) {
   return number;
 }
 
+enum operation { WRITE, READ, FSYNC, RENAME, CHANGE, BYTES, OPERATIONS };
+static const char *const names[] = {"write", "read", "fsync", "rename", "change", "bytes"};
+static atomic_long counts[OPERATIONS];
+
 /* Whether a call fails, by SHIM_FAULT; errno is set. */
-static int fails(const char *operation, long amount) {
-  static atomic_long done;
+static int fails(enum operation operation, long amount) {
   const char *fault = getenv("SHIM_FAULT");
   char name[16], once = 0;
-  long number, before;
+  long number, before = atomic_fetch_add(&counts[operation], amount);
   int error;
   if (!fault) return 0;
   if (sscanf(fault, "%15[a-z]:%ld:%d%c", name, &number, &error, &once) < 3) abort();
-  if (strcmp(name, operation)) return 0;
-  before = atomic_fetch_add(&done, amount);
-  if (before + amount < number || (once && before >= number)) return 0;
+  if (strcmp(name, names[operation]) || before + amount < number) return 0;
+  if (once && before >= number) return 0;
+  note("X %s\n", name);
   errno = error;
   return 1;
 }
 
+__attribute__((destructor)) static void end(void) {
+  for (int i = 0; getenv("SHIM_FAULT") && i < OPERATIONS; i++) note("N %s %ld\n", names[i], counts[i]);
+}
+
 /* -- Contents -- */
 
-static int refused(int file, const char *operation, long bytes) {
+static int refused(int file, enum operation operation, long bytes) {
   char path[PATH_MAX];
   return getenv("SHIM_FAULT") && ours(path, file, NULL) &&
-         (fails(operation, 1) || (bytes && fails("bytes", bytes)));
+         (fails(operation, 1) || (bytes && fails(BYTES, bytes)));
 }
 
 static size_t total(const struct iovec *parts, int n) {
@@ -130,21 +140,21 @@ static size_t total(const struct iovec *parts, int n) {
 #define CONTENT(type, name, operation, bytes, declared, passed) \
   type name declared { return refused(file, operation, bytes) ? -1 : REAL(name) passed; }
 
-CONTENT(ssize_t, write, "write", n, (int file, const void *x, size_t n), (file, x, n))
-CONTENT(ssize_t, pwrite, "write", n, (int file, const void *x, size_t n, off_t at), (file, x, n, at))
-CONTENT(ssize_t, pwrite64, "write", n, (int file, const void *x, size_t n, off64_t at), (file, x, n, at))
-CONTENT(ssize_t, writev, "write", total(x, n), (int file, const struct iovec *x, int n), (file, x, n))
-CONTENT(ssize_t, pwritev, "write", total(x, n), (int file, const struct iovec *x, int n, off_t at), (file, x, n, at))
-CONTENT(ssize_t, pwritev64, "write", total(x, n), (int file, const struct iovec *x, int n, off64_t at), (file, x, n, at))
-CONTENT(ssize_t, read, "read", 0, (int file, void *x, size_t n), (file, x, n))
-CONTENT(ssize_t, pread, "read", 0, (int file, void *x, size_t n, off_t at), (file, x, n, at))
-CONTENT(ssize_t, pread64, "read", 0, (int file, void *x, size_t n, off64_t at), (file, x, n, at))
-CONTENT(ssize_t, readv, "read", 0, (int file, const struct iovec *x, int n), (file, x, n))
+CONTENT(ssize_t, write, WRITE, n, (int file, const void *x, size_t n), (file, x, n))
+CONTENT(ssize_t, pwrite, WRITE, n, (int file, const void *x, size_t n, off_t at), (file, x, n, at))
+CONTENT(ssize_t, pwrite64, WRITE, n, (int file, const void *x, size_t n, off64_t at), (file, x, n, at))
+CONTENT(ssize_t, writev, WRITE, total(x, n), (int file, const struct iovec *x, int n), (file, x, n))
+CONTENT(ssize_t, pwritev, WRITE, total(x, n), (int file, const struct iovec *x, int n, off_t at), (file, x, n, at))
+CONTENT(ssize_t, pwritev64, WRITE, total(x, n), (int file, const struct iovec *x, int n, off64_t at), (file, x, n, at))
+CONTENT(ssize_t, read, READ, 0, (int file, void *x, size_t n), (file, x, n))
+CONTENT(ssize_t, pread, READ, 0, (int file, void *x, size_t n, off_t at), (file, x, n, at))
+CONTENT(ssize_t, pread64, READ, 0, (int file, void *x, size_t n, off64_t at), (file, x, n, at))
+CONTENT(ssize_t, readv, READ, 0, (int file, const struct iovec *x, int n), (file, x, n))
 
 static int flushed(int file, int (*flush)(int)) {
   char path[PATH_MAX];
   struct stat s;
-  if (refused(file, "fsync", 0)) return -1;
+  if (refused(file, FSYNC, 0)) return -1;
   if (!ours(path, file, NULL) || fstat(file, &s)) return flush(file);
   if (flush(file)) return -1;
   note("F %lu %ld %ld\n", s.st_ino, (long)s.st_size,
@@ -157,16 +167,21 @@ int fdatasync(int file) { return flushed(file, REAL(fdatasync)); }
 
 /* -- Names -- */
 
+/* Notes a name that is about to be made, unless it is there already. */
+static void note_new(const char *path) {
+  struct stat s;
+  int kept = errno;
+  if (lstat(path, &s)) note("C %lu %s\n", directory_of(path), path);
+  errno = kept;
+}
+
 static int opened(int dir, const char *name, int flags, mode_t mode, int (*call)(int, const char *, int, ...)) {
   char path[PATH_MAX];
-  struct stat s;
-  if (!ours(path, dir, name)) return call(dir, name, flags, mode);
-  if (fails("open", 1)) return -1;
-  int kept = errno, new = (flags & O_CREAT) && lstat(path, &s);
-  errno = kept;
-  int file = call(dir, name, flags, mode);
-  if (file >= 0 && new) note("C %lu %s\n", directory_of(path), path);
-  return file;
+  if (ours(path, dir, name) && flags & (O_WRONLY | O_RDWR | O_CREAT)) {
+    if (fails(CHANGE, 1)) return -1;
+    if (flags & O_CREAT) note_new(path);
+  }
+  return call(dir, name, flags, mode);
 }
 
 #define MODE \
@@ -186,23 +201,22 @@ int creat(const char *name, mode_t mode) { return open(name, O_CREAT | O_WRONLY 
 
 int mkdirat(int dir, const char *name, mode_t mode) {
   char path[PATH_MAX];
-  if (!ours(path, dir, name)) return REAL(mkdirat)(dir, name, mode);
-  if (fails("mkdir", 1)) return -1;
-  int result = REAL(mkdirat)(dir, name, mode);
-  if (!result) note("C %lu %s\n", directory_of(path), path);
-  return result;
+  if (ours(path, dir, name)) {
+    if (fails(CHANGE, 1)) return -1;
+    note_new(path);
+  }
+  return REAL(mkdirat)(dir, name, mode);
 }
 
 int mkdir(const char *name, mode_t mode) { return mkdirat(AT_FDCWD, name, mode); }
 
 int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags) {
   char old[PATH_MAX], new[PATH_MAX];
-  int known = ours(old, from_dir, from);
-  if (!(ours(new, to_dir, to) && known)) return REAL(renameat2)(from_dir, from, to_dir, to, flags);
-  if (fails("rename", 1)) return -1;
-  int saved = keep(new), result = REAL(renameat2)(from_dir, from, to_dir, to, flags);
-  if (!result) note("R %lu %d %s\t%s\n", directory_of(new), saved, old, new);
-  return result;
+  if (ours(old, from_dir, from) && ours(new, to_dir, to)) {
+    if (fails(CHANGE, 1) || fails(RENAME, 1)) return -1;
+    note("R %lu %d %s\t%s\n", directory_of(new), keep(new), old, new);
+  }
+  return REAL(renameat2)(from_dir, from, to_dir, to, flags);
 }
 
 int renameat(int from_dir, const char *from, int to_dir, const char *to) { return renameat2(from_dir, from, to_dir, to, 0); }
@@ -210,12 +224,15 @@ int rename(const char *from, const char *to) { return renameat2(AT_FDCWD, from, 
 
 int unlinkat(int dir, const char *name, int flags) {
   char path[PATH_MAX];
-  if (!ours(path, dir, name)) return REAL(unlinkat)(dir, name, flags);
-  unsigned long parent = directory_of(path);
-  int saved = flags & AT_REMOVEDIR ? 0 : keep(path), result = REAL(unlinkat)(dir, name, flags);
-  if (!result && flags & AT_REMOVEDIR) note("D %lu %s\n", parent, path);
-  else if (!result) note("U %lu %d %s\n", parent, saved, path);
-  return result;
+  struct stat s;
+  if (ours(path, dir, name)) {
+    if (fails(CHANGE, 1)) return -1;
+    int kept = errno, there = !lstat(path, &s);
+    if (there && flags & AT_REMOVEDIR) note("D %lu %s\n", directory_of(path), path);
+    else if (there) note("U %lu %d %s\n", directory_of(path), keep(path), path);
+    errno = kept;
+  }
+  return REAL(unlinkat)(dir, name, flags);
 }
 
 int unlink(const char *name) { return unlinkat(AT_FDCWD, name, 0); }

@@ -113,7 +113,7 @@ class Tally:
 
 
 class Scratch:
-    """A directory for the tries, which stays if something was lost; a context manager."""
+    """A directory for the tries, which stays if something was lost or failed; a context manager."""
 
     def __init__(self, tally: Tally):
         self._tally = tally
@@ -122,9 +122,9 @@ class Scratch:
     def __enter__(self) -> Path:
         return self._path
 
-    def __exit__(self, *_: object) -> None:
-        if self._tally.lost:
-            print(f"what was lost: {self._path}", file=sys.stderr)
+    def __exit__(self, error: object, *_: object) -> None:
+        if self._tally.lost or error:
+            print(f"the files of what was lost: {self._path}", file=sys.stderr)
         else:
             shutil.rmtree(self._path)
 

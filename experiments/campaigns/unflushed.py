@@ -57,7 +57,7 @@ class Disk:
         changes, flushed = self._read()
         # Half of the time, all that may be lost is.
         first = flushed if chance.random() < 0.5 else chance.randint(flushed, len(changes))
-        gone = [self._undo(change) for change in reversed(changes[first:])]
+        gone = [line for change in reversed(changes[first:]) for line in self._undo(change)]
         for path in sorted(self._root.rglob("*")):
             state = path.lstat()
             size, changed = self._flushed.get(state.st_ino, (0, 0))
@@ -84,21 +84,25 @@ class Disk:
             changes.append(_Change(kind, int(number), saved, tuple(map(Path, rest.split("\t")))))
         return changes, flushed
 
-    def _undo(self, change: _Change) -> str:
+    def _undo(self, change: _Change) -> list[str]:
+        """Undoes one change; what is gone. The last one may not have happened: see the log."""
         first, *others = change.paths
+        happened = os.path.lexists(first) == (change.kind == "C")
         match change.kind, others:
+            case _ if not happened:
+                return []
             case "C", _:
                 shutil.rmtree(first) if first.is_dir() else first.unlink()
-                return f"{first.name} is gone"
+                return [f"{first.name} is gone"]
             case "R", [to]:
                 to.rename(first)
                 self._put_back(change.saved, to)
-                return f"{to.name} is {first.name} again"
+                return [f"{to.name} is {first.name} again"]
             case "U", _:
                 self._put_back(change.saved, first)
             case _:
                 first.mkdir()
-        return f"{first.name} is back"
+        return [f"{first.name} is back"]
 
     def _put_back(self, saved: str, path: Path) -> None:
         if saved != "0":

@@ -136,8 +136,8 @@ os.rename("first", "third")
         ("read:1:5", "open('b').read()"),
         ("fsync:1:5", "os.fsync(os.open('b', 0))"),
         ("rename:1:5", "os.rename('b', 'c')"),
-        ("mkdir:1:30", "os.mkdir('d')"),
-        ("open:1:30", "open('a', 'w')"),
+        ("change:1:30", "os.mkdir('d')"),
+        ("change:1:30", "open('a', 'w')"),
     ],
 )
 def test_faults(root: Path, library: Path, fault: str, program: str):
