@@ -121,9 +121,12 @@ class Target:
     def losses(self, made: Path) -> list[str]:
         """Runs the job to its end; what differs from an unbroken run, none if nothing does."""
         ended = self.job.run(made)
-        if ended.outcome != "done":
-            return [f"the run after it: {ended}"]
-        return differences(self.expected, bits(made))
+        return self.differences(made) if ended.outcome == "done" else [f"the run after it: {ended}"]
+
+    def differences(self, made: Path) -> list[str]:
+        """What differs from an unbroken run, in what it has made or beside it."""
+        expected = {f"{made.name}/{name}": value for name, value in self.expected.items()}
+        return differences(expected, bits(made.parent))
 
 
 def _matches(made: Path, aim: Aim) -> set[Path]:

@@ -9,10 +9,8 @@ from pathlib import Path
 from experiments.campaigns import harness
 from experiments.campaigns.bits import bits
 
-_TRAIN = (
-    "--table_rows=7,300,40",
-    "--dense_features=2",
-    "--examples=4000",
+_GENERATED = ("--table_rows=7,300,40", "--dense_features=2", "--examples=4000")
+_MODEL = (
     "--embedding_dim=4",
     "--bottom_mlp=4",
     "--top_mlp=4,1",
@@ -73,9 +71,16 @@ class Job:
         return ended
 
 
-def training(scratch: Path, *flags: str) -> Job:
-    """A run of 40 steps with 8 checkpoints, with these flags besides its own."""
-    arguments = ("-m", "dlrm_jax", "train", *_TRAIN, *flags)
+def training(scratch: Path, *flags: str, data: Path | None = None) -> Job:
+    """A run of 40 steps with 8 checkpoints, with these flags besides its own.
+
+    Args:
+        scratch: directory for its caches.
+        flags: further flags.
+        data: logs or a directory of arrays; None for generated examples.
+    """
+    of_data = (f"--data={data}",) if data else _GENERATED
+    arguments = ("-m", "dlrm_jax", "train", *_MODEL, *of_data, *flags)
     return Job(arguments, "--workdir", scratch / "home")
 
 

@@ -20,7 +20,6 @@ from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.run import run
 from experiments.campaigns import shim
 from experiments.campaigns.aims import Kind, Target
-from experiments.campaigns.bits import bits, differences
 from experiments.campaigns.tally import Scratch, Tally, chosen_output, define_tries
 from experiments.campaigns.unflushed import Disk
 
@@ -64,7 +63,7 @@ def attempt(tally: Tally, target: Target, number: int, directory: Path, library:
     elif ended.outcome != "done":
         losses = [f"the run after it: {ended}"]
     else:
-        losses = differences(target.expected, bits(made))
+        losses = target.differences(made)
     tally.count(case, losses and [*losses, f"after {', '.join(gone)}"])
     if not losses:
         shutil.rmtree(directory)

@@ -61,9 +61,12 @@ class Tally:
     def rounds(self, count: int) -> Iterator[int]:
         """The numbers of rounds in which each kind is tried; fewer than ``count`` if time is up."""
         for number in range(count):
-            if time.monotonic() > self._deadline:
-                return
-            yield number
+            if self.has_time():
+                yield number
+
+    def has_time(self) -> bool:
+        """Whether another try may begin."""
+        return time.monotonic() < self._deadline
 
     def chance(self, kind: str, number: int) -> random.Random:
         """The random generator of one try, so that it can be repeated alone."""
