@@ -19,7 +19,8 @@ from orbax.checkpoint import v1 as ocp
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.orbax_io import load
 
-# Of a run's summary: what depends on interruptions and on the speed of the machine.
+# What depends on interruptions and on the speed of the machine.
+_DESCRIPTIONS = ("summary.json", "metadata.json")
 _PASSING = ("examples_per_second", "resumed_from")
 
 
@@ -27,7 +28,7 @@ def bits(directory: Path) -> dict[str, str]:
     """The hash of each array and file in a workdir or a directory of data.
 
     Names are relative paths; arrays in a checkpoint have theirs behind a colon. Lock files are left
-    out, and the numbers of a summary that depend on time. What can't be read has the error in place
+    out, and numbers that depend on time. What can't be read has the error in place
     of a hash.
     """
     found: dict[str, str] = {}
@@ -53,12 +54,18 @@ def _visit(directory: Path, root: Path, found: dict[str, str]) -> None:
             _visit(path, root, found)
             if not any(path.iterdir()):
                 found[name] = "an empty directory"
-        elif path.name == "summary.json":
-            summary = json.loads(path.read_text())
-            text = json.dumps({x: y for x, y in summary.items() if x not in _PASSING})
-            found[name] = _hash(text.encode())
+        elif path.name in _DESCRIPTIONS:
+            found[name] = _described(path)
         elif not path.name.endswith(".lock"):
             found[name] = _hash(path.read_bytes())
+
+
+def _described(path: Path) -> str:
+    try:
+        described = json.loads(path.read_text())
+    except ValueError as error:
+        return f"unreadable: {error}"
+    return _hash(json.dumps({x: y for x, y in described.items() if x not in _PASSING}).encode())
 
 
 def _visit_item(item: Path, name: str, found: dict[str, str]) -> None:

@@ -10,8 +10,6 @@ own. It needs Linux and a C compiler.
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import get_args
 
 from absl import flags
@@ -20,8 +18,8 @@ from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.run import run
 from experiments.campaigns import shim
 from experiments.campaigns.aims import Kind, Target
+from experiments.campaigns.attempts import try_cut
 from experiments.campaigns.tally import Scratch, Tally, chosen_output, define_tries
-from experiments.campaigns.unflushed import Disk
 
 define_tries(50, 30)
 KINDS = [kind for kind in get_args(Kind) if kind != "processes"]
@@ -38,35 +36,8 @@ def main() -> None:
         for number in tally.rounds(FLAGS.count):
             for target in targets:
                 directory = scratch / target.kind / str(number)
-                attempt(tally, target, number, directory, library)
+                try_cut(tally, target, number, directory, library)
     tally.finish(chosen_output())
-
-
-def attempt(tally: Tally, target: Target, number: int, directory: Path, library: Path) -> None:
-    """One try: a cut, the next run, the comparison. If nothing is lost, no files are left."""
-    chance = tally.chance(target.kind, number)
-    aim = target.aims[number % len(target.aims)]
-    made = directory / "disk" / "made"
-    killed = None
-    while killed is None:  # the program may end before
-        shutil.rmtree(directory, ignore_errors=True)
-        made.parent.mkdir(parents=True)
-        disk = Disk(made.parent, directory / "aside", library)
-        killed = target.kill(made, aim, chance, disk.variables)
-    gone = disk.cut(chance)
-    ended = target.job.run(made)
-    case = f"{target.kind}, {aim.case}"
-    losses = []
-    if ended.outcome == "error":
-        case += ": an error says what is lost"
-        print(f"{case}: {ended.errors[0]}")
-    elif ended.outcome != "done":
-        losses = [f"the run after it: {ended}"]
-    else:
-        losses = target.differences(made)
-    tally.count(case, losses and [*losses, f"after {', '.join(gone)}"])
-    if not losses:
-        shutil.rmtree(directory)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def test_memory():
 
 
 def test_file_size(tmp_path: Path):
-    ended = run(["-I", "-S", "-c", f"open('{tmp_path}/a', 'wb', 0).write(b'x' * 2000)"], file_bytes=1000)
+    program = f"open('{tmp_path}/a', 'wb', 0).write(b'x' * 2000)"
+    ended = run(["-I", "-S", "-c", program], file_bytes=1000)
     assert ended.outcome == "done", ended.stderr
     assert (tmp_path / "a").stat().st_size == 1000
 

@@ -1,0 +1,172 @@
+"""Two programs on the same files, of which the second starts at a random time of the first."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from experiments.campaigns import harness, jobs
+from experiments.campaigns.aims import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Jobs that were alone once.
+
+    Attributes:
+        scratch: directory for all files.
+        run: training run on generated examples.
+        made: preparation of logs.
+        rare: preparation of the same logs with another option.
+        reader: training run on prepared data.
+        logs: two files of logs of the same form.
+        from_logs: training run on each of them.
+    """
+
+    scratch: Path
+    run: Target
+    made: Target
+    rare: Target
+    reader: Target
+    logs: Sequence[Path]
+    from_logs: Sequence[Target]
+
+    @classmethod
+    def prepare(cls, scratch: Path) -> Scene:
+        """Runs each job alone."""
+
+        def alone(job: jobs.Job, name: str) -> Target:
+            directory = scratch / name
+            directory.mkdir()
+            kind = "training" if job.flag == "--workdir" else "preparation"
+            return Target(kind, job, *job.unbroken(directory / "unbroken"))
+
+        logs = jobs.write_logs(scratch)
+        log = scratch / "log"
+        from_logs = []
+        for number, source in enumerate(logs[:2]):
+            shutil.copyfile(source, log)
+            from_logs.append(alone(jobs.training(scratch, data=log), f"log-{number}"))
+        return cls(
+            scratch,
+            alone(jobs.training(scratch), "run"),
+            alone(jobs.preparation(logs, scratch), "made"),
+            alone(jobs.preparation(logs, scratch, "--min_count=5"), "rare"),
+            alone(jobs.training(scratch, data=scratch / "made" / "unbroken"), "reader"),
+            logs,
+            from_logs,
+        )
+
+
+def together(
+    first: Sequence[str],
+    second: Sequence[str],
+    variables: Mapping[str, str],
+    delay: float,
+    between: Callable[[], object] = lambda: None,
+) -> tuple[harness.Ended, harness.Ended]:
+    """The ends of two programs.
+
+    Args:
+        first: arguments of Python for the first.
+        second: arguments of Python for the second.
+        variables: environment variables of both.
+        delay: seconds from the start of the first to that of the second.
+        between: function that is called before the second is started.
+    """
+    with harness.started(first, variables) as one:
+        one.sleep(delay)
+        between()
+        with harness.started(second, variables) as other:
+            while one.is_running() or other.is_running():
+                one.sleep(0.01)
+                other.sleep(0.01)
+            return one.end(), other.end()
+
+
+def two_runs(scene: Scene, directory: Path, chance: random.Random) -> list[str]:
+    """Two runs in one workdir: one is told unless it comes after the other's end."""
+    made = directory / "made"
+    command, delay = scene.run.job.command(made), chance.uniform(0, scene.run.seconds)
+    ends = together(command, command, scene.run.job.variables, delay)
+    told = [end for end in ends if end.outcome == "error" and "in use by another run" in str(end)]
+    wrong = [f"{end}" for end in ends if end.outcome != "done" and end not in told]
+    if len(told) == 2:
+        wrong.append("both were told that there is another")
+    return wrong + scene.run.differences(made)
+
+
+def two_preparations(scene: Scene, directory: Path, chance: random.Random) -> list[str]:
+    """Two preparations of one output: one waits for the other."""
+    made = directory / "made"
+    command, delay = scene.made.job.command(made), chance.uniform(0, scene.made.seconds)
+    ends = together(command, command, scene.made.job.variables, delay)
+    return [f"{end}" for end in ends if end.outcome != "done"] + scene.made.differences(made)
+
+
+def two_options(scene: Scene, directory: Path, chance: random.Random) -> list[str]:
+    """Two preparations of one output with different options: one is told, the other's stays."""
+    made = directory / "made"
+    targets = [scene.made, scene.rare]
+    chance.shuffle(targets)
+    commands = [target.job.command(made) for target in targets]
+    delay = chance.uniform(0, targets[0].seconds)
+    ends = together(*commands, scene.made.job.variables, delay)
+    for end, other, target in zip(ends, reversed(ends), targets, strict=True):
+        told = other.outcome == "error" and "doesn't match this command" in str(other)
+        if end.outcome == "done" and told:
+            return target.differences(made)
+    return [f"{end}" for end in ends]
+
+
+def reader_of_unfinished(scene: Scene, directory: Path, chance: random.Random) -> list[str]:
+    """A run that reads an output that is being made: it is told unless the output is complete."""
+    made, workdir = directory / "made", directory / "reader" / "run"
+    reader = jobs.training(scene.scratch, data=made).command(workdir)
+    delay = chance.uniform(0, 1.5 * scene.made.seconds)
+    ends = together(scene.made.job.command(made), reader, scene.made.job.variables, delay)
+    losses = [] if ends[0].outcome == "done" else [f"the writer: {ends[0]}"]
+    if ends[1].outcome == "done":
+        losses += scene.reader.differences(workdir)
+    elif ends[1].outcome != "error":
+        losses += [f"the reader: {ends[1]}"]
+    shutil.rmtree(workdir.parent, ignore_errors=True)
+    return losses + scene.made.differences(made)
+
+
+def replaced_logs(scene: Scene, directory: Path, chance: random.Random) -> list[str]:
+    """A run on logs that are replaced meanwhile, and another run that replaces the arrays of them.
+
+    The first one ends in the bits of either logs, or is told that they have changed.
+    """
+    log, workdirs = scene.scratch / "log", [directory / x / "run" for x in ("first", "second")]
+    job = jobs.training(scene.scratch, data=log)
+    shutil.copyfile(scene.logs[0], log)
+    commands = [job.command(workdir) for workdir in workdirs]
+    delay = chance.uniform(0, scene.from_logs[0].seconds)
+
+    def replace() -> None:
+        new = log.with_name("log.new")
+        shutil.copyfile(scene.logs[1], new)
+        new.replace(log)
+
+    ends = together(*commands, job.variables, delay, replace)
+    losses = [] if ends[0].outcome in ("done", "error") else [f"the first: {ends[0]}"]
+    if ends[0].outcome == "done":
+        either = [target.differences(workdirs[0]) for target in scene.from_logs]
+        losses += min(either, key=len)
+    if ends[1].outcome != "done":
+        return [*losses, f"the second: {ends[1]}"]
+    return losses + scene.from_logs[1].differences(workdirs[1])
+
+
+CASES: dict[str, Callable[[Scene, Path, random.Random], list[str]]] = {
+    "two runs in one workdir": two_runs,
+    "two preparations of one output": two_preparations,
+    "… with different options": two_options,
+    "a run reads an unfinished output": reader_of_unfinished,
+    "a run reads logs that are replaced": replaced_logs,
+}
