@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from experiments.campaigns import harness, jobs
 from experiments.campaigns.aims import Aim, Target
@@ -17,17 +19,32 @@ from experiments.campaigns.faults import Fault, Try
 from experiments.campaigns.tally import Tally
 from experiments.campaigns.unflushed import Disk
 
+_TRIES = 20
+
+Hit = TypeVar("Hit")
+
+
+def _until_hit(shoot: Callable[[], Hit | None]) -> Hit:
+    """The first result that isn't None: a program may end before it is hit."""
+    for _ in range(_TRIES):
+        hit = shoot()
+        if hit is not None:
+            return hit
+    raise RuntimeError(f"the program ended before it was hit, {_TRIES} times")
+
 
 def try_kill(tally: Tally, target: Target, number: int, directory: Path) -> None:
     """Kills, the run that ends, the comparison; without a loss no files are left."""
     chance = tally.chance(target.kind, number)
     aim = target.aims[number % len(target.aims)]
     made = directory / "made"
-    losses = _kill(target, made, aim, chance)
-    while losses is None:  # it ended before: from the beginning, to another instant
-        shutil.rmtree(directory)
+
+    def from_the_beginning() -> list[str] | None:
+        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        losses = _kill(target, made, aim, chance)
+        return _kill(target, made, aim, chance)
+
+    losses = _until_hit(from_the_beginning)
     if chance.random() < 1 / 3:
         losses += _kill(target, made, aim, chance) or []
     losses += target.losses(made)
@@ -56,13 +73,15 @@ def try_cut(tally: Tally, target: Target, number: int, directory: Path, library:
     chance = tally.chance(target.kind, number)
     aim = target.aims[number % len(target.aims)]
     made = directory / "disk" / "made"
-    killed = None
-    while killed is None:  # the program may end before
+
+    def killed_on_disk() -> Disk | None:
         shutil.rmtree(directory, ignore_errors=True)
         made.parent.mkdir(parents=True)
         disk = Disk(made.parent, directory / "aside", library)
-        killed = target.kill(made, aim, chance, disk.variables)
-    gone = disk.cut(chance)
+        return disk if target.kill(made, aim, chance, disk.variables) else None
+
+    disk = _until_hit(killed_on_disk)
+    (directory / "gone").write_text("\n".join(disk.cut(chance)))
     ended = target.job.run(made)
     case = f"{target.kind}, {aim.case}"
     losses = []
@@ -73,7 +92,7 @@ def try_cut(tally: Tally, target: Target, number: int, directory: Path, library:
         losses = [f"the run after it: {ended}"]
     else:
         losses = target.differences(made)
-    tally.count(case, losses and [*losses, f"after {', '.join(gone)}"])
+    tally.count(case, losses)
     if not losses:
         shutil.rmtree(directory)
 
@@ -112,26 +131,26 @@ def try_fault(
     """
     chance = tally.chance(f"{target.kind} {case}", number)
     directory = target.job.home.parent / f"{case.replace(' ', '-')}-{number}"
-    losses, share = None, 1.0
-    while losses is None:  # the disk may not have failed: fewer operations
-        trial = new_try(target, directory, library, chance, share)
+    shares = (2.0**-i for i in itertools.count())  # of the operations, the first of which are hit
+
+    def on_failing_disk() -> list[str] | None:
+        trial = new_try(target, directory, library, chance, next(shares))
         if "read" in case.split() or chance.random() < 0.5:  # what is there is read again
             target.kill(trial.made, target.aims[2], chance)
-        share /= 2
         with fault(trial) as ended:
             if ended is None:
-                continue
-            losses = []
-            if ended.outcome not in ("done", "error"):
-                losses.append(f"{ended}")
-            elif ended.outcome == "done":
+                return None
+            losses = [] if ended.outcome in ("done", "error") else [f"{ended}"]
+            if ended.outcome == "done":
                 losses += target.differences(trial.made)
             if target.kind == "training" and trial.made.exists():
                 found = _arrays(bits(trial.made))
                 steps = {name.split("/")[1] for name in found}
                 expected = {x: y for x, y in whole.items() if x.split("/")[1] in steps}
                 losses += [f"a checkpoint: {line}" for line in differences(expected, found)]
-            losses += target.losses(trial.made)
+            return losses + target.losses(trial.made)
+
+    losses = _until_hit(on_failing_disk)
     tally.count(f"{target.kind}, {case}", losses)
     if not losses:
         shutil.rmtree(directory)

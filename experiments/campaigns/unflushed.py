@@ -87,14 +87,18 @@ class Disk:
     def _undo(self, change: _Change) -> list[str]:
         """Undoes one change; what is gone. The last one may not have happened: see the log."""
         first, *others = change.paths
-        happened = os.path.lexists(first) == (change.kind == "C")
+        there = os.path.lexists(first)
         match change.kind, others:
-            case _ if not happened:
+            case "C", _ if not there:
+                return []
+            case "U" | "D" | "R", _ if there:
                 return []
             case "C", _:
                 shutil.rmtree(first) if first.is_dir() else first.unlink()
                 return [f"{first.name} is gone"]
             case "R", [to]:
+                if not os.path.lexists(to):
+                    return []
                 to.rename(first)
                 self._put_back(change.saved, to)
                 return [f"{to.name} is {first.name} again"]
