@@ -17,11 +17,11 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 ROOT = Path(__file__).parents[2]
 """The top of the checkout, where programs run."""
@@ -83,11 +83,9 @@ class Ended:
 class Program:
     """A program that runs; see `started`."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], outputs: Path, seconds: float, memory: int
-    ):
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float, memory: int):
         self._process = process
-        self._outputs = outputs
+        self._outputs = [_Reader(stream) for stream in (process.stdout, process.stderr)]
         self._begun = time.monotonic()
         self._seconds = seconds
         self._memory = memory
@@ -147,10 +145,28 @@ class Program:
         while self.is_running():
             time.sleep(5 * _POLL_SECONDS)
         assert self._ended is not None
-        stdout, stderr = (
-            (self._outputs / name).read_text(errors="replace") for name in ("stdout", "stderr")
-        )
+        stdout, stderr = (output.text() for output in self._outputs)
         return Ended(self._process.returncode, stdout, stderr, *self._ended, self._exceeded)
+
+
+class _Reader(threading.Thread):
+    """What comes out of a pipe. A file would have the limits of the program's files."""
+
+    def __init__(self, pipe: IO[bytes] | None):
+        super().__init__(daemon=True)
+        assert pipe is not None
+        self._pipe = pipe
+        self._read: list[bytes] = []
+        self.start()
+
+    def run(self) -> None:
+        with self._pipe:
+            self._read.extend(self._pipe)
+
+    def text(self) -> str:
+        """All of it; of a program that has ended, but not what it has started, so far."""
+        self.join(timeout=10)
+        return b"".join(self._read).decode(errors="replace")
 
 
 @contextlib.contextmanager
@@ -175,26 +191,23 @@ def started(
     Yields:
         The program.
     """
-    with tempfile.TemporaryDirectory(prefix="campaign-") as directory:
-        outputs = Path(directory)
-        with (outputs / "stdout").open("wb") as stdout, (outputs / "stderr").open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=cwd,
-                env=os.environ | dict(variables or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        program = Program(process, outputs, seconds, memory)
-        try:
-            if file_bytes is not None:  # before Python has imported anything
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-            yield program
-        finally:
-            program.kill()
-            program.end()
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | dict(variables or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    program = Program(process, seconds, memory)
+    try:
+        if file_bytes is not None:  # before Python has imported anything
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        yield program
+    finally:
+        program.kill()
+        program.end()
 
 
 def run(

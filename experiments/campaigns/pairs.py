@@ -47,8 +47,8 @@ class Scene:
         logs = jobs.write_logs(scratch)
         log = scratch / "log"
         from_logs = []
-        for number, source in enumerate(logs[:2]):
-            shutil.copyfile(source, log)
+        for number, source in enumerate(logs[:2]):  # with their times, which are noted
+            shutil.copy2(source, log)
             from_logs.append(alone(jobs.training(scratch, data=log), f"log-{number}"))
         return cls(
             scratch,
@@ -144,13 +144,13 @@ def replaced_logs(scene: Scene, directory: Path, chance: random.Random) -> list[
     """
     log, workdirs = scene.scratch / "log", [directory / x / "run" for x in ("first", "second")]
     job = jobs.training(scene.scratch, data=log)
-    shutil.copyfile(scene.logs[0], log)
+    shutil.copy2(scene.logs[0], log)
     commands = [job.command(workdir) for workdir in workdirs]
     delay = chance.uniform(0, scene.from_logs[0].seconds)
 
     def replace() -> None:
         new = log.with_name("log.new")
-        shutil.copyfile(scene.logs[1], new)
+        shutil.copy2(scene.logs[1], new)
         new.replace(log)
 
     ends = together(*commands, job.variables, delay, replace)
