@@ -112,9 +112,9 @@ def two_options(scene: Scene, directory: Path, chance: random.Random) -> list[st
     made = directory / "made"
     targets = [scene.made, scene.rare]
     chance.shuffle(targets)
-    commands = [target.job.command(made) for target in targets]
+    first, second = (target.job.command(made) for target in targets)
     delay = chance.uniform(0, targets[0].seconds)
-    ends = together(*commands, scene.made.job.variables, delay)
+    ends = together(first, second, scene.made.job.variables, delay)
     for end, other, target in zip(ends, reversed(ends), targets, strict=True):
         told = other.outcome == "error" and "doesn't match this command" in str(other)
         if end.outcome == "done" and told:
@@ -145,7 +145,7 @@ def replaced_logs(scene: Scene, directory: Path, chance: random.Random) -> list[
     log, workdirs = scene.scratch / "log", [directory / x / "run" for x in ("first", "second")]
     job = jobs.training(scene.scratch, data=log)
     shutil.copy2(scene.logs[0], log)
-    commands = [job.command(workdir) for workdir in workdirs]
+    first, second = map(job.command, workdirs)
     delay = chance.uniform(0, scene.from_logs[0].seconds)
 
     def replace() -> None:
@@ -153,7 +153,7 @@ def replaced_logs(scene: Scene, directory: Path, chance: random.Random) -> list[
         shutil.copy2(scene.logs[1], new)
         new.replace(log)
 
-    ends = together(*commands, job.variables, delay, replace)
+    ends = together(first, second, job.variables, delay, replace)
     losses = [] if ends[0].outcome in ("done", "error") else [f"the first: {ends[0]}"]
     if ends[0].outcome == "done":
         either = [target.differences(workdirs[0]) for target in scene.from_logs]
