@@ -20,8 +20,10 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.processes import is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, handled
 
-# What a file system answers that is full, limited, or not to be written to.
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+# What a file system answers that is full, limited, broken, or not to be written to.
+_REFUSED = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES
+)  # fmt: skip
 
 # Words in the errors of collectives and of JAX's coordinator when another process has gone.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbeat")
