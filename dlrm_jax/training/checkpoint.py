@@ -125,7 +125,10 @@ class Checkpoints:
             raise UserError(
                 f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
             ) from error
-        on_process_0(self._there.delete_superseded)
+        try:
+            on_process_0(self._there.delete_superseded)
+        except OSError as error:
+            raise UserError(f"cannot delete checkpoints that aren't kept: {error}") from error
 
     def restore_latest(self, learner: Learner) -> tuple[TrainState, int]:
         """Reads the latest whole checkpoint, and sets aside later ones, which are damaged.

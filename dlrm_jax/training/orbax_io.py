@@ -22,9 +22,11 @@ from dlrm_jax.errors import DamagedCheckpointError, UserError
 _UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
 
 # What asyncio and Orbax log about them, besides.
-_REPETITIONS = {
-    "asyncio": "exception was never retrieved", "absl": "Failed to get metadata for"
-}  # fmt: skip
+_REPETITIONS = (
+    ("asyncio", "exception was never retrieved"),
+    ("absl", "Failed to get metadata for"),
+    ("absl", "_SignalingThread.run() raised an exception"),
+)
 
 
 def release_memory() -> None:
@@ -46,11 +48,15 @@ def save(path: Path, tree: Any) -> None:
     Raises:
         OSError: the disk is full or can't be written to.
     """
+    _hide_repetitions()
     try:
         with _context():
             ocp.save(str(path.absolute()), tree)
-    except ValueError as error:  # TensorStore's form of errors of the file system
-        raise OSError(str(error)) from error
+    except (ValueError, OSError) as error:
+        _drop_coroutines(error)
+        if isinstance(error, OSError):
+            raise
+        raise OSError(str(error)) from error  # TensorStore's form of errors of the file system
 
 
 def load(path: Path, abstract: Any, partial: bool = False) -> Any:
@@ -125,7 +131,7 @@ def _hide_repetitions() -> None:
             report(unraisable)
 
     sys.unraisablehook = report_others
-    for name, text in _REPETITIONS.items():
+    for name, text in _REPETITIONS:
         logging.getLogger(name).addFilter(lambda line, text=text: text not in line.getMessage())
 
 

@@ -72,7 +72,7 @@ class Record:
             # What a crash of the machine has damaged isn't always text.
             lines = path.read_text(errors="replace").splitlines()
             kept = [entry for line in lines if (entry := _entry(line, resumed_from))]
-            write_text(path, "".join(map(_line, kept)))
+        write_text(path, "".join(map(_line, kept)))
         if events:
             # Here, since it imports other services' packages where they are installed.
             from dlrm_jax.training.events import EventFile
@@ -89,8 +89,14 @@ class Record:
         if not is_process_0():
             return
         entry = _finite({"step": step, "split": split, **metrics})
-        with self.path.open("a") as file:
-            file.write(_line(entry))
+        try:
+            with open(self.path, "a", opener=_existing) as file:
+                file.write(_line(entry))
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; has the workdir been moved? Its "
+                f"checkpoints are intact"
+            ) from error
         if self._events:
             self._events(entry)
 
@@ -106,6 +112,11 @@ class Record:
     def __exit__(self, *_: object) -> None:
         if self._events:
             self._events.close()
+
+
+def _existing(path: str, flags: int) -> int:
+    """Opens a file that must be there: a workdir that has been moved mustn't come up anew."""
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def _entry(line: str, resumed_from: int) -> Any:

@@ -1,0 +1,43 @@
+"""What a run writes is there with its checkpoints, or the run ends with one message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import MARKER
+from dlrm_jax.training import orbax_io
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.record import Record
+
+
+def test_a_workdir_that_has_been_moved_does_not_come_up_anew(tmp_path: Path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with Record(workdir / "metrics.jsonl", 0) as record:
+        record(1, "train", {"loss": 0.5})
+        workdir.rename(tmp_path / "moved")
+        workdir.mkdir()
+        with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
+            record(2, "train", {"loss": 0.4})
+    assert list(workdir.iterdir()) == []
+
+
+def test_deletions_that_were_killed_are_swept(tmp_path: Path):
+    killed = tmp_path / ".00000010.deleted.dlrm_jax"
+    (killed / "00000010").mkdir(parents=True)
+    (killed / MARKER).touch()
+    Checkpoints(tmp_path, {}).sweep()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_message(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        orbax_io.save(tmp_path / "file" / "dense", {"a": np.arange(3)})
+    assert capfd.readouterr().err == ""
