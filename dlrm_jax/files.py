@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,12 @@ def creating(path: Path) -> Iterator[Path]:
     """
     try:
         _check_absent(path)
-        with workspace(path, f".{os.getpid()}") as directory:
+        with workspace(path, f".{_process()}") as directory:
             yield directory / path.name
-            _check_absent(path)  # another process may have been faster
-            move_into_place(directory / path.name, path)
+            _flush_all(directory / path.name)
+            _flush(path.parent)  # what can't be done fails before the name is there
+            _rename_to_new(directory / path.name, path)
+            _flush(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error}; nothing is left of it. Check that its directory exists "
@@ -87,7 +90,7 @@ def scratch_directory(path: Path) -> Iterator[Path]:
 
     Unlike `tempfile.TemporaryDirectory`, it is also deleted if a signal comes while it is made.
     """
-    with workspace(path, f".{os.getpid()}.scratch") as directory:
+    with workspace(path, f".{_process()}.scratch") as directory:
         empty = directory / "scratch"
         empty.mkdir()
         yield empty
@@ -146,9 +149,28 @@ def _clear(directory: Path) -> None:
         directory.rmdir()
 
 
+def _process() -> str:
+    """A name that no other running process has: containers have equal process numbers."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
 def _check_absent(path: Path) -> None:
     if os.path.lexists(path):
         raise UserError(f"{path} exists; remove it, or give another name")
+
+
+def _rename_to_new(written: Path, path: Path) -> None:
+    """Renames a file or directory unless another process has been faster."""
+    _check_absent(path)
+    if written.is_dir():
+        written.rename(path)  # fails if there is a directory with files by now
+        return
+    try:
+        os.link(written, path)
+    except FileExistsError:
+        _check_absent(path)
+    except OSError:  # a file system without links
+        written.rename(path)
 
 
 def move_into_place(written: Path, path: Path) -> None:
@@ -156,16 +178,30 @@ def move_into_place(written: Path, path: Path) -> None:
 
     Args:
         written: the file or directory, complete, on the file system of ``path``.
-        path: the new name. A file of this name is replaced. A directory of this name is moved to a
-            `workspace` and deleted afterwards, so that arrays mapped from it stay valid.
+        path: the new name. A file replaces a file. A directory replaces a directory, which is moved
+            to a `workspace` and deleted afterwards, so that arrays mapped from it stay valid.
+
+    Raises:
+        IsADirectoryError: a file would replace a directory.
     """
+    _flush_all(written)
+    if written.is_dir() and path.is_dir():
+        with workspace(path, ".replaced") as directory:
+            replaced = path.rename(directory / path.name)
+            try:
+                written.rename(path)
+            except BaseException:
+                replaced.rename(path)
+                raise
+    else:
+        written.replace(path)
+    _flush(path.parent)
+
+
+def _flush_all(written: Path) -> None:
+    """Flushes a file, or a directory with all that is in it."""
     for entry in reversed([written, *written.rglob("*")]):
         _flush(entry)
-    with ExitStack() as stack:
-        if path.is_dir():
-            path.rename(stack.enter_context(workspace(path, ".replaced")) / path.name)
-        written.replace(path)
-        _flush(path.parent)
 
 
 def delete_directory(directory: Path) -> None:

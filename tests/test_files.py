@@ -156,6 +156,53 @@ def test_creating_replaces_nothing(tmp_path, kind):
     assert sorted(tmp_path.iterdir()) == [tmp_path / "later", path]
 
 
+@KINDS
+@pytest.mark.parametrize("links", [True, False])
+def test_creating_replaces_nothing_that_comes_up_while_it_flushes(
+    tmp_path, monkeypatch, kind, links
+):
+    def flush_all(written, flush=files._flush_all):
+        flush(written)
+        write(tmp_path / "name", kind, "fast")
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(files, "_flush_all", flush_all)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="name exists"), files.creating(tmp_path / "name") as path:
+        write(path, kind, "slow")
+    assert read(tmp_path / "name") == "fast"
+
+
+def test_writers_with_equal_process_numbers_have_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as the first processes of containers
+    with files.scratch_directory(tmp_path / "name") as first:
+        monkeypatch.setattr(files.socket, "gethostname", lambda: "another")
+        with files.scratch_directory(tmp_path / "name") as second:
+            assert first != second
+        assert first.is_dir()
+
+
+def test_a_file_replaces_no_directory_and_a_failure_replaces_nothing(tmp_path, monkeypatch):
+    write(tmp_path / "name", "directory", "mine")
+    with pytest.raises(IsADirectoryError):
+        files.write_text(tmp_path / "name", "text")
+    assert read(tmp_path / "name") == "mine"
+
+    def rename(path, target, rename=files.Path.rename):
+        if ".replaced" not in str(target) and ".replaced" not in str(path):
+            raise StoppedError
+        return rename(path, target)
+
+    monkeypatch.setattr(files.Path, "rename", rename)
+    with pytest.raises(StoppedError), files.replacing(tmp_path / "name") as temporary:
+        write(temporary, "directory", "other")
+    assert read(tmp_path / "name") == "mine"
+    assert list(tmp_path.iterdir()) == [tmp_path / "name"]
+
+
 def test_creating_without_a_directory_is_one_error(tmp_path):
     with (
         pytest.raises(UserError, match=r"cannot write .*nothing is left of it"),

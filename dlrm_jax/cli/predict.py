@@ -34,6 +34,7 @@ from dlrm_jax.cli.flags import (
 )
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
+from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
@@ -176,7 +177,7 @@ def predict(trained: Trained, output: Path) -> None:
         write_frames(frames(model.probabilities(split)), output, Path(FLAGS.output).suffix)
         rows = len(split)
     seconds = time.perf_counter() - begun
-    print(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
+    status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
 
 
 @contextmanager
@@ -235,6 +236,6 @@ def dump(trained: Trained, names: Sequence[str], output: Path) -> None:
         values = read_values(vocabularies, table) if vocabularies else None
         written = write_table(checkpoint, metadata, name, values, output, FLAGS.tables_format)
         files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in written)
-        print(f"table {name}, {config.table_rows[table]:,} rows: {files}")
+        status(f"table {name}, {config.table_rows[table]:,} rows: {files}")
     if not vocabularies:
-        print("the run keeps no vocabularies: the values of the rows are unknown")
+        status("the run keeps no vocabularies: the values of the rows are unknown")

@@ -36,8 +36,14 @@ def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
 
 def _keep(directory: Path, fingerprint: str, copy: Path) -> None:
     try:
-        if copy.exists() and Metadata.read(copy).fingerprint == fingerprint:
-            return
+        if copy.exists():
+            if others := {path.name for path in copy.iterdir()} - {METADATA, VOCABULARIES}:
+                raise UserError(
+                    f"{copy} has more than vocabularies, such as {min(others)}; move it, or give "
+                    f"another workdir: the run keeps its vocabularies there"
+                )
+            if Metadata.read(copy).fingerprint == fingerprint:
+                return
         # A copy of other data is left from a run that ended before its first checkpoint.
         with replacing(copy) as temporary:
             temporary.mkdir()
@@ -61,7 +67,7 @@ def _link(source: str, target: str) -> None:
 
 def find_kept(checkpoint: Path) -> Path | None:
     """The directory with the vocabularies of a checkpoint's run, or None if it has none."""
-    copy = checkpoint.absolute().parent.parent / "preprocessing"
+    copy = checkpoint.resolve().parent.parent / "preprocessing"
     return copy if copy.is_dir() else None
 
 

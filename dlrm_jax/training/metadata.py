@@ -57,6 +57,11 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
     missing = [name for name, is_valid in _PARTS.items() if not is_valid(metadata.get(name, ...))]
     if missing:
         raise damaged(f"its {_FILE} has no {' and no '.join(missing)}")
+    if checkpoint.name.isdecimal() and int(checkpoint.name) != metadata["step"]:
+        raise UserError(
+            f"checkpoint {checkpoint} is of step {metadata['step']}; give it the name of its step, "
+            f"or move it out of the run's checkpoints"
+        )
     for name, size in metadata.get("files", {}).items():  # earlier versions noted none
         file = checkpoint / name
         if not file.is_file():

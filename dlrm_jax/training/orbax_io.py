@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import gc
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -20,6 +22,12 @@ from dlrm_jax.errors import DamagedCheckpointError, UserError
 # What Orbax and TensorStore raise for files that are missing, truncated or changed; besides, Orbax
 # raises `Exception` itself.
 _UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
+
+# What a file system answers when a whole file can't be read just now.
+_REFUSED = tuple(
+    os.strerror(number)
+    for number in (errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+)
 
 # What asyncio and Orbax log about them, besides.
 _REPETITIONS = (
@@ -79,9 +87,11 @@ def load(path: Path, abstract: Any, partial: bool = False) -> Any:
         if not (isinstance(error, _UNREADABLE) or type(error) is Exception):
             raise
         _drop_coroutines(error)
+        if any(text in str(error) for text in _REFUSED):
+            raise UserError(f"cannot read the checkpoint {path}: {_reason(error)}") from error
         if difference := _difference(path, abstract, partial):
             raise UserError(f"checkpoint {path} is of another model: {difference}") from error
-        raise _damaged(path, error) from error
+        raise DamagedCheckpointError(str(path), _reason(error)) from error
 
 
 def _difference(path: Path, abstract: Any, partial: bool) -> str:
@@ -94,7 +104,7 @@ def _difference(path: Path, abstract: Any, partial: bool) -> str:
         described: Any = ocp.metadata(str(path.absolute())).metadata
     except _UNREADABLE as error:
         _drop_coroutines(error)
-        raise _damaged(path, error) from error
+        raise DamagedCheckpointError(str(path), _reason(error)) from error
     if described is None:  # Orbax has logged why
         return ""
     found, wanted = _shapes(described), _shapes(abstract)
@@ -111,11 +121,10 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {".".join(str(key.key) for key in path): tuple(x.shape) for path, x in leaves}
 
 
-def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
+def _reason(error: Exception) -> str:
     cause = error.__cause__ or error
     reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-    reason = reason.partition(" [tensorstore_spec=")[0]
-    return DamagedCheckpointError(str(path), reason)
+    return reason.partition(" [tensorstore_spec=")[0]
 
 
 @functools.cache

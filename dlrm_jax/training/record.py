@@ -94,8 +94,8 @@ class Record:
                 file.write(_line(entry))
         except OSError as error:
             raise UserError(
-                f"cannot write {self.path}: {error.strerror}; has the workdir been moved? Its "
-                f"checkpoints are intact"
+                f"cannot write {self.path}: {error.strerror}; check that the workdir is where it "
+                f"was, and that the disk is large enough. Its checkpoints are intact"
             ) from error
         if self._events:
             self._events(entry)

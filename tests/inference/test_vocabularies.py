@@ -65,6 +65,14 @@ def test_kept_once_for_the_same_data(tmp_path: Path):
     assert values(workdir / "preprocessing") == ["g0", "g1"]
 
 
+def test_prepared_data_of_that_name_are_not_replaced(tmp_path: Path):
+    own = prepared(tmp_path / "run" / "preprocessing", "g")
+    (own / "day_0_dense.npy").touch()
+    with pytest.raises(UserError, match=r"has more than vocabularies, such as day_0_dense\.npy"):
+        vocabularies.keep(prepared(tmp_path / "data"), "f", tmp_path / "run")
+    assert values(own) == ["g0", "g1"]
+
+
 def test_half_a_directory_is_not_kept(tmp_path: Path):
     data, workdir = prepared(tmp_path / "data"), tmp_path / "run"
     (workdir / ".preprocessing.dlrm_jax").mkdir(parents=True)

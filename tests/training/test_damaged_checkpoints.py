@@ -19,8 +19,10 @@ from saved_run import CONFIG, DATA, STEPS, save, train_and_save
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training import orbax_io
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.warm_start import warm_start
 
 BEFORE = STEPS - 2
@@ -147,6 +149,30 @@ def test_all_is_on_disk_before_the_name_is(
     checkpoints.save(learner, later, {}, None)
     assert checkpoints.directory in flushed
     assert checkpoints.steps()[-1] == STEPS + 1
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_not_used(checkpoints: Checkpoints):
+    latest = checkpoints.directory / f"{STEPS:08d}"
+    copy = shutil.copytree(latest, latest.with_name("00000099"))
+    with pytest.raises(UserError, match=f"00000099 is of step {STEPS}; give it the name"):
+        read_metadata(copy)
+    before = names(checkpoints)
+    assert checkpoints.best() != 99
+    assert names(checkpoints) == before
+
+
+def test_a_file_that_cannot_be_read_just_now_is_not_damaged(
+    checkpoints: Checkpoints, begun: tuple[Learner, TrainState, Path],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    def refuse(*_: object) -> None:
+        raise ValueError("Input/output error [tensorstore_spec='{}']")
+
+    monkeypatch.setattr(orbax_io.ocp, "load", refuse)
+    before = names(checkpoints)
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*: .*Input/output error$"):
+        checkpoints.restore_latest(begun[0])
+    assert names(checkpoints) == before
 
 
 def test_rows_that_are_not_finite_are_not_saved(
