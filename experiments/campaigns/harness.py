@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 ROOT = Path(__file__).parents[2]
 """The top of the checkout, where programs run."""
@@ -80,12 +80,17 @@ class Ended:
         return f"{self.outcome}, exit code {self.code}, {self.seconds:.1f} s: {said[-1]}"
 
 
+class Process(Protocol):
+    """A child of this process, whose exit code is found by `Program`."""
+
+    pid: int
+    returncode: Any
+
+
 class Program:
     """A program that runs; see `started`."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], outputs: Path, seconds: float, memory: int
-    ):
+    def __init__(self, process: Process, outputs: Path, seconds: float, memory: int):
         self._process = process
         self._outputs = outputs
         self._begun = time.monotonic()

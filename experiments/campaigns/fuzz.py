@@ -1,0 +1,141 @@
+"""Gives changed inputs and random command lines to programs: they work, or say what is wrong.
+
+    python -m experiments.campaigns.fuzz --count=1000 --minutes=600
+    python -m experiments.campaigns.fuzz --formats=CSV,Parquet --count=100
+
+Files of every format are changed at random and given to a command that reads them. Each must end
+with exit code 0, or with 2 and one error line: no traceback, within a minute and 2 GiB. After an
+error nothing may have the name of the output. Equal failures, by exception and line of our code,
+are counted once. A failing case stays in a directory with its ``command``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.run import run
+from dlrm_jax.errors import UserError
+from dlrm_jax.text_table import text_table
+from experiments.campaigns import forks
+from experiments.campaigns.command_lines import CommandLines
+from experiments.campaigns.harness import Ended
+from experiments.campaigns.inputs import LOADED, formats
+from experiments.campaigns.tally import Scratch, Tally, chosen_output, define_tries
+
+_COMMAND_LINES = "command lines"
+_LIMITS = {"seconds": 60.0, "memory": 2 << 30}
+
+define_tries(1000, 600, "of each format")
+flags.DEFINE_list("formats", [], "Formats that are tried, instead of all; such as CSV,Parquet.")
+
+
+class Findings(Tally):
+    """A tally that tells inputs that are refused from those that are accepted."""
+
+    def __init__(self, name: str, seed: int, minutes: float):
+        super().__init__(name, seed, minutes)
+        self._refused: Counter[str] = Counter()
+        self._failures: dict[str, int] = {}
+
+    def judge(self, case: str, ended: Ended, output: Path) -> bool:
+        """Counts a try; whether it is a failure unlike all others so far."""
+        self._refused[case] += ended.outcome == "error" and LOADED not in ended.errors[0]
+        failure = failure_of(ended, output)
+        again = failure in self._failures
+        self.count(case, [failure] if failure and not again else [])
+        if failure:
+            self._failures[failure] = self._failures.get(failure, 0) + 1
+        return bool(failure) and not again
+
+    def table(self) -> str:
+        """A line for each format, and one for all."""
+        rows = [
+            (name, each.tried, self._refused[name], len(each.lost))
+            for name, each in self._cases.items()
+        ]
+        rows.append(("all", *(sum(row[i] for row in rows) for i in (1, 2, 3))))
+        return text_table(
+            (self.name, "tried", "refused", "accepted", "failures"),
+            [(name, f"{n}", f"{r}", f"{n - r - f}", f"{f}") for name, n, r, f in rows],
+        )
+
+
+def failure_of(ended: Ended, output: Path) -> str:
+    """What is wrong with the end of a program; nothing if nothing is.
+
+    Equal texts are equal failures: they name the exception and the last line of our code.
+    """
+    if ended.outcome == "done" and ended.peak_bytes <= _LIMITS["memory"]:
+        return ""
+    if ended.outcome == "error":
+        return "an error, and an output all the same" if output.exists() else ""
+    frames = re.findall(r'File "[^"]*?((?:dlrm_jax|experiments)/[^"]+)", line (\d+)', ended.stderr)
+    if ended.outcome == "hang":  # the innermost call comes first
+        frames = frames[:1]
+    raised = re.findall(r"^([\w.]+(?:Error|Exception|Exit|Interrupt|Warning))\b.*", ended.stderr, re.M)
+    where = ":".join(frames[-1]) if frames else "no line of ours"
+    return f"{ended.outcome}, code {ended.code}, {raised[-1] if raised else '-'} at {where}"
+
+
+def try_one(
+    findings: Findings,
+    case: str,
+    number: int,
+    directory: Path,
+    variables: dict[str, str],
+    write: Callable[..., list[str]],
+) -> None:
+    """Runs a command on what it writes; without a new failure no files are left."""
+    directory.mkdir(parents=True)
+    command = write(directory, findings.chance(case, number))
+    ended = forks.run(command, directory, variables, **_LIMITS)
+    if findings.judge(case, ended, directory / "out"):
+        line = f"cd {directory} && {sys.executable} -m {shlex.join(command)}"
+        (directory / "command").write_text(f"{line}\n")
+        (directory / "stderr").write_text(ended.stderr)
+        print(f"  {ended}\n  {line[:1000]}", file=sys.stderr, flush=True)
+    else:
+        shutil.rmtree(directory)
+
+
+def main() -> None:
+    """All formats in turn, in a new directory each time."""
+    findings = Findings("fuzz", FLAGS.seed, FLAGS.minutes)
+    with Scratch(findings) as scratch:
+        forks.preload()
+        variables = settings(scratch)
+        writers = {x: y.write for x, y in formats(scratch / "good", variables).items()}
+        lines = CommandLines(scratch / "good", variables)
+        writers[_COMMAND_LINES] = lines.write
+        if unknown := set(FLAGS.formats) - set(writers):
+            known = ", ".join(writers)
+            raise UserError(f"--formats: expected some of {known}, got {', '.join(unknown)}")
+        for number in findings.rounds(FLAGS.count):
+            for case in FLAGS.formats or writers:
+                if findings.has_time():
+                    directory = scratch / case.replace(" ", "-") / str(number)
+                    try_one(findings, case, number, directory, variables, writers[case])
+    findings.finish(chosen_output())
+
+
+def settings(scratch: Path) -> dict[str, str]:
+    """The environment variables of all programs."""
+    return {
+        "XDG_CACHE_HOME": str(scratch / "home"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0",  # otherwise programs start themselves anew
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    }
+
+
+if __name__ == "__main__":
+    run(main)
