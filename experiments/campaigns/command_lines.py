@@ -11,7 +11,7 @@ from typing import Any
 
 from dlrm_jax.cli.main import COMMANDS
 from experiments.campaigns import forks
-from experiments.campaigns.inputs import TINY
+from experiments.campaigns.good import TINY, Good
 from experiments.campaigns.mutations import ODD_TEXTS
 
 _TABLES = ("--table_rows=7,30", "--examples=200", "--dense_features=2", *TINY)
@@ -27,24 +27,45 @@ _BASE = {
 }  # fmt: skip
 _PATHS = (
     "{good}/day_0", "{good}/day_0.gz", "{good}/binary", "{good}/log.csv", "{good}/plain.parquet",
-    "{good}/schema.json", "{good}/plan.json", "{good}/profile.json", "{good}/trace.txt", "{good}/run",
-    "{good}/run/checkpoints/00000001", "{good}/run/checkpoints", "{good}/prepared", "{good}/arrays", "{good}/bags",
-    "{good}/tables", "{good}", "{directory}/x", "{directory}/x.csv", "{directory}/x.parquet", "{directory}/x.png",
+    "{good}/schema.json", "{good}/plan.json", "{good}/profile.json", "{good}/trace.txt",
+    "{good}/run",
+    "{good}/run/checkpoints/00000001", "{good}/run/checkpoints", "{good}/prepared",
+    "{good}/arrays", "{good}/bags",
+    "{good}/tables", "{good}", "{directory}/x", "{directory}/x.csv", "{directory}/x.parquet",
+    "{directory}/x.png",
     "{directory}/x.gz", "{directory}/y/z", "{good}/day_0/x", "{good}/day_0,{good}/day_0.gz",
 )  # fmt: skip
 _WORDS = (
-    "C1", "C2=C1", "C1=row_wise", "C1=sgd:0.1", "C1=table_wise:9", "C1=row_wise:0-9", "C9=x", "shop", "bottom",
-    "top.layers.0", "dcn_v2", "dlrm", "deepfm", "x:y", "os:path", "builtins:int", "layers=3", "rank=x", "adam", "same",
+    "C1", "C2=C1", "C1=row_wise", "C1=sgd:0.1", "C1=table_wise:9", "C1=row_wise:0-9", "C9=x",
+    "shop", "bottom",
+    "top.layers.0", "dcn_v2", "dlrm", "deepfm", "x:y", "os:path", "builtins:int", "layers=3",
+    "rank=x", "adam", "same",
 )  # fmt: skip
-_MESHES = ("1x1", "2x1", "1x2", "2x2", "0x1", "-1x1", "1x1x1", "x", "1x", "1", "9999999999x1", "1×1")
+_MESHES = (
+    "1x1",
+    "2x1",
+    "1x2",
+    "2x2",
+    "0x1",
+    "-1x1",
+    "1x1x1",
+    "x",
+    "1x",
+    "1",
+    "9999999999x1",
+    "1*1",
+)
 _NUMBERS = ("0", "1", "2", "3", "8", "8,4", "4,1", "1,1")
 _HUGE = (str(2**31), str(2**63), str(10**30), "9" * 400)
 _NONSENSE = (
-    "--", "-", "---x", "--=", "--=x", "--nosuch", "--nosuch=1", "x", "--help", "--helpfull", "-h", "-1",
-    "--flagfile=/proc/nope", "--flagfile=", "--undefok=x", "--noworkdir", "--nodata=1", "é", "--é=1", "",
+    "--", "-", "---x", "--=", "--=x", "--nosuch", "--nosuch=1", "x", "--help", "--helpfull",
+    "-h", "-1",
+    "--flagfile=/proc/nope", "--flagfile=", "--undefok=x", "--noworkdir", "--nodata=1", "é",
+    "--é=1", "",
 )  # fmt: skip
 # Large values would be taken, and then take time and memory.
-_COSTLY = ("examples", "days", "steps", "epochs", "table_rows", "embedding_dim", "bottom_mlp", "top_mlp",
+_COSTLY = ("examples", "days", "steps", "epochs", "table_rows", "embedding_dim", "bottom_mlp",
+           "top_mlp",
            "bag_lengths", "multi_hot_sizes", "evaluation_batch_size", "batch_size")  # fmt: skip
 
 
@@ -52,18 +73,18 @@ class CommandLines:
     """A source of command lines.
 
     Args:
-        good: directory of `inputs.formats`.
-        variables: environment variables of all programs.
+        good: inputs that they may name; all are made.
     """
 
-    def __init__(self, good: Path, variables: Mapping[str, str]):
-        self._good = good
+    def __init__(self, good: Good):
+        self._good = good.home
+        for made in ("parquet", "tables", "plan", "profile"):
+            getattr(good, made)
         self._flags: dict[str, list[dict[str, Any]]] = {}
         for command in COMMANDS:
-            path = good / f"flags-{command}.json"
-            ended = forks.call(functools.partial(_write_flags, command, path), good, variables)
-            if ended.outcome != "done":
-                raise RuntimeError(f"cannot list the flags of {command}: {ended}\n{ended.stderr}")
+            path = good.home / f"flags-{command}.json"
+            write = functools.partial(_write_flags, command, path)
+            good.succeed(forks.call(write, good.home, good.variables))
             self._flags[command] = json.loads(path.read_text())
 
     def write(self, directory: Path, chance: random.Random) -> list[str]:

@@ -135,8 +135,9 @@ def _end(
 
 
 def _be_program(command: Sequence[str], seconds: float) -> None:
-    faulthandler.enable()
-    faulthandler.dump_traceback_later(0.9 * seconds)
+    # Its own timer is a thread, which wouldn't survive a fork.
+    faulthandler.register(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, 0.9 * seconds)
     _forget_flags()
     sys.path.insert(0, str(ROOT))
     sys.orig_argv = [sys.executable, "-m", *command]

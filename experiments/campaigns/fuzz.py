@@ -11,6 +11,7 @@ are counted once. A failing case stays in a directory with its ``command``.
 
 from __future__ import annotations
 
+import random
 import re
 import shlex
 import shutil
@@ -27,9 +28,13 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.text_table import text_table
 from experiments.campaigns import forks
 from experiments.campaigns.command_lines import CommandLines
+from experiments.campaigns.good import Good
 from experiments.campaigns.harness import Ended
-from experiments.campaigns.inputs import LOADED, formats
+from experiments.campaigns.inputs import FORMATS, LOADED
 from experiments.campaigns.tally import Scratch, Tally, chosen_output, define_tries
+
+Writer = Callable[[Path, random.Random], list[str]]
+"""A function that writes what a command reads to a directory, and returns the command."""
 
 _COMMAND_LINES = "command lines"
 _LIMITS = {"seconds": 60.0, "memory": 2 << 30}
@@ -44,29 +49,29 @@ class Findings(Tally):
     def __init__(self, name: str, seed: int, minutes: float):
         super().__init__(name, seed, minutes)
         self._refused: Counter[str] = Counter()
-        self._failures: dict[str, int] = {}
+        self._accepted: Counter[str] = Counter()
+        self._failures: set[str] = set()
 
     def judge(self, case: str, ended: Ended, output: Path) -> bool:
         """Counts a try; whether it is a failure unlike all others so far."""
-        self._refused[case] += ended.outcome == "error" and LOADED not in ended.errors[0]
         failure = failure_of(ended, output)
-        again = failure in self._failures
-        self.count(case, [failure] if failure and not again else [])
-        if failure:
-            self._failures[failure] = self._failures.get(failure, 0) + 1
-        return bool(failure) and not again
+        refused = ended.outcome == "error" and LOADED not in ended.errors[0]
+        if not failure:
+            (self._refused if refused else self._accepted)[case] += 1
+        new = bool(failure) and failure not in self._failures
+        self._failures.add(failure)
+        self.count(case, [failure] if new else [])
+        return new
 
     def table(self) -> str:
         """A line for each format, and one for all."""
         rows = [
-            (name, each.tried, self._refused[name], len(each.lost))
+            (name, each.tried, self._refused[name], self._accepted[name], len(each.lost))
             for name, each in self._cases.items()
         ]
-        rows.append(("all", *(sum(row[i] for row in rows) for i in (1, 2, 3))))
-        return text_table(
-            (self.name, "tried", "refused", "accepted", "failures"),
-            [(name, f"{n}", f"{r}", f"{n - r - f}", f"{f}") for name, n, r, f in rows],
-        )
+        rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
+        header = (self.name, "tried", "refused", "accepted", "failures")
+        return text_table(header, [(name, *map(str, counts)) for name, *counts in rows])
 
 
 def failure_of(ended: Ended, output: Path) -> str:
@@ -81,7 +86,9 @@ def failure_of(ended: Ended, output: Path) -> str:
     frames = re.findall(r'File "[^"]*?((?:dlrm_jax|experiments)/[^"]+)", line (\d+)', ended.stderr)
     if ended.outcome == "hang":  # the innermost call comes first
         frames = frames[:1]
-    raised = re.findall(r"^([\w.]+(?:Error|Exception|Exit|Interrupt|Warning))\b.*", ended.stderr, re.M)
+    raised = re.findall(
+        r"^([\w.]+(?:Error|Exception|Exit|Interrupt|Warning))\b.*", ended.stderr, re.M
+    )
     where = ":".join(frames[-1]) if frames else "no line of ours"
     return f"{ended.outcome}, code {ended.code}, {raised[-1] if raised else '-'} at {where}"
 
@@ -92,7 +99,7 @@ def try_one(
     number: int,
     directory: Path,
     variables: dict[str, str],
-    write: Callable[..., list[str]],
+    write: Writer,
 ) -> None:
     """Runs a command on what it writes; without a new failure no files are left."""
     directory.mkdir(parents=True)
@@ -109,22 +116,25 @@ def try_one(
 
 def main() -> None:
     """All formats in turn, in a new directory each time."""
+    known = [*FORMATS, _COMMAND_LINES]
+    if unknown := set(FLAGS.formats) - set(known):
+        raise UserError(f"--formats: expected some of {', '.join(known)}, got {', '.join(unknown)}")
     findings = Findings("fuzz", FLAGS.seed, FLAGS.minutes)
     with Scratch(findings) as scratch:
         forks.preload()
-        variables = settings(scratch)
-        writers = {x: y.write for x, y in formats(scratch / "good", variables).items()}
-        lines = CommandLines(scratch / "good", variables)
-        writers[_COMMAND_LINES] = lines.write
-        if unknown := set(FLAGS.formats) - set(writers):
-            known = ", ".join(writers)
-            raise UserError(f"--formats: expected some of {known}, got {', '.join(unknown)}")
+        good = Good(scratch / "good", settings(scratch))
+        writers = {name: writer(name, good) for name in FLAGS.formats or known}
         for number in findings.rounds(FLAGS.count):
-            for case in FLAGS.formats or writers:
+            for case, write in writers.items():
                 if findings.has_time():
                     directory = scratch / case.replace(" ", "-") / str(number)
-                    try_one(findings, case, number, directory, variables, writers[case])
+                    try_one(findings, case, number, directory, good.variables, write)
     findings.finish(chosen_output())
+
+
+def writer(name: str, good: Good) -> Writer:
+    """The function that writes changed inputs of a format, or command lines."""
+    return CommandLines(good).write if name == _COMMAND_LINES else FORMATS[name](good).write
 
 
 def settings(scratch: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -14,20 +15,26 @@ Mutation = Callable[[bytes, random.Random], bytes]
 _MOST_BYTES = 1 << 20  # of a mutated file that wasn't larger
 
 ODD_TEXTS = (
-    "", " ", "NaN", "nan", "inf", "1e999", "-1e-999", "-1", "-0", "+1", "0.5", "1_000", "١٢", "2", "0x10",
+    "", " ", "NaN", "nan", "inf", "1e999", "-1e-999", "-1", "-0", "+1", "0.5", "1_000", "١٢",
+    "2", "0x10",
     str(2**31), str(2**32 + 5), str(2**63), str(-(2**63) - 1), "9" * 400, "null", "NA", "None",
     "true", "é", "🂡" * 3, "a\u0300", "\u202e", '"', '""', "'", "a,b", "a\tb", "\\", "\x00",
-    "../x", "/proc/nope", "a" * 70000, "%s", "{0}", "<b>&amp;", "1970-01-01", "9999-99-99", "ffffffff", "[1]", "_",
+    "../x", "/proc/nope", "a" * 70000, "%s", "{0}", "<b>&amp;", "1970-01-01", "9999-99-99",
+    "ffffffff", "[1]", "_",
 )  # fmt: skip
 """What may stand in place of a field."""
 
 _ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 0.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 10**400, "", "x",
-    "../x", "1", "\ud800", "é\x00", [], [1], [[]], [None], [1, "x"], {}, {"x": 1}, {"": []}, "a" * 70000,
+    None, True, False, 0, -1, 1, 2, 0.5, 1e308, float("nan"), float("inf"), 2**31, 2**63,
+    10**400, "", "x",
+    "../x", "1", "\ud800", "é\x00", [], [1], [[]], [None], [1, "x"], {}, {"x": 1}, {"": []},
+    "a" * 70000,
 )  # fmt: skip
-_DTYPES = ("'|O'", "'<U3'", "'>f4'", "'<f8'", "'<i8'", "'<u4'", "'|b1'", "'<c8'", "'|V4'", "'<M8[s]'", "'<f2'",
+_DTYPES = ("'|O'", "'<U3'", "'>f4'", "'<f8'", "'<i8'", "'<u4'", "'|b1'", "'<c8'", "'|V4'",
+           "'<M8[s]'", "'<f2'",
            "'x'", "[('a', '<i4')]", "'<i4'", "'<f4'", "None", "7")  # fmt: skip
-_SHAPES = ("()", "(0,)", "(-1, 2)", "(1, 1)", "(60,)", "(60, 0)", "(999999999999, 2)", f"({2**63}, 1)", "(2, 3, 4)",
+_SHAPES = ("()", "(0,)", "(-1, 2)", "(1, 1)", "(60,)", "(60, 0)", "(999999999999, 2)",
+           f"({2**63}, 1)", "(2, 3, 4)",
            "'x'", "(1.5,)", "(True, 1)")  # fmt: skip
 
 
@@ -112,13 +119,15 @@ def mutate_json(content: bytes, chance: random.Random) -> bytes:
             case 3 if isinstance(value, list) and value:
                 value.extend(value[: chance.randint(1, len(value))])
             case 4 if isinstance(value, dict):
-                value[chance.choice(("x", "", "format", "label"))] = chance.choice(_ODD_VALUES)
+                value[chance.choice(("x", "", "format", "label"))] = copy.deepcopy(
+                    chance.choice(_ODD_VALUES)
+                )
             case 5 if isinstance(value, int):
                 holder[key] = value + chance.choice((-1, 1, 1000))
             case 6 if isinstance(value, int | float | bool):
                 holder[key] = str(value)
             case _:
-                holder[key] = chance.choice(_ODD_VALUES)
+                holder[key] = copy.deepcopy(chance.choice(_ODD_VALUES))
     text = json.dumps(tree[""])
     if chance.random() < 0.05:
         depth = chance.choice((500, 100_000))
