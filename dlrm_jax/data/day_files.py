@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import ABSENT, Examples
-from dlrm_jax.data.formats.npy import map_npz
+from dlrm_jax.data.formats.npy import map_npy, map_npz
 from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
 
@@ -134,7 +134,7 @@ def _as_one(path: Path, bags: Sequence[np.ndarray]) -> np.ndarray | HStacked:
 
 
 def _map_npy(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r")
+    array = map_npy(path)
     if not array.flags.c_contiguous:
         raise UserError(f"{path}: expected an array in row-major order, got one by columns")
     return array
