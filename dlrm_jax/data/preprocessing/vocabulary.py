@@ -16,6 +16,7 @@ import polars as pl
 from jaxtyping import Int32
 
 from dlrm_jax.data.arrays import ABSENT
+from dlrm_jax.data.formats import parquet
 from dlrm_jax.errors import UserError
 
 UNSEEN = 0
@@ -148,18 +149,25 @@ def rows_needed(vocabulary: pl.LazyFrame) -> int:
     return FIRST_VALUE if largest is None else 1 + largest
 
 
+def read_whole(path: Path) -> pl.DataFrame:
+    """Reads a stored vocabulary."""
+    with parquet.reading(f"the vocabulary {path}"):
+        return pl.read_parquet(path, glob=False).select("value", "count", "id")
+
+
 def read_entries(values: pl.Series, path: Path) -> pl.DataFrame:
     """Reads the entries of a stored vocabulary for these values.
 
     Joining with all of a large vocabulary would hash it whole, in 70 bytes a line; only the
     matching lines are read.
     """
-    vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
-    if vocabulary.select(pl.len()).collect().item() > _LARGE:
-        flat = values.explode() if isinstance(values.dtype, pl.List) else values
-        occurring = flat.unique().to_frame("value").lazy()
-        vocabulary = vocabulary.join(occurring, on="value", how="semi")
-    return vocabulary.collect(engine="streaming")
+    with parquet.reading(f"the vocabulary {path}"):
+        vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
+        if vocabulary.select(pl.len()).collect().item() > _LARGE:
+            flat = values.explode() if isinstance(values.dtype, pl.List) else values
+            occurring = flat.unique().to_frame("value").lazy()
+            vocabulary = vocabulary.join(occurring, on="value", how="semi")
+        return vocabulary.collect(engine="streaming")
 
 
 def encode(
@@ -188,7 +196,8 @@ def encode(
 
 def value_type(path: Path) -> Any:
     """The Polars type of the values of a stored vocabulary."""
-    return pl.scan_parquet(path, glob=False).collect_schema()["value"]
+    with parquet.reading(f"the vocabulary {path}"):
+        return pl.scan_parquet(path, glob=False).collect_schema()["value"]
 
 
 def cast_values(values: pl.Series, known: Any) -> pl.Series:
