@@ -19,8 +19,10 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.processes import is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, handled
 
-# What a file system answers that is full, limited, or not to be written to.
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+# What a file system answers that is full, limited, or not to be written to, or to a wrong name.
+_REFUSED = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG
+)  # fmt: skip
 
 # Words in the errors of collectives and of JAX's coordinator when another process has gone.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbeat")

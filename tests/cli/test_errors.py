@@ -47,6 +47,7 @@ def test_errors_in_data(tmp_path: Path):
     workdir = f"--workdir={tmp_path / 'w'}"
     fails("line 21", bad_line(tmp_path, "\t".join(fields)), workdir)
     fails("/no/such/file", "--data=/no/such/file", workdir)
+    fails("File name too long", f"--data={'a' * 300}", workdir)
     empty = tmp_path / "empty.txt"
     empty.touch()
     fails("empty", f"--data={empty}", workdir)
