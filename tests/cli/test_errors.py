@@ -24,6 +24,7 @@ ERRORS = {
     "flag without effect": (["--checkpoint=best"], "--eval_only"),
     "metrics that nothing records": (["--tensorboard", "--eval_only"], "--tensorboard has no"),
     "eps of sgd": (["--optimizer=sgd", "--eps=1e-3"], "eps"),
+    "value of a switch that is off": (["--notensorboard=x"], "--notensorboard=x does not take"),
     "positional argument": (["train.txt"], "train.txt"),
 }
 
