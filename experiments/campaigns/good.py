@@ -127,7 +127,8 @@ def _write_logs(home: Path) -> None:
         np.save(home / "arrays" / f"day_{day}_sparse.npy", numbers[:, 14:17])
         bags = {"0": numbers[:, 14:17], "1": numbers[:, 17:18]}
         np.savez(home / "bags" / f"day_{day}_sparse_multi_hot.npz", **bags)
-    ratings = [(i % 5 + 1, i * 7 % 11 + 1, i % 5 + 1, 1000 + i) for i in range(_ROWS)]
+    # 99 items that a user hasn't rated are candidates.
+    ratings = [(i % 5 + 1, i + 1, i % 5 + 1, 1000 + i) for i in range(130)]
     genres = "|".join(["0", "1"] + ["0"] * 17)
     for name, header, separator in (
         ("ml-100k/u.data", "", "\t"),
