@@ -114,10 +114,10 @@ class CommandLines:
         return [f"--{name}", value] if chance.random() < 0.1 else [f"--{name}={value}"]
 
     def _values(self, flag: Mapping[str, Any], chance: random.Random) -> tuple[str, ...]:
-        """Values to choose from: good ones half of the time."""
+        """Values to choose from: good ones two thirds of the time."""
         if flag["name"] == "mesh":
             return _MESHES
-        if chance.random() < 0.5:
+        if chance.random() < 0.35:
             odd = ODD_TEXTS if flag["name"] in _COSTLY else ODD_TEXTS + _HUGE
             return tuple(x for x in odd if flag["name"] not in _COSTLY or not x.isdecimal())
         if flag["values"]:

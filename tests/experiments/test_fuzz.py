@@ -58,6 +58,36 @@ def test_formats(tmp_path: Path):
     assert len(figures["cases"]["numbers"]["lost"]) == 1
 
 
+_GOOD = """
+import dataclasses, os, random, sys
+from pathlib import Path
+from experiments.campaigns import forks, fuzz, inputs
+from experiments.campaigns.good import Good
+
+scratch = Path.cwd()
+settings = fuzz.settings(scratch) | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+good = Good(scratch / "good", settings)
+for name, make in inputs.FORMATS.items():
+    each = make(good)
+    sources = [x for x in each.sources if x.name == "plain.parquet"] or each.sources
+    for number, (source, command) in enumerate((x, y) for x in sources for y in each.commands):
+        one = dataclasses.replace(
+            each, sources=[source], commands=[command], mutation=lambda content, chance: content
+        )
+        directory = scratch / name / str(number)
+        directory.mkdir(parents=True)
+        ended = forks.run(one.write(directory, random.Random(0)), directory, good.variables)
+        if ended.outcome != "done" and inputs.LOADED not in "".join(ended.errors):
+            sys.exit(f"{name}, {command}: {ended}")
+"""
+
+
+@pytest.mark.thorough
+def test_good_inputs_are_accepted(tmp_path: Path):
+    ended = run(cwd=tmp_path, program=("-c", _GOOD))
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "stderr", "peak", "exceeded", "failure"),
     [
