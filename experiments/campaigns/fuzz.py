@@ -37,7 +37,7 @@ Writer = Callable[[Path, random.Random], list[str]]
 """A function that writes what a command reads to a directory, and returns the command."""
 
 _COMMAND_LINES = "command lines"
-_LIMITS = {"seconds": 60.0, "memory": 2 << 30}
+_SECONDS, _BYTES = 60.0, 2 << 30  # limits of a program
 
 define_tries(1000, 600, "of each format")
 flags.DEFINE_list("formats", [], "Formats that are tried, instead of all; such as CSV,Parquet.")
@@ -79,7 +79,7 @@ def failure_of(ended: Ended, output: Path) -> str:
 
     Equal texts are equal failures: they name the exception and the last line of our code.
     """
-    if ended.outcome == "done" and ended.peak_bytes <= _LIMITS["memory"]:
+    if ended.outcome == "done" and ended.peak_bytes <= _BYTES:
         return ""
     if ended.outcome == "error":
         return "an error, and an output all the same" if output.exists() else ""
@@ -87,7 +87,7 @@ def failure_of(ended: Ended, output: Path) -> str:
     if ended.outcome == "hang":  # the innermost call comes first
         frames = frames[:1]
     raised = re.findall(
-        r"^([\w.]+(?:Error|Exception|Exit|Interrupt|Warning))\b.*", ended.stderr, re.M
+        r"^([\w.]+(?:Error|Exception|Exit|Interrupt|Warning))\b", ended.stderr, re.M
     )
     where = ":".join(frames[-1]) if frames else "no line of ours"
     return f"{ended.outcome}, code {ended.code}, {raised[-1] if raised else '-'} at {where}"
@@ -104,7 +104,7 @@ def try_one(
     """Runs a command on what it writes; without a new failure no files are left."""
     directory.mkdir(parents=True)
     command = write(directory, findings.chance(case, number))
-    ended = forks.run(command, directory, variables, **_LIMITS)
+    ended = forks.run(command, directory, variables, _SECONDS, _BYTES)
     if findings.judge(case, ended, directory / "out"):
         line = f"cd {directory} && {sys.executable} -m {shlex.join(command)}"
         (directory / "command").write_text(f"{line}\n")
