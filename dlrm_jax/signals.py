@@ -55,9 +55,11 @@ def handled() -> Iterator[None]:
         yield
         check()
     finally:
-        _put_back()
-        _previous.clear()
-        _received = 0
+        try:
+            _put_back()
+        finally:  # a signal may come here, too
+            _previous.clear()
+            _received = 0
 
 
 @contextlib.contextmanager
@@ -76,11 +78,11 @@ def deferred() -> Iterator[Callable[[], int]]:
         return
     check()
     with handled():
-        _deferring = True
+        outer, _deferring = _deferring, True
         try:
             yield lambda: _received
         finally:
-            _deferring = False
+            _deferring = outer
         check()
 
 
@@ -107,9 +109,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         return
     if not _in_library(frame):
         raise Interrupted(number)
-    # Not by `print`, in which the signal may have come.
     text = f"{signal.Signals(number).name}: stopping after this computation; again: at once\n"
-    os.write(2, text.encode())
+    with contextlib.suppress(OSError):  # raised here, below JAX, it would end the process
+        os.write(2, text.encode())  # not by `print`, in which the signal may have come
 
 
 def _in_library(frame: FrameType | None) -> bool:

@@ -42,9 +42,20 @@ def pytest_configure(config: pytest.Config):
     jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
 
 
-def pytest_runtest_setup(item: pytest.Item):
-    if item.get_closest_marker("thorough") and not item.config.getoption("--thorough"):
-        pytest.skip("with --thorough")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
+    part, parts = config.getoption("--thorough") or (0, 1)
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    for number, item in enumerate(thorough):
+        if number % parts + 1 != part:
+            item.add_marker(pytest.mark.skip("with --thorough"))
+
+
+def part_of_parts(text: str) -> tuple[int, int]:
+    """K and N of K/N."""
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError
+    return part, parts
 
 
 def pytest_sessionfinish():
@@ -55,6 +66,9 @@ def pytest_sessionfinish():
 def pytest_addoption(parser: pytest.Parser):
     parser.addoption(
         "--thorough",
-        action="store_true",
-        help="several processes: all optimizers, meshes and placements, 50 steps; large batches",
+        nargs="?",
+        const=(1, 1),
+        type=part_of_parts,
+        metavar="K/N",
+        help="also the tests that take long, or the K-th of N parts of them",
     )

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 BELOW = {
     "errors": set(),
     "text_table": set(),
+    "console": set(),
     "config_fields": {"errors"},
     "config": {"errors", "config_fields"},
     "saved_config": {"errors", "config"},
@@ -34,6 +35,7 @@ BELOW = {
         "mesh",
         "processes",
         "signals",
+        "console",
         "models",
         "data",
         "native",

@@ -131,3 +131,30 @@ def test_other_threads_have_no_handlers():
     thread.start()
     thread.join()
     assert found == [0]
+
+
+@BOTH
+def test_a_broken_standard_error_is_no_reason_to_end(number: int, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> int:
+        raise BrokenPipeError
+
+    def work() -> None:
+        with handled():
+            assert jax.jit(lambda x: (send(number), 2 * x)[1])(jnp.ones(())) == 2
+            check()
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(Interrupted):
+        work()
+
+
+def test_an_inner_deferring_context_leaves_the_outer_one_deferring():
+    def work() -> None:
+        with deferred() as requested:
+            with deferred():
+                pass
+            send(signal.SIGINT)
+            assert requested() == signal.SIGINT
+
+    with pytest.raises(Interrupted):
+        work()

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from dlrm_jax.console import status
 from dlrm_jax.processes import free_address
 from dlrm_jax.training.checkpoint import Checkpoints
 
@@ -69,7 +70,7 @@ def launch(count: int, workdir: Path) -> int:
     if len(ended) < count or any(process.code != first.code for process in ended):
         # Otherwise all ended in the same way, and have said why.
         missing = [index for index in range(count) if index not in {x.index for x in ended}]
-        print(f"error: {_account(first, missing)}; {_resuming(workdir)}", file=sys.stderr)
+        status(f"error: {_account(first, missing)}; {_resuming(workdir)}", error=True)
     return first.code if first.code >= 0 else 128 - first.code
 
 
@@ -97,7 +98,10 @@ def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Pope
         for process in processes:
             process.send_signal(number)
 
-    previous = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
+    # An ignored signal stays ignored, in the processes too, as a shell's background jobs have it.
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, forward) for number in heard}
     try:
         for index, command in enumerate(commands):
             processes.append(
@@ -130,13 +134,13 @@ def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:
     def follow(index: int, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
         by_jax = by_others = False
-        for line in process.stderr:
-            by_jax = by_jax or _ENDED_BY_JAX in line
-            by_others = by_others or by_jax or ANOTHER_LOST in line
-            if line not in shown and not by_jax:
-                shown.add(line)
-                sys.stderr.write(f"[process {index}] {line}" if index else line)
-                sys.stderr.flush()
+        with process.stderr as lines:
+            for line in lines:  # to the end: a full pipe would stop the process
+                by_jax = by_jax or _ENDED_BY_JAX in line
+                by_others = by_others or by_jax or ANOTHER_LOST in line
+                if line not in shown and not by_jax:
+                    shown.add(line)
+                    status(f"[process {index}] {line}" if index else line, error=True, end="")
         ended.put(Ended(index, process.wait(), by_others))
 
     for index, process in enumerate(processes):

@@ -15,13 +15,16 @@ from absl import app, logging
 from dlrm_jax.cli.flags import FLAGS, parse
 from dlrm_jax.cli.help import help_text
 from dlrm_jax.cli.launch import ANOTHER_LOST
+from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, handled
 
-# What a file system answers that is full, limited, or not to be written to, or to a wrong name.
+# What a file system answers that is full, limited, broken, or not to be written to, or to a wrong
+# name.
 _REFUSED = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
+    errno.ENAMETOOLONG,
 )  # fmt: skip
 
 # Words in the errors of collectives and of JAX's coordinator when another process has gone.
@@ -66,12 +69,12 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     except Interrupted as request:
         if is_process_0():
             saved = "; everything is saved; run the same command with this workdir to resume"
-            print(f"{request}{saved if request.saved else ''}", file=sys.stderr)
+            status(f"{request}{saved if request.saved else ''}", error=True)
         if request.saved:  # in all processes
             sys.exit(128 + request.number)
         _end(128 + request.number)
     except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
+        status("stopped by SIGINT", error=True)
         _end(130)
     except SystemExit as request:
         _end(request.code)
@@ -82,7 +85,7 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    status(f"error: {message}", error=True)
     _end(code)
 
 

@@ -50,7 +50,13 @@ from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.first_step import seconds_to_first_step
-from experiments.benchmarks.timing import in_turn, mean_seconds, peak_bytes, ratio_quartiles
+from experiments.benchmarks.timing import (
+    in_turn,
+    mean_seconds,
+    peak_bytes,
+    ratio_quartiles,
+    summary,
+)
 
 define_run_flags("kaggle", {"examples": "there are as many as the batches need"})
 flags.DEFINE_enum("mode", "train", ["train", "infer"], "Train steps or predictions.")
@@ -197,19 +203,6 @@ def main() -> None:
     else:
         rows = [(name, _short(value)) for name, value in results.items()]
         print(text_table(("result", "value"), rows, left=(0, 1)))
-
-
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, extremes and spread of the rounds."""
-    milliseconds = [1e3 * value for value in seconds]
-    median = statistics.median(milliseconds)
-    low, _, high = statistics.quantiles(milliseconds) if len(milliseconds) > 1 else [median] * 3
-    return {
-        "median_ms": median,
-        "min_ms": min(milliseconds),
-        "max_ms": max(milliseconds),
-        "spread": (high - low) / median,
-    }
 
 
 def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:

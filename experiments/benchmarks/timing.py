@@ -50,6 +50,19 @@ def in_turn(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[
     return results
 
 
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, extremes and spread of the rounds."""
+    milliseconds = [1e3 * value for value in seconds]
+    median = statistics.median(milliseconds)
+    low, _, high = statistics.quantiles(milliseconds) if len(milliseconds) > 1 else [median] * 3
+    return {
+        "median_ms": median,
+        "min_ms": min(milliseconds),
+        "max_ms": max(milliseconds),
+        "spread": (high - low) / median,
+    }
+
+
 def peak_bytes() -> int:
     """The largest resident memory of this process."""
     if sys.platform == "linux":  # where it can be reset

@@ -19,17 +19,16 @@ from orbax.checkpoint import v1 as ocp
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.orbax_io import load
 
-# What depends on interruptions and on the speed of the machine.
+# What depends on interruptions, on the speed of the machine and on names that Orbax makes up.
 _DESCRIPTIONS = ("summary.json", "metadata.json")
-_PASSING = ("examples_per_second", "resumed_from")
+_PASSING = ("examples_per_second", "resumed_from", "files")
 
 
 def bits(directory: Path) -> dict[str, str]:
     """The hash of each array and file in a workdir or a directory of data.
 
     Names are relative paths; arrays in a checkpoint have theirs behind a colon. Lock files are left
-    out, and numbers that depend on time. What can't be read has the error in place
-    of a hash.
+    out, and what depends on time. What can't be read has the error in place of a hash.
     """
     found: dict[str, str] = {}
     _visit(directory, directory, found)

@@ -46,10 +46,10 @@ class Try:
         """A number from 1 to the share of the most."""
         return self.chance.randint(1, max(1, int(most * self.share)))
 
-    def run(self, **limits: int) -> harness.Ended:
-        """Runs the job with these limits of `harness.run`."""
+    def run(self, file_bytes: int | None = None) -> harness.Ended:
+        """Runs the job, perhaps with a largest size of files."""
         job = self.target.job
-        return harness.run(job.command(self.made), job.variables, **limits)
+        return harness.run(job.command(self.made), job.variables, file_bytes=file_bytes)
 
     def with_fault(self, fault: str) -> tuple[harness.Ended, list[list[str]]]:
         """Runs the job with a fault of ``shim.c``; its end, and the words of the log's lines."""

@@ -12,15 +12,14 @@ import faulthandler
 import gc
 import os
 import runpy
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from dlrm_jax.cli.flags import FLAGS, own_flags
 from experiments.campaigns.harness import ROOT, Ended, Program
@@ -43,6 +42,8 @@ class _Fork:
     """What `Program` wants to know of a process."""
 
     pid: int
+    stdout: IO[bytes]
+    stderr: IO[bytes]
     returncode: int | None = None
 
 
@@ -85,34 +86,33 @@ def _forked(
     seconds: float,
     memory: int,
 ) -> Iterator[Program]:
-    # A TemporaryDirectory would be deleted by whichever process ends first, the fork.
-    outputs = Path(tempfile.mkdtemp(prefix="campaign-"))
-    for name in ("stdout", "stderr"):
-        (outputs / name).touch()
     sys.stdout.flush()
     sys.stderr.flush()
+    pipes = [os.pipe(), os.pipe()]
     pid = os.fork()
     if not pid:
-        _end(body, outputs, cwd, variables)
-    program = Program(_Fork(pid), outputs, seconds, memory)
+        _end(body, [writing for _, writing in pipes], cwd, variables)
+    for _, writing in pipes:
+        os.close(writing)
+    program = Program(_Fork(pid, *(os.fdopen(read, "rb") for read, _ in pipes)), seconds, memory)
     try:
         yield program
     finally:
         program.kill()
         program.end()
-        shutil.rmtree(outputs)
 
 
 def _end(
-    body: Callable[[], object], outputs: Path, cwd: Path, variables: Mapping[str, str]
+    body: Callable[[], object], outputs: Sequence[int], cwd: Path, variables: Mapping[str, str]
 ) -> None:
     """Does something in this process, and ends it as the interpreter would."""
     code: object = 1
     try:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for descriptor, name in enumerate(("stdout", "stderr"), 1):
-            os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_APPEND), descriptor)
+        for descriptor, pipe in enumerate(outputs, 1):
+            os.dup2(pipe, descriptor)
+            os.close(pipe)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(variables)
         os.chdir(cwd)

@@ -17,9 +17,10 @@ import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from dlrm_jax.cli.flags import FLAGS
@@ -65,13 +66,13 @@ class Findings(Tally):
 
     def table(self) -> str:
         """A line for each format, and one for all."""
-        rows = [
-            (name, each.tried, self._refused[name], self._accepted[name], len(each.lost))
+        counts = {
+            name: np.array([each.tried, self._refused[name], self._accepted[name], len(each.lost)])
             for name, each in self._cases.items()
-        ]
-        rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))
+        }
+        counts["all"] = np.sum(list(counts.values()), axis=0, initial=0)
         header = (self.name, "tried", "refused", "accepted", "failures")
-        return text_table(header, [(name, *map(str, counts)) for name, *counts in rows])
+        return text_table(header, [(name, *map(str, row)) for name, row in counts.items()])
 
 
 def failure_of(ended: Ended, output: Path) -> str:
@@ -98,7 +99,7 @@ def try_one(
     case: str,
     number: int,
     directory: Path,
-    variables: dict[str, str],
+    variables: Mapping[str, str],
     write: Writer,
 ) -> None:
     """Runs a command on what it writes; without a new failure no files are left."""

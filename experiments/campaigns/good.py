@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
+from dlrm_jax.data.formats.npy import NpzWriter
 from experiments.campaigns import forks
 
 TINY = ("--embedding_dim=4", "--bottom_mlp=4", "--top_mlp=4,1", "--batch_size=8",
@@ -125,8 +126,11 @@ def _write_logs(home: Path) -> None:
             np.save(f"{stem}_dense.npy", numbers[:, 1:3].astype(np.float32))
             np.save(f"{stem}_labels.npy", numbers[:, :1])
         np.save(home / "arrays" / f"day_{day}_sparse.npy", numbers[:, 14:17])
-        bags = {"0": numbers[:, 14:17], "1": numbers[:, 17:18]}
-        np.savez(home / "bags" / f"day_{day}_sparse_multi_hot.npz", **bags)
+        path = home / "bags" / f"day_{day}_sparse_multi_hot.npz"
+        with NpzWriter(path) as archive:
+            for name, bag in (("0", numbers[:, 14:17]), ("1", numbers[:, 17:18])):
+                with archive.member(name, bag.shape, np.int32) as member:
+                    member.append(bag)
     # 99 items that a user hasn't rated are candidates.
     ratings = [(i % 5 + 1, i + 1, i % 5 + 1, 1000 + i) for i in range(130)]
     genres = "|".join(["0", "1"] + ["0"] * 17)

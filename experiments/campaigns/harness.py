@@ -17,11 +17,11 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 ROOT = Path(__file__).parents[2]
 """The top of the checkout, where programs run."""
@@ -84,15 +84,17 @@ class Process(Protocol):
     """A child of this process, whose exit code is found by `Program`."""
 
     pid: int
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
     returncode: Any
 
 
 class Program:
     """A program that runs; see `started`."""
 
-    def __init__(self, process: Process, outputs: Path, seconds: float, memory: int):
+    def __init__(self, process: Process, seconds: float, memory: int):
         self._process = process
-        self._outputs = outputs
+        self._outputs = [_Reader(stream) for stream in (process.stdout, process.stderr)]
         self._begun = time.monotonic()
         self._seconds = seconds
         self._memory = memory
@@ -111,8 +113,7 @@ class Program:
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         seconds = time.monotonic() - self._begun
         if pid:
-            # Otherwise `subprocess` would ask for it again.
-            self._process.returncode = os.waitstatus_to_exitcode(status)
+            self._process.returncode = os.waitstatus_to_exitcode(status)  # nothing asks again
             self._ended = seconds, usage.ru_maxrss * 1024
         elif not self._exceeded and (seconds > self._seconds or _resident(self.pid) > self._memory):
             self._exceeded = "time" if seconds > self._seconds else "memory"
@@ -152,10 +153,28 @@ class Program:
         while self.is_running():
             time.sleep(5 * _POLL_SECONDS)
         assert self._ended is not None
-        stdout, stderr = (
-            (self._outputs / name).read_text(errors="replace") for name in ("stdout", "stderr")
-        )
+        stdout, stderr = (output.text() for output in self._outputs)
         return Ended(self._process.returncode, stdout, stderr, *self._ended, self._exceeded)
+
+
+class _Reader(threading.Thread):
+    """What comes out of a pipe. A file would have the limits of the program's files."""
+
+    def __init__(self, pipe: IO[bytes] | None):
+        super().__init__(daemon=True)
+        assert pipe is not None
+        self._pipe = pipe
+        self._read: list[bytes] = []
+        self.start()
+
+    def run(self) -> None:
+        with self._pipe:
+            self._read.extend(self._pipe)
+
+    def text(self) -> str:
+        """All of it; of a program that has ended, but not what it has started, so far."""
+        self.join(timeout=10)
+        return b"".join(self._read).decode(errors="replace")
 
 
 @contextlib.contextmanager
@@ -180,26 +199,23 @@ def started(
     Yields:
         The program.
     """
-    with tempfile.TemporaryDirectory(prefix="campaign-") as directory:
-        outputs = Path(directory)
-        with (outputs / "stdout").open("wb") as stdout, (outputs / "stderr").open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=cwd,
-                env=os.environ | dict(variables or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        program = Program(process, outputs, seconds, memory)
-        try:
-            if file_bytes is not None:  # before Python has imported anything
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-            yield program
-        finally:
-            program.kill()
-            program.end()
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | dict(variables or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    program = Program(process, seconds, memory)
+    try:
+        if file_bytes is not None:  # before Python has imported anything
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        yield program
+    finally:
+        program.kill()
+        program.end()
 
 
 def run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -12,53 +12,62 @@ from experiments.campaigns import harness, jobs
 from experiments.campaigns.aims import Target
 
 
-@dataclasses.dataclass(frozen=True)
 class Scene:
-    """Jobs that were alone once.
+    """Jobs that are alone once, when they are first asked for.
 
-    Attributes:
+    Args:
         scratch: directory for all files.
-        run: training run on generated examples.
-        made: preparation of logs.
-        rare: preparation of the same logs with another option.
-        reader: training run on prepared data.
-        logs: two files of logs of the same form.
-        from_logs: training run on each of them.
     """
 
-    scratch: Path
-    run: Target
-    made: Target
-    rare: Target
-    reader: Target
-    logs: Sequence[Path]
-    from_logs: Sequence[Target]
+    def __init__(self, scratch: Path):
+        self.scratch = scratch
 
-    @classmethod
-    def prepare(cls, scratch: Path) -> Scene:
-        """Runs each job alone."""
+    @functools.cached_property
+    def logs(self) -> Sequence[Path]:
+        """Files of logs of the same form."""
+        return jobs.write_logs(self.scratch)
 
-        def alone(job: jobs.Job, name: str) -> Target:
-            directory = scratch / name
-            directory.mkdir()
-            kind = "training" if job.flag == "--workdir" else "preparation"
-            return Target(kind, job, *job.unbroken(directory / "unbroken"))
+    @functools.cached_property
+    def run(self) -> Target:
+        """A training run on generated examples."""
+        return self._alone(jobs.training(self.scratch), "run")
 
-        logs = jobs.write_logs(scratch)
-        log = scratch / "log"
-        from_logs = []
-        for number, source in enumerate(logs[:2]):
-            shutil.copyfile(source, log)
-            from_logs.append(alone(jobs.training(scratch, data=log), f"log-{number}"))
-        return cls(
-            scratch,
-            alone(jobs.training(scratch), "run"),
-            alone(jobs.preparation(logs, scratch), "made"),
-            alone(jobs.preparation(logs, scratch, "--min_count=5"), "rare"),
-            alone(jobs.training(scratch, data=scratch / "made" / "unbroken"), "reader"),
-            logs,
-            from_logs,
-        )
+    @functools.cached_property
+    def made(self) -> Target:
+        """A preparation of the logs."""
+        return self._alone(jobs.preparation(self.logs, self.scratch), "made")
+
+    @functools.cached_property
+    def rare(self) -> Target:
+        """A preparation of the logs with another option."""
+        return self._alone(jobs.preparation(self.logs, self.scratch, "--min_count=5"), "rare")
+
+    @functools.cached_property
+    def reader(self) -> Target:
+        """A training run on what `made` has made."""
+        assert self.made
+        data = self.scratch / "made" / "unbroken"
+        return self._alone(jobs.training(self.scratch, data=data), "reader")
+
+    @property
+    def log(self) -> Path:
+        """The file that `from_logs` reads."""
+        return self.scratch / "log"
+
+    @functools.cached_property
+    def from_logs(self) -> Sequence[Target]:
+        """Training runs on two contents of one file."""
+        return [self._from_log(number) for number in (0, 1)]
+
+    def _from_log(self, number: int) -> Target:
+        shutil.copy2(self.logs[number], self.log)  # with its time, which is noted
+        return self._alone(jobs.training(self.scratch, data=self.log), f"log-{number}")
+
+    def _alone(self, job: jobs.Job, name: str) -> Target:
+        directory = self.scratch / name
+        directory.mkdir()
+        kind = "training" if job.flag == "--workdir" else "preparation"
+        return Target(kind, job, *job.unbroken(directory / "unbroken"))
 
 
 def together(
@@ -112,9 +121,9 @@ def two_options(scene: Scene, directory: Path, chance: random.Random) -> list[st
     made = directory / "made"
     targets = [scene.made, scene.rare]
     chance.shuffle(targets)
-    commands = [target.job.command(made) for target in targets]
+    first, second = (target.job.command(made) for target in targets)
     delay = chance.uniform(0, targets[0].seconds)
-    ends = together(*commands, scene.made.job.variables, delay)
+    ends = together(first, second, scene.made.job.variables, delay)
     for end, other, target in zip(ends, reversed(ends), targets, strict=True):
         told = other.outcome == "error" and "doesn't match this command" in str(other)
         if end.outcome == "done" and told:
@@ -142,18 +151,18 @@ def replaced_logs(scene: Scene, directory: Path, chance: random.Random) -> list[
 
     The first one ends in the bits of either logs, or is told that they have changed.
     """
-    log, workdirs = scene.scratch / "log", [directory / x / "run" for x in ("first", "second")]
-    job = jobs.training(scene.scratch, data=log)
-    shutil.copyfile(scene.logs[0], log)
-    commands = [job.command(workdir) for workdir in workdirs]
+    workdirs = [directory / name / "run" for name in ("first", "second")]
+    job = jobs.training(scene.scratch, data=scene.log)
     delay = chance.uniform(0, scene.from_logs[0].seconds)
+    shutil.copy2(scene.logs[0], scene.log)
 
     def replace() -> None:
-        new = log.with_name("log.new")
-        shutil.copyfile(scene.logs[1], new)
-        new.replace(log)
+        new = scene.log.with_name("log.new")
+        shutil.copy2(scene.logs[1], new)
+        new.replace(scene.log)
 
-    ends = together(*commands, job.variables, delay, replace)
+    first, second = map(job.command, workdirs)
+    ends = together(first, second, job.variables, delay, replace)
     losses = [] if ends[0].outcome in ("done", "error") else [f"the first: {ends[0]}"]
     if ends[0].outcome == "done":
         either = [target.differences(workdirs[0]) for target in scene.from_logs]

@@ -54,19 +54,23 @@ class Tally:
     def __init__(self, name: str, seed: int, minutes: float):
         self.name = name
         self.seed = seed
+        self._minutes = minutes
         self._begun = time.monotonic()
-        self._deadline = self._begun + 60 * minutes
         self._cases: dict[str, Case] = {}
 
     def rounds(self, count: int) -> Iterator[int]:
-        """The numbers of rounds in which each kind is tried; fewer than ``count`` if time is up."""
+        """The numbers of rounds in which each kind is tried; fewer than ``count`` if time is up.
+
+        What was prepared before doesn't count.
+        """
+        self._begun = time.monotonic()
         for number in range(count):
             if self.has_time():
                 yield number
 
     def has_time(self) -> bool:
         """Whether another try may begin."""
-        return time.monotonic() < self._deadline
+        return time.monotonic() < self._begun + 60 * self._minutes
 
     def chance(self, kind: str, number: int) -> random.Random:
         """The random generator of one try, so that it can be repeated alone."""

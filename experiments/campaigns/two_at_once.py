@@ -26,7 +26,7 @@ def main() -> None:
     """All cases in turn, in a new directory each time."""
     tally = Tally("two_at_once", FLAGS.seed, FLAGS.minutes)
     with Scratch(tally) as scratch:
-        scene = Scene.prepare(scratch)
+        scene = Scene(scratch)
         for number in tally.rounds(FLAGS.count):
             for case in [FLAGS.only] if FLAGS.only else CASES:
                 directory = scratch / f"{list(CASES).index(case)}-{number}"

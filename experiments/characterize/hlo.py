@@ -7,6 +7,7 @@ names of transformations and loops.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
@@ -174,7 +175,7 @@ class Program:
     @functools.cached_property
     def executions(self) -> dict[str, int]:
         """The number of executions of each instruction that isn't fused in another."""
-        found: dict[str, int] = {}
+        found: collections.Counter[str] = collections.Counter()
 
         def visit(computation: str, times: int) -> None:
             for instruction in self.computations[computation]:
@@ -183,7 +184,7 @@ class Program:
                     for each in computations:
                         visit(each, times * trips)
                 elif not instruction.silent:
-                    found[instruction.name] = times
+                    found[instruction.name] += times
 
         visit(self.entry, 1)
         return found

@@ -95,3 +95,12 @@ def test_errors_of_the_benchmark(flags, message):
     result = run("--preset=small", "--mesh=2x4", "--batch_size=1024", *flags, program=program)
     assert result.returncode == 2, result.stderr[-2000:]
     assert re.fullmatch(f"error: {message}\n", result.stderr)
+
+
+def test_a_broken_disk_is_no_fault_of_the_program():
+    broken = "def main(): raise OSError(5, 'Input/output error', 'runs/a')"
+    result = run(program=("-c", f"from dlrm_jax.cli.run import run\n{broken}\nrun(main)"))
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: [Errno 5] Input/output error: 'runs/a'\n",
+    )

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
+from criteo_lines import realistic
 from main_job import ROOT, SMALL, arrays, fails, losses, run, succeed, summary
-
-SAMPLE = ROOT.parent / "shared" / "data" / "criteo_sample" / "train.txt"
 
 
 def test_summary_and_files(unbroken: Path):
@@ -35,15 +33,16 @@ def test_tables_on_disk_are_logical(unbroken: Path):
     assert found["/C4/table"].shape == (500, 8)
 
 
-def test_real_sample(tmp_path: Path):
-    if not SAMPLE.exists():
-        pytest.skip("the sample of real Criteo rows isn't here")
-    flags = ("--mesh=2x4", f"--data={SAMPLE}", "--batch_size=64", "--top_mlp=16,1")
-    succeed(*flags, f"--workdir={tmp_path}")
-    result = summary(tmp_path)
-    assert result["steps"] == 1713 // 64
-    for split in ("train", "validation", "test"):
+def test_rows_with_the_oddities_of_real_ones(tmp_path: Path):
+    log = tmp_path / "train.txt"
+    log.write_text(realistic(840))
+    flags = ("--mesh=2x4", f"--data={log}", "--batch_size=64", "--top_mlp=16,1")
+    succeed(*flags, f"--workdir={tmp_path / 'run'}")
+    result = summary(tmp_path / "run")
+    assert result["steps"] == 720 // 64  # six of seven days
+    for split, examples in (("train", 60), ("validation", 60), ("test", 60)):
         assert all(np.isfinite(value) for value in result[split].values())
+        assert result[split]["examples"] == examples
     assert result["teacher_auc"] is None
 
 

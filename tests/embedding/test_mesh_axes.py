@@ -78,12 +78,16 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("axis_type", [AUTO, EXPLICIT], ids=["auto", "explicit"])
-@pytest.mark.parametrize("name", MESHES)
-def test_results_are_those_of_one_device(name, axis_type, expected, request):
-    # Explicit axes are harder; Auto ones alone are under `set_mesh`, too.
-    if axis_type is AUTO and name not in AS_AUTO and not request.config.getoption("--thorough"):
-        pytest.skip("with --thorough")
+# Explicit axes are harder; Auto ones alone are under `set_mesh`, too.
+@pytest.mark.parametrize(
+    ("name", "axis_type"),
+    [
+        *((name, EXPLICIT) for name in MESHES),
+        *((name, AUTO) for name in AS_AUTO),
+        *(pytest.param(x, AUTO, marks=pytest.mark.thorough) for x in MESHES if x not in AS_AUTO),
+    ],
+)
+def test_results_are_those_of_one_device(name, axis_type, expected):
     (shape, names), axes = MESHES[name]
     mesh = mesh_of(shape, names, axis_type)
     plan = "column_wise" if name == "a tensor axis" else "mixed"

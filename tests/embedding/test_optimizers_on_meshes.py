@@ -170,8 +170,13 @@ def arrays_of(tables: EmbeddingCollection, state) -> dict[str, dict[str, np.ndar
 ON_BOTH_MESHES = ["sgd", "rowwise_from_0.3", "adam", "optax_injected"]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_rows_touched_in_every_step_follow_the_dense_optimizer(name, request):
+def on(shape, name):
+    marks = () if shape == "2x4" or name in ON_BOTH_MESHES else pytest.mark.thorough
+    return pytest.param(shape, name, marks=marks)
+
+
+@pytest.mark.parametrize(("shape", "name"), [on(x, name) for x in ("2x4", "1x1") for name in CASES])
+def test_rows_touched_in_every_step_follow_the_dense_optimizer(shape, name):
     optimizer, init, update = CASES[name]
     given, dense, states = list(batches()), weights(), {}
     with jax.enable_x64(True):
@@ -181,16 +186,14 @@ def test_rows_touched_in_every_step_follow_the_dense_optimizer(name, request):
                 gradient = np.zeros((ROWS, DIM))
                 np.add.at(gradient, ids[:, 2 * i : 2 * i + 2], cotangents[table][:, None])
                 dense[table], states[table] = update(dense[table], states[table], gradient, step)
-        both = name in ON_BOTH_MESHES or request.config.getoption("--thorough")
-        for shape in ("2x4", "1x1") if both else ("2x4",):
-            tables = collection(optimizer, shape)
-            found = arrays_of(tables, train(tables, drawn(tables), given)[-1])
-            for table in PLACEMENTS:
-                slots = as_row_optimizer(optimizer, name).slots  # in the order of the leaves
-                expected = [dense[table], *jax.tree.leaves(states[table])]
-                assert len(found[table]) == len(expected)
-                for key, leaf in zip(["table", *slots], expected, strict=True):
-                    np.testing.assert_allclose(found[table][key], leaf, rtol=1e-9, atol=1e-12)
+        tables = collection(optimizer, shape)
+        found = arrays_of(tables, train(tables, drawn(tables), given)[-1])
+    for table in PLACEMENTS:
+        slots = as_row_optimizer(optimizer, name).slots  # in the order of the leaves
+        expected = [dense[table], *jax.tree.leaves(states[table])]
+        assert len(found[table]) == len(expected)
+        for key, leaf in zip(["table", *slots], expected, strict=True):
+            np.testing.assert_allclose(found[table][key], leaf, rtol=1e-9, atol=1e-12)
 
 
 OTHERS = {  # a mesh and how the placements turn
@@ -200,15 +203,20 @@ OTHERS = {  # a mesh and how the placements turn
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_training_goes_on_from_arrays_on_another_mesh_and_plan(name, request):
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        *((name, [name]) for name in OTHERS),
+        *(pytest.param(x, {*OTHERS} - {x}, marks=pytest.mark.thorough) for x in OTHERS),
+    ],
+)
+def test_training_goes_on_from_arrays_on_another_mesh_and_plan(name, others):
     optimizer, given = CASES[name][0], list(batches(1))
     with jax.enable_x64(True):
         tables = collection(optimizer, "2x4")
         states = train(tables, drawn(tables), given)
         half, expected = (arrays_of(tables, state) for state in (states[1], states[-1]))
-        thorough = request.config.getoption("--thorough")
-        for shape, turn in OTHERS.values() if thorough else [OTHERS[name]]:
+        for shape, turn in (OTHERS[other] for other in others):
             moved = collection(optimizer, shape, turn)
             state = moved.from_arrays(lambda table: half[table.name], 0)
             for table, arrays in arrays_of(moved, state).items():

@@ -61,13 +61,18 @@ def described(rows, lengths, dim, **more):
 OTHERS = {"kaggle": (8, 16), "terabyte": (16, 8), "mlperf_v1": (1, 4), "mlperf_v2": (1, 16)}
 
 
+def published(name, mesh):
+    marks = () if mesh in ((1, 8), OTHERS[name]) else pytest.mark.thorough
+    return pytest.param(name, mesh, marks=marks, id=f"{name} {mesh[0]}x{mesh[1]}")
+
+
+MESHES = [(1, 4), (1, 8), (1, 16), (16, 8), (8, 16)]
+
+
 @pytest.mark.parametrize(
-    "mesh", [(1, 4), (1, 8), (1, 16), (16, 8), (8, 16)], ids=lambda mesh: f"{mesh[0]}x{mesh[1]}"
+    ("name", "mesh"), [published(name, mesh) for name in SETS for mesh in MESHES]
 )
-@pytest.mark.parametrize("name", SETS)
-def test_published_tables_are_balanced(name, mesh, request):
-    if mesh not in ((1, 8), OTHERS[name]) and not request.config.getoption("--thorough"):
-        pytest.skip("all pairs are tried with --thorough")
+def test_published_tables_are_balanced(name, mesh):
     tables, features, lookups = described(*SETS[name])
     groups, shards = mesh
     workload = Workload(65_536, groups, 1.05, bags_of(features, lookups))

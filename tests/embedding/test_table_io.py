@@ -50,7 +50,10 @@ def test_on_one_shard_a_large_table_is_read_without_a_copy(placement):
     assert array is state.tables["large"]
 
 
-def test_initial_values_depend_on_the_seed_and_the_table_alone(request):
+@pytest.mark.parametrize(
+    "others", [(1, 5), pytest.param((3,), marks=pytest.mark.thorough)], ids=str
+)
+def test_initial_values_depend_on_the_seed_and_the_table_alone(others):
     # More rows than one call of an initializer makes, and one shape under two names.
     tables = [
         Table("long", 16_500, 3),
@@ -71,9 +74,8 @@ def test_initial_values_depend_on_the_seed_and_the_table_alone(request):
         return read(own, own.init(seed))
 
     first = initial("1x1", "mixed", 3)
-    more = [PLACED[3]] if request.config.getoption("--thorough") else []
-    for mesh, plan in [PLACED[1], PLACED[5], *more]:
-        assert_same(initial(mesh, plan, 3), first)
+    for i in others:
+        assert_same(initial(*PLACED[i], 3), first)
     other = initial("1x1", "mixed", 4)
     for table in tables:
         values = first[table.name]["table"]

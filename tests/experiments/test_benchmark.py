@@ -13,7 +13,7 @@ from dlrm_jax.errors import UserError
 from experiments.benchmarks.first_step import seconds_to_first_step
 
 TABLES = ("--table_rows=3000,7,40", "--embedding_dim=8", "--bottom_mlp=16,8", "--top_mlp=8,1")
-SMALL = (*TABLES, "--preset=small", "--batch_size=64", "--rounds=2", "--steps_per_round=2")
+SMALL = (*TABLES, "--preset=small", "--batch_size=64", "--rounds=1", "--steps_per_round=2")
 
 
 def benchmark(*flags: str):
@@ -27,12 +27,14 @@ def test_one_json_object():
     found = json.loads(benchmark(*flags))
     assert found["rows"] == 3000 + 7 + 40
     assert found["seconds_to_first_step"] is None
-    assert 0 < found["min_ms"] <= found["median_ms"] <= found["max_ms"]
-    assert found["spread"] >= 0
     assert found["examples_per_second"] == pytest.approx(64e3 / found["median_ms"])
+    products = found["step_gflop"] / found["machine_gflops"]
+    rows = found["step_row_mib"] / 2**10 / found["machine_row_gib_per_second"]
+    assert found["roofline_ms"] == pytest.approx(1e3 * max(products, rows))
     assert found["roofline_share"] == pytest.approx(found["roofline_ms"] / found["median_ms"])
-    for ratio in ("rows_ratio", "mesh_ratio"):
-        assert 0.01 < found[ratio] < 100
+    for other, ratio in (("fewer_rows", "rows_ratio"), ("against", "mesh_ratio")):
+        median = found[f"{other}_median_ms"]  # of one round
+        assert found[ratio] == pytest.approx(found["median_ms"] / median)
     assert found["core_round_trip_us"] == {"min": 0.5, "max": 0.5}
     held = found["tables_and_state_gib"]
     assert held * 2**30 >= found["rows"] * 8 * 4
@@ -58,7 +60,7 @@ def test_seconds_to_the_first_step():
     flags = [*TABLES, "--examples=2000", "--batch_size=64", "--evaluation_batch_size=64"]
     found = seconds_to_first_step(flags)
     assert found.keys() == {"cold", "warm"}
-    assert 0.1 < found["warm"] < found["cold"] < 1000
+    assert 0 < found["warm"] < found["cold"]
 
 
 def test_a_main_job_that_fails_says_why():

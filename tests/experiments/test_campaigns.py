@@ -79,8 +79,8 @@ def test_all_faults(tmp_path: Path, tally: Tally, library: Path):
 
 @pytest.mark.parametrize(("form", "lost"), [("good", False), ("unlocked", True)])
 def test_two_at_once(tmp_path: Path, form: str, lost: bool):
-    target = tiny(form, tmp_path)
-    scene = Scene(tmp_path, target, target, target, target, [], [])
+    scene = Scene(tmp_path)
+    scene.run = tiny(form, tmp_path)
 
     class AtOnce(random.Random):
         def uniform(self, a: float, b: float) -> float:

@@ -232,8 +232,6 @@ def test_classes_sum_to_the_profiled_step(monkeypatch: pytest.MonkeyPatch):
     assert found.profiled == pytest.approx((profile.end - profile.start) / 4)
     assert {"lookup", "update", "top_mlp", "all-to-all", DATA, IDLE} <= found.classes.keys()
     assert all(seconds >= 0 for seconds in found.classes.values())
-    # It may run while others do, but not in no time.
-    assert 0.05 < found.profiled / found.step < 20
     ran = {event.name for event in profile.events}
     # XLA may do without a scalar, but not without much.
     assert len(ran & found.program.executions.keys()) > 0.9 * len(found.program.executions)

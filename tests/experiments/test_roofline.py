@@ -1,5 +1,6 @@
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -61,12 +62,18 @@ def test_the_limit_is_the_longer_of_the_two():
     assert machine.limit(Work(flops=200.0, row_bytes=30.0)) == 3
 
 
-def test_a_machine_has_some_speed(monkeypatch: pytest.MonkeyPatch):
+def test_speeds_are_those_of_the_products_and_the_rows(monkeypatch: pytest.MonkeyPatch):
+    def seconds(run: Callable[[], object]) -> float:
+        run()
+        return next(given)
+
+    given = iter([0.5, 0.25])
+    monkeypatch.setattr("experiments.benchmarks.roofline.fastest_seconds", seconds)
     monkeypatch.setattr("experiments.benchmarks.roofline._SIDE", 512)
     monkeypatch.setattr("experiments.benchmarks.roofline._TABLE_BYTES", 2**24)
     machine = measure(16, native=False)
-    assert 1e8 < machine.flops < 1e15
-    assert 1e6 < machine.row_bytes < 1e13
+    assert machine.flops == 2 * 512**3 / 0.5
+    assert machine.row_bytes == 2**19 * 16 * 4 / 0.25
 
 
 FOUND = {

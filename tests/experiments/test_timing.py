@@ -41,3 +41,12 @@ def test_runs_take_turns(clock):
 def test_ratios_are_of_the_same_round():
     assert timing.ratio_quartiles([2, 4, 6, 8, 10], [2, 2, 2, 2, 2]) == (2, 3, 4)
     assert timing.ratio_quartiles([3], [2]) == (1.5, 1.5, 1.5)
+
+
+def test_the_spread_is_that_of_the_quartiles():
+    assert timing.summary([0.001, 0.004, 0.002, 0.003, 0.005]) == {
+        "median_ms": 3, "min_ms": 1, "max_ms": 5, "spread": 1
+    }  # fmt: skip
+    assert timing.summary([0.25]) == {
+        "median_ms": 250, "min_ms": 250, "max_ms": 250, "spread": 0
+    }  # fmt: skip

@@ -32,18 +32,16 @@ SECONDS = 240
 THOROUGH_SECONDS = 3000
 
 LATER = [name for name in OPTIMIZERS if name not in OTHER.values()]  # in their own setups alone
+SHARED = [mesh for mesh in MESHES if mesh != "1x1"]  # by several processes
 # By the number of processes. Each has two optimizers, and every placement.
 FRESH = {
     2: [Setup("8x1", name, columns=True) for name in ("sgd", *LATER)],
     4: [Setup("4x2", name, columns=True) for name in ("adagrad", *LATER)],
 }
-ALL = [
-    Setup(mesh, optimizer, columns)
-    for mesh in MESHES
-    if mesh != "1x1"  # which several processes can't share
-    for optimizer in OPTIMIZERS
-    for columns in (False, True)
-]
+
+
+def all_of(mesh: str) -> list[Setup]:
+    return [Setup(mesh, name, columns) for name in OPTIMIZERS for columns in (False, True)]
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +63,25 @@ def begun(x64: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def thorough(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--thorough"))
-
-
-@pytest.fixture(scope="module", params=sorted(FRESH), ids=lambda count: f"{count} processes")
-def trained(
-    request: pytest.FixtureRequest,
-    begun: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    thorough: bool,
-):
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((4, FRESH[4], STEPS), id="4 processes"),
+        pytest.param((2, FRESH[2], STEPS), id="2 processes", marks=pytest.mark.thorough),
+        *(
+            pytest.param((n, all_of(x), 50), id=f"{n} processes {x}", marks=pytest.mark.thorough)
+            for n in FRESH
+            for x in SHARED
+        ),
+    ],
+)
+def trained(request: pytest.FixtureRequest, begun: Path, tmp_path_factory: pytest.TempPathFactory):
     """The number of processes, and the directory of what they have left."""
-    count, directory = request.param, tmp_path_factory.mktemp("processes")
-    if count == 2 and not thorough:
-        pytest.skip("two processes are compared with --thorough")
+    (count, chosen, steps), directory = request.param, tmp_path_factory.mktemp("processes")
     shutil.copytree(begun, directory, dirs_exist_ok=True)
-    chosen = ALL if thorough else FRESH[count]
     setups = [(setup.mesh, setup.optimizer, setup.columns) for setup in chosen]
-    wanted = {"setups": setups, "steps": 50 if thorough else STEPS}
-    (directory / "wanted.json").write_text(json.dumps(wanted))
-    run_job(count, directory, THOROUGH_SECONDS if thorough else SECONDS)
+    (directory / "wanted.json").write_text(json.dumps({"setups": setups, "steps": steps}))
+    run_job(count, directory, SECONDS if steps == STEPS else THOROUGH_SECONDS)
     return count, directory
 
 
@@ -186,7 +181,7 @@ def test_every_optimizer_mesh_and_placement_is_among_them(x64: None):
         plan = RESUMED[count].learner().collection.plan
         assert {plan.placement(piece.table) for piece in plan.pieces} == set(PLACEMENTS)
     meshes = {setup.mesh for setup in (*itertools.chain(*FRESH.values()), *RESUMED.values())}
-    assert meshes == set(MESHES) - {"1x1"}
+    assert meshes == set(SHARED)
 
 
 def test_a_single_process_agrees_with_itself():

@@ -1,0 +1,21 @@
+"""Lines for people, which are no reason to stop if nobody can read them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+
+def status(text: str, error: bool = False, end: str = "\n") -> None:
+    """Prints a line of progress, a note or an error, at once.
+
+    The reader of a pipe may have gone and the disk of a log may be full. The work goes on, and what
+    it makes is complete: an error here would say nothing to anyone.
+
+    Args:
+        text: the line.
+        error: whether it is for standard error.
+        end: text after the line.
+    """
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr if error else sys.stdout, flush=True)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from dlrm_jax.cli import launch
+from dlrm_jax.console import status
+
+
+class Broken(io.StringIO):
+    """A pipe without a reader."""
+
+    def write(self, s: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_line_that_cannot_be_printed_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr", Broken())
+    status("a line", error=True)
+    # The end of the processes is noticed though their lines can't be shown.
+    script = "import sys; print(('x' * 99 + chr(10)) * 10_000, file=sys.stderr)"
+    with launch._started([[sys.executable, "-c", script]]) as processes:
+        ended = launch._follow(processes).get(timeout=60)
+    assert ended == launch.Ended(0, 0, by_others=False)
+
+
+def test_a_line_is_printed_at_once(capsys: pytest.CaptureFixture[str]):
+    status("one", end=", ")
+    status("two")
+    assert capsys.readouterr().out == "one, two\n"
