@@ -42,8 +42,8 @@ class _Fork:
     """What `Program` wants to know of a process."""
 
     pid: int
-    stdout: IO[bytes]
-    stderr: IO[bytes]
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
     returncode: int | None = None
 
 
@@ -94,7 +94,8 @@ def _forked(
         _end(body, [writing for _, writing in pipes], cwd, variables)
     for _, writing in pipes:
         os.close(writing)
-    program = Program(_Fork(pid, *(os.fdopen(read, "rb") for read, _ in pipes)), seconds, memory)
+    stdout, stderr = (os.fdopen(reading, "rb") for reading, _ in pipes)
+    program = Program(_Fork(pid, stdout, stderr), seconds, memory)
     try:
         yield program
     finally:
