@@ -38,6 +38,32 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Context in which a signal ends the process at once, with one line; `handled` goes before.
+
+    It is for a whole program, from its first line on: imports take seconds, and most of them don't
+    expect an exception.
+    """
+    previous = {n: signal.signal(n, _end) for n in _SIGNALS if _is_noticed(n)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    del frame
+    os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
+
+
+def _is_noticed(number: int) -> bool:
+    """Whether a signal isn't ignored, as a shell's background jobs ignore Ctrl-C."""
+    return signal.getsignal(number) is not signal.SIG_IGN
+
+
+@contextlib.contextmanager
 def handled() -> Iterator[None]:
     """Context in which the first signal raises `Interrupted`: at once, in `check`, or at its end.
 
@@ -49,7 +75,7 @@ def handled() -> Iterator[None]:
         yield
         return
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background jobs ignore it
+        if _is_noticed(number):
             _previous[number] = signal.signal(number, _on_signal)
     try:
         yield

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -28,6 +30,25 @@ def test_a_signal_raises_at_once(number: int):
     with pytest.raises(Interrupted, match=signal.Signals(number).name) as caught, handled():
         send(number)
     assert (caught.value.number, caught.value.saved) == (number, False)
+
+
+@BOTH
+def test_a_program_that_imports_ends_at_once(number: int):
+    """In the first second, say, with one line; what has handlers of its own goes before."""
+    program = (
+        "import os, signal; from dlrm_jax.signals import ending, handled, Interrupted\n"
+        "with ending():\n"
+        "    try:\n"
+        f"        with handled(): os.kill(os.getpid(), {int(number)})\n"
+        "    except Interrupted: print('handled', flush=True)\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    for _ in range(1000): pass\n"
+        "    print('not ended')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 128 + number
+    assert ended.stdout == "handled\n"
+    assert ended.stderr == f"stopped by {signal.Signals(number).name}\n"
 
 
 @BOTH

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import zstandard
+from backports import zstd
 
 from dlrm_jax.data.formats.npy import NpzWriter
 from experiments.campaigns import forks
@@ -106,9 +106,9 @@ def _write_logs(home: Path) -> None:
     for name, content in (
         ("day_0", text),
         ("day_0.gz", gzip.compress(text)),
-        ("day_0.zst", zstandard.compress(text)),
+        ("day_0.zst", zstd.compress(text)),
         ("binary", binary),
-        ("binary.zst", zstandard.compress(binary)),
+        ("binary.zst", zstd.compress(binary)),
         ("schema.json", json.dumps(_SCHEMA).encode()),
         ("trace.txt", b"".join(b"%d\n" % (x % 7) for x in range(50))),
     ):

@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -117,6 +118,19 @@ def test_a_wrong_flag_is_explained(program: ModuleType, argument: str, message: 
     with pytest.raises(UserError) as raised:
         cli_flags.parse(["train", argument])
     assert re.fullmatch(message, str(raised.value))
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)
+def test_a_path_with_a_comma(program: ModuleType, tmp_path: Path):
+    del program
+    given = [tmp_path / "day,0.gz", tmp_path / "day 1.gz"]
+    for path in given:
+        path.touch()
+    cli_flags.parse(["preprocess", f'--input="{given[0]}",{given[1]}'])
+    assert cli_flags.paths("input") == given
+    cli_flags.parse(["preprocess", f"--input={given[0]}"])
+    with pytest.raises(UserError, match=r"no .*/day; a path with a comma is given in double quot"):
+        cli_flags.paths("input")
 
 
 @pytest.mark.parametrize(
