@@ -19,7 +19,9 @@ from dlrm_jax.inference import vocabularies
 def prepared(directory: Path, fingerprint: str = "f") -> Path:
     """A directory of data with a vocabulary for each of two columns, and no arrays."""
     fields = {name: kind() for name, kind in get_type_hints(Metadata).items()}  # all empty
-    fields |= {"made_from": {"format": FORMAT}, "fingerprint": fingerprint}
+    made_from = {"format": FORMAT, "inputs": [], "options": {}}
+    splits = {name: [] for name in ("train", "validation", "test")}
+    fields |= {"made_from": made_from, "splits": splits, "fingerprint": fingerprint}
     (directory / "vocabularies").mkdir(parents=True)
     (directory / "metadata.json").write_text(json.dumps(fields))
     for i in range(2):
