@@ -58,7 +58,7 @@ def draw_frequencies(columns: Sequence[Column]) -> Figure:
     for column in sorted(columns, key=lambda column: column.rows, reverse=True):
         ranks = log_ranks(column.touched)
         name = f"{short(column.name)}, {compact(column.rows)} rows"
-        curves.append((name, ranks, column.ascending[::-1][ranks - 1]))
+        curves.append((name, ranks, column.descending[ranks - 1]))
     figure, axes = new_axes(4)
     axes.set(xscale="log", yscale="log")
     draw_lines(axes, curves, "tables")

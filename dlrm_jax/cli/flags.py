@@ -121,7 +121,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         raise UserError(
             f"--{flag.name}: expected {_expected(flag)}, got {found[2]!r}{such_as(flag)}"
         ) from error
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # such as --noemulate=x
         raise UserError(f"{error}; see --help") from error
 
 

@@ -20,9 +20,11 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.processes import is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, handled
 
-# What a file system answers that is full, limited, broken, or not to be written to.
+# What a file system answers that is full, limited, broken, or not to be written to, or to a wrong
+# name.
 _REFUSED = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
+    errno.ENAMETOOLONG,
 )  # fmt: skip
 
 # Words in the errors of collectives and of JAX's coordinator when another process has gone.

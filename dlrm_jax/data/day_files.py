@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dlrm_jax.data.arrays import Examples
-from dlrm_jax.data.formats.npy import map_npz
+from dlrm_jax.data.formats.npy import map_npy, map_npz
 from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
 
@@ -106,7 +106,7 @@ def _as_one(path: Path, bags: Sequence[np.ndarray]) -> np.ndarray | HStacked:
 
 
 def _map_npy(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = map_npy(path)
     if not array.flags.c_contiguous:
         raise UserError(f"{path}: expected an array in row-major order, got one by columns")
     return array

@@ -97,6 +97,8 @@ class Metadata:
             raise TypeError(f"options: expected an object, got {self.made_from['options']!r}")
         if not len(self.columns) == len(self.table_rows) == len(self.bag_lengths):
             raise ValueError("columns, table_rows and bag_lengths differ in length")
+        if unknown := set(self.columns) - self.missing.keys():
+            raise ValueError(f"missing: there is no column {min(unknown)!r}")
         for name in ("train", "validation", "test"):
             for rows in self.splits[name]:
                 day, start, stop = rows

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
+from dlrm_jax.data.formats import parquet
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 from dlrm_jax.processes import on_process_0
@@ -103,7 +104,5 @@ def read_values(directory: Path, table: int) -> pl.DataFrame:
         UserError: the vocabulary can't be read.
     """
     path = directory / VOCABULARIES / f"{table}.parquet"
-    try:
+    with parquet.reading(f"the vocabulary {path}"):
         return pl.read_parquet(path, columns=["value", "id"], glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"cannot read the vocabulary {path}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -88,8 +89,16 @@ def _has_all(kind: type | UnionType) -> Callable[[Any], bool]:
 def _are_arrays(value: Any) -> bool:
     # An item is a number: a path would lead elsewhere.
     return _has_all(dict)(value) and all(
-        str(each.get("item")).isdecimal() and isinstance(each.get("shape"), list)
+        str(each.get("item")).isdecimal() and _is_shape(each.get("shape"))
         for each in value.values()
+    )
+
+
+def _is_shape(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and all(type(size) is int and size >= 0 for size in value)
+        and math.prod(value) < 2**48  # far more than any memory holds
     )
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.embedding import Table
 from dlrm_jax.embedding.initial_values import initial_values
 from dlrm_jax.errors import UserError
@@ -155,8 +156,7 @@ def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array,
 
 
 def _read(directory: Path, name: str) -> np.ndarray:
-    path = directory / f"{name}.npy"
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"warm start: cannot read {path}: {error}") from error
+        return map_npy(directory / f"{name}.npy")
+    except UserError as error:
+        raise UserError(f"warm start: {error}") from error

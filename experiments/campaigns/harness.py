@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal, Protocol
 
 ROOT = Path(__file__).parents[2]
 """The top of the checkout, where programs run."""
@@ -80,10 +80,19 @@ class Ended:
         return f"{self.outcome}, exit code {self.code}, {self.seconds:.1f} s: {said[-1]}"
 
 
+class Process(Protocol):
+    """A child of this process, whose exit code is found by `Program`."""
+
+    pid: int
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
+    returncode: Any
+
+
 class Program:
     """A program that runs; see `started`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], seconds: float, memory: int):
+    def __init__(self, process: Process, seconds: float, memory: int):
         self._process = process
         self._outputs = [_Reader(stream) for stream in (process.stdout, process.stderr)]
         self._begun = time.monotonic()
@@ -104,8 +113,7 @@ class Program:
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         seconds = time.monotonic() - self._begun
         if pid:
-            # Otherwise `subprocess` would ask for it again.
-            self._process.returncode = os.waitstatus_to_exitcode(status)
+            self._process.returncode = os.waitstatus_to_exitcode(status)  # nothing asks again
             self._ended = seconds, usage.ru_maxrss * 1024
         elif not self._exceeded and (seconds > self._seconds or _resident(self.pid) > self._memory):
             self._exceeded = "time" if seconds > self._seconds else "memory"

@@ -32,7 +32,7 @@ def draw(columns: Sequence[Column], changes: Mapping[str, Mapping[str, float]]) 
     curves = [("all tables", *_served(np.sort(together)))]
     for column in sorted(columns, key=lambda column: column.rows, reverse=True):
         name = f"{short(column.name)}, {compact(column.rows)} rows"
-        curves.append((name, *_served(column.ascending)))
+        curves.append((name, *_served(np.sort(column.occurrences))))
     draw_lines(above, curves, "tables")
     above.set_xscale("log")
     above.set_xlim(1e-6, 1)

@@ -24,6 +24,7 @@ ERRORS = {
     "flag without effect": (["--checkpoint=best"], "--eval_only"),
     "metrics that nothing records": (["--tensorboard", "--eval_only"], "--tensorboard has no"),
     "eps of sgd": (["--optimizer=sgd", "--eps=1e-3"], "eps"),
+    "value of a switch that is off": (["--notensorboard=x"], "--notensorboard=x does not take"),
     "positional argument": (["train.txt"], "train.txt"),
 }
 
@@ -47,6 +48,7 @@ def test_errors_in_data(tmp_path: Path):
     workdir = f"--workdir={tmp_path / 'w'}"
     fails("line 21", bad_line(tmp_path, "\t".join(fields)), workdir)
     fails("/no/such/file", "--data=/no/such/file", workdir)
+    fails("File name too long", f"--data={'a' * 300}", workdir)
     empty = tmp_path / "empty.txt"
     empty.touch()
     fails("empty", f"--data={empty}", workdir)

@@ -70,7 +70,7 @@ def describe(directory, bag_lengths, **changes):
         "columns": ["a", "b", "c"],
         "table_rows": list(ROWS),
         "bag_lengths": list(bag_lengths),
-        "missing": {},
+        "missing": dict.fromkeys("abc", 0),
         "skipped_lines": 0,
         "dropped_negatives": 0,
         "smallest": [],
@@ -300,4 +300,11 @@ def test_arrays_that_are_no_examples_are_named(multi_hot, name, change):
     rewritten(f"day_2_{name}.npy", change)(directory)
     # Where annotations are checked at runtime, the checker is faster.
     with pytest.raises((UserError, TypeCheckError), match=name):
+        load_directory(directory)
+
+
+def test_a_description_that_counts_missing_values_of_other_columns(one_hot):
+    directory, _ = one_hot
+    describe(directory, (1, 1, 1), missing={"a": 0, "b": 0})
+    with pytest.raises(UserError, match="missing: there is no column 'c'"):
         load_directory(directory)

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dlrm_jax.data.formats.npy import ArrayWriter, NpzWriter, map_npz
+from dlrm_jax.data.formats.npy import ArrayWriter, NpzWriter, map_npy, map_npz
 from dlrm_jax.errors import UserError
 
 
@@ -141,3 +141,24 @@ def test_a_full_disk_raises_and_does_not_kill(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.stdout == "OSError [Errno 27] File too large\n"
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"'<i4'", b"'|O' "), (b"'<i4'", b"7    "), (b"(3, 4)", b"(1.5,)"), (b"False", b"0    "),
+        (b"(3, 4)", b"(3, 4 "), (b"(3, 4)", b"(-1,-1"), (b"(3, 4)", b"(9, 9)"), (b"{", b"\x80"),
+        (b"'descr'", b"'x'    "), (b"NUMPY\x01", b"NUMPY\x09"), (b"NUMPY", b"OTHER"),
+        (b"\x93NUMPY", b"PK\x03\x04NU"),
+    ],
+)  # fmt: skip
+def test_damaged_headers_are_named(tmp_path, old, new):
+    np.save(tmp_path / "a.npy", np.zeros((3, 4), np.int32))
+    np.savez(tmp_path / "a.npz", np.zeros((3, 4), np.int32))
+    for name, read in (("a.npy", map_npy), ("a.npz", map_npz)):
+        path = tmp_path / name
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+        with pytest.raises(UserError, match=name):
+            read(path)

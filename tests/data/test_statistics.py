@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -32,7 +33,7 @@ def dataset_of(days, table_rows, bag_lengths):
 
 
 def column_of(occurrences):
-    return Column("C1", 1, 1.0, np.array(occurrences, np.int64), None)
+    return Column("C1", 1, 1.0, np.asarray(occurrences, np.int64), None)
 
 
 @st.composite
@@ -87,6 +88,20 @@ def test_counts_are_those_of_plain_python(drawn):
         )
         assert column.unseen is None
         first += length
+
+
+def test_rows_that_nothing_looks_up_take_no_memory():
+    occurrences = np.zeros(2**22, np.int64)
+    occurrences[[5, -1]] = 3, 7
+    column = column_of(occurrences)
+    tracemalloc.start()
+    try:
+        assert column.descending.tolist() == [7, 3]
+        assert column.touched == 2
+        assert column.served_by_hottest(2**-22) == 0.7
+        assert tracemalloc.get_traced_memory()[1] < 2**18
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=40), st.floats(0.001, 1))

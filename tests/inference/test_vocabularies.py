@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from dlrm_jax.data.directory import FORMAT, Metadata
+from dlrm_jax.data.preprocessing.vocabulary import read_entries
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference import vocabularies
 
@@ -18,7 +19,9 @@ from dlrm_jax.inference import vocabularies
 def prepared(directory: Path, fingerprint: str = "f") -> Path:
     """A directory of data with a vocabulary for each of two columns, and no arrays."""
     fields = {name: kind() for name, kind in get_type_hints(Metadata).items()}  # all empty
-    fields |= {"made_from": {"format": FORMAT}, "fingerprint": fingerprint}
+    made_from = {"format": FORMAT, "inputs": [], "options": {}}
+    splits = {name: [] for name in ("train", "validation", "test")}
+    fields |= {"made_from": made_from, "splits": splits, "fingerprint": fingerprint}
     (directory / "vocabularies").mkdir(parents=True)
     (directory / "metadata.json").write_text(json.dumps(fields))
     for i in range(2):
@@ -95,3 +98,14 @@ def test_other_data_and_damage(tmp_path: Path):
         vocabularies.check_same_data(data, Path("ck"), "g")
     with pytest.raises(UserError, match=r"cannot read the vocabulary .*2\.parquet"):
         vocabularies.read_values(data, 2)
+
+
+def test_damage_that_polars_takes_for_its_own_mistake_is_named(tmp_path: Path):
+    path = prepared(tmp_path / "data") / "vocabularies" / "0.parquet"
+    content = bytearray(path.read_bytes())
+    content[42] ^= 1  # in the header of the first page
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read the vocabulary .*0\.parquet"):
+        vocabularies.read_values(tmp_path / "data", 0)
+    with pytest.raises(UserError, match=r"cannot read the vocabulary .*0\.parquet"):
+        read_entries(pl.Series(["f0"]), path)

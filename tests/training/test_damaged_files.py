@@ -48,6 +48,12 @@ def test_metadata_without_a_part(tmp_path: Path, name: str):
         read(tmp_path, WHOLE | {name: "x"})
 
 
+@pytest.mark.parametrize("shape", [[[7, 4]], [-1], [True], [2.0], [2**24, 2**24], "7", None])
+def test_shapes_that_no_array_has(tmp_path: Path, shape: object):
+    with pytest.raises(DamagedCheckpointError, match="has no arrays"):
+        read(tmp_path, WHOLE | {"arrays": {"C1/table": {"item": "0", "shape": shape}}})
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[3]", b'{"format": 3', b"[" * 100_000])
 def test_metadata_that_cannot_be_read(tmp_path: Path, content: bytes):
     with pytest.raises(DamagedCheckpointError, match=r"its metadata\.json can't be read"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ from dlrm_jax.errors import UserError
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Header of a zip file's member: signature, then the lengths of its name and of the extra field."""
+
+# What NumPy and `zipfile` raise for damaged files, besides OSError: headers are Python expressions.
+_DAMAGED = (
+    OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, SyntaxError,
+    RecursionError, MemoryError, tokenize.TokenError, struct.error, zipfile.BadZipFile,
+    NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
 class ArrayWriter:
@@ -77,6 +85,20 @@ class NpzWriter(zipfile.ZipFile):
             yield ArrayWriter(file, shape, dtype)
 
 
+def map_npy(path: Path) -> np.ndarray:
+    """Maps the array of an .npy file into memory, read-only.
+
+    Raises:
+        UserError: the file can't be read, is damaged, or holds objects.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except _DAMAGED as error:
+        raise UserError(
+            f"{path} can't be read as an .npy file: {error}; is it complete?"
+        ) from error
+
+
 def map_npz(path: Path) -> dict[str, np.ndarray]:
     """Maps the arrays of an .npz file into memory, read-only; `np.load` would read them.
 
@@ -92,7 +114,9 @@ def map_npz(path: Path) -> dict[str, np.ndarray]:
                 info.filename.removesuffix(".npy"): _map_member(path, archive, info)
                 for info in archive.infolist()
             }
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except _DAMAGED as error:
         raise UserError(
             f"{path} can't be read as an .npz file: {error}; is it complete?"
         ) from error
@@ -115,7 +139,7 @@ def _map_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
             start = file.tell()
             if dtype.hasobject:
                 raise ValueError("objects can't be mapped")
-    except (KeyError, ValueError) as error:
+    except _DAMAGED as error:
         raise UserError(
             f"{path}, member {info.filename}: expected an array in NumPy's format: {error}"
         ) from error

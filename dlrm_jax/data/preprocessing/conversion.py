@@ -76,7 +76,7 @@ class Conversion:
             path = self._vocabulary(i)
             if not path.exists():
                 _log.info("vocabulary of %s", name)
-                earlier = grow and pl.read_parquet(grow / VOCABULARIES / path.name, glob=False)
+                earlier = grow and vocabulary.read_whole(grow / VOCABULARIES / path.name)
                 try:
                     learned = self._learned(i, files, training, earlier)
                 except UserError as error:

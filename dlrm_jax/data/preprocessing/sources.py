@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 
-from dlrm_jax.data.formats import criteo_binary, criteo_text, lines
+from dlrm_jax.data.formats import criteo_binary, criteo_text, lines, parquet
 from dlrm_jax.data.formats.compression import Bytes, DamagedError, Hash, file_hash, open_bytes
 from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.formats.lines import OnBadLine
@@ -146,13 +146,11 @@ class Source:
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
     def _parquet(self) -> Iterator[_Unparsed]:
-        try:
+        with parquet.reading(str(self.path)):
             frame = pl.scan_parquet(self.path, glob=False)
             columns = frame.select(self._columns(frame.collect_schema()))
             for batch in columns.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
                 yield _Unparsed(self._valid_rows, batch, len(batch))
-        except pl.exceptions.PolarsError as error:
-            raise UserError(f"cannot read {self.path}: {error}") from error
 
     def _lines(self, content: Bytes) -> Iterator[bytes]:
         return _ahead(lines.whole_lines(content.read, self.path, lines.CHUNK_BYTES))

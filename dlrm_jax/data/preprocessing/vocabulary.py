@@ -16,6 +16,7 @@ import polars as pl
 from jaxtyping import Int32
 
 from dlrm_jax.data.arrays import ABSENT
+from dlrm_jax.data.formats import parquet
 from dlrm_jax.errors import UserError
 
 UNSEEN = 0
@@ -148,19 +149,26 @@ def rows_needed(vocabulary: pl.LazyFrame) -> int:
     return FIRST_VALUE if largest is None else 1 + largest
 
 
+def read_whole(path: Path) -> pl.DataFrame:
+    """Reads a stored vocabulary."""
+    with parquet.reading(f"the vocabulary {path}"):
+        return pl.read_parquet(path, glob=False).select("value", "count", "id")
+
+
 def read_entries(values: pl.Series, path: Path) -> pl.DataFrame:
     """Reads the entries of a stored vocabulary for these values.
 
     Joining with all of a large vocabulary would hash it whole, in 70 bytes a line; only the
     matching lines are read.
     """
-    vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
-    if vocabulary.select(pl.len()).collect().item() > _LARGE:
-        flat = values.explode() if isinstance(values.dtype, pl.List) else values
-        known = vocabulary.collect_schema()["value"]
-        occurring = cast_values(flat.unique(), known).to_frame("value").lazy()
-        vocabulary = vocabulary.join(occurring, on="value", how="semi")
-    return vocabulary.collect(engine="streaming")
+    with parquet.reading(f"the vocabulary {path}"):
+        vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
+        if vocabulary.select(pl.len()).collect().item() > _LARGE:
+            flat = values.explode() if isinstance(values.dtype, pl.List) else values
+            known = vocabulary.collect_schema()["value"]
+            occurring = cast_values(flat.unique(), known).to_frame("value").lazy()
+            vocabulary = vocabulary.join(occurring, on="value", how="semi")
+        return vocabulary.collect(engine="streaming")
 
 
 def encode(
@@ -211,12 +219,12 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
 
 def known_texts(texts: Sequence[str], path: Path) -> list[str]:
     """Those of some texts that are values of a stored vocabulary."""
-    stored = pl.scan_parquet(path, glob=False).select("value")
-    if stored.collect_schema()["value"] != pl.String:
-        return []
-    return (
-        stored.filter(pl.col("value").is_in(texts)).collect(engine="streaming")["value"].to_list()
-    )
+    with parquet.reading(f"the vocabulary {path}"):
+        stored = pl.scan_parquet(path, glob=False).select("value")
+        if stored.collect_schema()["value"] != pl.String:
+            return []
+        found = stored.filter(pl.col("value").is_in(texts)).collect(engine="streaming")
+    return found["value"].to_list()
 
 
 def _ids(
