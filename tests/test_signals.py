@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -97,6 +99,25 @@ def test_a_second_signal_does_what_it_did_before():
     with pytest.raises(KeyboardInterrupt) as caught:
         work()
     assert not isinstance(caught.value, Interrupted)
+
+
+SWALLOWED = """
+import contextlib, os, signal
+from dlrm_jax.signals import deferred, end_at_once, handled
+end_at_once()
+with handled(), deferred():
+    os.kill(os.getpid(), signal.SIGTERM)
+    with contextlib.suppress(BaseException):  # as callbacks of JAX's compiler do
+        os.kill(os.getpid(), signal.SIGINT)
+        print("it goes on")
+    print("it goes on")
+"""
+
+
+def test_in_a_program_nothing_swallows_the_second_signal():
+    result = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == "stopped by SIGINT\n"
 
 
 def test_handlers_are_put_back_and_requests_forgotten():

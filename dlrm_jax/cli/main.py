@@ -7,6 +7,7 @@ import importlib
 import sys
 
 from dlrm_jax.cli.allocator import restart_with_settings
+from dlrm_jax.signals import end_at_once
 
 COMMANDS = {
     "train": "trains and evaluates a model",
@@ -19,9 +20,15 @@ COMMANDS = {
 }
 
 
+def begin() -> None:
+    """Signals and the allocator of a program, before the imports that take seconds."""
+    end_at_once()
+    restart_with_settings()
+
+
 def main(command: str | None = None) -> None:
     """Runs a command, by default the first argument; the process ends with its exit code."""
-    restart_with_settings()
+    begin()
     argv = list(sys.argv)
     if command is None:
         command = argv.pop(1) if len(argv) > 1 else "--help"
