@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args, get_origin
 
 from dlrm_jax.errors import UserError
 
-
 INT32_MAX = 2**31 - 1
 FLOAT32_MAX = 2.0**128 - 2.0**104
 

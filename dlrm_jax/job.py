@@ -141,7 +141,9 @@ def fit(
             emulate_devices(shape[0] * shape[1])
         mesh = make_mesh(shape)
     elif not isinstance(mesh, Mesh):
-        raise UserError(f"mesh: expected a jax.sharding.Mesh or a shape such as '2x4', got {mesh!r}")
+        raise UserError(
+            f"mesh: expected a jax.sharding.Mesh or a shape such as '2x4', got {mesh!r}"
+        )
     elif emulate:
         raise UserError("emulate: a mesh has its devices already; give its shape, such as '2x4'")
     check_config(config, mesh)

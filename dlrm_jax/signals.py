@@ -2,8 +2,8 @@
 
 Python runs a signal's handler between two instructions of the main thread. If JAX is below that
 instruction, an exception may come up in a callback of the compiler, where it ends the process or
-gets lost. There the request waits for the next `check`. What must end at once ends without an
-exception, for the same reason.
+gets lost. There the request waits for the next `check`. For the same reason the second signal ends
+a program without an exception.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def kept_for_child() -> Iterator[None]:
 def handled() -> Iterator[None]:
     """Context in which the first signal raises `Interrupted`: at once, in `check`, or at its end.
 
-    The second one does what signals did before: after `end_at_once`, it ends the process. The
+    The second one does what signals did before; after `end_at_once`, it ends the process. The
     context does nothing within another one, and in threads, which get no signals.
     """
     global _received
@@ -134,6 +134,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received
     _received = number
     _put_back()
+    if _previous.get(number) is _end:
+        signal.signal(number, signal.SIG_DFL)  # ends it in the midst of an instruction, too
     if _deferring:
         return
     if not _in_library(frame):

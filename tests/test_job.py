@@ -61,7 +61,7 @@ def test_predictions(fitted):
     assert log_loss == pytest.approx(fitted.evaluate()["log_loss"], rel=1e-6)
     for some in (fitted.data.test, fitted.data.test.days[0]):
         np.testing.assert_array_equal(fitted.predict(some), found[: len(some)])
-    with pytest.raises(UserError, match="expected train, validation, test, .* got 'tset'"):
+    with pytest.raises(UserError, match=r"expected train, validation, test, .* got 'tset'"):
         fitted.predict("tset")
 
 
@@ -119,9 +119,9 @@ def test_what_does_not_fit(arguments: dict, message: str):
 def test_a_split_without_examples(fitted):
     none = fitted.data.test[:0]
     assert len(fitted.predict(none)) == 0
-    with pytest.raises(UserError, match="^split: expected at least one example, got none"):
+    with pytest.raises(UserError, match=r"^split: expected at least one example, got none"):
         fitted.evaluate(none)
-    with pytest.raises(UserError, match="^validation: expected at least one example, got none"):
+    with pytest.raises(UserError, match=r"^validation: expected at least one example, got none"):
         dlrm_jax.fit(small(), dataclasses.replace(data_set(), validation=none))
     with pytest.raises(UserError, match=r"^split: expected train, .* or examples, got \[1\]"):
         inspect.unwrap(type(fitted)._examples)(fitted, [1])

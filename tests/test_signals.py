@@ -101,23 +101,34 @@ def test_a_second_signal_does_what_it_did_before():
     assert not isinstance(caught.value, Interrupted)
 
 
-SWALLOWED = """
-import contextlib, os, signal
-from dlrm_jax.signals import deferred, end_at_once, handled
+TWO = """
+import contextlib, os, signal, sys
+from dlrm_jax.signals import deferred, end_at_once, handled, kept_for_child
 end_at_once()
-with handled(), deferred():
+together = kept_for_child() if "together" in sys.argv else contextlib.nullcontext()
+with handled(), deferred(), together:
     os.kill(os.getpid(), signal.SIGTERM)
     with contextlib.suppress(BaseException):  # as callbacks of JAX's compiler do
-        os.kill(os.getpid(), signal.SIGINT)
-        print("it goes on")
+        os.kill(os.getpid(), int(sys.argv[1]))
     print("it goes on")
 """
 
 
-def test_in_a_program_nothing_swallows_the_second_signal():
-    result = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (130, "")
-    assert result.stderr == "stopped by SIGINT\n"
+@pytest.mark.parametrize(
+    ("second", "together", "code", "message"),
+    [
+        (signal.SIGTERM, "", -signal.SIGTERM, ""),  # by the system
+        (signal.SIGINT, "", 130, "stopped by SIGINT\n"),
+        (signal.SIGINT, "together", 143, "stopped by SIGTERM\n"),  # Python handles SIGINT first
+    ],
+)
+def test_in_a_program_nothing_swallows_the_second_signal(
+    second: int, together: str, code: int, message: str
+):
+    command = [sys.executable, "-c", TWO, str(int(second)), together]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (code, message)
+    assert not result.stdout or together
 
 
 def test_handlers_are_put_back_and_requests_forgotten():
