@@ -1,7 +1,7 @@
 import dataclasses
 import inspect
 import math
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
@@ -76,7 +76,8 @@ def test_only_finite_numbers_pass(name, value):
 
 @pytest.mark.parametrize("name", ["warmup_steps", "decay_start", "decay_steps"])
 def test_what_becomes_an_int32_has_its_limit(name):
-    Config(**{name: 2**31 - 1})
+    highest: dict[str, Any] = {name: 2**31 - 1}
+    Config(**highest)
     refused("expected at most 2147483647, got 2147483648", **{name: 2**31})
 
 
