@@ -134,6 +134,12 @@ class Config:
     checkpoint_every: int = field(
         1000, "Steps between checkpoints; 0 for one at the end; such as 5000.", 0
     )
+    check_copies_every: int = field(
+        5000,
+        "Steps between comparisons of the copies that devices have of tables and dense model, "
+        "besides one before each checkpoint; 0 for no other; such as 1000.",
+        0,
+    )
     keep_checkpoints: int = field(
         2, "Latest checkpoints that are kept, besides the best one; such as 5.", 1
     )
@@ -248,6 +254,7 @@ FIELD_TYPES = get_type_hints(Config)
 
 MAY_CHANGE = frozenset(
     ("placements", "plan", "kernels", "evaluation_batch_size", "steps", "epochs", "log_every",
-     "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric", "target_auc")
+     "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints", "best_metric",
+     "target_auc")
 )  # fmt: skip
 """The fields that may differ when a run is resumed; all others are part of its identity."""

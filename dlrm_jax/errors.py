@@ -1,4 +1,4 @@
-"""The one exception that a person sees as a message instead of a traceback."""
+"""The exceptions that a person sees as a message instead of a traceback."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,20 @@ class UserError(ValueError):
     The message says what was expected, what came (name, value, file and line)
     and what to do. Programs print it to stderr and exit with code 2.
     """
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint that lacks files or parts of them; an earlier one may be whole.
+
+    Args:
+        checkpoint: directory of the checkpoint.
+        reason: fault that was found.
+    """
+
+    def __init__(self, checkpoint: str, reason: str):
+        super().__init__(checkpoint, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        checkpoint, reason = self.args
+        return f"checkpoint {checkpoint} is damaged: {reason}; give another one, or a whole copy"

@@ -2,6 +2,7 @@
 
 What is written appears under its name completely or not at all, and survives a crash of the
 machine: its files and directories are flushed to disk before the rename, its parent after it.
+Nothing is deleted that this program can't prove to be its own; see `workspace`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ from filelock import FileLock, Timeout
 from dlrm_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+MARKER = "made_by_dlrm_jax"
+"""Name of the file that proves that a directory is a `workspace`."""
+
+_WORKSPACE = ".dlrm_jax"
 
 # Errors by which a file system says that directories can't be flushed on their own.
 _NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
@@ -36,13 +42,15 @@ def replacing(path: Path) -> Iterator[Path]:
         path: the file or directory; its parents are made.
 
     Yields:
-        The temporary path to write to, ``PATH.partial``. It doesn't exist yet.
+        The temporary path to write to. It doesn't exist yet.
+
+    Raises:
+        UserError: see `workspace`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    delete(temporary)  # a killed process's
-    with _moved_into_place(temporary, path):
-        yield temporary
+    with workspace(path) as directory:
+        yield directory / path.name
+        move_into_place(directory / path.name, path)
 
 
 @contextmanager
@@ -62,9 +70,10 @@ def creating(path: Path) -> Iterator[Path]:
     """
     try:
         _check_absent(path)
-        with _moved_into_place(path.with_name(f".{path.name}.{os.getpid()}.partial"), path) as name:
-            yield name
+        with workspace(path, f".{os.getpid()}") as directory:
+            yield directory / path.name
             _check_absent(path)  # another process may have been faster
+            move_into_place(directory / path.name, path)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error}; nothing is left of it. Check that its directory exists "
@@ -78,26 +87,67 @@ def scratch_directory(path: Path) -> Iterator[Path]:
 
     Unlike `tempfile.TemporaryDirectory`, it is also deleted if a signal comes while it is made.
     """
-    directory = path.with_name(f".{path.name}.{os.getpid()}.scratch")
-    try:
-        delete(directory)  # a killed process's of this number
-        directory.mkdir()
-        yield directory
-    finally:
-        delete(directory)
+    with workspace(path, f".{os.getpid()}.scratch") as directory:
+        empty = directory / "scratch"
+        empty.mkdir()
+        yield empty
 
 
 @contextmanager
-def _moved_into_place(temporary: Path, path: Path) -> Iterator[Path]:
+def workspace(path: Path, kind: str = "") -> Iterator[Path]:
+    """Context of a directory for what isn't complete, or isn't needed any more.
+
+    It is ``.NAMEKIND.dlrm_jax`` beside ``path``. The file `MARKER` is the first that it gets and
+    the last that it loses: a killed process's is recognized by it and deleted, a user's isn't.
+
+    Yields:
+        The directory, empty apart from the marker.
+
+    Raises:
+        UserError: the directory exists and has no marker.
+    """
+    directory = path.with_name(f".{path.name}{kind}{_WORKSPACE}")
+    if os.path.lexists(directory) and not _is_workspace(directory):
+        raise UserError(
+            f"{directory} is in the way: it has no {MARKER}, so this program didn't make it; move "
+            f"or delete it"
+        )
     try:
-        yield temporary
-        move_into_place(temporary, path)
+        _clear(directory)
+        directory.mkdir()
+        (directory / MARKER).touch()
+        _flush(directory / MARKER)
+        yield directory
     finally:
-        delete(temporary)
+        _clear(directory)
+
+
+def sweep(directory: Path) -> None:
+    """Deletes the workspaces of killed processes in a directory that nobody else writes to."""
+    for path in directory.glob(f".*{_WORKSPACE}"):
+        if _is_workspace(path):
+            _clear(path)
+
+
+def _is_workspace(path: Path) -> bool:
+    if path.is_symlink() or not path.is_dir():
+        return False
+    return (path / MARKER).exists() or not any(path.iterdir())
+
+
+def _clear(directory: Path) -> None:
+    """Deletes a workspace, if there is one."""
+    # Files may still be mapped, which NFS doesn't let go of; the next call deletes them.
+    with suppress(OSError):
+        for entry in directory.iterdir():
+            if entry.name != MARKER:
+                delete(entry)
+        (directory / MARKER).unlink(missing_ok=True)
+        directory.rmdir()
 
 
 def _check_absent(path: Path) -> None:
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path} exists; remove it, or give another name")
 
 
@@ -106,29 +156,26 @@ def move_into_place(written: Path, path: Path) -> None:
 
     Args:
         written: the file or directory, complete, on the file system of ``path``.
-        path: the new name. A file of this name is replaced. A directory is moved to
-            ``PATH.replaced`` and deleted afterwards, so that arrays mapped from it stay valid.
+        path: the new name. A file of this name is replaced. A directory of this name is moved to a
+            `workspace` and deleted afterwards, so that arrays mapped from it stay valid.
     """
     for entry in reversed([written, *written.rglob("*")]):
         _flush(entry)
-    replaced = path.with_name(f"{path.name}.replaced")
-    if path.is_dir():
-        delete(replaced)
-        path.rename(replaced)
-    written.replace(path)
-    _flush(path.parent)
-    # Its files may still be mapped, which NFS doesn't let go of; the next call deletes them.
-    shutil.rmtree(replaced, ignore_errors=True)
+    with ExitStack() as stack:
+        if path.is_dir():
+            path.rename(stack.enter_context(workspace(path, ".replaced")) / path.name)
+        written.replace(path)
+        _flush(path.parent)
 
 
 def delete_directory(directory: Path) -> None:
-    """Deletes a directory that must not be seen half-deleted.
+    """Deletes a directory that must not be seen half-deleted, if it exists.
 
-    It is ``DIRECTORY.deleting`` until all of it is deleted; an interrupted call leaves that name.
+    It is moved to a `workspace` first; so is what an interrupted call has left.
     """
-    doomed = directory.with_name(f"{directory.name}.deleting")
-    delete(doomed)
-    delete(directory.rename(doomed))
+    with workspace(directory, ".deleted") as doomed:
+        if directory.exists():
+            directory.rename(doomed / directory.name)
 
 
 def delete(path: Path) -> None:

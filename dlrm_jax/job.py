@@ -24,11 +24,13 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.dataset import load_dataset
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.run import Options, checkpoints_of, describe_run, run
 from dlrm_jax.training.build import check_config, for_data, generate_data, make_learner
 from dlrm_jax.training.evaluation import evaluate
@@ -162,12 +164,15 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
         UserError: the data can't be read, or hold an id that its table doesn't have.
     """
     if source is None:
-        data = generate_data(config)
-    else:
-        data = source
-        if not isinstance(data, Dataset):
-            data = load_dataset(Path(data), cache_directory() / "criteo", config.min_count)
-        config = for_data(config, data)
+        return config, generate_data(config)
+    data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
     for name, split in data.splits.items():
-        check_ids(split, data.table_rows, data.bag_lengths, name)
-    return config, data
+        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges)
+    return for_data(config, data), data
+
+
+def _read(path: Path, min_count: int) -> Dataset:
+    if path.is_dir():
+        # All ids of a directory may have to be read: by one process for all of them.
+        return load_directory(path, on_process_0(lambda: load_directory(path).id_ranges))
+    return load_dataset(path, cache_directory() / "criteo", min_count)

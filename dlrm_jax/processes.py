@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedCheckpointError, UserError
 
 CLUSTER = "cluster"
 """Value of the coordinator's address for which JAX detects it from the cluster."""
@@ -31,8 +31,10 @@ _END_SECONDS = 60
 
 _CHUNK = 1024  # bytes
 
-# Errors that are raised with the same type in all processes.
-_SHARED = {"UserError": UserError, "OSError": OSError}
+# Errors that are raised with the same type in all processes; a class comes before its base.
+_SHARED = {
+    "DamagedCheckpointError": DamagedCheckpointError, "UserError": UserError, "OSError": OSError
+}  # fmt: skip
 
 
 def join(coordinator: str, count: int, index: int | None) -> None:
@@ -88,6 +90,9 @@ def join(coordinator: str, count: int, index: int | None) -> None:
             f"cannot join the {count} processes at {coordinator}: {str(error).splitlines()[0]} "
             f"{missing}"
         ) from error
+    # The first exchange connects the processes, and waits half a minute for the others; later ones
+    # wait as long as another process works.
+    on_process_0(lambda: None)
 
 
 def free_address() -> str:
@@ -143,11 +148,14 @@ def on_process_0(action: Callable[[], Any]) -> Any:
     return answer["result"]
 
 
-def check_same(values: Mapping[str, Any]) -> None:
+def check_same(
+    values: Mapping[str, Any], advice: str = "give all of them the same flags and data"
+) -> None:
     """Checks that all processes have the same values.
 
     Args:
         values: JSON values by name.
+        advice: remedy for the message.
 
     Raises:
         UserError: a value differs from that of process 0; the message names the first one.
@@ -159,7 +167,7 @@ def check_same(values: Mapping[str, Any]) -> None:
         if value != expected[name]:
             raise UserError(
                 f"{name} is {value} in process {jax.process_index()} and {expected[name]} in "
-                f"process 0; give all of them the same flags and data"
+                f"process 0; {advice}"
             )
 
 

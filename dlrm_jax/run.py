@@ -19,7 +19,9 @@ from dlrm_jax.data.directory import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
-from dlrm_jax.processes import is_process_0
+from dlrm_jax.native import library
+from dlrm_jax.processes import check_same, is_process_0
+from dlrm_jax.saved_config import VERSION
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
@@ -87,6 +89,11 @@ def run(
     for name, split in data.splits.items():
         if not len(split):
             raise UserError(f"{name}: expected at least one example, got none")
+    check_same(
+        kernels_of(learner),
+        "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
+        "the same numbers",
+    )
     with contextlib.ExitStack() as opened:
         workdir, checkpoints = options.workdir, None
         if workdir:
@@ -105,18 +112,25 @@ def run(
                 rows = rows[: len(data.validation)]
             return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
 
-        def keep(state: TrainState, validation: Metrics | None, due: bool) -> None:
+        def keep(
+            state: TrainState, validation: Metrics | None, due: bool, speed: float | None
+        ) -> bool:
             if checkpoints and (due or checkpoints.improves(validation)):
-                checkpoints.save(learner, state, notes, validation)
+                if file:
+                    file.flush()
+                known = {**notes, "examples_per_second": speed}
+                checkpoints.save(learner, state, known, validation)
+            return checkpoints is not None
 
         results: dict[str, Metrics] = {}
         examples_per_second = None
-        record: Callable[[int, str, Metrics], None] = _no_record
+        file: Record | None = None
         if not options.evaluate_only:
             if workdir:
                 events = workdir / "tensorboard" if options.tensorboard else None
-                file = Record(workdir / "metrics.jsonl", resumed_from or 0, events)
-                record = opened.enter_context(file)
+                file = opened.enter_context(
+                    Record(workdir / "metrics.jsonl", resumed_from or 0, events)
+                )
             batches = TrainBatches(
                 data.train,
                 config.batch_size,
@@ -131,13 +145,21 @@ def run(
                 state,
                 batches,
                 _last_step(config, batches, checkpoints, resumed_from),
-                Intervals(config.log_every, config.eval_every, config.checkpoint_every),
+                Intervals(
+                    config.log_every,
+                    config.eval_every,
+                    config.checkpoint_every,
+                    config.check_copies_every,
+                ),
                 validate=lambda state: metrics_of(state, "validation"),
                 keep=keep,
-                record=record,
+                record=file or _no_record,
                 target_auc=config.target_auc,
             )
             state, examples_per_second = trained.state, trained.examples_per_second
+            if checkpoints and resumed_from == int(state.step):  # killed in the final evaluation
+                noted = checkpoints.metadata(int(state.step))
+                examples_per_second = noted.get("examples_per_second")
             results["validation"] = trained.validation
 
         # The test split is read here and nowhere else: it chooses nothing.
@@ -145,7 +167,8 @@ def run(
         for split in data.splits:
             if split not in results:
                 results[split] = metrics_of(state, split)
-        record(int(state.step), "test", results["test"])
+        if file:
+            file(int(state.step), "test", results["test"])
         summary = {
             "mesh": notes["mesh"],
             "devices": describe_devices(learner.mesh),
@@ -163,6 +186,14 @@ def run(
         return Outcome(state, summary)
 
 
+def kernels_of(learner: Learner) -> dict[str, Any]:
+    """What lookups and updates run on, as `check_same` compares it: the machine's cache decides."""
+    used: dict[str, Any] = {f"kernels of {x}": y for x, y in learner.kernels_in_use.items()}
+    if "native" in used.values():
+        used["the library of native kernels"] = library.version()
+    return used
+
+
 def _no_record(*_: object) -> None:
     """For a run without files."""
 
@@ -170,8 +201,13 @@ def _no_record(*_: object) -> None:
 def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
     """The checkpoints of a run, which only a run of the same settings and data resumes from."""
     identity = {"data": data.fingerprint, **config.identity()}
-    best_metric, directory = config.best_metric, workdir / "checkpoints"
-    return Checkpoints(directory, identity, config.keep_checkpoints, best_metric)
+    return Checkpoints(
+        workdir / "checkpoints",
+        identity,
+        config.keep_checkpoints,
+        config.best_metric,
+        data.earlier_fingerprints,
+    )
 
 
 def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
@@ -180,6 +216,7 @@ def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
         "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
         "plan": json.loads(learner.collection.plan.to_json()),
         "config": dataclasses.asdict(config),
+        "config_version": VERSION,
         "versions": versions(),
     }
 
@@ -206,6 +243,10 @@ def _first_state(
     """The state to go on from, and the step that it was saved at; None for a fresh one."""
     steps = checkpoints.steps() if checkpoints else []
     if checkpoints and steps:
+        if not options.evaluate_only:
+            state, step = checkpoints.restore_latest(learner)
+            say(f"resuming from step {step} in {checkpoints.directory}")
+            return state, step
         step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]
         if step is None:
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")

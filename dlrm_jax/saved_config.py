@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,43 @@ from dlrm_jax.errors import UserError
 # Earlier names of fields, which checkpoints still have.
 _RENAMED = {"exchange_dtype": "comm_dtype"}
 
+# Fields that were added to `Config` after the first version of saved configs, in their order, each
+# with the value that means what was done before. It stays when the default changes.
+_ADDED: dict[str, Any] = {"check_copies_every": 0}
+
+VERSION = 1 + len(_ADDED)
+"""The version of saved configs, which grows with each field that is added."""
+
 
 def saved_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that a checkpoint keeps, under the names of this version.
 
-    A field that is newer than the checkpoint gets its default, which means what was done before.
+    A field that is newer than the checkpoint gets the value that means what was done before.
 
     Args:
         fields: fields of a config, or some of them beside others, as JSON gives them.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
-    return defaults | {_RENAMED.get(name, name): value for name, value in fields.items()}
+    return _ADDED | {_RENAMED.get(name, name): value for name, value in fields.items()}
+
+
+def check_version(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
+    """Checks that this program knows all fields of the config that a checkpoint was trained with.
+
+    Args:
+        checkpoint: directory of the checkpoint, for messages.
+        metadata: metadata of the checkpoint, as `metadata.read_metadata` gives it.
+
+    Raises:
+        UserError: a later version has written it.
+    """
+    unknown = saved_fields(metadata.get("config") or {}).keys() - FIELD_TYPES.keys()
+    version = metadata.get("config_version", 1)  # the first ones carried none
+    if unknown or version > VERSION:
+        has = f"the fields {', '.join(sorted(unknown))}" if unknown else f"version {version}"
+        raise UserError(
+            f"checkpoint {checkpoint} was written by a later version of this program: its config "
+            f"has {has}, which this one lacks; use that version"
+        )
 
 
 def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
@@ -31,23 +56,18 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
 
     Args:
         checkpoint: directory of the checkpoint, for messages.
-        metadata: metadata of the checkpoint, as `serialization.read_metadata` gives it.
+        metadata: metadata of the checkpoint, as `metadata.read_metadata` gives it.
 
     Raises:
-        UserError: the config is missing, or has fields that this program lacks.
+        UserError: there is no config, it lacks fields, or a later version has written it.
     """
-    fields = metadata.get("config")
-    if fields is None:
+    check_version(checkpoint, metadata)
+    fields = saved_fields(metadata.get("config") or {})
+    if missing := FIELD_TYPES.keys() - fields.keys():
+        what = "its model" if len(missing) == len(FIELD_TYPES) else ", ".join(sorted(missing))
         raise UserError(
-            f"checkpoint {checkpoint} doesn't describe its model: expected one that "
+            f"checkpoint {checkpoint} doesn't describe {what}: expected one that "
             f"python -m dlrm_jax train wrote"
-        )
-    fields = saved_fields(fields)
-    if unknown := fields.keys() - FIELD_TYPES.keys():
-        raise UserError(
-            f"checkpoint {checkpoint} was written by a later version of this program: its config "
-            f"has the fields {', '.join(sorted(unknown))}, which this one lacks; predict with that "
-            f"version"
         )
     # JSON has lists for tuples.
     given: Any = {x: tuple(y) if isinstance(y, list) else y for x, y in fields.items()}

@@ -61,11 +61,11 @@ def main() -> None:
     require("data")
     refuse_unless(FLAGS.task == "clicks", "--task=clicks", "split")
     refuse_unless(FLAGS.task == "ranking", "--task=ranking", "negatives")
+    mesh = start(FLAGS.mesh)
     contenders, config = asked(preset(FLAGS.preset))
     movielens, task = load(Path(FLAGS.data))
     config, contenders = for_movielens(config, movielens), by_column(contenders, movielens)
     with locked_workdir("movielens") as directory:
-        mesh = start(FLAGS.mesh)
         check_config(config, mesh)
         print("features: " + ", ".join(movielens.features))
         compare(contenders, config, task, mesh, directory)

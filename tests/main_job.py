@@ -12,13 +12,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from as_users import QUICKLY
 from orbax.checkpoint import v1 as ocp
+
+from dlrm_jax.processes import free_address
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ("-m", "experiments.criteo")
@@ -139,6 +143,36 @@ def fails(fragment: str, *flags: str) -> None:
     assert message.startswith("error: ")
     assert "\n" not in message, "one message, no traceback"
     assert fragment in message
+
+
+def refused_by_hand(
+    directory: Path,
+    flags_of: Callable[[int], Sequence[str]],
+    environment_of: Callable[[int], dict[str, str]] = lambda _: {},
+) -> str:
+    """Runs two processes, each in a directory of its own; gives the message that ends process 1.
+
+    Args:
+        directory: directory of theirs.
+        flags_of: function that gives the flags of each process.
+        environment_of: function that gives environment variables of each process.
+    """
+    unplaced = [flag for flag in SMALL if not flag.startswith("--placements")]
+    where = (f"--workdir={directory / 'w'}", f"--coordinator={free_address()}", "--processes=2")
+
+    def start(index: int) -> subprocess.CompletedProcess[str]:
+        cwd = directory / str(index)
+        cwd.mkdir()
+        flags = (*where, f"--process={index}", *flags_of(index), *unplaced)
+        variables: Any = {"PYTHONPATH": str(ROOT), **environment_of(index)}
+        return run(*flags, cwd=cwd, **variables)
+
+    with ThreadPoolExecutor() as both:
+        first, second = both.map(start, range(2))
+    assert second.returncode == 2, second.stderr[-2000:]
+    assert first.returncode == 1, first.stderr[-2000:]
+    assert "another process can't be reached" in first.stderr
+    return second.stderr
 
 
 def summary(workdir: Path) -> dict:

@@ -18,7 +18,7 @@ AT_LEAST_ONE = [
 ]  # fmt: skip
 AT_LEAST_ZERO = [
     "class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "steps",
-    "eval_every", "checkpoint_every", "target_auc", "seed", "zipf_exponent",
+    "eval_every", "checkpoint_every", "check_copies_every", "target_auc", "seed", "zipf_exponent",
     "shuffle_window", "dense_features", "compress_above", "temperature",
 ]  # fmt: skip
 

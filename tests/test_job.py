@@ -16,7 +16,7 @@ from saved_run import CONFIG, examples
 
 import dlrm_jax
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
@@ -81,6 +81,14 @@ def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
     assert [x["step"] for x in losses if x["split"] == "train"] == [9, 10, 11, 12]
 
 
+def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
+    """As after a kill in the final evaluation."""
+    first = dlrm_jax.fit(small(), data_set(), "2x4", workdir=tmp_path)
+    again = dlrm_jax.fit(small(), data_set(), "2x4", workdir=tmp_path)
+    assert again.summary["resumed_from"] == first.summary["steps"]
+    assert again.summary["examples_per_second"] == first.summary["examples_per_second"] > 0
+
+
 def test_prepared_data_with_vocabularies(tmp_path: Path):
     config = small(table_optimizers=(), placements=(), batch_size=16, epochs=1)
     model = dlrm_jax.fit(config, PREPARED)
@@ -131,3 +139,23 @@ def test_the_package_alone_imports_nothing():
     check = "import sys, dlrm_jax; assert 'jax' not in sys.modules; dlrm_jax.nothing"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert "has no attribute 'nothing'" in result.stderr
+
+
+def test_one_class_no_ids_and_a_checkpoint_that_is_never_due(tmp_path: Path):
+    ids, labels = np.full((23, 1), -1, np.int32), np.zeros(23, np.float32)
+    odd = Split((Examples(np.ones((23, 1), np.float32), ids, labels),))
+    data = Dataset(odd, odd, odd, (5,), (1,), "odd", "odd examples")
+    never = dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), 10**9)
+    config = Config(
+        model="logistic_regression", batch_size=8, evaluation_batch_size=8, target_auc=0.7, **never
+    )
+    workdir = tmp_path / "a b, ü"
+    model = dlrm_jax.fit(config, data, workdir=workdir)
+    assert np.isfinite(model.summary["test"]["log_loss"])
+    assert np.isnan(model.summary["test"]["auc"])
+    written = json.loads((workdir / "summary.json").read_text())
+    assert written["test"]["auc"] is None
+    [checkpoint] = (workdir / "checkpoints").iterdir()
+    assert int(checkpoint.name) == written["steps"] == 2
+    with pytest.raises(UserError, match="a batch of 64 needs at least as many training examples"):
+        dlrm_jax.fit(dataclasses.replace(config, batch_size=64), data)

@@ -1,14 +1,15 @@
-"""What the previous version wrote still loads, and goes on to the numbers that it computed.
+"""What earlier versions wrote still loads, and goes on to the numbers that they computed.
 
 ``previous/`` was made with the last version before format 3 of checkpoints, on mesh 1x2: a log of
 210 lines, the data prepared from it, a run of six steps, and what that version then made of them:
-six more steps, a warm start, probabilities and tables.
+six more steps, a warm start, probabilities and tables. ``previous/run_of_format_3`` is the same run
+by the first version that noted the version of its config and the sizes of its files.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +17,35 @@ import polars as pl
 import pytest
 from main_job import arrays
 
-from dlrm_jax.config import Config
+from dlrm_jax import saved_config
+from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.preprocessing.serving import encode_logs
+from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import find_kept, read_values
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.run import checkpoints_of
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.serialization import read_metadata
+from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.warm_start import warm_start
 
 PREVIOUS = Path(__file__).parent / "previous"
-CHECKPOINTS = PREVIOUS / "run" / "checkpoints"
-CHECKPOINT = CHECKPOINTS / "00000006"
+FORMAT_2 = PREVIOUS / "run" / "checkpoints" / "00000006"
+FORMAT_3 = PREVIOUS / "run_of_format_3" / "checkpoints" / "00000006"
 TABLES = ("C1", "C2", "C3")
+
+
+@pytest.fixture(params=[FORMAT_2, FORMAT_3], ids=["format 2", "format 3"])
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +64,8 @@ def assert_close(found: object, wanted: np.ndarray, name: str = "") -> None:
     np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def config() -> Config:
-    return trained_config(CHECKPOINT, read_metadata(CHECKPOINT))
+def config(checkpoint: Path = FORMAT_3) -> Config:
+    return trained_config(checkpoint, read_metadata(checkpoint))
 
 
 def trained(
@@ -79,12 +88,17 @@ def test_data_load(data: Dataset):
     np.testing.assert_array_equal(data.train.labels, raw["click"].to_numpy()[:140])
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
-def test_a_run_goes_on(data: Dataset, expected: dict[str, np.ndarray], mesh: str, tmp_path: Path):
-    described = config()
+@pytest.mark.parametrize(
+    ("checkpoint", "mesh"), [(FORMAT_2, "1x1"), (FORMAT_2, "2x4"), (FORMAT_3, "2x4")]
+)
+def test_a_run_goes_on(
+    data: Dataset, expected: dict[str, np.ndarray], checkpoint: Path, mesh: str, tmp_path: Path
+):
+    described = config(checkpoint)
     identity = {"data": data.fingerprint, **described.identity()}
     learner = make_learner(described, make_mesh(mesh))
-    state = Checkpoints(CHECKPOINTS, identity).restore(learner, 6)
+    state, step = Checkpoints(checkpoint.parent, identity).restore_latest(learner)
+    assert step == 6
     state, losses = trained(learner, state, data, described, range(6, 12))
     assert_close(losses, expected["losses"])
     # What it writes is of this version, and has what that version would have written.
@@ -103,24 +117,37 @@ def test_a_run_goes_on(data: Dataset, expected: dict[str, np.ndarray], mesh: str
         assert_close(found[name], array, name)
 
 
+def test_data_that_have_another_fingerprint_now(data: Dataset, tmp_path: Path):
+    """Arrays of other programs had one of times, which is kept beside that of their content."""
+    shutil.copytree(PREVIOUS / "run", tmp_path / "run")
+    learner = make_learner(config(), make_mesh("1x1"))
+    now = dataclasses.replace(data, fingerprint="now")
+    with pytest.raises(ValueError, match="its data is"):
+        checkpoints_of(config(), now, tmp_path / "run").restore(learner, 6)
+    known = dataclasses.replace(now, earlier_fingerprints=(data.fingerprint,))
+    assert checkpoints_of(config(), known, tmp_path / "run").restore(learner, 6)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(data: Dataset):
     described = dataclasses.replace(config(), seed=1)
     identity = {"data": data.fingerprint, **described.identity()}
     with pytest.raises(ValueError, match="its seed is 0, this run's is 1"):
-        Checkpoints(CHECKPOINTS, identity).restore(make_learner(described, make_mesh("1x1")), 6)
+        Checkpoints(FORMAT_2.parent, identity).restore(make_learner(described, make_mesh("1x1")), 6)
 
 
-def test_a_warm_start_takes_it(data: Dataset, expected: dict[str, np.ndarray]):
-    described = dataclasses.replace(config(), seed=3)
+def test_a_warm_start_takes_it(data: Dataset, expected: dict[str, np.ndarray], checkpoint: Path):
+    described = dataclasses.replace(config(checkpoint), seed=3)
     learner = make_learner(described, make_mesh("1x2"))
-    state = warm_start(learner, 3, CHECKPOINT, ["C1", "C2", "bottom"], [data.fingerprint])
+    state = warm_start(learner, 3, checkpoint, ["C1", "C2", "bottom"], [data.fingerprint])
     _, losses = trained(learner, state, data, described, range(2))
     assert_close(losses, expected["warm_losses"])
 
 
-def test_predictions(data: Dataset, expected: dict[str, np.ndarray], tmp_path: Path):
-    model = Predictor.load(CHECKPOINT, make_mesh("1x2"), 70)
-    vocabularies = find_kept(CHECKPOINT)
+def test_predictions(
+    data: Dataset, expected: dict[str, np.ndarray], checkpoint: Path, tmp_path: Path
+):
+    model = Predictor.load(checkpoint, make_mesh("1x2"), 70)
+    vocabularies = find_kept(checkpoint)
     assert vocabularies
     raw = encode_logs([PREVIOUS / "raw.csv"], vocabularies, tmp_path / "arrays")
     in_time = Split((*data.train.days, *data.test.days, *data.validation.days))
@@ -129,18 +156,36 @@ def test_predictions(data: Dataset, expected: dict[str, np.ndarray], tmp_path: P
         np.testing.assert_allclose(found, expected["probabilities"], rtol=1e-5)
 
 
-def test_tables_as_files(expected: dict[str, np.ndarray], tmp_path: Path):
-    metadata, vocabularies = read_metadata(CHECKPOINT), find_kept(CHECKPOINT)
+def test_tables_as_files(expected: dict[str, np.ndarray], checkpoint: Path, tmp_path: Path):
+    metadata, vocabularies = read_metadata(checkpoint), find_kept(checkpoint)
     assert vocabularies
     for number, table in enumerate(TABLES):
         values = read_values(vocabularies, number)
-        write_table(CHECKPOINT, metadata, table, values, tmp_path, "npy")
+        write_table(checkpoint, metadata, table, values, tmp_path, "npy")
         found = np.load(tmp_path / f"{table}.npy")
         np.testing.assert_array_equal(found, expected[f"table/{table}"])
 
 
-def test_fields_that_are_newer_have_their_defaults():
-    """A checkpoint of this version, read by one that knows a field more."""
-    metadata = json.loads(json.dumps({"config": dataclasses.asdict(Config(seed=4))}))
-    del metadata["config"]["comm_dtype"], metadata["config"]["target_auc"]
-    assert trained_config(Path("x"), metadata) == Config(seed=4)
+def test_every_field_of_the_config_is_saved_or_was_added_since():
+    """A field without its former value in ``_ADDED`` would orphan this checkpoint."""
+    saved = read_metadata(FORMAT_3)["config"].keys()
+    assert saved | saved_config._ADDED.keys() == FIELD_TYPES.keys()
+    assert not saved & saved_config._ADDED.keys()
+
+
+def test_a_field_that_is_newer_means_what_was_done_before(monkeypatch: pytest.MonkeyPatch):
+    """Also if its default has changed since it was added."""
+    metadata = read_metadata(FORMAT_3)
+    del metadata["config"]["table_dtype"], metadata["identity"]["table_dtype"]
+    with pytest.raises(UserError, match="doesn't describe table_dtype"):
+        trained_config(FORMAT_3, metadata)
+    monkeypatch.setitem(saved_config._ADDED, "table_dtype", "bfloat16")
+    assert trained_config(FORMAT_3, metadata).table_dtype == "bfloat16"
+    assert saved_config.saved_fields(metadata["identity"])["table_dtype"] == "bfloat16"
+
+
+def test_a_config_of_a_later_version_is_refused():
+    metadata = read_metadata(FORMAT_3)
+    for later in ({"config_version": 9}, {"config": metadata["config"] | {"new": 1}}):
+        with pytest.raises(UserError, match=r"written by a later version .*, which this one lacks"):
+            trained_config(FORMAT_3, metadata | later)

@@ -33,6 +33,25 @@ def test_a_signal_raises_at_once(number: int):
 
 
 @BOTH
+def test_a_program_that_imports_ends_at_once(number: int):
+    """In the first second, say, with one line; what has handlers of its own goes before."""
+    program = (
+        "import os, signal; from dlrm_jax.signals import end_at_once, handled, Interrupted\n"
+        "end_at_once()\n"
+        "try:\n"
+        f"    with handled(): os.kill(os.getpid(), {int(number)})\n"
+        "except Interrupted: print('handled', flush=True)\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "for _ in range(1000): pass\n"
+        "print('not ended')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 128 + number
+    assert ended.stdout == "handled\n"
+    assert ended.stderr == f"stopped by {signal.Signals(number).name}\n"
+
+
+@BOTH
 def test_below_jax_it_waits_for_the_next_check(number: int, capfd: pytest.CaptureFixture[str]):
     traced = []
 

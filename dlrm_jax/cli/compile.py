@@ -32,11 +32,11 @@ define_run_flags(default_preset="mlperf_v2")
 
 def main() -> None:
     """Descriptions, compilation, memory and collectives."""
+    mesh = start(FLAGS.mesh, emulate=True)
     config = with_flags(preset(FLAGS.preset))
     if config.kernels == "auto":
         # The step of another machine doesn't depend on what has been built on this one.
         config = dataclasses.replace(config, kernels="jax")
-    mesh = start(FLAGS.mesh, emulate=True)
     check_batch_size(mesh, "batch_size", config.batch_size)
     print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     learner = make_learner(config, mesh)

@@ -52,7 +52,7 @@ def define_run_flags(default_preset: str, without: Mapping[str, str] | None = No
 
 
 def with_flags(config: Config) -> Config:
-    """The config with the fields replaced that the command line names.
+    """The config with the fields replaced that the command line names; see `check_read`.
 
     Raises:
         UserError: nothing would read one of them.
@@ -63,7 +63,11 @@ def with_flags(config: Config) -> Config:
 
 
 def check_read(configs: Sequence[Config]) -> None:
-    """Refuses flags that none of the configs reads."""
+    """Refuses flags that none of the configs reads.
+
+    It imports their models' classes. A user's module may use JAX as it is imported, and so must
+    come after `start.start`, which asks for devices.
+    """
     by_name = [unread(config) for config in configs]
     for name, needed in by_name[0].items():
         if all(name in each for each in by_name):

@@ -161,6 +161,20 @@ def _expected(flag: flags.Flag) -> str:
     return f"{kind} of at least {low}"
 
 
+def paths(name: str) -> list[Path]:
+    """The files that a flag names with commas between them; one with a comma is in double quotes.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    given = [Path(path) for path in FLAGS[name].value or ()]
+    for path in given:
+        if not path.exists():
+            hint = "; a path with a comma is given in double quotes" if len(given) > 1 else ""
+            raise UserError(f"--{name}: there is no {path}{hint}")
+    return given
+
+
 # -- Rules between flags; each raises a UserError ----------------------------------------
 
 

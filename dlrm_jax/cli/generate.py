@@ -2,7 +2,7 @@
 
     python -m dlrm_jax generate --output=train.txt --examples=1000000
     python -m dlrm_jax generate --output=criteo --days=24 --preset=terabyte --examples=1000000
-    python -m dlrm_jax generate --output=arrays --format=arrays --examples=1000000
+    python -m dlrm_jax generate --output=arrays --format=arrays --days=7 --examples=1000000
     python -m dlrm_jax generate --trace=trace.txt --save_profile=profile.json
     python -m dlrm_jax generate --output=train.txt --examples=1000000 --profile=profile.json
 
@@ -32,10 +32,12 @@ from dlrm_jax.presets import PRESETS, preset
 flags.DEFINE_string(
     "output",
     None,
-    "File to make, compressed if it ends in .gz or .zst; with --days or --format=arrays, a "
-    "directory; such as train.txt.",
+    "File to make, compressed if it ends in .gz or .zst; with --days, a directory; such as "
+    "train.txt.",
 )
-flags.DEFINE_enum("format", "raw", ["raw", "arrays"], "Tab-separated lines or NumPy files.")
+flags.DEFINE_enum(
+    "format", "raw", ["raw", "arrays"], "Tab-separated lines, or NumPy files of two days or more."
+)
 flags.DEFINE_integer(
     "examples", None, "Examples of each day, or in all without --days; such as 1000000.", 1
 )
@@ -103,10 +105,14 @@ def check_flags() -> None:
     if FLAGS.trace or FLAGS.profile:
         refuse(["zipf_exponent", "drift"], "with --trace or --profile: they decide ids")
     suffix = Path(FLAGS.output or "").suffix
-    if suffix in (".gz", ".zst") and (FLAGS.days or FLAGS.format == "arrays"):
+    if FLAGS.format == "arrays" and (FLAGS.days or 1) < 2:
         raise UserError(
-            f"--output: --days and --format=arrays make a directory, got the name {FLAGS.output} "
-            "of a compressed file"
+            "--format=arrays: expected --days of 2 or more, as the last day is for validation and "
+            f"test, got {FLAGS.days or 'none'}"
+        )
+    if suffix in (".gz", ".zst") and FLAGS.days:
+        raise UserError(
+            f"--output: --days makes a directory, got the name {FLAGS.output} of a compressed file"
         )
 
 

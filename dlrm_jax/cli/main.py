@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import sys
 
 from dlrm_jax.cli.allocator import restart_with_settings
@@ -29,6 +27,10 @@ def begin() -> None:
 def main(command: str | None = None) -> None:
     """Runs a command, by default the first argument; the process ends with its exit code."""
     begin()
+    # Here and below, since it takes time in which a signal may come.
+    import difflib
+    import importlib
+
     argv = list(sys.argv)
     if command is None:
         command = argv.pop(1) if len(argv) > 1 else "--help"
@@ -41,7 +43,7 @@ def main(command: str | None = None) -> None:
             print(f"error: there is no command {command!r}{hint}\n\n{_usage()}", file=sys.stderr)
             sys.exit(2)
         argv[0] = f"{argv[0]} {command}"
-    from dlrm_jax.cli.run import run  # here, since it imports JAX
+    from dlrm_jax.cli.run import run
 
     run(importlib.import_module(f"dlrm_jax.cli.{command}").main, argv)
 

@@ -99,12 +99,15 @@ def bars(shares: Mapping[str, float], label: str) -> Figure:
 def draw_lines(axes: Axes, curves: Sequence[Curve], others: str) -> None:
     """Draws the first curves in colours, with a legend, and the others as their background."""
     named, unnamed = curves[: len(COLOURS)], curves[len(COLOURS) :]
-    for colour, (name, x, y) in zip(COLOURS, named, strict=False):
-        axes.plot(x, y, color=colour, linewidth=1.5, label=name)
+    for colour, (_, x, y) in zip(COLOURS, named, strict=False):
+        axes.plot(x, y, color=colour, linewidth=1.5, label="line")
     for i, (_, x, y) in enumerate(unnamed):
-        label = None if i else f"{len(unnamed)} other {others}"
+        label = None if i else "line"
         axes.plot(x, y, color=_BACKGROUND, linewidth=0.8, zorder=1, label=label)
-    legend_beside(axes)
+    # Names come later: a label that begins with an underscore would be left out.
+    names = [*(name for name, _, _ in named), f"{len(unnamed)} other {others}"]
+    for text, name in zip(legend_beside(axes).get_texts(), names, strict=False):
+        text.set_text(name)
 
 
 def log_ranks(count: int) -> np.ndarray:

@@ -23,23 +23,32 @@ import numpy as np
 import polars as pl
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, check_new, define_mesh, refuse, refuse_unless, require
+from dlrm_jax.cli.flags import (
+    FLAGS,
+    check_new,
+    define_mesh,
+    paths,
+    refuse,
+    refuse_unless,
+    require,
+)
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
+from dlrm_jax.data.id_ranges import Ranges
 from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating, scratch_directory
 from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
-from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.inference.predictor import Predictor, check_model
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.saved_config import trained_config
-from dlrm_jax.training.serialization import read_metadata
+from dlrm_jax.training.metadata import read_metadata
 
 flags.DEFINE_string(
     "checkpoint",
@@ -47,7 +56,10 @@ flags.DEFINE_string(
     "Directory named by its step in a run's checkpoints/; such as runs/x/checkpoints/00001000.",
 )
 flags.DEFINE_list(
-    "data", [], "Raw logs in the order of time, or a directory of arrays; such as day_24.gz."
+    "data",
+    [],
+    "Raw logs in the order of time, or a directory of arrays; a path with a comma in double "
+    "quotes; such as day_24.gz.",
 )
 flags.DEFINE_string(
     "output", None, "File of probabilities to make: .parquet or .csv; such as p.csv."
@@ -59,6 +71,12 @@ flags.DEFINE_string(
     None,
     "Directory of arrays whose vocabularies the model was trained with; without it, those that "
     "the run keeps; such as criteo.",
+)
+flags.DEFINE_string(
+    "model",
+    None,
+    "Class of your own that the checkpoint names as its model; it is imported only if you name it; "
+    "such as my_models:Mine.",
 )
 flags.DEFINE_list("tables", [], "Tables to write, by name or by column; such as C1,viewed.")
 flags.DEFINE_enum(
@@ -91,6 +109,7 @@ def main() -> None:
     trained = Trained(checkpoint, metadata, config, find_vocabularies(checkpoint, metadata))
     tables = table_names(trained)
     if FLAGS.data:
+        check_model(checkpoint, config, FLAGS.model)
         with creating(Path(FLAGS.output)) as path:
             predict(trained, path)
     if FLAGS.tables:
@@ -104,7 +123,7 @@ def check_flags() -> None:
     if not FLAGS.data and not FLAGS.tables:
         raise UserError("--data is missing: what to predict; or --tables: which tables to write")
     for asked, names in (
-        ("data", ("output", "mesh", "emulate", "batch_size")),
+        ("data", ("output", "mesh", "emulate", "batch_size", "model")),
         ("tables", ("tables_output", "tables_format")),
     ):
         refuse_unless(FLAGS[asked].value, f"--{asked}", *names)
@@ -113,10 +132,7 @@ def check_flags() -> None:
     check_new("output", "tables_output")
     if FLAGS.output and Path(FLAGS.output).suffix not in SUFFIXES:
         raise UserError(f"--output: expected a name in {' or '.join(SUFFIXES)}, got {FLAGS.output}")
-    for path in FLAGS.data:
-        if not Path(path).exists():
-            raise UserError(f"--data: there is no {path}")
-    if any(Path(path).is_dir() for path in FLAGS.data):
+    if any(path.is_dir() for path in paths("data")):
         if len(FLAGS.data) > 1:
             raise UserError(f"--data: expected raw files or one directory, got {FLAGS.data}")
         if not FLAGS.tables:
@@ -156,8 +172,7 @@ def predict(trained: Trained, output: Path) -> None:
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
     begun = time.perf_counter()
     with examples(trained) as split:
-        model, config = Predictor.load(trained.checkpoint, mesh, FLAGS.batch_size), trained.config
-        check_ids(split, config.table_rows, config.table_bag_lengths, ",".join(FLAGS.data))
+        model = Predictor.load(trained.checkpoint, mesh, FLAGS.batch_size, FLAGS.model)
         write_frames(frames(model.probabilities(split)), output, Path(FLAGS.output).suffix)
         rows = len(split)
     seconds = time.perf_counter() - begun
@@ -166,10 +181,12 @@ def predict(trained: Trained, output: Path) -> None:
 
 @contextmanager
 def examples(trained: Trained) -> Iterator[Split]:
-    """The rows of ``--data`` as arrays; those of raw logs are removed at the end."""
-    paths = [Path(path) for path in FLAGS.data]
-    if paths[0].is_dir():
-        yield all_days(paths[0], trained)
+    """The rows of ``--data`` as arrays, with ids of the tables; those of raw logs are removed."""
+    config, name, logs = trained.config, ",".join(FLAGS.data), paths("data")
+    if logs[0].is_dir():
+        split, ranges = all_days(logs[0], trained)
+        check_ids(split, config.table_rows, config.table_bag_lengths, name, ranges)
+        yield split
         return
     if not trained.vocabularies:
         raise UserError(
@@ -178,16 +195,23 @@ def examples(trained: Trained) -> Iterator[Split]:
             f"has them as --preprocessing, or arrays as --data"
         )
     with scratch_directory(Path(FLAGS.output)) as directory:
-        yield Split(tuple(encode_logs(paths, trained.vocabularies, directory / "arrays")))
+        split = Split(tuple(encode_logs(logs, trained.vocabularies, directory / "arrays")))
+        check_ids(split, config.table_rows, config.table_bag_lengths, name)
+        yield split
 
 
-def all_days(directory: Path, trained: Trained) -> Split:
-    """All rows of prepared arrays like the model's, or of TorchRec's, in the order of time."""
+def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
+    """All rows of prepared arrays like the model's, or of TorchRec's, in the order of time.
+
+    With the ranges of their ids, if they are those of the model's features.
+    """
     if (directory / METADATA).exists():
         check_same_data(directory, trained.checkpoint, trained.metadata["identity"]["data"])
-    load_directory(directory)  # raises if something is missing
+    data = load_directory(directory)  # raises if something is missing
     days = len(list(directory.glob("day_*_dense.npy")))
-    return Split(tuple(DayFiles.map(directory, number).examples for number in range(days)))
+    split = Split(tuple(DayFiles.map(directory, number).examples for number in range(days)))
+    same = data.bag_lengths == trained.config.table_bag_lengths
+    return split, data.id_ranges if same else None
 
 
 def frames(batches: Iterator[np.ndarray]) -> Iterator[pl.DataFrame]:
@@ -209,8 +233,8 @@ def dump(trained: Trained, names: Sequence[str], output: Path) -> None:
     for name in names:
         table = config.table_names.index(name)
         values = read_values(vocabularies, table) if vocabularies else None
-        paths = write_table(checkpoint, metadata, name, values, output, FLAGS.tables_format)
-        files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in paths)
+        written = write_table(checkpoint, metadata, name, values, output, FLAGS.tables_format)
+        files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in written)
         print(f"table {name}, {config.table_rows[table]:,} rows: {files}")
     if not vocabularies:
         print("the run keeps no vocabularies: the values of the rows are unknown")

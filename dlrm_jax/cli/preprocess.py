@@ -18,7 +18,7 @@ from typing import get_args
 
 from absl import flags, logging
 
-from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse_unless, require
+from dlrm_jax.cli.flags import FLAGS, define_numbers, paths, refuse_unless, require
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
@@ -31,7 +31,8 @@ flags.DEFINE_list(
     "input",
     None,
     "Files in the order of time: Criteo's text or MLPerf's binary form, plain, gzip or zstandard; "
-    "with --schema, Parquet or CSV; such as day_0.gz,day_1.gz.",
+    "with --schema, Parquet or CSV; a path with a comma in double quotes; such as "
+    "day_0.gz,day_1.gz.",
 )
 flags.DEFINE_string(
     "validation", None, "File for validation; without it, half of the last day; such as day_22.gz."
@@ -94,7 +95,7 @@ def main() -> None:
         multi_hot_sizes=FLAGS.multi_hot_sizes,
     )
     metadata = preprocess(
-        [Path(path) for path in FLAGS.input],
+        paths("input"),
         output,
         options,
         [Path(path) for path in (FLAGS.validation, FLAGS.test) if path],

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from dlrm_jax.backend import describe_devices
-from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
@@ -60,12 +60,13 @@ _OF_ALL_PROCESSES = (
 
 def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
-    config = with_flags(preset(FLAGS.preset))
+    config = overridden(preset(FLAGS.preset))
     check_flags()
     workdir = chosen_workdir("criteo")
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
+    check_read([config])
     check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
     check_config(config, mesh)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")

@@ -195,6 +195,9 @@ class Dataset:
         teacher_auc: AUC of the true probabilities by split, for generated data. No model beats it
             except by luck; NaN where a split has one class only.
         directory: directory of the vocabularies that made the ids; None if they are unknown.
+        earlier_fingerprints: fingerprints that earlier versions gave the same data.
+        id_ranges: smallest and largest id of each categorical feature in all splits, or wider
+            ranges; None if nobody has looked for them.
 
     Raises:
         UserError: the splits don't fit each other or the features.
@@ -209,6 +212,8 @@ class Dataset:
     source: str
     teacher_auc: Mapping[str, float] | None = None
     directory: Path | None = None
+    earlier_fingerprints: tuple[str, ...] = ()
+    id_ranges: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.table_rows) != len(self.bag_lengths):

@@ -11,11 +11,23 @@ _CHUNK_ROWS = 1 << 16
 
 
 def check_ids(
-    split: Split, table_rows: Sequence[int], bag_lengths: Sequence[int], name: str
+    split: Split,
+    table_rows: Sequence[int],
+    bag_lengths: Sequence[int],
+    name: str,
+    id_ranges: Sequence[Sequence[int]] | None = None,
 ) -> None:
-    """Checks that every id is `ABSENT` or a row of its table; messages name the split.
+    """Checks that every id is `ABSENT` or a row of its table.
 
     On an accelerator an id out of range doesn't fail: it reads or updates another row.
+
+    Args:
+        split: examples.
+        table_rows: rows of each feature's table.
+        bag_lengths: ids per example of each feature.
+        name: name of the split for messages.
+        id_ranges: smallest and largest id of each feature, see `Dataset`. If they are known and in
+            range, the ids aren't read.
 
     Raises:
         UserError: an id is out of range; the message names the first one's row, feature and value.
@@ -25,6 +37,11 @@ def check_ids(
             f"{name}: {len(table_rows)} tables with bags of {sum(bag_lengths)} ids in all don't "
             f"describe examples with {split.ids_per_example} ids each."
         )
+    if id_ranges is not None and all(
+        smallest >= ABSENT and largest < rows
+        for (smallest, largest), rows in zip(id_ranges, table_rows, strict=True)
+    ):
+        return
     feature_of_column = np.repeat(np.arange(len(table_rows)), bag_lengths)
     limits = np.asarray(table_rows, np.int64)[feature_of_column]
     for first, chunk in _chunks(split):

@@ -9,7 +9,7 @@ from pathlib import Path
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.preprocessing.options import Options
-from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.pipeline import find_copy, preprocess
 
 
 def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
@@ -36,5 +36,7 @@ def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
     path = path.resolve()
     name = json.dumps([str(path), options.to_json()]).encode()
     entry = cache_dir / f"{path.stem}-{hashlib.blake2b(name, digest_size=8).hexdigest()}"
+    if not entry.exists() and (copy := find_copy(path, cache_dir, options)):
+        return load_directory(copy)
     preprocess([path], entry, options, replace=True)
     return load_directory(entry)

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
 
-from dlrm_jax.data.arrays import ABSENT, Examples
+from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.formats.npy import map_npz
 from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
-
-_CHUNK_ROWS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,31 +84,6 @@ class DayFiles:
                 f"{source} says, got {str(widths)[1:-1]}; prepare all days alike"
             )
 
-    def largest_ids(self) -> Int64[np.ndarray, " C"]:
-        """The largest id of each column; reads the file once.
-
-        Raises:
-            UserError: an id doesn't fit into int32.
-        """
-        largest = []
-        for number, bags in enumerate(self.id_arrays):
-            found = np.full(bags.shape[1], ABSENT, np.int64)
-            for start in range(0, len(bags), _CHUNK_ROWS):
-                chunk = bags[start : start + _CHUNK_ROWS]
-                if bags.dtype == np.int64:
-                    outside = chunk != chunk.astype(np.int32)
-                    if outside.any():
-                        row, column = np.argwhere(outside)[0]
-                        member = f", member {number}.npy" if self.multi_hot else ""
-                        raise UserError(
-                            f"{self.path}{member}, row {start + row}, column {column} (both from "
-                            f"0): expected an id that fits into int32, got {chunk[row, column]}; "
-                            f"prepare the data again"
-                        )
-                np.maximum(found, chunk.max(axis=0), out=found)
-            largest.append(found)
-        return np.concatenate(largest)
-
 
 def _members(path: Path) -> list[np.ndarray]:
     arrays = map_npz(path)
@@ -134,7 +106,7 @@ def _as_one(path: Path, bags: Sequence[np.ndarray]) -> np.ndarray | HStacked:
 
 
 def _map_npy(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r")
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not array.flags.c_contiguous:
         raise UserError(f"{path}: expected an array in row-major order, got one by columns")
     return array

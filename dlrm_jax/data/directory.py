@@ -7,12 +7,14 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.day_files import DayFiles
+from dlrm_jax.data.formats.compression import sampled_hash
+from dlrm_jax.data.id_ranges import Ranges, find_ranges
 from dlrm_jax.errors import UserError
 
 FORMAT = 2
@@ -41,6 +43,7 @@ class Metadata:
         smallest: smallest number in the dense columns of each file.
         grown_from: fingerprints of the data whose vocabularies these continue, oldest first.
         versions: version of each library that made the arrays.
+        id_ranges: notes of the files of ids, see `id_ranges`; empty in earlier versions.
     """
 
     made_from: dict[str, Any]
@@ -57,30 +60,61 @@ class Metadata:
     smallest: list[float]
     grown_from: list[str]
     versions: dict[str, str]
+    id_ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> Metadata:
         """Reads the description of a directory.
 
         Raises:
-            UserError: there is none, or it has another format.
+            UserError: there is none, it has another format, or it is damaged.
         """
         path = directory / METADATA
         try:
             fields = json.loads(path.read_text())
-            if fields["made_from"]["format"] == FORMAT:
-                return cls(**fields)
+            found = fields["made_from"]["format"]
+            if found == FORMAT:
+                metadata = cls(**fields)
+                metadata._check()
+                return metadata
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{directory} isn't a directory of prepared data: cannot read {path}: {error!r}"
             ) from error
         raise UserError(
-            f"{directory} has format {fields['made_from']['format']}, this program reads {FORMAT}; "
-            f"prepare the data again"
+            f"{directory} has format {found}, this program reads {FORMAT}; prepare the data again"
         )
 
+    def _check(self) -> None:
+        """Checks types, and that the parts fit each other; it may come from someone else."""
+        for name, kind in get_type_hints(Metadata).items():
+            if not _is_of(getattr(self, name), kind):
+                raise TypeError(f"{name}: expected {kind}, got {getattr(self, name)!r}")
+        for file in self.made_from["inputs"]:
+            if not _is_of(file, dict[str, Any]) or not _is_of(file["path"], str):
+                raise TypeError(f"inputs: expected files with a path, got {file!r}")
+        if not _is_of(self.made_from["options"], dict[str, Any]):
+            raise TypeError(f"options: expected an object, got {self.made_from['options']!r}")
+        if not len(self.columns) == len(self.table_rows) == len(self.bag_lengths):
+            raise ValueError("columns, table_rows and bag_lengths differ in length")
+        for name in ("train", "validation", "test"):
+            for rows in self.splits[name]:
+                day, start, stop = rows
+                if not (0 <= day < len(self.days) and 0 <= start <= stop <= self.days[day]):
+                    raise ValueError(f"split {name}: there are no rows {rows}")
 
-def load_directory(directory: Path) -> Dataset:
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a type."""
+    inner = get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(each, inner[0]) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is_of(each, inner[1]) for each in value.values())
+    return kind is Any or type(value) is kind or (kind is float and type(value) is int)
+
+
+def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
     Args:
@@ -88,13 +122,35 @@ def load_directory(directory: Path) -> Dataset:
             `DayFiles`. Without ``metadata.json`` the last day is halved as TorchRec does it: the
             first half is for validation, the second for test. Bag lengths then follow from the
             shapes of the arrays, and rows of tables from the largest ids.
+        id_ranges: ranges of the ids, if another process has found them; see `id_ranges`.
 
     Raises:
         UserError: arrays are missing, cut short or don't fit each other or the description.
     """
     if not (directory / METADATA).exists():
-        return _load_torchrec(directory)
+        return _load_torchrec(directory, id_ranges)
     metadata = Metadata.read(directory)
+    days, bag_lengths = map_days(directory, metadata), metadata.bag_lengths
+    inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
+    return Dataset(
+        train=_split(days, metadata.splits["train"]),
+        validation=_split(days, metadata.splits["validation"]),
+        test=_split(days, metadata.splits["test"]),
+        table_rows=tuple(metadata.table_rows),
+        bag_lengths=tuple(bag_lengths),
+        fingerprint=metadata.fingerprint,
+        source=f"{sum(metadata.days):,} examples of {inputs}, prepared in {directory}",
+        directory=directory,
+        id_ranges=id_ranges or find_ranges(directory, days, bag_lengths, metadata.id_ranges),
+    )
+
+
+def map_days(directory: Path, metadata: Metadata) -> list[DayFiles]:
+    """The files of each day of a prepared directory.
+
+    Raises:
+        UserError: arrays are missing, cut short or don't fit each other or the description.
+    """
     days = [DayFiles.map(directory, number) for number in range(len(metadata.days))]
     sizes = [len(day.examples) for day in days]
     if sizes != metadata.days:
@@ -106,20 +162,10 @@ def load_directory(directory: Path) -> Dataset:
         day.check_bags(metadata.bag_lengths, METADATA)
         if any(bags.dtype != np.int32 for bags in day.id_arrays):
             raise UserError(f"{day.path}: expected int32 ids beside a {METADATA}, got int64")
-    inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
-    return Dataset(
-        train=_split(days, metadata.splits["train"]),
-        validation=_split(days, metadata.splits["validation"]),
-        test=_split(days, metadata.splits["test"]),
-        table_rows=tuple(metadata.table_rows),
-        bag_lengths=tuple(metadata.bag_lengths),
-        fingerprint=metadata.fingerprint,
-        source=f"{sum(sizes):,} examples of {inputs}, prepared in {directory}",
-        directory=directory,
-    )
+    return days
 
 
-def _load_torchrec(directory: Path) -> Dataset:
+def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
     names = [re.fullmatch(r"day_([0-9]+)_dense\.npy", path.name) for path in directory.iterdir()]
     numbers = sorted(int(name[1]) for name in names if name)
     unfinished = directory.suffix == ".partial" or (directory / VOCABULARIES).exists()
@@ -135,24 +181,28 @@ def _load_torchrec(directory: Path) -> Dataset:
     bag_lengths = widths if first.multi_hot else [1] * widths[0]
     for day in days:
         day.check_bags(bag_lengths, first.path.name)
-    largest = np.max([day.largest_ids() for day in days], axis=0)
-    starts = np.cumsum([0, *bag_lengths[:-1]])
+    id_ranges = id_ranges or find_ranges(directory, days, bag_lengths, {})
     last, rows = len(days) - 1, len(days[-1].examples)
     middle = (rows + 1) // 2
-    stats = [
-        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(directory.glob("day_*.np[yz]"))
-    ]
+    files = sorted(directory.glob("day_*.np[yz]"))
+    # Until now with times, which a copy of the directory doesn't keep.
+    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     examples = sum(len(day.examples) for day in days)
     return Dataset(
         train=Split(tuple(day.examples for day in days[:-1])),
         validation=_split(days, [[last, 0, middle]]),
         test=_split(days, [[last, middle, rows]]),
-        table_rows=tuple((1 + np.maximum.reduceat(largest, starts)).tolist()),
+        table_rows=tuple(1 + max(largest, 0) for _, largest in id_ranges),
         bag_lengths=tuple(bag_lengths),
-        fingerprint=hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest(),
+        fingerprint=_hash([[path.name, sampled_hash(path)] for path in files]),
+        earlier_fingerprints=(_hash(stats),),
         source=f"{examples:,} examples in {len(days)} days of arrays in {directory}",
+        id_ranges=id_ranges,
     )
+
+
+def _hash(content: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def _split(days: list[DayFiles], rows: list[list[int]]) -> Split:

@@ -13,12 +13,6 @@ from jaxtyping import Array, Float32, Int, Int32, Integer, Shaped
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 
-IdArray = Int[Array, "B C"]
-"""Ids of all features side by side, in the order of the features, C = Σ max_ids."""
-
-FeatureIds = Mapping[str, Any]
-"""Bags by feature name, each [B, L] with L ≤ max_ids, or [B] for one id a sample."""
-
 
 class Ragged(NamedTuple):
     """Bags of different lengths, one after the other.
@@ -37,7 +31,8 @@ def id_array(features: Sequence[Feature], ids: Any, fill: int) -> Any:
 
     Args:
         features: features in the order of their columns.
-        ids: ids or id weights, NumPy or JAX: an array [B, C], or `FeatureIds`.
+        ids: ids or id weights, NumPy or JAX: an array [B, C], or bags by feature name, each [B, L]
+            with L ≤ max_ids, or [B] for one id a sample.
         fill: value where a bag is narrower than its feature: -1 for ids, 0 for weights.
 
     Returns:
@@ -134,10 +129,11 @@ def pad_bags(
 def check_batch(
     devices: int,
     features: Sequence[Feature],
-    ids: Shaped[Array, "..."],
-    id_weights: Shaped[Array, "..."] | None,
+    ids: Shaped[Array | np.ndarray, "..."],
+    id_weights: Shaped[Array | np.ndarray, "..."] | None,
+    processes: int = 1,
 ) -> None:
-    """See `EmbeddingCollection.lookup`."""
+    """See `EmbeddingCollection.lookup`; each of so many processes has as many samples."""
     columns = sum(feature.max_ids for feature in features)
     if ids.ndim != 2 or ids.shape[1] != columns:
         raise UserError(
@@ -154,15 +150,12 @@ def check_batch(
         raise UserError(
             f"id_weights: expected one for each id, {list(ids.shape)}, got {list(id_weights.shape)}"
         )
-    check_divisible(ids.shape[0], 1, devices)
-
-
-def check_divisible(samples: int, processes: int, devices: int) -> None:
-    """Checks that the number of devices divides the samples of all processes."""
-    if samples * processes % devices:
+    if id_weights is not None and id_weights.dtype not in (np.float32, np.float64):
+        raise UserError(f"id_weights: expected float32, got {id_weights.dtype}; cast them")
+    if ids.shape[0] * processes % devices:
         raise UserError(
-            f"ids: {samples} samples can't be split evenly over the {devices} devices of the mesh; "
-            f"EmbeddingCollection.pad_batch fills them up"
+            f"ids: {ids.shape[0]} samples can't be split evenly over the {devices} devices of the "
+            f"mesh; EmbeddingCollection.pad_batch fills them up"
         )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 
-from dlrm_jax.embedding.bags import Ragged, check_divisible, id_array, pad_bags
+from dlrm_jax.embedding.bags import Ragged, id_array, pad_bags
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.table import Feature
 from dlrm_jax.errors import UserError
@@ -20,7 +20,6 @@ Placed = tuple[Any, ...]
 
 def put_ids(axes: MeshAxes, ids: np.ndarray, id_weights: np.ndarray | None) -> Any:
     """See `EmbeddingCollection.put`; ids and id weights are checked arrays [B, C]."""
-    check_divisible(len(ids), jax.process_count(), axes.device_count)
     sharding = axes.sharding(axes.batch)
     placed = jax.make_array_from_process_local_data(sharding, ids)
     if id_weights is None:
@@ -28,79 +27,150 @@ def put_ids(axes: MeshAxes, ids: np.ndarray, id_weights: np.ndarray | None) -> A
     return placed, jax.make_array_from_process_local_data(sharding, id_weights)
 
 
-def host_ids(features: Sequence[Feature], ids: Any) -> Int32[np.ndarray, "B C"]:
-    """Casts ids to the id array that a step reads.
+def cast_ids(features: Sequence[Feature], ids: Any, *, keep: tuple[type, ...] = ()) -> Any:
+    """The id array, int32. JAX would wrap wider numbers without a word.
 
     Args:
         features: features in the order of their columns.
         ids: an id array, or arrays and `Ragged` bags by feature name, of any integer dtypes;
             negative is absent.
+        keep: types of arrays to leave as they are; others are checked and made NumPy arrays.
 
     Raises:
         UserError: ids aren't integers, or one doesn't fit into int32.
     """
+
+    def cast(what: str, ids: Any) -> Any:
+        return ids if isinstance(ids, keep) else _as_int32(what, ids)
+
     if not isinstance(ids, Mapping):
-        return _as_int32("ids", ids)
+        array = cast("ids", ids)
+        if array.ndim != 2:
+            columns = sum(feature.max_ids for feature in features)
+            raise UserError(
+                f"ids: expected [B, {columns}], the bags side by side, got {list(array.shape)}"
+            )
+        return array
     width = {feature.name: feature.max_ids for feature in features}
-    cast = {}
+    found = {}
     for name, bags in ids.items():
-        what = f"feature {name}"
         if isinstance(bags, Ragged) and name in width:
-            values, lengths = _as_int32(what, bags.values), _as_int32(what, bags.lengths)
-            cast[name], _ = pad_bags(values, lengths, width[name])
+            found[name], _ = pad_bags(*_ragged(name, bags), width[name])
         else:
-            cast[name] = _as_int32(what, bags)
-    return id_array(features, cast, fill=-1)
+            found[name] = cast(f"feature {name}", bags)
+    return id_array(features, found, fill=-1)
 
 
-def host_weights(features: Sequence[Feature], ids: Any, id_weights: Any) -> np.ndarray:
-    """The id weights [B, C] that a step reads.
+def cast_weights(
+    features: Sequence[Feature], ids: Any, id_weights: Any, *, keep: tuple[type, ...] = ()
+) -> Any:
+    """The id weights [B, C], float32, or float64 where they are.
 
     Args:
         features: features in the order of their columns.
-        ids: ids as given to `host_ids`.
-        id_weights: id weights in the form of the ids, ragged where the ids are.
+        ids: ids as given to `cast_ids`.
+        id_weights: id weights in the form and shapes of the ids, ragged where the ids are.
+        keep: types of arrays to leave as they are; others are checked and made NumPy arrays.
 
     Raises:
-        UserError: id weights aren't floating, or bags have other lengths than those of the ids.
+        UserError: id weights aren't floating, or have other shapes or lengths than the ids.
     """
-    if isinstance(id_weights, Mapping):
-        found = dict(id_weights)
-        for feature in features:
-            bags = ids[feature.name] if isinstance(ids, Mapping) else None
-            own = found.get(feature.name)
-            if isinstance(bags, Ragged) and own is not None:
-                found[feature.name] = _ragged_weights(feature, bags, own)
-        id_weights = id_array(features, found, fill=0)
-    id_weights = np.asarray(id_weights)
-    if not np.issubdtype(id_weights.dtype, np.floating):
-        raise UserError(f"id_weights: expected floating numbers, got {id_weights.dtype}")
-    return id_weights
+
+    def cast(weights: Any) -> Any:
+        return weights if isinstance(weights, keep) else _as_floats("id_weights", weights)
+
+    if not isinstance(id_weights, Mapping):
+        return cast(id_weights)
+    found = {}
+    widths = {feature.name: feature.max_ids for feature in features}
+    for name, own in id_weights.items():
+        bags = ids.get(name) if isinstance(ids, Mapping) else None
+        if isinstance(bags, Ragged) and name in widths:
+            found[name] = _ragged_weights(name, bags, own, widths[name])
+            continue
+        if isinstance(own, Ragged):
+            raise UserError(
+                f"id_weights of {name}: expected an array like its ids, got Ragged; pad_bags pads "
+                f"ids and their weights alike"
+            )
+        found[name] = cast(own)
+        wanted = widths.get(name) if bags is None else _width(bags)
+        if name in widths and _width(found[name]) != wanted:  # padding would be weights of 0
+            raise UserError(
+                f"id_weights of {name}: expected a weight for each of {wanted} id(s) of a bag, got "
+                f"shape {list(found[name].shape)}"
+            )
+    return id_array(features, found, fill=0)
 
 
-def _ragged_weights(feature: Feature, bags: Ragged, own: Any) -> np.ndarray | None:
+def _width(bags: Any) -> int:
+    """The ids of a bag, of arrays [B, L] or [B]."""
+    return (*np.shape(bags), 1)[1]
+
+
+def _ragged(name: str, bags: Ragged) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " B"]]:
+    """The values and lengths of one feature's ragged bags."""
+    values = _as_int32(f"feature {name}", bags.values)
+    lengths = _as_int32(f"lengths of feature {name}", bags.lengths)
+    if values.ndim != 1 or lengths.ndim != 1:
+        raise UserError(
+            f"feature {name}: expected Ragged(values, lengths) of shapes [N] and [B], got "
+            f"{list(values.shape)} and {list(lengths.shape)}"
+        )
+    return values, lengths
+
+
+def _ragged_weights(name: str, bags: Ragged, own: Any, width: int) -> np.ndarray | None:
     """The padded id weights of one feature's ragged bags."""
     if isinstance(own, Ragged) and not np.array_equal(own.lengths, bags.lengths):
         raise UserError(
-            f"id_weights of {feature.name}: expected the lengths of its ids, got others; "
+            f"id_weights of {name}: expected the lengths of its ids, got others; "
             f"weights would go to ids of other bags"
         )
-    values = np.asarray(own.values if isinstance(own, Ragged) else own)
-    return pad_bags(np.asarray(bags.values), np.asarray(bags.lengths), feature.max_ids, values)[1]
+    values = _as_floats("id_weights", own.values if isinstance(own, Ragged) else own)
+    return pad_bags(*_ragged(name, bags), width, values)[1]
+
+
+def _as_floats(name: str, weights: Any) -> Float[np.ndarray, "..."]:
+    """Weights of at least 32 bits."""
+    array = _unmasked(name, weights)
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:  # JAX has no longer ones
+        raise UserError(f"{name}: expected floating numbers, got {array.dtype}; cast to float32")
+    return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
 
 
 def _as_int32(name: str, ids: Any) -> Int32[np.ndarray, "..."]:
+    array = _unmasked(name, ids)
+    integers = array.dtype.kind in "iu"  # `np.integer` has differences of times as well
+    if isinstance(ids, list | tuple) and not integers:  # none, or beyond 64 bits
+        array = np.asarray(ids, object)
+        integers = all(type(x) is int for x in array.flat)
+    if not integers:
+        raise UserError(f"{name}: expected integers, got {np.asarray(ids).dtype}")
+    if array.dtype != np.int32 and array.size:
+        low, high = int(array.min()), int(array.max())
+        if low < -(2**31) or high > 2**31 - 1:
+            raise UserError(f"{name}: expected 32-bit numbers, got {low} to {high}")
+    return array.astype(np.int32, copy=False)
+
+
+def _unmasked(name: str, array: Any) -> np.ndarray:
+    """Converts to NumPy, which would leave a mask behind."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise UserError(
+            f"{name}: expected a plain array, got a masked one; fill it: ids.filled(-1) makes "
+            f"masked ids absent, weights.filled(0) leaves masked weights out"
+        )
     try:
-        ids = np.asarray(ids)
+        return np.asarray(array)
     except ValueError as error:  # lists of different lengths
         raise UserError(
             f"{name}: expected an array, or bags of different lengths as Ragged(values, lengths)"
         ) from error
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise UserError(f"{name}: expected integers, got {ids.dtype}")
-    if ids.size and (int(ids.max()) > 2**31 - 1 or int(ids.min()) < -(2**31)):
-        raise UserError(f"{name}: expected 32-bit numbers, got {ids.min()} to {ids.max()}")
-    return ids.astype(np.int32, copy=False)
+    except jax.errors.TracerArrayConversionError as error:
+        raise UserError(
+            f"{name}: Ragged bags are padded on the host; call EmbeddingCollection.put before jit"
+        ) from error
 
 
 def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any) -> Placed:
@@ -112,7 +182,7 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
         ids: ids of B samples.
         arrays: arrays of the same samples, [B, ...].
     """
-    ids = host_ids(features, ids)
+    ids = cast_ids(features, ids)
     count = len(ids)
     for array in arrays:
         if len(array) != count:
@@ -120,7 +190,7 @@ def pad_batch(features: Sequence[Feature], multiple: int, ids: Any, *arrays: Any
     padding = -count % multiple
 
     def padded(array: Any, fill: int) -> np.ndarray:
-        array = np.asarray(array)
+        array = _unmasked("arrays", array)
         return np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
 
     weights = padded(np.ones(count, np.float32), 0)

@@ -95,6 +95,14 @@ def value_key(value: Any, parents: tuple[int, ...] = ()) -> Hashable:
     return value if _is_hashable(value) else _Same(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class ByValue:
+    """A value that caches compare by its key."""
+
+    key: Hashable
+    value: Any = dataclasses.field(compare=False)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Same:
     """A key that equals only itself. It keeps its value alive, so that no other gets its id."""

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, ArrayLike, Float
 
 from dlrm_jax.backend import backend_of
-from dlrm_jax.embedding import kernel_dispatch, reshard, sharded_ops, table_io
-from dlrm_jax.embedding.bags import FeatureIds, IdArray, check_batch, check_ids, id_array
-from dlrm_jax.embedding.batches import Placed, host_ids, host_weights, pad_batch, put_ids
+from dlrm_jax.embedding import copies, kernel_dispatch, reshard, sharded_ops, table_io
+from dlrm_jax.embedding.bags import check_batch, check_ids
+from dlrm_jax.embedding.batches import Placed, cast_ids, cast_weights, pad_batch, put_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
 from dlrm_jax.embedding.layout import make_layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -150,17 +150,20 @@ class EmbeddingCollection:
     def lookup(
         self,
         state: EmbeddingState,
-        ids: IdArray | FeatureIds,
-        id_weights: Float[Array, "B C"] | FeatureIds | None = None,
+        ids: Any,
+        id_weights: Any = None,
     ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
         """Pools the bags of a batch.
 
         Args:
             state: tables; the optimizers' state isn't read.
-            ids: id array [B, C], or arrays [B, L] or [B] by feature name, L ≤ max_ids. A negative
-                id is absent. The number of devices must divide B. A bag with an id out of range
-                gives NaN; `check_ids` reports such ids beforehand.
-            id_weights: weight of each id, in the form of ``ids``; constants. None for ones.
+            ids: id array [B, C] int32, or arrays [B, L] or [B] by feature name, L ≤ max_ids. A
+                negative id is absent. The number of devices must divide B. A bag with an id out of
+                range gives NaN; `check_ids` reports such ids beforehand. NumPy arrays are checked
+                and cast as `put` does, except arguments of a jitted function: JAX has wrapped their
+                64-bit numbers to 32 bits before, so place them with `put`.
+            id_weights: weight of each id, float32, in the form and shapes of ``ids``; constants.
+                None for ones.
 
         Returns:
             Pooled vectors by lookup name, [B, d] or, without pooling, [B, max_ids, d], with d the
@@ -169,8 +172,9 @@ class EmbeddingCollection:
         Raises:
             UserError: ids or id_weights have another shape or dtype.
         """
-        array = id_array(self.features, ids, fill=-1)
-        weights = None if id_weights is None else id_array(self.features, id_weights, fill=0)
+        array, weights = cast_ids(self.features, ids, keep=(jax.Array,)), None
+        if id_weights is not None:
+            weights = cast_weights(self.features, ids, id_weights, keep=(jax.Array,))
         check_batch(self.axes.device_count, self.features, array, weights)
         return sharded_ops.lookup(self.per_device, state, array, weights)
 
@@ -203,7 +207,7 @@ class EmbeddingCollection:
 
     @jax.named_scope("update")
     def apply(
-        self, state: EmbeddingState, gradients: RowGradients, step: Integer[Array, ""] | int
+        self, state: EmbeddingState, gradients: RowGradients, step: ArrayLike
     ) -> EmbeddingState:
         """Updates the touched rows, in place where the state is donated.
 
@@ -211,6 +215,9 @@ class EmbeddingCollection:
             state: tables and their optimizer state.
             gradients: result of `coalesce`.
             step: number of updates done before this one, a scalar integer.
+
+        Raises:
+            UserError: the step isn't one integer, or the optimizer's update has the wrong form.
         """
         return sharded_ops.apply(self.per_device, state, gradients, step)
 
@@ -219,7 +226,7 @@ class EmbeddingCollection:
         state: EmbeddingState,
         residuals: Residuals,
         cotangents: Mapping[str, Float[Array, "B *_"]],
-        step: Integer[Array, ""] | int,
+        step: ArrayLike,
     ) -> EmbeddingState:
         """Calls `send_cotangents`, `coalesce` and `apply`."""
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)
@@ -232,21 +239,24 @@ class EmbeddingCollection:
         Args:
             ids: ids of this process's samples: an id array, arrays by feature name, or ragged bags
                 by feature name as `Ragged` (values, lengths).
-            id_weights: id weights in the same form; None for ones.
+            id_weights: id weights in the same form and shapes, floats; None for ones.
             check: whether to look for ids out of range, see `check_ids`.
 
         Returns:
             The id array [B, C] int32; a pair of it and the id weights where they are given.
 
         Raises:
-            UserError: ids aren't integers, or don't fit into int32 or the tables, or the number of
-                devices doesn't divide the batch, see `pad_batch`.
+            UserError: ids aren't integers, or don't fit into int32 or the tables, an id has no
+                weight of its own, or the number of devices doesn't divide the batch, see
+                `pad_batch`.
         """
-        on_host = host_ids(self.features, ids)
+        on_host = cast_ids(self.features, ids)
+        if id_weights is not None:
+            id_weights = cast_weights(self.features, ids, id_weights)
+        devices, processes = self.axes.device_count, jax.process_count()
+        check_batch(devices, self.features, on_host, id_weights, processes)
         if check:
             check_ids(on_host, self.features, self.lookups, self.tables)
-        if id_weights is not None:
-            id_weights = host_weights(self.features, ids, id_weights)
         return put_ids(self.axes, on_host, id_weights)
 
     def pad_batch(self, ids: Any, *arrays: Any) -> Placed:
@@ -268,7 +278,17 @@ class EmbeddingCollection:
         Raises:
             UserError: an id is out of range; the message names its feature, sample and value.
         """
-        check_ids(host_ids(self.features, ids), self.features, self.lookups, self.tables)
+        check_ids(cast_ids(self.features, ids), self.features, self.lookups, self.tables)
+
+    def check_copies(self, state: EmbeddingState) -> None:
+        """Checks that devices with copies of a table and its optimizer state have the same bits.
+
+        Each device reads its arrays once, and a few bytes are exchanged.
+
+        Raises:
+            UserError: copies differ; the message names the tables that lie in one array with them.
+        """
+        copies.check_copies(self.mesh, copies.of_tables(self.layout, state))
 
     # -- Whole tables: outside the step ------------------------------------------------
 
@@ -308,5 +328,9 @@ class EmbeddingCollection:
         return table_io.to_arrays(self.iter_arrays(state), self.layout)
 
     def array_specs(self, table: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them."""
+        """Shapes, dtypes and shardings of a table's whole arrays, as `from_arrays` takes them.
+
+        Raises:
+            UserError: no table has this name.
+        """
         return table_io.array_specs(self.axes, self.layout.slab_of(table), self.tables[table])

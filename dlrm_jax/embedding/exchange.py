@@ -32,8 +32,11 @@ def map_ids(layout: Layout, ids: Int[Array, "b C"]) -> Int[Array, "b C2"]:
     def mapped(source: slice, id_map: Callable[[Array], Array]) -> Array:
         given = ids[:, source]
         ids_of_table = id_map(given)
-        if not jnp.issubdtype(ids_of_table.dtype, jnp.integer):  # it would make all ids floats
-            raise UserError(f"id_map: expected integers, got {ids_of_table.dtype}; use // for /")
+        kind = ids_of_table.dtype
+        if not jnp.issubdtype(kind, jnp.integer):  # it would make all ids floats
+            raise UserError(f"id_map: expected integers, got {kind}; use // for /")
+        if not jnp.issubdtype(jnp.promote_types(kind, ids.dtype), jnp.integer):
+            raise UserError(f"id_map: expected signed integers, got {kind}; cast them")
         found = jnp.where(given >= 0, ids_of_table, np.int32(-1))
         return jnp.where((given >= 0) & (found < 0), _IN_NO_TABLE, found)
 
@@ -105,7 +108,8 @@ def _exchange(
     received = comm_dtype.unpack(received, dtype, sent.dtype)
     ends = np.cumsum([x.shape[2] for x in flat])[:-1]
     for i, x in zip(sharded, jnp.split(received, ends, axis=2), strict=True):
-        found[i] = x.reshape(arrays[i].shape)
+        # The concatenation has the widest dtype of all, which holds each number as it is.
+        found[i] = x.reshape(arrays[i].shape).astype(arrays[i].dtype)
     return found
 
 
@@ -150,6 +154,6 @@ def spread(block: Block, cotangents: Sequence[Float[Array, "b _"]]) -> Float[Arr
         shards = block.bag.shape[0]
         whole = jnp.stack([needed[i] for i in index[0]], axis=1)  # [b, T, shards · d]
         return jnp.moveaxis(whole.reshape(*whole.shape[:2], shards, -1), 2, 0)
-    if block.bag.shape[0] == 1:  # no receiver but this device: the bag positions are the members
+    if block.bag.shape[0] == 1:  # no receiver but this device: a bag for each position
         return jnp.stack([needed[i] for i in index[0]], axis=1)[None]
     return jnp.stack(needed, axis=0)[index].transpose(0, 2, 1, 3)

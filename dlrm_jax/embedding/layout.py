@@ -18,6 +18,7 @@ from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.slab import Slab, make_slabs
 from dlrm_jax.embedding.table import Feature, Lookup, Table
+from dlrm_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,11 @@ class Layout:
 
     def slab_of(self, table: str) -> Slab:
         """The slab that a table lies in."""
-        return next(slab for slab in self.slabs if table in slab.tables)
+        for slab in self.slabs:
+            if table in slab.tables:
+                return slab
+        names = ", ".join(name for slab in self.slabs for name in slab.tables)
+        raise UserError(f"table: expected one of {names}, got {table!r}")
 
     def table(self, name: str) -> Table:
         """The table of this name."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from dlrm_jax.embedding import exchange, row_gradients
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
@@ -18,7 +18,7 @@ from dlrm_jax.embedding.pooling import pool, weight_sums
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
-from dlrm_jax.embedding.row_update import update_rows
+from dlrm_jax.embedding.row_update import checked_step, update_rows
 from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.embedding.table import Lookup
@@ -181,12 +181,12 @@ class PerDevice:
         )
 
     def apply(
-        self, state: EmbeddingState, gradients: RowGradients, step: Integer[Array, ""] | int
+        self, state: EmbeddingState, gradients: RowGradients, step: ArrayLike
     ) -> EmbeddingState:
         """Updates the touched rows of this device; see `EmbeddingCollection.apply`."""
         tables, slots = dict(state.tables), dict(state.slots)
         for name, slab in self.trained_slabs.items():
-            args = tables[name], slots[name], gradients.blocks[name], jnp.asarray(step)
+            args = tables[name], slots[name], gradients.blocks[name], checked_step(step)
             tables[name], slots[name] = self._update(slab, *args)
         return EmbeddingState(tables, slots)
 
@@ -227,7 +227,7 @@ class PerDevice:
         state: EmbeddingState,
         residuals: Residuals,
         cotangents: Mapping[str, Float[Array, "b *_"]],
-        step: Integer[Array, ""] | int,
+        step: ArrayLike,
     ) -> EmbeddingState:
         """Calls `send_cotangents`, `coalesce` and `apply`."""
         return self.apply(state, self.coalesce(self.send_cotangents(residuals, cotangents)), step)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int
 from dlrm_jax.embedding import comm_dtype
 from dlrm_jax.embedding.mesh_axes import MeshAxes, copy_axes
 from dlrm_jax.embedding.slab import Slab
+from dlrm_jax.errors import UserError
 
 BlockCotangents = tuple[Int[Array, "_ _ _"], Float[Array, "_ _ _"] | None, Float[Array, "_ _ _"]]
 """One block's rows [N, T, L], id weights [N, T, L] or None, and cotangents [N, T, d]."""
@@ -58,6 +59,12 @@ def coalesce(
                 items = blocks[slab.name]
                 ids = copies * sum(rows.size for rows, _, _ in items)
                 bags = copies * sum(rows[:, :, 0].size for rows, _, _ in items)
+                if slab.rows + ids >= 2**31:  # each id may need a number of its own for "no row"
+                    raise UserError(
+                        f"table(s) {', '.join(slab.tables)}: one step gives a device {ids:,} ids "
+                        f"(padding included) of {slab.rows:,} rows, and the sum must be below "
+                        f"2^31; make the batch smaller"
+                    )
                 way = reduction(
                     slab.rows, slab.width, ids, bags, copies, slab.needs_sums(sum_duplicates)
                 )
@@ -207,7 +214,7 @@ def dedup(size: int, rows: Int[Array, " K"]) -> Int[Array, " K"]:
         rows: row number of each occurrence, [K], not negative.
     """
     count = rows.size
-    bits = math.ceil(math.log2(max(_ENTRIES * count, 2)))
+    bits = min(math.ceil(math.log2(max(_ENTRIES * count, 2))), 30)  # numbers of entries are int32
     index = jnp.arange(count, dtype=jnp.int32)
     nothing = jnp.full(count, count, jnp.int32)
 

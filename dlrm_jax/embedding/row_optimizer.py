@@ -8,12 +8,14 @@ over all its occurrences in the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.native import ops
 
 SlotKind = Literal["row", "element", "scalar"]
@@ -41,11 +43,12 @@ class RowOptimizer:
     """Base class of the optimizers of tables.
 
     A subclass is a frozen dataclass with an `update`, or an `update_values` where the update
-    depends on the rows themselves. Tables whose optimizers have equal fields may share one array.
+    depends on the rows themselves. The change of a row depends on that row and the step, see
+    `probe`. Tables whose optimizers have equal fields may share one array.
 
     Attributes:
         slots: optimizer slots by name: one number per ``"row"``, per ``"element"``, or one
-            ``"scalar"`` for all rows.
+            ``"scalar"`` for all rows, which may depend on its value before and the step.
         linear: whether the update is linear in the gradient and has no state. Gradients of one row
             may then be applied one by one, without being summed first.
         native: unit of `native_update`: some ``"columns"`` of rows, or only whole ``"rows"`` on one
@@ -58,8 +61,14 @@ class RowOptimizer:
 
     def __init_subclass__(cls):
         super().__init_subclass__()
+        ignored, values = _definition(cls, "update"), _definition(cls, "update_values")
+        if ignored < values and cls.update_values is not RowOptimizer.update_values:
+            raise UserError(
+                f"optimizer {cls.__name__}: its update would never be called, since "
+                f"{cls.__mro__[values].__name__} has an update_values; write update_values"
+            )
         # They describe the update of their own class, not one that overrides it.
-        update = _definition(cls, "update", "update_values")
+        update = min(ignored, values)
         if _definition(cls, "linear") > update:
             cls.linear = False  # summing first is right for any update
         if _definition(cls, "native") > update:
@@ -118,9 +127,50 @@ class RowOptimizer:
         return {name: jnp.zeros(shapes[kind], values.dtype) for name, kind in self.slots.items()}
 
 
-def _definition(cls: type, *names: str) -> int:
-    """The place, among the bases of a class, of the first that defines one of these names."""
-    return next(i for i, base in enumerate(cls.__mro__) if vars(base).keys() & set(names))
+def _definition(cls: type, name: str) -> int:
+    """The place, among the bases of a class, of the first that defines this name."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+
+
+def checked_update(
+    optimizer: RowOptimizer,
+    values: Rows,
+    gradients: Rows,
+    slots: Slots,
+    step: Step,
+    row_mean: RowMean,
+) -> Changes:
+    """The result of `RowOptimizer.update_values`, which takes the same; slots keep their dtypes.
+
+    Raises:
+        UserError: it isn't a change for each number and the slots, of the same shapes, all real.
+    """
+    owner = f"optimizer {type(optimizer).__name__}"
+    result = optimizer.update_values(values, gradients, dict(slots), step, row_mean)
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        raise UserError(
+            f"{owner}: expected changes [K, d] and a dict of slots from its update, got {result!r}"
+        )
+    change, new = result
+    if new.keys() != slots.keys():
+        raise UserError(
+            f"{owner}: expected the slots {', '.join(slots) or 'none'} from its update, got "
+            f"{', '.join(map(str, new)) or 'none'}"
+        )
+
+    def checked(what: str, found: Any, like: Array) -> Array:
+        array = jnp.asarray(found)
+        real = np.can_cast(array.dtype, like.dtype, "same_kind") and not jnp.iscomplexobj(array)
+        if array.shape != like.shape or not real:
+            raise UserError(
+                f"{owner}: expected {what} of shape {like.shape} from its update, as {like.dtype}, "
+                f"got {array.shape}, {array.dtype}"
+            )
+        return array
+
+    change = checked("changes [K, d]", change, values)
+    found = {name: checked(f"slot {name}", new[name], old) for name, old in slots.items()}
+    return change, {name: x.astype(slots[name].dtype) for name, x in found.items()}
 
 
 def slot_shapes(

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Float32, Int, Shaped
 
-from dlrm_jax.embedding.row_optimizer import RowMean, RowOptimizer, Slots, mean_of_columns
+from dlrm_jax.embedding.row_optimizer import (
+    RowMean,
+    RowOptimizer,
+    Slots,
+    checked_update,
+    mean_of_columns,
+)
 from dlrm_jax.embedding.storage_dtype import decode, encode
+from dlrm_jax.errors import UserError
+
+
+def checked_step(step: ArrayLike) -> Int[Array, ""]:
+    """The number of updates done before this one, an array.
+
+    Raises:
+        UserError: it isn't one integer.
+    """
+    dtype = step.dtype if isinstance(step, jax.Array) else np.asarray(step).dtype
+    if np.shape(step) or dtype.kind not in "iu":
+        raise UserError(
+            f"step: expected the number of updates before this one, an integer, got {dtype} of "
+            f"shape {list(np.shape(step))}"
+        )
+    return jnp.asarray(step)
 
 
 def update_rows(
@@ -46,8 +69,7 @@ def update_rows(
         name: slot if name in scalars else slot.at[rows].get(mode="fill", fill_value=0)
         for name, slot in slots.items()
     }
-    updates, touched = optimizer.update_values(values, gradients, touched, step, row_mean)
-    touched = {name: touched[name].astype(slot.dtype) for name, slot in slots.items()}
+    updates, touched = checked_update(optimizer, values, gradients, touched, step, row_mean)
     slots = {
         name: touched[name] if name in scalars else slot.at[rows].set(touched[name], mode="drop")
         for name, slot in slots.items()

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup
 from dlrm_jax.embedding.per_device import PerDevice
 from dlrm_jax.embedding.reshard import slot_ndims
+from dlrm_jax.embedding.row_update import checked_step
 from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, SparseCotangents
 from dlrm_jax.errors import UserError
 
@@ -20,8 +21,8 @@ from dlrm_jax.errors import UserError
 def lookup(
     device: PerDevice,
     state: EmbeddingState,
-    ids: Int[Array, "B C"],
-    id_weights: Float[Array, "B C"] | None,
+    ids: Int[Array | np.ndarray, "B C"],
+    id_weights: Float[Array | np.ndarray, "B C"] | None,
 ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
     """See `EmbeddingCollection.lookup`. The optimizers' state isn't read."""
     batch, per_device = device.axes.batch, device.axes.per_device
@@ -76,7 +77,7 @@ def apply(
     device: PerDevice,
     state: EmbeddingState,
     gradients: RowGradients,
-    step: Integer[Array, ""] | int,
+    step: ArrayLike,
 ) -> EmbeddingState:
     """See `EmbeddingCollection.apply`. Frozen tables aren't passed."""
     slabs, specs = device.trained_slabs, device.state_specs
@@ -99,7 +100,7 @@ def apply(
     )(
         EmbeddingState({name: state.tables[name] for name in slabs}, state.slots),
         gradients.blocks,
-        jnp.asarray(step),
+        checked_step(step),
     )
     return EmbeddingState(state.tables | updated.tables, state.slots | updated.slots)
 

@@ -15,7 +15,7 @@ import numpy as np
 from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
-from dlrm_jax.embedding.table import Table
+from dlrm_jax.embedding.table import MAX_ROWS, Table
 
 _Split = Literal["rows", "columns"] | None
 
@@ -129,32 +129,50 @@ def make_slabs(
         plan: placement of these tables.
         optimizer: default optimizer.
     """
-    by_key: dict[SlabKey, list[Table]] = {}
+    by_key: dict[SlabKey, list[_Members]] = {}
     for table in tables:
-        key = slab_key(table, plan.of(table.name), plan.shards, optimizer)
-        by_key.setdefault(key, []).append(table)
+        own = plan.of(table.name)
+        alike = by_key.setdefault(slab_key(table, own, plan.shards, optimizer), [])
+        if not alike or not alike[-1].add(table, own):
+            alike.append(_Members(plan.shards))
+            alike[-1].add(table, own)
 
     slabs = []
-    for key, members in by_key.items():
-        used = dict.fromkeys([None, *range(plan.shards)], 0)  # rows so far, by shard
-        pieces = []
-        for table in members:
-            for piece in plan.of(table.name):
-                pieces.append((piece, used[piece.shard]))
-                used[piece.shard] += piece.rows(table.rows)
-        more = f"+{len(members) - 1}" if len(members) > 1 else ""
-        slabs.append(
-            Slab(
-                name=members[0].name + more,
-                split=key.split,
-                rows=max(used.values()),
-                dim=key.dim,
-                width=key.dim // plan.shards if key.split == "columns" else key.dim,
-                dtype=np.dtype(key.dtype),
-                pieces=tuple(pieces),
-                tables={table.name: table for table in members},
-                optimizer=key.optimizer,
-                rounds_randomly=key.rounds_randomly,
+    for key, alike in by_key.items():
+        for members in alike:
+            names = list(members.tables)
+            more = f"+{len(names) - 1}" if len(names) > 1 else ""
+            slabs.append(
+                Slab(
+                    name=names[0] + more,
+                    split=key.split,
+                    rows=max(members.rows.values()),
+                    dim=key.dim,
+                    width=key.dim // plan.shards if key.split == "columns" else key.dim,
+                    dtype=np.dtype(key.dtype),
+                    pieces=tuple(members.pieces),
+                    tables=members.tables,
+                    optimizer=key.optimizer,
+                    rounds_randomly=key.rounds_randomly,
+                )
             )
-        )
     return tuple(slabs)
+
+
+class _Members:
+    """The tables of a slab, and the rows that it has so far by shard."""
+
+    def __init__(self, shards: int):
+        self.tables: dict[str, Table] = {}
+        self.pieces: list[tuple[Piece, int]] = []
+        self.rows: dict[int | None, int] = dict.fromkeys([None, *range(shards)], 0)
+
+    def add(self, table: Table, pieces: Sequence[Piece]) -> bool:
+        """Adds a table, if the rows of no shard become more than an array may have."""
+        ends = {x.shard: self.rows[x.shard] + x.rows(table.rows) for x in pieces}
+        if max(ends.values()) > MAX_ROWS:
+            return False
+        self.pieces += [(piece, self.rows[piece.shard]) for piece in pieces]
+        self.rows |= ends
+        self.tables[table.name] = table
+        return True

@@ -19,6 +19,10 @@ from dlrm_jax.errors import UserError
 Initializer = Callable[[Array, tuple[int, int], Any], Float[Array, "n d"]]
 """``init(key, (n, dim), dtype)`` makes n consecutive rows; it is called for each chunk of rows."""
 
+MAX_ROWS = 2**30
+"""Most rows of a table, and of an array of tables on one device: numbers past its end, which stand
+for "no row", must fit into int32 as well."""
+
 
 def is_floating(dtype: str) -> bool:
     """Whether a name is that of a floating dtype."""
@@ -78,7 +82,7 @@ class Table:
             raise UserError(
                 f"table {self.name}: rows and dim must be at least 1, got {self.rows} x {self.dim}"
             )
-        if self.rows > 2**30:  # numbers past the end, which stand for "no row", must fit as well
+        if self.rows > MAX_ROWS:
             raise UserError(f"table {self.name}: at most 2^30 rows fit int32, got {self.rows}")
         if not is_floating(self.dtype) or jnp.dtype(self.dtype).itemsize < 2:
             raise UserError(

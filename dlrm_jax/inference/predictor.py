@@ -17,8 +17,9 @@ from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.orbax_io import release_memory
-from dlrm_jax.training.serialization import load_model, load_table, read_metadata
+from dlrm_jax.training.serialization import load_model, load_table
 from dlrm_jax.training.step import make_predict
 
 
@@ -39,20 +40,25 @@ class Predictor:
     batch_size: int
 
     @classmethod
-    def load(cls, checkpoint: Path, mesh: Mesh, batch_size: int = 8192) -> Predictor:
+    def load(
+        cls, checkpoint: Path, mesh: Mesh, batch_size: int = 8192, model: str | None = None
+    ) -> Predictor:
         """Reads parameters and tables, one slab at a time.
 
         Args:
             checkpoint: directory of the checkpoint, named by its step.
             mesh: mesh of prediction; it may differ from that of training.
             batch_size: number of rows predicted at a time; the mesh must divide it.
+            model: class of your own that the checkpoint was trained with, ``"MODULE:CLASS"``, which
+                is imported. None for a model of the zoo.
 
         Raises:
-            UserError: there is no checkpoint, or it is damaged or of another kind; the mesh
-                doesn't divide the batch.
+            UserError: there is no checkpoint, or it is damaged or of another kind; it names a
+                class that ``model`` doesn't; the mesh doesn't divide the batch.
         """
         metadata = read_metadata(checkpoint)
         config = trained_config(checkpoint, metadata)
+        check_model(checkpoint, config, model)
         learner = make_learner(_for_prediction(config, batch_size), mesh)
         release_memory()
         specs = learner.state_specs()
@@ -85,13 +91,39 @@ class Predictor:
         for logits in predictions(self.learner, predict, self.state, split, self.batch_size):
             finite = np.isfinite(logits)
             if not finite.all():
-                raise UserError(
-                    f"the prediction of row {first + np.argmin(finite)} (from 0) isn't finite; "
-                    f"look for values out of range among its dense features"
-                )
+                raise UserError(_not_finite(split, first + int(np.argmin(finite))))
             # In float64: float32 can't resolve probabilities close to 1.
             yield np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
             first += len(logits)
+
+
+def _not_finite(split: Split, row: int) -> str:
+    message = f"the prediction of row {row} (from 0) isn't finite"
+    dense = split.take(np.array([row])).dense[0]
+    if not len(dense):
+        return f"{message}: the tables or the parameters of the model are damaged"
+    column = np.argmax(np.nan_to_num(np.abs(dense), nan=np.inf))
+    return (
+        f"{message}: the largest of its dense features is number {column} (from 0), "
+        f"{dense[column]}; correct it if it is out of range"
+    )
+
+
+def check_model(checkpoint: Path, config: Config, model: str | None) -> None:
+    """Checks that the user names the code that a checkpoint would have imported.
+
+    A checkpoint may come from anybody, and importing a module runs it.
+
+    Raises:
+        UserError: the checkpoint names a class of its own and ``model`` is None, or another one.
+    """
+    if model is None and ":" in config.model:
+        raise UserError(
+            f"checkpoint {checkpoint} names {config.model} as the class of its model. Importing it "
+            f"runs code: if you trust that code, name it as model (--model={config.model})"
+        )
+    if model not in (None, config.model):
+        raise UserError(f"model: checkpoint {checkpoint} names {config.model!r}, got {model!r}")
 
 
 def _for_prediction(config: Config, batch_size: int) -> Config:

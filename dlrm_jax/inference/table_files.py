@@ -31,7 +31,7 @@ def write_table(
 
     Args:
         checkpoint: directory of the checkpoint, named by its step.
-        metadata: metadata of the checkpoint, from `serialization.read_metadata`.
+        metadata: metadata of the checkpoint, from `metadata.read_metadata`.
         table: name of the table.
         values: raw values of its ids, from `vocabularies.read_values`; None if unknown.
         directory: directory for the files.

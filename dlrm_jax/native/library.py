@@ -92,6 +92,11 @@ def load() -> bool:
     return True
 
 
+def version() -> str | None:
+    """The name of the library that `load` has loaded, which has a hash; None if there is none."""
+    return path().stem if load() else None
+
+
 def _processor() -> str:
     """The properties that -march=native depends on, as machines may share a home directory."""
     try:

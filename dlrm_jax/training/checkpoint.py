@@ -5,9 +5,9 @@
         dense/                   Orbax: step, parameters, optimizer state
         tables/0, 1, …           Orbax: {table: {"table" or optimizer slot: array}}
 
-A checkpoint is written to ``00000040.writing`` and renamed when it is complete, so a process
-killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that
-memory grows by little more than the largest.
+A checkpoint is written to a `files.workspace` and renamed when it is complete, so a process killed
+at any time leaves the earlier ones whole. Tables are written a few at a time, so that memory grows
+by little more than the largest.
 
 Several processes write to one directory, which all must see: each writes the arrays of its devices,
 and process 0 the rest. All processes call the methods here together.
@@ -15,31 +15,29 @@ and process 0 the rest. All processes call the methods here together.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dlrm_jax.errors import UserError
-from dlrm_jax.files import delete_directory, move_into_place
-from dlrm_jax.processes import is_process_0, on_process_0
-from dlrm_jax.saved_config import saved_fields
+from dlrm_jax.errors import DamagedCheckpointError, UserError
+from dlrm_jax.files import move_into_place, workspace
+from dlrm_jax.processes import Agreement, on_process_0
+from dlrm_jax.saved_config import check_version, saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+from dlrm_jax.training.metadata import read_metadata, write_metadata
 from dlrm_jax.training.orbax_io import load, release_memory, save
+from dlrm_jax.training.retention import Retention
 from dlrm_jax.training.serialization import (
-    FORMAT,
     check_model_state,
     dense_items,
     flatten,
     load_table,
-    read_metadata,
     save_tables,
 )
 
@@ -53,50 +51,30 @@ class Checkpoints:
         identity: values that must not change between saving and restoring, by name; any JSON.
         keep: number of latest checkpoints to keep; the best one is kept, too.
         best_metric: validation metric that decides which checkpoint is best.
+        earlier_data: other values of "data" in the identity that mean the same data.
     """
 
     directory: Path
     identity: Mapping[str, Any]
     keep: int = 2
     best_metric: str = "auc"
+    earlier_data: Sequence[str] = ()
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending."""
-        return on_process_0(self._steps)
+        """Steps of all complete checkpoints, ascending; some of them may be damaged."""
+        return on_process_0(self._there.steps)
 
     def best(self) -> int | None:
-        """The step of the checkpoint with the best validation metric, if any has one."""
-        return on_process_0(self._best)
+        """The step of the whole checkpoint with the best validation metric, if any has one."""
+        return on_process_0(self._there.best)
 
     def improves(self, validation: Mapping[str, Any] | None) -> bool:
-        """Whether these metrics are better than those of the best checkpoint."""
+        """Whether these metrics are better than those of all whole checkpoints."""
+        return on_process_0(lambda: self._there.improves(validation))
 
-        def better() -> bool:
-            new = self._score(validation)
-            return new is not None and all(new > old for old in self._scores().values())
-
-        return on_process_0(better)
-
-    def _steps(self) -> list[int]:
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
-
-    def _best(self) -> int | None:
-        scores = self._scores()
-        return max(scores, key=scores.__getitem__, default=None)
-
-    def _scores(self) -> dict[int, float]:
-        """The score of each validated checkpoint, by its step."""
-        found = {step: self._score(self._metadata(step)["validation"]) for step in self._steps()}
-        return {step: score for step, score in found.items() if score is not None}
-
-    def _score(self, validation: Mapping[str, Any] | None) -> float | None:
-        """The metric that decides, negated if less is better; None without a finite one."""
-        value = validation[self.best_metric] if validation else None
-        if value is None or not np.isfinite(value):
-            return None
-        return value if HIGHER_IS_BETTER[self.best_metric] else -value
+    @property
+    def _there(self) -> Retention:
+        return Retention(self.directory, self.keep, self.best_metric)
 
     def save(
         self,
@@ -119,9 +97,8 @@ class Checkpoints:
                 others wait for them until those end.
         """
         step = int(state.step)
-        final = self.directory / f"{step:08d}"
-        writing = final.with_suffix(".writing")
-        if on_process_0(final.exists):  # a state depends on its step alone: nothing to do
+        final = self._there.path(step)
+        if on_process_0(lambda: self._there.has(step)):  # a state depends on its step alone
             return
         numbers = jax.tree.leaves((state.params, state.model_state))
         if not all(bool(jnp.isfinite(x).all()) for x in numbers):
@@ -131,43 +108,71 @@ class Checkpoints:
             )
         release_memory()
         try:
-            on_process_0(lambda: _make_anew(writing))
-            save(writing / "dense", dense_items(state))
-            metadata = {
-                "format": FORMAT,
-                "step": step,
-                "identity": dict(self.identity),
-                "validation": dict(validation) if validation else None,
-                "params": {path: x.shape for path, x in flatten(state.params).items()},
-                "model_state": {path: x.shape for path, x in flatten(state.model_state).items()},
-                "arrays": save_tables(writing / "tables", learner, state),
-                **notes,
-            }
-            on_process_0(lambda: _complete(writing, final, metadata))
-        except BaseException as error:
-            if is_process_0():
-                shutil.rmtree(writing, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise UserError(
-                    f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
-                ) from error
-            raise
-        on_process_0(self._delete_superseded)
+            with contextlib.ExitStack() as stack:
+                writing = Path(on_process_0(lambda: _begin(final, stack)))
+                save(writing / "dense", dense_items(state))
+                metadata = {
+                    "step": step,
+                    "identity": dict(self.identity),
+                    "validation": dict(validation) if validation else None,
+                    "params": {path: x.shape for path, x in flatten(state.params).items()},
+                    "model_state": {
+                        path: x.shape for path, x in flatten(state.model_state).items()
+                    },
+                    "arrays": save_tables(writing / "tables", learner, state),
+                    **notes,
+                }
+                on_process_0(lambda: _complete(writing, final, metadata))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
+            ) from error
+        on_process_0(self._there.delete_superseded)
+
+    def restore_latest(self, learner: Learner) -> tuple[TrainState, int]:
+        """Reads the latest whole checkpoint, and sets aside later ones, which are damaged.
+
+        Returns:
+            The state and its step.
+
+        Raises:
+            UserError: it is of another run, see `restore`, or no checkpoint is whole. Then all stay
+                as they are.
+        """
+        agreed = Agreement(learner.mesh)
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            state = None
+            damaged[step] = "another process can't read it"
+            try:
+                state = self.restore(learner, step)
+            except DamagedCheckpointError as error:
+                damaged[step] = error.reason
+            if not agreed(int(state is None)) and state is not None:
+                del damaged[step]
+                on_process_0(lambda: self._there.set_aside(damaged))
+                return state, step
+        reasons = "; ".join(f"{step:08d}: {reason}" for step, reason in damaged.items())
+        raise UserError(
+            f"no checkpoint in {self.directory} is whole ({reasons}); put a whole copy there, or "
+            f"give another workdir to start anew"
+        )
 
     def restore(self, learner: Learner, step: int) -> TrainState:
         """Reads the state of a step onto the learner's mesh and plan.
 
         Raises:
-            UserError: the checkpoint is damaged, or of another run; the message names the first
-                difference.
+            UserError: the checkpoint is of another run; the message names the first difference.
+            DamagedCheckpointError: files are missing or damaged.
         """
-        path = self.directory / f"{step:08d}"
+        path = self._there.path(step)
         metadata = self.metadata(step)
+        check_version(path, metadata)
         identity = saved_fields(metadata["identity"])
         for name, expected in self.identity.items():
             found = json.loads(json.dumps(identity.get(name)))
             expected = json.loads(json.dumps(expected))  # as it comes back from the file
-            if found != expected:
+            if found != expected and not (name == "data" and found in self.earlier_data):
                 raise UserError(
                     f"checkpoint {path} is of another run: its {name} is {_short(found)}, this "
                     f"run's is {_short(expected)}; give the same settings, or another workdir"
@@ -189,25 +194,11 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata of a checkpoint."""
-        return on_process_0(lambda: self._metadata(step))
-
-    def _metadata(self, step: int) -> dict[str, Any]:
-        return read_metadata(self.directory / f"{step:08d}")
-
-    def _delete_superseded(self) -> None:
-        steps = self._steps()
-        for step in set(steps[: -self.keep]) - {self._best()}:
-            delete_directory(self.directory / f"{step:08d}")
+        return on_process_0(lambda: read_metadata(self._there.path(step)))
 
     def sweep(self) -> None:
         """Deletes the remains of interrupted saves and deletions. The workdir must be locked."""
-        on_process_0(self._sweep)
-
-    def _sweep(self) -> None:
-        if self.directory.is_dir():
-            for path in self.directory.iterdir():
-                if path.suffix in (".writing", ".deleting") and path.is_dir():
-                    shutil.rmtree(path)
+        on_process_0(self._there.sweep)
 
 
 def _short(value: Any) -> str:
@@ -215,11 +206,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "…"
 
 
-def _make_anew(writing: Path) -> None:
-    shutil.rmtree(writing, ignore_errors=True)
+def _begin(final: Path, stack: contextlib.ExitStack) -> str:
+    """Makes the directory that becomes the checkpoint; what ends the stack deletes it."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    writing = stack.enter_context(workspace(final)) / final.name
     (writing / "tables").mkdir(parents=True)
+    return str(writing)
 
 
 def _complete(writing: Path, final: Path, metadata: Mapping[str, Any]) -> None:
-    (writing / "metadata.json").write_text(json.dumps(metadata, indent=1))
+    write_metadata(writing, metadata)
     move_into_place(writing, final)

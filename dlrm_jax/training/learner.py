@@ -16,6 +16,7 @@ from jaxtyping import Array, Int
 from dlrm_jax.backend import backend_of
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
+from dlrm_jax.embedding.copies import check_copies, of_tables
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.batch_layers import (
     check_keys,
@@ -172,6 +173,16 @@ class Learner:
         params, model_state = self.init_model(seed)
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, params, self.dense_optimizer.init(params), None, model_state)
+
+    def check_copies(self, state: TrainState) -> None:
+        """Checks that the copies of tables, parameters and their state are equal on all devices.
+
+        Raises:
+            UserError: they aren't; the message names the tables, or the dense model.
+        """
+        dense = jax.tree.leaves((state.params, state.optimizer, state.model_state))
+        tables = of_tables(self.collection.layout, state.embedding)
+        check_copies(self.mesh, {**tables, "the dense model": dense})
 
     def put(self, batch: Batch) -> Batch:
         """Places a training batch, split into micro-batches [A, B/A, ...] if there are any.

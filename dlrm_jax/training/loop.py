@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import tqdm
 
+from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
@@ -26,11 +28,15 @@ Metrics = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Steps between actions; with 0, validation and checkpoint come only at the end."""
+    """Steps between actions; with 0, validation and checkpoint come only at the end.
+
+    The copies of tables are compared before each checkpoint, too; with 0, only then.
+    """
 
     log: int
     evaluate: int
     checkpoint: int
+    check_copies: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,7 @@ def train(
     steps: int,
     intervals: Intervals,
     validate: Callable[[TrainState], Metrics],
-    keep: Callable[[TrainState, Metrics | None, bool], None],
+    keep: Callable[[TrainState, Metrics | None, bool, float | None], bool],
     record: Callable[[int, str, Metrics], None],
     target_auc: float = 0,
 ) -> Trained:
@@ -71,22 +77,23 @@ def train(
         steps: total number of steps, with those done before.
         intervals: steps between actions. Validation and a checkpoint also follow the last step.
         validate: function that gives the validation metrics of a state.
-        keep: function of a state, its validation metrics if they are known, and whether a
-            checkpoint is due; it is called if either is the case.
+        keep: function of a state, its validation metrics if they are known, whether a checkpoint
+            is due, and the examples per second so far; it is called if one of the first two is the
+            case. It returns whether the state is saved if a checkpoint is due.
         record: function that records the metrics of a step and a split.
         target_auc: validation AUC at which to stop; 0 for never.
 
     Raises:
-        UserError: a loss isn't finite; the message names the step.
-        Interrupted: a signal came; the state was saved.
+        UserError: a loss isn't finite, or copies of a table differ; the message names the step.
+        Interrupted: a signal came; it says whether the state is saved.
     """
     first = int(state.step)
     agreed = Agreement(learner.mesh)
     ahead = learner.backend.programs_ahead
     clock = _Clock(batches.batch_size)
-    started: collections.deque[tuple[int, jax.Array]] = collections.deque()
+    started: collections.deque[tuple[int, jax.Array, jax.Array]] = collections.deque()
     validation: Metrics | None = None
-    reached = False
+    reached = saved = False
     wanted = (batches[step] for step in range(first, steps))
     with (
         deferred() as requested,
@@ -97,8 +104,8 @@ def train(
         def read_losses(unread: int) -> None:
             """Reads the losses of the steps started, but for the last few."""
             while len(started) > unread:
-                step, loss = started.popleft()
-                value = _finite(loss, step)
+                step, loss, weights = started.popleft()
+                value = _finite(loss, step, weights)
                 clock.count()
                 progress(step, value, clock.examples_per_second)
                 if _due(step, intervals.log) or step == steps:
@@ -106,11 +113,13 @@ def train(
 
         clock.go_on()
         for step in range(first + 1, steps + 1):
-            state, loss = train_step(state, next(placed))
-            started.append((step, loss))
+            batch = next(placed)
+            state, loss = train_step(state, batch)
+            started.append((step, loss, batch.sample_weights))
             evaluating = _due(step, intervals.evaluate) or step == steps
             due = _due(step, intervals.checkpoint) or step == steps
-            read_losses(0 if evaluating or due else ahead)
+            comparing = _due(step, intervals.check_copies)
+            read_losses(0 if evaluating or due or comparing else ahead)
 
             # Also after a signal, so that a resumed run needn't know that it is due.
             validation = None
@@ -121,14 +130,19 @@ def train(
             due = due or reached
             # Of any process. Read once: a signal that comes later waits for its step.
             stop = agreed(requested())
-            if stop or evaluating or due:
+            if stop or evaluating or due or comparing:
                 read_losses(0)
-                keep(state, validation, due or stop > 0)
+                _compare_copies(learner, state, step)
+                clock.go_on()
+            if stop or evaluating or due:
+                saved = keep(state, validation, due or stop > 0, clock.examples_per_second)
                 clock.go_on()
             if stop:
-                raise Interrupted(stop, saved=True)
+                raise Interrupted(stop, saved)
             if reached:
                 break
+        if late := agreed(requested()):  # while the last checkpoint was written
+            raise Interrupted(late, saved)
     if validation is None:  # there was nothing left to do
         validation = validate(state)
     return Trained(state, validation, clock.examples_per_second)
@@ -138,8 +152,21 @@ def _due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def _finite(loss: jax.Array, step: int) -> float:
+def _compare_copies(learner: Learner, state: TrainState, step: int) -> None:
+    try:
+        learner.check_copies(state)
+    except UserError as error:
+        raise UserError(f"after step {step}, {error}") from error
+
+
+def _finite(loss: jax.Array, step: int, sample_weights: jax.Array) -> float:
     value = float(loss)
+    if math.isnan(value) and float(jnp.sum(sample_weights)) == 0:
+        raise UserError(
+            f"the weights of the examples of step {step} sum to zero, so it has no loss; leave "
+            f"examples of weight 0 out of the data, or make the batch larger. Earlier checkpoints "
+            f"are intact"
+        )
     if not math.isfinite(value):
         raise UserError(
             f"the loss of step {step} is {value}; lower the learning rate, clip gradients, or "
@@ -205,4 +232,4 @@ class _Progress:
             if examples_per_second:
                 seconds = (self._steps - step) * self._batch_size / examples_per_second
                 left = f"  {seconds:.0f} s left"
-            print(f"step {step}/{self._steps}  loss {loss:.4f}  {rate}{left}", flush=True)
+            status(f"step {step}/{self._steps}  loss {loss:.4f}  {rate}{left}")

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import logging
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedCheckpointError, UserError
+
+# What Orbax and TensorStore raise for files that are missing, truncated or changed; besides, Orbax
+# raises `Exception` itself.
+_UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
+
+# What asyncio and Orbax log about them, besides.
+_REPETITIONS = {
+    "asyncio": "exception was never retrieved", "absl": "Failed to get metadata for"
+}  # fmt: skip
 
 
 def release_memory() -> None:
@@ -50,14 +62,71 @@ def load(path: Path, abstract: Any, partial: bool = False) -> Any:
         partial: whether ``abstract`` may name only some of the arrays.
 
     Raises:
-        UserError: the arrays aren't there or are damaged.
+        UserError: ``path`` has other arrays, or arrays of other shapes.
+        DamagedCheckpointError: files are missing or damaged.
     """
+    _hide_repetitions()
     try:
         with _context(partial):
             return ocp.load(str(path.absolute()), abstract)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:
+        if not (isinstance(error, _UNREADABLE) or type(error) is Exception):
+            raise
         _drop_coroutines(error)
-        raise UserError(f"cannot read the checkpoint {path}: {error}") from error
+        if difference := _difference(path, abstract, partial):
+            raise UserError(f"checkpoint {path} is of another model: {difference}") from error
+        raise _damaged(path, error) from error
+
+
+def _difference(path: Path, abstract: Any, partial: bool) -> str:
+    """How the arrays on disk differ from those wanted; empty if they don't, or can't be read.
+
+    Raises:
+        DamagedCheckpointError: the description of the arrays can't be read.
+    """
+    try:
+        described: Any = ocp.metadata(str(path.absolute())).metadata
+    except _UNREADABLE as error:
+        _drop_coroutines(error)
+        raise _damaged(path, error) from error
+    if described is None:  # Orbax has logged why
+        return ""
+    found, wanted = _shapes(described), _shapes(abstract)
+    for name in wanted if partial else wanted | found:
+        if found.get(name) != wanted.get(name):
+            there = f"shape {found[name]}" if name in found else "no such array"
+            here = f"shape {wanted[name]}" if name in wanted else "none"
+            return f"{name} has {there} there, expected {here}"
+    return ""
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {".".join(str(key.key) for key in path): tuple(x.shape) for path, x in leaves}
+
+
+def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
+    cause = error.__cause__ or error
+    reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+    reason = reason.partition(" [tensorstore_spec=")[0]
+    return DamagedCheckpointError(str(path), reason)
+
+
+@functools.cache
+def _hide_repetitions() -> None:
+    """Hides lines on standard error that repeat a failure which `load` raises, from now on.
+
+    TensorStore's other reads end while nobody waits for them any more, at any later time.
+    """
+    report = sys.unraisablehook
+
+    def report_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+    for name, text in _REPETITIONS.items():
+        logging.getLogger(name).addFilter(lambda line, text=text: text not in line.getMessage())
 
 
 def _drop_coroutines(error: BaseException) -> None:

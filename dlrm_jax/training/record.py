@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -92,6 +93,12 @@ class Record:
             file.write(_line(entry))
         if self._events:
             self._events(entry)
+
+    def flush(self) -> None:
+        """Flushes the lines to disk, so that none is older there than a checkpoint saved next."""
+        if is_process_0() and self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def __enter__(self) -> Record:
         return self

@@ -1,8 +1,7 @@
-"""The metadata and the arrays of one checkpoint, see `checkpoint`."""
+"""The arrays of one checkpoint, see `checkpoint`."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,65 +14,17 @@ from jaxtyping import Array
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metadata import FORMATS
 from dlrm_jax.training.orbax_io import load, release_memory, save
-
-FORMAT = 3
-
-# Formats that can be read, each with its old names of arrays.
-_FORMATS = {2: {"table": "weights"}, FORMAT: {}}
-
-_KEYS = ("identity", "validation", "params", "arrays")  # of the metadata of every format
 
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
 _ITEM_BYTES = 2**26
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of one checkpoint.
-
-    Raises:
-        UserError: there is no checkpoint, one of another format or a damaged one.
-    """
-    try:
-        metadata = json.loads((path / "metadata.json").read_text())
-        found = metadata["format"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"{path} is not a checkpoint: it has no metadata.json{_checkpoints_in(path)}"
-        ) from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path} is not a checkpoint: its metadata.json is damaged ({error}); remove the "
-            f"directory to use an earlier one"
-        ) from error
-    if found not in tuple(_FORMATS):  # damaged, it may be of a type that has no hash
-        raise UserError(
-            f"checkpoint {path} has format {found}, this program reads "
-            f"{' and '.join(map(str, _FORMATS))}"
-        )
-    missing = [name for name in _KEYS if name not in metadata]
-    if missing:
-        raise UserError(
-            f"checkpoint {path} is damaged: its metadata.json has no {' and no '.join(missing)}; "
-            f"give another checkpoint, or remove this one to resume from an earlier one"
-        )
-    return metadata
-
-
-def _checkpoints_in(path: Path) -> str:
-    """A hint for users who give a run, or its checkpoints, instead of a checkpoint."""
-    for directory in (path / "checkpoints", path):
-        if directory.is_dir():
-            found = sorted(str(x) for x in directory.iterdir() if x.name.isdecimal())
-            if found:
-                return f"; it has the checkpoints {', '.join(found)}"
-    return ""
-
-
 def array_name(metadata: Mapping[str, Any], key: str) -> str:
     """The name of a table's array in a checkpoint, by the format of the checkpoint."""
-    return _FORMATS[metadata["format"]].get(key, key)
+    return FORMATS[metadata["format"]].get(key, key)
 
 
 def load_table(
@@ -86,7 +37,7 @@ def load_table(
 
     Args:
         path: directory of the checkpoint.
-        metadata: result of `read_metadata`.
+        metadata: result of `metadata.read_metadata`.
         table: name of the table.
         wanted: shapes, dtypes and shardings by key, see `EmbeddingCollection.array_specs`; for
             results in NumPy, NumPy arrays of any values.
@@ -119,7 +70,7 @@ def load_model(
 
     Args:
         path: directory of the checkpoint.
-        metadata: result of `read_metadata`.
+        metadata: result of `metadata.read_metadata`.
         params: shapes, dtypes and shardings of the parameters to read, as nested dicts.
         state: shapes, dtypes and shardings of other state, see `TrainState.model_state`.
 

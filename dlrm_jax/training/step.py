@@ -23,7 +23,8 @@ def make_train_step(learner: Learner) -> TrainStep:
     """Makes the train step: ``state, loss = step(state, batch)``, compiled once.
 
     The old state is donated: its tables are updated in place and it must not be used again.
-    The loss is that of the batch before the update, averaged with the examples' weights.
+    The loss is that of the batch before the update, averaged with the examples' weights; if these
+    sum to zero, the loss and the new state are NaN.
     """
     collection, clip_norm = learner.collection, learner.clip_norm
 

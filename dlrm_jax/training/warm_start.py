@@ -18,12 +18,12 @@ from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.serialization import (
     array_name,
     flatten,
     load_model,
     load_table,
-    read_metadata,
     unflatten,
 )
 

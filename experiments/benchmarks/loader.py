@@ -100,9 +100,9 @@ def time_in_turn(config: Config, learner: Learner, batches: TrainBatches) -> dic
 
 def main() -> None:
     """Times the loader alone, then training."""
+    mesh = start(FLAGS.mesh)
     config = with_flags(preset(FLAGS.preset))
     config = dataclasses.replace(config, shuffle_window=config.shuffle_window or _WINDOW)
-    mesh = start(FLAGS.mesh)
     learner = make_learner(config, mesh)
     with tempfile.TemporaryDirectory() as directory:
         split = write_days(generate_data(config).train, FLAGS.days, Path(directory))

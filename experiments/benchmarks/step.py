@@ -137,9 +137,9 @@ def config_of_flags() -> Config:
 
 def main() -> None:
     """Measures the first step and memory by themselves, then times the steps in turn."""
-    config = config_of_flags()
     against_shape = FLAGS.against and parse_mesh(FLAGS.against, "--against")
     mesh = start(FLAGS.mesh)
+    config = config_of_flags()
     if against_shape:  # checked before the rest, which takes long
         check_batch_size(make_mesh(against_shape), "batch_size", config.batch_size)
     # `dlrm_jax train` has another default preset.

@@ -51,8 +51,8 @@ _ENVIRONMENT = dict(os.environ)
 
 _OF_WHOLE_RUNS = (
     "examples", "steps", "epochs", "eval_every", "checkpoint_every", "log_every",
-    "keep_checkpoints", "best_metric", "target_auc", "shuffle_window", "evaluation_batch_size",
-    "min_count",
+    "check_copies_every", "keep_checkpoints", "best_metric", "target_auc", "shuffle_window",
+    "evaluation_batch_size", "min_count",
 )  # fmt: skip
 
 define_run_flags("kaggle", dict.fromkeys(_OF_WHOLE_RUNS, "steps on generated batches are measured"))
@@ -75,13 +75,13 @@ _TOLERANCE = 0.1
 
 def main() -> None:
     """Measures one step, then the steps of the sweeps."""
+    mesh = start(FLAGS.mesh)
     config = with_flags(preset(FLAGS.preset))
     sweeps = sweep.parse(FLAGS.sweep, config)
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else None
     if sweeps and workdir is None:
         raise UserError("--sweep: expected a --workdir for what each step leaves, got none")
     check_pictures("picture")
-    mesh = start(FLAGS.mesh)
     # A cached program may have been traced with other scopes, which don't change the cache's key.
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     check_batch_size(mesh, "batch_size", config.batch_size)

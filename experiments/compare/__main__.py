@@ -9,7 +9,8 @@ The learning rate of each model and optimizer is searched on the validation spli
 Without ``--data``, examples are generated, and the AUC of the teacher that made them is the best
 there is; ``--teacher=additive`` makes them without interactions. The second command is figure 5 of
 the DLRM paper. ``dcn_v2:rank=8:layers=2`` is a model with its options. If it is interrupted, run
-the same command with the same workdir again to resume.
+the same command with the same workdir again to resume. Trials of a ``MODULE:CLASS`` are done again
+when its module has changed, or what that imports from beside it.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ define_data_flag()
 def main() -> None:
     """Reads contenders and data, then runs the trials."""
     check_data_flags()
+    mesh = start(FLAGS.mesh)
     contenders, config = asked(preset(FLAGS.preset))
     with locked_workdir("compare") as directory:
-        mesh = start(FLAGS.mesh)
         check_config(config, mesh)
         config, data = load_data(config, FLAGS.data)
         compare(contenders, config, Clicks(data), mesh, directory)

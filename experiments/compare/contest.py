@@ -29,8 +29,8 @@ _NO_EFFECT = {
         "--models, --optimizers, --learning_rates and --seeds decide",
     ),
     **dict.fromkeys(
-        ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "best_metric",
-         "target_auc"),
+        ("log_every", "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints",
+         "best_metric", "target_auc"),
         "--evaluations decides",
     ),
 }  # fmt: skip

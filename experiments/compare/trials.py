@@ -1,5 +1,7 @@
 """Trials of a comparison: each trial is stored as a JSON file and isn't run again.
 
+A trial of a user's model class is run again when its source has changed, see `model_source`.
+
 All trials of a study have the same data, tables, batches and steps. The learning rate is chosen
 for each model and optimizer on the validation split with the first seed; the other seeds use it,
 too. A trial's metrics are those of its best evaluation on the validation split, as if training had
@@ -33,6 +35,7 @@ from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import to_json
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks.roofline import device_bytes, matrix_flops
+from experiments.compare.model_source import source_hash
 from experiments.compare.tasks import Task
 
 RATES: dict[str, tuple[float, ...]] = dict.fromkeys(OPTIMIZERS, (0.001, 0.01, 0.1)) | {
@@ -129,6 +132,8 @@ class Study:
         identity = {"data": self.task.data.fingerprint, "evaluations": self.evaluations,
                     "mesh": dict(self.mesh.shape), "steps": config.steps,
                     "epochs": config.epochs, **config.identity()}  # fmt: skip
+        if source := source_hash(config.model):
+            identity["source"] = source
         key = hashlib.blake2b(to_json(identity).encode(), digest_size=8).hexdigest()
         path = self.directory / f"{config.model}-{config.optimizer}-{config.seed}-{key}.json"
         if not path.exists():
@@ -188,7 +193,7 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
         intervals = Intervals(log=0, evaluate=-(-steps // evaluations), checkpoint=0)
         trained = train(
             learner, step, state, batches, steps, intervals,
-            validate=validate, keep=lambda *_: None, record=lambda *_: None,
+            validate=validate, keep=lambda *_: False, record=lambda *_: None,
         )  # fmt: skip
     except UserError as error:  # a diverged trial has lost; the others continue
         result["diverged"] = str(error)

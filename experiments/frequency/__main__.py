@@ -84,9 +84,9 @@ def main() -> None:
     sizes = FLAGS.batch_sizes
     if not sizes:
         raise UserError("--batch_sizes: expected at least one number, got none")
+    mesh = start("1x1")
     config = with_flags(preset(FLAGS.preset))
     workdir = chosen_workdir("frequency")
-    mesh = start("1x1")
     config, data = load_data(config, FLAGS.data)
     if len(data.validation) < max(sizes):
         raise UserError(

@@ -15,7 +15,8 @@ from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
-NASTY = ("<script>alert(1)</script>", "$x^{$ & 国家", "no item", "n" * 200)
+NASTY = ("<script>alert(1)</script>", "$x^{$ & 国家", "_no item", "n" * 200)
+LOG = "<script>, ä &.parquet"
 VOID = {"meta", "img"}
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -85,11 +86,11 @@ def prepare(directory: Path, min_count: int = 1) -> Path:
     ]
     log = {"label": rng.integers(0, 2, n), "price": range(n)}
     log |= dict(zip(NASTY, columns, strict=True))
-    types = {"no item": pl.List(pl.String)}
-    pl.DataFrame(log, schema_overrides=types).write_parquet(directory / "log.parquet")
-    schema = Schema("label", NASTY, ("price",), {NASTY[0]: 3, "no item": 2})
-    preprocess([directory / "log.parquet"], directory / "data", Options(schema, min_count))
-    return directory / "data"
+    types = {"_no item": pl.List(pl.String)}
+    pl.DataFrame(log, schema_overrides=types).write_parquet(directory / LOG)
+    schema = Schema("label", NASTY, ("price",), {NASTY[0]: 3, "_no item": 2})
+    preprocess([directory / LOG], directory / "<script>data", Options(schema, min_count))
+    return directory / "<script>data"
 
 
 @pytest.mark.parametrize("min_count", [1, 20])
@@ -108,7 +109,8 @@ def test_a_log_becomes_a_page_with_pictures(tmp_path, min_count):
     by_name = {row[0]: row for row in page.rows}
     assert by_name.keys() >= {*NASTY, "column", "fingerprint", "min_count", "schema categorical"}
     assert by_name["min_count"][1] == str(min_count)
-    assert by_name["file"][1].startswith(str(tmp_path / "log.parquet"))
+    assert by_name["file"][1].startswith(str(tmp_path / LOG))
+    assert "Data report: <script>data" in page.text
     assert by_name["0"] == ["0", "100", "0", "0", by_name["0"][-1]]
     assert by_name["6"][1:4] == ["0", "50", "50"]
 

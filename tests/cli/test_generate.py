@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
 from main_job import ROOT, in_background, run
 
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.formats.criteo_format import MAY_BE_EMPTY
 from dlrm_jax.data.formats.criteo_text import parse_chunk
 from dlrm_jax.data.generated.locality import StackProfile
@@ -93,7 +94,7 @@ def test_same_flags_same_bytes_and_more_examples_begin_alike(raw: tuple[Path, st
     assert gzip.decompress(compressed) == lines
     assert len(compressed) < 0.7 * len(lines)
     generate(*EXAMPLES, f"--output={tmp_path}/again.txt.zst")
-    with zstandard.open(tmp_path / "again.txt.zst", "rb") as file:
+    with zstd.open(tmp_path / "again.txt.zst", "rb") as file:
         assert file.read() == lines
     assert (tmp_path / "again.txt.zst").stat().st_size < 0.7 * len(lines)
     generate("--preset=small", "--examples=777", f"--output={tmp_path}/fewer")
@@ -106,8 +107,9 @@ def test_same_flags_same_bytes_and_more_examples_begin_alike(raw: tuple[Path, st
 
 def test_arrays_are_the_same_examples(raw: tuple[Path, str], tmp_path: Path):
     output = tmp_path / "arrays"
-    generate(*EXAMPLES, "--format=arrays", f"--output={output}")
-    assert len(list(output.iterdir())) == 3
+    generate(*EXAMPLES, "--format=arrays", "--days=2", "--drift=0", f"--output={output}")
+    assert len(list(output.iterdir())) == 6
+    assert len(load_directory(output).train) == N
     dense, ids, labels = read_as_torchrec(output, 0)
     fields = fields_of(raw[0].read_bytes())
     np.testing.assert_array_equal(labels[:, 0], fields[:, 0].astype(int))
@@ -147,7 +149,7 @@ def test_locality_of_a_trace(tmp_path: Path):
     assert "5,000 accesses" in output
     assert StackProfile.load(profile) == StackProfile.measure(ids)
 
-    flags = ("--format=arrays", *EXAMPLES)
+    flags = ("--format=arrays", "--days=2", *EXAMPLES)
     output = generate(*flags, f"--profile={profile}", f"--output={tmp_path}/a")
     assert 0.77 < printed_ceiling(output) < 0.86
     generate(*flags, f"--trace={tmp_path}/trace.txt", f"--output={tmp_path}/b")
@@ -177,8 +179,9 @@ def test_locality_of_a_trace(tmp_path: Path):
         (("--output=OUT", "--examples=9", "--drift=0.1"), "without --days"),
         (("--save_profile=x", "--trace=x", "--seed=1"), "without --output"),
         (("--output=OUT", "--examples=9", "--profile=x", "--zipf_exponent=1"), "--zipf_exponent"),
-        (("--output=OUT.gz", "--examples=9", "--days=2"), "make a directory"),
-        (("--output=OUT.zst", "--examples=9", "--format=arrays"), "make a directory"),
+        (("--output=OUT.gz", "--examples=9", "--days=2"), "makes a directory"),
+        (("--output=OUT", "--examples=9", "--format=arrays"), "--days of 2 or more, as the last"),
+        (("--output=OUT", "--examples=9", "--format=arrays", "--days=1"), "test, got 1"),
         (("--output=OUT", "--examples=9", "--table_rows=1,a"), "integers with commas"),
         (("--output=OUT", "--examples=9", "--table_rows=1,2"), "26"),
         (("--output=OUT", "--examples=9", "--preset=huge"), "--preset"),
@@ -199,7 +202,12 @@ def test_refusals(flags: tuple[str, ...], fragment: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [("out", ()), ("out.zst", ()), ("out", ("--format=arrays",)), ("out", ("--days=2",))],
+    [
+        ("out", ()),
+        ("out.zst", ()),
+        ("out", ("--format=arrays", "--days=2")),
+        ("out", ("--days=2",)),
+    ],
     ids=str,
 )
 def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str, flags: tuple[str, ...]):

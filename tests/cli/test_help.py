@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -139,6 +140,19 @@ def test_the_name_of_a_field_becomes_that_of_its_flag(
 ):
     del program
     assert re.fullmatch(named, cli_flags.named_as_flag(message))
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)
+def test_a_path_with_a_comma(program: ModuleType, tmp_path: Path):
+    del program
+    given = [tmp_path / "day,0.gz", tmp_path / "day 1.gz"]
+    for path in given:
+        path.touch()
+    cli_flags.parse(["preprocess", f'--input="{given[0]}",{given[1]}'])
+    assert cli_flags.paths("input") == given
+    cli_flags.parse(["preprocess", f"--input={given[0]}"])
+    with pytest.raises(UserError, match=r"no .*/day; a path with a comma is given in double quot"):
+        cli_flags.paths("input")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,9 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from main_job import (
     fails,
     in_background,
     losses,
+    refused_by_hand,
     run,
     succeed,
     summary,
@@ -28,10 +27,8 @@ from main_job import (
 
 from dlrm_jax.embedding import Plan
 from dlrm_jax.embedding.plan import table_wise
-from dlrm_jax.processes import free_address
 
 TWO = ("--mesh=2x4", "--processes=2", *SMALL)
-UNPLACED = [flag for flag in SMALL if not flag.startswith("--placements")]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
@@ -172,19 +169,10 @@ def test_processes_started_elsewhere_need_one_workdir():
 )
 def test_processes_that_differ_are_refused(meshes, message, tmp_path: Path):
     """Started by hand, each in a directory with another plan."""
-    where = (f"--workdir={tmp_path / 'w'}", f"--coordinator={free_address()}", "--plan=plan.json")
 
-    def start(index: int) -> subprocess.CompletedProcess[str]:
-        directory = tmp_path / str(index)
-        directory.mkdir()
+    def flags_of(index: int) -> Sequence[str]:
         pieces = [piece for name in ("C1", "C2", "C3", "C4") for piece in table_wise(name, index)]
-        (directory / "plan.json").write_text(Plan(2, tuple(pieces)).to_json())
-        place = (f"--mesh={meshes[index]}", "--processes=2", f"--process={index}")
-        return run(*place, *where, *UNPLACED, cwd=directory, PYTHONPATH=str(ROOT))
+        (tmp_path / str(index) / "plan.json").write_text(Plan(2, tuple(pieces)).to_json())
+        return (f"--mesh={meshes[index]}", "--plan=plan.json")
 
-    with ThreadPoolExecutor() as both:
-        first, second = both.map(start, range(2))
-    assert second.returncode == 2, second.stderr[-2000:]
-    assert re.match(message, second.stderr)
-    assert first.returncode == 1, first.stderr[-2000:]
-    assert "another process can't be reached" in first.stderr
+    assert re.match(message, refused_by_hand(tmp_path, flags_of))

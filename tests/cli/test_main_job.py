@@ -26,6 +26,22 @@ def test_summary_and_files(unbroken: Path):
     assert list(losses(unbroken)) == list(range(1, 41))
 
 
+def test_a_module_may_use_jax_as_it_is_imported(tmp_path: Path):
+    """The devices of the mesh are asked for before."""
+    (tmp_path / "of_arrays.py").write_text(
+        "import jax.numpy as jnp\n"
+        "from dlrm_jax.models.dlrm import DLRM\n"
+        "ONES = jnp.ones(3)\n"
+        "class Mine(DLRM): ...\n"
+    )
+    flags = ("--mesh=1x2", *SMALL, "--model=of_arrays:Mine", "--eval_only", "--workdir=none")
+    result = run(*flags, cwd=tmp_path)
+    # Everything before is done, the learner on two devices included.
+    assert (
+        result.stderr == "error: --eval_only: expected the --workdir of a run, there is no none\n"
+    )
+
+
 def test_tables_on_disk_are_logical(unbroken: Path):
     found = arrays(unbroken, 40)
     assert found["/C2/table"].shape == (3000, 8)

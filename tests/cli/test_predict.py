@@ -260,6 +260,15 @@ def test_what_is_no_checkpoint(trained: Run, tmp_path: Path):
     refused(trained.workdir, f"it has the checkpoints {trained.checkpoint}", *flags)
 
 
+def test_a_class_that_only_the_checkpoint_names(trained: Run, tmp_path: Path):
+    copy = shutil.copytree(trained.checkpoint, tmp_path / "00000005")
+    path = copy / "metadata.json"
+    path.write_text(path.read_text().replace('"model": "dlrm"', '"model": "not_ours:Mine"'))
+    flags = (f"--data={trained.data}", f"--output={tmp_path / 'p.csv'}")
+    refused(copy, "(--model=not_ours:Mine)", *flags)
+    refused(copy, "can't import 'not_ours:Mine'", "--model=not_ours:Mine", *flags)
+
+
 def test_bad_lines_leave_nothing(trained: Run, tmp_path: Path):
     raw = tmp_path / "raw.txt"
     raw.write_text(trained.raw.read_text() + "1\tx\n")

@@ -4,11 +4,11 @@ import gzip
 
 import numpy as np
 import pytest
-import zstandard
 from criteo_lines import IN_TIME, dense_of, ids_of, text
 
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats import compression, criteo_binary
+from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.errors import UserError
@@ -27,7 +27,7 @@ def samples(lines, seed=0):
 def zstandard_frames(content):
     """Several frames: a decompressor returns each whole, more bytes than were asked for."""
     frames = (content[start : start + 3000] for start in range(0, len(content), 3000))
-    return b"".join(map(zstandard.compress, frames))
+    return b"".join(map(zstd.compress, frames))
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard_frames])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats import lines
-from dlrm_jax.data.formats.csv_text import Records
+from dlrm_jax.data.formats.csv_text import MISSING, Records
 from dlrm_jax.data.formats.lines import OnBadLine, whole_lines
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
@@ -51,7 +51,27 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
     content = written.getvalue().encode(errors="surrogatepass")
     found = frame_of(content, tmp_path_factory.getbasetemp(), ["b", "a"], chunk_bytes=7)
     assert found.columns == ["b", "a"]
-    assert found.rows() == [(b or None, a or None) for a, b in rows]
+    assert found.rows() == [tuple(None if x in MISSING else x for x in (b, a)) for a, b in rows]
+
+
+def test_missing_values(tmp_path):
+    texts = ("nan", "NA", "null", "NaN", "", "7", "N/A")
+    rows = "".join(f"{i % 2},{x},{x if x != 'N/A' else 3}\n" for x in texts for i in range(20))
+    (tmp_path / "log.csv").write_text(f"y,shop,price\n{rows}")
+    metadata = preprocess([tmp_path / "log.csv"], tmp_path / "out", Options(SCHEMA))
+    assert metadata.missing == {"shop": 100, "price": 100}
+    # The arrays were others before these were missing, and so is their hash.
+    assert metadata.made_from["options"]["csv_missing"] == list(MISSING)
+
+
+def test_values_that_grow_stay_values(tmp_path):
+    rows = [(i % 2, "NA" if i % 3 else "a") for i in range(60)]
+    pl.DataFrame(rows, ["y", "shop"], orient="row").write_parquet(tmp_path / "log.parquet")
+    (tmp_path / "new.csv").write_text("y,shop\n" + "".join(f"{y},{x}\n" for y, x in rows))
+    options = Options(Schema("y", ("shop",)))
+    preprocess([tmp_path / "log.parquet"], tmp_path / "out", options)
+    grown = preprocess([tmp_path / "new.csv"], tmp_path / "new", options, grow=tmp_path / "out")
+    assert grown.missing == {"shop": 0}
 
 
 @pytest.mark.parametrize(

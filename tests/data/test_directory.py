@@ -1,6 +1,9 @@
 """Directories of arrays, ours and those of TorchRec's and MLPerf's scripts."""
 
+import hashlib
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -133,6 +136,28 @@ def test_multi_hot_arrays_go_before_those_they_were_made_of(multi_hot):
     assert dataset.fingerprint != before
 
 
+def test_the_fingerprint_is_of_content(one_hot, tmp_path_factory):
+    """A copy of a directory is the same data, whatever its times."""
+    directory, days = one_hot
+    copy = tmp_path_factory.mktemp("copy") / "data"
+    shutil.copytree(directory, copy, copy_function=shutil.copyfile)
+    dataset = load_directory(directory)
+    assert load_directory(copy).fingerprint == dataset.fingerprint
+    path = copy / "day_1_sparse.npy"
+    times = path.stat().st_mtime_ns
+    days[1][3, 2] ^= 1
+    np.save(path, days[1])
+    os.utime(path, ns=(times, times))
+    assert load_directory(copy).fingerprint != dataset.fingerprint
+    # Checkpoints of earlier versions name the data in this way.
+    stats = [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(directory.glob("day_*"))
+    ]
+    earlier = hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
+    assert dataset.earlier_fingerprints == (earlier,)
+
+
 def test_members_in_any_order(multi_hot):
     directory, ids = multi_hot
     path = directory / "day_1_sparse_multi_hot.npz"
@@ -164,7 +189,7 @@ def test_ids_that_do_not_fit_into_int32_are_named(one_hot, value):
 
 def test_ids_that_do_not_fit_into_int32_are_named_in_members(multi_hot, monkeypatch):
     directory, _ = multi_hot
-    monkeypatch.setattr("dlrm_jax.data.day_files._CHUNK_ROWS", 2)
+    monkeypatch.setattr("dlrm_jax.data.id_ranges._CHUNK_ROWS", 2)
     path = directory / "day_2_sparse_multi_hot.npz"
     with np.load(path) as members:
         arrays = dict(members)
@@ -177,7 +202,7 @@ def test_ids_that_do_not_fit_into_int32_are_named_in_members(multi_hot, monkeypa
 
 def test_largest_ids_are_found_in_every_block(one_hot, monkeypatch):
     directory, days = one_hot
-    monkeypatch.setattr("dlrm_jax.data.day_files._CHUNK_ROWS", 2)
+    monkeypatch.setattr("dlrm_jax.data.id_ranges._CHUNK_ROWS", 2)
     days[1][-1] = (2**31 - 1, 77, 5000)
     np.save(directory / "day_1_sparse.npy", days[1])
     assert load_directory(directory).table_rows == (2**31, 78, 5001)

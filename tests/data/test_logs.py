@@ -76,6 +76,7 @@ def test_a_users_own_log(tmp_path):
         ({"dense": ["day"]}, "column day: expected numbers, got Date"),
         ({"dense": ["bag"]}, r"column bag: expected numbers, got List"),
         ({"timestamp": "clock"}, "column clock: expected dates, times or seconds since 1970"),
+        ({"timestamp": "no day"}, "row 1, column no day: expected a date.* got '2026-02-30 10:00'"),
     ],
 )
 def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
@@ -90,6 +91,7 @@ def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
             "debt": [1.0, -1.0] * 10,
             "day": [datetime.date(2026, 1, 1)] * 20,
             "clock": [datetime.time(12)] * 20,
+            "no day": ["2026-02-30 10:00"] * 20,
         }
     )
     frame.write_parquet(tmp_path / "log.parquet")

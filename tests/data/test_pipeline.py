@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
-import zstandard
 from criteo_lines import dense_of, expected_ids, ids_of, text
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats import lines
+from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.preprocessing import day_arrays, encoding, splits
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
@@ -91,7 +91,7 @@ def test_several_files_are_days(tmp_path):
     content = [text(9, seed) for seed in range(3)]
     paths = [tmp_path / "day_0.gz", tmp_path / "day_1.zst", tmp_path / "day_2"]
     paths[0].write_bytes(gzip.compress(content[0].encode()))
-    paths[1].write_bytes(zstandard.compress(content[1].encode()))
+    paths[1].write_bytes(zstd.compress(content[1].encode()))
     paths[2].write_text(content[2])
     metadata = preprocess(paths, tmp_path / "out", Options())
     assert metadata.days == [9, 9, 9]
@@ -117,7 +117,7 @@ def damaged(content, kind):
     return content[:-40] + b"\x00" * 32 + content[-8:]
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
 @pytest.mark.parametrize("kind", ["cut", "overwritten"])
 def test_damaged_compression(tmp_path, compress, kind):
     path = tmp_path / "train.txt.compressed"

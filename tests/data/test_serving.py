@@ -96,8 +96,10 @@ def test_types_differ_between_training_and_serving(tmp_path):
     assert served("a", n=[2.0, None], s=["a", "b"], bag=empty) == expected
     expected = [[3, 1, 2, -1], [2, 1, 3, 2]]
     assert served("b", n=["2", "1"], s=[None, None], bag=[["x"], ["y", "x"]]) == expected
+    expected = [[3, 2, 2, -1], [0, 3, -1, -1]]
+    assert served("c", n=["2", "many"], s=["a", "b"], bag=[["x"], []]) == expected
     with pytest.raises(UserError, match="column n: expected values of type Int64"):
-        served("c", n=["2", "many"], s=["a", "b"], bag=[["x"], []])
+        served("e", n=[True, False], s=["a", "b"], bag=[["x"], []])
     # Labels of what is to be predicted may be there and say nothing.
     expected = [[3, 2, 2, -1]]
     assert served("d", y=[None], n=[2], s=["a"], bag=[["x"]]) == expected
@@ -121,3 +123,43 @@ def test_torchrecs_dense_features_of_days_that_differ(tmp_path):
     preprocess(paths, tmp_path / "out", Options(compatible="torchrec"))
     with pytest.raises(UserError, match=r"which was -12\.0, -22\.0 in training"):
         encode_logs(paths[:1], tmp_path / "out", tmp_path / "new")
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A model's data: integers, texts and numbers; "NA" is a value of Parquet alone."""
+    frame = pl.DataFrame(
+        {"y": [0, 1] * 20, "n": [1, 2] * 20, "s": ["a", "NA"] * 20, "x": [1.0] * 40}
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    preprocess(
+        [tmp_path / "log.parquet"], tmp_path / "out", Options(Schema("y", ("n", "s"), ("x",)))
+    )
+    return tmp_path / "out"
+
+
+def serve_csv(prepared, *rows):
+    path = prepared.with_name("new.csv")
+    path.write_text("\n".join(["n,s,x", *rows]) + "\n")
+    (found,) = encode_logs([path], prepared, prepared.with_name("new"))
+    return found
+
+
+def test_garbage_in_a_column_of_integers_is_unseen(prepared):
+    found = serve_csv(prepared, "2,a,1", "many,b,1", "1.5,a,1", "007,a,1")
+    assert np.asarray(found.ids)[:, 0].tolist() == [3, 0, 0, 0]
+
+
+def test_missing_values_in_csv(prepared):
+    found = serve_csv(prepared, "NA,nan,null", ",NaN,NA", "nan,null,nan", "null,,", "NaN,NA,NaN")
+    assert np.asarray(found.ids)[:, 0].tolist() == [1] * 5
+    assert np.asarray(found.ids)[:, 1].tolist() == [1, 1, 1, 1, 3], "NA is a value of training"
+    assert found.dense.tolist() == [[0]] * 5
+
+
+def test_bad_numbers_are_named(prepared):
+    message = "new.csv, row 2, column x: expected a finite number or nothing, got '{}'"
+    for value in ("inf", "1e39", "2;5", "NULL"):
+        with pytest.raises(UserError, match=message.format(value)):
+            serve_csv(prepared, "2,a,1", f"2,a,{value}")
+        (prepared.with_name("new")).rmdir()

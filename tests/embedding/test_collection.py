@@ -55,6 +55,10 @@ def test_vectors_travel_as_floats(dtype):
         (jnp.zeros((8, 9), jnp.uint32), None, "ids: expected signed integers .* got uint32"),
         (jnp.zeros((8, 9), jnp.int8), None, "ids: expected signed integers .* got int8"),
         (jnp.zeros((8, 9), jnp.int32), jnp.zeros((8, 1)), r"id_weights: expected one for each id"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.ones((8, 9), int), "id_weights: .* float32, got int32"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.ones((8, 9), "c8"), "expected float32, got complex64"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.ones((8, 9), bool), "expected float32, got bool"),
+        (jnp.zeros((8, 9), jnp.int32), jnp.ones((8, 9), jnp.bfloat16), "float32, got bfloat16"),
         (jnp.zeros((6, 9), jnp.int32), None, "ids: 6 samples can't be split evenly over the 8"),
     ],
 )
@@ -104,3 +108,24 @@ def test_ids_are_checked_by_name():
     for columns in (8, 10):
         with pytest.raises(UserError, match=f"expected 9 id columns, got {columns}"):
             tables.check_ids(np.full((4, columns), -1))
+
+
+def test_unknown_tables_are_named():
+    with pytest.raises(UserError, match=r"table: expected one of .*, got 'zzz'"):
+        collection().array_specs("zzz")
+
+
+@pytest.mark.parametrize(
+    ("step", "got"), [(1.5, r"float64 of shape \[\]"), (jnp.arange(2), r"int32 of shape \[2\]")]
+)
+def test_the_step_is_an_integer(step, got):
+    tables, ids = collection(), jnp.zeros((8, 9), jnp.int32)
+
+    def update(state, ids, step):
+        pooled, residuals = tables.lookup(state, ids)
+        return tables.update(state, residuals, pooled, step)
+
+    with pytest.raises(UserError, match=f"step: expected the number of updates .*, got {got}"):
+        jax.eval_shape(lambda state, ids: update(state, ids, step), tables.state_specs(), ids)
+    for number in (3, np.int64(3), jnp.asarray(3)):
+        jax.eval_shape(lambda s, ids, n=number: update(s, ids, n), tables.state_specs(), ids)

@@ -2,8 +2,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlrm_jax.embedding import SGD, Adagrad, Feature, Lookup, Table, automatic_plan
+from dlrm_jax.embedding import SGD, Adagrad, Feature, Lookup, Plan, Table, automatic_plan
 from dlrm_jax.embedding.layout import make_layout
+from dlrm_jax.embedding.plan import table_wise
 from dlrm_jax.embedding.slab import OWN_SLAB_ROWS
 
 OPTIMIZERS = [None, SGD(0.5), Adagrad(0.1)]
@@ -175,3 +176,19 @@ def test_split_columns_lie_alike_on_all_shards():
     for block in layout.blocks[:2]:
         for field in (block.bag, block.column, block.limit, block.offset):
             np.testing.assert_array_equal(field[0], field[1])
+
+
+def test_an_array_that_would_have_too_many_rows_is_split():
+    most = 2**30
+    tables = [Table(name, most, 2) for name in "abc"] + [Table("d", 7, 2)]
+    plan = Plan(2, tuple(piece for t in tables for piece in table_wise(t.name, t.name == "c")))
+    features, lookups = [Feature("f")], [Lookup(t.name, "f", t.name) for t in tables]
+    layout = make_layout(tables, features, lookups, plan, SGD(1.0))
+    assert [(slab.name, slab.rows) for slab in layout.slabs] == [
+        ("a", most),
+        ("b+1", most),
+        ("d", 7),
+    ]
+    ends = [offset + piece.rows(slab.tables[piece.table].rows)
+            for slab in layout.slabs for piece, offset in slab.pieces]  # fmt: skip
+    assert max(ends) == most

@@ -20,7 +20,9 @@ from small_collection import (
     read,
 )
 
+from dlrm_jax.embedding import SGD, EmbeddingCollection, Feature, Lookup, Table, automatic_plan
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
 
 MESHES = ["1x1", "2x4", "8x1", "1x8"]
 
@@ -209,3 +211,44 @@ def test_a_map_must_give_integers():
     c = collection("1x1", lookups=lookups)
     with pytest.raises(UserError, match="id_map: expected integers, got float32"):
         jax.eval_shape(c.lookup, c.state_specs(), np.zeros((B, COLUMNS), np.int32))
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "float64"])
+def test_a_map_does_not_round_the_ids_of_other_features(dtype):
+    """Ids above 2^53 aren't floats, and neither are those beside a map to unsigned ones."""
+    with jax.enable_x64(True):
+        lookups = [
+            dataclasses.replace(x, id_map=x.id_map and (lambda ids: ids.astype(dtype)))
+            for x in LOOKUPS
+        ]
+        c = collection("1x1", lookups=lookups)
+        with pytest.raises(UserError, match=f"id_map: expected (signed )?integers, got {dtype}"):
+            jax.eval_shape(c.lookup, c.state_specs(), np.zeros((B, COLUMNS), np.int32))
+
+
+@pytest.mark.parametrize("mesh", ["1x1", "1x2"])
+def test_tables_of_two_dtypes_keep_them_between_devices(mesh):
+    with jax.enable_x64(True):
+        tables = [Table("narrow", 9, 2), Table("wide", 7, 3, dtype="float64")]
+        lookups = [Lookup("n", "f", "narrow"), Lookup("w", "f", "wide")]
+        plan = automatic_plan(tables, int(mesh[-1]), {"narrow": "row_wise", "wide": "row_wise"})
+        c = EmbeddingCollection(tables, [Feature("f")], lookups, make_mesh(mesh), SGD(1.0), plan)
+        rng = np.random.default_rng(0)
+        given = {t.name: rng.normal(size=(t.rows, t.dim)).astype(t.dtype) for t in tables}
+        state = c.from_arrays(lambda table: {"table": given[table.name]}, 0)
+        ids = np.array([[3], [5], [3], [0]])
+
+        @jax.jit
+        def step(state, ids):
+            pooled, residuals = c.lookup(state, ids)
+            return pooled, c.update(state, residuals, pooled, 0)
+
+        pooled, new = step(state, ids)
+        for (name, table), key in zip(given.items(), "nw", strict=True):
+            assert pooled[key].dtype == table.dtype
+            np.testing.assert_array_equal(pooled[key], table[ids[:, 0]])
+            updated = table.copy()
+            updated[[0, 5]] = 0
+            updated[3] -= 2 * table[3]
+            found = {t.name: arrays["table"] for t, arrays in c.to_arrays(new)}[name]
+            np.testing.assert_array_equal(found, updated)

@@ -28,6 +28,7 @@ from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training import serialization
+from dlrm_jax.training.metadata import FORMAT
 
 PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise")
 ROWS, DIM, BATCH, STEPS = 11, 8, 16, 4
@@ -241,7 +242,7 @@ def test_scalars_are_saved_and_read_with_each_table(tmp_path):
         types.SimpleNamespace(collection=tables),
         types.SimpleNamespace(embedding=state),
     )
-    metadata = {"format": serialization.FORMAT, "arrays": index}
+    metadata = {"format": FORMAT, "arrays": index}
     other = collection(optimizer, "4x2", 1, "float32")
     restored = other.from_arrays(
         lambda table: load(tmp_path, metadata, table.name, other.array_specs(table.name)), 0

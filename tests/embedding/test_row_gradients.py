@@ -17,8 +17,17 @@ from small_collection import (
     read,
 )
 
-from dlrm_jax.embedding import Table, row_gradients
+from dlrm_jax.embedding import (
+    Adam,
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    Table,
+    automatic_plan,
+    row_gradients,
+)
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
 
 dedup = jax.jit(row_gradients.dedup, static_argnums=0)
 
@@ -181,3 +190,24 @@ def test_frozen_tables_have_no_gradient_and_stay():
         same = np.array_equal(new[table.name]["table"], arrays[table.name]["table"])
         assert same == (not table.trainable)
     assert "accumulator" not in new["f"]
+
+
+def test_a_batch_whose_positions_would_wrap_is_refused():
+    tables = [Table("a", 2**30, 2), Table("b", 5, 2)]
+    lookups = [Lookup("a", "f", "a"), Lookup("b", "f", "b")]
+    plan = automatic_plan(tables, 1, {"a": "replicated", "b": "replicated"})
+    mesh = make_mesh("2x1")  # copies see the rows of all samples
+    c = EmbeddingCollection(tables, [Feature("f", 2)], lookups, mesh, Adam(0.1), plan)
+
+    def step(state, ids):
+        pooled, residuals = c.lookup(state, ids)
+        return c.update(state, residuals, pooled, 0)
+
+    def batch(size):
+        return jax.ShapeDtypeStruct((size, 2), jnp.int32)
+
+    jax.eval_shape(step, c.state_specs(), batch(2**29 - 2))
+    with pytest.raises(
+        UserError, match=r"table\(s\) a: one step gives .* 1,073,741,824 ids .*2\^31"
+    ):
+        jax.eval_shape(step, c.state_specs(), batch(2**29))

@@ -75,7 +75,8 @@ def test_initial_values_depend_on_the_seed_and_the_table_alone(others):
 
     first = initial("1x1", "mixed", 3)
     for i in others:
-        assert_same(initial(*PLACED[i], 3), first)
+        mesh, plan = PLACED[i]
+        assert_same(initial(mesh, plan, 3), first)
     other = initial("1x1", "mixed", 4)
     for table in tables:
         values = first[table.name]["table"]

@@ -137,9 +137,10 @@ def trained(step, *state):
 
 def test_an_nnx_model_with_its_optimizer():
     collection = make_collection()
-    model = nnx.Sequential(
-        nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(8, 1, rngs=nnx.Rngs(1))
-    )
+    rngs = nnx.Rngs(0)
+    hidden, logit = nnx.Linear(8, 8, rngs=rngs), nnx.Linear(8, 1, rngs=rngs)
+    dropout = nnx.Dropout(0.1, rngs=nnx.Rngs(1))
+    model = nnx.Sequential(hidden, nnx.relu, dropout, logit)
     optimizer = nnx.Optimizer(model, optax.adam(0.05), wrt=nnx.Param)
 
     def loss_fn(pooled, model, labels):
@@ -161,6 +162,19 @@ def test_an_nnx_model_with_its_optimizer():
     assert losses[-1] < 0.8 * losses[0]
     after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert all(np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+    counts = nnx.to_pure_dict(nnx.state(model, nnx.RngCount))  # of the key of dropout
+    assert jax.tree.leaves(counts) == [12]
+
+
+def test_dropout_cannot_be_differentiated_by():
+    collection, (ids, labels) = make_collection("1x1"), make_batch()
+    graph, params = nnx.split(nnx.Dropout(0.1, rngs=nnx.Rngs(1)))
+
+    def loss_fn(pooled, params, labels):
+        return bce(nnx.merge(graph, params)(features_of(pooled))[:, 0], labels)
+
+    with pytest.raises(TypeError, match=r"real- or complex-valued inputs .* got uint32"):
+        collection.value_and_grad(loss_fn)(start(collection), jnp.asarray(ids), params, labels)
 
 
 def test_a_linen_model():

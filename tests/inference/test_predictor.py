@@ -86,7 +86,7 @@ def test_bad_rows_are_named(trained: tuple[Path, np.ndarray]):
     dense = second.dense.copy()
     dense[100 - len(first), 1] = np.nan
     bad = Split((first, Examples(dense, second.arrays["ids"], second.labels)))
-    with pytest.raises(UserError, match=r"row 100 .*isn't finite"):
+    with pytest.raises(UserError, match=r"row 100 .*isn't finite.* number 1 \(from 0\), nan"):
         list(model.probabilities(bad))
     other = examples(10, config=dataclasses.replace(CONFIG, dense_features=4))
     with pytest.raises(UserError, match="with 3 dense features, got examples with 4"):
@@ -137,15 +137,14 @@ def test_checkpoints_of_other_kinds(trained: tuple[Path, np.ndarray], tmp_path: 
 def test_a_part_is_missing(trained: tuple[Path, np.ndarray], tmp_path: Path, part: str):
     copy = shutil.copytree(trained[0], tmp_path / "copy")
     shutil.rmtree(copy / part)
-    refused(copy, "cannot read the checkpoint")
+    refused(copy, "is damaged: ")
 
 
 def test_files_are_cut_short(trained: tuple[Path, np.ndarray], tmp_path: Path):
     copy = shutil.copytree(trained[0], tmp_path / "copy")
-    # Of the tables, which are read one by one: Orbax warns of the reads beside one that failed.
-    for path in (copy / "tables").rglob("d/*"):
+    for path in copy.rglob("d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refused(copy, "cannot read the checkpoint")
+    refused(copy, "is damaged: ")
 
 
 def test_every_field_comes_back():

@@ -16,7 +16,7 @@ from dlrm_jax.inference import table_files
 from dlrm_jax.inference.table_files import Format, write_table
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import make_learner
-from dlrm_jax.training.serialization import read_metadata
+from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.warm_start import warm_start
 
 Run = tuple[Path, dict[str, np.ndarray]]

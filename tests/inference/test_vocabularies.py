@@ -67,7 +67,7 @@ def test_kept_once_for_the_same_data(tmp_path: Path):
 
 def test_half_a_directory_is_not_kept(tmp_path: Path):
     data, workdir = prepared(tmp_path / "data"), tmp_path / "run"
-    (workdir / "preprocessing.partial").mkdir(parents=True)
+    (workdir / ".preprocessing.dlrm_jax").mkdir(parents=True)
     vocabularies.keep(data, "f", workdir)  # what an interrupted one has left is no obstacle
     assert [path.name for path in workdir.iterdir()] == ["preprocessing"]
     broken = prepared(tmp_path / "broken", "g")

@@ -49,7 +49,9 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
             np.savez(path, allow_pickle=False, losses=losses, **arrays)
 
     learner = RESUMED[count].learner()
-    state = Checkpoints(directory / "before", {}).restore(learner, STEPS_BEFORE)
+    # A later one is damaged, which process 0 finds out for all.
+    state, step = Checkpoints(directory / "before", {}).restore_latest(learner)
+    assert step == STEPS_BEFORE
     rest = batches[STEPS_BEFORE:] + batches[:STEPS_BEFORE]
     state, _ = train(learner, state, rest, STEPS - STEPS_BEFORE)
     Checkpoints(directory / "after", {}).save(learner, state, {}, None)

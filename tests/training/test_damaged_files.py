@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedCheckpointError, UserError
+from dlrm_jax.files import workspace
 from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.metadata import FORMAT, read_metadata
 from dlrm_jax.training.record import Record
-from dlrm_jax.training.serialization import FORMAT, read_metadata
 
 WHOLE = {
-    "format": FORMAT, "identity": {}, "validation": None, "params": {}, "arrays": {}
+    "format": FORMAT, "step": 3, "identity": {}, "validation": None, "params": {}, "arrays": {}
 }  # fmt: skip
 
 
 def read(directory: Path, content: Any) -> dict[str, Any]:
-    (directory / "metadata.json").write_text(json.dumps(content))
-    return read_metadata(directory)
+    return read_text(directory, json.dumps(content).encode())
+
+
+def read_text(directory: Path, content: bytes) -> dict[str, Any]:
+    checkpoint = directory / "00000003"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "metadata.json").write_bytes(content)
+    return read_metadata(checkpoint)
 
 
 @pytest.mark.parametrize("found", [1, FORMAT + 1, "x", None, [2], {}])
@@ -29,24 +37,36 @@ def test_other_formats_of_checkpoints(tmp_path: Path, found: Any):
         read(tmp_path, WHOLE | {"format": found})
 
 
-@pytest.mark.parametrize("name", ["identity", "validation", "params", "arrays"])
+@pytest.mark.parametrize("name", ["step", "identity", "validation", "params", "arrays"])
 def test_metadata_without_a_part(tmp_path: Path, name: str):
     assert read(tmp_path, WHOLE) == WHOLE
-    with pytest.raises(UserError, match=f"is damaged: its metadata.json has no {name}"):
+    with pytest.raises(
+        DamagedCheckpointError, match=f"is damaged: its metadata.json has no {name}"
+    ):
         read(tmp_path, {key: value for key, value in WHOLE.items() if key != name})
+    with pytest.raises(DamagedCheckpointError, match=f"has no {name}"):
+        read(tmp_path, WHOLE | {name: "x"})
 
 
-def test_metadata_that_is_not_text(tmp_path: Path):
-    (tmp_path / "metadata.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="is not a checkpoint"):
-        read_metadata(tmp_path)
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[3]", b'{"format": 3', b"[" * 100_000])
+def test_metadata_that_cannot_be_read(tmp_path: Path, content: bytes):
+    with pytest.raises(DamagedCheckpointError, match=r"its metadata\.json can't be read"):
+        read_text(tmp_path, content)
 
 
 def test_files_among_checkpoints_are_left_alone(tmp_path: Path):
-    (tmp_path / "notes.writing").write_text("mine")
-    (tmp_path / "00000003.writing").mkdir()
+    mine = ["notes.writing", "00000001.deleting", "00000002.writing/notes", ".00000004.dlrm_jax/x"]
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for name in ("00000003.writing/dense.orbax-checkpoint-tmp", "00000003.deleting/tables/0"):
+        (tmp_path / name).mkdir(parents=True)  # as earlier versions left them
+    with workspace(tmp_path / "00000005") as directory:
+        shutil.copytree(directory, tmp_path / ".00000006.dlrm_jax")  # as a killed process leaves it
     Checkpoints(tmp_path, {}).sweep()
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.writing"]
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(mine)
+    assert len(list(tmp_path.iterdir())) == len(mine)
 
 
 def test_metrics_that_are_not_text(tmp_path: Path):

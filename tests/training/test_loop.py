@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from saved_run import CONFIG, examples
 
@@ -23,7 +26,7 @@ from dlrm_jax.training.step import make_predict, make_train_step
 
 
 def events_of_training(
-    mesh: str, bad_step: int = 0, validated: int = 0, stop: bool = False
+    mesh: str, bad_step: int = 0, validated: int = 0, stop: bool = False, keeps: bool = True
 ) -> list[tuple[str, int]]:
     """In their order: steps started, losses read, validations and states kept, by step.
 
@@ -32,6 +35,7 @@ def events_of_training(
         bad_step: step whose loss isn't finite; 0 for none.
         validated: steps between validations; 0 for one at the end.
         stop: whether each validation gets a SIGTERM.
+        keeps: whether states are saved.
     """
     learner = make_learner(CONFIG, make_mesh(mesh))
     step_of, events = make_train_step(learner), []
@@ -52,6 +56,10 @@ def events_of_training(
         if split == "train":
             events.append(("read", step))
 
+    def keep(state: TrainState, *_: object) -> bool:
+        events.append(("keep", int(state.step)))
+        return keeps
+
     batches = TrainBatches(examples(512), CONFIG.batch_size, seed=0)
     try:
         train(
@@ -62,7 +70,7 @@ def events_of_training(
             steps=6,
             intervals=Intervals(log=1, evaluate=validated, checkpoint=4),
             validate=validate,
-            keep=lambda state, *_: events.append(("keep", int(state.step))),
+            keep=keep,
             record=record,
         )
     except UserError as error:
@@ -70,6 +78,58 @@ def events_of_training(
     except Interrupted as request:
         events.append(("saved" if request.saved else "stopped", 0))
     return events
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_finds_all_saved():
+    def keep(*_: object) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    learner = make_learner(CONFIG, make_mesh("1x1"))
+    with pytest.raises(Interrupted) as caught:
+        train(
+            learner,
+            make_train_step(learner),
+            learner.init(0),
+            TrainBatches(examples(512), CONFIG.batch_size, seed=0),
+            steps=1,
+            intervals=Intervals(log=1, evaluate=0, checkpoint=0),
+            validate=lambda state: {"auc": 0.5},
+            keep=keep,
+            record=lambda *_: None,
+        )
+    assert caught.value.saved
+
+
+def test_the_compiling_step_does_not_count(capsys: pytest.CaptureFixture[str]):
+    """Neither in the speed nor in the time that is left."""
+    learner = make_learner(CONFIG, make_mesh("1x1"))
+    step_of, shown, now = make_train_step(learner), [], [0.0]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        now[0] += 1000 if int(state.step) == 0 else 15
+        return step_of(state, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: now[0])
+        patch.setattr(time, "monotonic", lambda: now[0])
+        train(
+            learner,
+            train_step,
+            learner.init(0),
+            TrainBatches(examples(512), CONFIG.batch_size, seed=0),
+            steps=6,
+            intervals=Intervals(log=1, evaluate=0, checkpoint=1),
+            validate=lambda _: {"auc": 0.5},
+            keep=lambda *each: shown.append(each[3]) is None,
+            record=lambda *_: None,
+        )
+    assert shown == [None, *[CONFIG.batch_size / 15] * 5]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("compiled")
+    assert [line.rpartition("examples/s  ")[2] for line in lines[1:]] == [
+        f"{left} s left" for left in (60, 45, 30, 15, 0)
+    ]
 
 
 def test_one_device_goes_from_step_to_step():
@@ -93,9 +153,83 @@ def test_what_follows_a_loss_that_is_not_finite_is_not_kept():
     assert not any(what == "keep" for what, _ in events)
 
 
-def test_a_signal_in_a_validation_waits_for_the_checkpoint():
-    events = events_of_training("1x1", validated=3, stop=True)
-    assert events[-3:] == [("validate", 3), ("keep", 3), ("saved", 0)]
+class WithoutWeight(TrainBatches):
+    """Batches of which the fifth has no weight."""
+
+    def __getitem__(self, step: int) -> Batch:
+        batch = super().__getitem__(step)
+        return batch._replace(sample_weights=(step != 4) * batch.sample_weights)
+
+
+def trained(
+    mesh: str,
+    change: Callable[[TrainState], TrainState] = lambda state: state,
+    kind: type[TrainBatches] = TrainBatches,
+) -> tuple[list[int], str]:
+    """The steps whose states were kept, and the error, of a run that changes its state."""
+    learner, kept = make_learner(CONFIG, make_mesh(mesh)), []
+    step_of = make_train_step(learner)
+    batches = kind(examples(512), CONFIG.batch_size, seed=0)
+    try:
+        train(
+            learner,
+            lambda state, batch: step_of(change(state), batch),
+            learner.init(0),
+            batches,
+            steps=6,
+            intervals=Intervals(log=1, evaluate=0, checkpoint=4, check_copies=2),
+            validate=lambda state: {"auc": 0.5},
+            keep=lambda state, *_: kept.append(int(state.step)) is None,
+            record=lambda *_: None,
+        )
+    except UserError as error:
+        return kept, str(error)
+    return kept, ""
+
+
+def with_one_wrong_copy(x: jax.Array) -> jax.Array:
+    parts = [np.array(shard.data) for shard in x.addressable_shards]
+    parts[-1].reshape(-1)[0] += 1
+    return jax.make_array_from_single_device_arrays(
+        x.shape,
+        x.sharding,
+        [jax.device_put(p, s.device) for p, s in zip(parts, x.addressable_shards, strict=True)],
+    )
+
+
+@pytest.mark.parametrize(("before_step", "kept", "found"), [(4, [], 4), (5, [4], 6)])
+def test_copies_of_a_table_that_differ_end_the_run(before_step: int, kept: list[int], found: int):
+    def change(state: TrainState) -> TrainState:
+        if int(state.step) + 1 != before_step:
+            return state
+        tables = {name: with_one_wrong_copy(x) for name, x in state.embedding.tables.items()}
+        embedding = dataclasses.replace(state.embedding, tables=tables)
+        return dataclasses.replace(state, embedding=embedding)
+
+    saved, message = trained("2x2", change)
+    assert saved == kept
+    assert message.startswith(f"after step {found}, the copies of table(s) C1 and of table(s) C2")
+
+
+def test_wrong_parameters_end_the_run():
+    def change(state: TrainState) -> TrainState:
+        params = jax.tree.map(with_one_wrong_copy, state.params)
+        return dataclasses.replace(state, params=params)
+
+    _, message = trained("2x1", change)
+    assert message.startswith("after step 2, the copies of the dense model differ between devices")
+
+
+def test_a_batch_without_weight_is_one_error():
+    kept, message = trained("2x2", kind=WithoutWeight)
+    assert kept == [4]
+    assert message.startswith("the weights of the examples of step 5 sum to zero")
+
+
+@pytest.mark.parametrize(("keeps", "said"), [(True, "saved"), (False, "stopped")])
+def test_a_signal_in_a_validation_waits_for_the_checkpoint(keeps: bool, said: str):
+    events = events_of_training("1x1", validated=3, stop=True, keeps=keeps)
+    assert events[-3:] == [("validate", 3), ("keep", 3), (said, 0)]
 
 
 @pytest.mark.parametrize(("mesh", "ahead"), [("1x1", 2), ("2x4", 0)])

@@ -244,7 +244,7 @@ def test_predictions_draw_nothing_and_count_nothing(saved: tuple[Learner, TrainS
     x = np.maximum(x @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
     logits = (x @ params["output"]["kernel"] + params["output"]["bias"])[:, 0]
     for mesh in ("1x1", "2x4"):
-        predictor = Predictor.load(checkpoint, make_mesh(mesh), 64)
+        predictor = Predictor.load(checkpoint, make_mesh(mesh), 64, CHANGED.model)
         first, second = (np.concatenate(list(predictor.probabilities(split))) for _ in range(2))
         np.testing.assert_array_equal(first, second)
         np.testing.assert_allclose(first, 1 / (1 + np.exp(-logits)), rtol=1e-5)

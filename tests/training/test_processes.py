@@ -60,6 +60,7 @@ def begun(x64: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = start(learner, initial)
     state, _ = train(learner, state, make_batches(setup.dtype), STEPS_BEFORE)
     Checkpoints(directory / "before", {}).save(learner, state, {}, None)
+    (directory / "before" / f"{STEPS_BEFORE + 1:08d}").mkdir()
     return directory
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import xxhash
-import zstandard
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 # A hash against mistakes, not against attackers: many times as fast as those that would
 # withstand one.
@@ -20,6 +25,7 @@ Hash = xxhash.xxh3_128
 
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # their first bytes
 _CHUNK = 1 << 20
+_SAMPLES, _SAMPLE = 16, 1 << 18
 
 
 def file_hash(path: Path) -> str:
@@ -28,19 +34,31 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, Hash).hexdigest()
 
 
+def sampled_hash(path: Path) -> str:
+    """The hash of a file's size and of enough of its bytes to tell arrays apart: 4 MiB at most."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        digest = Hash(str(size).encode())
+        last = max(0, size - _SAMPLE)
+        for number in range(_SAMPLES):
+            file.seek(last * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
 class DamagedError(Exception):
     """A compressed file is cut short or corrupt."""
 
 
 class Bytes:
-    """The uncompressed bytes of a file, given a function that reads about so many of them."""
+    """The uncompressed bytes of a file, given a function that reads at most so many of them."""
 
     def __init__(self, read: Callable[[int], bytes]):
         self._read = read
         self._peeked = b""
 
     def read(self, size: int) -> bytes:
-        """Reads about ``size`` bytes; none at the end.
+        """Reads at most ``size`` bytes; none at the end.
 
         Raises:
             DamagedError: the compressed file is cut short or corrupt.
@@ -50,7 +68,7 @@ class Bytes:
             return content
         try:
             return self._read(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
             raise DamagedError(str(error)) from error
 
     def peek(self, size: int) -> bytes:
@@ -77,7 +95,7 @@ def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]
             unzipped = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore[reportArgumentType]
             yield Bytes(unzipped.read)
         elif magic == _ZSTANDARD:
-            yield Bytes(_ZstandardReader(file).read)
+            yield Bytes(zstd.ZstdFile(file).read)  # pyright: ignore[reportArgumentType]
         else:
             yield Bytes(file.read)
         while file.read(_CHUNK):  # the bytes that a decompressor left unread
@@ -98,25 +116,3 @@ class _Hashing(io.RawIOBase):
         data = self._file.read(size)
         self._update(data)
         return data
-
-
-class _ZstandardReader:
-    """Zstandard frames one after the other. It detects a missing end, which a stream doesn't."""
-
-    def __init__(self, file: _Hashing):
-        self._file = file
-        self._frame: Any = None
-        self._rest = b""
-
-    def read(self, size: int) -> bytes:
-        """At least ``size`` bytes, or all that are left."""
-        content = bytearray()
-        while len(content) < size and (data := self._rest or self._file.read(_CHUNK)):
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            content += self._frame.decompress(data)
-            self._rest = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        if len(content) < size and self._frame is not None:
-            raise EOFError("the last frame doesn't end")
-        return bytes(content)

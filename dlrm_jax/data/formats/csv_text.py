@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,15 @@ import polars as pl
 from dlrm_jax.data.formats.lines import OnBadLine, decoded
 from dlrm_jax.errors import UserError
 
+_FRAME_CHARACTERS = 1 << 27
+
 # Python's reader, as Polars' silently fills short lines with nulls and names no line.
+
+
+MISSING = ("", "NA", "NaN", "nan", "null")
+"""Fields that are missing values."""
+
+_NONE: Mapping[str, Sequence[str]] = {}
 
 
 class Records:
@@ -38,30 +47,43 @@ class Records:
         self._reader = csv.reader(self._lines(chunks), strict=True)
         self.columns = self._next() or []
         self.skipped = 0
-        twice = [name for name in self.columns if self.columns.count(name) > 1]
+        twice = [name for name, count in Counter(self.columns).items() if count > 1]
         if twice or not self.columns:
             found = f"{twice[0]!r} twice" if twice else "nothing"
             raise UserError(f"{path}: expected a first line with the columns' names, got {found}")
 
-    def frames(self, columns: Sequence[str], rows: int) -> Iterator[pl.DataFrame]:
-        """Yields frames; the last one may have fewer rows, even none. Empty fields are null.
+    def frames(
+        self, columns: Sequence[str], rows: int, values: Mapping[str, Sequence[str]] = _NONE
+    ) -> Iterator[pl.DataFrame]:
+        """Yields frames; the last one may have no rows. `MISSING` fields are null.
 
         Args:
             columns: names of the wanted columns.
-            rows: rows per frame.
+            rows: rows per frame. Very long values are yielded in several frames, of so many rows
+                together, so that memory is bounded.
+            values: fields of `MISSING` that are values all the same, by column.
 
         Raises:
             UserError: a line is malformed; the message names the first one.
         """
         places = [self.columns.index(name) for name in columns]
         complete = self._complete()
-        ended = False
+        left, ended = rows, False
+        missing = {name: set(MISSING) - set(values.get(name, ())) for name in columns}
+        nulls = [pl.col(name).replace(list(fields), None) for name, fields in missing.items()]
         while not ended:
-            records = [[fields[i] for i in places] for fields in itertools.islice(complete, rows)]
-            ended = len(records) < rows
+            records, characters = [], 0
+            for fields in itertools.islice(complete, left):
+                records.append([fields[i] for i in places])
+                characters += sum(map(len, records[-1]))
+                if characters > _FRAME_CHARACTERS:
+                    break
+            left -= len(records)
+            ended = left > 0 and characters <= _FRAME_CHARACTERS
+            left = left or rows
             fields = list(zip(*records, strict=True)) or [()] * len(places)
             series = map(pl.Series, columns, fields, [pl.String] * len(places))
-            yield pl.DataFrame(list(series)).with_columns(pl.all().replace("", None))
+            yield pl.DataFrame(list(series)).with_columns(nulls)
 
     def _complete(self) -> Iterator[list[str]]:
         """The records with as many fields as the header."""

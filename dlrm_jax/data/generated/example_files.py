@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import zstandard
 
+from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.formats.criteo_format import LineFormatter
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.formats.npy import ArrayWriter
@@ -30,8 +30,8 @@ def write_raw(path: Path, chunks: Iterator[Chunk], suffix: str = "") -> None:
             lines = stack.enter_context(gzip.GzipFile("", "wb", 1, file, mtime=0))
         elif suffix == ".zst":
             # The checksum lets readers notice damage, as gzip's does.
-            compressor = zstandard.ZstdCompressor(write_checksum=True)
-            lines = stack.enter_context(compressor.stream_writer(file, closefd=False))
+            options: dict[int, int] = {zstd.CompressionParameter.checksum_flag: 1}
+            lines = stack.enter_context(zstd.ZstdFile(file, "wb", options=options))
         for chunk in chunks:
             lines.write(formatter(chunk.labels, chunk.integers, chunk.ids))
 

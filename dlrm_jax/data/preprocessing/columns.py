@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 from jaxtyping import Float32
@@ -17,16 +19,30 @@ _INT32 = np.iinfo(np.int32)
 _ENCODED = (pl.Categorical, pl.Enum)
 
 
-def normalize_columns(frame: pl.DataFrame, options: Options) -> pl.DataFrame:
+def normalize_columns(
+    frame: pl.DataFrame, options: Options, path: Path, first_row: int
+) -> pl.DataFrame:
     """Names and transforms the columns of a frame.
 
     TorchRec's dense features depend on the smallest integer of the file, which isn't known yet:
     these columns stay integers until `transform_dense`.
 
+    The path and the number of the first row are for messages; malformed rows before it that were
+    left out aren't counted.
+
     Raises:
         UserError: an integer is too large for TorchRec's transform.
     """
     schema = options.schema
+    if options.compatible == "torchrec":
+        for name in schema.dense:
+            wrong = ~frame[name].is_between(_INT32.min + 2, _INT32.max).fill_null(True)
+            if wrong.any():
+                row = wrong.arg_max() or 0
+                raise UserError(
+                    f"{path}, row {first_row + row}, column {name}: expected an integer of 32 "
+                    f"bits, as TorchRec has them, got {frame[name][row]}"
+                )
     columns: list[pl.Expr | pl.Series] = [
         pl.col(schema.label).cast(pl.Float32).alias("label"),
         *(_dense(frame, x, options).alias(f"d{i}") for i, x in enumerate(schema.dense)),
@@ -56,8 +72,6 @@ def transform_dense(
 def _dense(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr | pl.Series:
     x = pl.col(name)
     if options.compatible == "torchrec":
-        if not frame[name].is_between(_INT32.min + 2, _INT32.max).all():
-            raise UserError(f"column {name}: TorchRec's integers have 32 bits, got larger ones")
         return x.cast(pl.Int32)
     if options.compatible == "reference":
         # NumPy's logarithm in float32, as there; null becomes NaN and back.
@@ -73,6 +87,8 @@ def _categorical(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr:
     x, kind = pl.col(name), frame[name].dtype
     length = options.schema.bag_lengths.get(name)
     if length is not None:
+        if kind == pl.Null:
+            return x.cast(pl.List(pl.Null))
         if isinstance(kind, pl.Array):
             x = x.arr.to_list()
         x = x.list.head(length)

@@ -6,11 +6,13 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import polars as pl
 
+from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import VOCABULARIES
+from dlrm_jax.data.id_ranges import complete_notes
 from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
@@ -84,8 +86,14 @@ class Conversion:
             rows.append(vocabulary.rows_needed(pl.scan_parquet(path, glob=False)))
         return self.options.table_rows(rows)
 
-    def write(self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]) -> None:
-        """Maps values to ids and writes the arrays of each day, for tables with so many rows."""
+    def write(
+        self, files: Sequence[Staged], days: Sequence[Day], rows: Sequence[int]
+    ) -> dict[str, Any]:
+        """Maps values to ids and writes the arrays of each day, for tables with so many rows.
+
+        Returns:
+            The notes of all files of ids, see `id_ranges`.
+        """
         columns = range(len(self.options.schema.categorical))
         expansions: Sequence[Path] = ()
         if max(self.options.multi_hot_sizes, default=1) > 1:
@@ -93,13 +101,17 @@ class Conversion:
             expansions = synthetic_tables(
                 rows, self.options.multi_hot_sizes, self.directory / "expansions"
             )
-        vocabularies = [self._vocabulary(i) for i in columns]
+        vocabularies, notes = [self._vocabulary(i) for i in columns], {}
         for number, file in enumerate(files):
             encoder = Encoder(file, self.options, vocabularies, columns, file.rows)
             for i, day in enumerate(days):
                 if day.file == number:
                     _log.info("arrays of day %d", i)
-                    write_day(self.directory, i, day, file, self.options, encoder, expansions)
+                    notes |= write_day(
+                        self.directory, i, day, file, self.options, encoder, expansions
+                    )
+        written = [DayFiles.map(self.directory, i) for i in range(len(days))]
+        return complete_notes(written, self.options.lengths, notes)
 
     def _vocabulary(self, column: int) -> Path:
         return self._vocabularies / f"{column}.parquet"
@@ -124,13 +136,21 @@ class Conversion:
         return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 
     def _check_types(self, paths: Sequence[Path], files: Sequence[Staged]) -> None:
-        """Checks that a column has one type in all files, apart from the width of integers."""
+        """Checks that a column has one type in all files.
+
+        Integers may have several widths, and a file without values has no type.
+        """
         types = [file.scan().collect_schema() for file in files]
         for i, name in enumerate(self.options.schema.categorical):
-            first, *others = (found[f"c{i}"] for found in types)
-            for path, other in zip(paths[1:], others, strict=True):
+            known = [
+                (path, found[f"c{i}"])
+                for path, found in zip(paths, types, strict=True)
+                if found[f"c{i}"] not in (pl.Null, pl.List(pl.Null))
+            ]
+            for path, other in known[1:]:
+                before, first = known[0]
                 if other != first and not (other.is_integer() and first.is_integer()):
                     raise UserError(
-                        f"column {name} is {first} in {paths[0]}, but {other} in {path}; give it "
+                        f"column {name} is {first} in {before}, but {other} in {path}; give it "
                         f"one type"
                     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from dlrm_jax.data.formats.npy import ArrayWriter, NpzWriter
+from dlrm_jax.data.id_ranges import IdRanges, note
 from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.preprocessing.columns import transform_dense
 from dlrm_jax.data.preprocessing.encoding import Encoder
@@ -28,13 +30,16 @@ def write_day(
     options: Options,
     encoder: Encoder,
     expansions: Sequence[Path],
-) -> None:
+) -> dict[str, Any]:
     """Writes the arrays of one day, in TorchRec's layout; existing files stay.
 
     ``day_NUMBER_dense.npy`` float32 [N, D], ``…_labels.npy`` int32 [N, 1], with a weight
     ``…_weights.npy`` float32 [N], and ``…_sparse.npy`` int32 [N, C] or, if a bag has several
     places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L]. Expansions are the
     files of `synthetic_tables`, if an id becomes several.
+
+    Returns:
+        The note of the file of ids, see `id_ranges`; none if it existed.
     """
     schema = options.schema
     tables = [np.load(path, mmap_mode="r") for path in expansions]
@@ -57,9 +62,14 @@ def write_day(
             return encode
         return lambda start, stop: expand(encode(start, stop)[:, 0], tables[i])
 
-    def append(writer: ArrayWriter, read: Callable[[int, int], np.ndarray]) -> None:
+    def append(
+        writer: ArrayWriter, read: Callable[[int, int], np.ndarray], seen: IdRanges | None = None
+    ) -> None:
         for start in range(day.start, day.stop, _CHUNK_ROWS):
-            writer.append(read(start, min(start + _CHUNK_ROWS, day.stop)))
+            chunk = read(start, min(start + _CHUNK_ROWS, day.stop))
+            writer.append(chunk)
+            if seen:
+                seen.add(chunk)
 
     arrays = [
         ("dense", (len(day), len(schema.dense)), np.float32, dense),
@@ -67,17 +77,25 @@ def write_day(
     ]
     if schema.weight:
         arrays.append(("weights", (len(day),), np.float32, column("weight")))
-    one_id = max(options.lengths) == 1
-    if one_id:
-        arrays.append(("sparse", (len(day), len(schema.categorical)), np.int32, encoder))
     for name, shape, dtype, read in arrays:
         path = directory / f"day_{number}_{name}.npy"
         if not path.exists():
             with replacing(path) as temporary, ArrayWriter(temporary, shape, dtype) as writer:
                 append(writer, read)
-    path = directory / f"day_{number}_sparse_multi_hot.npz"
-    if not one_id and not path.exists():
+
+    one_id = max(options.lengths) == 1
+    path = directory / f"day_{number}_{'sparse.npy' if one_id else 'sparse_multi_hot.npz'}"
+    if path.exists():
+        return {}
+    seen = [IdRanges([length]) for length in options.lengths]
+    if one_id:
+        seen = [IdRanges(options.lengths)]
+        shape = (len(day), len(options.lengths))
+        with replacing(path) as temporary, ArrayWriter(temporary, shape, np.int32) as writer:
+            append(writer, encoder, seen[0])
+    else:
         with replacing(path) as temporary, NpzWriter(temporary) as archive:
             for i, length in enumerate(options.lengths):
                 with archive.member(str(i), (len(day), length), np.int32) as writer:
-                    append(writer, bag(i))
+                    append(writer, bag(i), seen[i])
+    return {path.name: note(path, [pair for each in seen for pair in each.ranges()])}

@@ -79,7 +79,6 @@ class Encoder:
             rows = self.staged.scan().select(raw_values(i, self.options))
             values = rows.slice(row, self._after - row).collect()["value"]
             try:
-                values = vocabulary.cast_values(values, vocabulary.value_type(path))
                 known = vocabulary.read_entries(values, path)
                 ids = vocabulary.encode(values, known, schema.lengths[i], unseen)
             except UserError as error:

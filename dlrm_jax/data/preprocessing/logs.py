@@ -49,9 +49,10 @@ def check_columns(
         is_list = isinstance(kind, pl.List | pl.Array)
         if is_list and isinstance(kind.inner, pl.List | pl.Array):
             raise UserError(f"{path}, column {name}: expected a list of values, got {kind}")
-        if name in schema.bag_lengths and not is_list:
+        if name in schema.bag_lengths and not is_list and kind != pl.Null:
             raise UserError(
-                f"{path}, column {name}: the schema gives a bag length, expected lists, got {kind}"
+                f"{path}, column {name}: the schema gives a bag length, expected lists, got "
+                f"{kind}; CSV has no lists: write the log as Parquet with a list column"
             )
         if is_list and name not in schema.bag_lengths:
             raise UserError(
@@ -127,9 +128,10 @@ def _times(column: pl.Series) -> pl.Series:
         if numbers.null_count() == len(column):
             # Year first: 03/01/2024 is ambiguous.
             iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
-            if iso.null_count() == len(iso):
-                return iso.cast(microseconds, strict=False)
-            return _times(iso.str.to_datetime(time_unit="us", strict=False))
+            try:
+                return _times(iso.str.to_datetime(time_unit="us", strict=False))
+            except pl.exceptions.ComputeError:  # no format fits any of them
+                return pl.Series(column.name, [None] * len(column), microseconds)
         column = numbers
     seconds = column.cast(pl.Float64, strict=False)
     in_range = seconds.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)

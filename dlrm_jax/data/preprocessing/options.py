@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from dlrm_jax.data.formats.csv_text import MISSING
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
@@ -38,6 +40,8 @@ class Options:
         seed: seed of the random choice.
         multi_hot_sizes: number of ids that each categorical column's single id expands to, as in
             MLPerf; see `dlrm_jax.data.multi_hot`. None for bags as they are in the data.
+        csv_values: fields of CSV that are values in earlier data, although they say that there is
+            none, such as ``NA``; by column. It isn't stored.
 
     Raises:
         UserError: a number is out of range, or options contradict each other.
@@ -52,6 +56,7 @@ class Options:
     drop_negatives: float = 0.0
     seed: int = 0
     multi_hot_sizes: tuple[int, ...] = ()
+    csv_values: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         least = 2 * vocabulary.FIRST_VALUE
@@ -65,6 +70,11 @@ class Options:
         ):
             if not good:
                 raise UserError(f"{name} must be {expected}, got {getattr(self, name)}")
+        for name, allowed in (("compatible", Compatible), ("on_bad_line", OnBadLine)):
+            if getattr(self, name) not in get_args(allowed):
+                raise UserError(
+                    f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}"
+                )
         other = self.compatible
         if other and self.schema != CRITEO:
             raise UserError(f"compatible with {other}: expected Criteo's columns, got a schema")
@@ -105,14 +115,31 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """The options as they are stored in the metadata."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        fields = dataclasses.asdict(self)
+        del fields["csv_values"]
+        return json.loads(json.dumps(fields))
+
+    def with_values_of(self, vocabularies: Path) -> Options:
+        """The options under which all values of earlier data stay values, see ``csv_values``."""
+        known = {
+            name: vocabulary.known_texts(MISSING, vocabularies / f"{i}.parquet")
+            for i, name in enumerate(self.schema.categorical)
+        }
+        return dataclasses.replace(self, csv_values=known)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Options:
-        """Reads what `to_json` returned; unknown fields are ignored."""
-        names = {field.name for field in dataclasses.fields(cls)}
+        """Reads what `to_json` returned; unknown fields are ignored.
+
+        Raises:
+            UserError: a field is missing or of another type.
+        """
+        names = {field.name for field in dataclasses.fields(cls)} - {"csv_values"}
         present = {name: value for name, value in fields.items() if name in names}
-        present["schema"] = Schema.from_fields(present["schema"])
-        for name in ("multi_hot_sizes", "max_ind_range"):
-            present[name] = tuple(present[name])
-        return cls(**present)
+        try:
+            present["schema"] = Schema.from_fields(present["schema"])
+            for name in ("multi_hot_sizes", "max_ind_range"):
+                present[name] = tuple(present[name])
+            return cls(**present)
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(f"the options of the data are damaged: {error!r}") from error

@@ -11,14 +11,18 @@ from typing import Any
 
 import polars as pl
 
-from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
+from dlrm_jax.data.formats.csv_text import MISSING
 from dlrm_jax.data.preprocessing import freshness, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete, locked, move_into_place, write_json
+
+_PARTIAL = ".partial"
 
 _log = logging.getLogger(__name__)
 
@@ -57,32 +61,24 @@ def preprocess(
 
     Raises:
         UserError: a file can't be read, is malformed or changes meanwhile; the output exists and
-            doesn't match; the disk is full.
+            doesn't match; ``OUTPUT.partial`` isn't unfinished work; the disk is full.
     """
     output = output.resolve()
     grown = Metadata.read(grow) if grow else None
     files = [path.resolve() for path in (*paths, *held_out)]
     _check(files, len(held_out), options, grown)
-    described = options.to_json() | {
-        "held_out": len(held_out),
-        "grown_from": [*grown.grown_from, grown.fingerprint] if grown else [],
-    }
-    recipe = freshness.recipe(files, described)
-    partial = output.with_name(f"{output.name}.partial")
+    if grow:
+        options = options.with_values_of(grow / VOCABULARIES)
+    recipe = freshness.recipe(files, _described(files, options, len(held_out), grown))
+    partial = output.with_name(f"{output.name}{_PARTIAL}")
+    if _is_finished(output, recipe, replace):
+        return Metadata.read(output)  # without a lock, as it may belong to someone else
     try:
         with locked(output.with_name(f".{output.name}.lock"), f"output {output}", wait=True):
-            difference = freshness.difference(output, recipe)
-            if output.is_dir() and not any(output.iterdir()):
+            if _is_finished(output, recipe, replace):  # another process was faster
+                return Metadata.read(output)
+            if output.is_dir() and _is_empty(output):
                 output.rmdir()
-            if output.exists():
-                if not difference:
-                    return Metadata.read(output)
-                if not replace:
-                    raise UserError(
-                        f"{output} exists and doesn't match this command: {difference}; delete it, "
-                        f"or give another output directory"
-                    )
-                _log.warning("%s doesn't match this command (%s): replacing it", output, difference)
             freshness.begin(partial, recipe)
             if not (partial / METADATA).exists():
                 _run(files, Conversion(partial, options), recipe, len(held_out), grow)
@@ -95,6 +91,27 @@ def preprocess(
             f"the same command again to resume"
         ) from error
     return Metadata.read(output)
+
+
+def find_copy(path: Path, directory: Path, options: Options) -> Path | None:
+    """An output in a directory of outputs that was made of a copy of the same file, if any."""
+    recipe = freshness.recipe([path], _described([path], options, 0, None))
+    for metadata in sorted(directory.glob(f"[!.]*/{METADATA}")):
+        output = metadata.parent
+        if output.suffix != _PARTIAL and not freshness.difference(output, recipe):
+            return output
+    return None
+
+
+def _described(
+    files: Sequence[Path], options: Options, held_out: int, grown: Metadata | None
+) -> dict[str, Any]:
+    """Options and all else that the arrays depend on, besides the content of the input files."""
+    grown_from = [*grown.grown_from, grown.fingerprint] if grown else []
+    described = options.to_json() | {"held_out": held_out, "grown_from": grown_from}
+    if options.schema.layout == "named" and not all(map(is_parquet, files)):
+        described["csv_missing"] = list(MISSING)  # earlier versions had "" alone
+    return described
 
 
 def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
@@ -124,6 +141,25 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
             raise UserError(f"grow: the ids of data with the option {option} can't grow")
 
 
+def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:
+    """Whether the output is there and matches the recipe."""
+    if not output.exists() or (output.is_dir() and _is_empty(output)):
+        return False
+    difference = freshness.difference(output, recipe)
+    if difference and not replace:
+        raise UserError(
+            f"{output} exists and doesn't match this command: {difference}; delete it, or give "
+            f"another output directory"
+        )
+    if difference:
+        _log.warning("%s doesn't match this command (%s): making it again", output, difference)
+    return not difference
+
+
+def _is_empty(directory: Path) -> bool:
+    return not any(directory.iterdir())
+
+
 def _run(
     paths: Sequence[Path],
     conversion: Conversion,
@@ -142,7 +178,7 @@ def _run(
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in split["train"])
     rows = conversion.learn(files, training, grow)
-    conversion.write(files, days, rows)
+    id_ranges = conversion.write(files, days, rows)
 
     contents = [file.content_hash for file in files]
     schema = options.schema
@@ -163,6 +199,7 @@ def _run(
         smallest=[file.smallest for file in files],
         grown_from=recipe["options"]["grown_from"],
         versions={name: importlib.metadata.version(name) for name in ("numpy", "polars")},
+        id_ranges=id_ranges,
     )
     write_json(conversion.directory / METADATA, dataclasses.asdict(metadata))
 

@@ -57,6 +57,10 @@ class Schema:
             raise UserError(f"schema: column {twice[0]!r} is named more than once")
         if not self.categorical:
             raise UserError("schema: expected at least one categorical column, got none")
+        if not isinstance(self.bag_lengths, Mapping):
+            raise UserError(
+                f"schema: bag_lengths must be an object of numbers, got {self.bag_lengths!r}"
+            )
         unknown = self.bag_lengths.keys() - set(self.categorical)
         if unknown:
             raise UserError(f"schema: bag_lengths names {min(unknown)!r}, which isn't categorical")
@@ -91,7 +95,7 @@ class Schema:
             UserError: the file can't be read or has other fields.
         """
         try:
-            fields = json.loads(path.read_text())
+            fields = json.loads(path.read_text(), object_pairs_hook=_without_repeats)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the schema {path}: {error}") from error
         names = [field.name for field in dataclasses.fields(cls)]
@@ -116,12 +120,21 @@ class Schema:
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str | None):
                     raise UserError(f"schema: {field}: expected names of columns, got {name!r}")
-        if isinstance(given["label"], list):
+        if not isinstance(given["label"], str):
             raise UserError(f"schema: label: expected one name, got {given['label']!r}")
         for name in ("categorical", "dense"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])
         return cls(**given)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text; Python's reader would take the last of equal names."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(x for x in names if names.count(x) > 1)!r} is there twice")
+    return fields
 
 
 CRITEO = Schema("label", CATEGORICALS, INTEGERS, layout="criteo")

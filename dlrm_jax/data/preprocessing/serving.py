@@ -37,8 +37,9 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
     schema = dataclasses.replace(trained.schema, weight=None, timestamp=None)
     # Every line gets a prediction, so none is left out.
     options = dataclasses.replace(trained, schema=schema, on_bad_line="stop", drop_negatives=0.0)
-    conversion = Conversion(output, options, prepared / VOCABULARIES)
     try:
+        options = options.with_values_of(prepared / VOCABULARIES)
+        conversion = Conversion(output, options, prepared / VOCABULARIES)
         output.mkdir(parents=True)
         files = conversion.stage(paths, labelled=False)
         if options.compatible == "torchrec":

@@ -47,13 +47,15 @@ class Chunk:
 class _Unparsed(NamedTuple):
     """The content of a chunk, and the function that parses it.
 
-    ``skipped`` malformed rows, not counted in ``rows``, were left out before.
+    ``skipped`` malformed rows, not counted in ``rows``, were left out before. The ``place`` is not
+    0 if it is one of several parts of a chunk: then these rows of the chunk are before it.
     """
 
     parse: Callable[[Any, Path, int, OnBadLine], pl.DataFrame]
     content: bytes | pl.DataFrame
     rows: int
     skipped: int = 0
+    place: int = 0
 
 
 @dataclasses.dataclass
@@ -79,8 +81,10 @@ class Source:
     content_hash: str = dataclasses.field(default="", init=False)
     _rows: int = dataclasses.field(default=0, init=False)
 
-    def chunks(self) -> Iterator[Callable[[], Chunk]]:
-        """Yields a function for each chunk, in order, that parses it; known ones needn't be parsed.
+    def chunks(self) -> Iterator[tuple[int, Callable[[], Chunk]]]:
+        """Yields the chunks in order, with the number of their rows; known ones needn't be parsed.
+
+        A chunk is the function that parses it. The number counts malformed rows, too.
 
         Raises:
             UserError: the file can't be read, or a column or a line is malformed; the message names
@@ -90,7 +94,8 @@ class Source:
             for unparsed in self._read():
                 first = self._rows + 1
                 self._rows += unparsed.rows
-                yield functools.partial(self._parsed, unparsed, first)
+                rows = unparsed.rows + unparsed.skipped
+                yield rows, functools.partial(self._parsed, unparsed, first)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
         except DamagedError as error:
@@ -103,9 +108,7 @@ class Source:
 
     def _read(self) -> Iterator[_Unparsed]:
         named = self.options.schema.layout == "named"
-        with self.path.open("rb") as file:
-            parquet = file.read(4) == _PARQUET and named
-        if parquet:
+        if named and is_parquet(self.path):
             self.content_hash = file_hash(self.path)
             yield from self._parquet()
             return
@@ -136,11 +139,11 @@ class Source:
     def _csv(self, content: Bytes) -> Iterator[_Unparsed]:
         records = Records(self._lines(content), self.path, self.options.on_bad_line)
         columns = self._columns(dict.fromkeys(records.columns, pl.String()))
-        skipped = 0
+        skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
-        for frame in records.frames(columns, CHUNK_ROWS):
-            yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped)
-            skipped = records.skipped
+        for frame in records.frames(columns, CHUNK_ROWS, self.options.csv_values):
+            yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped, place)
+            skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
     def _parquet(self) -> Iterator[_Unparsed]:
         try:
@@ -172,24 +175,31 @@ class Source:
         options = self.options
         frame = unparsed.parse(unparsed.content, self.path, first, options.on_bad_line)
         skipped = unparsed.skipped + unparsed.rows - len(frame)
-        frame = normalize_columns(frame, options)
+        frame = normalize_columns(frame, options, self.path, first)
         if not self.drop:
             return Chunk(frame, skipped, 0)
         # A function of the place in the data alone, so that a resumed run draws the same.
-        rng = np.random.default_rng([options.seed, self.number, first])
-        kept = rng.random(len(frame)) >= options.drop_negatives
+        rng = np.random.default_rng([options.seed, self.number, first - unparsed.place])
+        drawn = rng.random(unparsed.place + len(frame))[unparsed.place :]
+        kept = drawn >= options.drop_negatives
         kept |= frame["label"].to_numpy() > 0
         return Chunk(frame.filter(pl.Series(kept)), skipped, int(np.sum(~kept)))
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does."""
+    with path.open("rb") as file:
+        return file.read(len(_PARQUET)) == _PARQUET
 
 
 def _chunks(content: Bytes, size: int) -> Iterator[bytes]:
     """Yields chunks of ``size`` bytes; the last one may be shorter."""
     chunk = b""
     while more := content.read(size - len(chunk)):
-        chunk += more  # a decompressor may return more than was asked for
-        while len(chunk) >= size:
-            yield chunk[:size]
-            chunk = chunk[size:]
+        chunk += more
+        if len(chunk) == size:
+            yield chunk
+            chunk = b""
     if chunk:
         yield chunk
 

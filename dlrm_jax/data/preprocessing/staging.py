@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from dlrm_jax.data.preprocessing.sources import Source
-from dlrm_jax.files import replacing, write_json
+from dlrm_jax.files import delete, replacing, write_json
+
+_STAGED = "staged.json"
+
+_log = logging.getLogger(__name__)
+
+# What is raised for the remains of a power cut: files that are empty, cut short or missing.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,31 +49,79 @@ class Staged:
 
     def chunks(self) -> list[Path]:
         """The files with the rows, in order."""
-        return sorted(self.directory.glob("*.arrow"))
+        return _chunks(self.directory)
 
 
 def stage(source: Source, directory: Path) -> Staged:
-    """Parses a file into a directory; finished chunks of the same file stay."""
-    done = directory / "staged.json"
+    """Parses a file into a directory; finished chunks of the same file stay.
+
+    They are made in order: behind the first that is missing or damaged, all are made again.
+    """
+    if staged := finished(directory):
+        return staged
+    number, skipped, dropped, kept = 0, 0, 0, True
+    for number, (rows, parse) in enumerate(source.chunks()):
+        path = directory / f"{number:06d}.arrow"
+        counts = _counts(path, rows) if kept else None
+        if not counts:
+            if kept:
+                _delete_from(directory, number)
+            kept = False
+            chunk = parse()
+            counts = {"skipped": chunk.skipped, "dropped": chunk.dropped}
+            write_json(path.with_suffix(".json"), counts)
+            with replacing(path) as temporary:
+                chunk.frame.write_ipc(temporary)
+        skipped, dropped = skipped + counts["skipped"], dropped + counts["dropped"]
+    _delete_from(directory, number + 1)
+    counts = {"skipped": skipped, "dropped": dropped, "content_hash": source.content_hash}
+    rows = pl.scan_ipc(_chunks(directory), glob=False)
+    fields = _summary(rows) | counts
+    write_json(directory / _STAGED, fields)
+    return Staged(directory, **fields)
+
+
+def finished(directory: Path) -> Staged | None:
+    """What `stage` has finished; None if there is nothing, or it is damaged."""
+    done = directory / _STAGED
     if not done.exists():
-        paths, skipped, dropped = [], 0, 0
-        for number, parse in enumerate(source.chunks()):
-            paths.append(directory / f"{number:06d}.arrow")
-            counted = paths[-1].with_suffix(".json")
-            if not paths[-1].exists():
-                chunk = parse()
-                write_json(counted, {"skipped": chunk.skipped, "dropped": chunk.dropped})
-                with replacing(paths[-1]) as temporary:
-                    chunk.frame.write_ipc(temporary)
-            counts = json.loads(counted.read_text())
-            skipped, dropped = skipped + counts["skipped"], dropped + counts["dropped"]
-        summary = _summary(pl.scan_ipc(paths, glob=False))
-        counts = {"skipped": skipped, "dropped": dropped, "content_hash": source.content_hash}
-        write_json(done, summary | counts)
-    return Staged(directory, **json.loads(done.read_text()))
+        return None
+    try:
+        staged = Staged(directory, **json.loads(done.read_text()))
+        if _rows(staged.chunks()) == staged.rows:
+            return staged
+    except _DAMAGED:
+        pass
+    _log.warning("%s is damaged, or a file beside it: it is made again", done)
+    return None
 
 
-def _summary(rows: pl.LazyFrame) -> dict[str, object]:
+def _counts(path: Path, rows: int) -> dict[str, Any] | None:
+    """The counts of a finished chunk of so many rows; None if it is damaged or of other rows."""
+    try:
+        counts = json.loads(path.with_suffix(".json").read_text())
+        left = rows - counts["skipped"] - counts["dropped"]
+        return counts if _rows([path]) == left else None
+    except _DAMAGED:
+        return None
+
+
+def _delete_from(directory: Path, number: int) -> None:
+    """Deletes the chunks from a number on, if there are any."""
+    for path in _chunks(directory)[number:]:
+        _log.warning("%s, its .json or one before is damaged: it is made again", path)
+        delete(path)
+
+
+def _chunks(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.arrow"))
+
+
+def _rows(chunks: list[Path]) -> int:
+    return pl.scan_ipc(chunks, glob=False).select(pl.len()).collect().item()
+
+
+def _summary(rows: pl.LazyFrame) -> dict[str, Any]:
     columns = rows.collect_schema().names()
     dense = [name for name in columns if name.startswith("d")]
     features = [name for name in columns if name[0] in "cd"]

@@ -157,7 +157,8 @@ def read_entries(values: pl.Series, path: Path) -> pl.DataFrame:
     vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
     if vocabulary.select(pl.len()).collect().item() > _LARGE:
         flat = values.explode() if isinstance(values.dtype, pl.List) else values
-        occurring = flat.unique().to_frame("value").lazy()
+        known = vocabulary.collect_schema()["value"]
+        occurring = cast_values(flat.unique(), known).to_frame("value").lazy()
         vocabulary = vocabulary.join(occurring, on="value", how="semi")
     return vocabulary.collect(engine="streaming")
 
@@ -168,14 +169,15 @@ def encode(
     """Maps raw values to ids.
 
     Args:
-        values: N values in the vocabulary's type, see `cast_values`; nulls become `MISSING`.
+        values: N values, of a type that `cast_values` takes; nulls become `MISSING`.
         vocabulary: vocabulary from `learn`, or from `read_entries` these values.
         length: bag length, L. Lists keep at most L values and are filled with `ABSENT`; the bag
             of a null or empty list is empty.
-        unseen: id of values that the vocabulary doesn't have; None if there is none.
+        unseen: id of values that the vocabulary doesn't have, which includes those of another
+            type; None if there is none.
 
     Raises:
-        UserError: an unseen value has no id; the message names it.
+        UserError: an unseen value has no id; the message names it. Or the values have another type.
     """
     if not isinstance(values.dtype, pl.List):
         return _ids(values, vocabulary, unseen)[:, None]
@@ -186,37 +188,42 @@ def encode(
     return bags
 
 
-def value_type(path: Path) -> Any:
-    """The Polars type of the values of a stored vocabulary."""
-    return pl.scan_parquet(path, glob=False).collect_schema()["value"]
-
-
 def cast_values(values: pl.Series, known: Any) -> pl.Series:
-    """Converts values to the type of a vocabulary, if nothing is lost.
+    """Converts values to the type of a vocabulary; null where a value isn't of this type.
 
-    Whole numbers come as floats where some are missing, or as text from CSV; a column without any
-    value has no type.
+    Whole numbers come as floats where some are missing, or as text from CSV. Among them, ``"x"``,
+    ``"007"`` and 2.5 are no values of an integer column. A column without any value has no type.
 
     Raises:
-        UserError: the values have another type.
+        UserError: the column has another type.
     """
-    is_list = isinstance(values.dtype, pl.List)
-    dtype = values.dtype.inner if isinstance(values.dtype, pl.List) else values.dtype
-    if dtype == known or (dtype.is_integer() and known.is_integer()):
-        return values
-    if dtype == pl.Null or (known.is_integer() and (dtype.is_float() or dtype == pl.String)):
-        cast = values.cast(pl.List(known) if is_list else known, strict=False)
-        flat, back = (x.explode() if is_list else x for x in (values, cast))
-        if dtype == pl.Null or back.cast(dtype).equals(flat):
-            return cast
+    dtype = values.dtype
+    if dtype == known or dtype == pl.Null:
+        return values.cast(known)
+    if known == pl.Null:  # training had no value
+        return pl.Series(values.name, [None] * len(values), pl.Null)
+    if known.is_integer() and (dtype.is_numeric() or dtype == pl.String):
+        cast = values.cast(known, strict=False)
+        same = (cast.cast(dtype, strict=False) == values).fill_null(False)
+        return cast.to_frame("x").select(pl.when(same).then("x"))["x"]
     raise UserError(f"expected values of type {known}, as in training, got {dtype}")
+
+
+def known_texts(texts: Sequence[str], path: Path) -> list[str]:
+    """Those of some texts that are values of a stored vocabulary."""
+    stored = pl.scan_parquet(path, glob=False).select("value")
+    if stored.collect_schema()["value"] != pl.String:
+        return []
+    return (
+        stored.filter(pl.col("value").is_in(texts)).collect(engine="streaming")["value"].to_list()
+    )
 
 
 def _ids(
     values: pl.Series, vocabulary: pl.DataFrame, unseen: int | None
 ) -> Int32[np.ndarray, " N"]:
-    frame = values.alias("value").to_frame()
     known = vocabulary.select("value", "id")
+    frame = cast_values(values, known["value"].dtype).alias("value").to_frame()
     ids = frame.join(known, on="value", how="left", maintain_order="left")["id"]  # null: unknown
     if unseen is None and len(unknown := values.filter(ids.is_null() & values.is_not_null())):
         raise UserError(
@@ -224,6 +231,8 @@ def _ids(
             f"and has no id for unseen values; prepare training data with our own ids"
         )
     found = ids.fill_null(unseen or 0).to_numpy()
+    if values.dtype.is_float() and known["value"].dtype.is_integer():
+        values = values.fill_nan(None)
     if values.null_count():
         found = np.where(values.is_null().to_numpy(), np.int32(MISSING), found)
     return found

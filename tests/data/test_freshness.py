@@ -1,0 +1,206 @@
+"""What is on disk is used if it is of the same content, and deleted only if it is provably ours."""
+
+import os
+import shutil
+
+import pytest
+from criteo_lines import text
+
+from dlrm_jax.data.dataset import load_dataset
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing import conversion, freshness, pipeline, sources, staging
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+
+ROWS = 70
+OPTIONS = Options(Schema("y", ("a",)))
+RARE = Options(Schema("y", ("a",)), min_count=2)
+
+
+def log(first=0):
+    return "y,a\n" + "".join(f"{(i + first) % 2},{i % 9}\n" for i in range(ROWS))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop(*_):
+    raise StoppedError
+
+
+@pytest.fixture
+def raw(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(log())
+    return path
+
+
+def interrupt(monkeypatch, raw, owner, name, options=OPTIONS):
+    """Stops the preparation of ``out`` where it would call a function; returns what is left."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stop)
+        with pytest.raises(StoppedError):
+            preprocess([raw], raw.parent / "out", options)
+    return raw.parent / "out.partial"
+
+
+def all_files(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else path.is_symlink()
+        for path in directory.rglob("*")
+    }
+
+
+def users_own(path, kind):
+    if kind == "file":
+        path.write_text("mine")
+        return
+    directory = path if kind != "link" else path.with_name("elsewhere")
+    directory.mkdir()
+    name = freshness.BEGUN if kind == "same name" else "notes"
+    (directory / name).write_text('{"format": 2, "options": {}, "inputs": ["at noon"]}')
+    if kind == "link":
+        path.symlink_to(directory)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory", "same name"])
+def test_a_users_own_partial_is_named_before_any_work(raw, tmp_path, kind, monkeypatch):
+    users_own(tmp_path / "out.partial", kind)
+    before = all_files(tmp_path)
+    monkeypatch.setattr(pipeline, "_run", None)
+    with pytest.raises(UserError, match=r"out\.partial is in the way: it isn't unfinished work"):
+        preprocess([raw], tmp_path / "out", OPTIONS)
+    assert all_files(tmp_path) == before | {".out.lock": b""}
+
+
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_a_users_other_files_stay(raw, tmp_path, kind, monkeypatch):
+    users_own(tmp_path / "out.replaced", kind)
+    users_own(tmp_path / "out.partial.deleting", "directory")
+    before = all_files(tmp_path)
+    interrupt(monkeypatch, raw, conversion, "stage", RARE)
+    preprocess([raw], tmp_path / "out", OPTIONS)
+    preprocess([raw], tmp_path / "out", RARE, replace=True)
+    assert before.items() <= all_files(tmp_path).items()
+
+
+def test_finished_data_of_another_command_are_not_deleted(raw, tmp_path):
+    preprocess([raw], tmp_path / "out", OPTIONS)
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    before = all_files(tmp_path / "out.partial")
+    with pytest.raises(UserError, match=r"out\.partial is in the way: it holds finished data"):
+        preprocess([raw], tmp_path / "out", RARE)
+    assert all_files(tmp_path / "out.partial") == before
+    preprocess([raw], tmp_path / "out", OPTIONS)
+    assert all_files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["", "begun.json.partial", ".begun.json.dlrm_jax"])
+def test_what_had_hardly_begun_is_no_obstacle(raw, tmp_path, name):
+    (tmp_path / "out.partial" / name).mkdir(parents=True)
+    preprocess([raw], tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out" / ".begun.json.dlrm_jax").exists()
+
+
+def test_unfinished_metadata_are_made_again(raw, tmp_path, monkeypatch):
+    partial = interrupt(monkeypatch, raw, pipeline, "delete")
+    (partial / "metadata.json").write_text("")
+    assert sum(preprocess([raw], tmp_path / "out", OPTIONS).days) == ROWS
+
+
+def damage(path, kind):
+    if kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: {"empty": 0, "cut": path.stat().st_size // 2}[kind]])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("staged.json", "empty"),
+        ("staged.json", "gone"),
+        ("000001.json", "cut"),
+        ("000001.arrow", "cut"),
+        ("both", "gone"),
+    ],
+)
+def test_staged_remains_of_a_power_cut_are_made_again(
+    raw, tmp_path, monkeypatch, caplog, name, kind
+):
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 20)
+    expected = preprocess([raw], tmp_path / "whole", OPTIONS)
+    staged = interrupt(monkeypatch, raw, conversion, "write_day") / "columns" / "0"
+    chunks = len(list(staged.glob("*.arrow")))
+    if name == "both":
+        damage(staged / "staged.json", kind)
+        damage(staged / "000001.arrow", kind)
+    else:
+        damage(staged / name, kind)
+        if name == "000001.json":  # it isn't read otherwise
+            (staged / "staged.json").unlink()
+    made = []
+    write = staging.replacing
+    monkeypatch.setattr(staging, "replacing", lambda path: (made.append(path), write(path))[1])
+    found = preprocess([raw], tmp_path / "out", OPTIONS)
+    assert len(made) == (0 if name == "staged.json" else chunks - 1)
+    assert "damaged" in caplog.text or (name, kind) == ("staged.json", "gone")
+    assert found == expected
+    for path in (tmp_path / "whole").glob("*.npy"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+@pytest.fixture
+def locked_by_others(tmp_path):
+    """The lock of ``out`` can't be had, even by root."""
+    (tmp_path / ".out.lock").mkdir()
+
+
+def test_an_output_of_someone_else_is_used(raw, tmp_path, locked_by_others, monkeypatch):
+    preprocess([raw], tmp_path / "other", OPTIONS)
+    (tmp_path / "other").rename(tmp_path / "out")
+    assert sum(preprocess([raw], tmp_path / "out", OPTIONS).days) == ROWS
+    os.utime(raw, ns=(1, 1))
+
+    def read_only(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(freshness, "write_json", read_only)
+    assert sum(preprocess([raw], tmp_path / "out", OPTIONS).days) == ROWS
+    with pytest.raises(UserError, match="min_count was 1, now 2"):
+        preprocess([raw], tmp_path / "out", RARE)
+
+
+@pytest.mark.parametrize("stopped", [(conversion, "write_day"), (pipeline, "delete")])
+def test_unfinished_work_on_copied_logs_goes_on(raw, tmp_path, monkeypatch, stopped):
+    interrupt(monkeypatch, raw, *stopped)
+    raw.rename(tmp_path / "moved.csv")
+    os.utime(tmp_path / "moved.csv", ns=(1, 1))
+    monkeypatch.setattr(staging, "replacing", None)  # nothing is parsed again
+    assert sum(preprocess([tmp_path / "moved.csv"], tmp_path / "out", OPTIONS).days) == ROWS
+
+
+def test_unfinished_work_on_other_logs_is_not_used(raw, tmp_path, monkeypatch):
+    interrupt(monkeypatch, raw, conversion, "write_day")
+    raw.write_text(log(first=1))
+    os.utime(raw, ns=(1, 1))
+    found = preprocess([raw], tmp_path / "out", OPTIONS)
+    assert found.fingerprint == preprocess([raw], tmp_path / "other", OPTIONS).fingerprint
+
+
+def test_copied_logs_use_the_same_cache(tmp_path, monkeypatch):
+    raw = tmp_path / "train.txt"
+    raw.write_text(text(14))
+    first = load_dataset(raw, tmp_path / "cache")
+    (tmp_path / "elsewhere").mkdir()
+    copy = shutil.copyfile(raw, tmp_path / "elsewhere" / "copy.txt")
+    monkeypatch.setattr(pipeline, "_run", None)
+    for path in (copy, raw, copy):
+        assert load_dataset(path, tmp_path / "cache").fingerprint == first.fingerprint
+    copy.write_text(text(14, seed=1))
+    with pytest.raises(TypeError):
+        load_dataset(copy, tmp_path / "cache")
+    assert Metadata.read(first.directory or tmp_path).fingerprint == first.fingerprint

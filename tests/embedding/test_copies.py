@@ -1,0 +1,106 @@
+"""Copies of tables that differ are found; what is equal or has no copies isn't."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_collection import built, collection, random_arrays
+
+from dlrm_jax.embedding import copies
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+
+
+def changed(array: jax.Array, device: int, change) -> jax.Array:
+    """The array, changed on one device alone."""
+    parts = [np.array(shard.data) for shard in array.addressable_shards]
+    change(parts[device])
+    placed = [
+        jax.device_put(part, shard.device)
+        for part, shard in zip(parts, array.addressable_shards, strict=True)
+    ]
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, placed)
+
+
+def flip_last_bit(part: np.ndarray) -> None:
+    part.reshape(-1)[-1:].view(np.uint8)[0] ^= 1
+
+
+def swap_rows(part: np.ndarray) -> None:
+    part[[0, 1]] = part[[1, 0]]
+
+
+def with_table(state, name, array):
+    return dataclasses.replace(state, tables={**state.tables, name: array})
+
+
+@pytest.mark.parametrize("mesh", ["2x2", "2x4"])
+@pytest.mark.parametrize("plan", ["mixed", "column_wise"])
+def test_one_changed_bit_of_any_array_is_found(mesh, plan):
+    c = collection(mesh, plan)
+    state = built(c, random_arrays())
+    c.check_copies(state)
+    last = c.mesh.size - 1
+    for slab in c.layout.slabs:
+        names = f"copies of table\\(s\\) {', '.join(slab.tables)} differ"
+        table = state.tables[slab.name]
+        rows = np.asarray(table.addressable_shards[last].data[:2])
+        differ = len(rows) == 2 and np.any(rows[0] != rows[1])  # not on a shard without rows
+        for change in (flip_last_bit, swap_rows) if differ else (flip_last_bit,):
+            with pytest.raises(UserError, match=names):
+                c.check_copies(with_table(state, slab.name, changed(table, last, change)))
+        for slot, array in state.slots.get(slab.name, {}).items():
+            own = {**state.slots[slab.name], slot: changed(array, 0, flip_last_bit)}
+            wrong = dataclasses.replace(state, slots={**state.slots, slab.name: own})
+            with pytest.raises(UserError, match=names):
+                c.check_copies(wrong)
+
+
+def test_copies_of_nan_are_equal_and_both_wrong_tables_are_named():
+    c = collection("2x2", "replicated")
+    arrays = random_arrays()
+    arrays["a"]["table"][3] = np.nan
+    state = built(c, arrays)
+    c.check_copies(state)
+    for slab in c.layout.slabs[:2]:
+        state = with_table(state, slab.name, changed(state.tables[slab.name], 1, flip_last_bit))
+    one, other = (", ".join(slab.tables) for slab in c.layout.slabs[:2])
+    with pytest.raises(UserError, match=rf"table\(s\) {one} and of table\(s\) {other} differ"):
+        c.check_copies(state)
+
+
+@pytest.mark.parametrize(("mesh", "plan"), [("1x1", "mixed"), ("1x2", "row_wise")])
+def test_nothing_runs_without_copies(mesh, plan, monkeypatch):
+    c = collection(mesh, plan)
+    state = built(c, random_arrays())
+    monkeypatch.delattr(copies, "_exchange")
+    c.check_copies(state)
+
+
+def test_it_needs_no_memory_as_large_as_a_table():
+    sharding = jax.sharding.NamedSharding(make_mesh("2x1"), jax.sharding.PartitionSpec())
+    for shape, dtype in (((1_000_003, 8), "f4"), ((2_000_003, 8), "u2"), ((5_000_011,), "f4")):
+        table = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        check = copies._exchange(sharding.mesh, (sharding.spec,))
+        memory = check.lower(table).compile().memory_analysis()
+        assert memory is not None
+        assert memory.temp_size_in_bytes < table.size * table.dtype.itemsize / 10
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (70_001,), (9_001, 8), (5, 3, 2)])
+@pytest.mark.parametrize("dtype", ["f4", "u2", jnp.bfloat16, bool, "i4"])
+def test_a_checksum_is_the_weighted_sum_of_bits(shape, dtype):
+    rng = np.random.default_rng(0)
+    x = (100 * rng.normal(size=shape)).astype(dtype)
+    width = np.dtype(dtype).itemsize
+    bits = x.view(f"u{width}") if x.ndim else x[None].view(f"u{width}")
+    place = sum(
+        np.uint64(factor) * number.astype(np.uint64)
+        for factor, number in zip(copies._FACTORS, np.indices(bits.shape), strict=False)
+    )
+    expected = np.sum(bits.astype(np.uint64) * (2 * place + 1) % 2**32) % 2**32
+    assert int(jax.jit(copies.checksum)(x)) == expected

@@ -1,0 +1,32 @@
+"""The page of a comparison shows names as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from saved_run import CONFIG, examples
+
+from dlrm_jax.data.arrays import Dataset
+from experiments.compare.results_page import write_page
+from experiments.compare.tasks import Clicks
+from experiments.compare.trials import Contender, Result
+
+NAME = "<script>alert(1)</script>"
+
+
+def test_nothing_is_markup(tmp_path: Path):
+    split = examples(20)
+    data = Dataset(
+        split, split, split, CONFIG.table_rows, CONFIG.bag_lengths, "f", f"20 examples of {NAME}"
+    )
+    metrics = dict.fromkeys(Clicks.shown, 0.5)
+    point = {"step": 1, "train": metrics, "validation": metrics}
+    costs = dict.fromkeys(("milliseconds", "parameters", "flops", "bytes", "temporary_bytes"), 1)
+    trial = {"test": metrics, "curve": [point, point], **costs}
+    contender = Contender(f"mine:{NAME}:text={NAME}", "sgd")
+    write_page([Result(contender, 0.1, [trial, trial])], Clicks(data), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 3
+    assert dataclasses.asdict(contender)["name"] not in page
