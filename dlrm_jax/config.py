@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_type_hints
 
-from dlrm_jax.config_fields import check_field, field, read_settings
+from dlrm_jax.config_fields import INT32_MAX, check_field, field, read_settings
 from dlrm_jax.errors import UserError
 
 SMALL_ROWS = (
@@ -106,9 +106,11 @@ class Config:
         0.03, "Learning rate of tables and dense model, after warm-up; such as 0.1."
     )
     eps: float = field(0.0, "Epsilon of the optimizer; 0 for its own; such as 1e-8.", 0)
-    warmup_steps: int = field(0, "Steps of linear warm-up; such as 2750.", 0)
-    decay_start: int = field(0, "Step at which the decay begins; such as 49315.", 0)
-    decay_steps: int = field(0, "Steps of quadratic decay; 0 for none; such as 27772.", 0)
+    warmup_steps: int = field(0, "Steps of linear warm-up; such as 2750.", 0, INT32_MAX)
+    decay_start: int = field(0, "Step at which the decay begins; such as 49315.", 0, INT32_MAX)
+    decay_steps: int = field(
+        0, "Steps of quadratic decay; 0 for none; such as 27772.", 0, INT32_MAX
+    )
     clip_norm: float = field(
         0.0, "Greatest norm of the gradient of all parameters; 0 for any; such as 1.", 0
     )
@@ -171,13 +173,12 @@ class Config:
             check_field(each, getattr(self, each.name), FIELD_TYPES[each.name])
         if not self.table_rows:
             raise UserError("table_rows: expected at least one number, got none")
-        if not 0 < self.learning_rate < float("inf"):
+        if self.learning_rate <= 0:
             raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         weights = self.class_weights
-        if len(weights) != 2 or not 0 < max(weights) < float("inf"):
+        if len(weights) != 2 or not any(weights):
             raise UserError(
-                f"class_weights: expected two finite numbers of 0 or more, not both 0, got "
-                f"{weights}"
+                f"class_weights: expected two numbers of 0 or more, not both 0, got {weights}"
             )
         if len(self.bag_lengths) not in (1, len(self.table_rows)):
             raise UserError(

@@ -8,8 +8,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from dlrm_jax.errors import UserError
 
+INT32_MAX = 2**31 - 1
+FLOAT32_MAX = 2.0**128 - 2.0**104
 
-def field(default: Any, text: str, low: int | None = None) -> Any:
+
+def field(default: Any, text: str, low: int | None = None, high: int | None = None) -> Any:
     """A field of `Config` with what ``--help`` says of it.
 
     Args:
@@ -17,8 +20,9 @@ def field(default: Any, text: str, low: int | None = None) -> Any:
         text: sentence on its meaning and unit; ends in "; such as VALUE." unless the help lists
             the values.
         low: least number that is allowed, in a tuple for each item.
+        high: greatest one, as for what JAX reads as int32.
     """
-    return dataclasses.field(default=default, metadata={"text": text, "low": low})
+    return dataclasses.field(default=default, metadata={"text": text, "low": low, "high": high})
 
 
 def check_field(field: dataclasses.Field[Any], value: object, kind: object) -> None:
@@ -30,13 +34,18 @@ def check_field(field: dataclasses.Field[Any], value: object, kind: object) -> N
         kind: type of the field.
 
     Raises:
-        UserError: the value is of another type or too low; the message begins with the name.
+        UserError: the value is of another type, not finite, too low or too high; the message
+            begins with the name.
     """
     _check_type(field.name, value, kind)
-    low = field.metadata["low"]
+    low, high = field.metadata["low"], field.metadata["high"]
     for item in value if isinstance(value, tuple) else (value,):
-        if low is not None and not item >= low:  # also catches NaN
+        if isinstance(item, float) and not abs(item) <= FLOAT32_MAX:  # also catches NaN
+            raise UserError(f"{field.name}: expected a finite float32, got {item}")
+        if low is not None and item < low:
             raise UserError(f"{field.name}: expected at least {low}, got {item}")
+        if high is not None and item > high:
+            raise UserError(f"{field.name}: expected at most {high}, got {item}")
 
 
 def read_settings(

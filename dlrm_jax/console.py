@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 
 
@@ -17,5 +18,9 @@ def status(text: str, error: bool = False, end: str = "\n") -> None:
         error: whether it is for standard error.
         end: text after the line.
     """
+    stream = sys.stderr if error else sys.stdout
     with contextlib.suppress(OSError):
-        print(text, end=end, file=sys.stderr if error else sys.stdout, flush=True)
+        try:
+            print(text, end=end, file=stream, flush=True)
+        except BrokenPipeError:  # what is left in the buffer would be an error at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -63,6 +63,8 @@ class FittedModel:
         """
         learner, state = self.predictor.learner, self.predictor.state
         examples, size = self._examples(split), self.predictor.batch_size
+        if not len(examples):
+            raise UserError("split: expected at least one example, got none")
         return evaluate(learner, make_predict(learner), state, examples, size)
 
     def predict(self, split: str | Split | Examples) -> Float64[np.ndarray, " N"]:
@@ -107,8 +109,9 @@ class FittedModel:
             return Split((split,))
         if isinstance(split, Split):
             return split
-        if split not in self.data.splits:
-            raise UserError(f"split: expected {', '.join(self.data.splits)}, got {split!r}")
+        if not isinstance(split, str) or split not in self.data.splits:
+            expected = f"{', '.join(self.data.splits)}, or examples"
+            raise UserError(f"split: expected {expected}, got {split!r}")
         return self.data.splits[split]
 
 
@@ -135,9 +138,14 @@ def fit(
         UserError: config, data and mesh don't fit each other; there are too few devices.
     """
     if isinstance(mesh, str):
+        shape = parse_mesh(mesh, "mesh")
         if emulate:
-            emulate_devices(int(np.prod(parse_mesh(mesh, "mesh"))))
-        mesh = make_mesh(mesh)
+            emulate_devices(shape[0] * shape[1])
+        mesh = make_mesh(shape)
+    elif not isinstance(mesh, Mesh):
+        raise UserError(
+            f"mesh: expected a jax.sharding.Mesh or a shape such as '2x4', got {mesh!r}"
+        )
     elif emulate:
         raise UserError("emulate: a mesh has its devices already; give its shape, such as '2x4'")
     check_config(config, mesh)

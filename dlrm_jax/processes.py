@@ -136,7 +136,10 @@ def on_process_0(action: Callable[[], Any]) -> Any:
         except Exception as error:  # raised below, when the others know
             failure = error
             kind = next((k for k, cls in _SHARED.items() if isinstance(error, cls)), None)
-            answer = {"error": kind, "arguments": error.args if kind else [repr(error)]}
+            arguments = list(error.args) if kind else [repr(error)]
+            if isinstance(error, OSError) and error.filename is not None:
+                arguments.append(str(error.filename))  # which isn't among them
+            answer = {"error": kind, "arguments": arguments}
     answer = json.loads(_broadcast(json.dumps(answer).encode()))
     if failure is not None:
         raise failure

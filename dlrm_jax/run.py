@@ -83,9 +83,12 @@ def run(
         say: function that shows a line of text to the user.
 
     Raises:
-        UserError: see `train`, `Checkpoints` and `warm_start`.
+        UserError: a split is empty; see also `train`, `Checkpoints` and `warm_start`.
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
+    for name, split in data.splits.items():
+        if not len(split):
+            raise UserError(f"{name}: expected at least one example, got none")
     check_same(
         kernels_of(learner),
         "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "

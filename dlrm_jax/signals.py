@@ -1,8 +1,9 @@
-"""SIGTERM and Ctrl-C: the first one stops a program where that is safe.
+"""SIGTERM and Ctrl-C: the first one stops a program where that is safe, the second one at once.
 
 Python runs a signal's handler between two instructions of the main thread. If JAX is below that
 instruction, an exception may come up in a callback of the compiler, where it ends the process or
-gets lost. There the request waits for the next `check`.
+gets lost. There the request waits for the next `check`. For the same reason the second signal ends
+a program without an exception.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LIBRARY = "jax"
@@ -37,45 +38,43 @@ class Interrupted(KeyboardInterrupt):
         self.saved = saved
 
 
-@contextlib.contextmanager
-def ending() -> Iterator[None]:
-    """Context in which a signal ends the process at once, with one line; `handled` goes before.
+def end_at_once() -> None:
+    """Makes a signal end the process with one line. A program calls it before its other imports.
 
-    It is for a whole program, from its first line on: imports take seconds, and most of them don't
-    expect an exception.
+    A signal that is ignored stays ignored. One that waited because of `kept_for_child` comes now.
     """
-    previous = {n: signal.signal(n, _end) for n in _SIGNALS if _is_noticed(n)}
+    for number in _SIGNALS:
+        if not _is_ignored(number):
+            signal.signal(number, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+@contextlib.contextmanager
+def kept_for_child() -> Iterator[None]:
+    """Context in which this thread gets no signals, nor do processes that it starts or becomes.
+
+    These get them in `end_at_once`. Before that, Python would end with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    del frame
-    os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
-    os._exit(128 + number)
-
-
-def _is_noticed(number: int) -> bool:
-    """Whether a signal isn't ignored, as a shell's background jobs ignore Ctrl-C."""
-    return signal.getsignal(number) is not signal.SIG_IGN
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
     """Context in which the first signal raises `Interrupted`: at once, in `check`, or at its end.
 
-    The second one does what signals did before. The context does nothing within another one, and
-    in threads, which get no signals.
+    The second one does what signals did before; after `end_at_once`, it ends the process. The
+    context does nothing within another one, and in threads, which get no signals.
     """
     global _received
     if _previous or not _in_main_thread():
         yield
         return
     for number in _SIGNALS:
-        if _is_noticed(number):
+        if not _is_ignored(number):
             _previous[number] = signal.signal(number, _on_signal)
     try:
         yield
@@ -118,6 +117,10 @@ def check() -> None:
         raise Interrupted(_received)
 
 
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN  # as a shell's background jobs have it
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -131,13 +134,24 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received
     _received = number
     _put_back()
+    if _previous.get(number) is _end:
+        signal.signal(number, signal.SIG_DFL)  # ends it in the midst of an instruction, too
     if _deferring:
         return
     if not _in_library(frame):
         raise Interrupted(number)
-    text = f"{signal.Signals(number).name}: stopping after this computation; again: at once\n"
+    _say(f"{signal.Signals(number).name}: stopping after this computation; again: at once")
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    _say(f"stopped by {signal.Signals(number).name}")
+    os._exit(128 + number)
+
+
+def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # raised here, below JAX, it would end the process
-        os.write(2, text.encode())  # not by `print`, in which the signal may have come
+        os.write(2, f"{line}\n".encode())  # not by `print`, in which the signal may have come
 
 
 def _in_library(frame: FrameType | None) -> bool:

@@ -3,6 +3,6 @@
 import sys
 
 if sys.argv[0] == "-m":  # Python is about to run one of them, and hasn't imported JAX yet
-    from dlrm_jax.cli.allocator import restart_with_settings
+    from dlrm_jax.cli.main import begin
 
-    restart_with_settings()
+    begin()

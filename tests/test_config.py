@@ -1,7 +1,7 @@
 import dataclasses
 import inspect
 import math
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
@@ -69,8 +69,16 @@ def test_a_number_too_low_names_field_and_value(name, low):
 
 
 @pytest.mark.parametrize("name", [n for n in FIELDS if FIELD_TYPES[n] is float])
-def test_nan_is_refused(name):
-    refused("nan", **{name: math.nan})
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e39])
+def test_only_finite_numbers_pass(name, value):
+    refused(f"expected a finite float32, got {value}", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["warmup_steps", "decay_start", "decay_steps"])
+def test_what_becomes_an_int32_has_its_limit(name):
+    highest: dict[str, Any] = {name: 2**31 - 1}
+    Config(**highest)
+    refused("expected at most 2147483647, got 2147483648", **{name: 2**31})
 
 
 @pytest.mark.parametrize(
@@ -84,8 +92,8 @@ def test_nan_is_refused(name):
         ({"learning_rate": -0.1}, "expected a positive number, got -0.1"),
         ({"class_weights": (1.0,)}, "not both 0, got (1.0,)"),
         ({"class_weights": (0.0, 0.0)}, "not both 0, got (0.0, 0.0)"),
-        ({"class_weights": (1.0, float("nan"))}, "expected at least 0, got nan"),
-        ({"class_weights": (1.0, float("inf"))}, "expected two finite numbers of 0 or more"),
+        ({"class_weights": (1.0, float("nan"))}, "expected a finite float32, got nan"),
+        ({"class_weights": (1.0, float("inf"))}, "expected a finite float32, got inf"),
         ({"class_weights": (-1.0, 1.0)}, "expected at least 0, got -1.0"),
         ({"bag_lengths": (1, 2, 3)}, "one for each of the 26 tables, got 3"),
         ({"bottom_mlp": (64, 32)}, "embedding_dim = 16, got (64, 32)"),

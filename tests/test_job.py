@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_predictions(fitted):
     assert log_loss == pytest.approx(fitted.evaluate()["log_loss"], rel=1e-6)
     for some in (fitted.data.test, fitted.data.test.days[0]):
         np.testing.assert_array_equal(fitted.predict(some), found[: len(some)])
-    with pytest.raises(UserError, match="expected train, validation, test, got 'tset'"):
+    with pytest.raises(UserError, match=r"expected train, validation, test, .* got 'tset'"):
         fitted.predict("tset")
 
 
@@ -110,6 +111,9 @@ def test_generated_data():
         ({"mesh": "2x5", "emulate": True}, r"emulate_devices\(10\) comes too late"),
         ({"mesh": make_mesh("1x1"), "emulate": True}, "a mesh has its devices already"),
         ({"mesh": jax.make_mesh((2,), ("x",))}, "expected the axes data and model, got x"),
+        ({"mesh": "2x2x1"}, "^mesh: expected DxM, .* got '2x2x1'"),
+        ({"mesh": (1, 1)}, r"^mesh: expected a jax.sharding.Mesh .* got \(1, 1\)"),
+        ({"mesh": None}, "^mesh: expected a jax.sharding.Mesh .* got None"),
         ({"mesh": "1x3"}, "batch_size: 64 samples can't be split"),
         ({"data": "/no/such/file"}, "/no/such/file"),
     ],
@@ -117,7 +121,18 @@ def test_generated_data():
 )
 def test_what_does_not_fit(arguments: dict, message: str):
     with pytest.raises(UserError, match=message):
-        dlrm_jax.fit(small(), **arguments)
+        inspect.unwrap(dlrm_jax.fit)(small(), **arguments)  # users have no checks of types
+
+
+def test_a_split_without_examples(fitted):
+    none = fitted.data.test[:0]
+    assert len(fitted.predict(none)) == 0
+    with pytest.raises(UserError, match=r"^split: expected at least one example, got none"):
+        fitted.evaluate(none)
+    with pytest.raises(UserError, match=r"^validation: expected at least one example, got none"):
+        dlrm_jax.fit(small(), dataclasses.replace(data_set(), validation=none))
+    with pytest.raises(UserError, match=r"^split: expected train, .* or examples, got \[1\]"):
+        inspect.unwrap(type(fitted)._examples)(fitted, [1])
 
 
 def test_the_package_alone_imports_nothing():

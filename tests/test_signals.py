@@ -36,14 +36,14 @@ def test_a_signal_raises_at_once(number: int):
 def test_a_program_that_imports_ends_at_once(number: int):
     """In the first second, say, with one line; what has handlers of its own goes before."""
     program = (
-        "import os, signal; from dlrm_jax.signals import ending, handled, Interrupted\n"
-        "with ending():\n"
-        "    try:\n"
-        f"        with handled(): os.kill(os.getpid(), {int(number)})\n"
-        "    except Interrupted: print('handled', flush=True)\n"
-        f"    os.kill(os.getpid(), {int(number)})\n"
-        "    for _ in range(1000): pass\n"
-        "    print('not ended')\n"
+        "import os, signal; from dlrm_jax.signals import end_at_once, handled, Interrupted\n"
+        "end_at_once()\n"
+        "try:\n"
+        f"    with handled(): os.kill(os.getpid(), {int(number)})\n"
+        "except Interrupted: print('handled', flush=True)\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "for _ in range(1000): pass\n"
+        "print('not ended')\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 128 + number
@@ -118,6 +118,36 @@ def test_a_second_signal_does_what_it_did_before():
     with pytest.raises(KeyboardInterrupt) as caught:
         work()
     assert not isinstance(caught.value, Interrupted)
+
+
+TWO = """
+import contextlib, os, signal, sys
+from dlrm_jax.signals import deferred, end_at_once, handled, kept_for_child
+end_at_once()
+together = kept_for_child() if "together" in sys.argv else contextlib.nullcontext()
+with handled(), deferred(), together:
+    os.kill(os.getpid(), signal.SIGTERM)
+    with contextlib.suppress(BaseException):  # as callbacks of JAX's compiler do
+        os.kill(os.getpid(), int(sys.argv[1]))
+    print("it goes on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "together", "code", "message"),
+    [
+        (signal.SIGTERM, "", -signal.SIGTERM, ""),  # by the system
+        (signal.SIGINT, "", 130, "stopped by SIGINT\n"),
+        (signal.SIGINT, "together", 143, "stopped by SIGTERM\n"),  # Python handles SIGINT first
+    ],
+)
+def test_in_a_program_nothing_swallows_the_second_signal(
+    second: int, together: str, code: int, message: str
+):
+    command = [sys.executable, "-c", TWO, str(int(second)), together]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (code, message)
+    assert not result.stdout or together
 
 
 def test_handlers_are_put_back_and_requests_forgotten():

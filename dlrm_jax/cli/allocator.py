@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from dlrm_jax.signals import kept_for_child
+
 # XLA allocates the memory of a step anew each time. By default, glibc returns such memory to the
 # system, which fills it with zeros again: on one CPU device a step of `kaggle` with 128 samples and
 # row-wise Adagrad took 3.1 instead of 1.75 ms, one with 8192 took 90 instead of 83. Huge pages help
@@ -24,4 +26,5 @@ def restart_with_settings() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         settings = ":".join(f"glibc.malloc.{key}={value}" for key, value in _SETTINGS.items())
         os.environ["GLIBC_TUNABLES"] = settings
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        with kept_for_child():
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -8,10 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers, refuse, such_as
+from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers, refuse
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
-from dlrm_jax.errors import UserError
 from dlrm_jax.presets import PRESETS
 from dlrm_jax.training.model import unread
 
@@ -87,9 +86,4 @@ def overridden(config: Config) -> Config:
             refuse([name], text.removeprefix(NO_EFFECT))
     given = {name: FLAGS[name].value for name in FIELD_TYPES if FLAGS[name].value is not None}
     as_tuples = {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
-    try:
-        return dataclasses.replace(config, **as_tuples)
-    except UserError as error:
-        name, _, text = str(error).partition(":")
-        hint = such_as(FLAGS[name]) if text.startswith(" expected") else ""
-        raise UserError(f"--{error}{hint}") from error
+    return dataclasses.replace(config, **as_tuples)

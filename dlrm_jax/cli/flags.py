@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
 import time
@@ -104,10 +105,10 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Reads a command line into `FLAGS`, and returns what are no flags, with the program's name.
 
     Raises:
-        UserError: a flag is unknown, or its value isn't of its type.
+        UserError: a flag is unknown, or its value isn't of its type, not finite, or an empty text.
     """
     try:
-        return FLAGS(argv)
+        rest = FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         given = str(error.flagname)
         names = [x.name for x in own_flags()]
@@ -123,6 +124,23 @@ def parse(argv: Sequence[str]) -> list[str]:
         ) from error
     except (flags.Error, ValueError) as error:  # such as --noemulate=x
         raise UserError(f"{error}; see --help") from error
+    for flag in own_flags():
+        values = flag.value if isinstance(flag.value, tuple) else (flag.value,)
+        for value in values:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{flag.name}: expected a finite number, got {value}")
+        if flag.present and flag.value == "":  # such as an unset variable
+            raise UserError(f"--{flag.name}: expected a value, got an empty one{such_as(flag)}")
+    return rest
+
+
+def named_as_flag(message: str) -> str:
+    """The message of an error that begins with a field's name, with the name of its flag."""
+    name, _, text = message.partition(":")
+    flag = next((flag for flag in own_flags() if flag.name == name), None)
+    if flag is None:
+        return message
+    return f"--{message}{such_as(flag) if text.startswith(' expected') else ''}"
 
 
 def nearest(given: str, names: Iterable[str], prefix: str = "") -> str:

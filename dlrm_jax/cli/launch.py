@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from dlrm_jax.console import status
 from dlrm_jax.processes import free_address
+from dlrm_jax.signals import deferred, kept_for_child
 from dlrm_jax.training.checkpoint import Checkpoints
 
 # How long the others may take to end by themselves and to print their errors after one has ended.
@@ -89,7 +90,7 @@ def end_with_launcher() -> None:
 
 
 @contextmanager
-def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Popen[str]]]:
+def _started(commands: Iterable[Sequence[str]]) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that get the signals of this one, and that end with the context."""
     processes: list[subprocess.Popen[str]] = []
 
@@ -101,21 +102,13 @@ def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Pope
     # An ignored signal stays ignored, in the processes too, as a shell's background jobs have it.
     numbers = (signal.SIGTERM, signal.SIGINT)
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, forward) for number in heard}
+    previous = {}
     try:
-        for index, command in enumerate(commands):
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=os.environ | {_LAUNCHER: str(os.getpid())},
-                    stdin=subprocess.DEVNULL,
-                    stdout=None if index == 0 else subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    errors="replace",
-                    start_new_session=True,  # a terminal's Ctrl-C comes from here, and only once
-                )
-            )
+        with deferred(), kept_for_child():  # a signal that comes now ends those that there are
+            for index, command in enumerate(commands):
+                processes.append(_start(index, command))
+        for number in heard:
+            previous[number] = signal.signal(number, forward)
         yield processes
     finally:
         for process in processes:
@@ -124,6 +117,19 @@ def _started(commands: Sequence[Sequence[str]]) -> Iterator[list[subprocess.Pope
             process.wait()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _start(index: int, command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        env=os.environ | {_LAUNCHER: str(os.getpid())},
+        stdin=subprocess.DEVNULL,
+        stdout=None if index == 0 else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a terminal's Ctrl-C comes from here, and only once
+    )
 
 
 def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from dlrm_jax.cli.allocator import restart_with_settings
-from dlrm_jax.signals import ending
+from dlrm_jax.signals import end_at_once
 
 COMMANDS = {
     "train": "trains and evaluates a model",
@@ -18,14 +18,15 @@ COMMANDS = {
 }
 
 
+def begin() -> None:
+    """Signals and the allocator of a program, before the imports that take seconds."""
+    end_at_once()
+    restart_with_settings()
+
+
 def main(command: str | None = None) -> None:
     """Runs a command, by default the first argument; the process ends with its exit code."""
-    with ending():
-        restart_with_settings()
-        _run(command)
-
-
-def _run(command: str | None) -> None:
+    begin()
     # Here and below, since it takes time in which a signal may come.
     import difflib
     import importlib

@@ -12,20 +12,16 @@ from typing import NoReturn
 
 from absl import app, logging
 
-from dlrm_jax.cli.flags import FLAGS, parse
+from dlrm_jax.cli.flags import FLAGS, named_as_flag, parse
 from dlrm_jax.cli.help import help_text
 from dlrm_jax.cli.launch import ANOTHER_LOST
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
 from dlrm_jax.processes import is_distributed, is_process_0
-from dlrm_jax.signals import Interrupted, handled
+from dlrm_jax.signals import Interrupted, end_at_once, handled
 
-# What a file system answers that is full, limited, broken, or not to be written to, or to a wrong
-# name.
-_REFUSED = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
-    errno.ENAMETOOLONG,
-)  # fmt: skip
+# What a disk answers that is full, limited or broken. All other errors of files name the file.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # Words in the errors of collectives and of JAX's coordinator when another process has gone.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbeat")
@@ -55,17 +51,20 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
             main()
         sys.stdout.flush()
 
+    end_at_once()  # as `main.begin` does, if this program is no command
     try:
         app.run(started, list(argv or sys.argv), flags_parser=parsed)
     except UserError as error:
-        _fail(str(error))
+        _fail(named_as_flag(str(error)))
     except BrokenPipeError:  # the reader of the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if error.filename is None and error.errno not in _REFUSED:
             raise
         _fail(str(error))
+    except MemoryError as error:
+        _fail(f"there is too little memory: {error or 'no details'}; make batches or data smaller")
     except Interrupted as request:
         if is_process_0():
             saved = "; everything is saved; run the same command with this workdir to resume"
@@ -73,9 +72,6 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
         if request.saved:  # in all processes
             sys.exit(128 + request.number)
         _end(128 + request.number)
-    except KeyboardInterrupt:
-        status("stopped by SIGINT", error=True)
-        _end(130)
     except SystemExit as request:
         _end(request.code)
     except Exception as error:

@@ -23,6 +23,7 @@ from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.start import define_process_flags, start
+from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.job import load_data
@@ -68,18 +69,18 @@ def main() -> None:
     check_read([config])
     check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
     check_config(config, mesh)
-    print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
+    status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     config, data = load_data(config, FLAGS.data)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
-    print(data.source)
+    status(data.source)
     learner = make_learner(config, mesh)
     check_same(pieces_by_table(learner.collection.plan))
-    print(learner.collection.plan.describe(learner.collection.tables.values()))
-    print("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
+    status(learner.collection.plan.describe(learner.collection.tables.values()))
+    status("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
 
     if FLAGS.eval_only and not workdir.is_dir():
         raise UserError(f"--eval_only: expected the --workdir of a run, there is no {workdir}")
-    print(f"workdir {workdir}")
+    status(f"workdir {workdir}")
     options = Options(
         workdir,
         FLAGS.tensorboard,
@@ -88,12 +89,15 @@ def main() -> None:
         FLAGS.checkpoint if FLAGS.eval_only else None,
         FLAGS.preset,
     )
-    report(run_job(config, data, learner, options, print).summary, workdir)
+    report(run_job(config, data, learner, options, status).summary, workdir)
 
 
 def check_flags() -> None:
     """Refuses flags that are missing or that nothing would read."""
     refuse_unless(FLAGS.eval_only, "--eval_only", "checkpoint")
+    if FLAGS.eval_only:
+        why = "with --eval_only, which doesn't train"
+        refuse(["tensorboard", "warm_start", "warm_start_names"], why)
     refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")
@@ -101,8 +105,6 @@ def check_flags() -> None:
         raise UserError("--warm_start needs --warm_start_names, such as C1,C2,bottom")
     if FLAGS.coordinator and not FLAGS.workdir:
         raise UserError("--coordinator needs --workdir, the same in all processes")
-    if FLAGS.eval_only and FLAGS.tensorboard:
-        refuse(["tensorboard"], "with --eval_only, which records no metrics")
     check_data_flags()
 
 
@@ -120,11 +122,11 @@ def report(summary: dict[str, Any], workdir: Path) -> None:
         [x, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
         for x in ("train", "validation", "test")
     ]
-    print(text_table(["", *METRICS, "examples"], rows))
+    status(text_table(["", *METRICS, "examples"], rows))
     if summary["teacher_auc"]:
-        print(f"best possible test AUC, that of the teacher: {summary['teacher_auc']:.5f}")
+        status(f"best possible test AUC, that of the teacher: {summary['teacher_auc']:.5f}")
     if summary["examples_per_second"]:
-        print(f"{summary['examples_per_second']:,.0f} examples/s in training")
-    print(
+        status(f"{summary['examples_per_second']:,.0f} examples/s in training")
+    status(
         f"after {summary['steps']} steps; see {workdir}/summary.json, metrics.jsonl, checkpoints/"
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array
@@ -138,16 +139,35 @@ def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
     for key, array in source(table).items():
         if key not in wanted:
             raise UserError(f"table {table.name} has {', '.join(wanted)}, but {key!r} was given")
-        if array.shape != wanted[key].shape:
-            raise UserError(
-                f"table {table.name}: {key} must have shape {wanted[key].shape}, got {array.shape}"
-            )
+        check_array(f"table {table.name}: {key}", array, wanted[key])
         array, sharding = array.astype(wanted[key].dtype, copy=False), wanted[key].sharding
         if isinstance(array, np.ndarray):
             placed[key] = put_whole(array, sharding)
         else:
             placed[key] = jax.device_put(array, sharding)
     return placed
+
+
+def check_array(name: str, array: object, spec: jax.ShapeDtypeStruct) -> None:
+    """Checks an array that is given for one of this shape and dtype.
+
+    Args:
+        name: name of the array, for messages.
+        array: array to check: real numbers, or integers for what is an integer.
+        spec: shape, and dtype that it is cast to.
+
+    Raises:
+        UserError: it is no array, or of another shape or kind.
+    """
+    if not isinstance(array, np.ndarray | jax.Array):
+        raise UserError(f"{name}: expected an array, got {type(array).__name__}")
+    is_real = jnp.issubdtype(spec.dtype, jnp.floating)
+    kinds = (jnp.integer, jnp.floating) if is_real else (jnp.integer,)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        expected = "real numbers" if is_real else "integers"
+        raise UserError(f"{name}: expected {expected}, got dtype {array.dtype}")
+    if array.shape != spec.shape:
+        raise UserError(f"{name} must have shape {spec.shape}, got {array.shape}")
 
 
 def _check_scalars(slab: Slab, given: Mapping[str, Arrays], seen: Scalars) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.embedding import Table
 from dlrm_jax.embedding.initial_values import initial_values
+from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.learner import Learner, TrainState
@@ -53,8 +54,8 @@ def warm_start(
             the caller must then know it, and tables can't grow.
 
     Raises:
-        UserError: a name is unknown here or there, the shapes differ, or the ids of a table
-            don't mean the same as in the checkpoint.
+        UserError: a name is unknown here or there, the shapes differ, an array has no real
+            numbers, or the ids of a table don't mean the same as in the checkpoint.
     """
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
@@ -82,15 +83,10 @@ def warm_start(
     else:
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
-            return {"table": _read(source, table.name)}
+            spec = learner.collection.array_specs(table.name)["table"]
+            return {"table": _read(source, table.name, spec)}
 
-        loaded = {path: _read(source, path) for path in chosen}
-        for path, array in loaded.items():
-            if array.shape != chosen[path].shape:
-                raise UserError(
-                    f"warm start: {path} must have shape {chosen[path].shape}, the source has "
-                    f"{array.shape}"
-                )
+        loaded = {path: _read(source, path, spec) for path, spec in chosen.items()}
 
     embedding = learner.collection.from_arrays(
         lambda table: table_arrays(table) if table.name in tables else {}, seed
@@ -155,8 +151,11 @@ def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array,
     )
 
 
-def _read(directory: Path, name: str) -> np.ndarray:
+def _read(directory: Path, name: str, spec: jax.ShapeDtypeStruct) -> np.ndarray:
+    path = directory / f"{name}.npy"
     try:
-        return map_npy(directory / f"{name}.npy")
+        array = map_npy(path)
     except UserError as error:
         raise UserError(f"warm start: {error}") from error
+    check_array(f"warm start: {path}", array, spec)
+    return array

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from main_job import SMALL, fails, run
+from main_job import ROOT, SMALL, fails, run, summary
 
 GOOD_FIELDS = ["1", *["3"] * 13, *["ab12"] * 26]
 
 ERRORS = {
     "mesh that doesn't parse": (["--mesh=2by4"], "'2by4'"),
-    "batch the mesh doesn't divide": (["--mesh=2x4", "--batch_size=100"], "batch_size: 100"),
+    "batch the mesh doesn't divide": (["--mesh=2x4", "--batch_size=100"], "--batch_size: 100"),
     "unknown preset": (["--preset=kagle"], "kaggle"),
     "unknown optimizer": (["--optimizer=adagard"], "rowwise_adagrad"),
     "unknown dense optimizer": (["--dense_optimizer=adma"], "adamw"),
@@ -23,6 +23,10 @@ ERRORS = {
     "no workdir to evaluate": (["--eval_only"], "there is no"),
     "flag without effect": (["--checkpoint=best"], "--eval_only"),
     "metrics that nothing records": (["--tensorboard", "--eval_only"], "--tensorboard has no"),
+    "start of a run that is over": (
+        ["--warm_start=/nonexistent", "--warm_start_names=C1", "--eval_only"],
+        "--warm_start has no effect with --eval_only",
+    ),
     "eps of sgd": (["--optimizer=sgd", "--eps=1e-3"], "eps"),
     "value of a switch that is off": (["--notensorboard=x"], "--notensorboard=x does not take"),
     "positional argument": (["train.txt"], "train.txt"),
@@ -68,6 +72,52 @@ def test_too_few_devices_in_xla_flags(tmp_path: Path):
     assert "4 of cpu" in result.stderr
 
 
+FAILING = """
+from dlrm_jax.cli.run import run
+def main():
+    {}
+run(main, ["program"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("open('/')", "[Errno 21] Is a directory: '/'"),
+        ("open('/dev/null/x')", "[Errno 20] Not a directory: '/dev/null/x'"),
+        ("open(300 * 'x')", f"[Errno 36] File name too long: '{300 * 'x'}'"),
+        ("import os; os.symlink('w', 'w'); open('w')", "[Errno 40] Too many .* links: 'w'"),
+        ("raise OSError(28, 'No space left on device')", "[Errno 28] No space left on device"),
+        ("raise MemoryError('100 TiB')", "there is too little memory: 100 TiB; make .* smaller"),
+    ],
+)
+def test_files_and_memory_that_there_are_not(statement: str, message: str, tmp_path: Path):
+    program = ("-c", FAILING.format(statement))
+    result = run(program=program, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert result.returncode == 2
+    assert re.fullmatch(f"error: {message}\n".replace("[E", r"\[E"), result.stderr)
+
+
+def test_an_error_without_a_file_is_a_fault_of_the_program():
+    result = run(program=("-c", FAILING.format("raise OSError(9, 'Bad file descriptor')")))
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_metrics_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    fails("metrics.jsonl", "--mesh=1x1", *SMALL, "--steps=1", f"--workdir={tmp_path}")
+
+
+def test_a_pipe_without_a_reader_is_no_reason_to_stop(tmp_path: Path):
+    unread = "import os; read, write = os.pipe(); os.close(read); os.dup2(write, 1); "
+    start = "from dlrm_jax.cli.main import main; main('train')"
+    flags = ("--mesh=1x1", *SMALL, "--steps=1", f"--workdir={tmp_path}")
+    result = run(*flags, program=("-c", unread + start))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert summary(tmp_path)["steps"] == 1
+
+
 def test_checkpoint_of_another_run(unbroken: Path):
     workdir = f"--workdir={unbroken}"
     fails("its data is", "--mesh=2x4", *SMALL, "--seed=1", "--steps=40", workdir)
@@ -84,7 +134,7 @@ def test_non_finite_loss_names_the_step(tmp_path: Path):
     ("flags", "message"),
     [
         (["--against=3by1"], "--against: expected DxM, .*, got '3by1'"),
-        (["--against=1x5"], "batch_size: 1024 samples can't be split evenly over .* mesh 1x5"),
+        (["--against=1x5"], "--batch_size: 1024 samples can't be split evenly over .* mesh 1x5"),
         (["--examples=5"], "--examples has no effect: .*"),
         (["--ids=uniform", "--zipf_exponent=1"], "--zipf_exponent has no effect with --ids=uni.*"),
     ],

@@ -110,6 +110,10 @@ def test_the_config_gives_sections_sentences_and_defaults(program: ModuleType):
         ("--top_mlp=8,x", "--top_mlp: expected integers with commas, got '8,x'; such as .*"),
         ("--loss=bec", "--loss: expected one of bce, mse, got 'bec'"),
         ("--eval_only=x", "--eval_only: expected true or false, got 'x'"),
+        ("--eps=inf", "--eps: expected a finite number, got inf"),
+        ("--class_weights=1,nan", "--class_weights: expected a finite number, got nan"),
+        ("--workdir=", "--workdir: expected a value, got an empty one; such as --workdir=.*"),
+        ("--plan=", "--plan: expected a value, got an empty one; such as --plan=plan.json"),
         ("--processes=0", "--processes: expected an integer of at least 1, got '0'; such as .*=2"),
     ],
 )
@@ -118,6 +122,24 @@ def test_a_wrong_flag_is_explained(program: ModuleType, argument: str, message: 
     with pytest.raises(UserError) as raised:
         cli_flags.parse(["train", argument])
     assert re.fullmatch(message, str(raised.value))
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.train"], indirect=True)
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ("top_mlp: expected it to end in 1", "--top_mlp: expected it to end in 1; such as --.*"),
+        ("batch_size: 10 is odd", "--batch_size: 10 is odd"),
+        ("--mesh: expected DxM", "--mesh: expected DxM"),
+        ("validation, row 3: expected", "validation, row 3: expected"),
+        ("a field", "a field"),
+    ],
+)
+def test_the_name_of_a_field_becomes_that_of_its_flag(
+    program: ModuleType, message: str, named: str
+):
+    del program
+    assert re.fullmatch(named, cli_flags.named_as_flag(message))
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)

@@ -167,6 +167,9 @@ def test_pieces_in_any_order():
     [
         ({"table": np.zeros((37, 7))}, r"table a: table must have .* \(37, 8\), got \(37, 7\)"),
         ({"accumulator": np.zeros(37)}, r"table a: accumulator must have .*, got \(37,\)"),
+        ({"table": np.full((37, 8), "1")}, "table a: table: expected real numbers, got dtype <U1"),
+        ({"table": np.ones((37, 8), "c8")}, "table a: table: expected real .* got dtype complex64"),
+        ({"table": {"C1": 1}}, "table a: table: expected an array, got dict"),
         ({"momentum": np.zeros(37)}, r"table a has table, accumulator, but 'momentum' was given"),
     ],
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +86,38 @@ def test_ids_that_do_not_continue_are_refused(saved: tuple[Path, dict[str, np.nd
     # Where it isn't known what ids mean, it is the user's business.
     found = arrays_of(learner, warm_start(learner, 0, checkpoint, ("C1",)))
     np.testing.assert_array_equal(found["C1/table"], trained["C1/table"])
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((40, 8), "1"), "expected real numbers, got dtype <U1"),
+        (np.ones((40, 8), complex), "expected real numbers, got dtype complex128"),
+        (np.ones((40, 8), "M8[s]"), r"expected real numbers, got dtype datetime64\[s\]"),
+        (np.ones((40, 8), [("x", "f4")]), "expected real numbers, got dtype .*'x'"),
+        (np.ones((40, 8), bool), "expected real numbers, got dtype bool"),
+        (np.ones((40, 9)), r"must have shape \(40, 8\), got \(40, 9\)"),
+        ({"C3": np.ones((40, 8))}, "magic string"),
+        (b"no array", "magic string"),
+    ],
+    ids=["text", "complex", "time", "structure", "bool", "shape", "archive", "no array"],
+)
+@pytest.mark.parametrize("name", ["C3", "top.layers.1.kernel"])
+def test_files_without_the_numbers_of_a_table_or_a_layer(
+    array: Any, message: str, name: str, tmp_path: Path
+):
+    learner = make_learner(dataclasses.replace(CONFIG, top_mlp=(40, 8, 1)), make_mesh("1x1"))
+    path = tmp_path / f"{name}.npy"
+    with path.open("wb") as file:
+        if isinstance(array, bytes):
+            file.write(array)
+        elif isinstance(array, dict):
+            np.savez(file, **array)
+        else:
+            np.save(file, array)
+    with pytest.raises(UserError, match=f"^warm start: .*{re.escape(str(path))}") as error:
+        warm_start(learner, 0, tmp_path, (name,))
+    assert re.search(message, str(error.value))
 
 
 @pytest.mark.parametrize(
