@@ -62,9 +62,10 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
         UserError: there is no config, it lacks fields, or a later version has written it.
     """
     check_version(checkpoint, metadata)
-    fields = saved_fields(metadata.get("config") or {})
+    saved = metadata.get("config") or {}
+    fields = saved_fields(saved)
     if missing := FIELD_TYPES.keys() - fields.keys():
-        what = "its model" if len(missing) == len(FIELD_TYPES) else ", ".join(sorted(missing))
+        what = ", ".join(sorted(missing)) if saved else "its model"
         raise UserError(
             f"checkpoint {checkpoint} doesn't describe {what}: expected one that "
             f"python -m dlrm_jax train wrote"

@@ -29,6 +29,9 @@ _REFUSED = tuple(
     for number in (errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 )
 
+# What reads raise that end when nobody waits for them any more.
+_LATE = ("Event loop is closed", "Encountered error while reading array index")
+
 # What asyncio and Orbax log about them, besides.
 _REPETITIONS = (
     ("asyncio", "exception was never retrieved"),
@@ -136,7 +139,7 @@ def _hide_repetitions() -> None:
     report = sys.unraisablehook
 
     def report_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if not str(unraisable.exc_value).startswith(_LATE):
             report(unraisable)
 
     sys.unraisablehook = report_others

@@ -12,7 +12,6 @@ are counted once. A failing case stays in a directory with its ``command``.
 from __future__ import annotations
 
 import random
-import re
 import shlex
 import shutil
 import sys
@@ -29,6 +28,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.text_table import text_table
 from experiments.campaigns import forks
 from experiments.campaigns.command_lines import CommandLines
+from experiments.campaigns.failures import MOST_BYTES, failure_of
 from experiments.campaigns.good import Good
 from experiments.campaigns.harness import Ended
 from experiments.campaigns.inputs import FORMATS, LOADED
@@ -38,7 +38,7 @@ Writer = Callable[[Path, random.Random], list[str]]
 """A function that writes what a command reads to a directory, and returns the command."""
 
 _COMMAND_LINES = "command lines"
-_SECONDS, _BYTES = 60.0, 2 << 30  # limits of a program
+_SECONDS = 60.0  # limit of a program
 
 define_tries(1000, 600, "of each format")
 flags.DEFINE_list("formats", [], "Formats that are tried, instead of all; such as CSV,Parquet.")
@@ -75,25 +75,6 @@ class Findings(Tally):
         return text_table(header, [(name, *map(str, row)) for name, row in counts.items()])
 
 
-def failure_of(ended: Ended, output: Path) -> str:
-    """What is wrong with the end of a program; nothing if nothing is.
-
-    Equal texts are equal failures: they name the exception and the last line of our code.
-    """
-    if ended.outcome == "done" and ended.peak_bytes <= _BYTES:
-        return ""
-    if ended.outcome == "error":
-        return "an error, and an output all the same" if output.exists() else ""
-    frames = re.findall(r'File "[^"]*?((?:dlrm_jax|experiments)/[^"]+)", line (\d+)', ended.stderr)
-    if ended.outcome == "hang":  # the innermost call comes first
-        frames = frames[:1]
-    raised = re.findall(
-        r"^([\w.]+(?:Error|Exception|Exit|Interrupt|Warning))\b", ended.stderr, re.M
-    )
-    where = ":".join(frames[-1]) if frames else "no line of ours"
-    return f"{ended.outcome}, code {ended.code}, {raised[-1] if raised else '-'} at {where}"
-
-
 def try_one(
     findings: Findings,
     case: str,
@@ -105,7 +86,7 @@ def try_one(
     """Runs a command on what it writes; without a new failure no files are left."""
     directory.mkdir(parents=True)
     command = write(directory, findings.chance(case, number))
-    ended = forks.run(command, directory, variables, _SECONDS, _BYTES)
+    ended = forks.run(command, directory, variables, _SECONDS, MOST_BYTES)
     if findings.judge(case, ended, directory / "out"):
         line = f"cd {directory} && {sys.executable} -m {shlex.join(command)}"
         (directory / "command").write_text(f"{line}\n")

@@ -199,19 +199,23 @@ def started(
     Yields:
         The program.
     """
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=os.environ | dict(variables or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if file_bytes is not None:  # the process inherits it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=os.environ | dict(variables or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     program = Program(process, seconds, memory)
     try:
-        if file_bytes is not None:  # before Python has imported anything
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         yield program
     finally:
         program.kill()

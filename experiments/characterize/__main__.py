@@ -24,7 +24,6 @@ bottom MLP's output.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import jax
@@ -114,8 +113,10 @@ def main() -> None:
         measured.program, durations(measured.profile, measured.program), workdir / "chakra", "step"
     )
     found = {}
+    own = ("sweep", "picture", "workdir")
+    given = [FLAGS[x].serialize() for x in FLAGS if FLAGS[x].present and x not in own]
     for what, values in sweeps.items():
-        found[what] = sweep.run(what, values, config, sys.argv[1:], _ENVIRONMENT, workdir)
+        found[what] = sweep.run(what, values, config, given, _ENVIRONMENT, workdir)
         print(f"\n{text_table(*report.sweep_table(what, found[what]))}", flush=True)
     write_json(workdir / "characterization.json", {**result, "sweeps": found})
     report.write_page(workdir / "characterization.html", result, found)

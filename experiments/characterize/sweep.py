@@ -91,7 +91,7 @@ def run(
         directory = workdir / f"{what}={value}"
         command = [
             sys.executable, "-m", "experiments.characterize", *arguments,
-            *_SWEEPS[what][0](config, value), "--sweep=", "--picture=", f"--workdir={directory}",
+            *_SWEEPS[what][0](config, value), f"--workdir={directory}",
         ]  # fmt: skip
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -33,7 +33,7 @@ def test_memory_and_collectives_of_the_compiled_step():
 def test_a_batch_that_does_not_fit_the_mesh_is_refused():
     result = run("--preset=small", "--mesh=4x4", "--batch_size=1000", program=PROGRAM)
     assert result.returncode == 2
-    assert re.fullmatch(r"error: batch_size: 1000 samples .*16 devices.*\n", result.stderr)
+    assert re.fullmatch(r"error: --batch_size: 1000 samples .*16 devices.*\n", result.stderr)
 
 
 WITHOUT_A_PLAN = """

@@ -63,7 +63,7 @@ def test_memory_that_is_too_small_is_refused():
     ("flags", "message"),
     [
         (["--memory_gib=0"], "--memory_gib: expected a finite number above 0, got 0.0"),
-        (["--memory_gib=nan"], "--memory_gib: expected a finite number above 0, got nan"),
+        (["--memory_gib=nan"], "--memory_gib: expected a finite number, got nan"),
         (["--output=."], "--output: . exists; remove it, or give another name"),
         (["--output=f"], "--output: f exists; remove it, or give another name"),
         (["--picture=d.png"], "--picture: d.png exists; remove it, or give another name"),

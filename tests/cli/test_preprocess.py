@@ -77,7 +77,7 @@ def errors_of(*flags: str, shell: str = "") -> str:
 def test_errors_are_one_message(tmp_path: Path):
     output = f"--output={tmp_path / 'o'}"
     for flags, fragment in [
-        ((f"--input={tmp_path / 'none'}", output), "none: No such file"),
+        ((f"--input={tmp_path / 'none'}", output), "--input: there is no "),
         ((output,), "--input is missing"),
         ((f"--input={sys.executable}", output), "line 1: expected 40"),
         ((f"--input={tmp_path / 'a'}", output, f"--test={tmp_path / 'a'}"), "a file for both"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from main_job import run
 
-from experiments.campaigns.fuzz import failure_of
+from experiments.campaigns.failures import failure_of
 from experiments.campaigns.harness import Ended
 from experiments.campaigns.mutations import (
     mutate_bytes,

@@ -52,6 +52,7 @@ def one_hot(examples: Examples, rows: tuple[int, ...]) -> Any:
     return sparse.hstack([hot, sparse.csr_matrix(examples.dense)], format="csr")
 
 
+@pytest.mark.thorough
 def test_dlrm_passes_what_has_no_interactions_and_what_has_no_categories(data: Dataset):
     assert data.teacher_auc is not None
     teacher = data.teacher_auc["test"]
