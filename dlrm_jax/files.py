@@ -2,35 +2,26 @@
 
 What is written appears under its name completely or not at all, and survives a crash of the
 machine: its files and directories are flushed to disk before the rename, its parent after it.
-Nothing is deleted that this program can't prove to be its own; see `workspace`.
+Nothing is deleted that this program can't prove to be its own; see `workspaces`.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import shutil
-import socket
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.workspaces import flush, sweep, workspace
 
 _log = logging.getLogger(__name__)
-
-MARKER = "made_by_dlrm_jax"
-"""Name of the file that proves that a directory is a `workspace`."""
-
-_WORKSPACE = ".dlrm_jax"
-
-# Errors by which a file system says that directories can't be flushed on their own.
-_NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
 
 
 @contextmanager
@@ -71,12 +62,13 @@ def creating(path: Path) -> Iterator[Path]:
     """
     try:
         _check_absent(path)
-        with workspace(path, f".{_process()}") as directory:
+        sweep(path.parent, f"{path.name}.")
+        with workspace(path, f".{secrets.token_hex(4)}") as directory:
             yield directory / path.name
             _flush_all(directory / path.name)
-            _flush(path.parent)  # what can't be done fails before the name is there
+            flush(path.parent)  # what can't be done fails before the name is there
             _rename_to_new(directory / path.name, path)
-            _flush(path.parent)
+            flush(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error}; nothing is left of it. Check that its directory exists "
@@ -90,68 +82,11 @@ def scratch_directory(path: Path) -> Iterator[Path]:
 
     Unlike `tempfile.TemporaryDirectory`, it is also deleted if a signal comes while it is made.
     """
-    with workspace(path, f".{_process()}.scratch") as directory:
+    sweep(path.parent, f"{path.name}.")
+    with workspace(path, f".{secrets.token_hex(4)}.scratch") as directory:
         empty = directory / "scratch"
         empty.mkdir()
         yield empty
-
-
-@contextmanager
-def workspace(path: Path, kind: str = "") -> Iterator[Path]:
-    """Context of a directory for what isn't complete, or isn't needed any more.
-
-    It is ``.NAMEKIND.dlrm_jax`` beside ``path``. The file `MARKER` is the first that it gets and
-    the last that it loses: a killed process's is recognized by it and deleted, a user's isn't.
-
-    Yields:
-        The directory, empty apart from the marker.
-
-    Raises:
-        UserError: the directory exists and has no marker.
-    """
-    directory = path.with_name(f".{path.name}{kind}{_WORKSPACE}")
-    if os.path.lexists(directory) and not _is_workspace(directory):
-        raise UserError(
-            f"{directory} is in the way: it has no {MARKER}, so this program didn't make it; move "
-            f"or delete it"
-        )
-    try:
-        _clear(directory)
-        directory.mkdir()
-        (directory / MARKER).touch()
-        _flush(directory / MARKER)
-        yield directory
-    finally:
-        _clear(directory)
-
-
-def sweep(directory: Path) -> None:
-    """Deletes the workspaces of killed processes in a directory that nobody else writes to."""
-    for path in directory.glob(f".*{_WORKSPACE}"):
-        if _is_workspace(path):
-            _clear(path)
-
-
-def _is_workspace(path: Path) -> bool:
-    if path.is_symlink() or not path.is_dir():
-        return False
-    return (path / MARKER).exists() or not any(path.iterdir())
-
-
-def _clear(directory: Path) -> None:
-    """Deletes a workspace, if there is one."""
-    # Files may still be mapped, which NFS doesn't let go of; the next call deletes them.
-    with suppress(OSError):
-        for entry in directory.iterdir():
-            if entry.name != MARKER:
-                delete(entry)
-        (directory / MARKER).unlink(missing_ok=True)
-        directory.rmdir()
-
-
-def _process() -> str:
-    """A name that no other running process has: containers have equal process numbers."""
-    return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def _check_absent(path: Path) -> None:
@@ -187,21 +122,25 @@ def move_into_place(written: Path, path: Path) -> None:
     _flush_all(written)
     if written.is_dir() and path.is_dir():
         with workspace(path, ".replaced") as directory:
-            replaced = path.rename(directory / path.name)
+            replaced = directory / path.name
             try:
+                path.rename(replaced)
                 written.rename(path)
             except BaseException:
-                replaced.rename(path)
+                if replaced.exists() and not path.exists():
+                    replaced.rename(path)
                 raise
     else:
         written.replace(path)
-    _flush(path.parent)
+        if path.is_dir():
+            sweep(path.parent, f"{path.name}.")  # of a process killed between two renames
+    flush(path.parent)
 
 
 def _flush_all(written: Path) -> None:
     """Flushes a file, or a directory with all that is in it."""
     for entry in reversed([written, *written.rglob("*")]):
-        _flush(entry)
+        flush(entry)
 
 
 def delete_directory(directory: Path) -> None:
@@ -212,14 +151,6 @@ def delete_directory(directory: Path) -> None:
     with workspace(directory, ".deleted") as doomed:
         if directory.exists():
             directory.rename(doomed / directory.name)
-
-
-def delete(path: Path) -> None:
-    """Deletes a file, a link or a directory, if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -270,14 +201,3 @@ def cache_directory() -> Path:
     """The directory for files that can be made again: compiled programs, data, libraries."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "dlrm_jax"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in _NO_DIRECTORY_FSYNC):
-            raise
-    finally:
-        os.close(descriptor)

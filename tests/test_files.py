@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from dlrm_jax import files
+from dlrm_jax import files, workspaces
 from dlrm_jax.errors import UserError
 
 
@@ -70,7 +70,7 @@ def leave_workspace(path, kind):
     """A workspace as a killed process leaves it, after its marker or after some content."""
     path.mkdir()
     if kind:
-        (path / files.MARKER).touch()
+        (path / workspaces.MARKER).touch()
         write(path / "name", kind, "half")
 
 
@@ -85,7 +85,7 @@ def test_what_a_killed_process_left_is_written_anew(tmp_path, kind):
     files.delete_directory(tmp_path / "name")
     assert list(tmp_path.iterdir()) == []
     leave_workspace(tmp_path / ".other.dlrm_jax", kind)
-    files.sweep(tmp_path)
+    workspaces.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,14 +116,14 @@ def test_a_users_files_stay(tmp_path):
     with files.creating(tmp_path / "name") as temporary:
         temporary.touch()
     (tmp_path / "name").unlink()
-    files.sweep(tmp_path)
+    workspaces.sweep(tmp_path)
     assert content() == before
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
 def test_a_users_file_in_the_way_is_named(tmp_path, kind):
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / files.MARKER).touch()
+    (tmp_path / "elsewhere" / workspaces.MARKER).touch()
     in_the_way = tmp_path / ".name.dlrm_jax"
     if kind == "link":
         in_the_way.symlink_to(tmp_path / "elsewhere")
@@ -131,9 +131,9 @@ def test_a_users_file_in_the_way_is_named(tmp_path, kind):
         write(in_the_way, kind, "mine")
     with pytest.raises(UserError, match=r"\.name\.dlrm_jax is in the way: it has no made_by"):
         files.write_text(tmp_path / "name", "text")
-    files.sweep(tmp_path)
+    workspaces.sweep(tmp_path)
     assert in_the_way.is_symlink() or read(in_the_way) == "mine"
-    assert (tmp_path / "elsewhere" / files.MARKER).exists()
+    assert (tmp_path / "elsewhere" / workspaces.MARKER).exists()
 
 
 @KINDS
@@ -176,13 +176,32 @@ def test_creating_replaces_nothing_that_comes_up_while_it_flushes(
     assert read(tmp_path / "name") == "fast"
 
 
-def test_writers_with_equal_process_numbers_have_directories_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "getpid", lambda: 1)  # as the first processes of containers
+def test_writers_of_one_path_have_directories_of_their_own(tmp_path):
     with files.scratch_directory(tmp_path / "name") as first:
-        monkeypatch.setattr(files.socket, "gethostname", lambda: "another")
         with files.scratch_directory(tmp_path / "name") as second:
             assert first != second
         assert first.is_dir()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dlrm_jax import files
+with files.creating(Path(sys.argv[1])) as path:
+    path.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_running_one_has_stays(tmp_path):
+    process = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "name"], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with files.scratch_directory(tmp_path / "name") as directory:
+        with files.creating(tmp_path / "name") as path:
+            path.write_text("whole")
+        assert directory.is_dir()
+    assert list(tmp_path.iterdir()) == [tmp_path / "name"]
 
 
 def test_a_file_replaces_no_directory_and_a_failure_replaces_nothing(tmp_path, monkeypatch):
@@ -215,8 +234,8 @@ def test_creating_without_a_directory_is_one_error(tmp_path):
 def flushed(monkeypatch):
     """The paths that were flushed and the renames, in order."""
     calls = []
-    flush, replace = files._flush, files.Path.replace
-    monkeypatch.setattr(files, "_flush", lambda path: (calls.append(path.name), flush(path)))
+    flush, replace = files.flush, files.Path.replace
+    monkeypatch.setattr(files, "flush", lambda path: (calls.append(path.name), flush(path)))
     monkeypatch.setattr(
         files.Path, "replace", lambda path, to: (calls.append("rename"), replace(path, to))[1]
     )
@@ -226,7 +245,7 @@ def flushed(monkeypatch):
 def test_all_is_flushed_before_the_rename_and_the_parent_after(tmp_path, flushed):
     with files.replacing(tmp_path / "name") as temporary:
         write(temporary, "directory", "text")
-    assert flushed == [files.MARKER, "file", "inner", "name", "rename", tmp_path.name]
+    assert flushed == ["file", "inner", "name", "rename", tmp_path.name]
 
 
 def test_a_full_disk_that_shows_late_replaces_nothing(tmp_path, monkeypatch):
@@ -257,7 +276,7 @@ def test_a_file_system_that_cannot_flush_directories(tmp_path, monkeypatch):
 def test_a_directory_is_renamed_before_it_is_deleted(tmp_path, monkeypatch):
     write(tmp_path / "name", "directory", "text")
     with monkeypatch.context() as patch:
-        patch.setattr(files.shutil, "rmtree", lambda path: (_ for _ in ()).throw(StoppedError))
+        patch.setattr(workspaces.shutil, "rmtree", lambda path: (_ for _ in ()).throw(StoppedError))
         with pytest.raises(StoppedError):
             files.delete_directory(tmp_path / "name")
     assert not (tmp_path / "name").exists()
@@ -364,8 +383,8 @@ def test_a_scratch_directory_is_empty_and_never_stays(tmp_path):
         interrupted()
     assert list(tmp_path.iterdir()) == []
     found[0].mkdir(parents=True)
-    (found[0].parent / files.MARKER).touch()
+    (found[0].parent / workspaces.MARKER).touch()
     (found[0] / "of a killed process").touch()
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert found[0] == found[1]
+    assert found[0] != found[1]

@@ -68,8 +68,12 @@ def _link(source: str, target: str) -> None:
 
 def find_kept(checkpoint: Path) -> Path | None:
     """The directory with the vocabularies of a checkpoint's run, or None if it has none."""
-    copy = checkpoint.resolve().parent.parent / "preprocessing"
-    return copy if copy.is_dir() else None
+    # As it is given first: the checkpoints may be on another disk by a link.
+    for path in (checkpoint.absolute(), checkpoint.resolve()):
+        copy = path.parent.parent / "preprocessing"
+        if copy.is_dir():
+            return copy
+    return None
 
 
 def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Metadata:

@@ -5,9 +5,9 @@
         dense/                   Orbax: step, parameters, optimizer state
         tables/0, 1, …           Orbax: {table: {"table" or optimizer slot: array}}
 
-A checkpoint is written to a `files.workspace` and renamed when it is complete, so a process killed
-at any time leaves the earlier ones whole. Tables are written a few at a time, so that memory grows
-by little more than the largest.
+A checkpoint is written to a `workspaces.workspace` and renamed when it is complete, so a process
+killed at any time leaves the earlier ones whole. Tables are written a few at a time, so that memory
+grows by little more than the largest.
 
 Several processes write to one directory, which all must see: each writes the arrays of its devices,
 and process 0 the rest. All processes call the methods here together.
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.files import move_into_place, workspace
+from dlrm_jax.files import move_into_place
 from dlrm_jax.processes import Agreement, on_process_0
 from dlrm_jax.saved_config import check_version, saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
@@ -41,6 +41,7 @@ from dlrm_jax.training.serialization import (
     load_table,
     save_tables,
 )
+from dlrm_jax.workspaces import workspace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.files import delete, delete_directory, sweep
+from dlrm_jax.files import delete_directory
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+from dlrm_jax.workspaces import delete, sweep
 
 _ENTRIES = {"dense", "tables", "metadata"}  # also beginnings of Orbax's temporary names
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.files import workspace
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.metadata import FORMAT, read_metadata
 from dlrm_jax.training.record import Record
+from dlrm_jax.workspaces import workspace
 
 WHOLE = {
     "format": FORMAT, "step": 3, "identity": {}, "validation": None, "params": {}, "arrays": {}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import MARKER
 from dlrm_jax.training import orbax_io
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.record import Record
+from dlrm_jax.workspaces import MARKER
 
 
 def test_a_workdir_that_has_been_moved_does_not_come_up_anew(tmp_path: Path):

@@ -17,7 +17,8 @@ from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, ma
 from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import delete, delete_directory, write_json
+from dlrm_jax.files import delete_directory, write_json
+from dlrm_jax.workspaces import delete
 
 BEGUN = "begun.json"
 """Name of the file that describes an unfinished directory."""

@@ -20,7 +20,8 @@ from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import delete, locked, move_into_place, write_json
+from dlrm_jax.files import locked, move_into_place, write_json
+from dlrm_jax.workspaces import delete
 
 _PARTIAL = ".partial"
 

@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 
 from dlrm_jax.data.preprocessing.sources import Source
-from dlrm_jax.files import delete, replacing, write_json
+from dlrm_jax.files import replacing, write_json
+from dlrm_jax.workspaces import delete
 
 _STAGED = "staged.json"
 
