@@ -36,7 +36,7 @@ _ANY_TIME = Aim("at any time", None, 1, 1.0)
 _AIMS = {
     "training": (
         _ANY_TIME,
-        Aim("while a checkpoint is written", "*/checkpoints/*.writing", 7, 0.15),
+        Aim("while a checkpoint is written", "*/checkpoints/.[0-9]*.dlrm_jax", 7, 0.15),
         Aim("when a checkpoint is complete", "*/checkpoints/*[0-9]", 7, 0.05),
         Aim("when the last one is complete", "*/checkpoints/00000040", 1, 0.5),
     ),
