@@ -129,9 +129,8 @@ class Options:
             UserError: a field is missing or of another type.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        present = {"csv_missing": ONLY_EMPTY} | {
-            name: value for name, value in fields.items() if name in names
-        }
+        present = {name: value for name, value in fields.items() if name in names}
+        present.setdefault("csv_missing", ONLY_EMPTY)
         try:
             present["schema"] = Schema.from_fields(present["schema"])
             for name in ("multi_hot_sizes", "max_ind_range", "csv_missing"):
