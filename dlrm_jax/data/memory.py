@@ -63,22 +63,25 @@ def remembered(
         notes: notes that come with the files; may be empty.
         is_valid: whether something under the key is of the right form.
     """
-    known = {
-        path.name: notes[path.name]
-        for path in files
-        if _holds(notes.get(path.name), path, key, is_valid)
-    }
+
+    def held(notes: Notes) -> dict[str, Any]:
+        names = [path.name for path in files if _holds(notes.get(path.name), path, key, is_valid)]
+        return {name: notes[name] for name in names}
+
+    known = held(notes)
     if len(known) == len(files):
         return known
     name = hashlib.blake2b(str(directory.resolve()).encode(), digest_size=16).hexdigest()
     # The name of earlier versions: what they found holds.
     record = cache_directory() / "id_ranges" / f"{name}.json"
     try:
+        known = held(_read(record)) | known
+        if len(known) == len(files):
+            return known
         with locked(record.with_suffix(".lock"), f"the check of {directory}", wait=True):
             before = _read(record)
             known = completed(files, key, before | known, is_valid)
-            if (after := before | known) != before:
-                write_json(record, after)
+            write_json(record, before | known)
     except OSError as error:
         _log.warning("%s: the next start reads its files again: %s", directory, error)
         known = completed(files, key, known, is_valid)
