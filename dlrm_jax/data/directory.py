@@ -13,8 +13,8 @@ import numpy as np
 
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.formats.compression import sampled_hash
 from dlrm_jax.data.id_ranges import Ranges, find_ranges
+from dlrm_jax.data.memory import content_hashes
 from dlrm_jax.errors import UserError
 
 FORMAT = 2
@@ -187,7 +187,8 @@ def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
     last, rows = len(days) - 1, len(days[-1].examples)
     middle = (rows + 1) // 2
     files = sorted(directory.glob("day_*.np[yz]"))
-    # Until now with times, which a copy of the directory doesn't keep.
+    notes = content_hashes(directory, files)
+    # Earlier versions hashed times, which a copy doesn't keep, or 4 MiB of each file.
     stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     examples = sum(len(day.examples) for day in days)
     return Dataset(
@@ -196,8 +197,11 @@ def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
         test=_split(days, [[last, middle, rows]]),
         table_rows=tuple(1 + max(largest, 0) for _, largest in id_ranges),
         bag_lengths=tuple(bag_lengths),
-        fingerprint=_hash([[path.name, sampled_hash(path)] for path in files]),
-        earlier_fingerprints=(_hash(stats),),
+        fingerprint=_hash([[path.name, notes[path.name]["content"]] for path in files]),
+        earlier_fingerprints=(
+            _hash(stats),
+            _hash([[path.name, notes[path.name]["hash"]] for path in files]),
+        ),
         source=f"{examples:,} examples in {len(days)} days of arrays in {directory}",
         id_ranges=id_ranges,
     )

@@ -1,16 +1,13 @@
 """The smallest and largest ids of a directory's files: found once, then remembered.
 
 They tell whether every id is a row of its table. Finding them reads all ids, half a terabyte for
-Criteo's Terabyte. A prepared directory has them in its description; those of other directories are
-kept in the cache directory. Files that have changed since are read again.
+Criteo's Terabyte. A prepared directory has them in its description; those of other directories, and
+of files whose time of change is another one than there, are kept in the cache, see `memory`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +16,14 @@ from jaxtyping import Integer
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.formats.compression import sampled_hash
+from dlrm_jax.data.memory import Notes, completed, remembered, stamp
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import cache_directory, locked, write_json
 
 Ranges = list[list[int]]
 """The smallest and largest id of each feature; `ABSENT` counts as one in any case."""
 
-Notes = Mapping[str, Any]
-"""Hash and ranges of files of ids, by name, as JSON; in the cache with the time of change."""
-
+_KEY = "ranges"
 _CHUNK_ROWS = 1 << 16
-
-_log = logging.getLogger(__name__)
 
 
 class IdRanges:
@@ -71,18 +63,9 @@ def find_ranges(
     Raises:
         UserError: an id doesn't fit into int32.
     """
-    if not all(_is_known(day, bag_lengths, notes) for day in days):
-        name = hashlib.blake2b(str(directory.resolve()).encode(), digest_size=16).hexdigest()
-        memory = cache_directory() / "id_ranges" / f"{name}.json"
-        try:
-            with locked(memory.with_suffix(".lock"), f"the check of {directory}", wait=True):
-                times = {day.path.name: {"mtime_ns": _time(day.path)} for day in days}
-                notes = complete_notes(days, bag_lengths, {**notes, **_remembered(memory)})
-                write_json(memory, {name: notes[name] | times[name] for name in notes})
-        except OSError as error:
-            _log.warning("%s: the next start reads all ids again: %s", directory, error)
-            notes = complete_notes(days, bag_lengths, notes)
-    found = np.array([notes[day.path.name]["ranges"] for day in days])
+    files, is_valid = _readers(days, bag_lengths), _are_ranges(bag_lengths)
+    notes = remembered(directory, files, _KEY, notes, is_valid)
+    found = np.array([notes[path.name][_KEY] for path in files])
     return np.stack([found[..., 0].min(axis=0), found[..., 1].max(axis=0)], axis=1).tolist()
 
 
@@ -90,48 +73,26 @@ def complete_notes(
     days: Sequence[DayFiles], bag_lengths: Sequence[int], notes: Notes
 ) -> dict[str, Any]:
     """Notes of all days: valid ones as they are, others after reading the file."""
-    found = {}
-    for day in days:
-        name = day.path.name
-        if _is_known(day, bag_lengths, notes):
-            found[name] = notes[name]
-        else:
-            _log.info("reading the ids of %s", day.path)
-            # First the hash: the note of a file that changes meanwhile is invalid.
-            found[name] = note(day.path, []) | {"ranges": _read_ranges(day, bag_lengths)}
-    return found
+    return completed(_readers(days, bag_lengths), _KEY, notes, _are_ranges(bag_lengths))
 
 
 def note(path: Path, ranges: Ranges) -> dict[str, Any]:
-    """What a directory's description says of a file of ids; a copy of the file is the same."""
-    return {"hash": sampled_hash(path), "ranges": ranges}
+    """What a directory's description says of a file of ids that was just written."""
+    return stamp(path) | {_KEY: ranges}
 
 
-def _time(path: Path) -> int:
-    return path.stat().st_mtime_ns
+def _readers(
+    days: Sequence[DayFiles], bag_lengths: Sequence[int]
+) -> dict[Path, Callable[[], Ranges]]:
+    return {day.path: lambda day=day: _read_ranges(day, bag_lengths) for day in days}
 
 
-def _is_known(day: DayFiles, bag_lengths: Sequence[int], notes: Notes) -> bool:
-    """Whether there is a note of the file as it is now."""
-    found = notes.get(day.path.name)
-    if not isinstance(found, dict):
-        return False
-    ranges = found.get("ranges")
-    return (
-        isinstance(ranges, list)
-        and len(ranges) == len(bag_lengths)
-        and all(isinstance(pair, list) and [*map(type, pair)] == [int, int] for pair in ranges)
-        and found.get("mtime_ns", _time(day.path)) == _time(day.path)
-        and found.get("hash") == sampled_hash(day.path)
+def _are_ranges(bag_lengths: Sequence[int]) -> Callable[[Any], bool]:
+    return lambda found: (
+        isinstance(found, list)
+        and len(found) == len(bag_lengths)
+        and all(isinstance(pair, list) and [*map(type, pair)] == [int, int] for pair in found)
     )
-
-
-def _remembered(memory: Path) -> Notes:
-    try:
-        notes = json.loads(memory.read_text())
-    except (FileNotFoundError, ValueError):  # none yet, or damaged: it is written anew
-        return {}
-    return notes if isinstance(notes, dict) else {}
 
 
 def _read_ranges(day: DayFiles, bag_lengths: Sequence[int]) -> Ranges:

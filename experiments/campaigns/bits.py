@@ -19,9 +19,10 @@ from orbax.checkpoint import v1 as ocp
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.orbax_io import load
 
-# What depends on interruptions, on the speed of the machine and on names that Orbax makes up.
+# What depends on interruptions, on the speed of the machine and on names that Orbax makes up. The
+# ranges of ids are beside times of change, and follow from the arrays.
 _DESCRIPTIONS = ("summary.json", "metadata.json")
-_PASSING = ("examples_per_second", "resumed_from", "files")
+_PASSING = ("examples_per_second", "resumed_from", "files", "id_ranges")
 
 
 def bits(directory: Path) -> dict[str, str]:

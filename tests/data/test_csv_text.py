@@ -3,7 +3,9 @@
 import csv
 import gzip
 import io
+import json
 
+import numpy as np
 import polars as pl
 import pytest
 from criteo_lines import dense_of
@@ -17,6 +19,7 @@ from dlrm_jax.data.formats.lines import OnBadLine, whole_lines
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 
 SCHEMA = Schema("y", ("shop",), ("price",), dense_transform="none")
@@ -62,6 +65,34 @@ def test_missing_values(tmp_path):
     assert metadata.missing == {"shop": 100, "price": 100}
     # The arrays were others before these were missing, and so is their hash.
     assert metadata.made_from["options"]["csv_missing"] == list(MISSING)
+
+
+@pytest.mark.parametrize(("earlier", "of_na"), [(False, 1), (True, 0)])
+def test_what_was_missing_in_training_is_missing_in_prediction(tmp_path, earlier, of_na):
+    """In data of earlier versions, NA was a value, and a rare one is unseen."""
+    rows = "".join(f"{i % 2},{'NA' if i == 3 else 'a'},{i}\n" for i in range(70))
+    (tmp_path / "log.csv").write_text(f"y,shop,price\n{rows}")
+    options = Options(SCHEMA, min_count=2)
+    preprocess([tmp_path / "log.csv"], tmp_path / "out", options)
+    if earlier:
+        path = tmp_path / "out" / "metadata.json"
+        metadata = json.loads(path.read_text())
+        del metadata["made_from"]["options"]["csv_missing"]
+        path.write_text(json.dumps(metadata))
+    (tmp_path / "new.csv").write_text("shop,price\nNA,1\n,1\na,1\n")
+    (found,) = encode_logs([tmp_path / "new.csv"], tmp_path / "out", tmp_path / "new")
+    assert np.asarray(found.ids)[:, 0].tolist() == [of_na, 1, 2]
+    grown = preprocess([tmp_path / "log.csv"], tmp_path / "more", options, grow=tmp_path / "out")
+    assert grown.missing["shop"] == of_na
+    assert ("csv_missing" in grown.made_from["options"]) != earlier
+
+
+@pytest.mark.parametrize("text", MISSING)
+def test_a_label_that_is_missing_is_named(tmp_path, text):
+    (tmp_path / "log.csv").write_text(f"y,shop,price\n1,a,1\n{text},a,1\n")
+    expected = "row 2, column y: expected 0 or 1, got no value .an empty field, NA, NaN, nan or"
+    with pytest.raises(UserError, match=expected):
+        preprocess([tmp_path / "log.csv"], tmp_path / "out", Options(SCHEMA))
 
 
 def test_values_that_grow_stay_values(tmp_path):

@@ -11,6 +11,7 @@ from jaxtyping import TypeCheckError
 
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.directory import FORMAT, load_directory
+from dlrm_jax.data.formats.compression import sampled_hash
 from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
 
@@ -149,13 +150,15 @@ def test_the_fingerprint_is_of_content(one_hot, tmp_path_factory):
     np.save(path, days[1])
     os.utime(path, ns=(times, times))
     assert load_directory(copy).fingerprint != dataset.fingerprint
-    # Checkpoints of earlier versions name the data in this way.
-    stats = [
-        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(directory.glob("day_*"))
-    ]
-    earlier = hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
-    assert dataset.earlier_fingerprints == (earlier,)
+    # Checkpoints of earlier versions name the data in these ways.
+    files = sorted(directory.glob("day_*"))
+    assert dataset.earlier_fingerprints == tuple(
+        hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
+        for described in (
+            [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+            [[path.name, sampled_hash(path)] for path in files],
+        )
+    )
 
 
 def test_members_in_any_order(multi_hot):

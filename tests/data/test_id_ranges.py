@@ -14,6 +14,7 @@ from test_directory import ROWS, SIZES, write_day, write_multi_hot
 from dlrm_jax.config import Config
 from dlrm_jax.data import check, id_ranges
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
+from dlrm_jax.data.formats import compression
 from dlrm_jax.data.preprocessing import conversion
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
@@ -142,10 +143,30 @@ def test_an_id_that_is_damaged_later_is_found(tmp_path, reads):
         start(directory)
 
 
-def test_a_copy_of_prepared_data_is_not_read(tmp_path, reads):
-    directory = shutil.copytree(prepare(tmp_path), tmp_path / "copy", copy_function=shutil.copyfile)
-    start(directory)
+def test_an_id_that_is_damaged_in_place_is_found(tmp_path, reads, monkeypatch):
+    """Also where a change in a file that is larger than the sample doesn't change its hash."""
+    monkeypatch.setattr(compression, "_SAMPLE", 8)
+    directory = prepare(tmp_path)
+    path = directory / "day_3_sparse.npy"
+    before = compression.sampled_hash(path)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(np.int32(10**6).tobytes())
+    assert compression.sampled_hash(path) == before
+    with pytest.raises(UserError, match="got 1000000"):
+        start(directory)
+    assert 10**6 in np.array(load_directory(directory).id_ranges)
+    assert reads[0] == 10, "of one day"
+
+
+def test_a_copy_of_prepared_data_is_read_once_if_it_has_other_times(tmp_path, reads):
+    copy = shutil.copytree(prepare(tmp_path), tmp_path / "copy")
+    start(copy)
     assert reads == []
+    os.utime(copy / "day_0_sparse.npy")
+    start(copy)
+    start(copy)
+    assert reads == [10]
 
 
 def test_foreign_data_with_another_time_are_read_again(foreign, reads):
@@ -180,7 +201,7 @@ def test_processes_leave_it_to_the_first(foreign, reads, monkeypatch):
 def test_without_a_cache_it_says_so(foreign, reads, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     assert start(foreign).table_rows == ROWS
-    assert "the next start reads all ids again" in caplog.text
+    assert "the next start reads its files again" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"day_0_sparse.npy": 5}', "null"])

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -21,8 +21,6 @@ _FRAME_CHARACTERS = 1 << 27
 
 MISSING = ("", "NA", "NaN", "nan", "null")
 """Fields that are missing values."""
-
-_NONE: Mapping[str, Sequence[str]] = {}
 
 
 class Records:
@@ -53,15 +51,15 @@ class Records:
             raise UserError(f"{path}: expected a first line with the columns' names, got {found}")
 
     def frames(
-        self, columns: Sequence[str], rows: int, values: Mapping[str, Sequence[str]] = _NONE
+        self, columns: Sequence[str], rows: int, missing: Sequence[str] = MISSING
     ) -> Iterator[pl.DataFrame]:
-        """Yields frames; the last one may have no rows. `MISSING` fields are null.
+        """Yields frames; the last one may have no rows. Missing values are null.
 
         Args:
             columns: names of the wanted columns.
             rows: rows per frame. Very long values are yielded in several frames, of so many rows
                 together, so that memory is bounded.
-            values: fields of `MISSING` that are values all the same, by column.
+            missing: fields that are missing values.
 
         Raises:
             UserError: a line is malformed; the message names the first one.
@@ -69,8 +67,6 @@ class Records:
         places = [self.columns.index(name) for name in columns]
         complete = self._complete()
         left, ended = rows, False
-        missing = {name: set(MISSING) - set(values.get(name, ())) for name in columns}
-        nulls = [pl.col(name).replace(list(fields), None) for name, fields in missing.items()]
         while not ended:
             records, characters = [], 0
             for fields in itertools.islice(complete, left):
@@ -83,7 +79,7 @@ class Records:
             left = left or rows
             fields = list(zip(*records, strict=True)) or [()] * len(places)
             series = map(pl.Series, columns, fields, [pl.String] * len(places))
-            yield pl.DataFrame(list(series)).with_columns(nulls)
+            yield pl.DataFrame(list(series)).with_columns(pl.all().replace(list(missing), None))
 
     def _complete(self) -> Iterator[list[str]]:
         """The records with as many fields as the header."""

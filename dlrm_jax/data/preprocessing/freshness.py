@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, map_days
-from dlrm_jax.data.formats.compression import file_hash
+from dlrm_jax.data.memory import content_hash
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory, write_json
@@ -29,13 +28,9 @@ Inputs = list[dict[str, Any]]
 _log = logging.getLogger(__name__)
 
 
-def recipe(paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
-    """Describes the output of these files with these options, as ``Metadata.made_from`` does.
-
-    Raises:
-        UserError: a file can't be read.
-    """
-    return {"format": FORMAT, "options": options, "inputs": _stat(paths)}
+def recipe(inputs: Inputs, options: dict[str, Any]) -> dict[str, Any]:
+    """Describes the output of these files with these options, as ``Metadata.made_from`` does."""
+    return {"format": FORMAT, "options": options, "inputs": inputs}
 
 
 def fingerprint(content_hashes: Sequence[str], options: dict[str, Any]) -> str:
@@ -52,11 +47,19 @@ def difference(output: Path, recipe: dict[str, Any]) -> str:
     except UserError as error:
         return str(error)
     made_from = metadata.made_from
-    if _accept_copies(made_from["inputs"], recipe["inputs"], metadata.content_hashes):
-        # It only saves hashing next time, and the directory may be read-only.
-        with contextlib.suppress(OSError):
-            write_json(output / METADATA, dataclasses.asdict(metadata))
-    return _first_difference(made_from, recipe)
+    return _other_options(made_from, recipe) or _other_inputs(
+        made_from["inputs"], recipe["inputs"], metadata.content_hashes
+    )
+
+
+def is_ours(output: Path) -> bool:
+    """Whether a directory says what this program made it from, or was making it from."""
+    for name in (METADATA, BEGUN):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            described = json.loads((output / name).read_text())
+            if _is_recipe(described["made_from"] if name == METADATA else described):
+                return True
+    return False
 
 
 def begin(partial: Path, recipe: dict[str, Any]) -> None:
@@ -69,8 +72,10 @@ def begin(partial: Path, recipe: dict[str, Any]) -> None:
     """
     if os.path.lexists(partial):
         made_from = _made_from(partial, recipe)
-        _accept_staged_copies(partial, made_from["inputs"], recipe["inputs"])
-        if not (difference := _first_difference(made_from, recipe)):
+        difference = _other_options(made_from, recipe) or _other_staged_inputs(
+            partial, made_from["inputs"], recipe["inputs"]
+        )
+        if not difference:
             _log.info("resuming from %s", partial)
         elif (partial / BEGUN).exists():
             _log.warning("%s doesn't match this command (%s): starting again", partial, difference)
@@ -112,19 +117,17 @@ def _is_recipe(found: Any) -> bool:
     )
 
 
-def _accept_copies(before: Inputs, inputs: Inputs, content_hashes: Sequence[str | None]) -> bool:
-    """Takes copied or touched files for those of before if they have the same content."""
-    accepted = False
-    for old, new, content_hash in zip(before, inputs, content_hashes, strict=False):
-        changed = old != new and old["size"] == new["size"]
-        if changed and file_hash(Path(new["path"])) == content_hash:
-            old.update(new)
-            accepted = True
-    return accepted
+def _other_inputs(before: Inputs, inputs: Inputs, hashes: Sequence[str | None]) -> str:
+    """The difference of input files, in words; empty for copied or touched files."""
+    same = len(before) == len(inputs) == len(hashes) and all(
+        old == new or (old.get("size") == new["size"] and content_hash(Path(new["path"])) == known)
+        for old, new, known in zip(before, inputs, hashes, strict=True)
+    )
+    return "" if same else f"inputs were {before}, now {inputs}"
 
 
-def _accept_staged_copies(partial: Path, before: Inputs, inputs: Inputs) -> None:
-    """As `_accept_copies`, for an unfinished directory.
+def _other_staged_inputs(partial: Path, before: Inputs, inputs: Inputs) -> str:
+    """As `_other_inputs`, for an unfinished directory.
 
     Of a changed file that wasn't read to its end, nothing is kept.
     """
@@ -139,24 +142,25 @@ def _accept_staged_copies(partial: Path, before: Inputs, inputs: Inputs) -> None
             if not staged and old != new and not (partial / VOCABULARIES).exists():
                 delete(columns)
                 old.update(new)
-    _accept_copies(before, inputs, content_hashes)
+    return _other_inputs(before, inputs, content_hashes)
 
 
-def _first_difference(found: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """The first difference, in words; empty if there is none."""
-    for key in ("format", "inputs", "options"):
-        old, new = found.get(key), recipe[key]
-        if isinstance(old, dict):
-            for name in new:
-                if old.get(name) != new[name]:
-                    return f"{name} was {old.get(name)}, now {new[name]}"
-        elif old != new:
-            return f"{key} were {old}, now {new}"
+def _other_options(found: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """The first difference of format and options, in words; empty if there is none."""
+    if found.get("format") != recipe["format"]:
+        return f"format was {found.get('format')}, now {recipe['format']}"
+    for name, new in recipe["options"].items():
+        if (old := found["options"].get(name)) != new:
+            return f"{name} was {old}, now {new}"
     return ""
 
 
-def _stat(paths: Sequence[Path]) -> Inputs:
-    """Path, size and time of change of each file; all must be readable."""
+def describe(paths: Sequence[Path]) -> Inputs:
+    """Path, size and time of change of each file.
+
+    Raises:
+        UserError: a file can't be read.
+    """
     statuses = []
     for path in paths:
         try:

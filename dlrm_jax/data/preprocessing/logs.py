@@ -100,9 +100,13 @@ def valid_rows(
     for values, wrong, expected in checked:
         if on_bad_line == "stop" and wrong.any():
             row = wrong.arg_max() or 0
+            value = batch[values.name][row]
+            got = (
+                "no value (an empty field, NA, NaN, nan or null)" if value is None else repr(value)
+            )
             raise UserError(
                 f"{path}, row {first_row + row}, column {values.name}: expected {expected}, got "
-                f"{batch[values.name][row]!r}"
+                f"{got}"
             )
         bad |= wrong
     return batch.with_columns(values for values, _, _ in checked).filter(~bad)

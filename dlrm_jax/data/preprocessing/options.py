@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from dlrm_jax.data.formats.csv_text import MISSING
@@ -15,6 +14,9 @@ from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.errors import UserError
 
 Compatible = Literal["", "reference", "torchrec"]
+
+ONLY_EMPTY = ("",)
+"""The fields of CSV that were missing values in earlier versions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Options:
         seed: seed of the random choice.
         multi_hot_sizes: number of ids that each categorical column's single id expands to, as in
             MLPerf; see `dlrm_jax.data.multi_hot`. None for bags as they are in the data.
-        csv_values: fields of CSV that are values in earlier data, although they say that there is
-            none, such as ``NA``; by column. It isn't stored.
+        csv_missing: fields of CSV that are missing values. Options without it in the metadata are
+            of data from Parquet alone, or of an earlier version: then only the empty field is.
 
     Raises:
         UserError: a number is out of range, or options contradict each other.
@@ -56,7 +58,7 @@ class Options:
     drop_negatives: float = 0.0
     seed: int = 0
     multi_hot_sizes: tuple[int, ...] = ()
-    csv_values: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    csv_missing: tuple[str, ...] = MISSING
 
     def __post_init__(self) -> None:
         least = 2 * vocabulary.FIRST_VALUE
@@ -114,18 +116,10 @@ class Options:
         return len(self.max_ind_range) == 1
 
     def to_json(self) -> dict[str, Any]:
-        """The options as they are stored in the metadata."""
+        """The options as they are stored in the metadata, without ``csv_missing``."""
         fields = dataclasses.asdict(self)
-        del fields["csv_values"]
+        del fields["csv_missing"]  # stored where CSV is read
         return json.loads(json.dumps(fields))
-
-    def with_values_of(self, vocabularies: Path) -> Options:
-        """The options under which all values of earlier data stay values, see ``csv_values``."""
-        known = {
-            name: vocabulary.known_texts(MISSING, vocabularies / f"{i}.parquet")
-            for i, name in enumerate(self.schema.categorical)
-        }
-        return dataclasses.replace(self, csv_values=known)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Options:
@@ -134,12 +128,15 @@ class Options:
         Raises:
             UserError: a field is missing or of another type.
         """
-        names = {field.name for field in dataclasses.fields(cls)} - {"csv_values"}
+        names = {field.name for field in dataclasses.fields(cls)}
         present = {name: value for name, value in fields.items() if name in names}
+        present.setdefault("csv_missing", ONLY_EMPTY)
         try:
             present["schema"] = Schema.from_fields(present["schema"])
-            for name in ("multi_hot_sizes", "max_ind_range"):
+            for name in ("multi_hot_sizes", "max_ind_range", "csv_missing"):
                 present[name] = tuple(present[name])
+            if not all(isinstance(text, str) for text in present["csv_missing"]):
+                raise TypeError(f"csv_missing: expected texts, got {present['csv_missing']}")
             return cls(**present)
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the options of the data are damaged: {error!r}") from error

@@ -11,11 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
-from dlrm_jax.data.formats.csv_text import MISSING
+from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.preprocessing import freshness, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
-from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.options import ONLY_EMPTY, Options
 from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
@@ -55,7 +54,7 @@ def preprocess(
         grow: directory of prepared data; its vocabularies are continued, and its values keep their
             ids.
         replace: whether to replace an output that was made from other files or options; otherwise
-            it is an error.
+            it is an error. What this program didn't make is never replaced.
 
     Returns:
         The description of the output.
@@ -68,9 +67,10 @@ def preprocess(
     grown = Metadata.read(grow) if grow else None
     files = [path.resolve() for path in (*paths, *held_out)]
     _check(files, len(held_out), options, grown)
-    if grow:
-        options = options.with_values_of(grow / VOCABULARIES)
-    recipe = freshness.recipe(files, _described(files, options, len(held_out), grown))
+    if grown:
+        before = Options.from_json(grown.made_from["options"])
+        options = dataclasses.replace(options, csv_missing=before.csv_missing)
+    recipe = _recipe(files, options, len(held_out), grown)
     partial = output.with_name(f"{output.name}{_PARTIAL}")
     if _is_finished(output, recipe, replace):
         return Metadata.read(output)  # without a lock, as it may belong to someone else
@@ -96,7 +96,7 @@ def preprocess(
 
 def find_copy(path: Path, directory: Path, options: Options) -> Path | None:
     """An output in a directory of outputs that was made of a copy of the same file, if any."""
-    recipe = freshness.recipe([path], _described([path], options, 0, None))
+    recipe = _recipe([path], options, 0, None)
     for metadata in sorted(directory.glob(f"[!.]*/{METADATA}")):
         output = metadata.parent
         if output.suffix != _PARTIAL and not freshness.difference(output, recipe):
@@ -104,15 +104,17 @@ def find_copy(path: Path, directory: Path, options: Options) -> Path | None:
     return None
 
 
-def _described(
+def _recipe(
     files: Sequence[Path], options: Options, held_out: int, grown: Metadata | None
 ) -> dict[str, Any]:
-    """Options and all else that the arrays depend on, besides the content of the input files."""
+    """The input files, options and all else that the arrays depend on."""
+    inputs = freshness.describe(files)  # first, as it checks that they can be read
     grown_from = [*grown.grown_from, grown.fingerprint] if grown else []
     described = options.to_json() | {"held_out": held_out, "grown_from": grown_from}
-    if options.schema.layout == "named" and not all(map(is_parquet, files)):
-        described["csv_missing"] = list(MISSING)  # earlier versions had "" alone
-    return described
+    has_csv = options.schema.layout == "named" and not all(map(is_parquet, files))
+    if has_csv and options.csv_missing != ONLY_EMPTY:  # earlier versions didn't name it
+        described["csv_missing"] = list(options.csv_missing)
+    return freshness.recipe(inputs, described)
 
 
 def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
@@ -152,6 +154,11 @@ def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:
             f"{output} exists and doesn't match this command: {difference}; delete it, or give "
             f"another output directory"
         )
+    if difference and not freshness.is_ours(output):
+        raise UserError(
+            f"{output} is in the way: no {METADATA} in it says that this program made it; move or "
+            f"delete it"
+        )
     if difference:
         _log.warning("%s doesn't match this command (%s): making it again", output, difference)
     return not difference
@@ -173,7 +180,7 @@ def _run(
     # leaves out negative ones of all days.
     complete_files = 0 if options.compatible == "reference" else held_out or 1
     files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
-    if freshness.recipe(paths, recipe["options"]) != recipe:
+    if freshness.describe(paths) != recipe["inputs"]:
         raise UserError("a file changed while it was read; try again when it is complete")
     days = _days(paths, files, options, held_out)
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)

@@ -38,7 +38,6 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
     # Every line gets a prediction, so none is left out.
     options = dataclasses.replace(trained, schema=schema, on_bad_line="stop", drop_negatives=0.0)
     try:
-        options = options.with_values_of(prepared / VOCABULARIES)
         conversion = Conversion(output, options, prepared / VOCABULARIES)
         output.mkdir(parents=True)
         files = conversion.stage(paths, labelled=False)

@@ -141,7 +141,7 @@ class Source:
         columns = self._columns(dict.fromkeys(records.columns, pl.String()))
         skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
-        for frame in records.frames(columns, CHUNK_ROWS, self.options.csv_values):
+        for frame in records.frames(columns, CHUNK_ROWS, self.options.csv_missing):
             yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped, place)
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 

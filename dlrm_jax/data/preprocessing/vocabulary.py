@@ -217,16 +217,6 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
     raise UserError(f"expected values of type {known}, as in training, got {dtype}")
 
 
-def known_texts(texts: Sequence[str], path: Path) -> list[str]:
-    """Those of some texts that are values of a stored vocabulary."""
-    with parquet.reading(f"the vocabulary {path}"):
-        stored = pl.scan_parquet(path, glob=False).select("value")
-        if stored.collect_schema()["value"] != pl.String:
-            return []
-        found = stored.filter(pl.col("value").is_in(texts)).collect(engine="streaming")
-    return found["value"].to_list()
-
-
 def _ids(
     values: pl.Series, vocabulary: pl.DataFrame, unseen: int | None
 ) -> Int32[np.ndarray, " N"]:
