@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,23 +111,26 @@ def load(path: Path, abstract: Any, partial: bool = False) -> Any:
 
 def _failure(path: Path, error: Exception) -> UserError:
     """The error for people: damage if that is certain, as others take its place then."""
-    is_damage = isinstance(error, _DAMAGE) or str(error).startswith(_STATUSES)
-    if is_damage and not _is_refused(path, error):
+    causes = _causes(error)
+    is_damage = any(isinstance(x, _DAMAGE) or str(x).startswith(_STATUSES) for x in causes)
+    if is_damage and not _is_refused(path, causes):
         return DamagedCheckpointError(str(path), _reason(error))
     return UserError(
         f"cannot read the checkpoint {path}: {_reason(error)}; try again, or give another one"
     )
 
 
-def _is_refused(path: Path, error: Exception) -> bool:
+def _causes(error: BaseException | None) -> list[BaseException]:
+    return [error, *_causes(error.__cause__)] if error else []
+
+
+def _is_refused(path: Path, causes: Sequence[BaseException]) -> bool:
     """Whether the file system couldn't read what is there, or couldn't tell whether it is."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and not isinstance(seen, _DAMAGE):
+    for cause in causes:
+        if isinstance(cause, OSError) and not isinstance(cause, _DAMAGE):
             return True
-        seen = seen.__cause__
-    if any(text in str(error) for text in _REFUSED):
-        return True
+        if any(text in str(cause) for text in _REFUSED):
+            return True
     try:  # Orbax takes a file that it can't ask for as one that isn't there
         for directory in (path, *path.iterdir()):
             for name in ("_CHECKPOINT_METADATA", "_METADATA"):
