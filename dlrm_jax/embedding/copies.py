@@ -50,7 +50,8 @@ def check_copies(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> None:
 
     Args:
         mesh: mesh that the arrays lie on.
-        arrays: arrays by a text for the message.
+        arrays: arrays on that mesh, or on one device, which has no copies, by a text for the
+            message. Random keys and complex numbers are compared by their bits, too.
 
     Raises:
         UserError: copies differ; the message has the texts of their arrays.
@@ -59,10 +60,18 @@ def check_copies(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> None:
     if found:
         raise UserError(
             f"the copies of {' and of '.join(found)} differ between devices, though all are "
-            f"updated alike; resume from the last checkpoint, on GPUs with "
-            f"XLA_FLAGS=--xla_gpu_deterministic_ops=true, and if it happens again, test the "
-            f"machine's memory"
+            f"updated alike; {_remedy(mesh.devices.flat[0].platform)}, and if it happens again, "
+            f"test the machine's memory"
         )
+
+
+def _remedy(platform: str) -> str:
+    if platform == "gpu":
+        return (
+            "XLA sums scatters with atomics on GPUs unless XLA_FLAGS has "
+            "--xla_gpu_deterministic_ops=true: set it, resume from the last checkpoint"
+        )
+    return "resume from the last checkpoint"
 
 
 def _unequal(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> list[str]:
@@ -84,12 +93,14 @@ def _unequal(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> list[str]:
 
 
 def _spec(array: Array) -> PartitionSpec:
-    assert isinstance(array.sharding, NamedSharding)
+    assert isinstance(array.sharding, NamedSharding)  # JAX places nothing else on several devices
     return array.sharding.spec
 
 
 def _copy_axes(mesh: Mesh, array: Array) -> tuple[str, ...]:
     """Names of the axes that an array is copied over; none if they have one device."""
+    if len(array.sharding.device_set) == 1:
+        return ()
     split: set[str | None] = set()
     for axes in _spec(array):
         split |= set(axes) if isinstance(axes, tuple) else {axes}
@@ -114,6 +125,8 @@ def checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
 
     The order of summation doesn't change it; one changed number does.
     """
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
     x = x if x.ndim else x[None]
     elements = max(_ELEMENTS, x.size // _CHUNKS)
     length = min(len(x), max(1, elements // max(1, math.prod(x.shape[1:]))))
@@ -134,7 +147,9 @@ def checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
 
 
 def _bits(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
-    """The bits of each number; 64 of them are two numbers along a new axis."""
+    """The bits of each number; 64 of them, or complex parts, are numbers along a new axis."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag], axis=-1)
     if x.dtype == jnp.bool:
         return x.astype(jnp.uint32)
     if x.dtype.itemsize >= 4:

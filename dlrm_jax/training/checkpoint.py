@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import move_into_place
-from dlrm_jax.processes import Agreement, on_process_0
+from dlrm_jax.processes import is_distributed, on_process_0
 from dlrm_jax.saved_config import check_version, saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata, write_metadata
@@ -138,22 +138,18 @@ class Checkpoints:
             The state and its step.
 
         Raises:
-            UserError: it is of another run, see `restore`, or no checkpoint is whole. Then all stay
-                as they are.
+            UserError: it is of another run or can't be read, see `restore`, or no checkpoint is
+                whole. Then all stay as they are.
         """
-        agreed = Agreement(learner.mesh)
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
-            state = None
-            damaged[step] = "another process can't read it"
             try:
                 state = self.restore(learner, step)
             except DamagedCheckpointError as error:
                 damaged[step] = error.reason
-            if not agreed(int(state is None)) and state is not None:
-                del damaged[step]
-                on_process_0(lambda: self._there.set_aside(damaged))
-                return state, step
+                continue
+            on_process_0(lambda: self._there.set_aside(damaged))
+            return state, step
         reasons = "; ".join(f"{step:08d}: {reason}" for step, reason in damaged.items())
         raise UserError(
             f"no checkpoint in {self.directory} is whole ({reasons}); put a whole copy there, or "
@@ -163,8 +159,12 @@ class Checkpoints:
     def restore(self, learner: Learner, step: int) -> TrainState:
         """Reads the state of a step onto the learner's mesh and plan.
 
+        In a run of several processes, process 0 looks for missing and truncated files before all
+        read them. What one process finds later, while the others wait for it, ends all of them.
+
         Raises:
-            UserError: the checkpoint is of another run; the message names the first difference.
+            UserError: the checkpoint is of another run, the message names the first difference; or
+                it can't be read; or, with several processes, content of its files is damaged.
             DamagedCheckpointError: files are missing or damaged.
         """
         path = self._there.path(step)
@@ -182,6 +182,21 @@ class Checkpoints:
         release_memory()
         specs = learner.state_specs()
         check_model_state(path, metadata, specs.model_state)
+        try:
+            return self._read(path, metadata, learner, specs)
+        except DamagedCheckpointError as error:
+            if not is_distributed():
+                raise
+            # No reason to go on to an earlier one: the others may be in the midst of the read.
+            raise UserError(
+                f"cannot read the checkpoint {path} in process {jax.process_index()}: "
+                f"{error.reason}; see that all processes can read it, or resume in one process, "
+                f"which uses an earlier one if this one is damaged"
+            ) from error
+
+    def _read(
+        self, path: Path, metadata: Mapping[str, Any], learner: Learner, specs: TrainState
+    ) -> TrainState:
         dense = load(path / "dense", dense_items(specs))
         leaves = [dense["optimizer"][str(i)] for i in range(len(dense["optimizer"]))]
         optimizer = jax.tree.unflatten(jax.tree.structure(specs.optimizer), leaves)

@@ -30,7 +30,7 @@ Metrics = Mapping[str, Any]
 class Intervals:
     """Steps between actions; with 0, validation and checkpoint come only at the end.
 
-    The copies of tables are compared before each checkpoint, too; with 0, only then.
+    The copies of tables are compared before each checkpoint, too; with 0, never.
     """
 
     log: int
@@ -132,7 +132,8 @@ def train(
             stop = agreed(requested())
             if stop or evaluating or due or comparing:
                 read_losses(0)
-                _compare_copies(learner, state, step)
+                if intervals.check_copies:
+                    _compare_copies(learner, state, step)
                 clock.go_on()
             if stop or evaluating or due:
                 saved = keep(state, validation, due or stop > 0, clock.examples_per_second)

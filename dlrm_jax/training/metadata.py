@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
@@ -21,30 +23,63 @@ _FILE = "metadata.json"
 
 
 def write_metadata(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes the metadata beside the arrays, which must be complete, with the size of each file."""
+    """Writes the metadata beside the arrays, which must be complete, with the size of each file.
+
+    Raises:
+        UserError: `read_metadata` wouldn't take a part, such as validation metrics that aren't
+            numbers. Nothing is written.
+    """
     files = {
         str(path.relative_to(checkpoint)): _size(path)
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file()
     }
-    content = {"format": FORMAT, **metadata, "files": files}
-    (checkpoint / _FILE).write_text(json.dumps(content, indent=1))
+    text = json.dumps({"format": FORMAT, **metadata, "files": files}, indent=1)
+    content = json.loads(text)
+    if invalid := _invalid(content):
+        found = ", ".join(f"{name} {json.dumps(content.get(name))[:100]}" for name in invalid)
+        raise UserError(
+            f"cannot save the checkpoint: its metadata can't hold the {found}; validation metrics "
+            f"must be numbers by name, or None"
+        )
+    (checkpoint / _FILE).write_text(text)
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
     """The metadata of one checkpoint. All its files are there and as long as they were.
 
     Raises:
-        UserError: there is no checkpoint, or one of another format.
-        DamagedCheckpointError: the metadata can't be read, or a file is missing or truncated.
+        UserError: there is no checkpoint, one of another format, or one that the file system
+            doesn't let read.
+        DamagedCheckpointError: the metadata can't be parsed, or a file is missing or truncated.
     """
+    try:
+        return _read(checkpoint)
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+
+
+def status(path: Path) -> os.stat_result | None:
+    """The status of a file or directory; None if it isn't there.
+
+    `Path.exists` and its like also answer no when the file system can't tell: for some errors, or
+    for all of them from Python 3.14 on.
+
+    Raises:
+        OSError: the file system can't tell.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
     damaged = functools.partial(DamagedCheckpointError, str(checkpoint))
     try:
         text = (checkpoint / _FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _unreadable(checkpoint, f"it has no {_FILE}") from error
-    except OSError as error:
-        raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
     try:
         metadata = json.loads(text)
         found = metadata["format"]
@@ -55,20 +90,18 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
             f"checkpoint {checkpoint} has format {found}, this program reads "
             f"{' and '.join(map(str, FORMATS))}"
         )
-    missing = [name for name, is_valid in _PARTS.items() if not is_valid(metadata.get(name, ...))]
-    if missing:
-        raise damaged(f"its {_FILE} has no {' and no '.join(missing)}")
+    if invalid := _invalid(metadata):
+        raise damaged(f"its {_FILE} has no {' and no '.join(invalid)}")
     if checkpoint.name.isdecimal() and int(checkpoint.name) != metadata["step"]:
         raise UserError(
             f"checkpoint {checkpoint} is of step {metadata['step']}; give it the name of its step, "
             f"or move it out of the run's checkpoints"
         )
     for name, size in metadata.get("files", {}).items():  # earlier versions noted none
-        file = checkpoint / name
-        if not file.is_file():
+        if "\0" in name or (found := status(checkpoint / name)) is None:
             raise damaged(f"it has no {name}")
-        if file.stat().st_size != size:
-            raise damaged(f"{name} has {file.stat().st_size:,} of {size:,} bytes")
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            raise damaged(f"{name} has {found.st_size:,} of {size:,} bytes")
     return metadata
 
 
@@ -114,6 +147,11 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "arrays": _are_arrays,
     "files": lambda value: value is ... or _has_all(int)(value),
 }
+
+
+def _invalid(metadata: Mapping[str, Any]) -> list[str]:
+    """Names of the parts that are missing or aren't what they must be."""
+    return [name for name, is_valid in _PARTS.items() if not is_valid(metadata.get(name, ...))]
 
 
 def _size(path: Path) -> int:

@@ -6,11 +6,14 @@ import ctypes
 import errno
 import functools
 import gc
+import json
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,24 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
+from dlrm_jax.training.metadata import status
 
-# What Orbax and TensorStore raise for files that are missing, truncated or changed; besides, Orbax
-# raises `Exception` itself.
-_UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
+# What Orbax and TensorStore raise, about files or arrays; besides, Orbax raises `Exception` itself.
+_RAISED = (ValueError, OSError, KeyError, TypeError, AttributeError)
 
-# What a file system answers when a whole file can't be read just now.
+# Those of them that nothing but a fault of the program explains, if the arrays are those wanted.
+_FAULTS = (TypeError, AttributeError)
+
+# What proves that files are missing, truncated or changed: types, and statuses of TensorStore.
+_DAMAGE = (
+    FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError,
+    ocp.errors.InvalidLayoutError,
+)  # fmt: skip
+_STATUSES = ("NOT_FOUND: ", "DATA_LOSS: ", "OUT_OF_RANGE: ")
+
+# What a file system says when it can't read a file that is there, or can't tell.
 _REFUSED = tuple(
-    os.strerror(number)
-    for number in (errno.EIO, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    os.strerror(number) for number in errno.errorcode if number not in (errno.ENOENT, errno.ENOTDIR)
 )
 
 # What reads raise that end when nobody waits for them any more.
@@ -79,35 +91,68 @@ def load(path: Path, abstract: Any, partial: bool = False) -> Any:
         partial: whether ``abstract`` may name only some of the arrays.
 
     Raises:
-        UserError: ``path`` has other arrays, or arrays of other shapes.
-        DamagedCheckpointError: files are missing or damaged.
+        UserError: ``path`` has other arrays, arrays of other shapes, or can't be read just now.
+        DamagedCheckpointError: files are certainly missing or damaged.
     """
     _hide_repetitions()
     try:
         with _context(partial):
             return ocp.load(str(path.absolute()), abstract)
     except Exception as error:
-        if not (isinstance(error, _UNREADABLE) or type(error) is Exception):
+        if not (isinstance(error, _RAISED) or type(error) is Exception):
             raise
         _drop_coroutines(error)
-        if any(text in str(error) for text in _REFUSED):
-            raise UserError(f"cannot read the checkpoint {path}: {_reason(error)}") from error
         if difference := _difference(path, abstract, partial):
             raise UserError(f"checkpoint {path} is of another model: {difference}") from error
-        raise DamagedCheckpointError(str(path), _reason(error)) from error
+        if isinstance(error, _FAULTS):
+            raise
+        raise _failure(path, error) from error
+
+
+def _failure(path: Path, error: Exception) -> UserError:
+    """The error for people: damage if that is certain, as others take its place then."""
+    causes = _causes(error)
+    is_damage = any(isinstance(x, _DAMAGE) or str(x).startswith(_STATUSES) for x in causes)
+    if is_damage and not _is_refused(path, causes):
+        return DamagedCheckpointError(str(path), _reason(error))
+    return UserError(
+        f"cannot read the checkpoint {path}: {_reason(error)}; try again, or give another one"
+    )
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    return [error, *_causes(error.__cause__)] if error else []
+
+
+def _is_refused(path: Path, causes: Sequence[BaseException]) -> bool:
+    """Whether the file system couldn't read what is there, or couldn't tell whether it is."""
+    for cause in causes:
+        if isinstance(cause, OSError) and not isinstance(cause, _DAMAGE):
+            return True
+        if any(text in str(cause) for text in _REFUSED):
+            return True
+    try:  # Orbax takes a file that it can't ask for as one that isn't there
+        for directory in (path, *path.iterdir()):
+            for name in ("_CHECKPOINT_METADATA", "_METADATA"):
+                status(directory / name)
+    except OSError as refusal:
+        return not isinstance(refusal, _DAMAGE)
+    return False
 
 
 def _difference(path: Path, abstract: Any, partial: bool) -> str:
     """How the arrays on disk differ from those wanted; empty if they don't, or can't be read.
 
     Raises:
-        DamagedCheckpointError: the description of the arrays can't be read.
+        UserError, DamagedCheckpointError: the description of the arrays can't be read, see `load`.
     """
     try:
         described: Any = ocp.metadata(str(path.absolute())).metadata
-    except _UNREADABLE as error:
+    except _RAISED as error:
+        if isinstance(error, _FAULTS):
+            raise
         _drop_coroutines(error)
-        raise DamagedCheckpointError(str(path), _reason(error)) from error
+        raise _failure(path, error) from error
     if described is None:  # Orbax has logged why
         return ""
     found, wanted = _shapes(described), _shapes(abstract)
@@ -127,7 +172,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _reason(error: Exception) -> str:
     cause = error.__cause__ or error
     reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-    return reason.partition(" [tensorstore_spec=")[0]
+    reason = re.split(r" \[tensorstore_spec(\[\d+\])?=", reason, maxsplit=1)[0]
+    return f"KeyError {reason}" if isinstance(cause, KeyError) else reason
 
 
 @functools.cache

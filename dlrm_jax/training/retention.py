@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import delete_directory
-from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.metadata import read_metadata, status
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
 from dlrm_jax.workspaces import delete, sweep
 
@@ -42,11 +43,15 @@ class Retention:
         return self.directory / f"{step:08d}"
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending; some of them may be damaged."""
-        if not self.directory.is_dir():
+        """Steps of all complete checkpoints, ascending; some of them may be damaged.
+
+        Raises:
+            OSError: the file system can't tell.
+        """
+        if not _is_directory(self.directory):
             return []
         steps = (int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
-        return sorted(step for step in steps if self.path(step).is_dir())
+        return sorted(step for step in steps if _is_directory(self.path(step)))
 
     def best(self) -> int | None:
         """The step of the whole checkpoint with the best validation metric, if any has one."""
@@ -60,7 +65,7 @@ class Retention:
 
     def has(self, step: int) -> bool:
         """Whether there is a whole checkpoint of a step; a damaged one is set aside."""
-        if not self.path(step).exists():
+        if status(self.path(step)) is None:
             return False
         try:
             read_metadata(self.path(step))
@@ -128,3 +133,8 @@ class Retention:
         if value is None or not math.isfinite(value):
             return None
         return value if HIGHER_IS_BETTER[self.best_metric] else -value
+
+
+def _is_directory(path: Path) -> bool:
+    found = status(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)

@@ -104,3 +104,32 @@ def test_a_checksum_is_the_weighted_sum_of_bits(shape, dtype):
     )
     expected = np.sum(bits.astype(np.uint64) * (2 * place + 1) % 2**32) % 2**32
     assert int(jax.jit(copies.checksum)(x)) == expected
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_keys_are_compared_by_their_bits(impl):
+    mesh = make_mesh("2x1")
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    data = jax.device_put(jax.random.key_data(jax.random.key(7, impl=impl)), sharding)
+    for array, found in ((data, []), (changed(data, 1, flip_last_bit), ["key"])):
+        key = jax.random.wrap_key_data(array, impl=impl)
+        assert copies._unequal(mesh, {"key": [key]}) == found
+
+
+def test_parts_of_complex_numbers_are_compared():
+    mesh = make_mesh("2x1")
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    x = jax.device_put(np.array([1 + 2j, -0.0, 3j]).astype(np.complex64), sharding)
+    assert copies._unequal(mesh, {"x": [x]}) == []
+    assert copies._unequal(mesh, {"x": [changed(x, 1, flip_last_bit)]}) == ["x"]
+    parts = np.asarray(x).view(np.float32).reshape(3, 2)
+    assert int(copies.checksum(x)) == int(copies.checksum(jnp.asarray(parts)))
+
+
+def test_an_array_on_one_device_has_no_copies():
+    copies.check_copies(make_mesh("2x1"), {"x": [jnp.arange(3)]})
+
+
+def test_the_remedy_is_that_of_the_platform():
+    assert "atomics on GPUs unless XLA_FLAGS has --xla_gpu_determin" in copies._remedy("gpu")
+    assert copies._remedy("cpu") == "resume from the last checkpoint"

@@ -19,7 +19,7 @@ from saved_run import CONFIG, DATA, STEPS, save, train_and_save
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.training import orbax_io
+from dlrm_jax.training import checkpoint, orbax_io
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -170,7 +170,9 @@ def test_a_file_that_cannot_be_read_just_now_is_not_damaged(
 
     monkeypatch.setattr(orbax_io.ocp, "load", refuse)
     before = names(checkpoints)
-    with pytest.raises(UserError, match=r"cannot read the checkpoint .*: .*Input/output error$"):
+    with pytest.raises(
+        UserError, match=r"cannot read the checkpoint .*: .*Input/output error; try"
+    ):
         checkpoints.restore_latest(begun[0])
     assert names(checkpoints) == before
 
@@ -242,6 +244,22 @@ def test_one_that_is_named_is_an_error(
         with pytest.raises(DamagedCheckpointError, match=f"{path} is damaged: .*; give another"):
             use()
     assert path.is_dir()
+
+
+def test_one_process_alone_uses_no_earlier_checkpoint(
+    begun: tuple[Learner, TrainState, Path], checkpoints: Checkpoints,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """The others read the latest one together, and would wait for it."""
+    manifest = checkpoints.directory / f"{STEPS:08d}" / "dense/state/manifest.ocdbt"
+    manifest.write_bytes(bytes(manifest.stat().st_size))  # process 0 can't see it beforehand
+    before = names(checkpoints)
+    monkeypatch.setattr(checkpoint, "is_distributed", lambda: True)
+    with pytest.raises(UserError, match=r"in process 0: .*; see that all processes can read it"):
+        checkpoints.restore_latest(begun[0])
+    assert names(checkpoints) == before
+    manifest.unlink()  # which all learn from process 0 before they read
+    assert checkpoints.restore_latest(begun[0])[1] == BEFORE
 
 
 @pytest.mark.thorough

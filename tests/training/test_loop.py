@@ -165,6 +165,7 @@ def trained(
     mesh: str,
     change: Callable[[TrainState], TrainState] = lambda state: state,
     kind: type[TrainBatches] = TrainBatches,
+    check_copies: int = 2,
 ) -> tuple[list[int], str]:
     """The steps whose states were kept, and the error, of a run that changes its state."""
     learner, kept = make_learner(CONFIG, make_mesh(mesh)), []
@@ -177,7 +178,7 @@ def trained(
             learner.init(0),
             batches,
             steps=6,
-            intervals=Intervals(log=1, evaluate=0, checkpoint=4, check_copies=2),
+            intervals=Intervals(log=1, evaluate=0, checkpoint=4, check_copies=check_copies),
             validate=lambda state: {"auc": 0.5},
             keep=lambda state, *_: kept.append(int(state.step)) is None,
             record=lambda *_: None,
@@ -216,6 +217,7 @@ def test_wrong_parameters_end_the_run():
         params = jax.tree.map(with_one_wrong_copy, state.params)
         return dataclasses.replace(state, params=params)
 
+    assert trained("2x1", change, check_copies=0) == ([4, 6], ""), "0 is never"
     _, message = trained("2x1", change)
     assert message.startswith("after step 2, the copies of the dense model differ between devices")
 
