@@ -1,8 +1,8 @@
 """Checks with small random rows that an optimizer updates each row by itself.
 
-A table's rows, and sometimes its columns, lie on several devices, and an update sees only the rows
-that the batch touched. So the update of a row must depend on that row and the step alone, and means
-over its columns must be those of ``row_mean``. A scalar must depend on nothing but the step.
+A table's rows lie on several devices, and an update sees only the rows that the batch touched. So
+the update of a row must depend on that row and the step alone, and a scalar on nothing but the
+step. Where the columns of a table are split, means over them must be those of ``row_mean``.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ from dlrm_jax.embedding.row_optimizer import (
 )
 from dlrm_jax.errors import UserError
 
-_ROWS, _COLUMNS, _STEPS = 6, 4, 4
+_ROWS, _FEWER, _STEPS = 6, 3, 4
 _ROW, _COLUMN = 2, 1  # the element that is changed
-_FEWER = slice(3)
-_HALVES = slice(_COLUMNS // 2), slice(_COLUMNS // 2, None)
-_AXIS = "halves"
+_AXIS = "shards"
 
 _ADVICE = (
-    "the change of a row may depend on that row and the step, with means over its columns by "
-    "row_mean, and a scalar slot on its value before and the step"
+    "the change of a row may depend on that row and the step, and a scalar slot on its value "
+    "before and the step"
 )
 ELEMENTWISE = (
     "tables take elementwise transforms only; use this one for the dense parameters, clip by "
@@ -43,40 +41,45 @@ ELEMENTWISE = (
 )
 
 
-def check_rows_apart(optimizer: RowOptimizer, elementwise: bool = False) -> None:
+def check_rows_apart(
+    optimizer: RowOptimizer, dim: int, width: int, elementwise: bool = False
+) -> None:
     """Runs an optimizer on small rows; equal optimizers once.
 
     Args:
-        optimizer: optimizer of rows, [K, d].
+        optimizer: optimizer of rows, [K, dim].
+        dim: width of its tables.
+        width: width of a vector on one shard, less than ``dim`` if columns are split.
         elementwise: whether the update of each element must depend on that element alone, too.
 
     Raises:
         UserError: the update failed or mixes rows; the message names the broken rule.
     """
-    _check(ByValue(optimizer_key(optimizer), optimizer), elementwise)
+    _check(ByValue(optimizer_key(optimizer), optimizer), dim, width, elementwise)
 
 
 @functools.lru_cache(maxsize=128)
-def _check(cached: ByValue, elementwise: bool) -> None:
+def _check(cached: ByValue, dim: int, width: int, elementwise: bool) -> None:
     owner = "optax transform" if elementwise else f"optimizer {type(cached.value).__name__}"
-    first, *others = _cases(elementwise)
-    *whole, left, right = others
-    try:
-        expected, *results = _results(cached.value, [first, *whole])
-        results += _results(cached.value, [left, right])
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{owner}: failed on rows of shape {(_ROWS, _COLUMNS)} or {(3, 2)}, from gradients and "
-            f"values alone: {type(error).__name__}: {error}"
-        ) from error
+    advice, split = _ADVICE, ""
+    if width < dim:
+        split = (
+            f". The columns of the table are split over {dim // width} shards (column_wise), and "
+            f"an update gets {width} of {dim}: take means over a row with row_mean, or place the "
+            f"table otherwise"
+        )
+        advice += split
+    if elementwise:
+        advice, split = ELEMENTWISE, ""
+    first, *others = _cases(dim, width, elementwise)
+    count = len(others) - dim // width
+    expected, *results = _results(cached.value, [first, *others[:count]], owner)
+    results += _results(cached.value, others[count:], owner, split, width < dim)
     for case, result in zip(others, results, strict=True):
         for name, x in result.items():
             if difference := case.difference(x, expected[name]):
                 raise UserError(
-                    f"{owner}: it {case.rule}. With {case.change}, {name} {difference}; "
-                    f"{ELEMENTWISE if elementwise else _ADVICE}"
+                    f"{owner}: it {case.rule}. With {case.change}, {name} {difference}; {advice}"
                 )
 
 
@@ -120,18 +123,18 @@ class _Case(NamedTuple):
         )
 
 
-def _cases(elementwise: bool) -> Iterator[_Case]:
+def _cases(dim: int, width: int, elementwise: bool) -> Iterator[_Case]:
     """Yields the first case, then the cases that are compared with it."""
     rng = np.random.default_rng(0)
-    gradients = rng.normal(size=(_STEPS, _ROWS, _COLUMNS)).astype(np.float32)
-    values = rng.normal(size=(_ROWS, _COLUMNS)).astype(np.float32)
+    gradients = rng.normal(size=(_STEPS, _ROWS, dim)).astype(np.float32)
+    values = rng.normal(size=(_ROWS, dim)).astype(np.float32)
     yield _Case("", "", gradients, values)
     order = rng.permutation(_ROWS)
     yield _Case("mixes rows", "the rows permuted", gradients[:, order], values[order], rows=order)
     row = ("mixes rows", f"of row {_ROW}", _ROW)
     element = ("mixes the columns of a row", f"of element {(_ROW, _COLUMN)}", (_ROW, _COLUMN))
     for rule, what, place in (row, element) if elementwise else (row,):
-        kept = np.ones((_ROWS, _COLUMNS), bool)
+        kept = np.ones((_ROWS, dim), bool)
         kept[place] = False
         for number in (0.0, 1e-12, 1e4, 1e18, np.inf, np.nan):
             changed = np.where(kept, gradients, np.float32(number))
@@ -142,35 +145,47 @@ def _cases(elementwise: bool) -> Iterator[_Case]:
         for number in (0.0, 1e6):
             changed = np.where(kept, values, np.float32(number))
             yield _Case(rule, f"the values {what} {number:g}", gradients, changed, kept=kept)
-    for half in _HALVES:
-        yield _Case(
-            "depends on the number of rows or columns, or on columns otherwise than by row_mean",
-            "3 of 6 rows, and 2 of 4 columns on each of two devices",
-            gradients[:, _FEWER, half],
-            values[_FEWER, half],
-            rows=_FEWER,
-            columns=half,
-        )
+    rule, change = "depends on the number of rows", f"{_FEWER} of {_ROWS} rows"
+    if width < dim:
+        rule += " or columns, or on columns otherwise than by row_mean"
+        change += f", and {width} of {dim} columns on each of {dim // width} devices"
+    for start in range(0, dim, width):
+        rows, columns = slice(_FEWER), slice(start, start + width)
+        part = gradients[:, rows, columns], values[rows, columns]
+        yield _Case(rule, change, *part, rows=rows, columns=columns)
 
 
-def _results(optimizer: RowOptimizer, cases: Sequence[_Case]) -> list[dict[str, np.ndarray]]:
-    """Changes and slots of every step of each case; cases with fewer columns share rows."""
+def _results(
+    optimizer: RowOptimizer,
+    cases: Sequence[_Case],
+    owner: str,
+    advice: str = "",
+    split: bool = False,
+) -> list[dict[str, np.ndarray]]:
+    """Changes and slots of every step of each case; with ``split``, the cases share rows."""
     gradients = np.stack([case.gradients for case in cases])
     values = np.stack([case.values for case in cases])
-    if values.shape[2] == _COLUMNS:
 
-        def run(gradients: Array, values: Array) -> dict[str, Array]:
-            one = functools.partial(_steps, optimizer, mean_of_columns)
-            return jax.lax.map(lambda case: one(*case), (gradients, values))
-    else:
+    def run(gradients: Array, values: Array) -> dict[str, Array]:
+        one = functools.partial(_steps, optimizer, mean_of_columns)
+        return jax.lax.map(lambda case: one(*case), (gradients, values))
 
-        def mean_of_all_columns(x: Array) -> Array:
-            return jax.lax.pmean(mean_of_columns(x), _AXIS)
+    def mean_of_all_columns(x: Array) -> Array:
+        return jax.lax.pmean(mean_of_columns(x), _AXIS)
 
+    if split:
         run = jax.vmap(functools.partial(_steps, optimizer, mean_of_all_columns), axis_name=_AXIS)
-    # It may be called while a function is traced, and makes NaNs on purpose.
-    with jax.ensure_compile_time_eval(), jax.debug_nans(False):
-        found = {name: np.asarray(x) for name, x in jax.jit(run)(gradients, values).items()}
+    # It may be called while a function is traced, and makes NaNs and infinities on purpose.
+    try:
+        with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
+            found = {name: np.asarray(x) for name, x in jax.jit(run)(gradients, values).items()}
+    except UserError as error:
+        raise UserError(f"{error}{advice}") from error
+    except Exception as error:
+        raise UserError(
+            f"{owner}: failed on rows of shape {values.shape[1:]}, from gradients and values "
+            f"alone: {type(error).__name__}: {error}{advice}"
+        ) from error
     return [{name: x[i] for name, x in found.items()} for i in range(len(cases))]
 
 
@@ -186,8 +201,15 @@ def _steps(
         values, slots = carry
         count, gradients = this
         change, slots = checked_update(optimizer, values, gradients, slots, count, row_mean)
-        return (values + change, slots), (change, slots)
+        return (values + change.astype(values.dtype), slots), (change, slots)
 
-    start = values, optimizer.initial_slots(values)
-    _, (change, slots) = jax.lax.scan(step, start, (jnp.arange(_STEPS), gradients))
+    slots = optimizer.initial_slots(values)
+    shapes = {"row": values.shape[:1], "element": values.shape, "scalar": ()}
+    expected = {name: shapes[kind] for name, kind in optimizer.slots.items()}
+    if (found := {name: jnp.shape(slot) for name, slot in slots.items()}) != expected:
+        raise UserError(
+            f"optimizer {type(optimizer).__name__}: expected slots of shapes {expected} from its "
+            f"initial_slots for rows of shape {values.shape}, got {found}"
+        )
+    _, (change, slots) = jax.lax.scan(step, (values, slots), (jnp.arange(_STEPS), gradients))
     return {"the update": change, **slots}

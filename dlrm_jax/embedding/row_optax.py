@@ -13,7 +13,6 @@ import optax
 from jaxtyping import Array, Float
 
 from dlrm_jax.embedding.by_value import ByValue, optimizer_key, value_key
-from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.probe import ELEMENTWISE, check_rows_apart
 from dlrm_jax.embedding.row_optimizer import (
     Changes,
@@ -59,7 +58,7 @@ class RowOptax(RowOptimizer):
     def __post_init__(self):
         kinds = _state_kinds(ByValue(value_key(self.transform), self.transform))
         object.__setattr__(self, "slots", kinds)
-        check_rows_apart(self, elementwise=True)
+        check_rows_apart(self, dim=4, width=2, elementwise=True)
 
     def update_values(
         self, values: Rows, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean
@@ -128,14 +127,17 @@ def _gathers(state: Any) -> bool:
 
 
 def as_row_optimizer(optimizer: Any, owner: str) -> RowOptimizer:
-    """The optimizer itself, checked, or `RowOptax` of a transform.
+    """The optimizer itself, or `RowOptax` of a transform.
+
+    Its updates are checked where the width of its tables and their placement are known, in `slab`.
 
     Args:
         optimizer: argument of a user: a `RowOptimizer` or an optax transform.
         owner: name of the argument or table, for errors.
 
     Raises:
-        UserError: the argument is neither, can't be hashed, or its updates mix rows.
+        UserError: the argument is neither, can't be hashed, has slots of other kinds, or is a
+            transform that isn't elementwise.
     """
     try:
         if isinstance(optimizer, optax.GradientTransformation):
@@ -155,8 +157,6 @@ def as_row_optimizer(optimizer: Any, owner: str) -> RowOptimizer:
                     f"slots: expected names other than table and row, element or scalar, got "
                     f"{slot}: {kind}"
                 )
-        if type(optimizer) not in (RowOptax, *OPTIMIZERS.values()):  # those are checked already
-            check_rows_apart(optimizer)
     except UserError as error:
         raise UserError(f"{owner}: {error}") from error
     return optimizer

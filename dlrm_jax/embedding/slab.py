@@ -13,9 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlrm_jax.embedding.by_value import optimizer_key
+from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.plan import Piece, Plan
+from dlrm_jax.embedding.probe import check_rows_apart
+from dlrm_jax.embedding.row_optax import RowOptax
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.table import MAX_ROWS, Table
+from dlrm_jax.errors import UserError
 
 _Split = Literal["rows", "columns"] | None
 
@@ -128,6 +132,9 @@ def make_slabs(
         tables: all tables.
         plan: placement of these tables.
         optimizer: default optimizer.
+
+    Raises:
+        UserError: the update of an optimizer failed or mixes rows; the message names a table.
     """
     by_key: dict[SlabKey, list[_Members]] = {}
     for table in tables:
@@ -156,7 +163,19 @@ def make_slabs(
                     rounds_randomly=key.rounds_randomly,
                 )
             )
+    for slab in slabs:
+        _check_optimizer(slab)
     return tuple(slabs)
+
+
+def _check_optimizer(slab: Slab) -> None:
+    """Checks the updates of an optimizer of a user, see `probe`; the others are checked already."""
+    if slab.optimizer is None or type(slab.optimizer) in (RowOptax, *OPTIMIZERS.values()):
+        return
+    try:
+        check_rows_apart(slab.optimizer, slab.dim, slab.width)
+    except UserError as error:
+        raise UserError(f"table {next(iter(slab.tables))}: {error}") from error
 
 
 class _Members:

@@ -19,12 +19,14 @@ from dlrm_jax.embedding import (
     RowWiseAdagrad,
     Table,
 )
-from dlrm_jax.embedding.plan import row_wise
+from dlrm_jax.embedding.plan import column_wise, replicated, row_wise, table_wise
 from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.row_optimizer import mean_of_columns
 from dlrm_jax.embedding.row_update import update_rows
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+
+WHOLE = replicated("ads")
 
 
 def own(update, **kinds) -> RowOptimizer:
@@ -32,6 +34,17 @@ def own(update, **kinds) -> RowOptimizer:
     # Tests check the types of what `RowOptimizer.update_values` returns, so it is overridden.
     body = {"update_values": lambda self, values, *args: update(*args), "slots": kinds}
     return dataclasses.dataclass(frozen=True)(type("Mine", (RowOptimizer,), body))()
+
+
+def place(optimizer, dim=4, pieces=WHOLE, shape="1x1") -> EmbeddingCollection:
+    """A collection of one table with this optimizer."""
+    return EmbeddingCollection(
+        [Table("ads", 10, dim, optimizer=optimizer)],
+        [Feature("f")],
+        [Lookup("l", "f", "ads")],
+        make_mesh(shape),
+        plan=Plan(make_mesh(shape).shape["model"], pieces),
+    )
 
 
 def summed(gradients, slots, step, row_mean):
@@ -50,18 +63,36 @@ MIXED = [
         own(lambda g, s, n, m: (-g, {"q": s["q"] + jnp.abs(g).sum()}), q="row"),
         r"it mixes rows. .* q at \(0,\)",
     ),
-    (own(lambda g, s, n, m: (-g / len(g), s)), "depends on the number of rows or columns"),
-    (
-        own(lambda g, s, n, m: (g.mean(1, keepdims=True) - g, s)),
-        "or on columns otherwise than by row_mean. With 3 of 6 rows, and 2 of 4 columns on",
-    ),
+    (own(lambda g, s, n, m: (-g / len(g), s)), "depends on the number of rows. With 3 of 6 rows,"),
 ]
 
 
 @pytest.mark.parametrize(("optimizer", "message"), MIXED)
 def test_an_update_that_mixes_rows_is_refused(optimizer, message):
     with pytest.raises(UserError, match=f"^table ads: optimizer Mine: .*{message}.*scalar slot on"):
-        Table("ads", 10, 4, optimizer=optimizer)
+        place(optimizer)
+
+
+def test_columns_may_be_mixed_where_they_are_not_split():
+    # As in clipping by the norm of a row, and with rates of columns.
+    norms = own(lambda g, s, n, m: (-g / jnp.linalg.norm(g, axis=1, keepdims=True), s))
+    rates = own(lambda g, s, n, m: (-g * jnp.arange(16.0), s))
+    for pieces in (WHOLE, table_wise("ads", 1), row_wise("ads", range(2))):
+        for optimizer in (norms, rates):
+            place(optimizer, 16, pieces, "1x2")
+    rule = "it depends on the number of rows or columns, or on columns otherwise than by row_mean"
+    why = (
+        r"columns of the table are split over 2 shards \(column_wise\), and an update gets 8 of 16"
+    )
+    for optimizer, message in ((norms, rule), (rates, r"failed on rows of shape \(3, 8\)")):
+        with pytest.raises(UserError, match=f"table ads: optimizer Mine: {message}[^§]*{why}"):
+            place(optimizer, 16, column_wise("ads", 2), "1x2")
+    place(own(lambda g, s, n, m: (-g / m(g**2)[:, None], s)), 16, column_wise("ads", 2), "1x2")
+
+
+def test_an_update_of_64_bits_is_no_error():
+    with jax.enable_x64(True):
+        place(own(lambda g, s, n, m: (-0.1 * jnp.minimum(1.0, (n + 1) / 100) * g, s)))
 
 
 WRONG = [
@@ -86,7 +117,17 @@ WRONG = [
 @pytest.mark.parametrize(("optimizer", "message"), WRONG, ids=[m for _, m in WRONG])
 def test_an_update_of_the_wrong_form_is_refused(optimizer, message):
     with pytest.raises(UserError, match=f"^table ads: .*{message}"):
-        as_row_optimizer(optimizer, "table ads")
+        place(optimizer)
+
+
+def test_initial_slots_have_the_names_and_shapes_of_the_kinds():
+    for wrong in ({"q": jnp.zeros(())}, {"z": jnp.zeros(6)}):
+        optimizer = own(lambda g, s, n, m: (-g, s), q="row")
+        object.__setattr__(optimizer, "initial_slots", lambda values, wrong=wrong: wrong)
+        with pytest.raises(
+            UserError, match=r"slots of shapes {'q': \(6,\)} from its initial_slots"
+        ):
+            place(optimizer)
 
 
 def test_the_form_is_checked_where_rows_are_updated():
@@ -158,26 +199,20 @@ def test_equal_optimizers_are_run_once_and_those_with_a_name_never():
             next(calls)
             return super().update(gradients, slots, step, row_mean)
 
-    tables = [Table(name, 10, 4, optimizer=Counted(0.1)) for name in "ab"]
+    place(Counted(0.1))
     first = next(calls)
     assert 0 < first < 10
-    EmbeddingCollection(
-        tables,
-        [Feature("f")],
-        [Lookup(name, "f", name) for name in "ab"],
-        make_mesh("1x1"),
-        Counted(0.1),
-    )
+    place(Counted(0.1))
     assert next(calls) == first + 1
-    as_row_optimizer(RowWiseAdagrad(lambda step: 1 / 0), "optimizer")
+    place(RowWiseAdagrad(lambda step: 1 / 0))
 
 
 def test_an_optimizer_can_be_checked_while_a_function_is_traced():
     def traced(x):
-        as_row_optimizer(own(lambda g, s, n, m: (-3 * g, s)), "optimizer")
+        place(own(lambda g, s, n, m: (-3 * g, s)))
         return x
 
-    with jax.debug_nans(True):
+    with jax.debug_nans(True), jax.debug_infs(True):
         assert jax.jit(traced)(2.0) == 2.0
 
 
