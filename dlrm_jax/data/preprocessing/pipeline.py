@@ -140,7 +140,9 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
         raise UserError(f"grow: expected the columns {grown.columns}, got {columns}")
     before = grown.made_from["options"]
     for option in ("compatible", "multi_hot_sizes"):
-        if getattr(options, option) or before.get(option):  # earlier versions lacked it
+        if option not in before:
+            raise UserError(f"grow: {METADATA} is damaged, it lacks the option {option}")
+        if getattr(options, option) or before[option]:
             raise UserError(f"grow: the ids of data with the option {option} can't grow")
 
 
