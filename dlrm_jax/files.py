@@ -164,6 +164,19 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def read_json(path: Path, **options: Any) -> Any:
+    """Reads a JSON file; the options are those of `json.loads`.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it isn't JSON, or JSON of too many levels.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), **options)
+    except RecursionError as error:
+        raise ValueError("it has too many levels") from error
+
+
 @contextmanager
 def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Context that keeps other processes, and other threads, out of the same lock.

@@ -388,3 +388,11 @@ def test_a_scratch_directory_is_empty_and_never_stays(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert found[0] != found[1]
+
+
+def test_json_of_too_many_levels_is_no_json(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="too many levels"):
+        files.read_json(tmp_path / "deep.json")
+    files.write_json(tmp_path / "a.json", {"ä": [1]})
+    assert files.read_json(tmp_path / "a.json") == {"ä": [1]}

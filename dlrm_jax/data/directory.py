@@ -16,6 +16,7 @@ from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.id_ranges import Ranges, find_ranges
 from dlrm_jax.data.memory import content_hashes
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import read_json
 
 FORMAT = 2
 """Number of the format. It changes with the layout on disk and with the meaning of its numbers."""
@@ -71,7 +72,7 @@ class Metadata:
         """
         path = directory / METADATA
         try:
-            fields = json.loads(path.read_text())
+            fields = read_json(path)
             found = fields["made_from"]["format"]
             if found == FORMAT:
                 metadata = cls(**fields)

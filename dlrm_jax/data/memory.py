@@ -7,14 +7,13 @@ There is a record for each directory of files.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.formats.compression import file_hash, sampled_hash
-from dlrm_jax.files import cache_directory, locked, write_json
+from dlrm_jax.files import cache_directory, locked, read_json, write_json
 
 Notes = Mapping[str, Any]
 """What is known of files, by name, as JSON: `stamp`, and what was found under keys of its own."""
@@ -111,7 +110,7 @@ def _holds(note: Any, path: Path, key: str, is_valid: Callable[[Any], bool]) -> 
 
 def _read(record: Path) -> dict[str, Any]:
     try:
-        notes = json.loads(record.read_text())
+        notes = read_json(record)
     except (FileNotFoundError, ValueError):  # none yet, or damaged: it is written anew
         return {}
     return notes if isinstance(notes, dict) else {}

@@ -124,7 +124,7 @@ def _entry(line: str, resumed_from: int) -> Any:
     try:
         entry = json.loads(line)
         return entry if entry["step"] <= resumed_from and entry["split"] != "test" else None
-    except (ValueError, KeyError, TypeError):  # cut off by a kill, or not an entry
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a kill, or not an entry
         return None
 
 

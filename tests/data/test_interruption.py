@@ -14,6 +14,7 @@ from dlrm_jax.data.preprocessing import conversion, day_arrays, pipeline, source
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.errors import UserError
+from dlrm_jax.workspaces import MARKER
 
 
 @pytest.fixture
@@ -129,7 +130,11 @@ def test_what_is_finished_but_not_renamed_is_kept(raw, tmp_path, monkeypatch):
         with pytest.raises(StoppedError):
             preprocess([raw], tmp_path / "out", Options())
     monkeypatch.setattr(pipeline, "_run", None)  # isn't needed any more
+    left = tmp_path / "out.partial" / "vocabularies" / ".0.parquet.dlrm_jax"  # by a killed process
+    left.mkdir()
+    (left / MARKER).touch()
     preprocess([raw], tmp_path / "out", Options())
+    assert not list((tmp_path / "out").rglob(f"*{MARKER}"))
     assert len(load_directory(tmp_path / "out").train) == 60
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, Integer
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import read_json
 
 NEW = 0
 """The distance of an access to an id that hasn't occurred before."""
@@ -80,7 +81,7 @@ class StackProfile:
             OSError: the file can't be read.
         """
         try:
-            fields = json.loads(path.read_bytes())
+            fields = read_json(path)
             distances, counts = tuple(fields["distances"]), tuple(fields["counts"])
             if not all(type(value) is int for value in distances + counts):
                 raise TypeError("not all numbers are integers")

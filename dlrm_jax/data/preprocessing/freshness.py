@@ -16,7 +16,7 @@ from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, ma
 from dlrm_jax.data.memory import content_hash
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import delete_directory, write_json
+from dlrm_jax.files import delete_directory, read_json, write_json
 from dlrm_jax.workspaces import delete
 
 BEGUN = "begun.json"
@@ -56,7 +56,7 @@ def is_ours(output: Path) -> bool:
     """Whether a directory says what this program made it from, or was making it from."""
     for name in (METADATA, BEGUN):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            described = json.loads((output / name).read_text())
+            described = read_json(output / name)
             if _is_recipe(described["made_from"] if name == METADATA else described):
                 return True
     return False
@@ -98,7 +98,7 @@ def _made_from(partial: Path, recipe: dict[str, Any]) -> dict[str, Any]:
         if all(path.name.startswith((f".{BEGUN}.", f"{BEGUN}.")) for path in partial.iterdir()):
             return recipe
         with contextlib.suppress(OSError, ValueError):
-            made_from = json.loads((partial / BEGUN).read_text())
+            made_from = read_json(partial / BEGUN)
             if _is_recipe(made_from):
                 return made_from
         with contextlib.suppress(UserError):

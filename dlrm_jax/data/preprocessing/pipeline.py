@@ -20,7 +20,7 @@ from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import locked, move_into_place, write_json
-from dlrm_jax.workspaces import delete
+from dlrm_jax.workspaces import delete, sweep
 
 _PARTIAL = ".partial"
 
@@ -85,6 +85,8 @@ def preprocess(
                 _run(files, Conversion(partial, options), recipe, len(held_out), grow)
             for unneeded in (*Conversion.TEMPORARY, freshness.BEGUN):
                 delete(partial / unneeded)
+            for directory in (partial, *filter(Path.is_dir, partial.iterdir())):
+                sweep(directory)  # of a process that was killed just after it wrote a file
             move_into_place(partial, output)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(

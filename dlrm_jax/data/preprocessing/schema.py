@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import read_json
 
 TRANSFORMS = ("log", "none")
 LAYOUTS = ("named", "criteo")
@@ -95,7 +95,7 @@ class Schema:
             UserError: the file can't be read or has other fields.
         """
         try:
-            fields = json.loads(path.read_text(), object_pairs_hook=_without_repeats)
+            fields = read_json(path, object_pairs_hook=_without_repeats)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the schema {path}: {error}") from error
         names = [field.name for field in dataclasses.fields(cls)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from dlrm_jax.data.preprocessing.sources import Source
-from dlrm_jax.files import replacing, write_json
+from dlrm_jax.files import read_json, replacing, write_json
 from dlrm_jax.workspaces import delete
 
 _STAGED = "staged.json"
@@ -88,7 +87,7 @@ def finished(directory: Path) -> Staged | None:
     if not done.exists():
         return None
     try:
-        staged = Staged(directory, **json.loads(done.read_text()))
+        staged = Staged(directory, **read_json(done))
         if _rows(staged.chunks()) == staged.rows:
             return staged
     except _DAMAGED:
@@ -100,7 +99,7 @@ def finished(directory: Path) -> Staged | None:
 def _counts(path: Path, rows: int) -> dict[str, Any] | None:
     """The counts of a finished chunk of so many rows; None if it is damaged or of other rows."""
     try:
-        counts = json.loads(path.with_suffix(".json").read_text())
+        counts = read_json(path.with_suffix(".json"))
         left = rows - counts["skipped"] - counts["dropped"]
         return counts if _rows([path]) == left else None
     except _DAMAGED:
