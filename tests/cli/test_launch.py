@@ -74,22 +74,25 @@ def assert_like(unbroken: Path, workdir: Path) -> None:
         assert abs(difference) < 1e-5
 
 
-def test_a_killed_process_ends_the_others_and_one_goes_on(unbroken: Path, tmp_path: Path):
+# Process 0 is the coordinator.
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.thorough)])
+def test_a_killed_process_ends_the_others_and_one_goes_on(
+    unbroken: Path, tmp_path: Path, victim: int
+):
     flags = (*SMALL, "--steps=40", "--checkpoint_every=3", f"--workdir={tmp_path}")
-    for victim in (1, 0):  # process 0 is the coordinator
-        with until_it_saves(tmp_path, "--mesh=2x4", "--processes=2", *flags) as launcher:
-            processes = processes_of(launcher)
-            os.kill(processes[victim], signal.SIGKILL)
-            ended = launcher.end()
-        stderr = ended.stderr
-        assert ended.returncode == 128 + signal.SIGKILL
-        assert f"process {victim} was killed by SIGKILL; the others were stopped" in stderr
-        assert f"to resume from step {saved(tmp_path)[-1]}" in stderr
-        assert "Traceback" not in stderr
-        assert not any(is_running(process) for process in processes)
+    with until_it_saves(tmp_path, "--mesh=2x4", "--processes=2", *flags) as launcher:
+        processes = processes_of(launcher)
+        os.kill(processes[victim], signal.SIGKILL)
+        ended = launcher.end()
+    stderr = ended.stderr
+    assert ended.returncode == 128 + signal.SIGKILL
+    assert f"process {victim} was killed by SIGKILL; the others were stopped" in stderr
+    assert f"to resume from step {saved(tmp_path)[-1]}" in stderr
+    assert "Traceback" not in stderr
+    assert not any(is_running(process) for process in processes)
 
     succeed("--mesh=2x4", *flags)
-    assert summary(tmp_path)["resumed_from"] > 3
+    assert summary(tmp_path)["resumed_from"] >= 3
     assert_like(unbroken, tmp_path)
 
     (tmp_path / "summary.json").unlink()

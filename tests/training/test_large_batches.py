@@ -23,7 +23,8 @@ def large_batch(size: int) -> Batch:
 
 
 # The oracle takes its time.
-@pytest.mark.parametrize("size", [8192, pytest.param(65_536, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("size", [8192, 65_536])
 def test_float32_is_the_float64_oracles(size: int):
     initial, batch = initial_arrays(Setup(dtype="float32")), large_batch(size)
     weights = {name: array.astype("f8") for name, array in initial.items()}
