@@ -11,29 +11,10 @@ import threading
 import time
 
 import pytest
+from written import KINDS, StoppedError, read, write
 
-from dlrm_jax import files, workspaces
+from dlrm_jax import files
 from dlrm_jax.errors import UserError
-
-
-class StoppedError(Exception):
-    pass
-
-
-def write(path, kind, content):
-    """Writes a file, or a directory with a file in a directory."""
-    if kind == "file":
-        path.write_text(content)
-    else:
-        (path / "inner").mkdir(parents=True)
-        (path / "inner" / "file").write_text(content)
-
-
-def read(path):
-    return (path / "inner" / "file" if path.is_dir() else path).read_text()
-
-
-KINDS = pytest.mark.parametrize("kind", ["file", "directory"])
 
 
 @KINDS
@@ -64,76 +45,6 @@ def test_an_error_leaves_what_was_there(tmp_path, kind, context):
     if context is files.replacing:
         assert read(path) == "before"
     assert list(tmp_path.iterdir()) == ([path] if context is files.replacing else [])
-
-
-def leave_workspace(path, kind):
-    """A workspace as a killed process leaves it, after its marker or after some content."""
-    path.mkdir()
-    if kind:
-        (path / workspaces.MARKER).touch()
-        write(path / "name", kind, "half")
-
-
-@pytest.mark.parametrize("kind", ["", "file", "directory"])
-def test_what_a_killed_process_left_is_written_anew(tmp_path, kind):
-    for use in ("", ".replaced", ".deleted"):
-        leave_workspace(tmp_path / f".name{use}.dlrm_jax", kind)
-    for content in ("whole", "again"):
-        with files.replacing(tmp_path / "name") as temporary:
-            write(temporary, "directory", content)
-        assert read(tmp_path / "name") == content
-    files.delete_directory(tmp_path / "name")
-    assert list(tmp_path.iterdir()) == []
-    leave_workspace(tmp_path / ".other.dlrm_jax", kind)
-    workspaces.sweep(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def own_files(directory, names):
-    """A user's files, directories and links of these names; returns what they hold."""
-    (directory / "elsewhere").mkdir()
-    for number, name in enumerate(names):
-        write(directory / f"{name}0", ("file", "directory")[number % 2], name)
-        (directory / f"{name}0").rename(directory / name)
-        (directory / f"{name}.link").symlink_to(directory / "elsewhere")
-
-    def content():
-        entries = (path for path in sorted(directory.rglob("*")) if path.parent.name != "inner")
-        return {str(path): path.is_symlink() or path.is_dir() or read(path) for path in entries}
-
-    return content
-
-
-def test_a_users_files_stay(tmp_path):
-    names = [f"name{end}" for end in (".partial", ".replaced", ".deleting", ".scratch", ".tmp")]
-    content = own_files(tmp_path, [*names, *(f".{name}" for name in names)])
-    before = content()
-    for _ in range(2):
-        with files.replacing(tmp_path / "name") as temporary:
-            write(temporary, "directory", "text")
-    with files.scratch_directory(tmp_path / "name"):
-        files.delete_directory(tmp_path / "name")
-    with files.creating(tmp_path / "name") as temporary:
-        temporary.touch()
-    (tmp_path / "name").unlink()
-    workspaces.sweep(tmp_path)
-    assert content() == before
-
-
-@pytest.mark.parametrize("kind", ["file", "directory", "link"])
-def test_a_users_file_in_the_way_is_named(tmp_path, kind):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / workspaces.MARKER).touch()
-    in_the_way = tmp_path / ".name.dlrm_jax"
-    if kind == "link":
-        in_the_way.symlink_to(tmp_path / "elsewhere")
-    else:
-        write(in_the_way, kind, "mine")
-    with pytest.raises(UserError, match=r"\.name\.dlrm_jax is in the way: it has no made_by"):
-        files.write_text(tmp_path / "name", "text")
-    workspaces.sweep(tmp_path)
-    assert in_the_way.is_symlink() or read(in_the_way) == "mine"
-    assert (tmp_path / "elsewhere" / workspaces.MARKER).exists()
 
 
 @KINDS
@@ -174,34 +85,6 @@ def test_creating_replaces_nothing_that_comes_up_while_it_flushes(
     with pytest.raises(UserError, match="name exists"), files.creating(tmp_path / "name") as path:
         write(path, kind, "slow")
     assert read(tmp_path / "name") == "fast"
-
-
-def test_writers_of_one_path_have_directories_of_their_own(tmp_path):
-    with files.scratch_directory(tmp_path / "name") as first:
-        with files.scratch_directory(tmp_path / "name") as second:
-            assert first != second
-        assert first.is_dir()
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from dlrm_jax import files
-with files.creating(Path(sys.argv[1])) as path:
-    path.write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_what_a_killed_process_left_goes_and_what_a_running_one_has_stays(tmp_path):
-    process = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "name"], check=False)
-    assert process.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 1
-    with files.scratch_directory(tmp_path / "name") as directory:
-        with files.creating(tmp_path / "name") as path:
-            path.write_text("whole")
-        assert directory.is_dir()
-    assert list(tmp_path.iterdir()) == [tmp_path / "name"]
 
 
 def test_a_file_replaces_no_directory_and_a_failure_replaces_nothing(tmp_path, monkeypatch):
@@ -271,19 +154,6 @@ def test_a_file_system_that_cannot_flush_directories(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", only_files)
     files.write_text(tmp_path / "name", "text")
     assert read(tmp_path / "name") == "text"
-
-
-def test_a_directory_is_renamed_before_it_is_deleted(tmp_path, monkeypatch):
-    write(tmp_path / "name", "directory", "text")
-    with monkeypatch.context() as patch:
-        patch.setattr(workspaces.shutil, "rmtree", lambda path: (_ for _ in ()).throw(StoppedError))
-        with pytest.raises(StoppedError):
-            files.delete_directory(tmp_path / "name")
-    assert not (tmp_path / "name").exists()
-    assert len(list(tmp_path.iterdir())) == 1
-    write(tmp_path / "name", "directory", "text")
-    files.delete_directory(tmp_path / "name")
-    assert not list(tmp_path.iterdir())
 
 
 WRITER = """
@@ -368,26 +238,6 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def test_a_scratch_directory_is_empty_and_never_stays(tmp_path):
-    def interrupted():
-        with files.scratch_directory(tmp_path / "p.csv") as directory:
-            found.append(directory)
-            assert list(directory.iterdir()) == []
-            (directory / "a").touch()
-            raise KeyboardInterrupt
-
-    found = []
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert list(tmp_path.iterdir()) == []
-    found[0].mkdir(parents=True)
-    (found[0].parent / workspaces.MARKER).touch()
-    (found[0] / "of a killed process").touch()
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert found[0] != found[1]
 
 
 def test_json_of_too_many_levels_is_no_json(tmp_path):

@@ -63,18 +63,18 @@ def remembered(
         is_valid: whether something under the key is of the right form.
     """
 
-    def held(notes: Notes) -> dict[str, Any]:
+    def valid(notes: Notes) -> dict[str, Any]:
         names = [path.name for path in files if _holds(notes.get(path.name), path, key, is_valid)]
         return {name: notes[name] for name in names}
 
-    known = held(notes)
+    known = valid(notes)
     if len(known) == len(files):
         return known
     name = hashlib.blake2b(str(directory.resolve()).encode(), digest_size=16).hexdigest()
     # The name of earlier versions: what they found holds.
     record = cache_directory() / "id_ranges" / f"{name}.json"
     try:
-        known = held(_read(record)) | known
+        known = valid(_read(record)) | known
         if len(known) == len(files):
             return known
         with locked(record.with_suffix(".lock"), f"the check of {directory}", wait=True):

@@ -223,15 +223,10 @@ def started(
 
 
 def run(
-    arguments: Sequence[str],
-    variables: Mapping[str, str] | None = None,
-    seconds: float = 300,
-    memory: int = 8 << 30,
-    file_bytes: int | None = None,
-    cwd: Path = ROOT,
+    arguments: Sequence[str], variables: Mapping[str, str] | None = None, **limits: Any
 ) -> Ended:
     """Runs a Python program to its end, or to a limit; arguments as for `started`."""
-    with started(arguments, variables, seconds, memory, file_bytes, cwd) as program:
+    with started(arguments, variables, **limits) as program:
         return program.end()
 
 
