@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -35,6 +37,7 @@ Scalars = dict[Hashable, tuple[str, Mapping[str, np.ndarray]]]
 
 def from_arrays(axes: MeshAxes, layout: Layout, source: Source, seed: int) -> EmbeddingState:
     """See `EmbeddingCollection.from_arrays`."""
+    _check_memory(axes, layout)
     found, auto = {}, axes.auto
     scalars: Scalars = {}
     # The largest first: it is in memory twice for a moment, while the others aren't there yet.
@@ -50,6 +53,30 @@ def from_arrays(axes: MeshAxes, layout: Layout, source: Source, seed: int) -> Em
             leaves = jax.device_put(leaves, _shardings(axes, slab))
         found[slab.name] = leaves
     return _as_state(layout, found)
+
+
+def _check_memory(axes: MeshAxes, layout: Layout) -> None:
+    """Checks that tables and optimizer state fit a device, or all CPU devices the machine."""
+    used = sum(
+        math.prod(spec.sharding.shard_shape(spec.shape)) * spec.dtype.itemsize
+        for slab in layout.slabs
+        for spec in _slab_specs(axes, slab).values()
+    )
+    devices = axes.mesh.local_devices
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if memory is None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
+    if used <= memory:
+        return
+    largest = max(
+        (t for slab in layout.slabs for t in slab.tables.values()), key=lambda t: t.nbytes
+    )
+    raise UserError(
+        f"tables: expected at most {memory / 2**30:.1f} GiB of tables and optimizer state on each "
+        f"device, got {used / 2**30:.1f} GiB; the largest table is {largest.name} "
+        f"with {largest.rows:,} rows of {largest.dim} numbers, {largest.nbytes / 2**30:.1f} GiB. "
+        f"Use smaller tables or more devices"
+    )
 
 
 def iter_arrays(

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from small_collection import (
 
 from dlrm_jax.embedding import (
     SGD,
+    Adagrad,
     EmbeddingCollection,
     Feature,
     Lookup,
@@ -177,3 +179,15 @@ def test_arrays_that_do_not_fit_are_refused(arrays, message):
     given = random_arrays() | {"a": arrays}
     with pytest.raises(UserError, match=message):
         collection().from_arrays(lambda table: given[table.name], 0)
+
+
+@pytest.mark.parametrize("placement", ["row_wise", "column_wise", "replicated"])
+def test_tables_larger_than_the_memory_are_refused_before_one_is_made(placement):
+    tables = [Table("small", 10, 4), Table("huge", 2**29, 2**14)]  # 32 TiB
+    plan = automatic_plan(tables, 4, {"huge": placement})
+    features, lookups = [Feature("f")], [Lookup(table.name, "f", table.name) for table in tables]
+    own = EmbeddingCollection(tables, features, lookups, make_mesh("2x4"), Adagrad(1.0), plan)
+    share = {"row_wise": 16384, "column_wise": 16384, "replicated": 65536}[placement]
+    expected = f"on each device, got {share}.0 GiB; the largest table is huge with 536,870,912 rows"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        own.init(seed=0)
