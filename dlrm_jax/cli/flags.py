@@ -105,7 +105,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Reads a command line into `FLAGS`, and returns what are no flags, with the program's name.
 
     Raises:
-        UserError: a flag is unknown, or its value isn't of its type, not finite, or an empty text.
+        UserError: a flag is unknown, or its value isn't of its type, not finite, or an empty text;
+            a flag for a list is given twice.
     """
     try:
         rest = FLAGS(argv)
@@ -129,6 +130,11 @@ def parse(argv: Sequence[str]) -> list[str]:
         for value in values:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{flag.name}: expected a finite number, got {value}")
+        if flag.present > 1 and isinstance(flag.value, list):
+            raise UserError(
+                f"--{flag.name} is given {flag.present} times, and only the last one would count; "
+                f"give it once, with commas between its values"
+            )
         if flag.present and flag.value == "":  # such as an unset variable
             raise UserError(f"--{flag.name}: expected a value, got an empty one{such_as(flag)}")
     return rest

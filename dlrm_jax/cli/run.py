@@ -75,6 +75,11 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     except SystemExit as request:
         _end(request.code)
     except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _fail(
+                f"a device has too little memory: {str(error).splitlines()[0]}; make batches, "
+                f"layers or tables smaller, or use more devices"
+            )
         if not is_distributed():
             raise
         _fail_among_others(error)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
-import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
+from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import reshard
 from dlrm_jax.embedding.by_value import optimizer_key
 from dlrm_jax.embedding.initial_values import initial_values
@@ -56,27 +55,13 @@ def from_arrays(axes: MeshAxes, layout: Layout, source: Source, seed: int) -> Em
 
 
 def _check_memory(axes: MeshAxes, layout: Layout) -> None:
-    """Checks that tables and optimizer state fit a device, or all CPU devices the machine."""
-    used = sum(
-        math.prod(spec.sharding.shard_shape(spec.shape)) * spec.dtype.itemsize
-        for slab in layout.slabs
-        for spec in _slab_specs(axes, slab).values()
+    tables = [table for slab in layout.slabs for table in slab.tables.values()]
+    largest = max(tables, key=lambda table: table.nbytes)
+    details = (
+        f"the largest table is {largest.name} with {largest.rows:,} rows of {largest.dim} numbers, "
+        f"{largest.nbytes / 2**30:.1f} GiB. Use smaller tables or more devices"
     )
-    devices = axes.mesh.local_devices
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-    if memory is None:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
-    if used <= memory:
-        return
-    largest = max(
-        (t for slab in layout.slabs for t in slab.tables.values()), key=lambda t: t.nbytes
-    )
-    raise UserError(
-        f"tables: expected at most {memory / 2**30:.1f} GiB of tables and optimizer state on each "
-        f"device, got {used / 2**30:.1f} GiB; the largest table is {largest.name} "
-        f"with {largest.rows:,} rows of {largest.dim} numbers, {largest.nbytes / 2**30:.1f} GiB. "
-        f"Use smaller tables or more devices"
-    )
+    check_memory("tables", state_specs(axes, layout), axes.mesh, details)
 
 
 def iter_arrays(

@@ -13,6 +13,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.data.generated.synthetic import generate
+from dlrm_jax.device_memory import memory_limit
 from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload, automatic_plan
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.optimizer import row_optimizer
@@ -162,7 +163,7 @@ def _devices_of(mesh: Mesh) -> tuple[Device, Limits]:
     first = mesh.local_devices[0]
     device = device_like(first.device_kind)
     # The same in all processes, which must make the same plan. CPUs report no limit.
-    memory = on_process_0(lambda: (first.memory_stats() or {}).get("bytes_limit"))
+    memory = on_process_0(lambda: memory_limit(first))
     if memory is None:
         return device, Limits()
     device = dataclasses.replace(device, memory=memory)

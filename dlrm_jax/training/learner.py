@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 
 from dlrm_jax.backend import backend_of
 from dlrm_jax.data.batches import Batch
+from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.copies import check_copies, of_tables
 from dlrm_jax.errors import UserError
@@ -156,7 +157,12 @@ class Learner:
         Args:
             seed: seed of the initial values.
             embedding: initial tables and their optimizer state; None makes them from the seed.
+
+        Raises:
+            UserError: tables or the dense model don't fit the memory of a device.
         """
+        specs = dataclasses.replace(self.state_specs(), embedding=None)
+        check_memory("the dense model", specs, self.mesh, "use narrower layers")
         # Placed like the result of a step: otherwise the second step is compiled anew.
         dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=self.replicated)(seed)
         return dataclasses.replace(dense, embedding=embedding or self.collection.init(seed))

@@ -124,6 +124,13 @@ def test_a_wrong_flag_is_explained(program: ModuleType, argument: str, message: 
     assert re.fullmatch(message, str(raised.value))
 
 
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)
+def test_files_that_a_repeated_flag_would_leave_out_are_an_error(program: ModuleType):
+    del program
+    with pytest.raises(UserError, match="--input is given 2 times, and only the last one"):
+        cli_flags.parse(["preprocess", "--input=a", "--input=b"])
+
+
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.train"], indirect=True)
 @pytest.mark.parametrize(
     ("message", "named"),
@@ -150,7 +157,12 @@ def test_a_path_with_a_comma(program: ModuleType, tmp_path: Path):
         path.touch()
     cli_flags.parse(["preprocess", f'--input="{given[0]}",{given[1]}'])
     assert cli_flags.paths("input") == given
-    cli_flags.parse(["preprocess", f"--input={given[0]}"])
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)
+def test_a_path_with_a_comma_and_no_quotes(program: ModuleType, tmp_path: Path):
+    del program
+    cli_flags.parse(["preprocess", f"--input={tmp_path}/day,0.gz"])
     with pytest.raises(UserError, match=r"no .*/day; a path with a comma is given in double quot"):
         cli_flags.paths("input")
 
