@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from jax.sharding import Mesh
 
@@ -66,6 +67,12 @@ def backend_of(mesh: Mesh) -> Backend:
     return dataclasses.replace(
         CPU, emulated=emulated, programs_ahead=0 if emulated else CPU.programs_ahead
     )
+
+
+def scatters_vary(mesh: Mesh) -> bool:
+    """Whether each device sums scatters in an order of its own: XLA uses atomics on GPUs."""
+    deterministic = "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "")
+    return backend_of(mesh).platform == "gpu" and not deterministic
 
 
 def describe_devices(mesh: Mesh) -> str:

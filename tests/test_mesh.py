@@ -1,13 +1,17 @@
 import dataclasses
 import os
 import re
+import types
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
+from dlrm_jax.backend import scatters_vary
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import (
     batch_sharding,
@@ -85,6 +89,15 @@ def test_accelerators_are_replaced_only_where_that_is_asked_for(monkeypatch):
     assert default == {"jax_default_device": of["cpu"][0]}
     with pytest.raises(UserError):  # programs ask for them whether there are accelerators or not
         check_accelerators((2, 4))
+
+
+def test_gpus_sum_scatters_alike_only_with_a_flag(monkeypatch):
+    gpus: Any = types.SimpleNamespace(devices=np.array([[Accelerator(0), Accelerator(1)]]), size=2)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    assert scatters_vary(gpus)
+    assert not scatters_vary(make_mesh("1x2"))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops=true")
+    assert not scatters_vary(gpus)
 
 
 def test_devices_are_shared_out_among_processes(monkeypatch):

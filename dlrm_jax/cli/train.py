@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from dlrm_jax.backend import describe_devices
+from dlrm_jax.backend import describe_devices, scatters_vary
 from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
@@ -70,6 +70,11 @@ def main() -> None:
     check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
     check_config(config, mesh)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
+    if mesh.size > 1 and config.check_copies_every and scatters_vary(mesh):
+        status(
+            "warning: the devices' copies will drift apart and end the run; on GPUs set "
+            "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
+        )
     config, data = load_data(config, FLAGS.data)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
     status(data.source)
