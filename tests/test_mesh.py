@@ -1,15 +1,13 @@
 import dataclasses
 import os
 import re
-import types
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from dlrm_jax.backend import scatters_vary
 from dlrm_jax.errors import UserError
@@ -92,7 +90,7 @@ def test_accelerators_are_replaced_only_where_that_is_asked_for(monkeypatch):
 
 
 def test_gpus_sum_scatters_alike_only_with_a_flag(monkeypatch):
-    gpus: Any = types.SimpleNamespace(devices=np.array([[Accelerator(0), Accelerator(1)]]), size=2)
+    gpus = Mesh(np.array([[Accelerator(0), Accelerator(1)]]), ("data", "model"))
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0")
     assert scatters_vary(gpus)
     assert not scatters_vary(make_mesh("1x2"))
