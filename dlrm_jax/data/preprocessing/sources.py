@@ -80,6 +80,7 @@ class Source:
     labelled: bool = True
     content_hash: str = dataclasses.field(default="", init=False)
     _rows: int = dataclasses.field(default=0, init=False)
+    _seconds: bool | None = dataclasses.field(default=None, init=False)
 
     def chunks(self) -> Iterator[tuple[int, Callable[[], Chunk]]]:
         """Yields the chunks in order, with the number of their rows; known ones needn't be parsed.
@@ -142,7 +143,7 @@ class Source:
         skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
         for frame in records.frames(columns, CHUNK_ROWS, self.options.csv_missing):
-            yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped, place)
+            yield self._unparsed(frame, records.skipped - skipped, place)
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
     def _parquet(self) -> Iterator[_Unparsed]:
@@ -150,7 +151,14 @@ class Source:
             frame = pl.scan_parquet(self.path, glob=False)
             columns = frame.select(self._columns(frame.collect_schema()))
             for batch in columns.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
-                yield _Unparsed(self._valid_rows, batch, len(batch))
+                yield self._unparsed(batch)
+
+    def _unparsed(self, frame: pl.DataFrame, skipped: int = 0, place: int = 0) -> _Unparsed:
+        # Here, as chunks that are known aren't parsed, and one kind holds for the whole file.
+        times = self.options.schema.timestamp
+        if self._seconds is None and times in frame and frame[times].dtype == pl.String:
+            self._seconds = logs.has_seconds(frame[times])
+        return _Unparsed(self._valid_rows, frame, len(frame), skipped, place)
 
     def _lines(self, content: Bytes) -> Iterator[bytes]:
         return _ahead(lines.whole_lines(content.read, self.path, lines.CHUNK_BYTES))
@@ -167,7 +175,7 @@ class Source:
         schema = self.options.schema
         if not self.labelled:
             frame = frame.with_columns(pl.lit(0).alias(schema.label))
-        return logs.valid_rows(path, schema, frame, first, on_bad_line)
+        return logs.valid_rows(path, schema, frame, first, on_bad_line, self._seconds)
 
     def _parsed(self, unparsed: _Unparsed, first: int) -> Chunk:
         options = self.options
