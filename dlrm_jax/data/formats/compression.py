@@ -24,6 +24,8 @@ else:
 Hash = xxhash.xxh3_128
 
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # their first bytes
+# A skippable frame, which pzstd writes first, begins with one of 16 numbers.
+_ZSTANDARDS = (_ZSTANDARD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
 _CHUNK = 1 << 20
 _SAMPLES, _SAMPLE = 16, 1 << 18
 
@@ -94,7 +96,7 @@ def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]
         if magic.startswith(_GZIP):
             unzipped = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore[reportArgumentType]
             yield Bytes(unzipped.read)
-        elif magic == _ZSTANDARD:
+        elif magic in _ZSTANDARDS:
             yield Bytes(zstd.ZstdFile(file).read)  # pyright: ignore[reportArgumentType]
         else:
             yield Bytes(file.read)
