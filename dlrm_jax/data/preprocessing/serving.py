@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import polars as pl
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import VOCABULARIES, Metadata
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import days_by_file
@@ -42,16 +43,22 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
         output.mkdir(parents=True)
         files = conversion.stage(paths, labelled=False)
         if options.compatible == "torchrec":
-            files = [dataclasses.replace(file, smallest=_smallest(metadata)) for file in files]
+            smallest = _smallest(metadata, prepared)
+            files = [dataclasses.replace(file, smallest=smallest) for file in files]
         conversion.write(files, days_by_file([file.rows for file in files]), metadata.table_rows)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot make arrays in {output}: {error}") from error
     return [DayFiles.map(output, number).examples for number in range(len(files))]
 
 
-def _smallest(metadata: Metadata) -> float:
+def _smallest(metadata: Metadata, prepared: Path) -> float:
     """The smallest integer of training, to which TorchRec's dense features are relative."""
     smallest = set(metadata.smallest)
+    if not smallest or not all(map(math.isfinite, smallest)):
+        raise UserError(
+            f"{prepared / METADATA} is damaged: smallest: expected a finite number for each file, "
+            f"got {metadata.smallest}; prepare the data again"
+        )
     if len(smallest) > 1:
         raise UserError(
             f"TorchRec's dense features are relative to the smallest integer of each file, which "
