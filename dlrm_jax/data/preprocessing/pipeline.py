@@ -39,7 +39,7 @@ def preprocess(
 
     Days: a timestamp makes every date a day; without one, each of several files is a day, and a
     single file is cut into seven days of equal length. Splits: the first half of the last day is
-    for validation, the second for test, and the other days are for training, unless files are held
+    for test, the second for validation, and the other days are for training, unless files are held
     out for validation and test. Vocabularies come from the training split alone.
 
     After an interruption, the same call resumes. If the output exists already, it does nothing. A

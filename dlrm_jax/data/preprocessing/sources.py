@@ -156,7 +156,7 @@ class Source:
     def _unparsed(self, frame: pl.DataFrame, skipped: int = 0, place: int = 0) -> _Unparsed:
         # Here, as chunks that are known aren't parsed, and one kind holds for the whole file.
         times = self.options.schema.timestamp
-        if self._seconds is None and times in frame and frame[times].dtype == pl.String:
+        if times and self._seconds is None and frame[times].dtype == pl.String:
             self._seconds = logs.has_seconds(frame[times])
         return _Unparsed(self._valid_rows, frame, len(frame), skipped, place)
 
