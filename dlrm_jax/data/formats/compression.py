@@ -33,7 +33,12 @@ _SAMPLES, _SAMPLE = 16, 1 << 18
 def file_hash(path: Path) -> str:
     """The hash of all bytes of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, Hash).hexdigest()
+        return whole_hash(file)
+
+
+def whole_hash(file: io.BufferedReader) -> str:
+    """The hash of all bytes of a file that was just opened."""
+    return hashlib.file_digest(file, Hash).hexdigest()
 
 
 def sampled_hash(path: Path) -> str:

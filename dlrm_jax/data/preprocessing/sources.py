@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from dlrm_jax.data.formats import criteo_binary, criteo_text, lines, parquet
-from dlrm_jax.data.formats.compression import Bytes, DamagedError, Hash, file_hash, open_bytes
+from dlrm_jax.data.formats.compression import Bytes, DamagedError, Hash, open_bytes, whole_hash
 from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
@@ -110,7 +110,6 @@ class Source:
     def _read(self) -> Iterator[_Unparsed]:
         named = self.options.schema.layout == "named"
         if named and is_parquet(self.path):
-            self.content_hash = file_hash(self.path)
             yield from self._parquet()
             return
         digest = Hash()
@@ -147,8 +146,11 @@ class Source:
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
     def _parquet(self) -> Iterator[_Unparsed]:
-        with parquet.reading(str(self.path)):
-            frame = pl.scan_parquet(self.path, glob=False)
+        # One open file: another may take its name between the hash and the rows.
+        with self.path.open("rb") as file, parquet.reading(str(self.path)):
+            self.content_hash = whole_hash(file)
+            file.seek(0)
+            frame = pl.scan_parquet(file, glob=False)
             columns = frame.select(self._columns(frame.collect_schema()))
             for batch in columns.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
                 yield self._unparsed(batch)
