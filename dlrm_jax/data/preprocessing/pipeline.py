@@ -72,9 +72,9 @@ def preprocess(
         options = dataclasses.replace(options, csv_missing=before.csv_missing)
     recipe = _recipe(files, options, len(held_out), grown)
     partial = output.with_name(f"{output.name}{_PARTIAL}")
-    if _is_finished(output, recipe, replace):
-        return Metadata.read(output)  # without a lock, as it may belong to someone else
     try:
+        if _is_finished(output, recipe, replace):
+            return Metadata.read(output)  # without a lock, as it may belong to someone else
         with locked(output.with_name(f".{output.name}.lock"), f"output {output}", wait=True):
             if _is_finished(output, recipe, replace):  # another process was faster
                 return Metadata.read(output)
@@ -184,8 +184,7 @@ def _run(
     # leaves out negative ones of all days.
     complete_files = 0 if options.compatible == "reference" else held_out or 1
     files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
-    if freshness.describe(paths) != recipe["inputs"]:
-        raise UserError("a file changed while it was read; try again when it is complete")
+    freshness.check_unchanged(conversion.directory, recipe["inputs"])
     days = _days(paths, files, options, held_out)
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in split["train"])
