@@ -88,14 +88,14 @@ class Bytes:
 
 
 @contextmanager
-def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]:
+def open_bytes(path: Path, update: Callable[[bytes], object] | None = None) -> Iterator[Bytes]:
     """Opens a file: plain, gzip or zstandard, detected from the first bytes.
 
-    ``update`` receives the bytes of the file as stored: all of them when the context ends without
-    an error.
+    ``update``, if any, receives the bytes of the file as stored: all of them when the context ends
+    without an error.
     """
     with path.open("rb") as raw:
-        file = _Hashing(raw, update)
+        file = _Hashing(raw, update) if update else raw
         magic = raw.read(len(_ZSTANDARD))
         raw.seek(0)
         if magic.startswith(_GZIP):
@@ -105,7 +105,7 @@ def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]
             yield Bytes(zstd.ZstdFile(file).read)  # pyright: ignore[reportArgumentType]
         else:
             yield Bytes(file.read)
-        while file.read(_CHUNK):  # the bytes that a decompressor left unread
+        while update and file.read(_CHUNK):  # the bytes that a decompressor left unread
             pass
 
 

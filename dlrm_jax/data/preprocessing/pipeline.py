@@ -14,6 +14,7 @@ import polars as pl
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.preprocessing import freshness, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
+from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import ONLY_EMPTY, Options
 from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.data.preprocessing.splits import Day
@@ -185,6 +186,7 @@ def _run(
     complete_files = 0 if options.compatible == "reference" else held_out or 1
     files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
     freshness.check_unchanged(conversion.directory, recipe["inputs"])
+    check_missing_values(paths, files, options, grow)
     days = _days(paths, files, options, held_out)
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in split["train"])

@@ -13,6 +13,7 @@ from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.data.preprocessing.conversion import Conversion
+from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import days_by_file
 from dlrm_jax.errors import UserError
@@ -31,7 +32,8 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
         The examples of each file, row by row; their labels are meaningless.
 
     Raises:
-        UserError: a file can't be read or is malformed; the disk is full.
+        UserError: a file can't be read or is malformed, or is in MLPerf's binary form and the
+            data of training had missing values, which it can't tell from 0; the disk is full.
     """
     metadata = Metadata.read(prepared)
     trained = Options.from_json(metadata.made_from["options"])
@@ -42,6 +44,7 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
         conversion = Conversion(output, options, prepared / VOCABULARIES)
         output.mkdir(parents=True)
         files = conversion.stage(paths, labelled=False)
+        check_missing_values(paths, files, options, prepared)
         if options.compatible == "torchrec":
             smallest = _smallest(metadata, prepared)
             files = [dataclasses.replace(file, smallest=smallest) for file in files]

@@ -200,6 +200,12 @@ def is_parquet(path: Path) -> bool:
         return file.read(len(_PARQUET)) == _PARQUET
 
 
+def is_criteo_binary(path: Path) -> bool:
+    """Whether a file of Criteo's data, which may be compressed, has MLPerf's binary form."""
+    with open_bytes(path) as content:
+        return criteo_binary.is_binary(content.peek(4))
+
+
 def _chunks(content: Bytes, size: int) -> Iterator[bytes]:
     """Yields chunks of ``size`` bytes; the last one may be shorter."""
     chunk = b""
