@@ -206,10 +206,13 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
 
     With the ranges of their ids, if they are those of the model's features.
     """
+    described = None
     if (directory / METADATA).exists():
-        check_same_data(directory, trained.checkpoint, trained.metadata["identity"]["data"])
+        fingerprint = trained.metadata["identity"]["data"]
+        described = check_same_data(directory, trained.checkpoint, fingerprint)
     data = load_directory(directory)  # raises if something is missing
-    days = len(list(directory.glob("day_*_dense.npy")))
+    # TorchRec's last day is validation and test, all others are training.
+    days = len(described.days) if described else len(data.train.days) + 1
     split = Split(tuple(DayFiles.map(directory, number).examples for number in range(days)))
     same = data.bag_lengths == trained.config.table_bag_lengths
     return split, data.id_ranges if same else None

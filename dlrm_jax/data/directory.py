@@ -30,7 +30,8 @@ class Metadata:
     """The description of a directory of arrays.
 
     Attributes:
-        made_from: format, input files (path, size, time of change) and options.
+        made_from: format, input files (path, size, time of change, hash of 4 MiB) and
+            options.
         content_hashes: hash of each input file.
         fingerprint: hash of data and options, as in `Dataset`.
         days: rows of each day.

@@ -104,6 +104,7 @@ def test_prepared_arrays(trained: Run, of_raw_lines: np.ndarray, tmp_path: Path)
     bare.mkdir()
     for path in trained.data.glob("day_*.npy"):
         shutil.copy(path, bare)
+    shutil.copy(bare / "day_6_dense.npy", bare / "day_old_dense.npy")  # no day
     bare_output = tmp_path / "bare.parquet"
     found, _ = probabilities(trained.checkpoint, bare_output, bare, "--batch_size=64")
     np.testing.assert_allclose(found, of_raw_lines, rtol=1e-5)
@@ -113,6 +114,16 @@ def test_prepared_arrays(trained: Run, of_raw_lines: np.ndarray, tmp_path: Path)
     bad = (f"--data={bare}", f"--output={tmp_path / 'bad.csv'}")
     refused(trained.checkpoint, "row 307 (from 0), categorical feature 2", *bad)
     assert not (tmp_path / "bad.csv").exists()
+
+
+def test_arrays_that_the_description_does_not_name(
+    trained: Run, of_raw_lines: np.ndarray, tmp_path: Path
+):
+    data = shutil.copytree(trained.data, tmp_path / "data")
+    for name in ("dense", "labels", "sparse"):
+        shutil.copy(data / f"day_6_{name}.npy", data / f"day_7_{name}.npy")
+    found, _ = probabilities(trained.checkpoint, tmp_path / "p.parquet", data, "--batch_size=64")
+    np.testing.assert_allclose(found, of_raw_lines, rtol=1e-5)
 
 
 def test_the_run_alone_is_enough(trained: Run, of_raw_lines: np.ndarray, tmp_path: Path):

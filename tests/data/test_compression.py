@@ -32,6 +32,14 @@ def read_all(path):
             yield chunk
 
 
+@pytest.mark.parametrize("number", [0x0, 0xF])
+def test_a_skippable_frame_may_come_first(tmp_path, number):
+    """As in the output of pzstd."""
+    frame = bytes([0x50 + number]) + b"\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size"
+    (tmp_path / "log.zst").write_bytes(frame + zstd.compress(b"abc\n") * 2)
+    assert b"".join(read_all(tmp_path / "log.zst")) == b"abc\nabc\n"
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
 def test_a_bomb_is_read_piece_by_piece(tmp_path, compress, peak):
     path = tmp_path / "bomb"

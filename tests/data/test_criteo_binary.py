@@ -11,6 +11,7 @@ from dlrm_jax.data.formats import compression, criteo_binary
 from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 
 
@@ -73,3 +74,52 @@ def test_a_bad_label(tmp_path):
         preprocess([tmp_path / "train.bin"], tmp_path / "out", Options())
     metadata = preprocess([tmp_path / "train.bin"], tmp_path / "out", Options(on_bad_line="skip"))
     assert (metadata.skipped_lines, sum(metadata.days)) == (1, 69)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """The same rows in both forms; some values are missing."""
+    (tmp_path / "log.txt").write_text(text(70))
+    (tmp_path / "log.bin").write_bytes(gzip.compress(samples(70).tobytes()))
+    return tmp_path / "log.txt", tmp_path / "log.bin"
+
+
+def test_missing_values_of_text_have_an_id_that_the_binary_form_does_not_give(both, tmp_path):
+    raw, binary = both
+    preprocess([raw], tmp_path / "out", Options())
+    message = f"{binary} is in MLPerf's binary form, which stores missing values as 0; .* "
+    with pytest.raises(UserError, match=f"{message}in {tmp_path / 'out'} .* in column C1"):
+        encode_logs([binary], tmp_path / "out", tmp_path / "new")
+    with pytest.raises(UserError, match=f"{message}in {tmp_path / 'out'} .* in column C1"):
+        preprocess([binary], tmp_path / "grown", Options(), grow=tmp_path / "out")
+    for paths in ([raw, binary], [binary, raw]):
+        with pytest.raises(UserError, match=f"{message}in {raw} .* in column C1"):
+            preprocess(paths, tmp_path / "mixed", Options())
+
+
+@pytest.mark.parametrize(("compatible", "missing"), [("reference", True), ("", False)])
+def test_both_forms_may_meet_where_they_mean_the_same(both, tmp_path, compatible, missing):
+    raw, binary = both
+    if not missing:
+        content = samples(70)
+        content[:, 14:] += 1
+        binary.write_bytes(content.tobytes())
+        lines = [[*map(str, row[:14]), *(f"{x:x}" for x in row[14:])] for row in content.tolist()]
+        raw.write_text("".join("\t".join(line) + "\n" for line in lines))
+    preprocess([raw], tmp_path / "out", Options(compatible=compatible))
+    of_text, of_binary = (
+        encode_logs([path], tmp_path / "out", tmp_path / path.suffix)[0].ids for path in both
+    )
+    np.testing.assert_array_equal(of_text, of_binary)
+    preprocess([*both], tmp_path / "mixed", Options(compatible=compatible))
+
+
+def test_missing_values_that_training_did_not_have_are_a_warning(both, tmp_path, caplog):
+    raw, binary = both
+    preprocess([binary], tmp_path / "out", Options())
+    encode_logs([binary], tmp_path / "out", tmp_path / "same")
+    assert not caplog.text
+    encode_logs([raw], tmp_path / "out", tmp_path / "new")
+    assert f"{raw} has missing values in column C1, the data in {tmp_path / 'out'} had none" in (
+        caplog.text
+    )

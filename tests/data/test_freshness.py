@@ -1,15 +1,19 @@
 """What is on disk is used if it is of the same content, and deleted only if it is provably ours."""
 
 import dataclasses
+import errno
+import json
 import os
 import shutil
 
+import polars as pl
 import pytest
 from criteo_lines import text
 
 from dlrm_jax.data import memory
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.preprocessing import conversion, freshness, pipeline, sources, staging
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
@@ -217,6 +221,93 @@ def test_unfinished_work_on_copied_logs_goes_on(raw, tmp_path, monkeypatch, stop
     os.utime(tmp_path / "moved.csv", ns=(1, 1))
     monkeypatch.setattr(staging, "replacing", None)  # nothing is parsed again
     assert sum(preprocess([tmp_path / "moved.csv"], tmp_path / "out", OPTIONS).days) == ROWS
+
+
+@pytest.mark.parametrize("stopped", [None, (conversion, "write_day")])
+def test_other_content_of_the_same_size_and_time_is_noticed(raw, tmp_path, monkeypatch, stopped):
+    os.utime(raw, ns=(1, 1))
+    if stopped:
+        interrupt(monkeypatch, raw, *stopped)
+    else:
+        preprocess([raw], tmp_path / "out", OPTIONS)
+    raw.write_text(log(first=1))
+    os.utime(raw, ns=(1, 1))
+    if stopped:
+        found = preprocess([raw], tmp_path / "out", OPTIONS)
+        assert found.fingerprint == preprocess([raw], tmp_path / "other", OPTIONS).fingerprint
+    else:
+        with pytest.raises(UserError, match="out exists and doesn't match this command: inputs"):
+            preprocess([raw], tmp_path / "out", OPTIONS)
+
+
+def test_a_description_of_earlier_versions_has_no_hash_of_inputs(raw, tmp_path, monkeypatch):
+    preprocess([raw], tmp_path / "out", OPTIONS)
+    path = tmp_path / "out" / "metadata.json"
+    described = json.loads(path.read_text())
+    del described["made_from"]["inputs"][0]["hash"]
+    path.write_text(json.dumps(described))
+    monkeypatch.setattr(pipeline, "_run", None)
+    preprocess([raw], tmp_path / "out", OPTIONS)
+    assert freshness.is_ours(tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_rows_of_a_file_that_was_there_only_meanwhile_are_not_kept(tmp_path, monkeypatch, form):
+    """As when logs rotate: a file is moved away while it is read, and back again."""
+    path, other, kept = tmp_path / f"log.{form}", tmp_path / "other", tmp_path / "kept"
+    for file, first in ((path, 0), (other, 1)):
+        file.write_text(log(first))
+        if form == "parquet":
+            pl.read_csv(file).write_parquet(file)
+    read = sources.Source.chunks
+
+    def moved(self):
+        path.rename(kept)
+        other.rename(path)
+        yield from read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.Source, "chunks", moved)
+        with pytest.raises(UserError, match=f"{path} changed while it was read"):
+            preprocess([path], tmp_path / "out", OPTIONS)
+    kept.rename(path)
+    found = preprocess([path], tmp_path / "out", OPTIONS)
+    assert found.fingerprint == preprocess([path], tmp_path / "whole", OPTIONS).fingerprint
+
+
+def test_parquet_is_hashed_and_read_from_the_same_file(tmp_path, monkeypatch):
+    path, other, scan = tmp_path / "log", tmp_path / "other", pl.scan_parquet
+    for file, first in ((path, 0), (other, 1)):
+        pl.DataFrame({"y": [0, 1] * 14, "a": range(first, first + 28)}).write_parquet(file)
+    expected = file_hash(path)
+
+    def replaced(file, **options):
+        other.rename(path)
+        return scan(file, **options)
+
+    monkeypatch.setattr(sources.pl, "scan_parquet", replaced)
+    source = sources.Source(path, OPTIONS)
+    rows = pl.concat([parse().frame for _, parse in source.chunks()])
+    assert source.content_hash == expected
+    assert rows["c0"].to_list() == list(range(28))
+
+
+def test_a_log_that_cannot_be_read_to_its_end_is_named(raw, tmp_path, monkeypatch):
+    preprocess([raw], tmp_path / "out", OPTIONS)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "out").rename(tmp_path / "cache" / "out")
+    os.utime(raw)
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(memory, "file_hash", broken)
+    for call in (
+        lambda: preprocess([raw], tmp_path / "cache" / "out", OPTIONS),
+        lambda: pipeline.find_copy(raw, tmp_path / "cache", OPTIONS),
+    ):
+        with pytest.raises(UserError, match=f"cannot read {raw}: Input/output error"):
+            call()
 
 
 def test_unfinished_work_on_other_logs_is_not_used(raw, tmp_path, monkeypatch):

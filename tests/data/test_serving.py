@@ -1,6 +1,7 @@
 """Logs that come after training get the ids that training gave."""
 
 import gzip
+import json
 
 import numpy as np
 import polars as pl
@@ -123,6 +124,16 @@ def test_torchrecs_dense_features_of_days_that_differ(tmp_path):
     preprocess(paths, tmp_path / "out", Options(compatible="torchrec"))
     with pytest.raises(UserError, match=r"which was -12\.0, -22\.0 in training"):
         encode_logs(paths[:1], tmp_path / "out", tmp_path / "new")
+
+
+@pytest.mark.parametrize("smallest", [[], [float("nan")], [float("inf")]])
+def test_torchrecs_dense_features_of_a_damaged_description(tmp_path, smallest):
+    (tmp_path / "train.txt").write_text(text(70))
+    preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(compatible="torchrec"))
+    path = tmp_path / "out" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"smallest": smallest}))
+    with pytest.raises(UserError, match=f"{path} is damaged: smallest: expected a finite num"):
+        encode_logs([tmp_path / "train.txt"], tmp_path / "out", tmp_path / "new")
 
 
 @pytest.fixture

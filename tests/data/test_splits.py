@@ -108,6 +108,35 @@ def test_a_time_that_is_none(tmp_path, when, row):
         preprocess([path], tmp_path / "out", Options(SCHEMA))
 
 
+ONE_OTHER_TIME = pytest.mark.parametrize(
+    ("form", "other"),
+    [
+        *((lambda x: x.isoformat(), other) for other in ("0", "inf", "NaN", "20240101", "soon")),
+        (lambda x: str(x.replace(tzinfo=datetime.UTC).timestamp()), "2026-02-28"),
+    ],
+)
+
+
+@ONE_OTHER_TIME
+def test_a_time_of_another_kind_is_a_bad_row(tmp_path, form, other, monkeypatch):
+    """A number among texts, or a text among numbers; the rows beside it are good."""
+    monkeypatch.setattr("dlrm_jax.data.preprocessing.sources.CHUNK_ROWS", 10)
+    when = [form(time) for time in times(range(48))]
+    path = write(tmp_path / "log.parquet", [*when[:33], other, *when[33:]])
+    with pytest.raises(UserError, match=f"row 34, column when: .*, got '{other}'"):
+        preprocess([path], tmp_path / "out", Options(SCHEMA))
+    metadata = preprocess([path], tmp_path / "out", Options(SCHEMA, on_bad_line="skip"))
+    assert (metadata.skipped_lines, metadata.days) == (1, [2, 24, 22])
+
+
+def test_the_first_times_that_there_are_decide_on_their_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr("dlrm_jax.data.preprocessing.sources.CHUNK_ROWS", 10)
+    when = [time.isoformat() for time in times(range(48))]
+    path = write(tmp_path / "log.parquet", [*[None] * 10, *when[:30], *"0123456789", *when[30:]])
+    metadata = preprocess([path], tmp_path / "out", Options(SCHEMA, on_bad_line="skip"))
+    assert (metadata.skipped_lines, sum(metadata.days)) == (20, 48)
+
+
 def test_one_date_is_not_enough(tmp_path):
     path = write(tmp_path / "log.parquet", times([2, 3, 4, 5]))
     with pytest.raises(UserError, match="got 4 rows in 1 days"):

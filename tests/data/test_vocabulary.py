@@ -67,8 +67,39 @@ def test_a_table_does_not_shrink():
 
 def test_growing_by_another_type():
     frame = pl.DataFrame({"value": ["a", "b"]})
-    with pytest.raises(UserError, match="values of its own type, Int64, got String"):
+    with pytest.raises(UserError, match="values of its own type, Int64, got String with '"):
         vocabulary.learn([frame.lazy()], known=learned([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("new", "added"),
+    [
+        (pl.Series([3, 5, 5], dtype=pl.Int32), [5]),
+        (pl.Series([3.0, None, float("nan"), 5.0]), [5]),
+        (pl.Series(["3", "5"]), [5]),
+        (pl.Series([None, None]), []),
+    ],
+)
+def test_growing_by_the_same_values_in_another_type(new, added):
+    known = learned([1, 3])
+    grown = vocabulary.learn([new.to_frame("value").lazy()], known=known)
+    assert grown.schema == known.schema
+    assert grown["value"].to_list() == [*known["value"], *added]
+    bags = pl.Series("value", [new.to_list(), None], dtype=pl.List(new.dtype))
+    assert vocabulary.learn([bags.to_frame().lazy()], known=known).equals(grown)
+
+
+def test_growing_from_a_column_without_values():
+    known = vocabulary.learn([pl.LazyFrame({"value": [None, None]})])
+    grown = vocabulary.learn([pl.LazyFrame({"value": ["b", "a", "a"]})], known=known)
+    assert ids(grown) == {"a": FIRST_VALUE, "b": FIRST_VALUE + 1}
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.5], ["1", "x"], [1, 2**63]])
+def test_growing_by_values_that_the_type_does_not_have(values):
+    frame = pl.DataFrame({"value": pl.Series(values, dtype=None)})
+    with pytest.raises(UserError, match=rf"values of its own type, Int64, got .* {values[1]!r}"):
+        vocabulary.learn([frame.lazy()], known=learned([1]))
 
 
 @given(VALUES, VALUES)
@@ -114,6 +145,18 @@ def test_a_value_without_an_id():
         vocabulary.encode(pl.Series([3, 5]), table, 1, unseen=None)
 
 
+def test_a_value_that_is_twice_in_a_damaged_vocabulary(tmp_path):
+    """It would shift the ids of all rows behind it."""
+    table = learned([1, 1, 2])
+    pl.concat([table, table.tail(1)]).write_parquet(tmp_path / "0.parquet")
+    with pytest.raises(UserError, match=r"0\.parquet is damaged: it has the value 2 twice"):
+        vocabulary.read_whole(tmp_path / "0.parquet")
+    values = pl.Series([1, 2, 1, 2])
+    entries = vocabulary.read_entries(values, tmp_path / "0.parquet")
+    with pytest.raises(UserError, match="its vocabulary is damaged: it has the value 2 twice"):
+        vocabulary.encode(values, entries, 1)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -139,11 +182,3 @@ def test_values_in_another_type_are_found_on_disk(tmp_path, monkeypatch, large):
     values = pl.Series(["3", "x", None])
     found = vocabulary.read_entries(values, tmp_path / "0.parquet")
     assert vocabulary.encode(values, found, 1)[:, 0].tolist() == [4, UNSEEN, MISSING]
-
-
-@pytest.mark.parametrize(
-    ("values", "known"), [([1], pl.String()), ([1.0], pl.String()), ([True], pl.Int64())]
-)
-def test_columns_that_would_mean_something_else(values, known):
-    with pytest.raises(UserError, match=f"expected values of type {known}, as in training"):
-        vocabulary.cast_values(pl.Series(values), known)

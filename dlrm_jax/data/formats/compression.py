@@ -24,6 +24,8 @@ else:
 Hash = xxhash.xxh3_128
 
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # their first bytes
+# A skippable frame, which pzstd writes first, begins with one of 16 numbers.
+_ZSTANDARDS = (_ZSTANDARD, *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60)))
 _CHUNK = 1 << 20
 _SAMPLES, _SAMPLE = 16, 1 << 18
 
@@ -31,7 +33,12 @@ _SAMPLES, _SAMPLE = 16, 1 << 18
 def file_hash(path: Path) -> str:
     """The hash of all bytes of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, Hash).hexdigest()
+        return whole_hash(file)
+
+
+def whole_hash(file: io.BufferedReader) -> str:
+    """The hash of all bytes of a file that was just opened."""
+    return hashlib.file_digest(file, Hash).hexdigest()
 
 
 def sampled_hash(path: Path) -> str:
@@ -81,24 +88,24 @@ class Bytes:
 
 
 @contextmanager
-def open_bytes(path: Path, update: Callable[[bytes], object]) -> Iterator[Bytes]:
+def open_bytes(path: Path, update: Callable[[bytes], object] | None = None) -> Iterator[Bytes]:
     """Opens a file: plain, gzip or zstandard, detected from the first bytes.
 
-    ``update`` receives the bytes of the file as stored: all of them when the context ends without
-    an error.
+    ``update``, if any, receives the bytes of the file as stored: all of them when the context ends
+    without an error.
     """
     with path.open("rb") as raw:
-        file = _Hashing(raw, update)
+        file = _Hashing(raw, update) if update else raw
         magic = raw.read(len(_ZSTANDARD))
         raw.seek(0)
         if magic.startswith(_GZIP):
             unzipped = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore[reportArgumentType]
             yield Bytes(unzipped.read)
-        elif magic == _ZSTANDARD:
+        elif magic in _ZSTANDARDS:
             yield Bytes(zstd.ZstdFile(file).read)  # pyright: ignore[reportArgumentType]
         else:
             yield Bytes(file.read)
-        while file.read(_CHUNK):  # the bytes that a decompressor left unread
+        while update and file.read(_CHUNK):  # the bytes that a decompressor left unread
             pass
 
 

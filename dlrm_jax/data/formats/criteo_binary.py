@@ -1,7 +1,7 @@
 """Criteo's data in the binary form of MLPerf's first DLRM benchmark: 40 int32 a sample.
 
 A sample is the label, 13 integers and 26 ids, little-endian; there is no header. Missing values
-are stored as 0.
+are stored as 0, so that they are a value here and missing in text; see `missing_values`.
 """
 
 from __future__ import annotations

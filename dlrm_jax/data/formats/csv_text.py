@@ -29,7 +29,8 @@ class Records:
     Args:
         chunks: whole lines of UTF-8 text, such as `lines.whole_lines` yields.
         path: the file, for messages.
-        on_bad_line: whether records with too few or too many fields raise or are left out.
+        on_bad_line: whether records with too few or too many fields raise or are left out. A
+            malformed quote and a field of more than 131,072 characters always raise.
 
     Attributes:
         columns: names in the header.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, map_days
-from dlrm_jax.data.memory import content_hash
+from dlrm_jax.data.memory import content_hash, stamp
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory, read_json, write_json
@@ -23,7 +23,10 @@ BEGUN = "begun.json"
 """Name of the file that describes an unfinished directory."""
 
 Inputs = list[dict[str, Any]]
-"""Path, size and time of change of each input file."""
+"""Path, size, time of change and a hash of 4 MiB of each input file.
+
+Earlier versions had no hash: those files are equal only if all of their content is.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -71,10 +74,11 @@ def begin(partial: Path, recipe: dict[str, Any]) -> None:
         UserError: what has this name isn't an interrupted call's.
     """
     if os.path.lexists(partial):
-        made_from = _made_from(partial, recipe)
-        difference = _other_options(made_from, recipe) or _other_staged_inputs(
-            partial, made_from["inputs"], recipe["inputs"]
-        )
+        made_from, inputs = _made_from(partial, recipe), recipe["inputs"]
+        difference = _other_options(made_from, recipe)
+        if not difference:
+            before = _forget_unread(partial, made_from["inputs"], inputs)
+            difference = _other_inputs(before, inputs, _staged_hashes(partial, len(before)))
         if not difference:
             _log.info("resuming from %s", partial)
         elif (partial / BEGUN).exists():
@@ -113,36 +117,56 @@ def _is_recipe(found: Any) -> bool:
     if not isinstance(found, dict) or not isinstance(inputs := found.get("inputs"), list):
         return False
     return isinstance(found.get("options"), dict) and all(
-        isinstance(file, dict) and file.keys() == {"path", "size", "mtime_ns"} for file in inputs
+        isinstance(file, dict) and file.keys() - {"hash"} == {"path", "size", "mtime_ns"}
+        for file in inputs
     )
 
 
 def _other_inputs(before: Inputs, inputs: Inputs, hashes: Sequence[str | None]) -> str:
     """The difference of input files, in words; empty for copied or touched files."""
     same = len(before) == len(inputs) == len(hashes) and all(
-        old == new or (old.get("size") == new["size"] and content_hash(Path(new["path"])) == known)
+        old == new or (old.get("size") == new["size"] and _content_hash(new["path"]) == known)
         for old, new, known in zip(before, inputs, hashes, strict=True)
     )
     return "" if same else f"inputs were {before}, now {inputs}"
 
 
-def _other_staged_inputs(partial: Path, before: Inputs, inputs: Inputs) -> str:
-    """As `_other_inputs`, for an unfinished directory.
-
-    Of a changed file that wasn't read to its end, nothing is kept.
-    """
+def _content_hash(path: str) -> str:
     try:
-        content_hashes = Metadata.read(partial).content_hashes
+        return content_hash(Path(path))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _staged_hashes(partial: Path, files: int) -> list[str | None]:
+    """Hash of each file that was read to its end for an unfinished directory; else None."""
+    try:
+        return [*Metadata.read(partial).content_hashes]
     except UserError:
-        content_hashes = []
-        for number, (old, new) in enumerate(zip(before, inputs, strict=False)):
-            columns = partial / "columns" / str(number)
-            staged = finished(columns)
-            content_hashes.append(staged and staged.content_hash)
-            if not staged and old != new and not (partial / VOCABULARIES).exists():
-                delete(columns)
-                old.update(new)
-    return _other_inputs(before, inputs, content_hashes)
+        staged = [finished(_columns(partial, number)) for number in range(files)]
+        return [file and file.content_hash for file in staged]
+
+
+def _forget_unread(partial: Path, before: Inputs, inputs: Inputs) -> Inputs:
+    """Deletes what was staged of changed files that weren't read to their end.
+
+    Returns:
+        The input files that all which is left is of.
+    """
+    if any((partial / name).exists() for name in (METADATA, VOCABULARIES)):
+        return before  # all files were read
+    left = list(before)
+    for number, (old, new) in enumerate(zip(before, inputs, strict=False)):
+        columns = _columns(partial, number)
+        if old != new and not finished(columns):
+            delete(columns)
+            left[number] = new
+    return left
+
+
+def _columns(partial: Path, number: int) -> Path:
+    """The directory in which a file is staged."""
+    return partial / "columns" / str(number)
 
 
 def _other_options(found: dict[str, Any], recipe: dict[str, Any]) -> str:
@@ -155,8 +179,27 @@ def _other_options(found: dict[str, Any], recipe: dict[str, Any]) -> str:
     return ""
 
 
+def check_unchanged(partial: Path, inputs: Inputs) -> None:
+    """Checks that files are as they were before they were staged; of others nothing is kept.
+
+    Raises:
+        UserError: a file has changed or is gone.
+    """
+    changed = []
+    for number, before in enumerate(inputs):
+        try:
+            now = describe([Path(before["path"])])
+        except UserError:
+            now = []
+        if now != [before]:
+            changed.append(before["path"])
+            delete(_columns(partial, number))
+    if changed:
+        raise UserError(f"{changed[0]} changed while it was read; try again when it is complete")
+
+
 def describe(paths: Sequence[Path]) -> Inputs:
-    """Path, size and time of change of each file.
+    """Describes each file, see `Inputs`.
 
     Raises:
         UserError: a file can't be read.
@@ -167,11 +210,11 @@ def describe(paths: Sequence[Path]) -> Inputs:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(0, "not a file")
-            with path.open("rb"):
-                pass
+            statuses.append({"path": str(path), "size": status.st_size} | stamp(path))
         except OSError as error:
-            raise UserError(
-                f"cannot read {path}: {error.strerror}; give the path of a file with logs"
-            ) from error
-        statuses.append({"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns})
+            raise _unreadable(path, error) from error
     return statuses
+
+
+def _unreadable(path: str | Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror}; give the path of a file with logs")

@@ -61,16 +61,25 @@ def check_columns(
             )
 
 
+def has_seconds(times: pl.Series) -> bool | None:
+    """Whether most times of a column of text are numbers; None if there is no time."""
+    values = times.drop_nulls()
+    numbers = values.cast(pl.Float64, strict=False).is_finite().sum()
+    return 2 * numbers > len(values) if len(values) else None
+
+
 def valid_rows(
     path: Path,
     schema: Schema,
     batch: pl.DataFrame,
     first_row: int,
     on_bad_line: OnBadLine = "stop",
+    seconds: bool | None = None,
 ) -> pl.DataFrame:
     """The good rows of a batch: numbers as Float64, times in microseconds; NaN becomes missing.
 
-    The first row's number counts from 1.
+    The first row's number counts from 1. Times in a column of text are numbers if ``seconds`` is
+    true; the file's first times decide, see `has_seconds`.
 
     Raises:
         UserError: a value is malformed; the message names row and column.
@@ -94,8 +103,12 @@ def valid_rows(
         wrong |= ~values.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
         checked.append((values, wrong, expected))
     if schema.timestamp:
-        times = _times(batch[schema.timestamp])
-        checked.append((times, times.is_null(), "a date, a time, or seconds since 1970"))
+        expected = "a date, a time, or seconds since 1970"
+        if batch[schema.timestamp].dtype == pl.String:
+            numbers = "seconds since 1970, as most of the first times of the file"
+            expected = numbers if seconds else "a date or a time such as 2026-11-25 10:30"
+        times = _times(batch[schema.timestamp], bool(seconds))
+        checked.append((times, times.is_null(), expected))
     bad = pl.repeat(False, len(batch), eager=True)
     for values, wrong, expected in checked:
         if on_bad_line == "stop" and wrong.any():
@@ -120,24 +133,24 @@ def _numbers(column: pl.Series) -> pl.Series:
     return column.cast(pl.Float64, strict=False).fill_nan(None)
 
 
-def _times(column: pl.Series) -> pl.Series:
-    """Converts a column to microseconds since 1970 (UTC); null where a value isn't a time."""
+def _times(column: pl.Series, seconds: bool) -> pl.Series:
+    """Converts a column to microseconds since 1970 (UTC); null where a value isn't a time.
+
+    Text is of numbers or of dates: a number among dates would be a time in 1970.
+    """
     microseconds = pl.Datetime("us")
     if column.dtype.is_temporal():
         if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone:
             column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return column.cast(microseconds, strict=False)
-    if column.dtype == pl.String:
-        numbers = column.cast(pl.Float64, strict=False)
-        if numbers.null_count() == len(column):
-            # Year first: 03/01/2024 is ambiguous.
-            iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
-            try:
-                return _times(iso.str.to_datetime(time_unit="us", strict=False))
-            except pl.exceptions.ComputeError:  # no format fits any of them
-                return pl.Series(column.name, [None] * len(column), microseconds)
-        column = numbers
-    seconds = column.cast(pl.Float64, strict=False)
-    in_range = seconds.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)
-    micros = (seconds * 1e6).cast(pl.Int64, strict=False).cast(microseconds)
+    if column.dtype == pl.String and not seconds:
+        # Year first: 03/01/2024 is ambiguous.
+        iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
+        try:
+            return _times(iso.str.to_datetime(time_unit="us", strict=False), seconds)
+        except pl.exceptions.ComputeError:  # no format fits any of them
+            return pl.Series(column.name, [None] * len(column), microseconds)
+    numbers = column.cast(pl.Float64, strict=False)
+    in_range = numbers.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)
+    micros = (numbers * 1e6).cast(pl.Int64, strict=False).cast(microseconds)
     return micros.to_frame("x").select(pl.when(in_range).then("x"))["x"].alias(column.name)

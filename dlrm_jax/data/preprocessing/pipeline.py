@@ -14,6 +14,7 @@ import polars as pl
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.preprocessing import freshness, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
+from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import ONLY_EMPTY, Options
 from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.data.preprocessing.splits import Day
@@ -39,7 +40,7 @@ def preprocess(
 
     Days: a timestamp makes every date a day; without one, each of several files is a day, and a
     single file is cut into seven days of equal length. Splits: the first half of the last day is
-    for validation, the second for test, and the other days are for training, unless files are held
+    for test, the second for validation, and the other days are for training, unless files are held
     out for validation and test. Vocabularies come from the training split alone.
 
     After an interruption, the same call resumes. If the output exists already, it does nothing. A
@@ -72,9 +73,9 @@ def preprocess(
         options = dataclasses.replace(options, csv_missing=before.csv_missing)
     recipe = _recipe(files, options, len(held_out), grown)
     partial = output.with_name(f"{output.name}{_PARTIAL}")
-    if _is_finished(output, recipe, replace):
-        return Metadata.read(output)  # without a lock, as it may belong to someone else
     try:
+        if _is_finished(output, recipe, replace):
+            return Metadata.read(output)  # without a lock, as it may belong to someone else
         with locked(output.with_name(f".{output.name}.lock"), f"output {output}", wait=True):
             if _is_finished(output, recipe, replace):  # another process was faster
                 return Metadata.read(output)
@@ -184,8 +185,8 @@ def _run(
     # leaves out negative ones of all days.
     complete_files = 0 if options.compatible == "reference" else held_out or 1
     files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
-    if freshness.describe(paths) != recipe["inputs"]:
-        raise UserError("a file changed while it was read; try again when it is complete")
+    freshness.check_unchanged(conversion.directory, recipe["inputs"])
+    check_missing_values(paths, files, options, grow)
     days = _days(paths, files, options, held_out)
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in split["train"])

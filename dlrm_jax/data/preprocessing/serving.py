@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import polars as pl
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import VOCABULARIES, Metadata
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.data.preprocessing.conversion import Conversion
+from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import days_by_file
 from dlrm_jax.errors import UserError
@@ -30,7 +32,8 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
         The examples of each file, row by row; their labels are meaningless.
 
     Raises:
-        UserError: a file can't be read or is malformed; the disk is full.
+        UserError: a file can't be read or is malformed, or is in MLPerf's binary form and the
+            data of training had missing values, which it can't tell from 0; the disk is full.
     """
     metadata = Metadata.read(prepared)
     trained = Options.from_json(metadata.made_from["options"])
@@ -41,17 +44,24 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
         conversion = Conversion(output, options, prepared / VOCABULARIES)
         output.mkdir(parents=True)
         files = conversion.stage(paths, labelled=False)
+        check_missing_values(paths, files, options, prepared)
         if options.compatible == "torchrec":
-            files = [dataclasses.replace(file, smallest=_smallest(metadata)) for file in files]
+            smallest = _smallest(metadata, prepared)
+            files = [dataclasses.replace(file, smallest=smallest) for file in files]
         conversion.write(files, days_by_file([file.rows for file in files]), metadata.table_rows)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot make arrays in {output}: {error}") from error
     return [DayFiles.map(output, number).examples for number in range(len(files))]
 
 
-def _smallest(metadata: Metadata) -> float:
+def _smallest(metadata: Metadata, prepared: Path) -> float:
     """The smallest integer of training, to which TorchRec's dense features are relative."""
     smallest = set(metadata.smallest)
+    if not smallest or not all(map(math.isfinite, smallest)):
+        raise UserError(
+            f"{prepared / METADATA} is damaged: smallest: expected a finite number for each file, "
+            f"got {metadata.smallest}; prepare the data again"
+        )
     if len(smallest) > 1:
         raise UserError(
             f"TorchRec's dense features are relative to the smallest integer of each file, which "

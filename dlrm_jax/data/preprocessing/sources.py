@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from dlrm_jax.data.formats import criteo_binary, criteo_text, lines, parquet
-from dlrm_jax.data.formats.compression import Bytes, DamagedError, Hash, file_hash, open_bytes
+from dlrm_jax.data.formats.compression import Bytes, DamagedError, Hash, open_bytes, whole_hash
 from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
@@ -80,6 +80,7 @@ class Source:
     labelled: bool = True
     content_hash: str = dataclasses.field(default="", init=False)
     _rows: int = dataclasses.field(default=0, init=False)
+    _seconds: bool | None = dataclasses.field(default=None, init=False)
 
     def chunks(self) -> Iterator[tuple[int, Callable[[], Chunk]]]:
         """Yields the chunks in order, with the number of their rows; known ones needn't be parsed.
@@ -109,7 +110,6 @@ class Source:
     def _read(self) -> Iterator[_Unparsed]:
         named = self.options.schema.layout == "named"
         if named and is_parquet(self.path):
-            self.content_hash = file_hash(self.path)
             yield from self._parquet()
             return
         digest = Hash()
@@ -142,15 +142,25 @@ class Source:
         skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
         for frame in records.frames(columns, CHUNK_ROWS, self.options.csv_missing):
-            yield _Unparsed(self._valid_rows, frame, len(frame), records.skipped - skipped, place)
+            yield self._unparsed(frame, records.skipped - skipped, place)
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
     def _parquet(self) -> Iterator[_Unparsed]:
-        with parquet.reading(str(self.path)):
-            frame = pl.scan_parquet(self.path, glob=False)
+        # One open file: another may take its name between the hash and the rows.
+        with self.path.open("rb") as file, parquet.reading(str(self.path)):
+            self.content_hash = whole_hash(file)
+            file.seek(0)
+            frame = pl.scan_parquet(file, glob=False)
             columns = frame.select(self._columns(frame.collect_schema()))
             for batch in columns.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
-                yield _Unparsed(self._valid_rows, batch, len(batch))
+                yield self._unparsed(batch)
+
+    def _unparsed(self, frame: pl.DataFrame, skipped: int = 0, place: int = 0) -> _Unparsed:
+        # Here, as chunks that are known aren't parsed, and one kind holds for the whole file.
+        times = self.options.schema.timestamp
+        if times and self._seconds is None and frame[times].dtype == pl.String:
+            self._seconds = logs.has_seconds(frame[times])
+        return _Unparsed(self._valid_rows, frame, len(frame), skipped, place)
 
     def _lines(self, content: Bytes) -> Iterator[bytes]:
         return _ahead(lines.whole_lines(content.read, self.path, lines.CHUNK_BYTES))
@@ -167,7 +177,7 @@ class Source:
         schema = self.options.schema
         if not self.labelled:
             frame = frame.with_columns(pl.lit(0).alias(schema.label))
-        return logs.valid_rows(path, schema, frame, first, on_bad_line)
+        return logs.valid_rows(path, schema, frame, first, on_bad_line, self._seconds)
 
     def _parsed(self, unparsed: _Unparsed, first: int) -> Chunk:
         options = self.options
@@ -188,6 +198,12 @@ def is_parquet(path: Path) -> bool:
     """Whether a file begins as Parquet does."""
     with path.open("rb") as file:
         return file.read(len(_PARQUET)) == _PARQUET
+
+
+def is_criteo_binary(path: Path) -> bool:
+    """Whether a file of Criteo's data, which may be compressed, has MLPerf's binary form."""
+    with open_bytes(path) as content:
+        return criteo_binary.is_binary(content.peek(4))
 
 
 def _chunks(content: Bytes, size: int) -> Iterator[bytes]:

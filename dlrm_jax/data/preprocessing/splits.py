@@ -88,9 +88,9 @@ def days_by_date(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
 
 
 def by_day(days: Sequence[Day]) -> Splits:
-    """Splits days: the last one for validation and test, all others for training.
+    """Splits days: the last one for test and validation, all others for training.
 
-    Test is the second half, with the odd row, as in the DLRM paper's implementation. A date that
+    Test is the first half, with the odd row, as in the DLRM paper's implementation. A date that
     several files share is one day.
 
     Raises:

@@ -17,6 +17,7 @@ from jaxtyping import Int32
 
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.formats import parquet
+from dlrm_jax.data.preprocessing.value_types import cast_values, cast_whole
 from dlrm_jax.errors import UserError
 
 UNSEEN = 0
@@ -100,11 +101,11 @@ def _numbered(counts: pl.DataFrame, max_rows: int, first_id: int) -> pl.DataFram
 def _grown(
     counts: pl.DataFrame, min_count: int, max_rows: int, known: pl.DataFrame
 ) -> pl.DataFrame:
-    if counts["value"].dtype != known["value"].dtype:
-        raise UserError(
-            f"a vocabulary grows by values of its own type, {known['value'].dtype}, got "
-            f"{counts['value'].dtype}"
-        )
+    if known["value"].dtype == pl.Null:  # its column had no value, and thus no type
+        known = known.with_columns(pl.col("value").cast(counts["value"].dtype))
+    if counts["value"].dtype.is_float() and known["value"].dtype.is_integer():
+        counts = counts.filter(pl.col("value").is_not_nan())  # NaN is missing among integers
+    counts = counts.with_columns(cast_whole(counts["value"], known["value"].dtype))
     before = rows_needed(known.lazy())
     if max_rows and before > max_rows:
         raise UserError(
@@ -152,7 +153,11 @@ def rows_needed(vocabulary: pl.LazyFrame) -> int:
 def read_whole(path: Path) -> pl.DataFrame:
     """Reads a stored vocabulary."""
     with parquet.reading(f"the vocabulary {path}"):
-        return pl.read_parquet(path, glob=False).select("value", "count", "id")
+        vocabulary = pl.read_parquet(path, glob=False).select("value", "count", "id")
+    if vocabulary["value"].n_unique() < len(vocabulary):
+        twice = vocabulary["value"].filter(vocabulary["value"].is_duplicated())[0]
+        raise UserError(_damaged(f"the vocabulary {path}", twice))
+    return vocabulary
 
 
 def read_entries(values: pl.Series, path: Path) -> pl.DataFrame:
@@ -185,7 +190,8 @@ def encode(
             type; None if there is none.
 
     Raises:
-        UserError: an unseen value has no id; the message names it. Or the values have another type.
+        UserError: an unseen value has no id, or a value is twice in the vocabulary; the message
+            names it. Or the values have another type.
     """
     if not isinstance(values.dtype, pl.List):
         return _ids(values, vocabulary, unseen)[:, None]
@@ -196,25 +202,11 @@ def encode(
     return bags
 
 
-def cast_values(values: pl.Series, known: Any) -> pl.Series:
-    """Converts values to the type of a vocabulary; null where a value isn't of this type.
-
-    Whole numbers come as floats where some are missing, or as text from CSV. Among them, ``"x"``,
-    ``"007"`` and 2.5 are no values of an integer column. A column without any value has no type.
-
-    Raises:
-        UserError: the column has another type.
-    """
-    dtype = values.dtype
-    if dtype == known or dtype == pl.Null:
-        return values.cast(known)
-    if known == pl.Null:  # training had no value
-        return pl.Series(values.name, [None] * len(values), pl.Null)
-    if known.is_integer() and (dtype.is_numeric() or dtype == pl.String):
-        cast = values.cast(known, strict=False)
-        same = (cast.cast(dtype, strict=False) == values).fill_null(False)
-        return cast.to_frame("x").select(pl.when(same).then("x"))["x"]
-    raise UserError(f"expected values of type {known}, as in training, got {dtype}")
+def _damaged(vocabulary: str, twice: Any) -> str:
+    return (
+        f"{vocabulary} is damaged: it has the value {twice!r} twice; restore vocabularies/ from a "
+        f"copy, or prepare the data again"
+    )
 
 
 def _ids(
@@ -222,7 +214,11 @@ def _ids(
 ) -> Int32[np.ndarray, " N"]:
     known = vocabulary.select("value", "id")
     frame = cast_values(values, known["value"].dtype).alias("value").to_frame()
-    ids = frame.join(known, on="value", how="left", maintain_order="left")["id"]  # null: unknown
+    joined = frame.join(known, on="value", how="left", maintain_order="left")
+    if len(joined) > len(values):  # the ids of all rows behind it would be another row's
+        twice = known["value"].filter(known["value"].is_duplicated())[0]
+        raise UserError(_damaged("its vocabulary", twice))
+    ids = joined["id"]  # null: unknown
     if unseen is None and len(unknown := values.filter(ids.is_null() & values.is_not_null())):
         raise UserError(
             f"the value {unknown[0]!r} isn't in the vocabulary, which was made by another program "

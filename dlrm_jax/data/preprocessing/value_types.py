@@ -1,0 +1,50 @@
+"""Converts values of a new log to the type that the column has in an earlier one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from dlrm_jax.errors import UserError
+
+
+def cast_values(values: pl.Series, known: Any) -> pl.Series:
+    """Converts values to the type of a vocabulary; null where a value isn't of this type.
+
+    Whole numbers have another width in another log. They come as floats where some are missing, or
+    as text from CSV. Among them, ``"x"``, ``"007"`` and 2.5 are no values of an integer column. A
+    column without any value has no type.
+
+    Raises:
+        UserError: the column has another type.
+    """
+    dtype = values.dtype
+    if dtype == known or dtype == pl.Null:
+        return values.cast(known)
+    if known == pl.Null:  # training had no value
+        return pl.Series(values.name, [None] * len(values), pl.Null)
+    if known.is_integer() and (dtype.is_numeric() or dtype == pl.String):
+        cast = values.cast(known, strict=False)
+        same = (cast.cast(dtype, strict=False) == values).fill_null(False)
+        return cast.to_frame("x").select(pl.when(same).then("x"))["x"]
+    raise UserError(f"expected values of type {known}, as in training, got {dtype}")
+
+
+def cast_whole(values: pl.Series, known: Any) -> pl.Series:
+    """As `cast_values`, of values that aren't null and none of which may be lost.
+
+    Raises:
+        UserError: a value isn't of this type; the message names it.
+    """
+    try:
+        cast = cast_values(values, known)
+    except UserError:
+        cast = pl.Series([None] * len(values), dtype=known)
+    if cast.null_count():
+        lost = values.filter(cast.is_null())[0]
+        raise UserError(
+            f"a vocabulary grows by values of its own type, {known}, got {values.dtype} with "
+            f"{lost!r}; write the column in the type of the data that grow"
+        )
+    return cast.alias(values.name)
