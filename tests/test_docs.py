@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import main_job
 import pytest
@@ -158,6 +159,15 @@ def test_a_model_is_one_class(tmp_path: Path):
     )
     small = ["--mesh=1x1", "--preset=comparison", "--examples=10000", f"--workdir={tmp_path}/run"]
     assert "C1.weight" in forked(("-m", "dlrm_jax", "train", *command, *small), tmp_path)
+
+
+def test_orbax_alone_reads_tables():
+    files, _, _ = program((ROOT / "docs" / "checkpoints.md").read_text())
+    found = ROOT / "tests" / "previous" / "run_of_format_3" / "checkpoints" / "00000006"
+    code = files["read_table.py"].replace("runs/log/checkpoints/00001000", str(found))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["arrays"]["C1"]["table"].shape == names["specs"]["C1"]["table"].shape
 
 
 EXAMPLES = {

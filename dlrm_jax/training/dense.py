@@ -51,8 +51,14 @@ def dense_optimizer(
     Raises:
         UserError: optax has no such optimizer, or it takes no learning rate or eps.
     """
-    name = sparse_name.removeprefix("rowwise_") if name == "same" else name
+    same = name == "same"
+    name = sparse_name.removeprefix("rowwise_") if same else name
     make = _find(name)
+    if make is None and same:
+        raise UserError(
+            f"dense_optimizer: same stands for {name!r}, as of the tables, and optax has no such "
+            f"optimizer; give adagrad or one of optax's, such as sgd, adam, adamw, nadamw or lamb"
+        )
     if make is None:
         raise UserError(
             f"dense_optimizer: expected same, adagrad or an optimizer of optax that takes a "

@@ -60,7 +60,8 @@ class Learner:
             features [b, D] and pooled vectors by lookup name, and returns logits [b]. Each device
             calls it with some of the samples. In prediction (`nnx.Module.eval`) a logit must depend
             on its sample alone; in training, layers may use the batch, see `batch_layers`. Their
-            statistics and draws are those of one micro-batch, and ignore the weights of samples.
+            statistics and draws are those of the batch over all devices, or of one micro-batch if
+            there are several, and ignore the weights of samples.
         dense_optimizer: optax optimizer of the model's parameters.
         loss: function of logits and labels; it gives one value per sample, which depends on that
             sample alone.

@@ -6,7 +6,8 @@ One tower makes a vector from a user's features, the other one from an item, and
 product; both read items from the same table. It prints recall at k: the share of users with their
 held-out item among the first k of all items that aren't known items of theirs. Beside it are the
 recall of a ranking by popularity, and that of the planted taste that generates the data, which no
-model can beat.
+model can beat. At the end are the items nearest to the most popular ones, by number: generated
+items have no names.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from dlrm_jax.models.mlp import MLP
 from dlrm_jax.signals import check
 from dlrm_jax.text_table import text_table
 from experiments.two_tower.planted_taste import GROUPS, Choices, generate
-from experiments.two_tower.retrieval import Scores, in_batch_softmax, recall
+from experiments.two_tower.retrieval import Scores, in_batch_softmax, nearest, recall
 
 KNOWN = 11  # known items of each user
 
@@ -57,6 +58,7 @@ define_numbers("recall_at", (10, 100), "Values of k in recall at k; such as 5,10
 
 DIM = 32
 TEMPERATURE = 0.1
+SHOWN, NEAREST = 3, 5  # items whose nearest ones are printed, and how many of these
 
 
 def main() -> None:
@@ -104,6 +106,9 @@ def main() -> None:
         found = recall(scores, choices.known, choices.held_out, FLAGS.recall_at)
         rows.append([name, *(f"{share:.4f}" for share in found)])
     print(text_table(["recall at", *map(str, FLAGS.recall_at)], rows))
+    popular = np.argsort(-choices.popularity())[:SHOWN]
+    for item, others in zip(popular, nearest(items, popular, NEAREST), strict=True):
+        print(f"nearest to item {item}: {', '.join(map(str, others))}")
 
 
 # -- Tables, towers, one step ----------------------------------------------------------
@@ -166,16 +171,16 @@ def make_step(
     def step(state: State, ids: Int32[Array, "B C"]) -> tuple[State, Float[Array, ""]]:
         item_ids = ids[:, -1]
 
-        def loss_fn(params: Any, pooled: dict[str, Array]) -> Float[Array, ""]:
+        def loss_fn(pooled: dict[str, Array], params: Any) -> Float[Array, ""]:
             towers = nnx.merge(graph, params)
             scores = towers.query(pooled) @ towers.item(pooled).T / TEMPERATURE
             return in_batch_softmax(scores, item_ids, jnp.asarray(log_frequency)[item_ids])
 
-        pooled, context = collection.lookup(state.tables, ids)
-        loss, (g, pooled_g) = jax.value_and_grad(loss_fn, argnums=(0, 1))(state.params, pooled)
+        value_and_grad = collection.value_and_grad(loss_fn)
+        loss, g, rows = value_and_grad(state.tables, ids, state.params)
         updates, optimizer_state = optimizer.update(g, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        tables = collection.update(state.tables, context, pooled_g, state.step)
+        tables = collection.apply(state.tables, rows, state.step)
         return State(state.step + 1, params, optimizer_state, tables), loss
 
     return step

@@ -57,3 +57,18 @@ def recall(
         np.put_along_axis(item_scores, known[users], -np.inf, axis=1)
         before[users] = places(item_scores, held_out[users])
     return [hit_ratio(before, rank) for rank in ranks]
+
+
+def nearest(
+    vectors: Float32[np.ndarray, "I d"], chosen: Int[np.ndarray, " n"], count: int
+) -> Int[np.ndarray, "n k"]:
+    """The other items whose vectors have the largest products with those of chosen ones, in order.
+
+    Args:
+        vectors: vectors of all items, [I, d].
+        chosen: items whose nearest ones are wanted, [n].
+        count: number of others for each, less than I.
+    """
+    scores = vectors[chosen] @ vectors.T
+    np.put_along_axis(scores, chosen[:, None], -np.inf, axis=1)
+    return np.argsort(-scores, axis=1)[:, :count]

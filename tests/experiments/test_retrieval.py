@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.two_tower.planted_taste import GROUPS, generate
-from experiments.two_tower.retrieval import in_batch_softmax, recall
+from experiments.two_tower.retrieval import in_batch_softmax, nearest, recall
 
 
 def loss_by_loops(scores, item_ids, log_frequency) -> float:
@@ -48,6 +48,11 @@ def test_recall_ranks_what_is_not_known(seed: int, users: int, items: int):
             rivals = set(range(items)) - set(known[user].tolist()) - {own}
             hits += sum(scores[user, item] >= scores[user, own] for item in rivals) < rank
         assert share == pytest.approx(hits / users)
+
+
+def test_the_nearest_items_are_others_in_the_order_of_their_products():
+    vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], np.float32)
+    assert nearest(vectors, np.array([0, 2]), 2).tolist() == [[1, 3], [3, 1]]
 
 
 def test_scores_that_are_no_numbers_find_nothing():

@@ -16,6 +16,8 @@ def measured(mesh: str) -> tuple[float, dict[str, float]]:
     assert result.returncode == 0, result.stderr[-2000:]
     loss = re.search(r"^loss ([0-9.]+),", result.stdout, re.MULTILINE)
     assert loss is not None
+    near = re.findall(r"^nearest to item \d+: \d+(?:, \d+){4}$", result.stdout, re.MULTILINE)
+    assert len(near) == 3
     rows = re.findall(r"^(model|most popular|planted taste) +([0-9.]+)$", result.stdout, re.M)
     return float(loss[1]), {name: float(share) for name, share in rows}
 

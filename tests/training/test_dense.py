@@ -86,6 +86,11 @@ def test_unknown_names_are_refused(name):
     assert repr(name) in str(raised.value)
 
 
+def test_same_stands_for_a_name_that_optax_lacks():
+    with pytest.raises(UserError, match="dense_optimizer: same stands for 'decayed_adagrad'"):
+        dense_optimizer("same", "decayed_adagrad", RATE, None)
+
+
 def test_an_eps_that_the_optimizer_lacks_is_refused():
     with pytest.raises(UserError, match="eps: the dense optimizer lion has none"):
         dense_optimizer("lion", "adam", RATE, 1e-8)
