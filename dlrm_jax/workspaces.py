@@ -39,8 +39,8 @@ def workspace(path: Path, kind: str = "") -> Iterator[Path]:
     directory = path.with_name(f".{path.name}{kind}{_ENDING}")
     if os.path.lexists(directory) and not _is_workspace(directory):
         raise UserError(
-            f"{directory} is in the way: it has no {MARKER}, so this program didn't make it; move "
-            f"or delete it"
+            f"{directory} is in the way: it has no {MARKER}, so this program doesn't delete it; "
+            f"move or delete it"
         )
     descriptor = None
     try:
@@ -119,6 +119,8 @@ def _clear(directory: Path) -> None:
     """Deletes a workspace, if there is one."""
     # Files may still be mapped, which NFS doesn't let go of; the next call deletes them.
     with suppress(OSError):
+        if not _is_workspace(directory):  # what must stay has lost its marker
+            return
         for entry in directory.iterdir():
             if entry.name != MARKER:
                 delete(entry)
