@@ -117,6 +117,18 @@ def _is_of(value: Any, kind: Any) -> bool:
     return kind is Any or type(value) is kind or (kind is float and type(value) is int)
 
 
+def check_unchanged(directory: Path, fingerprint: str) -> None:
+    """Checks that what has been read of a directory belongs together.
+
+    Call it after the last of several files: another process may replace the directory meanwhile.
+
+    Raises:
+        UserError: the directory's fingerprint is another one now.
+    """
+    if Metadata.read(directory).fingerprint != fingerprint:
+        raise UserError(f"{directory} was replaced by other data meanwhile; start again")
+
+
 def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
