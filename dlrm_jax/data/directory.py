@@ -140,12 +140,15 @@ def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
         id_ranges: ranges of the ids, if another process has found them; see `id_ranges`.
 
     Raises:
-        UserError: arrays are missing, cut short or don't fit each other or the description.
+        UserError: arrays are missing, cut short or don't fit each other or the description, or
+            another process replaces the directory meanwhile.
     """
     if not (directory / METADATA).exists():
         return _load_torchrec(directory, id_ranges)
     metadata = Metadata.read(directory)
     days, bag_lengths = map_days(directory, metadata), metadata.bag_lengths
+    id_ranges = id_ranges or find_ranges(directory, days, bag_lengths, metadata.id_ranges)
+    check_unchanged(directory, metadata.fingerprint)
     inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
     return Dataset(
         train=_split(days, metadata.splits["train"]),
@@ -156,7 +159,7 @@ def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
         fingerprint=metadata.fingerprint,
         source=f"{sum(metadata.days):,} examples of {inputs}, prepared in {directory}",
         directory=directory,
-        id_ranges=id_ranges or find_ranges(directory, days, bag_lengths, metadata.id_ranges),
+        id_ranges=id_ranges,
     )
 
 
