@@ -7,6 +7,8 @@ Nothing is deleted that this program can't prove to be its own; see `workspaces`
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.workspaces import flush, sweep, workspace
+from dlrm_jax.workspaces import MARKER, flush, sweep, workspace
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ def _rename_to_new(written: Path, path: Path) -> None:
         os.link(written, path)
     except FileExistsError:
         _check_absent(path)
+        os.link(written, path)  # the other file is gone again
     except OSError:  # a file system without links
         written.rename(path)
 
@@ -118,6 +121,7 @@ def move_into_place(written: Path, path: Path) -> None:
 
     Raises:
         IsADirectoryError: a file would replace a directory.
+        OSError: it can't be renamed. The old directory is back, or the message says where it is.
     """
     _flush_all(written)
     if written.is_dir() and path.is_dir():
@@ -126,15 +130,27 @@ def move_into_place(written: Path, path: Path) -> None:
             try:
                 path.rename(replaced)
                 written.rename(path)
-            except BaseException:
-                if replaced.exists() and not path.exists():
-                    replaced.rename(path)
+            except BaseException as error:
+                if written.exists() and replaced.exists():
+                    _put_back(replaced, path, error)
                 raise
     else:
         written.replace(path)
         if path.is_dir():
             sweep(path.parent, f"{path.name}.")  # of a process killed between two renames
     flush(path.parent)
+
+
+def _put_back(replaced: Path, path: Path, cause: BaseException) -> None:
+    """Moves a directory out of a workspace. If that fails, it stays there for good."""
+    try:
+        replaced.rename(path)  # fails if another process has made files there
+    except OSError as error:
+        (replaced.parent / MARKER).unlink()  # without it nothing deletes the workspace
+        raise OSError(
+            f"cannot replace {path}: {cause!r}, nor put it back: {error}; its old content is "
+            f"{replaced} now, move it where it belongs"
+        ) from cause
 
 
 def _flush_all(written: Path) -> None:
@@ -190,10 +206,10 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
 
     Raises:
         UserError: another run holds the lock, and ``wait`` is false.
-        OSError: the file can't be made.
+        OSError: the file can't be made, or its file system has no locks.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
-    lock_file.touch()  # where this fails, filelock would wait for ever
+    _check_lockable(lock_file)
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
@@ -208,6 +224,24 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _check_lockable(lock_file: Path) -> None:
+    """Makes a lock file, and checks that it can be locked."""
+    lock_file.touch()  # where this fails, filelock would wait for ever
+    with lock_file.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Here filelock turns to locks that are files, and would wait for this file to go.
+            # Other errors it handles itself; one is that another process has the lock.
+            if error.errno == errno.ENOSYS:
+                raise OSError(
+                    error.errno,
+                    "expected a file system with locks (flock), found one without; use a "
+                    "directory on another, such as a local disk",
+                    str(lock_file),
+                ) from error
 
 
 def cache_directory() -> Path:

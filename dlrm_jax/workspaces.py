@@ -8,7 +8,7 @@ import glob
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dlrm_jax.errors import UserError
@@ -39,22 +39,18 @@ def workspace(path: Path, kind: str = "") -> Iterator[Path]:
     directory = path.with_name(f".{path.name}{kind}{_ENDING}")
     if os.path.lexists(directory) and not _is_workspace(directory):
         raise UserError(
-            f"{directory} is in the way: it has no {MARKER}, so this program didn't make it; move "
-            f"or delete it"
+            f"{directory} is in the way: it has no {MARKER}, so this program doesn't delete it; "
+            f"move or delete it"
         )
-    descriptor = None
-    try:
-        _clear(directory)
-        directory.mkdir()
-        (directory / MARKER).touch()
-        flush(directory / MARKER)
-        descriptor = os.open(directory / MARKER, os.O_RDWR)
-        _lock(descriptor)
-        yield directory
-    finally:
-        _clear(directory)
-        if descriptor is not None:
-            os.close(descriptor)
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, directory)
+        try:
+            _clear(directory)
+            while not _make(directory, stack):
+                pass
+            yield directory
+        finally:
+            _clear(directory)
 
 
 def sweep(directory: Path, name: str = "") -> None:
@@ -65,8 +61,8 @@ def sweep(directory: Path, name: str = "") -> None:
         name: name of the path whose workspaces are meant; all by default.
     """
     for path in directory.glob(f".{glob.escape(name)}*{_ENDING}"):
-        if _is_workspace(path) and not _is_in_use(path):
-            _clear(path)
+        if _is_workspace(path):
+            _clear_unused(path)
 
 
 def delete(path: Path) -> None:
@@ -92,35 +88,59 @@ def flush(path: Path) -> None:
 def _is_workspace(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir():
         return False
-    return (path / MARKER).exists() or not any(path.iterdir())
-
-
-def _is_in_use(directory: Path) -> bool:
-    try:
-        descriptor = os.open(directory / MARKER, os.O_RDWR)
-    except FileNotFoundError:  # killed before it had one
-        return False
-    try:
-        return not _lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Locks a file if nobody has; the lock ends with the process. Some file systems have none."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    with suppress(FileNotFoundError):  # another process has just swept it
+        return (path / MARKER).exists() or not any(path.iterdir())
     return True
+
+
+def _make(directory: Path, stack: ExitStack) -> bool:
+    """Makes a workspace and locks its marker until the stack ends.
+
+    False if another process has swept it before it was locked, as if of a killed process.
+    """
+    directory.mkdir()
+    try:
+        marker = stack.enter_context((directory / MARKER).open("ab"))
+    except FileNotFoundError:
+        return False
+    with suppress(OSError):  # some file systems have no locks
+        fcntl.flock(marker, fcntl.LOCK_EX)  # who sweeps it has the lock until it is gone
+    os.fsync(marker.fileno())
+    return _is_marker(marker.fileno(), directory)
+
+
+def _clear_unused(directory: Path) -> None:
+    """Deletes a workspace unless a process uses it, or another one deletes it."""
+    # Without locks nobody knows. Without a marker its process was killed, or is just making it.
+    with suppress(OSError), (directory / MARKER).open("r+b") as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_marker(marker.fileno(), directory):
+            _clear(directory)
+    _remove_empty(directory)
+
+
+def _is_marker(descriptor: int, directory: Path) -> bool:
+    """Whether an open file is the marker of a workspace now, and not of an earlier one."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), (directory / MARKER).stat())
+    except FileNotFoundError:
+        return False
 
 
 def _clear(directory: Path) -> None:
     """Deletes a workspace, if there is one."""
     # Files may still be mapped, which NFS doesn't let go of; the next call deletes them.
     with suppress(OSError):
+        if not _is_workspace(directory):  # what must stay has lost its marker
+            return
         for entry in directory.iterdir():
             if entry.name != MARKER:
                 delete(entry)
         (directory / MARKER).unlink(missing_ok=True)
+        directory.rmdir()
+
+
+def _remove_empty(directory: Path) -> None:
+    """Deletes a workspace that has lost its marker; NFS lets go of that when it is closed."""
+    with suppress(OSError):
         directory.rmdir()

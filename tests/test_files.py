@@ -1,6 +1,7 @@
 """What is written appears completely or not at all, whatever ends the program."""
 
 import errno
+import fcntl
 import itertools
 import os
 import signal
@@ -103,6 +104,51 @@ def test_a_file_replaces_no_directory_and_a_failure_replaces_nothing(tmp_path, m
         write(temporary, "directory", "other")
     assert read(tmp_path / "name") == "mine"
     assert list(tmp_path.iterdir()) == [tmp_path / "name"]
+
+
+@pytest.mark.parametrize("fault", ["broken disk", "the name is taken"])
+def test_what_cannot_be_put_back_is_kept_and_named(tmp_path, monkeypatch, fault):
+    def rename(path, target, rename=files.Path.rename):
+        if path.name == "name" and path.parent.name == ".name.dlrm_jax":
+            if fault == "the name is taken":
+                write(tmp_path / "name", "directory", "another process's")
+            raise OSError(errno.EIO, "Input/output error")
+        if fault == "broken disk" and target == tmp_path / "name":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    def replace():
+        with files.replacing(tmp_path / "name") as temporary:
+            write(temporary, "directory", "after")
+
+    write(tmp_path / "name", "directory", "before")
+    old = tmp_path / ".name.replaced.dlrm_jax" / "name"
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path, "rename", rename)
+        with pytest.raises(OSError, match=f"Input/output error.*its old content is {old} now"):
+            replace()
+    assert read(old) == "before"
+    if fault == "broken disk":
+        write(tmp_path / "name", "directory", "new")
+    with pytest.raises(UserError, match=r"\.name\.replaced\.dlrm_jax is in the way"):
+        replace()
+    files.sweep(tmp_path)
+    assert read(old) == "before"
+
+
+def test_a_name_that_is_taken_and_free_again_is_used(tmp_path, monkeypatch):
+    def link(source, target, link=os.link):
+        if not taken:
+            taken.append(target)
+            raise FileExistsError(errno.EEXIST, "File exists")
+        link(source, target)
+
+    taken = []
+    monkeypatch.setattr(os, "link", link)
+    with files.creating(tmp_path / "name") as temporary:
+        write(temporary, "file", "text")
+    assert taken
+    assert read(tmp_path / "name") == "text"
 
 
 def test_creating_without_a_directory_is_one_error(tmp_path):
@@ -231,6 +277,21 @@ def test_a_lock_that_cannot_be_made(tmp_path):
         files.locked(tmp_path / "file" / ".lock", "run", wait=True),
     ):
         pytest.fail("the body must not run")
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, wait):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    def lock():
+        with files.locked(tmp_path / ".lock", "run", wait=wait):
+            pytest.fail("the body must not run")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"expected a file system with locks .*\.lock"):
+            lock()
 
 
 def wait_for(condition):

@@ -1,5 +1,8 @@
 """Only what is provably ours is deleted, and what a killed process left is."""
 
+import contextlib
+import errno
+import fcntl
 import signal
 import subprocess
 import sys
@@ -106,6 +109,82 @@ def test_what_a_killed_process_left_goes_and_what_a_running_one_has_stays(tmp_pa
         with files.creating(tmp_path / "name") as path:
             path.write_text("whole")
         assert directory.is_dir()
+    assert list(tmp_path.iterdir()) == [tmp_path / "name"]
+
+
+@pytest.mark.parametrize("swept", ["mkdir", "flock"])
+def test_what_is_swept_while_it_is_made_is_made_again(tmp_path, monkeypatch, swept):
+    def mkdir(path, mkdir=workspaces.Path.mkdir):
+        mkdir(path)
+        sweep("mkdir")
+
+    def flock(marker, how, flock=fcntl.flock):
+        sweep("flock")
+        flock(marker, how)
+
+    def sweep(moment):
+        if swept == moment and not sweeps:
+            sweeps.append(moment)
+            workspaces.sweep(tmp_path)
+            assert list(tmp_path.iterdir()) == []
+
+    sweeps = []
+    monkeypatch.setattr(workspaces.Path, "mkdir", mkdir)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with workspaces.workspace(tmp_path / "name") as directory:
+        assert sweeps
+        workspaces.sweep(tmp_path)
+        write(directory / "name", "file", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seen", ["without a marker", "with an earlier marker"])
+def test_what_is_made_while_another_process_sweeps_stays(tmp_path, monkeypatch, seen):
+    def earlier(path, *args, real=workspaces.Path.open):
+        if seen == "without a marker":
+            raise FileNotFoundError
+        return real(tmp_path / "earlier", *args)
+
+    (tmp_path / "earlier").touch()
+    with workspaces.workspace(tmp_path / "name") as directory:
+        write(directory / "name", "file", "text")
+        with monkeypatch.context() as patch:
+            patch.setattr(workspaces.Path, "open", earlier)
+            workspaces.sweep(tmp_path)
+        assert read(directory / "name") == "text"
+        assert (directory / workspaces.MARKER).exists()
+
+
+def test_what_another_process_sweeps_first_is_no_obstacle(tmp_path, monkeypatch):
+    def is_dir(path, is_dir=workspaces.Path.is_dir):
+        found = is_dir(path)
+        if path.name == ".name.dlrm_jax" and found and not any(path.iterdir()):
+            path.rmdir()
+        return found
+
+    monkeypatch.setattr(workspaces.Path, "is_dir", is_dir)
+    leave_workspace(tmp_path / ".name.dlrm_jax", "")
+    workspaces.sweep(tmp_path)
+    leave_workspace(tmp_path / ".name.dlrm_jax", "")
+    with workspaces.workspace(tmp_path / "name"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_where_open_files_have_names(tmp_path, monkeypatch):
+    """NFS gives an open file another name when it is deleted."""
+
+    def rmdir(path, rmdir=workspaces.Path.rmdir):
+        for descriptor in workspaces.Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if descriptor.readlink().is_relative_to(path):
+                    raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        rmdir(path)
+
+    monkeypatch.setattr(workspaces.Path, "rmdir", rmdir)
+    leave_workspace(tmp_path / ".name.killed.dlrm_jax", "file")
+    with files.creating(tmp_path / "name") as path:
+        path.touch()
     assert list(tmp_path.iterdir()) == [tmp_path / "name"]
 
 

@@ -38,7 +38,7 @@ from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import METADATA, Metadata, load_directory
+from dlrm_jax.data.directory import METADATA, Metadata, check_unchanged, load_directory
 from dlrm_jax.data.id_ranges import Ranges
 from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
@@ -197,6 +197,7 @@ def examples(trained: Trained) -> Iterator[Split]:
         )
     with scratch_directory(Path(FLAGS.output)) as directory:
         split = Split(tuple(encode_logs(logs, trained.vocabularies, directory / "arrays")))
+        check_unchanged(trained.vocabularies, trained.metadata["identity"]["data"])
         check_ids(split, config.table_rows, config.table_bag_lengths, name)
         yield split
 
@@ -206,14 +207,16 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
 
     With the ranges of their ids, if they are those of the model's features.
     """
+    fingerprint = trained.metadata["identity"]["data"]
     described = None
     if (directory / METADATA).exists():
-        fingerprint = trained.metadata["identity"]["data"]
         described = check_same_data(directory, trained.checkpoint, fingerprint)
     data = load_directory(directory)  # raises if something is missing
     # TorchRec's last day is validation and test, all others are training.
     days = len(described.days) if described else len(data.train.days) + 1
     split = Split(tuple(DayFiles.map(directory, number).examples for number in range(days)))
+    if described:
+        check_unchanged(directory, fingerprint)
     same = data.bag_lengths == trained.config.table_bag_lengths
     return split, data.id_ranges if same else None
 
@@ -240,5 +243,7 @@ def dump(trained: Trained, names: Sequence[str], output: Path) -> None:
         written = write_table(checkpoint, metadata, name, values, output, FLAGS.tables_format)
         files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in written)
         status(f"table {name}, {config.table_rows[table]:,} rows: {files}")
-    if not vocabularies:
+    if vocabularies:
+        check_unchanged(vocabularies, metadata["identity"]["data"])
+    else:
         status("the run keeps no vocabularies: the values of the rows are unknown")

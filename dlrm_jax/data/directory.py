@@ -118,6 +118,18 @@ def _is_of(value: Any, kind: Any) -> bool:
     return kind is Any or type(value) is kind or (kind is float and type(value) is int)
 
 
+def check_unchanged(directory: Path, fingerprint: str) -> None:
+    """Checks that what has been read of a directory belongs together.
+
+    Call it after the last of several files: another process may replace the directory meanwhile.
+
+    Raises:
+        UserError: the directory's fingerprint is another one now.
+    """
+    if Metadata.read(directory).fingerprint != fingerprint:
+        raise UserError(f"{directory} was replaced by other data meanwhile; start again")
+
+
 def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
@@ -129,12 +141,15 @@ def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
         id_ranges: ranges of the ids, if another process has found them; see `id_ranges`.
 
     Raises:
-        UserError: arrays are missing, cut short or don't fit each other or the description.
+        UserError: arrays are missing, cut short or don't fit each other or the description, or
+            another process replaces the directory meanwhile.
     """
     if not (directory / METADATA).exists():
         return _load_torchrec(directory, id_ranges)
     metadata = Metadata.read(directory)
     days, bag_lengths = map_days(directory, metadata), metadata.bag_lengths
+    id_ranges = id_ranges or find_ranges(directory, days, bag_lengths, metadata.id_ranges)
+    check_unchanged(directory, metadata.fingerprint)
     inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
     return Dataset(
         train=_split(days, metadata.splits["train"]),
@@ -145,7 +160,7 @@ def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
         fingerprint=metadata.fingerprint,
         source=f"{sum(metadata.days):,} examples of {inputs}, prepared in {directory}",
         directory=directory,
-        id_ranges=id_ranges or find_ranges(directory, days, bag_lengths, metadata.id_ranges),
+        id_ranges=id_ranges,
     )
 
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
@@ -21,8 +20,7 @@ from dlrm_jax.processes import on_process_0
 def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
     """Copies the vocabularies of prepared data to a run's workdir, completely or not at all.
 
-    Files are hard links where the file system allows it. A copy of the same data is left as it is.
-    In a run of several processes, process 0 does it.
+    A copy of the same data is left as it is. In a run of several processes, process 0 does it.
 
     Args:
         directory: directory of the prepared data, see `data.directory`.
@@ -37,21 +35,15 @@ def keep(directory: Path, fingerprint: str, workdir: Path) -> None:
 
 def _keep(directory: Path, fingerprint: str, copy: Path) -> None:
     try:
-        if copy.exists():
-            if others := {path.name for path in copy.iterdir()} - {METADATA, VOCABULARIES}:
-                raise UserError(
-                    f"{copy} has more than vocabularies, such as {min(others)}; move it, or give "
-                    f"another workdir: the run keeps its vocabularies there"
-                )
-            if Metadata.read(copy).fingerprint == fingerprint:
-                return
+        if _is_kept(copy, fingerprint):
+            return
         # A copy of other data is left from a run that ended before its first checkpoint.
         with replacing(copy) as temporary:
             temporary.mkdir()
+            # No hard links: a change of the data's files would change the run's, too.
+            shutil.copytree(directory / VOCABULARIES, temporary / VOCABULARIES)
             shutil.copy2(directory / METADATA, temporary / METADATA)
-            shutil.copytree(directory / VOCABULARIES, temporary / VOCABULARIES, copy_function=_link)
-            if Metadata.read(temporary).fingerprint != fingerprint:
-                raise UserError(f"{directory} was replaced by other data meanwhile; start again")
+            check_unchanged(directory, fingerprint)
     except (OSError, shutil.Error) as error:
         raise UserError(
             f"cannot keep the vocabularies of {directory} in {copy.parent}: {error}; check that "
@@ -59,11 +51,21 @@ def _keep(directory: Path, fingerprint: str, copy: Path) -> None:
         ) from error
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
+def _is_kept(copy: Path, fingerprint: str) -> bool:
+    """Whether a copy is of this data; otherwise it isn't there or may be replaced."""
+    if not copy.exists():
+        return False
+    names = {path.name for path in copy.iterdir()}
+    others = names - {METADATA, VOCABULARIES}
+    # First, as nothing is written then: a file browser or NFS may have added files.
+    if (METADATA in names or not others) and Metadata.read(copy).fingerprint == fingerprint:
+        return True
+    if others:
+        raise UserError(
+            f"{copy} has more than vocabularies, such as {min(others)}; move it, or give "
+            f"another workdir: the run keeps its vocabularies there"
+        )
+    return False
 
 
 def find_kept(checkpoint: Path) -> Path | None:
@@ -71,7 +73,7 @@ def find_kept(checkpoint: Path) -> Path | None:
     # As it is given first: the checkpoints may be on another disk by a link.
     for path in (checkpoint.absolute(), checkpoint.resolve()):
         copy = path.parent.parent / "preprocessing"
-        if copy.is_dir():
+        if (copy / METADATA).exists():  # a user's directory may have that name
             return copy
     return None
 

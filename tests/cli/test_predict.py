@@ -216,6 +216,41 @@ def test_other_data(trained: Run, tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir() if "lock" not in path.name} == {"other"}
 
 
+REPLACED_MEANWHILE = """
+import os
+from pathlib import Path
+from dlrm_jax.cli import predict
+from dlrm_jax.cli.main import main
+data, other, name = Path(os.environ["DATA"]), Path(os.environ["OTHER"]), os.environ["NAME"]
+def replaced(*args, read=getattr(predict, name)):
+    data.rename(data.with_name("before"))
+    other.rename(data)
+    return read(*args)
+setattr(predict, name, replaced)
+main("predict")
+"""
+
+
+@pytest.mark.parametrize("name", ["encode_logs", "load_directory", "read_values"])
+def test_data_that_are_replaced_meanwhile(trained: Run, tmp_path: Path, name: str):
+    data, other = tmp_path / "data", tmp_path / "other"
+    shutil.copytree(trained.data, data)
+    prepared = run(f"--input={trained.raw}", "--min_count=90", f"--output={other}", program=PREPARE)
+    assert prepared.returncode == 0, prepared.stderr[-2000:]
+    flags = {
+        "encode_logs": (f"--data={trained.raw}", f"--preprocessing={data}"),
+        "load_directory": (f"--data={data}",),
+        "read_values": (f"--preprocessing={data}", "--tables=C1"),
+    }
+    output = f"--{'tables_' if name == 'read_values' else ''}output={tmp_path / 'p.csv'}"
+    result = run(f"--checkpoint={trained.checkpoint}", *flags[name], output,
+                 program=("-c", REPLACED_MEANWHILE), DATA=str(data), OTHER=str(other),
+                 NAME=name)  # fmt: skip
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert f"error: {data} was replaced by other data meanwhile" in result.stderr
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_a_model_grows_with_its_data(trained: Run, tmp_path: Path):
     """New lines hold new values: these get rows behind those of the trained table."""
     raw, data, workdir = (tmp_path / name for name in ("raw.txt", "data", "run"))

@@ -10,6 +10,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from dlrm_jax.data.check import check_ids
+from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import FORMAT, load_directory
 from dlrm_jax.data.formats.compression import sampled_hash
 from dlrm_jax.data.hstacked import HStacked
@@ -220,6 +221,25 @@ def test_prepared_directories(one_hot):
     np.testing.assert_array_equal(ids_of(dataset.train), np.concatenate(days[:2]))
     describe(directory, (1, 2), columns=["a", "b"], table_rows=[10, 100])
     assert load_directory(directory).bag_lengths == (1, 2)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_directory_that_is_replaced_between_two_files(tmp_path, monkeypatch, number):
+    def map_day(directory, day, map_day=DayFiles.map):
+        if day == number:
+            directory.rename(tmp_path / "before")
+            other.rename(directory)
+        return map_day(directory, day)
+
+    directory, other = tmp_path / "data", tmp_path / "other"
+    for path, fingerprint in ((directory, "f"), (other, "g")):
+        path.mkdir()
+        for day in range(3):
+            write_day(path, day)
+        describe(path, (1, 1, 1), fingerprint=fingerprint)
+    monkeypatch.setattr(DayFiles, "map", map_day)
+    with pytest.raises(UserError, match="data was replaced by other data meanwhile"):
+        load_directory(directory)
 
 
 def test_prepared_directories_with_several_ids_a_feature(multi_hot):

@@ -1,5 +1,7 @@
 """Files are read whole once; a change anywhere in them is noticed."""
 
+import errno
+import fcntl
 import json
 
 import numpy as np
@@ -54,3 +56,14 @@ def test_one_record_has_all_that_is_known_of_a_file(tmp_path, read):
     assert read == ["a"]
     [record] = (tmp_path / "cache").rglob("*.json")
     assert json.loads(record.read_text())["a"].keys() == {"mtime_ns", "hash", "number", "content"}
+
+
+def test_a_cache_on_a_file_system_without_locks(tmp_path, read, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "a").write_text("a")
+    assert memory.content_hash(tmp_path / "a") == file_hash(tmp_path / "a")
+    assert "the next start reads its files again" in caplog.text
+    assert "expected a file system with locks" in caplog.text

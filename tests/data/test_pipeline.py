@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats import lines
 from dlrm_jax.data.formats.compression import zstd
-from dlrm_jax.data.preprocessing import day_arrays, encoding, splits
+from dlrm_jax.data.preprocessing import day_arrays, encoding, splits, vocabulary
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -208,6 +208,33 @@ def test_ids_of_other_data_go_on(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             preprocess([new], tmp_path / "x", options, grow=tmp_path / "old")
+
+
+def test_data_that_grow_and_are_replaced_meanwhile(tmp_path, monkeypatch):
+    def learn(*args, learn=vocabulary.learn):
+        learned.append(args)
+        if len(learned) == 1:
+            preprocess([new], tmp_path / "old", Options(), replace=True)
+        return learn(*args)
+
+    def grow():
+        return preprocess([new], tmp_path / "out", Options(), grow=tmp_path / "old")
+
+    old, new = days_of_text(tmp_path, 2, 100)
+    first, learned = preprocess([old], tmp_path / "old", Options()), []
+    expected = preprocess([new], tmp_path / "expected", Options(), grow=tmp_path / "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(vocabulary, "learn", learn)
+        with pytest.raises(UserError, match="old was replaced by other data meanwhile"):
+            grow()
+    preprocess([old], tmp_path / "old", Options(), replace=True)
+    resumed = grow()  # nothing is left of the other data's vocabularies
+    assert resumed.grown_from == [first.fingerprint]
+    assert resumed.table_rows == expected.table_rows
+    for i in range(26):
+        name = f"vocabularies/{i}.parquet"
+        frames = (pl.read_parquet(tmp_path / output / name) for output in ("expected", "out"))
+        assert next(frames).equals(next(frames))
 
 
 def test_mlperfs_multi_hot_ids(raw, tmp_path):

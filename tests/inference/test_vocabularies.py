@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import polars as pl
 import pytest
@@ -34,18 +34,11 @@ def values(directory: Path) -> list[str]:
     return [vocabularies.read_values(directory, i)["value"][0] for i in range(2)]
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_kept(tmp_path: Path):
     data, workdir = prepared(tmp_path / "data"), tmp_path / "run"
     checkpoint = workdir / "checkpoints" / "00000005"
     checkpoint.mkdir(parents=True)
     assert vocabularies.find_kept(checkpoint) is None
-    if not links:
-
-        def refuse(*_: object) -> None:
-            raise OSError("no links here")
-
-        monkeypatch.setattr(os, "link", refuse)
     vocabularies.keep(data, "f", workdir)
     kept = vocabularies.find_kept(checkpoint)
     assert kept is not None
@@ -53,8 +46,40 @@ def test_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert {path.name for path in workdir.iterdir()} == {"checkpoints", "preprocessing"}
     assert values(kept) == ["f0", "f1"]
     assert vocabularies.check_same_data(kept, checkpoint, "f") == Metadata.read(data)
-    same = kept.joinpath("vocabularies/0.parquet").samefile(data / "vocabularies/0.parquet")
-    assert same == links
+    pl.DataFrame({"value": ["x"], "id": [2]}).write_parquet(data / "vocabularies" / "0.parquet")
+    assert values(kept) == ["f0", "f1"]  # whatever is written into the data's files later
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_data_that_are_replaced_between_two_files_are_not_kept(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def copyfile(*args: Any, copyfile: Any = shutil.copyfile, **options: Any) -> Any:
+        copied.append(args)
+        if len(copied) == number + 1:
+            data.rename(tmp_path / "old")
+            other.rename(data)
+        return copyfile(*args, **options)
+
+    data, other, copied = prepared(tmp_path / "data"), prepared(tmp_path / "other", "g"), []
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(UserError, match="data was replaced by other data meanwhile"):
+        vocabularies.keep(data, "f", tmp_path / "run")
+    assert len(copied) == 3
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_directory_of_code_beside_a_link_has_no_vocabularies(tmp_path: Path):
+    checkpoint = tmp_path / "runs" / "a" / "checkpoints" / "00000005"
+    checkpoint.mkdir(parents=True)
+    kept = prepared(tmp_path / "runs" / "a" / "preprocessing")
+    (tmp_path / "project" / "preprocessing").mkdir(parents=True)
+    (tmp_path / "project" / "preprocessing" / "clean.py").touch()
+    (tmp_path / "project" / "models").mkdir()
+    link = tmp_path / "project" / "models" / "best"
+    link.symlink_to(checkpoint)
+    assert vocabularies.find_kept(link) == kept
 
 
 def test_kept_once_for_the_same_data(tmp_path: Path):
@@ -62,8 +87,10 @@ def test_kept_once_for_the_same_data(tmp_path: Path):
     workdir.mkdir()
     vocabularies.keep(data, "f", workdir)
     before = (workdir / "preprocessing").stat().st_ino
+    (workdir / "preprocessing" / ".DS_Store").touch()  # of another program
     vocabularies.keep(data, "f", workdir)
     assert (workdir / "preprocessing").stat().st_ino == before
+    (workdir / "preprocessing" / ".DS_Store").unlink()
     vocabularies.keep(prepared(tmp_path / "other", "g"), "g", workdir)
     assert values(workdir / "preprocessing") == ["g0", "g1"]
 
@@ -73,6 +100,13 @@ def test_prepared_data_of_that_name_are_not_replaced(tmp_path: Path):
     (own / "day_0_dense.npy").touch()
     with pytest.raises(UserError, match=r"has more than vocabularies, such as day_0_dense\.npy"):
         vocabularies.keep(prepared(tmp_path / "data"), "f", tmp_path / "run")
+    assert values(own) == ["g0", "g1"]
+    (own / "metadata.json").unlink()
+    with pytest.raises(UserError, match=r"has more than vocabularies, such as day_0_dense\.npy"):
+        vocabularies.keep(tmp_path / "data", "f", tmp_path / "run")
+    (own / "day_0_dense.npy").unlink()
+    with pytest.raises(UserError, match=r"isn't a directory of prepared data"):
+        vocabularies.keep(tmp_path / "data", "f", tmp_path / "run")
     assert values(own) == ["g0", "g1"]
 
 

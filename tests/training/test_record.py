@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 from pathlib import Path
 
 import pytest
 from event_files import scalars
 
-from dlrm_jax.training.record import Record
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.record import Record, owned
 
 
 def lines(path: Path) -> list[dict]:
@@ -65,3 +68,15 @@ def test_events_are_on_disk_before_the_file_is_closed(tmp_path: Path):
     with Record(tmp_path / "metrics.jsonl", 0, tmp_path / "tensorboard") as record:
         record(1, "train", {"loss": 0.5})
         assert scalars(tmp_path / "tensorboard") == {"train/loss": [(1, 0.5)]}
+
+
+def test_a_workdir_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(UserError, match=r"workdir .*run cannot be used: .*use a directory on ano"),
+        owned(tmp_path / "run"),
+    ):
+        pytest.fail("the body must not run")

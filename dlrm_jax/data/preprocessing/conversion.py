@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import polars as pl
 
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import VOCABULARIES
+from dlrm_jax.data.directory import VOCABULARIES, check_unchanged
 from dlrm_jax.data.id_ranges import complete_notes
 from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
@@ -63,20 +63,26 @@ class Conversion:
         self._check_types(paths, files)
         return files
 
-    def learn(self, files: Sequence[Staged], training: int, grow: Path | None) -> list[int]:
+    def learn(
+        self, files: Sequence[Staged], training: int, known: tuple[Path, str] | None
+    ) -> list[int]:
         """Makes the vocabularies; returns the rows of each table.
 
         Args:
             files: all staged files.
             training: number of rows, from the first one, that are for training.
-            grow: directory of vocabularies that these continue; None to begin with empty ones.
+            known: directory and fingerprint of the data whose vocabularies these continue; None to
+                begin with empty ones.
+
+        Raises:
+            UserError: values can't be numbered; the known data were replaced by others.
         """
         rows = []
         for i, name in enumerate(self.options.schema.categorical):
             path = self._vocabulary(i)
             if not path.exists():
                 _log.info("vocabulary of %s", name)
-                earlier = grow and vocabulary.read_whole(grow / VOCABULARIES / path.name)
+                earlier = known and _read_known(path.name, *known)
                 try:
                     learned = self._learned(i, files, training, earlier)
                 except UserError as error:
@@ -154,3 +160,10 @@ class Conversion:
                         f"column {name} is {first} in {before}, but {other} in {path}; give it "
                         f"one type"
                     )
+
+
+def _read_known(name: str, directory: Path, fingerprint: str) -> pl.DataFrame:
+    found = vocabulary.read_whole(directory / VOCABULARIES / name)
+    # For each of them, as what is learned from it stays if the call is repeated.
+    check_unchanged(directory, fingerprint)
+    return found

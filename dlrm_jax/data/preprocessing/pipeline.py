@@ -62,7 +62,8 @@ def preprocess(
 
     Raises:
         UserError: a file can't be read, is malformed or changes meanwhile; the output exists and
-            doesn't match; ``OUTPUT.partial`` isn't unfinished work; the disk is full.
+            doesn't match; ``OUTPUT.partial`` isn't unfinished work; the disk is full; the
+            data to grow are replaced meanwhile.
     """
     output = output.resolve()
     grown = Metadata.read(grow) if grow else None
@@ -190,7 +191,8 @@ def _run(
     days = _days(paths, files, options, held_out)
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in split["train"])
-    rows = conversion.learn(files, training, grow)
+    known = (grow, recipe["options"]["grown_from"][-1]) if grow else None
+    rows = conversion.learn(files, training, known)
     id_ranges = conversion.write(files, days, rows)
 
     contents = [file.content_hash for file in files]
