@@ -99,7 +99,8 @@ def run(
         if workdir:
             opened.enter_context(owned(workdir))
             checkpoints = checkpoints_of(config, data, workdir)
-            checkpoints.sweep()
+            if not options.evaluate_only:
+                checkpoints.prepare()
         state, resumed_from = _first_state(config, learner, checkpoints, data, options, say)
         if workdir and data.directory and not options.evaluate_only:
             vocabularies.keep(data.directory, data.fingerprint, workdir)

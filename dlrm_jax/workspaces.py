@@ -27,8 +27,9 @@ def workspace(path: Path, kind: str = "") -> Iterator[Path]:
     """Context of a directory for what isn't complete, or isn't needed any more.
 
     It is ``.NAMEKIND.dlrm_jax`` beside ``path``. The file `MARKER` is the first that it gets and
-    the last that it loses, and is locked while the context lasts: a killed process's directory is
-    recognized by it and deleted, a user's and a running process's aren't.
+    the last that it loses: a killed process's directory is recognized by it and deleted, a user's
+    isn't. It is locked while the context lasts, so that `sweep` leaves a running process's alone.
+    Two processes mustn't have one ``path`` and ``kind`` at a time: the later would delete it.
 
     Yields:
         The directory, empty apart from the marker.
@@ -57,16 +58,23 @@ def workspace(path: Path, kind: str = "") -> Iterator[Path]:
             os.close(descriptor)
 
 
-def sweep(directory: Path, name: str = "") -> None:
+def sweep(directory: Path, name: str = "") -> list[Path]:
     """Deletes the workspaces that killed processes have left in a directory.
 
     Args:
         directory: the directory.
         name: name of the path whose workspaces are meant; all by default.
+
+    Returns:
+        Those that can't be deleted now.
     """
-    for path in directory.glob(f".{glob.escape(name)}*{_ENDING}"):
-        if _is_workspace(path) and not _is_in_use(path):
-            _clear(path)
+    left = []
+    for path in sorted(directory.glob(f".{glob.escape(name)}*{_ENDING}")):
+        with suppress(PermissionError):  # it is another user's, so not ours
+            if _is_workspace(path) and not _is_in_use(path):
+                _clear(path)
+                left += [path] if path.exists() else []
+    return left
 
 
 def delete(path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from event_files import scalars
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.training.record import Record
 
 
@@ -65,3 +66,28 @@ def test_events_are_on_disk_before_the_file_is_closed(tmp_path: Path):
     with Record(tmp_path / "metrics.jsonl", 0, tmp_path / "tensorboard") as record:
         record(1, "train", {"loss": 0.5})
         assert scalars(tmp_path / "tensorboard") == {"train/loss": [(1, 0.5)]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"mine": 1}\n{"step": 900, "split": "train", "loss": 1}\n', "line 1: .*mine"),
+        ('{"step": 1, "split": "train", "loss": 1}\n\nday\tclicks\n', "line 3: .*day"),
+        ('{"step": 1.5, "split": "train"}\n', "line 1"),
+        ("my note", "line 1: .* got 'my note'; move the file away"),
+    ],
+)
+def test_lines_of_others_are_not_dropped(content: str, message: str, tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        Record(path, 0)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("last", ["{", '{"step": 2, "sp', '{"step": 2, \0\0\0\n', "\0\0\0"])
+def test_lines_of_a_run_that_has_saved_nothing_are_dropped(last: str, tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "split": "train", "loss": 1}}\n{last}')
+    Record(path, 0)
+    assert path.read_text() == ""
