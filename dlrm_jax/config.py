@@ -137,7 +137,8 @@ class Config:
     check_copies_every: int = field(
         5000,
         "Steps between comparisons of the copies that devices have of tables and dense model, "
-        "besides one before each checkpoint; 0 for none at all; such as 1000.",
+        "besides those at each evaluation and before each checkpoint; 0 for none at all; such as "
+        "1000.",
         0,
     )
     keep_checkpoints: int = field(

@@ -19,6 +19,10 @@ def status(text: str, error: bool = False, end: str = "\n") -> None:
         end: text after the line.
     """
     stream = sys.stderr if error else sys.stdout
+    if stream is None:  # it was closed before the program began
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     with contextlib.suppress(OSError):
         try:
             print(text, end=end, file=stream, flush=True)

@@ -14,7 +14,7 @@ class DamagedCheckpointError(UserError):
 
     Args:
         checkpoint: directory of the checkpoint.
-        reason: fault that was found.
+        reason: damage that was found.
     """
 
     def __init__(self, checkpoint: str, reason: str):

@@ -59,7 +59,8 @@ class Outcome:
 
     Attributes:
         state: last state, or the one that was evaluated.
-        summary: metrics of each split, steps, speed, as in ``summary.json``.
+        summary: metrics of each split, steps, speed, as in ``summary.json``, or ``evaluation.json``
+            of a run that trains nothing.
     """
 
     state: TrainState
@@ -99,7 +100,8 @@ def run(
         if workdir:
             opened.enter_context(owned(workdir))
             checkpoints = checkpoints_of(config, data, workdir)
-            checkpoints.sweep()
+            if not options.evaluate_only:
+                checkpoints.prepare()
         state, resumed_from = _first_state(config, learner, checkpoints, data, options, say)
         if workdir and data.directory and not options.evaluate_only:
             vocabularies.keep(data.directory, data.fingerprint, workdir)
@@ -182,7 +184,8 @@ def run(
             "best_step": checkpoints and checkpoints.best(),
         }
         if workdir and is_process_0():
-            write_text(workdir / "summary.json", to_json(summary, indent=1))
+            name = "evaluation.json" if options.evaluate_only else "summary.json"
+            write_text(workdir / name, to_json(summary, indent=1))
         return Outcome(state, summary)
 
 

@@ -27,8 +27,9 @@ def workspace(path: Path, kind: str = "") -> Iterator[Path]:
     """Context of a directory for what isn't complete, or isn't needed any more.
 
     It is ``.NAMEKIND.dlrm_jax`` beside ``path``. The file `MARKER` is the first that it gets and
-    the last that it loses, and is locked while the context lasts: a killed process's directory is
-    recognized by it and deleted, a user's and a running process's aren't.
+    the last that it loses: a killed process's directory is recognized by it and deleted, a user's
+    isn't. It is locked while the context lasts, so that `sweep` leaves a running process's alone.
+    Two processes mustn't have one ``path`` and ``kind`` at a time: the later would delete it.
 
     Yields:
         The directory, empty apart from the marker.
@@ -53,16 +54,22 @@ def workspace(path: Path, kind: str = "") -> Iterator[Path]:
             _clear(directory)
 
 
-def sweep(directory: Path, name: str = "") -> None:
+def sweep(directory: Path, name: str = "") -> list[Path]:
     """Deletes the workspaces that killed processes have left in a directory.
 
     Args:
         directory: the directory.
         name: name of the path whose workspaces are meant; all by default.
+
+    Returns:
+        Those that can't be deleted now.
     """
-    for path in directory.glob(f".{glob.escape(name)}*{_ENDING}"):
-        if _is_workspace(path):
-            _clear_unused(path)
+    left = []
+    for path in sorted(directory.glob(f".{glob.escape(name)}*{_ENDING}")):
+        with suppress(PermissionError):  # it is another user's, so not ours
+            if _is_workspace(path) and _clear_unused(path) and path.exists():
+                left.append(path)
+    return left
 
 
 def delete(path: Path) -> None:
@@ -109,14 +116,17 @@ def _make(directory: Path, stack: ExitStack) -> bool:
     return _is_marker(marker.fileno(), directory)
 
 
-def _clear_unused(directory: Path) -> None:
-    """Deletes a workspace unless a process uses it, or another one deletes it."""
+def _clear_unused(directory: Path) -> bool:
+    """Deletes a workspace; False if a process uses it, or another one deletes it."""
+    unused = False
     # Without locks nobody knows. Without a marker its process was killed, or is just making it.
     with suppress(OSError), (directory / MARKER).open("r+b") as marker:
         fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_marker(marker.fileno(), directory):
             _clear(directory)
+            unused = True
     _remove_empty(directory)
+    return unused
 
 
 def _is_marker(descriptor: int, directory: Path) -> bool:

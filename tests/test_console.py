@@ -30,3 +30,15 @@ def test_a_line_is_printed_at_once(capsys: pytest.CaptureFixture[str]):
     status("one", end=", ")
     status("two")
     assert capsys.readouterr().out == "one, two\n"
+
+
+def test_letters_that_a_stream_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", stream)
+    status("w\u00e4 \udcff")
+    assert stream.buffer.getvalue() == b"w\\xe4 \\udcff\n"  # pyright: ignore
+
+
+def test_a_stream_that_was_closed_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdout", None)
+    status("a line")

@@ -6,6 +6,7 @@ import fcntl
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from written import StoppedError, read, write
@@ -82,6 +83,26 @@ def test_a_users_file_in_the_way_is_named(tmp_path, kind):
     workspaces.sweep(tmp_path)
     assert in_the_way.is_symlink() or read(in_the_way) == "mine"
     assert (tmp_path / "elsewhere" / workspaces.MARKER).exists()
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_remains_of_another_user_are_skipped(tmp_path, monkeypatch, readable):
+    remains = tmp_path / ".name.0123.dlrm_jax"
+    leave_workspace(remains, "file")
+
+    def refuse(path, *args, **kwargs):
+        if remains in (Path(path), Path(path).parent):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    name = "open" if readable else "exists"
+    real = getattr(Path, name)
+    monkeypatch.setattr(Path, name, refuse)
+    with files.creating(tmp_path / "name") as temporary:
+        temporary.write_text("mine")
+    monkeypatch.undo()
+    assert (tmp_path / "name").read_text() == "mine"
+    assert (remains / workspaces.MARKER).exists()
 
 
 def test_writers_of_one_path_have_directories_of_their_own(tmp_path):

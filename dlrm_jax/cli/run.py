@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -21,7 +23,7 @@ from dlrm_jax.processes import is_distributed, is_process_0
 from dlrm_jax.signals import Interrupted, end_at_once, handled
 
 # What a disk answers that is full, limited or broken. All other errors of files name the file.
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_BAD_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # Words in the errors of collectives and of JAX's coordinator when another process has gone.
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "heartbeat")
@@ -51,6 +53,7 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
             main()
         sys.stdout.flush()
 
+    _make_printable()
     end_at_once()  # as `main.begin` does, if this program is no command
     try:
         app.run(started, list(argv or sys.argv), flags_parser=parsed)
@@ -60,7 +63,7 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.filename is None and error.errno not in _REFUSED:
+        if error.filename is None and error.errno not in _BAD_DISK:
             raise
         _fail(str(error))
     except MemoryError as error:
@@ -83,6 +86,17 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
         if not is_distributed():
             raise
         _fail_among_others(error)
+
+
+def _make_printable() -> None:
+    """Makes all text printable, if nobody reads it or the stream's encoding lacks letters, too."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the program began
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):  # what was a file when Python began is a pipe now
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

@@ -132,6 +132,5 @@ def report(summary: dict[str, Any], workdir: Path) -> None:
         status(f"best possible test AUC, that of the teacher: {summary['teacher_auc']:.5f}")
     if summary["examples_per_second"]:
         status(f"{summary['examples_per_second']:,.0f} examples/s in training")
-    status(
-        f"after {summary['steps']} steps; see {workdir}/summary.json, metrics.jsonl, checkpoints/"
-    )
+    files = "evaluation.json" if FLAGS.eval_only else "summary.json, metrics.jsonl, checkpoints/"
+    status(f"after {summary['steps']} steps; see {workdir}/{files}")

@@ -3,6 +3,10 @@
 A table's rows lie on several devices, and an update sees only the rows that the batch touched. So
 the update of a row must depend on that row and the step alone, and a scalar on nothing but the
 step. Where the columns of a table are split, means over them must be those of ``row_mean``.
+
+The rows are few, and so are the steps: early and late ones, some with tiny gradients. Mixing that
+needs more rows, other numbers, or a step between these isn't seen. In a late step, ``step`` and the
+integers among the scalar slots are large; a count of another dtype isn't.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from dlrm_jax.embedding.row_optimizer import (
 )
 from dlrm_jax.errors import UserError
 
-_ROWS, _FEWER, _STEPS = 6, 3, 4
+_ROWS, _FEWER = 6, 3
+_STEPS = np.array([0, 1, 2, 3, 10, 1000, 10**6, 10**6 + 1], np.int32)  # done before each update
+_SIZES = np.array([1, 1, 1, 1e-5, 1, 1, 1, 1e-5], np.float32)  # of the gradients of each
 _ROW, _COLUMN = 2, 1  # the element that is changed
 _AXIS = "shards"
 
@@ -118,7 +124,7 @@ class _Case(NamedTuple):
         where = tuple(np.argwhere(~same)[0].tolist())
         step, *place = where
         return (
-            f"at {tuple(place) or 'all rows'} is {x[where]:.9g} after step {step}, and "
+            f"at {tuple(place) or 'all rows'} is {x[where]:.9g} after {_STEPS[step]} steps, and "
             f"{first[where]:.9g} without"
         )
 
@@ -126,7 +132,8 @@ class _Case(NamedTuple):
 def _cases(dim: int, width: int, elementwise: bool) -> Iterator[_Case]:
     """Yields the first case, then the cases that are compared with it."""
     rng = np.random.default_rng(0)
-    gradients = rng.normal(size=(_STEPS, _ROWS, dim)).astype(np.float32)
+    gradients = rng.normal(size=(len(_STEPS), _ROWS, dim)).astype(np.float32)
+    gradients *= _SIZES[:, None, None]
     values = rng.normal(size=(_ROWS, dim)).astype(np.float32)
     yield _Case("", "", gradients, values)
     order = rng.permutation(_ROWS)
@@ -197,9 +204,11 @@ def _steps(
 ) -> dict[str, Shaped[Array, "S *_"]]:
     """The changes and the slots after every step of one case."""
 
-    def step(carry: tuple[Array, Slots], this: tuple[Array, Array]) -> tuple[Any, Any]:
+    def step(carry: tuple[Array, Slots], this: tuple[Array, ...]) -> tuple[Any, Any]:
         values, slots = carry
-        count, gradients = this
+        count, left_out, gradients = this
+        for name in counts:
+            slots = {**slots, name: slots[name] + left_out.astype(slots[name].dtype)}
         change, slots = checked_update(optimizer, values, gradients, slots, count, row_mean)
         return (values + change.astype(values.dtype), slots), (change, slots)
 
@@ -211,5 +220,11 @@ def _steps(
             f"optimizer {type(optimizer).__name__}: expected slots of shapes {expected} from its "
             f"initial_slots for rows of shape {values.shape}, got {found}"
         )
-    _, (change, slots) = jax.lax.scan(step, (values, slots), (jnp.arange(_STEPS), gradients))
+    counts = [
+        name
+        for name, kind in optimizer.slots.items()
+        if kind == "scalar" and jnp.issubdtype(slots[name].dtype, jnp.integer)
+    ]
+    steps = jnp.asarray(_STEPS, jnp.result_type(int)), jnp.asarray(np.diff(_STEPS, prepend=-1) - 1)
+    _, (change, slots) = jax.lax.scan(step, (values, slots), (*steps, gradients))
     return {"the update": change, **slots}

@@ -32,7 +32,7 @@ from dlrm_jax.saved_config import check_version, saved_fields
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata, write_metadata
 from dlrm_jax.training.orbax_io import load, release_memory, save
-from dlrm_jax.training.retention import Retention
+from dlrm_jax.training.retention import Retention, check_path
 from dlrm_jax.training.serialization import (
     NOT_FINITE,
     check_model_state,
@@ -213,9 +213,15 @@ class Checkpoints:
         """The metadata of a checkpoint."""
         return on_process_0(lambda: read_metadata(self._there.path(step)))
 
-    def sweep(self) -> None:
-        """Deletes the remains of interrupted saves and deletions. The workdir must be locked."""
-        on_process_0(self._there.sweep)
+    def prepare(self) -> None:
+        """Makes the directory, and deletes the remains of interrupted saves and deletions.
+
+        The workdir must be locked.
+
+        Raises:
+            UserError: its path isn't one that Orbax can use, or is of something else.
+        """
+        on_process_0(self._there.prepare)
 
 
 def _short(value: Any) -> str:
@@ -225,7 +231,8 @@ def _short(value: Any) -> str:
 
 def _begin(final: Path, stack: contextlib.ExitStack) -> str:
     """Makes the directory that becomes the checkpoint; what ends the stack deletes it."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    check_path(final)
+    final.parent.mkdir(exist_ok=True)  # not its parents: a workdir may have been moved away
     writing = stack.enter_context(workspace(final)) / final.name
     (writing / "tables").mkdir(parents=True)
     return str(writing)

@@ -30,7 +30,8 @@ Metrics = Mapping[str, Any]
 class Intervals:
     """Steps between actions; with 0, validation and checkpoint come only at the end.
 
-    The copies of tables are compared before each checkpoint, too; with 0, never.
+    The copies of tables are compared at each evaluation and before each checkpoint, too; with 0,
+    never.
     """
 
     log: int

@@ -26,15 +26,19 @@ def write_metadata(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
     """Writes the metadata beside the arrays, which must be complete, with the size of each file.
 
     Raises:
-        UserError: `read_metadata` wouldn't take a part, such as validation metrics that aren't
-            numbers. Nothing is written.
+        UserError: it isn't JSON, or `read_metadata` wouldn't take a part, such as validation
+            metrics that aren't numbers. Nothing is written.
     """
     files = {
         str(path.relative_to(checkpoint)): _size(path)
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file()
     }
-    text = json.dumps({"format": FORMAT, **metadata, "files": files}, indent=1)
+    try:
+        whole = {"format": FORMAT, **metadata, "files": files}
+        text = json.dumps(whole, indent=1, default=_number)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot save the checkpoint: its metadata isn't JSON: {error}") from error
     content = json.loads(text)
     if invalid := _invalid(content):
         found = ", ".join(f"{name} {json.dumps(content.get(name))[:100]}" for name in invalid)
@@ -43,6 +47,13 @@ def write_metadata(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
             f"must be numbers by name, or None"
         )
     (checkpoint / _FILE).write_text(text)
+
+
+def _number(value: Any) -> Any:
+    """The number that a NumPy or JAX scalar is."""
+    if getattr(value, "shape", None) == ():
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no number, text, list or dict")
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
@@ -57,6 +68,21 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         return _read(checkpoint)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+
+
+def files_of_others(checkpoint: Path, metadata: Mapping[str, Any]) -> list[str]:
+    """Names of files and links in a checkpoint that aren't part of it.
+
+    Args:
+        checkpoint: directory of the checkpoint.
+        metadata: result of `read_metadata`.
+    """
+    if "files" in metadata:
+        own = {_FILE, *metadata["files"]}
+        entries = (path for path in checkpoint.rglob("*") if path.is_symlink() or not path.is_dir())
+    else:  # earlier versions noted none
+        own, entries = {_FILE, "dense", "tables"}, checkpoint.iterdir()
+    return sorted({str(path.relative_to(checkpoint)) for path in entries} - own)
 
 
 def status(path: Path) -> os.stat_result | None:

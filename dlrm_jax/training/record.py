@@ -6,15 +6,15 @@ import importlib.metadata
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import locked, write_text
 from dlrm_jax.processes import is_process_0, on_process_0
+from dlrm_jax.training.retention import check_path
 
 
 @contextmanager
@@ -29,10 +29,10 @@ def owned(workdir: Path) -> Iterator[Path]:
 
     Raises:
         UserError: another run has locked it, it can't be made, a process doesn't see it, or its
-            path has brackets.
+            path isn't one that checkpoints can have.
     """
     with ExitStack() as stack:
-        on_process_0(lambda: _lock(workdir, stack))
+        on_process_0(lambda: _own(workdir, stack))
         if not workdir.is_dir():
             raise UserError(
                 f"workdir {workdir}: process 0 has locked it, but this process doesn't see it; "
@@ -41,11 +41,9 @@ def owned(workdir: Path) -> Iterator[Path]:
         yield workdir
 
 
-def _lock(workdir: Path, stack: ExitStack) -> None:
-    if re.search(r"\[.*\]", str(workdir.absolute())):
-        # Orbax takes such a path for a pattern when it reads, and finds nothing.
-        raise UserError(f"workdir {workdir}: expected a path without brackets; give another one")
+def _own(workdir: Path, stack: ExitStack) -> None:
     try:
+        check_path(workdir)
         stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
@@ -60,18 +58,24 @@ class Record:
             their steps are done again, and so is the test result.
         events: directory of TensorBoard's event files, which get the same metrics; None for none.
             If it has no event file yet, it also gets the metrics of the kept lines.
+
+    Raises:
+        UserError: a new run would drop lines that no run has written.
     """
 
     def __init__(self, path: Path, resumed_from: int, events: Path | None = None):
         self.path = path
         self._events = None
+        if not resumed_from:
+            on_process_0(lambda: _check_own(path))
         if not is_process_0():
             return
         kept = []
         if path.exists():
             # What a crash of the machine has damaged isn't always text.
             lines = path.read_text(errors="replace").splitlines()
-            kept = [entry for line in lines if (entry := _entry(line, resumed_from))]
+            entries = [entry for line in lines if (entry := _entry(line))]
+            kept = [x for x in entries if x["step"] <= resumed_from and x["split"] != "test"]
         write_text(path, "".join(map(_line, kept)))
         if events:
             # Here, since it imports other services' packages where they are installed.
@@ -89,22 +93,27 @@ class Record:
         if not is_process_0():
             return
         entry = _finite({"step": step, "split": split, **metrics})
-        try:
-            with open(self.path, "a", opener=_existing) as file:
-                file.write(_line(entry))
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; check that the workdir is where it "
-                f"was, and that the disk is large enough. Its checkpoints are intact"
-            ) from error
+        with self._open() as file:
+            file.write(_line(entry))
         if self._events:
             self._events(entry)
 
     def flush(self) -> None:
         """Flushes the lines to disk, so that none is older there than a checkpoint saved next."""
-        if is_process_0() and self.path.exists():
-            with self.path.open("rb") as file:
+        if is_process_0():
+            with self._open() as file:
                 os.fsync(file.fileno())
+
+    @contextmanager
+    def _open(self) -> Iterator[TextIO]:
+        try:
+            with open(self.path, "a", opener=_existing) as file:
+                yield file
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; check that the workdir is where it "
+                f"was, and that the disk is large enough. Its checkpoints are intact"
+            ) from error
 
     def __enter__(self) -> Record:
         return self
@@ -119,13 +128,26 @@ def _existing(path: str, flags: int) -> int:
     return os.open(path, flags & ~os.O_CREAT)
 
 
-def _entry(line: str, resumed_from: int) -> Any:
-    """The entry of a line, None if it isn't kept."""
+def _entry(line: str) -> Any:
+    """The entry of a line; None if it has none, as where a kill has cut it off."""
     try:
         entry = json.loads(line)
-        return entry if entry["step"] <= resumed_from and entry["split"] != "test" else None
-    except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a kill, or not an entry
+        return entry if type(entry["step"]) is int and "split" in entry else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _check_own(path: Path) -> None:
+    """Checks that all lines are of runs; a crash may have damaged some, and cut off the last."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        is_damaged = "\0" in line or "\ufffd" in line
+        is_cut_off = not line.endswith("\n") and '{"step": '.startswith(line[:9])
+        if line.strip() and not (is_damaged or is_cut_off) and _entry(line) is None:
+            raise UserError(
+                f"{path}, line {number}: expected the metrics of a run, got {line[:80]!r}; move "
+                f"the file away, or give another workdir"
+            )
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -6,8 +6,11 @@ Process 0 alone calls what is here, see `checkpoint`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
+import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import delete_directory
-from dlrm_jax.training.metadata import read_metadata, status
+from dlrm_jax.training.metadata import files_of_others, read_metadata, status
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
 from dlrm_jax.workspaces import delete, sweep
 
@@ -42,26 +45,44 @@ class Retention:
         """The directory of a checkpoint."""
         return self.directory / f"{step:08d}"
 
+    def prepare(self) -> None:
+        """Makes the directory, and deletes the remains of interrupted saves and deletions.
+
+        Raises:
+            UserError: its path isn't one that Orbax can use, or is of something else.
+        """
+        check_path(self.directory)
+        if not self._is_there():
+            self.directory.mkdir()
+        self.sweep()
+
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending; some of them may be damaged.
 
         Raises:
+            UserError: there is something else than a directory, as where a link leads to a disk
+                that is away; or a checkpoint has another name than a run gives it.
             OSError: the file system can't tell.
         """
-        if not _is_directory(self.directory):
-            return []
-        steps = (int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
-        return sorted(step for step in steps if _is_directory(self.path(step)))
+        for path in self.directory.iterdir() if self._is_there() else ():
+            if path.name.isdecimal() and _is_directory(path):
+                right = self.path(int(path.name)).name
+                if path.name != right:
+                    raise UserError(
+                        f"{path}: expected the checkpoint of a step to have eight digits in its "
+                        f"name; rename it to {right}, or move it out of the run's checkpoints"
+                    )
+        return self._steps()
 
     def best(self) -> int | None:
         """The step of the whole checkpoint with the best validation metric, if any has one."""
-        scores = self._scores()
-        return max(scores, key=scores.__getitem__, default=None)
+        return _highest(self._scores(self._read()[0]))
 
     def improves(self, validation: Mapping[str, Any] | None) -> bool:
         """Whether these metrics are better than those of all whole checkpoints."""
         new = self._score(validation)
-        return new is not None and all(new > old for old in self._scores().values())
+        old = self._scores(self._read()[0]).values()
+        return new is not None and all(new > each for each in old)
 
     def has(self, step: int) -> bool:
         """Whether there is a whole checkpoint of a step; a damaged one is set aside."""
@@ -78,7 +99,7 @@ class Retention:
         """Renames damaged checkpoints, and says so.
 
         Args:
-            damaged: fault of each, by its step.
+            damaged: damage of each, by its step.
         """
         for step, reason in damaged.items():
             name = aside = self.path(step).with_suffix(".damaged")
@@ -95,11 +116,23 @@ class Retention:
             )
 
     def delete_superseded(self) -> None:
-        """Deletes whole checkpoints but the latest ones and the best; sets damaged ones aside."""
+        """Deletes whole checkpoints but the latest ones and the best; sets damaged ones aside.
+
+        What can't be deleted is named in a warning, and tried again by the next call. A checkpoint
+        that a user has put files into is kept.
+        """
         whole, damaged = self._read()
         self.set_aside(damaged)
-        for step in set(sorted(whole)[: -self.keep]) - {self.best()}:
-            delete_directory(self.path(step))
+        for step in sorted(set(sorted(whole)[: -self.keep]) - {_highest(self._scores(whole))}):
+            if others := files_of_others(self.path(step), whole[step]):
+                _warn(
+                    f"checkpoint {self.path(step)} isn't deleted: {others[0]} isn't part of it; "
+                    f"move it away, or delete the checkpoint"
+                )
+            else:
+                delete_directory(self.path(step))
+        for path in sweep(self.directory):
+            _warn(f"{path} can't be deleted now; each save tries it again")
 
     def sweep(self) -> None:
         """Deletes the remains of interrupted saves and deletions."""
@@ -110,21 +143,44 @@ class Retention:
                 if path.is_dir() and entries <= _ENTRIES:
                     delete(path)
 
+    def _is_there(self) -> bool:
+        """Whether there is the directory; not if there is nothing.
+
+        Raises:
+            UserError: there is something else.
+        """
+        if _is_directory(self.directory):
+            return True
+        if not os.path.lexists(self.directory):
+            return False
+        is_link = self.directory.is_symlink()
+        found = f"a link to {self.directory.readlink()}" if is_link else "a file"
+        raise UserError(
+            f"{self.directory}: expected a directory or nothing, got {found}; mount the disk of "
+            f"the checkpoints, or give another workdir to start anew"
+        )
+
+    def _steps(self) -> list[int]:
+        """See `steps`; what a run that has begun finds besides is no reason to end it."""
+        names = {path.name for path in self.directory.iterdir()} if self._is_there() else set()
+        steps = sorted(int(name) for name in names if name.isdecimal())
+        return [x for x in steps if self.path(x).name in names and _is_directory(self.path(x))]
+
     def _read(self) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
         """The metadata of whole checkpoints, and what is wrong with damaged ones, by step."""
         whole, damaged = {}, {}
-        for step in self.steps():
+        for step in self._steps():
             try:
                 whole[step] = read_metadata(self.path(step))
             except DamagedCheckpointError as error:
                 damaged[step] = error.reason
             except UserError as error:  # another version's, or nobody may read it: it stays
-                _log.warning("%s; it is left as it is", error)
+                _warn(f"{error}; it is left as it is")
         return whole, damaged
 
-    def _scores(self) -> dict[int, float]:
-        """The score of each validated checkpoint, by its step."""
-        found = {step: self._score(each["validation"]) for step, each in self._read()[0].items()}
+    def _scores(self, whole: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+        """The score of each validated checkpoint, by its step, from the metadata of whole ones."""
+        found = {step: self._score(each["validation"]) for step, each in whole.items()}
         return {step: score for step, score in found.items() if score is not None}
 
     def _score(self, validation: Mapping[str, Any] | None) -> float | None:
@@ -133,6 +189,31 @@ class Retention:
         if value is None or not math.isfinite(value):
             return None
         return value if HIGHER_IS_BETTER[self.best_metric] else -value
+
+
+def check_path(path: Path) -> None:
+    """Checks that Orbax can write checkpoints to a path and find them again.
+
+    Raises:
+        UserError: the path has characters of patterns, which Orbax takes it for, or isn't text.
+    """
+    absolute = str(path.absolute())
+    if re.search(r"[*?\[]", absolute):
+        raise UserError(f"{path}: expected a path without *, ? and [; give another one")
+    try:
+        absolute.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: expected a path in UTF-8; give another one") from None
+
+
+def _highest(scores: Mapping[int, float]) -> int | None:
+    return max(scores, key=scores.__getitem__, default=None)
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Warns once in a process, though each evaluation finds the same again."""
+    _log.warning("%s", text)
 
 
 def _is_directory(path: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
 from dlrm_jax.errors import UserError
@@ -165,12 +165,3 @@ def dense_items(state: TrainState) -> dict[str, Any]:
 def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
     """Converts nested dicts to one dict, with dotted paths as keys."""
     return {".".join(map(str, path)): leaf for path, leaf in flatten_dict(dict(tree)).items()}
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[Any, Any]:
-    """Reverses `flatten`; keys of digits become integers."""
-
-    def keys(path: str) -> tuple[Any, ...]:
-        return tuple(int(key) if key.isdecimal() else key for key in path.split("."))
-
-    return unflatten_dict({keys(path): leaf for path, leaf in flat.items()})

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
 from dlrm_jax.data.formats.npy import map_npy
@@ -25,8 +26,10 @@ from dlrm_jax.training.serialization import (
     flatten,
     load_model,
     load_table,
-    unflatten,
 )
+
+_Path = tuple[Any, ...]
+"""The keys of an array in nested dicts. Models may have digits and dots in them."""
 
 
 def warm_start(
@@ -65,7 +68,7 @@ def warm_start(
     statistics = _chosen(specs.model_state.get("statistics", {}), names)
     chosen = params | statistics
     for name in set(names) - set(tables):
-        if not any(f"{path}.".startswith(f"{name}.") for path in chosen):
+        if not any(_is_in(path, name) for path in chosen):
             raise UserError(
                 f"warm start: {name!r} is no table and no layer; tables are "
                 f"{', '.join(learner.collection.tables)}, layers "
@@ -77,16 +80,16 @@ def warm_start(
         def table_arrays(table: Table) -> Mapping[str, Any]:
             return {"table": _trained(learner, seed, source, metadata, table, same_ids)}
 
-        wanted = {"statistics": unflatten(statistics)} if statistics else {}
-        found, other = load_model(source, metadata, unflatten(params), wanted)
-        loaded = flatten(found) | flatten(other.get("statistics", {}))
+        wanted = {"statistics": unflatten_dict(statistics)} if statistics else {}
+        found, other = load_model(source, metadata, unflatten_dict(params), wanted)
+        loaded = _by_path(found) | _by_path(other.get("statistics", {}))
     else:
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
             spec = learner.collection.array_specs(table.name)["table"]
             return {"table": _read(source, table.name, spec)}
 
-        loaded = {path: _read(source, path, spec) for path, spec in chosen.items()}
+        loaded = {path: _read(source, _dotted(path), spec) for path, spec in chosen.items()}
 
     embedding = learner.collection.from_arrays(
         lambda table: table_arrays(table) if table.name in tables else {}, seed
@@ -97,8 +100,8 @@ def warm_start(
         for path, array in loaded.items()
     }
 
-    def started(tree: Mapping[Any, Any]) -> dict[Any, Any]:
-        return unflatten({path: placed.get(path, x) for path, x in flatten(tree).items()})
+    def started(tree: Mapping[Any, Any]) -> Any:
+        return jax.tree.map_with_path(lambda path, x: placed.get(_keys(path), x), tree)
 
     model_state = dict(state.model_state)
     if statistics:
@@ -106,13 +109,29 @@ def warm_start(
     return dataclasses.replace(state, params=started(state.params), model_state=model_state)
 
 
-def _chosen(tree: Mapping[Any, Any], names: Sequence[str]) -> dict[str, Any]:
+def _chosen(tree: Mapping[Any, Any], names: Sequence[str]) -> dict[_Path, Any]:
     """The arrays of the layers with these names, by path."""
     return {
         path: array
-        for path, array in flatten(tree).items()
-        if any(f"{path}.".startswith(f"{name}.") for name in names)
+        for path, array in _by_path(tree).items()
+        if any(_is_in(path, name) for name in names)
     }
+
+
+def _by_path(tree: Mapping[Any, Any]) -> dict[_Path, Any]:
+    return {_keys(path): array for path, array in jax.tree.leaves_with_path(tree)}
+
+
+def _keys(path: tuple[Any, ...]) -> _Path:
+    return tuple(entry.key for entry in path)
+
+
+def _dotted(path: _Path) -> str:
+    return ".".join(map(str, path))
+
+
+def _is_in(path: _Path, layer: str) -> bool:
+    return f"{_dotted(path)}.".startswith(f"{layer}.")
 
 
 def _trained(
@@ -125,8 +144,8 @@ def _trained(
 ) -> Array | np.ndarray:
     """Reads a table from a checkpoint, where it may have fewer rows."""
     wanted = learner.collection.array_specs(table.name)["table"]
-    entry = metadata["arrays"].get(f"{table.name}/{array_name(metadata, 'table')}")
-    rows = entry["shape"][0] if entry else table.rows
+    rows = _rows(metadata, table.name) or table.rows
+    _check_collisions(learner, source, metadata, table.name)
     known = same_ids is not None and metadata["identity"].get("data") in same_ids
     if same_ids is not None and not known:
         raise UserError(
@@ -142,6 +161,30 @@ def _trained(
     trained = load_table(source, metadata, table.name, {"table": first})["table"]
     grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
     return jax.block_until_ready(grow(trained))
+
+
+def _rows(metadata: Mapping[str, Any], table: str) -> int | None:
+    """Rows of a table in a checkpoint; None if it isn't there."""
+    entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
+    return entry["shape"][0] if entry else None
+
+
+def _check_collisions(
+    learner: Learner, source: Path, metadata: Mapping[str, Any], table: str
+) -> None:
+    """Checks that ids have the same quotients and remainders in a checkpoint."""
+    owner, _, part = table.rpartition(".")
+    if part not in ("quotient", "remainder"):
+        return
+    # There is a row for each remainder. As many quotients may be those of another divisor.
+    here = learner.collection.tables[f"{owner}.remainder"].rows
+    there = _rows(metadata, f"{owner}.remainder")
+    if there not in (None, here):
+        raise UserError(
+            f"warm start: {table} has {there} collisions in {source}, expected {here}: its rows "
+            f"stand for other ids; give --collisions={there}, or leave {owner}.quotient and "
+            f"{owner}.remainder out of --warm_start_names"
+        )
 
 
 def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array, "rows dim"]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,7 +63,7 @@ def test_errors_in_data(tmp_path: Path):
 
 
 def test_a_workdir_that_orbax_would_not_find_again(tmp_path: Path):
-    fails("expected a path without brackets", *SMALL, f"--workdir={tmp_path / 'w[1]'}")
+    fails("expected a path without *, ? and [", *SMALL, f"--workdir={tmp_path / 'w[1]'}")
     assert not (tmp_path / "w[1]").exists()
 
 
@@ -102,6 +105,20 @@ def test_an_error_without_a_file_is_a_fault_of_the_program():
     result = run(program=("-c", FAILING.format("raise OSError(9, 'Bad file descriptor')")))
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["", "--help"])
+def test_a_closed_output_and_one_without_umlauts(option: str):
+    main = f"run(lambda: print('wä ☃', flush=True), ['program', '{option}'][:{1 + bool(option)}])"
+    program = f"from dlrm_jax.cli.run import run\n{main}"
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert option or shown.stdout == "w\\xe4 \\u2603\n"
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    result = subprocess.run(closed, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_metrics_that_cannot_be_written(tmp_path: Path):

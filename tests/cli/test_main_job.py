@@ -72,10 +72,12 @@ def test_best_checkpoint_and_target(tmp_path: Path):
     assert summary(tmp_path)["best_step"] == best
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {best, 40}
-    before = (tmp_path / "metrics.jsonl").read_text()
+    files = [tmp_path / name for name in ("metrics.jsonl", "summary.json")]
+    before = [path.read_text() for path in files]
     succeed("--mesh=1x1", *flags, "--eval_only", "--checkpoint=best", f"--workdir={tmp_path}")
-    assert (tmp_path / "metrics.jsonl").read_text() == before
-    assert summary(tmp_path)["validation"]["auc"] == validation[best]
+    assert [path.read_text() for path in files] == before
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["validation"]["auc"] == validation[best]
     other = tmp_path / "target"
     target = f"--target_auc={validation[5]}"
     for _ in range(2):  # run again, it doesn't train on

@@ -63,6 +63,14 @@ MIXED = [
         own(lambda g, s, n, m: (-g, {"q": s["q"] + jnp.abs(g).sum()}), q="row"),
         r"it mixes rows. .* q at \(0,\)",
     ),
+    (
+        own(lambda g, s, n, m: (-jnp.where(n >= 10, g.mean(0), g), s)),
+        "mixes rows. .* after 10 steps",
+    ),
+    (
+        own(lambda g, s, n, m: (-g * jnp.where(jnp.abs(g).max() < 0.1, 2.0, 1.0), s)),
+        "mixes rows. .* after 3 steps",
+    ),
     (own(lambda g, s, n, m: (-g / len(g), s)), "depends on the number of rows. With 3 of 6 rows,"),
 ]
 

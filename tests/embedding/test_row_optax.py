@@ -39,6 +39,10 @@ def stateless(update) -> optax.GradientTransformation:
     return transform(lambda params: (), lambda g, state, params: (update(g, params), state))
 
 
+def late(step, **_):
+    return jnp.asarray(step) >= 4
+
+
 def rare(g, params):
     return jnp.where(jnp.abs(g).max() > 1e15, 0, g)
 
@@ -46,6 +50,12 @@ def rare(g, params):
 REFUSED = [
     (optax.clip_by_global_norm(1.0), "mixes rows. With gradients of row 2 0, the update at"),
     (optax.clip_by_global_norm(1e12), r"mixes rows. With gradients of row 2 1e\+18, the update"),
+    (
+        optax.chain(
+            optax.conditionally_transform(optax.clip_by_global_norm(1.0), late), optax.sgd(0.1)
+        ),
+        "mixes rows. With gradients of row 2 .* after 10 steps",
+    ),
     (stateless(rare), r"mixes rows. With gradients of row 2 1e\+18"),
     (optax.clip_by_block_rms(1.0), "mixes rows"),
     (optax.adaptive_grad_clip(0.1), "mixes rows"),

@@ -98,7 +98,7 @@ def test_without_values(saved: Run, tmp_path: Path):
 
 def test_bfloat16_becomes_float32(tmp_path: Path):
     config = dataclasses.replace(CONFIG, table_dtype="bfloat16")
-    learner, state, checkpoint = train_and_save(tmp_path / "run", "1x1", config)
+    learner, state, checkpoint = train_and_save(tmp_path, "1x1", config)
     (tmp_path / "out").mkdir()
     write_table(checkpoint, read_metadata(checkpoint), "C3", None, tmp_path / "out", "npy")
     found = np.load(tmp_path / "out" / "C3.npy")

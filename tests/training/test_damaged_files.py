@@ -69,7 +69,7 @@ def test_files_among_checkpoints_are_left_alone(tmp_path: Path):
         (tmp_path / name).mkdir(parents=True)  # as earlier versions left them
     with workspace(tmp_path / "00000005") as directory:
         shutil.copytree(directory, tmp_path / ".00000006.dlrm_jax")  # as a killed process leaves it
-    Checkpoints(tmp_path, {}).sweep()
+    Checkpoints(tmp_path, {}).prepare()
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == sorted(mine)
     assert len(list(tmp_path.iterdir())) == len(mine)

@@ -80,3 +80,28 @@ def test_a_workdir_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: p
         owned(tmp_path / "run"),
     ):
         pytest.fail("the body must not run")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"mine": 1}\n{"step": 900, "split": "train", "loss": 1}\n', "line 1: .*mine"),
+        ('{"step": 1, "split": "train", "loss": 1}\n\nday\tclicks\n', "line 3: .*day"),
+        ('{"step": 1.5, "split": "train"}\n', "line 1"),
+        ("my note", "line 1: .* got 'my note'; move the file away"),
+    ],
+)
+def test_lines_of_others_are_not_dropped(content: str, message: str, tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        Record(path, 0)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("last", ["{", '{"step": 2, "sp', '{"step": 2, \0\0\0\n', "\0\0\0"])
+def test_lines_of_a_run_that_has_saved_nothing_are_dropped(last: str, tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "split": "train", "loss": 1}}\n{last}')
+    Record(path, 0)
+    assert path.read_text() == ""

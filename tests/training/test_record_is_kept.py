@@ -23,6 +23,8 @@ def test_a_workdir_that_has_been_moved_does_not_come_up_anew(tmp_path: Path):
         workdir.mkdir()
         with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
             record(2, "train", {"loss": 0.4})
+        with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
+            record.flush()
     assert list(workdir.iterdir()) == []
 
 
@@ -30,7 +32,7 @@ def test_deletions_that_were_killed_are_swept(tmp_path: Path):
     killed = tmp_path / ".00000010.deleted.dlrm_jax"
     (killed / "00000010").mkdir(parents=True)
     (killed / MARKER).touch()
-    Checkpoints(tmp_path, {}).sweep()
+    Checkpoints(tmp_path, {}).prepare()
     assert list(tmp_path.iterdir()) == []
 
 

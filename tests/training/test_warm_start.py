@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from named_arrays import arrays_of
-from saved_run import CONFIG, DATA, train_and_save
+from saved_run import CONFIG, DATA, save, train_and_save
 
 from dlrm_jax.embedding.initial_values import INITIAL_ROWS
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.warm_start import warm_start
 
 # C1 stays, C2 gets a row that the shards don't divide, C3 more than are initialized at a time.
@@ -134,3 +140,86 @@ def test_other_shapes_are_refused(
     learner = make_learner(dataclasses.replace(CONFIG, **changes), make_mesh("1x1"))
     with pytest.raises(UserError, match=message):
         warm_start(learner, 0, saved[0], tuple(learner.collection.tables), OLDER)
+
+
+QR = dataclasses.replace(
+    CONFIG,
+    table_rows=(7, 900, 40),
+    placements=(),
+    table_optimizers=(),
+    compression="quotient_remainder",
+    collisions=30,
+)
+
+
+@pytest.mark.parametrize("same_ids", [OLDER, None])
+@pytest.mark.parametrize(
+    ("rows", "collisions", "names"),
+    [
+        (900, 31, ("C2.quotient",)),  # as many rows as with 30
+        (1800, 60, ("C2.quotient", "C2.remainder")),
+        (1800, 60, ("C2.remainder",)),
+    ],
+)
+def test_other_quotients_and_remainders_are_refused(
+    rows: int, collisions: int, names: tuple[str, ...], same_ids: tuple[str, ...], tmp_path: Path
+):
+    learner = make_learner(QR, make_mesh("1x1"))
+    checkpoint = save(tmp_path, learner, learner.init(1), QR)
+    other = dataclasses.replace(QR, table_rows=(7, rows, 40), collisions=collisions)
+    learner = make_learner(other, make_mesh("1x1"))
+    message = f"{names[0]} has 30 collisions in .*, expected {collisions}: .* --collisions=30"
+    with pytest.raises(UserError, match=message):
+        warm_start(learner, 0, checkpoint, names, same_ids)
+
+
+def tables_of(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
+    arrays = learner.collection.to_arrays(state.embedding)
+    return {table.name: np.asarray(each["table"]) for table, each in arrays}
+
+
+def test_a_grown_quotient_is_the_trained_one_and_new_rows(tmp_path: Path):
+    learner = make_learner(QR, make_mesh("1x1"))
+    trained = learner.init(1)
+    checkpoint = save(tmp_path, learner, trained, QR)
+    other = make_learner(dataclasses.replace(QR, table_rows=(7, 1800, 40)), make_mesh("1x1"))
+    state = warm_start(other, 0, checkpoint, ("C2.quotient", "C2.remainder"), OLDER)
+    old, new = tables_of(learner, trained), tables_of(other, state)
+    assert new["C2.quotient"].shape == (60, 8)
+    for name in ("C2.quotient", "C2.remainder"):
+        np.testing.assert_array_equal(new[name][:30], old[name])
+
+
+class OfParts(Model):
+    """A model with digits and dots in the names of its layers."""
+
+    def __init__(self, dense_features: int, fields: Sequence[Field], *, rngs: nnx.Rngs):
+        self.fields = tuple(fields)
+        names = ("0", "C2.part", "third")
+        layers = {
+            name: nnx.Linear(field.width, 1, rngs=rngs)
+            for name, field in zip(names, fields, strict=True)
+        }
+        self.parts = nnx.Dict(layers)
+
+    def __call__(self, dense: jax.Array, vectors: Mapping[str, jax.Array]) -> jax.Array:
+        pairs = zip(self.parts.values(), self.fields, strict=True)
+        return sum((layer(vectors[f.name])[:, 0] for layer, f in pairs), jnp.zeros(()))
+
+
+@pytest.mark.parametrize("name", ["parts", "parts.0", "parts.C2.part", "C1"])
+def test_layers_may_have_digits_and_dots_in_their_names(name: str, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, model=f"{__name__}:OfParts")
+    learner = make_learner(config, make_mesh("1x1"))
+    trained = learner.init(1)
+    checkpoint = save(tmp_path, learner, trained, config)
+    fresh = learner.init(0)
+    state = warm_start(learner, 0, checkpoint, (name,), OLDER)
+    assert jax.tree.structure(state) == jax.tree.structure(fresh)
+    taken = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, x in jax.tree.leaves_with_path(state.params)
+        if x.ndim > 1 and not np.array_equal(x, dict(jax.tree.leaves_with_path(fresh.params))[path])
+    }
+    wanted = {f"parts.{x}.kernel" for x in ("0", "C2.part", "third")}
+    assert taken == {x for x in wanted if f"{x}.".startswith(f"{name}.")}
