@@ -22,7 +22,7 @@ from jaxtyping import Float64
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
-from dlrm_jax.data.check import check_ids
+from dlrm_jax.data.check import check_ids, check_labels
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
@@ -60,9 +60,14 @@ class FittedModel:
 
         Args:
             split: examples, or ``"train"``, ``"validation"`` or ``"test"`` of the run's data.
+
+        Raises:
+            UserError: there are no examples, or they have features or labels out of range.
         """
         learner, state = self.predictor.learner, self.predictor.state
         examples, size = self._examples(split), self.predictor.batch_size
+        if not isinstance(split, str):  # the run has checked its own
+            check_labels(examples, "examples")
         if not len(examples):
             raise UserError("split: expected at least one example, got none")
         return evaluate(learner, make_predict(learner), state, examples, size)
@@ -72,8 +77,11 @@ class FittedModel:
 
         Args:
             split: examples as for `evaluate`; labels aren't read.
+
+        Raises:
+            UserError: the examples have features out of range.
         """
-        found = self.predictor.probabilities(self._examples(split))
+        found = self.predictor.probabilities(self._examples(split), check=False)
         return np.concatenate([np.zeros(0), *found])
 
     def save(self, workdir: str | Path) -> Path:
@@ -106,8 +114,9 @@ class FittedModel:
 
     def _examples(self, split: str | Split | Examples) -> Split:
         if isinstance(split, Examples):
-            return Split((split,))
+            split = Split((split,))
         if isinstance(split, Split):
+            self.predictor.check_features(split)
             return split
         if not isinstance(split, str) or split not in self.data.splits:
             expected = f"{', '.join(self.data.splits)}, or examples"
@@ -161,13 +170,15 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs.
 
     Raises:
-        UserError: the data can't be read, or hold an id that its table doesn't have.
+        UserError: the data can't be read, or hold an id that its table doesn't have, a label other
+            than 0 and 1, or a sample weight that is negative or not finite.
     """
     if source is None:
         return config, generate_data(config)
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges)
+        check_labels(split, name)
     return for_data(config, data), data
 
 

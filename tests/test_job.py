@@ -65,6 +65,38 @@ def test_predictions(fitted):
         fitted.predict("tset")
 
 
+@pytest.mark.parametrize(
+    ("array", "value", "message"),
+    [
+        ("labels", np.nan, "row 5 .* expected label 0 or 1, got nan"),
+        ("labels", 2, "row 5 .* expected label 0 or 1, got 2"),
+        ("sample_weights", -1, "row 5 .* expected a finite sample weight of 0 or more, got -1"),
+    ],
+)
+def test_labels_and_weights_out_of_range(fitted, array: str, value: float, message: str):
+    data = data_set()
+    [day, *_] = data.validation.days
+    values = np.ones(len(day), np.float32)
+    values[5] = value
+    bad = Split((dataclasses.replace(day, **{array: values}),))
+    with pytest.raises(UserError, match=f"^validation, {message}"):
+        dlrm_jax.fit(small(), dataclasses.replace(data, validation=bad), "2x4")
+    with pytest.raises(UserError, match=f"^examples, {message}"):
+        fitted.evaluate(bad)
+    if array == "labels":
+        assert len(fitted.predict(bad)) == len(day), "labels aren't read"
+
+
+@pytest.mark.parametrize("value", [-7, 3000])
+def test_ids_out_of_range(fitted, value: int):
+    [day, *_] = data_set().test.days
+    day.ids[4, 2] = value
+    message = rf"^examples, row 4 .* feature 1 .* from 0 to 2999, .* got {value}\."
+    for use in (fitted.predict, fitted.evaluate, fitted.predictor.probabilities):
+        with pytest.raises(UserError, match=message):
+            list(use(Split((day,))))
+
+
 def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
     checkpoint = fitted.save(tmp_path)
     loaded = Predictor.load(checkpoint, make_mesh("1x1"), 64)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import ABSENT, Dataset, Examples
-from dlrm_jax.data.check import check_ids
+from dlrm_jax.data.check import check_ids, check_labels
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.vocabulary import UNSEEN
 
@@ -115,7 +115,7 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
             the training split, and one more for validation and test.
 
     Raises:
-        UserError: an id isn't a row of its table.
+        UserError: an id isn't a row of its table, or a label or weight is out of range.
     """
     names = metadata.columns if metadata else [f"C{i + 1}" for i in range(len(dataset.table_rows))]
     number_of_days = len(metadata.days) if metadata else len(dataset.train.days) + 1
@@ -125,6 +125,8 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
     occurrences = [np.zeros(rows, np.int64) for rows in dataset.table_rows]
     edges = np.cumsum([0, *dataset.bag_lengths]).tolist()
 
+    for name, split in dataset.splits.items():
+        check_labels(split, name)
     for split, day, chunk in _chunks(dataset, metadata):
         examples[split][day] += len(chunk)
         positives[day] += np.count_nonzero(chunk.labels)

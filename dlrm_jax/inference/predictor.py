@@ -12,6 +12,7 @@ from jaxtyping import Float64
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
+from dlrm_jax.data.check import check_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
@@ -72,21 +73,38 @@ class Predictor:
         state = TrainState(metadata["step"], params, None, embedding, model_state)
         return cls(config, learner, state, batch_size)
 
-    def probabilities(self, split: Split) -> Iterator[Float64[np.ndarray, " B"]]:
-        """Yields the probability of label 1 of every example, in order, a batch at a time.
-
-        Args:
-            split: examples with the features of the training data; see `data.check.check_ids`.
+    def check_features(self, split: Split) -> None:
+        """Checks that examples have the features of the training data, and ids of its tables.
 
         Raises:
-            UserError: the examples have another number of dense features, or a prediction isn't
-                finite; the message names its row.
+            UserError: they have others, or an id isn't a row of its table; see `check_ids`.
         """
+        self._check_dense(split)
+        check_ids(split, self.config.table_rows, self.config.table_bag_lengths, "examples")
+
+    def _check_dense(self, split: Split) -> None:
         if split.dense_features != self.config.dense_features:
             raise UserError(
                 f"the model was trained with {self.config.dense_features} dense features, got "
                 f"examples with {split.dense_features}"
             )
+
+    def probabilities(
+        self, split: Split, *, check: bool = True
+    ) -> Iterator[Float64[np.ndarray, " B"]]:
+        """Yields the probability of label 1 of every example, in order, a batch at a time.
+
+        Args:
+            split: examples with the features of the training data.
+            check: whether to look for ids out of range first, which reads them once more.
+
+        Raises:
+            UserError: the examples have other features, see `check_features`, or a prediction
+                isn't finite; the message names its row.
+        """
+        if check:
+            self.check_features(split)
+        self._check_dense(split)
         predict, first = make_predict(self.learner), 0
         for logits in predictions(self.learner, predict, self.state, split, self.batch_size):
             finite = np.isfinite(logits)

@@ -1,9 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
 from dlrm_jax.data.arrays import Dataset, Examples, Split
-from dlrm_jax.data.check import check_ids
+from dlrm_jax.data.check import check_ids, check_labels
 from dlrm_jax.errors import UserError
 
 
@@ -64,3 +66,39 @@ def test_check_ids_names_row_feature_and_value(bad, cut):
 def test_check_ids_refuses_other_shapes():
     with pytest.raises(UserError, match="4 ids"):
         check_ids(split([[0, 1, 2]]), (5, 7), (1, 3), "train")
+
+
+def labelled(labels, sample_weights):
+    n = len(labels)
+    arrays = np.zeros((n, 1), np.float32), np.zeros((n, 1), np.int32)
+    return Examples(*arrays, np.asarray(labels), np.asarray(sample_weights, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_check_labels_accepts_labels_and_weights_as_they_should_be(dtype):
+    day = labelled(np.array([0, 1, 1], dtype), [0, 0.5, 3e38])
+    check_labels(Split((day,)), "train")
+    check_labels(Split((dataclasses.replace(day, sample_weights=None),)), "train")
+
+
+@pytest.mark.parametrize("bad", [2, -1, 100, 0.5, np.nan, np.inf])
+@pytest.mark.parametrize("cut", [0, 70_001])
+def test_check_labels_names_row_and_value(bad, cut):
+    labels, ones = np.zeros(100_000, np.float32), np.ones(100_000)
+    labels[[70_001, 70_005]] = bad, 7
+    days = (labelled(labels[:cut], ones[:cut]), labelled(labels[cut:], ones[cut:]))
+    message = rf"^validation, row 70001 \(from 0\): expected label 0 or 1, got {bad}"
+    with pytest.raises(UserError, match=message):
+        check_labels(Split(days), "validation")
+    if bad in (2, -1, 100):
+        whole = (labelled(labels.astype(np.int32), ones),)
+        with pytest.raises(UserError, match=message):
+            check_labels(Split(whole), "validation")
+
+
+@pytest.mark.parametrize("bad", [-0.5, np.nan, np.inf])
+def test_check_labels_names_a_sample_weight_out_of_range(bad):
+    day = labelled(np.array([0, 1, 1], np.int32), [1, bad, 1])
+    message = rf"^train, row 1 .*: expected a finite sample weight of 0 or more, got {bad}"
+    with pytest.raises(UserError, match=message):
+        check_labels(Split((day,)), "train")
