@@ -90,7 +90,9 @@ def test_labels_and_weights_out_of_range(fitted, array: str, value: float, messa
 @pytest.mark.parametrize("value", [-7, 3000])
 def test_ids_out_of_range(fitted, value: int):
     [day, *_] = data_set().test.days
-    day.ids[4, 2] = value
+    ids = np.array(day.ids)
+    ids[4, 2] = value
+    day = dataclasses.replace(day, ids=ids)
     message = rf"^examples, row 4 .* feature 1 .* from 0 to 2999, .* got {value}\."
     for use in (fitted.predict, fitted.evaluate, fitted.predictor.probabilities):
         with pytest.raises(UserError, match=message):

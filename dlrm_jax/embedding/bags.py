@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int, Int32, Integer, Shaped
+from jaxtyping import Array, Float, Float32, Int, Int32, Integer, Shaped
 
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
@@ -156,6 +156,22 @@ def check_batch(
         raise UserError(
             f"ids: {ids.shape[0]} samples can't be split evenly over the {devices} devices of the "
             f"mesh; EmbeddingCollection.pad_batch fills them up"
+        )
+
+
+def check_weights(id_weights: Float[np.ndarray, "B C"], features: Sequence[Feature]) -> None:
+    """Checks that id weights are finite in float32.
+
+    Raises:
+        UserError: one isn't; the message names its sample and feature.
+    """
+    bad = ~(np.abs(id_weights) <= np.finfo(np.float32).max)  # NaN isn't, either
+    if bad.any():
+        sample, column = np.argwhere(bad)[0]
+        names = [feature.name for feature in features for _ in range(feature.max_ids)]
+        raise UserError(
+            f"id_weights, sample {sample}: expected finite numbers, got "
+            f"{id_weights[sample, column]} for feature {names[column]}; give an absent id weight 0"
         )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dlrm_jax.backend import backend_of
 from dlrm_jax.embedding import copies, kernel_dispatch, reshard, sharded_ops, table_io
-from dlrm_jax.embedding.bags import check_batch, check_ids
+from dlrm_jax.embedding.bags import check_batch, check_ids, check_weights
 from dlrm_jax.embedding.batches import Placed, cast_ids, cast_weights, pad_batch, put_ids
 from dlrm_jax.embedding.comm_dtype import check_dtype
 from dlrm_jax.embedding.layout import make_layout
@@ -170,7 +170,8 @@ class EmbeddingCollection:
             table's width, in at least float32; and residuals for `send_cotangents`.
 
         Raises:
-            UserError: ids or id_weights have another shape or dtype.
+            UserError: ids or id_weights have another shape or dtype, or the state is that of other
+                tables or another plan.
         """
         array, weights = cast_ids(self.features, ids, keep=(jax.Array,)), None
         if id_weights is not None:
@@ -217,7 +218,8 @@ class EmbeddingCollection:
             step: number of updates done before this one, a scalar integer.
 
         Raises:
-            UserError: the step isn't one integer, or the optimizer's update has the wrong form.
+            UserError: the step isn't one integer of at least 0, the state is that of other tables
+                or another plan, or the optimizer's update has the wrong form.
         """
         return sharded_ops.apply(self.per_device, state, gradients, step)
 
@@ -240,14 +242,15 @@ class EmbeddingCollection:
             ids: ids of this process's samples: an id array, arrays by feature name, or ragged bags
                 by feature name as `Ragged` (values, lengths).
             id_weights: id weights in the same form and shapes, floats; None for ones.
-            check: whether to look for ids out of range, see `check_ids`.
+            check: whether to look for ids out of range, see `check_ids`, and for id weights that
+                aren't finite.
 
         Returns:
             The id array [B, C] int32; a pair of it and the id weights where they are given.
 
         Raises:
             UserError: ids aren't integers, or don't fit into int32 or the tables, an id has no
-                weight of its own, or the number of devices doesn't divide the batch, see
+                finite weight of its own, or the number of devices doesn't divide the batch, see
                 `pad_batch`.
         """
         on_host = cast_ids(self.features, ids)
@@ -257,6 +260,8 @@ class EmbeddingCollection:
         check_batch(devices, self.features, on_host, id_weights, processes)
         if check:
             check_ids(on_host, self.features, self.lookups, self.tables)
+            if id_weights is not None:
+                check_weights(id_weights, self.features)
         return put_ids(self.axes, on_host, id_weights)
 
     def pad_batch(self, ids: Any, *arrays: Any) -> Placed:
@@ -311,7 +316,8 @@ class EmbeddingCollection:
             seed: seed of the initial values.
 
         Raises:
-            UserError: an array has another shape or an unknown name.
+            UserError: an array has another shape or an unknown name, or a number of it doesn't fit
+                into the table's dtype.
         """
         return table_io.from_arrays(self.axes, self.layout, source, seed)
 

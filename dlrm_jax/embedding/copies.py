@@ -33,6 +33,7 @@ _CHUNKS = 2**11
 
 def of_tables(layout: Layout, state: EmbeddingState) -> dict[str, list[Array]]:
     """The arrays of each slab, by a text that names its tables."""
+    layout.check(state)
     return {
         f"table(s) {', '.join(slab.tables)}": [
             state.tables[slab.name],

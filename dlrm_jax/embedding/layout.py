@@ -8,6 +8,8 @@ them. A sequence of L ids is L bags of one id.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ from jaxtyping import Int32
 from dlrm_jax.embedding.plan import Piece, Plan
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.embedding.slab import Slab, make_slabs
+from dlrm_jax.embedding.state import EmbeddingState
 from dlrm_jax.embedding.table import Feature, Lookup, Table
 from dlrm_jax.errors import UserError
 
@@ -59,6 +62,29 @@ class Layout:
     mapped: tuple[tuple[slice, Callable], ...]
     bags: tuple[range, ...]
     positions: tuple[tuple[tuple[int, int, int], ...], ...]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The same for layouts in which each row of each table has the same place.
+
+        Arrays of equal shapes don't tell one placement from another.
+        """
+        slabs = [(x.name, x.split, x.rows, x.dim, str(x.dtype), x.pieces) for x in self.slabs]
+        rows = [[(name, table.rows) for name, table in x.tables.items()] for x in self.slabs]
+        return hashlib.blake2b(repr((slabs, rows)).encode(), digest_size=8).hexdigest()
+
+    def check(self, state: EmbeddingState) -> None:
+        """Checks that the rows of a state are where this layout has them.
+
+        Raises:
+            UserError: the state is of other tables or another placement.
+        """
+        if state.layout and state.layout != self.key:
+            raise UserError(
+                "state: expected one of this collection's tables and plan, got one of other tables "
+                "or another plan. Make it with init or from_arrays of this collection; "
+                "to_arrays of the other one gives whole tables for that"
+            )
 
     def slab_of(self, table: str) -> Slab:
         """The slab that a table lies in."""

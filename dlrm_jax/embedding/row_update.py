@@ -24,7 +24,7 @@ def checked_step(step: ArrayLike) -> Int[Array, ""]:
     """The number of updates done before this one, an array.
 
     Raises:
-        UserError: it isn't one integer.
+        UserError: it isn't one integer, or it is a negative one of the host's.
     """
     dtype = step.dtype if isinstance(step, jax.Array) else np.asarray(step).dtype
     if np.shape(step) or dtype.kind not in "iu":
@@ -32,6 +32,8 @@ def checked_step(step: ArrayLike) -> Int[Array, ""]:
             f"step: expected the number of updates before this one, an integer, got {dtype} of "
             f"shape {list(np.shape(step))}"
         )
+    if not isinstance(step, jax.Array) and np.asarray(step) < 0:
+        raise UserError(f"step: expected the number of updates before this one, got {step}")
     return jnp.asarray(step)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ def lookup(
     id_weights: Float[Array | np.ndarray, "B C"] | None,
 ) -> tuple[dict[str, Float[Array, "B *_"]], Residuals]:
     """See `EmbeddingCollection.lookup`. The optimizers' state isn't read."""
+    device.layout.check(state)
     batch, per_device = device.axes.batch, device.axes.per_device
 
     def run(tables: dict[str, Array], ids: Array, id_weights: Array | None) -> Any:
@@ -80,6 +82,7 @@ def apply(
     step: ArrayLike,
 ) -> EmbeddingState:
     """See `EmbeddingCollection.apply`. Frozen tables aren't passed."""
+    device.layout.check(state)
     slabs, specs = device.trained_slabs, device.state_specs
     specs = EmbeddingState({name: specs.tables[name] for name in slabs}, specs.slots)
 
@@ -102,7 +105,8 @@ def apply(
         gradients.blocks,
         checked_step(step),
     )
-    return EmbeddingState(state.tables | updated.tables, state.slots | updated.slots)
+    tables, slots = state.tables | updated.tables, state.slots | updated.slots
+    return dataclasses.replace(state, tables=tables, slots=slots)
 
 
 def _row_specs(device: PerDevice) -> dict[str, PartitionSpec]:

@@ -25,10 +25,12 @@ class EmbeddingState:
     Attributes:
         tables: table of each slab, [M · R, d] or [R, d], in its storage dtype, see `storage_dtype`.
         slots: optimizer slots of each slab by name, with one number per row, per element, or one.
+        layout: key of the places of rows in the arrays, see `layout.Layout.key`; empty if unknown.
     """
 
     tables: dict[str, Leaf] | Leaf
     slots: dict[str, dict[str, Leaf]] | Leaf
+    layout: str = dataclasses.field(default="", metadata={"static": True})
 
 
 @_pytree

@@ -71,6 +71,7 @@ def iter_arrays(
     state: EmbeddingState,
 ) -> Iterator[tuple[Table, str, Array]]:
     """See `EmbeddingCollection.iter_arrays`."""
+    layout.check(state)
     auto = axes.auto
     for slab in layout.slabs:
         leaves = {"table": state.tables[slab.name], **state.slots.get(slab.name, {})}
@@ -141,7 +142,8 @@ def _shardings(axes: MeshAxes, slab: Slab) -> dict[str, Any]:
 def _as_state(layout: Layout, leaves: Mapping[str, dict[str, Any]]) -> EmbeddingState:
     """A state of the leaves of each slab, by its name: the table and the optimizer slots."""
     tables = {name: own.pop("table") for name, own in leaves.items()}
-    return EmbeddingState(tables, {s.name: leaves[s.name] for s in layout.slabs if s.optimizer})
+    slots = {s.name: leaves[s.name] for s in layout.slabs if s.optimizer}
+    return EmbeddingState(tables, slots, layout.key)
 
 
 def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
@@ -151,13 +153,29 @@ def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
     for key, array in source(table).items():
         if key not in wanted:
             raise UserError(f"table {table.name} has {', '.join(wanted)}, but {key!r} was given")
-        check_array(f"table {table.name}: {key}", array, wanted[key])
-        array, sharding = array.astype(wanted[key].dtype, copy=False), wanted[key].sharding
+        name = f"table {table.name}: {key}"
+        check_array(name, array, wanted[key])
+        array, sharding = _cast(name, array, wanted[key].dtype), wanted[key].sharding
         if isinstance(array, np.ndarray):
             placed[key] = put_whole(array, sharding)
         else:
             placed[key] = jax.device_put(array, sharding)
     return placed
+
+
+def _cast(name: str, array: Any, dtype: np.dtype) -> Any:
+    """An array in this dtype; the host's numbers must fit into it."""
+    narrower = isinstance(array, np.ndarray) and array.dtype.kind == "f"
+    if narrower and array.dtype.itemsize > dtype.itemsize:
+        # Infinite ones, which the user has seen, and NaN stay as they are.
+        too_large = np.isfinite(array) & (np.abs(array) > float(jnp.finfo(dtype).max))
+        if too_large.any():
+            place = np.argwhere(too_large)[0].tolist()
+            raise UserError(
+                f"{name}: expected numbers that fit into {dtype}, got {array[tuple(place)]} at "
+                f"{place}"
+            )
+    return array.astype(dtype, copy=False)
 
 
 def check_array(name: str, array: object, spec: jax.ShapeDtypeStruct) -> None:

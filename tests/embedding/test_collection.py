@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from small_collection import FEATURES, LOOKUPS, TABLES, collection, random_batch
 
-from dlrm_jax.embedding import SGD, EmbeddingCollection, automatic_plan
+from dlrm_jax.embedding import (
+    SGD,
+    EmbeddingCollection,
+    Feature,
+    Lookup,
+    Table,
+    automatic_plan,
+)
 from dlrm_jax.embedding.bags import check_batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
@@ -116,7 +123,13 @@ def test_unknown_tables_are_named():
 
 
 @pytest.mark.parametrize(
-    ("step", "got"), [(1.5, r"float64 of shape \[\]"), (jnp.arange(2), r"int32 of shape \[2\]")]
+    ("step", "got"),
+    [
+        (1.5, r"float64 of shape \[\]"),
+        (jnp.arange(2), r"int32 of shape \[2\]"),
+        (-1, "-1"),
+        (np.int64(-3), "-3"),
+    ],
 )
 def test_the_step_is_an_integer(step, got):
     tables, ids = collection(), jnp.zeros((8, 9), jnp.int32)
@@ -129,3 +142,50 @@ def test_the_step_is_an_integer(step, got):
         jax.eval_shape(lambda state, ids: update(state, ids, step), tables.state_specs(), ids)
     for number in (3, np.int64(3), jnp.asarray(3)):
         jax.eval_shape(lambda s, ids, n=number: update(s, ids, n), tables.state_specs(), ids)
+
+
+def two_tables(placement: str, rows: int = 8):
+    tables = [Table("a", rows, 4), Table("b", 8, 4)]
+    features = [Feature("a"), Feature("b")]
+    lookups = [Lookup("a", "a", "a"), Lookup("b", "b", "b")]
+    plan = automatic_plan(tables, 2, dict.fromkeys("ab", placement))
+    return EmbeddingCollection(tables, features, lookups, make_mesh("1x2"), SGD(0.1), plan)
+
+
+@pytest.mark.parametrize(
+    ("placement", "rows"), [("row_wise", 8), ("replicated", 7)], ids=["placement", "rows"]
+)
+def test_a_state_of_another_placement_or_other_rows_is_refused(placement, rows):
+    """Its arrays may have the same names and shapes."""
+    other = "table_wise" if placement == "row_wise" else placement
+    tables, others = two_tables(placement, rows), two_tables(other)
+    state, wrong = tables.state_specs(), others.init(0)
+    ids = jnp.zeros((4, 2), jnp.int32)
+
+    def loss(pooled):
+        return pooled["a"].sum()
+
+    gradients = jax.eval_shape(tables.value_and_grad(loss, ()), state, ids)[-1]
+    for use in (
+        lambda: jax.eval_shape(tables.lookup, wrong, ids),
+        lambda: jax.eval_shape(tables.value_and_grad(loss, ()), wrong, ids),
+        lambda: jax.eval_shape(lambda s, g: tables.apply(s, g, 0), wrong, gradients),
+        lambda: list(tables.to_arrays(wrong)),
+        lambda: tables.check_copies(wrong),
+    ):
+        with pytest.raises(
+            UserError, match=r"^state: expected one of this collection's tables and"
+        ):
+            use()
+
+
+def test_a_state_stays_that_of_its_collection():
+    tables, again = two_tables("row_wise"), two_tables("row_wise")
+    ids = jnp.zeros((4, 2), jnp.int32)
+
+    def step(state):
+        pooled, residuals = again.lookup(state, ids)
+        return again.update(state, residuals, pooled, 0)
+
+    state = tables.state_specs()
+    assert jax.tree.structure(jax.eval_shape(step, state)) == jax.tree.structure(state)

@@ -267,3 +267,15 @@ def test_ids_are_no_differences_of_times_and_weights_no_long_doubles(collection)
         collection.put(MATRIX.astype("m8[s]"))
     with pytest.raises(UserError, match="expected floating numbers, got float128; cast to float32"):
         collection.put(MATRIX, np.ones(MATRIX.shape, np.longdouble))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_id_weights_are_finite(collection, bad):
+    weights = np.ones(MATRIX.shape, np.float32)
+    weights[3, 2] = bad
+    message = rf"^id_weights, sample 3: expected finite numbers, got {bad} for feature history"
+    with pytest.raises(UserError, match=message):
+        collection.put(MATRIX, weights)
+    collection.put(MATRIX, weights, check=False)
+    with pytest.raises(UserError, match=r"^id_weights, sample 3: expected finite numbers"):
+        collection.put(MATRIX, np.where(np.isfinite(weights), 1.0, 1e300))

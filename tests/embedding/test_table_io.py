@@ -190,3 +190,15 @@ def test_tables_larger_than_the_memory_are_refused_before_one_is_made(placement)
     expected = f"on each device, got {share}.0 GiB .*; the largest table is huge with 536,870,9"
     with pytest.raises(UserError, match=expected):
         own.init(seed=0)
+
+
+def test_numbers_beyond_the_dtype_of_their_array_are_refused():
+    """They would become infinite."""
+    tables = collection()
+
+    def given(table):
+        return {"table": np.full((table.rows, table.dim), -1e300)} if table.name == "b" else {}
+
+    message = r"^table b: table: expected numbers that fit into float32, got -1e\+300 at \[0, 0\]"
+    with pytest.raises(UserError, match=message):
+        tables.from_arrays(given, seed=0)
