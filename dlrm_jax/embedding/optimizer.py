@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from dlrm_jax.embedding.row_optimizer import (
@@ -30,6 +33,34 @@ def rate_at(learning_rate: Rate, step: Step) -> float | Float[Array, ""]:
     return learning_rate(step) if callable(learning_rate) else learning_rate  # pyright: ignore
 
 
+def check_rate(rate: Any) -> None:
+    """Checks a learning rate: a schedule, or a number.
+
+    Raises:
+        UserError: it is neither, or not finite and above 0.
+    """
+    if not callable(rate):
+        expected = "a finite number above 0, or a schedule"
+        _check_number("learning_rate", rate, expected, lambda x: 0 < x < math.inf)
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    expected: str = "a finite number of 0 or more",
+    accepts: Callable[[Any], bool] = lambda x: 0 <= x < math.inf,
+) -> None:
+    """Checks a setting of an optimizer; its values would spoil the tables without a word.
+
+    Raises:
+        UserError: it isn't a number, or isn't accepted; NaN never is.
+    """
+    if isinstance(value, Tracer):
+        return
+    if np.ndim(value) or np.asarray(value).dtype.kind not in "iuf" or not accepts(value):
+        raise UserError(f"{name}: expected {expected}, got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class SGD(RowOptimizer):
     """``w -= rate · g``."""
@@ -37,6 +68,9 @@ class SGD(RowOptimizer):
     learning_rate: Rate
     linear: ClassVar[bool] = True
     native: ClassVar[NativeUnit] = "columns"
+
+    def __post_init__(self):
+        check_rate(self.learning_rate)
 
     def update(self, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean) -> Changes:
         """See `RowOptimizer.update`."""
@@ -72,10 +106,9 @@ class Adagrad(RowOptimizer):
     slots: ClassVar = {"accumulator": "element"}
 
     def __post_init__(self):
-        if self.initial_accumulator < 0:
-            raise UserError(
-                f"initial_accumulator: expected 0 or more, got {self.initial_accumulator}"
-            )
+        check_rate(self.learning_rate)
+        _check_number("eps", self.eps)
+        _check_number("initial_accumulator", self.initial_accumulator)
 
     def initial_slots(self, values: Float[Array, "R d"]) -> Slots:
         """See `RowOptimizer.initial_slots`."""
@@ -134,6 +167,13 @@ class Adam(RowOptimizer):
     b2: float = 0.999
     eps: float = 1e-8
     slots: ClassVar = {"mean": "element", "variance": "element"}
+
+    def __post_init__(self):
+        check_rate(self.learning_rate)
+        _check_number("eps", self.eps)
+        for name in ("b1", "b2"):
+            expected = "a number from 0 to below 1"
+            _check_number(name, getattr(self, name), expected, lambda x: 0 <= x < 1)
 
     def update(self, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean) -> Changes:
         """See `RowOptimizer.update`."""

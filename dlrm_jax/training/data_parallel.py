@@ -78,7 +78,7 @@ def gradients(
             *_, statistics = split_model(model)
             model_state = {**model_state, "statistics": agree(statistics, learner.axes.split)}
         with jax.named_scope("loss"):
-            loss = jnp.sum(batch.sample_weights * learner.loss(answers, batch.labels))
+            loss = jnp.sum(batch.sample_weights * _losses(learner, answers, batch))
         return loss, model_state
 
     value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
@@ -149,6 +149,23 @@ def _answers(model: Any, dense: Array, pooled: Any) -> Float[Array, " B"]:
             f"of shape {logits.shape}"
         )
     return logits
+
+
+def _losses(learner: Learner, answers: Float[Array, " B"], batch: Batch) -> Float[Array, " B"]:
+    """The loss of each sample; other shapes would be broadcast to all pairs of samples."""
+    for name in ("labels", "sample_weights"):
+        shape = getattr(batch, name).shape
+        if shape != answers.shape:
+            raise UserError(
+                f"{name}: expected one for each of {len(answers)} samples, got shape {shape}"
+            )
+    losses = learner.loss(answers, batch.labels)
+    if losses.shape != answers.shape:
+        raise UserError(
+            f"expected the loss to return a value for each of {len(answers)} samples, got an array "
+            f"of shape {losses.shape}"
+        )
+    return losses
 
 
 def _on_each_device(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,8 +70,8 @@ class Learner:
         accumulation_steps: number of micro-batches of a batch.
 
     Raises:
-        UserError: the mesh's axes are Explicit, or the model has random keys of another kind than
-            `jax.random.key` makes.
+        UserError: the mesh's axes are Explicit, a number is out of range, or the model has random
+            keys of another kind than `jax.random.key` makes.
     """
 
     def __init__(
@@ -86,6 +87,14 @@ class Learner:
             raise UserError(
                 "mesh: expected axes of type Auto for a learner, got Explicit ones; for those, "
                 "write the step with EmbeddingCollection.value_and_grad"
+            )
+        if not 0 <= clip_norm < math.inf:
+            raise UserError(
+                f"clip_norm: expected a finite number, 0 for no clipping or more, got {clip_norm!r}"
+            )
+        if accumulation_steps < 1:
+            raise UserError(
+                f"accumulation_steps: expected an integer of at least 1, got {accumulation_steps!r}"
             )
         self.collection = collection
         self.axes = collection.axes
@@ -196,10 +205,18 @@ class Learner:
 
         Args:
             batch: samples of this process.
+
+        Raises:
+            UserError: the micro-batches don't divide the batch.
         """
         count = self.accumulation_steps
         if count == 1:
             return self.put_evaluation(batch)
+        if len(batch.ids) % count:
+            raise UserError(
+                f"accumulation_steps: expected a batch of a multiple of {count} samples, one part "
+                f"for each micro-batch, got {len(batch.ids)}"
+            )
         split = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
         return jax.make_array_from_process_local_data(self.batch_sharding(leading=1), split)
 

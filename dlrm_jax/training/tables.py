@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from dlrm_jax.config import Config
+from dlrm_jax.config_fields import FLOAT32_MAX
 from dlrm_jax.embedding import Feature, Lookup, Table
 from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
@@ -202,5 +203,10 @@ def _table_optimizer(config: Config, text: str) -> RowOptimizer:
         raise UserError(
             f"table_optimizers: expected OPTIMIZER or OPTIMIZER:LEARNING_RATE, got {text!r}"
         ) from None
+    if not 0 < base <= FLOAT32_MAX:  # NaN isn't, either
+        raise UserError(
+            f"table_optimizers: expected a learning rate that is a finite float32 above 0, got "
+            f"{text!r}"
+        )
     has_eps = hasattr(OPTIMIZERS.get(name), "eps")
     return row_optimizer(name, schedule(config, base), config.eps or None if has_eps else None)

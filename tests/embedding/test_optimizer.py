@@ -8,7 +8,7 @@ import pytest
 from oracle import FORMULAS
 
 from dlrm_jax.embedding import SGD, Adagrad, Adam, RowOptax, RowOptimizer, RowWiseAdagrad
-from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
+from dlrm_jax.embedding.optimizer import OPTIMIZERS, check_rate, row_optimizer
 from dlrm_jax.embedding.row_optimizer import slot_bytes, slot_shapes
 from dlrm_jax.embedding.row_update import update_rows
 from dlrm_jax.errors import UserError
@@ -165,3 +165,34 @@ def test_an_update_of_ones_own_is_not_linear_unless_it_says_so():
         assert not made.linear  # otherwise a row decays once per occurrence
         assert made.native is None
     assert (Renamed.linear, Renamed.native) == (True, "columns")
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values())
+@pytest.mark.parametrize("rate", [-0.1, 0.0, np.nan, np.inf], ids=repr)
+def test_learning_rates_are_finite_and_positive(make, rate):
+    message = rf"^learning_rate: expected a finite .* above 0, or a schedule, got {rate!r}"
+    with pytest.raises(UserError, match=message):
+        make(rate)
+
+
+@pytest.mark.parametrize("rate", ["0.1", None, [0.1]])
+def test_learning_rates_are_numbers_or_schedules(rate):
+    with pytest.raises(UserError, match=r"^learning_rate: expected a finite number .*, got "):
+        check_rate(rate)  # where annotations are checked at runtime, the checker is faster
+    check_rate(np.float32(0.5))
+    check_rate(optax.constant_schedule(0.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (Adagrad, "eps", -1e-8),
+        (RowWiseAdagrad, "initial_accumulator", np.nan),
+        (Adam, "eps", np.nan),
+        (Adam, "b1", 1.0),
+        (Adam, "b2", -0.1),
+    ],
+)
+def test_other_settings_of_optimizers_are_in_range(make, name, value):
+    with pytest.raises(UserError, match=rf"^{name}: expected .*, got {value}"):
+        make(0.1, **{name: value})

@@ -247,6 +247,61 @@ def test_a_model_that_gives_no_logits():
         compile_step(make_learner(config, make_mesh("1x1")), BATCH, config.dense_features)
 
 
+def small_learner(**changes: Any) -> Learner:
+    collection = EmbeddingCollection(
+        [Table("t", 8, 4)], [Feature("f")], [Lookup("f", "f", "t")], make_mesh("1x2"), SGD(0.1)
+    )
+    return Learner(
+        collection, lambda rngs: Sums(nnx.Linear(1, 1, rngs=rngs)), optax.sgd(0.1), **changes
+    )
+
+
+class Sums(nnx.Module):
+    def __init__(self, layer: nnx.Linear):
+        self.layer = layer
+
+    def __call__(self, dense: Array, pooled: dict[str, Array]) -> Array:
+        return self.layer(dense)[:, 0] + pooled["f"].sum(1)
+
+
+@pytest.mark.parametrize(
+    ("array", "loss", "message"),
+    [
+        ("labels", None, r"labels: expected one for each of 4 samples, got shape \(4, 1\)"),
+        ("sample_weights", None, r"sample_weights: expected one for each of 4 .* got .*\(4, 1\)"),
+        (None, lambda z, y: z[:, None] - y, r"the loss .* value for each of 4 .* \(4, 4\)"),
+        (None, lambda z, y: jnp.mean(z - y), r"the loss .* value for each of 4 .* \(\)"),
+    ],
+)
+def test_what_would_be_broadcast_is_refused(array, loss, message):
+    learner = small_learner(**({"loss": loss} if loss else {}))
+    ones = np.ones(8, np.float32)
+    batch = Batch(ones[:, None], np.zeros((8, 1), np.int32), ones, ones)
+    if array:
+        batch = batch._replace(**{array: ones[:, None]})
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(make_train_step(learner), learner.state_specs(), batch)
+
+
+@pytest.mark.parametrize("value", [-1, np.nan, np.inf])
+def test_the_clip_norm_is_finite_and_not_negative(value):
+    with pytest.raises(UserError, match=f"^clip_norm: expected a finite .*, got {value!r}"):
+        small_learner(clip_norm=value)
+
+
+@pytest.mark.parametrize("value", [0, -2])
+def test_there_is_at_least_one_micro_batch(value):
+    with pytest.raises(UserError, match=f"^accumulation_steps: expected .*, got {value}"):
+        small_learner(accumulation_steps=value)
+
+
+def test_micro_batches_divide_the_batch():
+    ones = np.ones(8, np.float32)
+    batch = Batch(ones[:, None], np.zeros((8, 1), np.int32), ones, ones)
+    with pytest.raises(UserError, match=r"expected a batch of a multiple of 3 samples, .* got 8"):
+        small_learner(accumulation_steps=3).put(batch)
+
+
 class NoLogits(Model):
     def __init__(self, dense_features: int, fields: Sequence[Field], *, rngs: nnx.Rngs):
         del fields, rngs
