@@ -28,7 +28,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import Record, owned, to_json, versions
 from dlrm_jax.training.step import make_predict, make_train_step
-from dlrm_jax.training.warm_start import warm_start
+from dlrm_jax.training.warm_start import noted_start, warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Options:
         workdir: directory of metrics, summary and checkpoints, from which a run resumes; None for
             a run that writes no files.
         tensorboard: whether the metrics are written to ``workdir/tensorboard`` as well.
-        warm_start: checkpoint or directory of arrays that a new run takes values from.
+        warm_start: checkpoint or directory of arrays that a new run takes values from; a run that
+            resumes must have had the same.
         warm_start_names: tables and layers to take.
         evaluate_only: checkpoint of the workdir to evaluate, without training.
         preset: name for the summary.
@@ -106,6 +107,10 @@ def run(
         if workdir and data.directory and not options.evaluate_only:
             vocabularies.keep(data.directory, data.fingerprint, workdir)
         notes = describe_run(config, learner)
+        if not options.evaluate_only:
+            before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
+            names = options.warm_start_names
+            notes["warm_start"] = noted_start(options.warm_start, names, before)
         predict = make_predict(learner)
 
         def metrics_of(state: TrainState, split: str) -> Metrics:
@@ -221,6 +226,7 @@ def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "config_version": VERSION,
         "versions": versions(),
+        "warm_start": None,
     }
 
 

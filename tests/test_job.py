@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.run import Options, run
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.metadata import read_metadata
 
 PREPARED = Path(__file__).parent / "previous" / "data"
 
@@ -121,6 +125,32 @@ def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
     again = dlrm_jax.fit(small(), data_set(), "2x4", workdir=tmp_path)
     assert again.summary["resumed_from"] == first.summary["steps"]
     assert again.summary["examples_per_second"] == first.summary["examples_per_second"] > 0
+
+
+def test_a_warm_start_is_noted_and_not_ignored_on_resumption(tmp_path: Path):
+    source, others = tmp_path / "arrays", tmp_path / "others"
+    for directory in (source, others):
+        directory.mkdir()
+        np.save(directory / "C1.npy", np.full((7, 8), 2.0, np.float32))
+    data, learner = data_set(), make_learner(small(), make_mesh("1x1"))
+
+    def train(workdir: str, epochs: int, warm: Path | None = None, *names: str) -> dict | None:
+        options = Options(tmp_path / workdir, warm_start=warm, warm_start_names=names)
+        run(small(epochs=epochs), data, learner, options)
+        [*_, latest] = sorted((tmp_path / workdir / "checkpoints").iterdir())
+        return read_metadata(latest)["warm_start"]
+
+    noted = {"source": str(source), "names": ["C1"]}
+    assert train("warm", 1, source, "C1") == noted
+    assert train("warm", 2, source, "C1") == noted
+    assert train("warm", 3) == noted, "of the run, whoever goes on with it"
+    started = rf"was started from C1 of {re.escape(str(source))}, .* leave out --warm_start"
+    for warm in ((others, "C1"), (source, "C1", "bottom")):
+        with pytest.raises(UserError, match=started):
+            train("warm", 4, *warm)
+    assert train("cold", 1) is None
+    with pytest.raises(UserError, match=r"was started without, .* or give another workdir"):
+        train("cold", 2, source, "C1")
 
 
 def test_prepared_data_with_vocabularies(tmp_path: Path):

@@ -32,6 +32,33 @@ _Path = tuple[Any, ...]
 """The keys of an array in nested dicts. Models may have digits and dots in them."""
 
 
+def noted_start(
+    source: Path | None, names: Sequence[str], before: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """What a run took its first values from, as its checkpoints note it under ``"warm_start"``.
+
+    Args:
+        source: source that is given for this start; None for none.
+        names: names that are given.
+        before: metadata of the checkpoint that the run resumes from; None if it is new.
+
+    Raises:
+        UserError: the run that resumes was started from something else.
+    """
+    given = {"source": str(source.resolve()), "names": sorted(names)} if source else None
+    if before is None or "warm_start" not in before:  # earlier versions didn't note it
+        return given
+    noted = before["warm_start"]
+    if given and given != noted:
+        start = f"from {','.join(noted['names'])} of {noted['source']}" if noted else "without"
+        raise UserError(
+            f"--warm_start is for new runs: the one that this would resume was started {start}, "
+            f"not from {','.join(given['names'])} of {given['source']}. To resume it, leave out "
+            f"--warm_start; or give another workdir"
+        )
+    return noted
+
+
 def warm_start(
     learner: Learner,
     seed: int,
