@@ -67,6 +67,7 @@ class PerDevice:
                 name: {slot: slab_spec(slab, model, n) for slot, n in slot_ndims(slab).items()}
                 for name, slab in self.trained_slabs.items()
             },
+            self.layout.key,
         )
 
     def lookup(
@@ -188,7 +189,7 @@ class PerDevice:
         for name, slab in self.trained_slabs.items():
             args = tables[name], slots[name], gradients.blocks[name], checked_step(step)
             tables[name], slots[name] = self._update(slab, *args)
-        return EmbeddingState(tables, slots)
+        return dataclasses.replace(state, tables=tables, slots=slots)
 
     def _update(
         self,

@@ -84,7 +84,7 @@ def apply(
     """See `EmbeddingCollection.apply`. Frozen tables aren't passed."""
     device.layout.check(state)
     slabs, specs = device.trained_slabs, device.state_specs
-    specs = EmbeddingState({name: specs.tables[name] for name in slabs}, specs.slots)
+    specs = dataclasses.replace(specs, tables={name: specs.tables[name] for name in slabs})
 
     def run(state: EmbeddingState, blocks: dict[str, Any], step: Array) -> EmbeddingState:
         return device.apply(state, RowGradients(blocks, gradients.summed), step)
@@ -101,7 +101,7 @@ def apply(
             for name, slab in slabs.items()
         ),
     )(
-        EmbeddingState({name: state.tables[name] for name in slabs}, state.slots),
+        EmbeddingState({name: state.tables[name] for name in slabs}, state.slots, specs.layout),
         gradients.blocks,
         checked_step(step),
     )
