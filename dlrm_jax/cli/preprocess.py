@@ -120,6 +120,8 @@ def summarize(metadata: Metadata) -> None:
     rows = [*zip(metadata.columns, metadata.table_rows, strict=True)]
     rows.append(("all", sum(metadata.table_rows)))
     print(text_table(("column", "rows of its table"), [(name, f"{n:,}") for name, n in rows]))
+    if metadata.dates:
+        print(f"dates from {' to '.join(metadata.dates)}")
     if metadata.skipped_lines:
         print(f"skipped {metadata.skipped_lines:,} malformed lines")
     if metadata.dropped_negatives:

@@ -46,6 +46,7 @@ class Metadata:
         grown_from: fingerprints of the data whose vocabularies these continue, oldest first.
         versions: version of each library that made the arrays.
         id_ranges: notes of the files of ids, see `id_ranges`; empty in earlier versions.
+        dates: first and last date of the rows; empty without times, and in earlier versions.
     """
 
     made_from: dict[str, Any]
@@ -63,6 +64,7 @@ class Metadata:
     grown_from: list[str]
     versions: dict[str, str]
     id_ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dates: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
     def read(cls, directory: Path) -> Metadata:

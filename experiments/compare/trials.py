@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from jax.sharding import Mesh
 from dlrm_jax.config import Config
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import write_text
+from dlrm_jax.files import read_json, write_text
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import TrainState
@@ -45,6 +46,11 @@ RATES: dict[str, tuple[float, ...]] = dict.fromkeys(OPTIMIZERS, (0.001, 0.01, 0.
     "adam": (0.0003, 0.001, 0.003),
 }
 """Learning rates to search over, by optimizer."""
+
+# What tables and pictures read of a trial.
+_READ = {"trial", "train", "validation", "test", "curve"}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +142,27 @@ class Study:
             identity["source"] = source
         key = hashlib.blake2b(to_json(identity).encode(), digest_size=8).hexdigest()
         path = self.directory / f"{config.model}-{config.optimizer}-{config.seed}-{key}.json"
-        if not path.exists():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            found = run_trial(config, self.task, self.mesh, self.evaluations)
-            write_text(path, to_json({"trial": identity, **found}, indent=1))
-        return json.loads(path.read_text())
+        if found := _finished(path):
+            return found
+        self.directory.mkdir(parents=True, exist_ok=True)
+        found = run_trial(config, self.task, self.mesh, self.evaluations)
+        text = to_json({"trial": identity, **found}, indent=1)
+        write_text(path, text)
+        return json.loads(text)
+
+
+def _finished(path: Path) -> Mapping[str, Any] | None:
+    """What the file of a trial holds; None if there is none, or it is damaged."""
+    try:
+        found = read_json(path)
+        if isinstance(found, dict) and found.keys() >= _READ:
+            return found
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        pass
+    _log.warning("%s is damaged: the trial is run again", path)
+    return None
 
 
 def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[str, Any]:

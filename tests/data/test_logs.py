@@ -119,6 +119,16 @@ def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
         ({"label": "y", "categorical": ["a"], "bag_lengths": {"a": True}}, "from 1 to 65536"),
         ({"label": "y", "categorical": ["a"], "bag_lengths": {"a": 10**12}}, "from 1 to 65536"),
         ({"label": "y", "categorical": ["a", 3]}, "categorical: expected names of columns, got 3"),
+        (
+            {"label": "y", "categorical": ["a"], "weight": ["w"]},
+            r"weight: .* one name, got \['w'\]",
+        ),
+        (
+            {"label": "y", "categorical": ["a"], "timestamp": []},
+            r"timestamp: .* one name, got \[\]",
+        ),
+        ({"label": "y", "categorical": ["a"], "weight": ""}, "weight: expected one name, got ''"),
+        ({"label": "y", "categorical": ["a"], "timestamp": ""}, "timestamp: .* one name, got ''"),
         (None, "expected an object with label and categorical"),
     ],
 )

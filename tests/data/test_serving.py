@@ -44,7 +44,7 @@ def test_one_row_of_a_users_log(tmp_path):
             "shop": ["a", "b"] * 20,
             "seen": [[1, 2, 3]] * 40,
             "w": [1.0] * 40,
-            "t": range(0, 40 * 3600, 3600),
+            "t": range(10**9, 10**9 + 40 * 3600, 3600),
         }
     )
     frame.write_parquet(tmp_path / "log.parquet")

@@ -1,5 +1,6 @@
 """Days by date, and files held out."""
 
+import dataclasses
 import datetime
 
 import polars as pl
@@ -99,7 +100,7 @@ def test_times_that_go_back(tmp_path, rows, monkeypatch):
         (["now", "then"], "row 1, .* got 'now'"),
         (["03/01/2024", "03/02/2024"], "row 1, .* got '03/01/2024'"),  # who knows the month
         ([1_700_000_000_000, 1_700_000_000_001], "row 1, .* got 1700000000000"),  # milliseconds
-        ([1.0, float("nan")], "row 2, .* got nan"),
+        ([1.7e9, float("nan")], "row 2, .* got nan"),
     ],
 )
 def test_a_time_that_is_none(tmp_path, when, row):
@@ -141,3 +142,26 @@ def test_one_date_is_not_enough(tmp_path):
     path = write(tmp_path / "log.parquet", times([2, 3, 4, 5]))
     with pytest.raises(UserError, match="got 4 rows in 1 days"):
         preprocess([path], tmp_path / "out", Options(SCHEMA))
+
+
+@pytest.mark.parametrize("form", [int, float, str])
+@pytest.mark.parametrize(
+    ("seconds", "hint"),
+    [(20211231, "; this is no second but a date: write 2021-12-31"), (99_999_999, ""), (-3, "")],
+)
+def test_numbers_that_are_hardly_seconds_are_refused(tmp_path, form, seconds, hint):
+    """They would be days of 1970, and so all one day."""
+    path = write(tmp_path / "log.parquet", [form(seconds + i) for i in range(20)])
+    message = (
+        rf"row 1, column when: expected .*seconds since 1970, .* got '?{seconds}(\.0)?'?{hint}$"
+    )
+    with pytest.raises(UserError, match=message):
+        preprocess([path], tmp_path / "out", Options(SCHEMA))
+
+
+def test_the_first_and_the_last_date_are_noted(tmp_path):
+    path = write(tmp_path / "log.parquet", times(range(48)))
+    metadata = preprocess([path], tmp_path / "out", Options(SCHEMA))
+    assert metadata.dates == ["2026-02-27", "2026-03-01"]
+    undated = dataclasses.replace(SCHEMA, timestamp=None)
+    assert preprocess([path], tmp_path / "undated", Options(undated)).dates == []

@@ -29,6 +29,7 @@ FILES = {
     "other.py": "",
     "mine/other.py": "",
 }
+RESULT = {"train": None, "validation": {"auc": 0.7}, "test": None, "curve": []}
 UNUSED = ("other.py", "mine/other.py")
 
 
@@ -64,7 +65,7 @@ def test_a_trial_is_run_again_when_the_class_has_changed(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     ran = []
-    monkeypatch.setattr(trials, "run_trial", lambda *_: ran.append(1) or {})
+    monkeypatch.setattr(trials, "run_trial", lambda *_: ran.append(1) or RESULT)
     task = Clicks(generate_data(Config(table_rows=(5,), examples=100)))
     study = trials.Study(Config(), task, make_mesh("1x1"), 1, tmp_path / "trials")
     counts = []
@@ -74,3 +75,19 @@ def test_a_trial_is_run_again_when_the_class_has_changed(
             study.trial(Config(model=model))
         counts.append(len(ran))
     assert counts == [2, 2, 3]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "", "[]", '{"trial": {}}', "\0\0"])
+def test_a_damaged_trial_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str
+):
+    monkeypatch.setattr(trials, "run_trial", lambda *_: RESULT)
+    task = Clicks(generate_data(Config(table_rows=(5,), examples=100)))
+    study = trials.Study(Config(), task, make_mesh("1x1"), 1, tmp_path)
+    found = study.trial(Config())
+    [path] = tmp_path.iterdir()
+    text = path.read_text()
+    path.write_text(content)
+    assert study.trial(Config()) == found
+    assert path.read_text() == text
+    assert f"{path} is damaged: the trial is run again" in caplog.text

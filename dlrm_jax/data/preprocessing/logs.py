@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
-# The years 1 to 9999, the range of Python's dates: larger numbers aren't seconds.
-_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+# From March 1973, so that a date such as 20260301 isn't one in 1970, to the end of Python's dates.
+_FIRST_SECOND, _LAST_SECOND = 100_000_000, 253_402_300_799
+_SECONDS = f"seconds since 1970, from {_FIRST_SECOND} to {_LAST_SECOND}"
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -103,9 +105,9 @@ def valid_rows(
         wrong |= ~values.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
         checked.append((values, wrong, expected))
     if schema.timestamp:
-        expected = "a date, a time, or seconds since 1970"
+        expected = f"a date, a time, or {_SECONDS}"
         if batch[schema.timestamp].dtype == pl.String:
-            numbers = "seconds since 1970, as most of the first times of the file"
+            numbers = f"{_SECONDS}, as most of the first times of the file"
             expected = numbers if seconds else "a date or a time such as 2026-11-25 10:30"
         times = _times(batch[schema.timestamp], bool(seconds))
         checked.append((times, times.is_null(), expected))
@@ -117,9 +119,10 @@ def valid_rows(
             got = (
                 "no value (an empty field, NA, NaN, nan or null)" if value is None else repr(value)
             )
+            hint = _date_of(value) if values.name == schema.timestamp else ""
             raise UserError(
                 f"{path}, row {first_row + row}, column {values.name}: expected {expected}, got "
-                f"{got}"
+                f"{got}{hint}"
             )
         bad |= wrong
     return batch.with_columns(values for values, _, _ in checked).filter(~bad)
@@ -131,6 +134,15 @@ def _numbers(column: pl.Series) -> pl.Series:
         lower = column.cast(pl.String).str.to_lowercase()
         column = lower.replace({"true": "1", "false": "0"})
     return column.cast(pl.Float64, strict=False).fill_nan(None)
+
+
+def _date_of(value: Any) -> str:
+    """A hint where a number is a date such as 20260301."""
+    try:
+        date = datetime.datetime.strptime(str(value).removesuffix(".0"), "%Y%m%d").date()
+    except ValueError:
+        return ""
+    return f"; this is no second but a date: write {date}" if date.year >= 1900 else ""
 
 
 def _times(column: pl.Series, seconds: bool) -> pl.Series:

@@ -196,7 +196,7 @@ def _run(
     id_ranges = conversion.write(files, days, rows)
 
     contents = [file.content_hash for file in files]
-    schema = options.schema
+    schema, dates = options.schema, [day.date for day in days if day.date]
     names = {f"d{i}": name for i, name in enumerate(schema.dense)}
     names |= {f"c{i}": name for i, name in enumerate(schema.categorical)}
     metadata = Metadata(
@@ -215,6 +215,7 @@ def _run(
         grown_from=recipe["options"]["grown_from"],
         versions={name: importlib.metadata.version(name) for name in ("numpy", "polars")},
         id_ranges=id_ranges,
+        dates=[str(of(dates)) for of in (min, max)] if dates else [],
     )
     write_json(conversion.directory / METADATA, dataclasses.asdict(metadata))
 

@@ -28,8 +28,8 @@ class Schema:
         bag_lengths: number of a bag's first values that are kept, by list column.
         weight: name of the column with the weight of each example, at least 0; None for weights of
             1.
-        timestamp: name of the column with a date, a time, or seconds since 1970 (UTC), ascending;
-            days are its dates. None where days are files.
+        timestamp: name of the column with a date, a time, or seconds since 1970 (UTC), 10⁸ at
+            least, ascending; days are its dates. None where days are files.
         dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo, or ``"none"`` for x.
         layout: ``"named"`` for columns of Parquet and CSV, or ``"criteo"`` for its text and binary
             form, which have no names.
@@ -51,6 +51,9 @@ class Schema:
         for field in ("categorical", "dense"):
             if not isinstance(getattr(self, field), tuple):
                 raise UserError(f"schema: {field} must be a list, got {getattr(self, field)!r}")
+        for field in ("weight", "timestamp"):
+            if getattr(self, field) == "":
+                raise UserError(f"schema: {field}: expected one name, got ''")
         names = self.columns
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -120,8 +123,9 @@ class Schema:
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str | None):
                     raise UserError(f"schema: {field}: expected names of columns, got {name!r}")
-        if not isinstance(given["label"], str):
-            raise UserError(f"schema: label: expected one name, got {given['label']!r}")
+        for field, kind in (("label", str), ("weight", str | None), ("timestamp", str | None)):
+            if not isinstance(given.get(field), kind):
+                raise UserError(f"schema: {field}: expected one name, got {given.get(field)!r}")
         for name in ("categorical", "dense"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])
