@@ -160,10 +160,10 @@ def _losses(learner: Learner, answers: Float[Array, " B"], batch: Batch) -> Floa
                 f"{name}: expected one for each of {len(answers)} samples, got shape {shape}"
             )
     losses = learner.loss(answers, batch.labels)
-    if losses.shape != answers.shape:
+    if jnp.shape(losses) != answers.shape:
         raise UserError(
             f"expected the loss to return a value for each of {len(answers)} samples, got an array "
-            f"of shape {losses.shape}"
+            f"of shape {jnp.shape(losses)}"
         )
     return losses
 

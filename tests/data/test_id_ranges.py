@@ -49,6 +49,7 @@ def foreign(tmp_path):
     directory.mkdir()
     for number in range(3):
         write_day(directory, number)
+        rewrite(directory / f"day_{number}_labels.npy", lambda labels: np.mod(labels, 2, labels))
     return directory
 
 
@@ -224,3 +225,18 @@ def test_a_feature_without_ids(foreign, reads):
     for number in range(3):
         rewrite(foreign / f"day_{number}_sparse.npy", lambda ids: ids[:, 1].fill(-1))
     assert start(foreign).table_rows == (10, 1, 100)
+
+
+def test_labels_and_weights_are_checked_at_every_start(foreign):
+    start(foreign)
+    weights = np.ones(SIZES[0], np.float32)
+    weights[4] = np.nan
+    np.save(foreign / "day_0_weights.npy", weights)
+    for number in (1, 2):
+        np.save(foreign / f"day_{number}_weights.npy", np.ones(SIZES[number], np.float32))
+    with pytest.raises(UserError, match=r"^train, row 4 .* sample weight of 0 or more, got nan"):
+        start(foreign)
+    np.save(foreign / "day_0_weights.npy", np.ones(SIZES[0], np.float32))
+    rewrite(foreign / "day_2_labels.npy", lambda labels: labels.put(0, -1))
+    with pytest.raises(UserError, match=r"^validation, row 0 .* expected label 0 or 1, got -1"):
+        start(foreign)

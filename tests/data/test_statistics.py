@@ -212,3 +212,9 @@ def test_a_day_may_give_to_several_splits(log, tmp_path):
     assert days[0].by_split == {"train": 60, "validation": 0, "test": 5}
     assert [day.examples for day in days[1:]] == [0] * 5 + [5]
     assert math.isnan(days[1].label_rate)
+
+
+def test_a_label_out_of_range_is_named():
+    day, bad = examples_of([[0], [1]]), examples_of([[0], [1]], [1, 100])
+    with pytest.raises(UserError, match=r"^test, row 1 .* expected label 0 or 1, got 100"):
+        measure(dataset_of([day, day, bad], [2], [1]), None)
