@@ -27,6 +27,7 @@ from dlrm_jax.cli.flags import (
     FLAGS,
     check_new,
     define_mesh,
+    mark_required,
     paths,
     refuse,
     refuse_unless,
@@ -88,6 +89,7 @@ flags.DEFINE_enum(
     "reads it.",
 )
 flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as vectors.")
+mark_required("checkpoint")
 
 _ROWS_PER_FRAME = 1 << 22
 

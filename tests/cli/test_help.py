@@ -32,23 +32,6 @@ PROGRAMS = [f"dlrm_jax.cli.{name}" for name in COMMANDS]
 PROGRAMS += [f"experiments.{name}" for name in EXPERIMENTS]
 
 
-def forget_flags() -> None:
-    for flag in own_flags():
-        delattr(FLAGS, flag.name)
-
-
-@pytest.fixture
-def program(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """A module whose flags alone are defined, as in a process of its own."""
-    forget_flags()
-    known = sys.modules.pop(request.param, None)
-    yield importlib.import_module(request.param)
-    forget_flags()
-    del sys.modules[request.param]
-    if known:
-        sys.modules[request.param] = known
-
-
 @pytest.mark.parametrize("program", PROGRAMS, indirect=True)
 def test_help_lists_every_flag_in_lines_that_fit(program: ModuleType):
     for width in (60, 80, 100):
