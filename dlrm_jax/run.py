@@ -141,7 +141,9 @@ def run(
             )
             last = _last_step(config, batches, checkpoints, resumed_from)
             if resumed_from and resumed_from >= last:
-                say(f"the run has {resumed_from} steps of {last} already, and isn't trained further")
+                say(
+                    f"the run has {resumed_from} steps of {last} already, and isn't trained further"
+                )
             trained = train(
                 learner,
                 make_train_step(learner),

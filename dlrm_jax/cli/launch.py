@@ -45,8 +45,8 @@ def launch(count: int, workdir: Path) -> int:
     """Runs this program's command in several processes until all have ended.
 
     Process 0 has this one's standard output. Lines on standard error are shown with the number of
-    their process, equal lines only once. The signals that stop it are passed on to all. Returns the exit
-    code: 0, or that of the process that failed first, as a shell gives it.
+    their process, equal lines only once. Signals that stop it are passed on to all. Returns the
+    exit code: 0, or that of the process that failed first, as a shell gives it.
     """
     address = free_address()
     commands = [

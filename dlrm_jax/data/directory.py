@@ -79,8 +79,9 @@ class Metadata:
                 metadata._check()
                 return metadata
         except (OSError, ValueError, TypeError, KeyError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"{directory} isn't a directory of prepared data: cannot read {path}: {error!r}"
+                f"{directory} isn't a directory of prepared data: cannot read {path}: {why}"
             ) from error
         raise UserError(
             f"{directory} has format {found}, this program reads {FORMAT}; prepare the data again"
@@ -117,7 +118,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     return kind is Any or type(value) is kind or (kind is float and type(value) is int)
 
 
-def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
+def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
     Args:
@@ -130,6 +131,7 @@ def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
     Raises:
         UserError: arrays are missing, cut short or don't fit each other or the description.
     """
+    directory = Path(directory)
     if not (directory / METADATA).exists():
         return _load_torchrec(directory, id_ranges)
     metadata = Metadata.read(directory)

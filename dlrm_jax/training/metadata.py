@@ -79,11 +79,15 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     try:
         text = (checkpoint / _FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _unreadable(checkpoint, f"it has no {_FILE}") from error
+        there = f"it has no {_FILE}" if status(checkpoint) else "there is no such directory"
+        raise _unreadable(checkpoint, there) from error
     try:
         metadata = json.loads(text)
         found = metadata["format"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except KeyError as error:
+        what = " but describes prepared data" if "made_from" in metadata else ""
+        raise _unreadable(checkpoint, f"its {_FILE} has no {error}{what}") from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise _unreadable(checkpoint, f"its {_FILE} can't be read ({error})") from error
     if found not in tuple(FORMATS):  # damaged, it may be of a type that has no hash
         raise UserError(

@@ -19,6 +19,9 @@ from dlrm_jax.models.zoo import MODELS
 
 _GIVEN = ("self", "dense_features", "fields", "rngs", "dtype", "param_dtype")
 
+OF_MODELS = ("bottom_mlp", "top_mlp", "interaction", "self_interaction")
+"""Fields that are arguments of some models of the zoo."""
+
 
 def fields_of(config: Config) -> tuple[Field, ...]:
     """The categorical inputs, C1, C2, …."""
@@ -98,7 +101,7 @@ def unread(config: Config) -> dict[str, str]:
     """The fields that a config doesn't read, each with the reason: "without --compression"."""
     found = {}
     taken = config_fields(model_class(config))
-    for name in ("bottom_mlp", "top_mlp", "interaction", "self_interaction"):
+    for name in OF_MODELS:
         if name not in taken:
             found[name] = f"without a model that has it; {config.model} hasn't"
     compressing = {"collisions": "quotient_remainder", "composition": "quotient_remainder",

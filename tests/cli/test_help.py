@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +12,7 @@ from main_job import fails, run
 
 from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli.config_flags import NO_EFFECT
-from dlrm_jax.cli.flags import FLAGS, example, own_flags
+from dlrm_jax.cli.flags import example, own_flags
 from dlrm_jax.cli.help import help_text
 from dlrm_jax.cli.main import COMMANDS
 from dlrm_jax.config import FIELD_TYPES, Config

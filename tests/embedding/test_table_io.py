@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from dlrm_jax.embedding import (
     Table,
     automatic_plan,
     reshard,
+    table_io,
 )
 from dlrm_jax.embedding.slab import OWN_SLAB_ROWS
 from dlrm_jax.errors import UserError
@@ -190,3 +192,10 @@ def test_tables_larger_than_the_memory_are_refused_before_one_is_made(placement)
     expected = f"on each device, got {share}.0 GiB .*; the largest table is huge with 536,870,9"
     with pytest.raises(UserError, match=expected):
         own.init(seed=0)
+
+
+def test_a_source_gives_arrays_by_name():
+    tables = collection()
+    given = table_io.from_arrays
+    with pytest.raises(UserError, match=r"source: expected arrays of table . by name, .* NoneType"):
+        inspect.unwrap(given)(tables.axes, tables.layout, lambda table: None, 0)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from event_files import scalars
 
-from dlrm_jax.training.record import Record
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.record import Record, owned
 
 
 def lines(path: Path) -> list[dict]:
@@ -65,3 +66,15 @@ def test_events_are_on_disk_before_the_file_is_closed(tmp_path: Path):
     with Record(tmp_path / "metrics.jsonl", 0, tmp_path / "tensorboard") as record:
         record(1, "train", {"loss": 0.5})
         assert scalars(tmp_path / "tensorboard") == {"train/loss": [(1, 0.5)]}
+
+
+@pytest.mark.parametrize(("kind", "what"), [("file", "a file"), ("link", "a link to nothing")])
+def test_a_workdir_that_is_no_directory(tmp_path: Path, kind: str, what: str):
+    workdir = tmp_path / "w"
+    if kind == "file":
+        workdir.touch()
+    else:
+        workdir.symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"expected a directory, got {what}"), owned(workdir):
+        pass
+    assert list(tmp_path.iterdir()) == [workdir]

@@ -199,8 +199,9 @@ def encode(
 def cast_values(values: pl.Series, known: Any) -> pl.Series:
     """Converts values to the type of a vocabulary; null where a value isn't of this type.
 
-    Whole numbers come as floats where some are missing, or as text from CSV. Among them, ``"x"``,
-    ``"007"`` and 2.5 are no values of an integer column. A column without any value has no type.
+    Whole numbers come as floats where some are missing, here or in training, or as text from CSV,
+    also as ``"3.0"``. Among them, ``"x"``, ``"007"`` and 2.5 are no values of an integer column. A
+    column without any value has no type.
 
     Raises:
         UserError: the column has another type.
@@ -210,11 +211,17 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
         return values.cast(known)
     if known == pl.Null:  # training had no value
         return pl.Series(values.name, [None] * len(values), pl.Null)
-    if known.is_integer() and (dtype.is_numeric() or dtype == pl.String):
+    if known.is_integer() and dtype == pl.String:  # pandas writes whole numbers as 3.0
+        values = values.str.replace(r"^(-?\d+)\.0+$", "$1")
+    whole = known.is_float() and dtype.is_integer()
+    if whole or (known.is_integer() and (dtype.is_numeric() or dtype == pl.String)):
         cast = values.cast(known, strict=False)
         same = (cast.cast(dtype, strict=False) == values).fill_null(False)
         return cast.to_frame("x").select(pl.when(same).then("x"))["x"]
-    raise UserError(f"expected values of type {known}, as in training, got {dtype}")
+    raise UserError(
+        f"expected values of type {known}, as in training, got {dtype}; write "
+        f"the column of the log in that type"
+    )
 
 
 def _ids(
