@@ -170,7 +170,7 @@ def fit(
         )
     if emulate and isinstance(mesh, Mesh):
         raise UserError("emulate: a mesh has its devices already; give its shape, such as '2x4'")
-    if emulate:
+    if emulate and isinstance(mesh, str):
         shape = parse_mesh(mesh, "mesh")
         emulate_devices(shape[0] * shape[1])
     mesh = as_mesh(mesh)

@@ -139,17 +139,16 @@ def parse(argv: Sequence[str]) -> list[str]:
                 f"--{flag.name} is given {flag.present} times, and only the last one would count; "
                 f"give it once, with commas between its values"
             )
-        # Such as an unset variable. A list that isn't empty by default may be emptied.
-        if flag.present and flag.value in ("", [], ()) and not _by_default(flag):
+        # Such as an unset variable.
+        if flag.present and flag.value in ("", [], ()) and not _may_be_emptied(flag):
             raise UserError(f"--{flag.name}: expected a value, got an empty one{such_as(flag)}")
     return rest
 
 
-def _by_default(flag: flags.Flag) -> Any:
-    """The value that a flag has without the command line: its own, or the preset's."""
-    if "preset" in FLAGS and flag.name in FIELD_TYPES:
-        return getattr(PRESETS[FLAGS.preset], flag.name)
-    return flag.default
+def _may_be_emptied(flag: flags.Flag) -> bool:
+    """Whether the preset has values that an empty flag takes away."""
+    given = "preset" in FLAGS and flag.name in FIELD_TYPES
+    return given and bool(getattr(PRESETS[FLAGS.preset], flag.name))
 
 
 def named_as_flag(message: str) -> str:

@@ -83,11 +83,10 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise _unreadable(checkpoint, there) from error
     try:
         metadata = json.loads(text)
+        if "made_from" in metadata:
+            raise _unreadable(checkpoint, "it is a directory of prepared data")
         found = metadata["format"]
-    except KeyError as error:
-        what = " but describes prepared data" if "made_from" in metadata else ""
-        raise _unreadable(checkpoint, f"its {_FILE} has no {error}{what}") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _unreadable(checkpoint, f"its {_FILE} can't be read ({error})") from error
     if found not in tuple(FORMATS):  # damaged, it may be of a type that has no hash
         raise UserError(

@@ -108,7 +108,7 @@ def test_what_is_no_checkpoint(trained: tuple[Path, np.ndarray], tmp_path: Path)
     for content in ("{", "[]", '{"made_from": {}}'):
         (tmp_path / "metadata.json").write_text(content)
         refused(tmp_path, "is not a checkpoint")
-    refused(tmp_path, "its metadata.json has no 'format' but describes prepared data")
+    refused(tmp_path, "is not a checkpoint: it is a directory of prepared data")
     with pytest.raises(UserError, match="batch_size: 100 samples can't be split"):
         Predictor.load(checkpoint, make_mesh("2x4"), 100)
 

@@ -57,7 +57,7 @@ def unseen_shares(days: Sequence[Examples], prepared: Path) -> dict[str, float]:
     """The share of each column's values that training hadn't, or had too rarely.
 
     Args:
-        days: what `encode_logs` has made.
+        days: examples that `encode_logs` has made.
         prepared: directory whose ids it gave them.
 
     Returns:
