@@ -182,6 +182,8 @@ def test_what_is_said_of_a_feature_holds_of_all_its_tables():
         ({"table_rows": (9, 9, 9), "shared_tables": ("C3=C2", "C2=C1")}, "got 'C2'"),
         ({"table_rows": (9, 9, 9), "shared_tables": ("C3=C2",), "frozen_tables": ("C3",)},
          "C3 has no tables of its own"),
+        ({"frozen_tables": ("C2", "C3"), "table_optimizers": ("C3=sgd",)},
+         "table_optimizers: C3 is one of frozen_tables"),
         ({"compression": "quotient_remainder", "composition": "concat", "embedding_dim": 5,
           "bottom_mlp": (5,)}, "even embedding_dim, got 5"),
     ],
