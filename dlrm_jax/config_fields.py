@@ -20,7 +20,7 @@ def field(default: Any, text: str, low: int | None = None, high: int | None = No
         text: sentence on its meaning and unit; ends in "; such as VALUE." unless the help lists
             the values.
         low: least number that is allowed, in a tuple for each item.
-        high: greatest one, as for what JAX reads as int32.
+        high: greatest one, such as that of an int32 for what JAX reads as one.
     """
     return dataclasses.field(default=default, metadata={"text": text, "low": low, "high": high})
 

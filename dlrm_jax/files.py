@@ -188,7 +188,7 @@ def read_json(path: Path, **options: Any) -> Any:
         ValueError: it isn't JSON, or JSON of too many levels.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), **options)
+        return json.loads(path.read_text(encoding="utf-8-sig"), **options)
     except RecursionError as error:
         raise ValueError("it has too many levels") from error
 

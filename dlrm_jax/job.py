@@ -29,11 +29,19 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.mesh import emulate_devices, make_mesh, parse_mesh
+from dlrm_jax.mesh import as_mesh, emulate_devices, parse_mesh
+from dlrm_jax.presets import PRESETS
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.run import Options, checkpoints_of, describe_run, run
-from dlrm_jax.training.build import check_config, for_data, generate_data, make_learner
+from dlrm_jax.training.build import (
+    check_compression,
+    check_config,
+    for_data,
+    generate_data,
+    make_learner,
+)
 from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.model import OF_MODELS, unread
 from dlrm_jax.training.record import owned
 from dlrm_jax.training.step import make_predict
 
@@ -54,6 +62,13 @@ class FittedModel:
     predictor: Predictor
     data: Dataset
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """One line: a notebook shows it behind a cell."""
+        return (
+            f"FittedModel({self.predictor.config.model}, mesh {self.summary['mesh']}, "
+            f"{self.summary['steps']:,} steps, test AUC {self.summary['test']['auc']:.5f})"
+        )
 
     def evaluate(self, split: str | Split = "test") -> dict[str, float | int]:
         """Metrics over all examples of a split.
@@ -146,24 +161,47 @@ def fit(
     Raises:
         UserError: config, data and mesh don't fit each other; there are too few devices.
     """
-    if isinstance(mesh, str):
-        shape = parse_mesh(mesh, "mesh")
-        if emulate:
-            emulate_devices(shape[0] * shape[1])
-        mesh = make_mesh(shape)
-    elif not isinstance(mesh, Mesh):
+    if not isinstance(config, Config):
+        raise UserError(
+            f"config: expected a dlrm_jax.config.Config, such as "
+            f"dlrm_jax.presets.preset('small'), got {config!r}"
+        )
+    if not isinstance(data, Dataset | Path | str | None):
+        raise UserError(
+            f"data: expected a Dataset, the path of a directory of prepared arrays or of a raw "
+            f"file, or None for generated examples, got a {type(data).__name__}"
+        )
+    if workdir == "":
+        raise UserError("workdir: expected a directory, or None for no files, got an empty path")
+    if not isinstance(mesh, Mesh | str):
         raise UserError(
             f"mesh: expected a jax.sharding.Mesh or a shape such as '2x4', got {mesh!r}"
         )
-    elif emulate:
+    if emulate and isinstance(mesh, Mesh):
         raise UserError("emulate: a mesh has its devices already; give its shape, such as '2x4'")
+    if emulate and isinstance(mesh, str):
+        shape = parse_mesh(mesh, "mesh")
+        emulate_devices(shape[0] * shape[1])
+    mesh = as_mesh(mesh)
+    _check_set(config)
     check_config(config, mesh)
     config, dataset = load_data(config, data)
     learner = make_learner(config, mesh)
-    options = Options(workdir=Path(workdir) if workdir else None)
+    options = Options(workdir=None if workdir is None else Path(workdir))
     outcome = run(config, dataset, learner, options)
     size = config.evaluation_batch_size
     return FittedModel(Predictor(config, learner, outcome.state, size), dataset, outcome.summary)
+
+
+def _check_set(config: Config) -> None:
+    """Refuses settings without an effect; a field counts as set if no preset has its value.
+
+    A user may set widths of layers and the like for several models, some of which don't read them.
+    """
+    for name, why in unread(config).items():
+        value = getattr(config, name)
+        if name not in OF_MODELS and all(getattr(x, name) != value for x in PRESETS.values()):
+            raise UserError(f"{name}: it has no effect {why}, got {value!r}; leave it out")
 
 
 def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
@@ -173,7 +211,15 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
         UserError: the data can't be read, or hold an id that its table doesn't have, a label other
             than 0 and 1, or a sample weight that is negative or not finite.
     """
+    if config.min_count > 1 and (
+        source is None or isinstance(source, Dataset) or Path(source).is_dir()
+    ):
+        raise UserError(
+            f"min_count: it has no effect without a raw file, got {config.min_count}; prepared "
+            f"arrays have that of their preparation"
+        )
     if source is None:
+        check_compression(config, config.table_rows)
         return config, generate_data(config)
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
     for name, split in data.splits.items():

@@ -121,6 +121,21 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def as_mesh(mesh: Mesh | str) -> Mesh:
+    """A mesh, or the one that `make_mesh` makes of its shape.
+
+    Raises:
+        UserError: it is neither, or there are too few devices.
+    """
+    if isinstance(mesh, str):
+        return make_mesh(parse_mesh(mesh, "mesh"))
+    if not isinstance(mesh, Mesh):
+        raise UserError(
+            f"mesh: expected a jax.sharding.Mesh or a shape such as '2x4', got {mesh!r}"
+        )
+    return mesh
+
+
 def check_accelerators(shape: tuple[int, int]) -> None:
     """Accelerators, where there are any, must be enough for a mesh.
 

@@ -146,12 +146,17 @@ def run(
                 jax.process_index(),
                 jax.process_count(),
             )
+            last = _last_step(config, batches, checkpoints, resumed_from)
+            if resumed_from and resumed_from >= last:
+                say(
+                    f"the run has {resumed_from} steps of {last} already, and isn't trained further"
+                )
             trained = train(
                 learner,
                 make_train_step(learner),
                 state,
                 batches,
-                _last_step(config, batches, checkpoints, resumed_from),
+                last,
                 Intervals(
                     config.log_every,
                     config.eval_every,

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C: the first one stops a program where that is safe, the second one at once.
+"""SIGTERM, Ctrl-C and SIGHUP: the first stops a program where that is safe, the second at once.
+
+SIGHUP is that of a closed terminal. Shell and system may send it twice, so that a second one counts
+for nothing; ``nohup`` ignores it.
 
 Python runs a signal's handler between two instructions of the main thread. If JAX is below that
 instruction, an exception may come up in a callback of the compiler, where it ends the process or
@@ -16,7 +19,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The signals that ask a program to stop."""
+
 _LIBRARY = "jax"
 
 _previous: dict[int, Any] = {}  # handlers before `handled`; none outside of it
@@ -43,10 +48,10 @@ def end_at_once() -> None:
 
     A signal that is ignored stays ignored. One that waited because of `kept_for_child` comes now.
     """
-    for number in _SIGNALS:
+    for number in SIGNALS:
         if not _is_ignored(number):
             signal.signal(number, _end)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextlib.contextmanager
@@ -55,7 +60,7 @@ def kept_for_child() -> Iterator[None]:
 
     These get them in `end_at_once`. Before that, Python would end with a traceback.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -73,7 +78,7 @@ def handled() -> Iterator[None]:
     if _previous or not _in_main_thread():
         yield
         return
-    for number in _SIGNALS:
+    for number in SIGNALS:
         if not _is_ignored(number):
             _previous[number] = signal.signal(number, _on_signal)
     try:
@@ -134,7 +139,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received
     _received = number
     _put_back()
-    if _previous.get(number) is _end:
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)  # until the context ends
+    elif _previous.get(number) is _end:
         signal.signal(number, signal.SIG_DFL)  # ends it in the midst of an instruction, too
     if _deferring:
         return

@@ -57,6 +57,16 @@ def test_in_memory(fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_notebook_shows_it_in_one_line(fitted):
+    auc = fitted.summary["test"]["auc"]
+    assert repr(fitted) == f"FittedModel(dlrm, mesh 2x4, 8 steps, test AUC {auc:.5f})"
+    assert repr(fitted.predictor) == "Predictor(dlrm of 3 tables, mesh 2x4, step 8)"
+    shown = "Dataset(train 256, validation 90, test 70; 3 tables; drawn examples)"
+    assert repr(fitted.data) == shown
+    assert repr(fitted.data.test) == "Split(70 examples in 2 days)"
+    assert " with 3 dense features and " in repr(fitted.data.test.days[0])
+
+
 def test_predictions(fitted):
     found = fitted.predict("test")
     y = fitted.data.test.labels
@@ -105,7 +115,7 @@ def test_ids_out_of_range(fitted, value: int):
 
 def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
     checkpoint = fitted.save(tmp_path)
-    loaded = Predictor.load(checkpoint, make_mesh("1x1"), 64)
+    loaded = Predictor.load(str(checkpoint), "1x1", 64)
     found = np.concatenate(list(loaded.probabilities(fitted.data.test)))
     np.testing.assert_allclose(found, fitted.predict("test"), rtol=1e-5)
     with pytest.raises(UserError, match="has checkpoints already"):
@@ -125,6 +135,10 @@ def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
     again = dlrm_jax.fit(small(), data_set(), "2x4", workdir=tmp_path)
     assert again.summary["resumed_from"] == first.summary["steps"]
     assert again.summary["examples_per_second"] == first.summary["examples_per_second"] > 0
+    config, said = small(steps=5, epochs=1), []
+    learner = again.predictor.learner
+    run(config, again.data, learner, Options(tmp_path), said.append)
+    assert said[1:] == ["the run has 8 steps of 5 already, and isn't trained further"]
 
 
 def test_a_warm_start_is_noted_and_not_ignored_on_resumption(tmp_path: Path):
@@ -180,12 +194,23 @@ def test_generated_data():
         ({"mesh": None}, "^mesh: expected a jax.sharding.Mesh .* got None"),
         ({"mesh": "1x3"}, "batch_size: 64 samples can't be split"),
         ({"data": "/no/such/file"}, "/no/such/file"),
+        ({"data": (1, 2)}, "^data: expected a Dataset, .* got a tuple"),
+        ({"data": {}}, "^data: expected a Dataset, .* got a dict"),
+        ({"workdir": ""}, "^workdir: expected a directory, .* got an empty path"),
+        ({"config": "small"}, r"^config: expected a dlrm_jax.config.Config, .* got 'small'"),
+        ({"config": {"steps": 1}}, r"^config: expected .* got {'steps': 1}"),
+        ({"config": small(min_count=5)}, "^min_count: it has no effect without a raw file, got 5"),
+        ({"config": small(min_count=5), "data": PREPARED}, "^min_count: it has no effect"),
+        ({"config": small(decay_start=5)}, "^decay_start: .* without --decay_steps, got 5"),
+        ({"config": small(compression="mixed_dimensions", compress_above=10**6)},
+         "^compression: mixed_dimensions compresses no table, since the largest has"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)
+)  # fmt: skip
 def test_what_does_not_fit(arguments: dict, message: str):
+    arguments = {"config": small(), **arguments}
     with pytest.raises(UserError, match=message):
-        inspect.unwrap(dlrm_jax.fit)(small(), **arguments)  # users have no checks of types
+        inspect.unwrap(dlrm_jax.fit)(**arguments)  # users have no checks of types
 
 
 def test_a_split_without_examples(fitted):

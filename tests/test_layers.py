@@ -48,7 +48,7 @@ BELOW = {
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
 BELOW["run"] = {*BELOW["inference"], "inference"}
-BELOW["job"] = {*BELOW["run"], "run"}
+BELOW["job"] = {*BELOW["run"], "run", "presets"}
 BELOW["cli"] = {*BELOW["job"], "job", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}

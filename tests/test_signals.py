@@ -15,7 +15,7 @@ import pytest
 
 from dlrm_jax.signals import Interrupted, check, deferred, handled
 
-BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 
 
 def send(number: int) -> None:
@@ -209,3 +209,24 @@ def test_an_inner_deferring_context_leaves_the_outer_one_deferring():
 
     with pytest.raises(Interrupted):
         work()
+
+
+def test_a_terminal_that_is_closed_may_say_so_twice():
+    """A shell and the system both send SIGHUP; the work in between must be saved."""
+    found = []
+
+    def work() -> None:
+        with deferred() as received:
+            send(signal.SIGHUP)
+            send(signal.SIGHUP)
+            found.append(received())
+
+    before = signal.signal(signal.SIGHUP, lambda *_: found.append("again"))
+    try:
+        with pytest.raises(Interrupted, match="SIGHUP"):
+            work()
+        assert found == [signal.SIGHUP]
+        send(signal.SIGHUP)
+        assert found == [signal.SIGHUP, "again"]
+    finally:
+        signal.signal(signal.SIGHUP, before)

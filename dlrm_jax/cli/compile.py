@@ -17,7 +17,7 @@ from collections import Counter
 import jax
 
 from dlrm_jax.backend import describe_devices
-from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
 from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.cli.start import start
 from dlrm_jax.errors import UserError
@@ -27,7 +27,11 @@ from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.compiled import compile_step, compiled_collectives, planned_collectives
 
-define_run_flags(default_preset="mlperf_v2")
+define_run_flags(
+    "mlperf_v2",
+    dict.fromkeys((*OF_WHOLE_RUNS, "teacher", "seed"), "a step is compiled, and nothing is trained")
+    | {"emulate": "the devices are always emulated"},
+)
 
 
 def main() -> None:

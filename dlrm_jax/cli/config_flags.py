@@ -12,10 +12,18 @@ from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers, refuse
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.presets import PRESETS
+from dlrm_jax.training.build import check_compression
 from dlrm_jax.training.model import unread
 
 NO_EFFECT = "No effect"
 """Begin of the sentence of a flag that a program refuses."""
+
+OF_WHOLE_RUNS = (
+    "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "check_copies_every",
+    "keep_checkpoints", "best_metric", "target_auc", "evaluation_batch_size", "examples",
+    "shuffle_window", "min_count",
+)  # fmt: skip
+"""Fields that a program doesn't read if it trains on no data, or for some steps only."""
 
 
 _DEFINE: dict[Any, Callable[[str, None, str], Any]] = {
@@ -29,7 +37,7 @@ _DEFINE: dict[Any, Callable[[str, None, str], Any]] = {
 def define_run_flags(default_preset: str, without: Mapping[str, str] | None = None) -> None:
     """``--mesh``, ``--preset``, and for each field of `Config` a flag that overrides it.
 
-    ``without`` names flags that the program refuses, and why.
+    ``without`` names flags that the program refuses, and why; ``--emulate`` may be one of them.
     """
     define_mesh()
     flags.DEFINE_enum(
@@ -59,6 +67,7 @@ def with_flags(config: Config) -> Config:
     """
     config = overridden(config)
     check_read([config])
+    check_compression(config, config.table_rows)
     return config
 
 
@@ -69,9 +78,9 @@ def check_read(configs: Sequence[Config]) -> None:
     come after `start.start`, which asks for devices.
     """
     by_name = [unread(config) for config in configs]
-    for name, needed in by_name[0].items():
+    for name, why in by_name[0].items():
         if all(name in each for each in by_name):
-            refuse([name], f"without {needed}")
+            refuse([name], why)
 
 
 def overridden(config: Config) -> Config:
@@ -80,7 +89,7 @@ def overridden(config: Config) -> Config:
     Raises:
         UserError: the program refuses one of them, or a value isn't allowed.
     """
-    for name in ("mesh", *FIELD_TYPES):
+    for name in ("mesh", "emulate", *FIELD_TYPES):
         text = FLAGS[name].help or ""
         if text.startswith(NO_EFFECT):
             refuse([name], text.removeprefix(NO_EFFECT))

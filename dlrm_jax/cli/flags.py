@@ -13,11 +13,15 @@ from typing import Any
 
 from absl import flags
 
+from dlrm_jax.config import FIELD_TYPES
 from dlrm_jax.errors import UserError
+from dlrm_jax.presets import PRESETS
 
 FLAGS = flags.FLAGS
 
 _OURS = ("dlrm_jax", "experiments")
+
+_required: set[flags.Flag] = set()
 
 
 class Numbers(flags.ArgumentParser[tuple[Any, ...]]):
@@ -135,9 +139,16 @@ def parse(argv: Sequence[str]) -> list[str]:
                 f"--{flag.name} is given {flag.present} times, and only the last one would count; "
                 f"give it once, with commas between its values"
             )
-        if flag.present and flag.value == "":  # such as an unset variable
+        # Such as an unset variable.
+        if flag.present and flag.value in ("", [], ()) and not _may_be_emptied(flag):
             raise UserError(f"--{flag.name}: expected a value, got an empty one{such_as(flag)}")
     return rest
+
+
+def _may_be_emptied(flag: flags.Flag) -> bool:
+    """Whether the preset has values that an empty flag takes away."""
+    given = "preset" in FLAGS and flag.name in FIELD_TYPES
+    return given and bool(getattr(PRESETS[FLAGS.preset], flag.name))
 
 
 def named_as_flag(message: str) -> str:
@@ -202,6 +213,16 @@ def require(*names: str) -> None:
     for name in names:
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing{such_as(FLAGS[name])}")
+
+
+def mark_required(*names: str) -> None:
+    """Makes ``--help`` say of flags that `require` will ask for them in any case."""
+    _required.update(FLAGS[name] for name in names)
+
+
+def is_required(flag: flags.Flag) -> bool:
+    """Whether `mark_required` has named a flag."""
+    return flag in _required
 
 
 def check_new(*names: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 from dlrm_jax.cli.config_flags import NO_EFFECT
-from dlrm_jax.cli.flags import FLAGS, own_flags
+from dlrm_jax.cli.flags import FLAGS, is_required, own_flags
 from dlrm_jax.config import FIELD_TYPES
 from dlrm_jax.presets import PRESETS
 
@@ -73,7 +73,8 @@ def _entry(flag: flags.Flag, width: int) -> list[str]:
         values = flag.parser.enum_values
         text = text.removeprefix(f"<{'|'.join(values)}>: ")  # which absl adds
         text += f" One of {', '.join(values)}."
-    return _wrapped(name, f"{text} Default: {_default(flag)}.", width)
+    end = "Required." if is_required(flag) else f"Default: {_default(flag)}."
+    return _wrapped(name, f"{text} {end}", width)
 
 
 def _default(flag: flags.Flag) -> str:

@@ -17,7 +17,7 @@ from types import FrameType
 
 from dlrm_jax.console import status
 from dlrm_jax.processes import free_address
-from dlrm_jax.signals import deferred, kept_for_child
+from dlrm_jax.signals import SIGNALS, deferred, kept_for_child
 from dlrm_jax.training.checkpoint import Checkpoints
 
 # How long the others may take to end by themselves and to print their errors after one has ended.
@@ -45,8 +45,8 @@ def launch(count: int, workdir: Path) -> int:
     """Runs this program's command in several processes until all have ended.
 
     Process 0 has this one's standard output. Lines on standard error are shown with the number of
-    their process, equal lines only once. SIGTERM and Ctrl-C are passed on to all. Returns the exit
-    code: 0, or that of the process that failed first, as a shell gives it.
+    their process, equal lines only once. Signals that stop it are passed on to all. Returns the
+    exit code: 0, or that of the process that failed first, as a shell gives it.
     """
     address = free_address()
     commands = [
@@ -100,8 +100,7 @@ def _started(commands: Iterable[Sequence[str]]) -> Iterator[list[subprocess.Pope
             process.send_signal(number)
 
     # An ignored signal stays ignored, in the processes too, as a shell's background jobs have it.
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {}
     try:
         with deferred(), kept_for_child():  # a signal that comes now ends those that there are

@@ -15,12 +15,16 @@ from matplotlib.figure import Figure
 
 from dlrm_jax.files import replacing
 
+_BEGIN = 200  # bytes
+_OURS = '<meta name="generator" content="dlrm_jax">'
+
 _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{{ ours | safe }}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
@@ -128,5 +132,11 @@ class Page:
     def write(self, path: Path) -> None:
         """Writes or replaces a file in one step."""
         with replacing(path) as temporary:
-            text = _TEMPLATE.render(title=self._title, parts=self._parts)
+            text = _TEMPLATE.render(title=self._title, parts=self._parts, ours=_OURS)
             temporary.write_text(text, encoding="utf-8")
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is one that `Page.write` made."""
+    with path.open("rb") as file:
+        return _OURS.encode() in file.read(_BEGIN)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
 from dlrm_jax.cli.flags import FLAGS, check_new, check_pictures
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.cli.plan_pictures import draw_mesh, draw_shards
@@ -32,7 +32,16 @@ from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import read_plan, workload
 from dlrm_jax.training.tables import describe
 
-define_run_flags(default_preset="mlperf_v2")
+# What the placement of tables depends on is left: the tables, their optimizers, and the batch.
+_UNREAD = (
+    "emulate", "stochastic_rounding", "comm_dtype", "kernels", "model_options", "dense_features",
+    "top_mlp", "self_interaction", "compute_dtype", "loss", "class_weights", "dense_optimizer",
+    "learning_rate", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "teacher", "seed",
+)  # fmt: skip
+
+define_run_flags(
+    "mlperf_v2", dict.fromkeys((*OF_WHOLE_RUNS, *_UNREAD), "a plan doesn't depend on it")
+)
 flags.DEFINE_enum("device", "h100", list(DEVICES), "Device that the mesh consists of.")
 flags.DEFINE_float(
     "memory_gib",

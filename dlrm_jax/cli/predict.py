@@ -27,6 +27,7 @@ from dlrm_jax.cli.flags import (
     FLAGS,
     check_new,
     define_mesh,
+    mark_required,
     paths,
     refuse,
     refuse_unless,
@@ -40,7 +41,7 @@ from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, check_unchanged, load_directory
 from dlrm_jax.data.id_ranges import Ranges
-from dlrm_jax.data.preprocessing.serving import encode_logs
+from dlrm_jax.data.preprocessing.serving import encode_logs, unseen_shares
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating, scratch_directory
 from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
@@ -88,8 +89,10 @@ flags.DEFINE_enum(
     "reads it.",
 )
 flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as vectors.")
+mark_required("checkpoint")
 
 _ROWS_PER_FRAME = 1 << 22
+_MANY_UNSEEN = 0.9
 
 
 class Trained(NamedTuple):
@@ -201,6 +204,12 @@ def examples(trained: Trained) -> Iterator[Split]:
         split = Split(tuple(encode_logs(logs, trained.vocabularies, directory / "arrays")))
         check_unchanged(trained.vocabularies, trained.metadata["identity"]["data"])
         check_ids(split, config.table_rows, config.table_bag_lengths, name)
+        for column, share in unseen_shares(split.days, trained.vocabularies).items():
+            if share > _MANY_UNSEEN:
+                status(
+                    f"warning: {share:.0%} of the values of column {column} weren't in training; "
+                    f"compare how the column is written in both logs, such as 3, 3.0 and ' 3'"
+                )
         yield split
 
 

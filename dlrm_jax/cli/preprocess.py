@@ -18,7 +18,14 @@ from typing import get_args
 
 from absl import flags, logging
 
-from dlrm_jax.cli.flags import FLAGS, define_numbers, paths, refuse_unless, require
+from dlrm_jax.cli.flags import (
+    FLAGS,
+    define_numbers,
+    mark_required,
+    paths,
+    refuse_unless,
+    require,
+)
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
@@ -74,6 +81,7 @@ define_numbers(
     named={"mlperf": MLPERF_SIZES},
 )
 flags.DEFINE_enum("on_bad_line", "stop", ["stop", "skip"], "Treatment of malformed lines.")
+mark_required("input", "output")
 
 
 def main() -> None:

@@ -13,16 +13,21 @@ from pathlib import Path
 from absl import flags
 
 from dlrm_jax.cli.data_report import write_report
-from dlrm_jax.cli.flags import FLAGS, require
+from dlrm_jax.cli.flags import FLAGS, mark_required, require
+from dlrm_jax.cli.page import is_page
+from dlrm_jax.errors import UserError
 
 flags.DEFINE_string(
     "data", None, "Directory that `dlrm_jax preprocess` or TorchRec's scripts made; such as criteo."
 )
+mark_required("data")
 
 
 def main() -> None:
     """Writes the page."""
     require("data")
     page = Path(FLAGS.data) / "report.html"
+    if page.is_file() and not is_page(page):
+        raise UserError(f"{page} exists, and this program didn't make it; move it or rename it")
     write_report(Path(FLAGS.data), page)
     print(f"see {page}")

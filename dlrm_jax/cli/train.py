@@ -67,6 +67,8 @@ def main() -> None:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
     check_read([config])
+    if mesh.size == 1:
+        refuse(["check_copies_every"], "on a mesh of one device, which has no copies")
     check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
     check_config(config, mesh)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
@@ -102,7 +104,7 @@ def check_flags() -> None:
     refuse_unless(FLAGS.eval_only, "--eval_only", "checkpoint")
     if FLAGS.eval_only:
         why = "with --eval_only, which doesn't train"
-        refuse(["tensorboard", "warm_start", "warm_start_names"], why)
+        refuse(["tensorboard", "warm_start", "warm_start_names", "steps", "epochs"], why)
     refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")

@@ -62,6 +62,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        """One line, without the arrays."""
+        return (
+            f"Examples({len(self):,} with {self.dense.shape[1]} dense features and "
+            f"{self.ids.shape[1]} ids)"
+        )
+
     def __getitem__(self, rows: slice) -> Examples:
         """Slices the examples without a copy."""
         return Examples(**{name: array[rows] for name, array in self.arrays.items()})
@@ -116,6 +123,10 @@ class Split:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        """One line, without the days."""
+        return f"Split({len(self):,} examples in {len(self.days)} days)"
 
     def __getitem__(self, rows: slice) -> Split:
         """Slices the split without a copy; the step must be 1."""
@@ -214,6 +225,11 @@ class Dataset:
     directory: Path | None = None
     earlier_fingerprints: tuple[str, ...] = ()
     id_ranges: list[list[int]] | None = None
+
+    def __repr__(self) -> str:
+        """One line, without the examples."""
+        sizes = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
+        return f"Dataset({sizes}; {len(self.table_rows)} tables; {self.source})"
 
     def __post_init__(self) -> None:
         if len(self.table_rows) != len(self.bag_lengths):

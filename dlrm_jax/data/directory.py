@@ -82,8 +82,9 @@ class Metadata:
                 metadata._check()
                 return metadata
         except (OSError, ValueError, TypeError, KeyError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"{directory} isn't a directory of prepared data: cannot read {path}: {error!r}"
+                f"{directory} isn't a directory of prepared data: cannot read {path}: {why}"
             ) from error
         raise UserError(
             f"{directory} has format {found}, this program reads {FORMAT}; prepare the data again"
@@ -132,7 +133,7 @@ def check_unchanged(directory: Path, fingerprint: str) -> None:
         raise UserError(f"{directory} was replaced by other data meanwhile; start again")
 
 
-def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
+def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
     Args:
@@ -146,6 +147,7 @@ def load_directory(directory: Path, id_ranges: Ranges | None = None) -> Dataset:
         UserError: arrays are missing, cut short or don't fit each other or the description, or
             another process replaces the directory meanwhile.
     """
+    directory = Path(directory)
     if not (directory / METADATA).exists():
         return _load_torchrec(directory, id_ranges)
     metadata = Metadata.read(directory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from dlrm_jax.embedding.state import EmbeddingState, Residuals, RowGradients, Sp
 from dlrm_jax.embedding.table import Feature, Lookup, Table, check_descriptions
 from dlrm_jax.embedding.value_and_grad import value_and_grad
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import DATA, MODEL
+from dlrm_jax.mesh import DATA, MODEL, as_mesh
 from dlrm_jax.native.ops import Kernels, available
 
 
@@ -48,8 +48,9 @@ class EmbeddingCollection:
         tables: tables; a lookup must read each of them.
         features: features in the order of their columns in the id array.
         lookups: lookups in the order of the results.
-        mesh: mesh of the tables, such as `dlrm_jax.mesh.make_mesh` makes. Tables and batches are
-            repeated over axes that are neither data nor model axes.
+        mesh: mesh of the tables, such as `dlrm_jax.mesh.make_mesh` makes, or the shape of one,
+            ``"2x4"``. Tables and batches are repeated over axes that are neither data nor model
+            axes.
         optimizer: default optimizer of the tables: a `RowOptimizer`, or an optax transform.
         plan: placement of the tables for the shards of the model axis; None for `automatic_plan`.
         comm_dtype: dtype of pooled vectors and cotangents between devices, such as ``"bfloat16"``
@@ -65,10 +66,10 @@ class EmbeddingCollection:
 
     def __init__(
         self,
-        tables: Sequence[Table],
-        features: Sequence[Feature],
-        lookups: Sequence[Lookup],
-        mesh: Mesh,
+        tables: Iterable[Table],
+        features: Iterable[Feature],
+        lookups: Iterable[Lookup],
+        mesh: Mesh | str,
         optimizer: RowOptimizer | optax.GradientTransformation | None = None,
         plan: Plan | None = None,
         comm_dtype: str | None = None,
@@ -79,13 +80,15 @@ class EmbeddingCollection:
     ):
         if optimizer is not None:
             optimizer = as_row_optimizer(optimizer, "optimizer")
+        tables, features, lookups = tuple(tables), tuple(features), tuple(lookups)
+        mesh = as_mesh(mesh)
         check_descriptions(tables, features, lookups, optimizer)
         check_dtype(comm_dtype)
         data = (data_axes,) if isinstance(data_axes, str) else tuple(data_axes)
         self.axes = MeshAxes(mesh, data, model_axis)
         self.tables = {table.name: table for table in tables}
-        self.features = tuple(features)
-        self.lookups = tuple(lookups)
+        self.features = features
+        self.lookups = lookups
         self.mesh = mesh
         self.comm_dtype = comm_dtype
         shards = self.axes.shards
@@ -190,7 +193,7 @@ class EmbeddingCollection:
             cotangents: gradients of the loss by the pooled vectors, by lookup name.
 
         Raises:
-            UserError: a lookup has no cotangent.
+            UserError: a lookup has no cotangent, or one of another shape.
         """
         return sharded_ops.send_cotangents(self.per_device, residuals, cotangents)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,7 @@ def send_cotangents(
             f"cotangents: expected one for each of the lookups {', '.join(sorted(names))}; "
             f"got {', '.join(sorted(cotangents)) or 'none'}"
         )
+    _check_shapes(device, residuals, cotangents)
     batch, per_device = device.axes.batch, device.axes.per_device
     return jax.shard_map(
         device.send_cotangents,
@@ -59,6 +61,23 @@ def send_cotangents(
         in_specs=(Residuals(per_device, per_device, batch), batch),  # pyright: ignore
         out_specs=per_device,
     )(residuals, device.axes.place(dict(cotangents), batch))
+
+
+def _check_shapes(device: PerDevice, residuals: Residuals, cotangents: Mapping[str, Array]) -> None:
+    rows: Any = residuals.rows
+    # The owners have the rows of a group, or, without an exchange, of a device.
+    batch = math.prod(rows[0].shape[:3])
+    if device.layout.blocks[0].slab.sharded:
+        batch //= device.axes.shards
+    for lookup, bags in zip(device.lookups, device.layout.bags, strict=True):
+        sequence = (len(bags),) if lookup.pooling == "none" else ()
+        expected = (batch, *sequence, device.layout.table(lookup.table).dim)
+        got = np.shape(cotangents[lookup.name])
+        if got != expected:
+            raise UserError(
+                f"cotangents: expected that of lookup {lookup.name} to have the shape of its "
+                f"result, {expected}, got {got}"
+            )
 
 
 def coalesce(device: PerDevice, cotangents: SparseCotangents, sum_duplicates: bool) -> RowGradients:

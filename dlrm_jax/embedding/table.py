@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -32,6 +33,16 @@ def is_floating(dtype: str) -> bool:
         return False
 
 
+def check_whole(name: str, value: object) -> None:
+    """Checks that a value is an integer, Python's or NumPy's.
+
+    Raises:
+        UserError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{name}: expected an integer, got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Feature:
     """One categorical input: for each sample a bag of at most ``max_ids`` ids.
@@ -45,6 +56,7 @@ class Feature:
     max_ids: int = 1
 
     def __post_init__(self):
+        check_whole(f"feature {self.name}: max_ids", self.max_ids)
         if self.max_ids < 1:
             raise UserError(f"feature {self.name}: max_ids must be at least 1, got {self.max_ids}")
 
@@ -78,6 +90,8 @@ class Table:
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
             raise UserError(f"table name: expected letters, digits, _ . or -, got {self.name!r}")
+        for field in ("rows", "dim"):
+            check_whole(f"table {self.name}: {field}", getattr(self, field))
         if self.rows < 1 or self.dim < 1:
             raise UserError(
                 f"table {self.name}: rows and dim must be at least 1, got {self.rows} x {self.dim}"

@@ -149,8 +149,13 @@ def _as_state(layout: Layout, leaves: Mapping[str, dict[str, Any]]) -> Embedding
 def _given(axes: MeshAxes, slab: Slab, table: Table, source: Source) -> Arrays:
     """Checks and places the arrays that the source has for a table."""
     wanted = array_specs(axes, slab, table)
-    placed = {}
-    for key, array in source(table).items():
+    placed, arrays = {}, source(table)
+    if not isinstance(arrays, Mapping):
+        raise UserError(
+            f"source: expected arrays of table {table.name} by name, none of them for its initial "
+            f"values, got {type(arrays).__name__}"
+        )
+    for key, array in arrays.items():
         if key not in wanted:
             raise UserError(f"table {table.name} has {', '.join(wanted)}, but {key!r} was given")
         name = f"table {table.name}: {key}"

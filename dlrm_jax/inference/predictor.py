@@ -14,6 +14,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import as_mesh
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
@@ -40,15 +41,27 @@ class Predictor:
     state: TrainState
     batch_size: int
 
+    def __repr__(self) -> str:
+        """One line: a notebook would show all arrays and descriptions otherwise."""
+        axes = self.learner.axes
+        return (
+            f"Predictor({self.config.model} of {len(self.config.table_rows)} tables, mesh "
+            f"{axes.groups}x{axes.shards}, step {int(self.state.step)})"
+        )
+
     @classmethod
     def load(
-        cls, checkpoint: Path, mesh: Mesh, batch_size: int = 8192, model: str | None = None
+        cls,
+        checkpoint: Path | str,
+        mesh: Mesh | str,
+        batch_size: int = 8192,
+        model: str | None = None,
     ) -> Predictor:
         """Reads parameters and tables, one slab at a time.
 
         Args:
             checkpoint: directory of the checkpoint, named by its step.
-            mesh: mesh of prediction; it may differ from that of training.
+            mesh: mesh of prediction, or its shape, ``"2x4"``; it may differ from that of training.
             batch_size: number of rows predicted at a time; the mesh must divide it.
             model: class of your own that the checkpoint was trained with, ``"MODULE:CLASS"``, which
                 is imported. None for a model of the zoo.
@@ -57,6 +70,7 @@ class Predictor:
             UserError: there is no checkpoint, or it is damaged or of another kind; it names a
                 class that ``model`` doesn't; the mesh doesn't divide the batch.
         """
+        checkpoint, mesh = Path(checkpoint), as_mesh(mesh)
         metadata = read_metadata(checkpoint)
         config = trained_config(checkpoint, metadata)
         check_model(checkpoint, config, model)

@@ -44,13 +44,32 @@ def generate_data(config: Config) -> Dataset:
 
 
 def for_data(config: Config, data: Dataset) -> Config:
-    """Returns the config with the tables and dense features of the data."""
+    """Returns the config with the tables and dense features of the data.
+
+    Raises:
+        UserError: none of the tables is large enough for the compression that the config names.
+    """
+    check_compression(config, data.table_rows)
     return dataclasses.replace(
         config,
         table_rows=data.table_rows,
         bag_lengths=data.bag_lengths,
         dense_features=data.train.dense_features,
     )
+
+
+def check_compression(config: Config, table_rows: Sequence[int]) -> None:
+    """Checks that a config which names a compression compresses a table.
+
+    Raises:
+        UserError: all tables stay whole.
+    """
+    if config.compression != "none" and max(table_rows) <= config.compress_above:
+        raise UserError(
+            f"compression: {config.compression} compresses no table, since the largest has "
+            f"{max(table_rows):,} rows and compress_above is {config.compress_above:,}; make "
+            f"compress_above smaller, or leave compression out"
+        )
 
 
 def generated_batches(config: Config, count: int) -> Iterator[Batch]:

@@ -105,9 +105,12 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     try:
         text = (checkpoint / _FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _unreadable(checkpoint, f"it has no {_FILE}") from error
+        there = f"it has no {_FILE}" if status(checkpoint) else "there is no such directory"
+        raise _unreadable(checkpoint, there) from error
     try:
         metadata = json.loads(text)
+        if "made_from" in metadata:
+            raise _unreadable(checkpoint, "it is a directory of prepared data")
         found = metadata["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _unreadable(checkpoint, f"its {_FILE} can't be read ({error})") from error

@@ -19,6 +19,9 @@ from dlrm_jax.models.zoo import MODELS
 
 _GIVEN = ("self", "dense_features", "fields", "rngs", "dtype", "param_dtype")
 
+OF_MODELS = ("bottom_mlp", "top_mlp", "interaction", "self_interaction")
+"""Fields that are arguments of some models of the zoo."""
+
 
 def fields_of(config: Config) -> tuple[Field, ...]:
     """The categorical inputs, C1, C2, …."""
@@ -95,22 +98,30 @@ def config_fields(kind: type[Model]) -> list[str]:
 
 
 def unread(config: Config) -> dict[str, str]:
-    """The fields that a config doesn't read, each with the setting that would read it."""
+    """The fields that a config doesn't read, each with the reason: "without --compression"."""
     found = {}
     taken = config_fields(model_class(config))
-    for name in ("bottom_mlp", "top_mlp", "interaction", "self_interaction"):
+    for name in OF_MODELS:
         if name not in taken:
-            found[name] = f"a model that has it; {config.model} hasn't"
+            found[name] = f"without a model that has it; {config.model} hasn't"
     compressing = {"collisions": "quotient_remainder", "composition": "quotient_remainder",
                    "temperature": "mixed_dimensions"}  # fmt: skip
     for name, compression in compressing.items():
         if config.compression != compression:
-            found[name] = f"--compression={compression}"
+            found[name] = f"without --compression={compression}"
     if config.compression == "none":
-        found["compress_above"] = "--compression"
+        found["compress_above"] = "without --compression"
+    if config.table_dtype == "float32":
+        found["stochastic_rounding"] = "without --table_dtype=bfloat16"
+    if not config.decay_steps:
+        found["decay_start"] = "without --decay_steps"
+    if config.steps:
+        found["epochs"] = "with --steps, which says how many there are"
     reads = model_class(config).reads
     if all(read.width for field in fields_of(config) for read in reads(field)):
-        found["compression"] = f"a model that reads vectors; {config.model} reads single weights"
+        found["compression"] = (
+            f"without a model that reads vectors; {config.model} reads single weights"
+        )
     return found
 
 

@@ -45,6 +45,11 @@ def _own(workdir: Path, stack: ExitStack) -> None:
     try:
         check_path(workdir)
         stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
+    except FileExistsError as error:
+        found = "a file" if workdir.exists() else "a link to nothing"
+        raise UserError(
+            f"workdir {workdir}: expected a directory, got {found}; give another one"
+        ) from error
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
 

@@ -65,6 +65,11 @@ def describe(config: Config) -> Descriptions:
     unknown = set(config.frozen_tables) - set(config.table_names)
     if unknown:
         raise UserError(f"frozen_tables: no table named {', '.join(sorted(unknown))}")
+    if both := [name for name in optimizers if name in config.frozen_tables]:
+        raise UserError(
+            f"table_optimizers: {both[0]} is one of frozen_tables, which no optimizer updates; "
+            f"leave it out of one of the two"
+        )
     placed = config.per_table("placements")
     tables: dict[str, Table] = {}
     lookups: list[Lookup] = []

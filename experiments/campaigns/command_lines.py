@@ -15,6 +15,8 @@ from experiments.campaigns.good import TINY, Good
 from experiments.campaigns.mutations import ODD_TEXTS
 
 _TABLES = ("--table_rows=7,30", "--examples=200", "--dense_features=2", *TINY)
+_COMPILED = ("--table_rows=7,30", "--dense_features=2", "--embedding_dim=4", "--bottom_mlp=4",
+             "--top_mlp=4,1", "--batch_size=8")  # fmt: skip
 _BASE = {
     "train": ("--workdir={directory}/run", *_TABLES),
     "preprocess": ("--input={good}/day_0", "--output={directory}/out"),
@@ -23,7 +25,7 @@ _BASE = {
     "predict": ("--checkpoint={good}/run/checkpoints/00000001", "--data={good}/log.csv",
                 "--output={directory}/out.csv", "--batch_size=8"),
     "plan": ("--preset=small", "--mesh=1x2"),
-    "compile": ("--preset=small", "--mesh=1x2", *_TABLES),
+    "compile": ("--preset=small", "--mesh=1x2", *_COMPILED),
 }  # fmt: skip
 _PATHS = (
     "{good}/day_0", "{good}/day_0.gz", "{good}/binary", "{good}/log.csv", "{good}/plain.parquet",

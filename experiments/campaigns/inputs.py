@@ -29,7 +29,7 @@ _GROW = (*_PREPROCESS, "--input={home}/log.csv", "--schema={home}/schema.json", 
 _REPORT = ("dlrm_jax", "report", "--data={input}")
 _TRAIN = ("dlrm_jax", "train", "--data={input}", "--workdir={out}-run", *TINY)
 _RESUME = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={input}", *TINY)
-_EVALUATE = (*_RESUME, "--eval_only")
+_EVALUATE = (*(x for x in _RESUME if not x.startswith("--steps=")), "--eval_only")
 _PREDICT = ("dlrm_jax", "predict", "--checkpoint={input}/checkpoints/00000001",
             "--output={out}.csv",
             "--data={home}/log.csv", "--batch_size=8")  # fmt: skip

@@ -30,7 +30,7 @@ import jax
 from absl import flags
 
 from dlrm_jax.backend import describe_devices
-from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
 from dlrm_jax.cli.flags import FLAGS, check_pictures
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.cli.run import run
@@ -48,13 +48,7 @@ from experiments.characterize.profile import durations
 # Of the processes of a sweep; what a mesh of several devices adds isn't for those of one.
 _ENVIRONMENT = dict(os.environ)
 
-_OF_WHOLE_RUNS = (
-    "examples", "steps", "epochs", "eval_every", "checkpoint_every", "log_every",
-    "check_copies_every", "keep_checkpoints", "best_metric", "target_auc", "shuffle_window",
-    "evaluation_batch_size", "min_count",
-)  # fmt: skip
-
-define_run_flags("kaggle", dict.fromkeys(_OF_WHOLE_RUNS, "steps on generated batches are measured"))
+define_run_flags("kaggle", dict.fromkeys(OF_WHOLE_RUNS, "steps on generated batches are measured"))
 flags.DEFINE_string(
     "workdir", None, "Directory for the result, its page and traces; such as runs/characterize."
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -110,9 +111,26 @@ def compare(
         print(f"best possible test AUC, that of the teacher: {best['test']:.4f}")
     _print_distances(results, task)
     everything = {"data": task.data.source, "results": [dataclasses.asdict(r) for r in results]}
-    write_text(directory / "results.json", to_json(everything, indent=1))
+    text = to_json(everything, indent=1)
+    _print_replaced(directory / "results.json", text)
+    write_text(directory / "results.json", text)
     write_page(results, task, directory / "comparison.html")
     print(f"see {directory}/comparison.html, results.json")
+
+
+def _print_replaced(path: Path, text: str) -> None:
+    """Prints which results of an earlier comparison in this workdir a new file doesn't have."""
+    try:
+        earlier, new = json.loads(path.read_text()), json.loads(text)
+        gone = [each["contender"]["name"] for each in earlier["results"]
+                if earlier["data"] != new["data"] or each not in new["results"]]  # fmt: skip
+    except (OSError, ValueError, TypeError, KeyError):  # there is none
+        return
+    if gone:
+        print(
+            f"results.json and comparison.html replace those of another comparison, with its "
+            f"results of {', '.join(gone)}; its trials stay in trials/"
+        )
 
 
 def _print_distances(results: Sequence[Result], task: Task) -> None:

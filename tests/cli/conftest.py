@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from main_job import SMALL, succeed
+
+from dlrm_jax.cli.flags import FLAGS, own_flags
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +17,20 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("unbroken")
     succeed("--mesh=2x4", *SMALL, "--steps=40", f"--workdir={workdir}")
     return workdir
+
+
+def forget_flags() -> None:
+    for flag in own_flags():
+        delattr(FLAGS, flag.name)
+
+
+@pytest.fixture
+def program(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """A module whose flags alone are defined, as in a process of its own."""
+    forget_flags()
+    known = sys.modules.pop(request.param, None)
+    yield importlib.import_module(request.param)
+    forget_flags()
+    del sys.modules[request.param]
+    if known:
+        sys.modules[request.param] = known

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli.data_report import write_report
 from dlrm_jax.cli.page import Page
 from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
@@ -203,3 +204,15 @@ def test_all_that_a_page_is_given_is_text(tmp_path):
     for word in ("title", "heading", "text"):
         assert f"<b>{word}</b>" in reader.text
     assert dict(reader.attributes)["class"] == "text"
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)
+def test_a_page_of_a_user_stays(program, tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text("<!DOCTYPE html>\nmine")
+    cli_flags.parse(["report", f"--data={tmp_path}"])
+    with pytest.raises(UserError, match=r"report\.html exists, and this program didn't make it"):
+        program.main()
+    Page("of an earlier report").write(page)
+    with pytest.raises(UserError, match="expected a metadata"):  # the data, which come next
+        program.main()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +12,7 @@ from main_job import fails, run
 
 from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli.config_flags import NO_EFFECT
-from dlrm_jax.cli.flags import FLAGS, example, own_flags
+from dlrm_jax.cli.flags import example, own_flags
 from dlrm_jax.cli.help import help_text
 from dlrm_jax.cli.main import COMMANDS
 from dlrm_jax.config import FIELD_TYPES, Config
@@ -30,23 +27,6 @@ EXPERIMENTS = (
 )  # fmt: skip
 PROGRAMS = [f"dlrm_jax.cli.{name}" for name in COMMANDS]
 PROGRAMS += [f"experiments.{name}" for name in EXPERIMENTS]
-
-
-def forget_flags() -> None:
-    for flag in own_flags():
-        delattr(FLAGS, flag.name)
-
-
-@pytest.fixture
-def program(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """A module whose flags alone are defined, as in a process of its own."""
-    forget_flags()
-    known = sys.modules.pop(request.param, None)
-    yield importlib.import_module(request.param)
-    forget_flags()
-    del sys.modules[request.param]
-    if known:
-        sys.modules[request.param] = known
 
 
 @pytest.mark.parametrize("program", PROGRAMS, indirect=True)

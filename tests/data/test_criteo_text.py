@@ -128,3 +128,9 @@ def test_any_damage_is_either_read_as_written_or_named(data):
 def test_text_without_lines():
     with pytest.raises(UserError, match="more than 65,536 bytes"):
         list(chunks_of(b"\x1f" * 200_000, 1 << 12))
+
+
+@pytest.mark.parametrize("line", [b"clicked,price,shop", b"1\t2"])
+def test_a_log_of_the_users_own_needs_a_schema(line):
+    with pytest.raises(UserError, match=r"log.csv, line 1: .* needs a schema: .* --schema"):
+        parse_chunk(line + b"\n", Path("log.csv"), 1)

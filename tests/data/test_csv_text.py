@@ -110,9 +110,10 @@ def test_values_that_grow_stay_values(tmp_path):
     [
         (b"y,shop\n1,a\n0\n", "line 3: expected 2 fields as in the header, found 1"),
         (b"y,shop\n1,a\n0,b,c\n", "line 3: expected 2 fields as in the header, found 3"),
-        (b"y,shop\n1,a\n\n", "line 3: expected 2 fields as in the header, found 0"),
+        (b"y,shop\n1,a\n\n", "line 3: expected 2 fields as in the header, found a blank line"),
         (b"y,shop\r\n1,a\r\n0\r\n", "line 3: expected 2 fields"),
-        (b'y,shop\n1,"a\n0,b\n', "line 3: unexpected end of data"),
+        (b'y,shop\n1,"a\n0,b\n', "line 2: a quote begins in this record, and the file ends"),
+        (b'y,shop\n1,"a\nb"\n1,"a\nb",2\n', "line 4: expected 2 fields as in the header, found 3"),
         (b'y,shop\n1,"a"b\n', "line 2: ',' expected after '\"'"),
         (b"y,shop\n1,a\n0,\xff\n", "line 3: expected UTF-8, found the byte ff"),
         ("y,shop\n1,ä\n".encode("utf-16"), "line 1: expected UTF-8, found the byte ff"),

@@ -101,7 +101,7 @@ def test_what_is_not_provably_ours_is_not_replaced(raw, tmp_path, content):
     if content:
         (tmp_path / "out" / "metadata.json").write_text(content)
     before = all_files(tmp_path)
-    with pytest.raises(UserError, match=r"out is in the way: .*; move or delete it"):
+    with pytest.raises(UserError, match=r"out is in the way: .*; move it, or give another"):
         preprocess([raw], tmp_path / "out", OPTIONS, replace=True)
     assert all_files(tmp_path) == before
 

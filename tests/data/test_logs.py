@@ -207,3 +207,8 @@ def test_parquet_without_a_schema(tmp_path):
     pl.DataFrame({"y": [0, 1]}).write_parquet(tmp_path / "log.parquet")
     with pytest.raises(UserError, match=r"log.parquet is a Parquet file; .*\(--schema"):
         preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options())
+
+
+def test_a_schema_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "schema.json").write_text('{"label": "y", "categorical": ["a"]}', "utf-8-sig")
+    assert Schema.from_json(tmp_path / "schema.json").categorical == ("a",)

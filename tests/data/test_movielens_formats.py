@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+
 import polars as pl
 import pytest
 from movielens_files import (
@@ -109,7 +111,7 @@ def test_another_encoding_is_an_error(tmp_path):
 
 
 def test_a_directory_must_hold_one_data_set(tmp_path):
-    with pytest.raises(UserError, match="expected a directory of MovieLens files, there is none"):
+    with pytest.raises(UserError, match="expected a directory of MovieLens files, got none there"):
         read_tables(tmp_path / "missing")
     with pytest.raises(UserError, match="found an empty directory"):
         read_tables(tmp_path)
@@ -120,3 +122,20 @@ def test_a_directory_must_hold_one_data_set(tmp_path):
     write_csv(tmp_path)
     with pytest.raises(UserError, match="ratings of one MovieLens data set"):
         read_tables(tmp_path)
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, write):
+    write(tmp_path)
+    before = read_tables(tmp_path)
+    for path in before.files:
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    after = read_tables(tmp_path)
+    for name in ("ratings", "users", "items"):
+        assert getattr(after, name).equals(getattr(before, name))
+
+
+def test_a_file_is_no_directory_of_them(tmp_path):
+    (tmp_path / "u.data").touch()
+    with pytest.raises(UserError, match="expected a directory of MovieLens files, got a file"):
+        read_tables(tmp_path / "u.data")

@@ -266,6 +266,37 @@ def test_an_empty_directory_is_no_obstacle(raw, tmp_path):
     (tmp_path / "out").mkdir()
     assert sum(preprocess([raw], tmp_path / "out", Options()).days) == 70
     (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"out exists .*: min_count was 1, now 2; delete it, or"):
+        preprocess([raw], tmp_path / "out", Options(min_count=2))
+
+
+def test_what_a_user_has_made_is_not_to_be_deleted(raw, tmp_path):
+    (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes").touch()
-    with pytest.raises(UserError, match="other exists and doesn't match this command"):
-        preprocess([raw], tmp_path / "other", Options())
+    for output in (tmp_path / "other", raw):
+        with pytest.raises(UserError) as raised:
+            preprocess([raw], output, Options())
+        message = str(raised.value)
+        assert message.startswith(f"{output} is in the way: no metadata.json in it says that")
+        assert "delete" not in message
+        assert "Error" not in message
+
+
+def test_differences_are_named_by_flags(raw, tmp_path):
+    others = [tmp_path / "validation.txt", tmp_path / "test.txt"]
+    for seed, path in enumerate(others, 1):
+        path.write_text(text(14 + seed))
+    preprocess([raw], tmp_path / "out", Options())
+    with pytest.raises(UserError, match="--validation and --test: not given before, now given"):
+        preprocess([raw], tmp_path / "out", Options(), others)
+    with pytest.raises(UserError, match="--grow: not given before, now given"):
+        preprocess([raw], tmp_path / "out", Options(), grow=tmp_path / "out")
+
+
+def test_a_copy_of_a_training_file_neither_validates_nor_tests(raw, tmp_path):
+    copy, other = tmp_path / "copy.txt", tmp_path / "other.txt"
+    copy.write_bytes(raw.read_bytes())
+    other.write_text(text(14))
+    for held_out in ([copy, other], [other, copy]):
+        with pytest.raises(UserError, match=r"copy\.txt is a copy of .*train\.txt; examples must"):
+            preprocess([raw], tmp_path / "out", Options(), held_out)

@@ -12,7 +12,7 @@ from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.data.preprocessing.serving import encode_logs
+from dlrm_jax.data.preprocessing.serving import encode_logs, unseen_shares
 from dlrm_jax.errors import UserError
 
 
@@ -104,6 +104,17 @@ def test_types_differ_between_training_and_serving(tmp_path):
     # Labels of what is to be predicted may be there and say nothing.
     expected = [[3, 2, 2, -1]]
     assert served("d", y=[None], n=[2], s=["a"], bag=[["x"]]) == expected
+
+
+def test_columns_that_training_had_not_are_counted(tmp_path):
+    frame = pl.DataFrame({"y": [0, 1] * 20, "n": [1, 2] * 20, "bag": [["x"], ["y", "x"]] * 20})
+    frame.write_parquet(tmp_path / "log.parquet")
+    schema = Schema("y", ("n", "bag"), (), {"bag": 2})
+    preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
+    new = pl.DataFrame({"n": [" 1", "2", None, "4"], "bag": [["x", "z"], [], ["x"], ["y"]]})
+    new.write_parquet(tmp_path / "new.parquet")
+    found = encode_logs([tmp_path / "new.parquet"], tmp_path / "out", tmp_path / "new")
+    assert unseen_shares(found, tmp_path / "out") == {"n": 2 / 3, "bag": 1 / 4}
 
 
 def test_torchrecs_dense_features_do_not_depend_on_the_rows_beside(tmp_path):

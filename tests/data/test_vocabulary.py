@@ -161,7 +161,8 @@ def test_a_value_that_is_twice_in_a_damaged_vocabulary(tmp_path):
     ("values", "expected"),
     [
         (pl.Series([1.0, None, 3.0, 2.5, 1e300, float("nan")]), [2, MISSING, 4, 0, 0, MISSING]),
-        (pl.Series(["1", None, "3", "x", "007", "1.0", "9" * 30]), [2, MISSING, 4, 0, 0, 0, 0]),
+        (pl.Series(["1", None, "3", "x", "007", "1.0", "9" * 30]), [2, MISSING, 4, 0, 0, 2, 0]),
+        (pl.Series(["3.", "3.5", "03.0", " 3", "1.00"]), [0, 0, 0, 0, 2]),
         (pl.Series([2**63, 1], dtype=pl.UInt64), [0, 2]),
         (pl.Series([None, None]), [MISSING, MISSING]),
     ],
@@ -173,6 +174,15 @@ def test_values_in_another_type(values, expected):
     bags = pl.Series([values.to_list(), [], None], dtype=pl.List(values.dtype))
     absent = [-1] * len(values)
     assert vocabulary.encode(bags, table, len(values)).tolist() == [expected, absent, absent]
+
+
+def test_whole_numbers_of_a_column_that_training_had_as_floats():
+    """As pandas makes them where a value is missing; 2^53 + 1 is no float."""
+    table = vocabulary.learn([pl.LazyFrame({"value": [1.0, 1.0, 2.5, 2.0**53]})])
+    values = pl.Series([1, None, 2, 2**53, 2**53 + 1])
+    ids = dict(table.select("value", "id").iter_rows())
+    expected = [ids[1.0], MISSING, UNSEEN, ids[2.0**53], UNSEEN]
+    assert vocabulary.encode(values, table, 1)[:, 0].tolist() == expected
 
 
 @pytest.mark.parametrize("large", [0, 1000])

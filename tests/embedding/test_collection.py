@@ -189,3 +189,31 @@ def test_a_state_stays_that_of_its_collection():
 
     state = tables.state_specs()
     assert jax.tree.structure(jax.eval_shape(step, state)) == jax.tree.structure(state)
+
+
+def test_descriptions_may_come_one_by_one_and_the_mesh_as_its_shape():
+    plan = collection().plan
+    found = EmbeddingCollection(iter(TABLES), iter(FEATURES), iter(LOOKUPS), "2x4", SGD(1.0), plan)
+    assert found.mesh.devices.shape == (2, 4)
+    assert [list(found.tables.values()), found.features] == [TABLES, tuple(FEATURES)]
+    with pytest.raises(UserError, match=r"mesh: expected DxM, .* got '2by4'"):
+        EmbeddingCollection(TABLES, FEATURES, LOOKUPS, "2by4")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("d", (8, 2), r"lookup d to have the shape of its result, \(8, 1\), got \(8, 2\)"),
+        ("d", (16, 1), r"\(8, 1\), got \(16, 1\)"),
+        ("c_sequence", (8, 16), r"lookup c_sequence .*, \(8, 3, 16\), got \(8, 16\)"),
+    ],
+)
+def test_cotangents_have_the_shape_of_what_was_looked_up(name, shape, message):
+    tables = collection()
+
+    def update(state, ids):
+        pooled, residuals = tables.lookup(state, ids)
+        return tables.send_cotangents(residuals, {**pooled, name: jnp.zeros(shape)})
+
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(update, tables.state_specs(), jnp.zeros((8, 9), jnp.int32))

@@ -40,6 +40,19 @@ def test_a_pooling_that_does_not_exist_names_the_lookup():
         plain(object.__new__(Lookup), "l", "f", "t", "max")
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (Feature, ("age", 2.5), "feature age: max_ids: expected an integer, got 2.5"),
+        (Table, ("ads", 100.0, 4), "table ads: rows: expected an integer, got 100.0"),
+        (Table, ("ads", 100, "4"), "table ads: dim: expected an integer, got '4'"),
+    ],
+)
+def test_sizes_are_integers(kind, arguments, message):
+    with pytest.raises(UserError, match=message):
+        inspect.unwrap(kind.__init__)(object.__new__(kind), *arguments)
+
+
 F, G = Feature("f"), Feature("g", 2)
 A, B = Table("a", 3, 2), Table("b", 4, 2)
 READ_A, READ_B = Lookup("la", "f", "a"), Lookup("lb", "g", "b")

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from dlrm_jax.embedding import (
     Table,
     automatic_plan,
     reshard,
+    table_io,
 )
 from dlrm_jax.embedding.slab import OWN_SLAB_ROWS
 from dlrm_jax.errors import UserError
@@ -202,3 +204,10 @@ def test_numbers_beyond_the_dtype_of_their_array_are_refused():
     message = r"^table b: table: expected numbers that fit into float32, got -1e\+300 at \[0, 0\]"
     with pytest.raises(UserError, match=message):
         tables.from_arrays(given, seed=0)
+
+
+def test_a_source_gives_arrays_by_name():
+    tables = collection()
+    given = table_io.from_arrays
+    with pytest.raises(UserError, match=r"source: expected arrays of table . by name, .* NoneType"):
+        inspect.unwrap(given)(tables.axes, tables.layout, lambda table: None, 0)

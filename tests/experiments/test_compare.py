@@ -14,6 +14,7 @@ from main_job import in_background, run
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.training.build import generate_data
+from experiments.compare import contest
 from experiments.compare.tasks import Choices, Clicks, EpochBatches
 from experiments.compare.trials import Contender, Result
 
@@ -122,6 +123,24 @@ def test_what_cannot_be_compared_is_refused(flags, message, tmp_path):
     result = run(*flags, f"--workdir={tmp_path}", program=COMPARE)
     assert result.returncode == 2, result.stderr[-2000:]
     assert message in result.stderr.splitlines()[-1]
+
+
+def test_results_that_another_comparison_replaces_are_named(tmp_path, capsys):
+    def text(data: str, *names: str) -> str:
+        results = [
+            {"contender": {"name": name, "optimizer": "sgd"}, "trials": []} for name in names
+        ]
+        return json.dumps({"data": data, "results": results})
+
+    path = tmp_path / "results.json"
+    contest._print_replaced(path, text("a", "dlrm"))
+    path.write_text(text("a", "dlrm", "fm"))
+    contest._print_replaced(path, text("a", "dlrm", "fm", "dcn"))
+    assert not capsys.readouterr().out
+    contest._print_replaced(path, text("a", "dlrm"))
+    assert "results of fm; its trials stay in trials/" in capsys.readouterr().out
+    contest._print_replaced(path, text("b", "dlrm", "fm"))
+    assert "results of dlrm, fm; its trials" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def refused(checkpoint: Path, message: str) -> None:
 
 def test_what_is_no_checkpoint(trained: tuple[Path, np.ndarray], tmp_path: Path):
     checkpoint = trained[0]
-    refused(tmp_path / "none", "none is not a checkpoint: it has no metadata.json")
+    refused(tmp_path / "none", "none is not a checkpoint: there is no such directory")
     refused(tmp_path, "is not a checkpoint")
     listed = f"it has the checkpoints {re.escape(str(checkpoint))}$"
     refused(checkpoint.parent.parent, listed)
@@ -108,6 +108,7 @@ def test_what_is_no_checkpoint(trained: tuple[Path, np.ndarray], tmp_path: Path)
     for content in ("{", "[]", '{"made_from": {}}'):
         (tmp_path / "metadata.json").write_text(content)
         refused(tmp_path, "is not a checkpoint")
+    refused(tmp_path, "is not a checkpoint: it is a directory of prepared data")
     with pytest.raises(UserError, match="batch_size: 100 samples can't be split"):
         Predictor.load(checkpoint, make_mesh("2x4"), 100)
 

@@ -105,3 +105,15 @@ def test_lines_of_a_run_that_has_saved_nothing_are_dropped(last: str, tmp_path: 
     path.write_text(f'{{"step": 1, "split": "train", "loss": 1}}\n{last}')
     Record(path, 0)
     assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(("kind", "what"), [("file", "a file"), ("link", "a link to nothing")])
+def test_a_workdir_that_is_no_directory(tmp_path: Path, kind: str, what: str):
+    workdir = tmp_path / "w"
+    if kind == "file":
+        workdir.touch()
+    else:
+        workdir.symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"expected a directory, got {what}"), owned(workdir):
+        pass
+    assert list(tmp_path.iterdir()) == [workdir]

@@ -185,6 +185,8 @@ def test_what_is_said_of_a_feature_holds_of_all_its_tables():
         ({"table_optimizers": ("C1=sgd:-1",)}, "^table_optimizers: .* above 0, got 'sgd:-1'"),
         ({"table_optimizers": ("C1=sgd:nan",)}, "^table_optimizers: .* got 'sgd:nan'"),
         ({"table_optimizers": ("C1=adam:1e39",)}, "^table_optimizers: .* got 'adam:1e39'"),
+        ({"frozen_tables": ("C2", "C3"), "table_optimizers": ("C3=sgd",)},
+         "table_optimizers: C3 is one of frozen_tables"),
         ({"compression": "quotient_remainder", "composition": "concat", "embedding_dim": 5,
           "bottom_mlp": (5,)}, "even embedding_dim, got 5"),
     ],

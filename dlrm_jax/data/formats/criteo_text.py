@@ -17,6 +17,10 @@ INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORICALS = tuple(f"C{i}" for i in range(1, 27))
 COLUMNS = ("label", *INTEGERS, *CATEGORICALS)
 
+_OWN = (
+    " A log with columns of its own, as CSV or Parquet, needs a schema: python -m dlrm_jax "
+    "preprocess --schema makes arrays of it."
+)
 _FIELD_BYTES = b"0123456789abcdefABCDEF-"
 _LINE_SEPARATORS = b"\t" * (len(COLUMNS) - 1) + b"\n"
 _HEX_DIGITS = 8  # categoricals are 32-bit hashes
@@ -53,7 +57,8 @@ def parse_chunk(
         return frame
     for number, line in enumerate(chunk[:-1].split(b"\n"), first_line):
         if error := _line_error(line):
-            raise UserError(f"{path}, line {number}{error}")
+            own = number == 1 and line.count(b"\t") not in (len(COLUMNS) - 1, len(COLUMNS) - 2)
+            raise UserError(f"{path}, line {number}{error}{_OWN if own else ''}")
     raise AssertionError(f"{path}: lines from {first_line} on failed to parse, yet all look right")
 
 

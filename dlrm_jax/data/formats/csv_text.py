@@ -44,6 +44,7 @@ class Records:
         self._path = path
         self._on_bad_line = on_bad_line
         self._reader = csv.reader(self._lines(chunks), strict=True)
+        self._first = 1  # line of the record
         self.columns = self._next() or []
         self.skipped = 0
         twice = [name for name, count in Counter(self.columns).items() if count > 1]
@@ -90,18 +91,23 @@ class Records:
             elif self._on_bad_line == "skip":
                 self.skipped += 1
             else:
+                found = len(fields) or "a blank line"
                 raise UserError(
-                    f"{self._path}, line {self._reader.line_num}: expected {len(self.columns)} "
-                    f"fields as in the header, found {len(fields)}. Correct or remove the line; if "
+                    f"{self._path}, line {self._first}: expected {len(self.columns)} "
+                    f"fields as in the header, found {found}. Correct or remove the line; if "
                     f"it is the last one, the file may be incomplete"
                 )
 
     def _next(self) -> list[str] | None:
+        self._first = self._reader.line_num + 1
         try:
             return next(self._reader, None)
         except csv.Error as error:
+            what = str(error)
+            if what == "unexpected end of data":
+                what = "a quote begins in this record, and the file ends before the closing one"
             raise UserError(
-                f"{self._path}, line {self._reader.line_num}: {error}; expected fields separated "
+                f"{self._path}, line {self._first}: {what}; expected fields separated "
                 f"by commas, in quotes where they hold commas, quotes or line breaks"
             ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def read_table(path: Path, separator: str, columns: Mapping[str, Kind]) -> pl.Da
 
 def header(path: Path, separator: str) -> list[str]:
     """The names in the first line, each up to a colon."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         first = file.readline()
     return [name.partition(":")[0] for name in first.rstrip("\r\n").split(separator)]
 
@@ -92,6 +93,7 @@ def _content(path: Path) -> bytes:
 def _lines(path: Path, encoding: str) -> pl.Series:
     content = _content(path)
     # Python decodes small files only: files of ratings are ASCII.
+    content = content.removeprefix(codecs.BOM_UTF8)
     text = content if content.isascii() else decoded(content, path, encoding).encode()
     return pl.read_lines(text, name="line")["line"]
 

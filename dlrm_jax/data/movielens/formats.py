@@ -66,7 +66,11 @@ def read_tables(directory: Path) -> Tables:
         UserError: it isn't any of these, or a line is malformed.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory}: expected a directory of MovieLens files, there is none")
+        found = "a file" if directory.exists() else "none there"
+        raise UserError(
+            f"{directory}: expected a directory of MovieLens files, got {found}; name the one that "
+            f"the archive unpacks to"
+        )
     matches = [(path, name) for name in _FORMATS for path in sorted(directory.glob(name))]
     if len(matches) != 1:
         names = sorted(path.name for path in directory.iterdir())

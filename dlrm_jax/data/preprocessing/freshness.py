@@ -22,6 +22,8 @@ from dlrm_jax.workspaces import delete
 BEGUN = "begun.json"
 """Name of the file that describes an unfinished directory."""
 
+_FLAGS = {"held_out": "--validation and --test", "grown_from": "--grow"}
+
 Inputs = list[dict[str, Any]]
 """Path, size, time of change and a hash of 4 MiB of each input file.
 
@@ -175,6 +177,10 @@ def _other_options(found: dict[str, Any], recipe: dict[str, Any]) -> str:
         return f"format was {found.get('format')}, now {recipe['format']}"
     for name, new in recipe["options"].items():
         if (old := found["options"].get(name)) != new:
+            if name in _FLAGS:  # it isn't an option that a user gives
+                before = "given" if old else "not given"
+                now = "with other data" if old and new else "given" if new else "not given"
+                return f"{_FLAGS[name]}: {before} before, now {now}"
             return f"{name} was {old}, now {new}"
     return ""
 

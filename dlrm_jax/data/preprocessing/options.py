@@ -139,4 +139,5 @@ class Options:
                 raise TypeError(f"csv_missing: expected texts, got {present['csv_missing']}")
             return cls(**present)
         except (TypeError, KeyError, ValueError) as error:
-            raise UserError(f"the options of the data are damaged: {error!r}") from error
+            why = f"there is no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"the options of the data are damaged: {why}") from error

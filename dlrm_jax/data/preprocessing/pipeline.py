@@ -155,15 +155,15 @@ def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:
     if not output.exists() or (output.is_dir() and _is_empty(output)):
         return False
     difference = freshness.difference(output, recipe)
+    if difference and not freshness.is_ours(output):
+        raise UserError(
+            f"{output} is in the way: no {METADATA} in it says that this program made it; move it, "
+            f"or give another output directory"
+        )
     if difference and not replace:
         raise UserError(
             f"{output} exists and doesn't match this command: {difference}; delete it, or give "
             f"another output directory"
-        )
-    if difference and not freshness.is_ours(output):
-        raise UserError(
-            f"{output} is in the way: no {METADATA} in it says that this program made it; move or "
-            f"delete it"
         )
     if difference:
         _log.warning("%s doesn't match this command (%s): making it again", output, difference)
@@ -188,6 +188,7 @@ def _run(
     files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
     freshness.check_unchanged(conversion.directory, recipe["inputs"])
     check_missing_values(paths, files, options, grow)
+    _check_copies(paths, [file.content_hash for file in files], held_out)
     days = _days(paths, files, options, held_out)
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
     training = sum(len(days[day]) for day, _, _ in split["train"])
@@ -218,6 +219,17 @@ def _run(
         dates=[str(of(dates)) for of in (min, max)] if dates else [],
     )
     write_json(conversion.directory / METADATA, dataclasses.asdict(metadata))
+
+
+def _check_copies(paths: Sequence[Path], contents: Sequence[str], held_out: int) -> None:
+    """Checks that no file for validation or test is a copy of one for training."""
+    training = contents[: len(paths) - held_out]
+    for path, content in list(zip(paths, contents, strict=True))[len(training) :]:
+        if content in training:
+            raise UserError(
+                f"{path} is a copy of {paths[training.index(content)]}; examples must not train "
+                f"and test a model"
+            )
 
 
 def _days(

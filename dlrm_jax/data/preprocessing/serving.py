@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from dlrm_jax.data.arrays import Examples
@@ -16,7 +17,10 @@ from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import days_by_file
+from dlrm_jax.data.preprocessing.vocabulary import MISSING, UNSEEN
 from dlrm_jax.errors import UserError
+
+_ROWS = 1 << 18
 
 
 def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Examples]:
@@ -52,6 +56,32 @@ def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Exa
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot make arrays in {output}: {error}") from error
     return [DayFiles.map(output, number).examples for number in range(len(files))]
+
+
+def unseen_shares(days: Sequence[Examples], prepared: Path) -> dict[str, float]:
+    """The share of each column's values that training hadn't, or had too rarely.
+
+    Args:
+        days: examples that `encode_logs` has made.
+        prepared: directory whose ids it gave them.
+
+    Returns:
+        Shares of the values that aren't missing, by column; empty if unseen values have no id of
+        their own.
+    """
+    metadata = Metadata.read(prepared)
+    if Options.from_json(metadata.made_from["options"]).compatible:
+        return {}
+    unseen = np.zeros(len(metadata.columns), np.int64)
+    present = np.zeros_like(unseen)
+    starts = np.cumsum([0, *metadata.bag_lengths[:-1]])
+    for day in days:
+        for first in range(0, len(day), _ROWS):
+            ids = np.asarray(day.ids[first : first + _ROWS])
+            unseen += np.add.reduceat((ids == UNSEEN).sum(0), starts)
+            present += np.add.reduceat(((ids >= 0) & (ids != MISSING)).sum(0), starts)
+    counts = zip(metadata.columns, unseen.tolist(), present.tolist(), strict=True)
+    return {name: few / many for name, few, many in counts if many}
 
 
 def _smallest(metadata: Metadata, prepared: Path) -> float:

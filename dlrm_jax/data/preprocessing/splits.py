@@ -101,6 +101,12 @@ def by_day(days: Sequence[Day]) -> Splits:
         first -= 1
     rows = sum(map(len, days[first:]))
     _check(days[:first])
+    if first < 1 and days[0].date and rows >= 2:
+        raise UserError(
+            f"expected rows of two dates or more, the last one for validation and test, got "
+            f"{rows} rows, all of {days[0].date}; leave timestamp out of the schema to cut a file "
+            f"into {DAYS} parts, or give files for --validation and --test"
+        )
     if rows < 2 or first < 1:
         raise UserError(
             f"expected at least {2 * DAYS} rows of one file, or two days or more, the last one "

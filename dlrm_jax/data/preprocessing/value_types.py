@@ -12,8 +12,8 @@ from dlrm_jax.errors import UserError
 def cast_values(values: pl.Series, known: Any) -> pl.Series:
     """Converts values to the type of a vocabulary; null where a value isn't of this type.
 
-    Whole numbers have another width in another log. They come as floats where some are missing, or
-    as text from CSV. Among them, ``"x"``, ``"007"`` and 2.5 are no values of an integer column. A
+    Whole numbers have another width in another log. They come as floats where some are missing,
+    here or in training, or as text from CSV, also as ``"3.0"``. Among them, ``"x"``, ``"007"`` and 2.5 are no values of an integer column. A
     column without any value has no type.
 
     Raises:
@@ -24,11 +24,17 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
         return values.cast(known)
     if known == pl.Null:  # training had no value
         return pl.Series(values.name, [None] * len(values), pl.Null)
-    if known.is_integer() and (dtype.is_numeric() or dtype == pl.String):
+    if known.is_integer() and dtype == pl.String:  # pandas writes whole numbers as 3.0
+        values = values.str.replace(r"^(-?\d+)\.0+$", "$1")
+    whole = known.is_float() and dtype.is_integer()
+    if whole or (known.is_integer() and (dtype.is_numeric() or dtype == pl.String)):
         cast = values.cast(known, strict=False)
         same = (cast.cast(dtype, strict=False) == values).fill_null(False)
         return cast.to_frame("x").select(pl.when(same).then("x"))["x"]
-    raise UserError(f"expected values of type {known}, as in training, got {dtype}")
+    raise UserError(
+        f"expected values of type {known}, as in training, got {dtype}; write the column of the "
+        f"log in that type"
+    )
 
 
 def cast_whole(values: pl.Series, known: Any) -> pl.Series:
