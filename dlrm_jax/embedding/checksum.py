@@ -105,7 +105,7 @@ def _mixtures(bits: Any, places: Any) -> list[Any]:
 def _bits(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
     """The bits of each number; 64 of them, or complex parts, are numbers along a new axis."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        x = jnp.stack([x.real, x.imag], axis=-1)
+        x = jnp.stack([np.real(x), np.imag(x)], axis=-1)
     if wider := _wider(x.dtype):
         x = x.astype(wider)
     if x.dtype.itemsize >= 4:
@@ -116,7 +116,7 @@ def _bits(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
 def _bits_on_host(x: Shaped[np.ndarray, "..."]) -> UInt32[np.ndarray, "..."]:
     """The same as `_bits`, by NumPy."""
     if np.iscomplexobj(x):
-        x = np.stack([x.real, x.imag], axis=-1)
+        x = np.stack([np.real(x), np.imag(x)], axis=-1)
     if wider := _wider(x.dtype):
         x = x.astype(wider)
     x = np.ascontiguousarray(x)

@@ -6,11 +6,15 @@ import functools
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 
@@ -20,6 +24,9 @@ FORMATS: Mapping[int, Mapping[str, str]] = {2: {"table": "weights"}, FORMAT: {}}
 """Formats that can be read, each with its old names of arrays."""
 
 _FILE = "metadata.json"
+
+_CHECKSUM = re.compile(r"(\w+) [0-9a-f]{16}")
+"""Dtype and checksum of an array."""
 
 
 def write_metadata(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
@@ -135,6 +142,21 @@ def _is_shape(value: Any) -> bool:
     )
 
 
+def _are_checksums(value: Any) -> bool:
+    if not _has_all(str)(value):
+        return False
+    found = [_CHECKSUM.fullmatch(text) for text in value.values()]
+    return all(each and _is_dtype(each[1]) for each in found)
+
+
+def _is_dtype(name: str) -> bool:
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        return False
+    return dtype == np.bool or jnp.issubdtype(dtype, jnp.number)
+
+
 # Parts of the metadata, and what they must be; `...` is a part that isn't there.
 _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "step": lambda value: isinstance(value, int),
@@ -145,6 +167,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "params": _has_all(list),
     "model_state": lambda value: value is ... or _has_all(list)(value),
     "arrays": _are_arrays,
+    "checksums": lambda value: value is ... or _are_checksums(value),  # earlier versions: none
     "files": lambda value: value is ... or _has_all(int)(value),
 }
 
