@@ -48,7 +48,7 @@ def checksum(x: Shaped[Array, "..."], first: Any = 0, words: int = 2) -> UInt32[
     Args:
         x: array; of random keys, their data is meant.
         first: place of the first number, for a part; see `place`.
-        words: how many of the two sums to make.
+        words: number of sums to make, 1 or 2.
     """
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)

@@ -155,7 +155,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 def test_a_damaged_file_never_gives_other_numbers(trained: Trained, copy: Path):
     learner, state, _ = trained
     wanted = jax.tree.map(np.asarray, state)
-    chance, refused = random.Random(0), 0
+    chance, refused, undecided = random.Random(0), 0, []
     files = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.stat().st_size]
     for path in [*files, *(path for path in files if path.parent.name == "d")] * 2:
         whole = path.read_bytes()
@@ -165,10 +165,11 @@ def test_a_damaged_file_never_gives_other_numbers(trained: Trained, copy: Path):
             jax.tree.map(np.testing.assert_array_equal, wanted, found)
         except DamagedCheckpointError:
             refused += 1
-        except UserError as error:
-            assert path.parent.name != "d", str(error)  # others describe the arrays, for instance
+        except UserError:
+            undecided.append(path.parent.name)
         path.write_bytes(whole)
     assert refused
+    assert "d" not in undecided  # of other files, Orbax doesn't say for certain what is wrong
 
 
 @pytest.mark.parametrize("mesh", ["1x1", "2x4", "1x8"])
