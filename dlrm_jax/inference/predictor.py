@@ -17,6 +17,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import as_mesh
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -77,13 +78,17 @@ class Predictor:
         learner = make_learner(_for_prediction(config, batch_size), mesh)
         release_memory()
         specs = learner.state_specs()
-        params, model_state = load_model(checkpoint, metadata, specs.params, specs.model_state)
+        sums = LoadedSums(checkpoint, metadata)
+        params, model_state = load_model(
+            checkpoint, metadata, specs.params, specs.model_state, sums
+        )
         embedding = learner.collection.from_arrays(
             lambda table: load_table(
-                checkpoint, metadata, table.name, learner.collection.array_specs(table.name)
+                checkpoint, metadata, table.name, learner.collection.array_specs(table.name), sums
             ),
             seed=0,
         )
+        sums.check()
         state = TrainState(metadata["step"], params, None, embedding, model_state)
         return cls(config, learner, state, batch_size)
 

@@ -12,6 +12,7 @@ from jaxtyping import Float32
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.frame_file import write_frames
+from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.serialization import array_name, load_table
 
 Format = Literal["parquet", "npy"]
@@ -69,7 +70,9 @@ def _read_vectors(
     if entry is None:
         raise UserError(f"checkpoint {checkpoint} has no table {table!r}")
     spec = np.broadcast_to(np.float32(0), entry["shape"])  # a shape and type without memory
-    loaded = load_table(checkpoint, metadata, table, {"table": spec})["table"]
+    sums = LoadedSums(checkpoint, metadata)
+    loaded = load_table(checkpoint, metadata, table, {"table": spec}, sums)["table"]
+    sums.check(together=False)
     return np.asarray(loaded)
 
 

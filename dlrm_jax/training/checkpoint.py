@@ -29,16 +29,19 @@ from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import move_into_place
 from dlrm_jax.processes import is_distributed, on_process_0
 from dlrm_jax.saved_config import check_version, saved_fields
+from dlrm_jax.training.checksums import LoadedSums, SavedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata, write_metadata
-from dlrm_jax.training.orbax_io import load, release_memory, save
+from dlrm_jax.training.orbax_io import release_memory
 from dlrm_jax.training.retention import Retention, check_path
 from dlrm_jax.training.serialization import (
     NOT_FINITE,
     check_model_state,
     dense_items,
     flatten,
+    load_dense,
     load_table,
+    save_dense,
     save_tables,
 )
 from dlrm_jax.workspaces import workspace
@@ -109,7 +112,8 @@ class Checkpoints:
         try:
             with contextlib.ExitStack() as stack:
                 writing = Path(on_process_0(lambda: _begin(final, stack)))
-                save(writing / "dense", dense_items(state))
+                sums = SavedSums()
+                save_dense(writing, state, sums)
                 metadata = {
                     "step": step,
                     "identity": dict(self.identity),
@@ -118,7 +122,8 @@ class Checkpoints:
                     "model_state": {
                         path: x.shape for path, x in flatten(state.model_state).items()
                     },
-                    "arrays": save_tables(writing / "tables", learner, state),
+                    "arrays": save_tables(writing / "tables", learner, state, sums),
+                    "checksums": sums.metadata(),
                     **notes,
                 }
                 on_process_0(lambda: _complete(writing, final, metadata))
@@ -160,11 +165,12 @@ class Checkpoints:
         """Reads the state of a step onto the learner's mesh and plan.
 
         In a run of several processes, process 0 looks for missing and truncated files before all
-        read them. What one process finds later, while the others wait for it, ends all of them.
+        read them. What one process can't decode later, while the others wait for it, ends all. The
+        checksums of what they have read are compared by all together.
 
         Raises:
             UserError: the checkpoint is of another run, the message names the first difference; or
-                it can't be read; or, with several processes, content of its files is damaged.
+                it can't be read; or, with several processes, a file can't be decoded.
             DamagedCheckpointError: files are missing or damaged.
         """
         path = self._there.path(step)
@@ -182,8 +188,9 @@ class Checkpoints:
         release_memory()
         specs = learner.state_specs()
         check_model_state(path, metadata, specs.model_state)
+        sums = LoadedSums(path, metadata)
         try:
-            return self._read(path, metadata, learner, specs)
+            state = self._read(path, metadata, learner, specs, sums)
         except DamagedCheckpointError as error:
             if not is_distributed():
                 raise
@@ -193,16 +200,23 @@ class Checkpoints:
                 f"{error.reason}; see that all processes can read it, or resume in one process, "
                 f"which uses an earlier one if this one is damaged"
             ) from error
+        sums.check()  # all processes come to the same verdict
+        return state
 
     def _read(
-        self, path: Path, metadata: Mapping[str, Any], learner: Learner, specs: TrainState
+        self,
+        path: Path,
+        metadata: Mapping[str, Any],
+        learner: Learner,
+        specs: TrainState,
+        sums: LoadedSums,
     ) -> TrainState:
-        dense = load(path / "dense", dense_items(specs))
+        dense = load_dense(path, dense_items(specs), sums)
         leaves = [dense["optimizer"][str(i)] for i in range(len(dense["optimizer"]))]
         optimizer = jax.tree.unflatten(jax.tree.structure(specs.optimizer), leaves)
         embedding = learner.collection.from_arrays(
             lambda table: load_table(
-                path, metadata, table.name, learner.collection.array_specs(table.name)
+                path, metadata, table.name, learner.collection.array_specs(table.name), sums
             ),
             seed=0,
         )

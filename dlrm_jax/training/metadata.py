@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 
@@ -21,9 +26,16 @@ FORMATS: Mapping[int, Mapping[str, str]] = {2: {"table": "weights"}, FORMAT: {}}
 
 _FILE = "metadata.json"
 
+_HASHED = 1 << 20
+"""Most bytes of a file that is hashed: Orbax's descriptions. Arrays have checksums of their own."""
+
+_CHECKSUM = re.compile(r"(\w+) [0-9a-f]{16}")
+"""Dtype and checksum of an array."""
+
 
 def write_metadata(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes the metadata beside the arrays, which must be complete, with the size of each file.
+    """Writes the metadata beside the arrays, which must be complete, with the size of each file
+    and the hashes of small ones.
 
     Raises:
         UserError: it isn't JSON, or `read_metadata` wouldn't take a part, such as validation
@@ -34,8 +46,9 @@ def write_metadata(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file()
     }
+    hashes = {name: _hash(checkpoint / name) for name, size in files.items() if size <= _HASHED}
     try:
-        whole = {"format": FORMAT, **metadata, "files": files}
+        whole = {"format": FORMAT, **metadata, "files": files, "hashes": hashes}
         text = json.dumps(whole, indent=1, default=_number)
     except (TypeError, ValueError) as error:
         raise UserError(f"cannot save the checkpoint: its metadata isn't JSON: {error}") from error
@@ -131,6 +144,9 @@ def _read(checkpoint: Path) -> dict[str, Any]:
             raise damaged(f"it has no {name}")
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             raise damaged(f"{name} has {found.st_size:,} of {size:,} bytes")
+        expected = metadata.get("hashes", {}).get(name)  # earlier versions noted none
+        if expected is not None and _hash(checkpoint / name) != expected:
+            raise damaged(f"{name} has been changed")
     return metadata
 
 
@@ -164,6 +180,21 @@ def _is_shape(value: Any) -> bool:
     )
 
 
+def _are_checksums(value: Any) -> bool:
+    if not _has_all(str)(value):
+        return False
+    found = [_CHECKSUM.fullmatch(text) for text in value.values()]
+    return all(each and _is_dtype(each[1]) for each in found)
+
+
+def _is_dtype(name: str) -> bool:
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        return False
+    return dtype == np.bool or jnp.issubdtype(dtype, jnp.number)
+
+
 # Parts of the metadata, and what they must be; `...` is a part that isn't there.
 _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "step": lambda value: isinstance(value, int),
@@ -174,7 +205,9 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "params": _has_all(list),
     "model_state": lambda value: value is ... or _has_all(list)(value),
     "arrays": _are_arrays,
+    "checksums": lambda value: value is ... or _are_checksums(value),  # earlier versions: none
     "files": lambda value: value is ... or _has_all(int)(value),
+    "hashes": lambda value: value is ... or _has_all(str)(value),
 }
 
 
@@ -186,6 +219,10 @@ def _invalid(metadata: Mapping[str, Any]) -> list[str]:
 def _size(path: Path) -> int:
     with path.open("rb") as file:  # opened, so that NFS asks for what other machines have written
         return file.seek(0, 2)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _checkpoints_in(path: Path) -> str:

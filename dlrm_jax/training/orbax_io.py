@@ -35,6 +35,7 @@ _DAMAGE = (
     ocp.errors.InvalidLayoutError,
 )  # fmt: skip
 _STATUSES = ("NOT_FOUND: ", "DATA_LOSS: ", "OUT_OF_RANGE: ")
+_CONTENT = ("Error decoding ", "Data corruption detected")  # of what has been read
 
 # What a file system says when it can't read a file that is there, or can't tell.
 _REFUSED = tuple(
@@ -112,7 +113,12 @@ def load(path: Path, abstract: Any, partial: bool = False) -> Any:
 def _failure(path: Path, error: Exception) -> UserError:
     """The error for people: damage if that is certain, as others take its place then."""
     causes = _causes(error)
-    is_damage = any(isinstance(x, _DAMAGE) or str(x).startswith(_STATUSES) for x in causes)
+    is_damage = any(
+        isinstance(x, _DAMAGE)
+        or str(x).startswith(_STATUSES)
+        or any(text in str(x) for text in _CONTENT)
+        for x in causes
+    )
     if is_damage and not _is_refused(path, causes):
         return DamagedCheckpointError(str(path), _reason(error))
     return UserError(
@@ -212,5 +218,7 @@ def _context(partial: bool = False) -> ocp.Context:
     context.pytree_options.loading.partial_load = partial
     # Trained weights don't compress, and trying takes most of the time of a save.
     context.array_options.saving.use_compression = False
+    # The first copy is written, since its checksum is noted.
+    context.array_options.saving.use_replica_parallel = False
     context.memory_options.deepcopy_host_arrays = False  # saving blocks; nothing changes meanwhile
     return context

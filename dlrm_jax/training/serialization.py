@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import put_whole
+from dlrm_jax.training.checksums import LoadedSums, SavedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import FORMATS
 from dlrm_jax.training.orbax_io import load, release_memory, save
@@ -21,6 +24,9 @@ from dlrm_jax.training.orbax_io import load, release_memory, save
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
 _ITEM_BYTES = 2**26
+
+Leaf = jax.ShapeDtypeStruct | np.ndarray
+"""A shape, dtype and sharding to load; an array of NumPy, with any values, for one of NumPy."""
 
 NOT_FINITE = (
     "aren't finite, so this step isn't saved; lower the learning rate or clip gradients. Earlier "
@@ -39,6 +45,7 @@ def load_table(
     metadata: Mapping[str, Any],
     table: str,
     wanted: Mapping[str, jax.ShapeDtypeStruct | np.ndarray],
+    sums: LoadedSums,
 ) -> dict[str, Array | np.ndarray]:
     """Reads the arrays of one table.
 
@@ -48,6 +55,7 @@ def load_table(
         table: name of the table.
         wanted: shapes, dtypes and shardings by key, see `EmbeddingCollection.array_specs`; for
             results in NumPy, NumPy arrays of any values.
+        sums: checksums of what is loaded; call its ``check`` when all is.
 
     Raises:
         UserError: the checkpoint has no such table, or one of another shape.
@@ -65,13 +73,74 @@ def load_table(
             )
         if math.prod(abstract.shape) * abstract.dtype.itemsize >= _ITEM_BYTES:
             release_memory()  # of the table before
-        item = load(path / "tables" / entry["item"], {table: {stored: abstract}}, partial=True)
-        arrays[key] = item[table][stored]
+        name = f"tables/{table}/{stored}"
+        saved = _as_saved(abstract, sums.dtype(name, abstract.dtype))
+        item = load(path / "tables" / entry["item"], {table: {stored: saved}}, partial=True)
+        sums.add(name, item[table][stored])
+        arrays[key] = _as_wanted(item.pop(table).pop(stored), abstract)
     return arrays
 
 
+def _as_saved(wanted: Leaf, dtype: np.dtype) -> Leaf:
+    """What to load so that it has the bits that were saved: conversions would change them."""
+    if dtype == wanted.dtype:
+        return wanted
+    if isinstance(wanted, np.ndarray) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        return _on_host(wanted, dtype)
+    return jax.ShapeDtypeStruct(wanted.shape, dtype, sharding=wanted.sharding)
+
+
+def _on_host(wanted: Leaf, dtype: np.dtype) -> np.ndarray:
+    """An array for a load that gives one of NumPy; it takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), wanted.shape)
+
+
+def _as_wanted(loaded: Array | np.ndarray, wanted: Leaf) -> Array | np.ndarray:
+    if isinstance(wanted, np.ndarray):
+        return np.asarray(loaded).astype(wanted.dtype, copy=False)
+    dtype = jax.dtypes.canonicalize_dtype(wanted.dtype)
+    if isinstance(loaded, jax.Array):
+        return loaded if loaded.dtype == dtype else loaded.astype(dtype)
+    assert isinstance(wanted.sharding, NamedSharding)
+    return put_whole(np.asarray(loaded).astype(dtype, copy=False), wanted.sharding)
+
+
+def load_dense(path: Path, wanted: Any, sums: LoadedSums, partial: bool = False) -> Any:
+    """Reads a tree of the arrays that aren't tables.
+
+    Args:
+        path: directory of the checkpoint.
+        wanted: tree of shapes, dtypes and shardings, see `dense_items`.
+        sums: checksums of what is loaded; call its ``check`` when all is.
+        partial: whether ``wanted`` may name only some of the arrays.
+    """
+    saved = jax.tree.map_with_path(
+        lambda keys, leaf: _on_host(leaf, sums.dtype(_dense_name(keys), leaf.dtype)), wanted
+    )
+    found = load(path / "dense", saved, partial)
+    for keys, array in jax.tree.leaves_with_path(found):
+        sums.add(_dense_name(keys), np.asarray(array))
+    return jax.tree.map(lambda leaf, array: _as_wanted(array, leaf), wanted, found)
+
+
+def _dense_name(keys: tuple[Any, ...]) -> str:
+    return f"dense/{'.'.join(str(key.key) for key in keys)}"
+
+
+def save_dense(path: Path, state: TrainState, sums: SavedSums) -> None:
+    """Writes the arrays that aren't tables."""
+    items = dense_items(state)
+    for keys, array in jax.tree.leaves_with_path(items):
+        sums.add(_dense_name(keys), array)
+    save(path / "dense", items)
+
+
 def load_model(
-    path: Path, metadata: Mapping[str, Any], params: Mapping[Any, Any], state: Mapping[str, Any]
+    path: Path,
+    metadata: Mapping[str, Any],
+    params: Mapping[Any, Any],
+    state: Mapping[str, Any],
+    sums: LoadedSums,
 ) -> tuple[Any, Any]:
     """Reads parameters and other state of the dense model.
 
@@ -80,6 +149,7 @@ def load_model(
         metadata: result of `metadata.read_metadata`.
         params: shapes, dtypes and shardings of the parameters to read, as nested dicts.
         state: shapes, dtypes and shardings of other state, see `TrainState.model_state`.
+        sums: checksums of what is loaded; call its ``check`` when all is.
 
     Raises:
         UserError: the checkpoint has no such parameter or state, or one of another shape.
@@ -87,7 +157,7 @@ def load_model(
     _check_shapes(path, metadata, "params", params)
     check_model_state(path, metadata, state)
     wanted = {name: tree for name, tree in (("params", params), ("model_state", state)) if tree}
-    found = load(path / "dense", wanted, partial=True) if wanted else {}
+    found = load_dense(path, wanted, sums, partial=True) if wanted else {}
     return found.get("params", {}), found.get("model_state", {})
 
 
@@ -112,7 +182,9 @@ def _check_shapes(
             )
 
 
-def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[str, dict[str, Any]]:
+def save_tables(
+    directory: Path, learner: Learner, state: TrainState, sums: SavedSums
+) -> dict[str, dict[str, Any]]:
     """Writes all tables; returns the item and shape of each array by ``table/key``.
 
     Raises:
@@ -136,6 +208,7 @@ def save_tables(directory: Path, learner: Learner, state: TrainState) -> dict[st
             raise UserError(f"the rows of table {table.name} {NOT_FINITE}")
         # Bytes on all devices: slots with one number per row are whole on each.
         size += sum(shard.data.nbytes for shard in array.addressable_shards)
+        sums.add(f"tables/{table.name}/{key}", array)
         pending.setdefault(table.name, {})[key] = array
         index[f"{table.name}/{key}"] = {"item": str(items), "shape": array.shape}
         del array  # otherwise it would live on while the next one is made

@@ -19,6 +19,7 @@ from dlrm_jax.embedding.initial_values import initial_values
 from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import put_whole
+from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.serialization import (
@@ -103,14 +104,16 @@ def warm_start(
             )
     if (source / "metadata.json").exists():
         metadata = read_metadata(source)
+        sums = LoadedSums(source, metadata)
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
-            return {"table": _trained(learner, seed, source, metadata, table, same_ids)}
+            return {"table": _trained(learner, seed, source, metadata, table, same_ids, sums)}
 
         wanted = {"statistics": unflatten_dict(statistics)} if statistics else {}
-        found, other = load_model(source, metadata, unflatten_dict(params), wanted)
+        found, other = load_model(source, metadata, unflatten_dict(params), wanted, sums)
         loaded = _by_path(found) | _by_path(other.get("statistics", {}))
     else:
+        sums = LoadedSums(source, {})  # files of others have no checksums
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
             spec = learner.collection.array_specs(table.name)["table"]
@@ -121,6 +124,7 @@ def warm_start(
     embedding = learner.collection.from_arrays(
         lambda table: table_arrays(table) if table.name in tables else {}, seed
     )
+    sums.check()
     state = learner.init(seed, embedding)
     placed = {
         path: put_whole(np.asarray(array).astype(chosen[path].dtype), learner.replicated)
@@ -168,6 +172,7 @@ def _trained(
     metadata: Mapping[str, Any],
     table: Table,
     same_ids: Collection[str] | None,
+    sums: LoadedSums,
 ) -> Array | np.ndarray:
     """Reads a table from a checkpoint, where it may have fewer rows."""
     wanted = learner.collection.array_specs(table.name)["table"]
@@ -183,9 +188,9 @@ def _trained(
             f"preprocessing/ in its workdir"
         )
     if rows >= table.rows or not known:
-        return load_table(source, metadata, table.name, {"table": wanted})["table"]
+        return load_table(source, metadata, table.name, {"table": wanted}, sums)["table"]
     first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
-    trained = load_table(source, metadata, table.name, {"table": first})["table"]
+    trained = load_table(source, metadata, table.name, {"table": first}, sums)["table"]
     grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
     return jax.block_until_ready(grow(trained))
 

@@ -28,6 +28,7 @@ from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training import serialization
+from dlrm_jax.training.checksums import LoadedSums, SavedSums
 from dlrm_jax.training.metadata import FORMAT
 
 PLACEMENTS = ("replicated", "table_wise", "row_wise", "column_wise")
@@ -241,12 +242,15 @@ def test_scalars_are_saved_and_read_with_each_table(tmp_path):
         tmp_path / "tables",
         types.SimpleNamespace(collection=tables),
         types.SimpleNamespace(embedding=state),
+        saved := SavedSums(),
     )
-    metadata = {"format": FORMAT, "arrays": index}
+    metadata = {"format": FORMAT, "arrays": index, "checksums": saved.metadata()}
+    sums = LoadedSums(tmp_path, metadata)
     other = collection(optimizer, "4x2", 1, "float32")
     restored = other.from_arrays(
-        lambda table: load(tmp_path, metadata, table.name, other.array_specs(table.name)), 0
+        lambda table: load(tmp_path, metadata, table.name, other.array_specs(table.name), sums), 0
     )
+    sums.check()
     for table, arrays in arrays_of(other, restored).items():
         assert arrays.keys() == written[table].keys()
         for key, x in arrays.items():

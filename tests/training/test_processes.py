@@ -61,7 +61,18 @@ def begun(x64: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state, _ = train(learner, state, make_batches(setup.dtype), STEPS_BEFORE)
     Checkpoints(directory / "before", {}).save(learner, state, {}, None)
     (directory / "before" / f"{STEPS_BEFORE + 1:08d}").mkdir()
+    change_a_checksum(directory / "before", STEPS_BEFORE + 2, "tables/")
+    change_a_checksum(directory / "before", STEPS_BEFORE + 3, "dense/params")
     return directory
+
+
+def change_a_checksum(directory: Path, step: int, kind: str) -> None:
+    """Makes a checkpoint with an array that isn't the one that was saved."""
+    path = shutil.copytree(directory / f"{STEPS_BEFORE:08d}", directory / f"{step:08d}")
+    metadata = json.loads((path / "metadata.json").read_text()) | {"step": step}
+    name = next(name for name in metadata["checksums"] if name.startswith(kind))
+    metadata["checksums"][name] = f"float64 {0:016x}"
+    (path / "metadata.json").write_text(json.dumps(metadata))
 
 
 @pytest.fixture(

@@ -13,8 +13,8 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
     """Converts values to the type of a vocabulary; null where a value isn't of this type.
 
     Whole numbers have another width in another log. They come as floats where some are missing,
-    here or in training, or as text from CSV, also as ``"3.0"``. Among them, ``"x"``, ``"007"`` and 2.5 are no values of an integer column. A
-    column without any value has no type.
+    here or in training, or as text from CSV, also as ``"3.0"``. Among them, ``"x"``, ``"007"`` and
+    2.5 are no values of an integer column. A column without any value has no type.
 
     Raises:
         UserError: the column has another type.
