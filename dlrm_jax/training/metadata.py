@@ -34,8 +34,9 @@ _CHECKSUM = re.compile(r"(\w+) [0-9a-f]{16}")
 
 
 def write_metadata(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes the metadata beside the arrays, which must be complete, with the size of each file
-    and the hashes of small ones.
+    """Writes the metadata beside the arrays, which must be complete, with what tells damage later.
+
+    That is the size of each file, and the hash of each small one.
 
     Raises:
         UserError: it isn't JSON, or `read_metadata` wouldn't take a part, such as validation

@@ -269,13 +269,17 @@ def test_one_process_alone_uses_no_earlier_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     """The others read the latest one together, and would wait for it."""
-    manifest = checkpoints.directory / f"{STEPS:08d}" / "dense/state/manifest.ocdbt"
-    manifest.write_bytes(bytes(manifest.stat().st_size))  # process 0 can't see it beforehand
+    latest = checkpoints.directory / f"{STEPS:08d}"
+    noted = (latest / "metadata.json").read_text()
+    forget_files(latest)  # else process 0 would see it beforehand
+    manifest = latest / "dense/state/manifest.ocdbt"
+    manifest.write_bytes(bytes(manifest.stat().st_size))
     before = names(checkpoints)
     monkeypatch.setattr(checkpoint, "is_distributed", lambda: True)
     with pytest.raises(UserError, match=r"in process 0: .*; see that all processes can read it"):
         checkpoints.restore_latest(begun[0])
     assert names(checkpoints) == before
+    (latest / "metadata.json").write_text(noted)
     manifest.unlink()  # which all learn from process 0 before they read
     assert checkpoints.restore_latest(begun[0])[1] == BEFORE
 
