@@ -76,11 +76,11 @@ def save(path: Path, tree: Any) -> None:
     try:
         with _context():
             ocp.save(str(path.absolute()), tree)
-    except (ValueError, OSError) as error:
+    except BaseException as error:  # a signal, too
         _drop_coroutines(error)
-        if isinstance(error, OSError):
-            raise
-        raise OSError(str(error)) from error  # TensorStore's form of errors of the file system
+        if isinstance(error, ValueError):  # TensorStore's form of errors of the file system
+            raise OSError(str(error)) from error
+        raise
 
 
 def load(path: Path, abstract: Any, partial: bool = False) -> Any:

@@ -22,7 +22,7 @@ ERRORS = {
     "unknown field": (["--top_mpl=8,1"], "top_mlp"),
     "value out of range": (["--batch_size=0"], "batch_size"),
     "not a number": (["--bottom_mlp=8,x"], "--bottom_mlp"),
-    "unknown table": (["--placements=C99=row_wise"], "C99"),
+    "unknown table": (["--table_optimizers=C99=sgd"], "C99"),
     "no workdir to evaluate": (["--eval_only"], "there is no"),
     "flag without effect": (["--checkpoint=best"], "--eval_only"),
     "metrics that nothing records": (["--tensorboard", "--eval_only"], "--tensorboard has no"),
