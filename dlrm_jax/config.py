@@ -148,7 +148,7 @@ class Config:
         "auc", "Validation metric that decides which checkpoint is best."
     )
     target_auc: float = field(
-        0.0, "Validation AUC that ends the run; 0 for none; such as 0.8025.", 0, 1
+        0.0, "Validation AUC that ends the run; 0 for none; such as 0.8025.", 0
     )
     seed: int = field(0, "Seed of initial values, order and generated data; such as 1.", 0)
 

@@ -38,9 +38,9 @@ def check_memory(name: str, specs: Any, mesh: Mesh, details: str) -> None:
     )
     devices = mesh.local_devices
     memory = memory_limit(devices[0])
-    if memory is None:
+    if memory is None and devices[0].platform == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
-    if used > memory:
+    if memory is not None and used > memory:
         raise UserError(
             f"{name}: expected at most {memory / 2**30:.1f} GiB on each device, got "
             f"{used / 2**30:.1f} GiB with the state of the optimizer; {details}"

@@ -183,9 +183,13 @@ def fit(
         shape = parse_mesh(mesh, "mesh")
         emulate_devices(shape[0] * shape[1])
     mesh = as_mesh(mesh)
-    _check_set(config)
+    new = is_new(None if workdir is None else Path(workdir))
+    if new:
+        _check_set(config)
     check_config(config, mesh)
     config, dataset = load_data(config, data)
+    if new:
+        check_effects(config, data)
     learner = make_learner(config, mesh)
     options = Options(workdir=None if workdir is None else Path(workdir))
     outcome = run(config, dataset, learner, options)
@@ -204,6 +208,38 @@ def _check_set(config: Config) -> None:
             raise UserError(f"{name}: it has no effect {why}, got {value!r}; leave it out")
 
 
+def is_new(workdir: Path | None) -> bool:
+    """Whether a run begins here. One that goes on keeps settings that earlier versions took."""
+    return workdir is None or on_process_0(lambda: not (workdir / "checkpoints").exists())
+
+
+def check_effects(config: Config, source: Source) -> None:
+    """Checks that settings of a new run have an effect on these tables and data.
+
+    Args:
+        config: config with the tables of the data.
+        source: where the data come from.
+
+    Raises:
+        UserError: one has none; the message names the field.
+    """
+    check_compression(config, config.table_rows)
+    named = config.per_table("table_optimizers")
+    if both := [name for name in config.frozen_tables if name in named]:
+        raise UserError(
+            f"table_optimizers: {both[0]} is one of frozen_tables, which no optimizer updates; "
+            f"leave it out of one of the two"
+        )
+    if config.target_auc > 1:
+        raise UserError(f"target_auc: expected at most 1, got {config.target_auc}")
+    is_raw = isinstance(source, str | Path) and not Path(source).is_dir()
+    if config.min_count > 1 and not is_raw:
+        raise UserError(
+            f"min_count: it has no effect without a raw file, got {config.min_count}; prepared "
+            f"arrays have that of their preparation"
+        )
+
+
 def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs.
 
@@ -211,21 +247,14 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
         UserError: the data can't be read, or hold an id that its table doesn't have, a label other
             than 0 and 1, or a sample weight that is negative or not finite.
     """
-    if config.min_count > 1 and (
-        source is None or isinstance(source, Dataset) or Path(source).is_dir()
-    ):
-        raise UserError(
-            f"min_count: it has no effect without a raw file, got {config.min_count}; prepared "
-            f"arrays have that of their preparation"
-        )
     if source is None:
-        check_compression(config, config.table_rows)
         return config, generate_data(config)
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
+    soft = config.loss == "mse"
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
-        on_process_0(lambda name=name, split=split: check_labels(split, name))
+        on_process_0(lambda name=name, split=split: check_labels(split, name, soft))
     return for_data(config, data), data
 
 

@@ -139,9 +139,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received
     _received = number
     _put_back()
-    if number == signal.SIGHUP:
-        signal.signal(number, signal.SIG_IGN)  # until the context ends
-    elif _previous.get(number) is _end:
+    # Shells, kernels and systemd send it besides; until the context ends it counts for nothing.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if number != signal.SIGHUP and _previous.get(number) is _end:
         signal.signal(number, signal.SIG_DFL)  # ends it in the midst of an instruction, too
     if _deferring:
         return

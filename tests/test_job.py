@@ -204,6 +204,9 @@ def test_generated_data():
         ({"config": small(decay_start=5)}, "^decay_start: .* without --decay_steps, got 5"),
         ({"config": small(compression="mixed_dimensions", compress_above=10**6)},
          "^compression: mixed_dimensions compresses no table, since the largest has"),
+        ({"config": small(frozen_tables=("C2", "C3"), table_optimizers=("C3=sgd",))},
+         "^table_optimizers: C3 is one of frozen_tables"),
+        ({"config": small(target_auc=2.0)}, "^target_auc: expected at most 1, got 2.0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )  # fmt: skip

@@ -26,7 +26,7 @@ from dlrm_jax.cli.start import define_process_flags, start
 from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
-from dlrm_jax.job import load_data
+from dlrm_jax.job import check_effects, is_new, load_data
 from dlrm_jax.presets import preset
 from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options
@@ -66,7 +66,9 @@ def main() -> None:
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
-    check_read([config])
+    new = is_new(workdir)
+    if new:
+        check_read([config])
     if mesh.size == 1:
         refuse(["check_copies_every"], "on a mesh of one device, which has no copies")
     check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})
@@ -78,6 +80,8 @@ def main() -> None:
             "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         )
     config, data = load_data(config, FLAGS.data)
+    if new:
+        check_effects(config, FLAGS.data)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
     status(data.source)
     learner = make_learner(config, mesh)

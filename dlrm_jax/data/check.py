@@ -56,7 +56,7 @@ def check_ids(
         )
 
 
-def check_labels(split: Split, name: str) -> None:
+def check_labels(split: Split, name: str, soft: bool = False) -> None:
     """Checks that every label is 0 or 1, and every sample weight finite and not negative.
 
     All of them are read: 100 million labels take 0.15 s once they are in the page cache.
@@ -64,6 +64,7 @@ def check_labels(split: Split, name: str) -> None:
     Args:
         split: examples.
         name: name of the split for messages.
+        soft: whether labels may be between 0 and 1.
 
     Raises:
         UserError: a label or a weight is something else; the message names its row.
@@ -73,7 +74,10 @@ def check_labels(split: Split, name: str) -> None:
         for start in range(0, len(day), _CHUNK_ROWS):
             chunk, row = day[start : start + _CHUNK_ROWS], first + start
             labels, weights = chunk.arrays["labels"], chunk.arrays.get("sample_weights")
-            _check_all(labels, (labels == 0) | (labels == 1), name, row, "label 0 or 1")
+            if soft:
+                _check_all(labels, (labels >= 0) & (labels <= 1), name, row, "a label of 0 to 1")
+            else:
+                _check_all(labels, (labels == 0) | (labels == 1), name, row, "label 0 or 1")
             if weights is not None:
                 # NaN isn't, either.
                 good = (weights >= 0) & (weights < np.inf)

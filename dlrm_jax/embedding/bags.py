@@ -159,19 +159,24 @@ def check_batch(
         )
 
 
-def check_weights(id_weights: Float[np.ndarray, "B C"], features: Sequence[Feature]) -> None:
-    """Checks that id weights are finite in float32.
+def check_weights(
+    id_weights: Float[np.ndarray, "B C"],
+    ids: Int[np.ndarray, "B C"],
+    features: Sequence[Feature],
+) -> None:
+    """Checks that the weights of ids that are present are finite in float32.
 
     Raises:
         UserError: one isn't; the message names its sample and feature.
     """
-    bad = ~(np.abs(id_weights) <= np.finfo(np.float32).max)  # NaN isn't, either
+    # NaN isn't, either.
+    bad = (ids >= 0) & ~(np.abs(id_weights) <= np.finfo(np.float32).max)
     if bad.any():
         sample, column = np.argwhere(bad)[0]
         names = [feature.name for feature in features for _ in range(feature.max_ids)]
         raise UserError(
             f"id_weights, sample {sample}: expected finite numbers, got "
-            f"{id_weights[sample, column]} for feature {names[column]}; give an absent id weight 0"
+            f"{id_weights[sample, column]} for feature {names[column]}"
         )
 
 

@@ -264,7 +264,7 @@ class EmbeddingCollection:
         if check:
             check_ids(on_host, self.features, self.lookups, self.tables)
             if id_weights is not None:
-                check_weights(id_weights, self.features)
+                check_weights(id_weights, on_host, self.features)
         return put_ids(self.axes, on_host, id_weights)
 
     def pad_batch(self, ids: Any, *arrays: Any) -> Placed:

@@ -37,27 +37,29 @@ def check_rate(rate: Any) -> None:
     """Checks a learning rate: a schedule, or a number.
 
     Raises:
-        UserError: it is neither, or not finite and above 0.
+        UserError: it is neither, or not finite, or negative. A rate of 0 freezes a table.
     """
     if not callable(rate):
-        expected = "a finite number above 0, or a schedule"
-        _check_number("learning_rate", rate, expected, lambda x: 0 < x < math.inf)
+        _check_number("learning_rate", rate, "a finite number of 0 or more, or a schedule")
 
 
 def _check_number(
     name: str,
     value: Any,
     expected: str = "a finite number of 0 or more",
-    accepts: Callable[[Any], bool] = lambda x: 0 <= x < math.inf,
+    limit: float = math.inf,
 ) -> None:
     """Checks a setting of an optimizer; its values would spoil the tables without a word.
 
     Raises:
-        UserError: it isn't a number, or isn't accepted; NaN never is.
+        UserError: it isn't a number, or isn't from 0 to below ``limit``.
     """
     if isinstance(value, Tracer):
         return
-    if np.ndim(value) or np.asarray(value).dtype.kind not in "iuf" or not accepts(value):
+    is_number = np.ndim(value) == 0 and any(
+        jnp.issubdtype(np.asarray(value).dtype, kind) for kind in (jnp.integer, jnp.floating)
+    )
+    if not is_number or not 0 <= value < limit:
         raise UserError(f"{name}: expected {expected}, got {value!r}")
 
 
@@ -173,7 +175,7 @@ class Adam(RowOptimizer):
         _check_number("eps", self.eps)
         for name in ("b1", "b2"):
             expected = "a number from 0 to below 1"
-            _check_number(name, getattr(self, name), expected, lambda x: 0 <= x < 1)
+            _check_number(name, getattr(self, name), expected, limit=1)
 
     def update(self, gradients: Rows, slots: Slots, step: Step, row_mean: RowMean) -> Changes:
         """See `RowOptimizer.update`."""

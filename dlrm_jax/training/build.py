@@ -44,12 +44,7 @@ def generate_data(config: Config) -> Dataset:
 
 
 def for_data(config: Config, data: Dataset) -> Config:
-    """Returns the config with the tables and dense features of the data.
-
-    Raises:
-        UserError: none of the tables is large enough for the compression that the config names.
-    """
-    check_compression(config, data.table_rows)
+    """Returns the config with the tables and dense features of the data."""
     return dataclasses.replace(
         config,
         table_rows=data.table_rows,

@@ -28,6 +28,8 @@ from dlrm_jax.processes import is_distributed
 # them, and a program for each shape of them 0.3 s of compilation.
 _ON_DEVICE_BYTES = 2**24
 
+_EXCHANGED_BYTES = 2**24  # of the sums that processes exchange at a time
+
 Sums = dict[int, UInt32[np.ndarray, "2"]]
 """The sum of this process's parts of each copy of an array, by the number of the copy."""
 
@@ -167,5 +169,14 @@ def _totals(arrays: list[Sums], together: bool) -> list[UInt32[np.ndarray, "copi
         for copy, total in sums.items():
             found[number, copy] = [*total, 1]
     if together and is_distributed() and found.size:
-        found = np.asarray(multihost_utils.process_allgather(found)).sum(axis=0, dtype=np.uint32)
+        # Every device gets the sums of all processes: a few arrays at a time.
+        count = max(1, _EXCHANGED_BYTES // (found[0].nbytes * jax.process_count()))
+        found = np.concatenate(
+            [
+                np.asarray(multihost_utils.process_allgather(found[start : start + count])).sum(
+                    axis=0, dtype=np.uint32
+                )
+                for start in range(0, len(arrays), count)
+            ]
+        )
     return [copies[copies[:, 2] > 0, :2] for copies in found]

@@ -123,11 +123,15 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise _unreadable(checkpoint, there) from error
     try:
         metadata = json.loads(text)
-        if "made_from" in metadata:
-            raise _unreadable(checkpoint, "it is a directory of prepared data")
         found = metadata["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _unreadable(checkpoint, f"its {_FILE} can't be read ({error})") from error
+        is_of_data = isinstance(error, KeyError) and "made_from" in json.loads(text)
+        reason = (
+            "it is a directory of prepared data"
+            if is_of_data
+            else (f"its {_FILE} can't be read ({error})")
+        )
+        raise _unreadable(checkpoint, reason) from error
     if found not in tuple(FORMATS):  # damaged, it may be of a type that has no hash
         raise UserError(
             f"checkpoint {checkpoint} has format {found}, this program reads "

@@ -65,7 +65,7 @@ class Retention:
             OSError: the file system can't tell.
         """
         for path in self.directory.iterdir() if self._is_there() else ():
-            if path.name.isdecimal() and _is_directory(path):
+            if path.name.isdecimal() and status(path / "metadata.json"):
                 right = self.path(int(path.name)).name
                 if path.name != right:
                     raise UserError(

@@ -65,11 +65,6 @@ def describe(config: Config) -> Descriptions:
     unknown = set(config.frozen_tables) - set(config.table_names)
     if unknown:
         raise UserError(f"frozen_tables: no table named {', '.join(sorted(unknown))}")
-    if both := [name for name in optimizers if name in config.frozen_tables]:
-        raise UserError(
-            f"table_optimizers: {both[0]} is one of frozen_tables, which no optimizer updates; "
-            f"leave it out of one of the two"
-        )
     placed = config.per_table("placements")
     tables: dict[str, Table] = {}
     lookups: list[Lookup] = []
@@ -208,10 +203,10 @@ def _table_optimizer(config: Config, text: str) -> RowOptimizer:
         raise UserError(
             f"table_optimizers: expected OPTIMIZER or OPTIMIZER:LEARNING_RATE, got {text!r}"
         ) from None
-    if not 0 < base <= FLOAT32_MAX:  # NaN isn't, either
+    if not 0 <= base <= FLOAT32_MAX:  # NaN isn't, either
         raise UserError(
-            f"table_optimizers: expected a learning rate that is a finite float32 above 0, got "
-            f"{text!r}"
+            f"table_optimizers: expected a learning rate that is a finite float32 of 0 or more, "
+            f"got {text!r}"
         )
     has_eps = hasattr(OPTIMIZERS.get(name), "eps")
     return row_optimizer(name, schedule(config, base), config.eps or None if has_eps else None)

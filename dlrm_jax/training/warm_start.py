@@ -46,7 +46,7 @@ def noted_start(
     Raises:
         UserError: the run that resumes was started from something else.
     """
-    given = {"source": str(source.resolve()), "names": sorted(names)} if source else None
+    given = {"source": str(source), "names": sorted(names)} if source else None
     if before is None or "warm_start" not in before:  # earlier versions didn't note it
         return given
     noted = before["warm_start"]
@@ -206,10 +206,11 @@ def _check_collisions(
 ) -> None:
     """Checks that ids have the same quotients and remainders in a checkpoint."""
     owner, _, part = table.rpartition(".")
-    if part not in ("quotient", "remainder"):
+    names = learner.collection.tables
+    if part not in ("quotient", "remainder") or f"{owner}.remainder" not in names:
         return
     # There is a row for each remainder. As many quotients may be those of another divisor.
-    here = learner.collection.tables[f"{owner}.remainder"].rows
+    here = names[f"{owner}.remainder"].rows
     there = _rows(metadata, f"{owner}.remainder")
     if there not in (None, here):
         raise UserError(

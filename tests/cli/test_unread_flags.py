@@ -36,7 +36,6 @@ def refused(*given: str) -> str:
         ("--nostochastic_rounding", "--stochastic_rounding has no effect without --table_dtype.*"),
         ("--compression=mixed_dimensions --compress_above=50000",
          "compression: mixed_dimensions compresses no table, .* largest has 50,000 rows .*"),
-        ("--target_auc=2", "target_auc: expected at most 1, got 2.0"),
         ("--frozen_tables=", "--frozen_tables: expected a value, got an empty one; such as .*"),
         ("--warm_start_names=", "--warm_start_names: expected a value, got an empty one; .*"),
     ],

@@ -147,16 +147,21 @@ def test_one_date_is_not_enough(tmp_path):
 @pytest.mark.parametrize("form", [int, float, str])
 @pytest.mark.parametrize(
     ("seconds", "hint"),
-    [(20211231, "; this is no second but a date: write 2021-12-31"), (99_999_999, ""), (-3, "")],
+    [(20211212, "; this is no second but a date: write 2021-12-12"), (-30, "")],
 )
 def test_numbers_that_are_hardly_seconds_are_refused(tmp_path, form, seconds, hint):
-    """They would be days of 1970, and so all one day."""
+    """Dates would be seconds of 1970, and so all one day."""
     path = write(tmp_path / "log.parquet", [form(seconds + i) for i in range(20)])
     message = (
         rf"row 1, column when: expected .*seconds since 1970, .* got '?{seconds}(\.0)?'?{hint}$"
     )
     with pytest.raises(UserError, match=message):
         preprocess([path], tmp_path / "out", Options(SCHEMA))
+
+
+def test_seconds_since_a_log_began(tmp_path):
+    path = write(tmp_path / "log.parquet", [i * 7200 for i in range(48)])
+    assert preprocess([path], tmp_path / "out", Options(SCHEMA)).days == [12] * 4
 
 
 def test_the_first_and_the_last_date_are_noted(tmp_path):

@@ -89,6 +89,17 @@ def test_growing_by_the_same_values_in_another_type(new, added):
     assert vocabulary.learn([bags.to_frame().lazy()], known=known).equals(grown)
 
 
+def test_growing_counts_all_texts_of_a_number():
+    known = learned([3, 4])
+    texts = pl.LazyFrame({"value": ["3", "3.0", "7", "7.0", "7.0", "9", "9", "9.0"]})
+    grown = vocabulary.learn([texts], known=known, min_count=3)
+    assert grown["value"].to_list() == [*known["value"], 7, 9]
+    counts = dict(zip(grown["value"], grown["count"], strict=True))
+    before = dict(zip(known["value"], known["count"], strict=True))
+    assert counts == {3: before[3] + 2, 4: before[4], 7: 3, 9: 3}
+    assert grown["id"].is_unique().all()
+
+
 def test_growing_from_a_column_without_values():
     known = vocabulary.learn([pl.LazyFrame({"value": [None, None]})])
     grown = vocabulary.learn([pl.LazyFrame({"value": ["b", "a", "a"]})], known=known)

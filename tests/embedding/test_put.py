@@ -277,5 +277,8 @@ def test_id_weights_are_finite(collection, bad):
     with pytest.raises(UserError, match=message):
         collection.put(MATRIX, weights)
     collection.put(MATRIX, weights, check=False)
+    absent = MATRIX.copy()
+    absent[3, 2] = -1
+    collection.put(absent, weights)
     with pytest.raises(UserError, match=r"^id_weights, sample 3: expected finite numbers"):
         collection.put(MATRIX, np.where(np.isfinite(weights), 1.0, 1e300))

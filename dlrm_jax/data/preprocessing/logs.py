@@ -14,9 +14,8 @@ from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
-# From March 1973, so that a date such as 20260301 isn't one in 1970, to the end of Python's dates.
-_FIRST_SECOND, _LAST_SECOND = 100_000_000, 253_402_300_799
-_SECONDS = f"seconds since 1970, from {_FIRST_SECOND} to {_LAST_SECOND}"
+_LAST_SECOND = 253_402_300_799  # of Python's dates
+_SECONDS = f"seconds since 1970, from 0 to {_LAST_SECOND}"
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -163,6 +162,10 @@ def _times(column: pl.Series, seconds: bool) -> pl.Series:
         except pl.exceptions.ComputeError:  # no format fits any of them
             return pl.Series(column.name, [None] * len(column), microseconds)
     numbers = column.cast(pl.Float64, strict=False)
-    in_range = numbers.is_between(_FIRST_SECOND, _LAST_SECOND).fill_null(False)
+    in_range = numbers.is_between(0, _LAST_SECOND).fill_null(False)
+    written = numbers.cast(pl.Int64, strict=False).cast(pl.String)
+    dates = written.str.to_date("%Y%m%d", strict=False).dt.year().is_between(1900, 2100)
+    if dates.fill_null(False).mean() == 1.0:  # 20260301 isn't a second of 1970
+        in_range &= False
     micros = (numbers * 1e6).cast(pl.Int64, strict=False).cast(microseconds)
     return micros.to_frame("x").select(pl.when(in_range).then("x"))["x"].alias(column.name)

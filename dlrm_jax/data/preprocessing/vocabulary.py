@@ -106,6 +106,8 @@ def _grown(
     if counts["value"].dtype.is_float() and known["value"].dtype.is_integer():
         counts = counts.filter(pl.col("value").is_not_nan())  # NaN is missing among integers
     counts = counts.with_columns(cast_whole(counts["value"], known["value"].dtype))
+    # Several texts may be one number: 3 and 3.0.
+    counts = counts.group_by("value").agg(pl.col("count").sum())
     before = rows_needed(known.lazy())
     if max_rows and before > max_rows:
         raise UserError(
