@@ -22,7 +22,7 @@ from dlrm_jax.training.orbax_io import load
 # What depends on interruptions, on the speed of the machine and on names that Orbax makes up. The
 # ranges of ids are beside times of change, and follow from the arrays.
 _DESCRIPTIONS = ("summary.json", "metadata.json")
-_PASSING = ("examples_per_second", "resumed_from", "files", "id_ranges")
+_PASSING = ("examples_per_second", "resumed_from", "files", "hashes", "id_ranges")
 
 
 def bits(directory: Path) -> dict[str, str]:

@@ -160,10 +160,16 @@ def _forget_unread(partial: Path, before: Inputs, inputs: Inputs) -> Inputs:
     left = list(before)
     for number, (old, new) in enumerate(zip(before, inputs, strict=False)):
         columns = _columns(partial, number)
-        if old != new and not finished(columns):
+        if not _is_like(old, new) and not finished(columns):
             delete(columns)
             left[number] = new
     return left
+
+
+def _is_like(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a file may be the same, only touched; earlier versions noted no hash."""
+    noted = before.keys() & now.keys() - {"mtime_ns"}
+    return all(before[name] == now[name] for name in noted)
 
 
 def _columns(partial: Path, number: int) -> Path:
@@ -189,7 +195,7 @@ def check_unchanged(partial: Path, inputs: Inputs) -> None:
     """Checks that files are as they were before they were staged; of others nothing is kept.
 
     Raises:
-        UserError: a file has changed or is gone.
+        UserError: a file has changed, was touched or is gone.
     """
     changed = []
     for number, before in enumerate(inputs):
@@ -197,8 +203,10 @@ def check_unchanged(partial: Path, inputs: Inputs) -> None:
             now = describe([Path(before["path"])])
         except UserError:
             now = []
-        if now != [before]:
-            changed.append(before["path"])
+        if now == [before]:
+            continue
+        changed.append(before["path"])
+        if not now or not _is_like(before, now[0]):
             delete(_columns(partial, number))
     if changed:
         raise UserError(f"{changed[0]} changed while it was read; try again when it is complete")
