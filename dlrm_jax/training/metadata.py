@@ -172,7 +172,9 @@ def _has_all(kind: type | UnionType) -> Callable[[Any], bool]:
 def _are_arrays(value: Any) -> bool:
     # An item is a number: a path would lead elsewhere.
     return _has_all(dict)(value) and all(
-        str(each.get("item")).isdecimal() and _is_shape(each.get("shape"))
+        isinstance(item := each.get("item"), str)
+        and item.isdecimal()
+        and _is_shape(each.get("shape"))
         for each in value.values()
     )
 

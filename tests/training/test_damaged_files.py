@@ -54,6 +54,11 @@ def test_shapes_that_no_array_has(tmp_path: Path, shape: object):
         read(tmp_path, WHOLE | {"arrays": {"C1/table": {"item": "0", "shape": shape}}})
 
 
+def test_the_item_of_an_array_is_text(tmp_path: Path):
+    with pytest.raises(DamagedCheckpointError, match="has no arrays"):
+        read(tmp_path, WHOLE | {"arrays": {"C1/table": {"item": 5, "shape": [3]}}})
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[3]", b'{"format": 3', b"[" * 100_000])
 def test_metadata_that_cannot_be_read(tmp_path: Path, content: bytes):
     with pytest.raises(DamagedCheckpointError, match=r"its metadata\.json can't be read"):
