@@ -28,8 +28,8 @@ class Schema:
         bag_lengths: number of a bag's first values that are kept, by list column.
         weight: name of the column with the weight of each example, at least 0; None for weights of
             1.
-        timestamp: name of the column with a date, a time, or seconds since 1970 (UTC), 10⁸ at
-            least, ascending; days are its dates. None where days are files.
+        timestamp: name of the column with a date, a time, or seconds since 1970 (UTC) or since
+            the log began, ascending; days are its dates. None where days are files.
         dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo, or ``"none"`` for x.
         layout: ``"named"`` for columns of Parquet and CSV, or ``"criteo"`` for its text and binary
             form, which have no names.
