@@ -22,6 +22,9 @@ _pytree = jax.tree_util.register_dataclass
 class EmbeddingState:
     """All arrays of the tables, by slab name, see `slab`.
 
+    To change arrays, use `dataclasses.replace`, which keeps the layout: to JAX, states with other
+    layouts are trees of other structures.
+
     Attributes:
         tables: table of each slab, [M · R, d] or [R, d], in its storage dtype, see `storage_dtype`.
         slots: optimizer slots of each slab by name, with one number per row, per element, or one.
