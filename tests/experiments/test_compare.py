@@ -92,6 +92,7 @@ def test_each_trial_is_kept_and_only_what_is_missing_is_done_again(tmp_path):
     assert repeated == metrics
 
 
+@pytest.mark.thorough
 def test_interrupted_it_goes_on(tmp_path):
     flags = [*SMALL, "--models=dlrm", "--seeds=1", "--epochs=150", f"--workdir={tmp_path}"]
     with in_background(*flags, program=COMPARE) as process:

@@ -88,7 +88,10 @@ def test_they_are_the_same_on_any_mesh_and_plan(trained: Trained, mesh: str, tmp
 
 
 @pytest.mark.parametrize("name", ["tables/C2/table", "dense/params.bottom.layers.0.kernel"])
-@pytest.mark.parametrize("change", ["checksum", "dtype", "absent"])
+@pytest.mark.parametrize(
+    "change",
+    ["checksum", *(pytest.param(x, marks=pytest.mark.thorough) for x in ("dtype", "absent"))],
+)
 def test_another_checksum_is_refused(trained: Trained, copy: Path, name: str, change: str):
     metadata = metadata_of(copy)
     dtype, number = metadata["checksums"].pop(name).split()
@@ -216,7 +219,7 @@ def test_each_copy_is_checked(limit: int, monkeypatch: pytest.MonkeyPatch):
         loaded.check()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.thorough)])
 def test_tables_start_in_another_dtype(dtype: str, tmp_path: Path):
     config = dataclasses.replace(CONFIG, table_dtype=dtype)
     _, _, path = train_and_save(tmp_path, "2x2", config)

@@ -152,7 +152,7 @@ QR = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("same_ids", [OLDER, None])
+@pytest.mark.parametrize("same_ids", [OLDER, pytest.param(None, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     ("rows", "collisions", "names"),
     [
@@ -207,7 +207,13 @@ class OfParts(Model):
         return sum((layer(vectors[f.name])[:, 0] for layer, f in pairs), jnp.zeros(()))
 
 
-@pytest.mark.parametrize("name", ["parts", "parts.0", "parts.C2.part", "C1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "parts.C2.part",
+        *(pytest.param(x, marks=pytest.mark.thorough) for x in ("parts", "parts.0", "C1")),
+    ],
+)
 def test_layers_may_have_digits_and_dots_in_their_names(name: str, tmp_path: Path):
     config = dataclasses.replace(CONFIG, model=f"{__name__}:OfParts")
     learner = make_learner(config, make_mesh("1x1"))
