@@ -171,7 +171,7 @@ class Retention:
         whole, damaged = {}, {}
         for step in self._steps():
             try:
-                whole[step] = read_metadata(self.path(step))
+                whole[step] = read_metadata(self.path(step), hashes=False)
             except DamagedCheckpointError as error:
                 damaged[step] = error.reason
             except UserError as error:  # another version's, or nobody may read it: it stays
