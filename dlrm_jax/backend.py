@@ -31,6 +31,11 @@ class Backend:
             of all are in memory. None on emulated devices, where two programs at once can hang,
             see `mesh.emulate_devices`.
         native_kernels: whether `dlrm_jax.native` has kernels for it, if they are built.
+        host_memory: whether all devices share the memory of the machine.
+        widens_short_floats: whether XLA makes a float32 copy of a whole array of shorter floats
+            to compute with it.
+        atomic_scatters: whether XLA sums scatters with atomics, in another order each time, unless
+            it is told not to.
     """
 
     platform: str
@@ -41,6 +46,9 @@ class Backend:
     unroll_micro_batches: bool = False
     programs_ahead: int = 2
     native_kernels: bool = False
+    host_memory: bool = False
+    widens_short_floats: bool = False
+    atomic_scatters: bool = False
 
 
 CPU = Backend(
@@ -50,7 +58,10 @@ CPU = Backend(
     flat_all_reduce=True,
     unroll_micro_batches=True,
     native_kernels=True,
+    host_memory=True,
+    widens_short_floats=True,
 )
+GPU = Backend("gpu", atomic_scatters=True)
 
 
 def is_accelerator(platform: str) -> bool:
@@ -58,11 +69,16 @@ def is_accelerator(platform: str) -> bool:
     return platform != CPU.platform
 
 
+def backend_named(platform: str) -> Backend:
+    """The record of a platform whose devices, if they are CPUs, aren't emulated."""
+    return next((x for x in (CPU, GPU) if x.platform == platform), Backend(platform))
+
+
 def backend_of(mesh: Mesh) -> Backend:
     """The record of a mesh's devices, which are all of one kind."""
     platform = mesh.devices.flat[0].platform
     if is_accelerator(platform):
-        return Backend(platform)
+        return backend_named(platform)
     emulated = mesh.size > 1
     return dataclasses.replace(
         CPU, emulated=emulated, programs_ahead=0 if emulated else CPU.programs_ahead
@@ -70,9 +86,9 @@ def backend_of(mesh: Mesh) -> Backend:
 
 
 def scatters_vary(mesh: Mesh) -> bool:
-    """Whether each device sums scatters in an order of its own: XLA uses atomics on GPUs."""
+    """Whether each device of a mesh sums scatters in an order of its own."""
     deterministic = "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "")
-    return backend_of(mesh).platform == "gpu" and not deterministic
+    return backend_of(mesh).atomic_scatters and not deterministic
 
 
 def describe_devices(mesh: Mesh) -> str:

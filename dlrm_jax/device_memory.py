@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from dlrm_jax.backend import backend_of
 from dlrm_jax.errors import UserError
 
 
@@ -38,7 +39,7 @@ def check_memory(name: str, specs: Any, mesh: Mesh, details: str) -> None:
     )
     devices = mesh.local_devices
     memory = memory_limit(devices[0])
-    if memory is None and devices[0].platform == "cpu":
+    if memory is None and backend_of(mesh).host_memory:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
     if memory is not None and used > memory:
         raise UserError(

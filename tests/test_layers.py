@@ -17,7 +17,7 @@ BELOW = {
     "saved_config": {"errors", "config"},
     "presets": {"errors", "config"},
     "backend": set(),
-    "device_memory": {"errors"},
+    "device_memory": {"errors", "backend"},
     "mesh": {"errors", "backend"},
     "processes": {"errors"},
     "signals": set(),

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
+from dlrm_jax.backend import backend_named
 from dlrm_jax.embedding.checksum import checksum
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.state import EmbeddingState
@@ -59,7 +60,7 @@ def check_copies(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> None:
 
 
 def _remedy(platform: str) -> str:
-    if platform == "gpu":
+    if backend_named(platform).atomic_scatters:
         return (
             "XLA sums scatters with atomics on GPUs unless XLA_FLAGS has "
             "--xla_gpu_deterministic_ops=true: set it, resume from the last checkpoint"

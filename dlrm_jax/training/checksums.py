@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
+from dlrm_jax.backend import backend_named
 from dlrm_jax.embedding.checksum import checksum, checksum_on_host, place
 from dlrm_jax.errors import DamagedCheckpointError
 from dlrm_jax.processes import is_distributed
@@ -130,9 +131,10 @@ def _is_for_devices(array: Array) -> bool:
     size = math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
     if size < _ON_DEVICE_BYTES:
         return False
-    # On a CPU, XLA would convert a whole array of short floats to float32. NumPy needs no copy.
+    # NumPy needs no copy of short floats.
     is_short = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    return not (is_short and next(iter(array.sharding.device_set)).platform == "cpu")
+    [platform] = {device.platform for device in array.sharding.device_set}
+    return not (is_short and backend_named(platform).widens_short_floats)
 
 
 def _sums_on_devices(array: Array) -> dict[Any, UInt32[np.ndarray, "2"]]:
