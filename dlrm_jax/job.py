@@ -210,7 +210,7 @@ def _check_set(config: Config) -> None:
 
 def is_new(workdir: Path | None) -> bool:
     """Whether a run begins here. One that goes on keeps settings that earlier versions took."""
-    return workdir is None or on_process_0(lambda: not (workdir / "checkpoints").exists())
+    return workdir is None or on_process_0(lambda: not any(workdir.glob("checkpoints/*")))
 
 
 def check_effects(config: Config, source: Source) -> None:

@@ -129,12 +129,9 @@ def _read(checkpoint: Path, hashes: bool) -> dict[str, Any]:
         metadata = json.loads(text)
         found = metadata["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        is_of_data = isinstance(error, KeyError) and "made_from" in json.loads(text)
-        reason = (
-            "it is a directory of prepared data"
-            if is_of_data
-            else (f"its {_FILE} can't be read ({error})")
-        )
+        reason = f"its {_FILE} can't be read ({error})"
+        if b'"made_from"' in text:
+            reason = "it is a directory of prepared data"
         raise _unreadable(checkpoint, reason) from error
     if found not in tuple(FORMATS):  # damaged, it may be of a type that has no hash
         raise UserError(

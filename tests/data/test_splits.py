@@ -159,6 +159,14 @@ def test_numbers_that_are_hardly_seconds_are_refused(tmp_path, form, seconds, hi
         preprocess([path], tmp_path / "out", Options(SCHEMA))
 
 
+@pytest.mark.parametrize("other", [None, 0, 7])
+def test_a_missing_time_among_dates_makes_no_seconds_of_them(tmp_path, other):
+    dates = [20211201 + i for i in range(20)]
+    path = write(tmp_path / "log.parquet", [*dates[:9], other, *dates[9:]])
+    with pytest.raises(UserError, match=r"row 1, column when: .* write 2021-12-01$"):
+        preprocess([path], tmp_path / "out", Options(SCHEMA))
+
+
 def test_seconds_since_a_log_began(tmp_path):
     path = write(tmp_path / "log.parquet", [i * 7200 for i in range(48)])
     assert preprocess([path], tmp_path / "out", Options(SCHEMA)).days == [12] * 4
