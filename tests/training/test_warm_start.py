@@ -22,7 +22,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.warm_start import warm_start
+from dlrm_jax.training.warm_start import noted_start, warm_start
 
 # C1 stays, C2 gets a row that the shards don't divide, C3 more than are initialized at a time.
 GROWN = dataclasses.replace(CONFIG, table_rows=(7, 3001, INITIAL_ROWS + 5), seed=3)
@@ -229,3 +229,12 @@ def test_layers_may_have_digits_and_dots_in_their_names(name: str, tmp_path: Pat
     }
     wanted = {f"parts.{x}.kernel" for x in ("0", "C2.part", "third")}
     assert taken == {x for x in wanted if f"{x}.".startswith(f"{name}.")}
+
+
+def test_a_run_without_a_warm_start_gets_none_later(tmp_path: Path):
+    assert noted_start(None, [], None) is None
+    assert noted_start(None, [], {"warm_start": None}) is None
+    with pytest.raises(UserError, match=r"was started without, .* or give another workdir"):
+        noted_start(tmp_path, ["C1"], {"warm_start": None})
+    noted = {"source": str(tmp_path), "names": ["C1"]}
+    assert noted_start(tmp_path, ["C1"], {}) == noted, "earlier versions didn't note it"
