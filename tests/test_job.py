@@ -24,6 +24,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.warm_start import noted_start
 
 PREPARED = Path(__file__).parent / "previous" / "data"
 
@@ -157,11 +158,13 @@ def test_a_warm_start_is_noted_and_not_ignored_on_resumption(tmp_path: Path):
     noted = {"source": str(source), "names": ["C1"]}
     assert train("warm", 1, source, "C1") == noted
     assert train("warm", 2) == noted, "of the run, whoever goes on with it"
-    assert train("warm", 2, source, "C1") == noted
+    before = {"warm_start": noted}
+    assert noted_start(source, ["C1"], before) == noted
     started = rf"was started from C1 of {re.escape(str(source))}, .* leave out --warm_start"
-    for directory, names in ((others, ["C1"]), (source, ["C1", "bottom"])):
-        with pytest.raises(UserError, match=started):
-            train("warm", 4, directory, *names)
+    with pytest.raises(UserError, match=started):
+        train("warm", 4, others, "C1")
+    with pytest.raises(UserError, match=started):
+        noted_start(source, ["C1", "bottom"], before)
 
 
 def test_prepared_data_with_vocabularies(tmp_path: Path):
