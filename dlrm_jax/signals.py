@@ -1,7 +1,7 @@
 """SIGTERM, Ctrl-C and SIGHUP: the first stops a program where that is safe, the second at once.
 
-SIGHUP is that of a closed terminal. Shell and system may send it twice, and SIGTERM beside it. So it
-never counts as one of the two: after it, too, the second other signal ends a program at once.
+SIGHUP is that of a closed terminal. Shell and system may send it twice, and SIGTERM beside it. So
+it never counts as one of the two: after it, too, the second other signal ends a program at once.
 ``nohup`` ignores it.
 
 Python runs a signal's handler between two instructions of the main thread. If JAX is below that
