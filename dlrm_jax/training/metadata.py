@@ -182,6 +182,15 @@ def _are_arrays(value: Any) -> bool:
     )
 
 
+def _is_start(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("source"), str)
+        and isinstance(names := value.get("names"), list)
+        and all(isinstance(name, str) for name in names)
+    )
+
+
 def _is_shape(value: Any) -> bool:
     return (
         isinstance(value, list)
@@ -218,6 +227,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "checksums": lambda value: value is ... or _are_checksums(value),  # earlier versions: none
     "files": lambda value: value is ... or _has_all(int)(value),
     "hashes": lambda value: value is ... or _has_all(str)(value),
+    "warm_start": lambda value: value in (..., None) or _is_start(value),
 }
 
 
