@@ -34,8 +34,8 @@ from dlrm_jax.presets import PRESETS
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.run import Options, checkpoints_of, describe_run, run
 from dlrm_jax.training.build import (
-    check_compression,
     check_config,
+    check_table_settings,
     for_data,
     generate_data,
     make_learner,
@@ -227,13 +227,7 @@ def check_effects(config: Config, source: Source) -> None:
     Raises:
         UserError: one has none; the message names the field.
     """
-    check_compression(config, config.table_rows)
-    named = config.per_table("table_optimizers")
-    if both := [name for name in config.frozen_tables if name in named]:
-        raise UserError(
-            f"table_optimizers: {both[0]} is one of frozen_tables, which no optimizer updates; "
-            f"leave it out of one of the two"
-        )
+    check_table_settings(config)
     if config.target_auc > 1:
         raise UserError(f"target_auc: expected at most 1, got {config.target_auc}")
     is_raw = isinstance(source, str | Path) and not Path(source).is_dir()
