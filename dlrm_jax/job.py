@@ -43,6 +43,7 @@ from dlrm_jax.training.build import (
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.model import OF_MODELS, unread
 from dlrm_jax.training.record import owned
+from dlrm_jax.training.saved_names import with_saved_names
 from dlrm_jax.training.step import make_predict
 
 Source = Dataset | Path | str | None
@@ -188,6 +189,7 @@ def fit(
         _check_set(config)
     check_config(config, mesh)
     config, dataset = load_data(config, data)
+    config = with_saved_names(config, None if workdir is None else Path(workdir))
     if new:
         check_effects(config, data)
     learner = make_learner(config, mesh)

@@ -34,6 +34,7 @@ from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.saved_names import with_saved_names
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.warm_start import warm_start
 
@@ -83,7 +84,14 @@ def test_data_load(data: Dataset):
     assert {name: len(split) for name, split in data.splits.items()} == {
         "train": 140, "validation": 35, "test": 35
     }  # fmt: skip
-    assert for_data(config(), data) == config()
+    named = for_data(config(), data)
+    assert named == dataclasses.replace(config(), features=("page", "city", "word"))
+    # The run's tables keep their names; a new run has those of the log.
+    assert with_saved_names(named, PREVIOUS / "run") == config()
+    assert with_saved_names(named, None) == named
+    placed = dataclasses.replace(named, placements=("city=row_wise",))
+    with pytest.raises(UserError, match=r"placements: .* write C2 for city; or give another"):
+        with_saved_names(placed, PREVIOUS / "run_of_format_3")
     raw = pl.read_csv(PREVIOUS / "raw.csv")
     np.testing.assert_array_equal(data.train.labels, raw["click"].to_numpy()[:140])
 

@@ -34,6 +34,7 @@ from dlrm_jax.run import run as run_job
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_config, make_learner
 from dlrm_jax.training.metrics import METRICS
+from dlrm_jax.training.saved_names import with_saved_names
 
 define_run_flags(default_preset="small")
 define_process_flags()
@@ -80,6 +81,7 @@ def main() -> None:
             "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         )
     config, data = load_data(config, FLAGS.data)
+    config = with_saved_names(config, workdir)
     if new:
         check_effects(config, FLAGS.data)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})

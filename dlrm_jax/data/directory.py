@@ -165,6 +165,7 @@ def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Da
         source=f"{sum(metadata.days):,} examples of {inputs}, prepared in {directory}",
         directory=directory,
         id_ranges=id_ranges,
+        columns=tuple(metadata.columns),
     )
 
 
