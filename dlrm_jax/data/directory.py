@@ -90,6 +90,12 @@ class Metadata:
             f"{directory} has format {found}, this program reads {FORMAT}; prepare the data again"
         )
 
+    @property
+    def shared(self) -> dict[str, str]:
+        """Columns that have the vocabulary of another one, by name; see `Schema`."""
+        schema = self.made_from["options"].get("schema")
+        return schema.get("shared", {}) if isinstance(schema, dict) else {}
+
     def _check(self) -> None:
         """Checks types, and that the parts fit each other; it may come from someone else."""
         for name, kind in get_type_hints(Metadata).items():
@@ -104,6 +110,12 @@ class Metadata:
             raise ValueError("columns, table_rows and bag_lengths differ in length")
         if unknown := set(self.columns) - self.missing.keys():
             raise ValueError(f"missing: there is no column {min(unknown)!r}")
+        if not _is_of(self.shared, dict[str, str]):
+            raise TypeError(f"shared: expected names of columns, got {self.shared!r}")
+        rows_of = dict(zip(self.columns, self.table_rows, strict=True))
+        for name, owner in self.shared.items():
+            if owner in self.shared or rows_of[name] != rows_of[owner]:
+                raise ValueError(f"shared: {name!r} can't share the vocabulary of {owner!r}")
         for name in ("train", "validation", "test"):
             for rows in self.splits[name]:
                 day, start, stop = rows
@@ -166,6 +178,7 @@ def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Da
         directory=directory,
         id_ranges=id_ranges,
         columns=tuple(metadata.columns),
+        shared=metadata.shared,
     )
 
 

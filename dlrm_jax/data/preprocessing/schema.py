@@ -33,6 +33,8 @@ class Schema:
         dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo, or ``"none"`` for x.
         layout: ``"named"`` for columns of Parquet and CSV, or ``"criteo"`` for its text and binary
             form, which have no names.
+        shared: columns whose values are those of another categorical column, by name: the two have
+            one vocabulary, ids that mean the same, and one table.
 
     Raises:
         UserError: there is no categorical column, or one is named twice.
@@ -46,6 +48,7 @@ class Schema:
     timestamp: str | None = None
     dense_transform: str = "log"
     layout: str = "named"
+    shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for field in ("categorical", "dense"):
@@ -72,12 +75,36 @@ class Schema:
                 raise UserError(
                     f"schema: bag_lengths: {name} must be from 1 to {_LONGEST_BAG}, got {length!r}"
                 )
+        self._check_shared()
         for field, allowed in (("dense_transform", TRANSFORMS), ("layout", LAYOUTS)):
             if getattr(self, field) not in allowed:
                 raise UserError(
                     f"schema: {field} must be one of {', '.join(allowed)}, got "
                     f"{getattr(self, field)!r}"
                 )
+
+    def _check_shared(self) -> None:
+        if not isinstance(self.shared, Mapping):
+            raise UserError(
+                f'schema: shared must be an object such as {{"viewed": "item"}}, got '
+                f"{self.shared!r}"
+            )
+        for name, owner in self.shared.items():
+            for each in (name, owner):
+                if each not in self.categorical:
+                    raise UserError(f"schema: shared names {each!r}, which isn't categorical")
+            if owner == name:
+                raise UserError(f"schema: shared: {name!r} names itself; leave it out")
+            if owner in self.shared:
+                raise UserError(
+                    f"schema: shared: {name!r} names {owner!r}, which has the vocabulary of "
+                    f"{self.shared[owner]!r}; name a column with a vocabulary of its own"
+                )
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The column whose vocabulary each categorical column has, as an index of them."""
+        return tuple(self.categorical.index(self.shared.get(x, x)) for x in self.categorical)
 
     @property
     def columns(self) -> list[str]:
