@@ -78,7 +78,7 @@ def test_one_vocabulary_of_all_columns(prepared: Path):
     assert names == ["1.parquet", "2.parquet"]
     whole = pl.read_parquet(prepared / "vocabularies" / "2.parquet")
     # By frequency in all three columns, in the training days and the kept part of the bags.
-    assert whole["value"].to_list() == [20, 10, 30, 40]
+    assert whole["value"].to_list() == [10, 20, 30, 40]
     assert whole["count"].to_list() == [24, 24, 12, 12]
     data = load_directory(prepared)
     assert data.columns == ("viewed", "user", "item", "bought")
@@ -147,8 +147,8 @@ def test_the_report_counts_one_table(prepared: Path):
         ({"shared": {"item": "item"}}, "'item' names itself"),
         ({"shared": {"viewed": "item", "item": "user"}},
          "'viewed' names 'item', which has the vocabulary of 'user'; name a column"),
-        ({"shared": ["viewed", "item"]}, "shared must be an object such as"),
-        ({"shared": {"viewed": 3}}, "shared names 3"),
+        ({"shared": ["viewed", "item"]}, "shared must be an object with names"),
+        ({"shared": {"viewed": 3}}, "such as {\"viewed\": \"item\"}, got {'viewed': 3}"),
     ],
 )  # fmt: skip
 def test_bad_schemas(change: dict[str, Any], message: str):

@@ -60,7 +60,9 @@ class Conversion:
             _log.info("reading %s", path)
             source = Source(path, self.options, number, number < dropped, labelled)
             files.append(stage(source, self.directory / "columns" / str(number)))
-        self._check_types(paths, files)
+        # New logs are converted to the types of their vocabularies, column by column.
+        owners = self.options.schema.owners
+        self._check_types(paths, files, owners if labelled else range(len(owners)))
         return files
 
     def learn(
@@ -147,7 +149,9 @@ class Conversion:
         ]
         return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 
-    def _check_types(self, paths: Sequence[Path], files: Sequence[Staged]) -> None:
+    def _check_types(
+        self, paths: Sequence[Path], files: Sequence[Staged], owners: Sequence[int]
+    ) -> None:
         """Checks that a column has one type in all files, and those of a shared vocabulary, too."""
         types = [file.scan().collect_schema() for file in files]
         schema = self.options.schema
@@ -157,7 +161,7 @@ class Conversion:
                 kind = found[f"c{i}"]
                 if kind in (pl.Null, pl.List(pl.Null)):
                     continue
-                before, column, first = known.setdefault(schema.owners[i], (path, name, kind))
+                before, column, first = known.setdefault(owners[i], (path, name, kind))
                 if not logs.same_values(first, kind):
                     other = "" if column == name else f"{name}, which shares its vocabulary, is "
                     raise UserError(

@@ -84,11 +84,6 @@ class Schema:
                 )
 
     def _check_shared(self) -> None:
-        if not isinstance(self.shared, Mapping):
-            raise UserError(
-                f'schema: shared must be an object such as {{"viewed": "item"}}, got '
-                f"{self.shared!r}"
-            )
         for name, owner in self.shared.items():
             for each in (name, owner):
                 if each not in self.categorical:
@@ -153,6 +148,12 @@ class Schema:
         for field, kind in (("label", str), ("weight", str | None), ("timestamp", str | None)):
             if not isinstance(given.get(field), kind):
                 raise UserError(f"schema: {field}: expected one name, got {given.get(field)!r}")
+        shared = given.get("shared", {})
+        if not isinstance(shared, dict) or not all(isinstance(x, str) for x in shared.values()):
+            raise UserError(
+                f"schema: shared must be an object with names of columns, such as "
+                f'{{"viewed": "item"}}, got {shared!r}'
+            )
         for name in ("categorical", "dense"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])
