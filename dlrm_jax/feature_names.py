@@ -32,6 +32,11 @@ def check_names(field: str, names: Sequence[str], count: int) -> None:
             raise UserError(f"{field}: {name!r} is there twice; each feature has a name of its own")
 
 
+def file_name(name: str) -> str:
+    """A name as the name of a file, in which / isn't allowed."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
 def listed(names: Sequence[str]) -> str:
     """Names for a message; of many, the first ones."""
     if tuple(names) == numbered(len(names)) and len(names) > 1:

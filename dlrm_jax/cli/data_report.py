@@ -66,7 +66,8 @@ def _overview(
     page.text(
         f"{examples:,} examples in {len(statistics.days)} days, {percent(positives / examples)} of "
         f"them with label 1. Categorical columns: {len(statistics.columns)}, their tables with "
-        f"{sum(table.rows for table in statistics.tables):,} rows. Dense features: {dataset.train.dense_features}."
+        f"{sum(table.rows for table in statistics.tables):,} rows. Dense features: "
+        f"{dataset.train.dense_features}."
     )
     if metadata is None:
         page.text(

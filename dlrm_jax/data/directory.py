@@ -96,6 +96,11 @@ class Metadata:
         schema = self.made_from["options"].get("schema")
         return schema.get("shared", {}) if isinstance(schema, dict) else {}
 
+    def vocabulary_of(self, column: int) -> int:
+        """The column whose vocabulary a categorical column has: itself, or one that it shares."""
+        number = self.columns.index
+        return {number(x): number(y) for x, y in self.shared.items()}.get(column, column)
+
     def _check(self) -> None:
         """Checks types, and that the parts fit each other; it may come from someone else."""
         for name, kind in get_type_hints(Metadata).items():

@@ -18,6 +18,7 @@ from dlrm_jax.embedding import Table
 from dlrm_jax.embedding.initial_values import initial_values
 from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
@@ -228,7 +229,7 @@ def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array,
 
 
 def _read(directory: Path, name: str, spec: jax.ShapeDtypeStruct) -> np.ndarray:
-    path = directory / f"{name}.npy"
+    path = directory / f"{file_name(name)}.npy"
     try:
         array = map_npy(path)
     except UserError as error:
