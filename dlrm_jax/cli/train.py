@@ -50,7 +50,9 @@ flags.DEFINE_string(
     "runs/kaggle/checkpoints/00300000.",
 )
 flags.DEFINE_list(
-    "warm_start_names", [], "Tables and layers that --warm_start gives; such as C1,C2,bottom."
+    "warm_start_names",
+    [],
+    "Tables and layers that --warm_start gives, or all; such as C1,C2,bottom.",
 )
 
 # What decides which steps a run takes; the config's fields, which are flags as well, come with it.
@@ -115,7 +117,7 @@ def check_flags() -> None:
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")
     if FLAGS.warm_start and not FLAGS.warm_start_names:
-        raise UserError("--warm_start needs --warm_start_names, such as C1,C2,bottom")
+        raise UserError("--warm_start needs --warm_start_names, such as all, or C1,C2,bottom")
     if FLAGS.coordinator and not FLAGS.workdir:
         raise UserError("--coordinator needs --workdir, the same in all processes")
     check_data_flags()
