@@ -254,7 +254,7 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
     soft = config.loss == "mse"
     for name, split in data.splits.items():
-        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges)
+        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
         on_process_0(lambda name=name, split=split: check_labels(split, name, soft))
     return for_data(config, data), data

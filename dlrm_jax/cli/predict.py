@@ -194,7 +194,8 @@ def examples(trained: Trained) -> Iterator[Split]:
     config, name, logs = trained.config, ",".join(FLAGS.data), paths("data")
     if logs[0].is_dir():
         split, ranges = all_days(logs[0], trained)
-        check_ids(split, config.table_rows, config.table_bag_lengths, name, ranges)
+        rows, lengths = config.table_rows, config.table_bag_lengths
+        check_ids(split, rows, lengths, name, ranges, config.table_names)
         yield split
         return
     if not trained.vocabularies:
@@ -206,7 +207,8 @@ def examples(trained: Trained) -> Iterator[Split]:
     with scratch_directory(Path(FLAGS.output)) as directory:
         split = Split(tuple(encode_logs(logs, trained.vocabularies, directory / "arrays")))
         check_unchanged(trained.vocabularies, trained.metadata["identity"]["data"])
-        check_ids(split, config.table_rows, config.table_bag_lengths, name)
+        rows, lengths = config.table_rows, config.table_bag_lengths
+        check_ids(split, rows, lengths, name, columns=config.table_names)
         for column, share in unseen_shares(split.days, trained.vocabularies).items():
             if share > _MANY_UNSEEN:
                 status(

@@ -160,7 +160,13 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
             ids = all_ids[:, edges[i] : edges[i + 1]].ravel()
             if ids.min() < ABSENT or ids.max() >= len(counts):
                 # Reads the split again, to name the row.
-                check_ids(dataset.splits[split], dataset.table_rows, dataset.bag_lengths, split)
+                check_ids(
+                    dataset.splits[split],
+                    dataset.table_rows,
+                    dataset.bag_lengths,
+                    split,
+                    columns=names,
+                )
             ids = ids[ids != ABSENT]
             lookups[i, day] += len(ids)
             unseen[i, day] += np.count_nonzero(ids == UNSEEN)

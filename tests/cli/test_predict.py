@@ -112,7 +112,7 @@ def test_prepared_arrays(trained: Run, of_raw_lines: np.ndarray, tmp_path: Path)
     ids[7, 2] = 1000
     np.save(bare / "day_3_sparse.npy", ids)
     bad = (f"--data={bare}", f"--output={tmp_path / 'bad.csv'}")
-    refused(trained.checkpoint, "row 307 (from 0), categorical feature 2", *bad)
+    refused(trained.checkpoint, "row 307 (from 0), categorical feature C3:", *bad)
     assert not (tmp_path / "bad.csv").exists()
 
 
