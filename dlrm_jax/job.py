@@ -36,6 +36,7 @@ from dlrm_jax.run import Options, checkpoints_of, describe_run, run
 from dlrm_jax.training.build import (
     check_compression,
     check_config,
+    check_shared,
     for_data,
     generate_data,
     make_learner,
@@ -192,6 +193,7 @@ def fit(
     config = with_saved_names(config, None if workdir is None else Path(workdir))
     if new:
         check_effects(config, data)
+        check_shared(config, dataset)
     learner = make_learner(config, mesh)
     options = Options(workdir=None if workdir is None else Path(workdir))
     outcome = run(config, dataset, learner, options)

@@ -32,7 +32,7 @@ from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options
 from dlrm_jax.run import run as run_job
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import check_config, make_learner
+from dlrm_jax.training.build import check_config, check_shared, make_learner
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.saved_names import with_saved_names
 
@@ -86,6 +86,7 @@ def main() -> None:
     config = with_saved_names(config, workdir)
     if new:
         check_effects(config, FLAGS.data)
+        check_shared(config, data)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
     status(data.source)
     learner = make_learner(config, mesh)

@@ -62,6 +62,21 @@ def for_data(config: Config, data: Dataset) -> Config:
     )
 
 
+def check_shared(config: Config, data: Dataset) -> None:
+    """Checks that features which share a table have ids of one vocabulary, if the data have any.
+
+    Raises:
+        UserError: the data have a vocabulary for each.
+    """
+    given = {*config.shared_tables} - {f"{name}={owner}" for name, owner in data.shared.items()}
+    if data.directory and given:
+        raise UserError(
+            f"shared_tables: in {data.directory} each column of {min(given)} has a vocabulary of its "
+            f"own, so that an id means another value in each; name them as shared in the schema, and "
+            f"prepare the data again"
+        )
+
+
 def check_compression(config: Config, table_rows: Sequence[int]) -> None:
     """Checks that a config which names a compression compresses a table.
 

@@ -20,7 +20,7 @@ from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.data.statistics import measure
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.vocabularies import read_values
-from dlrm_jax.training.build import for_data
+from dlrm_jax.training.build import check_shared, for_data
 
 SCHEMA = Schema(
     "y",
@@ -97,6 +97,10 @@ def test_the_config_shares_the_table(prepared: Path):
     assert config.shared_tables == ("viewed=item", "bought=item")
     assert config.table_of == {"viewed": "item", "user": "user", "item": "item", "bought": "item"}
     assert for_data(config, load_directory(prepared)) == config
+    check_shared(config, load_directory(prepared))
+    other = dataclasses.replace(config, shared_tables=("user=item",))
+    with pytest.raises(UserError, match="^shared_tables: .* column of user=item has a vocabulary"):
+        check_shared(other, load_directory(prepared))
 
 
 def test_new_logs_have_the_ids_of_the_shared_vocabulary(prepared: Path, tmp_path: Path):

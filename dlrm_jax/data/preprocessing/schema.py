@@ -9,6 +9,7 @@ from typing import Any
 
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import check_names
 from dlrm_jax.files import read_json
 
 TRANSFORMS = ("log", "none")
@@ -117,7 +118,8 @@ class Schema:
         """Reads a schema: a JSON object with the attributes as fields.
 
         Raises:
-            UserError: the file can't be read or has other fields.
+            UserError: the file can't be read or has other fields, or a categorical column has a
+                name that its table can't have.
         """
         try:
             fields = read_json(path, object_pairs_hook=_without_repeats)
@@ -130,7 +132,9 @@ class Schema:
             raise UserError(
                 f"schema {path} has no field {min(unknown)!r}; its fields are {', '.join(names)}"
             )
-        return cls.from_fields(fields)
+        schema = cls.from_fields(fields)
+        check_names("schema: categorical", schema.categorical, len(schema.categorical))
+        return schema
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Schema:
