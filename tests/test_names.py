@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from absl import flags
 from saved_run import CONFIG
 
 import dlrm_jax
@@ -87,21 +86,6 @@ def test_from_a_log_to_files(prepared: Path, tmp_path: Path):
     for table, arrays in learner.collection.to_arrays(state.embedding):
         if table.name == "a/b, c":
             np.testing.assert_array_equal(arrays["table"], np.load(tmp_path / "a%2Fb, c.npy"))
-
-
-@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
-def test_a_plan_of_prepared_data(program, prepared: Path, capsys: pytest.CaptureFixture[str]):
-    given = ["plan", "--preset=small", "--mesh=1x2", f"--data={prepared}"]
-    flags.FLAGS([*given, '--placements="a/b, c=table_wise:1"'])
-    program.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert next(line for line in lines if line.startswith("a/b, c")).split()[3:] == [
-        "8", "16", "table_wise", "1", "0.00"
-    ]  # fmt: skip
-    assert not any(line.startswith("items") for line in lines)
-    flags.FLAGS([*given, "--table_rows=3"])
-    with pytest.raises(UserError, match="--table_rows has no effect with --data: the data decide"):
-        program.main()
 
 
 def test_names_that_a_table_cannot_have(tmp_path: Path):

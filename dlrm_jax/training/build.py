@@ -71,9 +71,9 @@ def check_shared(config: Config, data: Dataset) -> None:
     given = {*config.shared_tables} - {f"{name}={owner}" for name, owner in data.shared.items()}
     if data.directory and given:
         raise UserError(
-            f"shared_tables: in {data.directory} each column of {min(given)} has a vocabulary of its "
-            f"own, so that an id means another value in each; name them as shared in the schema, and "
-            f"prepare the data again"
+            f"shared_tables: in {data.directory} each column of {min(given)} has a vocabulary of "
+            f"its own, so that an id means another value in each; name them as shared in the "
+            f"schema, and prepare the data again"
         )
 
 

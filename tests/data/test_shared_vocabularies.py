@@ -99,7 +99,7 @@ def test_the_config_shares_the_table(prepared: Path):
     assert for_data(config, load_directory(prepared)) == config
     check_shared(config, load_directory(prepared))
     other = dataclasses.replace(config, shared_tables=("user=item",))
-    with pytest.raises(UserError, match="^shared_tables: .* column of user=item has a vocabulary"):
+    with pytest.raises(UserError, match=r"^shared_tables: .* column of user=item has a vocabulary"):
         check_shared(other, load_directory(prepared))
 
 
