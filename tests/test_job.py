@@ -107,7 +107,7 @@ def test_ids_out_of_range(fitted, value: int):
     ids = np.array(day.ids)
     ids[4, 2] = value
     day = dataclasses.replace(day, ids=ids)
-    message = rf"^examples, row 4 .* feature 1 .* from 0 to 2999, .* got {value}\."
+    message = rf"^examples, row 4 .* feature C2: .* from 0 to 2999, .* got {value}\."
     for use in (fitted.predict, fitted.evaluate, fitted.predictor.probabilities):
         with pytest.raises(UserError, match=message):
             list(use(Split((day,))))
