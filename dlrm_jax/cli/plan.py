@@ -38,7 +38,7 @@ from dlrm_jax.files import creating
 from dlrm_jax.mesh import DATA, MODEL, parse_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import check_compression, for_data, read_plan, workload
+from dlrm_jax.training.build import check_table_settings, for_data, read_plan, workload
 from dlrm_jax.training.tables import describe
 
 # What the placement of tables depends on is left: the tables, their optimizers, and the batch.
@@ -145,7 +145,7 @@ def planned_config() -> Config:
     config = overridden(preset(FLAGS.preset))
     check_read([config])
     config = for_data(config, load_directory(FLAGS.data))
-    check_compression(config, config.table_rows)
+    check_table_settings(config)
     return config
 
 
