@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from main_job import arrays
 
+import dlrm_jax
 from dlrm_jax import saved_config
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.arrays import Dataset, Split
@@ -123,6 +124,15 @@ def test_a_run_goes_on(
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert_close(found[name], array, name)
+
+
+def test_a_run_goes_on_with_its_names(data: Dataset, tmp_path: Path):
+    workdir = shutil.copytree(PREVIOUS / "run_of_format_3", tmp_path / "run")
+    described = dataclasses.replace(config(), steps=6)
+    model = dlrm_jax.fit(described, data, workdir=workdir)
+    assert model.summary["resumed_from"] == 6
+    assert model.predictor.config.table_names == TABLES
+    assert dlrm_jax.fit(described, data).predictor.config.table_names == ("page", "city", "word")
 
 
 def test_data_that_have_another_fingerprint_now(data: Dataset, tmp_path: Path):

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dlrm_jax.cli.data_report import write_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.directory import Metadata, load_directory
 from dlrm_jax.data.preprocessing.options import Options
@@ -134,12 +135,16 @@ def test_it_grows_as_one(prepared: Path, tmp_path: Path):
     assert grown.table_rows == [9, 5, 9, 9]
 
 
-def test_the_report_counts_one_table(prepared: Path):
+def test_the_report_counts_one_table(prepared: Path, tmp_path: Path):
     found = measure(load_directory(prepared), Metadata.read(prepared))
     assert [column.table for column in found.columns] == ["item", "user", "item", "item"]
     assert [column.name for column in found.tables] == ["user", "viewed, item, bought"]
     assert found.tables[1].rows == 6
     assert int(found.tables[1].occurrences.sum()) == 6 * (5 + 4 + 4)
+    write_report(prepared, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "their tables with 11 rows" in text
+    assert "viewed, item, bought" in text
     assert found.tables[1].mean_ids == pytest.approx(sum(x.mean_ids for x in found.columns) - 1)
 
 
