@@ -52,9 +52,9 @@ def check_ids(
         if (chunk.min(axis=0) >= ABSENT).all() and (chunk.max(axis=0) < limits).all():
             continue
         row, column = np.argwhere((chunk < ABSENT) | (chunk >= limits))[0]
-        feature = feature_of_column[column]
+        feature = names[int(feature_of_column[column])]
         raise UserError(
-            f"{name}, row {first + row} (from 0), categorical feature {names[feature]}: expected "
+            f"{name}, row {first + row} (from 0), categorical feature {feature}: expected "
             f"an id from 0 to {limits[column] - 1}, or {ABSENT} for an absent one, got "
             f"{chunk[row, column]}. Correct the ids, or give this feature a table with more rows."
         )
