@@ -7,6 +7,7 @@ from typing import Literal, get_type_hints
 
 from dlrm_jax.config_fields import INT32_MAX, check_field, field, read_settings
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import check_names, listed, numbered, renamed_hint
 
 SMALL_ROWS = (
     1460, 583, 50000, 20000, 305, 24, 4000, 633, 3, 8000, 2500, 30000, 1500, 27, 5000, 25000, 10,
@@ -18,12 +19,17 @@ SMALL_ROWS = (
 class Config:
     """What is trained, on what, and how. Every field is a flag of ``dlrm_jax train``.
 
-    Settings of single tables name tables C1, C2, … as ``C3=value``.
+    Settings of single tables name tables, as ``item=value``. A table has the name of its feature.
     """
 
     # Tables: one feature each.
     table_rows: tuple[int, ...] = field(
         SMALL_ROWS, "Rows of each table; with --data, the data decide; such as 1000,50000.", 1
+    )
+    features: tuple[str, ...] = field(
+        (),
+        "Names of the categorical features and their tables; without them C1, C2, …; with --data, "
+        "the data decide; such as user,item.",
     )
     bag_lengths: tuple[int, ...] = field(
         (1,), "Most ids of a bag: one number, or one for each table; such as 10.", 1
@@ -174,6 +180,8 @@ class Config:
             check_field(each, getattr(self, each.name), FIELD_TYPES[each.name])
         if not self.table_rows:
             raise UserError("table_rows: expected at least one number, got none")
+        if self.features:
+            check_names("features", self.features, len(self.table_rows))
         if self.learning_rate <= 0:
             raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
         weights = self.class_weights
@@ -212,8 +220,8 @@ class Config:
 
     @property
     def table_names(self) -> tuple[str, ...]:
-        """C1, C2, … as Criteo names its categorical columns."""
-        return tuple(f"C{i + 1}" for i in range(len(self.table_rows)))
+        """The names of the features, which are those of their tables; C1, C2, … without any."""
+        return self.features or numbered(len(self.table_rows))
 
     @property
     def table_bag_lengths(self) -> tuple[int, ...]:
@@ -242,13 +250,18 @@ class Config:
         return {name: shared.get(name, name) for name in self.table_names}
 
     def per_table(self, field: str) -> dict[str, str]:
-        """Reads ``("C3=value", …)`` as a mapping from table names.
+        """Reads ``("item=value", …)`` as a mapping from table names.
 
         Raises:
             UserError: an item isn't of that form, or a table is unknown or set twice.
         """
-        expected = f"TABLE=VALUE with a table of C1..C{len(self.table_rows)}"
-        return read_settings(field, getattr(self, field), self.table_names, expected)
+        expected = f"TABLE=VALUE with a table of {listed(self.table_names)}"
+        items = getattr(self, field)
+        return read_settings(field, items, self.table_names, expected, self.renamed_hint)
+
+    def renamed_hint(self, text: str) -> str:
+        """The end of a message on a setting whose table isn't known, see `feature_names`."""
+        return renamed_hint(text, self.features)
 
 
 FIELD_TYPES = get_type_hints(Config)

@@ -35,6 +35,7 @@ from dlrm_jax.processes import on_process_0
 from dlrm_jax.run import Options, checkpoints_of, describe_run, run
 from dlrm_jax.training.build import (
     check_config,
+    check_shared,
     check_table_settings,
     for_data,
     generate_data,
@@ -43,6 +44,7 @@ from dlrm_jax.training.build import (
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.model import OF_MODELS, unread
 from dlrm_jax.training.record import owned
+from dlrm_jax.training.saved_names import with_saved_names
 from dlrm_jax.training.step import make_predict
 
 Source = Dataset | Path | str | None
@@ -188,8 +190,10 @@ def fit(
         _check_set(config)
     check_config(config, mesh)
     config, dataset = load_data(config, data)
+    config = with_saved_names(config, None if workdir is None else Path(workdir))
     if new:
         check_effects(config, data)
+        check_shared(config, dataset)
     learner = make_learner(config, mesh)
     options = Options(workdir=None if workdir is None else Path(workdir))
     outcome = run(config, dataset, learner, options)
@@ -250,7 +254,7 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
     soft = _is_soft(config)
     for name, split in data.splits.items():
-        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges)
+        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
         on_process_0(lambda name=name, split=split: check_labels(split, name, soft))
     return for_data(config, data), data

@@ -27,6 +27,7 @@ from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import Record, owned, to_json, versions
+from dlrm_jax.training.saved_names import names_there
 from dlrm_jax.training.step import make_predict, make_train_step
 from dlrm_jax.training.warm_start import noted_start, warm_start
 
@@ -273,5 +274,6 @@ def _first_state(
         if data.directory:
             same_ids = [data.fingerprint, *Metadata.read(data.directory).grown_from]
         source, names = options.warm_start, options.warm_start_names
-        return warm_start(learner, config.seed, source, names, same_ids), None
+        there = names_there(config, source, same_ids)
+        return warm_start(learner, config.seed, source, names, same_ids, there), None
     return learner.init(config.seed), None

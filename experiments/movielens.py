@@ -9,12 +9,11 @@
 form. ``clicks``: label 1 where the user gives at least four stars, examples split 8:1:1 at random
 or in time. ``ranking``: each user's last movie among 99 that the user hasn't rated, with four
 sampled negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and options
-are those of `experiments.compare`; an option may name a feature.
+are those of `experiments.compare`; options and settings name features.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,19 +22,19 @@ from absl import flags
 from dlrm_jax.cli.flags import FLAGS, refuse_unless, require
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
-from dlrm_jax.config import Config
 from dlrm_jax.data.movielens.loading import MovieLens, load_movielens, load_ranking
 from dlrm_jax.data.movielens.splits import SPLITS
 from dlrm_jax.presets import preset
 from dlrm_jax.training.build import check_config, for_data
 from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.tasks import Choices, Clicks, Task
-from experiments.compare.trials import Contender
 
 _DECIDED = (
     "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
     "min_count", "shared_tables",
 )  # fmt: skip
+
+_FEATURES = "Features of users and items; without it, all of the files; such as user,item."
 
 define_comparison_flags(
     "movielens", dict.fromkeys(_DECIDED, "the data decide"), "dlrm,dcn_v2,deepfm"
@@ -43,9 +42,7 @@ define_comparison_flags(
 flags.DEFINE_string("data", None, "Directory of MovieLens' files; such as ml-100k.")
 flags.DEFINE_enum("task", "clicks", ["clicks", "ranking"], "Task that the models learn.")
 flags.DEFINE_enum("split", "random", list(SPLITS), "How --task=clicks splits the examples.")
-flags.DEFINE_list(
-    "features", [], "Features of users and items; without it, all of the files; such as user,item."
-)
+FLAGS["features"].help = _FEATURES
 flags.DEFINE_integer(
     "history", 0, "Most movies of the user's history, a feature; 0 for none; such as 20.", 0
 )
@@ -62,43 +59,25 @@ def main() -> None:
     refuse_unless(FLAGS.task == "clicks", "--task=clicks", "split")
     refuse_unless(FLAGS.task == "ranking", "--task=ranking", "negatives")
     mesh = start(FLAGS.mesh)
+    features = FLAGS.features
+    FLAGS["features"].unparse()  # a config without data has other tables
     contenders, config = asked(preset(FLAGS.preset))
-    movielens, task = load(Path(FLAGS.data))
-    config, contenders = for_movielens(config, movielens), by_column(contenders, movielens)
+    movielens, task = load(Path(FLAGS.data), features)
+    config = for_data(config, movielens.dataset)
     with locked_workdir("movielens") as directory:
         check_config(config, mesh)
         print("features: " + ", ".join(movielens.features))
         compare(contenders, config, task, mesh, directory)
 
 
-def load(directory: Path) -> tuple[MovieLens, Task]:
-    """Loads the data of the flags."""
-    features = FLAGS.features or None
+def load(directory: Path, features: Sequence[str] | None) -> tuple[MovieLens, Task]:
+    """Loads the data of the flags, with these features or all."""
     if FLAGS.task == "clicks":
         movielens = load_movielens(directory, FLAGS.split, _SEED, features, FLAGS.history)
         return movielens, Clicks(movielens.dataset)
     ranking = load_ranking(directory, _SEED, features, FLAGS.history, FLAGS.negatives)
     data = ranking.movielens.dataset
     return ranking.movielens, Choices(data, ranking.candidates, ranking.train)
-
-
-def for_movielens(config: Config, movielens: MovieLens) -> Config:
-    """The config with the tables of the data; a history reads the table of the items."""
-    places = {name: f"C{i + 1}" for i, name in enumerate(movielens.features)}
-    pairs = zip(movielens.features, movielens.tables, strict=True)
-    shared = tuple(f"{places[name]}={places[table]}" for name, table in pairs if name != table)
-    return dataclasses.replace(for_data(config, movielens.dataset), shared_tables=shared)
-
-
-def by_column(contenders: Sequence[Contender], movielens: MovieLens) -> list[Contender]:
-    """The contenders with feature names in options replaced by columns, C1, C2, …."""
-    places = {f"={name}": f"=C{i + 1}" for i, name in enumerate(movielens.features)}
-
-    def renamed(model: str) -> str:
-        items = [item.partition("=") for item in model.split(":")]
-        return ":".join(key + places.get(sign + value, sign + value) for key, sign, value in items)
-
-    return [dataclasses.replace(x, name=renamed(x.name)) for x in contenders]
 
 
 if __name__ == "__main__":

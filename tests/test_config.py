@@ -123,6 +123,31 @@ def test_per_table_settings():
         assert repr(item) in str(e.value)
 
 
+def test_settings_name_tables_as_their_features():
+    named = dataclasses.replace(Config(table_rows=(5, 6, 7)), features=("item", "a=b", "a"))
+    assert named.table_names == ("item", "a=b", "a")
+    given = dataclasses.replace(named, placements=("a=b=row_wise", "a=replicated"))
+    assert given.per_table("placements") == {"a=b": "row_wise", "a": "replicated"}
+    for item, end in (("C1=row_wise", "; C1 is called item now, as in the log"), ("C4=x", "")):
+        bad = dataclasses.replace(named, placements=(item,))
+        with pytest.raises(UserError, match=rf"a table of item, a=b, a, got '{item}'{end}$"):
+            bad.per_table("placements")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a",), "^features: expected one name for each of the 2 tables, got 1"),
+        (("a", "a"), "^features: 'a' is there twice"),
+        (("a", "b\n"), "^features: expected names of printable characters, got 'b\\\\n'"),
+        (("", "a"), "printable"),
+    ],
+)
+def test_names_of_features(names: tuple[str, ...], message: str):
+    with pytest.raises(UserError, match=message):
+        Config(table_rows=(5, 6), features=names)
+
+
 def test_one_bag_length_is_for_every_table():
     assert Config(table_rows=(5, 6), bag_lengths=(3,)).table_bag_lengths == (3, 3)
     assert Config(table_rows=(5, 6), bag_lengths=(3, 1)).table_bag_lengths == (3, 1)

@@ -119,7 +119,7 @@ def test_ids_out_of_range(fitted, value: int):
     ids = np.array(day.ids)
     ids[4, 2] = value
     day = dataclasses.replace(day, ids=ids)
-    message = rf"^examples, row 4 .* feature 1 .* from 0 to 2999, .* got {value}\."
+    message = rf"^examples, row 4 .* feature C2: .* from 0 to 2999, .* got {value}\."
     for use in (fitted.predict, fitted.evaluate, fitted.predictor.probabilities):
         with pytest.raises(UserError, match=message):
             list(use(Split((day,))))
@@ -218,7 +218,9 @@ def test_generated_data():
         ({"config": "small"}, r"^config: expected a dlrm_jax.config.Config, .* got 'small'"),
         ({"config": {"steps": 1}}, r"^config: expected .* got {'steps': 1}"),
         ({"config": small(min_count=5)}, "^min_count: it has no effect without a raw file, got 5"),
-        ({"config": small(min_count=5), "data": PREPARED}, "^min_count: it has no effect"),
+        ({"config": small(min_count=5, table_optimizers=()), "data": PREPARED},
+         "^min_count: it has no effect"),
+        ({"data": PREPARED}, "^table_optimizers: .* page, city, word, .* C1 is called page now"),
         ({"config": small(decay_start=5)}, "^decay_start: .* without --decay_steps, got 5"),
         ({"config": small(compression="mixed_dimensions", compress_above=10**6)},
          "^compression: mixed_dimensions compresses no table, since the largest has"),

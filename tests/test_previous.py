@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from main_job import arrays
 
+import dlrm_jax
 from dlrm_jax import saved_config
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.arrays import Dataset, Split
@@ -34,6 +35,7 @@ from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.saved_names import with_saved_names
 from dlrm_jax.training.step import make_train_step
 from dlrm_jax.training.warm_start import warm_start
 
@@ -83,7 +85,14 @@ def test_data_load(data: Dataset):
     assert {name: len(split) for name, split in data.splits.items()} == {
         "train": 140, "validation": 35, "test": 35
     }  # fmt: skip
-    assert for_data(config(), data) == config()
+    named = for_data(config(), data)
+    assert named == dataclasses.replace(config(), features=("page", "city", "word"))
+    # The run's tables keep their names; a new run has those of the log.
+    assert with_saved_names(named, PREVIOUS / "run") == config()
+    assert with_saved_names(named, None) == named
+    placed = dataclasses.replace(named, placements=("city=row_wise",))
+    with pytest.raises(UserError, match=r"placements: .* write C2 for city; or give another"):
+        with_saved_names(placed, PREVIOUS / "run_of_format_3")
     raw = pl.read_csv(PREVIOUS / "raw.csv")
     np.testing.assert_array_equal(data.train.labels, raw["click"].to_numpy()[:140])
 
@@ -115,6 +124,14 @@ def test_a_run_goes_on(
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert_close(found[name], array, name)
+
+
+def test_a_run_goes_on_with_its_names(data: Dataset, tmp_path: Path):
+    workdir = shutil.copytree(PREVIOUS / "run_of_format_3", tmp_path / "run")
+    described = dataclasses.replace(config(), steps=6)
+    model = dlrm_jax.fit(described, data, workdir=workdir)
+    assert model.summary["resumed_from"] == 6
+    assert model.predictor.config.table_names == TABLES
 
 
 def test_data_that_have_another_fingerprint_now(data: Dataset, tmp_path: Path):

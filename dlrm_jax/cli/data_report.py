@@ -49,7 +49,7 @@ def write_report(directory: Path, output: Path) -> None:
         "A line that falls steeply is a table whose few hot rows serve most lookups."
     )
     curves = "lines: lookups of each row by its rank, both logarithmic"
-    page.picture(draw_frequencies(statistics.columns), curves)
+    page.picture(draw_frequencies(statistics.tables), curves)
     if unseen := _unseen_by_column(statistics.columns):
         _unseen(page, unseen)
     _tables(page, statistics)
@@ -66,7 +66,8 @@ def _overview(
     page.text(
         f"{examples:,} examples in {len(statistics.days)} days, {percent(positives / examples)} of "
         f"them with label 1. Categorical columns: {len(statistics.columns)}, their tables with "
-        f"{sum(dataset.table_rows):,} rows. Dense features: {dataset.train.dense_features}."
+        f"{sum(table.rows for table in statistics.tables):,} rows. Dense features: "
+        f"{dataset.train.dense_features}."
     )
     if metadata is None:
         page.text(
@@ -123,7 +124,13 @@ def _tables(page: Page, statistics: Statistics) -> None:
         "each row. Under hottest stands the share of a table's lookups in training that its most "
         "frequent rows serve, one row at the least."
     )
-    columns, missing = statistics.columns, statistics.missing
+    columns, missing = statistics.tables, statistics.missing
+    sharing = statistics.sharing()
+    if any(len(each) > 1 for each in sharing):
+        page.text(
+            "Columns in one line share a vocabulary and its table. The numbers of each follow one "
+            "another in their order where they are divided by a slash."
+        )
     total = sum(column.rows for column in columns)
     large = _bytes(total, _WIDTHS[-1]) >= 2**30
     unit, size = ("GiB", 2**30) if large else ("MiB", 2**20)
@@ -145,9 +152,10 @@ def _tables(page: Page, statistics: Statistics) -> None:
     if any(column.bag_length > 1 for column in columns):
         cells["ids per example"] = [f"{column.mean_ids:.2f}" for column in columns]
     if missing is not None:
-        cells["missing"] = [percent(missing[column.name]) for column in columns]
-    if unseen := _unseen_by_column(columns):
-        cells["unseen, last day"] = [percent(shares[-1]) for shares in unseen.values()]
+        cells["missing"] = [" / ".join(percent(missing[x.name]) for x in each) for each in sharing]
+    if unseen := _unseen_by_column(statistics.columns):
+        last = [" / ".join(percent(unseen[x.name][-1]) for x in each) for each in sharing]
+        cells["unseen, last day"] = last
     *rows, totals = itertools.zip_longest(*cells.values(), fillvalue="")
     page.table(list(cells), rows, totals)
 

@@ -10,7 +10,8 @@ from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.errors import UserError
 
 _OF_GENERATED = (
-    "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher"
+    "table_rows", "features", "bag_lengths", "dense_features", "examples", "zipf_exponent",
+    "teacher",
 )  # fmt: skip
 
 

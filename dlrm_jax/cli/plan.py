@@ -2,6 +2,7 @@
 
     python -m dlrm_jax plan --preset=mlperf_v2 --mesh=16x8 --device=h100
     python -m dlrm_jax plan --mesh=1x8 --placements=C3=row_wise --output=p.json --picture=p.png
+    python -m dlrm_jax plan --mesh=1x8 --preset=small --data=log --placements=item=row_wise
 
 Prints the placement of every table, the memory, rows and communication of each device, and the
 estimated time of a step's lookups and updates. ``dlrm_jax train`` takes the file as ``--plan``.
@@ -14,10 +15,18 @@ from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
-from dlrm_jax.cli.flags import FLAGS, check_new, check_pictures
+from dlrm_jax.cli.config_flags import (
+    OF_WHOLE_RUNS,
+    check_read,
+    define_run_flags,
+    overridden,
+    with_flags,
+)
+from dlrm_jax.cli.flags import FLAGS, check_new, check_pictures, refuse
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.cli.plan_pictures import draw_mesh, draw_shards
+from dlrm_jax.config import Config
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.embedding import automatic_plan
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.embedding.layout import make_layout
@@ -29,7 +38,7 @@ from dlrm_jax.files import creating
 from dlrm_jax.mesh import DATA, MODEL, parse_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import read_plan, workload
+from dlrm_jax.training.build import check_table_settings, for_data, read_plan, workload
 from dlrm_jax.training.tables import describe
 
 # What the placement of tables depends on is left: the tables, their optimizers, and the batch.
@@ -41,6 +50,12 @@ _UNREAD = (
 
 define_run_flags(
     "mlperf_v2", dict.fromkeys((*OF_WHOLE_RUNS, *_UNREAD), "a plan doesn't depend on it")
+)
+flags.DEFINE_string(
+    "data",
+    None,
+    "Directory of arrays whose tables are planned; without it, --table_rows says which; such as "
+    "criteo.",
 )
 flags.DEFINE_enum("device", "h100", list(DEVICES), "Device that the mesh consists of.")
 flags.DEFINE_float(
@@ -64,7 +79,7 @@ _NEAR = 0.02
 
 def main() -> None:
     """Tables, plan, load and estimated time."""
-    config = with_flags(preset(FLAGS.preset))
+    config = planned_config()
     groups, shards = parse_mesh(FLAGS.mesh)
     micro_batch = config.batch_size // config.accumulation_steps
     if micro_batch % (groups * shards):
@@ -115,6 +130,23 @@ def main() -> None:
         save(draw_shards(found), FLAGS.picture, replace=False)
     if FLAGS.mesh_picture:
         save(draw_mesh(layout, plan, groups), FLAGS.mesh_picture, replace=False)
+
+
+def planned_config() -> Config:
+    """The config of the flags, with the tables of the data if there are any."""
+    if not FLAGS.data:
+        return with_flags(preset(FLAGS.preset))
+    refuse(["table_rows", "features", "bag_lengths"], "with --data: the data decide")
+    if not Path(FLAGS.data).is_dir():
+        raise UserError(
+            f"--data: expected a directory that python -m dlrm_jax preprocess made, got "
+            f"{FLAGS.data}"
+        )
+    config = overridden(preset(FLAGS.preset))
+    check_read([config])
+    config = for_data(config, load_directory(FLAGS.data))
+    check_table_settings(config)
+    return config
 
 
 def shards_table(found: Balance) -> str:

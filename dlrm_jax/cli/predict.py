@@ -2,13 +2,13 @@
 
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --data=day_24.gz --output=day_24.parquet
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --data=prepared --output=p.csv --mesh=2x4
-    python -m dlrm_jax predict --checkpoint=CHECKPOINT --tables=C1,viewed --tables_output=vectors
+    python -m dlrm_jax predict --checkpoint=CHECKPOINT --tables=user,viewed --tables_output=vectors
 
 where CHECKPOINT is a directory such as ``runs/kaggle/checkpoints/00300000``.
 
 Raw logs, whose label may be missing, are mapped to ids by the vocabularies that the run keeps in
 its workdir. The output has one line for each row of the data, in their order, with the column
-``probability``. Tables are named as in the model or as the columns of the data.
+``probability``. Tables have the names of the data's columns; several columns may share one.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ flags.DEFINE_string(
     "Class of your own that the checkpoint names as its model; it is imported only if you name it; "
     "such as my_models:Mine.",
 )
-flags.DEFINE_list("tables", [], "Tables to write, by name or by column; such as C1,viewed.")
+flags.DEFINE_list("tables", [], "Tables to write, by the names of columns; such as user,viewed.")
 flags.DEFINE_enum(
     "tables_format",
     "parquet",
@@ -152,13 +152,16 @@ def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | N
 
 
 def table_names(trained: Trained) -> list[str]:
-    """The names in the model of the tables that ``--tables`` asks for; one is meant once."""
+    """The names in the model of the tables that ``--tables`` asks for; one is meant once.
+
+    Models of earlier versions call them C1, C2, …, and the columns of their data mean the same.
+    """
     tables, vocabularies = trained.config.table_names, trained.vocabularies
     columns = Metadata.read(vocabularies).columns if vocabularies else tables
     found = []
     for name in FLAGS.tables:
         named = zip(tables, columns, strict=True)
-        meant = [table for table, column in named if name in (table, column)]
+        meant = [trained.config.table_of[x] for x, column in named if name in (x, column)]
         if len(meant) != 1:
             known = ", ".join(dict.fromkeys([*tables, *columns]))
             both = f"{name!r} is the name of one and the column of another of {', '.join(meant)}"
@@ -191,7 +194,8 @@ def examples(trained: Trained) -> Iterator[Split]:
     config, name, logs = trained.config, ",".join(FLAGS.data), paths("data")
     if logs[0].is_dir():
         split, ranges = all_days(logs[0], trained)
-        check_ids(split, config.table_rows, config.table_bag_lengths, name, ranges)
+        rows, lengths = config.table_rows, config.table_bag_lengths
+        check_ids(split, rows, lengths, name, ranges, config.table_names)
         yield split
         return
     if not trained.vocabularies:
@@ -203,7 +207,8 @@ def examples(trained: Trained) -> Iterator[Split]:
     with scratch_directory(Path(FLAGS.output)) as directory:
         split = Split(tuple(encode_logs(logs, trained.vocabularies, directory / "arrays")))
         check_unchanged(trained.vocabularies, trained.metadata["identity"]["data"])
-        check_ids(split, config.table_rows, config.table_bag_lengths, name)
+        rows, lengths = config.table_rows, config.table_bag_lengths
+        check_ids(split, rows, lengths, name, columns=config.table_names)
         for column, share in unseen_shares(split.days, trained.vocabularies).items():
             if share > _MANY_UNSEEN:
                 status(
@@ -253,7 +258,9 @@ def dump(trained: Trained, names: Sequence[str], output: Path) -> None:
         values = read_values(vocabularies, table) if vocabularies else None
         written = write_table(checkpoint, metadata, name, values, output, FLAGS.tables_format)
         files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in written)
-        status(f"table {name}, {config.table_rows[table]:,} rows: {files}")
+        others = [x for x, owner in config.table_of.items() if owner == name != x]
+        shared = f" (also of {', '.join(others)})" if others else ""
+        status(f"table {name}{shared}, {config.table_rows[table]:,} rows: {files}")
     if vocabularies:
         check_unchanged(vocabularies, metadata["identity"]["data"])
     else:

@@ -125,9 +125,12 @@ def check_flags() -> None:
 
 def summarize(metadata: Metadata) -> None:
     """Prints tables and counts."""
-    rows = [*zip(metadata.columns, metadata.table_rows, strict=True)]
-    rows.append(("all", sum(metadata.table_rows)))
-    print(text_table(("column", "rows of its table"), [(name, f"{n:,}") for name, n in rows]))
+    shared, total = metadata.shared, 0
+    lines = []
+    for name, rows in zip(metadata.columns, metadata.table_rows, strict=True):
+        total += rows if name not in shared else 0
+        lines.append((name, f"that of {shared[name]}" if name in shared else f"{rows:,}"))
+    print(text_table(("column", "rows of its table"), [*lines, ("all", f"{total:,}")]))
     if metadata.dates:
         print(f"dates from {' to '.join(metadata.dates)}")
     if metadata.skipped_lines:

@@ -32,8 +32,9 @@ from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options
 from dlrm_jax.run import run as run_job
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import check_config, make_learner
+from dlrm_jax.training.build import check_config, check_shared, make_learner
 from dlrm_jax.training.metrics import METRICS
+from dlrm_jax.training.saved_names import with_saved_names
 
 define_run_flags(default_preset="small")
 define_process_flags()
@@ -49,7 +50,9 @@ flags.DEFINE_string(
     "runs/kaggle/checkpoints/00300000.",
 )
 flags.DEFINE_list(
-    "warm_start_names", [], "Tables and layers that --warm_start gives; such as C1,C2,bottom."
+    "warm_start_names",
+    [],
+    "Tables and layers that --warm_start gives, or all; such as C1,C2,bottom.",
 )
 
 # What decides which steps a run takes; the config's fields, which are flags as well, come with it.
@@ -80,8 +83,10 @@ def main() -> None:
             "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         )
     config, data = load_data(config, FLAGS.data)
+    config = with_saved_names(config, workdir)
     if new:
         check_effects(config, FLAGS.data)
+        check_shared(config, data)
     check_same({"data": data.fingerprint, **dataclasses.asdict(config)})
     status(data.source)
     learner = make_learner(config, mesh)
@@ -113,7 +118,7 @@ def check_flags() -> None:
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")
     if FLAGS.warm_start and not FLAGS.warm_start_names:
-        raise UserError("--warm_start needs --warm_start_names, such as C1,C2,bottom")
+        raise UserError("--warm_start needs --warm_start_names, such as all, or C1,C2,bottom")
     if FLAGS.coordinator and not FLAGS.workdir:
         raise UserError("--coordinator needs --workdir, the same in all processes")
     check_data_flags()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int32, Int64, Integer
 
 from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import check_names, numbered
 
 ABSENT = -1
 """The id of an unused place in a bag. It contributes nothing when the bag is pooled."""
@@ -209,6 +210,8 @@ class Dataset:
         earlier_fingerprints: fingerprints that earlier versions gave the same data.
         id_ranges: smallest and largest id of each categorical feature in all splits, or wider
             ranges; None if nobody has looked for them.
+        columns: names of the categorical features; C1, C2, … if none are given, as Criteo's are.
+        shared: columns whose ids are those of another column, by name: both read one table.
 
     Raises:
         UserError: the splits don't fit each other or the features.
@@ -225,6 +228,8 @@ class Dataset:
     directory: Path | None = None
     earlier_fingerprints: tuple[str, ...] = ()
     id_ranges: list[list[int]] | None = None
+    columns: tuple[str, ...] = ()
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line, without the examples."""
@@ -232,6 +237,9 @@ class Dataset:
         return f"Dataset({sizes}; {len(self.table_rows)} tables; {self.source})"
 
     def __post_init__(self) -> None:
+        if not self.columns:
+            object.__setattr__(self, "columns", numbered(len(self.table_rows)))
+        check_names("Dataset.columns", self.columns, len(self.table_rows))
         if len(self.table_rows) != len(self.bag_lengths):
             raise UserError(
                 "a data set needs one bag length for each table, got "

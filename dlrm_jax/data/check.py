@@ -6,6 +6,7 @@ import numpy as np
 
 from dlrm_jax.data.arrays import ABSENT, Split
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import numbered
 
 _CHUNK_ROWS = 1 << 16
 
@@ -16,6 +17,7 @@ def check_ids(
     bag_lengths: Sequence[int],
     name: str,
     id_ranges: Sequence[Sequence[int]] | None = None,
+    columns: Sequence[str] = (),
 ) -> None:
     """Checks that every id is `ABSENT` or a row of its table.
 
@@ -28,6 +30,7 @@ def check_ids(
         name: name of the split for messages.
         id_ranges: smallest and largest id of each feature, see `Dataset`. If they are known and in
             range, the ids aren't read.
+        columns: names of the features for messages; without them C1, C2, ….
 
     Raises:
         UserError: an id is out of range; the message names the first one's row, feature and value.
@@ -42,15 +45,16 @@ def check_ids(
         for (smallest, largest), rows in zip(id_ranges, table_rows, strict=True)
     ):
         return
+    names = columns or numbered(len(table_rows))
     feature_of_column = np.repeat(np.arange(len(table_rows)), bag_lengths)
     limits = np.asarray(table_rows, np.int64)[feature_of_column]
     for first, chunk in _chunks(split):
         if (chunk.min(axis=0) >= ABSENT).all() and (chunk.max(axis=0) < limits).all():
             continue
         row, column = np.argwhere((chunk < ABSENT) | (chunk >= limits))[0]
-        feature = feature_of_column[column]
+        feature = names[int(feature_of_column[column])]
         raise UserError(
-            f"{name}, row {first + row} (from 0), categorical feature {feature} (from 0): expected "
+            f"{name}, row {first + row} (from 0), categorical feature {feature}: expected "
             f"an id from 0 to {limits[column] - 1}, or {ABSENT} for an absent one, got "
             f"{chunk[row, column]}. Correct the ids, or give this feature a table with more rows."
         )

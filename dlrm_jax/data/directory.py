@@ -90,6 +90,17 @@ class Metadata:
             f"{directory} has format {found}, this program reads {FORMAT}; prepare the data again"
         )
 
+    @property
+    def shared(self) -> dict[str, str]:
+        """Columns that have the vocabulary of another one, by name; see `Schema`."""
+        schema = self.made_from["options"].get("schema")
+        return schema.get("shared", {}) if isinstance(schema, dict) else {}
+
+    def vocabulary_of(self, column: int) -> int:
+        """The column whose vocabulary a categorical column has: itself, or one that it shares."""
+        number = self.columns.index
+        return {number(x): number(y) for x, y in self.shared.items()}.get(column, column)
+
     def _check(self) -> None:
         """Checks types, and that the parts fit each other; it may come from someone else."""
         for name, kind in get_type_hints(Metadata).items():
@@ -104,6 +115,12 @@ class Metadata:
             raise ValueError("columns, table_rows and bag_lengths differ in length")
         if unknown := set(self.columns) - self.missing.keys():
             raise ValueError(f"missing: there is no column {min(unknown)!r}")
+        if not _is_of(self.shared, dict[str, str]):
+            raise TypeError(f"shared: expected names of columns, got {self.shared!r}")
+        rows_of = dict(zip(self.columns, self.table_rows, strict=True))
+        for name, owner in self.shared.items():
+            if owner in self.shared or rows_of[name] != rows_of[owner]:
+                raise ValueError(f"shared: {name!r} can't share the vocabulary of {owner!r}")
         for name in ("train", "validation", "test"):
             for rows in self.splits[name]:
                 day, start, stop = rows
@@ -165,6 +182,8 @@ def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Da
         source=f"{sum(metadata.days):,} examples of {inputs}, prepared in {directory}",
         directory=directory,
         id_ranges=id_ranges,
+        columns=tuple(metadata.columns),
+        shared=metadata.shared,
     )
 
 

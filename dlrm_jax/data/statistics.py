@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,15 +42,18 @@ class Day:
 
 @dataclass(frozen=True)
 class Column:
-    """One categorical column and its table.
+    """One categorical column and its table, or a table with all columns that share it.
 
     Attributes:
-        name: name in the metadata; C1, C2 and so on without metadata.
+        name: name in the metadata; C1, C2 and so on without metadata. Of several columns, all
+            names.
         bag_length: largest number of ids per example.
         mean_ids: mean number of ids per example over all days, `ABSENT` not counted.
-        occurrences: number of lookups of each row of the table in the training split.
+        occurrences: number of lookups of each row of the table in the training split, by all
+            columns that share it.
         unseen: share of each day's lookups whose values aren't in the vocabulary, NaN on a day
             without lookups; None where no id is known to represent such values.
+        table: name of the column that the table belongs to.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Column:
     mean_ids: float
     occurrences: Int64[np.ndarray, " R"]
     unseen: tuple[float, ...] | None
+    table: str = ""
 
     @property
     def rows(self) -> int:
@@ -102,6 +106,25 @@ class Statistics:
     columns: tuple[Column, ...]
     missing: Mapping[str, float] | None
 
+    def sharing(self) -> list[list[Column]]:
+        """The columns of each table, in the order of the columns that the tables belong to."""
+        tables = [column.name for column in self.columns if column.table == column.name]
+        return [[x for x in self.columns if x.table == table] for table in tables]
+
+    @property
+    def tables(self) -> tuple[Column, ...]:
+        """The tables, each with the lookups of all its columns."""
+        return tuple(
+            replace(
+                columns[0],
+                name=", ".join(column.name for column in columns),
+                bag_length=sum(column.bag_length for column in columns),
+                mean_ids=sum(column.mean_ids for column in columns),
+                unseen=columns[0].unseen if len(columns) == 1 else None,
+            )
+            for columns in self.sharing()
+        )
+
 
 def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
     """Counts examples and lookups in one pass over the data.
@@ -117,12 +140,14 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
     Raises:
         UserError: an id isn't a row of its table, or a label or weight is out of range.
     """
-    names = metadata.columns if metadata else [f"C{i + 1}" for i in range(len(dataset.table_rows))]
+    names = dataset.columns
+    tables = [dataset.shared.get(name, name) for name in names]
     number_of_days = len(metadata.days) if metadata else len(dataset.train.days) + 1
     examples = {name: np.zeros(number_of_days, np.int64) for name in dataset.splits}
     positives = np.zeros(number_of_days, np.int64)
     lookups, unseen = np.zeros((2, len(names), number_of_days), np.int64)
-    occurrences = [np.zeros(rows, np.int64) for rows in dataset.table_rows]
+    of_table = {x: np.zeros(n, np.int64) for x, n in zip(tables, dataset.table_rows, strict=True)}
+    occurrences = [of_table[table] for table in tables]
     edges = np.cumsum([0, *dataset.bag_lengths]).tolist()
 
     for name, split in dataset.splits.items():
@@ -135,7 +160,13 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
             ids = all_ids[:, edges[i] : edges[i + 1]].ravel()
             if ids.min() < ABSENT or ids.max() >= len(counts):
                 # Reads the split again, to name the row.
-                check_ids(dataset.splits[split], dataset.table_rows, dataset.bag_lengths, split)
+                check_ids(
+                    dataset.splits[split],
+                    dataset.table_rows,
+                    dataset.bag_lengths,
+                    split,
+                    columns=names,
+                )
             ids = ids[ids != ABSENT]
             lookups[i, day] += len(ids)
             unseen[i, day] += np.count_nonzero(ids == UNSEEN)
@@ -159,6 +190,7 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
                 mean_ids=int(lookups[i].sum()) / total,
                 occurrences=occurrences[i],
                 unseen=tuple(shares[i].tolist()) if known else None,
+                table=tables[i],
             )
             for i, name in enumerate(names)
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -88,8 +87,8 @@ class Table:
     stochastic_rounding: bool = True
 
     def __post_init__(self):
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
-            raise UserError(f"table name: expected letters, digits, _ . or -, got {self.name!r}")
+        if not (self.name and self.name.isprintable()):
+            raise UserError(f"table name: expected printable characters, got {self.name!r}")
         for field in ("rows", "dim"):
             check_whole(f"table {self.name}: {field}", getattr(self, field))
         if self.rows < 1 or self.dim < 1:

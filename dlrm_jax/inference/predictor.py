@@ -99,7 +99,13 @@ class Predictor:
             UserError: they have others, or an id isn't a row of its table; see `check_ids`.
         """
         self._check_dense(split)
-        check_ids(split, self.config.table_rows, self.config.table_bag_lengths, "examples")
+        check_ids(
+            split,
+            self.config.table_rows,
+            self.config.table_bag_lengths,
+            "examples",
+            columns=self.config.table_names,
+        )
 
     def _check_dense(self, split: Split) -> None:
         if split.dense_features != self.config.dense_features:

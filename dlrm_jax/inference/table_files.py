@@ -11,6 +11,7 @@ import polars as pl
 from jaxtyping import Float32
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import file_name
 from dlrm_jax.inference.frame_file import write_frames
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.serialization import array_name, load_table
@@ -34,13 +35,14 @@ def write_table(
         checkpoint: directory of the checkpoint, named by its step.
         metadata: metadata of the checkpoint, from `metadata.read_metadata`.
         table: name of the table.
-        values: raw values of its ids, from `vocabularies.read_values`; None if unknown.
+        values: meanings of its ids, from `vocabularies.read_values`; None if unknown.
         directory: directory for the files.
         file_format: ``"parquet"`` writes ``TABLE.parquet`` with a line for each value, by ascending
-            id: ``value`` as in the vocabulary (null for ids without a value, such as those of
-            unseen and missing values), ``id`` and ``vector``, float32 [dim]. ``"npy"`` writes
-            ``TABLE.npy``, float32 [rows, dim], and ``TABLE.values.parquet`` with ``value`` and
-            ``id``. Without values, that column and that file are omitted.
+            id: ``value`` as in the vocabulary, ``meaning``, ``id`` and ``vector``, float32 [dim].
+            The meaning is ``"value"``; without a value it is ``"unseen"``, ``"missing"``, or
+            ``"unused"`` for an id that nothing has. ``"npy"`` writes ``TABLE.npy``, float32
+            [rows, dim], and ``TABLE.values.parquet`` with the other columns. Without values, value,
+            meaning and that file are omitted. In names of files, / is %2F and % is %25.
 
     Returns:
         The paths of the files.
@@ -52,13 +54,13 @@ def write_table(
     vectors = _read_vectors(checkpoint, metadata, table)
     lines = _lines(table, len(vectors), values)
     if file_format == "parquet":
-        path = directory / f"{table}.parquet"
+        path = directory / f"{file_name(table)}.parquet"
         write_frames(_with_vectors(lines, vectors), path, ".parquet")
         return [path]
-    paths = [directory / f"{table}.npy"]
+    paths = [directory / f"{file_name(table)}.npy"]
     np.save(paths[0], vectors)
     if values is not None:
-        paths.append(directory / f"{table}.values.parquet")
+        paths.append(directory / f"{file_name(table)}.values.parquet")
         write_frames([lines], paths[1], ".parquet")
     return paths
 
@@ -87,7 +89,8 @@ def _lines(table: str, rows: int, values: pl.DataFrame | None) -> pl.DataFrame:
             f"the vocabulary of table {table} has ids from {value_ids.min()} to {value_ids.max()}, "
             f"the table has {rows} rows: they belong to different runs"
         )
-    return ids.join(values, on="id", how="left", maintain_order="left_right").select("value", "id")
+    lines = ids.join(values, on="id", how="left", maintain_order="left_right")
+    return lines.select("value", pl.col("meaning").fill_null("unused"), "id")
 
 
 def _with_vectors(

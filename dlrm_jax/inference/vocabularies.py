@@ -12,6 +12,7 @@ import polars as pl
 
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.formats import parquet
+from dlrm_jax.data.preprocessing.encoding import special_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 from dlrm_jax.processes import on_process_0
@@ -100,15 +101,27 @@ def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Meta
 
 
 def read_values(directory: Path, table: int) -> pl.DataFrame:
-    """Reads the raw values of a table: columns ``value`` and ``id``, in any order.
+    """Reads what the ids of a table stand for, in any order.
 
     Args:
         directory: directory of prepared data, or a copy that `keep` made.
         table: index of the table, from 0.
 
+    Returns:
+        Columns ``value``, ``meaning`` and ``id``: a line for each raw value, with the meaning
+        ``"value"``, and one for ``"unseen"`` and ``"missing"`` values, whose value is null.
+
     Raises:
         UserError: the vocabulary can't be read.
     """
-    path = directory / VOCABULARIES / f"{table}.parquet"
+    metadata = Metadata.read(directory)
+    path = directory / VOCABULARIES / f"{metadata.vocabulary_of(table)}.parquet"
     with parquet.reading(f"the vocabulary {path}"):
-        return pl.read_parquet(path, columns=["value", "id"], glob=False)
+        values = pl.read_parquet(path, columns=["value", "id"], glob=False)
+    special = special_ids(metadata.made_from["options"].get("compatible", ""))
+    others = pl.DataFrame(
+        {"value": None, "meaning": list(special), "id": list(special.values())},
+        schema={"value": values["value"].dtype, "meaning": pl.String, "id": values["id"].dtype},
+    )
+    named = values.select("value", pl.lit("value").alias("meaning"), "id")
+    return pl.concat([others, named])

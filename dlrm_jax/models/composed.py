@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.models.fields import Vectors
 
 Composition = Literal["product", "sum", "concat"]
@@ -91,13 +92,23 @@ class ComposedEmbeddings(nnx.Module):
         model: the model, which reads the composed vectors.
         composers: composition of each composed vector, by its name. The model reads all other
             vectors unchanged.
+
+    Raises:
+        UserError: two names differ in nothing but dots and underscores.
     """
 
     def __init__(self, model: nnx.Module, composers: Mapping[str, Composer]):
         self.model: Any = model
         self.names = tuple(composers)
         # Checkpoints have this name. Dots separate the names of parameters.
-        self.parts = nnx.Dict({name.replace(".", "_"): x for name, x in composers.items()})
+        parts: dict[str, Composer] = {}
+        for name, composer in composers.items():
+            part = name.replace(".", "_")
+            if part in parts:
+                both = " and ".join(repr(x) for x in self.names if x.replace(".", "_") == part)
+                raise UserError(f"compression: {both} would have one name; rename a feature")
+            parts[part] = composer
+        self.parts = nnx.Dict(parts)
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
         """Returns the logits."""

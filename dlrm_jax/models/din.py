@@ -56,7 +56,8 @@ class DIN(Model):
         if not histories:
             raise UserError("din needs a history: a field with several ids; all have one")
         if target not in widths:
-            raise UserError(f"target: expected a field of one id, got {target!r}")
+            known = ", ".join(widths) or "there is none"
+            raise UserError(f"target: expected a field of one id ({known}), got {target!r}")
         if any(field.width != widths[target] for field in histories):
             raise UserError("din needs histories as wide as their target")
         self.names = tuple(widths)

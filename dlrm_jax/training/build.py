@@ -21,6 +21,7 @@ from dlrm_jax.embedding.planning.devices import Device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import numbered
 from dlrm_jax.mesh import DATA, MODEL, check_batch_size
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
@@ -32,7 +33,7 @@ from dlrm_jax.training.tables import Descriptions, describe, schedule
 
 def generate_data(config: Config) -> Dataset:
     """Generated examples for the tables of a config."""
-    return generate(
+    generated = generate(
         config.table_rows,
         config.table_bag_lengths,
         config.dense_features,
@@ -41,16 +42,39 @@ def generate_data(config: Config) -> Dataset:
         config.seed,
         config.teacher,
     )
+    return dataclasses.replace(generated, columns=config.table_names)
 
 
 def for_data(config: Config, data: Dataset) -> Config:
-    """Returns the config with the tables and dense features of the data."""
+    """Returns the config with the tables, their names and the dense features of the data.
+
+    Columns that share a vocabulary share a table, besides those of ``config.shared_tables``.
+    """
+    of_data = [f"{name}={owner}" for name, owner in data.shared.items()]
+    is_named = data.columns != numbered(len(data.columns))
     return dataclasses.replace(
         config,
+        features=data.columns if is_named else (),
         table_rows=data.table_rows,
         bag_lengths=data.bag_lengths,
+        shared_tables=tuple(dict.fromkeys([*of_data, *config.shared_tables])),
         dense_features=data.train.dense_features,
     )
+
+
+def check_shared(config: Config, data: Dataset) -> None:
+    """Checks that features which share a table have ids of one vocabulary, if the data have any.
+
+    Raises:
+        UserError: the data have a vocabulary for each.
+    """
+    given = {*config.shared_tables} - {f"{name}={owner}" for name, owner in data.shared.items()}
+    if data.directory and given:
+        raise UserError(
+            f"shared_tables: in {data.directory} each column of {min(given)} has a vocabulary of "
+            f"its own, so that an id means another value in each; name them as shared in the "
+            f"schema, and prepare the data again"
+        )
 
 
 def check_table_settings(config: Config) -> None:

@@ -24,7 +24,7 @@ OF_MODELS = ("bottom_mlp", "top_mlp", "interaction", "self_interaction")
 
 
 def fields_of(config: Config) -> tuple[Field, ...]:
-    """The categorical inputs, C1, C2, …."""
+    """The categorical inputs."""
     return tuple(
         Field(name, config.embedding_dim, length)
         for name, length in zip(config.table_names, config.table_bag_lengths, strict=True)

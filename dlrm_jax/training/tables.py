@@ -14,6 +14,7 @@ from dlrm_jax.embedding import Feature, Lookup, Table
 from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import listed
 from dlrm_jax.models.composed import Composer, LearnedPooling, Projection, QuotientRemainder
 from dlrm_jax.models.fields import SMALL, Field, Read
 from dlrm_jax.training.model import fields_of, model_class
@@ -31,11 +32,11 @@ MakeComposer = Callable[[nnx.Rngs], Composer]
 
 @dataclasses.dataclass(frozen=True)
 class Descriptions:
-    """The descriptions of a config's tables C1, C2, …, and of others that the model needs.
+    """The descriptions of a config's tables, and of others that the model needs.
 
     Attributes:
-        tables: all tables. Those of feature C3 are C3, C3.weight, C3.quotient, …
-        features: features C1, C2, ….
+        tables: all tables. Those of feature item are item, item.weight, item.quotient, …
+        features: features, by the names of the config.
         lookups: lookups of the features in the tables.
         optimizer: default optimizer.
         placements: given placements, by table name.
@@ -53,7 +54,7 @@ class Descriptions:
 def describe(config: Config) -> Descriptions:
     """Describes the tables of a config and their lookups.
 
-    Settings of C3 apply to all tables of that feature, but narrower ones aren't split by columns.
+    Settings of a feature apply to all of its tables, but narrower ones aren't split by columns.
 
     Raises:
         UserError: a field contradicts itself; the message names it.
@@ -64,9 +65,14 @@ def describe(config: Config) -> Descriptions:
     }
     unknown = set(config.frozen_tables) - set(config.table_names)
     if unknown:
-        raise UserError(f"frozen_tables: no table named {', '.join(sorted(unknown))}")
+        first = min(unknown)
+        raise UserError(
+            f"frozen_tables: expected some of {listed(config.table_names)}, got {first!r}"
+            f"{config.renamed_hint(first)}"
+        )
     placed = config.per_table("placements")
     tables: dict[str, Table] = {}
+    owners: dict[str, str] = {}
     lookups: list[Lookup] = []
     placements: dict[str, str] = {}
     composers: dict[str, MakeComposer] = {}
@@ -83,8 +89,14 @@ def describe(config: Config) -> Descriptions:
             found, composer = _vector(config, field, owner, rows[owner], dims[owner], read)
             for lookup, (suffix, table_rows, width, init) in found:
                 lookups.append(lookup)
-                tables[owner + suffix] = Table(
-                    owner + suffix,
+                name = owner + suffix
+                if owners.setdefault(name, owner) != owner:
+                    raise UserError(
+                        f"features: {owners[name]!r} and {owner!r} would both have a table "
+                        f"{name!r}; give one of them another name"
+                    )
+                tables[name] = Table(
+                    name,
                     table_rows,
                     width,
                     dtype=config.table_dtype,
@@ -96,7 +108,7 @@ def describe(config: Config) -> Descriptions:
                 # Shards may not divide the columns of a narrower table.
                 narrower = width < config.embedding_dim
                 if owner in placed and not (narrower and placed[owner] == "column_wise"):
-                    placements[owner + suffix] = placed[owner]
+                    placements[name] = placed[owner]
             if composer:
                 composers[field.name + read.suffix] = composer
     return Descriptions(

@@ -18,16 +18,21 @@ from dlrm_jax.embedding import Table
 from dlrm_jax.embedding.initial_values import initial_values
 from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.saved_names import NamesThere
 from dlrm_jax.training.serialization import (
     array_name,
     flatten,
     load_model,
     load_table,
 )
+
+EVERYTHING = "all"
+"""The name that stands for all tables and layers."""
 
 _Path = tuple[Any, ...]
 """The keys of an array in nested dicts. Models may have digits and dots in them."""
@@ -66,6 +71,7 @@ def warm_start(
     source: Path,
     names: Sequence[str],
     same_ids: Collection[str] | None = None,
+    there: NamesThere | None = None,
 ) -> TrainState:
     """Makes a new state with named parts from elsewhere; optimizers start anew.
 
@@ -77,12 +83,13 @@ def warm_start(
         learner: learner of the new state.
         seed: seed of all other values.
         source: checkpoint (the directory with its step as the name), or directory of
-            ``NAME.npy``: ``C1.npy`` [rows, dim], ``bottom.layers.0.kernel.npy``, …
-        names: tables (``C1``) and layers (``bottom``, ``top.layers.0``, …, with their
-            statistics).
+            ``NAME.npy``: ``item.npy`` [rows, dim], ``bottom.layers.0.kernel.npy``, …
+        names: tables (``item``) and layers (``bottom``, ``top.layers.0``, …, with their
+            statistics); `EVERYTHING` alone for all.
         same_ids: fingerprints of the data whose ids mean the same as this run's: its own and
             those that it continues, see `data.directory.Metadata`. None if that isn't known:
             the caller must then know it, and tables can't grow.
+        there: names in the checkpoint of what has another one here; None if all are the same.
 
     Raises:
         UserError: a name is unknown here or there, the shapes differ, an array has no real
@@ -90,12 +97,19 @@ def warm_start(
     """
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
-    tables = [name for name in names if name in learner.collection.tables]
+    there = there or NamesThere()
+    every = EVERYTHING in names
+    if every and len(names) > 1:
+        raise UserError(
+            f"warm start: {EVERYTHING!r} stands for all tables and layers, got {','.join(names)}; "
+            f"leave the other names out"
+        )
+    tables = [name for name in learner.collection.tables if every or name in names]
     specs = learner.state_specs()
     params = _chosen(specs.params, names)
     statistics = _chosen(specs.model_state.get("statistics", {}), names)
     chosen = params | statistics
-    for name in set(names) - set(tables):
+    for name in set() if every else set(names) - set(tables):
         if not any(_is_in(path, name) for path in chosen):
             raise UserError(
                 f"warm start: {name!r} is no table and no layer; tables are "
@@ -107,11 +121,17 @@ def warm_start(
         sums = LoadedSums(source, metadata)
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
-            return {"table": _trained(learner, seed, source, metadata, table, same_ids, sums)}
+            return {
+                "table": _trained(learner, seed, source, metadata, table, same_ids, sums, there)
+            }
 
+        of = {path: there.layer(path, metadata["params"]) for path in params}
+        read = {of[path]: spec for path, spec in params.items()}
         wanted = {"statistics": unflatten_dict(statistics)} if statistics else {}
-        found, other = load_model(source, metadata, unflatten_dict(params), wanted, sums)
-        loaded = _by_path(found) | _by_path(other.get("statistics", {}))
+        found, other = load_model(source, metadata, unflatten_dict(read), wanted, sums)
+        by_path = _by_path(found)
+        loaded = {path: by_path[of[path]] for path in params}
+        loaded |= _by_path(other.get("statistics", {}))
     else:
         sums = LoadedSums(source, {})  # files of others have no checksums
 
@@ -145,7 +165,7 @@ def _chosen(tree: Mapping[Any, Any], names: Sequence[str]) -> dict[_Path, Any]:
     return {
         path: array
         for path, array in _by_path(tree).items()
-        if any(_is_in(path, name) for name in names)
+        if EVERYTHING in names or any(_is_in(path, name) for name in names)
     }
 
 
@@ -173,11 +193,12 @@ def _trained(
     table: Table,
     same_ids: Collection[str] | None,
     sums: LoadedSums,
+    there: NamesThere,
 ) -> Array | np.ndarray:
     """Reads a table from a checkpoint, where it may have fewer rows."""
-    wanted = learner.collection.array_specs(table.name)["table"]
-    rows = _rows(metadata, table.name) or table.rows
-    _check_collisions(learner, source, metadata, table.name)
+    wanted, name = learner.collection.array_specs(table.name)["table"], there.table(table.name)
+    rows = _rows(metadata, name) or table.rows
+    _check_collisions(learner, source, metadata, table.name, there)
     known = same_ids is not None and metadata["identity"].get("data") in same_ids
     if same_ids is not None and not known:
         raise UserError(
@@ -188,9 +209,9 @@ def _trained(
             f"preprocessing/ in its workdir"
         )
     if rows >= table.rows or not known:
-        return load_table(source, metadata, table.name, {"table": wanted}, sums)["table"]
+        return load_table(source, metadata, name, {"table": wanted}, sums)["table"]
     first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
-    trained = load_table(source, metadata, table.name, {"table": first}, sums)["table"]
+    trained = load_table(source, metadata, name, {"table": first}, sums)["table"]
     grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
     return jax.block_until_ready(grow(trained))
 
@@ -202,7 +223,7 @@ def _rows(metadata: Mapping[str, Any], table: str) -> int | None:
 
 
 def _check_collisions(
-    learner: Learner, source: Path, metadata: Mapping[str, Any], table: str
+    learner: Learner, source: Path, metadata: Mapping[str, Any], table: str, there: NamesThere
 ) -> None:
     """Checks that ids have the same quotients and remainders in a checkpoint."""
     owner, _, part = table.rpartition(".")
@@ -211,11 +232,11 @@ def _check_collisions(
         return
     # There is a row for each remainder. As many quotients may be those of another divisor.
     here = names[f"{owner}.remainder"].rows
-    there = _rows(metadata, f"{owner}.remainder")
-    if there not in (None, here):
+    before = _rows(metadata, there.table(f"{owner}.remainder"))
+    if before not in (None, here):
         raise UserError(
-            f"warm start: {table} has {there} collisions in {source}, expected {here}: its rows "
-            f"stand for other ids; give --collisions={there}, or leave {owner}.quotient and "
+            f"warm start: {table} has {before} collisions in {source}, expected {here}: its rows "
+            f"stand for other ids; give --collisions={before}, or leave {owner}.quotient and "
             f"{owner}.remainder out of --warm_start_names"
         )
 
@@ -228,7 +249,7 @@ def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array,
 
 
 def _read(directory: Path, name: str, spec: jax.ShapeDtypeStruct) -> np.ndarray:
-    path = directory / f"{name}.npy"
+    path = directory / f"{file_name(name)}.npy"
     try:
         array = map_npy(path)
     except UserError as error:

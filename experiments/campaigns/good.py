@@ -66,7 +66,7 @@ class Good:
     @functools.cached_property
     def tables(self) -> Path:
         """The tables of the run as NumPy files."""
-        flags = (f"--checkpoint={self.checkpoint}", "--tables=C1,C2", "--tables_format=npy")
+        flags = (f"--checkpoint={self.checkpoint}", "--tables=shop,viewed", "--tables_format=npy")
         return self._make("tables", "predict", *flags, flag="tables_output")
 
     @functools.cached_property

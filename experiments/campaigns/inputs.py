@@ -33,12 +33,12 @@ _EVALUATE = (*(x for x in _RESUME if not x.startswith("--steps=")), "--eval_only
 _PREDICT = ("dlrm_jax", "predict", "--checkpoint={input}/checkpoints/00000001",
             "--output={out}.csv",
             "--data={home}/log.csv", "--batch_size=8")  # fmt: skip
-_TABLES = ("dlrm_jax", "predict", "--checkpoint={input}/checkpoints/00000001", "--tables=C1,C2",
-           "--tables_output={out}")  # fmt: skip
-_VALUES = ("dlrm_jax", "predict", "--checkpoint={home}/run/checkpoints/00000001", "--tables=C1,C2",
-           "--tables_output={out}", "--preprocessing={input}")  # fmt: skip
+_TABLES = ("dlrm_jax", "predict", "--checkpoint={input}/checkpoints/00000001",
+           "--tables=shop,viewed", "--tables_output={out}")  # fmt: skip
+_VALUES = ("dlrm_jax", "predict", "--checkpoint={home}/run/checkpoints/00000001",
+           "--tables=shop,viewed", "--tables_output={out}", "--preprocessing={input}")  # fmt: skip
 _WARM = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={out}-run", *TINY,
-         "--warm_start={input}", "--warm_start_names=C1,C2")  # fmt: skip
+         "--warm_start={input}", "--warm_start_names=shop,viewed")  # fmt: skip
 _GENERATE = ("dlrm_jax", "generate", "--output={out}", "--examples=20")
 _PLAN = ("dlrm_jax", "plan", "--preset=small", "--mesh=1x2", "--plan={input}")
 # Ends when the data are loaded: a batch of 8 can't be split over three devices.

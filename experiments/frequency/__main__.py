@@ -93,6 +93,12 @@ def main() -> None:
     config = with_flags(preset(FLAGS.preset))
     workdir = chosen_workdir("frequency")
     config, data = load_data(config, FLAGS.data)
+    if data.shared:
+        raise UserError(
+            f"--data: expected a table for each column, got {FLAGS.data}, where "
+            f"{min(data.shared)} shares that of {data.shared[min(data.shared)]}; prepare the data "
+            f"without shared vocabularies"
+        )
     if len(data.validation) < max(sizes):
         raise UserError(
             f"--batch_sizes: expected at most the {len(data.validation)} validation examples of "

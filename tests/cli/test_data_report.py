@@ -182,7 +182,7 @@ def test_what_cannot_be_reported_leaves_no_file_and_no_damage(tmp_path):
     ids = np.zeros((4, 26), np.int32)
     ids[2, 3] = -2
     np.save(directory / "day_1_sparse.npy", ids)
-    with pytest.raises(UserError, match="feature 3"):
+    with pytest.raises(UserError, match="feature C4:"):
         write_report(directory, output)
     with pytest.raises(UserError, match="there is none named"):
         write_report(tmp_path / "nothing", output)

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from main_job import ROOT, run
 
+from dlrm_jax.cli.flags import parse
 from dlrm_jax.config import Config
 from dlrm_jax.embedding import Plan, automatic_plan
 from dlrm_jax.errors import UserError
@@ -47,6 +49,21 @@ def test_a_plan_is_printed_saved_and_drawn(tmp_path: Path):
     # Tables of 204,184,588 rows, over 8 shards.
     mean = float(re.search(r"^tables, MiB +\S+ +(\S+)", text, re.M)[1].replace(",", ""))  # pyright: ignore
     assert mean == pytest.approx(204_184_588 * 512 / 2**20 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.plan"], indirect=True)
+def test_a_plan_of_prepared_data(program: ModuleType, capsys: pytest.CaptureFixture[str]):
+    given = ["plan", "--preset=small", "--mesh=1x2", f"--data={ROOT / 'tests/previous/data'}"]
+    parse([*given, "--placements=city=table_wise:1"])
+    program.main()
+    found = [line.split() for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert [row[:3] for row in found] == [
+        ["page", "42", "16"], ["city", "6", "16"], ["word", "14", "16"]
+    ]  # fmt: skip
+    assert found[1][3:5] == ["table_wise", "1"]
+    parse([*given, "--table_rows=3"])
+    with pytest.raises(UserError, match="--table_rows has no effect with --data: the data decide"):
+        program.main()
 
 
 def test_memory_that_is_too_small_is_refused():

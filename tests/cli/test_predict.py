@@ -112,7 +112,7 @@ def test_prepared_arrays(trained: Run, of_raw_lines: np.ndarray, tmp_path: Path)
     ids[7, 2] = 1000
     np.save(bare / "day_3_sparse.npy", ids)
     bad = (f"--data={bare}", f"--output={tmp_path / 'bad.csv'}")
-    refused(trained.checkpoint, "row 307 (from 0), categorical feature 2", *bad)
+    refused(trained.checkpoint, "row 307 (from 0), categorical feature C3:", *bad)
     assert not (tmp_path / "bad.csv").exists()
 
 
@@ -176,7 +176,8 @@ def test_tables_beside_probabilities(trained: Run, tmp_path: Path):
     probabilities(trained.checkpoint, tmp_path / "p.csv", trained.raw, *tables)
     assert {path.name for path in (tmp_path / "t").iterdir()} == {"C1.parquet", "C2.parquet"}
     frame = pl.read_parquet(tmp_path / "t" / "C2.parquet")
-    assert frame.columns == ["value", "id", "vector"]
+    assert frame.columns == ["value", "meaning", "id", "vector"]
+    assert frame["meaning"].to_list()[:3] == ["unseen", "missing", "value"]
     np.testing.assert_array_equal(
         frame["vector"].to_numpy(), arrays(trained.workdir, 5)["/C2/table"]
     )

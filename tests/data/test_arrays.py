@@ -59,7 +59,7 @@ def test_check_ids_names_row_feature_and_value(bad, cut):
     ids = np.zeros((100_000, 3), np.int32)
     ids[70_001, 2] = bad
     ids[70_002, 0] = 99
-    with pytest.raises(UserError, match=rf"train, row 70001 .*feature 1 .*0 to 6.*got {bad}\."):
+    with pytest.raises(UserError, match=rf"train, row 70001 .*feature C2: .*0 to 6.*got {bad}\."):
         check_ids(split(ids[:cut], ids[cut:]), (5, 7), (1, 2), "train")
 
 

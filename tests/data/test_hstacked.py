@@ -99,7 +99,7 @@ def test_ids_are_checked_like_those_of_one_array():
     check_ids(split(arrays, 10), (1, 7), (1, 2), "train")
     arrays[1] = np.array(arrays[1])
     arrays[1][70_001, 1] = 7
-    with pytest.raises(UserError, match=r"train, row 70001 .*feature 1 .*0 to 6.*got 7\."):
+    with pytest.raises(UserError, match=r"train, row 70001 .*feature C2: .*0 to 6.*got 7\."):
         check_ids(split(arrays, 10), (1, 7), (1, 2), "train")
 
 

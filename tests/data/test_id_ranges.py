@@ -135,7 +135,7 @@ def test_an_id_that_is_damaged_later_is_found(tmp_path, reads):
     directory = prepare(tmp_path)
     start(directory)
     rewrite(directory / "day_3_sparse.npy", lambda ids: ids.put(26 * 2 + 5, 10**6))
-    with pytest.raises(UserError, match=r"train, row 32 .* feature 5 .* got 1000000\. Correct"):
+    with pytest.raises(UserError, match=r"train, row 32 .* feature C6: .* got 1000000\. Correct"):
         start(directory)
     # And though a note was invented that says otherwise.
     path = directory / METADATA

@@ -191,8 +191,8 @@ def test_clicks_of_movielens_with_histories(movielens, tmp_path):
     shown = succeed(MOVIELENS, f"--data={movielens}", f"--workdir={tmp_path}", *flags)
     assert "features: user, item, history" in shown
     din, dlrm = results(tmp_path)
-    assert din["contender"]["name"] == "din:target=C2"
-    assert din["trials"][0]["trial"]["shared_tables"] == ["C3=C2"]
+    assert din["contender"]["name"] == "din:target=item"
+    assert din["trials"][0]["trial"]["shared_tables"] == ["history=item"]
     assert min(each["trials"][0]["test"]["auc"] for each in (din, dlrm)) > 0.7
 
 

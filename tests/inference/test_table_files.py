@@ -39,7 +39,8 @@ def written(
 
 def vocabulary(*pairs: tuple[str, int]) -> pl.DataFrame:
     values, ids = zip(*pairs, strict=True)
-    return pl.DataFrame({"value": values, "id": np.array(ids, np.int32)})
+    frame = pl.DataFrame({"value": values, "id": np.array(ids, np.int32)})
+    return frame.select("value", pl.lit("value").alias("meaning"), "id")
 
 
 # Rows 0 and 1 are of unseen and missing values; two values share the last row.
@@ -63,12 +64,15 @@ def test_parquet(
     monkeypatch.setattr(table_files, "_ROWS_PER_FRAME", rows_per_frame)
     assert written(saved, "C1", values, tmp_path, "parquet") == ["C1.parquet"]
     found = pl.read_parquet(tmp_path / "C1.parquet")
-    assert found.schema == {"value": pl.String, "id": pl.Int32, "vector": pl.Array(pl.Float32, 8)}
-    weights, of_value = saved[1]["C1/table"], dict(values.iter_rows())
+    assert found.schema == {
+        "value": pl.String, "meaning": pl.String, "id": pl.Int32, "vector": pl.Array(pl.Float32, 8)
+    }  # fmt: skip
+    weights, of_value = saved[1]["C1/table"], dict(values.select("value", "id").iter_rows())
     named = {i: [(v, i) for v, own in of_value.items() if own == i] for i in range(7)}
     lines = [line for i in range(7) for line in named[i] or [(None, i)]]
     assert list(found.select("value", "id").iter_rows()) == lines
-    for value, row, vector in found.iter_rows():
+    for value, meaning, row, vector in found.iter_rows():
+        assert meaning == ("unused" if value is None else "value")
         assert of_value.get(value, row) == row
         np.testing.assert_array_equal(np.array(vector, np.float32), weights[row])
 
@@ -76,6 +80,7 @@ def test_parquet(
 def test_npy_is_what_a_warm_start_reads(saved: Run, tmp_path: Path):
     assert written(saved, "C1", SHARED, tmp_path, "npy") == ["C1.npy", "C1.values.parquet"]
     values = pl.read_parquet(tmp_path / "C1.values.parquet")
+    assert values.columns == ["value", "meaning", "id"]
     assert values["value"].to_list() == [None, None, *"abcdef"]
     assert values["id"].to_list() == [0, 1, 2, 3, 4, 5, 6, 6]
     learner = make_learner(CONFIG, make_mesh("1x1"))

@@ -31,7 +31,8 @@ def prepared(directory: Path, fingerprint: str = "f") -> Path:
 
 
 def values(directory: Path) -> list[str]:
-    return [vocabularies.read_values(directory, i)["value"][0] for i in range(2)]
+    paths = [directory / "vocabularies" / f"{i}.parquet" for i in range(2)]
+    return [pl.read_parquet(path)["value"][0] for path in paths]
 
 
 def test_kept(tmp_path: Path):
@@ -143,3 +144,21 @@ def test_damage_that_polars_takes_for_its_own_mistake_is_named(tmp_path: Path):
         vocabularies.read_values(tmp_path / "data", 0)
     with pytest.raises(UserError, match=r"cannot read the vocabulary .*0\.parquet"):
         read_entries(pl.Series(["f0"]), path)
+
+
+@pytest.mark.parametrize(
+    ("compatible", "special"),
+    [("", {"unseen": 0, "missing": 1}), ("torchrec", {"unseen": 1}), ("reference", {})],
+)
+def test_unseen_and_missing_values_are_told_apart(
+    compatible: str, special: dict[str, int], tmp_path: Path
+):
+    data = prepared(tmp_path / "data")
+    path = data / "metadata.json"
+    described = json.loads(path.read_text())
+    described["made_from"]["options"]["compatible"] = compatible
+    path.write_text(json.dumps(described))
+    found = vocabularies.read_values(data, 1)
+    assert found.filter(meaning="value").rows() == [("f1", "value", 2)]
+    others = found.filter(pl.col("value").is_null())
+    assert dict(others.select("meaning", "id").iter_rows()) == special

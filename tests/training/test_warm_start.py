@@ -22,6 +22,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.saved_names import NamesThere, names_there
 from dlrm_jax.training.warm_start import noted_start, warm_start
 
 # C1 stays, C2 gets a row that the shards don't divide, C3 more than are initialized at a time.
@@ -243,3 +244,38 @@ def test_a_run_without_a_warm_start_gets_none_later(tmp_path: Path):
         noted_start(tmp_path, ["C1"], {"warm_start": None})
     noted = {"source": str(tmp_path), "names": ["C1"]}
     assert noted_start(tmp_path, ["C1"], {}) == noted, "earlier versions didn't note it"
+
+
+def test_all_of_a_checkpoint_that_calls_its_tables_by_numbers(tmp_path: Path):
+    """As an earlier version did; the run's own names come from the columns of the same log."""
+    earlier = dataclasses.replace(
+        CONFIG, table_rows=(7, 9, 9), shared_tables=("C3=C2",), placements=(), table_optimizers=(),
+        model="din", model_options=("target=C1",),
+    )  # fmt: skip
+    learner = make_learner(earlier, make_mesh("1x1"))
+    trained = learner.init(1)
+    checkpoint = save(tmp_path, learner, trained, earlier)
+    # The last one has the name that another one has there.
+    named = dataclasses.replace(
+        earlier, features=("a.b", "items", "C2"), shared_tables=("C2=items",),
+        model_options=("target=a.b",),
+    )  # fmt: skip
+    new = make_learner(named, make_mesh("1x1"))
+    assert names_there(earlier, checkpoint, OLDER) == NamesThere()
+    assert names_there(named, checkpoint, ["other data"]) == NamesThere()
+    there = names_there(named, checkpoint, OLDER)
+    assert there.table("C2.weight") == "C3.weight"
+    state = warm_start(new, 2, checkpoint, ["all"], OLDER, there)
+    found, wanted = (
+        {table.name: np.array(arrays["table"]) for table, arrays in x.collection.to_arrays(y)}
+        for x, y in ((new, state.embedding), (learner, trained.embedding))
+    )
+    assert found.keys() == {"a.b", "items"}
+    np.testing.assert_array_equal(found["a.b"], wanted["C1"])
+    np.testing.assert_array_equal(found["items"], wanted["C2"])
+    attention = state.params["attention"], trained.params["attention"]
+    for x, y in (("items", "C2"), ("C2", "C3")):
+        jax.tree.map(np.testing.assert_array_equal, attention[0][x], attention[1][y])
+    jax.tree.map(np.testing.assert_array_equal, state.params["top"], trained.params["top"])
+    with pytest.raises(UserError, match=r"'all' stands for all tables .* got all,top; leave the"):
+        warm_start(new, 2, checkpoint, ["all", "top"], OLDER, there)

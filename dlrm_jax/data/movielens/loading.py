@@ -183,6 +183,12 @@ def _movielens(
             f"{tables.files[0]}: {len(log):,} ratings by {len(log.user_ids):,} users of "
             f"{len(log.item_ids):,} items, {about}"
         ),
+        columns=encoder.features,
+        shared={
+            name: table
+            for name, table in zip(encoder.features, encoder.tables, strict=True)
+            if name != table
+        },
     )
     return MovieLens(dataset, encoder.features, encoder.tables)
 

@@ -14,7 +14,7 @@ from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import VOCABULARIES, check_unchanged
 from dlrm_jax.data.id_ranges import complete_notes
 from dlrm_jax.data.multi_hot import synthetic_tables
-from dlrm_jax.data.preprocessing import vocabulary
+from dlrm_jax.data.preprocessing import logs, vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
 from dlrm_jax.data.preprocessing.encoding import Encoder, raw_values
 from dlrm_jax.data.preprocessing.options import Options
@@ -60,7 +60,9 @@ class Conversion:
             _log.info("reading %s", path)
             source = Source(path, self.options, number, number < dropped, labelled)
             files.append(stage(source, self.directory / "columns" / str(number)))
-        self._check_types(paths, files)
+        # New logs are converted to the types of their vocabularies, column by column.
+        owners = self.options.schema.owners
+        self._check_types(paths, files, owners if labelled else range(len(owners)))
         return files
 
     def learn(
@@ -77,9 +79,9 @@ class Conversion:
         Raises:
             UserError: values can't be numbered; the known data were replaced by others.
         """
-        rows = []
-        for i, name in enumerate(self.options.schema.categorical):
-            path = self._vocabulary(i)
+        rows, schema = [], self.options.schema
+        for i in schema.owners:
+            path, name = self._vocabulary(i), schema.categorical[i]
             if not path.exists():
                 _log.info("vocabulary of %s", name)
                 earlier = known and _read_known(path.name, *known)
@@ -120,45 +122,51 @@ class Conversion:
         return complete_notes(written, self.options.lengths, notes)
 
     def _vocabulary(self, column: int) -> Path:
-        return self._vocabularies / f"{column}.parquet"
+        return self._vocabularies / f"{self.options.schema.owners[column]}.parquet"
 
     def _learned(
         self, column: int, files: Sequence[Staged], training: int, known: pl.DataFrame | None
     ) -> pl.DataFrame:
         options, lengths = self.options, [file.rows for file in files]
-        values = [file.scan().select(raw_values(column, options)) for file in files]
+
+        def all_rows(column: int) -> list[pl.LazyFrame]:
+            return [file.scan().select(raw_values(column, options)) for file in files]
+
+        values = all_rows(column)
         if options.compatible == "reference":
             return vocabulary.learn_in_order(values, lengths)
         if options.compatible == "torchrec":
             table = vocabulary.learn_in_order(values, lengths, 2, options.min_count)
             limit = options.modulus(column)
             return table.with_columns(pl.col("id") % limit) if limit else table
-        starts = itertools.accumulate(lengths, initial=0)
+        starts = [*itertools.accumulate(lengths, initial=0)]
+        sharing = [i for i, owner in enumerate(options.schema.owners) if owner == column]
         first_rows = [
             frame.head(training - start)
-            for frame, start in zip(values, starts, strict=False)
+            for each in sharing
+            for frame, start in zip(all_rows(each), starts, strict=False)
             if start < training
         ]
         return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 
-    def _check_types(self, paths: Sequence[Path], files: Sequence[Staged]) -> None:
-        """Checks that a column has one type in all files.
-
-        Integers may have several widths, and a file without values has no type.
-        """
+    def _check_types(
+        self, paths: Sequence[Path], files: Sequence[Staged], owners: Sequence[int]
+    ) -> None:
+        """Checks that a column has one type in all files, and those of a shared vocabulary, too."""
         types = [file.scan().collect_schema() for file in files]
-        for i, name in enumerate(self.options.schema.categorical):
-            known = [
-                (path, found[f"c{i}"])
-                for path, found in zip(paths, types, strict=True)
-                if found[f"c{i}"] not in (pl.Null, pl.List(pl.Null))
-            ]
-            for path, other in known[1:]:
-                before, first = known[0]
-                if other != first and not (other.is_integer() and first.is_integer()):
+        schema = self.options.schema
+        known: dict[int, tuple[Path, str, Any]] = {}  # the first type of each vocabulary
+        for i, name in enumerate(schema.categorical):
+            for path, found in zip(paths, types, strict=True):
+                kind = found[f"c{i}"]
+                if kind in (pl.Null, pl.List(pl.Null)):
+                    continue
+                before, column, first = known.setdefault(owners[i], (path, name, kind))
+                if not logs.same_values(first, kind):
+                    other = "" if column == name else f"{name}, which shares its vocabulary, is "
                     raise UserError(
-                        f"column {name} is {first} in {before}, but {other} in {path}; give it "
-                        f"one type"
+                        f"column {column} is {first} in {before}, but {other}{kind} in {path}; "
+                        f"give it one type"
                     )
 
 

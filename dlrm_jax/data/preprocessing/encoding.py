@@ -23,6 +23,17 @@ _ROWS_IN_CACHE = 1 << 12
 _UNSEEN = {"": vocabulary.UNSEEN, "reference": None, "torchrec": 1}
 
 
+def special_ids(compatible: str) -> dict[str, int]:
+    """The ids of ``"unseen"`` and of ``"missing"`` values, as far as they have one of their own.
+
+    Args:
+        compatible: implementation whose ids they are, see `Options`; other ones number a missing
+            value as 0 is.
+    """
+    found = {"unseen": _UNSEEN[compatible], "missing": None if compatible else vocabulary.MISSING}
+    return {name: number for name, number in found.items() if number is not None}
+
+
 @dataclasses.dataclass
 class Encoder:
     """The ids of columns of a file, for rows that are requested in order.

@@ -61,6 +61,29 @@ def check_columns(
                 f"how many values of each are kept"
             )
 
+    if not without_label:  # new logs are converted to the vocabulary's type, column by column
+        _check_shared(path, schema, types)
+
+
+def _check_shared(path: Path, schema: Schema, types: Mapping[str, Any]) -> None:
+    for name, owner in schema.shared.items():
+        if not same_values(types[name], types[owner]):
+            raise UserError(
+                f"{path}: column {name} is {types[name]}, but {owner}, whose vocabulary it shares, "
+                f"is {types[owner]}; write the values of both in one type"
+            )
+
+
+def same_values(first: Any, second: Any) -> bool:
+    """Whether the values of two columns, or of their lists, may be the same.
+
+    Integers may have several widths, and a column without values has no type.
+    """
+    kinds = [x.inner if isinstance(x, pl.List | pl.Array) else x for x in (first, second)]
+    kinds = [pl.String() if x in (pl.Categorical, pl.Enum) else x for x in kinds]
+    one, other = kinds
+    return one == other or pl.Null in kinds or (one.is_integer() and other.is_integer())
+
 
 def has_seconds(path: Path, times: pl.Series, first_row: int) -> bool | None:
     """Whether the times of a file are numbers: most of the first chunk that has any decide.

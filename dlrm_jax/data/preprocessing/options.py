@@ -95,6 +95,10 @@ class Options:
                 )
         if self.multi_hot_sizes and self.schema.bag_lengths:
             raise UserError("multi_hot_sizes are for one id per column, the schema has bags")
+        if self.multi_hot_sizes and self.schema.shared:
+            raise UserError(
+                "multi_hot_sizes draw other ids for each column, the schema has shared vocabularies"
+            )
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -119,6 +123,8 @@ class Options:
         """The options as they are stored in the metadata, without ``csv_missing``."""
         fields = dataclasses.asdict(self)
         del fields["csv_missing"]  # stored where CSV is read
+        if not self.schema.shared:  # earlier versions hadn't it: theirs are the same data
+            del fields["schema"]["shared"]
         return json.loads(json.dumps(fields))
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,6 +143,11 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
     columns = list(options.schema.categorical)
     if grown.columns != columns:
         raise UserError(f"grow: expected the columns {grown.columns}, got {columns}")
+    if grown.shared != options.schema.shared:
+        raise UserError(
+            f"grow: expected shared vocabularies as in the data that grow, "
+            f"{json.dumps(grown.shared)}, got {json.dumps(dict(options.schema.shared))}"
+        )
     before = grown.made_from["options"]
     for option in ("compatible", "multi_hot_sizes"):
         if option not in before:

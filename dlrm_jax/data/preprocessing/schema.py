@@ -9,6 +9,7 @@ from typing import Any
 
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import check_names
 from dlrm_jax.files import read_json
 
 TRANSFORMS = ("log", "none")
@@ -33,6 +34,8 @@ class Schema:
         dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo, or ``"none"`` for x.
         layout: ``"named"`` for columns of Parquet and CSV, or ``"criteo"`` for its text and binary
             form, which have no names.
+        shared: columns whose values are those of another categorical column, by name: the two have
+            one vocabulary, ids that mean the same, and one table.
 
     Raises:
         UserError: there is no categorical column, or one is named twice.
@@ -46,6 +49,7 @@ class Schema:
     timestamp: str | None = None
     dense_transform: str = "log"
     layout: str = "named"
+    shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for field in ("categorical", "dense"):
@@ -72,12 +76,31 @@ class Schema:
                 raise UserError(
                     f"schema: bag_lengths: {name} must be from 1 to {_LONGEST_BAG}, got {length!r}"
                 )
+        self._check_shared()
         for field, allowed in (("dense_transform", TRANSFORMS), ("layout", LAYOUTS)):
             if getattr(self, field) not in allowed:
                 raise UserError(
                     f"schema: {field} must be one of {', '.join(allowed)}, got "
                     f"{getattr(self, field)!r}"
                 )
+
+    def _check_shared(self) -> None:
+        for name, owner in self.shared.items():
+            for each in (name, owner):
+                if each not in self.categorical:
+                    raise UserError(f"schema: shared names {each!r}, which isn't categorical")
+            if owner == name:
+                raise UserError(f"schema: shared: {name!r} names itself; leave it out")
+            if owner in self.shared:
+                raise UserError(
+                    f"schema: shared: {name!r} names {owner!r}, which has the vocabulary of "
+                    f"{self.shared[owner]!r}; name a column with a vocabulary of its own"
+                )
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The column whose vocabulary each categorical column has, as an index of them."""
+        return tuple(self.categorical.index(self.shared.get(x, x)) for x in self.categorical)
 
     @property
     def columns(self) -> list[str]:
@@ -95,7 +118,8 @@ class Schema:
         """Reads a schema: a JSON object with the attributes as fields.
 
         Raises:
-            UserError: the file can't be read or has other fields.
+            UserError: the file can't be read or has other fields, or a categorical column has a
+                name that its table can't have.
         """
         try:
             fields = read_json(path, object_pairs_hook=_without_repeats)
@@ -108,7 +132,9 @@ class Schema:
             raise UserError(
                 f"schema {path} has no field {min(unknown)!r}; its fields are {', '.join(names)}"
             )
-        return cls.from_fields(fields)
+        schema = cls.from_fields(fields)
+        check_names("schema: categorical", schema.categorical, len(schema.categorical))
+        return schema
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Schema:
@@ -126,6 +152,12 @@ class Schema:
         for field, kind in (("label", str), ("weight", str | None), ("timestamp", str | None)):
             if not isinstance(given.get(field), kind):
                 raise UserError(f"schema: {field}: expected one name, got {given.get(field)!r}")
+        shared = given.get("shared", {})
+        if not isinstance(shared, dict) or not all(isinstance(x, str) for x in shared.values()):
+            raise UserError(
+                f"schema: shared must be an object with names of columns, such as "
+                f'{{"viewed": "item"}}, got {shared!r}'
+            )
         for name in ("categorical", "dense"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])

@@ -148,6 +148,8 @@ class Source:
     def _parquet(self) -> Iterator[_Unparsed]:
         # One open file: another may take its name between the hash and the rows.
         with self.path.open("rb") as file, parquet.reading(str(self.path)):
+            self._columns(pl.read_parquet_schema(file))  # before the hash, which reads all of it
+            file.seek(0)
             self.content_hash = whole_hash(file)
             file.seek(0)
             frame = pl.scan_parquet(file, glob=False)

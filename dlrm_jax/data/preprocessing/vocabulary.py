@@ -43,7 +43,8 @@ def learn(
     Equally frequent values are ordered by value. Memory grows with the distinct values only.
 
     Args:
-        values: column ``value`` of the training rows of each file; nulls and lists are allowed.
+        values: column ``value`` of the training rows of each file, of all columns that share the
+            vocabulary; nulls and lists are allowed.
         min_count: minimum number of occurrences; rarer values share the row `UNSEEN`.
         max_rows: maximum number of rows of the table, 0 for no limit. The most frequent values
             get a row each, all others share the last eighth of the rows.
@@ -54,12 +55,13 @@ def learn(
         UserError: values have another type than the known ones, or these have more rows than
             the table may have.
     """
-    present = pl.concat(values, how="vertical_relaxed")
+    lists = [isinstance(frame.collect_schema()["value"], pl.List) for frame in values]
     # File by file: Polars counts in 32 bits.
-    most = sum(frame.select(pl.len()).collect(engine="streaming").item() for frame in values)
-    if isinstance(present.collect_schema()["value"], pl.List):
-        present, most = present.explode("value"), None
-    present = present.drop_nulls()
+    most = None
+    if not any(lists):
+        most = sum(frame.select(pl.len()).collect(engine="streaming").item() for frame in values)
+    flat = [x.explode("value") if is_list else x for x, is_list in zip(values, lists, strict=True)]
+    present = pl.concat(flat, how="vertical_relaxed").drop_nulls()
     if known is None:
         return _numbered(_distinct(present, most, min_count), max_rows, FIRST_VALUE)
     return _grown(_distinct(present, most), min_count, max_rows, known)

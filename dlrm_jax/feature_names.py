@@ -1,0 +1,56 @@
+"""Names of categorical features and their tables: a log's columns; C1, C2, … are Criteo's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dlrm_jax.errors import UserError
+
+_LISTED = 30
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """C1, C2, … as Criteo calls its categorical columns: the names of features without any."""
+    return tuple(f"C{i + 1}" for i in range(count))
+
+
+def check_names(field: str, names: Sequence[str], count: int) -> None:
+    """Checks that names are one for each of so many features, printable, and each there once.
+
+    Raises:
+        UserError: they aren't; the message begins with the field.
+    """
+    if len(names) != count:
+        raise UserError(
+            f"{field}: expected one name for each of the {count} tables, got {len(names)}"
+        )
+    for name in names:
+        if not (name and name.isprintable()):
+            raise UserError(f"{field}: expected names of printable characters, got {name!r}")
+        if names.count(name) > 1:
+            raise UserError(f"{field}: {name!r} is there twice; each feature has a name of its own")
+
+
+def file_name(name: str) -> str:
+    """A name as the name of a file, in which / isn't allowed."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message; of many, the first ones."""
+    if tuple(names) == numbered(len(names)) and len(names) > 1:
+        return f"C1..C{len(names)}"
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def renamed_hint(text: str, names: Sequence[str]) -> str:
+    """The end of a message on a setting that calls a named feature by its number, as in ``C3=x``.
+
+    Earlier versions numbered the features of every log.
+    """
+    found = re.match(r"C([1-9][0-9]*)(?=$|=)", text)
+    if not found or int(found[1]) > len(names) or found[0] in names:
+        return ""
+    return f"; {found[0]} is called {names[int(found[1]) - 1]} now, as in the log"
