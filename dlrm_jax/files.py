@@ -194,7 +194,7 @@ def read_json(path: Path, **options: Any) -> Any:
 
 
 @contextmanager
-def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
+def locked(lock_file: Path, what: str, wait: bool = False, warn: bool = True) -> Iterator[None]:
     """Context that keeps other processes, and other threads, out of the same lock.
 
     The lock ends with the process, however it ends; the file stays.
@@ -202,7 +202,8 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
     Args:
         lock_file: file of the lock; it and its parents are made.
         what: name of the locked thing in messages, such as "workdir runs/a".
-        wait: whether to wait for the other run, with a warning, or to raise.
+        wait: whether to wait for the other run, or to raise.
+        warn: whether to say so before it waits.
 
     Raises:
         UserError: another run holds the lock, and ``wait`` is false.
@@ -218,7 +219,8 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
             raise UserError(
                 f"{what} is in use by another run; wait until it ends, or give another path"
             ) from None
-        _log.warning("%s is in use by another run; waiting until it ends", what)
+        if warn:
+            _log.warning("%s is in use by another run; waiting until it ends", what)
         lock.acquire()
     try:
         yield

@@ -44,6 +44,9 @@ class Options:
         warm_start_names: tables and layers to take.
         evaluate_only: checkpoint of the workdir to evaluate, without training.
         preset: name for the summary.
+        watch: function of a step and its validation metrics that makes the run a trial of a search.
+            It is called at each evaluation and may raise to end the run. The other splits aren't
+            read, there is no summary, and the workdir gets no vocabularies.
     """
 
     workdir: Path | None = None
@@ -52,6 +55,7 @@ class Options:
     warm_start_names: tuple[str, ...] = ()
     evaluate_only: Literal["latest", "best"] | None = None
     preset: str | None = None
+    watch: Callable[[int, Metrics], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +108,7 @@ def run(
             if not options.evaluate_only:
                 checkpoints.prepare()
         state, resumed_from = _first_state(config, learner, checkpoints, data, options, say)
-        if workdir and data.directory and not options.evaluate_only:
+        if workdir and data.directory and not options.evaluate_only and not options.watch:
             vocabularies.keep(data.directory, data.fingerprint, workdir)
         notes = describe_run(config, learner)
         if not options.evaluate_only:
@@ -118,6 +122,12 @@ def run(
             if split == "train":  # as many as there are to validate: the rest says no more
                 rows = rows[: len(data.validation)]
             return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
+
+        def validate(state: TrainState) -> Metrics:
+            metrics = metrics_of(state, "validation")
+            if options.watch:
+                options.watch(int(state.step), metrics)
+            return metrics
 
         def keep(
             state: TrainState, validation: Metrics | None, due: bool, speed: float | None
@@ -163,7 +173,7 @@ def run(
                     config.checkpoint_every,
                     config.check_copies_every,
                 ),
-                validate=lambda state: metrics_of(state, "validation"),
+                validate=validate,
                 keep=keep,
                 record=file or _no_record,
                 target_auc=config.target_auc,
@@ -173,6 +183,8 @@ def run(
                 noted = checkpoints.metadata(int(state.step))
                 examples_per_second = noted.get("examples_per_second")
             results["validation"] = trained.validation
+            if options.watch:
+                return Outcome(state, {"steps": int(state.step), **results})
 
         # The test split is read here and nowhere else: it chooses nothing.
         # One after the other in all processes: a set would be in an order of its own in each.

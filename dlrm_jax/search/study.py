@@ -1,0 +1,400 @@
+"""The trials of a search, in an SQLite file that several processes share, by Optuna.
+
+A process that has a trial holds the lock of the trial's file, which ends with the process, however
+it ends. So a trial that runs, by its state in the store, and that nobody has locked, was killed:
+whoever looks for a trial next takes it over, under its number and with its values. All access is
+under one lock of the directory, since SQLite refuses some of two writers at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import random
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+import sqlalchemy.exc
+from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial, TrialState
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import locked
+from dlrm_jax.saved_config import saved_fields
+from dlrm_jax.search.space import Dimension, Space, Value
+
+STORE = "study.sqlite3"
+"""Name of the file."""
+
+Sampler = Literal["tpe", "random"]
+Outcome = Literal["complete", "pruned", "refused", "failed", "running"]
+"""The end of a trial. Refused: its config isn't valid. Failed: it was, and training wasn't."""
+
+_NAME = "dlrm_jax"
+_WAIT_SECONDS = 300  # for other programs that read the file
+_LOCKS = ".locks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What all trials of a search have in common.
+
+    Attributes:
+        data: fingerprint of the data.
+        config: fields of the config that decide results and aren't in the space.
+        earlier_data: fingerprints that earlier versions gave the same data.
+    """
+
+    data: str
+    config: Mapping[str, Any]
+    earlier_data: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What is known of a trial.
+
+    Attributes:
+        number: number of the trial, from 0.
+        outcome: end of the trial.
+        values: combination of the space.
+        metric: best validation metric so far; None if there is none.
+        step: step of that evaluation.
+        steps: step of the last evaluation.
+        seconds: time until that one, from the start.
+        reason: error of a trial that was refused or has failed.
+    """
+
+    number: int
+    outcome: Outcome
+    values: Mapping[str, Value]
+    metric: float | None
+    step: int | None
+    steps: int | None
+    seconds: float | None
+    reason: str
+
+
+class Trial:
+    """A trial that this process has; see `Study.next`."""
+
+    def __init__(self, study: Study, trial: optuna.Trial, lock: FileLock):
+        self._study, self._trial, self._lock = study, trial, lock
+        self.number = trial.number
+        self.values: dict[str, Value] = {x: trial.params[x] for x in study.space.names}
+        self._reported = dict(study.finding(trial.number)[1])
+        self._seconds = float(trial.user_attrs.get("seconds", 0))
+        self.resumed = bool(self._reported)
+        self._since = time.monotonic()
+
+    def report(self, step: int, examples: int, metric: float) -> bool:
+        """Reports a validation metric, and returns whether the trial is to be ended.
+
+        Args:
+            step: step of the evaluation.
+            examples: examples trained on so far, at which trials are compared.
+            metric: metric of the search; not NaN.
+        """
+        with self._study.shared():
+            if examples not in self._reported:  # a run that was killed evaluates again
+                self._reported[examples] = metric
+                self._trial.report(metric, examples)
+                seconds = self._seconds + time.monotonic() - self._since
+                self._trial.set_user_attr("seconds", seconds)
+                self._trial.set_user_attr("steps", step)
+            return self._study.prunes and self._trial.should_prune()
+
+    def complete(self) -> None:
+        """Ends the trial; its value is its best report."""
+        best = max if self._study.higher_is_better else min
+        self._tell(TrialState.COMPLETE, value=best(self._reported.values()))
+
+    def prune(self) -> None:
+        """Ends the trial, which `report` has asked for."""
+        self._tell(TrialState.PRUNED)
+
+    def give_up(self, outcome: Literal["refused", "failed"], reason: str) -> None:
+        """Ends a trial without a value.
+
+        Args:
+            outcome: ``refused`` if its config isn't valid, ``failed`` if its training wasn't.
+            reason: error message.
+        """
+        # Not FAIL, which samplers leave out: a pruned trial without reports is the worst there is,
+        # and what is near it is avoided.
+        self._tell(TrialState.PRUNED, outcome=outcome, reason=reason)
+
+    def _tell(self, state: TrialState, value: float | None = None, **notes: str) -> None:
+        with self._study.shared():
+            for name, text in notes.items():
+                self._trial.set_user_attr(name, text)
+            self._study.store.tell(self._trial, value, state)
+        self._lock.release()
+
+
+class Study:
+    """A search in a directory.
+
+    Args:
+        directory: directory of the search; made if it isn't there.
+        space: space of the search.
+        identity: what all trials have in common; None for that of a search that is there.
+        higher_is_better: whether the metric is to be large.
+        sampler: choice of the next combination.
+        prunes: whether trials that are worse than the median are ended early.
+        seed: seed of the sampler.
+
+    Raises:
+        UserError: the directory has another search, or files of something else.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        space: Space,
+        identity: Identity | None,
+        higher_is_better: bool,
+        sampler: Sampler = "tpe",
+        prunes: bool = True,
+        seed: int = 0,
+    ):
+        self.directory, self.space = directory, space
+        self.higher_is_better, self.prunes = higher_is_better, prunes
+        self._sampler: Sampler = sampler
+        self._seed = seed
+        self._distributions = {each.name: _distribution(each) for each in space}
+        check_directory(directory)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with self.shared():
+            path = str((directory / STORE).absolute())
+            url = sqlalchemy.URL.create("sqlite", database=path)
+            self.storage = optuna.storages.RDBStorage(
+                url.render_as_string(), {"connect_args": {"timeout": _WAIT_SECONDS}}
+            )
+            self.store = optuna.create_study(
+                storage=self.storage,
+                study_name=_NAME,
+                direction="maximize" if higher_is_better else "minimize",
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+            )
+            found = self.store.user_attrs.get("identity")
+            if identity and found is None:
+                self.store.set_user_attr("identity", _as_json(space, identity))
+            elif identity and found and (difference := _difference(found, space, identity)):
+                raise UserError(
+                    f"output {directory} has a search with {difference}; give the same settings to "
+                    f"go on with it, or another output"
+                )
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Context in which no other process reads or writes the trials.
+
+        Raises:
+            UserError: the file can't be read or written.
+        """
+        path = self.directory / STORE
+        try:
+            with locked(self.directory / ".lock", str(self.directory), wait=True, warn=False):
+                yield
+        except (
+            sqlalchemy.exc.SQLAlchemyError,
+            sqlite3.Error,
+            optuna.exceptions.StorageInternalError,
+        ) as error:
+            cause = error.__cause__ or error
+            reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+            raise UserError(
+                f"{path} can't be read or written: {reason}; check that it is the file of a search "
+                f"and that the disk is writable and large enough"
+            ) from error
+
+    def next(self, trials: int) -> Trial | None:
+        """A trial to run: one that was killed, or else a new one.
+
+        Args:
+            trials: number of trials in all, of all processes, those that have ended included.
+
+        Returns:
+            the trial; None if there are so many, or no combination is left.
+        """
+        with self.shared():
+            known = self._known()
+            for each in known:
+                if each.state == TrialState.RUNNING and (lock := self._lock(each.number)):
+                    return Trial(self, self._again(each.number), lock)
+            tried = {_key(each.params) for each in known}
+            if len(known) >= trials or len(tried) == self.space.size:
+                return None
+            trial = self._ask()
+            if _key(trial.params) in tried:
+                # The same training would give the same result. Another one is drawn instead.
+                trial.set_user_attr("repeats", True)
+                self.store.tell(trial, state=TrialState.FAIL)
+                rng = random.Random(self._seed + trial.number)
+                while _key(values := self.space.draw(rng)) in tried:
+                    pass
+                self.store.enqueue_trial(values)
+                trial = self._ask()
+            lock = self._lock(trial.number)
+            assert lock, "the trial is new"
+            return Trial(self, trial, lock)
+
+    def findings(self) -> list[Finding]:
+        """All trials, the best first; those without a result last."""
+        with self.shared():
+            found = [self._finding(each) for each in self._known()]
+        sign = -1 if self.higher_is_better else 1
+
+        def rank(each: Finding) -> tuple[int, float, int]:
+            order: tuple[Outcome, ...] = ("complete", "pruned", "running", "failed", "refused")
+            value = math.inf if each.metric is None else sign * each.metric
+            return order.index(each.outcome), value, each.number
+
+        return sorted(found, key=rank)
+
+    def finding(self, number: int) -> tuple[TrialState, Mapping[int, float]]:
+        """The state of a trial, and its reports by examples; within `shared`."""
+        (each,) = (x for x in self.store.get_trials(deepcopy=False) if x.number == number)
+        return each.state, each.intermediate_values
+
+    def importances(self) -> dict[str, float]:
+        """The share of each setting in the differences of the metric, the largest first.
+
+        It is computed by PED-ANOVA (Watanabe et al., 2023) from the complete trials; empty for
+        fewer than ten, or if all are alike.
+        """
+        with self.shared():
+            complete = self.store.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if len(complete) < 10 or len({each.value for each in complete}) < 2:
+                return {}
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            return optuna.importance.get_param_importances(self.store, evaluator=evaluator)
+
+    def _known(self) -> list[FrozenTrial]:
+        found = self.store.get_trials(deepcopy=False)
+        return [
+            each
+            for each in found
+            if "repeats" not in each.user_attrs and each.state != TrialState.WAITING
+        ]
+
+    def _ask(self) -> optuna.Trial:
+        """A new trial; its number seeds the sampler, so that it is no other one's again."""
+        count = len(self.store.get_trials(deepcopy=False))
+        seed = int(np.random.SeedSequence([self._seed, count]).generate_state(1)[0])
+        self.store.sampler = (
+            optuna.samplers.TPESampler(seed=seed)
+            if self._sampler == "tpe"
+            else optuna.samplers.RandomSampler(seed=seed)
+        )
+        return self.store.ask(self._distributions)
+
+    def _again(self, number: int) -> optuna.Trial:
+        """A trial that another process has begun, with the values that it had got, if any."""
+        study = self.storage.get_study_id_from_name(_NAME)
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study, number)
+        trial = optuna.Trial(self.store, trial_id)
+        for name, each in self._distributions.items():
+            if isinstance(each, optuna.distributions.CategoricalDistribution):
+                trial.suggest_categorical(name, each.choices)
+            elif isinstance(each, optuna.distributions.IntDistribution):
+                trial.suggest_int(name, each.low, each.high, log=each.log)
+            elif isinstance(each, optuna.distributions.FloatDistribution):
+                trial.suggest_float(name, each.low, each.high, log=each.log)
+        return trial
+
+    def _lock(self, number: int) -> FileLock | None:
+        """The lock of a trial; None if a process has it."""
+        directory = self.directory / _LOCKS
+        directory.mkdir(exist_ok=True)
+        lock = FileLock(directory / f"{number:05d}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        return lock
+
+    def _finding(self, trial: FrozenTrial) -> Finding:
+        notes, reports = trial.user_attrs, trial.intermediate_values
+        best = max if self.higher_is_better else min
+        at = best(reports, key=lambda x: reports[x]) if reports else None
+        steps: int | None = notes.get("steps")
+        outcome: Any = notes.get("outcome") or trial.state.name.lower()
+        return Finding(
+            trial.number,
+            outcome,
+            {x: trial.params[x] for x in self.space.names if x in trial.params},
+            None if at is None else reports[at],
+            # A trial has one batch size.
+            None if at is None or not steps else round(steps * at / max(reports)),
+            steps,
+            notes.get("seconds"),
+            notes.get("reason", ""),
+        )
+
+
+def check_directory(directory: Path) -> None:
+    """Checks that a directory is new, empty, or that of a search.
+
+    Raises:
+        UserError: it isn't.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"output {directory}: expected a directory, got a file; give another name")
+    if directory.is_dir() and not (directory / STORE).is_file():
+        others = sorted(each.name for each in directory.iterdir() if each.name != ".lock")
+        if others:
+            raise UserError(
+                f"output {directory} has files of something else, such as {others[0]}; give a new "
+                f"directory, or that of a search"
+            )
+
+
+def _distribution(each: Dimension) -> optuna.distributions.BaseDistribution:
+    if each.choices:
+        return optuna.distributions.CategoricalDistribution(each.choices)
+    if isinstance(each.low, int):
+        return optuna.distributions.IntDistribution(each.low, int(each.high), log=each.log)
+    return optuna.distributions.FloatDistribution(each.low, each.high, log=each.log)
+
+
+def _key(values: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+    return tuple(sorted(values.items()))
+
+
+def _as_json(space: Space, identity: Identity) -> dict[str, Any]:
+    """Space and identity, as JSON gives them back."""
+    dimensions = {each.name: dataclasses.asdict(each) for each in space}
+    fields = {"space": dimensions, "data": identity.data, "config": dict(identity.config)}
+    return json.loads(json.dumps(fields))
+
+
+def _difference(found: Mapping[str, Any], space: Space, identity: Identity) -> str | None:
+    """The first thing in which a search differs from the one that is there."""
+    given = _as_json(space, identity)
+    before, now = found["space"], given["space"]
+    for name in [*now, *before]:
+        if before.get(name) != now.get(name):
+            has = "other values of" if name in before and name in now else "another space, as to"
+            return f"{has} {name}"
+    if found["data"] not in (identity.data, *identity.earlier_data):
+        return "other data"
+    before, now = saved_fields(found["config"]), given["config"]
+    for name in now:
+        if before.get(name) != now[name]:
+            return f"{name} {_short(before.get(name))}, not {_short(now[name])}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value)
+    return text if len(text) < 60 else f"{text[:57]}…"
