@@ -46,7 +46,7 @@ class Options:
         preset: name for the summary.
         watch: function of a step and its validation metrics that makes the run a trial of a search.
             It is called at each evaluation and may raise to end the run. The other splits aren't
-            read, there is no summary, and the workdir gets no vocabularies.
+            read. The workdir gets no summary, no vocabularies and no best checkpoint.
     """
 
     workdir: Path | None = None
@@ -132,7 +132,7 @@ def run(
         def keep(
             state: TrainState, validation: Metrics | None, due: bool, speed: float | None
         ) -> bool:
-            if checkpoints and (due or checkpoints.improves(validation)):
+            if checkpoints and (due or not options.watch and checkpoints.improves(validation)):
                 if file:
                     file.flush()
                 known = {**notes, "examples_per_second": speed}

@@ -105,7 +105,8 @@ def file_fields(path: Path) -> dict[str, Any]:
             f'config file {path}: expected an object such as {{"learning_rate": 0.1}}, got '
             f"{json.dumps(content)[:80]}"
         )
-    version = content.pop(_VERSION_KEY, VERSION)
+    given: dict[str, Any] = content
+    version = given.pop(_VERSION_KEY, VERSION)
     if type(version) is not int or version < 1:
         raise UserError(f"config file {path}: {_VERSION_KEY}: expected a number, got {version!r}")
     if version > VERSION:
@@ -114,7 +115,7 @@ def file_fields(path: Path) -> dict[str, Any]:
             f"{_VERSION_KEY} {version}, where this one knows {VERSION}; use that version"
         )
     fields: dict[str, Any] = dict(list(_ADDED.items())[version - 1 :])
-    for name, value in content.items():
+    for name, value in given.items():
         fields[_RENAMED.get(name, name)] = tuple(value) if isinstance(value, list) else value
     described = {each.name: each for each in dataclasses.fields(Config)}
     for name, value in fields.items():

@@ -61,7 +61,7 @@ def write_tables(
     for name in space.names:
         key = f"setting {name}" if name in columns else name
         columns[key] = [each.values.get(name) for each in findings]
-    columns["reason"] = [each.reason for each in findings]
+    columns["reason"] = [each.reason or None for each in findings]
     frame = pl.DataFrame(columns, strict=False)
     for name, write in (("trials.parquet", frame.write_parquet), ("trials.csv", frame.write_csv)):
         with replacing(directory / name) as temporary:

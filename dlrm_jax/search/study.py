@@ -83,15 +83,22 @@ class Finding:
 
 
 class Trial:
-    """A trial that this process has; see `Study.next`."""
+    """A trial that this process has; see `Study.next`.
 
-    def __init__(self, study: Study, trial: optuna.Trial, lock: FileLock):
+    Args:
+        study: study of the trial.
+        trial: trial in the store.
+        lock: lock of the trial, acquired.
+        is_again: whether another process has begun it.
+    """
+
+    def __init__(self, study: Study, trial: optuna.Trial, lock: FileLock, is_again: bool):
         self._study, self._trial, self._lock = study, trial, lock
+        self.is_again = is_again
         self.number = trial.number
         self.values: dict[str, Value] = {x: trial.params[x] for x in study.space.names}
-        self._reported = dict(study.finding(trial.number)[1])
+        self._reported = study.reports(trial.number)
         self._seconds = float(trial.user_attrs.get("seconds", 0))
-        self.resumed = bool(self._reported)
         self._since = time.monotonic()
 
     def report(self, step: int, examples: int, metric: float) -> bool:
@@ -111,10 +118,12 @@ class Trial:
                 self._trial.set_user_attr("steps", step)
             return self._study.prunes and self._trial.should_prune()
 
-    def complete(self) -> None:
-        """Ends the trial; its value is its best report."""
+    def complete(self) -> float:
+        """Ends the trial, and returns its value, the best report."""
         best = max if self._study.higher_is_better else min
-        self._tell(TrialState.COMPLETE, value=best(self._reported.values()))
+        value = best(self._reported.values())
+        self._tell(TrialState.COMPLETE, value=value)
+        return value
 
     def prune(self) -> None:
         """Ends the trial, which `report` has asked for."""
@@ -190,8 +199,8 @@ class Study:
                 self.store.set_user_attr("identity", _as_json(space, identity))
             elif identity and found and (difference := _difference(found, space, identity)):
                 raise UserError(
-                    f"output {directory} has a search with {difference}; give the same settings to "
-                    f"go on with it, or another output"
+                    f"output: {directory} has a search with {difference}; give the same settings "
+                    f"to go on with it, or another output"
                 )
 
     @contextlib.contextmanager
@@ -230,7 +239,7 @@ class Study:
             known = self._known()
             for each in known:
                 if each.state == TrialState.RUNNING and (lock := self._lock(each.number)):
-                    return Trial(self, self._again(each.number), lock)
+                    return Trial(self, self._again(each.number), lock, True)
             tried = {_key(each.params) for each in known}
             if len(known) >= trials or len(tried) == self.space.size:
                 return None
@@ -246,7 +255,7 @@ class Study:
                 trial = self._ask()
             lock = self._lock(trial.number)
             assert lock, "the trial is new"
-            return Trial(self, trial, lock)
+            return Trial(self, trial, lock, False)
 
     def findings(self) -> list[Finding]:
         """All trials, the best first; those without a result last."""
@@ -261,10 +270,10 @@ class Study:
 
         return sorted(found, key=rank)
 
-    def finding(self, number: int) -> tuple[TrialState, Mapping[int, float]]:
-        """The state of a trial, and its reports by examples; within `shared`."""
-        (each,) = (x for x in self.store.get_trials(deepcopy=False) if x.number == number)
-        return each.state, each.intermediate_values
+    def reports(self, number: int) -> dict[int, float]:
+        """The reports of a trial by examples; within `shared`."""
+        found = self.store.get_trials(deepcopy=False)
+        return next(dict(x.intermediate_values) for x in found if x.number == number)
 
     def importances(self) -> dict[str, float]:
         """The share of each setting in the differences of the metric, the largest first.
@@ -349,12 +358,12 @@ def check_directory(directory: Path) -> None:
         UserError: it isn't.
     """
     if directory.exists() and not directory.is_dir():
-        raise UserError(f"output {directory}: expected a directory, got a file; give another name")
+        raise UserError(f"output: expected a directory, got the file {directory}")
     if directory.is_dir() and not (directory / STORE).is_file():
         others = sorted(each.name for each in directory.iterdir() if each.name != ".lock")
         if others:
             raise UserError(
-                f"output {directory} has files of something else, such as {others[0]}; give a new "
+                f"output: {directory} has files of something else, such as {others[0]}; give a new "
                 f"directory, or that of a search"
             )
 

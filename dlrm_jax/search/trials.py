@@ -70,7 +70,7 @@ def run_trials(
 
 
 def _run(study: Study, setting: Setting, trial: Trial, say: Callable[[str], None]) -> None:
-    again = "again with " if trial.resumed else ""
+    again = "goes on with " if trial.is_again else ""
     say(f"{again}{described(trial.values)}")
     name = setting.config.best_metric
     try:
@@ -109,8 +109,7 @@ def _run(study: Study, setting: Setting, trial: Trial, say: Callable[[str], None
         say(f"failed: {reason}")
         trial.give_up("failed", reason)
     else:
-        trial.complete()
-        say(f"complete after step {last[0]} with {name} {last[1]:.5f}")
+        say(f"complete, its best {name} is {trial.complete():.5f}")
 
 
 def _workdir(study: Study, number: int) -> Path:
