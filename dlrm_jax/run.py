@@ -132,7 +132,7 @@ def run(
         def keep(
             state: TrainState, validation: Metrics | None, due: bool, speed: float | None
         ) -> bool:
-            if checkpoints and (due or not options.watch and checkpoints.improves(validation)):
+            if checkpoints and (due or (not options.watch and checkpoints.improves(validation))):
                 if file:
                     file.flush()
                 known = {**notes, "examples_per_second": speed}

@@ -14,7 +14,7 @@ BELOW = {
     "console": set(),
     "config_fields": {"errors"},
     "config": {"errors", "config_fields"},
-    "saved_config": {"errors", "config"},
+    "saved_config": {"errors", "config", "config_fields"},
     "presets": {"errors", "config"},
     "backend": set(),
     "device_memory": {"errors", "backend"},

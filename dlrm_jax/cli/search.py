@@ -97,9 +97,8 @@ def main() -> None:
     higher_is_better = HIGHER_IS_BETTER[config.best_metric]
     if FLAGS.jobs > 1 and not is_launched():
         codes = launch_jobs(FLAGS.jobs)
-        if 0 in codes:
-            report(Study(output, space, None, higher_is_better), config)
-        sys.exit(max(codes))
+        is_done = 0 in codes and report(Study(output, space, None, higher_is_better), config)
+        sys.exit(0 if is_done else max(codes))
     if is_launched():
         end_with_launcher()
     mesh = start(FLAGS.mesh)
@@ -142,8 +141,8 @@ def decisive(config: Config, space: Space) -> dict[str, Any]:
     return {x: y for x, y in dataclasses.asdict(config).items() if x not in others}
 
 
-def report(study: Study, config: Config) -> None:
-    """Prints the trials, and writes tables, page and the best config.
+def report(study: Study, config: Config) -> bool:
+    """Prints the trials, writes tables, page and the best config; returns whether all have ended.
 
     Raises:
         UserError: no trial has a result.
@@ -158,8 +157,8 @@ def report(study: Study, config: Config) -> None:
     if running := sum(each.outcome == "running" for each in findings):
         status(f"{running} trials run in other processes, or go on when the command is run again")
     if not complete:
-        if running or not findings:
-            return
+        if running:
+            return False
         why = next(iter(reasons(findings)), "all were pruned")
         raise UserError(f"no trial of {output} has a result; {why}")
     best = complete[0]
@@ -169,6 +168,7 @@ def report(study: Study, config: Config) -> None:
     data = [f"--data={FLAGS.data}"] if FLAGS.data else []
     given = [f"--mesh={FLAGS.mesh}", *data, f"--config={output}/best.json"]
     status(f"  python -m dlrm_jax train {shlex.join(given)}")
+    return not running
 
 
 def write_best(config: Config, path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dlrm_jax.cli.page import Page
@@ -82,8 +83,8 @@ def write_page(
     page.heading("What mattered")
     if importances:
         page.text(
-            "The share of each setting in what sets the best tenth of the complete trials apart, "
-            "by PED-ANOVA."
+            "The share of each setting in what sets the best complete trials apart: the best "
+            "tenth, but at least five. It is computed by PED-ANOVA."
         )
         page.picture(bars(importances, "share"), "bars: the importance of each setting")
     else:
@@ -156,17 +157,15 @@ def _history(findings: Sequence[Finding], metric: str) -> Figure:
     return figure
 
 
-def _draw(axes, points: Sequence[tuple[float, Finding]], best: Finding) -> None:
+def _draw(axes: Axes, points: Sequence[tuple[float, Finding]], best: Finding) -> None:
     """Points of trials, with a ring around the best one."""
-    for marker, colour, complete in (("x", FILLS[1], False), ("o", FILLS[0], True)):
-        some = [(x, each) for x, each in points if (each.outcome == "complete") == complete]
-        axes.scatter([x for x, _ in some], [each.metric for _, each in some], 18, colour, marker)
-    if best.outcome == "complete":
-        ring = [(x, each) for x, each in points if each is best]
-        axes.scatter(
-            [x for x, _ in ring], [each.metric for _, each in ring], 90,
-            facecolors="none", edgecolors=COLOURS[1],
-        )  # fmt: skip
+    for marker, colour, is_complete in (("x", FILLS[1], False), ("o", FILLS[0], True)):
+        some = [(x, each) for x, each in points if (each.outcome == "complete") == is_complete]
+        place = [x for x, _ in some], [each.metric for _, each in some]
+        axes.scatter(*place, s=18, c=colour, marker=marker)
+    for x, each in points:
+        if each is best and each.outcome == "complete":
+            axes.scatter([x], [each.metric], s=90, facecolors="none", edgecolors=COLOURS[1])
 
 
 def _place(dimension: Dimension, finding: Finding) -> float:

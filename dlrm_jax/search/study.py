@@ -116,7 +116,7 @@ class Trial:
                 seconds = self._seconds + time.monotonic() - self._since
                 self._trial.set_user_attr("seconds", seconds)
                 self._trial.set_user_attr("steps", step)
-            return self._study.prunes and self._trial.should_prune()
+            return self._study.prunes and bool(self._trial.should_prune())
 
     def complete(self) -> float:
         """Ends the trial, and returns its value, the best report."""
@@ -276,16 +276,18 @@ class Study:
         return next(dict(x.intermediate_values) for x in found if x.number == number)
 
     def importances(self) -> dict[str, float]:
-        """The share of each setting in the differences of the metric, the largest first.
+        """The share of each setting in what sets the best trials apart, the largest first.
 
-        It is computed by PED-ANOVA (Watanabe et al., 2023) from the complete trials; empty for
-        fewer than ten, or if all are alike.
+        It is computed by PED-ANOVA (Watanabe et al., 2023) from the complete trials, of which the
+        best tenth counts as best, at least five. Empty for fewer than ten, or if all are alike.
         """
         with self.shared():
             complete = self.store.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             if len(complete) < 10 or len({each.value for each in complete}) < 2:
                 return {}
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator(
+                target_quantile=max(0.1, 5 / len(complete))
+            )
             return optuna.importance.get_param_importances(self.store, evaluator=evaluator)
 
     def _known(self) -> list[FrozenTrial]:
