@@ -194,7 +194,7 @@ def read_json(path: Path, **options: Any) -> Any:
 
 
 @contextmanager
-def locked(lock_file: Path, what: str, wait: bool = False, warn: bool = True) -> Iterator[None]:
+def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Context that keeps other processes, and other threads, out of the same lock.
 
     The lock ends with the process, however it ends; the file stays.
@@ -202,15 +202,13 @@ def locked(lock_file: Path, what: str, wait: bool = False, warn: bool = True) ->
     Args:
         lock_file: file of the lock; it and its parents are made.
         what: name of the locked thing in messages, such as "workdir runs/a".
-        wait: whether to wait for the other run, or to raise.
-        warn: whether to say so before it waits.
+        wait: whether to wait for the other run, with a warning, or to raise.
 
     Raises:
         UserError: another run holds the lock, and ``wait`` is false.
         OSError: the file can't be made, or its file system has no locks.
     """
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    _check_lockable(lock_file)
+    check_lockable(lock_file)
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
@@ -219,8 +217,7 @@ def locked(lock_file: Path, what: str, wait: bool = False, warn: bool = True) ->
             raise UserError(
                 f"{what} is in use by another run; wait until it ends, or give another path"
             ) from None
-        if warn:
-            _log.warning("%s is in use by another run; waiting until it ends", what)
+        _log.warning("%s is in use by another run; waiting until it ends", what)
         lock.acquire()
     try:
         yield
@@ -228,8 +225,16 @@ def locked(lock_file: Path, what: str, wait: bool = False, warn: bool = True) ->
         lock.release()
 
 
-def _check_lockable(lock_file: Path) -> None:
-    """Makes a lock file, and checks that it can be locked."""
+def check_lockable(lock_file: Path) -> None:
+    """Makes a lock file and its parents, and checks that it can be locked.
+
+    Args:
+        lock_file: file of the lock.
+
+    Raises:
+        OSError: the file can't be made, or its file system has no locks.
+    """
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock_file.touch()  # where this fails, filelock would wait for ever
     with lock_file.open() as file:
         try:

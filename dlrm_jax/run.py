@@ -123,11 +123,11 @@ def run(
                 rows = rows[: len(data.validation)]
             return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
 
-        def validate(state: TrainState) -> Metrics:
-            metrics = metrics_of(state, "validation")
-            if options.watch:
-                options.watch(int(state.step), metrics)
-            return metrics
+        def record(step: int, split: str, metrics: Metrics) -> None:
+            if file:
+                file(step, split, metrics)
+            if options.watch and split == "validation":
+                options.watch(step, metrics)
 
         def keep(
             state: TrainState, validation: Metrics | None, due: bool, speed: float | None
@@ -173,9 +173,9 @@ def run(
                     config.checkpoint_every,
                     config.check_copies_every,
                 ),
-                validate=validate,
+                validate=lambda state: metrics_of(state, "validation"),
                 keep=keep,
-                record=file or _no_record,
+                record=record,
                 target_auc=config.target_auc,
             )
             state, examples_per_second = trained.state, trained.examples_per_second
@@ -217,10 +217,6 @@ def kernels_of(learner: Learner) -> dict[str, Any]:
     if "native" in used.values():
         used["the library of native kernels"] = library.version()
     return used
-
-
-def _no_record(*_: object) -> None:
-    """For a run without files."""
 
 
 def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:

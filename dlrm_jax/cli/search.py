@@ -36,8 +36,11 @@ from dlrm_jax.files import write_text
 from dlrm_jax.job import load_data
 from dlrm_jax.saved_config import file_text
 from dlrm_jax.search.corners import valid_corners
-from dlrm_jax.search.space import Space, described, parse_space
-from dlrm_jax.search.study import Identity, Study, check_directory
+from dlrm_jax.search.grammar import parse_space
+from dlrm_jax.search.identity import Identity
+from dlrm_jax.search.space import Space, described
+from dlrm_jax.search.store import check_directory
+from dlrm_jax.search.study import Study
 from dlrm_jax.search.trials import Setting, run_trials
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
 from dlrm_jax.training.model import unread
@@ -118,6 +121,12 @@ def main() -> None:
     status(f"{FLAGS.trials} trials of {', '.join(space.names)}; see {output}")
     if space.follows(config):
         status("bottom_mlp: its last width is each trial's embedding_dim")
+    steps = config.steps or config.epochs * (len(data.train) // config.batch_size)
+    if FLAGS.prune and not 0 < config.eval_every < steps:
+        status(
+            f"no trial is pruned: each is evaluated at its end alone, after {steps} steps; with "
+            f"--eval_every={max(1, steps // 10)} it would be on the way, too"
+        )
     setting = Setting(with_data, data, FLAGS.data, mesh, FLAGS.workdirs)
     run_trials(study, setting, FLAGS.trials, status)
     if not is_launched():
@@ -148,12 +157,14 @@ def report(study: Study, config: Config) -> bool:
         UserError: no trial has a result.
     """
     metric, space, output = config.best_metric, study.space, study.directory
-    findings = study.findings()
+    with study.shared():  # another process may end at the same time
+        findings = study.findings()
+        write_tables(findings, space, metric, output)
+        write_page(findings, space, metric, study.importances(), output / "search.html")
+        complete = [each for each in findings if each.outcome == "complete"]
+        if complete:
+            write_best(space.config(config, complete[0].values), output / "best.json")
     status(printed(findings, space, metric))
-    files = ["trials.parquet", "trials.csv", "search.html"]
-    write_tables(findings, space, metric, output)
-    write_page(findings, space, metric, study.importances(), output / "search.html")
-    complete = [each for each in findings if each.outcome == "complete"]
     if running := sum(each.outcome == "running" for each in findings):
         status(f"{running} trials run in other processes, or go on when the command is run again")
     if not complete:
@@ -162,9 +173,8 @@ def report(study: Study, config: Config) -> bool:
         why = next(iter(reasons(findings)), "all were pruned")
         raise UserError(f"no trial of {output} has a result; {why}")
     best = complete[0]
-    write_best(space.config(config, best.values), output / "best.json")
     status(f"best: {described(best.values)}, with validation {metric} {best.metric:.5f}")
-    status(f"see {output}/best.json, {', '.join(files)}; to train with it:")
+    status(f"see {output}/best.json, trials.csv, trials.parquet, search.html; to train with it:")
     data = [f"--data={FLAGS.data}"] if FLAGS.data else []
     given = [f"--mesh={FLAGS.mesh}", *data, f"--config={output}/best.json"]
     status(f"  python -m dlrm_jax train {shlex.join(given)}")
@@ -173,5 +183,7 @@ def report(study: Study, config: Config) -> bool:
 
 def write_best(config: Config, path: Path) -> None:
     """Writes a config file without what the data decide and what the config doesn't read."""
-    decided = (*OF_GENERATED, "features", "min_count") if FLAGS.data else ("min_count",)
+    decided = [*OF_GENERATED, "features"] if FLAGS.data else []
+    if not FLAGS.data or Path(FLAGS.data).is_dir():
+        decided.append("min_count")  # of the preparation of a raw file
     write_text(path, file_text(config, {*decided, *unread(config)}))

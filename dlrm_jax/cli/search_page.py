@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import COLOURS, FILLS, bars, new_axes, new_grid, short
 from dlrm_jax.files import replacing
+from dlrm_jax.search.findings import Finding
 from dlrm_jax.search.space import Dimension, Space, shown
-from dlrm_jax.search.study import Finding
 from dlrm_jax.text_table import text_table
 
 _PRINTED = 20
@@ -46,10 +46,8 @@ def reasons(findings: Sequence[Finding]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
-def write_tables(
-    findings: Sequence[Finding], space: Space, metric: str, directory: Path
-) -> tuple[str, ...]:
-    """Writes all trials to ``trials.parquet`` and ``trials.csv``, and returns these names."""
+def write_tables(findings: Sequence[Finding], space: Space, metric: str, directory: Path) -> None:
+    """Writes all trials to ``trials.parquet`` and ``trials.csv``."""
     columns: dict[str, Sequence[object]] = {
         "trial": [each.number for each in findings],
         "outcome": [each.outcome for each in findings],
@@ -67,7 +65,6 @@ def write_tables(
     for name, write in (("trials.parquet", frame.write_parquet), ("trials.csv", frame.write_csv)):
         with replacing(directory / name) as temporary:
             write(temporary)
-    return "trials.parquet", "trials.csv"
 
 
 def write_page(
@@ -161,11 +158,15 @@ def _draw(axes: Axes, points: Sequence[tuple[float, Finding]], best: Finding) ->
     """Points of trials, with a ring around the best one."""
     for marker, colour, is_complete in (("x", FILLS[1], False), ("o", FILLS[0], True)):
         some = [(x, each) for x, each in points if (each.outcome == "complete") == is_complete]
-        place = [x for x, _ in some], [each.metric for _, each in some]
-        axes.scatter(*place, s=18, c=colour, marker=marker)
+        x, y = [x for x, _ in some], [_height(each) for _, each in some]
+        axes.scatter(x, y, s=18, c=colour, marker=marker)
     for x, each in points:
         if each is best and each.outcome == "complete":
-            axes.scatter([x], [each.metric], s=90, facecolors="none", edgecolors=COLOURS[1])
+            axes.scatter([x], [_height(each)], s=90, facecolors="none", edgecolors=COLOURS[1])
+
+
+def _height(finding: Finding) -> float:
+    return math.nan if finding.metric is None else finding.metric
 
 
 def _place(dimension: Dimension, finding: Finding) -> float:

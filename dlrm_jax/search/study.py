@@ -9,77 +9,27 @@ under one lock of the directory, since SQLite refuses some of two writers at a t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-import math
 import random
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import optuna
-import sqlalchemy.exc
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import locked
-from dlrm_jax.saved_config import saved_fields
-from dlrm_jax.search.space import Dimension, Space, Value
-
-STORE = "study.sqlite3"
-"""Name of the file."""
+from dlrm_jax.files import check_lockable
+from dlrm_jax.search.findings import Finding, findings_of
+from dlrm_jax.search.identity import Identity
+from dlrm_jax.search.space import Space, Value
+from dlrm_jax.search.store import check_directory, distribution, explained, open_storage
 
 Sampler = Literal["tpe", "random"]
-Outcome = Literal["complete", "pruned", "refused", "failed", "running"]
-"""The end of a trial. Refused: its config isn't valid. Failed: it was, and training wasn't."""
-
 _NAME = "dlrm_jax"
-_WAIT_SECONDS = 300  # for other programs that read the file
 _LOCKS = ".locks"
-
-
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """What all trials of a search have in common.
-
-    Attributes:
-        data: fingerprint of the data.
-        config: fields of the config that decide results and aren't in the space.
-        earlier_data: fingerprints that earlier versions gave the same data.
-    """
-
-    data: str
-    config: Mapping[str, Any]
-    earlier_data: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What is known of a trial.
-
-    Attributes:
-        number: number of the trial, from 0.
-        outcome: end of the trial.
-        values: combination of the space.
-        metric: best validation metric so far; None if there is none.
-        step: step of that evaluation.
-        steps: step of the last evaluation.
-        seconds: time until that one, from the start.
-        reason: error of a trial that was refused or has failed.
-    """
-
-    number: int
-    outcome: Outcome
-    values: Mapping[str, Value]
-    metric: float | None
-    step: int | None
-    steps: int | None
-    seconds: float | None
-    reason: str
 
 
 class Trial:
@@ -178,15 +128,14 @@ class Study:
         self.higher_is_better, self.prunes = higher_is_better, prunes
         self._sampler: Sampler = sampler
         self._seed = seed
-        self._distributions = {each.name: _distribution(each) for each in space}
+        self._distributions = {each.name: distribution(each) for each in space}
         check_directory(directory)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        check_lockable(directory / ".lock")
+        # One object, so that a process that has it may acquire it again.
+        self._shared = FileLock(directory / ".lock")
         with self.shared():
-            path = str((directory / STORE).absolute())
-            url = sqlalchemy.URL.create("sqlite", database=path)
-            self.storage = optuna.storages.RDBStorage(
-                url.render_as_string(), {"connect_args": {"timeout": _WAIT_SECONDS}}
-            )
+            self.storage = open_storage(directory)
             self.store = optuna.create_study(
                 storage=self.storage,
                 study_name=_NAME,
@@ -196,8 +145,8 @@ class Study:
             )
             found = self.store.user_attrs.get("identity")
             if identity and found is None:
-                self.store.set_user_attr("identity", _as_json(space, identity))
-            elif identity and found and (difference := _difference(found, space, identity)):
+                self.store.set_user_attr("identity", identity.as_json(space))
+            elif identity and found and (difference := identity.difference(found, space)):
                 raise UserError(
                     f"output: {directory} has a search with {difference}; give the same settings "
                     f"to go on with it, or another output"
@@ -205,26 +154,13 @@ class Study:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Context in which no other process reads or writes the trials.
+        """Context in which no other process reads or writes the trials; it may lie in another one.
 
         Raises:
             UserError: the file can't be read or written.
         """
-        path = self.directory / STORE
-        try:
-            with locked(self.directory / ".lock", str(self.directory), wait=True, warn=False):
-                yield
-        except (
-            sqlalchemy.exc.SQLAlchemyError,
-            sqlite3.Error,
-            optuna.exceptions.StorageInternalError,
-        ) as error:
-            cause = error.__cause__ or error
-            reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
-            raise UserError(
-                f"{path} can't be read or written: {reason}; check that it is the file of a search "
-                f"and that the disk is writable and large enough"
-            ) from error
+        with explained(self.directory), self._shared:
+            yield
 
     def next(self, trials: int) -> Trial | None:
         """A trial to run: one that was killed, or else a new one.
@@ -260,15 +196,7 @@ class Study:
     def findings(self) -> list[Finding]:
         """All trials, the best first; those without a result last."""
         with self.shared():
-            found = [self._finding(each) for each in self._known()]
-        sign = -1 if self.higher_is_better else 1
-
-        def rank(each: Finding) -> tuple[int, float, int]:
-            order: tuple[Outcome, ...] = ("complete", "pruned", "running", "failed", "refused")
-            value = math.inf if each.metric is None else sign * each.metric
-            return order.index(each.outcome), value, each.number
-
-        return sorted(found, key=rank)
+            return findings_of(self._known(), self.space.names, self.higher_is_better)
 
     def reports(self, number: int) -> dict[int, float]:
         """The reports of a trial by examples; within `shared`."""
@@ -334,78 +262,6 @@ class Study:
             return None
         return lock
 
-    def _finding(self, trial: FrozenTrial) -> Finding:
-        notes, reports = trial.user_attrs, trial.intermediate_values
-        best = max if self.higher_is_better else min
-        at = best(reports, key=lambda x: reports[x]) if reports else None
-        steps: int | None = notes.get("steps")
-        outcome: Any = notes.get("outcome") or trial.state.name.lower()
-        return Finding(
-            trial.number,
-            outcome,
-            {x: trial.params[x] for x in self.space.names if x in trial.params},
-            None if at is None else reports[at],
-            # A trial has one batch size.
-            None if at is None or not steps else round(steps * at / max(reports)),
-            steps,
-            notes.get("seconds"),
-            notes.get("reason", ""),
-        )
-
-
-def check_directory(directory: Path) -> None:
-    """Checks that a directory is new, empty, or that of a search.
-
-    Raises:
-        UserError: it isn't.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"output: expected a directory, got the file {directory}")
-    if directory.is_dir() and not (directory / STORE).is_file():
-        others = sorted(each.name for each in directory.iterdir() if each.name != ".lock")
-        if others:
-            raise UserError(
-                f"output: {directory} has files of something else, such as {others[0]}; give a new "
-                f"directory, or that of a search"
-            )
-
-
-def _distribution(each: Dimension) -> optuna.distributions.BaseDistribution:
-    if each.choices:
-        return optuna.distributions.CategoricalDistribution(each.choices)
-    if isinstance(each.low, int):
-        return optuna.distributions.IntDistribution(each.low, int(each.high), log=each.log)
-    return optuna.distributions.FloatDistribution(each.low, each.high, log=each.log)
-
 
 def _key(values: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(values.items()))
-
-
-def _as_json(space: Space, identity: Identity) -> dict[str, Any]:
-    """Space and identity, as JSON gives them back."""
-    dimensions = {each.name: dataclasses.asdict(each) for each in space}
-    fields = {"space": dimensions, "data": identity.data, "config": dict(identity.config)}
-    return json.loads(json.dumps(fields))
-
-
-def _difference(found: Mapping[str, Any], space: Space, identity: Identity) -> str | None:
-    """The first thing in which a search differs from the one that is there."""
-    given = _as_json(space, identity)
-    before, now = found["space"], given["space"]
-    for name in [*now, *before]:
-        if before.get(name) != now.get(name):
-            has = "other values of" if name in before and name in now else "another space, as to"
-            return f"{has} {name}"
-    if found["data"] not in (identity.data, *identity.earlier_data):
-        return "other data"
-    before, now = saved_fields(found["config"]), given["config"]
-    for name in now:
-        if before.get(name) != now[name]:
-            return f"{name} {_short(before.get(name))}, not {_short(now[name])}"
-    return None
-
-
-def _short(value: Any) -> str:
-    text = "none" if value is None else json.dumps(value)
-    return text if len(text) < 60 else f"{text[:57]}…"

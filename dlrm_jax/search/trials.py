@@ -64,8 +64,7 @@ def run_trials(
     _sweep(study)
     while trial := study.next(trials):
         _run(study, setting, trial, lambda text, at=trial.number: say(f"trial {at}: {text}"))
-        if setting.workdirs:
-            _sweep(study, trial.number)
+        _sweep(study, trial.number)
         gc.collect()  # a trial's tables may be all that fits
 
 
@@ -118,9 +117,9 @@ def _workdir(study: Study, number: int) -> Path:
 
 def _sweep(study: Study, number: int | None = None) -> None:
     """Deletes the checkpoints of a trial that has ended, or of all; its metrics stay."""
-    numbers = [x.number for x in study.findings() if x.outcome != "running"]
-    for each in numbers if number is None else [number]:
-        with study.shared():
+    with study.shared():
+        ended = [x.number for x in study.findings() if x.outcome != "running"]
+        for each in ended if number is None else [number]:
             directory = _workdir(study, each) / "checkpoints"
             if directory.exists():
                 delete_directory(directory)

@@ -12,7 +12,8 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.search.corners import valid_corners
-from dlrm_jax.search.space import Dimension, described, parse_space
+from dlrm_jax.search.grammar import parse_space
+from dlrm_jax.search.space import Dimension, described
 
 BASE = preset("small")
 

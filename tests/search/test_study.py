@@ -9,8 +9,10 @@ import optuna
 import pytest
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.search.space import parse_space
-from dlrm_jax.search.study import STORE, Identity, Study, Trial
+from dlrm_jax.search.grammar import parse_space
+from dlrm_jax.search.identity import Identity
+from dlrm_jax.search.store import STORE
+from dlrm_jax.search.study import Study, Trial
 
 CONFIG = {"batch_size": 64, "top_mlp": (8, 1)}
 RATES = "learning_rate=0.01..1.0:log,optimizer=adam|sgd"

@@ -12,8 +12,9 @@ import pytest
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.presets import preset
-from dlrm_jax.search.space import parse_space
-from dlrm_jax.search.study import Identity, Study, Trial
+from dlrm_jax.search.grammar import parse_space
+from dlrm_jax.search.identity import Identity
+from dlrm_jax.search.study import Study, Trial
 from dlrm_jax.search.trials import Setting, run_trials
 from dlrm_jax.training.build import generate_data
 
