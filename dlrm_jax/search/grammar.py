@@ -22,7 +22,7 @@ _EXAMPLE = "such as --space='learning_rate=0.001..0.1:log,optimizer=adam|rowwise
 # All trials have the same data and seed, and what is reported of them mustn't differ.
 _OF_DATA = (
     "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
-    "min_count", "shared_tables", "features",
+    "min_count", "features", "validation_examples",
 )  # fmt: skip
 _FIXED = {
     **dict.fromkeys(MAY_CHANGE - {"steps", "epochs"}, "it doesn't change what is learned"),
