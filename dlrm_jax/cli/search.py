@@ -136,7 +136,7 @@ def main() -> None:
 def base_config(space: Space) -> Config:
     """The config that the trials change; its own values of their settings are any that fit."""
     errors: list[UserError] = []
-    for values in space.corners():
+    for values in [*space.corners(), {}]:
         try:
             return config_of_flags(space.fields(values))
         except UserError as error:

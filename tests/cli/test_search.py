@@ -98,6 +98,7 @@ def test_settings_of_a_file_lie_between_preset_and_flags(program: ModuleType, tm
     assert (config.bottom_mlp, config.embedding_dim) == ((16, 8), 8)
 
     path.write_text('{"collisions": 7}')
+    cli_flags.FLAGS.unparse_flags()
     cli_flags.parse(["train", f"--config={path}"])
     with pytest.raises(UserError, match=r"config file .*: collisions has no effect without --comp"):
         program.main()
