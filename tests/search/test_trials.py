@@ -25,7 +25,7 @@ CONFIG = dataclasses.replace(
     dense_features=2,
     examples=2000,
     batch_size=64,
-    steps=24,
+    steps=16,
     eval_every=8,
     checkpoint_every=8,
 )
