@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import COLOURS, FILLS, bars, new_axes, new_grid, short
@@ -90,8 +91,8 @@ def write_page(
     if with_metric:
         page.heading("Values and results")
         page.text(
-            f"Each point is a trial. Circles are complete, crosses were pruned and would have "
-            f"gone on. The ring is the best. {metric} lies to the top."
+            f"Each point is a trial, its height the {metric}. Circles are complete trials, and "
+            f"crosses those that ended early or still run. The ring marks the best one."
         )
         page.picture(_values(with_metric, space, metric), f"points: {metric} by each setting")
         page.heading("In the order of the trials")
@@ -133,17 +134,32 @@ def _values(findings: Sequence[Finding], space: Space, metric: str) -> Figure:
         points = [each for each in findings if dimension.name in each.values]
         at = {each.number: _place(dimension, each) for each in points}
         _draw(axes, [(at[each.number], each) for each in points], findings[0])
-        if dimension.choices:
-            names = [short(each) for each in dimension.choices]
-            axes.set_xticks(range(len(names)), names, parse_math=False)
-            axes.set_xlim(-0.5, len(names) - 0.5)
-        elif dimension.log:
-            axes.set_xscale("log")
+        _draw_values(axes, dimension)
         axes.set_xlabel(short(dimension.name))
         axes.set_ylabel(metric)
     for axes in grid[count:]:
         axes.set_visible(False)
     return figure
+
+
+def _draw_values(axes: Axes, dimension: Dimension) -> None:
+    """The axis of a setting, as long as the space."""
+    if dimension.choices:
+        names = [short(each) for each in dimension.choices]
+        turned = {"rotation": 25, "ha": "right"} if sum(map(len, names)) > 24 else {}
+        axes.set_xticks(range(len(names)), names, parse_math=False, **turned)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    elif dimension.log:
+        axes.set_xscale("log")
+        decades = math.log10(dimension.high / dimension.low)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        margin = 10 ** (0.04 * decades)
+        axes.set_xlim(dimension.low / margin, dimension.high * margin)
+    else:
+        margin = 0.04 * (dimension.high - dimension.low)
+        axes.set_xlim(dimension.low - margin, dimension.high + margin)
 
 
 def _history(findings: Sequence[Finding], metric: str) -> Figure:
