@@ -104,7 +104,7 @@ class Study:
     Args:
         directory: directory of the search; made if it isn't there.
         space: space of the search.
-        identity: what all trials have in common; None for that of a search that is there.
+        identity: things that all trials share; None for those of a search that is there.
         higher_is_better: whether the metric is to be large.
         sampler: choice of the next combination.
         prunes: whether trials that are worse than the median are ended early.
