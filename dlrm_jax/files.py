@@ -208,8 +208,7 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
         UserError: another run holds the lock, and ``wait`` is false.
         OSError: the file can't be made, or its file system has no locks.
     """
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    _check_lockable(lock_file)
+    check_lockable(lock_file)
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
@@ -226,8 +225,16 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _check_lockable(lock_file: Path) -> None:
-    """Makes a lock file, and checks that it can be locked."""
+def check_lockable(lock_file: Path) -> None:
+    """Makes a lock file and its parents, and checks that it can be locked.
+
+    Args:
+        lock_file: file of the lock.
+
+    Raises:
+        OSError: the file can't be made, or its file system has no locks.
+    """
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock_file.touch()  # where this fails, filelock would wait for ever
     with lock_file.open() as file:
         try:

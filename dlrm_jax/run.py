@@ -45,6 +45,9 @@ class Options:
         warm_start_names: tables and layers to take.
         evaluate_only: checkpoint of the workdir to evaluate, without training.
         preset: name for the summary.
+        watch: function of a step and its validation metrics that makes the run a trial of a search.
+            It is called at each evaluation and may raise to end the run. The other splits aren't
+            read. The workdir gets no summary, no vocabularies and no best checkpoint.
     """
 
     workdir: Path | None = None
@@ -53,6 +56,7 @@ class Options:
     warm_start_names: tuple[str, ...] = ()
     evaluate_only: Literal["latest", "best"] | None = None
     preset: str | None = None
+    watch: Callable[[int, Metrics], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +109,7 @@ def run(
             if not options.evaluate_only:
                 checkpoints.prepare()
         state, resumed_from = _first_state(config, learner, checkpoints, data, options, say)
-        if workdir and data.directory and not options.evaluate_only:
+        if workdir and data.directory and not options.evaluate_only and not options.watch:
             vocabularies.keep(data.directory, data.fingerprint, workdir)
         notes = describe_run(config, learner)
         if not options.evaluate_only:
@@ -120,10 +124,16 @@ def run(
                 rows = rows[: len(data.validation)]
             return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
 
+        def record(step: int, split: str, metrics: Metrics) -> None:
+            if file:
+                file(step, split, metrics)
+            if options.watch and split == "validation":
+                options.watch(step, metrics)
+
         def keep(
             state: TrainState, validation: Metrics | None, due: bool, speed: float | None
         ) -> bool:
-            if checkpoints and (due or checkpoints.improves(validation)):
+            if checkpoints and (due or (not options.watch and checkpoints.improves(validation))):
                 if file:
                     file.flush()
                 known = {**notes, "examples_per_second": speed}
@@ -166,7 +176,7 @@ def run(
                 ),
                 validate=lambda state: metrics_of(state, "validation"),
                 keep=keep,
-                record=file or _no_record,
+                record=record,
                 target_auc=config.target_auc,
             )
             state, examples_per_second = trained.state, trained.examples_per_second
@@ -174,6 +184,8 @@ def run(
                 noted = checkpoints.metadata(int(state.step))
                 examples_per_second = noted.get("examples_per_second")
             results["validation"] = trained.validation
+            if options.watch:
+                return Outcome(state, {"steps": int(state.step), **results})
 
         # The test split is read here and nowhere else: it chooses nothing.
         # One after the other in all processes: a set would be in an order of its own in each.
@@ -206,10 +218,6 @@ def kernels_of(learner: Learner) -> dict[str, Any]:
     if "native" in used.values():
         used["the library of native kernels"] = library.version()
     return used
-
-
-def _no_record(*_: object) -> None:
-    """For a run without files."""
 
 
 def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:

@@ -1,12 +1,16 @@
-"""The config that a checkpoint keeps, from any version of this program."""
+"""The config that a checkpoint or a file keeps, from any version of this program."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.config_fields import check_field
 from dlrm_jax.errors import UserError
 
 # Earlier names of fields, which checkpoints still have.
@@ -73,3 +77,74 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
     # JSON has lists for tuples.
     given: Any = {x: tuple(y) if isinstance(y, list) else y for x, y in fields.items()}
     return Config(**given)
+
+
+_VERSION_KEY = "config_version"
+
+
+def file_fields(path: Path) -> dict[str, Any]:
+    """The fields that a config file sets, with tuples for JSON's lists.
+
+    A file is one JSON object with fields of `Config`. If it has ``config_version``, as files of
+    `file_text` do, fields that are newer than it get the value that means what was done before.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: it can't be read, isn't such an object, or a field is unknown or not of its type.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+    except OSError as error:
+        raise UserError(f"config file {path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"config file {path}: expected JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f'config file {path}: expected an object such as {{"learning_rate": 0.1}}, got '
+            f"{json.dumps(content)[:80]}"
+        )
+    given: dict[str, Any] = content
+    version = given.pop(_VERSION_KEY, VERSION)
+    if type(version) is not int or version < 1:
+        raise UserError(f"config file {path}: {_VERSION_KEY}: expected a number, got {version!r}")
+    if version > VERSION:
+        raise UserError(
+            f"config file {path} was written by a later version of this program, with "
+            f"{_VERSION_KEY} {version}, where this one knows {VERSION}; use that version"
+        )
+    fields: dict[str, Any] = dict(list(_ADDED.items())[version - 1 :])
+    for name, value in given.items():
+        fields[_RENAMED.get(name, name)] = tuple(value) if isinstance(value, list) else value
+    described = {each.name: each for each in dataclasses.fields(Config)}
+    for name, value in fields.items():
+        if name not in described:
+            close = difflib.get_close_matches(name, described)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise UserError(f"config file {path}: there is no setting {name!r}{hint}")
+        try:
+            check_field(described[name], value, FIELD_TYPES[name])
+        except UserError as error:
+            raise UserError(f"config file {path}: {error}") from error
+    return fields
+
+
+def file_text(config: Config, without: Iterable[str] = ()) -> str:
+    """The text of a config file, which `file_fields` reads.
+
+    Args:
+        config: config to write.
+        without: names of fields to leave out, such as those that the data decide.
+    """
+    left_out = set(without)
+    fields = {x: y for x, y in dataclasses.asdict(config).items() if x not in left_out}
+    return json.dumps({_VERSION_KEY: VERSION, **fields}, indent=1) + "\n"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of names and values, each of which may be there once."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return dict(pairs)

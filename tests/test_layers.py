@@ -15,7 +15,7 @@ BELOW = {
     "config_fields": {"errors"},
     "feature_names": {"errors"},
     "config": {"errors", "config_fields", "feature_names"},
-    "saved_config": {"errors", "config"},
+    "saved_config": {"errors", "config", "config_fields"},
     "presets": {"errors", "config"},
     "backend": set(),
     "device_memory": {"errors", "backend"},
@@ -51,7 +51,8 @@ BELOW = {
 BELOW["inference"] = {*BELOW["training"], "training"}
 BELOW["run"] = {*BELOW["inference"], "inference"}
 BELOW["job"] = {*BELOW["run"], "run", "presets"}
-BELOW["cli"] = {*BELOW["job"], "job", "presets", "text_table"}
+BELOW["search"] = {*BELOW["job"], "job"}
+BELOW["cli"] = {*BELOW["search"], "search", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

@@ -83,8 +83,10 @@ def check_read(configs: Sequence[Config]) -> None:
             refuse([name], why)
 
 
-def overridden(config: Config) -> Config:
+def overridden(config: Config, beneath: Mapping[str, Any] | None = None) -> Config:
     """The config with the fields replaced that the command line names, read or not.
+
+    ``beneath`` has fields that are replaced where no flag does it, all together.
 
     Raises:
         UserError: the program refuses one of them, or a value isn't allowed.
@@ -95,4 +97,4 @@ def overridden(config: Config) -> Config:
             refuse([name], text.removeprefix(NO_EFFECT))
     given = {name: FLAGS[name].value for name in FIELD_TYPES if FLAGS[name].value is not None}
     as_tuples = {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
-    return dataclasses.replace(config, **as_tuples)
+    return dataclasses.replace(config, **(dict(beneath or {}) | as_tuples))

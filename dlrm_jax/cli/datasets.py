@@ -9,10 +9,11 @@ from absl import flags
 from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.errors import UserError
 
-_OF_GENERATED = (
+OF_GENERATED = (
     "table_rows", "features", "bag_lengths", "dense_features", "examples", "zipf_exponent",
     "teacher",
 )  # fmt: skip
+"""Fields of the config that describe generated data."""
 
 
 def define_data_flag() -> None:
@@ -32,6 +33,6 @@ def check_data_flags() -> None:
     if not FLAGS.data:
         refuse(["min_count"], "without --data")
         return
-    refuse(_OF_GENERATED, "with --data: the data decide")
+    refuse(OF_GENERATED, "with --data: the data decide")
     if Path(FLAGS.data).is_dir():
         refuse(["min_count"], "with a directory: it was prepared with its own")

@@ -146,7 +146,9 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def _may_be_emptied(flag: flags.Flag) -> bool:
-    """Whether the preset has values that an empty flag takes away."""
+    """Whether the preset, or a file of settings, has values that an empty flag takes away."""
+    if "config" in FLAGS and FLAGS.config:
+        return flag.name in FIELD_TYPES
     given = "preset" in FLAGS and flag.name in FIELD_TYPES
     return given and bool(getattr(PRESETS[FLAGS.preset], flag.name))
 

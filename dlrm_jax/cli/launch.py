@@ -75,8 +75,33 @@ def launch(count: int, workdir: Path) -> int:
     return first.code if first.code >= 0 else 128 - first.code
 
 
+def launch_jobs(count: int) -> list[int]:
+    """Runs this program's command, with ``--jobs=1``, in processes that share nothing but files.
+
+    All have this one's standard output. Their errors and signals are as in `launch`. One that ends
+    early leaves the others alone. Returns the exit codes, as a shell gives them.
+    """
+    command = [sys.executable, *sys.orig_argv[1:], "--jobs=1"]
+    with _started([command] * count, all_shown=True) as processes:
+        arriving = _follow(processes, "job")
+        ended: list[Ended] = []
+        while len(ended) < count:
+            with suppress(queue.Empty):
+                ended.append(arriving.get(timeout=1))
+    for each in ended:
+        if each.code < 0:
+            name = signal.Signals(-each.code).name
+            status(f"job {each.index} was killed by {name}", error=True)
+    return [each.code if each.code >= 0 else 128 - each.code for each in ended]
+
+
+def is_launched() -> bool:
+    """Whether `launch` or `launch_jobs` has started this process."""
+    return _LAUNCHER in os.environ
+
+
 def end_with_launcher() -> None:
-    """In a process that `launch` has started, makes its death this one's."""
+    """In a process that `launch` or `launch_jobs` has started, makes its death this one's."""
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None:
         return
@@ -90,7 +115,9 @@ def end_with_launcher() -> None:
 
 
 @contextmanager
-def _started(commands: Iterable[Sequence[str]]) -> Iterator[list[subprocess.Popen[str]]]:
+def _started(
+    commands: Iterable[Sequence[str]], all_shown: bool = False
+) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes that get the signals of this one, and that end with the context."""
     processes: list[subprocess.Popen[str]] = []
 
@@ -105,7 +132,7 @@ def _started(commands: Iterable[Sequence[str]]) -> Iterator[list[subprocess.Pope
     try:
         with deferred(), kept_for_child():  # a signal that comes now ends those that there are
             for index, command in enumerate(commands):
-                processes.append(_start(index, command))
+                processes.append(_start(command, all_shown or index == 0))
         for number in heard:
             previous[number] = signal.signal(number, forward)
         yield processes
@@ -118,12 +145,12 @@ def _started(commands: Iterable[Sequence[str]]) -> Iterator[list[subprocess.Pope
             signal.signal(number, handler)
 
 
-def _start(index: int, command: Sequence[str]) -> subprocess.Popen[str]:
+def _start(command: Sequence[str], is_shown: bool) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         env=os.environ | {_LAUNCHER: str(os.getpid())},
         stdin=subprocess.DEVNULL,
-        stdout=None if index == 0 else subprocess.DEVNULL,
+        stdout=None if is_shown else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
@@ -131,7 +158,9 @@ def _start(index: int, command: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
-def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:
+def _follow(
+    processes: Sequence[subprocess.Popen[str]], called: str = "process"
+) -> queue.Queue[Ended]:
     """Shows their standard errors, and queues each process that ends."""
     ended: queue.Queue[Ended] = queue.Queue()
     shown: set[str] = set()
@@ -145,7 +174,7 @@ def _follow(processes: Sequence[subprocess.Popen[str]]) -> queue.Queue[Ended]:
                 by_others = by_others or by_jax or ANOTHER_LOST in line
                 if line not in shown and not by_jax:
                     shown.add(line)
-                    status(f"[process {index}] {line}" if index else line, error=True, end="")
+                    status(f"[{called} {index}] {line}" if index else line, error=True, end="")
         ended.put(Ended(index, process.wait(), by_others))
 
     for index, process in enumerate(processes):

@@ -18,7 +18,8 @@ from typing import Any
 from absl import flags
 
 from dlrm_jax.backend import describe_devices, scatters_vary
-from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden
+from dlrm_jax.cli.config_file import check_file_read, config_of_flags, define_config_file
+from dlrm_jax.cli.config_flags import check_read, define_run_flags
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
@@ -27,7 +28,6 @@ from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.job import check_effects, is_new, load_data
-from dlrm_jax.presets import preset
 from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options
 from dlrm_jax.run import run as run_job
@@ -37,6 +37,7 @@ from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.saved_names import with_saved_names
 
 define_run_flags(default_preset="small")
+define_config_file()
 define_process_flags()
 define_data_flag()
 define_workdir("Directory of metrics and checkpoints", "runs/kaggle")
@@ -63,7 +64,7 @@ _OF_ALL_PROCESSES = (
 
 def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
-    config = overridden(preset(FLAGS.preset))
+    config = config_of_flags()
     check_flags()
     workdir = chosen_workdir("criteo")
     if FLAGS.processes > 1 and not FLAGS.coordinator:
@@ -72,6 +73,7 @@ def main() -> None:
     new = is_new(workdir)
     if new:
         check_read([config])
+        check_file_read([config])
     if mesh.size == 1:
         refuse(["check_copies_every"], "on a mesh of one device, which has no copies")
     check_same({name: FLAGS[name].value for name in _OF_ALL_PROCESSES})

@@ -19,6 +19,8 @@ _COMPILED = ("--table_rows=7,30", "--dense_features=2", "--embedding_dim=4", "--
              "--top_mlp=4,1", "--batch_size=8")  # fmt: skip
 _BASE = {
     "train": ("--workdir={directory}/run", *_TABLES),
+    "search": ("--output={directory}/out", "--space=learning_rate=0.1..1:log", "--trials=1",
+               *_TABLES),
     "preprocess": ("--input={good}/day_0", "--output={directory}/out"),
     "report": ("--data={good}/arrays",),
     "generate": ("--output={directory}/out", "--examples=20"),
@@ -41,7 +43,7 @@ _WORDS = (
     "C1", "C2=C1", "C1=row_wise", "C1=sgd:0.1", "C1=table_wise:9", "C1=row_wise:0-9", "C9=x",
     "shop", "bottom",
     "top.layers.0", "dcn_v2", "dlrm", "deepfm", "x:y", "os:path", "builtins:int", "layers=3",
-    "rank=x", "adam", "same",
+    "rank=x", "adam", "same", "loss=bce|mse", "eps=0..1,batch_size=8|9", "model_options.rank=1..2",
 )  # fmt: skip
 _MESHES = (
     "1x1",
@@ -67,7 +69,7 @@ _NONSENSE = (
 )  # fmt: skip
 # Large values would be taken, and then take time and memory.
 _COSTLY = ("examples", "days", "steps", "epochs", "table_rows", "embedding_dim", "bottom_mlp",
-           "top_mlp",
+           "top_mlp", "trials",
            "bag_lengths", "multi_hot_sizes", "evaluation_batch_size", "batch_size")  # fmt: skip
 
 
@@ -106,8 +108,8 @@ class CommandLines:
     def _flag(self, flag: Mapping[str, Any], chance: random.Random) -> list[str]:
         """A flag with a value, in one of the ways to write it."""
         name = flag["name"]
-        if name == "processes":  # more than one are other programs, which nothing here observes
-            return [f"--processes={chance.choice(('0', '-1', 'x', '', '1'))}"]
+        if name in ("processes", "jobs"):  # more are other programs, which nothing here observes
+            return [f"--{name}={chance.choice(('0', '-1', 'x', '', '1'))}"]
         if chance.random() < 0.05:
             return [f"--{name}"]
         if flag["boolean"] and chance.random() < 0.5:

@@ -1,0 +1,61 @@
+"""What all trials of a search have in common, and how two searches differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dlrm_jax.saved_config import saved_fields
+from dlrm_jax.search.space import Space
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What all trials of a search have in common.
+
+    Attributes:
+        data: fingerprint of the data.
+        config: fields of the config that decide results and aren't in the space.
+        earlier_data: fingerprints that earlier versions gave the same data.
+    """
+
+    data: str
+    config: Mapping[str, Any]
+    earlier_data: tuple[str, ...] = ()
+
+    def as_json(self, space: Space) -> dict[str, Any]:
+        """Space and identity, as JSON gives them back."""
+        dimensions = {each.name: dataclasses.asdict(each) for each in space}
+        fields = {"space": dimensions, "data": self.data, "config": dict(self.config)}
+        return json.loads(json.dumps(fields))
+
+    def difference(self, found: Mapping[str, Any], space: Space) -> str | None:
+        """The first thing in which a search that is there differs.
+
+        Args:
+            found: result of `as_json` of that search, maybe in an earlier version.
+            space: space of this one.
+
+        Returns:
+            what that search has, and this one hasn't; None if they are the same.
+        """
+        given = self.as_json(space)
+        before, now = found["space"], given["space"]
+        for name in [*now, *before]:
+            if before.get(name) != now.get(name):
+                both = name in before and name in now
+                return f"{'other values of' if both else 'another space, as to'} {name}"
+        if found["data"] not in (self.data, *self.earlier_data):
+            return "other data"
+        before, now = saved_fields(found["config"]), given["config"]
+        for name in now:
+            if before.get(name) != now[name]:
+                return f"{name} {_short(before.get(name))}, not {_short(now[name])}"
+        return None
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value)
+    return text if len(text) < 60 else f"{text[:57]}…"
