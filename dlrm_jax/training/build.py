@@ -43,6 +43,10 @@ def generate_data(config: Config) -> Dataset:
     )
 
 
+OF_DATA = frozenset(("table_rows", "bag_lengths", "dense_features"))
+"""Fields that the data decide, if they aren't generated."""
+
+
 def for_data(config: Config, data: Dataset) -> Config:
     """Returns the config with the tables and dense features of the data."""
     return dataclasses.replace(
