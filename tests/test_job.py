@@ -203,6 +203,7 @@ def test_generated_data():
          "^compression: mixed_dimensions compresses no table, since the largest has"),
         ({"config": small(frozen_tables=("C2", "C3"), table_optimizers=("C3=sgd",))},
          "^table_optimizers: C3 is one of frozen_tables"),
+        ({"config": small(patience=2, eval_every=5)}, "^patience: it needs a workdir, .* got 2"),
         ({"config": small(target_auc=2.0)}, "^target_auc: expected at most 1, got 2.0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -124,7 +124,7 @@ def test_the_best_model_is_given_and_a_killed_run_goes_on_alike(
     assert script.factors == []
     assert script.said[-1].endswith(
         "has 5 steps of 8 already, and isn't trained further: auc was not better in 3 "
-        "evaluation(s) (patience)"
+        "evaluations (patience)"
     )
     assert json.loads((killed / "summary.json").read_text())["stopped_early"]
     # A best checkpoint that is damaged is set aside, and the next one is the best.

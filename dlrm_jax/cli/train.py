@@ -168,7 +168,7 @@ def report(summary: dict[str, Any], workdir: Path) -> None:
     steps, best = summary["steps"], summary["best_step"]
     if not FLAGS.eval_only and best not in (None, steps):
         names["test_of_last"] = f"test, step {steps}"
-        status(f"the best checkpoint is that of step {best} of {steps}; its metrics:")
+        status(f"the best checkpoint is {workdir}/checkpoints/{best:08d}; its metrics:")
     rows = [
         [name, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
         for x, name in names.items()

@@ -113,12 +113,13 @@ class Stopping:
             after = on_process_0(lambda: dataclasses.asdict(before.after(validation, patience)))
             self.improvement = Improvement(**after)
         if self.improvement.cuts > before.cuts:
-            factor = self.rate_factor
+            factor = config.plateau_factor**self.improvement.cuts
             self._say(
-                f"step {step}: {config.best_metric} was not better in {config.plateau_patience} "
-                f"evaluation(s); the learning rate is {factor:g} of its schedule from here on"
+                f"step {step}: {config.best_metric} was not better in "
+                f"{_evaluations(config.plateau_patience)}; the learning rate is {factor:g} of its "
+                f"schedule from here on"
             )
-            self._record(step, "learning_rate", {"factor": float(factor or 0)})
+            self._record(step, "learning_rate", {"factor": factor})
         self.reason = on_process_0(lambda: self._reason(validation))
         if self.reason:
             self._say(f"step {step}: {self.reason}; the run ends")
@@ -130,5 +131,9 @@ class Stopping:
         if config.target_auc and auc is not None and auc >= config.target_auc:
             return f"the validation AUC is {auc:.5f}, and target_auc {config.target_auc}"
         if config.patience and since >= config.patience:
-            return f"{config.best_metric} was not better in {since} evaluation(s) (patience)"
+            return f"{config.best_metric} was not better in {_evaluations(since)} (patience)"
         return None
+
+
+def _evaluations(count: int) -> str:
+    return "1 evaluation" if count == 1 else f"{count} evaluations"

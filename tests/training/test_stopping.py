@@ -58,12 +58,12 @@ def test_a_cut_is_said_and_recorded_and_the_run_ends_later():
     assert factors == [1, 1, 0.5]
     assert [type(factor) for factor in factors] == [np.float32] * 3, "else another compilation"
     assert said == [
-        "step 20: auc was not better in 1 evaluation(s); the learning rate is 0.5 of its schedule "
+        "step 20: auc was not better in 1 evaluation; the learning rate is 0.5 of its schedule "
         "from here on",
         "(20, 'learning_rate', {'factor': 0.5})",
     ]
     assert ends(30, {"auc": 0.4})
-    assert ends.reason == "auc was not better in 2 evaluation(s) (patience)"
+    assert ends.reason == "auc was not better in 2 evaluations (patience)"
     assert said[-1] == f"step 30: {ends.reason}; the run ends"
 
 
