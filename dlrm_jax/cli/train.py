@@ -40,7 +40,7 @@ from dlrm_jax.run import Options
 from dlrm_jax.run import run as run_job
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import check_config, make_learner
+from dlrm_jax.training.build import check_config, generated_fingerprint, make_learner
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.retention import Retention
@@ -128,10 +128,16 @@ def evaluated(workdir: Path) -> Config:
     for step in reversed(checkpoints.steps()):  # all have the same config but for what may change
         checkpoint = checkpoints.path(step)
         try:
-            saved = trained_config(checkpoint, read_metadata(checkpoint))
+            metadata = read_metadata(checkpoint)
+            saved = trained_config(checkpoint, metadata)
         except DamagedCheckpointError as error:
             damage = error
             continue
+        if not FLAGS.data and metadata["identity"].get("data") != generated_fingerprint(saved):
+            raise UserError(
+                f"--eval_only: {checkpoint} wasn't trained on what its config generates; give the "
+                f"--data of the training"
+            )
         if FLAGS.model is None:
             check_model(checkpoint, saved, None)
         return overridden_saved(saved, checkpoint, data_decide=bool(FLAGS.data))

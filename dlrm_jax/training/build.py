@@ -6,13 +6,14 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import Batch, TrainBatches
-from dlrm_jax.data.generated.synthetic import generate
+from dlrm_jax.data.generated.synthetic import fingerprint, generate
 from dlrm_jax.device_memory import memory_limit
 from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload, automatic_plan
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -32,7 +33,16 @@ from dlrm_jax.training.tables import Descriptions, describe, schedule
 
 def generate_data(config: Config) -> Dataset:
     """Generated examples for the tables of a config."""
-    return generate(
+    return generate(*_of_generated(config))
+
+
+def generated_fingerprint(config: Config) -> str:
+    """The fingerprint of what `generate_data` makes."""
+    return fingerprint(*_of_generated(config))
+
+
+def _of_generated(config: Config) -> tuple[Any, ...]:
+    return (
         config.table_rows,
         config.table_bag_lengths,
         config.dense_features,

@@ -21,8 +21,10 @@ CHECKPOINT = WORKDIR / "checkpoints" / "00000006"
 TRAIN = pytest.mark.parametrize("program", ["dlrm_jax.cli.train"], indirect=True)
 
 
-def config(program: ModuleType, *given: str, workdir: Path = WORKDIR) -> Config:
-    cli_flags.parse(["train", "--eval_only", f"--workdir={workdir}", *given])
+def config(
+    program: ModuleType, *given: str, workdir: Path = WORKDIR, data: str = "--data=log"
+) -> Config:
+    cli_flags.parse(["train", "--eval_only", data, f"--workdir={workdir}", *given])
     program.check_flags()
     return program.evaluated(workdir)
 
@@ -43,8 +45,8 @@ def test_the_checkpoint_has_the_config(program: ModuleType):
     ("given", "message"),
     [
         (["--embedding_dim=3"], "--embedding_dim: .*00000006 was trained with 4, got 3; leave it"),
-        (["--table_rows=3,4,5"], "--table_rows: .* was trained with .42, 6, 14., got .3, 4, 5.;"),
-        (["--preset=kaggle"], "--preset: .* was trained with .*, and kaggle has .*; leave it out"),
+        (["--top_mlp=2,1"], r"--top_mlp: .* was trained with \(4, 1\), got \(2, 1\);"),
+        (["--preset=kaggle"], "--preset: .* with batch_size 16, and kaggle has 128; leave it out"),
         (["--steps=9"], "--steps has no effect with --eval_only"),
         (["--workdir=none"], "--eval_only: expected the --workdir of a run, there is no none"),
         ([f"--workdir={WORKDIR.parent}"], "--eval_only: there is no checkpoint in .*/checkpoints"),
@@ -57,8 +59,9 @@ def test_what_contradicts_it_is_refused(program: ModuleType, given: list[str], m
 
 
 @TRAIN
-def test_the_data_decide_on_tables(program: ModuleType):
-    assert config(program, "--data=log", "--table_rows=3").table_rows == (3,)
+def test_data_are_asked_for(program: ModuleType):
+    with pytest.raises(UserError, match="00000006 wasn't trained on what its config generates; gi"):
+        config(program, data="--mesh=1x1")
 
 
 @TRAIN
@@ -70,7 +73,7 @@ def test_a_damaged_checkpoint_and_one_that_would_import_code(program: ModuleType
     assert config(program, workdir=tmp_path).embedding_dim == 4
     path = tmp_path / "checkpoints" / "00000006" / "metadata.json"
     path.write_text(re.sub(r'"model": "\w+"', '"model": "mine:Mine"', path.read_text()))
-    with pytest.raises(UserError, match="names mine:Mine as the class .* --model=mine:Mine"):
+    with pytest.raises(UserError, match=r"names mine:Mine as the class .* --model=mine:Mine"):
         config(program, workdir=tmp_path)
     (tmp_path / "checkpoints" / "00000006" / "metadata.json").write_text("{")
     with pytest.raises(UserError, match="00000006 is damaged"):
