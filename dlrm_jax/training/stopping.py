@@ -20,8 +20,8 @@ class Improvement:
     Attributes:
         metric: metric that decides.
         best: best score so far, see `score`; None if no evaluation had one.
-        since_best: evaluations after the best one.
-        since_cut: those of them that came after the last cut.
+        since_best: number of evaluations after the best one.
+        since_cut: number of those after the last cut.
         cuts: number of times that the learning rate was cut.
     """
 

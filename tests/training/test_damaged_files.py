@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.metadata import FORMAT, read_metadata
 from dlrm_jax.training.record import Record
+from dlrm_jax.training.stopping import Improvement
 from dlrm_jax.workspaces import workspace
 
 WHOLE = {
@@ -57,6 +59,17 @@ def test_shapes_that_no_array_has(tmp_path: Path, shape: object):
 def test_the_item_of_an_array_is_text(tmp_path: Path):
     with pytest.raises(DamagedCheckpointError, match="has no arrays"):
         read(tmp_path, WHOLE | {"arrays": {"C1/table": {"item": 5, "shape": [3]}}})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"more": 1}, {"best": "x"}, {"cuts": -1}, {"cuts": 1e9}, {"metric": 3}]
+)
+def test_what_was_noted_of_evaluations(tmp_path: Path, wrong: Any):
+    whole = dataclasses.asdict(Improvement("auc", 0.5, 1, 1, 0))
+    assert read(tmp_path, WHOLE | {"improvement": whole})["improvement"] == whole
+    for changed in (whole | wrong, wrong, "x"):
+        with pytest.raises(DamagedCheckpointError, match="has no improvement"):
+            read(tmp_path, WHOLE | {"improvement": changed})
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[3]", b'{"format": 3', b"[" * 100_000])
