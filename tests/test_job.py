@@ -123,7 +123,7 @@ def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
     longer = dlrm_jax.fit(small(epochs=3), data_set(), make_mesh("2x4"), workdir=tmp_path)
     assert longer.summary["resumed_from"] == 8
     unbroken = dlrm_jax.fit(small(epochs=3), data_set(), "2x4")
-    assert longer.summary["test"] == unbroken.summary["test"]
+    assert longer.summary["test_of_last"] == unbroken.summary["test_of_last"]
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 12
     losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in losses if x["split"] == "train"] == [9, 10, 11, 12]

@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_and_one_that_would_import_code(program: ModuleType
     assert config(program, workdir=tmp_path).embedding_dim == 4
     path = tmp_path / "checkpoints" / "00000006" / "metadata.json"
     path.write_text(re.sub(r'"model": "\w+"', '"model": "mine:Mine"', path.read_text()))
-    with pytest.raises(UserError, match=r"names mine:Mine as the class .* --model=mine:Mine"):
+    with pytest.raises(UserError, match=r"names mine:Mine as the class .* \(--model=mine:Mine\)"):
         config(program, workdir=tmp_path)
     (tmp_path / "checkpoints" / "00000006" / "metadata.json").write_text("{")
     with pytest.raises(UserError, match="00000006 is damaged"):
