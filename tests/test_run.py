@@ -25,9 +25,14 @@ from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_train_step
 
 DATA = Dataset(
-    *(examples(count, seed=seed) for seed, count in enumerate((512, 90, 70))),
-    CONFIG.table_rows, CONFIG.bag_lengths, "drawn", "drawn examples",
-)  # fmt: skip
+    examples(512),
+    examples(90, seed=1),
+    examples(70, seed=2),
+    CONFIG.table_rows,
+    CONFIG.bag_lengths,
+    "drawn",
+    "drawn examples",
+)
 CUT = dataclasses.replace(
     CONFIG,
     table_optimizers=("C1=adam:0.05", "C3=sgd:4"),
