@@ -117,6 +117,18 @@ class Config:
     decay_steps: int = field(
         0, "Steps of quadratic decay; 0 for none; such as 27772.", 0, INT32_MAX
     )
+    plateau_factor: float = field(
+        0.0,
+        "Factor by which the learning rate is cut when best_metric isn't better in "
+        "plateau_patience evaluations; 0 for no cuts; such as 0.5.",
+        0,
+    )
+    plateau_patience: int = field(
+        2,
+        "Evaluations in a row without a better best_metric after which the learning rate is cut; "
+        "such as 3.",
+        1,
+    )
     clip_norm: float = field(
         0.0, "Greatest norm of the gradient of all parameters; 0 for any; such as 1.", 0
     )
@@ -155,6 +167,18 @@ class Config:
     )
     target_auc: float = field(
         0.0, "Validation AUC that ends the run; 0 for none; such as 0.8025.", 0
+    )
+    patience: int = field(
+        0,
+        "Evaluations in a row without a better best_metric that end the run; 0 for none; such as "
+        "5.",
+        0,
+    )
+    validation_examples: int = field(
+        0,
+        "Validation examples, evenly spaced, that evaluations during training use; 0 for all; the "
+        "summary's validation uses all; such as 1000000.",
+        0,
     )
     seed: int = field(0, "Seed of initial values, order and generated data; such as 1.", 0)
 
@@ -209,6 +233,22 @@ class Config:
             raise UserError(
                 f"placements: they have no effect with a plan, which says where every table is, "
                 f"got {','.join(self.placements)} and {self.plan}"
+            )
+        if self.plateau_factor >= 1:
+            raise UserError(
+                f"plateau_factor: expected a number below 1, got {self.plateau_factor}; it "
+                f"multiplies the learning rate"
+            )
+        for name in ("patience", "plateau_factor"):
+            if getattr(self, name) and not self.eval_every:
+                raise UserError(
+                    f"{name}: it counts the evaluations during training, and eval_every=0 has "
+                    f"none; give the steps between them, such as eval_every=1000"
+                )
+        if self.plateau_factor and 0 < self.patience <= self.plateau_patience:
+            raise UserError(
+                f"patience: expected more than plateau_patience = {self.plateau_patience}, got "
+                f"{self.patience}; the run would end before a cut could have an effect"
             )
         if self.top_mlp[-1:] != (1,):
             raise UserError(f"top_mlp: expected it to end in 1, the logit, got {self.top_mlp}")
@@ -269,6 +309,6 @@ FIELD_TYPES = get_type_hints(Config)
 MAY_CHANGE = frozenset(
     ("placements", "plan", "kernels", "evaluation_batch_size", "steps", "epochs", "log_every",
      "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints", "best_metric",
-     "target_auc")
+     "target_auc", "patience")
 )  # fmt: skip
 """The fields that may differ when a run is resumed; all others are part of its identity."""

@@ -58,18 +58,20 @@ class FittedModel:
     Attributes:
         predictor: model, on the mesh of training.
         data: examples of training, validation and test.
-        summary: metrics of each split, steps, speed.
+        summary: metrics of each split, steps, speed, as in ``summary.json``.
+        noted: metadata that a checkpoint of the model has of its evaluations.
     """
 
     predictor: Predictor
     data: Dataset
     summary: dict[str, Any]
+    noted: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line: a notebook shows it behind a cell."""
         return (
             f"FittedModel({self.predictor.config.model}, mesh {self.summary['mesh']}, "
-            f"{self.summary['steps']:,} steps, test AUC {self.summary['test']['auc']:.5f})"
+            f"{int(self.predictor.state.step):,} steps, test AUC {self.summary['test']['auc']:.5f})"
         )
 
     def evaluate(self, split: str | Split = "test") -> dict[str, float | int]:
@@ -125,8 +127,8 @@ class FittedModel:
                 )
             if self.data.directory:
                 vocabularies.keep(self.data.directory, self.data.fingerprint, directory)
-            notes, validation = describe_run(config, learner), self.summary["validation"]
-            checkpoints.save(learner, self.predictor.state, notes, validation)
+            notes = {**describe_run(config, learner), **self.noted}
+            checkpoints.save(learner, self.predictor.state, notes, self.noted.get("validation"))
             return checkpoints.directory / f"{int(self.predictor.state.step):08d}"
 
     def _examples(self, split: str | Split | Examples) -> Split:
@@ -160,6 +162,10 @@ def fit(
         emulate: whether to ask for as many CPU devices as the mesh needs, see `emulate_devices`;
             before JAX is used for the first time.
 
+    Returns:
+        the model of the best checkpoint by validation, which ``summary`` describes. Without a
+        workdir, no checkpoint is kept, and it is the last one.
+
     Raises:
         UserError: config, data and mesh don't fit each other; there are too few devices.
     """
@@ -178,6 +184,11 @@ def fit(
     if not isinstance(mesh, Mesh | str):
         raise UserError(
             f"mesh: expected a jax.sharding.Mesh or a shape such as '2x4', got {mesh!r}"
+        )
+    if config.patience and workdir is None:
+        raise UserError(
+            f"patience: it needs a workdir, where the best checkpoint is kept; without one, the "
+            f"model would be that of the last evaluation, got {config.patience}"
         )
     if emulate and isinstance(mesh, Mesh):
         raise UserError("emulate: a mesh has its devices already; give its shape, such as '2x4'")
@@ -198,7 +209,8 @@ def fit(
     options = Options(workdir=None if workdir is None else Path(workdir))
     outcome = run(config, dataset, learner, options)
     size = config.evaluation_batch_size
-    return FittedModel(Predictor(config, learner, outcome.state, size), dataset, outcome.summary)
+    predictor = Predictor(config, learner, outcome.state, size)
+    return FittedModel(predictor, dataset, outcome.summary, outcome.noted)
 
 
 def _check_set(config: Config) -> None:

@@ -13,9 +13,10 @@ import jax
 
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
@@ -29,6 +30,7 @@ from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import Record, owned, to_json, versions
 from dlrm_jax.training.saved_names import names_there
 from dlrm_jax.training.step import make_predict, make_train_step
+from dlrm_jax.training.stopping import Stopping, evaluations_of
 from dlrm_jax.training.warm_start import noted_start, warm_start
 
 
@@ -64,13 +66,16 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        state: last state, or the one that was evaluated.
+        state: state of the best checkpoint by validation; the last one if no checkpoint was
+            validated or there is no workdir; or the one that was evaluated.
         summary: metrics of each split, steps, speed, as in ``summary.json``, or ``evaluation.json``
             of a run that trains nothing.
+        noted: metadata that a checkpoint of the state has of its evaluations.
     """
 
     state: TrainState
     summary: dict[str, Any]
+    noted: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -111,17 +116,13 @@ def run(
         state, resumed_from = _first_state(config, learner, checkpoints, data, options, say)
         if workdir and data.directory and not options.evaluate_only and not options.watch:
             vocabularies.keep(data.directory, data.fingerprint, workdir)
+        before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
         notes = describe_run(config, learner)
         if not options.evaluate_only:
-            before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
-            names = options.warm_start_names
-            notes["warm_start"] = noted_start(options.warm_start, names, before)
+            notes["warm_start"] = noted_start(options.warm_start, options.warm_start_names, before)
         predict = make_predict(learner)
 
-        def metrics_of(state: TrainState, split: str) -> Metrics:
-            rows = data.splits[split]
-            if split == "train":  # as many as there are to validate: the rest says no more
-                rows = rows[: len(data.validation)]
+        def metrics_of(state: TrainState, rows: Split) -> Metrics:
             return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
 
         def record(step: int, split: str, metrics: Metrics) -> None:
@@ -136,12 +137,13 @@ def run(
             if checkpoints and (due or (not options.watch and checkpoints.improves(validation))):
                 if file:
                     file.flush()
-                known = {**notes, "examples_per_second": speed}
+                known = {**notes, **stopping.noted, "examples_per_second": speed}
                 checkpoints.save(learner, state, known, validation)
             return checkpoints is not None
 
         results: dict[str, Metrics] = {}
-        examples_per_second = None
+        noted: dict[str, Any] = {}
+        of_training: dict[str, Any] = {"steps": int(state.step), "examples_per_second": None}
         file: Record | None = None
         if not options.evaluate_only:
             if workdir:
@@ -157,14 +159,25 @@ def run(
                 jax.process_index(),
                 jax.process_count(),
             )
-            last = _last_step(config, batches, checkpoints, resumed_from)
+            total = config.steps or config.epochs * batches.steps_per_epoch
+            stopping = Stopping(config, total, before, say, file or _no_record)
+            last = resumed_from if resumed_from and stopping.reason else total
             if resumed_from and resumed_from >= last:
+                why = f": {stopping.reason}" if stopping.reason else ""
                 say(
-                    f"the run has {resumed_from} steps of {last} already, and isn't trained further"
+                    f"the run has {resumed_from} steps of {total} already, and isn't trained "
+                    f"further{why}"
                 )
+            sample = evenly_spaced(data.validation, config.validation_examples)
+            if sample is not data.validation:
+                say(
+                    f"validation during training: {len(sample):,} of {len(data.validation):,} "
+                    f"examples, evenly spaced; all at the end"
+                )
+            train_step = make_train_step(learner)
             trained = train(
                 learner,
-                make_train_step(learner),
+                lambda state, batch: train_step(state, batch, stopping.rate_factor),
                 state,
                 batches,
                 last,
@@ -174,42 +187,59 @@ def run(
                     config.checkpoint_every,
                     config.check_copies_every,
                 ),
-                validate=lambda state: metrics_of(state, "validation"),
+                validate=lambda state: metrics_of(state, sample),
                 keep=keep,
                 record=record,
-                target_auc=config.target_auc,
+                is_enough=stopping,
             )
-            state, examples_per_second = trained.state, trained.examples_per_second
-            if checkpoints and resumed_from == int(state.step):  # killed in the final evaluation
-                noted = checkpoints.metadata(int(state.step))
-                examples_per_second = noted.get("examples_per_second")
-            results["validation"] = trained.validation
+            state, speed = trained.state, trained.examples_per_second
+            noted = {"validation": trained.validation, **stopping.noted}
             if options.watch:
-                return Outcome(state, {"steps": int(state.step), **results})
+                return Outcome(state, {"steps": int(state.step), "validation": trained.validation})
+            del trained  # with its state, so that there is room for another one
+            if before and resumed_from == int(state.step):  # killed in the final evaluation
+                speed = before.get("examples_per_second")
+            of_training = {
+                "steps": int(state.step),
+                "examples_per_second": speed,
+                "stopped_early": int(state.step) < total,
+            }
+            if checkpoints and checkpoints.best() not in (None, int(state.step)):
+                results["test_of_last"] = metrics_of(state, data.test)
+                if file:
+                    file(int(state.step), "test_of_last", results["test_of_last"])
+                del state
+                state, step = checkpoints.restore_best(learner)
+                noted = evaluations_of(checkpoints.metadata(step))
+            if sample is data.validation and noted["validation"]:
+                results["validation"] = noted["validation"]
 
         # The test split is read here and nowhere else: it chooses nothing.
         # One after the other in all processes: a set would be in an order of its own in each.
-        for split in data.splits:
-            if split not in results:
-                results[split] = metrics_of(state, split)
+        for name, rows in data.splits.items():
+            if name == "train":  # as many as there are to validate: the rest says no more
+                rows = rows[: len(data.validation)]
+            if name not in results:
+                results[name] = metrics_of(state, rows)
+        if not options.evaluate_only:
+            results.setdefault("test_of_last", results["test"])
         if file:
             file(int(state.step), "test", results["test"])
         summary = {
             "mesh": notes["mesh"],
             "devices": describe_devices(learner.mesh),
             "preset": options.preset,
-            "steps": int(state.step),
             "batch_size": config.batch_size,
+            **of_training,
             **results,
             "teacher_auc": data.teacher_auc and data.teacher_auc["test"],
-            "examples_per_second": examples_per_second,
             "resumed_from": resumed_from,
             "best_step": checkpoints and checkpoints.best(),
         }
         if workdir and is_process_0():
             name = "evaluation.json" if options.evaluate_only else "summary.json"
             write_text(workdir / name, to_json(summary, indent=1))
-        return Outcome(state, summary)
+        return Outcome(state, summary, noted)
 
 
 def kernels_of(learner: Learner) -> dict[str, Any]:
@@ -242,17 +272,6 @@ def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
         "versions": versions(),
         "warm_start": None,
     }
-
-
-def _last_step(
-    config: Config, batches: TrainBatches, checkpoints: Checkpoints | None, resumed_from: int | None
-) -> int:
-    """The total of steps; a run that had reached its target has none left."""
-    if checkpoints and resumed_from and config.target_auc:
-        validation = checkpoints.metadata(resumed_from)["validation"]
-        if validation and validation["auc"] >= config.target_auc:
-            return resumed_from
-    return config.steps or config.epochs * batches.steps_per_epoch
 
 
 def _first_state(

@@ -18,7 +18,14 @@ _RENAMED = {"exchange_dtype": "comm_dtype"}
 
 # Fields that were added to `Config` after the first version of saved configs, in their order, each
 # with the value that means what was done before. It stays when the default changes.
-_ADDED: dict[str, Any] = {"check_copies_every": 0, "features": ()}
+_ADDED: dict[str, Any] = {
+    "check_copies_every": 0,
+    "features": (),
+    "plateau_factor": 0.0,
+    "plateau_patience": 2,
+    "patience": 0,
+    "validation_examples": 0,
+}
 
 VERSION = 1 + len(_ADDED)
 """The version of saved configs, which grows with each field that is added."""

@@ -14,12 +14,13 @@ FIELDS = [field.name for field in dataclasses.fields(Config)]
 AT_LEAST_ONE = [
     "table_rows", "bag_lengths", "embedding_dim", "bottom_mlp", "top_mlp",
     "accumulation_steps", "batch_size", "evaluation_batch_size", "epochs", "keep_checkpoints",
-    "examples", "min_count", "collisions",
+    "examples", "min_count", "collisions", "plateau_patience",
 ]  # fmt: skip
 AT_LEAST_ZERO = [
     "class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "steps",
     "eval_every", "checkpoint_every", "check_copies_every", "target_auc", "seed", "zipf_exponent",
-    "shuffle_window", "dense_features", "compress_above", "temperature",
+    "shuffle_window", "dense_features", "compress_above", "temperature", "patience",
+    "plateau_factor", "validation_examples",
 ]  # fmt: skip
 
 
@@ -99,6 +100,10 @@ def test_what_becomes_an_int32_has_its_limit(name):
         ({"bottom_mlp": (64, 32)}, "embedding_dim = 16, got (64, 32)"),
         ({"top_mlp": (64, 2)}, "expected it to end in 1, the logit, got (64, 2)"),
         ({"batch_size": 10, "accumulation_steps": 4}, "10 is not divisible by accumulation_"),
+        ({"plateau_factor": 1.0}, "expected a number below 1, got 1.0"),
+        ({"plateau_factor": 0.5, "eval_every": 0}, "and eval_every=0 has none"),
+        ({"patience": 3, "eval_every": 0}, "and eval_every=0 has none"),
+        ({"patience": 2, "plateau_factor": 0.5}, "more than plateau_patience = 2, got 2"),
     ],
 )
 def test_contradictions_name_field_and_value(changes, text):

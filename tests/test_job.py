@@ -135,7 +135,7 @@ def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
     longer = dlrm_jax.fit(small(epochs=3), data_set(), make_mesh("2x4"), workdir=tmp_path)
     assert longer.summary["resumed_from"] == 8
     unbroken = dlrm_jax.fit(small(epochs=3), data_set(), "2x4")
-    assert longer.summary["test"] == unbroken.summary["test"]
+    assert longer.summary["test_of_last"] == unbroken.summary["test_of_last"]
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 12
     losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in losses if x["split"] == "train"] == [9, 10, 11, 12]
@@ -226,6 +226,7 @@ def test_generated_data():
          "^compression: mixed_dimensions compresses no table, since the largest has"),
         ({"config": small(frozen_tables=("C2", "C3"), table_optimizers=("C3=sgd",))},
          "^table_optimizers: C3 is one of frozen_tables"),
+        ({"config": small(patience=2, eval_every=5)}, "^patience: it needs a workdir, .* got 2"),
         ({"config": small(target_auc=2.0)}, "^target_auc: expected at most 1, got 2.0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

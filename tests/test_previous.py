@@ -203,6 +203,9 @@ def test_a_field_that_is_newer_means_what_was_done_before(monkeypatch: pytest.Mo
 
 def test_a_config_of_a_later_version_is_refused():
     metadata = read_metadata(FORMAT_3)
-    for later in ({"config_version": 9}, {"config": metadata["config"] | {"new": 1}}):
+    for later in (
+        {"config_version": saved_config.VERSION + 1},
+        {"config": metadata["config"] | {"new": 1}},
+    ):
         with pytest.raises(UserError, match=r"written by a later version .*, which this one lacks"):
             trained_config(FORMAT_3, metadata | later)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from absl import flags
 
 from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers, refuse
-from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.config import FIELD_TYPES, MAY_CHANGE, Config
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
+from dlrm_jax.errors import UserError
 from dlrm_jax.presets import PRESETS
-from dlrm_jax.training.build import check_table_settings
+from dlrm_jax.training.build import OF_DATA, check_table_settings
 from dlrm_jax.training.model import unread
 
 NO_EFFECT = "No effect"
@@ -21,7 +23,8 @@ NO_EFFECT = "No effect"
 OF_WHOLE_RUNS = (
     "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "check_copies_every",
     "keep_checkpoints", "best_metric", "target_auc", "evaluation_batch_size", "examples",
-    "shuffle_window", "min_count",
+    "shuffle_window", "min_count", "patience", "plateau_factor", "plateau_patience",
+    "validation_examples",
 )  # fmt: skip
 """Fields that a program doesn't read if it trains on no data, or for some steps only."""
 
@@ -95,6 +98,42 @@ def overridden(config: Config, beneath: Mapping[str, Any] | None = None) -> Conf
         text = FLAGS[name].help or ""
         if text.startswith(NO_EFFECT):
             refuse([name], text.removeprefix(NO_EFFECT))
+    return dataclasses.replace(config, **(dict(beneath or {}) | _given()))
+
+
+def overridden_saved(saved: Config, checkpoint: Path, data_decide: bool) -> Config:
+    """The config of a checkpoint with the fields replaced that the command line names.
+
+    Placements and plan, which are those of a mesh, aren't taken from the checkpoint.
+
+    Args:
+        saved: config that the checkpoint was trained with.
+        checkpoint: directory of the checkpoint, for messages.
+        data_decide: whether the data decide the fields of `OF_DATA`.
+
+    Raises:
+        UserError: a flag, or the preset if one is given, has another value than the checkpoint,
+            and may not have.
+    """
+    given = _given()
+    fixed = sorted(FIELD_TYPES.keys() - MAY_CHANGE - (OF_DATA if data_decide else set()))
+    of_preset = dataclasses.asdict(PRESETS[FLAGS.preset]) if FLAGS["preset"].present else {}
+    for name in fixed:
+        was = getattr(saved, name)
+        if given.get(name, was) != was:
+            raise UserError(
+                f"--{name}: {checkpoint} was trained with {was}, got {given[name]}; leave it out: "
+                f"the checkpoint has the config"
+            )
+        if name not in given and of_preset.get(name, was) != was:
+            raise UserError(
+                f"--preset: {checkpoint} was trained with {name} {was}, and {FLAGS.preset} has "
+                f"{of_preset[name]}; leave it out: the checkpoint has the config"
+            )
+    return dataclasses.replace(saved, **{"placements": (), "plan": "", **given})
+
+
+def _given() -> dict[str, Any]:
+    """The values of the config's flags on the command line."""
     given = {name: FLAGS[name].value for name in FIELD_TYPES if FLAGS[name].value is not None}
-    as_tuples = {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
-    return dataclasses.replace(config, **(dict(beneath or {}) | as_tuples))
+    return {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}

@@ -19,21 +19,31 @@ from absl import flags
 
 from dlrm_jax.backend import describe_devices, scatters_vary
 from dlrm_jax.cli.config_file import check_file_read, config_of_flags, define_config_file
-from dlrm_jax.cli.config_flags import check_read, define_run_flags
+from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden_saved
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
 from dlrm_jax.cli.start import define_process_flags, start
+from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedCheckpointError, UserError
+from dlrm_jax.inference.predictor import check_model
 from dlrm_jax.job import check_effects, is_new, load_data
 from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options
 from dlrm_jax.run import run as run_job
+from dlrm_jax.saved_config import trained_config
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import check_config, check_shared, make_learner
+from dlrm_jax.training.build import (
+    check_config,
+    check_shared,
+    generated_fingerprint,
+    make_learner,
+)
+from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import METRICS
+from dlrm_jax.training.retention import Retention
 from dlrm_jax.training.saved_names import with_saved_names
 
 define_run_flags(default_preset="small")
@@ -42,7 +52,11 @@ define_process_flags()
 define_data_flag()
 define_workdir("Directory of metrics and checkpoints", "runs/kaggle")
 flags.DEFINE_bool("tensorboard", False, "Also writes the metrics to WORKDIR/tensorboard.")
-flags.DEFINE_bool("eval_only", False, "Evaluates a checkpoint of the workdir without training.")
+flags.DEFINE_bool(
+    "eval_only",
+    False,
+    "Evaluates a checkpoint of the workdir without training; the checkpoint has the config.",
+)
 flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint for --eval_only.")
 flags.DEFINE_string(
     "warm_start",
@@ -64,9 +78,9 @@ _OF_ALL_PROCESSES = (
 
 def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
-    config = config_of_flags()
-    check_flags()
     workdir = chosen_workdir("criteo")
+    check_flags()
+    config = evaluated(workdir) if FLAGS.eval_only else config_of_flags()
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
@@ -96,8 +110,6 @@ def main() -> None:
     status(learner.collection.plan.describe(learner.collection.tables.values()))
     status("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
 
-    if FLAGS.eval_only and not workdir.is_dir():
-        raise UserError(f"--eval_only: expected the --workdir of a run, there is no {workdir}")
     status(f"workdir {workdir}")
     options = Options(
         workdir,
@@ -105,9 +117,38 @@ def main() -> None:
         Path(FLAGS.warm_start) if FLAGS.warm_start else None,
         tuple(FLAGS.warm_start_names),
         FLAGS.checkpoint if FLAGS.eval_only else None,
-        FLAGS.preset,
+        None if FLAGS.eval_only and not FLAGS["preset"].present else FLAGS.preset,
     )
     report(run_job(config, data, learner, options, status).summary, workdir)
+
+
+def evaluated(workdir: Path) -> Config:
+    """The config of a run that is evaluated: that of its checkpoints, with flags that may change.
+
+    Raises:
+        UserError: there is no checkpoint whose metadata can be read, or a flag contradicts it.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"--eval_only: expected the --workdir of a run, there is no {workdir}")
+    checkpoints = Retention(workdir / "checkpoints", keep=1, best_metric="auc")
+    damage = UserError(f"--eval_only: there is no checkpoint in {checkpoints.directory}")
+    for step in reversed(checkpoints.steps()):  # all have the same config but for what may change
+        checkpoint = checkpoints.path(step)
+        try:
+            metadata = read_metadata(checkpoint)
+            saved = trained_config(checkpoint, metadata)
+        except DamagedCheckpointError as error:
+            damage = error
+            continue
+        if not FLAGS.data and metadata["identity"].get("data") != generated_fingerprint(saved):
+            raise UserError(
+                f"--eval_only: {checkpoint} wasn't trained on what its config generates; give the "
+                f"--data of the training"
+            )
+        if FLAGS.model is None:
+            check_model(checkpoint, saved, None)
+        return overridden_saved(saved, checkpoint, data_decide=bool(FLAGS.data))
+    raise damage
 
 
 def check_flags() -> None:
@@ -115,7 +156,7 @@ def check_flags() -> None:
     refuse_unless(FLAGS.eval_only, "--eval_only", "checkpoint")
     if FLAGS.eval_only:
         why = "with --eval_only, which doesn't train"
-        refuse(["tensorboard", "warm_start", "warm_start_names", "steps", "epochs"], why)
+        refuse(["tensorboard", "warm_start", "warm_start_names", "steps", "epochs", "config"], why)
     refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")
@@ -136,9 +177,14 @@ def pieces_by_table(plan: Plan) -> dict[str, Any]:
 
 def report(summary: dict[str, Any], workdir: Path) -> None:
     """Prints the results, and where their files are."""
+    names = {x: x for x in ("train", "validation", "test")}
+    steps, best = summary["steps"], summary["best_step"]
+    if not FLAGS.eval_only and best not in (None, steps):
+        names["test_of_last"] = f"test, step {steps}"
+        status(f"the best checkpoint is {workdir}/checkpoints/{best:08d}; its metrics:")
     rows = [
-        [x, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
-        for x in ("train", "validation", "test")
+        [name, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
+        for x, name in names.items()
     ]
     status(text_table(["", *METRICS, "examples"], rows))
     if summary["teacher_auc"]:

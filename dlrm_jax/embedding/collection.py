@@ -211,7 +211,11 @@ class EmbeddingCollection:
 
     @jax.named_scope("update")
     def apply(
-        self, state: EmbeddingState, gradients: RowGradients, step: ArrayLike
+        self,
+        state: EmbeddingState,
+        gradients: RowGradients,
+        step: ArrayLike,
+        rate_factor: ArrayLike | None = None,
     ) -> EmbeddingState:
         """Updates the touched rows, in place where the state is donated.
 
@@ -219,12 +223,14 @@ class EmbeddingCollection:
             state: tables and their optimizer state.
             gradients: result of `coalesce`.
             step: number of updates done before this one, a scalar integer.
+            rate_factor: factor of the changes of all rows, a scalar, such as one that is smaller
+                after each plateau; None for 1.
 
         Raises:
             UserError: the step isn't one integer of at least 0, the state is that of other tables
                 or another plan, or the optimizer's update has the wrong form.
         """
-        return sharded_ops.apply(self.per_device, state, gradients, step)
+        return sharded_ops.apply(self.per_device, state, gradients, step, rate_factor)
 
     def update(
         self,

@@ -33,6 +33,15 @@ def rate_at(learning_rate: Rate, step: Step) -> float | Float[Array, ""]:
     return learning_rate(step) if callable(learning_rate) else learning_rate  # pyright: ignore
 
 
+def at_rate(optimizer: RowOptimizer, factor: Float[Array, ""] | None) -> RowOptimizer:
+    """An optimizer with native updates, at ``factor`` times its learning rate; None for 1."""
+    if factor is None:
+        return optimizer
+    rate: Rate = optimizer.learning_rate  # pyright: ignore[reportAttributeAccessIssue]
+    changes: Any = {"learning_rate": lambda step: factor * rate_at(rate, step)}
+    return dataclasses.replace(optimizer, **changes)  # pyright: ignore[reportArgumentType]
+
+
 def check_rate(rate: Any) -> None:
     """Checks a learning rate: a schedule, or a number.
 

@@ -14,6 +14,7 @@ from dlrm_jax.embedding import exchange, row_gradients
 from dlrm_jax.embedding.kernel_dispatch import has_native_lookup, has_native_update
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.optimizer import at_rate
 from dlrm_jax.embedding.pooling import pool, weight_sums
 from dlrm_jax.embedding.reshard import slab_spec, slot_ndims
 from dlrm_jax.embedding.rounding import bits_of_rows, round_randomly
@@ -182,13 +183,17 @@ class PerDevice:
         )
 
     def apply(
-        self, state: EmbeddingState, gradients: RowGradients, step: ArrayLike
+        self,
+        state: EmbeddingState,
+        gradients: RowGradients,
+        step: ArrayLike,
+        rate_factor: Float[Array, ""] | None = None,
     ) -> EmbeddingState:
         """Updates the touched rows of this device; see `EmbeddingCollection.apply`."""
         tables, slots = dict(state.tables), dict(state.slots)
         for name, slab in self.trained_slabs.items():
             args = tables[name], slots[name], gradients.blocks[name], checked_step(step)
-            tables[name], slots[name] = self._update(slab, *args)
+            tables[name], slots[name] = self._update(slab, *args, rate_factor)
         return dataclasses.replace(state, tables=tables, slots=slots)
 
     def _update(
@@ -198,10 +203,12 @@ class PerDevice:
         slots: dict[str, Array],
         blocks: Sequence[row_gradients.BlockCotangents],
         step: Array,
+        rate_factor: Array | None,
     ) -> tuple[Array, dict[str, Array]]:
         assert slab.optimizer is not None
         if slab.name in self.native_slabs:
-            return slab.optimizer.native_update(table, slots, blocks, step)
+            optimizer = at_rate(slab.optimizer, rate_factor)
+            return optimizer.native_update(table, slots, blocks, step)
         rows, gradients = row_gradients.expand(blocks)
 
         def mean_of_all_columns(x: Array) -> Array:
@@ -221,6 +228,7 @@ class PerDevice:
             mean_of_all_columns if slab.split == "columns" else mean_of_columns,
             slab.dtype,
             rounded if slab.rounds_randomly else None,
+            rate_factor,
         )
 
     def update(

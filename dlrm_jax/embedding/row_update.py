@@ -47,6 +47,7 @@ def update_rows(
     row_mean: RowMean = mean_of_columns,
     dtype: np.dtype | None = None,
     rounded: Callable[[Float32[Array, "K d"]], Float[Array, "K d"]] | None = None,
+    rate_factor: Float[Array, ""] | None = None,
 ) -> tuple[Shaped[Array, "R d"], Slots]:
     """Applies one update to the named rows, in place where the arrays are donated.
 
@@ -61,6 +62,7 @@ def update_rows(
         row_mean: function that takes the mean over all columns of a row.
         dtype: dtype of the table; None if it is the storage dtype.
         rounded: function that rounds new values to 16 bits; None rounds to the nearest.
+        rate_factor: factor of the changes; None for 1.
     """
     # Row numbers are never negative, so "fill" and "drop" catch every "no row".
     dtype = dtype or table.dtype
@@ -72,6 +74,8 @@ def update_rows(
         for name, slot in slots.items()
     }
     updates, touched = checked_update(optimizer, values, gradients, touched, step, row_mean)
+    if rate_factor is not None:
+        updates *= rate_factor
     slots = {
         name: touched[name] if name in scalars else slot.at[rows].set(touched[name], mode="drop")
         for name, slot in slots.items()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, Float, Int
@@ -99,19 +100,22 @@ def apply(
     state: EmbeddingState,
     gradients: RowGradients,
     step: ArrayLike,
+    rate_factor: ArrayLike | None = None,
 ) -> EmbeddingState:
     """See `EmbeddingCollection.apply`. Frozen tables aren't passed."""
     device.layout.check(state)
     slabs, specs = device.trained_slabs, device.state_specs
     specs = dataclasses.replace(specs, tables={name: specs.tables[name] for name in slabs})
 
-    def run(state: EmbeddingState, blocks: dict[str, Any], step: Array) -> EmbeddingState:
-        return device.apply(state, RowGradients(blocks, gradients.summed), step)
+    def run(
+        state: EmbeddingState, blocks: dict[str, Any], step: Array, rate_factor: Array | None
+    ) -> EmbeddingState:
+        return device.apply(state, RowGradients(blocks, gradients.summed), step, rate_factor)
 
     updated = jax.shard_map(
         run,
         mesh=device.axes.mesh,
-        in_specs=(specs, _row_specs(device), PartitionSpec()),
+        in_specs=(specs, _row_specs(device), PartitionSpec(), PartitionSpec()),
         out_specs=specs,
         # If columns are split, all shards have the same row state, which the check can't know; nor
         # does it know what native updates and optax transforms do.
@@ -123,6 +127,7 @@ def apply(
         EmbeddingState({name: state.tables[name] for name in slabs}, state.slots, specs.layout),
         gradients.blocks,
         checked_step(step),
+        None if rate_factor is None else jnp.asarray(rate_factor),
     )
     tables, slots = state.tables | updated.tables, state.slots | updated.slots
     return dataclasses.replace(state, tables=tables, slots=slots)

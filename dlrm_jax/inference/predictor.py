@@ -177,6 +177,7 @@ def _for_prediction(config: Config, batch_size: int) -> Config:
         table_optimizers=(),
         placements=(),
         plan="",
+        kernels="auto" if config.kernels == "native" else config.kernels,  # here may be none
         accumulation_steps=1,
         batch_size=batch_size,
         evaluation_batch_size=batch_size,

@@ -6,13 +6,14 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import Batch, TrainBatches
-from dlrm_jax.data.generated.synthetic import generate
+from dlrm_jax.data.generated.synthetic import fingerprint, generate
 from dlrm_jax.device_memory import memory_limit
 from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload, automatic_plan
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -33,7 +34,17 @@ from dlrm_jax.training.tables import Descriptions, describe, schedule
 
 def generate_data(config: Config) -> Dataset:
     """Generated examples for the tables of a config."""
-    generated = generate(
+    generated = generate(*_of_generated(config))
+    return dataclasses.replace(generated, columns=config.table_names)
+
+
+def generated_fingerprint(config: Config) -> str:
+    """The fingerprint of what `generate_data` makes."""
+    return fingerprint(*_of_generated(config))
+
+
+def _of_generated(config: Config) -> tuple[Any, ...]:
+    return (
         config.table_rows,
         config.table_bag_lengths,
         config.dense_features,
@@ -42,7 +53,10 @@ def generate_data(config: Config) -> Dataset:
         config.seed,
         config.teacher,
     )
-    return dataclasses.replace(generated, columns=config.table_names)
+
+
+OF_DATA = frozenset(("table_rows", "features", "bag_lengths", "dense_features"))
+"""Fields that the data decide, if they aren't generated."""
 
 
 def for_data(config: Config, data: Dataset) -> Config:

@@ -161,6 +161,26 @@ class Checkpoints:
             f"give another workdir to start anew"
         )
 
+    def restore_best(self, learner: Learner) -> tuple[TrainState, int]:
+        """Reads the best whole checkpoint, or the latest if none was validated.
+
+        Damaged ones are set aside, as by `restore_latest`.
+
+        Returns:
+            The state and its step.
+
+        Raises:
+            UserError: it is of another run or can't be read, see `restore`, or no checkpoint is
+                whole.
+        """
+        while (step := self.best()) is not None:
+            try:
+                return self.restore(learner, step), step
+            except DamagedCheckpointError as error:
+                damaged = {step: error.reason}
+                on_process_0(lambda damaged=damaged: self._there.set_aside(damaged))
+        return self.restore_latest(learner)
+
     def restore(self, learner: Learner, step: int) -> TrainState:
         """Reads the state of a step onto the learner's mesh and plan.
 

@@ -66,7 +66,7 @@ def train(
     validate: Callable[[TrainState], Metrics],
     keep: Callable[[TrainState, Metrics | None, bool, float | None], bool],
     record: Callable[[int, str, Metrics], None],
-    target_auc: float = 0,
+    is_enough: Callable[[int, Metrics], bool] = lambda step, validation: False,
 ) -> Trained:
     """Trains to the given total of steps.
 
@@ -82,7 +82,7 @@ def train(
             is due, and the examples per second so far; it is called if one of the first two is the
             case. It returns whether the state is saved if a checkpoint is due.
         record: function that records the metrics of a step and a split.
-        target_auc: validation AUC at which to stop; 0 for never.
+        is_enough: function that says whether to stop after a step, by its validation metrics.
 
     Raises:
         UserError: a loss isn't finite, or copies of a table differ; the message names the step.
@@ -94,7 +94,7 @@ def train(
     clock = _Clock(batches.batch_size)
     started: collections.deque[tuple[int, jax.Array, jax.Array]] = collections.deque()
     validation: Metrics | None = None
-    reached = saved = False
+    enough = saved = False
     wanted = (batches[step] for step in range(first, steps))
     with (
         deferred() as requested,
@@ -127,8 +127,8 @@ def train(
             if evaluating:
                 validation = validate(state)
                 record(step, "validation", validation)
-                reached = bool(target_auc) and validation["auc"] >= target_auc
-            due = due or reached
+                enough = is_enough(step, validation)
+            due = due or enough
             # Of any process. Read once: a signal that comes later waits for its step.
             stop = agreed(requested())
             if stop or evaluating or due or comparing:
@@ -141,7 +141,7 @@ def train(
                 clock.go_on()
             if stop:
                 raise Interrupted(stop, saved)
-            if reached:
+            if enough:
                 break
         if late := agreed(requested()):  # while the last checkpoint was written
             raise Interrupted(late, saved)

@@ -199,6 +199,17 @@ def _is_shape(value: Any) -> bool:
     )
 
 
+def _is_improvement(value: Any) -> bool:
+    counts = ("since_best", "since_cut", "cuts")
+    return (
+        _has_all(object)(value)
+        and value.keys() == {"metric", "best", *counts}
+        and isinstance(value["metric"], str)
+        and isinstance(value["best"], float | int | None)
+        and all(type(value[x]) is int and 0 <= value[x] < 2**31 for x in counts)
+    )
+
+
 def _are_checksums(value: Any) -> bool:
     if not _has_all(str)(value):
         return False
@@ -219,6 +230,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "step": lambda value: isinstance(value, int),
     "identity": _has_all(object),
     "validation": lambda value: value is None or _has_all(int | float | None)(value),
+    "improvement": lambda value: value is ... or _is_improvement(value),
     "config": lambda value: value in (..., None) or _has_all(object)(value),
     "config_version": lambda value: value is ... or isinstance(value, int),
     "params": _has_all(list),

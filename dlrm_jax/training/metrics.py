@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Shaped
 
@@ -11,6 +15,14 @@ from dlrm_jax.errors import UserError
 METRICS = ("log_loss", "auc", "normalized_entropy", "accuracy", "calibration")
 HIGHER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False, "normalized_entropy": False}
 """The metrics that can choose a model."""
+
+
+def score(metrics: Mapping[str, Any] | None, name: str) -> float | None:
+    """A metric of `HIGHER_IS_BETTER`, negated if less is better; None without a finite one."""
+    value = metrics.get(name) if metrics else None
+    if value is None or not math.isfinite(value):
+        return None
+    return value if HIGHER_IS_BETTER[name] else -value
 
 
 def binary_metrics(

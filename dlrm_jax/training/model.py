@@ -115,6 +115,8 @@ def unread(config: Config) -> dict[str, str]:
         found["stochastic_rounding"] = "without --table_dtype=bfloat16"
     if not config.decay_steps:
         found["decay_start"] = "without --decay_steps"
+    if not config.plateau_factor:
+        found["plateau_patience"] = "without --plateau_factor"
     if config.steps:
         found["epochs"] = "with --steps, which says how many there are"
     reads = model_class(config).reads

@@ -16,6 +16,9 @@ from dlrm_jax.files import locked, write_text
 from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.retention import check_path
 
+_AT_THE_END = ("test", "test_of_last")
+"""Splits whose metrics a run that goes on takes anew."""
+
 
 @contextmanager
 def owned(workdir: Path) -> Iterator[Path]:
@@ -80,7 +83,9 @@ class Record:
             # What a crash of the machine has damaged isn't always text.
             lines = path.read_text(errors="replace").splitlines()
             entries = [entry for line in lines if (entry := _entry(line))]
-            kept = [x for x in entries if x["step"] <= resumed_from and x["split"] != "test"]
+            kept = [
+                x for x in entries if x["step"] <= resumed_from and x["split"] not in _AT_THE_END
+            ]
         write_text(path, "".join(map(_line, kept)))
         if events:
             # Here, since it imports other services' packages where they are installed.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 import os
 import re
 import stat
@@ -19,7 +18,7 @@ from typing import Any
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.files import delete_directory
 from dlrm_jax.training.metadata import files_of_others, read_metadata, status
-from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+from dlrm_jax.training.metrics import score
 from dlrm_jax.workspaces import delete, sweep
 
 _ENTRIES = {"dense", "tables", "metadata"}  # also beginnings of Orbax's temporary names
@@ -80,7 +79,7 @@ class Retention:
 
     def improves(self, validation: Mapping[str, Any] | None) -> bool:
         """Whether these metrics are better than those of all whole checkpoints."""
-        new = self._score(validation)
+        new = score(validation, self.best_metric)
         old = self._scores(self._read()[0]).values()
         return new is not None and all(new > each for each in old)
 
@@ -182,15 +181,8 @@ class Retention:
 
     def _scores(self, whole: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
         """The score of each validated checkpoint, by its step, from the metadata of whole ones."""
-        found = {step: self._score(each["validation"]) for step, each in whole.items()}
-        return {step: score for step, score in found.items() if score is not None}
-
-    def _score(self, validation: Mapping[str, Any] | None) -> float | None:
-        """The metric that decides, negated if less is better; None without a finite one."""
-        value = validation.get(self.best_metric) if validation else None
-        if value is None or not math.isfinite(value):
-            return None
-        return value if HIGHER_IS_BETTER[self.best_metric] else -value
+        found = {s: score(each["validation"], self.best_metric) for s, each in whole.items()}
+        return {step: value for step, value in found.items() if value is not None}
 
 
 def check_path(path: Path) -> None:

@@ -15,7 +15,9 @@ from dlrm_jax.embedding.state import SparseCotangents
 from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Float[Array, ""]]]
+TrainStep = Callable[..., tuple[TrainState, Float[Array, ""]]]
+"""A function of state, batch and, if the learning rate is cut on the way, its factor."""
+
 Predict = Callable[[TrainState, Batch], Float[Array, " B"]]
 
 
@@ -25,10 +27,16 @@ def make_train_step(learner: Learner) -> TrainStep:
     The old state is donated: its tables are updated in place and it must not be used again.
     The loss is that of the batch before the update, averaged with the examples' weights; if these
     sum to zero, the loss and the new state are NaN.
+
+    A third argument, a scalar, multiplies the changes of all rows and dense parameters. For the
+    optimizers that flags name this is a factor of the learning rate. It may differ from step to
+    step without a compilation.
     """
     collection, clip_norm = learner.collection, learner.clip_norm
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
+    def train_step(
+        state: TrainState, batch: Batch, rate_factor: Float[Array, ""] | None = None
+    ) -> tuple[TrainState, Float[Array, ""]]:
         total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch)
         rows = collection.coalesce(sparse_cotangents, sum_duplicates=bool(clip_norm))
         factor = 1 / total
@@ -43,8 +51,10 @@ def make_train_step(learner: Learner) -> TrainStep:
             updates, optimizer = learner.dense_optimizer.update(
                 grads, state.optimizer, state.params
             )
+            if rate_factor is not None:  # as `optax.contrib.reduce_on_plateau` does it
+                updates = jax.tree.map(lambda u: (u * rate_factor).astype(u.dtype), updates)
             params = optax.apply_updates(state.params, updates)
-        embedding = collection.apply(state.embedding, rows, state.step)
+        embedding = collection.apply(state.embedding, rows, state.step, rate_factor)
         state = TrainState(state.step + 1, params, optimizer, embedding, model_state)
         return state, loss / total
 

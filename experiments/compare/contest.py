@@ -31,7 +31,8 @@ _NO_EFFECT = {
     ),
     **dict.fromkeys(
         ("log_every", "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints",
-         "best_metric", "target_auc"),
+         "best_metric", "target_auc", "patience", "plateau_factor", "plateau_patience",
+         "validation_examples"),
         "--evaluations decides",
     ),
 }  # fmt: skip

@@ -102,6 +102,31 @@ def test_a_killed_process_ends_the_others_and_one_goes_on(
     assert_like(unbroken, tmp_path)
 
 
+@pytest.mark.thorough
+def test_killed_processes_stop_early_and_cut_the_rate_as_one_does(tmp_path: Path):
+    stopping = ("--eval_every=2", "--plateau_factor=0.5", "--plateau_patience=1", "--patience=3")
+    # So high a rate that evaluations soon get worse.
+    flags = (*SMALL, *stopping, "--learning_rate=1", "--steps=200", "--checkpoint_every=3")
+    alone, killed = (f"--workdir={tmp_path / name}" for name in ("alone", "killed"))
+    succeed("--mesh=2x4", *flags, alone)
+    with until_it_saves(tmp_path / "killed", "--mesh=2x4", "--processes=2", *flags, killed) as one:
+        os.kill(processes_of(one)[1], signal.SIGKILL)
+        one.end()
+    succeed("--mesh=2x4", "--processes=2", *flags, killed)
+    expected, found = summary(tmp_path / "alone"), summary(tmp_path / "killed")
+    assert found["stopped_early"]
+    assert found["resumed_from"]
+    for name in ("steps", "best_step"):
+        assert found[name] == expected[name]
+    assert_like(tmp_path / "alone", tmp_path / "killed")
+    assert cuts(tmp_path / "killed") == cuts(tmp_path / "alone") != []
+
+
+def cuts(workdir: Path) -> list[str]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [line for line in lines if "learning_rate" in line]
+
+
 def test_a_signal_to_the_launcher_saves(tmp_path: Path):
     flags = (*TWO, "--steps=1000000", "--checkpoint_every=0", f"--workdir={tmp_path}")
     metrics = tmp_path / "metrics.jsonl"

@@ -34,12 +34,10 @@ def test_a_module_may_use_jax_as_it_is_imported(tmp_path: Path):
         "ONES = jnp.ones(3)\n"
         "class Mine(DLRM): ...\n"
     )
-    flags = ("--mesh=1x2", *SMALL, "--model=of_arrays:Mine", "--eval_only", "--workdir=none")
+    flags = ("--mesh=1x2", *SMALL, "--model=of_arrays:Mine", "--workdir=of_arrays.py")
     result = run(*flags, cwd=tmp_path)
     # Everything before is done, the learner on two devices included.
-    assert (
-        result.stderr == "error: --eval_only: expected the --workdir of a run, there is no none\n"
-    )
+    assert result.stderr.startswith("error: workdir of_arrays.py: expected a directory, got a file")
 
 
 def test_tables_on_disk_are_logical(unbroken: Path):
@@ -70,12 +68,14 @@ def test_best_checkpoint_and_target(tmp_path: Path):
     validation = {x["step"]: x["auc"] for x in lines if x["split"] == "validation"}
     best = max(validation, key=lambda step: validation[step])
     assert summary(tmp_path)["best_step"] == best
+    assert summary(tmp_path)["validation"]["auc"] == validation[best]
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {best, 40}
     files = [tmp_path / name for name in ("metrics.jsonl", "summary.json")]
     before = [path.read_text() for path in files]
-    evaluated = (flag for flag in flags if not flag.startswith("--steps="))
-    succeed("--mesh=1x1", *evaluated, "--eval_only", "--checkpoint=best", f"--workdir={tmp_path}")
+    placed = next(flag for flag in flags if flag.startswith("--placements="))
+    said = succeed("--eval_only", "--checkpoint=best", placed, f"--workdir={tmp_path}")
+    assert f"restoring step {best} from" in said
     assert [path.read_text() for path in files] == before
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["validation"]["auc"] == validation[best]

@@ -33,6 +33,7 @@ def refused(*given: str) -> str:
     [
         ("--steps=5 --epochs=2", "--epochs has no effect with --steps, which says how many .*"),
         ("--decay_start=5", "--decay_start has no effect without --decay_steps"),
+        ("--plateau_patience=5", "--plateau_patience has no effect without --plateau_factor"),
         ("--nostochastic_rounding", "--stochastic_rounding has no effect without --table_dtype.*"),
         ("--compression=mixed_dimensions --compress_above=50000",
          "compression: mixed_dimensions compresses no table, .* largest has 50,000 rows .*"),

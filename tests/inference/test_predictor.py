@@ -16,7 +16,7 @@ from saved_run import CONFIG, examples, train_and_save
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.inference.predictor import Predictor, _for_prediction
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.evaluation import predictions
@@ -154,3 +154,8 @@ def test_every_field_comes_back():
     config = Config(frozen_tables=("C1",), class_weights=(0.5, 2.0), eps=1e-9)
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
     assert trained_config(Path("x"), {"config": fields}) == config
+
+
+def test_kernels_of_training_needn_t_be_built_here():
+    for kernels, expected in (("native", "auto"), ("auto", "auto"), ("jax", "jax")):
+        assert _for_prediction(dataclasses.replace(CONFIG, kernels=kernels), 8).kernels == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.metadata import FORMAT, read_metadata
 from dlrm_jax.training.record import Record
+from dlrm_jax.training.stopping import Improvement
 from dlrm_jax.workspaces import workspace
 
 WHOLE = {
@@ -67,6 +69,17 @@ def test_a_warm_start_that_is_no_note_of_one(tmp_path: Path, noted: object):
         assert read(tmp_path, WHOLE | {"warm_start": good})["warm_start"] == good
     with pytest.raises(DamagedCheckpointError, match="has no warm_start"):
         read(tmp_path, WHOLE | {"warm_start": noted})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"more": 1}, {"best": "x"}, {"cuts": -1}, {"cuts": 1e9}, {"metric": 3}]
+)
+def test_what_was_noted_of_evaluations(tmp_path: Path, wrong: Any):
+    whole = dataclasses.asdict(Improvement("auc", 0.5, 1, 1, 0))
+    assert read(tmp_path, WHOLE | {"improvement": whole})["improvement"] == whole
+    for changed in (whole | wrong, wrong, "x"):
+        with pytest.raises(DamagedCheckpointError, match="has no improvement"):
+            read(tmp_path, WHOLE | {"improvement": changed})
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[3]", b'{"format": 3', b"[" * 100_000])

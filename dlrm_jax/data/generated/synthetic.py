@@ -49,7 +49,6 @@ def generate(
     Raises:
         UserError: an argument is out of its range.
     """
-    # The fingerprint is the same for NumPy's integers.
     table_rows, bag_lengths = tuple(map(int, table_rows)), tuple(map(int, bag_lengths))
     dense_features, examples, seed = int(dense_features), int(examples), int(seed)
     if not table_rows or len(table_rows) != len(bag_lengths):
@@ -77,21 +76,35 @@ def generate(
         "test": slice(validation_end, examples),
     }
     splits = {name: Split((Examples(dense[s], ids[s], labels[s]),)) for name, s in bounds.items()}
-    options = (
-        table_rows, bag_lengths, dense_features, examples, float(zipf_exponent), seed, labels_from
-    )  # fmt: skip
     return Dataset(
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
         table_rows=table_rows,
         bag_lengths=bag_lengths,
-        fingerprint=hashlib.blake2b(
-            repr(("synthetic", GENERATOR_VERSION, *options)).encode(), digest_size=16
-        ).hexdigest(),
+        fingerprint=fingerprint(
+            table_rows, bag_lengths, dense_features, examples, zipf_exponent, seed, labels_from
+        ),
         source=(
             f"{examples:,} generated examples, {len(table_rows)} tables with "
             f"{sum(table_rows):,} rows, Zipf exponent {zipf_exponent:g}, seed {seed}"
         ),
         teacher_auc={name: auc(logits[s], labels[s]) for name, s in bounds.items()},
     )
+
+
+def fingerprint(
+    table_rows: Sequence[int],
+    bag_lengths: Sequence[int],
+    dense_features: int,
+    examples: int,
+    zipf_exponent: float,
+    seed: int,
+    labels_from: TeacherKind = "pairs",
+) -> str:
+    """The fingerprint of what `generate` makes of the same arguments."""
+    # The same for NumPy's integers.
+    rows, lengths = tuple(map(int, table_rows)), tuple(map(int, bag_lengths))
+    numbers = (int(dense_features), int(examples), float(zipf_exponent), int(seed))
+    options = ("synthetic", GENERATOR_VERSION, rows, lengths, *numbers, labels_from)
+    return hashlib.blake2b(repr(options).encode(), digest_size=16).hexdigest()

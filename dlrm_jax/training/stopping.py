@@ -1,0 +1,139 @@
+"""Validation decides: whether the run ends early, and whether the learning rate is cut."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dlrm_jax.config import Config
+from dlrm_jax.processes import on_process_0
+from dlrm_jax.training.metrics import score
+
+
+@dataclasses.dataclass(frozen=True)
+class Improvement:
+    """What the evaluations so far have shown, as a checkpoint notes it.
+
+    Attributes:
+        metric: metric that decides.
+        best: best score so far, see `score`; None if no evaluation had one.
+        since_best: number of evaluations after the best one.
+        since_cut: number of those after the last cut.
+        cuts: number of times that the learning rate was cut.
+    """
+
+    metric: str
+    best: float | None = None
+    since_best: int = 0
+    since_cut: int = 0
+    cuts: int = 0
+
+    def after(self, validation: Mapping[str, Any], plateau_patience: int) -> Improvement:
+        """What it is after one more evaluation.
+
+        Args:
+            validation: metrics of the evaluation.
+            plateau_patience: evaluations without a better one after which the learning rate is cut;
+                0 for no cuts.
+        """
+        new = score(validation, self.metric)
+        if new is not None and (self.best is None or new > self.best):
+            return dataclasses.replace(self, best=new, since_best=0, since_cut=0)
+        waited = dataclasses.replace(
+            self, since_best=self.since_best + 1, since_cut=self.since_cut + 1
+        )
+        if not plateau_patience or waited.since_cut < plateau_patience:
+            return waited
+        return dataclasses.replace(waited, since_cut=0, cuts=self.cuts + 1)
+
+
+def evaluations_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint notes of its evaluations."""
+    return {x: metadata[x] for x in ("validation", "improvement") if x in metadata}
+
+
+class Stopping:
+    """Ends a run and cuts its learning rate, by its evaluations.
+
+    Only those that come every ``eval_every`` steps count, not the one after the last step: a run
+    that goes on later then has the numbers of one that had all steps from the start.
+
+    Args:
+        config: config of the run.
+        total: number of steps of the run.
+        noted: metadata of the checkpoint that the run resumes from; None for a new run.
+        say: function that shows a line of text to the user.
+        record: function that records the metrics of a step and a split.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        total: int,
+        noted: Mapping[str, Any] | None,
+        say: Callable[[str], None],
+        record: Callable[[int, str, Mapping[str, Any]], None],
+    ):
+        self._config, self._say, self._record = config, say, record
+        # Checkpoints of earlier versions noted none.
+        earlier: dict[str, Any] = (noted or {}).get("improvement") or {"metric": config.best_metric}
+        self.improvement = Improvement(**earlier)
+        if self.improvement.metric != config.best_metric:  # its scores can't be compared
+            self.improvement = Improvement(config.best_metric, cuts=self.improvement.cuts)
+        self.reason = self._reason(noted["validation"]) if noted else None
+        """Why the run has ended; None while it goes on."""
+        cutting = config.plateau_patience if config.plateau_factor else 0
+        for name, needed in (("patience", config.patience), ("plateau_patience", cutting)):
+            if needed and (needed + 1) * config.eval_every >= total:
+                say(
+                    f"warning: {name}={needed} has no effect in {total} steps with an evaluation "
+                    f"every {config.eval_every}; make eval_every smaller"
+                )
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What a checkpoint notes."""
+        return {"improvement": dataclasses.asdict(self.improvement)}
+
+    @property
+    def rate_factor(self) -> np.float32 | None:
+        """Factor of the learning rate now; None if it is never cut."""
+        factor = self._config.plateau_factor
+        return np.float32(factor**self.improvement.cuts) if factor else None
+
+    def __call__(self, step: int, validation: Mapping[str, Any]) -> bool:
+        """Whether the run ends after this evaluation; sets `improvement` and `reason`."""
+        config, before = self._config, self.improvement
+        if config.eval_every and step % config.eval_every == 0:
+            patience = config.plateau_patience if config.plateau_factor else 0
+            # Of process 0: the last digit of a metric may differ between machines.
+            after = on_process_0(lambda: dataclasses.asdict(before.after(validation, patience)))
+            self.improvement = Improvement(**after)
+        if self.improvement.cuts > before.cuts:
+            factor = config.plateau_factor**self.improvement.cuts
+            self._say(
+                f"step {step}: {config.best_metric} was not better in "
+                f"{_evaluations(config.plateau_patience)}; the learning rate is {factor:g} of its "
+                f"schedule from here on"
+            )
+            self._record(step, "learning_rate", {"factor": factor})
+        self.reason = on_process_0(lambda: self._reason(validation))
+        if self.reason:
+            self._say(f"step {step}: {self.reason}; the run ends")
+        return self.reason is not None
+
+    def _reason(self, validation: Mapping[str, Any] | None) -> str | None:
+        config, since = self._config, self.improvement.since_best
+        auc = score(validation, "auc")
+        if config.target_auc and auc is not None and auc >= config.target_auc:
+            return f"the validation AUC is {auc:.5f}, and target_auc {config.target_auc}"
+        if config.patience and since >= config.patience:
+            return f"{config.best_metric} was not better in {_evaluations(since)} (patience)"
+        return None
+
+
+def _evaluations(count: int) -> str:
+    return "1 evaluation" if count == 1 else f"{count} evaluations"

@@ -1,0 +1,175 @@
+"""Which model a run gives, when it ends, and what it goes on with; its evaluations are scripted."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from main_job import arrays
+from saved_run import CONFIG, examples
+
+import dlrm_jax.run as module
+from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.run import Options, Outcome
+from dlrm_jax.training import checkpoint, serialization
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.step import make_train_step
+
+DATA = Dataset(
+    examples(512),
+    examples(90, seed=1),
+    examples(70, seed=2),
+    CONFIG.table_rows,
+    CONFIG.bag_lengths,
+    "drawn",
+    "drawn examples",
+)
+CUT = dataclasses.replace(
+    CONFIG,
+    table_optimizers=("C1=adam:0.05", "C3=sgd:4"),
+    log_every=1,
+    eval_every=1,
+    checkpoint_every=3,
+    keep_checkpoints=9,
+    check_copies_every=0,
+    plateau_factor=0.5,
+    plateau_patience=1,
+    patience=3,
+    steps=8,
+)
+
+
+class Script:
+    """Evaluations whose AUC is a function of the step, and what was evaluated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, aucs: Mapping[int, float]):
+        self.aucs, self.evaluated, self.factors = aucs, [], []
+        self.said: list[str] = []
+        self._learner, self._step = trained()
+        monkeypatch.setattr(module, "evaluate", self.evaluate)
+        for each in (checkpoint, serialization):  # so small a model has none to release
+            monkeypatch.setattr(each, "release_memory", lambda: None)
+        monkeypatch.setattr(module, "make_train_step", lambda learner: self.step)
+
+    def step(self, state: Any, batch: Any, factor: Any) -> Any:
+        self.factors.append(float(factor))
+        return self._step(state, batch, factor)
+
+    def evaluate(self, learner: Any, predict: Any, state: Any, rows: Split, size: int) -> Any:
+        step = int(state.step)
+        splits = {id(split): name for name, split in DATA.splits.items()}
+        name = splits.get(id(rows), f"some {len(rows)}")
+        self.evaluated.append((name, step))
+        return {"auc": self.aucs[step] + (name == "test"), "examples": len(rows)}
+
+    def run(self, workdir: Path | None, **changes: Any) -> Outcome:
+        self.evaluated, self.factors, self.said = [], [], []
+        config, options = dataclasses.replace(CUT, **changes), Options(workdir)
+        return module.run(config, DATA, self._learner, options, self.said.append)
+
+
+@functools.cache
+def trained() -> tuple[Learner, Any]:
+    """What all runs share, so that one step is compiled."""
+    learner = make_learner(CUT, make_mesh("1x2"))
+    return learner, make_train_step(learner)
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+AUCS = {1: 0.5, 2: 0.6, 3: 0.5, 4: 0.4, 5: 0.3, 6: 0.5, 7: 0.5, 8: 0.5}
+
+
+def test_the_best_model_is_given_and_a_killed_run_goes_on_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = Script(monkeypatch, AUCS)
+    workdir, killed = tmp_path / "unbroken", tmp_path / "killed"
+    outcome = script.run(workdir)
+    assert script.factors == [1, 1, 1, 0.5, 0.25], "the learning rate is cut after steps 3 and 4"
+    assert script.evaluated == [
+        *(("validation", step) for step in range(1, 6)), ("test", 5), ("some 90", 2), ("test", 2)
+    ]  # fmt: skip
+    written = json.loads((workdir / "summary.json").read_text())
+    assert (written["steps"], written["best_step"], written["stopped_early"]) == (5, 2, True)
+    assert (written["test"]["auc"], written["test_of_last"]["auc"]) == (1.6, 1.3)
+    assert written["validation"]["auc"] == 0.6
+    assert int(outcome.state.step) == 2
+    assert outcome.noted["improvement"]["best"] == 0.6
+    of_test = [(x["split"], x["step"]) for x in lines(workdir) if x["split"].startswith("test")]
+    assert of_test == [("test_of_last", 5), ("test", 2)]
+
+    shutil.copytree(workdir, killed)
+    shutil.rmtree(killed / "checkpoints" / "00000005")
+    script.run(killed)
+    assert script.factors == [0.5, 0.25]
+    again = json.loads((killed / "summary.json").read_text())
+    of_this_run = {"resumed_from", "examples_per_second"}
+    assert {x: y for x, y in again.items() if x not in of_this_run} == {
+        x: y for x, y in written.items() if x not in of_this_run
+    }
+    assert lines(killed) == lines(workdir)
+    expected, found = arrays(workdir, 5), arrays(killed, 5)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+    # It has ended, until it gets more patience.
+    script.run(killed)
+    assert script.factors == []
+    assert script.said[-1].endswith(
+        "has 5 steps of 8 already, and isn't trained further: auc was not better in 3 "
+        "evaluations (patience)"
+    )
+    assert json.loads((killed / "summary.json").read_text())["stopped_early"]
+    # A best checkpoint that is damaged is set aside, and the next one is the best.
+    table = max((killed / "checkpoints/00000002/tables").rglob("*"), key=lambda x: x.stat().st_size)
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 1
+    table.write_bytes(content)
+    outcome = script.run(killed, patience=9)
+    assert len(script.factors) == 3
+    assert (outcome.summary["best_step"], outcome.summary["stopped_early"]) == (1, False)
+    assert (killed / "checkpoints" / "00000002.damaged").exists()
+
+
+def test_a_run_whose_last_model_is_the_best_is_evaluated_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = Script(monkeypatch, {1: 0.5, 2: 0.6})
+    summary = script.run(tmp_path / "w", steps=2).summary
+    assert (summary["steps"], summary["best_step"], summary["stopped_early"]) == (2, 2, False)
+    assert summary["test"] == summary["test_of_last"]
+    assert script.evaluated[1:] == [("validation", 2), ("some 90", 2), ("test", 2)]
+    of_test = [x["split"] for x in lines(tmp_path / "w") if x["split"].startswith("test")]
+    assert of_test == ["test"]
+
+
+def test_without_files_the_last_model_is_given(monkeypatch: pytest.MonkeyPatch):
+    script = Script(monkeypatch, {1: 0.6, 2: 0.5})
+    outcome = script.run(None, steps=2)
+    assert (outcome.summary["best_step"], int(outcome.state.step)) == (None, 2)
+    assert outcome.summary["test"]["auc"] == outcome.summary["test_of_last"]["auc"] == 1.5
+
+
+def test_a_sample_of_a_large_validation_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = Script(monkeypatch, {1: 0.6, 2: 0.5})
+    outcome = script.run(tmp_path, steps=2, validation_examples=10)
+    assert "validation during training: 10 of 90 examples, evenly spaced; all at the end" in (
+        script.said
+    )
+    assert script.evaluated == [
+        ("some 10", 1), ("some 10", 2), ("test", 2), ("some 90", 1), ("validation", 1), ("test", 1)
+    ]  # fmt: skip
+    assert outcome.summary["validation"]["examples"] == 90
+    assert outcome.noted["validation"]["examples"] == 10, "to compare with, if the run goes on"
