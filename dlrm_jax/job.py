@@ -56,7 +56,7 @@ class FittedModel:
     Attributes:
         predictor: model, on the mesh of training.
         data: examples of training, validation and test.
-        summary: metrics of each split, steps, speed.
+        summary: metrics of each split that has examples, steps, speed.
     """
 
     predictor: Predictor
@@ -65,9 +65,10 @@ class FittedModel:
 
     def __repr__(self) -> str:
         """One line: a notebook shows it behind a cell."""
+        test = f", test AUC {self.summary['test']['auc']:.5f}" if "test" in self.summary else ""
         return (
             f"FittedModel({self.predictor.config.model}, mesh {self.summary['mesh']}, "
-            f"{self.summary['steps']:,} steps, test AUC {self.summary['test']['auc']:.5f})"
+            f"{self.summary['steps']:,} steps{test})"
         )
 
     def evaluate(self, split: str | Split = "test") -> dict[str, float | int]:
@@ -123,7 +124,7 @@ class FittedModel:
                 )
             if self.data.directory:
                 vocabularies.keep(self.data.directory, self.data.fingerprint, directory)
-            notes, validation = describe_run(config, learner), self.summary["validation"]
+            notes, validation = describe_run(config, learner), self.summary.get("validation")
             checkpoints.save(learner, self.predictor.state, notes, validation)
             return checkpoints.directory / f"{int(self.predictor.state.step):08d}"
 
@@ -240,8 +241,13 @@ def check_effects(config: Config, source: Source) -> None:
         )
 
 
-def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
+def load_data(config: Config, source: Source, split: str = "") -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs.
+
+    Args:
+        config: config of the run.
+        source: where the data come from.
+        split: rule of the split of a raw file, see `load_dataset`.
 
     Raises:
         UserError: the data can't be read, or hold an id that its table doesn't have, a label other
@@ -249,7 +255,7 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
     """
     if source is None:
         return config, generate_data(config)
-    data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
+    data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, split)
     soft = config.loss == "mse"
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges)
@@ -258,8 +264,8 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
     return for_data(config, data), data
 
 
-def _read(path: Path, min_count: int) -> Dataset:
+def _read(path: Path, min_count: int, split: str) -> Dataset:
     if path.is_dir():
         # All ids of a directory may have to be read: by one process for all of them.
         return load_directory(path, on_process_0(lambda: load_directory(path).id_ranges))
-    return load_dataset(path, cache_directory() / "criteo", min_count)
+    return load_dataset(path, cache_directory() / "criteo", min_count, split)

@@ -30,6 +30,9 @@ from dlrm_jax.training.record import Record, owned, to_json, versions
 from dlrm_jax.training.step import make_predict, make_train_step
 from dlrm_jax.training.warm_start import noted_start, warm_start
 
+_TRAIN_EXAMPLES = 1 << 16
+"""Training examples that are evaluated if there are none for validation."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -85,12 +88,12 @@ def run(
         say: function that shows a line of text to the user.
 
     Raises:
-        UserError: a split is empty; see also `train`, `Checkpoints` and `warm_start`.
+        UserError: see `check_splits`, `train`, `Checkpoints` and `warm_start`.
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
-    for name, split in data.splits.items():
-        if not len(split):
-            raise UserError(f"{name}: expected at least one example, got none")
+    absent = check_splits(config, data)
+    if absent:
+        say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     check_same(
         kernels_of(learner),
         "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
@@ -116,7 +119,7 @@ def run(
         def metrics_of(state: TrainState, split: str) -> Metrics:
             rows = data.splits[split]
             if split == "train":  # as many as there are to validate: the rest says no more
-                rows = rows[: len(data.validation)]
+                rows = rows[: len(data.validation) or _TRAIN_EXAMPLES]
             return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
 
         def keep(
@@ -163,7 +166,9 @@ def run(
                     config.checkpoint_every,
                     config.check_copies_every,
                 ),
-                validate=lambda state: metrics_of(state, "validation"),
+                validate=None
+                if "validation" in absent
+                else lambda state: metrics_of(state, "validation"),
                 keep=keep,
                 record=file or _no_record,
                 target_auc=config.target_auc,
@@ -172,14 +177,15 @@ def run(
             if checkpoints and resumed_from == int(state.step):  # killed in the final evaluation
                 noted = checkpoints.metadata(int(state.step))
                 examples_per_second = noted.get("examples_per_second")
-            results["validation"] = trained.validation
+            if trained.validation is not None:
+                results["validation"] = trained.validation
 
         # The test split is read here and nowhere else: it chooses nothing.
         # One after the other in all processes: a set would be in an order of its own in each.
         for split in data.splits:
-            if split not in results:
+            if split not in results and split not in absent:
                 results[split] = metrics_of(state, split)
-        if file:
+        if file and "test" in results:
             file(int(state.step), "test", results["test"])
         summary = {
             "mesh": notes["mesh"],
@@ -197,6 +203,23 @@ def run(
             name = "evaluation.json" if options.evaluate_only else "summary.json"
             write_text(workdir / name, to_json(summary, indent=1))
         return Outcome(state, summary)
+
+
+def check_splits(config: Config, data: Dataset) -> list[str]:
+    """The splits without examples: validation, test, both or neither.
+
+    Raises:
+        UserError: there are none for training, or the config needs those for validation.
+    """
+    absent = [name for name, split in data.splits.items() if not len(split)]
+    if "train" in absent:
+        raise UserError("train: expected at least one example, got none")
+    if "validation" in absent and config.target_auc:
+        raise UserError(
+            f"target_auc: expected 0 for data without examples for validation, got "
+            f"{config.target_auc}"
+        )
+    return absent
 
 
 def kernels_of(learner: Learner) -> dict[str, Any]:

@@ -132,6 +132,7 @@ def report(summary: dict[str, Any], workdir: Path) -> None:
     rows = [
         [x, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
         for x in ("train", "validation", "test")
+        if x in summary
     ]
     status(text_table(["", *METRICS, "examples"], rows))
     if summary["teacher_auc"]:

@@ -100,6 +100,12 @@ def compare(
 ) -> None:
     """Runs the missing trials, prints the table, and writes the page and all numbers."""
     print(task.data.source)
+    for name, split in task.data.splits.items():
+        if not len(split):
+            raise UserError(
+                f"data: expected examples for {name}, got none; a comparison chooses by validation "
+                f"and reports test"
+            )
     for each in contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)
     study = Study(config, task, mesh, FLAGS.evaluations, directory / "trials")
