@@ -241,13 +241,13 @@ def check_effects(config: Config, source: Source) -> None:
         )
 
 
-def load_data(config: Config, source: Source, split: str = "") -> tuple[Config, Dataset]:
+def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs.
 
     Args:
         config: config of the run.
         source: where the data come from.
-        split: rule of the split of a raw file, see `load_dataset`.
+        rule: rule of the split of a raw file, see `load_dataset`.
 
     Raises:
         UserError: the data can't be read, or hold an id that its table doesn't have, a label other
@@ -255,7 +255,7 @@ def load_data(config: Config, source: Source, split: str = "") -> tuple[Config, 
     """
     if source is None:
         return config, generate_data(config)
-    data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, split)
+    data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
     soft = config.loss == "mse"
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges)
@@ -264,8 +264,8 @@ def load_data(config: Config, source: Source, split: str = "") -> tuple[Config, 
     return for_data(config, data), data
 
 
-def _read(path: Path, min_count: int, split: str) -> Dataset:
+def _read(path: Path, min_count: int, rule: str) -> Dataset:
     if path.is_dir():
         # All ids of a directory may have to be read: by one process for all of them.
         return load_directory(path, on_process_0(lambda: load_directory(path).id_ranges))
-    return load_dataset(path, cache_directory() / "criteo", min_count, split)
+    return load_dataset(path, cache_directory() / "criteo", min_count, rule)

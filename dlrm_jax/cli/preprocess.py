@@ -26,13 +26,13 @@ from dlrm_jax.cli.flags import (
     refuse_unless,
     require,
 )
+from dlrm_jax.cli.split_table import split_rule, split_table
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
-from dlrm_jax.data.preprocessing.split_rule import PARTS, parse_rule
-from dlrm_jax.data.preprocessing.splits import rows_of
+from dlrm_jax.data.preprocessing.split_rule import parse_rule
 from dlrm_jax.errors import UserError
 from dlrm_jax.text_table import text_table
 
@@ -134,27 +134,6 @@ def check_flags() -> None:
     refuse_unless(FLAGS.drop_negatives or is_random, "--drop_negatives or a random split", "seed")
 
 
-def rule_of(metadata: Metadata) -> str:
-    """The rule of the split, with its seed if it has one."""
-    options = metadata.made_from["options"]
-    rule = Options.from_json(options).rule
-    if options.get("held_out"):
-        return "files"
-    return f"{rule}, seed {options['seed']}" if rule.is_random else str(rule)
-
-
-def split_table(metadata: Metadata) -> str:
-    """A table of what is held out: rows, share and times of each split."""
-    header = ["split", "rows", "share"] + ["from", "to"] * bool(metadata.times)
-    rows = []
-    for name in PARTS:
-        count = rows_of(metadata.splits, name)
-        share = f"{100 * count / sum(metadata.days):.1f}%"
-        times = metadata.times.get(name, ["", ""]) if metadata.times else []
-        rows.append([name, f"{count:,}", share, *times])
-    return text_table(header, rows)
-
-
 def summarize(metadata: Metadata) -> None:
     """Prints tables and counts."""
     rows = [*zip(metadata.columns, metadata.table_rows, strict=True)]
@@ -162,8 +141,8 @@ def summarize(metadata: Metadata) -> None:
     print(text_table(("column", "rows of its table"), [(name, f"{n:,}") for name, n in rows]))
     if metadata.dates:
         print(f"dates from {' to '.join(metadata.dates)}")
-    print(f"split by {rule_of(metadata)}")
-    print(split_table(metadata))
+    print(f"--split={split_rule(metadata)}:")
+    print(text_table(*split_table(metadata)))
     if metadata.skipped_lines:
         print(f"skipped {metadata.skipped_lines:,} malformed lines")
     if metadata.dropped_negatives:

@@ -86,9 +86,9 @@ def test_rows_of_one_time_stay_together(log, tmp_path):
     options = Options(TIMED, split="time:0.2,0.1")
     metadata = preprocess([tmp_path / "dates.parquet"], tmp_path / "out", options)
     found = rows_of(tmp_path / "out")
-    assert [len(found[name]) for name in PARTS] == [74, 24, 22]  # nearest to 84, 24, 12
+    assert [len(found[name]) for name in PARTS] == [74, 24, 22]  # a date each
     assert metadata.times["test"] == ["2026-03-04 00:00:00"] * 2
-    for size in ("0.4,0.05", "3d,3d"):
+    for size in ("0.9,0.05", "3d,3d"):
         with pytest.raises(UserError, match=f"--split=time:{size}: expected"):
             preprocess(
                 [tmp_path / "dates.parquet"], tmp_path / "x", Options(TIMED, split=f"time:{size}")

@@ -15,7 +15,7 @@ from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.movielens.examples import Encoder, Log
 from dlrm_jax.data.movielens.formats import Tables, read_tables
 from dlrm_jax.data.movielens.negatives import Negatives
-from dlrm_jax.data.movielens.splits import GIVEN, Rows, given_rows, split_rows
+from dlrm_jax.data.movielens.splits import GIVEN, Rows, check_split, given_rows, split_rows
 from dlrm_jax.errors import UserError
 
 VERSION = 1
@@ -84,6 +84,7 @@ def load_movielens(
         UserError: the directory can't be read, or an argument is out of range.
     """
     _check_range("seed", seed, 0)
+    check_split(split)
     tables = read_tables(directory)
     log = Log(tables)
     rows, about = _split(log, tables, split, seed)
@@ -131,6 +132,7 @@ def load_ranking(
         UserError: the directory can't be read, or an argument is out of range.
     """
     _check_range("seed", seed, 0)
+    check_split(split)
     _check_range("negatives", negatives, 0)
     _check_range("candidates", candidates, 2)
     tables = read_tables(directory)

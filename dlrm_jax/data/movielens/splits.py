@@ -27,6 +27,19 @@ class Rows(NamedTuple):
     test: Int64[np.ndarray, " t"]
 
 
+def check_split(how: str) -> None:
+    """Checks the name of a split, before data are read.
+
+    Raises:
+        UserError: there is no such split, or no file that gives it.
+    """
+    if how.startswith(GIVEN):
+        if not Path(how.removeprefix(GIVEN)).is_file():
+            raise UserError(f"split: expected rows=FILE with a file that is there, got {how!r}")
+    elif how not in SPLITS:
+        raise UserError(f"split: expected one of {', '.join(SPLITS)}, rows=FILE, got {how!r}")
+
+
 def given_rows(path: Path, order: Int64[np.ndarray, " N"]) -> Rows:
     """Reads the split of a file.
 
@@ -59,6 +72,7 @@ def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
     Raises:
         UserError: there is no such split, or there are too few ratings for it.
     """
+    check_split(how)
     count = len(users)
     if how in ("random", "time"):
         tenth = count // 10
@@ -68,8 +82,6 @@ def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
         if how == "random":
             np.random.default_rng([seed, 1]).shuffle(order)
         return Rows(*map(np.sort, np.split(order, [count - 2 * tenth, count - tenth])))
-    if how != "leave_one_out":
-        raise UserError(f"expected one of the splits {', '.join(SPLITS)}, rows=FILE, got {how!r}")
     by_user = np.argsort(users, kind="stable")
     sizes = np.bincount(users)
     ends = np.cumsum(sizes)[sizes > 2]

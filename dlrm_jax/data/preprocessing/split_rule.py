@@ -108,8 +108,8 @@ def _sizes(sizes: str, kind: str, text: str) -> tuple[tuple[float, float], bool]
     if not good or not (in_days or (min(values) >= 0 and sum(values) < 1)):
         days = ", or days, such as time:7d,1d" if kind == "time" else ""
         raise UserError(
-            f"split: expected two shares for validation and test, together above 0 and below 1, "
-            f"such as {_form(kind)}:0.1,0.1{days}, got {text!r}"
+            f"split: the sizes of validation and test are two shares, together above 0 and below "
+            f"1, such as {_form(kind)}:0.1,0.1{days}, got {text!r}"
             + ("; none holds nothing out" if values and not any(values) else "")
         )
     return (values[0], values[1]), in_days

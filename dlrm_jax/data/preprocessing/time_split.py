@@ -18,7 +18,7 @@ def by_time(days: Sequence[Day], files: Sequence[Staged], rule: SplitRule, timed
     """Splits rows that are in the order of time.
 
     Sizes in days count dates, files, or the parts of a single file. Sizes in shares count rows;
-    rows of one time lie in one split, so these sizes are met as nearly as that allows.
+    rows of one time lie in one split, so that a split may be larger.
 
     Args:
         days: days of all rows.
@@ -41,9 +41,8 @@ def by_time(days: Sequence[Day], files: Sequence[Staged], rule: SplitRule, timed
         edges = [starts[-1 - test - validation], starts[-1 - test]]
     else:
         validation, test = (max(1, round(total * size)) if size else 0 for size in rule.sizes)
-        edges = [total - test - validation, total - test]
-        if timed:
-            edges = [_between_times(files, edge) if 0 < edge < total else edge for edge in edges]
+        edges = [0, _first_of_its_time(files, total - test, timed)]
+        edges[0] = _first_of_its_time(files, edges[1] - validation, timed)
     sizes = [edges[0], edges[1] - edges[0], total - edges[1]]
     wanted = [True, *(size > 0 for size in rule.sizes)]
     if any(size < 1 for size, needed in zip(sizes, wanted, strict=True) if needed):
@@ -70,17 +69,14 @@ def _starts(days: Sequence[Day]) -> list[int]:
     return starts
 
 
-def _between_times(files: Sequence[Staged], edge: int) -> int:
-    """The row nearest to another one whose time differs from that of the row before."""
+def _first_of_its_time(files: Sequence[Staged], edge: int, timed: bool) -> int:
+    """The first of all rows that have the time of a row; the row itself without times."""
+    if not timed or not 0 < edge < sum(file.rows for file in files):
+        return edge
     stops = list(itertools.accumulate(file.rows for file in files))
     number = bisect.bisect_right(stops, edge)
     row = edge - (stops[number] - files[number].rows)
     time = files[number].scan().select("time").slice(row, 1).collect().item()
-    column = pl.col("time")
-    counts = [
-        other.scan().select((column < time).sum().alias("earlier"), (column <= time).sum())
-        for other in files
-    ]
-    found = [count.collect(engine="streaming").row(0) for count in counts]
-    earlier, until = (sum(row[i] for row in found) for i in range(2))
-    return earlier if edge - earlier <= until - edge else until
+    # File by file: Polars counts in 32 bits.
+    counts = [file.scan().select((pl.col("time") < time).sum()) for file in files]
+    return sum(count.collect(engine="streaming").item() for count in counts)
