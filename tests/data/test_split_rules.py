@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from criteo_lines import ids_of
 
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.given_split import read_split
-from dlrm_jax.data.preprocessing import sources
+from dlrm_jax.data.preprocessing import day_arrays, encoding, sources
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -23,7 +22,9 @@ from dlrm_jax.errors import UserError
 
 ROWS = 120
 START = datetime.datetime(2026, 2, 27, 22, 30)
-TIMED = Schema("y", ("item",), ("row",), timestamp="when", dense_transform="none")
+TIMED = Schema(
+    "y", ("item", "seen"), ("row",), {"seen": 2}, timestamp="when", dense_transform="none"
+)
 UNTIMED = dataclasses.replace(TIMED, timestamp=None)
 
 
@@ -35,6 +36,7 @@ def log(tmp_path_factory) -> list[Path]:
         {
             "y": rng.integers(0, 2, ROWS),
             "item": rng.integers(0, 50, ROWS),
+            "seen": [[i % 7, i % 11][: i % 3] for i in range(ROWS)],
             "row": np.arange(ROWS),
             "when": [START + datetime.timedelta(hours=i) for i in range(ROWS)],
             "user": [None if i % 40 == 7 else i * 7 % 30 for i in range(ROWS)],
@@ -106,6 +108,8 @@ def users_of(log, rows):
 )
 def test_by_row_every_row_is_in_one_split_in_its_order(log, tmp_path, split, schema, monkeypatch):
     monkeypatch.setattr(sources, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(day_arrays, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(encoding, "_PLACES", 33)
     found = prepared(log, tmp_path / "out", split, schema)
     assert sorted(row for rows in found.values() for row in rows) == list(range(ROWS))
     assert all(rows == sorted(rows) for rows in found.values())
@@ -134,8 +138,9 @@ def test_by_row_every_row_is_in_one_split_in_its_order(log, tmp_path, split, sch
     data = load_directory(tmp_path / "out")
     ids = dict(learned.select("value", "id").rows())
     for name, rows in found.items():
-        encoded = ids_of(data, name)[:, 0].tolist()
-        assert encoded == [ids.get(items[row], 0) for row in rows]
+        encoded = np.concatenate([np.asarray(day.ids[:]) for day in data.splits[name].days])
+        assert encoded[:, 0].tolist() == [ids.get(items[row], 0) for row in rows]
+        assert (encoded[:, 1:] >= 0).sum(1).tolist() == [row % 3 for row in rows]
 
 
 def test_a_user_is_the_same_in_every_form(log, tmp_path):
@@ -187,8 +192,8 @@ def test_negatives_are_dropped_from_training_rows_alone(log, tmp_path):
         left = set(whole[name]) - set(found[name])
         assert bool(left) == (name == "train")
         assert not any(labels[row] for row in left)
-    with pytest.raises(UserError, match=r"drop_negatives: .* by time is known only then"):
-        Options(TIMED, drop_negatives=0.5)
+    with pytest.raises(UserError, match="when a split by time isn't known yet; give --split=days"):
+        prepared(log, tmp_path / "time", "", drop_negatives=0.5)
 
 
 def test_a_given_split(log, tmp_path):

@@ -127,12 +127,6 @@ class Options:
                 "split: rows=FILE counts all rows of the logs, so none may be left out; expected "
                 "on_bad_line stop, got skip"
             )
-        if rule.kind == "time" and self.drop_negatives:
-            raise UserError(
-                "drop_negatives: negative examples are left out while a file is read, and a split "
-                "by time is known only then; give --split=days with a file a day, or files for "
-                "validation and test"
-            )
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -148,6 +148,12 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
     twice = [path for path in files if files.count(path) > 1]
     if twice:
         raise UserError(f"{twice[0]} is listed twice; examples must not train and test a model")
+    if options.rule.kind == "time" and options.drop_negatives:
+        raise UserError(
+            "drop_negatives: negative examples are left out while a file is read, when a split by "
+            "time isn't known yet; give --split=days with a file a day, or files for validation "
+            "and test"
+        )
     several = len(files) > 1 or options.compatible == "reference"
     if options.drop_negatives and not (several or is_known_by_row(options)):
         raise UserError(
