@@ -10,19 +10,20 @@ from dlrm_jax.data.preprocessing.splits import rows_of
 
 def split_rule(metadata: Metadata) -> str:
     """The rule of the split, with its seed if it has one."""
-    options = metadata.made_from["options"]
-    if options.get("held_out"):
+    if metadata.made_from["options"].get("held_out"):
         return "files"
-    rule = Options.from_json(options).rule
-    return f"{rule}, seed {options['seed']}" if rule.is_random else str(rule)
+    options = Options.from_json(metadata.made_from["options"])
+    rule = options.rule
+    return f"{rule}, seed {options.seed}" if rule.is_random else str(rule)
 
 
 def split_table(metadata: Metadata) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table: rows and share of each split, and its times if they are known."""
+    all_rows = max(1, sum(metadata.days))
     header = ["split", "rows", "share"] + ["from", "to"] * bool(metadata.times)
     rows = []
     for name in PARTS:
         count = rows_of(metadata.splits, name)
         times = metadata.times.get(name, ["", ""]) if metadata.times else []
-        rows.append([name, f"{count:,}", f"{100 * count / sum(metadata.days):.1f}%", *times])
+        rows.append([name, f"{count:,}", f"{100 * count / all_rows:.1f}%", *times])
     return header, rows

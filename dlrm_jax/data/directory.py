@@ -106,6 +106,8 @@ class Metadata:
             raise ValueError("columns, table_rows and bag_lengths differ in length")
         if unknown := set(self.columns) - self.missing.keys():
             raise ValueError(f"missing: there is no column {min(unknown)!r}")
+        if any(len(times) != 2 for times in self.times.values()):
+            raise ValueError(f"times: expected the first and the last, got {self.times}")
         for name in ("train", "validation", "test"):
             for rows in self.splits[name]:
                 day, start, stop = rows

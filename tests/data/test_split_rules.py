@@ -259,16 +259,19 @@ def test_what_is_no_rule():
         ("weekday", "expected one of time, user=COLUMN, fraction, days, .* got 'weekday'"),
         ("user", "expected user=COLUMN, got 'user'"),
         ("days=3", "expected days, got 'days=3'"),
+        ("days=", "expected days, got 'days='"),
+        ("user=:0.1,0.1", "expected user=COLUMN, got 'user=:0.1,0.1'"),
         ("days:0.1,0.1", "days has no sizes"),
         ("fraction:0.6,0.5", "together above 0 and below 1, such as fraction:0.1,0.1, got"),
         ("fraction:0,0", "none holds nothing out"),
         ("time:0.1", "such as time:0.1,0.1, or days, such as time:7d,1d, got 'time:0.1'"),
         ("time:7,1", "or days, such as time:7d,1d"),
-        ("fraction:7d,1d", "expected one of|together above 0"),
+        ("fraction:7d,1d", "together above 0"),
     ]:
         with pytest.raises(UserError, match=message):
             parse_rule(text)
     assert str(parse_rule("user=a:b")) == "user=a:b:0.1,0.1"
+    assert str(parse_rule("fraction:0,0.1234567")) == "fraction:0,0.1234567"
     assert str(parse_rule("time:7d,1d")) == "time:7d,1d"
 
 

@@ -175,6 +175,8 @@ class Options:
                 present[name] = tuple(present[name])
             if not all(isinstance(text, str) for text in present["csv_missing"]):
                 raise TypeError(f"csv_missing: expected texts, got {present['csv_missing']}")
+            if not isinstance(present["split"], str):
+                raise TypeError(f"split: expected a text, got {present['split']}")
             return cls(**present)
         except (TypeError, KeyError, ValueError) as error:
             why = f"there is no {error}" if isinstance(error, KeyError) else error

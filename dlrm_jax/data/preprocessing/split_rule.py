@@ -66,8 +66,9 @@ class SplitRule:
         text = f"{self.kind}={self.name}" if self.name else self.kind
         if self.kind not in _SIZED:
             return text
-        unit = "d" if self.in_days else ""
-        return f"{text}:" + ",".join(f"{size:g}{unit}" for size in self.sizes)
+        if self.in_days:
+            return f"{text}:" + ",".join(f"{size:.0f}d" for size in self.sizes)
+        return f"{text}:" + ",".join(repr(size).removesuffix(".0") for size in self.sizes)
 
 
 def parse_rule(text: str) -> SplitRule:
@@ -78,12 +79,14 @@ def parse_rule(text: str) -> SplitRule:
     """
     kind, has_name, name = text.partition("=")
     sizes = None
-    if kind not in ("column", "rows") and (found := re.search(r":([\d.,\sd-]*)$", text)):
-        sizes = found[1]
-        kind, has_name, name = text[: found.start()].partition("=")
+    if not has_name:
+        kind, has_sizes, behind = text.partition(":")
+        sizes = behind if has_sizes else None
+    elif kind == "user" and (found := re.search(r":([^:]*,[^:]*)$", name)):
+        name, sizes = name[: found.start()], found[1]
     if kind not in _KINDS:
         raise UserError(f"split: expected one of {', '.join(map(_form, _KINDS))}, got {text!r}")
-    if bool(has_name and name) != (kind in _NAMED):
+    if bool(has_name) != (kind in _NAMED) or (has_name and not name):
         raise UserError(f"split: expected {_form(kind)}, got {text!r}")
     if sizes is None:
         return SplitRule(kind, name)
