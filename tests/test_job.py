@@ -62,14 +62,16 @@ def test_training_on_everything(tmp_path: Path):
     """Metrics of splits without examples are left out, of files and of the model."""
     data = data_set()
     data = dataclasses.replace(data, validation=data.test[:0], test=data.test[:0])
-    model = dlrm_jax.fit(small(eval_every=2, epochs=1), data, workdir=tmp_path)
+    config = Config(model="logistic_regression", batch_size=64, evaluation_batch_size=64,
+                    log_every=1, eval_every=2)  # fmt: skip
+    model = dlrm_jax.fit(config, data, workdir=tmp_path)
     assert model.summary.keys() & data.splits.keys() == {"train"}
     assert model.summary["train"]["examples"] == 256
-    assert repr(model) == "FittedModel(dlrm, mesh 1x1, 4 steps)"
+    assert repr(model) == "FittedModel(logistic_regression, mesh 1x1, 4 steps)"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {line["split"] for line in lines} == {"train"}
     assert json.loads((tmp_path / "summary.json").read_text())["best_step"] is None
-    again = dlrm_jax.fit(small(eval_every=2, epochs=1), data, workdir=tmp_path)
+    again = dlrm_jax.fit(config, data, workdir=tmp_path)
     assert again.summary["resumed_from"] == 4
     model.save(tmp_path / "saved")
 
