@@ -104,8 +104,8 @@ def compare(
     for name, split in task.data.splits.items():
         if not len(split):
             raise UserError(
-                f"data: expected examples for {name}, got none; a comparison chooses by validation "
-                f"and reports test"
+                f"a comparison chooses by validation and reports test, but there are no examples "
+                f"for {name}"
             )
     for each in contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)

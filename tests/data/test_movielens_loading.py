@@ -75,7 +75,7 @@ def test_a_split_that_a_file_gives(small, tmp_path):
     for name, rows in found.splits.items():
         stars = [rating[2] for rating, role in by_time if role == name]
         assert rows.labels.tolist() == [float(star >= 4) for star in stars]
-    assert set(found.test.days[0].ids[:, 1].tolist()) == {UNSEEN}  # item 20 tests only
+    assert set(np.asarray(found.test.days[0].ids)[:, 1]) == {UNSEEN}  # item 20 tests only
     moved = path.rename(tmp_path / "moved.txt")
     same = load_movielens(small, split=f"rows={moved}", features=["user", "item"]).dataset
     assert same.fingerprint == found.fingerprint

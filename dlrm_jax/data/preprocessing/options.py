@@ -117,7 +117,7 @@ class Options:
             rule.kind == "column" or (rule.column and rule.column not in self.schema.columns)
         ):
             raise UserError(
-                f"split: Criteo's data have the columns {', '.join(self.schema.columns)}, none of "
+                f"split: Criteo's data have the columns label, I1 to I13 and C1 to C26, none of "
                 f"which says what a row is for, got {self.split!r}; give user=C1, or a schema"
             )
         if rule.column in self.schema.bag_lengths:
