@@ -152,7 +152,8 @@ class Options:
 
         A split that earlier versions made isn't named, as they didn't.
         """
-        fields = dataclasses.asdict(self) | {"split": str(self.rule)}
+        fields: dict[str, Any] = dataclasses.asdict(self)
+        fields["split"] = str(self.rule)
         del fields["csv_missing"]  # stored where CSV is read
         if self.rule.kind in ("days", "files"):
             del fields["split"]
