@@ -58,7 +58,7 @@ class FittedModel:
     Attributes:
         predictor: model, on the mesh of training.
         data: examples of training, validation and test.
-        summary: metrics of each split, steps, speed, as in ``summary.json``.
+        summary: metrics of each split that has examples, steps, speed, as in ``summary.json``.
         noted: metadata that a checkpoint of the model has of its evaluations.
     """
 
@@ -69,9 +69,10 @@ class FittedModel:
 
     def __repr__(self) -> str:
         """One line: a notebook shows it behind a cell."""
+        test = f", test AUC {self.summary['test']['auc']:.5f}" if "test" in self.summary else ""
         return (
             f"FittedModel({self.predictor.config.model}, mesh {self.summary['mesh']}, "
-            f"{int(self.predictor.state.step):,} steps, test AUC {self.summary['test']['auc']:.5f})"
+            f"{int(self.predictor.state.step):,} steps{test})"
         )
 
     def evaluate(self, split: str | Split = "test") -> dict[str, float | int]:
@@ -254,8 +255,13 @@ def check_effects(config: Config, source: Source) -> None:
         )
 
 
-def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
+def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs.
+
+    Args:
+        config: config of the run.
+        source: where the data come from.
+        rule: rule of the split of a raw file, see `load_dataset`.
 
     Raises:
         UserError: the data can't be read, or hold an id that its table doesn't have, a label that
@@ -263,7 +269,7 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
     """
     if source is None:
         return config, generate_data(config)
-    data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
+    data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
     soft = _is_soft(config)
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
@@ -277,8 +283,8 @@ def _is_soft(config: Config) -> bool:
     return config.loss == "mse"
 
 
-def _read(path: Path, min_count: int) -> Dataset:
+def _read(path: Path, min_count: int, rule: str) -> Dataset:
     if path.is_dir():
         # All ids of a directory may have to be read: by one process for all of them.
         return load_directory(path, on_process_0(lambda: load_directory(path).id_ranges))
-    return load_dataset(path, cache_directory() / "criteo", min_count)
+    return load_dataset(path, cache_directory() / "criteo", min_count, rule)

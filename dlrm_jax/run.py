@@ -33,6 +33,9 @@ from dlrm_jax.training.step import make_predict, make_train_step
 from dlrm_jax.training.stopping import Stopping, evaluations_of
 from dlrm_jax.training.warm_start import noted_start, warm_start
 
+_TRAIN_EXAMPLES = 1 << 16
+"""Training examples that are evaluated if there are none for validation."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -95,12 +98,12 @@ def run(
         say: function that shows a line of text to the user.
 
     Raises:
-        UserError: a split is empty; see also `train`, `Checkpoints` and `warm_start`.
+        UserError: see `check_splits`, `train`, `Checkpoints` and `warm_start`.
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
-    for name, split in data.splits.items():
-        if not len(split):
-            raise UserError(f"{name}: expected at least one example, got none")
+    absent = check_splits(config, data)
+    if absent:
+        say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     check_same(
         kernels_of(learner),
         "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
@@ -187,7 +190,9 @@ def run(
                     config.checkpoint_every,
                     config.check_copies_every,
                 ),
-                validate=lambda state: metrics_of(state, sample),
+                validate=None
+                if "validation" in absent
+                else lambda state: metrics_of(state, sample),
                 keep=keep,
                 record=record,
                 is_enough=stopping,
@@ -205,9 +210,9 @@ def run(
                 "stopped_early": int(state.step) < total,
             }
             if checkpoints and checkpoints.best() not in (None, int(state.step)):
-                results["test_of_last"] = metrics_of(state, data.test)
-                if file:
-                    file(int(state.step), "test_of_last", results["test_of_last"])
+                if "test" not in absent:
+                    results["test_of_last"] = metrics_of(state, data.test)
+                    record(int(state.step), "test_of_last", results["test_of_last"])
                 del state
                 state, step = checkpoints.restore_best(learner)
                 noted = evaluations_of(checkpoints.metadata(step))
@@ -218,12 +223,12 @@ def run(
         # One after the other in all processes: a set would be in an order of its own in each.
         for name, rows in data.splits.items():
             if name == "train":  # as many as there are to validate: the rest says no more
-                rows = rows[: len(data.validation)]
-            if name not in results:
+                rows = rows[: len(data.validation) or _TRAIN_EXAMPLES]
+            if name not in results and name not in absent:
                 results[name] = metrics_of(state, rows)
-        if not options.evaluate_only:
+        if not options.evaluate_only and "test" in results:
             results.setdefault("test_of_last", results["test"])
-        if file:
+        if file and "test" in results:
             file(int(state.step), "test", results["test"])
         summary = {
             "mesh": notes["mesh"],
@@ -240,6 +245,24 @@ def run(
             name = "evaluation.json" if options.evaluate_only else "summary.json"
             write_text(workdir / name, to_json(summary, indent=1))
         return Outcome(state, summary, noted)
+
+
+def check_splits(config: Config, data: Dataset) -> list[str]:
+    """The splits without examples: validation, test, both or neither.
+
+    Raises:
+        UserError: there are none for training, or the config needs those for validation.
+    """
+    absent = [name for name, split in data.splits.items() if not len(split)]
+    if "train" in absent:
+        raise UserError("train: expected at least one example, got none")
+    for name in ("target_auc", "patience", "plateau_factor"):
+        if "validation" in absent and getattr(config, name):
+            raise UserError(
+                f"{name}: expected 0 for data without examples for validation, got "
+                f"{getattr(config, name)}"
+            )
+    return absent
 
 
 def kernels_of(learner: Learner) -> dict[str, Any]:

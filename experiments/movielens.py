@@ -7,7 +7,8 @@
 
 ``--data`` is a directory as GroupLens publishes it (100K, 1M, 10M, 20M, 25M, …) or in RecBole's
 form. ``clicks``: label 1 where the user gives at least four stars, examples split 8:1:1 at random
-or in time. ``ranking``: each user's last movie among 99 that the user hasn't rated, with four
+or in time. ``--split=rows=FILE`` splits them as a file says, for comparisons with published
+results. ``ranking``: each user's last movie among 99 that the user hasn't rated, with four
 sampled negatives for each training example (HR@10, NDCG@10; arXiv 1708.05031). Models and options
 are those of `experiments.compare`; options and settings name features.
 """
@@ -41,7 +42,12 @@ define_comparison_flags(
 )
 flags.DEFINE_string("data", None, "Directory of MovieLens' files; such as ml-100k.")
 flags.DEFINE_enum("task", "clicks", ["clicks", "ranking"], "Task that the models learn.")
-flags.DEFINE_enum("split", "random", list(SPLITS), "How --task=clicks splits the examples.")
+flags.DEFINE_string(
+    "split",
+    None,
+    f"How examples are split: {', '.join(SPLITS)} or rows=FILE; without it, random for clicks and "
+    f"leave_one_out for ranking; such as time.",
+)
 FLAGS["features"].help = _FEATURES
 flags.DEFINE_integer(
     "history", 0, "Most movies of the user's history, a feature; 0 for none; such as 20.", 0
@@ -56,7 +62,6 @@ _SEED = 0  # of the split and of negatives: all trials have the same
 def main() -> None:
     """Reads contenders and data, then runs the trials."""
     require("data")
-    refuse_unless(FLAGS.task == "clicks", "--task=clicks", "split")
     refuse_unless(FLAGS.task == "ranking", "--task=ranking", "negatives")
     mesh = start(FLAGS.mesh)
     features = FLAGS.features
@@ -73,9 +78,11 @@ def main() -> None:
 def load(directory: Path, features: Sequence[str] | None) -> tuple[MovieLens, Task]:
     """Loads the data of the flags, with these features or all."""
     if FLAGS.task == "clicks":
-        movielens = load_movielens(directory, FLAGS.split, _SEED, features, FLAGS.history)
+        split = FLAGS.split or "random"
+        movielens = load_movielens(directory, split, _SEED, features, FLAGS.history)
         return movielens, Clicks(movielens.dataset)
-    ranking = load_ranking(directory, _SEED, features, FLAGS.history, FLAGS.negatives)
+    split = FLAGS.split or "leave_one_out"
+    ranking = load_ranking(directory, _SEED, features, FLAGS.history, FLAGS.negatives, split=split)
     data = ranking.movielens.dataset
     return ranking.movielens, Choices(data, ranking.candidates, ranking.train)
 

@@ -58,6 +58,24 @@ def test_in_memory(fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_training_on_everything(tmp_path: Path):
+    """Metrics of splits without examples are left out, of files and of the model."""
+    data = data_set()
+    data = dataclasses.replace(data, validation=data.test[:0], test=data.test[:0])
+    config = Config(model="logistic_regression", batch_size=64, evaluation_batch_size=64,
+                    log_every=1, eval_every=2)  # fmt: skip
+    model = dlrm_jax.fit(config, data, workdir=tmp_path)
+    assert model.summary.keys() & data.splits.keys() == {"train"}
+    assert model.summary["train"]["examples"] == 256
+    assert repr(model) == "FittedModel(logistic_regression, mesh 1x1, 4 steps)"
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in lines} == {"train"}
+    assert json.loads((tmp_path / "summary.json").read_text())["best_step"] is None
+    again = dlrm_jax.fit(config, data, workdir=tmp_path)
+    assert again.summary["resumed_from"] == 4
+    model.save(tmp_path / "saved")
+
+
 def test_a_notebook_shows_it_in_one_line(fitted):
     auc = fitted.summary["test"]["auc"]
     assert repr(fitted) == f"FittedModel(dlrm, mesh 2x4, 8 steps, test AUC {auc:.5f})"
@@ -242,8 +260,10 @@ def test_a_split_without_examples(fitted):
     assert len(fitted.predict(none)) == 0
     with pytest.raises(UserError, match=r"^split: expected at least one example, got none"):
         fitted.evaluate(none)
-    with pytest.raises(UserError, match=r"^validation: expected at least one example, got none"):
-        dlrm_jax.fit(small(), dataclasses.replace(data_set(), validation=none))
+    with pytest.raises(UserError, match=r"^train: expected at least one example, got none"):
+        dlrm_jax.fit(small(), dataclasses.replace(data_set(), train=none))
+    with pytest.raises(UserError, match=r"^target_auc: expected 0 for data without examples for v"):
+        dlrm_jax.fit(small(target_auc=0.9), dataclasses.replace(data_set(), validation=none))
     with pytest.raises(UserError, match=r"^split: expected train, .* or examples, got \[1\]"):
         inspect.unwrap(type(fitted)._examples)(fitted, [1])
 

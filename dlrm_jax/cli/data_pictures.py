@@ -28,7 +28,7 @@ _MOST_LABELLED_DAYS = 31
 def draw_labels(days: Sequence[Day]) -> Figure:
     """Bars of the share of label 1, one for each day."""
     figure, axes = new_axes(2.2)
-    kinds = {"training": True, "validation and test": False}
+    kinds = {"training": True, "only validation and test": False}
     for (name, trained), fill in zip(kinds.items(), FILLS, strict=True):
         numbers = [i for i, day in enumerate(days) if bool(day.by_split["train"]) == trained]
         if numbers:

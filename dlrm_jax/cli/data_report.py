@@ -10,6 +10,7 @@ from typing import Any
 from dlrm_jax.cli.data_pictures import draw_frequencies, draw_labels, draw_unseen
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import bars, percent
+from dlrm_jax.cli.split_table import split_rule, split_table
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.statistics import Column, Day, Statistics, measure
@@ -76,7 +77,10 @@ def _overview(
             f"numbers the categorical ones from C1. Validation and test are taken to be the "
             f"halves of the last day."
         )
-    elif not _unseen_by_column(statistics.columns):
+        return
+    page.text(f"Split by {split_rule(metadata)}:")
+    page.table(*split_table(metadata))
+    if not _unseen_by_column(statistics.columns):
         page.text(
             "The options that the data were prepared with give unseen values no id of their own, "
             "so how many there are isn't known."
@@ -102,7 +106,7 @@ def _unseen(page: Page, unseen: Mapping[str, tuple[float, ...]]) -> None:
     if any(share > 0 for shares in unseen.values() for share in shares[:-1]):
         page.text(
             "Values outside of the vocabulary share one row: rare ones of the training split, and "
-            "on the last day new ones, too."
+            "those that only validation and test have."
         )
         picture = "lines: the share of unseen values by day, one for each column"
         page.picture(draw_unseen(unseen), picture)

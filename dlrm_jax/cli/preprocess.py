@@ -26,11 +26,13 @@ from dlrm_jax.cli.flags import (
     refuse_unless,
     require,
 )
+from dlrm_jax.cli.split_table import split_rule, split_table
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
+from dlrm_jax.data.preprocessing.split_rule import parse_rule
 from dlrm_jax.errors import UserError
 from dlrm_jax.text_table import text_table
 
@@ -42,7 +44,14 @@ flags.DEFINE_list(
     "day_0.gz,day_1.gz.",
 )
 flags.DEFINE_string(
-    "validation", None, "File for validation; without it, half of the last day; such as day_22.gz."
+    "split",
+    None,
+    "Rows held out: time, user=COLUMN or fraction, with shares of validation and test behind a "
+    "colon; time:7d,1d; days; column=COLUMN; rows=FILE; files; none. Without it, time if the "
+    "schema has a timestamp, otherwise days; such as user=user_id:0.1,0.1.",
+)
+flags.DEFINE_string(
+    "validation", None, "File for validation, with --test, for --split=files; such as day_22.gz."
 )
 flags.DEFINE_string("test", None, "File for test, with --validation; such as day_23.gz.")
 flags.DEFINE_string("output", None, "Directory to make; such as criteo.")
@@ -71,7 +80,7 @@ define_numbers(
 flags.DEFINE_float(
     "drop_negatives", 0.0, "Share of training examples of label 0 left out at random; such as 0.5."
 )
-flags.DEFINE_integer("seed", 0, "Seed of --drop_negatives; such as 1.")
+flags.DEFINE_integer("seed", 0, "Seed of --drop_negatives and of random splits; such as 1.")
 define_numbers(
     "multi_hot_sizes",
     (),
@@ -101,6 +110,7 @@ def main() -> None:
         drop_negatives=FLAGS.drop_negatives,
         seed=FLAGS.seed,
         multi_hot_sizes=FLAGS.multi_hot_sizes,
+        split=FLAGS.split or "",
     )
     metadata = preprocess(
         paths("input"),
@@ -120,7 +130,8 @@ def check_flags() -> None:
     require("input", "output")
     if bool(FLAGS.validation) != bool(FLAGS.test):
         raise UserError("--validation and --test: expected a file for both, or for neither")
-    refuse_unless(FLAGS.drop_negatives, "--drop_negatives", "seed")
+    is_random = bool(FLAGS.split) and parse_rule(FLAGS.split).is_random
+    refuse_unless(FLAGS.drop_negatives or is_random, "--drop_negatives or a random split", "seed")
 
 
 def summarize(metadata: Metadata) -> None:
@@ -133,6 +144,8 @@ def summarize(metadata: Metadata) -> None:
     print(text_table(("column", "rows of its table"), [*lines, ("all", f"{total:,}")]))
     if metadata.dates:
         print(f"dates from {' to '.join(metadata.dates)}")
+    print(f"--split={split_rule(metadata)}:")
+    print(text_table(*split_table(metadata)))
     if metadata.skipped_lines:
         print(f"skipped {metadata.skipped_lines:,} malformed lines")
     if metadata.dropped_negatives:

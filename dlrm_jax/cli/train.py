@@ -185,6 +185,7 @@ def report(summary: dict[str, Any], workdir: Path) -> None:
     rows = [
         [name, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
         for x, name in names.items()
+        if x in summary
     ]
     status(text_table(["", *METRICS, "examples"], rows))
     if summary["teacher_auc"]:

@@ -12,7 +12,7 @@ from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import find_copy, preprocess
 
 
-def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
+def load_dataset(path: Path, cache_dir: Path, min_count: int = 1, split: str = "") -> Dataset:
     """Loads a directory of arrays, or prepares a raw file once and keeps the arrays in a cache.
 
     Several processes may call it at the same time. If they share a cache, one makes the arrays and
@@ -25,6 +25,7 @@ def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
             uncompressed text, and twice as much while arrays are made.
         min_count: minimum number of occurrences in the training split of a raw file; rarer values
             share one id.
+        split: rule of the split of a raw file, see `split_rule`; empty for that by days.
 
     Raises:
         UserError: the data can't be read, are malformed (the message names file, line and column)
@@ -32,7 +33,7 @@ def load_dataset(path: Path, cache_dir: Path, min_count: int = 1) -> Dataset:
     """
     if path.is_dir():
         return load_directory(path)
-    options = Options(min_count=min_count)
+    options = Options(min_count=min_count, split=split)
     path = path.resolve()
     name = json.dumps([str(path), options.to_json()]).encode()
     entry = cache_dir / f"{path.stem}-{hashlib.blake2b(name, digest_size=8).hexdigest()}"

@@ -47,6 +47,7 @@ class Metadata:
         versions: version of each library that made the arrays.
         id_ranges: notes of the files of ids, see `id_ranges`; empty in earlier versions.
         dates: first and last date of the rows; empty without times, and in earlier versions.
+        times: first and last time of each split that has rows; empty as for the dates.
     """
 
     made_from: dict[str, Any]
@@ -65,6 +66,7 @@ class Metadata:
     versions: dict[str, str]
     id_ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
     dates: list[str] = dataclasses.field(default_factory=list)
+    times: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> Metadata:
@@ -121,6 +123,8 @@ class Metadata:
         for name, owner in self.shared.items():
             if owner in self.shared or rows_of[name] != rows_of[owner]:
                 raise ValueError(f"shared: {name!r} can't share the vocabulary of {owner!r}")
+        if any(len(times) != 2 for times in self.times.values()):
+            raise ValueError(f"times: expected the first and the last, got {self.times}")
         for name in ("train", "validation", "test"):
             for rows in self.splits[name]:
                 day, start, stop = rows

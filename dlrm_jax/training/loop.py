@@ -46,13 +46,13 @@ class Trained:
 
     Attributes:
         state: state after the last step.
-        validation: validation metrics of that state.
+        validation: validation metrics of that state; None without examples for validation.
         examples_per_second: speed of the steps, without the first, which compiles; None if there
             was no other.
     """
 
     state: TrainState
-    validation: Metrics
+    validation: Metrics | None
     examples_per_second: float | None
 
 
@@ -63,7 +63,7 @@ def train(
     batches: Batches,
     steps: int,
     intervals: Intervals,
-    validate: Callable[[TrainState], Metrics],
+    validate: Callable[[TrainState], Metrics] | None,
     keep: Callable[[TrainState, Metrics | None, bool, float | None], bool],
     record: Callable[[int, str, Metrics], None],
     is_enough: Callable[[int, Metrics], bool] = lambda step, validation: False,
@@ -77,7 +77,7 @@ def train(
         batches: training batches by step.
         steps: total number of steps, with those done before.
         intervals: steps between actions. Validation and a checkpoint also follow the last step.
-        validate: function that gives the validation metrics of a state.
+        validate: function that gives the validation metrics of a state; None for no validation.
         keep: function of a state, its validation metrics if they are known, whether a checkpoint
             is due, and the examples per second so far; it is called if one of the first two is the
             case. It returns whether the state is saved if a checkpoint is due.
@@ -117,14 +117,14 @@ def train(
             batch = next(placed)
             state, loss = train_step(state, batch)
             started.append((step, loss, batch.sample_weights))
-            evaluating = _due(step, intervals.evaluate) or step == steps
+            evaluating = bool(validate) and (_due(step, intervals.evaluate) or step == steps)
             due = _due(step, intervals.checkpoint) or step == steps
             comparing = _due(step, intervals.check_copies)
             read_losses(0 if evaluating or due or comparing else ahead)
 
             # Also after a signal, so that a resumed run needn't know that it is due.
             validation = None
-            if evaluating:
+            if validate and evaluating:
                 validation = validate(state)
                 record(step, "validation", validation)
                 enough = is_enough(step, validation)
@@ -145,7 +145,7 @@ def train(
                 break
         if late := agreed(requested()):  # while the last checkpoint was written
             raise Interrupted(late, saved)
-    if validation is None:  # there was nothing left to do
+    if validate and validation is None:  # there was nothing left to do
         validation = validate(state)
     return Trained(state, validation, clock.examples_per_second)
 

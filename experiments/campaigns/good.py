@@ -154,7 +154,7 @@ def _write_parquet(home: Path) -> None:
 
     label = [i % 2 for i in range(_ROWS)]
     texts = [f"s{i % 7}" for i in range(_ROWS)]
-    days = [datetime.datetime(2026, 11, 25 + i // 30) for i in range(_ROWS)]
+    days = [datetime.datetime(2026, 11, 25 + i // 30, 10, i % 30) for i in range(_ROWS)]
     columns = {
         "price": [i % 7 + 0.5 for i in range(_ROWS)], "shop": texts, "viewed": texts,
         "time": days, "weight": [1.0] * _ROWS,

@@ -15,8 +15,12 @@ when its module has changed, or what that imports from beside it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from absl import flags
+
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
-from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.flags import FLAGS, refuse, refuse_unless
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.job import load_data
@@ -27,16 +31,22 @@ from experiments.compare.tasks import Clicks
 
 define_comparison_flags("comparison")
 define_data_flag()
+flags.DEFINE_string(
+    "split", None, "Rule by which a raw file is split, see preprocess; such as rows=split.txt."
+)
 
 
 def main() -> None:
     """Reads contenders and data, then runs the trials."""
     check_data_flags()
+    refuse_unless(FLAGS.data, "--data", "split")
+    if FLAGS.data and Path(FLAGS.data).is_dir():
+        refuse(["split"], "with a directory: it was prepared with its own")
     mesh = start(FLAGS.mesh)
     contenders, config = asked(preset(FLAGS.preset))
     with locked_workdir("compare") as directory:
         check_config(config, mesh)
-        config, data = load_data(config, FLAGS.data)
+        config, data = load_data(config, FLAGS.data, FLAGS.split or "")
         compare(contenders, config, Clicks(data), mesh, directory)
 
 

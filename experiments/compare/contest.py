@@ -102,6 +102,12 @@ def compare(
     """Runs the missing trials, prints the table, and writes the page and all numbers."""
     check_table_settings(config)  # now that it has the tables of the data
     print(task.data.source)
+    for name, split in task.data.splits.items():
+        if not len(split):
+            raise UserError(
+                f"a comparison chooses by validation and reports test, but there are no examples "
+                f"for {name}"
+            )
     for each in contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)
     study = Study(config, task, mesh, FLAGS.evaluations, directory / "trials")

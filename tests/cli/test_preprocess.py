@@ -41,6 +41,7 @@ def test_a_users_log_becomes_a_model_and_predictions(tmp_path: Path):
     printed = prepare(f"--input={tmp_path / 'log.parquet'}", f"--schema={tmp_path / 'schema.json'}",
                       "--min_count=2", output)  # fmt: skip
     assert "1,000 rows in 7 days" in printed
+    assert "--split=days:\nsplit       rows  share\ntrain        858  85.8%\n" in printed
     result = run("--mesh=2x4", f"--data={tmp_path / 'data'}", f"--workdir={tmp_path / 'w'}", *MODEL)
     assert result.returncode == 0, result.stderr[-2000:]
     found = summary(tmp_path / "w")

@@ -87,6 +87,22 @@ def test_of_plans(program: ModuleType, name: str):
 
 
 @pytest.mark.parametrize(
+    ("program", "given", "message"),
+    [
+        ("dlrm_jax.cli.preprocess", "--seed=1 --split=time", "--seed has no effect without "),
+        ("dlrm_jax.cli.preprocess", "--split=user", "split: expected user=COLUMN, got 'user'"),
+        ("experiments.compare.__main__", "--split=time", "--split has no effect without --data"),
+    ],
+    indirect=["program"],
+)
+def test_of_splits(program: ModuleType, given: str, message: str):
+    required = ["--input=x", "--output=y"] if "preprocess" in program.__name__ else []
+    cli_flags.parse(["program", *required, *given.split()])
+    with pytest.raises(UserError, match=message):
+        program.main()
+
+
+@pytest.mark.parametrize(
     ("program", "name"),
     [("dlrm_jax.cli.preprocess", "output"), ("dlrm_jax.cli.predict", "checkpoint"),
      ("dlrm_jax.cli.report", "data")],

@@ -63,6 +63,44 @@ def test_features_follow_the_vocabulary_of_the_training_part(small):
         check_ids(split, dataset.table_rows, dataset.bag_lengths, name)
 
 
+def test_a_split_that_a_file_gives(small, tmp_path):
+    """It counts the rows of the file; examples are in the order of time."""
+    roles = ["test" if item == 20 else "train" for _, item, _, _ in RATINGS]
+    roles[-1] = "validation"
+    path = tmp_path / "split.txt"
+    path.write_text("\n".join(roles))
+    split = f"rows={path}"
+    found = load_movielens(small, split=split, features=["user", "item"]).dataset
+    by_time = sorted(zip(RATINGS, roles, strict=True), key=lambda row: row[0][3])
+    for name, rows in found.splits.items():
+        stars = [rating[2] for rating, role in by_time if role == name]
+        assert rows.labels.tolist() == [float(star >= 4) for star in stars]
+    assert set(np.asarray(found.test.days[0].ids)[:, 1]) == {UNSEEN}  # item 20 tests only
+    moved = path.rename(tmp_path / "moved.txt")
+    same = load_movielens(small, split=f"rows={moved}", features=["user", "item"]).dataset
+    assert same.fingerprint == found.fingerprint
+    moved.write_text("\n".join(reversed(roles)))
+    other = load_movielens(small, split=f"rows={moved}", features=["user", "item"]).dataset
+    assert other.fingerprint != found.fingerprint
+    moved.write_text("train\n")
+    with pytest.raises(UserError, match="the split of 1 ratings, but there are 12; give one each"):
+        load_movielens(small, split=f"rows={moved}")
+    with pytest.raises(UserError, match="split: expected rows=FILE with a file that is there"):
+        load_movielens(small, split="rows=none")
+
+
+def test_choices_that_a_file_gives(large, tmp_path):
+    given = {"train": range(30, 800), "validation": range(10), "test": range(10, 30)}
+    np.savez(tmp_path / "split.npz", **given)  # pyright: ignore[reportArgumentType]
+    options = {"features": ["user", "item"], "candidates": 2}
+    found = load_ranking(large, split=f"rows={tmp_path / 'split.npz'}", **options)
+    data = found.movielens.dataset
+    sizes = {name: int(split.labels.sum()) for name, split in data.splits.items()}
+    assert sizes == {"train": 770, "validation": 10, "test": 20}
+    assert len(data.test) == 40
+    assert data.fingerprint != load_ranking(large, **options).movielens.dataset.fingerprint
+
+
 def test_labels_are_stars_from_the_threshold_on(small):
     by_time = sorted(RATINGS, key=lambda row: row[3])
     for threshold in (4.0, 2.5):

@@ -46,7 +46,7 @@ def test_leaving_one_out_takes_the_last_of_each_user():
         (9, "random", "a random split needs at least 10 ratings, got 9"),
         (9, "time", "a time split needs at least 10 ratings, got 9"),
         (9, "leave_one_out", "needs a user with at least 3 ratings"),
-        (99, "weekday", "one of the splits random, time, leave_one_out, got 'weekday'"),
+        (99, "weekday", "one of random, time, leave_one_out, rows=FILE, got 'weekday'"),
     ],
 )
 def test_what_cannot_be_split_is_said(users, how, message):

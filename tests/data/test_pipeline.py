@@ -71,9 +71,9 @@ def test_arrays_lie_on_disk_as_torchrec_reads_them(raw, tmp_path):
 def test_the_split_of_one_file_is_contiguous_and_even(rows):
     days = splits.even_days(rows)
     split = splits.by_day(days)
-    assert [day.start for day in days[1:]] == [day.stop for day in days[:-1]]
-    assert (days[0].start, days[-1].stop) == (0, rows)
-    sizes = [day.stop - day.start for day in days]
+    assert [day.rows[0].start for day in days[1:]] == [day.rows[0].stop for day in days[:-1]]
+    assert (days[0].rows[0].start, days[-1].rows[0].stop) == (0, rows)
+    sizes = [len(day) for day in days]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] - sizes[-1] <= 1
     (_, first, middle), (_, again, end) = *split["test"], *split["validation"]

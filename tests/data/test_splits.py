@@ -39,7 +39,7 @@ def write(path, when):
 )
 def test_a_day_is_a_date(tmp_path, form):
     path = write(tmp_path / "log.parquet", [form(time) for time in times(range(48))])
-    metadata = preprocess([path], tmp_path / "out", Options(SCHEMA))
+    metadata = preprocess([path], tmp_path / "out", Options(SCHEMA, split="days"))
     assert metadata.days == [2, 24, 22]  # the first begins at 22:30
     assert metadata.splits == {
         "train": [[0, 0, 2], [1, 0, 24]],
@@ -58,14 +58,14 @@ def test_a_date_goes_on_in_another_file(tmp_path):
 
 def test_a_date_that_several_files_share_is_one_day(tmp_path):
     paths = [write(tmp_path / f"{i}.parquet", times(range(i * 7, i * 7 + 7))) for i in range(3)]
-    metadata = preprocess(paths, tmp_path / "out", Options(SCHEMA))
+    metadata = preprocess(paths, tmp_path / "out", Options(SCHEMA, split="days"))
     assert metadata.days == [2, 5, 7, 7]  # two hours of the first date, nineteen of the second
     assert metadata.splits == {
         "train": [[0, 0, 2]],
         "test": [[1, 0, 5], [2, 0, 5]],
         "validation": [[2, 5, 7], [3, 0, 7]],
     }
-    options = Options(SCHEMA, drop_negatives=0.5)
+    options = Options(SCHEMA, drop_negatives=0.5, split="days")
     with pytest.raises(UserError, match="the last file isn't just the last day"):
         preprocess(paths, tmp_path / "other", options)
 
@@ -140,8 +140,8 @@ def test_the_first_times_that_there_are_decide_on_their_kind(tmp_path, monkeypat
 
 def test_one_date_is_not_enough(tmp_path):
     path = write(tmp_path / "log.parquet", times([2, 3, 4, 5]))
-    with pytest.raises(UserError, match="got 4 rows, all of 2026-02-28; leave timestamp out"):
-        preprocess([path], tmp_path / "out", Options(SCHEMA))
+    with pytest.raises(UserError, match=r"got 4 rows, all of 2026-02-28; give --split=time:0.1"):
+        preprocess([path], tmp_path / "out", Options(SCHEMA, split="days"))
 
 
 @pytest.mark.parametrize("form", [int, float, str])

@@ -210,7 +210,7 @@ def test_rankings_of_movielens(movielens, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--task=ranking", "--split=time"), "--split has no effect without --task=clicks"),
+        (("--split=weekday",), "--split: expected one of random, time, leave_one_out, rows=FILE"),
         (("--features=age",), "expected some of the features user, item"),
         (("--models=dlrm,din:target=genre", "--history=3"), "target: expected a field of one id"),
     ],

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from jaxtyping import Int64
 
 from dlrm_jax.data.movielens.fields import (
     AGE,
@@ -42,12 +44,14 @@ class Tables:
         users: ``user`` and some of ``gender``, ``age``, ``occupation``, ``zip``.
         items: ``item`` and some of ``year``, ``genres`` (lists).
         files: files that were read, the ratings first.
+        order: row in the file of each rating, from 0.
     """
 
     ratings: pl.DataFrame
     users: pl.DataFrame
     items: pl.DataFrame
     files: tuple[Path, ...]
+    order: Int64[np.ndarray, " N"]
 
 
 def read_tables(directory: Path) -> Tables:
@@ -82,7 +86,8 @@ def read_tables(directory: Path) -> Tables:
         )
     [(path, name)] = matches
     read_ratings, described = _FORMATS[name]
-    ratings, files = read_ratings(path).sort("time", maintain_order=True), [path]
+    ratings = read_ratings(path).with_row_index("row").sort("time", maintain_order=True)
+    order, ratings, files = ratings["row"].to_numpy(), ratings.drop("row"), [path]
     frames = {key: pl.DataFrame(schema={key: pl.Int64}) for key in ("item", "user")}
     for key, (pattern, read) in described.items():
         file = path.with_name(pattern.replace("*", path.stem))
@@ -92,7 +97,7 @@ def read_tables(directory: Path) -> Tables:
             twice = frames[key][key].filter(frames[key][key].is_duplicated())
             if len(twice):
                 raise UserError(f"{file}: {key} {twice[0]} comes twice; remove one of the lines")
-    return Tables(ratings, frames["user"], frames["item"], tuple(files))
+    return Tables(ratings, frames["user"], frames["item"], tuple(files), order.astype(np.int64))
 
 
 # -- The formats -----------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.movielens.examples import Encoder, Log
 from dlrm_jax.data.movielens.formats import Tables, read_tables
 from dlrm_jax.data.movielens.negatives import Negatives
-from dlrm_jax.data.movielens.splits import split_rows
+from dlrm_jax.data.movielens.splits import GIVEN, Rows, check_split, given_rows, split_rows
 from dlrm_jax.errors import UserError
 
 VERSION = 1
@@ -72,7 +72,8 @@ def load_movielens(
 
     Args:
         directory: directory of the files, see `read_tables`.
-        split: name of the split, one of `SPLITS`, see `split_rows`.
+        split: name of the split, one of `SPLITS`, see `split_rows`; or ``rows=FILE`` for that of a
+            file, see `given_rows`.
         seed: seed of the random split.
         features: names of features, in `USER_FEATURES` or `ITEM_FEATURES`; None for the default.
         history: number of items in a history, the last ones that the user liked before; 0 for no
@@ -83,9 +84,10 @@ def load_movielens(
         UserError: the directory can't be read, or an argument is out of range.
     """
     _check_range("seed", seed, 0)
+    check_split(split)
     tables = read_tables(directory)
     log = Log(tables)
-    rows = split_rows(log.users, split, seed)
+    rows, about = _split(log, tables, split, seed)
     labels = (tables.ratings["rating"] >= threshold).to_numpy().astype(np.float32)
     liked = rows.train[labels[rows.train] == 1]
     encoder = Encoder(tables, log, rows.train, liked, features, history)
@@ -94,7 +96,7 @@ def load_movielens(
         for r in rows
     ]
     return _movielens(
-        encoder, splits, tables, log, f"{split} split, seed {seed}, liked from {threshold:g}"
+        encoder, splits, tables, log, f"{about}, seed {seed}, liked from {threshold:g}"
     )
 
 
@@ -105,6 +107,7 @@ def load_ranking(
     history: int = 0,
     negatives: int = 4,
     candidates: int = 100,
+    split: str = "leave_one_out",
 ) -> Ranking:
     """Loads ratings as choices, whatever the stars; the task is to find each user's last one.
 
@@ -122,16 +125,19 @@ def load_ranking(
             test. Otherwise a model could find a choice by its never being a negative.
         candidates: number of candidates per choice of validation and test, the choice included.
             The others are distinct items that the user hasn't rated in any split.
+        split: name of the split, as for `load_movielens`: ratings of validation and test are the
+            choices.
 
     Raises:
         UserError: the directory can't be read, or an argument is out of range.
     """
     _check_range("seed", seed, 0)
+    check_split(split)
     _check_range("negatives", negatives, 0)
     _check_range("candidates", candidates, 2)
     tables = read_tables(directory)
     log = Log(tables)
-    rows = split_rows(log.users, "leave_one_out", seed)
+    rows, name = _split(log, tables, split, seed)
     encoder = Encoder(tables, log, rows.train, rows.train, features, history)
     rated = Negatives(log.users, log.items, len(log.item_ids))
     rated_in_train = Negatives(log.users[rows.train], log.items[rows.train], len(log.item_ids))
@@ -145,8 +151,19 @@ def load_ranking(
         for chosen, purpose in ((rows.validation, _VALIDATION), (rows.test, _TEST))
     ]
     about = f"{candidates} candidates, {negatives} negatives an example, seed {seed}"
+    if split != "leave_one_out":
+        about += f", {name}"
     movielens = _movielens(encoder, [train(0), *choices], tables, log, about)
     return Ranking(movielens, candidates, train)
+
+
+def _split(log: Log, tables: Tables, split: str, seed: int) -> tuple[Rows, str]:
+    """The rows of each split, and what tells this split from others."""
+    if not split.startswith(GIVEN):
+        return split_rows(log.users, split, seed), f"{split} split"
+    path = Path(split.removeprefix(GIVEN))
+    rows = given_rows(path, tables.order)
+    return rows, f"split given by {file_hash(path)}"
 
 
 def _beside(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
+from dlrm_jax.data.given_split import read_split
+from dlrm_jax.data.preprocessing.split_rule import PARTS
 from dlrm_jax.errors import UserError
 
 SPLITS = ("random", "time", "leave_one_out")
-"""The ways to split ratings."""
+"""The ways to split ratings; the other one is ``rows=FILE``, see `given_rows`."""
+
+GIVEN = "rows="
+"""The beginning of the name of a split that a file gives."""
 
 
 class Rows(NamedTuple):
@@ -19,6 +25,38 @@ class Rows(NamedTuple):
     train: Int64[np.ndarray, " n"]
     validation: Int64[np.ndarray, " m"]
     test: Int64[np.ndarray, " t"]
+
+
+def check_split(how: str) -> None:
+    """Checks the name of a split, before data are read.
+
+    Raises:
+        UserError: there is no such split, or no file that gives it.
+    """
+    if how.startswith(GIVEN):
+        if not Path(how.removeprefix(GIVEN)).is_file():
+            raise UserError(f"split: expected rows=FILE with a file that is there, got {how!r}")
+    elif how not in SPLITS:
+        raise UserError(f"split: expected one of {', '.join(SPLITS)}, rows=FILE, got {how!r}")
+
+
+def given_rows(path: Path, order: Int64[np.ndarray, " N"]) -> Rows:
+    """Reads the split of a file.
+
+    Args:
+        path: file, see `read_split`; it counts ratings as their file does.
+        order: row in that file of each rating, in the order of time.
+
+    Raises:
+        UserError: it can't be read, or is of another number of ratings.
+    """
+    splits = read_split(path)
+    if len(splits) != len(order):
+        raise UserError(
+            f"{path}: it has the split of {len(splits):,} ratings, but there are {len(order):,}; "
+            f"give one each"
+        )
+    return Rows(*(np.flatnonzero(splits[order] == number) for number in range(len(PARTS))))
 
 
 def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
@@ -34,6 +72,7 @@ def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
     Raises:
         UserError: there is no such split, or there are too few ratings for it.
     """
+    check_split(how)
     count = len(users)
     if how in ("random", "time"):
         tenth = count // 10
@@ -43,8 +82,6 @@ def split_rows(users: Int64[np.ndarray, " N"], how: str, seed: int) -> Rows:
         if how == "random":
             np.random.default_rng([seed, 1]).shuffle(order)
         return Rows(*map(np.sort, np.split(order, [count - 2 * tenth, count - tenth])))
-    if how != "leave_one_out":
-        raise UserError(f"expected one of the splits {', '.join(SPLITS)}, got {how!r}")
     by_user = np.argsort(users, kind="stable")
     sizes = np.bincount(users)
     ends = np.cumsum(sizes)[sizes > 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from dlrm_jax.data.preprocessing import logs, vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
 from dlrm_jax.data.preprocessing.encoding import Encoder, raw_values
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.row_split import RowSplit
 from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged, stage
@@ -43,36 +43,52 @@ class Conversion:
         self.options = options
         self._vocabularies = vocabularies or directory / VOCABULARIES
 
-    def stage(self, paths: Sequence[Path], dropped: int = 0, labelled: bool = True) -> list[Staged]:
+    def stage(
+        self,
+        paths: Sequence[Path],
+        dropped: int = 0,
+        labelled: bool = True,
+        row_split: RowSplit | None = None,
+    ) -> list[Staged]:
         """Parses files.
 
         Args:
             paths: the files.
             dropped: number of files, from the first one, whose negative examples are sampled.
             labelled: whether the files must have labels, as for `Source`.
+            row_split: what gives each row its split, as for `Source`.
 
         Raises:
             UserError: a file doesn't match the schema, or a column has another type in another
                 file.
         """
-        files = []
+        files, before = [], 0
         for number, path in enumerate(paths):
             _log.info("reading %s", path)
-            source = Source(path, self.options, number, number < dropped, labelled)
-            files.append(stage(source, self.directory / "columns" / str(number)))
+            source = Source(
+                path, self.options, number, number < dropped, labelled, row_split, before
+            )
+            file = stage(source, self.directory / "columns" / str(number))
+            before += file.rows + file.skipped + file.dropped
+            files.append(file)
+        if row_split:
+            row_split.check_rows(before)
         # New logs are converted to the types of their vocabularies, column by column.
         owners = self.options.schema.owners
         self._check_types(paths, files, owners if labelled else range(len(owners)))
         return files
 
     def learn(
-        self, files: Sequence[Staged], training: int, known: tuple[Path, str] | None
+        self,
+        files: Sequence[Staged],
+        training: Sequence[int],
+        known: tuple[Path, str] | None,
     ) -> list[int]:
         """Makes the vocabularies; returns the rows of each table.
 
         Args:
             files: all staged files.
-            training: number of rows, from the first one, that are for training.
+            training: number of rows of each file, from the first one, that are for training.
             known: directory and fingerprint of the data whose vocabularies these continue; None to
                 begin with empty ones.
 
@@ -111,12 +127,16 @@ class Conversion:
             )
         vocabularies, notes = [self._vocabulary(i) for i in columns], {}
         for number, file in enumerate(files):
-            encoder = Encoder(file, self.options, vocabularies, columns, file.rows)
+            parts = len(file.ranges)
+            encoders = [
+                Encoder(file, self.options, vocabularies, columns, rows.stop, parts)
+                for rows in file.ranges
+            ]
             for i, day in enumerate(days):
                 if day.file == number:
                     _log.info("arrays of day %d", i)
                     notes |= write_day(
-                        self.directory, i, day, file, self.options, encoder, expansions
+                        self.directory, i, day, file, self.options, encoders, expansions
                     )
         written = [DayFiles.map(self.directory, i) for i in range(len(days))]
         return complete_notes(written, self.options.lengths, notes)
@@ -125,7 +145,11 @@ class Conversion:
         return self._vocabularies / f"{self.options.schema.owners[column]}.parquet"
 
     def _learned(
-        self, column: int, files: Sequence[Staged], training: int, known: pl.DataFrame | None
+        self,
+        column: int,
+        files: Sequence[Staged],
+        training: Sequence[int],
+        known: pl.DataFrame | None,
     ) -> pl.DataFrame:
         options, lengths = self.options, [file.rows for file in files]
 
@@ -139,13 +163,12 @@ class Conversion:
             table = vocabulary.learn_in_order(values, lengths, 2, options.min_count)
             limit = options.modulus(column)
             return table.with_columns(pl.col("id") % limit) if limit else table
-        starts = [*itertools.accumulate(lengths, initial=0)]
         sharing = [i for i, owner in enumerate(options.schema.owners) if owner == column]
         first_rows = [
-            frame.head(training - start)
+            frame.head(count)
             for each in sharing
-            for frame, start in zip(all_rows(each), starts, strict=False)
-            if start < training
+            for frame, count in zip(all_rows(each), training, strict=True)
+            if count
         ]
         return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 

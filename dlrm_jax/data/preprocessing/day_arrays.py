@@ -28,15 +28,16 @@ def write_day(
     day: Day,
     staged: Staged,
     options: Options,
-    encoder: Encoder,
+    encoders: Sequence[Encoder],
     expansions: Sequence[Path],
 ) -> dict[str, Any]:
     """Writes the arrays of one day, in TorchRec's layout; existing files stay.
 
     ``day_NUMBER_dense.npy`` float32 [N, D], ``…_labels.npy`` int32 [N, 1], with a weight
     ``…_weights.npy`` float32 [N], and ``…_sparse.npy`` int32 [N, C] or, if a bag has several
-    places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L]. Expansions are the
-    files of `synthetic_tables`, if an id becomes several.
+    places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L]. There is an encoder
+    for each range of the day's rows. Expansions are the files of `synthetic_tables`, if an id
+    becomes several.
 
     Returns:
         The note of the file of ids, see `id_ranges`; none if it existed.
@@ -56,20 +57,23 @@ def write_day(
     def column(name: str) -> Callable[[int, int], np.ndarray]:
         return lambda start, stop: rows([name], start, stop)[name].to_numpy()
 
-    def bag(i: int) -> Callable[[int, int], np.ndarray]:
-        encode = encoder.for_column(i, day.stop)
+    def bag(i: int, encoder: Encoder, stop: int) -> Callable[[int, int], np.ndarray]:
+        encode = encoder.for_column(i, stop)
         if not tables:
             return encode
         return lambda start, stop: expand(encode(start, stop)[:, 0], tables[i])
 
     def append(
-        writer: ArrayWriter, read: Callable[[int, int], np.ndarray], seen: IdRanges | None = None
+        writer: ArrayWriter,
+        reads: Sequence[Callable[[int, int], np.ndarray]],
+        seen: IdRanges | None = None,
     ) -> None:
-        for start in range(day.start, day.stop, _CHUNK_ROWS):
-            chunk = read(start, min(start + _CHUNK_ROWS, day.stop))
-            writer.append(chunk)
-            if seen:
-                seen.add(chunk)
+        for read, rows in zip(reads, day.rows, strict=True):
+            for start in rows[::_CHUNK_ROWS]:
+                chunk = read(start, min(start + _CHUNK_ROWS, rows.stop))
+                writer.append(chunk)
+                if seen:
+                    seen.add(chunk)
 
     arrays = [
         ("dense", (len(day), len(schema.dense)), np.float32, dense),
@@ -81,7 +85,7 @@ def write_day(
         path = directory / f"day_{number}_{name}.npy"
         if not path.exists():
             with replacing(path) as temporary, ArrayWriter(temporary, shape, dtype) as writer:
-                append(writer, read)
+                append(writer, [read] * len(day.rows))
 
     one_id = max(options.lengths) == 1
     path = directory / f"day_{number}_{'sparse.npy' if one_id else 'sparse_multi_hot.npz'}"
@@ -92,10 +96,12 @@ def write_day(
         seen = [IdRanges(options.lengths)]
         shape = (len(day), len(options.lengths))
         with replacing(path) as temporary, ArrayWriter(temporary, shape, np.int32) as writer:
-            append(writer, encoder, seen[0])
+            append(writer, encoders, seen[0])
     else:
         with replacing(path) as temporary, NpzWriter(temporary) as archive:
             for i, length in enumerate(options.lengths):
                 with archive.member(str(i), (len(day), length), np.int32) as writer:
-                    append(writer, bag(i), seen[i])
+                    pairs = zip(encoders, day.rows, strict=True)
+                    bags = [bag(i, encoder, rows.stop) for encoder, rows in pairs]
+                    append(writer, bags, seen[i])
     return {path.name: note(path, [pair for each in seen for pair in each.ranges()])}

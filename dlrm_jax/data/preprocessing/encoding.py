@@ -44,6 +44,7 @@ class Encoder:
         vocabularies: vocabulary file of each categorical column.
         columns: indices of the columns.
         stop: the row after the last that will be requested.
+        together: number of encoders that have ids in memory at a time.
     """
 
     staged: Staged
@@ -51,10 +52,11 @@ class Encoder:
     vocabularies: Sequence[Path]
     columns: Sequence[int]
     stop: int
+    together: int = 1
 
     def __post_init__(self) -> None:
         self._width = sum(self.options.schema.lengths[i] for i in self.columns)
-        self._rows = max(1, min(_ROWS, _PLACES // self._width))
+        self._rows = max(1, min(_ROWS, _PLACES // self._width) // self.together)
         self._first = self._after = 0  # rows with ids in memory
         self._ids: list[np.ndarray] = []
 

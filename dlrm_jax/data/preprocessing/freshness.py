@@ -176,14 +176,36 @@ def _other_options(found: dict[str, Any], recipe: dict[str, Any]) -> str:
     """The first difference of format and options, in words; empty if there is none."""
     if found.get("format") != recipe["format"]:
         return f"format was {found.get('format')}, now {recipe['format']}"
-    for name, new in recipe["options"].items():
-        if (old := found["options"].get(name)) != new:
+    names = {"split": None} | recipe["options"]  # the split of earlier versions isn't named
+    for name in names:
+        old, new = found["options"].get(name), recipe["options"].get(name)
+        if old != new:
+            if name == "split":
+                return f"--split was {_split_of(found)}, now {_split_of(recipe)}"
             if name in _FLAGS:  # it isn't an option that a user gives
                 before = "given" if old else "not given"
                 now = "with other data" if old and new else "given" if new else "not given"
                 return f"{_FLAGS[name]}: {before} before, now {now}"
             return f"{name} was {old}, now {new}"
     return ""
+
+
+def _split_of(recipe: dict[str, Any]) -> str:
+    """The rule of the split of a recipe."""
+    options = recipe["options"]
+    return options.get("split") or ("files" if options.get("held_out") else "days")
+
+
+def is_split_by_earlier_versions(directory: Path) -> bool:
+    """Whether a directory is finished or begun with a split that earlier versions made."""
+    for name in (METADATA, BEGUN):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            described = read_json(directory / name)
+            described = described["made_from"] if name == METADATA else described
+            if _is_recipe(described):
+                options = described["options"]
+                return "split" not in options and not options.get("held_out")
+    return False
 
 
 def check_unchanged(partial: Path, inputs: Inputs) -> None:

@@ -11,6 +11,7 @@ from dlrm_jax.data.formats.csv_text import MISSING
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
+from dlrm_jax.data.preprocessing.split_rule import SplitRule, parse_rule
 from dlrm_jax.errors import UserError
 
 Compatible = Literal["", "reference", "torchrec"]
@@ -39,11 +40,13 @@ class Options:
             none.
         drop_negatives: share of the training examples with label 0 that are left out, at random.
             The reference leaves out those of validation and test, too.
-        seed: seed of the random choice.
+        seed: seed of the random choices.
         multi_hot_sizes: number of ids that each categorical column's single id expands to, as in
             MLPerf; see `dlrm_jax.data.multi_hot`. None for bags as they are in the data.
         csv_missing: fields of CSV that are missing values. Options without it in the metadata are
             of data from Parquet alone, or of an earlier version: then only the empty field is.
+        split: rule of the split, see `split_rule`. Empty for ``time`` if there is a timestamp, and
+            otherwise for ``days``.
 
     Raises:
         UserError: a number is out of range, or options contradict each other.
@@ -59,6 +62,7 @@ class Options:
     seed: int = 0
     multi_hot_sizes: tuple[int, ...] = ()
     csv_missing: tuple[str, ...] = MISSING
+    split: str = ""
 
     def __post_init__(self) -> None:
         least = 2 * vocabulary.FIRST_VALUE
@@ -99,6 +103,34 @@ class Options:
             raise UserError(
                 "multi_hot_sizes draw other ids for each column, the schema has shared vocabularies"
             )
+        self._check_split()
+
+    @property
+    def rule(self) -> SplitRule:
+        """The rule of the split."""
+        return parse_rule(self.split or ("time" if self.schema.timestamp else "days"))
+
+    def _check_split(self) -> None:
+        rule, layout = self.rule, self.schema.layout
+        if rule.by_row and self.compatible:
+            raise UserError(
+                f"split: ids compatible with {self.compatible} are in the order of the rows, which "
+                f"{rule.kind} changes; expected time, days, files or none, got {self.split!r}"
+            )
+        if layout == "criteo" and (
+            rule.kind == "column" or (rule.column and rule.column not in self.schema.columns)
+        ):
+            raise UserError(
+                f"split: Criteo's data have the columns label, I1 to I13 and C1 to C26, none of "
+                f"which says what a row is for, got {self.split!r}; give user=C1, or a schema"
+            )
+        if rule.column in self.schema.bag_lengths:
+            raise UserError(f"split: {rule.column} holds lists, expected a column with one value")
+        if rule.kind == "rows" and self.on_bad_line == "skip":
+            raise UserError(
+                "split: rows=FILE counts all rows of the logs, so none may be left out; expected "
+                "on_bad_line stop, got skip"
+            )
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -120,11 +152,17 @@ class Options:
         return len(self.max_ind_range) == 1
 
     def to_json(self) -> dict[str, Any]:
-        """The options as they are stored in the metadata, without ``csv_missing``."""
-        fields = dataclasses.asdict(self)
+        """The options as they are stored in the metadata, without ``csv_missing``.
+
+        A split that earlier versions made isn't named, as they didn't.
+        """
+        fields: dict[str, Any] = dataclasses.asdict(self)
+        fields["split"] = str(self.rule)
         del fields["csv_missing"]  # stored where CSV is read
         if not self.schema.shared:  # earlier versions hadn't it: theirs are the same data
             del fields["schema"]["shared"]
+        if self.rule.kind in ("days", "files"):
+            del fields["split"]
         return json.loads(json.dumps(fields))
 
     @classmethod
@@ -137,12 +175,15 @@ class Options:
         names = {field.name for field in dataclasses.fields(cls)}
         present = {name: value for name, value in fields.items() if name in names}
         present.setdefault("csv_missing", ONLY_EMPTY)
+        present.setdefault("split", "days")
         try:
             present["schema"] = Schema.from_fields(present["schema"])
             for name in ("multi_hot_sizes", "max_ind_range", "csv_missing"):
                 present[name] = tuple(present[name])
             if not all(isinstance(text, str) for text in present["csv_missing"]):
                 raise TypeError(f"csv_missing: expected texts, got {present['csv_missing']}")
+            if not isinstance(present["split"], str):
+                raise TypeError(f"split: expected a text, got {present['split']}")
             return cls(**present)
         except (TypeError, KeyError, ValueError) as error:
             why = f"there is no {error}" if isinstance(error, KeyError) else error

@@ -13,13 +13,19 @@ from typing import Any
 import polars as pl
 
 from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.preprocessing import freshness, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import ONLY_EMPTY, Options
+from dlrm_jax.data.preprocessing.row_split import RowSplit
 from dlrm_jax.data.preprocessing.sources import is_parquet
-from dlrm_jax.data.preprocessing.splits import Day
-from dlrm_jax.data.preprocessing.staging import Staged
+from dlrm_jax.data.preprocessing.split_of_options import (
+    is_known_by_row,
+    make_days,
+    make_splits,
+    with_split,
+)
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import locked, move_into_place, write_json
 from dlrm_jax.workspaces import delete, sweep
@@ -40,9 +46,8 @@ def preprocess(
     """Makes a directory of arrays from logs in the order of time, out of core.
 
     Days: a timestamp makes every date a day; without one, each of several files is a day, and a
-    single file is cut into seven days of equal length. Splits: the first half of the last day is
-    for test, the second for validation, and the other days are for training, unless files are held
-    out for validation and test. Vocabularies come from the training split alone.
+    single file is one day, or seven of equal length if it is split by them. Splits: see
+    `split_rule`. Vocabularies come from the training split alone.
 
     After an interruption, the same call resumes. If the output exists already, it does nothing. A
     second process that makes the same output waits for the first.
@@ -69,12 +74,13 @@ def preprocess(
     output = output.resolve()
     grown = Metadata.read(grow) if grow else None
     files = [path.resolve() for path in (*paths, *held_out)]
+    partial = output.with_name(f"{output.name}{_PARTIAL}")
+    options = with_split(options, len(held_out), (output, partial))
     _check(files, len(held_out), options, grown)
     if grown:
         before = Options.from_json(grown.made_from["options"])
         options = dataclasses.replace(options, csv_missing=before.csv_missing)
     recipe = _recipe(files, options, len(held_out), grown)
-    partial = output.with_name(f"{output.name}{_PARTIAL}")
     try:
         if _is_finished(output, recipe, replace):
             return Metadata.read(output)  # without a lock, as it may belong to someone else
@@ -119,7 +125,18 @@ def _recipe(
     has_csv = options.schema.layout == "named" and not all(map(is_parquet, files))
     if has_csv and options.csv_missing != ONLY_EMPTY:  # earlier versions didn't name it
         described["csv_missing"] = list(options.csv_missing)
+    if options.rule.kind == "rows":
+        described["split"] = f"rows={_hash_of_split(Path(options.rule.name))}"
     return freshness.recipe(inputs, described)
+
+
+def _hash_of_split(path: Path) -> str:
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise UserError(
+            f"split: expected rows=FILE with a file that can be read, got {path}: {error.strerror}"
+        ) from error
 
 
 def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
@@ -132,11 +149,17 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
     twice = [path for path in files if files.count(path) > 1]
     if twice:
         raise UserError(f"{twice[0]} is listed twice; examples must not train and test a model")
+    if options.rule.kind == "time" and options.drop_negatives:
+        raise UserError(
+            "drop_negatives: negative examples are left out while a file is read, when a split by "
+            "time isn't known yet; give --split=days with a file a day, or files for validation "
+            "and test"
+        )
     several = len(files) > 1 or options.compatible == "reference"
-    if options.drop_negatives and not several:
+    if options.drop_negatives and not (several or is_known_by_row(options)):
         raise UserError(
             "drop_negatives: validation and test must keep all examples; give days as several "
-            "files, or files for validation and test"
+            "files, or files for validation and test, or --split=user=COLUMN or fraction"
         )
     if grown is None:
         return
@@ -190,14 +213,20 @@ def _run(
     options = conversion.options
     # Held-out files keep all examples, as does the last day; the reference's implementation
     # leaves out negative ones of all days.
-    complete_files = 0 if options.compatible == "reference" else held_out or 1
-    files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
+    complete_files = held_out or 1
+    if options.compatible == "reference" or is_known_by_row(options):
+        complete_files = 0
+    files = conversion.stage(
+        paths,
+        len(paths) - complete_files if options.drop_negatives else 0,
+        row_split=RowSplit(options.rule, options.seed) if options.rule.by_row else None,
+    )
     freshness.check_unchanged(conversion.directory, recipe["inputs"])
     check_missing_values(paths, files, options, grow)
     _check_copies(paths, [file.content_hash for file in files], held_out)
-    days = _days(paths, files, options, held_out)
-    split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
-    training = sum(len(days[day]) for day, _, _ in split["train"])
+    days = make_days(paths, files, options)
+    split = make_splits(days, files, options)
+    training = splits.training_rows(split, days, len(files))
     known = (grow, recipe["options"]["grown_from"][-1]) if grow else None
     rows = conversion.learn(files, training, known)
     id_ranges = conversion.write(files, days, rows)
@@ -223,6 +252,7 @@ def _run(
         versions={name: importlib.metadata.version(name) for name in ("numpy", "polars")},
         id_ranges=id_ranges,
         dates=[str(of(dates)) for of in (min, max)] if dates else [],
+        times=splits.times_of(split, days, files) if schema.timestamp else {},
     )
     write_json(conversion.directory / METADATA, dataclasses.asdict(metadata))
 
@@ -236,21 +266,3 @@ def _check_copies(paths: Sequence[Path], contents: Sequence[str], held_out: int)
                 f"{path} is a copy of {paths[training.index(content)]}; examples must not train "
                 f"and test a model"
             )
-
-
-def _days(
-    paths: Sequence[Path], files: Sequence[Staged], options: Options, held_out: int
-) -> list[Day]:
-    if not options.schema.timestamp:
-        if len(files) == 1:
-            return splits.even_days(files[0].rows)
-        return splits.days_by_file([file.rows for file in files])
-    days = splits.days_by_date(paths, files)
-    last = {day.date for day in days if day.file == len(files) - 1}
-    earlier = {day.date for day in days if day.file < len(files) - 1}
-    if options.drop_negatives and not held_out and (len(last) > 1 or last & earlier):
-        raise UserError(
-            "drop_negatives: negative examples are left out file by file, and the last file isn't "
-            "just the last day; give files for validation and test"
-        )
-    return days

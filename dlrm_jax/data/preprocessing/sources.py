@@ -19,6 +19,7 @@ from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.columns import normalize_columns
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.row_split import Place, RowSplit
 from dlrm_jax.errors import UserError
 
 CHUNK_ROWS = 1 << 18
@@ -70,6 +71,8 @@ class Source:
         number: index of the file among all; it selects the negative examples that are dropped.
         drop: whether negative examples of this file are dropped.
         labelled: whether labels must exist; otherwise they may be missing and are meaningless.
+        row_split: what gives each row its split, a column ``split``; None for none.
+        before: number of rows of all earlier files.
         content_hash: hash of all bytes of the file; complete when `chunks` has ended.
     """
 
@@ -78,6 +81,8 @@ class Source:
     number: int = 0
     drop: bool = False
     labelled: bool = True
+    row_split: RowSplit | None = None
+    before: int = 0
     content_hash: str = dataclasses.field(default="", init=False)
     _rows: int = dataclasses.field(default=0, init=False)
     _seconds: bool | None = dataclasses.field(default=None, init=False)
@@ -171,7 +176,12 @@ class Source:
         """The columns to read, of those in the file."""
         schema = self.options.schema
         logs.check_columns(self.path, schema, found, not self.labelled)
-        return [name for name in schema.columns if name in found]
+        names = [name for name in schema.columns if name in found]
+        if self.row_split:
+            self.row_split.check_columns(self.path, found)
+            if (column := self.row_split.column) and column not in names:
+                names.append(column)
+        return names
 
     def _valid_rows(
         self, frame: pl.DataFrame, path: Path, first: int, on_bad_line: OnBadLine
@@ -179,13 +189,19 @@ class Source:
         schema = self.options.schema
         if not self.labelled:
             frame = frame.with_columns(pl.lit(0).alias(schema.label))
+        if self.row_split:
+            frame = self.row_split.valid_rows(path, frame, first, on_bad_line)
         return logs.valid_rows(path, schema, frame, first, on_bad_line, self._seconds)
 
     def _parsed(self, unparsed: _Unparsed, first: int) -> Chunk:
         options = self.options
         frame = unparsed.parse(unparsed.content, self.path, first, options.on_bad_line)
         skipped = unparsed.skipped + unparsed.rows - len(frame)
+        place = Place(self.path, self.number, first, unparsed.place, self.before)
+        split = self.row_split and self.row_split(frame, place)
         frame = normalize_columns(frame, options, self.path, first)
+        if split is not None:
+            frame = frame.with_columns(split)
         if not self.drop:
             return Chunk(frame, skipped, 0)
         # A function of the place in the data alone, so that a resumed run draws the same.
@@ -193,6 +209,8 @@ class Source:
         drawn = rng.random(unparsed.place + len(frame))[unparsed.place :]
         kept = drawn >= options.drop_negatives
         kept |= frame["label"].to_numpy() > 0
+        if split is not None:
+            kept |= split.to_numpy() > 0  # validation and test keep all examples
         return Chunk(frame.filter(pl.Series(kept)), skipped, int(np.sum(~kept)))
 
 

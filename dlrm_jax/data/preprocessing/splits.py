@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from dlrm_jax.data.preprocessing.split_rule import PARTS
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
 
@@ -20,29 +21,40 @@ Splits = dict[str, list[list[int]]]
 """Rows of each split, by name: a list of [day, first row in it, row after the last]."""
 
 
+NO_ROWS = [[0, 0, 0]]
+"""The rows of a split without any: the first day knows the widths of the arrays."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Day:
-    """Consecutive rows of one file that make one set of arrays.
+    """Rows of one file that make one set of arrays.
 
     Attributes:
         file: index of the file.
-        start: its first row.
-        stop: the row after its last.
+        rows: ranges of its rows, one after the other: all of them, or those of each of
+            `split_rule.PARTS` if each row says what it is for.
         date: date of all its rows; None if unknown.
     """
 
     file: int
-    start: int
-    stop: int
+    rows: tuple[range, ...]
     date: datetime.date | None = None
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return sum(map(len, self.rows))
+
+    def row(self, place: int) -> int:
+        """The row of the file that is at a place of the day."""
+        for rows in self.rows:
+            if place < len(rows):
+                return rows[place]
+            place -= len(rows)
+        raise IndexError(f"place {place} behind the rows of a day")
 
 
 def days_by_file(rows: Sequence[int]) -> list[Day]:
     """One day per file."""
-    return [Day(file, 0, count) for file, count in enumerate(rows)]
+    return [Day(file, (range(count),)) for file, count in enumerate(rows)]
 
 
 def even_days(rows: int) -> list[Day]:
@@ -53,7 +65,7 @@ def even_days(rows: int) -> list[Day]:
     """
     length, longer = divmod(rows, DAYS)
     starts = [day * length + min(day, longer) for day in range(DAYS + 1)]
-    return [Day(0, start, stop) for start, stop in itertools.pairwise(starts)]
+    return [Day(0, (range(*pair),)) for pair in itertools.pairwise(starts)]
 
 
 def days_by_date(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
@@ -62,28 +74,33 @@ def days_by_date(paths: Sequence[Path], files: Sequence[Staged]) -> list[Day]:
     Raises:
         UserError: times go back.
     """
-    days, last = [], None
+    days, last = [], {}
     for number, (path, file) in enumerate(zip(paths, files, strict=True)):
-        start, row, date = 0, 0, None
-        for chunk in file.chunks():
-            times = pl.scan_ipc(chunk, glob=False).select("time").collect()["time"]
-            before = times.shift(1, fill_value=last)
-            if (times < before).any():
-                bad = (times < before).arg_max() or 0
-                raise UserError(
-                    f"{path}, row {row + bad + 1} of those kept: its time {times[bad]} is before "
-                    f"that of the row before, {before[bad]}; sort logs by time, and name files in "
-                    f"the order of time"
-                )
-            for today, length in (
-                times.dt.date().rle().struct.unnest().select("value", "len").rows()
-            ):
-                if date is not None and today != date:
-                    days.append(Day(number, start, row, date))
-                    start = row
-                date, row = today, row + length
-            last = times[-1] if len(times) else last
-        days.append(Day(number, start, row, date))
+        dated: dict[datetime.date, list[range]] = {}
+        for part, rows in enumerate(file.ranges):
+            row = rows.start
+            for chunk in file.chunks(part):
+                times = pl.scan_ipc(chunk, glob=False).select("time").collect()["time"]
+                before = times.shift(1, fill_value=last.get(part))
+                if (times < before).any():
+                    bad = (times < before).arg_max() or 0
+                    kind = f" for {PARTS[part]}" if file.parts else ""
+                    raise UserError(
+                        f"{path}, row {row - rows.start + bad + 1} of those kept{kind}: its time "
+                        f"{times[bad]} is before that of the row before, {before[bad]}; sort logs "
+                        f"by time, and name files in the order of time"
+                    )
+                for date, length in (
+                    times.dt.date().rle().struct.unnest().select("value", "len").rows()
+                ):
+                    ranges = dated.setdefault(date, [range(0)] * len(file.ranges))
+                    start = ranges[part].start if ranges[part] else row
+                    row += length
+                    ranges[part] = range(start, row)
+                last[part] = times[-1] if len(times) else last.get(part)
+        days += [Day(number, tuple(dated[date]), date) for date in sorted(dated)]
+        if not dated:
+            days.append(Day(number, (range(0),) * len(file.ranges)))
     return days
 
 
@@ -100,12 +117,12 @@ def by_day(days: Sequence[Day]) -> Splits:
     while first > 0 and days[first].date and days[first - 1].date == days[first].date:
         first -= 1
     rows = sum(map(len, days[first:]))
-    _check(days[:first])
+    check_not_empty(days[:first])
     if first < 1 and days[0].date and rows >= 2:
         raise UserError(
             f"expected rows of two dates or more, the last one for validation and test, got "
-            f"{rows} rows, all of {days[0].date}; leave timestamp out of the schema to cut a file "
-            f"into {DAYS} parts, or give files for --validation and --test"
+            f"{rows} rows, all of {days[0].date}; give --split=time:0.1,0.1 to hold out the last "
+            f"rows, or files for --validation and --test"
         )
     if rows < 2 or first < 1:
         raise UserError(
@@ -126,7 +143,7 @@ def by_day(days: Sequence[Day]) -> Splits:
 
 def by_file(days: Sequence[Day], files: int) -> Splits:
     """Splits files: the last for test, the one before for validation, all others for training."""
-    _check(days)
+    check_not_empty(days)
     own = {"train": range(files - 2), "validation": [files - 2], "test": [files - 1]}
     return {
         name: _whole(days, [i for i, day in enumerate(days) if day.file in own[name]])
@@ -134,11 +151,69 @@ def by_file(days: Sequence[Day], files: int) -> Splits:
     }
 
 
+def by_part(days: Sequence[Day]) -> Splits:
+    """Splits of days with the rows of each part one after the other; a part may have no rows."""
+    splits: Splits = {name: [] for name in PARTS}
+    for number, day in enumerate(days):
+        stops = itertools.accumulate(map(len, day.rows), initial=0)
+        for name, (start, stop) in zip(PARTS, itertools.pairwise(stops), strict=True):
+            if start < stop:
+                splits[name].append([number, start, stop])
+    return {name: rows or NO_ROWS for name, rows in splits.items()}
+
+
+def for_training(days: Sequence[Day]) -> Splits:
+    """All rows for training."""
+    check_not_empty(days)
+    return {"train": _whole(days, range(len(days))), "validation": NO_ROWS, "test": NO_ROWS}
+
+
+def between(days: Sequence[Day], start: int, stop: int) -> list[list[int]]:
+    """The rows from start to stop of all days, as `Splits` has them."""
+    found, first = [], 0
+    for number, day in enumerate(days):
+        rows = range(max(start - first, 0), min(stop - first, len(day)))
+        if rows:
+            found.append([number, rows.start, rows.stop])
+        first += len(day)
+    return found or NO_ROWS
+
+
+def rows_of(splits: Splits, name: str) -> int:
+    """The number of rows of a split."""
+    return sum(stop - start for _, start, stop in splits[name])
+
+
+def training_rows(splits: Splits, days: Sequence[Day], files: int) -> list[int]:
+    """The number of rows of each file that are for training; they are its first ones."""
+    counts = [0] * files
+    for day, start, stop in splits["train"]:
+        counts[days[day].file] += stop - start
+    return counts
+
+
+def times_of(splits: Splits, days: Sequence[Day], files: Sequence[Staged]) -> dict[str, list[str]]:
+    """The first and the last time of the rows of each split that has rows."""
+    found = {}
+    for name, ranges in splits.items():
+        if rows_of(splits, name):
+            ends = [(ranges[0][0], ranges[0][1]), (ranges[-1][0], ranges[-1][2] - 1)]
+            places = [(days[day].file, days[day].row(place)) for day, place in ends]
+            times = [files[file].scan().select("time").slice(row, 1) for file, row in places]
+            found[name] = [str(time.collect().item()) for time in times]
+    return found
+
+
 def _whole(days: Sequence[Day], numbers: Sequence[int]) -> list[list[int]]:
     return [[number, 0, len(days[number])] for number in numbers]
 
 
-def _check(days: Sequence[Day]) -> None:
+def check_not_empty(days: Sequence[Day]) -> None:
+    """Checks that every day has rows.
+
+    Raises:
+        UserError: one has none.
+    """
     empty = [day for day in days if not len(day)]
     if empty:
         raise UserError(

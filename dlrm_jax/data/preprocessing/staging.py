@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from dlrm_jax.data.preprocessing.sources import Source
+from dlrm_jax.data.preprocessing.split_rule import PARTS
 from dlrm_jax.files import read_json, replacing, write_json
 from dlrm_jax.workspaces import delete
 
@@ -33,6 +36,9 @@ class Staged:
         content_hash: hash of the file.
         missing: number of rows without a value, by column.
         smallest: smallest number in the dense columns; nulls count as 0.
+        parts: number of rows of each split, if each row says what it is for: those for training
+            come first, then validation, then test, each in the order of the file. Empty if rows
+            are in the order of the file.
     """
 
     directory: Path
@@ -42,14 +48,23 @@ class Staged:
     content_hash: str
     missing: dict[str, int]
     smallest: float
+    parts: Sequence[int] = ()
+
+    @property
+    def ranges(self) -> tuple[range, ...]:
+        """The rows of each part, or all rows."""
+        edges = itertools.accumulate(self.parts or [self.rows], initial=0)
+        return tuple(range(*pair) for pair in itertools.pairwise(edges))
 
     def scan(self) -> pl.LazyFrame:
-        """The rows in the order of the file; see `columns`."""
+        """The rows, those of the first part first; see `columns`."""
         return pl.scan_ipc(self.chunks(), glob=False)
 
-    def chunks(self) -> list[Path]:
-        """The files with the rows, in order."""
-        return _chunks(self.directory)
+    def chunks(self, part: int | None = None) -> list[Path]:
+        """The files with the rows, or with those of a part, in order."""
+        if part is None or not self.parts:
+            return _chunks(self.directory)
+        return _chunks(self.directory, f"{part}-")
 
 
 def stage(source: Source, directory: Path) -> Staged:
@@ -61,22 +76,27 @@ def stage(source: Source, directory: Path) -> Staged:
         return staged
     number, skipped, dropped, kept = 0, 0, 0, True
     for number, (rows, parse) in enumerate(source.chunks()):
-        path = directory / f"{number:06d}.arrow"
-        counts = _counts(path, rows) if kept else None
+        prefixes = [f"{part}-" for part in range(len(PARTS))] if source.row_split else [""]
+        paths = [directory / f"{prefix}{number:06d}.arrow" for prefix in prefixes]
+        note = directory / f"{number:06d}.json"
+        counts = _counts(note, paths, rows) if kept else None
         if not counts:
             if kept:
                 _delete_from(directory, number)
             kept = False
             chunk = parse()
             counts = {"skipped": chunk.skipped, "dropped": chunk.dropped}
-            write_json(path.with_suffix(".json"), counts)
-            with replacing(path) as temporary:
-                chunk.frame.write_ipc(temporary)
+            write_json(note, counts)
+            for path, frame in zip(paths, _parts(chunk.frame, len(paths)), strict=True):
+                with replacing(path) as temporary:
+                    frame.write_ipc(temporary)
         skipped, dropped = skipped + counts["skipped"], dropped + counts["dropped"]
     _delete_from(directory, number + 1)
     counts = {"skipped": skipped, "dropped": dropped, "content_hash": source.content_hash}
     rows = pl.scan_ipc(_chunks(directory), glob=False)
     fields = _summary(rows) | counts
+    if source.row_split:
+        fields["parts"] = [_rows(_chunks(directory, f"{part}-")) for part in range(len(PARTS))]
     write_json(directory / _STAGED, fields)
     return Staged(directory, **fields)
 
@@ -96,25 +116,34 @@ def finished(directory: Path) -> Staged | None:
     return None
 
 
-def _counts(path: Path, rows: int) -> dict[str, Any] | None:
+def _parts(frame: pl.DataFrame, parts: int) -> list[pl.DataFrame]:
+    """The rows of each split, or all of them if there is one part."""
+    if parts == 1:
+        return [frame]
+    return [frame.filter(pl.col("split") == part).drop("split") for part in range(parts)]
+
+
+def _counts(note: Path, paths: list[Path], rows: int) -> dict[str, Any] | None:
     """The counts of a finished chunk of so many rows; None if it is damaged or of other rows."""
     try:
-        counts = read_json(path.with_suffix(".json"))
+        counts = read_json(note)
         left = rows - counts["skipped"] - counts["dropped"]
-        return counts if _rows([path]) == left else None
+        return counts if _rows(paths) == left else None
     except _DAMAGED:
         return None
 
 
 def _delete_from(directory: Path, number: int) -> None:
     """Deletes the chunks from a number on, if there are any."""
-    for path in _chunks(directory)[number:]:
+    for path in _chunks(directory):
+        if int(path.stem.rpartition("-")[2]) < number:
+            continue
         _log.warning("%s, its .json or one before is damaged: it is made again", path)
         delete(path)
 
 
-def _chunks(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.arrow"))
+def _chunks(directory: Path, prefix: str = "") -> list[Path]:
+    return sorted(directory.glob(f"{prefix}*.arrow"))  # a part behind the other
 
 
 def _rows(chunks: list[Path]) -> int:
