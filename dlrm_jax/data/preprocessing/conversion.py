@@ -13,10 +13,9 @@ import polars as pl
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import VOCABULARIES, check_unchanged
 from dlrm_jax.data.id_ranges import complete_notes
-from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
-from dlrm_jax.data.preprocessing.encoding import Encoder, raw_values
+from dlrm_jax.data.preprocessing.encoding import Encoder, expansions, raw_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.splits import Day
@@ -33,23 +32,20 @@ class Conversion:
     Args:
         directory: directory for the arrays, ``vocabularies/`` and, meanwhile, `TEMPORARY`.
         options: options of the data.
-        vocabularies: directory of the vocabularies; None for ``vocabularies/`` in the directory.
     """
 
     TEMPORARY: ClassVar = ("columns", "expansions")
 
-    def __init__(self, directory: Path, options: Options, vocabularies: Path | None = None):
+    def __init__(self, directory: Path, options: Options):
         self.directory = directory
         self.options = options
-        self._vocabularies = vocabularies or directory / VOCABULARIES
 
-    def stage(self, paths: Sequence[Path], dropped: int = 0, labelled: bool = True) -> list[Staged]:
+    def stage(self, paths: Sequence[Path], dropped: int = 0) -> list[Staged]:
         """Parses files.
 
         Args:
             paths: the files.
             dropped: number of files, from the first one, whose negative examples are sampled.
-            labelled: whether the files must have labels, as for `Source`.
 
         Raises:
             UserError: a file doesn't match the schema, or a column has another type in another
@@ -58,7 +54,7 @@ class Conversion:
         files = []
         for number, path in enumerate(paths):
             _log.info("reading %s", path)
-            source = Source(path, self.options, number, number < dropped, labelled)
+            source = Source(path, self.options, number, number < dropped)
             files.append(stage(source, self.directory / "columns" / str(number)))
         self._check_types(paths, files)
         return files
@@ -101,26 +97,19 @@ class Conversion:
             The notes of all files of ids, see `id_ranges`.
         """
         columns = range(len(self.options.schema.categorical))
-        expansions: Sequence[Path] = ()
-        if max(self.options.multi_hot_sizes, default=1) > 1:
-            _log.info("multi-hot tables")
-            expansions = synthetic_tables(
-                rows, self.options.multi_hot_sizes, self.directory / "expansions"
-            )
+        tables = expansions(self.options, rows, self.directory / "expansions")
         vocabularies, notes = [self._vocabulary(i) for i in columns], {}
         for number, file in enumerate(files):
             encoder = Encoder(file, self.options, vocabularies, columns, file.rows)
             for i, day in enumerate(days):
                 if day.file == number:
                     _log.info("arrays of day %d", i)
-                    notes |= write_day(
-                        self.directory, i, day, file, self.options, encoder, expansions
-                    )
+                    notes |= write_day(self.directory, i, day, file, self.options, encoder, tables)
         written = [DayFiles.map(self.directory, i) for i in range(len(days))]
         return complete_notes(written, self.options.lengths, notes)
 
     def _vocabulary(self, column: int) -> Path:
-        return self._vocabularies / f"{column}.parquet"
+        return self.directory / VOCABULARIES / f"{column}.parquet"
 
     def _learned(
         self, column: int, files: Sequence[Staged], training: int, known: pl.DataFrame | None

@@ -20,7 +20,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_columns(
-    path: Path, schema: Schema, types: Mapping[str, Any], without_label: bool = False
+    path: Path | str, schema: Schema, types: Mapping[str, Any], without_label: bool = False
 ) -> None:
     """Checks names and types of columns.
 
@@ -70,7 +70,7 @@ def has_seconds(times: pl.Series) -> bool | None:
 
 
 def valid_rows(
-    path: Path,
+    path: Path | str,
     schema: Schema,
     batch: pl.DataFrame,
     first_row: int,
@@ -125,6 +125,45 @@ def valid_rows(
             )
         bad |= wrong
     return batch.with_columns(values for values, _, _ in checked).filter(~bad)
+
+
+def unlabelled_rows(
+    path: Path | str, schema: Schema, batch: pl.DataFrame, first_row: int
+) -> pl.DataFrame:
+    """As `valid_rows` of rows without weights and times, each of which gets a prediction.
+
+    A label that is neither 0 nor 1 is null, and the column may be missing.
+    """
+    labels = pl.Series(schema.label, [None] * len(batch), pl.Float64)
+    if schema.label in batch.columns:
+        given = batch[schema.label]
+        if given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.String):
+            found = _numbers(given).to_frame("x")
+            labels = found.select(pl.when(pl.col("x").is_in([0.0, 1.0])).then("x"))["x"]
+    rows = batch.with_columns(pl.lit(0).alias(schema.label))
+    return valid_rows(path, schema, rows, first_row).with_columns(labels.alias(schema.label))
+
+
+def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
+    """Criteo's categorical values as numbers, where they are hexadecimal text as in its files.
+
+    Raises:
+        UserError: a text has other characters or more than 8 of them; the message names it.
+    """
+    columns = []
+    for column in schema.categorical:
+        if frame[column].dtype == pl.String:
+            text = frame[column].replace("", None)
+            found = text.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
+            wrong = text.is_not_null() & found.is_null()
+            if wrong.any():
+                row = wrong.arg_max() or 0
+                raise UserError(
+                    f"{name}, row {row}, column {column}: expected up to 8 hexadecimal digits or "
+                    f"nothing, got {text[row]!r}"
+                )
+            columns.append(found)
+    return frame.with_columns(columns)
 
 
 def _numbers(column: pl.Series) -> pl.Series:

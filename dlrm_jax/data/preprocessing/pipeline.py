@@ -187,7 +187,7 @@ def _run(
     complete_files = 0 if options.compatible == "reference" else held_out or 1
     files = conversion.stage(paths, len(paths) - complete_files if options.drop_negatives else 0)
     freshness.check_unchanged(conversion.directory, recipe["inputs"])
-    check_missing_values(paths, files, options, grow)
+    check_missing_values(paths, [file.missing for file in files], options, grow)
     _check_copies(paths, [file.content_hash for file in files], held_out)
     days = _days(paths, files, options, held_out)
     split = splits.by_file(days, len(files)) if held_out else splits.by_day(days)
