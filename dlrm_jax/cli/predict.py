@@ -205,7 +205,7 @@ def predict(trained: Trained, output: Path) -> None:
             rows += len(part.logits)
             labelled = np.isfinite(part.labels)
             metrics.add(part.logits[labelled], part.labels[labelled])
-            yield part.keys.with_columns(pl.Series(PROBABILITY, sigmoid(part.logits)))
+            yield pl.DataFrame([*part.keys, pl.Series(PROBABILITY, sigmoid(part.logits))])
 
     write_frames(joined(frames()), output, Path(FLAGS.output).suffix)
     seconds = time.perf_counter() - begun
