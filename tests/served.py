@@ -14,9 +14,13 @@ from dlrm_jax.data.preprocessing.serving import LogEncoder
 
 def encode_logs(paths: Sequence[Path], prepared: Path) -> list[Examples]:
     """The examples of each file, with the ids of a prepared directory."""
-    encoder = LogEncoder(prepared, Metadata.read(prepared).fingerprint)
+    encoder = encoder_of(prepared)
     files = [[arrays_of(chunk.examples) for chunk in encoder.files([path])] for path in paths]
     return [Examples(*map(np.concatenate, zip(*chunks, strict=True))) for chunks in files]
+
+
+def encoder_of(prepared: Path) -> LogEncoder:
+    return LogEncoder(prepared, Metadata.read(prepared).fingerprint)
 
 
 def arrays_of(examples: Examples) -> list[np.ndarray]:

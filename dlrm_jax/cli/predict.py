@@ -45,11 +45,12 @@ from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, check_unchanged, load_directory
 from dlrm_jax.data.id_ranges import Ranges
-from dlrm_jax.data.preprocessing.serving import check_headers, is_nested, serving_options
+from dlrm_jax.data.preprocessing.headers import check_headers
+from dlrm_jax.data.preprocessing.serving import serving_options
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
-from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
+from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
 from dlrm_jax.inference.loading import check_model
 from dlrm_jax.inference.predictor import Part, Predictor, sigmoid
 from dlrm_jax.inference.table_files import write_table
@@ -107,7 +108,6 @@ flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as
 mark_required("checkpoint")
 
 PROBABILITY = "probability"
-_FRAME_BYTES = 1 << 25
 
 
 class Trained(NamedTuple):
@@ -207,7 +207,7 @@ def predict(trained: Trained, output: Path) -> None:
             metrics.add(part.logits[labelled], part.labels[labelled])
             yield pl.DataFrame([*part.keys, pl.Series(PROBABILITY, sigmoid(part.logits))])
 
-    write_frames(joined(frames()), output, Path(FLAGS.output).suffix)
+    write_frames(frames(), output, Path(FLAGS.output).suffix)
     seconds = time.perf_counter() - begun
     status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
     if metrics.rows:
@@ -215,6 +215,8 @@ def predict(trained: Trained, output: Path) -> None:
         status(text_table(METRICS, [[f"{found[x]:.5f}" for x in METRICS]]))
         if metrics.rows < rows:
             status(f"metrics of {metrics.rows:,} rows: the others have no label of 0 or 1")
+        if paths("data")[0].is_dir():
+            status("metrics of all days of the directory, those of training included")
 
 
 def check_logs(trained: Trained) -> None:
@@ -230,11 +232,10 @@ def check_logs(trained: Trained) -> None:
         )
     options = serving_options(Metadata.read(trained.vocabularies))
     types = check_headers(logs, options, FLAGS.keys)
-    nested = [key for key, kind in types.items() if is_nested(kind)]
-    if nested and Path(FLAGS.output).suffix == ".csv":
+    if key := unwritable(types, Path(FLAGS.output).suffix):
         raise UserError(
-            f"--keys: CSV has no {types[nested[0]]}, the type of column {nested[0]}; give an "
-            f"--output named .parquet, or leave the column out"
+            f"--keys: CSV has no {types[key]}, the type of column {key}; give an --output named "
+            f".parquet, or leave the column out"
         )
 
 
@@ -272,18 +273,6 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
         check_unchanged(directory, fingerprint)
     same = data.bag_lengths == trained.config.table_bag_lengths
     return split, data.id_ranges if same else None
-
-
-def joined(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    """The same rows in frames that are large enough for a file."""
-    pending: list[pl.DataFrame] = []
-    for frame in frames:
-        pending.append(frame)
-        if sum(x.estimated_size() for x in pending) >= _FRAME_BYTES:
-            yield pl.concat(pending)
-            pending = []
-    if pending:
-        yield pl.concat(pending)
 
 
 def dump(trained: Trained, names: Sequence[str], output: Path) -> None:

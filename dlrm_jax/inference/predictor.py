@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ from dlrm_jax.mesh import as_mesh
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import Predict, make_predict
+
+_log = logging.getLogger(__name__)
 
 _SMALL_BATCHES = (1, 16, 256)
 _ROWS = 1 << 18
@@ -130,9 +133,21 @@ class Predictor:
             self.check_features(rows)
             return self._in_memory(rows)
         if isinstance(rows, str | Path):
-            return np.concatenate([sigmoid(part.logits) for part in self.of_files([Path(rows)])])
+            return self._of_file(Path(rows))
         examples = self.encoder.rows(as_frame(rows, self.encoder.columns), NAME)
         return self._in_memory(self._checked(examples))
+
+    def _of_file(self, path: Path) -> Float64[np.ndarray, " N"]:
+        if path.is_dir():
+            raise UserError(
+                f"rows: expected a file, got the directory {path}; of prepared arrays, give "
+                f"examples, such as dlrm_jax.data.directory.load_directory({str(path)!r}).test"
+            )
+        unseen = UnseenValues(self.encoder.metadata)
+        found = [sigmoid(part.logits) for part in self.of_files([path], unseen=unseen)]
+        for warning in unseen.warnings():
+            _log.warning("%s: %s", path, warning)
+        return np.concatenate(found)
 
     def of_files(
         self,
@@ -155,16 +170,14 @@ class Predictor:
             split = self._checked(chunk.examples)
             if unseen:
                 unseen.add(np.asarray(chunk.examples.ids))
-            logits = np.concatenate(list(self.logits(split, first_row=first)))
-            yield Part(logits, chunk.examples.labels, chunk.keys)
+            yield Part(self._all_logits(split, first), chunk.examples.labels, chunk.keys)
             first += len(split)
 
     def of_split(self, split: Split) -> Iterator[Part]:
         """Predicts arrays, which may be memory maps; their ids aren't checked."""
         for first in range(0, len(split), _ROWS):
             rows = split[first : first + _ROWS]
-            logits = np.concatenate(list(self.logits(rows, first_row=first)))
-            yield Part(logits, rows.labels, pl.DataFrame())
+            yield Part(self._all_logits(rows, first), rows.labels, pl.DataFrame())
 
     @functools.cached_property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -200,7 +213,13 @@ class Predictor:
 
     def _in_memory(self, split: Split) -> Float64[np.ndarray, " N"]:
         size = next((x for x in self.batch_sizes if x >= len(split)), self.batch_size)
-        return np.concatenate([np.zeros(0), *map(sigmoid, self.logits(split, size))])
+        return sigmoid(self._all_logits(split, 0, size))
+
+    def _all_logits(
+        self, split: Split, first_row: int, batch_size: int | None = None
+    ) -> Float32[np.ndarray, " N"]:
+        logits = self.logits(split, batch_size, first_row)
+        return np.concatenate([np.zeros(0, np.float32), *logits])
 
     def check_features(self, split: Split) -> None:
         """Checks that examples have the features of the training data, and ids of its tables.

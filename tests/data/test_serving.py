@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 from criteo_lines import IN_TIME, dense_of, ids_of, text
-from served import encode_logs
+from served import encode_logs, encoder_of
 
 from dlrm_jax.data.directory import Metadata, load_directory
+from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -32,6 +33,19 @@ def test_criteo_text(tmp_path, form):
     np.testing.assert_array_equal(found.ids, expected)
     expected = np.concatenate([dense_of(dataset, name) for name in IN_TIME])
     np.testing.assert_array_equal(found.dense, expected)
+    # Rows in memory have the same texts, or the numbers that these mean.
+    lines = [line.split("\t")[1:] for line in text(70).splitlines()]
+    rows = pl.DataFrame(lines, schema=[*INTEGERS, *CATEGORICALS], orient="row").select(
+        pl.col(INTEGERS).replace("", None), pl.col(CATEGORICALS)
+    )
+    encoder = encoder_of(tmp_path / "out")
+    numbers = pl.col(CATEGORICALS).replace("", None).str.to_integer(base=16, strict=False)
+    for given in (rows, rows.with_columns(numbers)):
+        same = encoder.rows(given, "rows")
+        np.testing.assert_array_equal(same.ids, found.ids)
+        np.testing.assert_array_equal(same.dense, found.dense)
+    with pytest.raises(UserError, match=r"\(from 0\), row 0, column C2: expected up to 8 hexadec"):
+        encoder.rows(rows.with_columns(C2=pl.lit("x")), "rows")
     labels = [int(line[0]) for line in text(70).split("\n")[:-1]]
     np.testing.assert_array_equal(found.labels, [np.nan] * 70 if form is without_labels else labels)
 
@@ -53,6 +67,14 @@ def test_one_row_of_a_users_log(tmp_path):
     new.write_parquet(tmp_path / "new.parquet")
     (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out")
     assert np.asarray(found.ids).tolist() == [[3, 0, 0], [1, -1, -1], [0, -1, -1]]
+    encoder = encoder_of(tmp_path / "out")
+    assert encoder.rows(new, "rows").ids.tolist() == found.ids.tolist()
+    assert encoder.rows(new[:0], "rows").ids.shape == (0, 3)
+    # Those of training, from memory: with categories, and arrays of one length.
+    data = load_directory(tmp_path / "out")
+    same = frame.with_columns(pl.col("shop").cast(pl.Categorical), pl.col("seen").list.to_array(3))
+    expected = np.concatenate([ids_of(data, name) for name in IN_TIME])
+    np.testing.assert_array_equal(encoder.rows(same, "rows").ids, expected)
 
 
 def test_several_files_and_a_value_that_nobody_numbered(tmp_path):

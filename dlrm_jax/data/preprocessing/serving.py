@@ -19,6 +19,7 @@ from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.columns import normalize_columns, transform_dense
 from dlrm_jax.data.preprocessing.encoding import encode_column, expansions
+from dlrm_jax.data.preprocessing.headers import check_headers
 from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
@@ -26,7 +27,6 @@ from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.errors import UserError
 
 _PLACES = 1 << 24  # of bags that are encoded at a time, 4 bytes each
-_NESTED = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary)
 
 
 class Encoded(NamedTuple):
@@ -154,63 +154,6 @@ def serving_options(metadata: Metadata) -> Options:
     trained = Options.from_json(metadata.made_from["options"])
     schema = dataclasses.replace(trained.schema, weight=None, timestamp=None)
     return dataclasses.replace(trained, schema=schema, on_bad_line="stop", drop_negatives=0.0)
-
-
-def check_headers(
-    paths: Sequence[Path], options: Options, keys: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Checks the columns of files before their rows are read.
-
-    Args:
-        paths: the files.
-        options: options of the data.
-        keys: columns to pass through.
-
-    Returns:
-        The type of each key, which is one for all files.
-
-    Raises:
-        UserError: a column is missing or has the wrong type, or a key has several types.
-    """
-    types: dict[str, tuple[Path, Any]] = {}
-    for path in paths:
-        found = Source(path, options, labelled=False).header()
-        if found is None:
-            if keys:
-                raise UserError(
-                    f"keys: expected Parquet or CSV, whose columns have names, got {path} in "
-                    f"Criteo's form, which has no column {keys[0]!r}"
-                )
-            continue
-        for key in keys:
-            if key not in found:
-                raise UserError(
-                    f"keys: {path} has no column {key!r}; its columns are {', '.join(found)}"
-                )
-            kind = pl.String() if found[key] in (pl.Categorical, pl.Enum) else found[key]
-            before, first = types.setdefault(key, (path, kind))
-            common = _common(first, kind)
-            if common is None:
-                raise UserError(
-                    f"keys: column {key} is {first} in {before}, but {kind} in {path}; give it "
-                    f"one type"
-                )
-            types[key] = before, common
-    return {key: kind for key, (_, kind) in types.items()}
-
-
-def is_nested(kind: Any) -> bool:
-    """Whether values of a type have no text in CSV."""
-    return isinstance(kind, _NESTED)
-
-
-def _common(first: Any, second: Any) -> Any:
-    """The type of both columns one below the other; None if there is none."""
-    integers = first.is_integer() and second.is_integer()
-    if not integers and first != second and pl.Null not in (first, second):
-        return None
-    parts = [pl.DataFrame(schema={"x": kind}) for kind in (first, second)]
-    return pl.concat(parts, how="vertical_relaxed").schema["x"]
 
 
 def _smallest(metadata: Metadata, prepared: Path) -> float:

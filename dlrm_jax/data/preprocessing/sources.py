@@ -114,30 +114,6 @@ class Source:
         if not self._rows:
             raise UserError(f"{self.path} is empty; expected rows. Was the download complete?")
 
-    def header(self) -> dict[str, Any] | None:
-        """Names and types of the columns, which are checked; None in Criteo's forms.
-
-        Raises:
-            UserError: the file can't be read, or a column is missing or has the wrong type.
-        """
-        if self.options.schema.layout != "named":
-            return None
-        try:
-            if is_parquet(self.path):
-                with self.path.open("rb") as file, parquet.reading(str(self.path)):
-                    found = dict(pl.scan_parquet(file, glob=False).collect_schema())
-            else:
-                with open_bytes(self.path) as content:
-                    text = lines.whole_lines(content.read, self.path, lines.CHUNK_BYTES)
-                    records = Records(text, self.path, self.options.on_bad_line)
-                    found = dict.fromkeys(records.columns, pl.String())
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
-        except DamagedError as error:
-            raise UserError(f"{self.path}: the compressed file is damaged ({error})") from error
-        self._columns(found)
-        return found
-
     def _read(self) -> Iterator[_Unparsed]:
         named = self.options.schema.layout == "named"
         if named and is_parquet(self.path):
