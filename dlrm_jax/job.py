@@ -34,8 +34,8 @@ from dlrm_jax.presets import PRESETS
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.run import Options, checkpoints_of, describe_run, run
 from dlrm_jax.training.build import (
-    check_compression,
     check_config,
+    check_table_settings,
     for_data,
     generate_data,
     make_learner,
@@ -81,7 +81,7 @@ class FittedModel:
         learner, state = self.predictor.learner, self.predictor.state
         examples, size = self._examples(split), self.predictor.batch_size
         if not isinstance(split, str):  # the run has checked its own
-            check_labels(examples, "examples")
+            check_labels(examples, "examples", _is_soft(self.predictor.config))
         if not len(examples):
             raise UserError("split: expected at least one example, got none")
         return evaluate(learner, self.predictor.compiled, state, examples, size)
@@ -211,7 +211,11 @@ def _check_set(config: Config) -> None:
 
 def is_new(workdir: Path | None) -> bool:
     """Whether a run begins here. One that goes on keeps settings that earlier versions took."""
-    return workdir is None or on_process_0(lambda: not any(workdir.glob("checkpoints/*")))
+    if workdir is None:
+        return True
+    # A killed save leaves a hidden directory, which the next one deletes.
+    there = on_process_0(lambda: [path.name for path in workdir.glob("checkpoints/*")])
+    return not any(name.isdecimal() for name in there)
 
 
 def check_effects(config: Config, source: Source) -> None:
@@ -224,13 +228,7 @@ def check_effects(config: Config, source: Source) -> None:
     Raises:
         UserError: one has none; the message names the field.
     """
-    check_compression(config, config.table_rows)
-    named = config.per_table("table_optimizers")
-    if both := [name for name in config.frozen_tables if name in named]:
-        raise UserError(
-            f"table_optimizers: {both[0]} is one of frozen_tables, which no optimizer updates; "
-            f"leave it out of one of the two"
-        )
+    check_table_settings(config)
     if config.target_auc > 1:
         raise UserError(f"target_auc: expected at most 1, got {config.target_auc}")
     is_raw = isinstance(source, str | Path) and not Path(source).is_dir()
@@ -245,18 +243,23 @@ def load_data(config: Config, source: Source) -> tuple[Config, Dataset]:
     """The data, and the config with the tables that it needs.
 
     Raises:
-        UserError: the data can't be read, or hold an id that its table doesn't have, a label other
-            than 0 and 1, or a sample weight that is negative or not finite.
+        UserError: the data can't be read, or hold an id that its table doesn't have, a label that
+            the loss doesn't take, or a sample weight that is negative or not finite.
     """
     if source is None:
         return config, generate_data(config)
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count)
-    soft = config.loss == "mse"
+    soft = _is_soft(config)
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
         on_process_0(lambda name=name, split=split: check_labels(split, name, soft))
     return for_data(config, data), data
+
+
+def _is_soft(config: Config) -> bool:
+    """Whether labels may be between 0 and 1."""
+    return config.loss == "mse"
 
 
 def _read(path: Path, min_count: int) -> Dataset:

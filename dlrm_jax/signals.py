@@ -1,7 +1,8 @@
 """SIGTERM, Ctrl-C and SIGHUP: the first stops a program where that is safe, the second at once.
 
-SIGHUP is that of a closed terminal. Shell and system may send it twice, so that a second one counts
-for nothing; ``nohup`` ignores it.
+SIGHUP is that of a closed terminal. Shell and system may send it twice, and SIGTERM beside it. So
+it never counts as one of the two: after it, too, the second other signal ends a program at once.
+``nohup`` ignores it.
 
 Python runs a signal's handler between two instructions of the main thread. If JAX is below that
 instruction, an exception may come up in a callback of the compiler, where it ends the process or
@@ -137,12 +138,18 @@ def _put_back() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received
+    after_hangup = _received == signal.SIGHUP
     _received = number
-    _put_back()
+    # Python runs pending handlers in the order of their numbers, SIGHUP's first: were the others
+    # put back by it, a SIGTERM that came beside it would end the process.
+    if number != signal.SIGHUP:
+        _put_back()
+        if _previous.get(number) is _end:
+            signal.signal(number, signal.SIG_DFL)  # ends it in the midst of an instruction, too
     # Shells, kernels and systemd send it besides; until the context ends it counts for nothing.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if number != signal.SIGHUP and _previous.get(number) is _end:
-        signal.signal(number, signal.SIG_DFL)  # ends it in the midst of an instruction, too
+    if after_hangup:  # that one has asked for the same already
+        return
     if _deferring:
         return
     if not _in_library(frame):

@@ -24,6 +24,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.warm_start import noted_start
 
 PREPARED = Path(__file__).parent / "previous" / "data"
 
@@ -101,6 +102,17 @@ def test_labels_and_weights_out_of_range(fitted, array: str, value: float, messa
         assert len(fitted.predict(bad)) == len(day), "labels aren't read"
 
 
+def test_a_model_of_squared_errors_takes_labels_between_0_and_1(fitted):
+    [day, *_] = fitted.data.test.days
+    soft = Split((dataclasses.replace(day, labels=np.float32(0.1) + np.float32(0.8) * day.labels),))
+    config = dataclasses.replace(fitted.predictor.config, loss="mse")
+    predictor = dataclasses.replace(fitted.predictor, config=config)
+    model = dataclasses.replace(fitted, predictor=predictor)
+    assert model.evaluate(soft)["auc"] == fitted.evaluate(Split((day,)))["auc"]
+    with pytest.raises(UserError, match=r"expected label 0 or 1, got 0\.[19]"):
+        fitted.evaluate(soft)
+
+
 @pytest.mark.parametrize("value", [-7, 3000])
 def test_ids_out_of_range(fitted, value: int):
     [day, *_] = data_set().test.days
@@ -127,6 +139,13 @@ def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 12
     losses = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in losses if x["split"] == "train"] == [9, 10, 11, 12]
+
+
+def test_a_run_is_new_until_its_first_checkpoint(tmp_path: Path):
+    for left, new in ((".00000010.dlrm_jax", True), ("00000010", False)):
+        assert dlrm_jax.job.is_new(tmp_path)
+        (tmp_path / "checkpoints" / left).mkdir(parents=True)
+        assert dlrm_jax.job.is_new(tmp_path) == new
 
 
 def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
@@ -157,11 +176,13 @@ def test_a_warm_start_is_noted_and_not_ignored_on_resumption(tmp_path: Path):
     noted = {"source": str(source), "names": ["C1"]}
     assert train("warm", 1, source, "C1") == noted
     assert train("warm", 2) == noted, "of the run, whoever goes on with it"
-    assert train("warm", 2, source, "C1") == noted
+    before = {"warm_start": noted}
+    assert noted_start(source, ["C1"], before) == noted
     started = rf"was started from C1 of {re.escape(str(source))}, .* leave out --warm_start"
-    for directory, names in ((others, ["C1"]), (source, ["C1", "bottom"])):
-        with pytest.raises(UserError, match=started):
-            train("warm", 4, directory, *names)
+    with pytest.raises(UserError, match=started):
+        train("warm", 4, others, "C1")
+    with pytest.raises(UserError, match=started):
+        noted_start(source, ["C1", "bottom"], before)
 
 
 def test_prepared_data_with_vocabularies(tmp_path: Path):

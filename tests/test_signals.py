@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlrm_jax.signals import Interrupted, check, deferred, handled
+from dlrm_jax.signals import Interrupted, check, deferred, handled, kept_for_child
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 
@@ -231,3 +231,25 @@ def test_a_terminal_that_is_closed_may_say_so_again(number: int):
         assert found == [number, "again"]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_closed_terminal_may_come_together_with_another_signal(number: int):
+    """Python handles SIGHUP first, whichever came first; the work in between must be saved."""
+    found = []
+
+    def work() -> None:
+        with deferred() as received:
+            with kept_for_child():  # as in a long call of JAX
+                send(number)
+                send(signal.SIGHUP)
+            found.append(received())
+            send(number)
+
+    before = signal.signal(number, lambda *_: found.append("again"))
+    try:
+        with pytest.raises(Interrupted, match=signal.Signals(number).name):
+            work()
+    finally:
+        signal.signal(number, before)
+    assert found == [number, "again"], "the next one ends it"

@@ -12,7 +12,7 @@ from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers, refuse
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.presets import PRESETS
-from dlrm_jax.training.build import check_compression
+from dlrm_jax.training.build import check_table_settings
 from dlrm_jax.training.model import unread
 
 NO_EFFECT = "No effect"
@@ -63,11 +63,11 @@ def with_flags(config: Config) -> Config:
     """The config with the fields replaced that the command line names; see `check_read`.
 
     Raises:
-        UserError: nothing would read one of them.
+        UserError: nothing would read one of them, or it has no effect on the tables.
     """
     config = overridden(config)
     check_read([config])
-    check_compression(config, config.table_rows)
+    check_table_settings(config)
     return config
 
 

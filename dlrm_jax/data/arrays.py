@@ -27,7 +27,7 @@ class Examples:
         ids: rows of the embedding tables, [N, C] int32. The bags of all categorical features lie
             side by side, so C is the sum of the bag lengths; `ABSENT` marks unused places. Either
             one array, or one array per feature in an `HStacked`.
-        labels: 0 or 1, [N] float32; int32 in TorchRec's files.
+        labels: 0 or 1, or between them for squared errors, [N] float32; int32 in TorchRec's files.
         sample_weights: weight of each example in the training loss, [N] float32; None if all
             weights are 1.
 

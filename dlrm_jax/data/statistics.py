@@ -23,7 +23,7 @@ class Day:
 
     Attributes:
         by_split: number of examples that the day gives to each split, 0 included.
-        positives: number of examples with label 1.
+        positives: number of examples with label 1, or one above 1/2.
     """
 
     by_split: Mapping[str, int]
@@ -36,7 +36,7 @@ class Day:
 
     @property
     def label_rate(self) -> float:
-        """The share of label 1; NaN without examples."""
+        """The share of positives; NaN without examples."""
         return self.positives / self.examples if self.examples else float("nan")
 
 
@@ -126,10 +126,10 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
     edges = np.cumsum([0, *dataset.bag_lengths]).tolist()
 
     for name, split in dataset.splits.items():
-        check_labels(split, name)
+        check_labels(split, name, soft=True)
     for split, day, chunk in _chunks(dataset, metadata):
         examples[split][day] += len(chunk)
-        positives[day] += np.count_nonzero(chunk.labels)
+        positives[day] += np.count_nonzero(chunk.labels > 0.5)
         all_ids = np.asarray(chunk.ids)
         for i, counts in enumerate(occurrences):
             ids = all_ids[:, edges[i] : edges[i + 1]].ravel()

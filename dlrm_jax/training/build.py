@@ -53,17 +53,23 @@ def for_data(config: Config, data: Dataset) -> Config:
     )
 
 
-def check_compression(config: Config, table_rows: Sequence[int]) -> None:
-    """Checks that a config which names a compression compresses a table.
+def check_table_settings(config: Config) -> None:
+    """Checks that the compression and the optimizers have an effect on the tables of a config.
 
     Raises:
-        UserError: all tables stay whole.
+        UserError: all tables stay whole, or one has an optimizer and is frozen.
     """
-    if config.compression != "none" and max(table_rows) <= config.compress_above:
+    if config.compression != "none" and max(config.table_rows) <= config.compress_above:
         raise UserError(
             f"compression: {config.compression} compresses no table, since the largest has "
-            f"{max(table_rows):,} rows and compress_above is {config.compress_above:,}; make "
-            f"compress_above smaller, or leave compression out"
+            f"{max(config.table_rows):,} rows and compress_above is {config.compress_above:,}; "
+            f"make compress_above smaller, or leave compression out"
+        )
+    named = config.per_table("table_optimizers")
+    if both := [name for name in config.frozen_tables if name in named]:
+        raise UserError(
+            f"table_optimizers: {both[0]} is one of frozen_tables, which no optimizer updates; "
+            f"leave it out of one of the two"
         )
 
 

@@ -70,20 +70,22 @@ def _number(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no number, text, list or dict")
 
 
-def read_metadata(checkpoint: Path, hashes: bool = True) -> dict[str, Any]:
+def read_metadata(checkpoint: Path, strict: bool = True) -> dict[str, Any]:
     """The metadata of one checkpoint. All its files are there and as long as they were.
 
     Args:
         checkpoint: directory of the checkpoint.
-        hashes: whether small files are read, to compare their hashes.
+        strict: whether a small file that can't be read just now, to compare its hash, is an error;
+            otherwise it is taken for unchanged.
 
     Raises:
         UserError: there is no checkpoint, one of another format, or one that the file system
             doesn't let read.
-        DamagedCheckpointError: the metadata can't be parsed, or a file is missing or truncated.
+        DamagedCheckpointError: the metadata can't be parsed, or a file is missing, truncated or
+            changed.
     """
     try:
-        return _read(checkpoint, hashes)
+        return _read(checkpoint, strict)
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
 
@@ -118,7 +120,7 @@ def status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _read(checkpoint: Path, hashes: bool) -> dict[str, Any]:
+def _read(checkpoint: Path, strict: bool) -> dict[str, Any]:
     damaged = functools.partial(DamagedCheckpointError, str(checkpoint))
     try:
         text = (checkpoint / _FILE).read_bytes()
@@ -151,7 +153,7 @@ def _read(checkpoint: Path, hashes: bool) -> dict[str, Any]:
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             raise damaged(f"{name} has {found.st_size:,} of {size:,} bytes")
         expected = metadata.get("hashes", {}).get(name)  # earlier versions noted none
-        if hashes and expected is not None and _hash(checkpoint / name) != expected:
+        if expected is not None and not _has_hash(checkpoint / name, expected, strict):
             raise damaged(f"{name} has been changed")
     return metadata
 
@@ -177,6 +179,15 @@ def _are_arrays(value: Any) -> bool:
         and item.isdecimal()
         and _is_shape(each.get("shape"))
         for each in value.values()
+    )
+
+
+def _is_start(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("source"), str)
+        and isinstance(names := value.get("names"), list)
+        and all(isinstance(name, str) for name in names)
     )
 
 
@@ -216,6 +227,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "checksums": lambda value: value is ... or _are_checksums(value),  # earlier versions: none
     "files": lambda value: value is ... or _has_all(int)(value),
     "hashes": lambda value: value is ... or _has_all(str)(value),
+    "warm_start": lambda value: value in (..., None) or _is_start(value),
 }
 
 
@@ -231,6 +243,15 @@ def _size(path: Path) -> int:
 
 def _hash(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def _has_hash(path: Path, expected: str, strict: bool) -> bool:
+    try:
+        return _hash(path) == expected
+    except OSError:
+        if strict:
+            raise
+        return True
 
 
 def _checkpoints_in(path: Path) -> str:

@@ -20,7 +20,7 @@ def binary_metrics(
 
     Args:
         logits: logits of label 1, [N].
-        labels: labels, [N], 0 or 1.
+        labels: labels, [N], from 0 to 1. For ``auc`` and ``accuracy``, those above 1/2 are 1.
 
     Returns:
         log_loss: mean binary cross-entropy, in nats.

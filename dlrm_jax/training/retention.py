@@ -171,7 +171,9 @@ class Retention:
         whole, damaged = {}, {}
         for step in self._steps():
             try:
-                whole[step] = read_metadata(self.path(step), hashes=False)
+                # One whose files can't be read just now keeps its place, which an older one or a
+                # worse one would get.
+                whole[step] = read_metadata(self.path(step), strict=False)
             except DamagedCheckpointError as error:
                 damaged[step] = error.reason
             except UserError as error:  # another version's, or nobody may read it: it stays

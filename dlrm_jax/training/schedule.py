@@ -16,9 +16,9 @@ class WarmupDecay:
 
     With s the number of the step from 1: ``base·s/warmup`` while s < warmup; then base;
     from ``decay_start`` on ``base·((decay_steps - (s - decay_start)) / decay_steps)²``,
-    at least 1e-7; and from ``decay_start + decay_steps`` on the last of these. Differs
-    from the reference where that has a flaw: between warm-up and decay it keeps the
-    warm-up's last value instead of base.
+    at least 1e-7, or base if that is less; and from ``decay_start + decay_steps`` on the
+    last of these. So a base of 0 is 0 at every step. Differs from the reference where that
+    has a flaw: between warm-up and decay it keeps the warm-up's last value instead of base.
 
     Equal schedules compare equal, so tables that use them can share one array.
 
@@ -40,7 +40,8 @@ class WarmupDecay:
         rate = jnp.full_like(step, self.base)
         if self.decay_steps:
             left = jnp.clip(self.decay_steps - (step - self.decay_start), 1, self.decay_steps)
-            decayed = jnp.maximum(self.base * (left / self.decay_steps) ** 2, FLOOR)
+            decayed = self.base * (left / self.decay_steps) ** 2
+            decayed = jnp.maximum(decayed, min(FLOOR, self.base))
             rate = jnp.where(step > self.decay_start, decayed, rate)
         if self.warmup:
             rate = jnp.where(step < self.warmup, self.base * step / self.warmup, rate)

@@ -33,7 +33,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from dlrm_jax.cli.config_flags import define_run_flags, with_flags
+from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
 from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
@@ -58,7 +58,7 @@ from experiments.benchmarks.timing import (
     summary,
 )
 
-define_run_flags("kaggle", {"examples": "there are as many as the batches need"})
+define_run_flags("kaggle", dict.fromkeys(OF_WHOLE_RUNS, "steps on generated batches are timed"))
 flags.DEFINE_enum("mode", "train", ["train", "infer"], "Train steps or predictions.")
 flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
 flags.DEFINE_string("against", None, "Mesh to compare with, of no more devices; such as 1x1.")

@@ -53,7 +53,7 @@ class Findings(Tally):
         self._accepted: Counter[str] = Counter()
         self._failures: set[str] = set()
 
-    def judge(self, case: str, ended: Ended, output: Path) -> bool:
+    def add(self, case: str, ended: Ended, output: Path) -> bool:
         """Counts a try; whether it is a failure unlike all others so far."""
         failure = failure_of(ended, output)
         refused = ended.outcome == "error" and LOADED not in ended.errors[0]
@@ -87,7 +87,7 @@ def try_one(
     directory.mkdir(parents=True)
     command = write(directory, findings.chance(case, number))
     ended = forks.run(command, directory, variables, _SECONDS, MOST_BYTES)
-    if findings.judge(case, ended, directory / "out"):
+    if findings.add(case, ended, directory / "out"):
         line = f"cd {directory} && {sys.executable} -m {shlex.join(command)}"
         (directory / "command").write_text(f"{line}\n")
         (directory / "stderr").write_text(ended.stderr)

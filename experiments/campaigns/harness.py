@@ -1,4 +1,4 @@
-"""Programs under observation: limited in time and memory, killed, judged by how they end.
+"""Programs under observation: limited in time and memory, killed; and how they ended.
 
     with started(["-m", "dlrm_jax", "train", ...], seconds=60) as program:
         if program.wait_for(lambda: checkpoint.exists()):

@@ -18,7 +18,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.build import check_table_settings, make_learner
 from dlrm_jax.training.record import owned, to_json
 from experiments.compare.results_page import columns, rows_of, write_page
 from experiments.compare.tasks import Task
@@ -99,6 +99,7 @@ def compare(
     contenders: Sequence[Contender], config: Config, task: Task, mesh: Mesh, directory: Path
 ) -> None:
     """Runs the missing trials, prints the table, and writes the page and all numbers."""
+    check_table_settings(config)  # now that it has the tables of the data
     print(task.data.source)
     for each in contenders:  # errors of any contender come before the trials
         make_learner(each.config(config, 1.0, 0), mesh)

@@ -37,7 +37,7 @@ from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_numbers, define_wor
 from dlrm_jax.cli.pictures import percent, save
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
-from dlrm_jax.config import Config
+from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.statistics import Column, measure
@@ -64,12 +64,17 @@ _HOTTEST = (0.001, 0.01, 0.1)
 _UNITS = {"64 B lines": 64, "4 KiB pages": 2**12, "2 MiB pages": 2**21}
 _BATCHES = 16
 _TRACE = 2**20  # accesses with computed stack distances
-_NO_EFFECT = (
-    "mesh", "batch_size", "table_optimizers", "frozen_tables", "placements", "plan", "model",
-    "model_options", "compression", "shared_tables", "pooling",
+_READ = (
+    "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
+    "min_count", "seed", "loss", "embedding_dim", "table_dtype", "stochastic_rounding", "kernels",
+    "optimizer", "learning_rate", "eps",
 )  # fmt: skip
+_NO_EFFECT = {"mesh", *FIELD_TYPES} - set(_READ)
 
-define_run_flags("kaggle", dict.fromkeys(_NO_EFFECT, "all tables are of one kind, on one device"))
+define_run_flags(
+    "kaggle",
+    dict.fromkeys(_NO_EFFECT, "lookups and updates of tables of one kind are timed, on one device"),
+)
 define_data_flag()
 define_workdir("Directory of the results", "runs/frequency")
 define_numbers("batch_sizes", (2048, 8192), "Examples of a batch; such as 128,2048.", low=1)

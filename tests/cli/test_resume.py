@@ -37,7 +37,7 @@ def test_killed_at_random_times(unbroken: Path, tmp_path: Path):
     flags += (f"--workdir={tmp_path}",)
     chance = random.Random(0)
     checkpoints = tmp_path / "checkpoints"
-    for _ in range(3):
+    for _ in range(2):
         before = {path.name for path in checkpoints.iterdir()} if checkpoints.exists() else set()
         with in_background(*flags) as process:
             # Once it saves something new, soon afterwards: within a save as likely as between two.

@@ -36,6 +36,8 @@ def refused(*given: str) -> str:
         ("--nostochastic_rounding", "--stochastic_rounding has no effect without --table_dtype.*"),
         ("--compression=mixed_dimensions --compress_above=50000",
          "compression: mixed_dimensions compresses no table, .* largest has 50,000 rows .*"),
+        ("--frozen_tables=C2,C3 --table_optimizers=C3=sgd",
+         "table_optimizers: C3 is one of frozen_tables, which no optimizer updates; .*"),
         ("--frozen_tables=", "--frozen_tables: expected a value, got an empty one; such as .*"),
         ("--warm_start_names=", "--warm_start_names: expected a value, got an empty one; .*"),
     ],

@@ -331,3 +331,42 @@ def test_copied_logs_use_the_same_cache(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         load_dataset(copy, tmp_path / "cache")
     assert Metadata.read(first.directory or tmp_path).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_log_read_in_part_is_forgotten_alone(raw, tmp_path, monkeypatch, noted):
+    """If it is touched, and if an earlier version noted no hash of it: how much changed is unknown.
+
+    The columns of the log before it stay.
+    """
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 30)
+    logs = [raw, tmp_path / "second.csv"]
+    logs[1].write_text(log(first=1))
+    parse = sources.Source._parsed
+
+    def parsed(self, unparsed, first):
+        return stop() if self.path == logs[1] and first > 30 else parse(self, unparsed, first)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.Source, "_parsed", parsed)
+        with pytest.raises(StoppedError):
+            preprocess(logs, tmp_path / "out", OPTIONS)
+    columns = tmp_path / "out.partial" / "columns"
+    assert [len(list((columns / name).glob("*.arrow"))) for name in "01"] == [3, 1]
+    if noted:
+        os.utime(logs[1], ns=(1, 1))
+    else:
+        begun = tmp_path / "out.partial" / "begun.json"
+        described = json.loads(begun.read_text())
+        for file in described["inputs"]:
+            del file["hash"]
+        begun.write_text(json.dumps(described))
+    read = []
+
+    def noticed(self, unparsed, first):
+        read.append(self.path)
+        return parse(self, unparsed, first)
+
+    monkeypatch.setattr(sources.Source, "_parsed", noticed)
+    preprocess(logs, tmp_path / "out", OPTIONS)
+    assert read == [logs[1]] * 3

@@ -31,7 +31,7 @@ def raw(tmp_path):
 def test_arrays_are_what_the_definitions_say(raw, tmp_path, min_count, monkeypatch):
     monkeypatch.setattr(lines, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(day_arrays, "_CHUNK_ROWS", 7)
-    monkeypatch.setattr(encoding, "_PLACES", 11)
+    monkeypatch.setattr(encoding, "_PLACES", 80)
     preprocess([raw], tmp_path / "out", Options(min_count=min_count))
     dataset = load_directory(tmp_path / "out")
     fields = [row.split("\t") for row in raw.read_text().splitlines()]

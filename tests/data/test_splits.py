@@ -145,31 +145,58 @@ def test_one_date_is_not_enough(tmp_path):
 
 
 @pytest.mark.parametrize("form", [int, float, str])
-@pytest.mark.parametrize(
-    ("seconds", "hint"),
-    [(20211212, "; this is no second but a date: write 2021-12-12"), (-30, "")],
-)
-def test_numbers_that_are_hardly_seconds_are_refused(tmp_path, form, seconds, hint):
-    """Dates would be seconds of 1970, and so all one day."""
-    path = write(tmp_path / "log.parquet", [form(seconds + i) for i in range(20)])
-    message = (
-        rf"row 1, column when: expected .*seconds since 1970, .* got '?{seconds}(\.0)?'?{hint}$"
-    )
+def test_negative_seconds_are_refused(tmp_path, form):
+    path = write(tmp_path / "log.parquet", [form(i - 30) for i in range(20)])
+    message = r"row 1, column when: expected .*seconds since 1970, .* got '?-30(\.0)?'?$"
     with pytest.raises(UserError, match=message):
         preprocess([path], tmp_path / "out", Options(SCHEMA))
 
 
-@pytest.mark.parametrize("other", [None, 0, 7])
-def test_a_missing_time_among_dates_makes_no_seconds_of_them(tmp_path, other):
-    dates = [20211201 + i for i in range(20)]
-    path = write(tmp_path / "log.parquet", [*dates[:9], other, *dates[9:]])
-    with pytest.raises(UserError, match=r"row 1, column when: .* write 2021-12-01$"):
+@pytest.mark.parametrize(
+    ("form", "other"),
+    [
+        *((form, []) for form in (int, float, str)),
+        *((int, [other] * 30) for other in (None, 0, 7)),
+        *((float, [other] * 30) for other in (None, float("nan"))),
+        *((str, [other] * 30) for other in (None, "NaN")),
+    ],
+)
+def test_dates_written_as_numbers_are_refused(tmp_path, form, other, monkeypatch):
+    """They would be seconds of 1970, and so all one day. Most rows may be without a time."""
+    monkeypatch.setattr("dlrm_jax.data.preprocessing.sources.CHUNK_ROWS", 40)
+    when = [form(date) for date in range(20211201, 20211221)]
+    path = write(tmp_path / "log.parquet", [*when[:9], *other, *when[9:]])
+    message = (
+        r"log.parquet, row 1, column when: expected .*, got '?20211201(\.0)?'?: .* Write "
+        r"2021-12-01; .* write times such as 1970-08-22 22:13:21$"
+    )
+    for on_bad_line in ("stop", "skip"):
+        with pytest.raises(UserError, match=message):
+            preprocess([path], tmp_path / "out", Options(SCHEMA, on_bad_line=on_bad_line))
+
+
+def test_a_chunk_of_one_date_is_refused(tmp_path):
+    """A date may have more rows than a chunk."""
+    path = write(tmp_path / "log.parquet", [0, *[20211201] * 20])
+    with pytest.raises(UserError, match=r"row 2, column when: .* Write 2021-12-01;"):
         preprocess([path], tmp_path / "out", Options(SCHEMA))
 
 
-def test_seconds_since_a_log_began(tmp_path):
-    path = write(tmp_path / "log.parquet", [i * 7200 for i in range(48)])
-    assert preprocess([path], tmp_path / "out", Options(SCHEMA)).days == [12] * 4
+@pytest.mark.parametrize(
+    "when",
+    [
+        [i * 7200 for i in range(48)],
+        [2021111 + i * 7200 for i in range(48)],  # seven digits
+        [20200101.5 + i for i in range(28)] + [20300000.0] * 2,
+        [20200101 + i for i in range(80)] + [20300000] * 2,  # of 100 numbers, 31 are like dates
+        [*[i * 2700 for i in range(64)], *[20200101 + i for i in range(28)]],  # not the first
+    ],
+)
+def test_seconds_since_a_log_began(tmp_path, monkeypatch, when):
+    monkeypatch.setattr("dlrm_jax.data.preprocessing.sources.CHUNK_ROWS", 64)
+    path = write(tmp_path / "log.parquet", when)
+    metadata = preprocess([path], tmp_path / "out", Options(SCHEMA, on_bad_line="skip"))
+    assert (metadata.skipped_lines, sum(metadata.days)) == (0, len(when))
 
 
 def test_the_first_and_the_last_date_are_noted(tmp_path):

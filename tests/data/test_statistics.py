@@ -122,6 +122,13 @@ def test_ids_that_no_table_has_are_named():
             measure(data, None)
 
 
+def test_labels_between_0_and_1_are_positive_above_one_half():
+    day = examples_of([[0]] * 4)
+    soft = dataclasses.replace(day, labels=np.array([0.1, 0.9, 0.5, 1], np.float32))
+    days = measure(dataset_of([soft, day, day], [1], [1]), None).days
+    assert [day.positives for day in days] == [2, 0]
+
+
 SCHEMA = Schema("clicked", ("shop", "viewed"), ("price",), {"viewed": 3})
 
 
@@ -216,5 +223,5 @@ def test_a_day_may_give_to_several_splits(log, tmp_path):
 
 def test_a_label_out_of_range_is_named():
     day, bad = examples_of([[0], [1]]), examples_of([[0], [1]], [1, 100])
-    with pytest.raises(UserError, match=r"^test, row 1 .* expected label 0 or 1, got 100"):
+    with pytest.raises(UserError, match=r"^test, row 1 .* expected a label of 0 to 1, got 100"):
         measure(dataset_of([day, day, bad], [2], [1]), None)

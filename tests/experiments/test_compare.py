@@ -13,6 +13,8 @@ from main_job import in_background, run
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import generate_data
 from experiments.compare import contest
 from experiments.compare.tasks import Choices, Clicks, EpochBatches
@@ -124,6 +126,23 @@ def test_what_cannot_be_compared_is_refused(flags, message, tmp_path):
     result = run(*flags, f"--workdir={tmp_path}", program=COMPARE)
     assert result.returncode == 2, result.stderr[-2000:]
     assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"compression": "mixed_dimensions", "compress_above": 1000},
+         "^compression: mixed_dimensions compresses no table, since the largest has 40 rows"),
+        ({"frozen_tables": ("C3",), "table_optimizers": ("C3=sgd",)},
+         "^table_optimizers: C3 is one of frozen_tables"),
+    ],
+)  # fmt: skip
+def test_no_trial_is_of_settings_without_an_effect_on_the_tables(fields, message, tmp_path):
+    config = Config(table_rows=(7, 30, 40), examples=100, **fields)
+    task = Clicks(generate_data(config))
+    with pytest.raises(UserError, match=message):
+        contest.compare([Contender("dlrm", "sgd")], config, task, make_mesh("1x1"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_results_that_another_comparison_replaces_are_named(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Changed inputs are judged by how programs end; tracebacks and hangs are failures."""
+"""How programs end that read changed inputs: tracebacks and hangs are failures."""
 
 from __future__ import annotations
 

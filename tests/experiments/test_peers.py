@@ -26,7 +26,9 @@ PROGRAM = ("-m", "experiments.benchmarks.peers")
 STEPS = 10
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param("sgd", marks=pytest.mark.thorough), "rowwise_adagrad"]
+)
 def test_sparse_and_dense_gradients_give_the_same_losses(tmp_path: Path, optimizer: Optimizer):
     problem = draw(tmp_path, "train", optimizer)
     sparse, dense = (make(problem, make_mesh("1x1")) for make in (ours, jax_dense))

@@ -59,6 +59,16 @@ def test_the_item_of_an_array_is_text(tmp_path: Path):
         read(tmp_path, WHOLE | {"arrays": {"C1/table": {"item": 5, "shape": [3]}}})
 
 
+@pytest.mark.parametrize(
+    "noted", [5, {"source": "x", "names": 5}, {"names": []}, {"source": "x", "names": [1]}]
+)
+def test_a_warm_start_that_is_no_note_of_one(tmp_path: Path, noted: object):
+    for good in (None, {"source": "x", "names": ["C1"]}):
+        assert read(tmp_path, WHOLE | {"warm_start": good})["warm_start"] == good
+    with pytest.raises(DamagedCheckpointError, match="has no warm_start"):
+        read(tmp_path, WHOLE | {"warm_start": noted})
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[3]", b'{"format": 3', b"[" * 100_000])
 def test_metadata_that_cannot_be_read(tmp_path: Path, content: bytes):
     with pytest.raises(DamagedCheckpointError, match=r"its metadata\.json can't be read"):

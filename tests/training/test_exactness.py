@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,9 +105,18 @@ def ways_taken(monkeypatch):
     return ways
 
 
+def meshes_and_optimizers() -> list[Any]:
+    """All pairs. By default every optimizer on 2x4, the main one on every mesh, and some others."""
+    often = {*MESHES_AND_OPTIMIZERS, *itertools.product(MESHES, ["rowwise_adagrad"])}
+    often |= set(itertools.product(["2x4"], OPTIMIZERS))
+    return [
+        pytest.param(*pair, marks=() if pair in often else pytest.mark.thorough)
+        for pair in itertools.product(MESHES, OPTIMIZERS)
+    ]
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("mesh", "optimizer"), meshes_and_optimizers())
 def test_float64_training_is_the_oracles(mesh, optimizer, ways_taken):
     check_training(Setup(mesh=mesh, optimizer=optimizer))
     # Of the large tables, items have this optimizer and pages another.

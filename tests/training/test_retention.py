@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ def add(directory: Path, step: int, auc: Any = None) -> Path:
     """A checkpoint of a step, whole but for the arrays."""
     checkpoint = directory / f"{step:08d}"
     (checkpoint / "dense").mkdir(parents=True)
-    (checkpoint / "dense" / "x").touch()
+    (checkpoint / "dense" / "x").write_text("x")
     validation = None if auc is None else {"auc": auc}
     write_metadata(checkpoint, {**PARTS, "step": step, "validation": validation})
     return checkpoint
@@ -141,6 +143,36 @@ def test_an_unreadable_checkpoint_is_named_once(tmp_path: Path, caplog: pytest.L
         retention(tmp_path).delete_superseded()
     (record,) = caplog.records
     assert "has format 9" in record.getMessage()
+
+
+def test_a_changed_checkpoint_takes_no_whole_ones_place(tmp_path: Path):
+    for step, auc in enumerate((0.5, 0.6, 0.9, 0.7)):
+        add(tmp_path, step, auc)
+    (tmp_path / "00000002" / "dense" / "x").write_text("y")
+    checkpoints = Retention(tmp_path, keep=2, best_metric="auc")
+    assert checkpoints.best() == 3
+    assert checkpoints.improves({"auc": 0.8})
+    checkpoints.delete_superseded()
+    assert names(tmp_path) == ["00000001", "00000002.damaged", "00000003"]
+
+
+def test_one_that_cannot_be_read_just_now_keeps_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(path: Path) -> bytes:
+        if path.name == "x" and path.parents[1].name == "00000002":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    for step, auc in enumerate((0.5, 0.6, 0.9, 0.7)):
+        add(tmp_path, step, auc)
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    checkpoints = Retention(tmp_path, keep=2, best_metric="auc")
+    assert checkpoints.best() == 2
+    assert not checkpoints.improves({"auc": 0.8})
+    checkpoints.delete_superseded()
+    assert names(tmp_path) == ["00000002", "00000003"]
 
 
 def test_numbers_of_arrays_are_metrics_and_other_things_are_named(tmp_path: Path):

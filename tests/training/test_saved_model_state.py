@@ -21,7 +21,7 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.warm_start import warm_start
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+@pytest.mark.parametrize("mesh", [pytest.param("1x1", marks=pytest.mark.thorough), "2x4"])
 def test_a_resumed_run_is_an_unbroken_one(mesh: str, tmp_path: Path):
     learner, state = begin(mesh)
     state, losses = train(learner, state, batches(), 3)

@@ -50,6 +50,14 @@ def test_the_decay_ends_at_the_floor():
     assert float(last) == pytest.approx(1e-7)
 
 
+@pytest.mark.parametrize("base", [0.0, 1e-9])
+def test_the_decay_raises_no_rate(base: float):
+    """A rate of 0 freezes a table."""
+    found = rates(WarmupDecay(base, 0, 3, 4), 9)
+    assert max(found) == np.float32(base)
+    assert np.all(np.diff(found) <= 0)
+
+
 def test_jit_gives_the_same_and_compiles_once():
     schedule = WarmupDecay(0.7, 3, 5, 6)
     traces = []

@@ -311,7 +311,9 @@ class NoLogits(Model):
         return dense @ self.weights[...]
 
 
-@pytest.mark.parametrize("table_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "table_dtype", [pytest.param("float32", marks=pytest.mark.thorough), "bfloat16"]
+)
 def test_bfloat16_trains(table_dtype):
     config = small(compute_dtype="bfloat16", table_dtype=table_dtype)
     learner = make_learner(config, make_mesh("2x4"))

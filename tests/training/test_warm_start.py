@@ -152,6 +152,13 @@ QR = dataclasses.replace(
 )
 
 
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of `QR`."""
+    learner = make_learner(QR, make_mesh("1x1"))
+    return save(tmp_path_factory.mktemp("compressed"), learner, learner.init(1), QR)
+
+
 @pytest.mark.parametrize("same_ids", [OLDER, pytest.param(None, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     ("rows", "collisions", "names"),
@@ -162,15 +169,13 @@ QR = dataclasses.replace(
     ],
 )
 def test_other_quotients_and_remainders_are_refused(
-    rows: int, collisions: int, names: tuple[str, ...], same_ids: tuple[str, ...], tmp_path: Path
+    rows: int, collisions: int, names: tuple[str, ...], same_ids: tuple[str, ...], compressed: Path
 ):
-    learner = make_learner(QR, make_mesh("1x1"))
-    checkpoint = save(tmp_path, learner, learner.init(1), QR)
     other = dataclasses.replace(QR, table_rows=(7, rows, 40), collisions=collisions)
     learner = make_learner(other, make_mesh("1x1"))
     message = f"{names[0]} has 30 collisions in .*, expected {collisions}: .* --collisions=30"
     with pytest.raises(UserError, match=message):
-        warm_start(learner, 0, checkpoint, names, same_ids)
+        warm_start(learner, 0, compressed, names, same_ids)
 
 
 def tables_of(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:

@@ -62,11 +62,51 @@ def check_columns(
             )
 
 
-def has_seconds(times: pl.Series) -> bool | None:
-    """Whether most times of a column of text are numbers; None if there is no time."""
-    values = times.drop_nulls()
-    numbers = values.cast(pl.Float64, strict=False).is_finite().sum()
-    return 2 * numbers > len(values) if len(values) else None
+def has_seconds(path: Path, times: pl.Series, first_row: int) -> bool | None:
+    """Whether the times of a file are numbers: most of the first chunk that has any decide.
+
+    Args:
+        path: the file, for messages.
+        times: times of a chunk.
+        first_row: number of the chunk's first row, from 1.
+
+    Returns:
+        None if there is no time in the chunk.
+
+    Raises:
+        UserError: half of the different numbers, or more, are dates such as 20260301.
+    """
+    if times.dtype.is_temporal():
+        return False
+    numbers = times.cast(pl.Float64, strict=False)
+    known = len(times) - times.null_count() - numbers.is_nan().sum()
+    finite = numbers.filter(numbers.is_finite())
+    if not known:
+        return None
+    if 2 * len(finite) <= known:
+        return False
+    # Of different ones, as many rows may have one time, or 0 for none. Of a hundred seconds in a
+    # row, 31 at most are like dates.
+    different = finite.unique(maintain_order=True)
+    dates = different.filter(_are_dates(different))
+    if 2 * len(dates) >= len(different):
+        row = (numbers == dates[0]).arg_max() or 0
+        date = datetime.datetime.strptime(f"{dates[0]:.0f}", "%Y%m%d")
+        second = datetime.datetime.fromtimestamp(dates[0], datetime.UTC)
+        raise UserError(
+            f"{path}, row {first_row + row}, column {times.name}: expected a date, a time, or "
+            f"{_SECONDS}, got {times[row]!r}: the first times are dates written as numbers. Write "
+            f"{date:%Y-%m-%d}; if they are seconds, write times such as {second:%Y-%m-%d %H:%M:%S}"
+        )
+    return True
+
+
+def _are_dates(numbers: pl.Series) -> pl.Series:
+    """Whether each number is a date of 1990 to 2100 such as 20260301."""
+    written = numbers.cast(pl.Int64, strict=False)
+    valid = written.cast(pl.String).str.to_date("%Y%m%d", strict=False).is_not_null()
+    # Parsed with seven digits, too.
+    return valid & (written == numbers) & written.is_between(19900101, 21001231)
 
 
 def valid_rows(
@@ -80,7 +120,7 @@ def valid_rows(
     """The good rows of a batch: numbers as Float64, times in microseconds; NaN becomes missing.
 
     The first row's number counts from 1. Times in a column of text are numbers if ``seconds`` is
-    true; the file's first times decide, see `has_seconds`.
+    true, see `has_seconds`.
 
     Raises:
         UserError: a value is malformed; the message names row and column.
@@ -118,10 +158,9 @@ def valid_rows(
             got = (
                 "no value (an empty field, NA, NaN, nan or null)" if value is None else repr(value)
             )
-            hint = _date_of(value) if values.name == schema.timestamp else ""
             raise UserError(
                 f"{path}, row {first_row + row}, column {values.name}: expected {expected}, got "
-                f"{got}{hint}"
+                f"{got}"
             )
         bad |= wrong
     return batch.with_columns(values for values, _, _ in checked).filter(~bad)
@@ -174,15 +213,6 @@ def _numbers(column: pl.Series) -> pl.Series:
     return column.cast(pl.Float64, strict=False).fill_nan(None)
 
 
-def _date_of(value: Any) -> str:
-    """A hint where a number is a date such as 20260301."""
-    try:
-        date = datetime.datetime.strptime(str(value).removesuffix(".0"), "%Y%m%d").date()
-    except ValueError:
-        return ""
-    return f"; this is no second but a date: write {date}" if date.year >= 1900 else ""
-
-
 def _times(column: pl.Series, seconds: bool) -> pl.Series:
     """Converts a column to microseconds since 1970 (UTC); null where a value isn't a time.
 
@@ -202,10 +232,5 @@ def _times(column: pl.Series, seconds: bool) -> pl.Series:
             return pl.Series(column.name, [None] * len(column), microseconds)
     numbers = column.cast(pl.Float64, strict=False)
     in_range = numbers.is_between(0, _LAST_SECOND).fill_null(False)
-    written = numbers.cast(pl.Int64, strict=False).cast(pl.String)
-    dates = written.str.to_date("%Y%m%d", strict=False).dt.year().is_between(1900, 2100)
-    # 20260301 isn't a second of 1970. Of all seconds with as many digits, 1 in 27 is like a date.
-    if 2 * dates.sum() > numbers.is_not_null().sum():
-        in_range &= False
     micros = (numbers * 1e6).cast(pl.Int64, strict=False).cast(microseconds)
     return micros.to_frame("x").select(pl.when(in_range).then("x"))["x"].alias(column.name)

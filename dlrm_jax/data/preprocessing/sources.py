@@ -170,8 +170,8 @@ class Source:
     ) -> _Unparsed:
         # Here, as chunks that are known aren't parsed, and one kind holds for the whole file.
         times = self.options.schema.timestamp
-        if times and self._seconds is None and frame[times].dtype == pl.String:
-            self._seconds = logs.has_seconds(frame[times])
+        if times and self._seconds is None:
+            self._seconds = logs.has_seconds(self.path, frame[times], self._rows + 1)
         return _Unparsed(self._valid_rows, frame, len(frame), skipped, place, keys)
 
     def _lines(self, content: Bytes) -> Iterator[bytes]:
