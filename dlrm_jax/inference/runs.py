@@ -29,7 +29,7 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
     for step in reversed(run.steps()):
         latest = run.path(step)
         try:
-            metric = trained_config(latest, read_metadata(latest, hashes=False)).best_metric
+            metric = trained_config(latest, read_metadata(latest)).best_metric
         except DamagedCheckpointError as error:
             failure = failure or error
             continue
