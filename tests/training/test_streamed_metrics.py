@@ -31,7 +31,8 @@ def test_metrics(rows: int, largest: int, tolerance: float):
 
 
 def test_labels_between_0_and_1():
-    logits, labels = np.float32([0, 1, -1]), np.float32([0.25, 0.75, 0.5])
+    logits = np.array([0, 1, -1], np.float32)
+    labels = np.array([0.25, 0.75, 0.5], np.float32)
     found = StreamedMetrics()
     found.add(logits, labels)
     assert found.metrics() == pytest.approx(binary_metrics(logits, labels))
