@@ -45,7 +45,6 @@ from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.model import OF_MODELS, unread
 from dlrm_jax.training.record import owned
 from dlrm_jax.training.saved_names import with_saved_names
-from dlrm_jax.training.step import make_predict
 
 Source = Dataset | Path | str | None
 """Data: a data set, a directory of prepared arrays, a raw file; None for generated examples."""
@@ -90,19 +89,19 @@ class FittedModel:
             check_labels(examples, "examples", _is_soft(self.predictor.config))
         if not len(examples):
             raise UserError("split: expected at least one example, got none")
-        return evaluate(learner, make_predict(learner), state, examples, size)
+        return evaluate(learner, self.predictor.compiled, state, examples, size)
 
-    def predict(self, split: str | Split | Examples) -> Float64[np.ndarray, " N"]:
-        """The probability of label 1 of every example, in order.
+    def predict(self, rows: Any) -> Float64[np.ndarray, " N"]:
+        """The probability of label 1 of every row, in order.
 
         Args:
-            split: examples as for `evaluate`; labels aren't read.
+            rows: the name of a split, as for `evaluate`, or rows as for `Predictor.predict`, where
+                the path of a file is a `Path`. Labels aren't read.
 
         Raises:
-            UserError: the examples have features out of range.
+            UserError: the rows have features out of range; see also `Predictor.predict`.
         """
-        found = self.predictor.probabilities(self._examples(split), check=False)
-        return np.concatenate([np.zeros(0), *found])
+        return self.predictor.predict(self._examples(rows) if isinstance(rows, str) else rows)
 
     def save(self, workdir: str | Path) -> Path:
         """Writes the model as a run does, and what maps raw values to its ids.
@@ -210,7 +209,8 @@ def fit(
     options = Options(workdir=None if workdir is None else Path(workdir))
     outcome = run(config, dataset, learner, options)
     size = config.evaluation_batch_size
-    predictor = Predictor(config, learner, outcome.state, size)
+    kept = dataset.directory, dataset.fingerprint
+    predictor = Predictor(config, learner, outcome.state, size, *kept)
     return FittedModel(predictor, dataset, outcome.summary, outcome.noted)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 from main_job import arrays
+from served import encode_logs
 
 import dlrm_jax
 from dlrm_jax import saved_config
@@ -23,7 +24,6 @@ from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.dataset import load_dataset
-from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
@@ -166,7 +166,7 @@ def test_predictions(
     model = Predictor.load(checkpoint, make_mesh("1x2"), 70)
     vocabularies = find_kept(checkpoint)
     assert vocabularies
-    raw = encode_logs([PREVIOUS / "raw.csv"], vocabularies, tmp_path / "arrays")
+    raw = encode_logs([PREVIOUS / "raw.csv"], vocabularies)
     in_time = Split((*data.train.days, *data.test.days, *data.validation.days))
     for split in (Split(tuple(raw)), in_time):
         found = np.concatenate(list(model.probabilities(split)))

@@ -1,27 +1,31 @@
 """Predicts with a trained model, and writes its tables for other programs.
 
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --data=day_24.gz --output=day_24.parquet
+    python -m dlrm_jax predict --checkpoint=CHECKPOINT --data=log.csv --output=p.csv --keys=user_id
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --data=prepared --output=p.csv --mesh=2x4
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --tables=user,viewed --tables_output=vectors
 
 where CHECKPOINT is a directory such as ``runs/kaggle/checkpoints/00300000``.
 
-Raw logs, whose label may be missing, are mapped to ids by the vocabularies that the run keeps in
-its workdir. The output has one line for each row of the data, in their order, with the column
-``probability``. Tables have the names of the data's columns; several columns may share one.
+Raw logs are mapped to ids by the vocabularies that the run keeps in its workdir. They are read,
+predicted and written chunk by chunk, so that they may be larger than memory. The output has one
+line for each row of the data, in their order, with the columns of ``--keys`` and ``probability``.
+The label may be missing; where it is there, metrics are printed. Tables have the names of the
+data's columns; several columns may share one.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from absl import flags
+from jax.sharding import Mesh
 
 from dlrm_jax.cli.flags import (
     FLAGS,
@@ -41,16 +45,22 @@ from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, check_unchanged, load_directory
 from dlrm_jax.data.id_ranges import Ranges
-from dlrm_jax.data.preprocessing.serving import encode_logs, unseen_shares
+from dlrm_jax.data.preprocessing.headers import check_headers
+from dlrm_jax.data.preprocessing.serving import serving_options
+from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import creating, scratch_directory
-from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
-from dlrm_jax.inference.predictor import Predictor, check_model
+from dlrm_jax.files import creating
+from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
+from dlrm_jax.inference.loading import check_model
+from dlrm_jax.inference.predictor import Part, Predictor, sigmoid
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.saved_config import trained_config
+from dlrm_jax.text_table import text_table
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.metrics import METRICS
+from dlrm_jax.training.streamed_metrics import StreamedMetrics
 
 flags.DEFINE_string(
     "checkpoint",
@@ -65,6 +75,12 @@ flags.DEFINE_list(
 )
 flags.DEFINE_string(
     "output", None, "File of probabilities to make: .parquet or .csv; such as p.csv."
+)
+flags.DEFINE_list(
+    "keys",
+    [],
+    "Columns of the raw logs that the output gets beside the probability; such as "
+    "user_id,request_id.",
 )
 define_mesh()
 flags.DEFINE_integer("batch_size", 8192, "Rows predicted at a time; such as 65536.", 1)
@@ -91,8 +107,7 @@ flags.DEFINE_enum(
 flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as vectors.")
 mark_required("checkpoint")
 
-_ROWS_PER_FRAME = 1 << 22
-_MANY_UNSEEN = 0.9
+PROBABILITY = "probability"
 
 
 class Trained(NamedTuple):
@@ -127,7 +142,7 @@ def check_flags() -> None:
     if not FLAGS.data and not FLAGS.tables:
         raise UserError("--data is missing: what to predict; or --tables: which tables to write")
     for asked, names in (
-        ("data", ("output", "mesh", "emulate", "batch_size", "model")),
+        ("data", ("output", "keys", "mesh", "emulate", "batch_size", "model")),
         ("tables", ("tables_output", "tables_format")),
     ):
         refuse_unless(FLAGS[asked].value, f"--{asked}", *names)
@@ -141,6 +156,11 @@ def check_flags() -> None:
             raise UserError(f"--data: expected raw files or one directory, got {FLAGS.data}")
         if not FLAGS.tables:
             refuse(["preprocessing"], "with a directory: it has ids already")
+        refuse(["keys"], "with a directory: it has no columns besides ids and dense features")
+    for key in FLAGS.keys:
+        if FLAGS.keys.count(key) > 1 or key == PROBABILITY:
+            why = "is given twice" if key != PROBABILITY else "is the name of the predictions"
+            raise UserError(f"--keys: {key!r} {why}; leave it out")
 
 
 def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
@@ -174,29 +194,38 @@ def table_names(trained: Trained) -> list[str]:
 
 
 def predict(trained: Trained, output: Path) -> None:
-    """Writes the probabilities of all rows, and prints their number and the speed."""
+    """Writes the probabilities of all rows; prints number, speed and metrics."""
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
+    check_logs(trained)
     begun = time.perf_counter()
-    with examples(trained) as split:
-        model = Predictor.load(trained.checkpoint, mesh, FLAGS.batch_size, FLAGS.model)
-        write_frames(
-            frames(model.probabilities(split, check=False)), output, Path(FLAGS.output).suffix
-        )
-        rows = len(split)
+    parts = predictions(trained, mesh)
+    metrics, rows = StreamedMetrics(), 0
+
+    def frames() -> Iterator[pl.DataFrame]:
+        nonlocal rows
+        for part in parts:
+            rows += len(part.logits)
+            labelled = np.isfinite(part.labels)
+            metrics.add(part.logits[labelled], part.labels[labelled])
+            yield pl.DataFrame([*part.keys, pl.Series(PROBABILITY, sigmoid(part.logits))])
+
+    write_frames(frames(), output, Path(FLAGS.output).suffix)
     seconds = time.perf_counter() - begun
     status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
+    if metrics.rows:
+        found = metrics.metrics()
+        status(text_table(METRICS, [[f"{found[x]:.5f}" for x in METRICS]]))
+        if metrics.rows < rows:
+            status(f"metrics of {metrics.rows:,} rows: the others have no label of 0 or 1")
+        if paths("data")[0].is_dir():
+            status("metrics of all days of the directory, those of training included")
 
 
-@contextmanager
-def examples(trained: Trained) -> Iterator[Split]:
-    """The rows of ``--data`` as arrays, with ids of the tables; those of raw logs are removed."""
-    config, name, logs = trained.config, ",".join(FLAGS.data), paths("data")
+def check_logs(trained: Trained) -> None:
+    """Checks that raw logs can be mapped to ids, and their columns, before anything is read."""
+    logs = paths("data")
     if logs[0].is_dir():
-        split, ranges = all_days(logs[0], trained)
-        rows, lengths = config.table_rows, config.table_bag_lengths
-        check_ids(split, rows, lengths, name, ranges, config.table_names)
-        yield split
         return
     if not trained.vocabularies:
         raise UserError(
@@ -204,18 +233,31 @@ def examples(trained: Trained) -> Iterator[Split]:
             f"vocabularies, or isn't in its workdir any more. Give the directory of arrays that "
             f"has them as --preprocessing, or arrays as --data"
         )
-    with scratch_directory(Path(FLAGS.output)) as directory:
-        split = Split(tuple(encode_logs(logs, trained.vocabularies, directory / "arrays")))
-        check_unchanged(trained.vocabularies, trained.metadata["identity"]["data"])
+    options = serving_options(Metadata.read(trained.vocabularies))
+    types = check_headers(logs, options, FLAGS.keys)
+    if key := unwritable(types, Path(FLAGS.output).suffix):
+        raise UserError(
+            f"--keys: CSV has no {types[key]}, the type of column {key}; give an --output named "
+            f".parquet, or leave the column out"
+        )
+
+
+def predictions(trained: Trained, mesh: Mesh) -> Iterator[Part]:
+    """The predictions of ``--data``, chunk by chunk."""
+    config, name, logs = trained.config, ",".join(FLAGS.data), paths("data")
+    load = functools.partial(Predictor.load, trained.checkpoint, mesh)
+    if logs[0].is_dir():
+        split, ranges = all_days(logs[0], trained)
         rows, lengths = config.table_rows, config.table_bag_lengths
-        check_ids(split, rows, lengths, name, columns=config.table_names)
-        for column, share in unseen_shares(split.days, trained.vocabularies).items():
-            if share > _MANY_UNSEEN:
-                status(
-                    f"warning: {share:.0%} of the values of column {column} weren't in training; "
-                    f"compare how the column is written in both logs, such as 3, 3.0 and ' 3'"
-                )
-        yield split
+        check_ids(split, rows, lengths, name, ranges, config.table_names)
+        yield from load(FLAGS.batch_size, FLAGS.model).of_split(split)
+        return
+    assert trained.vocabularies
+    model = load(FLAGS.batch_size, FLAGS.model, trained.vocabularies)
+    unseen = UnseenValues(model.encoder.metadata)
+    yield from model.of_files(logs, FLAGS.keys, unseen)
+    for warning in unseen.warnings():
+        status(f"warning: {warning}")
 
 
 def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
@@ -235,18 +277,6 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
         check_unchanged(directory, fingerprint)
     same = data.bag_lengths == trained.config.table_bag_lengths
     return split, data.id_ranges if same else None
-
-
-def frames(batches: Iterator[np.ndarray]) -> Iterator[pl.DataFrame]:
-    """Batches of probabilities as frames that are large enough for a file."""
-    pending, rows = [np.zeros(0)], 0
-    for batch in batches:
-        pending.append(batch)
-        rows += len(batch)
-        if rows >= _ROWS_PER_FRAME:
-            yield pl.DataFrame({"probability": np.concatenate(pending)})
-            pending, rows = [np.zeros(0)], 0
-    yield pl.DataFrame({"probability": np.concatenate(pending)})
 
 
 def dump(trained: Trained, names: Sequence[str], output: Path) -> None:

@@ -28,7 +28,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.inference.predictor import check_model
+from dlrm_jax.inference.loading import check_model
 from dlrm_jax.job import check_effects, is_new, load_data
 from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options

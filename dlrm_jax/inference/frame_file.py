@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from dlrm_jax.files import scratch_directory
 
 _SINKS = {".parquet": pl.LazyFrame.sink_parquet, ".csv": pl.LazyFrame.sink_csv}
+
+_BYTES = 1 << 25
+_NESTED = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary)
 
 SUFFIXES = tuple(_SINKS)
 """Suffixes of the supported formats."""
@@ -18,8 +22,8 @@ SUFFIXES = tuple(_SINKS)
 def write_frames(frames: Iterable[pl.DataFrame], path: Path, suffix: str) -> None:
     """Writes the rows of all frames to one file.
 
-    Each frame is first a file of its own, in a directory beside ``path``, as polars can't append to
-    a Parquet file. Frames should have some megabytes or more.
+    Some megabytes at a time are first a file of their own, in a directory beside ``path``, as
+    polars can't append to a Parquet file.
 
     Args:
         frames: frames with the same columns, at least one.
@@ -32,9 +36,29 @@ def write_frames(frames: Iterable[pl.DataFrame], path: Path, suffix: str) -> Non
     try:
         with scratch_directory(path) as directory:
             paths = []
-            for number, frame in enumerate(frames):
+            for number, frame in enumerate(_joined(frames)):
                 paths.append(directory / f"{number}.parquet")
                 frame.write_parquet(paths[-1])
             _SINKS[suffix](pl.scan_parquet(paths, glob=False), path)
     except pl.exceptions.ComputeError as error:  # polars' error for a full disk
         raise OSError(str(error)) from error
+
+
+def unwritable(types: Mapping[str, Any], suffix: str) -> str | None:
+    """The first column with values that a file of this format can't have; None if there is none."""
+    nested = [name for name, kind in types.items() if isinstance(kind, _NESTED)]
+    return nested[0] if nested and suffix == ".csv" else None
+
+
+def _joined(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same rows in frames that are large enough for a file."""
+    pending: list[pl.DataFrame] = []
+    size = 0
+    for frame in frames:
+        pending.append(frame)
+        size += frame.estimated_size()
+        if size >= _BYTES:
+            yield pl.concat(pending)
+            pending, size = [], 0
+    if pending:
+        yield pl.concat(pending)

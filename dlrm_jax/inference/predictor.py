@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from jax.sharding import Mesh
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64, Shaped
 
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import Split
+from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.check import check_ids
+from dlrm_jax.data.preprocessing.serving import LogEncoder
+from dlrm_jax.data.preprocessing.sources import ahead
+from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.loading import load_trained
+from dlrm_jax.inference.rows import NAME, as_frame
+from dlrm_jax.inference.runs import find_checkpoint
+from dlrm_jax.inference.vocabularies import check_same_data, find_kept
 from dlrm_jax.mesh import as_mesh
-from dlrm_jax.saved_config import trained_config
-from dlrm_jax.training.build import make_learner
-from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.orbax_io import release_memory
-from dlrm_jax.training.serialization import load_model, load_table
-from dlrm_jax.training.step import make_predict
+from dlrm_jax.training.step import Predict, make_predict
+
+_log = logging.getLogger(__name__)
+
+_SMALL_BATCHES = (1, 16, 256)
+_ROWS = 1 << 18
+
+
+class Part(NamedTuple):
+    """Predictions of consecutive rows.
+
+    Attributes:
+        logits: predictions, [N] float32.
+        labels: labels, [N]; NaN where there is none.
+        keys: the columns that are passed through, N rows; none of prepared arrays.
+    """
+
+    logits: Float32[np.ndarray, " N"]
+    labels: Shaped[np.ndarray, " N"]
+    keys: pl.DataFrame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +58,17 @@ class Predictor:
         config: config of training; mesh, placements and batch sizes differ here.
         learner: learner on the mesh of prediction.
         state: parameters and tables; there is no optimizer state.
-        batch_size: number of examples predicted at a time, over all devices.
+        batch_size: largest number of examples predicted at a time, over all devices.
+        vocabularies: directory that maps raw values to ids; None if there is none.
+        fingerprint: fingerprint of the data of training, which the vocabularies must be of.
     """
 
     config: Config
     learner: Learner
     state: TrainState
     batch_size: int
+    vocabularies: Path | None = None
+    fingerprint: str = ""
 
     def __repr__(self) -> str:
         """One line: a notebook would show all arrays and descriptions otherwise."""
@@ -53,44 +81,145 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        checkpoint: Path | str,
-        mesh: Mesh | str,
+        run_or_checkpoint: Path | str,
+        mesh: Mesh | str = "1x1",
         batch_size: int = 8192,
         model: str | None = None,
+        preprocessing: Path | str | None = None,
     ) -> Predictor:
         """Reads parameters and tables, one slab at a time.
 
         Args:
-            checkpoint: directory of the checkpoint, named by its step.
+            run_or_checkpoint: directory of the checkpoint, named by its step; or the workdir of a
+                run, of which the best checkpoint counts, or the latest if none was validated.
             mesh: mesh of prediction, or its shape, ``"2x4"``; it may differ from that of training.
-            batch_size: number of rows predicted at a time; the mesh must divide it.
+            batch_size: largest number of rows predicted at a time; the mesh must divide it.
             model: class of your own that the checkpoint was trained with, ``"MODULE:CLASS"``, which
                 is imported. None for a model of the zoo.
+            preprocessing: directory of arrays whose vocabularies the model was trained with. None
+                for those that the run keeps.
 
         Raises:
             UserError: there is no checkpoint, or it is damaged or of another kind; it names a
-                class that ``model`` doesn't; the mesh doesn't divide the batch.
+                class that ``model`` doesn't; the mesh doesn't divide the batch; the vocabularies
+                are of other data.
         """
-        checkpoint, mesh = Path(checkpoint), as_mesh(mesh)
-        metadata = read_metadata(checkpoint)
-        config = trained_config(checkpoint, metadata)
-        check_model(checkpoint, config, model)
-        learner = make_learner(_for_prediction(config, batch_size), mesh)
-        release_memory()
-        specs = learner.state_specs()
-        sums = LoadedSums(checkpoint, metadata)
-        params, model_state = load_model(
-            checkpoint, metadata, specs.params, specs.model_state, sums
-        )
-        embedding = learner.collection.from_arrays(
-            lambda table: load_table(
-                checkpoint, metadata, table.name, learner.collection.array_specs(table.name), sums
-            ),
-            seed=0,
-        )
-        sums.check()
-        state = TrainState(metadata["step"], params, None, embedding, model_state)
-        return cls(config, learner, state, batch_size)
+        checkpoint, mesh = find_checkpoint(Path(run_or_checkpoint)), as_mesh(mesh)
+        config, learner, state, fingerprint = load_trained(checkpoint, mesh, batch_size, model)
+        vocabularies = Path(preprocessing) if preprocessing else find_kept(checkpoint)
+        if vocabularies and preprocessing:
+            check_same_data(vocabularies, checkpoint, fingerprint)
+        return cls(config, learner, state, batch_size, vocabularies, fingerprint)
+
+    def predict(self, rows: Any) -> Float64[np.ndarray, " N"]:
+        """The probability of label 1 of every row, in order.
+
+        Raw rows get the ids of training by the code of preprocessing; what isn't in the schema is
+        ignored. The first call reads the vocabularies and compiles a program for the number of
+        rows, rounded up to one of `batch_sizes`. Later calls use both again.
+
+        Args:
+            rows: a list of dicts, one for each row; a frame of polars, or what gives Arrow data,
+                such as a frame of pandas; the path of a file, which is read chunk by chunk; or
+                examples with ids. Labels aren't read.
+
+        Raises:
+            UserError: there are no vocabularies; a column is missing or has another type, a value
+                is malformed, or an id out of range; the message names row and column.
+        """
+        if isinstance(rows, Examples):
+            rows = Split((rows,))
+        if isinstance(rows, Split):
+            self.check_features(rows)
+            return self._in_memory(rows)
+        if isinstance(rows, str | Path):
+            return self._of_file(Path(rows))
+        examples = self.encoder.rows(as_frame(rows, self.encoder.columns), NAME)
+        return self._in_memory(self._checked(examples))
+
+    def _of_file(self, path: Path) -> Float64[np.ndarray, " N"]:
+        if path.is_dir():
+            raise UserError(
+                f"rows: expected a file, got the directory {path}; of prepared arrays, give "
+                f"examples, such as dlrm_jax.data.directory.load_directory({str(path)!r}).test"
+            )
+        unseen = UnseenValues(self.encoder.metadata)
+        found = [sigmoid(part.logits) for part in self.of_files([path], unseen=unseen)]
+        for warning in unseen.warnings():
+            _log.warning("%s: %s", path, warning)
+        return np.concatenate(found)
+
+    def of_files(
+        self,
+        paths: Sequence[Path],
+        keys: Sequence[str] = (),
+        unseen: UnseenValues | None = None,
+    ) -> Iterator[Part]:
+        """Predicts raw logs of any size; a chunk is encoded while the one before is predicted.
+
+        Args:
+            paths: the files, in order.
+            keys: columns to pass through.
+            unseen: counts of unseen values, to which those of the files are added.
+
+        Raises:
+            UserError: as for `predict`; rows of predictions count from 0 over all files.
+        """
+        first = 0
+        for chunk in ahead(self.encoder.files(paths, keys)):
+            split = self._checked(chunk.examples)
+            if unseen:
+                unseen.add(np.asarray(chunk.examples.ids))
+            yield Part(self._all_logits(split, first), chunk.examples.labels, chunk.keys)
+            first += len(split)
+
+    def of_split(self, split: Split) -> Iterator[Part]:
+        """Predicts arrays, which may be memory maps; their ids aren't checked."""
+        for first in range(0, len(split), _ROWS):
+            rows = split[first : first + _ROWS]
+            yield Part(self._all_logits(rows, first), rows.labels, pl.DataFrame())
+
+    @functools.cached_property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The numbers of rows that a program is compiled for when it is needed, ascending."""
+        devices = self.learner.mesh.size
+        small = {-(-size // devices) * devices for size in _SMALL_BATCHES}
+        return (*sorted(size for size in small if size < self.batch_size), self.batch_size)
+
+    @functools.cached_property
+    def encoder(self) -> LogEncoder:
+        """What maps raw rows to ids; its vocabularies are read once.
+
+        Raises:
+            UserError: there are no vocabularies, or they can't be read or have been replaced.
+        """
+        if not self.vocabularies:
+            raise UserError(
+                "raw rows can't be mapped to ids: the model was trained on data without "
+                "vocabularies, or its checkpoint isn't in its workdir any more. Give the directory "
+                "of arrays that has them as preprocessing, or Examples"
+            )
+        return LogEncoder(self.vocabularies, self.fingerprint)
+
+    @functools.cached_property
+    def compiled(self) -> Predict:
+        """The jitted prediction, which keeps a program for each batch size."""
+        return make_predict(self.learner)
+
+    def _checked(self, examples: Examples) -> Split:
+        split = Split((examples,))
+        check_ids(split, self.config.table_rows, self.config.table_bag_lengths, NAME)
+        return split
+
+    def _in_memory(self, split: Split) -> Float64[np.ndarray, " N"]:
+        size = next((x for x in self.batch_sizes if x >= len(split)), self.batch_size)
+        return sigmoid(self._all_logits(split, 0, size))
+
+    def _all_logits(
+        self, split: Split, first_row: int, batch_size: int | None = None
+    ) -> Float32[np.ndarray, " N"]:
+        logits = self.logits(split, batch_size, first_row)
+        return np.concatenate([np.zeros(0, np.float32), *logits])
 
     def check_features(self, split: Split) -> None:
         """Checks that examples have the features of the training data, and ids of its tables.
@@ -129,19 +258,40 @@ class Predictor:
         """
         if check:
             self.check_features(split)
+        yield from map(sigmoid, self.logits(split))
+
+    def logits(
+        self, split: Split, batch_size: int | None = None, first_row: int = 0
+    ) -> Iterator[Float32[np.ndarray, " B"]]:
+        """Yields the logit of every example, in order, a batch at a time; ids aren't checked.
+
+        Args:
+            split: examples with the features of the training data.
+            batch_size: number of examples predicted at a time; None for that of the predictor.
+            first_row: number of the first example, for messages.
+
+        Raises:
+            UserError: the examples have another number of dense features, or a prediction isn't
+                finite; the message names its row.
+        """
         self._check_dense(split)
-        predict, first = make_predict(self.learner), 0
-        for logits in predictions(self.learner, predict, self.state, split, self.batch_size):
+        first, size = 0, batch_size or self.batch_size
+        for logits in predictions(self.learner, self.compiled, self.state, split, size):
             finite = np.isfinite(logits)
             if not finite.all():
-                raise UserError(_not_finite(split, first + int(np.argmin(finite))))
-            # In float64: float32 can't resolve probabilities close to 1.
-            yield np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+                row = first + int(np.argmin(finite))
+                raise UserError(_not_finite(split, row, first_row + row))
+            yield logits
             first += len(logits)
 
 
-def _not_finite(split: Split, row: int) -> str:
-    message = f"the prediction of row {row} (from 0) isn't finite"
+def sigmoid(logits: Float32[np.ndarray, " B"]) -> Float64[np.ndarray, " B"]:
+    """The probabilities of logits, in float64: float32 can't resolve those close to 1."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
+def _not_finite(split: Split, row: int, number: int) -> str:
+    message = f"the prediction of row {number} (from 0) isn't finite"
     dense = split.take(np.array([row])).dense[0]
     if not len(dense):
         return f"{message}: the tables or the parameters of the model are damaged"
@@ -149,36 +299,4 @@ def _not_finite(split: Split, row: int) -> str:
     return (
         f"{message}: the largest of its dense features is number {column} (from 0), "
         f"{dense[column]}; correct it if it is out of range"
-    )
-
-
-def check_model(checkpoint: Path, config: Config, model: str | None) -> None:
-    """Checks that the user names the code that a checkpoint would have imported.
-
-    A checkpoint may come from anybody, and importing a module runs it.
-
-    Raises:
-        UserError: the checkpoint names a class of its own and ``model`` is None, or another one.
-    """
-    if model is None and ":" in config.model:
-        raise UserError(
-            f"checkpoint {checkpoint} names {config.model} as the class of its model. Importing it "
-            f"runs code: if you trust that code, name it as model (--model={config.model})"
-        )
-    if model not in (None, config.model):
-        raise UserError(f"model: checkpoint {checkpoint} names {config.model!r}, got {model!r}")
-
-
-def _for_prediction(config: Config, batch_size: int) -> Config:
-    """The config for prediction: frozen tables without optimizer state, default placements."""
-    return dataclasses.replace(
-        config,
-        frozen_tables=tuple(dict.fromkeys(config.table_of.values())),
-        table_optimizers=(),
-        placements=(),
-        plan="",
-        kernels="auto" if config.kernels == "native" else config.kernels,  # here may be none
-        accumulation_steps=1,
-        batch_size=batch_size,
-        evaluation_batch_size=batch_size,
     )

@@ -57,14 +57,30 @@ def binary_metrics(
         )
     y = labels.astype(np.float64)
     log_loss = float(np.mean(np.logaddexp(0, z) - y * z))
-    rate = float(y.mean())
+    accuracy = float(np.mean((z > 0) == (y > 0.5)))
+    probability = float(np.exp(-np.logaddexp(0, -z)).mean())
+    return named_metrics(log_loss, auc(z, y), float(y.mean()), accuracy, probability, len(y))
+
+
+def named_metrics(
+    log_loss: float, auc: float, rate: float, accuracy: float, probability: float, examples: int
+) -> dict[str, float | int]:
+    """The metrics as `binary_metrics` names them, from means over the examples.
+
+    Args:
+        log_loss: mean binary cross-entropy.
+        auc: area under the ROC curve.
+        rate: mean label.
+        accuracy: share of samples on the right side.
+        probability: mean prediction.
+        examples: number of samples.
+    """
     entropy = -sum(float(p * np.log(p)) for p in (rate, 1 - rate) if p > 0)
-    probability = np.exp(-np.logaddexp(0, -z))
     return {
         "log_loss": log_loss,
-        "auc": auc(z, y),
+        "auc": auc,
         "normalized_entropy": log_loss / entropy if entropy > 0 else float("nan"),
-        "accuracy": float(np.mean((z > 0) == (y > 0.5))),
-        "calibration": float(probability.mean()) / rate if rate > 0 else float("nan"),
-        "examples": len(labels),
+        "accuracy": accuracy,
+        "calibration": probability / rate if rate > 0 else float("nan"),
+        "examples": examples,
     }

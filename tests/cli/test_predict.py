@@ -232,14 +232,14 @@ main("predict")
 """
 
 
-@pytest.mark.parametrize("name", ["encode_logs", "load_directory", "read_values"])
+@pytest.mark.parametrize("name", ["check_headers", "load_directory", "read_values"])
 def test_data_that_are_replaced_meanwhile(trained: Run, tmp_path: Path, name: str):
     data, other = tmp_path / "data", tmp_path / "other"
     shutil.copytree(trained.data, data)
     prepared = run(f"--input={trained.raw}", "--min_count=90", f"--output={other}", program=PREPARE)
     assert prepared.returncode == 0, prepared.stderr[-2000:]
     flags = {
-        "encode_logs": (f"--data={trained.raw}", f"--preprocessing={data}"),
+        "check_headers": (f"--data={trained.raw}", f"--preprocessing={data}"),
         "load_directory": (f"--data={data}",),
         "read_values": (f"--preprocessing={data}", "--tables=C1"),
     }
@@ -248,7 +248,8 @@ def test_data_that_are_replaced_meanwhile(trained: Run, tmp_path: Path, name: st
                  program=("-c", REPLACED_MEANWHILE), DATA=str(data), OTHER=str(other),
                  NAME=name)  # fmt: skip
     assert result.returncode == 2, result.stderr[-2000:]
-    assert f"error: {data} was replaced by other data meanwhile" in result.stderr
+    found = "isn't the data" if name == "check_headers" else "was replaced by other data meanwhile"
+    assert f"error: {data} {found}" in result.stderr
     assert not (tmp_path / "p.csv").exists()
 
 

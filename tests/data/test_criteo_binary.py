@@ -5,13 +5,13 @@ import gzip
 import numpy as np
 import pytest
 from criteo_lines import IN_TIME, dense_of, ids_of, text
+from served import encode_logs
 
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats import compression, criteo_binary
 from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
-from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 
 
@@ -89,7 +89,7 @@ def test_missing_values_of_text_have_an_id_that_the_binary_form_does_not_give(bo
     preprocess([raw], tmp_path / "out", Options())
     message = f"{binary} is in MLPerf's binary form, which stores missing values as 0; .* "
     with pytest.raises(UserError, match=f"{message}in {tmp_path / 'out'} .* in column C1"):
-        encode_logs([binary], tmp_path / "out", tmp_path / "new")
+        encode_logs([binary], tmp_path / "out")
     with pytest.raises(UserError, match=f"{message}in {tmp_path / 'out'} .* in column C1"):
         preprocess([binary], tmp_path / "grown", Options(), grow=tmp_path / "out")
     for paths in ([raw, binary], [binary, raw]):
@@ -107,9 +107,7 @@ def test_both_forms_may_meet_where_they_mean_the_same(both, tmp_path, compatible
         lines = [[*map(str, row[:14]), *(f"{x:x}" for x in row[14:])] for row in content.tolist()]
         raw.write_text("".join("\t".join(line) + "\n" for line in lines))
     preprocess([raw], tmp_path / "out", Options(compatible=compatible))
-    of_text, of_binary = (
-        encode_logs([path], tmp_path / "out", tmp_path / path.suffix)[0].ids for path in both
-    )
+    of_text, of_binary = (encode_logs([path], tmp_path / "out")[0].ids for path in both)
     np.testing.assert_array_equal(of_text, of_binary)
     preprocess([*both], tmp_path / "mixed", Options(compatible=compatible))
 
@@ -117,9 +115,9 @@ def test_both_forms_may_meet_where_they_mean_the_same(both, tmp_path, compatible
 def test_missing_values_that_training_did_not_have_are_a_warning(both, tmp_path, caplog):
     raw, binary = both
     preprocess([binary], tmp_path / "out", Options())
-    encode_logs([binary], tmp_path / "out", tmp_path / "same")
+    encode_logs([binary], tmp_path / "out")
     assert not caplog.text
-    encode_logs([raw], tmp_path / "out", tmp_path / "new")
+    encode_logs([raw], tmp_path / "out")
     assert f"{raw} has missing values in column C1, the data in {tmp_path / 'out'} had none" in (
         caplog.text
     )

@@ -11,6 +11,7 @@ import pytest
 from criteo_lines import dense_of
 from hypothesis import given
 from hypothesis import strategies as st
+from served import encode_logs
 
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats import lines
@@ -19,7 +20,6 @@ from dlrm_jax.data.formats.lines import OnBadLine, whole_lines
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 
 SCHEMA = Schema("y", ("shop",), ("price",), dense_transform="none")
@@ -80,7 +80,7 @@ def test_what_was_missing_in_training_is_missing_in_prediction(tmp_path, earlier
         del metadata["made_from"]["options"]["csv_missing"]
         path.write_text(json.dumps(metadata))
     (tmp_path / "new.csv").write_text("shop,price\nNA,1\n,1\na,1\n")
-    (found,) = encode_logs([tmp_path / "new.csv"], tmp_path / "out", tmp_path / "new")
+    (found,) = encode_logs([tmp_path / "new.csv"], tmp_path / "out")
     assert np.asarray(found.ids)[:, 0].tolist() == [of_na, 1, 2]
     grown = preprocess([tmp_path / "log.csv"], tmp_path / "more", options, grow=tmp_path / "out")
     assert grown.missing["shop"] == of_na

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from served import encode_logs
 
 from dlrm_jax.cli.data_report import write_report
 from dlrm_jax.data.directory import METADATA, load_directory
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 
 PREVIOUS = Path(__file__).parents[1] / "previous"
@@ -37,7 +37,7 @@ def prepared(directory, schema, *frames, **options):
         frame.write_parquet(path)
     metadata = preprocess(paths, directory / "out", Options(schema, **options))
     data = load_directory(directory / "out")
-    served = encode_logs(paths, directory / "out", directory / "new")
+    served = encode_logs(paths, directory / "out")
     assert sum(map(len, served)) == sum(map(len, data.splits.values()))
     return metadata.table_rows, [np.asarray(examples.ids)[0].tolist() for examples in served]
 
@@ -89,7 +89,7 @@ def test_a_day_without_values_has_no_type(tmp_path, schema, days, ids):
 def test_values_that_come_after_training_without_any(tmp_path):
     prepared(tmp_path, ONE, log(14, a=None))
     log(2).write_parquet(tmp_path / "later.parquet")
-    (found,) = encode_logs([tmp_path / "later.parquet"], tmp_path / "out", tmp_path / "later")
+    (found,) = encode_logs([tmp_path / "later.parquet"], tmp_path / "out")
     assert np.asarray(found.ids).tolist() == [[0], [0]]
 
 
@@ -125,7 +125,7 @@ def test_paths(tmp_path):
     (real / "same").symlink_to("out, %s")
     assert load_directory(linked / "same").table_rows == (14,)
     write_report(linked / "same", linked / "r e.html")
-    (found,) = encode_logs([linked / "läg, 1.parquet"], linked / "same", linked / "new")
+    (found,) = encode_logs([linked / "läg, 1.parquet"], linked / "same")
     assert len(found) == 14
 
 
@@ -158,4 +158,4 @@ def test_a_damaged_description_is_one_error(tmp_path, path, value):
     inner[path[-1]] = value
     file.write_text(json.dumps(fields))
     with pytest.raises(UserError):
-        encode_logs([PREVIOUS / "raw.csv"], directory, tmp_path / "new")
+        encode_logs([PREVIOUS / "raw.csv"], directory)

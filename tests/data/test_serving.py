@@ -7,12 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 from criteo_lines import IN_TIME, dense_of, ids_of, text
+from served import encode_logs, encoder_of
 
-from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.directory import Metadata, load_directory
+from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.data.preprocessing.serving import encode_logs, unseen_shares
+from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 
 
@@ -26,15 +28,26 @@ def test_criteo_text(tmp_path, form):
     (tmp_path / "new.gz").write_bytes(gzip.compress(form(text(70)).encode()))
     preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(min_count=5))
     dataset = load_directory(tmp_path / "out")
-    (found,) = encode_logs([tmp_path / "new.gz"], tmp_path / "out", tmp_path / "new")
+    (found,) = encode_logs([tmp_path / "new.gz"], tmp_path / "out")
     expected = np.concatenate([ids_of(dataset, name) for name in IN_TIME])
     np.testing.assert_array_equal(found.ids, expected)
     expected = np.concatenate([dense_of(dataset, name) for name in IN_TIME])
     np.testing.assert_array_equal(found.dense, expected)
-    labels = (
-        [0] * 70 if form is without_labels else [int(line[0]) for line in text(70).split("\n")[:-1]]
+    # Rows in memory have the same texts, or the numbers that these mean.
+    lines = [line.split("\t")[1:] for line in text(70).splitlines()]
+    rows = pl.DataFrame(lines, schema=[*INTEGERS, *CATEGORICALS], orient="row").select(
+        pl.col(INTEGERS).replace("", None), pl.col(CATEGORICALS)
     )
-    assert found.labels.tolist() == labels
+    encoder = encoder_of(tmp_path / "out")
+    numbers = pl.col(CATEGORICALS).replace("", None).str.to_integer(base=16, strict=False)
+    for given in (rows, rows.with_columns(numbers)):
+        same = encoder.rows(given, "rows")
+        np.testing.assert_array_equal(same.ids, found.ids)
+        np.testing.assert_array_equal(same.dense, found.dense)
+    with pytest.raises(UserError, match=r"\(from 0\), row 0, column C2: expected up to 8 hexadec"):
+        encoder.rows(rows.with_columns(C2=pl.lit("x")), "rows")
+    labels = [int(line[0]) for line in text(70).split("\n")[:-1]]
+    np.testing.assert_array_equal(found.labels, [np.nan] * 70 if form is without_labels else labels)
 
 
 def test_one_row_of_a_users_log(tmp_path):
@@ -52,26 +65,34 @@ def test_one_row_of_a_users_log(tmp_path):
     preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
     new = pl.DataFrame({"seen": [[3, 9, 1], [], None], "shop": ["b", None, "c"]})
     new.write_parquet(tmp_path / "new.parquet")
-    (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out", tmp_path / "new")
+    (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out")
     assert np.asarray(found.ids).tolist() == [[3, 0, 0], [1, -1, -1], [0, -1, -1]]
+    encoder = encoder_of(tmp_path / "out")
+    np.testing.assert_array_equal(encoder.rows(new, "rows").ids, found.ids)
+    assert encoder.rows(new[:0], "rows").ids.shape == (0, 3)
+    # Those of training, from memory: with categories, and arrays of one length.
+    data = load_directory(tmp_path / "out")
+    same = frame.with_columns(pl.col("shop").cast(pl.Categorical), pl.col("seen").list.to_array(3))
+    expected = np.concatenate([ids_of(data, name) for name in IN_TIME])
+    np.testing.assert_array_equal(encoder.rows(same, "rows").ids, expected)
 
 
 def test_several_files_and_a_value_that_nobody_numbered(tmp_path):
     (tmp_path / "train.txt").write_text(text(70))
     preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(compatible="reference"))
     paths = [tmp_path / "train.txt"] * 2
-    first, second = encode_logs(paths, tmp_path / "out", tmp_path / "same")
+    first, second = encode_logs(paths, tmp_path / "out")
     np.testing.assert_array_equal(first.ids, second.ids)
     (tmp_path / "new.txt").write_text("\t".join(["1", *["5"] * 13, *["0badcafe"] * 26]) + "\n")
     with pytest.raises(UserError, match="C1: the value 195939070 isn't in the vocabulary"):
-        encode_logs([tmp_path / "new.txt"], tmp_path / "out", tmp_path / "new")
+        encode_logs([tmp_path / "new.txt"], tmp_path / "out")
 
 
 def test_malformed_lines_are_never_left_out(tmp_path):
     (tmp_path / "train.txt").write_text(text(70) + "nonsense\n")
     preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(on_bad_line="skip"))
     with pytest.raises(UserError, match="line 71: expected 40"):
-        encode_logs([tmp_path / "train.txt"], tmp_path / "out", tmp_path / "new")
+        encode_logs([tmp_path / "train.txt"], tmp_path / "out")
 
 
 def test_types_differ_between_training_and_serving(tmp_path):
@@ -87,23 +108,23 @@ def test_types_differ_between_training_and_serving(tmp_path):
     schema = Schema("y", ("n", "s", "bag"), (), {"bag": 2})
     preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
 
-    def served(number, **columns):
+    def served(**columns):
         pl.DataFrame(columns).write_parquet(tmp_path / "new.parquet")
-        (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out", tmp_path / number)
+        (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out")
         return np.asarray(found.ids).tolist()
 
     empty = pl.Series([[], []], dtype=pl.List(pl.Null))
     expected = [[3, 2, -1, -1], [1, 3, -1, -1]]
-    assert served("a", n=[2.0, None], s=["a", "b"], bag=empty) == expected
+    assert served(n=[2.0, None], s=["a", "b"], bag=empty) == expected
     expected = [[3, 1, 2, -1], [2, 1, 3, 2]]
-    assert served("b", n=["2", "1"], s=[None, None], bag=[["x"], ["y", "x"]]) == expected
+    assert served(n=["2", "1"], s=[None, None], bag=[["x"], ["y", "x"]]) == expected
     expected = [[3, 2, 2, -1], [0, 3, -1, -1]]
-    assert served("c", n=["2", "many"], s=["a", "b"], bag=[["x"], []]) == expected
+    assert served(n=["2", "many"], s=["a", "b"], bag=[["x"], []]) == expected
     with pytest.raises(UserError, match="column n: expected values of type Int64"):
-        served("e", n=[True, False], s=["a", "b"], bag=[["x"], []])
+        served(n=[True, False], s=["a", "b"], bag=[["x"], []])
     # Labels of what is to be predicted may be there and say nothing.
     expected = [[3, 2, 2, -1]]
-    assert served("d", y=[None], n=[2], s=["a"], bag=[["x"]]) == expected
+    assert served(y=[None], n=[2], s=["a"], bag=[["x"]]) == expected
 
 
 def test_columns_that_training_had_not_are_counted(tmp_path):
@@ -113,15 +134,19 @@ def test_columns_that_training_had_not_are_counted(tmp_path):
     preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
     new = pl.DataFrame({"n": [" 1", "2", None, "4"], "bag": [["x", "z"], [], ["x"], ["y"]]})
     new.write_parquet(tmp_path / "new.parquet")
-    found = encode_logs([tmp_path / "new.parquet"], tmp_path / "out", tmp_path / "new")
-    assert unseen_shares(found, tmp_path / "out") == {"n": 2 / 3, "bag": 1 / 4}
+    (found,) = encode_logs([tmp_path / "new.parquet"], tmp_path / "out")
+    counts = UnseenValues(Metadata.read(tmp_path / "out"))
+    for rows in (slice(1), slice(1, None), slice(0)):
+        counts.add(np.asarray(found.ids)[rows])
+    assert counts.shares() == {"n": 2 / 3, "bag": 1 / 4}
+    assert counts.warnings() == []
 
 
 def test_torchrecs_dense_features_do_not_depend_on_the_rows_beside(tmp_path):
     (tmp_path / "train.txt").write_text(text(70))
     preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(compatible="torchrec"))
     whole, row = (
-        encode_logs([tmp_path / name], tmp_path / "out", tmp_path / f"of {name}")[0].dense
+        encode_logs([tmp_path / name], tmp_path / "out")[0].dense
         for name in ("train.txt", "row.txt")
         if (tmp_path / "row.txt").write_text(text(70).splitlines()[4] + "\n")
     )
@@ -134,7 +159,7 @@ def test_torchrecs_dense_features_of_days_that_differ(tmp_path):
         path.write_text(text(70).replace("\t-", f"\t-{day + 1}"))
     preprocess(paths, tmp_path / "out", Options(compatible="torchrec"))
     with pytest.raises(UserError, match=r"which was -12\.0, -22\.0 in training"):
-        encode_logs(paths[:1], tmp_path / "out", tmp_path / "new")
+        encode_logs(paths[:1], tmp_path / "out")
 
 
 @pytest.mark.parametrize("smallest", [[], [float("nan")], [float("inf")]])
@@ -144,7 +169,7 @@ def test_torchrecs_dense_features_of_a_damaged_description(tmp_path, smallest):
     path = tmp_path / "out" / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"smallest": smallest}))
     with pytest.raises(UserError, match=f"{path} is damaged: smallest: expected a finite num"):
-        encode_logs([tmp_path / "train.txt"], tmp_path / "out", tmp_path / "new")
+        encode_logs([tmp_path / "train.txt"], tmp_path / "out")
 
 
 @pytest.fixture
@@ -163,7 +188,7 @@ def prepared(tmp_path):
 def serve_csv(prepared, *rows):
     path = prepared.with_name("new.csv")
     path.write_text("\n".join(["n,s,x", *rows]) + "\n")
-    (found,) = encode_logs([path], prepared, prepared.with_name("new"))
+    (found,) = encode_logs([path], prepared)
     return found
 
 
@@ -183,4 +208,3 @@ def test_bad_numbers_are_named(prepared):
     for value in ("inf", "1e39", "2;5", "NULL", "null"):
         with pytest.raises(UserError, match=message.format(value)):
             serve_csv(prepared, "2,a,1", f"2,a,{value}")
-        (prepared.with_name("new")).rmdir()

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from dlrm_jax.inference import frame_file
 from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
 
 READ = {".parquet": pl.read_parquet, ".csv": pl.read_csv}
@@ -24,8 +25,11 @@ def frames(sizes: tuple[int, ...]) -> Iterator[pl.DataFrame]:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("sizes", [(0,), (1,), (5, 0, 100_000, 7), (3,) * 12], ids=str)
-def test_rows_come_back_in_order(sizes: tuple[int, ...], suffix: str, tmp_path: Path):
+def test_rows_come_back_in_order(
+    sizes: tuple[int, ...], suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = tmp_path / "file*.partial"  # no pattern
+    monkeypatch.setattr(frame_file, "_BYTES", 1000)
     write_frames(frames(sizes), path, suffix)
     assert list(tmp_path.iterdir()) == [path]
     found, expected = READ[suffix](path), pl.concat(list(frames(sizes)))

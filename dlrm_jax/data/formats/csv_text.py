@@ -61,7 +61,7 @@ class Records:
             columns: names of the wanted columns.
             rows: rows per frame. Very long values are yielded in several frames, of so many rows
                 together, so that memory is bounded.
-            missing: fields that are missing values.
+            missing: fields that are missing values; none leaves the text as it is.
 
         Raises:
             UserError: a line is malformed; the message names the first one.
@@ -81,7 +81,7 @@ class Records:
             left = left or rows
             fields = list(zip(*records, strict=True)) or [()] * len(places)
             series = map(pl.Series, columns, fields, [pl.String] * len(places))
-            yield pl.DataFrame(list(series)).with_columns(pl.all().replace(list(missing), None))
+            yield without_missing(pl.DataFrame(list(series)), missing)
 
     def _complete(self) -> Iterator[list[str]]:
         """The records with as many fields as the header."""
@@ -118,3 +118,8 @@ class Records:
             yield from io.StringIO(text, newline="\n")
             number += chunk.count(b"\n")
             encoding = "utf-8"
+
+
+def without_missing(frame: pl.DataFrame, missing: Sequence[str]) -> pl.DataFrame:
+    """A frame of texts in which missing values are null."""
+    return frame.with_columns(pl.all().replace(list(missing), None)) if missing else frame

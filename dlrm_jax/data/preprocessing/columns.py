@@ -20,7 +20,7 @@ _ENCODED = (pl.Categorical, pl.Enum)
 
 
 def normalize_columns(
-    frame: pl.DataFrame, options: Options, path: Path, first_row: int
+    frame: pl.DataFrame, options: Options, path: Path | str, first_row: int
 ) -> pl.DataFrame:
     """Names and transforms the columns of a frame.
 

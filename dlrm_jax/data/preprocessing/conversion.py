@@ -12,10 +12,9 @@ import polars as pl
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import VOCABULARIES, check_unchanged
 from dlrm_jax.data.id_ranges import complete_notes
-from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import logs, vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
-from dlrm_jax.data.preprocessing.encoding import Encoder, raw_values
+from dlrm_jax.data.preprocessing.encoding import Encoder, expansions, raw_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.row_split import RowSplit
 from dlrm_jax.data.preprocessing.sources import Source
@@ -33,29 +32,22 @@ class Conversion:
     Args:
         directory: directory for the arrays, ``vocabularies/`` and, meanwhile, `TEMPORARY`.
         options: options of the data.
-        vocabularies: directory of the vocabularies; None for ``vocabularies/`` in the directory.
     """
 
     TEMPORARY: ClassVar = ("columns", "expansions")
 
-    def __init__(self, directory: Path, options: Options, vocabularies: Path | None = None):
+    def __init__(self, directory: Path, options: Options):
         self.directory = directory
         self.options = options
-        self._vocabularies = vocabularies or directory / VOCABULARIES
 
     def stage(
-        self,
-        paths: Sequence[Path],
-        dropped: int = 0,
-        labelled: bool = True,
-        row_split: RowSplit | None = None,
+        self, paths: Sequence[Path], dropped: int = 0, row_split: RowSplit | None = None
     ) -> list[Staged]:
         """Parses files.
 
         Args:
             paths: the files.
             dropped: number of files, from the first one, whose negative examples are sampled.
-            labelled: whether the files must have labels, as for `Source`.
             row_split: what gives each row its split, as for `Source`.
 
         Raises:
@@ -66,16 +58,14 @@ class Conversion:
         for number, path in enumerate(paths):
             _log.info("reading %s", path)
             source = Source(
-                path, self.options, number, number < dropped, labelled, row_split, before
+                path, self.options, number, number < dropped, row_split=row_split, before=before
             )
             file = stage(source, self.directory / "columns" / str(number))
             before += file.rows + file.skipped + file.dropped
             files.append(file)
         if row_split:
             row_split.check_rows(before)
-        # New logs are converted to the types of their vocabularies, column by column.
-        owners = self.options.schema.owners
-        self._check_types(paths, files, owners if labelled else range(len(owners)))
+        self._check_types(paths, files)
         return files
 
     def learn(
@@ -119,12 +109,7 @@ class Conversion:
             The notes of all files of ids, see `id_ranges`.
         """
         columns = range(len(self.options.schema.categorical))
-        expansions: Sequence[Path] = ()
-        if max(self.options.multi_hot_sizes, default=1) > 1:
-            _log.info("multi-hot tables")
-            expansions = synthetic_tables(
-                rows, self.options.multi_hot_sizes, self.directory / "expansions"
-            )
+        tables = expansions(self.options, rows, self.directory / "expansions")
         vocabularies, notes = [self._vocabulary(i) for i in columns], {}
         for number, file in enumerate(files):
             parts = len(file.ranges)
@@ -135,14 +120,13 @@ class Conversion:
             for i, day in enumerate(days):
                 if day.file == number:
                     _log.info("arrays of day %d", i)
-                    notes |= write_day(
-                        self.directory, i, day, file, self.options, encoders, expansions
-                    )
+                    notes |= write_day(self.directory, i, day, file, self.options, encoders, tables)
         written = [DayFiles.map(self.directory, i) for i in range(len(days))]
         return complete_notes(written, self.options.lengths, notes)
 
     def _vocabulary(self, column: int) -> Path:
-        return self._vocabularies / f"{self.options.schema.owners[column]}.parquet"
+        owner = self.options.schema.owners[column]
+        return self.directory / VOCABULARIES / f"{owner}.parquet"
 
     def _learned(
         self,

@@ -1,15 +1,18 @@
-"""Maps raw values to ids, chunk by chunk of a file."""
+"""Maps raw values to ids: of rows in memory, or chunk by chunk of a file."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int32
 
+from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.staging import Staged
@@ -19,6 +22,8 @@ from dlrm_jax.errors import UserError
 # Larger chunks cost memory; smaller ones time, as every vocabulary is hashed each time.
 _PLACES, _ROWS = 1 << 27, 1 << 22
 _ROWS_IN_CACHE = 1 << 12
+
+_log = logging.getLogger(__name__)
 
 _UNSEEN = {"": vocabulary.UNSEEN, "reference": None, "torchrec": 1}
 
@@ -85,18 +90,42 @@ class Encoder:
     def _encode(self, row: int) -> None:
         self._first, self._after = row, min(row + self._rows, self.stop)
         self._ids.clear()
-        schema = self.options.schema
-        unseen = _UNSEEN[self.options.compatible]
         for i in self.columns:
-            path = self.vocabularies[i]
-            rows = self.staged.scan().select(raw_values(i, self.options))
-            values = rows.slice(row, self._after - row).collect()["value"]
-            try:
-                known = vocabulary.read_entries(values, path)
-                ids = vocabulary.encode(values, known, schema.lengths[i], unseen)
-            except UserError as error:
-                raise UserError(f"column {schema.categorical[i]}: {error}") from error
-            self._ids.append(ids)
+            rows = self.staged.scan().select(f"c{i}").slice(row, self._after - row).collect()
+            entries = functools.partial(vocabulary.read_entries, path=self.vocabularies[i])
+            self._ids.append(encode_column(rows, i, self.options, entries))
+
+
+def encode_column(
+    rows: pl.DataFrame, column: int, options: Options, entries: Callable[[pl.Series], pl.DataFrame]
+) -> Int32[np.ndarray, "n L"]:
+    """The ids of a categorical column.
+
+    Args:
+        rows: rows as `columns` describes them.
+        column: index of the column.
+        options: options of the data.
+        entries: function that gives the entries of its vocabulary for some values, or more.
+
+    Raises:
+        UserError: a value has no id, or the column has another type than in training.
+    """
+    schema, values = options.schema, rows[f"c{column}"]
+    if options.compatible:
+        values = rows.select(raw_values(column, options))["value"]
+    unseen = _UNSEEN[options.compatible]
+    try:
+        return vocabulary.encode(values, entries(values), schema.lengths[column], unseen)
+    except UserError as error:
+        raise UserError(f"column {schema.categorical[column]}: {error}") from error
+
+
+def expansions(options: Options, rows: Sequence[int], directory: Path) -> list[Path]:
+    """Writes the tables that make several ids of one, see `multi_hot`; none if ids stay single."""
+    if max(options.multi_hot_sizes, default=1) == 1:
+        return []
+    _log.info("multi-hot tables")
+    return synthetic_tables(rows, options.multi_hot_sizes, directory)
 
 
 def raw_values(column: int, options: Options) -> pl.Expr:

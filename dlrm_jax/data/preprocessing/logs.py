@@ -20,7 +20,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_columns(
-    path: Path, schema: Schema, types: Mapping[str, Any], without_label: bool = False
+    path: Path | str, schema: Schema, types: Mapping[str, Any], without_label: bool = False
 ) -> None:
     """Checks names and types of columns.
 
@@ -133,7 +133,7 @@ def _are_dates(numbers: pl.Series) -> pl.Series:
 
 
 def valid_rows(
-    path: Path,
+    path: Path | str,
     schema: Schema,
     batch: pl.DataFrame,
     first_row: int,
@@ -157,15 +157,22 @@ def valid_rows(
     ]
     if schema.weight:
         rules.append((schema.weight, "a number of at least 0", lambda x: x.is_between(0, _LARGEST)))
-    checked = []
-    for name, expected, accepts in rules:
-        column = batch[name]
-        values = _numbers(column)
-        wrong = column.is_not_null() & values.is_null()
-        if column.dtype.is_float():
-            wrong &= column.is_not_nan()
-        wrong |= ~values.to_frame("x").select(accepts(pl.col("x")).fill_null(False))["x"]
-        checked.append((values, wrong, expected))
+    # All columns at once: an operation of its own for each is slow for a single row.
+    exprs: list[pl.Expr] = []
+    for i, (name, _, accepts) in enumerate(rules):
+        column, values = pl.col(name), _numbers(name, batch.schema[name])
+        lost = column.is_not_null() & values.is_null()
+        if batch.schema[name].is_float():
+            lost &= column.is_not_nan()
+        exprs += [
+            values.alias(f"{i}"),
+            (lost | ~accepts(values).fill_null(False)).alias(f"bad {i}"),
+        ]
+    found = batch.select(exprs)
+    checked = [
+        (found[f"{i}"].alias(name), found[f"bad {i}"], expected)
+        for i, (name, expected, _) in enumerate(rules)
+    ]
     if schema.timestamp:
         expected = f"a date, a time, or {_SECONDS}"
         if batch[schema.timestamp].dtype == pl.String:
@@ -189,9 +196,49 @@ def valid_rows(
     return batch.with_columns(values for values, _, _ in checked).filter(~bad)
 
 
-def _numbers(column: pl.Series) -> pl.Series:
-    """Converts a column to Float64; null where a value isn't a number."""
-    if column.dtype == pl.Boolean or column.dtype == pl.String:
+def unlabelled_rows(
+    path: Path | str, schema: Schema, batch: pl.DataFrame, first_row: int
+) -> pl.DataFrame:
+    """As `valid_rows` of rows without weights and times, each of which gets a prediction.
+
+    A label that is neither 0 nor 1 is null, and the column may be missing.
+    """
+    labels = pl.Series(schema.label, [None] * len(batch), pl.Float64)
+    if schema.label in batch.columns:
+        given = batch[schema.label]
+        if given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.String):
+            found = batch.select(x=_numbers(schema.label, given.dtype))
+            labels = found.select(pl.when(pl.col("x").is_in([0.0, 1.0])).then("x"))["x"]
+    rows = batch.with_columns(pl.lit(0).alias(schema.label))
+    return valid_rows(path, schema, rows, first_row).with_columns(labels.alias(schema.label))
+
+
+def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
+    """Criteo's categorical values as numbers, where they are hexadecimal text as in its files.
+
+    Raises:
+        UserError: a text has other characters or more than 8 of them; the message names it.
+    """
+    columns = []
+    for column in schema.categorical:
+        if frame[column].dtype == pl.String:
+            text = frame[column].replace("", None)
+            found = text.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
+            wrong = text.is_not_null() & found.is_null()
+            if wrong.any():
+                row = wrong.arg_max() or 0
+                raise UserError(
+                    f"{name}, row {row}, column {column}: expected up to 8 hexadecimal digits or "
+                    f"nothing, got {text[row]!r}"
+                )
+            columns.append(found)
+    return frame.with_columns(columns)
+
+
+def _numbers(name: str, kind: Any) -> pl.Expr:
+    """A column of a type as Float64; null where a value isn't a number."""
+    column = pl.col(name)
+    if kind in (pl.Boolean, pl.String):
         lower = column.cast(pl.String).str.to_lowercase()
         column = lower.replace({"true": "1", "false": "0"})
     return column.cast(pl.Float64, strict=False).fill_nan(None)

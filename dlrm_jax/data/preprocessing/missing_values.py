@@ -7,20 +7,22 @@ a value there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import is_criteo_binary
-from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 
 def check_missing_values(
-    paths: Sequence[Path], files: Sequence[Staged], options: Options, earlier: Path | None = None
+    paths: Sequence[Path],
+    counts: Sequence[Mapping[str, int]],
+    options: Options,
+    earlier: Path | None = None,
 ) -> None:
     """Checks that files agree with each other, and with the data whose ids they continue.
 
@@ -29,7 +31,8 @@ def check_missing_values(
 
     Args:
         paths: the files.
-        files: the same files, staged.
+        counts: number of rows without a value of the same files, by column as `columns` names
+            them; none if they aren't known yet.
         options: options of the data.
         earlier: directory of the earlier data; None if there are none.
 
@@ -40,8 +43,8 @@ def check_missing_values(
         return
     names = options.schema.categorical
     missing = {}  # a column with missing values, by where it is
-    for path, file in zip(paths, files, strict=True):
-        lacking = [name for i, name in enumerate(names) if file.missing[f"c{i}"]]
+    for path, nulls in zip(paths, counts or [{}] * len(paths), strict=True):
+        lacking = [name for i, name in enumerate(names) if nulls.get(f"c{i}")]
         missing |= {path: lacking[0]} if lacking else {}
     if earlier:
         before = Metadata.read(earlier)

@@ -222,7 +222,7 @@ def _run(
         row_split=RowSplit(options.rule, options.seed) if options.rule.by_row else None,
     )
     freshness.check_unchanged(conversion.directory, recipe["inputs"])
-    check_missing_values(paths, files, options, grow)
+    check_missing_values(paths, [file.missing for file in files], options, grow)
     _check_copies(paths, [file.content_hash for file in files], held_out)
     days = make_days(paths, files, options)
     split = make_splits(days, files, options)

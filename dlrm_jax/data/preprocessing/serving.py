@@ -1,87 +1,162 @@
-"""Maps logs through existing vocabularies, for prediction."""
+"""Maps new logs through existing vocabularies, in memory, for prediction."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from dlrm_jax.data.arrays import Examples
-from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
-from dlrm_jax.data.preprocessing.conversion import Conversion
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unchanged
+from dlrm_jax.data.multi_hot import expand
+from dlrm_jax.data.preprocessing import logs
+from dlrm_jax.data.preprocessing.columns import normalize_columns, transform_dense
+from dlrm_jax.data.preprocessing.encoding import encode_column, expansions
+from dlrm_jax.data.preprocessing.headers import check_headers
+from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
-from dlrm_jax.data.preprocessing.splits import days_by_file
-from dlrm_jax.data.preprocessing.vocabulary import MISSING, UNSEEN
+from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.errors import UserError
 
-_ROWS = 1 << 18
+_PLACES = 1 << 24  # of bags that are encoded at a time, 4 bytes each
 
 
-def encode_logs(paths: Sequence[Path], prepared: Path, output: Path) -> list[Examples]:
-    """Makes arrays of logs for prediction, with the ids of a prepared directory.
+class Encoded(NamedTuple):
+    """Consecutive rows of a log.
+
+    Attributes:
+        examples: dense features and ids; the label is NaN where there is none.
+        keys: the columns that are passed through.
+    """
+
+    examples: Examples
+    keys: pl.DataFrame
+
+
+class LogEncoder:
+    """Gives logs the ids and dense features that preprocessing would, with the same functions.
+
+    The vocabularies are in memory, so that a row takes milliseconds.
 
     Args:
-        paths: files of the kind that the directory was made from; labels, sample weights and
-            timestamps may be missing.
         prepared: directory with ``metadata.json`` and ``vocabularies/``.
-        output: directory for the arrays, which are mapped from there.
+        fingerprint: fingerprint of the data that it must be of.
 
-    Returns:
-        The examples of each file, row by row; their labels are meaningless.
+    Attributes:
+        metadata: description of the directory.
+        options: options of the data, without what prediction doesn't need.
 
     Raises:
-        UserError: a file can't be read or is malformed, or is in MLPerf's binary form and the
-            data of training had missing values, which it can't tell from 0; the disk is full.
+        UserError: the directory can't be read, is of other data, or its dense features aren't
+            defined for other rows.
     """
-    metadata = Metadata.read(prepared)
+
+    def __init__(self, prepared: Path, fingerprint: str):
+        self.metadata = Metadata.read(prepared)
+        self.options = serving_options(self.metadata)
+        self._prepared = prepared
+        owners = self.options.schema.owners
+        loaded = {
+            owner: LoadedVocabulary(prepared / VOCABULARIES / f"{owner}.parquet")
+            for owner in sorted(set(owners))
+        }
+        self._vocabularies = [loaded[owner] for owner in owners]
+        # After the last of several files: another process may have replaced the directory.
+        check_unchanged(prepared, fingerprint)
+        torchrec = self.options.compatible == "torchrec"
+        self._smallest = _smallest(self.metadata, prepared) if torchrec else 0.0
+        with tempfile.TemporaryDirectory(prefix="dlrm_jax-") as scratch:
+            tables = expansions(self.options, self.metadata.table_rows, Path(scratch))
+            # They stay readable when their names are gone.
+            self._expansions = [np.load(path, mmap_mode="r") for path in tables]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that rows must have."""
+        return self.options.schema.columns[1:]
+
+    def rows(self, frame: pl.DataFrame, name: str) -> Examples:
+        """Encodes rows in memory; their labels, weights and times aren't read.
+
+        Args:
+            frame: rows with the columns of the schema. Values of Criteo's categorical columns may
+                be numbers, or hexadecimal text as in its files.
+            name: name of the rows for messages.
+
+        Raises:
+            UserError: a column is missing or has another type, or a value is malformed; the
+                message names column and row, from 0.
+        """
+        schema, name = self.options.schema, f"{name} (from 0)"
+        logs.check_columns(name, schema, frame.schema, without_label=True)
+        frame = frame.select(self.columns)
+        if schema.layout == "criteo":
+            frame = logs.from_hexadecimal(name, schema, frame)
+        frame = logs.unlabelled_rows(name, schema, frame, 0)
+        return self._encode(normalize_columns(frame, self.options, name, 0))
+
+    def files(self, paths: Sequence[Path], keys: Sequence[str] = ()) -> Iterator[Encoded]:
+        """Encodes files chunk by chunk; memory doesn't grow with them.
+
+        Args:
+            paths: files of the kind that the directory was made from; labels, sample weights and
+                timestamps may be missing.
+            keys: columns to pass through.
+
+        Raises:
+            UserError: a file can't be read or is malformed, or is in MLPerf's binary form and the
+                data of training had missing values, which it can't tell from 0.
+        """
+        types = check_headers(paths, self.options, keys)
+        check_missing_values(paths, [], self.options, self._prepared)
+        return self._chunks(paths, types)
+
+    def _chunks(self, paths: Sequence[Path], keys: dict[str, Any]) -> Iterator[Encoded]:
+        step = max(1, _PLACES // sum(self.options.lengths))
+        for number, path in enumerate(paths):
+            source = Source(path, self.options, labelled=False, keys=tuple(keys))
+            missing: collections.Counter[str] = collections.Counter()
+            for _, parse in source.chunks():
+                chunk = parse()
+                nulls = chunk.frame.select(pl.all().null_count())
+                missing.update(nulls.row(0, named=True))
+                for start in range(0, len(chunk.frame), step):
+                    rows, passed = (x.slice(start, step) for x in (chunk.frame, chunk.keys))
+                    yield Encoded(self._encode(rows), passed.cast(pl.Schema(keys)))
+            counts = [missing if i == number else {} for i in range(len(paths))]
+            check_missing_values(paths, counts, self.options, self._prepared)
+
+    def _encode(self, rows: pl.DataFrame) -> Examples:
+        """Arrays of rows as `columns` describes them, as `day_arrays` writes them."""
+        names = [f"d{i}" for i in range(len(self.options.schema.dense))]
+        dense = np.empty((len(rows), 0), np.float32)
+        if names:
+            dense = transform_dense(rows.select(names), self.options, self._smallest)
+        bags = [
+            encode_column(rows, i, self.options, known.entries)
+            for i, known in enumerate(self._vocabularies)
+        ]
+        if self._expansions:
+            pairs = zip(bags, self._expansions, strict=True)
+            bags = [expand(ids[:, 0], table) for ids, table in pairs]
+        labels = rows["label"].fill_null(math.nan).to_numpy()
+        return Examples(np.ascontiguousarray(dense), np.concatenate(bags, axis=1), labels)
+
+
+def serving_options(metadata: Metadata) -> Options:
+    """The options of prepared data, as they are for rows that get a prediction each."""
     trained = Options.from_json(metadata.made_from["options"])
     schema = dataclasses.replace(trained.schema, weight=None, timestamp=None)
-    # Every line gets a prediction, so none is left out.
-    options = dataclasses.replace(trained, schema=schema, on_bad_line="stop", drop_negatives=0.0)
-    try:
-        conversion = Conversion(output, options, prepared / VOCABULARIES)
-        output.mkdir(parents=True)
-        files = conversion.stage(paths, labelled=False)
-        check_missing_values(paths, files, options, prepared)
-        if options.compatible == "torchrec":
-            smallest = _smallest(metadata, prepared)
-            files = [dataclasses.replace(file, smallest=smallest) for file in files]
-        conversion.write(files, days_by_file([file.rows for file in files]), metadata.table_rows)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"cannot make arrays in {output}: {error}") from error
-    return [DayFiles.map(output, number).examples for number in range(len(files))]
-
-
-def unseen_shares(days: Sequence[Examples], prepared: Path) -> dict[str, float]:
-    """The share of each column's values that training hadn't, or had too rarely.
-
-    Args:
-        days: examples that `encode_logs` has made.
-        prepared: directory whose ids it gave them.
-
-    Returns:
-        Shares of the values that aren't missing, by column; empty if unseen values have no id of
-        their own.
-    """
-    metadata = Metadata.read(prepared)
-    if Options.from_json(metadata.made_from["options"]).compatible:
-        return {}
-    unseen = np.zeros(len(metadata.columns), np.int64)
-    present = np.zeros_like(unseen)
-    starts = np.cumsum([0, *metadata.bag_lengths[:-1]])
-    for day in days:
-        for first in range(0, len(day), _ROWS):
-            ids = np.asarray(day.ids[first : first + _ROWS])
-            unseen += np.add.reduceat((ids == UNSEEN).sum(0), starts)
-            present += np.add.reduceat(((ids >= 0) & (ids != MISSING)).sum(0), starts)
-    counts = zip(metadata.columns, unseen.tolist(), present.tolist(), strict=True)
-    return {name: few / many for name, few, many in counts if many}
+    unread: dict[str, Any] = {"on_bad_line": "stop", "drop_negatives": 0.0, "split": ""}
+    return dataclasses.replace(trained, schema=schema, **unread)
 
 
 def _smallest(metadata: Metadata, prepared: Path) -> float:

@@ -14,7 +14,7 @@ import polars as pl
 
 from dlrm_jax.data.formats import criteo_binary, criteo_text, lines, parquet
 from dlrm_jax.data.formats.compression import Bytes, DamagedError, Hash, open_bytes, whole_hash
-from dlrm_jax.data.formats.csv_text import Records
+from dlrm_jax.data.formats.csv_text import Records, without_missing
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.columns import normalize_columns
@@ -38,11 +38,13 @@ class Chunk:
         frame: the rows; see `columns`.
         skipped: number of malformed rows that were left out.
         dropped: number of negative examples that were left out.
+        keys: the columns that are passed through, as they are in the file.
     """
 
     frame: pl.DataFrame
     skipped: int
     dropped: int
+    keys: pl.DataFrame
 
 
 class _Unparsed(NamedTuple):
@@ -50,6 +52,7 @@ class _Unparsed(NamedTuple):
 
     ``skipped`` malformed rows, not counted in ``rows``, were left out before. The ``place`` is not
     0 if it is one of several parts of a chunk: then these rows of the chunk are before it.
+    ``keys`` has the columns that are passed through.
     """
 
     parse: Callable[[Any, Path, int, OnBadLine], pl.DataFrame]
@@ -57,6 +60,7 @@ class _Unparsed(NamedTuple):
     rows: int
     skipped: int = 0
     place: int = 0
+    keys: pl.DataFrame = pl.DataFrame()
 
 
 @dataclasses.dataclass
@@ -70,9 +74,11 @@ class Source:
         options: options of the data.
         number: index of the file among all; it selects the negative examples that are dropped.
         drop: whether negative examples of this file are dropped.
-        labelled: whether labels must exist; otherwise they may be missing and are meaningless.
+        labelled: whether every row must have a label; otherwise one that is neither 0 nor 1 is
+            null, and the column may be missing.
         row_split: what gives each row its split, a column ``split``; None for none.
         before: number of rows of all earlier files.
+        keys: columns to pass through; where there are any, no row may be left out.
         content_hash: hash of all bytes of the file; complete when `chunks` has ended.
     """
 
@@ -83,6 +89,7 @@ class Source:
     labelled: bool = True
     row_split: RowSplit | None = None
     before: int = 0
+    keys: tuple[str, ...] = ()
     content_hash: str = dataclasses.field(default="", init=False)
     _rows: int = dataclasses.field(default=0, init=False)
     _seconds: bool | None = dataclasses.field(default=None, init=False)
@@ -127,7 +134,7 @@ class Source:
                     f"schema of its columns (--schema of python -m dlrm_jax preprocess)"
                 )
             elif criteo_binary.is_binary(content.peek(4)):
-                for chunk in _ahead(_chunks(content, criteo_binary.CHUNK_BYTES)):
+                for chunk in ahead(_chunks(content, criteo_binary.CHUNK_BYTES)):
                     samples = -(-len(chunk) // criteo_binary.SAMPLE_BYTES)
                     yield _Unparsed(criteo_binary.parse_chunk, chunk, samples)
             else:
@@ -136,18 +143,20 @@ class Source:
 
     def _text(self, content: Bytes) -> Iterator[_Unparsed]:
         labelled = self.labelled or not criteo_text.is_unlabelled(content.peek(1 << 16))
+        parse = criteo_text.parse_chunk if labelled else _parse_unlabelled
         for chunk in self._lines(content):
-            if not labelled:
-                chunk = criteo_text.with_labels(chunk)
-            yield _Unparsed(criteo_text.parse_chunk, chunk, chunk.count(b"\n"))
+            yield _Unparsed(parse, chunk, chunk.count(b"\n"))
 
     def _csv(self, content: Bytes) -> Iterator[_Unparsed]:
         records = Records(self._lines(content), self.path, self.options.on_bad_line)
         columns = self._columns(dict.fromkeys(records.columns, pl.String()))
         skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
-        for frame in records.frames(columns, CHUNK_ROWS, self.options.csv_missing):
-            yield self._unparsed(frame, records.skipped - skipped, place)
+        names = list(dict.fromkeys([*columns, *self.keys]))
+        for text in records.frames(names, CHUNK_ROWS, missing=()):
+            frame = without_missing(text.select(columns), self.options.csv_missing)
+            keys = without_missing(text.select(self.keys), [""])
+            yield self._unparsed(frame, keys, records.skipped - skipped, place)
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
     def _parquet(self) -> Iterator[_Unparsed]:
@@ -158,19 +167,22 @@ class Source:
             self.content_hash = whole_hash(file)
             file.seek(0)
             frame = pl.scan_parquet(file, glob=False)
-            columns = frame.select(self._columns(frame.collect_schema()))
-            for batch in columns.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
-                yield self._unparsed(batch)
+            columns = self._columns(frame.collect_schema())
+            read = frame.select(list(dict.fromkeys([*columns, *self.keys])))
+            for batch in read.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True):
+                yield self._unparsed(batch.select(columns), batch.select(self.keys))
 
-    def _unparsed(self, frame: pl.DataFrame, skipped: int = 0, place: int = 0) -> _Unparsed:
+    def _unparsed(
+        self, frame: pl.DataFrame, keys: pl.DataFrame, skipped: int = 0, place: int = 0
+    ) -> _Unparsed:
         # Here, as chunks that are known aren't parsed, and one kind holds for the whole file.
         times = self.options.schema.timestamp
         if times and self._seconds is None:
             self._seconds = logs.has_seconds(self.path, frame[times], self._rows + 1)
-        return _Unparsed(self._valid_rows, frame, len(frame), skipped, place)
+        return _Unparsed(self._valid_rows, frame, len(frame), skipped, place, keys)
 
     def _lines(self, content: Bytes) -> Iterator[bytes]:
-        return _ahead(lines.whole_lines(content.read, self.path, lines.CHUNK_BYTES))
+        return ahead(lines.whole_lines(content.read, self.path, lines.CHUNK_BYTES))
 
     def _columns(self, found: Mapping[str, Any]) -> list[str]:
         """The columns to read, of those in the file."""
@@ -187,11 +199,11 @@ class Source:
         self, frame: pl.DataFrame, path: Path, first: int, on_bad_line: OnBadLine
     ) -> pl.DataFrame:
         schema = self.options.schema
-        if not self.labelled:
-            frame = frame.with_columns(pl.lit(0).alias(schema.label))
         if self.row_split:
             frame = self.row_split.valid_rows(path, frame, first, on_bad_line)
-        return logs.valid_rows(path, schema, frame, first, on_bad_line, self._seconds)
+        if self.labelled:
+            return logs.valid_rows(path, schema, frame, first, on_bad_line, self._seconds)
+        return logs.unlabelled_rows(path, schema, frame, first)
 
     def _parsed(self, unparsed: _Unparsed, first: int) -> Chunk:
         options = self.options
@@ -203,7 +215,7 @@ class Source:
         if split is not None:
             frame = frame.with_columns(split)
         if not self.drop:
-            return Chunk(frame, skipped, 0)
+            return Chunk(frame, skipped, 0, unparsed.keys)
         # A function of the place in the data alone, so that a resumed run draws the same.
         rng = np.random.default_rng([options.seed, self.number, first - unparsed.place])
         drawn = rng.random(unparsed.place + len(frame))[unparsed.place :]
@@ -211,7 +223,7 @@ class Source:
         kept |= frame["label"].to_numpy() > 0
         if split is not None:
             kept |= split.to_numpy() > 0  # validation and test keep all examples
-        return Chunk(frame.filter(pl.Series(kept)), skipped, int(np.sum(~kept)))
+        return Chunk(frame.filter(pl.Series(kept)), skipped, int(np.sum(~kept)), unparsed.keys)
 
 
 def is_parquet(path: Path) -> bool:
@@ -238,8 +250,16 @@ def _chunks(content: Bytes, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _ahead(chunks: Iterator[T]) -> Iterator[T]:
-    """Yields the same chunks; the next is read and hashed while the last is parsed."""
+def _parse_unlabelled(
+    chunk: bytes, path: Path, first_line: int, on_bad_line: OnBadLine
+) -> pl.DataFrame:
+    """As `criteo_text.parse_chunk`, of lines without labels, which are null."""
+    frame = criteo_text.parse_chunk(criteo_text.with_labels(chunk), path, first_line, on_bad_line)
+    return frame.with_columns(pl.lit(None, pl.Int64).alias("label"))
+
+
+def ahead(chunks: Iterator[T]) -> Iterator[T]:
+    """Yields the same chunks; the next is made in a thread while the last is used."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, chunks, None)
         while (chunk := following.result()) is not None:

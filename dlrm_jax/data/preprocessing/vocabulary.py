@@ -216,7 +216,7 @@ def _damaged(vocabulary: str, twice: Any) -> str:
 def _ids(
     values: pl.Series, vocabulary: pl.DataFrame, unseen: int | None
 ) -> Int32[np.ndarray, " N"]:
-    known = vocabulary.select("value", "id")
+    known = vocabulary[["value", "id"]]
     frame = cast_values(values, known["value"].dtype).alias("value").to_frame()
     joined = frame.join(known, on="value", how="left", maintain_order="left")
     if len(joined) > len(values):  # the ids of all rows behind it would be another row's
@@ -228,7 +228,7 @@ def _ids(
             f"the value {unknown[0]!r} isn't in the vocabulary, which was made by another program "
             f"and has no id for unseen values; prepare training data with our own ids"
         )
-    found = ids.fill_null(unseen or 0).to_numpy()
+    found = (ids.fill_null(unseen or 0) if ids.null_count() else ids).to_numpy()
     if values.dtype.is_float() and known["value"].dtype.is_integer():
         values = values.fill_nan(None)
     if values.null_count():

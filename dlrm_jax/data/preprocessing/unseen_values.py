@@ -1,0 +1,52 @@
+"""Counts of values that training hadn't: if nearly all are, a column is written otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int32
+
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.vocabulary import MISSING, UNSEEN
+
+_MANY = 0.9
+
+
+class UnseenValues:
+    """Counts of the values that got the id of unseen ones.
+
+    Args:
+        metadata: description of the data that gave the ids.
+    """
+
+    def __init__(self, metadata: Metadata):
+        self._columns = metadata.columns
+        self._starts = np.cumsum([0, *metadata.bag_lengths[:-1]])
+        self._unseen = np.zeros(len(metadata.columns), np.int64)
+        self._present = np.zeros_like(self._unseen)
+        # Ids of other programs have none for unseen values.
+        self._counts = not Options.from_json(metadata.made_from["options"]).compatible
+
+    def add(self, ids: Int32[np.ndarray, "N C"]) -> None:
+        """Counts further rows."""
+        if self._counts and len(ids):
+            self._unseen += np.add.reduceat((ids == UNSEEN).sum(0), self._starts)
+            present = (ids >= 0) & (ids != MISSING)
+            self._present += np.add.reduceat(present.sum(0), self._starts)
+
+    def shares(self) -> dict[str, float]:
+        """The share of each column's values that training hadn't, or had too rarely.
+
+        Of the values that aren't missing; empty if unseen values have no id of their own.
+        """
+        counts = zip(self._columns, self._unseen.tolist(), self._present.tolist(), strict=True)
+        return {name: few / many for name, few, many in counts if many}
+
+    def warnings(self) -> list[str]:
+        """A sentence about each column with hardly a value that training had."""
+        return [
+            f"{share:.0%} of the values of column {column} weren't in training; compare how the "
+            f"column is written in both logs, such as 3, 3.0 and ' 3'"
+            for column, share in self.shares().items()
+            if share > _MANY
+        ]

@@ -1,0 +1,88 @@
+"""Loads what predicts from a checkpoint: parameters and tables, without optimizer state."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.saved_config import trained_config
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.checksums import LoadedSums
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.orbax_io import release_memory
+from dlrm_jax.training.serialization import load_model, load_table
+
+
+class Trained(NamedTuple):
+    """A model that predicts.
+
+    Attributes:
+        config: config of training.
+        learner: learner on the mesh of prediction.
+        state: parameters and tables.
+        fingerprint: fingerprint of the data of training.
+    """
+
+    config: Config
+    learner: Learner
+    state: TrainState
+    fingerprint: str
+
+
+def load_trained(checkpoint: Path, mesh: Mesh, batch_size: int, model: str | None) -> Trained:
+    """See `Predictor.load`."""
+    metadata = read_metadata(checkpoint)
+    config = trained_config(checkpoint, metadata)
+    check_model(checkpoint, config, model)
+    learner = make_learner(_for_prediction(config, batch_size), mesh)
+    release_memory()
+    specs = learner.state_specs()
+    sums = LoadedSums(checkpoint, metadata)
+    params, model_state = load_model(checkpoint, metadata, specs.params, specs.model_state, sums)
+    embedding = learner.collection.from_arrays(
+        lambda table: load_table(
+            checkpoint, metadata, table.name, learner.collection.array_specs(table.name), sums
+        ),
+        seed=0,
+    )
+    sums.check()
+    state = TrainState(metadata["step"], params, None, embedding, model_state)
+    return Trained(config, learner, state, metadata["identity"].get("data", ""))
+
+
+def check_model(checkpoint: Path, config: Config, model: str | None) -> None:
+    """Checks that the user names the code that a checkpoint would have imported.
+
+    A checkpoint may come from anybody, and importing a module runs it.
+
+    Raises:
+        UserError: the checkpoint names a class of its own and ``model`` is None, or another one.
+    """
+    if model is None and ":" in config.model:
+        raise UserError(
+            f"checkpoint {checkpoint} names {config.model} as the class of its model. Importing it "
+            f"runs code: if you trust that code, name it as model (--model={config.model})"
+        )
+    if model not in (None, config.model):
+        raise UserError(f"model: checkpoint {checkpoint} names {config.model!r}, got {model!r}")
+
+
+def _for_prediction(config: Config, batch_size: int) -> Config:
+    """The config for prediction: frozen tables without optimizer state, default placements."""
+    return dataclasses.replace(
+        config,
+        frozen_tables=tuple(dict.fromkeys(config.table_of.values())),
+        table_optimizers=(),
+        placements=(),
+        plan="",
+        kernels="auto" if config.kernels == "native" else config.kernels,  # here may be none
+        accumulation_steps=1,
+        batch_size=batch_size,
+        evaluation_batch_size=batch_size,
+    )

@@ -1,0 +1,27 @@
+"""Logs as the arrays that a model predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.serving import LogEncoder
+
+
+def encode_logs(paths: Sequence[Path], prepared: Path) -> list[Examples]:
+    """The examples of each file, with the ids of a prepared directory."""
+    encoder = encoder_of(prepared)
+    files = [[arrays_of(chunk.examples) for chunk in encoder.files([path])] for path in paths]
+    return [Examples(*map(np.concatenate, zip(*chunks, strict=True))) for chunks in files]
+
+
+def encoder_of(prepared: Path) -> LogEncoder:
+    return LogEncoder(prepared, Metadata.read(prepared).fingerprint)
+
+
+def arrays_of(examples: Examples) -> list[np.ndarray]:
+    return [np.asarray(array) for array in examples.arrays.values()]
