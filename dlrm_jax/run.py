@@ -163,7 +163,7 @@ def run(
                 jax.process_count(),
             )
             total = config.steps or config.epochs * batches.steps_per_epoch
-            stopping = Stopping(config, total, before, say, file or _no_record)
+            stopping = Stopping(config, total, before, say, record)
             last = resumed_from if resumed_from and stopping.reason else total
             if resumed_from and resumed_from >= last:
                 why = f": {stopping.reason}" if stopping.reason else ""

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from saved_run import CONFIG
+from served import encode_logs
 
 import dlrm_jax
 from dlrm_jax.data.arrays import Split
@@ -17,7 +18,6 @@ from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import find_kept, read_values
@@ -73,9 +73,9 @@ def test_from_a_log_to_files(prepared: Path, tmp_path: Path):
     (checkpoint,) = (workdir / "checkpoints").iterdir()
     kept, metadata = find_kept(checkpoint), read_metadata(checkpoint)
     assert kept
-    new = encode_logs([prepared.with_name("log.parquet")], kept, tmp_path / "arrays")
+    (new,) = encode_logs([prepared.with_name("log.parquet")], kept)
     in_time = Split((*model.data.train.days, *model.data.test.days, *model.data.validation.days))
-    np.testing.assert_array_equal(model.predict(Split(tuple(new))), model.predict(in_time))
+    np.testing.assert_array_equal(model.predict(new), model.predict(in_time))
 
     for i, table in ((1, "a/b, c"), (2, "ü=x.weight")):
         write_table(checkpoint, metadata, table, read_values(kept, i), tmp_path, "npy")

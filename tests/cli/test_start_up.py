@@ -99,8 +99,8 @@ def test_one_that_comes_between_two_starts_ends_all(monkeypatch: pytest.MonkeyPa
         os.kill(os.getpid(), signal.SIGTERM)
         yield ["sleep", "60"]
 
-    def kept(index: int, command: Sequence[str]) -> subprocess.Popen[str]:
-        processes.append(start(index, command))
+    def kept(command: Sequence[str], is_shown: bool) -> subprocess.Popen[str]:
+        processes.append(start(command, is_shown))
         return processes[-1]
 
     monkeypatch.setattr(launch, "_start", kept)

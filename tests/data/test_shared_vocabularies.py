@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from served import encode_logs
 
 from dlrm_jax.cli.data_report import write_report
 from dlrm_jax.config import Config
@@ -17,7 +18,6 @@ from dlrm_jax.data.directory import Metadata, load_directory
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.data.preprocessing.serving import encode_logs
 from dlrm_jax.data.statistics import measure
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.vocabularies import read_values
@@ -109,7 +109,7 @@ def test_new_logs_have_the_ids_of_the_shared_vocabulary(prepared: Path, tmp_path
     # As text, as floats: each column is converted to the type of the vocabulary.
     changed = new.with_columns(pl.col("item").cast(pl.String), pl.col("bought").cast(pl.Float64))
     changed.drop("y").write_parquet(tmp_path / "new.parquet")
-    (found,) = encode_logs([tmp_path / "new.parquet"], prepared, tmp_path / "arrays")
+    (found,) = encode_logs([tmp_path / "new.parquet"], prepared)
     ids = np.asarray(found.ids)[:, [0, 1, 2, 4, 5]]
     assert ids.tolist() == expected_ids(new, vocabulary(prepared))
 

@@ -16,7 +16,8 @@ from saved_run import CONFIG, examples, train_and_save
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.predictor import Predictor, _for_prediction
+from dlrm_jax.inference.loading import _for_prediction
+from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.evaluation import predictions

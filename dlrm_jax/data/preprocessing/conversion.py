@@ -65,7 +65,7 @@ class Conversion:
             files.append(file)
         if row_split:
             row_split.check_rows(before)
-        self._check_types(paths, files)
+        self._check_types(paths, files, self.options.schema.owners)
         return files
 
     def learn(

@@ -65,7 +65,7 @@ def check_columns(
         _check_shared(path, schema, types)
 
 
-def _check_shared(path: Path, schema: Schema, types: Mapping[str, Any]) -> None:
+def _check_shared(path: Path | str, schema: Schema, types: Mapping[str, Any]) -> None:
     for name, owner in schema.shared.items():
         if not same_values(types[name], types[owner]):
             raise UserError(
