@@ -63,8 +63,8 @@ _OF_ALL_PROCESSES = (
 
 def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
-    config = overridden(preset(FLAGS.preset))
     check_flags()
+    config = overridden(preset(FLAGS.preset))
     workdir = chosen_workdir("criteo")
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
