@@ -295,13 +295,20 @@ class Config:
         Raises:
             UserError: an item isn't of that form, or a table is unknown or set twice.
         """
-        expected = f"TABLE=VALUE with a table of {listed(self.table_names)}"
-        items = getattr(self, field)
-        return read_settings(field, items, self.table_names, expected, self.renamed_hint)
+        names, items = self.table_names, getattr(self, field)
+        if self.features:
+            for item in items:
+                if not any(item.startswith(f"{name}=") for name in names):
+                    raise self.no_table(field, item)
+        expected = f"TABLE=VALUE with a table of {listed(names)}"
+        return read_settings(field, items, names, expected)
 
-    def renamed_hint(self, text: str) -> str:
-        """The end of a message on a setting whose table isn't known, see `feature_names`."""
-        return renamed_hint(text, self.features)
+    def no_table(self, field: str, item: str) -> UserError:
+        """The error of an item of a field that names no table; the names are those of the data."""
+        hint = renamed_hint(item, self.features)
+        return UserError(
+            f"{field}: {item!r} names no table; there are {listed(self.table_names)}{hint}"
+        )
 
 
 FIELD_TYPES = get_type_hints(Config)

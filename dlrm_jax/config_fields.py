@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from dlrm_jax.errors import UserError
@@ -49,11 +49,7 @@ def check_field(field: dataclasses.Field[Any], value: object, kind: object) -> N
 
 
 def read_settings(
-    field: str,
-    items: Iterable[str],
-    names: Collection[str],
-    expected: str,
-    hint: Callable[[str], str] = lambda item: "",
+    field: str, items: Iterable[str], names: Collection[str], expected: str
 ) -> dict[str, str]:
     """Reads ``("NAME=VALUE", …)`` as a mapping.
 
@@ -62,7 +58,6 @@ def read_settings(
         items: items of the field.
         names: names that are allowed; one may have = in it.
         expected: description of an item, for messages.
-        hint: function that gives the end of the message on an item.
 
     Raises:
         UserError: an item isn't of that form, or a name is unknown or set twice.
@@ -71,7 +66,7 @@ def read_settings(
     for item in items:
         name = max((name for name in names if item.startswith(f"{name}=")), key=len, default=None)
         if name is None:
-            raise UserError(f"{field}: expected {expected}, got {item!r}{hint(item)}")
+            raise UserError(f"{field}: expected {expected}, got {item!r}")
         if name in settings:
             raise UserError(f"{field}: {name} is set twice")
         settings[name] = item[len(name) + 1 :]

@@ -135,7 +135,9 @@ def test_settings_name_tables_as_their_features():
     assert given.per_table("placements") == {"a=b": "row_wise", "a": "replicated"}
     for item, end in (("C1=row_wise", "; C1 is called item now, as in the log"), ("C4=x", "")):
         bad = dataclasses.replace(named, placements=(item,))
-        with pytest.raises(UserError, match=rf"a table of item, a=b, a, got '{item}'{end}$"):
+        with pytest.raises(
+            UserError, match=rf"'{item}' names no table; there are item, a=b, a{end}$"
+        ):
             bad.per_table("placements")
 
 

@@ -14,7 +14,6 @@ from dlrm_jax.embedding import Feature, Lookup, Table
 from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError
-from dlrm_jax.feature_names import listed
 from dlrm_jax.models.composed import Composer, LearnedPooling, Projection, QuotientRemainder
 from dlrm_jax.models.fields import SMALL, Field, Read
 from dlrm_jax.training.model import fields_of, model_class
@@ -65,11 +64,7 @@ def describe(config: Config) -> Descriptions:
     }
     unknown = set(config.frozen_tables) - set(config.table_names)
     if unknown:
-        first = min(unknown)
-        raise UserError(
-            f"frozen_tables: expected some of {listed(config.table_names)}, got {first!r}"
-            f"{config.renamed_hint(first)}"
-        )
+        raise config.no_table("frozen_tables", min(unknown))
     placed = config.per_table("placements")
     tables: dict[str, Table] = {}
     owners: dict[str, str] = {}

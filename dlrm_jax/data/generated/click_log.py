@@ -23,6 +23,7 @@ SCHEMA = {
     "dense": ["price"],
     "categorical": ["user_id", "item_id", "category", "device", "position", "last_viewed"],
     "bag_lengths": {"last_viewed": 8},
+    "shared": {"last_viewed": "item_id"},
 }
 """The schema of the log, as `preprocess` reads it."""
 
