@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import main_job
 import polars as pl
 import pytest
@@ -14,6 +15,15 @@ from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import VERSION, file_fields, file_text
+
+
+@pytest.fixture(autouse=True)
+def same_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """A program in this process leaves the cache of compiled programs where it is."""
+    if "program" in request.fixturenames:
+        directory = str(jax.config.jax_compilation_cache_dir)  # pyright: ignore
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", directory)
+
 
 SEARCH = pytest.mark.parametrize("program", ["dlrm_jax.cli.search"], indirect=True)
 TRAIN = pytest.mark.parametrize("program", ["dlrm_jax.cli.train"], indirect=True)
