@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -66,12 +67,13 @@ def test_processes_share_trials_and_a_killed_one_goes_on(tmp_path: Path):
     same = [taken(alone, 3) for _ in range(3)]
     assert [each.values for each in same] == [each.values for each in trials]
 
-    for change, message in (
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"space": "learning_rate=0.01..2.0:log,optimizer=adam|sgd"}, "other values of learning_r"),
         ({"space": "optimizer=adam|sgd"}, "another space, as to learning_rate"),
         ({"data": "b"}, "other data"),
         ({"config": {**CONFIG, "top_mlp": (1,)}}, r"top_mlp \[8, 1\], not \[1\]"),
-    ):
+    ]
+    for change, message in changes:
         with pytest.raises(UserError, match=f"^output: .* has a search with {message}"):
             study(tmp_path, **change)
 
