@@ -123,7 +123,7 @@ def test_a_factor_makes_all_changes_smaller_without_a_compilation(mesh: str, cha
         return [x.astype(np.float64) for x in rates], slots
 
     (before, _), (whole, slots), (part, same) = numbers(None), numbers(1.0), numbers(0.25)
-    tolerance = 1e-6 if config.table_dtype == "float32" else 1e-3
+    tolerance = 1e-6 if config.table_dtype == "float32" else 5e-3
     for old, new, found in zip(before, whole, part, strict=True):
         assert np.any(new != old)
         np.testing.assert_allclose(found - old, 0.25 * (new - old), atol=tolerance)
