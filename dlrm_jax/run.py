@@ -180,7 +180,9 @@ def run(
             train_step = make_train_step(learner)
             trained = train(
                 learner,
-                lambda state, batch: train_step(state, batch, stopping.rate_factor),
+                lambda state, batch: train_step(
+                    state, batch, learner.put_scalar(stopping.rate_factor)
+                ),
                 state,
                 batches,
                 last,

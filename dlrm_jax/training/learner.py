@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -223,6 +224,12 @@ class Learner:
     def put_evaluation(self, batch: Batch) -> Batch:
         """Places an evaluation batch, given this process's samples of it."""
         return jax.make_array_from_process_local_data(self.batch_sharding(), batch)
+
+    def put_scalar(self, value: np.float32 | None) -> Array | None:
+        """Places a number on all devices; None stays None."""
+        if value is None:
+            return None
+        return jax.make_array_from_callback((), self.replicated, lambda _: np.asarray(value))
 
     def batch_sharding(self, leading: int = 0) -> NamedSharding:
         """The sharding of a batch's arrays, after ``leading`` axes that aren't split."""
