@@ -138,6 +138,8 @@ def _put_back() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _received
+    if number == signal.SIGHUP and _received:  # it came while that one was handled
+        return
     after_hangup = _received == signal.SIGHUP
     _received = number
     # Python runs pending handlers in the order of their numbers, SIGHUP's first: were the others

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +232,18 @@ def test_a_terminal_that_is_closed_may_say_so_again(number: int):
         assert found == [number, "again"]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_may_come_while_another_signal_is_handled():
+    def work() -> None:
+        with deferred() as received:
+            on_hangup: Any = signal.getsignal(signal.SIGHUP)
+            send(signal.SIGTERM)
+            on_hangup(signal.SIGHUP, None)
+            assert received() == signal.SIGTERM
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        work()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,13 +1,18 @@
-"""Generates Criteo-shaped data of any size from a seed.
+"""Generates Criteo-shaped data of any size, or a log of clicks, from a seed.
 
     python -m dlrm_jax generate --output=train.txt --examples=1000000
     python -m dlrm_jax generate --output=criteo --days=24 --preset=terabyte --examples=1000000
     python -m dlrm_jax generate --output=arrays --format=arrays --days=7 --examples=1000000
+    python -m dlrm_jax generate --output=clicks --format=log --days=7 --examples=50000
     python -m dlrm_jax generate --trace=trace.txt --save_profile=profile.json
     python -m dlrm_jax generate --output=train.txt --examples=1000000 --profile=profile.json
 
 A planted teacher decides the labels. So the best possible AUC is known, and printed at the end.
-The same flags give the same bytes, and more examples begin with the same ones.
+The same flags give the same bytes. But for a log, more examples begin with the same ones.
+
+A log of clicks is day_0.parquet, day_1.parquet, … and schema.json: users, items, what users clicked
+on before, clicks and purchases. Each row has its true ``click_probability``, which the schema
+doesn't name.
 """
 
 from __future__ import annotations
@@ -21,12 +26,13 @@ from absl import flags
 from tqdm import tqdm
 
 from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, refuse_unless, require
-from dlrm_jax.data.auc import auc
+from dlrm_jax.data.auc import auc, grouped_auc
+from dlrm_jax.data.generated.click_log import SCHEMA, ClickLog
 from dlrm_jax.data.generated.example_files import write_arrays, write_raw
 from dlrm_jax.data.generated.example_stream import CHUNK, Chunk, ExampleStream
 from dlrm_jax.data.generated.locality import StackProfile, read_trace
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import creating
+from dlrm_jax.files import creating, write_json
 from dlrm_jax.presets import PRESETS, preset
 
 flags.DEFINE_string(
@@ -36,13 +42,22 @@ flags.DEFINE_string(
     "train.txt.",
 )
 flags.DEFINE_enum(
-    "format", "raw", ["raw", "arrays"], "Tab-separated lines, or NumPy files of two days or more."
+    "format",
+    "raw",
+    ["raw", "arrays", "log"],
+    "Tab-separated lines; NumPy files of two days or more; or a log of clicks as Parquet.",
 )
 flags.DEFINE_integer(
     "examples", None, "Examples of each day, or in all without --days; such as 1000000.", 1
 )
 flags.DEFINE_integer("days", None, "Days: day_0, day_1, ... in a directory; such as 24.", 1)
-flags.DEFINE_float("drift", 0.01, "Share of a table's ids that are new on each day; such as 0.05.")
+flags.DEFINE_float(
+    "drift",
+    0.01,
+    "Share of a table's ids, or of a log's items, that are new on each day; such as 0.05.",
+)
+flags.DEFINE_integer("users", 20_000, "Users of a log; such as 1000000.", 10)
+flags.DEFINE_integer("items", 2_000, "Items of a log at a time; such as 100000.", 10)
 flags.DEFINE_enum("preset", "kaggle", list(PRESETS), "Preset whose tables the data have.")
 define_numbers(
     "table_rows", None, "Rows of each of the 26 tables, instead of the preset's; such as 7,3000."
@@ -69,6 +84,10 @@ def main() -> None:
     check_flags()
     profile = load_profile()
     if not FLAGS.output:
+        return
+    if FLAGS.format == "log":
+        with creating(Path(FLAGS.output)) as output:
+            write_log(output)
         return
     config = preset(FLAGS.preset)
     exponent = config.zipf_exponent if FLAGS.zipf_exponent is None else FLAGS.zipf_exponent
@@ -100,6 +119,11 @@ def check_flags() -> None:
         raise UserError("--trace and --profile: expected one of them, got both")
     refuse_unless(FLAGS.trace, "--trace", "save_profile")
     refuse_unless((FLAGS.days or 1) > 1, "--days of 2 or more", "drift")
+    refuse_unless(FLAGS.format == "log", "--format=log", "users", "items")
+    if FLAGS.format == "log":
+        of_examples = ("preset", "table_rows", "zipf_exponent", "trace", "profile", "save_profile")
+        refuse(of_examples, "with --format=log: users and items decide ids")
+        require("days")
     of_output = ("format", "examples", "days", "preset", "table_rows", "seed")
     refuse_unless(FLAGS.output, "--output", *of_output)
     if FLAGS.trace or FLAGS.profile:
@@ -133,6 +157,33 @@ def load_profile() -> StackProfile | None:
         with creating(Path(FLAGS.save_profile)) as path:
             profile.save(path)
     return profile
+
+
+def write_log(directory: Path) -> None:
+    """Writes a log of clicks to a directory, and prints what the best possible model reaches."""
+    directory.mkdir()
+    write_json(directory / "schema.json", SCHEMA)
+    log = ClickLog(FLAGS.users, FLAGS.items, FLAGS.drift, FLAGS.days, FLAGS.seed)
+    # Shown on terminals only.
+    for number, day in enumerate(
+        tqdm(log.each_day(FLAGS.examples), total=FLAGS.days, disable=None)
+    ):
+        day.frame.write_parquet(directory / f"day_{number}.parquet")
+        rates = [f"{day.frame[name].mean():.2%} {name}" for name in ("clicked", "purchased")]
+        labels = day.frame["clicked"].to_numpy()
+        purchases = day.frame["purchased"].to_numpy()
+        bought = day.click - np.logaddexp(0, day.click) - np.logaddexp(0, -day.purchase)
+        best = [
+            ("AUC", auc(day.click, labels)),
+            ("AUC without last_viewed", auc(day.without_history, labels)),
+            ("GAUC by user", grouped_auc(day.click, labels, day.users)),
+            ("AUC of purchases", auc(bought, purchases)),
+        ]
+        print(
+            f"day_{number}: {len(labels):,} impressions, {', '.join(rates)}; best possible: "
+            f"{', '.join(f'{name} {value:.5f}' for name, value in best)}"
+        )
+    print(f"see {FLAGS.output}")
 
 
 class Tally:

@@ -15,6 +15,9 @@ from dlrm_jax.data.formats.compression import zstd
 from dlrm_jax.data.formats.criteo_format import MAY_BE_EMPTY
 from dlrm_jax.data.formats.criteo_text import parse_chunk
 from dlrm_jax.data.generated.locality import StackProfile
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
 
 PROGRAM = ("-m", "dlrm_jax", "generate")
 N = 20_000
@@ -231,3 +234,30 @@ def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals, code: i
     assert result.returncode == code
     assert result.stderr.strip() == f"stopped by {number.name}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_of_clicks_is_prepared_with_its_schema(tmp_path: Path):
+    flags = ("--days=2", "--examples=3000", "--users=100", "--items=50")
+    output = generate("--format=log", *flags, f"--output={tmp_path}/clicks")
+    days = [f"day_{day}: 3,000 impressions, " for day in range(2)]
+    lines = output.splitlines()[:2]
+    assert all(line.startswith(day) for line, day in zip(lines, days, strict=True))
+    assert re.search(r"best possible: AUC 0\.\d+, AUC without last_viewed 0\.\d+, GAUC", output)
+    schema = Schema.from_json(tmp_path / "clicks" / "schema.json")
+    logs = sorted((tmp_path / "clicks").glob("day_*.parquet"))
+    metadata = preprocess(logs, tmp_path / "arrays", Options(schema=schema))
+    assert metadata.columns[-1] == "last_viewed"
+    assert metadata.bag_lengths[-1] == 8
+    assert not any(metadata.missing[name] for name in ("user_id", "item_id", "price"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--format=log", "--examples=9"), "--days is missing"),
+        (("--format=log", "--examples=9", "--days=2", "--preset=small"), "--preset has no effect"),
+        (("--format=raw", "--examples=9", "--users=50"), "without --format=log"),
+    ],
+)
+def test_flags_of_other_formats_are_refused(flags: tuple[str, ...], message: str, tmp_path: Path):
+    assert message in refused(*flags, f"--output={tmp_path}/x")

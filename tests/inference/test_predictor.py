@@ -63,7 +63,9 @@ def test_no_optimizer_state(trained: tuple[Path, np.ndarray]):
     [
         {"table_dtype": "bfloat16", "compute_dtype": "bfloat16"},
         {"interaction": "cat", "pooling": "mean", "frozen_tables": ("C2",), "optimizer": "adam"},
-        {"accumulation_steps": 2, "dense_optimizer": "adamw"},
+        pytest.param(
+            {"accumulation_steps": 2, "dense_optimizer": "adamw"}, marks=pytest.mark.thorough
+        ),
         {"table_rows": (7, 3000, 3000), "shared_tables": ("C3=C2",), "placements": ()},
         {"compression": "quotient_remainder", "compress_above": 20},
     ],

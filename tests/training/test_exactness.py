@@ -168,7 +168,7 @@ def test_float32_data_are_no_limit():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+@pytest.mark.parametrize("mesh", [pytest.param("1x1", marks=pytest.mark.thorough), "2x4"])
 def test_chunk_by_chunk(mesh: str, monkeypatch: pytest.MonkeyPatch):
     """The dense model works through two samples of a device's four at a time."""
     small = dataclasses.replace(backend.CPU, dense_chunk=2, prediction_chunk=2)
@@ -188,7 +188,7 @@ def test_from_the_values_that_the_learner_draws():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.thorough), "adam"])
 def test_accumulation_is_one_step_of_the_whole_batch(optimizer):
     check_training(Setup(optimizer=optimizer, accumulation_steps=4))
 
@@ -219,8 +219,15 @@ def check_predictions(mesh: str):
     np.testing.assert_allclose(np.array(logits), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
-@pytest.mark.parametrize("mesh", ["2x4", "1x8"])
+@pytest.mark.parametrize(
+    ("mesh", "optimizer"),
+    [
+        ("2x4", "rowwise_adagrad"),
+        ("1x8", "sgd"),
+        pytest.param("2x4", "sgd", marks=pytest.mark.thorough),
+        pytest.param("1x8", "rowwise_adagrad", marks=pytest.mark.thorough),
+    ],
+)
 def test_float32(mesh, optimizer):
     check_training(Setup(mesh=mesh, optimizer=optimizer, dtype="float32"), tolerance=1e-5)
 

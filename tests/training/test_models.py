@@ -42,7 +42,17 @@ def config_of(model: str) -> Config:
     return dataclasses.replace(CONFIG, model=model, **CHANGES.get(model, {}))
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Their formulas are those of others, or parts of them.
+OFTEN_ALIKE = ("fm", "deepfm", "wide_deep", "dcn")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough) if name in OFTEN_ALIKE else name
+        for name in MODELS
+    ],
+)
 def test_it_trains_on_a_mesh(name):
     config = config_of(name)
     mesh = make_mesh("2x4")
