@@ -106,12 +106,15 @@ class RowSplit:
             return pl.Series("split", self._part_of(draws[place.part :]))
         values = _as_text(frame[self.column or ""])
         if self._rule.kind == "column":
-            known, parts = list(PARTS), np.arange(len(PARTS), dtype=np.uint8)
+            known, parts = pl.Series(PARTS), np.arange(len(PARTS), dtype=np.uint8)
         else:
-            known = values.drop_nulls().unique().to_list()
-            parts = self._part_of(np.array([_draw(value, self._seed) for value in known]))
-        found = values.replace_strict(known, parts, default=0, return_dtype=pl.UInt8)
-        return found.alias("split")
+            known = values.drop_nulls().unique()
+            parts = self._part_of(_draws(known, self._seed))
+        split_of = pl.DataFrame({"value": known, "split": parts})
+        rows = values.alias("value").to_frame()
+        return rows.join(split_of, on="value", how="left", maintain_order="left")[
+            "split"
+        ].fill_null(0)
 
     def check_rows(self, rows: int) -> None:
         """Checks that a given split is that of logs with so many rows.
@@ -142,10 +145,16 @@ class RowSplit:
         return parts
 
 
-def _draw(value: str, seed: int) -> float:
-    # Polars' own hash may change with its version.
-    digest = hashlib.blake2b(value.encode(), digest_size=8, key=str(seed).encode()).digest()
-    return int.from_bytes(digest) / 2**64
+def _draws(values: pl.Series, seed: int) -> Float64[np.ndarray, " n"]:
+    """A number from [0, 1) for each text, which depends on text and seed alone."""
+    keyed = hashlib.blake2b(digest_size=8, key=str(seed).encode())
+
+    def digest(value: str) -> bytes:  # Polars' own hash may change with its version
+        own = keyed.copy()
+        own.update(value.encode())
+        return own.digest()
+
+    return np.frombuffer(b"".join(map(digest, values)), ">u8") / 2.0**64
 
 
 def _as_text(values: pl.Series) -> pl.Series:
