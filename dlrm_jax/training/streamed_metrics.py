@@ -7,7 +7,8 @@ from jaxtyping import Float, Float32, Shaped, UInt32
 
 from dlrm_jax.training.metrics import named_metrics
 
-_LARGEST = 1 << 22
+_LARGEST = 1 << 21
+_WAITING = 1 << 20  # rows that are counted at a time, in 100 bytes each
 
 
 class StreamedMetrics:
@@ -42,7 +43,7 @@ class StreamedMetrics:
         self.rows += len(logits)
         self._waiting.append((_ordered(logits), y > 0.5))
         self._rows_waiting += len(logits)
-        if self._rows_waiting >= self._largest:
+        if self._rows_waiting >= min(_WAITING, self._largest):
             self._count()
 
     def metrics(self) -> dict[str, float | int]:
