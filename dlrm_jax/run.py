@@ -312,6 +312,7 @@ def _first_state(
     if checkpoints and steps:
         if not options.evaluate_only:
             state, step = checkpoints.restore_latest(learner)
+            checkpoints.delete_superseded()  # the run may have been killed before it did
             say(f"resuming from step {step} in {checkpoints.directory}")
             return state, step
         step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]

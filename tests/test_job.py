@@ -167,9 +167,13 @@ def test_a_run_is_new_until_its_first_checkpoint(tmp_path: Path):
 
 
 def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
-    """As after a kill in the final evaluation."""
-    first = dlrm_jax.fit(small(), data_set(), "2x4", workdir=tmp_path)
-    again = dlrm_jax.fit(small(), data_set(), "2x4", workdir=tmp_path)
+    """As after a kill in the final evaluation, or before earlier checkpoints were deleted."""
+    config = small(checkpoint_every=4)
+    first = dlrm_jax.fit(config, data_set(), "2x4", workdir=tmp_path)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    config = small(keep_checkpoints=1)
+    again = dlrm_jax.fit(config, data_set(), "2x4", workdir=tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000008"]
     assert again.summary["resumed_from"] == first.summary["steps"]
     assert again.summary["examples_per_second"] == first.summary["examples_per_second"] > 0
     config, said = small(steps=5, epochs=1), []

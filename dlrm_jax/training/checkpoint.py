@@ -131,6 +131,16 @@ class Checkpoints:
             raise UserError(
                 f"cannot write the checkpoint {final}: {error}; earlier ones are intact"
             ) from error
+        self.delete_superseded()
+
+    def delete_superseded(self) -> None:
+        """Deletes checkpoints but for the latest ones and the best, see `Retention`.
+
+        The workdir must be locked.
+
+        Raises:
+            UserError: the disk doesn't let one be deleted.
+        """
         try:
             on_process_0(self._there.delete_superseded)
         except OSError as error:
