@@ -45,6 +45,17 @@ def pytest_configure(config: pytest.Config):
     jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects_to_collect():
+    """Garbage is looked for among what this file's tests make.
+
+    Each save and load of a checkpoint collects garbage. A quarter of its time was spent on all that
+    JAX keeps of earlier tests.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
     part, parts = config.getoption("--thorough") or (0, 1)
     thorough = [item for item in items if item.get_closest_marker("thorough")]
