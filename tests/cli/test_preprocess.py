@@ -56,7 +56,7 @@ def test_a_users_log_becomes_a_model_and_predictions(tmp_path: Path):
     assert result.returncode == 0, result.stderr[-2000:]
     p = pl.read_csv(tmp_path / "p.csv")["probability"]
     assert (len(p), p.is_between(0, 1).all()) == (30, True)
-    items = pl.read_parquet(tmp_path / "vectors" / "C2.parquet")
+    items = pl.read_parquet(tmp_path / "vectors" / "viewed.parquet")
     assert set(items["value"].drop_nulls()) <= {f"item {x}" for x in range(30)}
 
     result = run(f"--data={tmp_path / 'data'}", program=("-m", "dlrm_jax", "report"))

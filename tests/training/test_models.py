@@ -158,7 +158,8 @@ def test_models_that_cannot_be_made_are_refused(changes, message):
 
 
 def test_fields_that_nothing_reads_are_named():
-    always = {"stochastic_rounding", "decay_start"}  # of float32 and a constant rate
+    # Of float32, and of a constant rate.
+    always = {"stochastic_rounding", "decay_start", "plateau_patience"}
     compressing = {"collisions", "composition", "temperature", "compress_above"}
     assert set(unread(CONFIG)) == compressing | always
     fm = dataclasses.replace(CONFIG, model="fm", compression="mixed_dimensions")

@@ -48,7 +48,7 @@ class Conversion:
         Args:
             paths: the files.
             dropped: number of files, from the first one, whose negative examples are sampled.
-            row_split: what gives each row its split, as for `Source`.
+            row_split: rule that gives each row its split, as for `Source`.
 
         Raises:
             UserError: a file doesn't match the schema, or a column has another type in another

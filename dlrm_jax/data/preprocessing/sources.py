@@ -76,7 +76,7 @@ class Source:
         drop: whether negative examples of this file are dropped.
         labelled: whether every row must have a label; otherwise one that is neither 0 nor 1 is
             null, and the column may be missing.
-        row_split: what gives each row its split, a column ``split``; None for none.
+        row_split: rule that gives each row its split, a column ``split``; None for none.
         before: number of rows of all earlier files.
         keys: columns to pass through; where there are any, no row may be left out.
         content_hash: hash of all bytes of the file; complete when `chunks` has ended.
