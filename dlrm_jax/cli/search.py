@@ -31,6 +31,7 @@ from dlrm_jax.cli.search_page import printed, reasons, write_page, write_tables
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import FIELD_TYPES, MAY_CHANGE, Config
 from dlrm_jax.console import status
+from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
 from dlrm_jax.job import load_data
@@ -42,6 +43,7 @@ from dlrm_jax.search.space import Space, described
 from dlrm_jax.search.store import check_directory
 from dlrm_jax.search.study import Study
 from dlrm_jax.search.trials import Setting, run_trials
+from dlrm_jax.training.build import check_shared, for_data
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER
 from dlrm_jax.training.model import unread
 
@@ -112,7 +114,12 @@ def main() -> None:
         check_read(configs)
         check_file_read(configs)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-    with_data, data = load_data(config, FLAGS.data)
+    # Of all losses that are tried, this one takes the fewest labels.
+    _, data = load_data(
+        dataclasses.replace(config, loss="bce") if "loss" in space.names else config, FLAGS.data
+    )
+    with_data = for_data(config, data)
+    check_data(with_data, data)
     status(data.source)
     identity = Identity(data.fingerprint, decisive(config, space), data.earlier_fingerprints)
     study = Study(
@@ -133,6 +140,18 @@ def main() -> None:
         report(study, config)
 
 
+def check_data(config: Config, data: Dataset) -> None:
+    """Checks, before the first trial, that data suit a search.
+
+    Raises:
+        UserError: a split that each trial needs has no examples; see also `check_shared`.
+    """
+    for name, use in (("train", "train"), ("validation", "choose the best trial")):
+        if not len(data.splits[name]):
+            raise UserError(f"data: expected examples for {name}, which {use}, got none")
+    check_shared(config, data)
+
+
 def base_config(space: Space) -> Config:
     """The config that the trials change; its own values of their settings are any that fit."""
     errors: list[UserError] = []
@@ -147,6 +166,8 @@ def base_config(space: Space) -> Config:
 def decisive(config: Config, space: Space) -> dict[str, Any]:
     """The fields that decide results, without those of the space and those of the data."""
     others = {*_MAY_DIFFER, *space.names, *OF_GENERATED, "min_count"}
+    if not FLAGS.data:
+        others -= {"features"}  # initial values depend on the names
     return {x: y for x, y in dataclasses.asdict(config).items() if x not in others}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import VERSION, file_fields, file_text
+from dlrm_jax.training.build import generate_data
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,15 @@ SMALL = (
     "--eval_every=10",
     "--accumulation_steps=2",
 )
+
+
+@SEARCH
+def test_data_without_validation_are_refused(program: ModuleType):
+    data = generate_data(Config(table_rows=(7, 40), examples=100, dense_features=2))
+    program.check_data(Config(table_rows=(7, 40)), data)
+    data = dataclasses.replace(data, validation=data.validation[:0])
+    with pytest.raises(UserError, match="data: expected examples for validation, which choose"):
+        program.check_data(Config(table_rows=(7, 40)), data)
 
 
 @SEARCH
@@ -67,6 +78,9 @@ def test_a_search(program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFix
 
     program.main()  # all is done
     assert "trial 0: " not in capsys.readouterr().out
+    cli_flags.parse([*given, "--features=a,b"])
+    with pytest.raises(UserError, match=r'has a search with features \[\], not \["a", "b"\]'):
+        program.main()
     cli_flags.parse([*given, "--epochs=2"])
     with pytest.raises(UserError, match="has a search with epochs 1, not 2"):
         program.main()

@@ -96,6 +96,7 @@ def test_values_drawn_are_within():
         ("self_interaction=yes|no", "self_interaction: expected true or false, got 'yes'"),
         ("eps=0..inf", "eps: expected a finite float32, got inf"),
         ("seed=1|2", "seed isn't to be searched: all trials have the same one"),
+        ("shared_tables=C2=C1|C3=C1", "shared_tables isn't to be searched: all trials have .*"),
         ("examples=1..2", "examples isn't to be searched: all trials have the same data"),
         ("kernels=jax|native", "kernels isn't to be searched: it doesn't change what is learned"),
         ("model_options=a=1|a=2", "model_options isn't to be searched: one option is searched, .*"),
