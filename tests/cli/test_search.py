@@ -78,11 +78,11 @@ def test_a_search(program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFix
 
     program.main()  # all is done
     assert "trial 0: " not in capsys.readouterr().out
-    cli_flags.parse([*given, "--features=a,b"])
-    with pytest.raises(UserError, match=r'has a search with features \[\], not \["a", "b"\]'):
-        program.main()
     cli_flags.parse([*given, "--epochs=2"])
     with pytest.raises(UserError, match="has a search with epochs 1, not 2"):
+        program.main()
+    cli_flags.parse([*given, "--epochs=1", "--features=a,b"])
+    with pytest.raises(UserError, match=r'has a search with features \[\], not \["a", "b"\]'):
         program.main()
 
 
