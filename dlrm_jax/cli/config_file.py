@@ -36,6 +36,8 @@ def config_of_flags(others: Mapping[str, Any] | None = None) -> Config:
             data's to decide; see also `overridden`.
     """
     fields = file_fields(Path(FLAGS.config)) if FLAGS.config else {}
+    if FLAGS.epochs is not None and FLAGS.steps is None:
+        fields.pop("steps", None)  # the flag says the length of the run in another unit
     if FLAGS.data and (decided := [name for name in OF_GENERATED if name in fields]):
         raise UserError(
             f"config file {FLAGS.config}: {decided[0]} has no effect with --data: the data decide; "

@@ -124,6 +124,12 @@ def test_settings_of_a_file_lie_between_preset_and_flags(program: ModuleType, tm
     assert (config.top_mlp, config.learning_rate, config.batch_size) == ((32, 1), 0.5, 512)
     assert (config.bottom_mlp, config.embedding_dim) == ((16, 8), 8)
 
+    path.write_text('{"steps": 200}')
+    cli_flags.FLAGS.unparse_flags()
+    cli_flags.parse(["train", f"--config={path}", "--epochs=2"])
+    config = program.config_of_flags()
+    assert (config.steps, config.epochs) == (0, 2)
+
     path.write_text('{"collisions": 7}')
     cli_flags.FLAGS.unparse_flags()
     cli_flags.parse(["train", f"--config={path}"])
