@@ -17,6 +17,7 @@ from dlrm_jax.data.given_split import read_split
 from dlrm_jax.data.preprocessing import day_arrays, encoding, sources
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.row_split import Place, RowSplit
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.split_rule import PARTS, parse_rule
 from dlrm_jax.data.preprocessing.vocabulary import UNSEEN
@@ -43,6 +44,8 @@ def log(tmp_path_factory) -> list[Path]:
             "when": [START + datetime.timedelta(hours=i) for i in range(ROWS)],
             "user": [None if i % 40 == 7 else i * 7 % 30 for i in range(ROWS)],
             "role": rng.choice(PARTS, ROWS),
+            "empty": pl.Series([None] * ROWS),
+            "took": [datetime.timedelta(seconds=i) for i in range(ROWS)],
         }
     )
     directory = tmp_path_factory.mktemp("log")
@@ -155,6 +158,23 @@ def test_a_user_is_the_same_in_every_form(log, tmp_path):
         preprocess([tmp_path / "log.parquet"], tmp_path / name, options)
         expected = expected or rows_of(tmp_path / name)
         assert rows_of(tmp_path / name) == expected
+
+
+def test_other_values_of_a_chunk_do_not_move_a_user():
+    split = RowSplit(parse_rule("user=u:0.3,0.3"), 0)
+
+    def splits(values) -> list[int]:
+        return split(pl.DataFrame({"u": values}), Place(Path("x"), 0, 1)).to_list()
+
+    numbers = [*range(20), 2**63]
+    expected = splits(pl.Series(numbers, dtype=pl.UInt64))
+    assert set(expected) == {0, 1, 2}
+    floats = [float(x) for x in numbers]
+    others = [0.5, float("inf"), float("nan"), None]
+    assert splits([*floats, *others])[:21] == expected == splits(list(map(str, numbers)))
+    assert splits([f"{x}.0" for x in numbers]) == expected
+    assert splits([*floats, *others])[-2:] == [0, 0]  # missing ones train
+    assert splits([1e300 * i for i in range(1, 20)]).count(0) < 19  # large ones don't all
 
 
 def test_criteos_columns_split_rows_too(tmp_path):
@@ -303,6 +323,8 @@ def test_rules_that_do_not_fit_are_refused(log, tmp_path):
         ("user=nobody", "0.parquet has no column 'nobody' that --split=user=nobody:0.1,0.1 names"),
         ("column=user", "row 1, column user: expected train, validation or test, got '0'"),
         ("user=user:0.0001,0", "expected rows for validation, got 0|expected rows for validation"),
+        ("user=empty", "validation, got .* another --seed; rows without a value of empty train"),
+        ("user=took", "0.parquet, column took: .* one number, text or date a row, got Duration"),
         ("files", "files needs --validation=FILE and --test=FILE"),
         ("rows=none.txt", "expected rows=FILE with a file that can be read, got none.txt"),
     ]:
