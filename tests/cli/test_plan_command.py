@@ -64,6 +64,9 @@ def test_a_plan_of_prepared_data(program: ModuleType, capsys: pytest.CaptureFixt
     parse([*given, "--table_rows=3"])
     with pytest.raises(UserError, match="--table_rows has no effect with --data: the data decide"):
         program.main()
+    parse([*given, "--shared_tables=city=page"])
+    with pytest.raises(UserError, match="each column of city=page has a vocabulary of its own"):
+        program.main()
 
 
 def test_memory_that_is_too_small_is_refused():
