@@ -183,8 +183,8 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
     same = (options.rule, options.seed) == (earlier.rule, earlier.seed)
     if options.rule.kind == "user" and not same:
         raise UserError(
-            f"grow: expected --split={earlier.rule} --seed={earlier.seed} as in the data that grow, "
-            f"got --split={options.rule} --seed={options.seed}, which tests by values of "
+            f"grow: expected --split={earlier.rule} --seed={earlier.seed} as in the data that "
+            f"grow, got --split={options.rule} --seed={options.seed}, which tests by values of "
             f"{options.rule.column} that have trained; give the same, or another kind of split"
         )
 
