@@ -355,5 +355,9 @@ def test_rules_that_do_not_fit_are_refused(log, tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             prepared(log, tmp_path / "out", split)
+    pl.read_parquet(log[1]).drop("role").write_parquet(tmp_path / "last.parquet")
+    with pytest.raises(UserError, match=r"last.parquet has no column 'role'"):
+        prepared([log[0], tmp_path / "last.parquet"], tmp_path / "lacks", "column=role")
+    assert not (tmp_path / "lacks.partial" / "columns").exists()  # nothing was read in vain
     with pytest.raises(UserError, match="files for validation and test are the split"):
         preprocess(log[:1], tmp_path / "out", Options(TIMED, split="time"), [log[1], log[2]])

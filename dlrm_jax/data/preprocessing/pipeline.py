@@ -14,7 +14,7 @@ import polars as pl
 
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.formats.compression import file_hash
-from dlrm_jax.data.preprocessing import freshness, splits
+from dlrm_jax.data.preprocessing import freshness, headers, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import ONLY_EMPTY, Options
@@ -226,6 +226,7 @@ def _run(
         raise UserError(
             f"{options.rule.name} changed while it was read; try again when it is complete"
         )
+    headers.check_training(paths, options, row_split)
     # Held-out files keep all examples, as does the last day; the reference's implementation
     # leaves out negative ones of all days.
     complete_files = held_out or 1
