@@ -29,6 +29,8 @@ def read_split(path: Path) -> UInt8[np.ndarray, " N"]:
     """
     try:
         splits = _of_numbers(path) if path.suffix == ".npz" else _of_names(path)
+    except UserError:  # it names the file already
+        raise
     except (*_DAMAGED, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot read the split {path}: {error}") from error
     if not (splits == 0).any():
