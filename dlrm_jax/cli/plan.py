@@ -38,7 +38,13 @@ from dlrm_jax.files import creating
 from dlrm_jax.mesh import DATA, MODEL, parse_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import check_table_settings, for_data, read_plan, workload
+from dlrm_jax.training.build import (
+    check_shared,
+    check_table_settings,
+    for_data,
+    read_plan,
+    workload,
+)
 from dlrm_jax.training.tables import describe
 
 # What the placement of tables depends on is left: the tables, their optimizers, and the batch.
@@ -144,8 +150,10 @@ def planned_config() -> Config:
         )
     config = overridden(preset(FLAGS.preset))
     check_read([config])
-    config = for_data(config, load_directory(FLAGS.data))
+    data = load_directory(FLAGS.data)
+    config = for_data(config, data)
     check_table_settings(config)
+    check_shared(config, data)
     return config
 
 

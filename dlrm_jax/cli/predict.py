@@ -10,6 +10,7 @@ where CHECKPOINT is a directory such as ``runs/kaggle/checkpoints/00300000``.
 Raw logs are mapped to ids by the vocabularies that the run keeps in its workdir. They are read,
 predicted and written chunk by chunk, so that they may be larger than memory. The output has one
 line for each row of the data, in their order, with the columns of ``--keys`` and ``probability``.
+Arrays whose rows a ``--split`` has put in another order are refused; their log isn't.
 The label may be missing; where it is there, metrics are printed. Tables have the names of the
 data's columns; several columns may share one.
 """
@@ -46,6 +47,7 @@ from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import METADATA, Metadata, check_unchanged, load_directory
 from dlrm_jax.data.id_ranges import Ranges
 from dlrm_jax.data.preprocessing.headers import check_headers
+from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.serving import serving_options
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
@@ -264,11 +266,21 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
     """All rows of prepared arrays like the model's, or of TorchRec's, in the order of time.
 
     With the ranges of their ids, if they are those of the model's features.
+
+    Raises:
+        UserError: the arrays are of other data, or in another order than their log.
     """
     fingerprint = trained.metadata["identity"]["data"]
     described = None
     if (directory / METADATA).exists():
         described = check_same_data(directory, trained.checkpoint, fingerprint)
+        rule = Options.from_json(described.made_from["options"]).rule
+        if rule.by_row:
+            raise UserError(
+                f"--data: expected rows in the order of the log, but {directory} has those of each "
+                f"day by split, as --split={rule} was given; give the raw log, and --keys for its "
+                f"columns beside the probabilities"
+            )
     data = load_directory(directory)  # raises if something is missing
     # TorchRec's last day is validation and test, all others are training.
     days = len(described.days) if described else len(data.train.days) + 1

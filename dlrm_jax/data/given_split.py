@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from jaxtyping import UInt8
 
 from dlrm_jax.data.preprocessing.split_rule import PARTS
 from dlrm_jax.errors import UserError
+
+# A zip file raises RuntimeError if it is encrypted or compressed in another way.
+_DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_split(path: Path) -> UInt8[np.ndarray, " N"]:
@@ -25,7 +29,9 @@ def read_split(path: Path) -> UInt8[np.ndarray, " N"]:
     """
     try:
         splits = _of_numbers(path) if path.suffix == ".npz" else _of_names(path)
-    except (OSError, ValueError, zipfile.BadZipFile, pl.exceptions.PolarsError) as error:
+    except UserError:  # it names the file already
+        raise
+    except (*_DAMAGED, pl.exceptions.PolarsError) as error:
         raise UserError(f"cannot read the split {path}: {error}") from error
     if not (splits == 0).any():
         raise UserError(f"{path}: expected rows for training, got none")
@@ -47,7 +53,13 @@ def _of_names(path: Path) -> UInt8[np.ndarray, " N"]:
 
 
 def _of_numbers(path: Path) -> UInt8[np.ndarray, " N"]:
-    with np.load(path) as arrays:
+    loaded = np.load(path)
+    if isinstance(loaded, np.ndarray):
+        raise UserError(
+            f"{path}: expected the arrays {_listed('and')}, got a single one; write them by "
+            f"numpy.savez"
+        )
+    with loaded as arrays:
         if sorted(arrays) != sorted(PARTS):
             raise UserError(
                 f"{path}: expected the arrays {_listed('and')}, got {', '.join(arrays) or 'none'}"

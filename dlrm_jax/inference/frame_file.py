@@ -13,7 +13,7 @@ from dlrm_jax.files import scratch_directory
 _SINKS = {".parquet": pl.LazyFrame.sink_parquet, ".csv": pl.LazyFrame.sink_csv}
 
 _BYTES = 1 << 25
-_NESTED = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary)
+_NOT_IN_CSV = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary, pl.Duration)
 
 SUFFIXES = tuple(_SINKS)
 """Suffixes of the supported formats."""
@@ -46,8 +46,8 @@ def write_frames(frames: Iterable[pl.DataFrame], path: Path, suffix: str) -> Non
 
 def unwritable(types: Mapping[str, Any], suffix: str) -> str | None:
     """The first column with values that a file of this format can't have; None if there is none."""
-    nested = [name for name, kind in types.items() if isinstance(kind, _NESTED)]
-    return nested[0] if nested and suffix == ".csv" else None
+    found = [name for name, kind in types.items() if isinstance(kind, _NOT_IN_CSV)]
+    return found[0] if found and suffix == ".csv" else None
 
 
 def _joined(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -61,6 +61,9 @@ def test_a_plan_of_prepared_data(program: ModuleType, capsys: pytest.CaptureFixt
         ["page", "42", "16"], ["city", "6", "16"], ["word", "14", "16"]
     ]  # fmt: skip
     assert found[1][3:5] == ["table_wise", "1"]
+    parse([*given, "--shared_tables=city=page"])
+    with pytest.raises(UserError, match="each column of city=page has a vocabulary of its own"):
+        program.main()
     parse([*given, "--table_rows=3"])
     with pytest.raises(UserError, match="--table_rows has no effect with --data: the data decide"):
         program.main()

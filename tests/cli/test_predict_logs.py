@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +13,7 @@ import polars as pl
 import pytest
 
 from dlrm_jax.cli import flags as cli_flags
+from dlrm_jax.data.directory import METADATA
 from dlrm_jax.data.preprocessing import sources
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference import frame_file
@@ -124,3 +127,13 @@ def test_refused_before_rows_are_read(
         predict(program, data, tmp_path / "p.csv", f"--keys={keys}", *given)
     assert message.format(**places) in str(error.value)
     assert not list(tmp_path.glob("p.csv*"))
+
+
+@PREDICT
+def test_arrays_in_another_order_than_their_log_are_refused(program: ModuleType, tmp_path: Path):
+    data = shutil.copytree(PREVIOUS / "data", tmp_path / "data")
+    described = json.loads((data / METADATA).read_text())
+    described["made_from"]["options"]["split"] = "user=page:0.1,0.1"
+    (data / METADATA).write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"=page:0\.1,0\.1 was given; give the raw log"):
+        predict(program, data, tmp_path / "p.csv")

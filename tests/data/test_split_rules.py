@@ -14,9 +14,10 @@ from criteo_lines import ids_of, text
 
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.given_split import read_split
-from dlrm_jax.data.preprocessing import day_arrays, encoding, sources
+from dlrm_jax.data.preprocessing import day_arrays, encoding, freshness, sources
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.row_split import Place, RowSplit
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.split_rule import PARTS, parse_rule
 from dlrm_jax.data.preprocessing.vocabulary import UNSEEN
@@ -43,6 +44,8 @@ def log(tmp_path_factory) -> list[Path]:
             "when": [START + datetime.timedelta(hours=i) for i in range(ROWS)],
             "user": [None if i % 40 == 7 else i * 7 % 30 for i in range(ROWS)],
             "role": rng.choice(PARTS, ROWS),
+            "empty": pl.Series([None] * ROWS),
+            "took": [datetime.timedelta(seconds=i) for i in range(ROWS)],
         }
     )
     directory = tmp_path_factory.mktemp("log")
@@ -157,6 +160,34 @@ def test_a_user_is_the_same_in_every_form(log, tmp_path):
         assert rows_of(tmp_path / name) == expected
 
 
+def test_other_values_of_a_chunk_do_not_move_a_user():
+    split = RowSplit(parse_rule("user=u:0.3,0.3"), 0)
+
+    def splits(values) -> list[int]:
+        return split(pl.DataFrame({"u": values}), Place(Path("x"), 0, 1)).to_list()
+
+    numbers = [*range(20), 2**63]
+    expected = splits(pl.Series(numbers, dtype=pl.UInt64))
+    assert set(expected) == {0, 1, 2}
+    floats = [float(x) for x in numbers]
+    others = [0.5, float("inf"), float("nan"), None]
+    assert splits([*floats, *others])[:21] == expected == splits(list(map(str, numbers)))
+    assert splits([f"{x}.0" for x in numbers]) == expected
+    assert splits([*floats, *others])[-2:] == [0, 0]  # missing ones train
+    assert splits([1e300 * i for i in range(1, 20)]).count(0) < 19  # large ones don't all
+
+
+def test_users_that_have_trained_do_not_test_data_that_grow(log, tmp_path):
+    options = Options(UNTIMED, split="user=user:0.3,0.3", seed=1)
+    before, after = tmp_path / "before", tmp_path / "after"
+    preprocess(log[:1], before, options)
+    for changed in ({"seed": 2}, {"split": "user=item:0.3,0.3"}, {"split": "user=user:0.3,0.4"}):
+        with pytest.raises(UserError, match=r"^grow: expected --split=user=user:0.3,0.3 --seed=1"):
+            preprocess(log[1:2], after, dataclasses.replace(options, **changed), grow=before)
+    for changed in ({}, {"seed": 2, "split": "none"}):
+        preprocess(log[1:2], after, dataclasses.replace(options, **changed), (), before, True)
+
+
 def test_criteos_columns_split_rows_too(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text(text(70))
@@ -209,7 +240,7 @@ def test_negatives_are_dropped_from_training_rows_alone(log, tmp_path):
         prepared(log, tmp_path / "time", "", drop_negatives=0.5)
 
 
-def test_a_given_split(log, tmp_path):
+def test_a_given_split(log, tmp_path, monkeypatch):
     roles = pl.read_parquet(log[2])["role"].to_list()
     names, numbers = tmp_path / "split.txt", tmp_path / "split.npz"
     names.write_text("\n".join(roles) + "\n")
@@ -217,6 +248,11 @@ def test_a_given_split(log, tmp_path):
     np.savez(numbers, **arrays)  # pyright: ignore[reportArgumentType]
     found = prepared(log, tmp_path / "out", f"rows={names}")
     assert found == arrays == prepared(log, tmp_path / "numbers", f"rows={numbers}")
+    with monkeypatch.context() as patch:
+        patch.setattr(freshness, "begin", lambda *args: names.write_text("train\n" * ROWS))
+        with pytest.raises(UserError, match=r"split.txt changed while it was read"):
+            prepared(log, tmp_path / "changed", f"rows={names}")
+    names.write_text("\n".join(roles) + "\n")
     moved = names.rename(tmp_path / "moved.txt")
     assert prepared(log, tmp_path / "out", f"rows={moved}") == found  # it is there already
     moved.write_text("\n".join(reversed(roles)))
@@ -247,8 +283,17 @@ def test_files_that_give_no_split(tmp_path):
         np.savez(numbers, **arrays)  # pyright: ignore[reportArgumentType]
         with pytest.raises(UserError, match=message):
             read_split(numbers)
+    damaged, empty, single = (tmp_path / f"{name}.npz" for name in ("damaged", "empty", "single"))
+    np.savez_compressed(damaged, train=np.arange(5000), validation=[], test=[])
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:99] + b"\xff" * 60 + content[159:])
+    empty.touch()
+    with single.open("wb") as file:
+        np.save(file, np.arange(3))
+    with pytest.raises(UserError, match=rf"^{single}: expected the arrays .*, got a single one"):
+        read_split(single)
     numbers.write_bytes(b"PK")
-    for path in (numbers, tmp_path / "none"):
+    for path in (numbers, damaged, empty, tmp_path / "none"):
         with pytest.raises(UserError, match=f"cannot read the split {path}"):
             read_split(path)
 
@@ -303,10 +348,16 @@ def test_rules_that_do_not_fit_are_refused(log, tmp_path):
         ("user=nobody", "0.parquet has no column 'nobody' that --split=user=nobody:0.1,0.1 names"),
         ("column=user", "row 1, column user: expected train, validation or test, got '0'"),
         ("user=user:0.0001,0", "expected rows for validation, got 0|expected rows for validation"),
+        ("user=empty", "validation, got .* another --seed; rows without a value of empty train"),
+        ("user=took", "0.parquet, column took: .* one number, text or date a row, got Duration"),
         ("files", "files needs --validation=FILE and --test=FILE"),
         ("rows=none.txt", "expected rows=FILE with a file that can be read, got none.txt"),
     ]:
         with pytest.raises(UserError, match=message):
             prepared(log, tmp_path / "out", split)
+    pl.read_parquet(log[1]).drop("role").write_parquet(tmp_path / "last.parquet")
+    with pytest.raises(UserError, match=r"last.parquet has no column 'role'"):
+        prepared([log[0], tmp_path / "last.parquet"], tmp_path / "lacks", "column=role")
+    assert not (tmp_path / "lacks.partial" / "columns").exists()  # nothing was read in vain
     with pytest.raises(UserError, match="files for validation and test are the split"):
         preprocess(log[:1], tmp_path / "out", Options(TIMED, split="time"), [log[1], log[2]])

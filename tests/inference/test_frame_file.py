@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import resource
 import signal
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import polars as pl
 import pytest
 
 from dlrm_jax.inference import frame_file
-from dlrm_jax.inference.frame_file import SUFFIXES, write_frames
+from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
 
 READ = {".parquet": pl.read_parquet, ".csv": pl.read_csv}
 
@@ -50,3 +52,22 @@ def test_a_full_disk_is_an_os_error(suffix: str, tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_types_that_csv_does_not_have(tmp_path: Path):
+    """As polars itself says; those that Parquet has, too."""
+    day = datetime.date(2026, 3, 1)
+    values = [1, 2.5, "a", True, None, day, datetime.time(1), datetime.timedelta(1), b"a", [1]]
+    values += [{"a": 1}, Decimal("1.50"), datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)]
+    series = [pl.Series("x", [value]) for value in values]
+    series += [pl.Series("x", ["a"], kind) for kind in (pl.Categorical, pl.Enum(["a"]))]
+    series += [pl.Series("x", [1], kind) for kind in (pl.Int128, pl.UInt8)]
+    for one in series:
+        refused = unwritable({"x": one.dtype}, ".csv") == "x"
+        assert unwritable({"x": one.dtype}, ".parquet") is None
+        try:
+            one.to_frame().lazy().sink_csv(tmp_path / "x.csv")
+        except pl.exceptions.ComputeError:
+            assert refused, one.dtype
+        else:
+            assert not refused, one.dtype

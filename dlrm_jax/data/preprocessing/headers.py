@@ -13,6 +13,7 @@ from dlrm_jax.data.formats.compression import DamagedError, open_bytes
 from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.row_split import RowSplit
 from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.errors import UserError
 
@@ -59,6 +60,25 @@ def check_headers(
                 )
             types[key] = before, common
     return {key: kind for key, (_, kind) in types.items()}
+
+
+def check_training(paths: Sequence[Path], options: Options, row_split: RowSplit | None) -> None:
+    """Checks the columns of files for training, all before the rows of the first are read.
+
+    Args:
+        paths: the files.
+        options: options of the data.
+        row_split: rule that gives each row its split, if one does.
+
+    Raises:
+        UserError: a column is missing or has the wrong type.
+    """
+    for path in paths:
+        found = _header(path, options)
+        if found is not None:
+            logs.check_columns(path, options.schema, found)
+            if row_split:
+                row_split.check_columns(path, found)
 
 
 def _header(path: Path, options: Options) -> dict[str, Any] | None:

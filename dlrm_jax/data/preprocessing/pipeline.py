@@ -14,7 +14,7 @@ import polars as pl
 
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.formats.compression import file_hash
-from dlrm_jax.data.preprocessing import freshness, splits
+from dlrm_jax.data.preprocessing import freshness, headers, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import ONLY_EMPTY, Options
@@ -126,13 +126,15 @@ def _recipe(
     if has_csv and options.csv_missing != ONLY_EMPTY:  # earlier versions didn't name it
         described["csv_missing"] = list(options.csv_missing)
     if options.rule.kind == "rows":
-        described["split"] = f"rows={_hash_of_split(Path(options.rule.name))}"
+        described["split"] = _given_split(options)
     return freshness.recipe(inputs, described)
 
 
-def _hash_of_split(path: Path) -> str:
+def _given_split(options: Options) -> str:
+    """The rule of a split by file, with the hash of the file's content in place of its path."""
+    path = Path(options.rule.name)
     try:
-        return file_hash(path)
+        return f"rows={file_hash(path)}"
     except OSError as error:
         raise UserError(
             f"split: expected rows=FILE with a file that can be read, got {path}: {error.strerror}"
@@ -177,6 +179,14 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
             raise UserError(f"grow: {METADATA} is damaged, it lacks the option {option}")
         if getattr(options, option) or before[option]:
             raise UserError(f"grow: the ids of data with the option {option} can't grow")
+    earlier = Options.from_json(before)
+    same = (options.rule, options.seed) == (earlier.rule, earlier.seed)
+    if options.rule.kind == "user" and not same:
+        raise UserError(
+            f"grow: expected --split={earlier.rule} --seed={earlier.seed} as in the data that "
+            f"grow, got --split={options.rule} --seed={options.seed}, which tests by values of "
+            f"{options.rule.column} that have trained; give the same, or another kind of split"
+        )
 
 
 def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:
@@ -211,6 +221,12 @@ def _run(
     grow: Path | None,
 ) -> None:
     options = conversion.options
+    row_split = RowSplit(options.rule, options.seed) if options.rule.by_row else None
+    if options.rule.kind == "rows" and _given_split(options) != recipe["options"]["split"]:
+        raise UserError(
+            f"{options.rule.name} changed while it was read; try again when it is complete"
+        )
+    headers.check_training(paths, options, row_split)
     # Held-out files keep all examples, as does the last day; the reference's implementation
     # leaves out negative ones of all days.
     complete_files = held_out or 1
@@ -219,7 +235,7 @@ def _run(
     files = conversion.stage(
         paths,
         len(paths) - complete_files if options.drop_negatives else 0,
-        row_split=RowSplit(options.rule, options.seed) if options.rule.by_row else None,
+        row_split=row_split,
     )
     freshness.check_unchanged(conversion.directory, recipe["inputs"])
     check_missing_values(paths, [file.missing for file in files], options, grow)

@@ -17,6 +17,7 @@ from dlrm_jax.data.given_split import read_split
 from dlrm_jax.data.preprocessing.split_rule import PARTS, SplitRule
 from dlrm_jax.errors import UserError
 
+_WITHOUT_TEXT = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary, pl.Duration)
 _FRACTION = 1  # one more number in the seed than the negatives that are left out have
 
 
@@ -61,7 +62,7 @@ class RowSplit:
         """Checks that a file has the column that decides.
 
         Raises:
-            UserError: it hasn't, or the column holds lists.
+            UserError: it hasn't, or the column's values have no text.
         """
         if self.column is None:
             return
@@ -70,10 +71,10 @@ class RowSplit:
                 f"{path} has no column {self.column!r} that --split={self._rule} names; its "
                 f"columns are {', '.join(types)}"
             )
-        if isinstance(types[self.column], pl.List | pl.Array | pl.Struct):
+        if isinstance(types[self.column], _WITHOUT_TEXT):
             raise UserError(
-                f"{path}, column {self.column}: --split={self._rule} needs one value a row, got "
-                f"{types[self.column]}"
+                f"{path}, column {self.column}: --split={self._rule} needs one number, text or "
+                f"date a row, got {types[self.column]}"
             )
 
     def valid_rows(
@@ -158,10 +159,15 @@ def _draws(values: pl.Series, seed: int) -> Float64[np.ndarray, " n"]:
 
 
 def _as_text(values: pl.Series) -> pl.Series:
-    """The values as text; whole floats as integers: a missing value makes floats of a column."""
+    """The values as text, each by itself; whole numbers as integers, also 7.0 and the text 7.0.
+
+    A missing value makes floats of a column, and pandas then writes 7.0.
+    """
+    text = pl.col("x").cast(pl.String)
     if values.dtype.is_float():
         values = values.fill_nan(None)
-        whole = values.cast(pl.Int64, strict=False)
-        if (whole.cast(values.dtype) == values).fill_null(True).all():
-            values = whole
-    return values.cast(pl.String)
+        whole = pl.col("x").cast(pl.Int128, strict=False)  # UInt64's values, too
+        same = whole.cast(values.dtype) == pl.col("x")
+        text = pl.when(same).then(whole.cast(pl.String)).otherwise(text)
+    text = text.str.replace(r"^(-?\d+)\.0+$", "$1")
+    return values.to_frame("x").select(text.alias("x"))["x"]

@@ -68,6 +68,8 @@ def make_splits(days: Sequence[Day], files: Sequence[Staged], options: Options) 
     if empty := [name for name in wanted if not counts[name]]:
         found = ", ".join(f"{count} for {name}" for name, count in counts.items())
         hint = "; give larger shares, or another --seed" if rule.is_random else ""
+        if rule.kind == "user":
+            hint += f"; rows without a value of {rule.column} train"
         raise UserError(f"--split={rule}: expected rows for {empty[0]}, got {found}{hint}")
     return split
 
