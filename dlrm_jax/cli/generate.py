@@ -1,4 +1,4 @@
-"""Generates Criteo-shaped data of any size, or a log of clicks, from a seed.
+"""Generates Criteo-shaped data of any size, or a click log, from a seed.
 
     python -m dlrm_jax generate --output=train.txt --examples=1000000
     python -m dlrm_jax generate --output=criteo --days=24 --preset=terabyte --examples=1000000
@@ -10,7 +10,7 @@
 A planted teacher decides the labels. So the best possible AUC is known, and printed at the end.
 The same flags give the same bytes. But for a log, more examples begin with the same ones.
 
-A log of clicks is day_0.parquet, day_1.parquet, … and schema.json: users, items, what users clicked
+A click log is day_0.parquet, day_1.parquet, … and schema.json: users, items, what users clicked
 on before, clicks and purchases. Each row has its true ``click_probability``, which the schema
 doesn't name.
 """
@@ -45,7 +45,7 @@ flags.DEFINE_enum(
     "format",
     "raw",
     ["raw", "arrays", "log"],
-    "Tab-separated lines; NumPy files of two days or more; or a log of clicks as Parquet.",
+    "Tab-separated lines; NumPy files of two days or more; or a click log as Parquet.",
 )
 flags.DEFINE_integer(
     "examples", None, "Examples of each day, or in all without --days; such as 1000000.", 1
@@ -160,7 +160,7 @@ def load_profile() -> StackProfile | None:
 
 
 def write_log(directory: Path) -> None:
-    """Writes a log of clicks to a directory, and prints what the best possible model reaches."""
+    """Writes a click log to a directory, and prints what the best possible model reaches."""
     directory.mkdir()
     write_json(directory / "schema.json", SCHEMA)
     log = ClickLog(FLAGS.users, FLAGS.items, FLAGS.drift, FLAGS.days, FLAGS.seed)

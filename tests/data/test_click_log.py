@@ -1,4 +1,4 @@
-"""The generated log of clicks: what its columns say of each other, and its known best."""
+"""The generated click log: its columns fit each other, and its labels the known probabilities."""
 
 from __future__ import annotations
 
