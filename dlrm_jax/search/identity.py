@@ -49,7 +49,8 @@ class Identity:
                 return f"{'other values of' if both else 'another space, as to'} {name}"
         if found["data"] not in (self.data, *self.earlier_data):
             return "other data"
-        before, now = saved_fields(found["config"]), given["config"]
+        # As JSON, too: a field that is newer than the search may be a tuple.
+        before, now = json.loads(json.dumps(saved_fields(found["config"]))), given["config"]
         for name in now:
             if before.get(name) != now[name]:
                 return f"{name} {_short(before.get(name))}, not {_short(now[name])}"

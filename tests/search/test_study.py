@@ -128,3 +128,10 @@ def test_directories_of_something_else(tmp_path: Path):
     (tmp_path / "damaged" / STORE).write_text("no database" * 100)
     with pytest.raises(UserError, match=r"sqlite3 can't be read or written: file is not a data"):
         study(tmp_path / "damaged")
+
+
+def test_a_field_that_is_newer_than_the_search_has_its_earlier_value():
+    space, now = parse_space(RATES), Identity("data", {**CONFIG, "features": ()})
+    found = now.as_json(space)
+    del found["config"]["features"]
+    assert now.difference(found, space) is None
