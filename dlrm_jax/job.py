@@ -32,7 +32,8 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import as_mesh, emulate_devices, parse_mesh
 from dlrm_jax.presets import PRESETS
 from dlrm_jax.processes import on_process_0
-from dlrm_jax.run import Options, checkpoints_of, describe_run, run
+from dlrm_jax.run import Options, run
+from dlrm_jax.run_start import checkpoints_of, describe_run
 from dlrm_jax.training.build import (
     check_config,
     check_shared,
