@@ -50,16 +50,13 @@ class Items:
 
         This is how likely the item of a positive row is to be in a place of a batch.
         """
-        return _log_shares(np.maximum(self.positives, 1), self.positives.sum())
+        shares = np.maximum(self.positives, 1) / self.positives.sum()
+        return np.log(shares).astype(np.float32)
 
     def probabilities(self, sampler: Sampler) -> Float64[np.ndarray, " I"]:
         """How likely each item is to be drawn as a negative: all alike, or by training rows."""
         weights = np.ones(len(self)) if sampler == "uniform" else self.rows.astype(np.float64)
         return weights / weights.sum()
-
-
-def _log_shares(counts: np.ndarray, total: int) -> Float32[np.ndarray, " I"]:
-    return (np.log(counts) - np.log(total)).astype(np.float32)
 
 
 def find_items(train: Split, side: Side, rows: int, known: Int64[np.ndarray, " k"] | None) -> Items:
