@@ -21,7 +21,8 @@ def config_of(
 ) -> Config:
     """A config of `MODEL` with the tables of the two sides' columns, the user's first.
 
-    Columns with one vocabulary share a table, whichever side they are on.
+    Columns with one vocabulary share a table, whichever side they are on. The config's learning
+    rate is that of the towers, the settings have that of the tables.
     """
     features = [*user.features, *item.features]
     names = [data.columns[i] for i in features]
@@ -32,8 +33,15 @@ def config_of(
         owner = owners.setdefault(vocabulary, vocabulary if vocabulary in names else name)
         if owner != name:
             shared.append(f"{name}={owner}")
+    rate = settings.table_learning_rate
+    rest = [
+        f"{owner}={config.optimizer}:{rate}"
+        for owner in dict.fromkeys(owners.values())
+        if not any(x.startswith(f"{owner}=") for x in config.table_optimizers)
+    ]
     return dataclasses.replace(
         config,
+        table_optimizers=(*config.table_optimizers, *rest),
         features=tuple(names),
         table_rows=tuple(data.table_rows[i] for i in features),
         bag_lengths=tuple(data.bag_lengths[i] for i in features),

@@ -46,6 +46,9 @@ class RetrievalSettings:
     sampler: Literal["uniform", "frequency"] = field(
         "uniform", "How these are drawn: all items alike, or by their training rows."
     )
+    table_learning_rate: float = field(
+        0.1, "Learning rate of the tables that table_optimizers doesn't name; such as 0.05."
+    )
     recall_at: tuple[int, ...] = field(
         (10, 100),
         "Values of k in recall@k and ndcg@k; the first recall decides which checkpoint is best; "
@@ -57,8 +60,9 @@ class RetrievalSettings:
         hints = get_type_hints(RetrievalSettings)
         for each in dataclasses.fields(self):
             check_field(each, getattr(self, each.name), hints[each.name])
-        if not self.temperature > 0:
-            raise UserError(f"temperature: expected a positive number, got {self.temperature}")
+        for name in ("temperature", "table_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: expected a positive number, got {getattr(self, name)}")
         for name in ("tower", "recall_at"):
             if not getattr(self, name):
                 raise UserError(f"{name}: expected at least one number, got none")

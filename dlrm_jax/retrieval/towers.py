@@ -1,4 +1,4 @@
-"""The two towers: one makes a vector of a user, the other of an item; the score is their product."""
+"""The two towers: one makes the vector of a user, the other that of an item."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TwoTower(Model):
         return _unit(self.item_mlp(own))
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
-        """Returns the score of each user with the item of the same example, over the temperature."""
+        """Returns each user's score with the item of the same example, over the temperature."""
         scores = jnp.sum(self.user(dense, vectors) * self.item(dense, vectors), axis=1)
         return scores / self.softmax_temperature
 

@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from dlrm_jax.backend import backend_of
-from dlrm_jax.data.batches import Batch
 from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.copies import check_copies, of_tables

@@ -62,12 +62,11 @@ _DEFAULTS: dict[str, Any] = {
     "embedding_dim": 32,
     "batch_size": 1024,
     "epochs": 3,
-    "optimizer": "adam",
-    "learning_rate": 0.003,
+    "dense_optimizer": "adam",
 }
 _READ = (
     "embedding_dim", "table_dtype", "stochastic_rounding", "comm_dtype", "placements", "kernels",
-    "optimizer", "table_optimizers", "dense_optimizer", "learning_rate", "eps", "warmup_steps",
+    "optimizer", "table_optimizers", "dense_optimizer", "eps", "warmup_steps",
     "decay_start", "decay_steps", "batch_size", "evaluation_batch_size", "steps", "epochs",
     "log_every", "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints",
     "validation_examples", "seed", "shuffle_window",
@@ -92,6 +91,9 @@ for _field in dataclasses.fields(Config):
         flags.DEFINE_enum("optimizer", _default, list(OPTIMIZERS), _field.metadata["text"])
     elif _field.name in _READ:
         define_field(_field, FIELD_TYPES[_field.name], _default)
+flags.DEFINE_float(
+    "learning_rate", 0.001, "Learning rate of the towers, after warm-up; such as 0.003."
+)
 flags.DEFINE_integer("users", 20_000, "Users of the generated data; such as 5000.", 1)
 flags.DEFINE_integer("items", 5000, "Items of the generated data; such as 1000.", KNOWN + 1)
 
@@ -157,7 +159,7 @@ def settings_of_flags() -> RetrievalSettings:
 
 def config_of_flags() -> Config:
     """The config of tables and training, whose tables the data decide later."""
-    given = {name: FLAGS[name].value for name in (*_READ, "pooling")}
+    given = {name: FLAGS[name].value for name in (*_READ, "learning_rate", "pooling")}
     tuples = {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
     return Config(model=MODEL, **tuples)
 
@@ -185,7 +187,7 @@ def describe(task: Task) -> str:
 
 
 def planted(choices: Choices, task: Task) -> tuple[Any, np.ndarray]:
-    """Vectors whose products are the planted taste: of test users, one after the other, and items."""
+    """Vectors whose products are the planted taste: of the test users in order, and of items."""
     likes = np.column_stack([choices.likes, np.ones(len(choices.likes), np.float32)])
     qualities = np.column_stack([choices.qualities, choices.fame])[task.items.keys]
     unread = iter(np.arange(len(likes)))

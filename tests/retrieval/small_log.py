@@ -20,6 +20,7 @@ SETTINGS = RetrievalSettings(
     tower=(5, 4),
     temperature=0.5,
     negatives=8,
+    table_learning_rate=0.25,
     sampler="frequency",
     recall_at=(2, 5),
 )

@@ -76,10 +76,11 @@ def loss_of(arrays: Arrays, batch: RetrievalBatch, temperature: float) -> float:
     return total / float(np.sum(batch.sample_weights[:B], dtype=np.float64))
 
 
-def sgd(arrays: Arrays, loss: Any, rate: float) -> Arrays:
+def sgd(arrays: Arrays, loss: Any) -> Arrays:
     """The arrays after one step, with gradients from differences."""
     after = {name: array.copy() for name, array in arrays.items()}
     for name, array in arrays.items():
+        rate = 0.25 if name.startswith("table ") else 0.5
         for index in np.ndindex(array.shape):
             kept, delta = array[index], 1e-5
             array[index] = kept + delta
@@ -100,7 +101,7 @@ def expected(task: Task) -> tuple[list[float], Arrays]:
     for number in range(STEPS):
         loss = functools.partial(loss_of, batch=batches[number], temperature=0.5)
         losses.append(loss(arrays))
-        arrays = sgd(arrays, loss, config.learning_rate)
+        arrays = sgd(arrays, loss)
     return losses, arrays
 
 
