@@ -28,7 +28,7 @@ class Questions:
 
     Attributes:
         split: the split.
-        rows: those whose item is one of the training rows.
+        rows: row numbers of those whose item is in the training rows.
         chosen: number of the item of each of these.
         new: number of positive rows with another item, which nothing can find.
     """

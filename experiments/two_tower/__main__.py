@@ -18,6 +18,7 @@ Without ``--data`` it generates choices by a planted taste, which no model can b
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -149,19 +150,21 @@ def check_flags() -> None:
 
 def settings_of_flags() -> RetrievalSettings:
     """The settings of the towers; those of the generated data are known."""
-    given = {x.name: FLAGS[x.name].value for x in dataclasses.fields(RetrievalSettings)}
+    given = values_of([x.name for x in dataclasses.fields(RetrievalSettings)])
     if not FLAGS.data:
         given |= {"user_columns": ("group", "known"), "item_columns": ("item",), "exclude": "known"}
-    return RetrievalSettings(
-        **{x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
-    )
+    return RetrievalSettings(**given)
 
 
 def config_of_flags() -> Config:
     """The config of tables and training, whose tables the data decide later."""
-    given = {name: FLAGS[name].value for name in (*_READ, "learning_rate", "pooling")}
-    tuples = {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
-    return Config(model=MODEL, **tuples)
+    return Config(model=MODEL, **values_of((*_READ, "learning_rate", "pooling")))
+
+
+def values_of(names: Iterable[str]) -> dict[str, Any]:
+    """The values of flags by name, with tuples for lists."""
+    given = {name: FLAGS[name].value for name in names}
+    return {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
 
 
 def load(path: Path, config: Config, settings: RetrievalSettings) -> Dataset:

@@ -111,18 +111,18 @@ def test_a_step_is_that_of_the_whole_batch(
 ):
     config = small_log.config(task)
     learner = make_learner(config, make_mesh(mesh))
-    step = make_retrieval_step(learner, config.batch_size)
+    step: Any = make_retrieval_step(learner, config.batch_size)
     batches = RetrievalBatches(task, config, learner.axes.device_count)
     state, losses = learner.init(0), []
     for number in range(STEPS):
-        state, loss = step(state, learner.put(batches[number]))  # pyright: ignore
+        state, loss = step(state, learner.put(batches[number]))
         losses.append(float(loss))
     assert losses == pytest.approx(expected[0], rel=1e-5)
     found = arrays_of(learner, state)
     assert found.keys() == expected[1].keys()
     for name, array in expected[1].items():
         np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
-    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert step._cache_size() == 1
     vectors = Encoder(learner, "item", task.user, task.item, 16)(
         state, task.items.dense, task.items.ids
     )

@@ -77,15 +77,16 @@ def test_no_positive_rows():
 
 def test_items_are_those_of_the_training_rows(task: Task):
     train, items = task.data.train, task.items
-    rows = [(day, i) for day in train.days for i in range(len(day))]
-    assert items.keys.tolist() == sorted({int(day.ids[i, 2]) for day, i in rows})
+    ids = np.concatenate([np.asarray(day.ids) for day in train.days])
+    dense = np.concatenate([day.dense for day in train.days])
+    labels = np.concatenate([day.labels for day in train.days])
+    assert items.keys.tolist() == sorted(set(ids[:, 2].tolist()))
     for number, key in enumerate(items.keys):
-        own = [(day, i) for day, i in rows if day.ids[i, 2] == key]
-        day, last = own[-1]
-        assert items.ids[number].tolist() == [key, day.ids[last, 6]]
-        assert items.dense[number] == day.dense[last, 0]
+        own = np.flatnonzero(ids[:, 2] == key)
+        assert items.ids[number].tolist() == [key, ids[own[-1], 6]]
+        assert items.dense[number] == dense[own[-1], 0]
         assert items.rows[number] == len(own)
-        assert items.positives[number] == sum(day.labels[i] for day, i in own)
+        assert items.positives[number] == labels[own].sum()
     chosen = np.exp(items.log_q) * items.positives.sum()
     np.testing.assert_allclose(chosen, np.maximum(items.positives, 1), rtol=1e-5)
 
