@@ -15,7 +15,6 @@ from jaxtyping import Float32
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.files import write_text
-from dlrm_jax.inference import vocabularies
 from dlrm_jax.retrieval import files
 from dlrm_jax.retrieval.batches import RetrievalBatches
 from dlrm_jax.retrieval.evaluation import Questions, VectorsOf, evaluate
@@ -122,10 +121,10 @@ def run(
     fixed = {x: y for x, y in dataclasses.asdict(settings).items() if x not in _MAY_CHANGE}
     checkpoints = Checkpoints(
         workdir / "checkpoints",
-        {"data": data.fingerprint, **config.identity(), "retrieval": fixed},
+        {"data": _of_columns(data.fingerprint), **config.identity(), "retrieval": fixed},
         config.keep_checkpoints,
         f"recall@{settings.recall_at[0]}",
-        data.earlier_fingerprints,
+        [_of_columns(earlier) for earlier in data.earlier_fingerprints],
     )
     with contextlib.ExitStack() as opened:
         opened.enter_context(owned(workdir))
@@ -136,8 +135,6 @@ def run(
             say(f"resuming from step {resumed_from} in {checkpoints.directory}")
         else:
             state, resumed_from = learner.init(config.seed), 0
-        if data.directory:
-            vocabularies.keep(data.directory, data.fingerprint, workdir)
         record = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from))
         notes = describe_run(config, learner)
 
@@ -195,6 +192,14 @@ def run(
         _write_files(task, retrieval.users(state), vectors, workdir, index)
         write_text(workdir / "summary.json", to_json(summary, indent=1))
         return Outcome(summary, vectors)
+
+
+def _of_columns(fingerprint: str) -> str:
+    """The fingerprint of a data set's columns as two towers read them.
+
+    `dlrm_jax predict` would read all columns in the order of the data, so it must see other data.
+    """
+    return f"columns of {fingerprint}"
 
 
 def _write_files(
