@@ -52,12 +52,13 @@ BELOW["inference"] = {*BELOW["training"], "training"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["inference"], "inference"}
 BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
 BELOW["job"] = {*BELOW["run"], "run", "presets"}
+BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
 BELOW["search"] = {*BELOW["job"], "job"}
-BELOW["cli"] = {*BELOW["search"], "search", "presets", "text_table"}
+BELOW["cli"] = {*BELOW["search"], "search", "retrieval", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
-KNOWS_SHARDING = {"embedding", "mesh", "processes", "training", "inference"}
+KNOWS_SHARDING = {"embedding", "mesh", "processes", "training", "inference", "retrieval"}
 
 
 def part_of(module):

@@ -29,7 +29,7 @@ OF_WHOLE_RUNS = (
 """Fields that a program doesn't read if it trains on no data, or for some steps only."""
 
 
-_DEFINE: dict[Any, Callable[[str, None, str], Any]] = {
+_DEFINE: dict[Any, Callable[[str, Any, str], Any]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -47,19 +47,25 @@ def define_run_flags(default_preset: str, without: Mapping[str, str] | None = No
         "preset", default_preset, list(PRESETS), "Configuration that the other flags change."
     )
     for field in dataclasses.fields(Config):
-        kind, name, text = FIELD_TYPES[field.name], field.name, field.metadata["text"]
-        if name == "optimizer":
-            flags.DEFINE_enum(name, None, list(OPTIMIZERS), text)
-        elif get_origin(kind) is Literal:
-            flags.DEFINE_enum(name, None, list(get_args(kind)), text)
-        elif get_origin(kind) is tuple and get_args(kind)[0] is not str:
-            define_numbers(name, None, text, get_args(kind)[0])
-        elif get_origin(kind) is tuple:
-            flags.DEFINE_list(name, None, text)
+        if field.name == "optimizer":
+            flags.DEFINE_enum(field.name, None, list(OPTIMIZERS), field.metadata["text"])
         else:
-            _DEFINE[kind](name, None, text)
+            define_field(field, FIELD_TYPES[field.name], None)
     for name, why in (without or {}).items():
         FLAGS[name].help = f"{NO_EFFECT}: {why}"
+
+
+def define_field(field: dataclasses.Field[Any], kind: Any, default: Any) -> None:
+    """A flag for a field that `config_fields.field` has made, of a type and with a default."""
+    name, text = field.name, field.metadata["text"]
+    if get_origin(kind) is Literal:
+        flags.DEFINE_enum(name, default, list(get_args(kind)), text)
+    elif get_origin(kind) is tuple and get_args(kind)[0] is not str:
+        define_numbers(name, default, text, get_args(kind)[0])
+    elif get_origin(kind) is tuple:
+        flags.DEFINE_list(name, default, text)
+    else:
+        _DEFINE[kind](name, default, text)
 
 
 def with_flags(config: Config) -> Config:

@@ -54,8 +54,8 @@ class Batches(Protocol):
     steps_per_epoch: int
     batch_size: int
 
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of a step."""
+    def __getitem__(self, step: int) -> Any:
+        """The batch of a step: a `Batch`, or another tuple of arrays with ``sample_weights``."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from dlrm_jax.backend import backend_of
-from dlrm_jax.data.batches import Batch
 from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.copies import check_copies, of_tables
@@ -30,6 +29,8 @@ from dlrm_jax.training.batch_layers import (
 )
 from dlrm_jax.training.losses import Loss, bce
 from dlrm_jax.training.native_model import has_native_layers, use_native_layers
+
+AnyBatch = TypeVar("AnyBatch")
 
 
 @jax.tree_util.register_dataclass
@@ -201,11 +202,11 @@ class Learner:
         tables = of_tables(self.collection.layout, state.embedding)
         check_copies(self.mesh, {**tables, "the dense model": dense})
 
-    def put(self, batch: Batch) -> Batch:
+    def put(self, batch: AnyBatch) -> AnyBatch:
         """Places a training batch, split into micro-batches [A, B/A, ...] if there are any.
 
         Args:
-            batch: samples of this process.
+            batch: samples of this process: a `Batch`, or a tree of other arrays [B, ...].
 
         Raises:
             UserError: the micro-batches don't divide the batch.
@@ -213,15 +214,16 @@ class Learner:
         count = self.accumulation_steps
         if count == 1:
             return self.put_evaluation(batch)
-        if len(batch.ids) % count:
+        samples = len(jax.tree.leaves(batch)[0])
+        if samples % count:
             raise UserError(
                 f"accumulation_steps: expected a batch of a multiple of {count} samples, one part "
-                f"for each micro-batch, got {len(batch.ids)}"
+                f"for each micro-batch, got {samples}"
             )
         split = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
         return jax.make_array_from_process_local_data(self.batch_sharding(leading=1), split)
 
-    def put_evaluation(self, batch: Batch) -> Batch:
+    def put_evaluation(self, batch: AnyBatch) -> AnyBatch:
         """Places an evaluation batch, given this process's samples of it."""
         return jax.make_array_from_process_local_data(self.batch_sharding(), batch)
 

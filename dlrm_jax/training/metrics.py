@@ -18,11 +18,14 @@ HIGHER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False, "normalize
 
 
 def score(metrics: Mapping[str, Any] | None, name: str) -> float | None:
-    """A metric of `HIGHER_IS_BETTER`, negated if less is better; None without a finite one."""
+    """A metric, negated if less of it is better; None without a finite one.
+
+    More is better of metrics that `HIGHER_IS_BETTER` doesn't have, such as recall.
+    """
     value = metrics.get(name) if metrics else None
     if value is None or not math.isfinite(value):
         return None
-    return value if HIGHER_IS_BETTER[name] else -value
+    return value if HIGHER_IS_BETTER.get(name, True) else -value
 
 
 def binary_metrics(
