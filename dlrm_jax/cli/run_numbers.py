@@ -97,7 +97,8 @@ def measure_tables(
         for hot in as_json["hot"]:
             hot["value"] = values[hot["row"]]
         found.append(as_json)
-    return found
+    order = list(predictor.learner.collection.tables)
+    return sorted(found, key=lambda table: order.index(table["table"]))
 
 
 def _days_of(data: Dataset, metadata: Metadata | None, name: str) -> list[int]:

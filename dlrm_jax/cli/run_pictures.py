@@ -21,7 +21,6 @@ from dlrm_jax.cli.pictures import (
     new_axes,
     new_grid,
     note,
-    percent,
     short,
 )
 
@@ -202,12 +201,7 @@ def draw_slices(slices: Sequence[_Json]) -> Figure:
     axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(PERCENT)
-    axes.set_xlim(left=0)
+    axes.margins(x=0.05)
     axes.grid(axis="x", linewidth=0.3)
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
-
-
-def share(value: float | None) -> str:
-    """A share as text; a dash without one."""
-    return percent(float("nan") if value is None else value)

@@ -80,8 +80,8 @@ def write_run_report(
         "source": dataset.source if dataset else "not given",
         "data": None,
         "without_data": (
-            f"These need the examples: give --data={_example(run)}, the data that the run was "
-            f"trained on."
+            "These need the examples: name the data that the run was trained on as --data, as in "
+            "training."
         ),
     }
     if dataset:
@@ -159,7 +159,3 @@ def _check_own(page: Path, file: Path) -> None:
         ours = False
     if not ours:
         raise UserError(f"{file} exists, and this program didn't make it; move it or rename it")
-
-
-def _example(run: Path) -> str:
-    return run.name
