@@ -34,7 +34,10 @@ flags.DEFINE_string("run", None, "Workdir of a run to describe; such as runs/kag
 define_mesh()
 flags.DEFINE_integer("batch_size", 8192, "Rows predicted at a time; such as 65536.", 1)
 flags.DEFINE_integer(
-    "examples", 1 << 18, "Most rows of a split that are predicted, evenly spaced; such as 1000000.", 1
+    "examples",
+    1 << 18,
+    "Most rows of a split that are predicted, evenly spaced; such as 1000000.",
+    1,
 )
 flags.DEFINE_integer(
     "permutations",

@@ -55,7 +55,7 @@ def _overview(page: Page, numbers: _Json) -> None:
     if "test_of_last" in summary and summary["best_step"] not in (None, summary["steps"]):
         splits[last] = summary["test_of_last"]
     others = [x for each in splits.values() for x in each if x not in (*METRICS, "examples")]
-    names = [*METRICS, *dict.fromkeys(others)]
+    names: list[str] = [*METRICS, *dict.fromkeys(others)]
     page.table(
         ["", *(HEADERS.get(x, x) for x in names), "examples"],
         [
@@ -112,7 +112,7 @@ def _tables(page: Page, numbers: _Json) -> None:
     page.text(f"Norms are the Euclidean norms of the rows. {reads}")
     header = ["table", "rows", "dim", "placement", "norm: least", "median", "99 %", "largest",
               "zero rows"]  # fmt: skip
-    header += ["never read", "share", "their median norm"] if has_data else []
+    header += ["never read", "share of rows", "their median norm"] if has_data else []
     rows = []
     for table in tables:
         row = [
@@ -120,13 +120,13 @@ def _tables(page: Page, numbers: _Json) -> None:
             f"{table['rows']:,}",
             str(table["dim"]),
             table["placement"],
-            *map(number, table["norms"]),
+            *map(_norm, table["norms"]),
             f"{table['zero']:,}",
         ]
         if has_data:
             unread = table["unread"]
             row += [f"{unread:,}", percent(unread / table["rows"])]
-            row.append(number(table["median_unread_norm"]))
+            row.append(_norm(table["median_unread_norm"]))
         rows.append(row)
     page.table(header, rows)
     hot = [(table["table"], row) for table in tables for row in table["hot"]]
@@ -140,7 +140,7 @@ def _tables(page: Page, numbers: _Json) -> None:
             f"{row['row']:,}",
             f"{row['reads']:,}",
             percent(row["share"]),
-            number(row["norm"]),
+            _norm(row["norm"]),
         ]
         for table, row in hot
     ]
@@ -178,6 +178,10 @@ def _origin(page: Page, numbers: _Json) -> None:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     page.table((), list(facts.items()), texts=2)
+
+
+def _norm(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.3g}"
 
 
 def _as_text(value: Any) -> str:

@@ -56,6 +56,7 @@ def draw_curves(record: Sequence[_Json], best_step: int | None, panels: Sequence
     for axes in others[len(panels) :]:
         axes.set_visible(False)
     cuts = [x["step"] for x in record if x["split"] == "learning_rate"]
+    last = max(x["step"] for x in record)
     for axes in (loss, *others[: len(panels)]):
         for i, step in enumerate(cuts):
             label = None if i else "cut of the learning rate"
@@ -64,7 +65,7 @@ def draw_curves(record: Sequence[_Json], best_step: int | None, panels: Sequence
             axes.axvline(best_step, color=INK, linewidth=0.9, linestyle=":", label="best")
         axes.xaxis.set_major_formatter(COMPACT)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.03 * last)
         axes.set_xlabel("step")
     legend_above(figure, loss)
     return figure
@@ -109,7 +110,9 @@ def draw_calibration(buckets: Sequence[_Json]) -> Figure:
     """The share of label 1 by the mean prediction, and how far they are from each other."""
     figure, (axes, ratios) = new_grid(3.4, 1, 2)
     predicted = np.array([x["prediction"] for x in buckets])
-    rates, low, high = (np.array([x[key] for x in buckets]) for key in ("label_rate", "low", "high"))
+    rates, low, high = (
+        np.array([x[key] for x in buckets]) for key in ("label_rate", "low", "high")
+    )
     errors = np.clip([rates - low, high - rates], 0, None)
     ends = [min(predicted.min(), rates.min()), max(predicted.max(), rates.max())]
     axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle=":", label="calibrated")
@@ -135,7 +138,8 @@ def draw_days(days: Sequence[_Json]) -> Figure:
     """AUC by day, and the share of label 1 beside the mean prediction."""
     figure, (above, below) = new_grid(4.6, 2, 1)
     names = list(dict.fromkeys(x["day"] for x in sorted(days, key=lambda x: x["number"])))
-    below.plot([], [], "x", color=INK, markersize=5, label="share of label 1")
+    below.plot([], [], "o", color=INK, markersize=5, label="mean prediction")
+    below.plot([], [], "x", color=INK, markersize=6, label="share of label 1")
     for split, colour in SPLIT_COLOURS.items():
         own = [x for x in days if x["split"] == split]
         if not own:
@@ -145,12 +149,12 @@ def draw_days(days: Sequence[_Json]) -> Figure:
         above.plot(at, aucs, "o-", color=colour, markersize=5, linewidth=1, label=split)
         predicted = [x["prediction"] for x in own]
         below.plot(at, predicted, "o-", color=colour, markersize=5, linewidth=1)
-        below.plot(at, [x["label_rate"] for x in own], "x", color=INK, markersize=5, zorder=3)
+        below.plot(at, [x["label_rate"] for x in own], "x", color=colour, markersize=6)
     above.set_ylabel("AUC")
-    below.set_ylabel("mean prediction")
+    below.set_ylabel("share of label 1")
     below.yaxis.set_major_formatter(PERCENT)
     above.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    below.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))
+    below.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     step = -(-len(names) // _MOST_DAYS)
     for axes in (above, below):
         axes.set_xticks(range(0, len(names), step), names[::step])

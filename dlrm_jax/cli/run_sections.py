@@ -84,8 +84,8 @@ def feature_importances(page: Page, data: _Json) -> None:
     page.text(
         f"How much lower the AUC is if the values of one feature are permuted among "
         f"{found['rows']:,} rows of the {data['held_out']} split: the mean over "
-        f"{found['permutations']} permutations. Features that say the same look unimportant, since "
-        f"the model still has the others when one is permuted."
+        f"{counted(found['permutations'], 'permutation')}. Features that say the same look "
+        f"unimportant, since the model still has the others when one is permuted."
     )
     features = found["features"]
     if all(x["auc_loss"] is None for x in features):
@@ -131,6 +131,11 @@ def _rows(found: _Json) -> str:
     if found["rows"] > found["examples"]:
         return f"{found['examples']:,} of {found['rows']:,} rows"
     return f"{found['rows']:,} rows"
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things: 1 seed, 2 seeds."""
+    return f"{count:,} {thing}" + "s" * (count != 1)
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -117,7 +117,8 @@ def _reads(
     for lookup in collection.lookups:
         if lookup.table in found:  # another feature of the same counts
             continue
-        reads = sum(by_owner[config.table_of[lookup.feature]].values())
+        each = [*by_owner[config.table_of[lookup.feature]].values()]
+        reads = np.sum(each, axis=0) if len(each) > 1 else each[0]
         rows = collection.tables[lookup.table].rows
         if lookup.id_map is not None:  # of a compressed table
             mapped = np.asarray(lookup.id_map(np.arange(len(reads))))
