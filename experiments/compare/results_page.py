@@ -58,12 +58,13 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
     """Writes one HTML file with everything, and its pictures beside it."""
     seeds = max(len(result.trials) for result in results)
+    spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "of one seed"
     page = Page("Models compared")
     page.text(f"Data: {task.data.source}.")
     page.text(
-        f"Test metrics at the evaluation that is best on the validation split; mean and standard "
-        f"deviation over {seeds} seeds. The learning rate was chosen on the validation split with "
-        f"the first seed. All models have the same data, batches and steps."
+        f"Test metrics at the evaluation that is best on the validation split; {spread}. The "
+        f"learning rate was chosen on the validation split with the first seed. All models have "
+        f"the same data, batches and steps."
     )
     page.heading("Test metrics and costs")
     page.table(columns(task), rows_of(results, task), texts=2)
