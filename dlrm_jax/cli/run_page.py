@@ -9,7 +9,7 @@ from dlrm_jax.cli import run_sections
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import percent
 from dlrm_jax.cli.run_pictures import draw_curves
-from dlrm_jax.cli.run_sections import HEADERS, number, shortened
+from dlrm_jax.cli.shown import metric_name, number, shortened
 from dlrm_jax.training.build import OF_DATA
 from dlrm_jax.training.metrics import METRICS
 
@@ -57,7 +57,7 @@ def _overview(page: Page, numbers: _Json) -> None:
     others = [x for each in splits.values() for x in each if x not in (*METRICS, "examples")]
     names: list[str] = [*METRICS, *dict.fromkeys(others)]
     page.table(
-        ["", *(HEADERS.get(x, x) for x in names), "examples"],
+        ["", *map(metric_name, names), "examples"],
         [
             [split, *(number(each.get(x)) for x in names), f"{each['examples']:,}"]
             for split, each in splits.items()

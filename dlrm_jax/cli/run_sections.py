@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlrm_jax.cli.page import Page
-from dlrm_jax.cli.pictures import percent
 from dlrm_jax.cli.run_pictures import (
     draw_calibration,
     draw_days,
@@ -14,16 +13,12 @@ from dlrm_jax.cli.run_pictures import (
     draw_slices,
     furthest,
 )
+from dlrm_jax.cli.shown import counted, metric_name, number, share, shortened
 
 _Json = Mapping[str, Any]
 
 _OF_ROWS = ("examples", "label_rate", "prediction", "calibration", "deviation", "log_loss",
             "normalized_entropy", "auc")  # fmt: skip
-HEADERS = {"examples": "rows", "label_rate": "label 1", "prediction": "mean prediction",
-           "log_loss": "log loss", "normalized_entropy": "normalized entropy",
-           "auc": "AUC"}  # fmt: skip
-"""Names of metrics at the head of a column."""
-
 _LONG = 12  # lines that a table shows without a click
 
 
@@ -118,7 +113,7 @@ def slices(page: Page, data: _Json) -> None:
 
 
 def _metric_headers() -> list[str]:
-    return [HEADERS.get(name, name) for name in _OF_ROWS]
+    return [metric_name(name) for name in _OF_ROWS]
 
 
 def _metric_cells(found: _Json) -> list[str]:
@@ -131,23 +126,3 @@ def _rows(found: _Json) -> str:
     if found["rows"] > found["examples"]:
         return f"{found['examples']:,} of {found['rows']:,} rows"
     return f"{found['rows']:,} rows"
-
-
-def counted(count: int, thing: str) -> str:
-    """A number of things: 1 seed, 2 seeds."""
-    return f"{count:,} {thing}" + "s" * (count != 1)
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A number as text; a dash without one."""
-    return "\u2013" if value is None else f"{value:.{digits}f}"
-
-
-def share(value: float | None) -> str:
-    """A share as text; a dash without one."""
-    return percent(float("nan") if value is None else value)
-
-
-def shortened(text: str, most: int = 60) -> str:
-    """A text that leaves room for the rest of its line."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
