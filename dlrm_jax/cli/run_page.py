@@ -105,7 +105,7 @@ def _tables(page: Page, numbers: _Json) -> None:
     page.heading("Tables")
     tables, has_data = numbers["tables"], numbers["data"] is not None
     reads = (
-        "A row that training never reads has its initial values."
+        "A row that training never reads keeps the values that it began with."
         if has_data
         else "Without the data it isn't known which rows training reads."
     )

@@ -28,7 +28,9 @@ def counted(count: int, thing: str) -> str:
 
 def number(value: float | None, digits: int = 4) -> str:
     """A number as text; a dash without one."""
-    return "\u2013" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "\u2013"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # -0.0 + 0.0 is 0.0
 
 
 def share(value: float | None) -> str:
