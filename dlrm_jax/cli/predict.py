@@ -222,6 +222,8 @@ def predict(trained: Trained, output: Path) -> None:
             status(f"metrics of {metrics.rows:,} rows: the others have no label of 0 or 1")
         if paths("data")[0].is_dir():
             status("metrics of all days of the directory, those of training included")
+    else:
+        status("no metrics: the data have no labels of 0 or 1")
 
 
 def check_logs(trained: Trained) -> None:

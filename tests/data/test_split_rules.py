@@ -182,7 +182,9 @@ def test_users_that_have_trained_do_not_test_data_that_grow(log, tmp_path):
     before, after = tmp_path / "before", tmp_path / "after"
     preprocess(log[:1], before, options)
     for changed in ({"seed": 2}, {"split": "user=item:0.3,0.3"}, {"split": "user=user:0.3,0.4"}):
-        with pytest.raises(UserError, match=r"^grow: expected --split=user=user:0.3,0.3 --seed=1"):
+        with pytest.raises(
+            UserError, match=r"^grow: the data that grow have --split=user=user:0.3,0.3 --seed=1"
+        ):
             preprocess(log[1:2], after, dataclasses.replace(options, **changed), grow=before)
     for changed in ({}, {"seed": 2, "split": "none"}):
         preprocess(log[1:2], after, dataclasses.replace(options, **changed), (), before, True)

@@ -167,11 +167,14 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
         return
     columns = list(options.schema.categorical)
     if grown.columns != columns:
-        raise UserError(f"grow: expected the columns {grown.columns}, got {columns}")
+        raise UserError(
+            f"grow: the data that grow have the columns {grown.columns}, the schema has {columns}; "
+            f"give the same columns in the same order"
+        )
     if grown.shared != options.schema.shared:
         raise UserError(
-            f"grow: expected shared vocabularies as in the data that grow, "
-            f"{json.dumps(grown.shared)}, got {json.dumps(dict(options.schema.shared))}"
+            f"grow: the data that grow share the vocabularies {json.dumps(grown.shared)}, the "
+            f"schema {json.dumps(dict(options.schema.shared))}; share the same ones"
         )
     before = grown.made_from["options"]
     for option in ("compatible", "multi_hot_sizes"):
@@ -183,8 +186,8 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
     same = (options.rule, options.seed) == (earlier.rule, earlier.seed)
     if options.rule.kind == "user" and not same:
         raise UserError(
-            f"grow: expected --split={earlier.rule} --seed={earlier.seed} as in the data that "
-            f"grow, got --split={options.rule} --seed={options.seed}, which tests by values of "
+            f"grow: the data that grow have --split={earlier.rule} --seed={earlier.seed}, and "
+            f"--split={options.rule} --seed={options.seed} would test by values of "
             f"{options.rule.column} that have trained; give the same, or another kind of split"
         )
 
