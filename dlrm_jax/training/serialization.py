@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from dlrm_jax.embedding import Table
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
 from dlrm_jax.training.learner import Learner, TrainState
@@ -59,16 +59,16 @@ def load_table(
         sums: checksums of what is loaded; call its ``check`` when all is.
 
     Raises:
-        UserError: the checkpoint has no such table, or one of another shape.
+        OtherShapeError: the checkpoint has no such table, or one of another shape.
     """
     arrays = {}
     for key, abstract in wanted.items():
         stored = array_name(metadata, key)
         entry = metadata["arrays"].get(f"{table}/{stored}")
         if entry is None:
-            raise UserError(f"checkpoint {path} has no array {key!r} of a table {table!r}")
+            raise OtherShapeError(f"checkpoint {path} has no array {key!r} of a table {table!r}")
         if tuple(entry["shape"]) != abstract.shape:
-            raise UserError(
+            raise OtherShapeError(
                 f"checkpoint {path}: {key!r} of table {table} has shape {tuple(entry['shape'])}, "
                 f"expected {abstract.shape}"
             )
@@ -185,7 +185,7 @@ def load_model(
         sums: checksums of what is loaded; call its ``check`` when all is.
 
     Raises:
-        UserError: the checkpoint has no such parameter or state, or one of another shape.
+        OtherShapeError: the checkpoint has no such parameter or state, or one of another shape.
     """
     _check_shapes(path, metadata, "params", params)
     check_model_state(path, metadata, state)
@@ -198,7 +198,7 @@ def check_model_state(path: Path, metadata: Mapping[str, Any], state: Mapping[st
     """Checks that a checkpoint has the model's state; those of earlier versions have none.
 
     Raises:
-        UserError: an array is missing or of another shape.
+        OtherShapeError: an array is missing or of another shape.
     """
     _check_shapes(path, {"model_state": {}, **metadata}, "model_state", state)
 
@@ -210,7 +210,7 @@ def _check_shapes(
         found = metadata[kind].get(name)
         if found is None or tuple(found) != array.shape:
             there = "no such array" if found is None else f"shape {tuple(found)}"
-            raise UserError(
+            raise OtherShapeError(
                 f"checkpoint {path}: expected {name} of shape {array.shape}, it has {there}"
             )
 

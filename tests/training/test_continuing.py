@@ -60,9 +60,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
 
 
 @pytest.mark.parametrize("mesh", ["1x2", pytest.param("2x4", marks=pytest.mark.thorough)])
-def test_known_rows_go_on_and_new_ones_begin(
-    saved: tuple[Path, dict[str, np.ndarray]], mesh: str
-):
+def test_known_rows_go_on_and_new_ones_begin(saved: tuple[Path, dict[str, np.ndarray]], mesh: str):
     checkpoint, before = saved
     learner = make_learner(GROWN, make_mesh(mesh))
     fresh = all_arrays(learner, learner.init(GROWN.seed))
