@@ -70,7 +70,7 @@ flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint for --
 flags.DEFINE_string(
     "warm_start",
     None,
-    "Workdir of a run, of which the best checkpoint counts, one of its checkpoints, or directory of "
+    "Workdir of a run (its best checkpoint counts), one of its checkpoints, or directory of "
     "NAME.npy, that tables and layers start from; such as runs/kaggle.",
 )
 flags.DEFINE_list(
