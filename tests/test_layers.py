@@ -53,8 +53,8 @@ BELOW["run_continued"] = {*BELOW["inference"], "inference"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
 BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
 BELOW["job"] = {*BELOW["run"], "run", "presets"}
-BELOW["search"] = {*BELOW["job"], "job"}
-BELOW["cli"] = {*BELOW["search"], "search", "presets", "text_table"}
+BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
+BELOW["cli"] = {*BELOW["search"], "search", "daily", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
