@@ -5,7 +5,7 @@
     WORKDIR/runs/000-NAME/       the run that trained on it
 
 Each day's vocabularies continue those of the day before, and so does its run, see `run_continued`.
-Whatever ends the loop, it goes on at the day where it was: preparation and run resume by themselves.
+Whatever ends the loop, it goes on at the day where it was: preparation and run resume themselves.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Daily:
             yield done
 
     def _day(self, number: int, first: Predictor | None) -> tuple[Predictor, Entry]:
-        """Prepares a day, trains on it and tests on the next one, with the first day's model, too."""
+        """Prepares a day, trains on it, and tests it and the first day's model on the next one."""
         today, tomorrow = self.logs[number : number + 2]
         name = self._name(number)
         self.say(f"day {today.name}: train on it, test on {tomorrow.name}")

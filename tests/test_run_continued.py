@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 import pytest
+from day_logs import SCHEMA, write_day
 
 import dlrm_jax.run as run_module
 from dlrm_jax import run_training
@@ -19,7 +19,6 @@ from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata, load_directory
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.pipeline import preprocess
-from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.vocabularies import read_values
 from dlrm_jax.mesh import make_mesh
@@ -30,7 +29,6 @@ from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 
-SCHEMA = Schema("click", ("user", "item", "viewed"), ("age",), shared={"viewed": "item"})
 CONFIG = Config(
     embedding_dim=4,
     bottom_mlp=(4,),
@@ -45,25 +43,6 @@ CONFIG = Config(
     decay_start=2,
     decay_steps=100,
 )
-
-
-def write_day(directory: Path, day: int, rows: int = 128) -> Path:
-    """A log; each day has an item more, and other users."""
-    rng = np.random.default_rng(day)
-    items = [f"i{number}" for number in range(5 + day)]
-    item = rng.choice(items, rows)
-    frame = pl.DataFrame(
-        {
-            "user": [f"u{day * 3 + number}" for number in rng.integers(0, 9, rows)],
-            "item": item,
-            "viewed": rng.choice(items, rows),
-            "age": rng.integers(1, 90, rows),
-            "click": (rng.random(rows) < np.where(item < "i3", 0.8, 0.2)).astype(int),
-        }
-    )
-    path = directory / f"day_{day}.parquet"
-    frame.write_parquet(path)
-    return path
 
 
 class Day(NamedTuple):
@@ -206,6 +185,5 @@ def test_a_run_leaves_its_config(days: tuple[Path, Day, Day]):
     ],
 )
 def test_whether_an_update_is_better(after: tuple[float, float], text: str):
-    names = ("auc", "log_loss")
-    found = verdict(*(dict(zip(names, each, strict=True)) for each in ((0.6, 0.4), after)))
+    found = verdict({"auc": 0.6, "log_loss": 0.4}, {"auc": after[0], "log_loss": after[1]})
     assert found.startswith(text)

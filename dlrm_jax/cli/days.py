@@ -1,7 +1,6 @@
 """Trains day after day, tests each model on the next day, and compares it with the first one.
 
-    python -m dlrm_jax days --input=day_0.parquet,day_1.parquet,day_2.parquet --schema=schema.json \\
-        --workdir=runs/days --model=din --model_options=target=item_id
+    python -m dlrm_jax days --input=d0.parquet,d1.parquet --schema=schema.json --workdir=runs/days
     python -m dlrm_jax days --input=log.parquet --schema=schema.json --workdir=runs/days --epochs=2
 
 Each file is a day. A single Parquet file with a timestamp is cut into its dates. For each day but
@@ -28,7 +27,7 @@ from dlrm_jax.cli.days_page import printed, write_page
 from dlrm_jax.cli.flags import FLAGS, mark_required, paths, refuse, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
-from dlrm_jax.daily import Daily, DayLog
+from dlrm_jax.daily import Daily, DayLog, Entry
 from dlrm_jax.data.preprocessing.log_by_date import by_date
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
@@ -87,6 +86,7 @@ def main() -> None:
         if len(given) == 1:
             given = by_date(given[0], schema, workdir / "logs")
         daily = Daily(named(given), preparation, config, mesh, workdir, status)
+        done: list[Entry] = []
         for done in daily():
             if done:
                 write_page(done, config, workdir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
     return checkpoint, all_arrays(learner, state)
 
 
-@pytest.mark.parametrize("mesh", ["1x2", pytest.param("2x4", marks=pytest.mark.thorough)])
+@pytest.mark.thorough  # tests/test_run_continued.py has a smaller one
+@pytest.mark.parametrize("mesh", ["1x2", "2x4"])
 def test_known_rows_go_on_and_new_ones_begin(saved: tuple[Path, dict[str, np.ndarray]], mesh: str):
     checkpoint, before = saved
     learner = make_learner(GROWN, make_mesh(mesh))
@@ -93,31 +95,45 @@ QUOTIENTS = dataclasses.replace(
 )
 
 
-def test_quotients_grow_and_remainders_stay(tmp_path: Path):
+@pytest.fixture(scope="module")
+def quotients(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """A checkpoint of `QUOTIENTS`, and what is in it."""
     learner = make_learner(QUOTIENTS, make_mesh("1x1"))
     state = learner.init(1)
-    before = all_arrays(learner, state)
-    checkpoint = save(tmp_path, learner, state, QUOTIENTS)
-    metadata = read_metadata(checkpoint)
+    checkpoint = save(tmp_path_factory.mktemp("quotients"), learner, state, QUOTIENTS)
+    return checkpoint, all_arrays(learner, state)
 
-    def continued(**changes: object) -> dict[str, np.ndarray]:
-        new = make_learner(dataclasses.replace(QUOTIENTS, **changes), make_mesh("1x1"))
-        return all_arrays(new, continued_state(new, 0, checkpoint, metadata))
 
-    found = continued(table_rows=(7, 1801, 40))
+@pytest.mark.thorough
+def test_quotients_grow_and_remainders_stay(quotients: tuple[Path, dict[str, np.ndarray]]):
+    checkpoint, before = quotients
+    config = dataclasses.replace(QUOTIENTS, table_rows=(7, 1801, 40))
+    new = make_learner(config, make_mesh("1x1"))
+    found = all_arrays(new, continued_state(new, 0, checkpoint, read_metadata(checkpoint)))
     for key in ("table", "accumulator"):
         np.testing.assert_array_equal(found[f"C2.remainder/{key}"], before[f"C2.remainder/{key}"])
-        quotients = found[f"C2.quotient/{key}"]
-        assert len(quotients) == 61
-        np.testing.assert_array_equal(quotients[:30], before[f"C2.quotient/{key}"])
-    for changes, message in (
-        ({"table_rows": (7, 899, 230)}, "table C3.quotient can't .* larger --compress_above"),
+        rows = found[f"C2.quotient/{key}"]
+        assert len(rows) == 61
+        np.testing.assert_array_equal(rows[:30], before[f"C2.quotient/{key}"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table_rows": (7, 1801, 40)}, None),
+        ({"table_rows": (7, 900, 230)}, "table C3.quotient can't .* larger --compress_above"),
         ({"collisions": 31}, "C2.remainder can't .* 30 remainders there and 31 here; .*=30"),
         ({"table_rows": (6, 900, 40)}, "table C1 .* 7 rows there and only 6 here; .* --grow"),
         ({"embedding_dim": 4, "bottom_mlp": (4,)}, "table C1 .* width 8 there and 4 here"),
-    ):
-        with pytest.raises(UserError, match=message):
-            continued(**changes)
+    ],
+)
+def test_tables_that_cannot_go_on_are_named(
+    quotients: tuple[Path, dict[str, np.ndarray]], changes: dict, message: str | None
+):
+    learner = make_learner(dataclasses.replace(QUOTIENTS, **changes), make_mesh("1x1"))
+    refused = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
+    with refused:
+        check_tables(learner, quotients[0], read_metadata(quotients[0]))
 
 
 @pytest.mark.thorough
