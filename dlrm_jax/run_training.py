@@ -36,10 +36,10 @@ class Training:
         say: function that shows a line of text to the user.
         checkpoints: checkpoints of the run; None for a run that writes none.
         before: metadata of the checkpoint that the run resumes from; None for a new run.
-        notes: what every checkpoint notes of the run.
+        notes: metadata that every checkpoint gets.
         file: file of the metrics; None for a run that writes none.
         watch: see `Options`.
-        continued: what the run continues; None if nothing.
+        continued: description of the run that this one continues; None if there is none.
     """
 
     config: Config
