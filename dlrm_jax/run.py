@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dlrm_jax.backend import describe_devices
@@ -13,10 +14,12 @@ from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.processes import check_same, is_process_0
+from dlrm_jax.run_continued import Continued, noted_continuation
 from dlrm_jax.run_start import (
     Options,
     check_splits,
     checkpoints_of,
+    config_text,
     describe_run,
     first_state,
     kernels_of,
@@ -86,9 +89,14 @@ def run(
             checkpoints = checkpoints_of(config, data, workdir)
             if training:
                 checkpoints.prepare()
-        state, resumed_from = first_state(config, learner, checkpoints, data, options, say)
-        if workdir and data.directory and training and not options.watch:
-            vocabularies.keep(data.directory, data.fingerprint, workdir)
+        state, resumed_from, continued = first_state(
+            config, learner, checkpoints, data, options, say
+        )
+        if workdir and training and not options.watch:
+            if data.directory:
+                vocabularies.keep(data.directory, data.fingerprint, workdir)
+            if is_process_0():
+                write_text(workdir / "config.json", config_text(config, data))
         before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
         notes = describe_run(config, learner)
         predict = make_predict(learner)
@@ -107,10 +115,17 @@ def run(
                 file = opened.enter_context(
                     Record(workdir / "metrics.jsonl", resumed_from or 0, events)
                 )
+            continued = continued or noted_continuation(options.continue_from, before)
+            if continued and not before:
+                continued = _evaluated_before(continued, state, data, metrics_of, absent)
+                for name, found in continued.before.items():
+                    if file:
+                        file(continued.step, f"{name}_before", found)
+            notes["continue_from"] = continued and dataclasses.asdict(continued)
             sample = evenly_spaced(data.validation, config.validation_examples)
             train = Training(
                 config, data, sample, learner, metrics_of, say, checkpoints, before, notes, file,
-                options.watch,
+                options.watch, continued,
             )  # fmt: skip
             state, of_training, noted = train(state)
             if options.watch:
@@ -127,7 +142,8 @@ def run(
             if sample is data.validation and noted["validation"]:
                 metrics["validation"] = noted["validation"]
 
-        # The test split is read here and nowhere else: it chooses nothing.
+        # The test split is read here, and before the first step of a run that continues another
+        # one, and nowhere else: it chooses nothing.
         # One after the other in all processes: a set would be in an order of its own in each.
         for name, rows in data.splits.items():
             if name == "train":  # as many as there are to validate: the rest says no more
@@ -145,6 +161,7 @@ def run(
             "batch_size": config.batch_size,
             **of_training,
             **metrics,
+            **({} if continued is None else continued.summary),
             "teacher_auc": data.teacher_auc and data.teacher_auc["test"],
             "resumed_from": resumed_from,
             "best_step": checkpoints and checkpoints.best(),
@@ -153,3 +170,16 @@ def run(
             name = "summary.json" if training else "evaluation.json"
             write_text(workdir / name, to_json(summary, indent=1))
         return Outcome(state, summary, noted)
+
+
+def _evaluated_before(
+    continued: Continued,
+    state: TrainState,
+    data: Dataset,
+    metrics_of: Callable[[TrainState, Split], Metrics],
+    absent: Sequence[str],
+) -> Continued:
+    """With the metrics of the model that is continued, on the new data, before it trains."""
+    names = [name for name in ("validation", "test") if name not in absent]
+    found = {name: metrics_of(state, data.splits[name]) for name in names}
+    return dataclasses.replace(continued, before=found)

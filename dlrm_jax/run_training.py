@@ -10,7 +10,8 @@ import jax
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
-from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.data.batches import Batches, LaterBatches, TrainBatches
+from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
@@ -35,9 +36,10 @@ class Training:
         say: function that shows a line of text to the user.
         checkpoints: checkpoints of the run; None for a run that writes none.
         before: metadata of the checkpoint that the run resumes from; None for a new run.
-        notes: what every checkpoint notes of the run.
+        notes: metadata that every checkpoint gets.
         file: file of the metrics; None for a run that writes none.
         watch: see `Options`.
+        continued: description of the run that this one continues; None if there is none.
     """
 
     config: Config
@@ -51,6 +53,7 @@ class Training:
     notes: Mapping[str, Any]
     file: Record | None
     watch: Callable[[int, Metrics], None] | None
+    continued: Continued | None = None
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
         """Trains from a state, which is donated.
@@ -62,7 +65,7 @@ class Training:
         """
         config, data, learner = self.config, self.data, self.learner
         resumed_from = int(state.step) if self.before else 0
-        batches = TrainBatches(
+        batches: Batches = TrainBatches(
             data.train,
             config.batch_size,
             config.seed,
@@ -70,8 +73,13 @@ class Training:
             jax.process_index(),
             jax.process_count(),
         )
-        total = config.steps or config.epochs * batches.steps_per_epoch
-        stopping = Stopping(config, total, self.before, self.say, self.record)
+        steps = config.steps or config.epochs * batches.steps_per_epoch
+        first, noted = 0, self.before
+        if self.continued:
+            first, noted = self.continued.step, self.before or self.continued.noted
+            batches = LaterBatches(batches, first)
+        total = first + steps
+        stopping = Stopping(config, steps, noted, self.say, self.record)
         last = resumed_from if resumed_from and stopping.reason else total
         self._tell_if_done(resumed_from, last, total, stopping.reason)
         sample = self.sample

@@ -86,6 +86,35 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
     return Config(**given)
 
 
+_OF_SHAPES = (
+    "model", "model_options", "embedding_dim", "pooling", "compression", "compress_above",
+    "collisions", "composition", "temperature", "bottom_mlp", "top_mlp", "interaction",
+    "self_interaction", "dense_features",
+)  # fmt: skip
+
+
+def other_shapes(config: Config, metadata: Mapping[str, Any]) -> str:
+    """The settings of shapes that a checkpoint has otherwise than a config; empty without any.
+
+    Args:
+        config: config of a run.
+        metadata: metadata of the checkpoint, as `metadata.read_metadata` gives it.
+    """
+    saved = saved_fields(metadata.get("config") or {})
+    here = {name: _written(getattr(config, name)) for name in _OF_SHAPES}
+    there = {name: _written(saved[name]) for name in _OF_SHAPES if name in saved}
+    return ", ".join(
+        f"{name} is {there[name]} there and {value} here"
+        for name, value in here.items()
+        if there.get(name, value) != value
+    )
+
+
+def _written(value: Any) -> str:
+    """A value as a flag writes it."""
+    return ",".join(map(str, value)) or "empty" if isinstance(value, list | tuple) else str(value)
+
+
 _VERSION_KEY = "config_version"
 
 

@@ -107,7 +107,12 @@ def overridden(config: Config, beneath: Mapping[str, Any] | None = None) -> Conf
     return dataclasses.replace(config, **(dict(beneath or {}) | _given()))
 
 
-def overridden_saved(saved: Config, checkpoint: Path, data_decide: bool) -> Config:
+def overridden_saved(
+    saved: Config,
+    checkpoint: Path,
+    data_decide: bool,
+    may_change: frozenset[str] = MAY_CHANGE,
+) -> Config:
     """The config of a checkpoint with the fields replaced that the command line names.
 
     Placements and plan, which are those of a mesh, aren't taken from the checkpoint.
@@ -116,13 +121,14 @@ def overridden_saved(saved: Config, checkpoint: Path, data_decide: bool) -> Conf
         saved: config that the checkpoint was trained with.
         checkpoint: directory of the checkpoint, for messages.
         data_decide: whether the data decide the fields of `OF_DATA`.
+        may_change: fields that flags may change.
 
     Raises:
         UserError: a flag, or the preset if one is given, has another value than the checkpoint,
             and may not have.
     """
     given = _given()
-    fixed = sorted(FIELD_TYPES.keys() - MAY_CHANGE - (OF_DATA if data_decide else set()))
+    fixed = sorted(FIELD_TYPES.keys() - may_change - (OF_DATA if data_decide else set()))
     of_preset = dataclasses.asdict(PRESETS[FLAGS.preset]) if FLAGS["preset"].present else {}
     for name in fixed:
         was = getattr(saved, name)

@@ -9,6 +9,7 @@ from dlrm_jax.signals import end_at_once
 
 COMMANDS = {
     "train": "trains and evaluates a model",
+    "days": "trains day after day, and tests each model on the next day",
     "search": "searches the settings of a model, and writes the best ones as a file",
     "preprocess": "makes arrays from raw logs, out of core",
     "report": "describes prepared data or a run on a page with pictures",

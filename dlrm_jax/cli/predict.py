@@ -5,7 +5,8 @@
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --data=prepared --output=p.csv --mesh=2x4
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --tables=user,viewed --tables_output=vectors
 
-where CHECKPOINT is a directory such as ``runs/kaggle/checkpoints/00300000``.
+where CHECKPOINT is the workdir of a run, such as ``runs/kaggle``, of which the best checkpoint
+counts, or one of its checkpoints, such as ``runs/kaggle/checkpoints/00300000``.
 
 Raw logs are mapped to ids by the vocabularies that the run keeps in its workdir. They are read,
 predicted and written chunk by chunk, so that they may be larger than memory. The output has one
@@ -55,6 +56,7 @@ from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
 from dlrm_jax.inference.loading import check_model
 from dlrm_jax.inference.predictor import Part, Predictor, sigmoid
+from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
@@ -67,7 +69,8 @@ from dlrm_jax.training.streamed_metrics import StreamedMetrics
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "Directory named by its step in a run's checkpoints/; such as runs/x/checkpoints/00001000.",
+    "Workdir of a run, of which the best checkpoint counts, or one of its checkpoints; such as "
+    "runs/x.",
 )
 flags.DEFINE_list(
     "data",
@@ -124,7 +127,9 @@ class Trained(NamedTuple):
 def main() -> None:
     """Checkpoint, probabilities, tables."""
     check_flags()
-    checkpoint = Path(FLAGS.checkpoint)
+    checkpoint = find_checkpoint(Path(FLAGS.checkpoint))
+    if checkpoint != Path(FLAGS.checkpoint):
+        status(f"checkpoint {checkpoint}")
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
     trained = Trained(checkpoint, metadata, config, find_vocabularies(checkpoint, metadata))

@@ -111,6 +111,23 @@ class TrainBatches:
         return Batch(examples.dense, examples.ids, labels, sample_weights)
 
 
+class LaterBatches:
+    """Batches of a run that counts its steps on from those of another one.
+
+    Args:
+        batches: batches of the run by its own steps, from 0.
+        first: number of steps before its first one.
+    """
+
+    def __init__(self, batches: Batches, first: int):
+        self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
+        self._batches, self._first = batches, first
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step, which counts on."""
+        return self._batches[step - self._first]
+
+
 def evaluation_batches(
     split: Split, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:

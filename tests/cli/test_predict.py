@@ -305,7 +305,7 @@ def test_errors(trained: Run, fragment: str, tmp_path: Path):
 def test_what_is_no_checkpoint(trained: Run, tmp_path: Path):
     flags = (f"--data={trained.raw}", f"--output={tmp_path / 'p.csv'}")
     refused(tmp_path / "none", f"{tmp_path / 'none'} is not a checkpoint", *flags)
-    refused(trained.workdir, f"it has the checkpoints {trained.checkpoint}", *flags)
+    refused(tmp_path, f"{tmp_path} is not a checkpoint", *flags)
 
 
 def test_a_class_that_only_the_checkpoint_names(trained: Run, tmp_path: Path):

@@ -352,7 +352,7 @@ def test_rules_that_do_not_fit_are_refused(log, tmp_path):
         ("user=user:0.0001,0", "expected rows for validation, got 0|expected rows for validation"),
         ("user=empty", "validation, got .* another --seed; rows without a value of empty train"),
         ("user=took", "0.parquet, column took: .* one number, text or date a row, got Duration"),
-        ("files", "files needs --validation=FILE and --test=FILE"),
+        ("files", "files needs --test=FILE, with --validation=FILE or without it"),
         ("rows=none.txt", "expected rows=FILE with a file that can be read, got none.txt"),
     ]:
         with pytest.raises(UserError, match=message):

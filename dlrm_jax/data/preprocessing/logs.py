@@ -171,7 +171,7 @@ def valid_rows(
         if batch[schema.timestamp].dtype == pl.String:
             numbers = f"{_SECONDS}, as most of the first times of the file"
             expected = numbers if seconds else "a date or a time such as 2026-11-25 10:30"
-        times = _times(batch[schema.timestamp], bool(seconds))
+        times = as_times(batch[schema.timestamp], bool(seconds))
         checked.append((times, times.is_null(), expected))
     bad = pl.repeat(False, len(batch), eager=True)
     for values, wrong, expected in checked:
@@ -237,7 +237,7 @@ def _numbers(name: str, kind: Any) -> pl.Expr:
     return column.cast(pl.Float64, strict=False).fill_nan(None)
 
 
-def _times(column: pl.Series, seconds: bool) -> pl.Series:
+def as_times(column: pl.Series, seconds: bool) -> pl.Series:
     """Converts a column to microseconds since 1970 (UTC); null where a value isn't a time.
 
     Text is of numbers or of dates: a number among dates would be a time in 1970.
@@ -251,7 +251,7 @@ def _times(column: pl.Series, seconds: bool) -> pl.Series:
         # Year first: 03/01/2024 is ambiguous.
         iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
         try:
-            return _times(iso.str.to_datetime(time_unit="us", strict=False), seconds)
+            return as_times(iso.str.to_datetime(time_unit="us", strict=False), seconds)
         except pl.exceptions.ComputeError:  # no format fits any of them
             return pl.Series(column.name, [None] * len(column), microseconds)
     numbers = column.cast(pl.Float64, strict=False)

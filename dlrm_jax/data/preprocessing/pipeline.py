@@ -57,7 +57,7 @@ def preprocess(
         output: directory for the arrays. Unfinished files are in ``OUTPUT.partial`` beside it,
             which takes about twice the space of the uncompressed text.
         options: options of the conversion.
-        held_out: two more files, for validation and for test alone; or none.
+        held_out: one more file, for test alone; or two, for validation and for test; or none.
         grow: directory of prepared data; its vocabularies are continued, and its values keep their
             ids.
         replace: whether to replace an output that was made from other files or options; otherwise
@@ -143,10 +143,10 @@ def _given_split(options: Options) -> str:
 
 def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
     logs = len(files) - held_out
-    if not logs or held_out not in (0, 2):
+    if not logs or held_out > 2:
         raise UserError(
-            f"expected files with logs, and one for validation and one for test or neither, got "
-            f"{logs} and {held_out}"
+            f"expected files with logs, and up to two for validation and test, got {logs} and "
+            f"{held_out}"
         )
     twice = [path for path in files if files.count(path) > 1]
     if twice:
@@ -244,7 +244,7 @@ def _run(
     check_missing_values(paths, [file.missing for file in files], options, grow)
     _check_copies(paths, [file.content_hash for file in files], held_out)
     days = make_days(paths, files, options)
-    split = make_splits(days, files, options)
+    split = make_splits(days, files, options, held_out)
     training = splits.training_rows(split, days, len(files))
     known = (grow, recipe["options"]["grown_from"][-1]) if grow else None
     rows = conversion.learn(files, training, known)
