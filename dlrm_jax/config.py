@@ -148,8 +148,8 @@ class Config:
     )
     table_l2: float = field(
         0.0,
-        "Strength λ of the penalty λ/2 Σ w² of the tables, and of the vectors of numeric_embedding; "
-        "0 for none; such as 1e-5.",
+        "Strength λ of the penalty λ/2 Σ w² of the tables, and of the vectors of "
+        "numeric_embedding; 0 for none; such as 1e-5.",
         0,
     )
     table_l2_rows: Literal["touched", "all"] = field(

@@ -11,6 +11,7 @@ import jax
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
@@ -69,6 +70,7 @@ class Training:
             config.shuffle_window,
             jax.process_index(),
             jax.process_count(),
+            unseen_ids(data, config.unseen_rate, config.seed),
         )
         total = config.steps or config.epochs * batches.steps_per_epoch
         stopping = Stopping(config, total, self.before, self.say, self.record)

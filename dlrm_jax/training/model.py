@@ -73,7 +73,8 @@ def make_model(
     taken = options(kind)
     arguments: dict[str, Any] = {name: getattr(config, name) for name in config_fields(kind)}
     arguments |= _own_options(config, taken)
-    if "dtype" in inspect.signature(kind.__init__).parameters:
+    has_mlps = "dtype" in inspect.signature(kind.__init__).parameters
+    if has_mlps:
         arguments["dtype"] = config.compute_dtype
     elif config.compute_dtype != "float32":
         raise UserError(f"compute_dtype: {config.model} has no MLP, got {config.compute_dtype}")
@@ -81,7 +82,7 @@ def make_model(
         model = kind(config.dense_features, fields_of(config), **arguments, rngs=rngs)
     else:
         model = _on_embedded_numbers(kind, config, arguments, rngs)
-    if config.dropout or config.normalization != "none":
+    if has_mlps and (config.dropout or config.normalization != "none"):
         regularize_mlps(model, config.dropout, config.normalization, rngs)
     if not composers:
         return model

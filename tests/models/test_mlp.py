@@ -83,9 +83,9 @@ def normalized(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndar
 def test_normalization_comes_between_a_hidden_layer_and_its_relu(kind):
     mlp = MLP([4, 6, 1], last_relu=False, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(50, 4))
+    layers = nnx.to_pure_dict(nnx.state(mlp))["layers"].values()
     (first, bias), (last, last_bias) = (
-        (np.asarray(layer.kernel[...], "f8"), np.asarray(layer.bias[...], "f8"))
-        for layer in mlp.layers
+        (np.asarray(layer["kernel"], "f8"), np.asarray(layer["bias"], "f8")) for layer in layers
     )
     mlp.regularize(0.0, kind, nnx.Rngs(0))
     hidden, axis = x @ first + bias, 0 if kind == "batch" else 1
@@ -100,9 +100,7 @@ def test_normalization_comes_between_a_hidden_layer_and_its_relu(kind):
 
 def test_dropout_follows_the_hidden_layers_in_training_only():
     mlp = MLP([1, 1000, 1], last_relu=False, rngs=nnx.Rngs(0))
-    mlp.layers[0].kernel[...], mlp.layers[1].kernel[...] = jnp.ones((1, 1000)), jnp.ones((1000, 1))
-    for layer in mlp.layers:
-        layer.bias[...] = jnp.zeros_like(layer.bias[...])
+    nnx.update(mlp, jax.tree.map(lambda x: 1.0 * (x.ndim > 1) + 0 * x, nnx.state(mlp)))
     mlp.regularize(0.25, "none", nnx.Rngs(0))
     kept = mlp(jnp.ones((1, 1))).item() * 0.75  # those that stay are scaled by 1 / 0.75
     assert kept == pytest.approx(750, abs=60)

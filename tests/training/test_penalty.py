@@ -1,4 +1,4 @@
-"""L2 regularization against the float64 oracle: each row once, touched or all, on every placement."""
+"""L2 against the float64 oracle: each row once, touched rows or all, on every placement."""
 
 from __future__ import annotations
 

@@ -63,7 +63,10 @@ def test_what_no_model_reads_is_said():
     config = dataclasses.replace(CONFIG, model="fm", dropout=0.1)
     assert unread(config)["dropout"] == "without a model with an MLP; fm has none"
     for changes, message in (
-        ({"model": "fm", "dropout": 0.1}, "dropout: the model has no MLP with a hidden layer"),
+        (
+            {"model": "deepfm", "top_mlp": (1,), "dropout": 0.1},
+            "dropout: the model has no MLP with a hidden layer",
+        ),
         ({"numeric_embedding": "linear", "dense_features": 0}, "there are no dense features"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,7 +1,8 @@
 """The columns of a schema under numbered names, with transformed dense features.
 
-``label``, ``d0``, ``d1``, … (float32; float64 to be standardized), ``c0``, ``c1``, … (raw values) and, if the schema has them,
-``weight`` and ``time`` (microseconds since 1970). Missing values are null.
+``label``, ``d0``, ``d1``, … (float32; float64 if they will be standardized), ``c0``, ``c1``, … (raw
+values) and, if the schema has them, ``weight`` and ``time`` (microseconds since 1970). Missing
+values are null.
 """
 
 from __future__ import annotations

@@ -149,8 +149,7 @@ class LogEncoder:
             dense = rows.select(names)
             dense = transform_dense(dense, self.options, self._smallest, self._scales)
         bags = [
-            encode_column(rows, i, self.options, entries)
-            for i, entries in enumerate(self._entries)
+            encode_column(rows, i, self.options, entries) for i, entries in enumerate(self._entries)
         ]
         if self._expansions:
             pairs = zip(bags, self._expansions, strict=True)
