@@ -66,12 +66,13 @@ def by_hand(frame: pl.DataFrame, training: pl.DataFrame) -> np.ndarray:
     """Transformed dense columns, in float64."""
     found = []
     for name, is_log in (("price", False), ("stock", True)):
-        columns = [x[name].cast(pl.Float64) for x in (frame, training)]
-        x, known = (np.log1p(c.clip(0)) if is_log else c for c in columns)
-        mean, deviation = np.nanmean(known.to_numpy()), np.nanstd(known.to_numpy())
-        found.append((x - mean) / deviation)
-    found.append(np.log1p(frame["plain"].cast(pl.Float64)))
-    return pl.DataFrame(found).fill_null(0).to_numpy()
+        x, known = (part[name].cast(pl.Float64).to_numpy() for part in (frame, training))
+        if is_log:
+            x, known = (np.log1p(np.maximum(numbers, 0)) for numbers in (x, known))
+        standardized = (x - np.nanmean(known)) / np.nanstd(known)
+        found.append(np.nan_to_num(standardized))
+    found.append(np.log1p(frame["plain"].to_numpy()))
+    return np.stack(found, axis=1)
 
 
 def training_rows(prepared: Path) -> pl.DataFrame:
