@@ -95,6 +95,20 @@ class Config:
     )
     interaction: Literal["dot", "cat"] = field("dot", "How features interact in DLRM.")
     self_interaction: bool = field(False, "Adds each vector's product with itself to the dots.")
+    numeric_embedding: Literal["none", "linear"] = field(
+        "none",
+        "How dense features are embedded: not at all, or linear, as number times a trained vector, "
+        "which the model reads like that of a table.",
+    )
+    dropout: float = field(
+        0.0,
+        "Share of the outputs of each hidden layer of the MLPs that is dropped in training; such "
+        "as 0.1.",
+        0,
+    )
+    normalization: Literal["none", "batch", "layer"] = field(
+        "none", "Normalization of each hidden layer of the MLPs, before its ReLU."
+    )
     compute_dtype: Literal["float32", "bfloat16"] = field(
         "float32", "Type that the dense model computes in."
     )
@@ -131,6 +145,23 @@ class Config:
     )
     clip_norm: float = field(
         0.0, "Greatest norm of the gradient of all parameters; 0 for any; such as 1.", 0
+    )
+    table_l2: float = field(
+        0.0,
+        "Strength λ of the penalty λ/2 Σ w² of the tables, and of the vectors of "
+        "numeric_embedding; 0 for none; such as 1e-5.",
+        0,
+    )
+    table_l2_rows: Literal["touched", "all"] = field(
+        "touched",
+        "Rows that have the penalty of table_l2 in a step: those that the batch touches, or all, "
+        "which makes each step read and write whole tables, as dense optimizers do.",
+    )
+    dense_l2: float = field(
+        0.0,
+        "Strength λ of the penalty λ/2 Σ w² of the dense model, biases included; 0 for none; such "
+        "as 1e-6.",
+        0,
     )
     accumulation_steps: int = field(
         1, "Micro-batches that a batch is worked through in; such as 4.", 1
@@ -195,6 +226,12 @@ class Config:
     shuffle_window: int = field(
         0, "Training examples that are shuffled together; 0 for all; such as 1000000.", 0
     )
+    unseen_rate: float = field(
+        0.0,
+        "Share of the known ids of training batches that are replaced by the id of unseen values, "
+        "so that its row is trained; such as 0.01.",
+        0,
+    )
     min_count: int = field(
         1, "Occurrences below which values of a raw file share one id; such as 10.", 1
     )
@@ -224,6 +261,10 @@ class Config:
                 f"bottom_mlp: dot interaction needs it to end in embedding_dim = "
                 f"{self.embedding_dim}, got {self.bottom_mlp}"
             )
+        if self.dropout >= 1:
+            raise UserError(f"dropout: expected a share below 1, got {self.dropout}")
+        if self.unseen_rate >= 1:
+            raise UserError(f"unseen_rate: expected a share below 1, got {self.unseen_rate}")
         if self.pooling == "learned" and self.compression != "none":
             raise UserError(
                 f"pooling: learned weights are for tables that aren't compressed, got "

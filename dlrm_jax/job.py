@@ -25,6 +25,7 @@ from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.check import check_ids, check_labels
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.inference import vocabularies
@@ -274,8 +275,14 @@ def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, D
             the loss doesn't take, or a sample weight that is negative or not finite.
     """
     if source is None:
+        if config.unseen_rate:
+            raise UserError(
+                f"unseen_rate: generated ids stand for no values, so none is unseen, got "
+                f"{config.unseen_rate}; leave it out"
+            )
         return config, generate_data(config)
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
+    unseen_ids(data, config.unseen_rate, config.seed)
     soft = _is_soft(config)
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)

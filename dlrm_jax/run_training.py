@@ -11,6 +11,7 @@ import jax
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import Batches, LaterBatches, TrainBatches
+from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
@@ -72,6 +73,7 @@ class Training:
             config.shuffle_window,
             jax.process_index(),
             jax.process_count(),
+            unseen_ids(data, config.unseen_rate, config.seed),
         )
         steps = config.steps or config.epochs * batches.steps_per_epoch
         first, noted = 0, self.before

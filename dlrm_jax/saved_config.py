@@ -25,6 +25,13 @@ _ADDED: dict[str, Any] = {
     "plateau_patience": 2,
     "patience": 0,
     "validation_examples": 0,
+    "table_l2": 0.0,
+    "table_l2_rows": "touched",
+    "dense_l2": 0.0,
+    "numeric_embedding": "none",
+    "dropout": 0.0,
+    "normalization": "none",
+    "unseen_rate": 0.0,
 }
 
 VERSION = 1 + len(_ADDED)

@@ -72,6 +72,9 @@ class Oracle:
         decay_start: int = 0,
         decay_steps: int = 0,
         clip_norm: float | None = None,
+        table_l2: float = 0.0,
+        whole_tables: bool = False,
+        dense_l2: float = 0.0,
     ):
         assert interaction in ("dot", "cat"), interaction
         assert loss in ("bce", "mse"), loss
@@ -86,6 +89,7 @@ class Oracle:
         self.dense_eps = dense_eps
         self.warmup, self.decay_start, self.decay_steps = warmup, decay_start, decay_steps
         self.clip_norm = clip_norm
+        self.table_l2, self.whole_tables, self.dense_l2 = table_l2, whole_tables, dense_l2
         self.step_count = 0  # steps taken so far
         self.slots: dict[str, dict[str, Array]] = {name: {} for name in self.tables}
         for t in self.tables.values():
@@ -131,6 +135,7 @@ class Oracle:
         """Updates everything trainable; returns the loss before the update."""
         loss, gradients = self.gradients(dense, ids, labels, id_weights, sample_weights)
         self.step_count += 1
+        self._penalize(gradients)
         norm = global_norm(gradients)
         clip = 1.0 if self.clip_norm is None or norm <= self.clip_norm else self.clip_norm / norm
 
@@ -150,6 +155,18 @@ class Oracle:
             for row, g in rows.items():
                 formula.update(t.weights, slots, row, clip * g, rate, eps, self.step_count)
         return loss
+
+    def _penalize(self, gradients: Gradients) -> None:
+        """Adds λ·w, the derivative of λ/2·Σw²: to the rows present in the batch, or to all."""
+        parameters, slopes = self.bottom + self.top, gradients.bottom + gradients.top
+        for w, g in zip(_flat(parameters), _flat(slopes), strict=True):
+            g += self.dense_l2 * w
+        if not self.table_l2:
+            return
+        for name, rows in gradients.tables.items():
+            w = self.tables[name].weights
+            for row in range(len(w)) if self.whole_tables else list(rows):
+                rows[row] = rows.get(row, 0.0) + self.table_l2 * w[row]
 
     def rate(self, base: float, s: int) -> float:
         """Learning rate of step s, counted from 1.

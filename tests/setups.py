@@ -21,6 +21,7 @@ from dlrm_jax.models.fields import Field
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import LOSSES, class_weighted
+from dlrm_jax.training.penalty import NO_PENALTY, Penalty
 from dlrm_jax.training.schedule import WarmupDecay
 from dlrm_jax.training.step import make_train_step
 
@@ -95,6 +96,7 @@ class Setup:
     schedule: tuple[int, int, int] = (0, 0, 0)  # warm-up, start of the decay, its length
     accumulation_steps: int = 1
     comm_dtype: str | None = None
+    penalty: Penalty = NO_PENALTY
 
     @property
     def dense_optimizer(self) -> str:
@@ -159,6 +161,7 @@ class Setup:
             class_weighted(LOSSES[self.loss], *self.class_weights),
             self.clip_norm,
             self.accumulation_steps,
+            self.penalty,
         )
 
     def oracle(self, initial: dict[str, np.ndarray]) -> Oracle:
@@ -188,6 +191,9 @@ class Setup:
             decay_start=decay_start,
             decay_steps=decay_steps,
             clip_norm=self.clip_norm or None,
+            table_l2=self.penalty.tables,
+            whole_tables=self.penalty.whole_tables,
+            dense_l2=self.penalty.dense,
         )
 
 

@@ -1,6 +1,6 @@
 """Batches of a fixed size: shuffled for training, in order and padded for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -75,6 +75,7 @@ class TrainBatches:
         process_index: index of this process, from 0.
         process_count: number of processes, P. Each reads B/P examples of a batch; those of all
             processes, concatenated, are the batch that a single process reads.
+        unseen: replacement of ids by that of unseen values, see `unseen_ids`; None for none.
 
     Raises:
         UserError: there are fewer examples than `batch_size`, P doesn't divide it, or an
@@ -89,11 +90,13 @@ class TrainBatches:
         shuffle_window: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        unseen: Callable[[Any, int, slice, int], Any] | None = None,
     ):
         self.steps_per_epoch = steps_per_epoch(split, batch_size)
         self.batch_size = batch_size
         self._own = _own_examples(batch_size, process_index, process_count)
         self._split = split
+        self._unseen = unseen
         self._order = ShuffledOrder(len(split), shuffle_window, seed)
         self._ones = np.ones(batch_size // process_count, np.float32)
         self._ones.flags.writeable = False
@@ -107,8 +110,10 @@ class TrainBatches:
         rows = self._order.rows(epoch, start + self._own.start, start + self._own.stop)
         examples = self._split.take(rows)
         sample_weights = self._ones if examples.sample_weights is None else examples.sample_weights
-        labels = examples.labels.astype(np.float32, copy=False)
-        return Batch(examples.dense, examples.ids, labels, sample_weights)
+        labels, ids = examples.labels.astype(np.float32, copy=False), examples.ids
+        if self._unseen:
+            ids = self._unseen(ids, step, self._own, self.batch_size)
+        return Batch(examples.dense, ids, labels, sample_weights)
 
 
 class LaterBatches:

@@ -29,6 +29,7 @@ from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import LOSSES, class_weighted
 from dlrm_jax.training.model import make_model, model_class
+from dlrm_jax.training.penalty import Penalty
 from dlrm_jax.training.tables import Descriptions, describe, schedule
 
 
@@ -136,6 +137,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         class_weighted(LOSSES[config.loss], *config.class_weights),
         config.clip_norm,
         config.accumulation_steps,
+        Penalty(config.table_l2, config.table_l2_rows == "all", config.dense_l2),
     )
 
 

@@ -29,6 +29,7 @@ from dlrm_jax.training.batch_layers import (
 )
 from dlrm_jax.training.losses import Loss, bce
 from dlrm_jax.training.native_model import has_native_layers, use_native_layers
+from dlrm_jax.training.penalty import NO_PENALTY, Penalty
 
 AnyBatch = TypeVar("AnyBatch")
 
@@ -70,6 +71,7 @@ class Learner:
             sample alone.
         clip_norm: largest global norm of all gradients; 0 for any.
         accumulation_steps: number of micro-batches of a batch.
+        penalty: L2 regularization of tables and layers.
 
     Raises:
         UserError: the mesh's axes are Explicit, a number is out of range, or the model has random
@@ -84,6 +86,7 @@ class Learner:
         loss: Loss = bce,
         clip_norm: float = 0,
         accumulation_steps: int = 1,
+        penalty: Penalty = NO_PENALTY,
     ):
         if collection.axes.explicit:
             raise UserError(
@@ -106,6 +109,7 @@ class Learner:
         self.loss = loss
         self.clip_norm = clip_norm
         self.accumulation_steps = accumulation_steps
+        self.penalty = penalty
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import Batch, Batches, TrainBatches
+from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.ranking import ranking_metrics
 
@@ -37,7 +38,13 @@ class Task(abc.ABC):
 
     def batches(self, config: Config) -> Batches:
         """Training batches in the order of the config's seed, shuffled again in each epoch."""
-        return TrainBatches(self.data.train, config.batch_size, config.seed, config.shuffle_window)
+        return TrainBatches(
+            self.data.train,
+            config.batch_size,
+            config.seed,
+            config.shuffle_window,
+            unseen=unseen_ids(self.data, config.unseen_rate, config.seed),
+        )
 
     @abc.abstractmethod
     def metrics(

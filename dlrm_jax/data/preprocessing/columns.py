@@ -1,7 +1,8 @@
 """The columns of a schema under numbered names, with transformed dense features.
 
-``label``, ``d0``, ``d1``, … (float32), ``c0``, ``c1``, … (raw values) and, if the schema has them,
-``weight`` and ``time`` (microseconds since 1970). Missing values are null.
+``label``, ``d0``, ``d1``, … (float32; float64 if they will be standardized), ``c0``, ``c1``, … (raw
+values) and, if the schema has them, ``weight`` and ``time`` (microseconds since 1970). Missing
+values are null.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import polars as pl
 from jaxtyping import Float32
 
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.standardization import Scales
 from dlrm_jax.errors import UserError
 
 _INT32 = np.iinfo(np.int32)
@@ -56,13 +58,17 @@ def normalize_columns(
 
 
 def transform_dense(
-    dense: pl.DataFrame, options: Options, smallest: float
+    dense: pl.DataFrame, options: Options, smallest: float, scales: Scales
 ) -> Float32[np.ndarray, "N D"]:
-    """Applies the transform that depends on the whole file to the dense columns.
+    """Applies the transforms that depend on all rows of a file, or of training, to dense columns.
 
-    ``smallest`` is the smallest number of the whole file in these columns; nulls count as 0.
+    Args:
+        dense: columns of `normalize_columns`; nulls count as 0, standardized ones as the mean.
+        options: options of the data.
+        smallest: smallest number of the whole file in these columns.
+        scales: scales of the columns that are standardized.
     """
-    array = dense.fill_null(0).to_numpy()
+    array = scales.applied(dense).fill_null(0).to_numpy()
     if options.compatible == "torchrec":
         # As TorchRec's tsv_to_npys: int32 differences, logarithms in float32.
         return np.log(array - np.int32(int(smallest) - 2), dtype=np.float32)
@@ -78,9 +84,11 @@ def _dense(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr | pl.Ser
         raised = frame[name].clip(lower_bound=0).cast(pl.Float32).to_numpy() + np.float32(1)
         return pl.Series(name, np.log(raised), nan_to_null=True)
     x = x.cast(pl.Float64)
-    if options.schema.dense_transform == "log":
+    transform = options.schema.transform_of(name)
+    if transform.startswith("log"):
         x = x.clip(lower_bound=0).log1p()
-    return x.cast(pl.Float32)
+    # Standardized ones keep their digits until the mean is subtracted.
+    return x if transform.endswith("standardize") else x.cast(pl.Float32)
 
 
 def _categorical(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr:

@@ -17,6 +17,7 @@ from dlrm_jax.data.preprocessing.encoding import Encoder
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
+from dlrm_jax.data.preprocessing.standardization import Scales
 from dlrm_jax.files import replacing
 
 _CHUNK_ROWS = 1 << 17
@@ -30,6 +31,7 @@ def write_day(
     options: Options,
     encoders: Sequence[Encoder],
     expansions: Sequence[Path],
+    scales: Scales,
 ) -> dict[str, Any]:
     """Writes the arrays of one day, in TorchRec's layout; existing files stay.
 
@@ -37,7 +39,7 @@ def write_day(
     ``…_weights.npy`` float32 [N], and ``…_sparse.npy`` int32 [N, C] or, if a bag has several
     places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L]. There is an encoder
     for each range of the day's rows. Expansions are the files of `synthetic_tables`, if an id
-    becomes several.
+    becomes several. Scales are those of the dense columns that are standardized.
 
     Returns:
         The note of the file of ids, see `id_ranges`; none if it existed.
@@ -52,7 +54,7 @@ def write_day(
         names = [f"d{i}" for i in range(len(schema.dense))]
         if not names:  # a frame without columns has no rows
             return np.empty((stop - start, 0), np.float32)
-        return transform_dense(rows(names, start, stop), options, staged.smallest)
+        return transform_dense(rows(names, start, stop), options, staged.smallest, scales)
 
     def column(name: str) -> Callable[[int, int], np.ndarray]:
         return lambda start, stop: rows([name], start, stop)[name].to_numpy()

@@ -35,7 +35,8 @@ def check_columns(
             f"{path} has no column {missing[0]!r} that the schema names; its columns are "
             f"{', '.join(types)}"
         )
-    numbers = [name for name in names if name in (schema.label, *schema.dense, schema.weight)]
+    of_numbers = (schema.label, *schema.dense, *schema.bins, schema.weight)
+    numbers = [name for name in names if name in of_numbers]
     for name in numbers:
         if not (types[name].is_numeric() or types[name] in (pl.Boolean, pl.String, pl.Null)):
             raise UserError(f"{path}, column {name}: expected numbers, got {types[name]}")
@@ -145,7 +146,7 @@ def valid_rows(
         (schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0])),
         *(
             (name, "a finite number or nothing", lambda x: x.is_null() | (x.abs() <= _LARGEST))
-            for name in schema.dense
+            for name in (*schema.dense, *schema.bins)
         ),
     ]
     if schema.weight:

@@ -159,8 +159,11 @@ class Options:
         fields: dict[str, Any] = dataclasses.asdict(self)
         fields["split"] = str(self.rule)
         del fields["csv_missing"]  # stored where CSV is read
-        if not self.schema.shared:  # earlier versions hadn't it: theirs are the same data
+        # Earlier versions hadn't these: theirs are the same data.
+        if not self.schema.shared:
             del fields["schema"]["shared"]
+        if not self.schema.bins:
+            del fields["schema"]["bins"]
         if self.rule.kind in ("days", "files"):
             del fields["split"]
         return json.loads(json.dumps(fields))

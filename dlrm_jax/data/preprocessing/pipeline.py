@@ -176,6 +176,7 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
             f"grow: the data that grow share the vocabularies {json.dumps(grown.shared)}, the "
             f"schema {json.dumps(dict(options.schema.shared))}; share the same ones"
         )
+    _check_numbers_that_grow(options, Options.from_json(grown.made_from["options"]))
     before = grown.made_from["options"]
     for option in ("compatible", "multi_hot_sizes"):
         if option not in before:
@@ -190,6 +191,19 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
             f"--split={options.rule} --seed={options.seed} would test by values of "
             f"{options.rule.column} that have trained; give the same, or another kind of split"
         )
+
+
+def _check_numbers_that_grow(options: Options, earlier: Options) -> None:
+    """Checks that numbers mean the same as in the data that grow: bins and scales are kept."""
+    for what, before, now in (
+        ("bins", dict(earlier.schema.bins), dict(options.schema.bins)),
+        ("columns to standardize", earlier.schema.standardized, options.schema.standardized),
+    ):
+        if before != now:
+            raise UserError(
+                f"grow: expected the {what} of the data that grow, {json.dumps(before)}, got "
+                f"{json.dumps(now)}"
+            )
 
 
 def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:

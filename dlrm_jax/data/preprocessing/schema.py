@@ -12,9 +12,10 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import check_names
 from dlrm_jax.files import read_json
 
-TRANSFORMS = ("log", "none")
+TRANSFORMS = ("log", "none", "standardize", "log_standardize")
 LAYOUTS = ("named", "criteo")
 _LONGEST_BAG = 1 << 16
+_MOST_BINS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,16 @@ class Schema:
             1.
         timestamp: name of the column with a date, a time, or seconds since 1970 (UTC) or since
             the log began, ascending; days are its dates. None where days are files.
-        dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo, or ``"none"`` for x.
+        dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo; ``"none"`` for x;
+            ``"standardize"`` and ``"log_standardize"`` for the same minus its mean, divided by its
+            standard deviation, over the training rows. One for all dense columns, or some by
+            column; the others have the logarithm.
         layout: ``"named"`` for columns of Parquet and CSV, or ``"criteo"`` for its text and binary
             form, which have no names.
         shared: columns whose values are those of another categorical column, by name: the two have
             one vocabulary, ids that mean the same, and one table.
+        bins: number of bins, by categorical column of numbers: its ids are bins of about equally
+            many training rows.
 
     Raises:
         UserError: there is no categorical column, or one is named twice.
@@ -47,9 +53,10 @@ class Schema:
     bag_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weight: str | None = None
     timestamp: str | None = None
-    dense_transform: str = "log"
+    dense_transform: str | Mapping[str, str] = "log"
     layout: str = "named"
     shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    bins: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for field in ("categorical", "dense"):
@@ -77,12 +84,43 @@ class Schema:
                     f"schema: bag_lengths: {name} must be from 1 to {_LONGEST_BAG}, got {length!r}"
                 )
         self._check_shared()
-        for field, allowed in (("dense_transform", TRANSFORMS), ("layout", LAYOUTS)):
-            if getattr(self, field) not in allowed:
+        self._check_numbers()
+        if self.layout not in LAYOUTS:
+            raise UserError(
+                f"schema: layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}"
+            )
+
+    def _check_numbers(self) -> None:
+        given = self.dense_transform
+        named = given if isinstance(given, Mapping) else {}
+        if unknown := named.keys() - set(self.dense):
+            raise UserError(f"schema: dense_transform names {min(unknown)!r}, which isn't dense")
+        for transform in named.values() if isinstance(given, Mapping) else [given]:
+            if transform not in TRANSFORMS:
                 raise UserError(
-                    f"schema: {field} must be one of {', '.join(allowed)}, got "
-                    f"{getattr(self, field)!r}"
+                    f"schema: dense_transform must be one of {', '.join(TRANSFORMS)}, or an object "
+                    f'of them by column, such as {{"price": "standardize"}}, got {transform!r}'
                 )
+        if not isinstance(self.bins, Mapping):
+            raise UserError(f"schema: bins must be an object of numbers, got {self.bins!r}")
+        for name, count in self.bins.items():
+            if name not in self.categorical:
+                raise UserError(
+                    f"schema: bins names {name!r}, which isn't categorical; bins are ids"
+                )
+            if type(count) is not int or not 2 <= count <= _MOST_BINS:
+                raise UserError(
+                    f"schema: bins: {name} must be from 2 to {_MOST_BINS}, got {count!r}"
+                )
+            for field, others in (
+                ("bag_lengths", self.bag_lengths),
+                ("shared", {*self.shared, *self.shared.values()}),
+            ):
+                if name in others:
+                    raise UserError(
+                        f"schema: bins are for a column with one number and ids of its own, but "
+                        f"{field} names {name!r}, too"
+                    )
 
     def _check_shared(self) -> None:
         for name, owner in self.shared.items():
@@ -101,6 +139,16 @@ class Schema:
     def owners(self) -> tuple[int, ...]:
         """The column whose vocabulary each categorical column has, as an index of them."""
         return tuple(self.categorical.index(self.shared.get(x, x)) for x in self.categorical)
+
+    def transform_of(self, name: str) -> str:
+        """The transform of a dense column."""
+        given = self.dense_transform
+        return given.get(name, "log") if isinstance(given, Mapping) else given
+
+    @property
+    def standardized(self) -> tuple[str, ...]:
+        """The dense columns that are standardized."""
+        return tuple(x for x in self.dense if self.transform_of(x).endswith("standardize"))
 
     @property
     def columns(self) -> list[str]:

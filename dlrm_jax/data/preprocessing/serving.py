@@ -24,6 +24,7 @@ from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
+from dlrm_jax.data.preprocessing.standardization import read_scales
 from dlrm_jax.errors import UserError
 
 _PLACES = 1 << 24  # of bags that are encoded at a time, 4 bytes each
@@ -68,7 +69,13 @@ class LogEncoder:
             owner: LoadedVocabulary(prepared / VOCABULARIES / f"{owner}.parquet")
             for owner in sorted(set(owners))
         }
-        self._vocabularies = [loaded[owner] for owner in owners]
+        schema = self.options.schema
+        binned = [name in schema.bins for name in schema.categorical]
+        self._entries = [
+            loaded[owner].all_entries if has_bins else loaded[owner].entries
+            for owner, has_bins in zip(owners, binned, strict=True)
+        ]
+        self._scales = read_scales(prepared, schema)
         # After the last of several files: another process may have replaced the directory.
         check_unchanged(prepared, fingerprint)
         torchrec = self.options.compatible == "torchrec"
@@ -139,10 +146,10 @@ class LogEncoder:
         names = [f"d{i}" for i in range(len(self.options.schema.dense))]
         dense = np.empty((len(rows), 0), np.float32)
         if names:
-            dense = transform_dense(rows.select(names), self.options, self._smallest)
+            dense = rows.select(names)
+            dense = transform_dense(dense, self.options, self._smallest, self._scales)
         bags = [
-            encode_column(rows, i, self.options, known.entries)
-            for i, known in enumerate(self._vocabularies)
+            encode_column(rows, i, self.options, entries) for i, entries in enumerate(self._entries)
         ]
         if self._expansions:
             pairs = zip(bags, self._expansions, strict=True)
