@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -26,13 +27,19 @@ def score(metrics: Mapping[str, Any] | None, name: str) -> float | None:
 
 
 def binary_metrics(
-    logits: Float[np.ndarray, " N"], labels: Shaped[np.ndarray, " N"]
+    logits: Float[np.ndarray, " N"],
+    labels: Shaped[np.ndarray, " N"],
+    weights: Float[np.ndarray, " N"] | None = None,
+    shift: float = 0.0,
 ) -> dict[str, float | int]:
     """All metrics of a binary classifier.
 
     Args:
         logits: logits of label 1, [N].
         labels: labels, [N], from 0 to 1. For ``auc`` and ``accuracy``, those above 1/2 are 1.
+        weights: weights of the examples, [N]; None if all are 1.
+        shift: number to add to each logit, see `sampling.log_odds_shift`. The AUC is that of the
+            logits as they are.
 
     Returns:
         log_loss: mean binary cross-entropy, in nats.
@@ -44,8 +51,10 @@ def binary_metrics(
         calibration: mean prediction over mean label; NaN without a positive label.
         examples: N.
 
+        Means and shares are weighted ones.
+
     Raises:
-        UserError: there are no samples, or a logit isn't finite.
+        UserError: there are no samples, a logit isn't finite, or all weights are 0.
     """
     if not len(labels):
         raise UserError("metrics need at least one sample, got none")
@@ -55,11 +64,19 @@ def binary_metrics(
             f"{np.sum(~np.isfinite(z))} of {len(z)} predictions aren't finite; lower the learning "
             f"rate, clip gradients, or look for values out of range in the data"
         )
-    y = labels.astype(np.float64)
-    log_loss = float(np.mean(np.logaddexp(0, z) - y * z))
-    accuracy = float(np.mean((z > 0) == (y > 0.5)))
-    probability = float(np.exp(-np.logaddexp(0, -z)).mean())
-    return named_metrics(log_loss, auc(z, y), float(y.mean()), accuracy, probability, len(y))
+    y, score, mean = labels.astype(np.float64), z, np.mean
+    if weights is not None:
+        weights = weights.astype(np.float64)
+        if not weights.any():
+            raise UserError(f"metrics need an example with a weight, got {len(y)} of weight 0")
+        mean = functools.partial(np.average, weights=weights)
+    if shift:
+        z = z + shift
+    log_loss = float(mean(np.logaddexp(0, z) - y * z))
+    accuracy = float(mean((z > 0) == (y > 0.5)))
+    probability = float(mean(np.exp(-np.logaddexp(0, -z))))
+    area = auc(score, y, weights)
+    return named_metrics(log_loss, area, float(mean(y)), accuracy, probability, len(y))
 
 
 def named_metrics(
