@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from typing import Any
 
 from dlrm_jax.backend import describe_devices
@@ -25,7 +26,9 @@ from dlrm_jax.run_training import Say, Training
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
+from dlrm_jax.training.measures import measures_of
 from dlrm_jax.training.record import Record, owned, to_json
+from dlrm_jax.training.sampling import correction_of
 from dlrm_jax.training.step import make_predict
 from dlrm_jax.training.stopping import evaluations_of
 from dlrm_jax.training.warm_start import noted_start
@@ -74,6 +77,8 @@ def run(
     absent = check_splits(config, data)
     if absent:
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
+    if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):
+        say(correction)
     check_same(
         kernels_of(learner),
         "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
@@ -90,11 +95,15 @@ def run(
         if workdir and data.directory and training and not options.watch:
             vocabularies.keep(data.directory, data.fingerprint, workdir)
         before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
-        notes = describe_run(config, learner)
+        notes = describe_run(config, learner, data)
         predict = make_predict(learner)
 
-        def metrics_of(state: TrainState, rows: Split) -> Metrics:
-            return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
+        measures = measures_of(config, data)
+
+        def metrics_of(state: TrainState, rows: Split, split: str = "validation") -> Metrics:
+            size, kept = config.evaluation_batch_size, data.kept_negatives.get(split, 1.0)
+            measure = functools.partial(measures, kept_negatives=kept)
+            return evaluate(learner, predict, state, rows, size, measure)
 
         of_training: dict[str, Any] = {"steps": int(state.step), "examples_per_second": None}
         metrics: dict[str, Metrics] = {}
@@ -119,7 +128,7 @@ def run(
                 )
             if checkpoints and checkpoints.best() not in (None, int(state.step)):
                 if "test" not in absent:
-                    metrics["test_of_last"] = metrics_of(state, data.test)
+                    metrics["test_of_last"] = metrics_of(state, data.test, "test")
                     train.record(int(state.step), "test_of_last", metrics["test_of_last"])
                 del state  # so that there is room for another one
                 state, best = checkpoints.restore_best(learner)
@@ -133,7 +142,7 @@ def run(
             if name == "train":  # as many as there are to validate: the rest says no more
                 rows = rows[: len(data.validation) or _TRAIN_EXAMPLES]
             if name not in metrics and name not in absent:
-                metrics[name] = metrics_of(state, rows)
+                metrics[name] = metrics_of(state, rows, name)
         if training and "test" in metrics:
             metrics.setdefault("test_of_last", metrics["test"])
         if file and "test" in metrics:

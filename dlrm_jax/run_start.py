@@ -18,6 +18,7 @@ from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.record import versions
+from dlrm_jax.training.sampling import KEPT_NEGATIVES
 from dlrm_jax.training.saved_names import names_there
 from dlrm_jax.training.warm_start import warm_start
 
@@ -87,7 +88,7 @@ def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
     )
 
 
-def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
+def describe_run(config: Config, learner: Learner, data: Dataset) -> dict[str, Any]:
     """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions."""
     return {
         "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
@@ -96,6 +97,7 @@ def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
         "config_version": VERSION,
         "versions": versions(),
         "warm_start": None,
+        KEPT_NEGATIVES: data.kept_negatives.get("train", 1.0),
     }
 
 

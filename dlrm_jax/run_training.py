@@ -10,7 +10,7 @@ import jax
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
-from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
@@ -62,14 +62,7 @@ class Training:
         """
         config, data, learner = self.config, self.data, self.learner
         resumed_from = int(state.step) if self.before else 0
-        batches = TrainBatches(
-            data.train,
-            config.batch_size,
-            config.seed,
-            config.shuffle_window,
-            jax.process_index(),
-            jax.process_count(),
-        )
+        batches = train_batches(config, data, jax.process_index(), jax.process_count())
         total = config.steps or config.epochs * batches.steps_per_epoch
         stopping = Stopping(config, total, self.before, self.say, self.record)
         last = resumed_from if resumed_from and stopping.reason else total

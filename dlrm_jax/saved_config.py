@@ -25,6 +25,7 @@ _ADDED: dict[str, Any] = {
     "plateau_patience": 2,
     "patience": 0,
     "validation_examples": 0,
+    "metrics": (),
 }
 
 VERSION = 1 + len(_ADDED)

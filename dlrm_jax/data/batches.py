@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import ABSENT, Split
+from dlrm_jax.data.grouped_order import GroupedOrder
 from dlrm_jax.data.order import ShuffledOrder
 from dlrm_jax.errors import UserError
 
@@ -21,6 +23,8 @@ class Batch(NamedTuple):
         labels: 0 or 1, [B] float32.
         sample_weights: weights of the examples, [B] float32; 0 for padding.
         id_weights: weights of the ids, [B, C] float32; None where all are 1.
+        groups: number of each example's group in the batch, [B] int32, ascending; None if nothing
+            reads them.
     """
 
     dense: Any
@@ -28,6 +32,7 @@ class Batch(NamedTuple):
     labels: Any
     sample_weights: Any
     id_weights: Any = None
+    groups: Any = None
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
@@ -75,6 +80,9 @@ class TrainBatches:
         process_index: index of this process, from 0.
         process_count: number of processes, P. Each reads B/P examples of a batch; those of all
             processes, concatenated, are the batch that a single process reads.
+        groups: code of each example's group, [N]; negative is none. Examples of a group then lie
+            side by side, see `GroupedOrder`; a batch may cut off one group at its begin and one at
+            its end.
 
     Raises:
         UserError: there are fewer examples than `batch_size`, P doesn't divide it, or an
@@ -89,12 +97,17 @@ class TrainBatches:
         shuffle_window: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        groups: Int64[np.ndarray, " N"] | None = None,
     ):
         self.steps_per_epoch = steps_per_epoch(split, batch_size)
         self.batch_size = batch_size
         self._own = _own_examples(batch_size, process_index, process_count)
         self._split = split
-        self._order = ShuffledOrder(len(split), shuffle_window, seed)
+        self._order: ShuffledOrder | GroupedOrder = (
+            ShuffledOrder(len(split), shuffle_window, seed)
+            if groups is None
+            else GroupedOrder(groups, shuffle_window, seed)
+        )
         self._ones = np.ones(batch_size // process_count, np.float32)
         self._ones.flags.writeable = False
 
@@ -104,11 +117,14 @@ class TrainBatches:
             raise IndexError(f"steps are counted from 0, got {step}")
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start = step_of_epoch * self.batch_size
-        rows = self._order.rows(epoch, start + self._own.start, start + self._own.stop)
+        own = start + self._own.start, start + self._own.stop
+        rows, groups = self._order.rows(epoch, *own), None
+        if isinstance(self._order, GroupedOrder):
+            groups = self._order.numbers(epoch, start, *own)
         examples = self._split.take(rows)
         sample_weights = self._ones if examples.sample_weights is None else examples.sample_weights
         labels = examples.labels.astype(np.float32, copy=False)
-        return Batch(examples.dense, examples.ids, labels, sample_weights)
+        return Batch(examples.dense, examples.ids, labels, sample_weights, groups=groups)
 
 
 def evaluation_batches(

@@ -12,8 +12,10 @@ from jaxtyping import Float
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.groups import check_column, codes_of, first_places
+from dlrm_jax.errors import UserError
 from dlrm_jax.training.extra_metrics import ExtraMetric, Scored, extra_metrics
-from dlrm_jax.training.metrics import binary_metrics
+from dlrm_jax.training.losses import group_column
+from dlrm_jax.training.metrics import HIGHER_IS_BETTER, binary_metrics, higher_is_better
 from dlrm_jax.training.sampling import log_odds_shift
 
 
@@ -58,31 +60,66 @@ class Measures:
         found = {metric.name: metric.parts(rows) for metric in self.extra}
         return {name: parts.table() for name, parts in found.items() if parts is not None}
 
+    def check(self, split: Split) -> None:
+        """Checks that examples have what the metrics group by.
+
+        Raises:
+            UserError: they lack a column of the schema's ``groups``.
+        """
+        for metric in self.extra:
+            column = metric.column
+            if column and column not in self.places and column not in split.days[0].groups:
+                raise UserError(
+                    f"metrics: {metric.name} needs examples with groups {column!r}, got some "
+                    f"without; give them in Examples.groups"
+                )
+
     @property
     def has_tables(self) -> bool:
         """Whether a metric has a table."""
         return any(metric.kind.startswith("calibration") for metric in self.extra)
 
-    def _scored(
-        self, logits: np.ndarray, split: Split, weights: np.ndarray | None
-    ) -> Scored:
+    def _scored(self, logits: np.ndarray, split: Split, weights: np.ndarray | None) -> Scored:
         columns = {metric.column for metric in self.extra if metric.column}
         groups = {column: codes_of(split, column, self.places) for column in sorted(columns)}
         return Scored(logits, self.shift, split.labels, weights, groups)
 
 
-def measures_of(config: Config, data: Dataset) -> Measures:
-    """The metrics of a config, for the splits of its data.
+def check_metrics(config: Config) -> None:
+    """Checks the metrics that a config names, before data are read; imports functions.
 
     Raises:
-        UserError: one groups by a column that the data don't have.
+        UserError: one is malformed, fails, or can't choose a model and is ``best_metric``.
     """
-    extra = extra_metrics(config.metrics)
-    for metric in extra:
+    for metric in extra_metrics(config.metrics):
+        metric.check_function()
+    best = config.best_metric
+    known = [*HIGHER_IS_BETTER, *config.metrics, *(f"{name}:worst" for name in config.metrics)]
+    if best not in known:
+        raise UserError(
+            f"best_metric: expected one of {', '.join(HIGHER_IS_BETTER)}, or of metrics "
+            f"({', '.join(config.metrics) or 'there are none'}), got {best!r}"
+        )
+    higher_is_better(best)
+
+
+def check_columns(config: Config, data: Dataset) -> None:
+    """Checks that data have the columns that metrics and loss group by.
+
+    Raises:
+        UserError: they haven't; the message names the field.
+    """
+    for metric in extra_metrics(config.metrics):
         if metric.column:
             check_column("metrics", metric.name, metric.column, data)
+    if column := group_column(config.loss):
+        check_column("loss", config.loss, column, data)
+
+
+def measures_of(config: Config, data: Dataset) -> Measures:
+    """The metrics of a config, for the splits of its data."""
     shift = log_odds_shift(config, data.kept_negatives.get("train", 1.0))
-    return Measures(extra, first_places(data), shift)
+    return Measures(extra_metrics(config.metrics), first_places(data), shift)
 
 
 def _weights(split: Split, kept_negatives: float) -> np.ndarray | None:

@@ -240,6 +240,9 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "files": lambda value: value is ... or _has_all(int)(value),
     "hashes": lambda value: value is ... or _has_all(str)(value),
     "warm_start": lambda value: value in (..., None) or _is_start(value),
+    "kept_negatives": lambda value: (
+        value is ... or (type(value) in (int, float) and 0 < value <= 1)
+    ),
 }
 
 

@@ -15,15 +15,35 @@ from dlrm_jax.errors import UserError
 
 METRICS = ("log_loss", "auc", "normalized_entropy", "accuracy", "calibration")
 HIGHER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False, "normalized_entropy": False}
-"""The metrics that can choose a model."""
+"""The usual metrics that can choose a model."""
+
+_BEGINS = {"gauc:": True, "recall_at_precision:": True, "calibration_": False}
+_ENDS = {":max": True, ":min": False}
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of a metric is better, by its name alone; see also `extra_metrics`.
+
+    Raises:
+        UserError: that isn't known, so it can't choose a model.
+    """
+    found = [HIGHER_IS_BETTER[name]] if name in HIGHER_IS_BETTER else []
+    found += [value for text, value in _BEGINS.items() if name.startswith(text)]
+    found += [value for text, value in _ENDS.items() if name.endswith(text)]
+    if not found:
+        raise UserError(
+            f"best_metric: whether more of {name} is better isn't known; give it as {name}:max or "
+            f"{name}:min, in metrics and here"
+        )
+    return found[0]
 
 
 def score(metrics: Mapping[str, Any] | None, name: str) -> float | None:
-    """A metric of `HIGHER_IS_BETTER`, negated if less is better; None without a finite one."""
+    """A metric that can choose a model, negated if less is better; None without a finite one."""
     value = metrics.get(name) if metrics else None
     if value is None or not math.isfinite(value):
         return None
-    return value if HIGHER_IS_BETTER[name] else -value
+    return value if higher_is_better(name) else -value
 
 
 def binary_metrics(

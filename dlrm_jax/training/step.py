@@ -14,6 +14,7 @@ from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.state import SparseCotangents
 from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.ranking_losses import RankingLoss
 
 TrainStep = Callable[..., tuple[TrainState, Float[Array, ""]]]
 """A function of state, batch and, if the learning rate is cut on the way, its factor."""
@@ -26,7 +27,7 @@ def make_train_step(learner: Learner) -> TrainStep:
 
     The old state is donated: its tables are updated in place and it must not be used again.
     The loss is that of the batch before the update, averaged with the examples' weights; if these
-    sum to zero, the loss and the new state are NaN.
+    sum to zero, the loss and the new state are NaN. A `RankingLoss` then is 0.
 
     A third argument, a scalar, multiplies the changes of all rows and dense parameters. For the
     optimizers that flags name this is a factor of the learning rate. It may differ from step to
@@ -39,6 +40,8 @@ def make_train_step(learner: Learner) -> TrainStep:
     ) -> tuple[TrainState, Float[Array, ""]]:
         total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch)
         rows = collection.coalesce(sparse_cotangents, sum_duplicates=bool(clip_norm))
+        if isinstance(learner.loss, RankingLoss):  # a batch may have nothing to compare
+            total = jnp.where(total > 0, total, 1)
         factor = 1 / total
         if clip_norm:
             # One norm over dense parameters and touched rows: equal to the norm over whole

@@ -161,6 +161,8 @@ class Options:
         del fields["csv_missing"]  # stored where CSV is read
         if not self.schema.shared:  # earlier versions hadn't it: theirs are the same data
             del fields["schema"]["shared"]
+        if not self.schema.groups:
+            del fields["schema"]["groups"]
         if self.rule.kind in ("days", "files"):
             del fields["split"]
         return json.loads(json.dumps(fields))
