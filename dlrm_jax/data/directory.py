@@ -108,11 +108,12 @@ class Metadata:
     def kept_negatives(self) -> dict[str, float]:
         """Share of the examples of label 0 that were kept, by split; see `Dataset`."""
         options = self.made_from["options"]
-        kept = 1 - options.get("drop_negatives", 0)
+        kept = 1.0 - options.get("drop_negatives", 0)
+        if kept == 1:
+            return {}
         # As its program does it.
         of_all = options.get("compatible") == "reference"
-        splits = self.splits if of_all else ("train",)
-        return dict.fromkeys(splits, kept) if kept < 1 else {}
+        return dict.fromkeys(list(self.splits) if of_all else ["train"], kept)
 
     def vocabulary_of(self, column: int) -> int:
         """The column whose vocabulary a categorical column has: itself, or one that it shares."""

@@ -114,7 +114,7 @@ def _parts(
     """The parts of examples with a weight each, by ascending code."""
     found, numbers = np.unique(codes, return_inverse=True)
     sums = [
-        np.bincount(numbers, x, len(found))
+        np.bincount(numbers, x, len(found)).astype(np.float64)  # of nothing, it counts in integers
         for x in (weights, weights * probabilities, weights * labels)
     ]
     examples = np.bincount(numbers, minlength=len(found)).astype(np.int64)

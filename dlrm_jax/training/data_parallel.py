@@ -167,6 +167,7 @@ def _losses(learner: Learner, answers: Float[Array, " B"], batch: Batch) -> Floa
             raise UserError(
                 f"{name}: expected one for each of {len(answers)} samples, got shape {shape}"
             )
+    assert not isinstance(learner.loss, RankingLoss)
     losses = learner.loss(answers, batch.labels)
     if jnp.shape(losses) != answers.shape:
         raise UserError(
@@ -194,7 +195,7 @@ def _ranked(
         table = jax.lax.all_gather(jax.lax.stop_gradient(table), axes, axis=1, tiled=True)
         first = jax.lax.axis_index(axes) * len(answers)
     of_all = jax.lax.stop_gradient(table)
-    found = loss(of_all[0], of_all[1], of_all[2], of_all[3])
+    found = loss(of_all[0], of_all[1], of_all[2], of_all[3].astype(jnp.int32))
     own = Ranked(*(jax.lax.dynamic_slice_in_dim(x, first, len(answers)) for x in found))
     linear = jnp.sum(own.gradients * answers)
     value = jnp.sum(own.losses) + linear - jax.lax.stop_gradient(linear)

@@ -217,6 +217,10 @@ def _are_checksums(value: Any) -> bool:
     return all(each and _is_dtype(each[1]) for each in found)
 
 
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float | int) and 0 < value <= 1
+
+
 def _is_dtype(name: str) -> bool:
     try:
         dtype = np.dtype(name)

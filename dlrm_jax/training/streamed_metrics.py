@@ -48,8 +48,8 @@ class StreamedMetrics:
         w = np.ones(len(y)) if weights is None else weights.astype(np.float64)
         losses, right = np.logaddexp(0, z) - y * z, (z > 0) == (y > 0.5)
         each = (losses, y, right, np.exp(-np.logaddexp(0, -z)))
-        sums = [x.sum() if weights is None else (w * x).sum() for x in (*each, w)]
-        self._sums += np.array(sums, np.float64)
+        sums = [x.sum() if weights is None else (w * x).sum() for x in each]
+        self._sums += np.array([*sums, w.sum()], np.float64)
         self.rows += len(logits)
         self._waiting.append((_ordered(logits), np.stack([w * (y <= 0.5), w * (y > 0.5)])))
         self._rows_waiting += len(logits)

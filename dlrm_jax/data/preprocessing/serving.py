@@ -139,7 +139,7 @@ class LogEncoder:
                 for start in range(0, len(chunk.frame), step):
                     rows, passed = (x.slice(start, step) for x in (chunk.frame, chunk.keys))
                     examples = self._measured(self._encode(rows), passed.select(measured))
-                    yield Encoded(examples, passed.select(keys).cast(pl.Schema(keys)))
+                    yield Encoded(examples, passed.select(list(keys)).cast(pl.Schema(keys)))
             counts = [missing if i == number else {} for i in range(len(paths))]
             check_missing_values(paths, counts, self.options, self._prepared)
 
