@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from typing import Any
+
+import numpy as np
 
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
@@ -96,13 +97,17 @@ def run(
             vocabularies.keep(data.directory, data.fingerprint, workdir)
         before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
         notes = describe_run(config, learner, data)
-        predict = make_predict(learner)
-
-        measures = measures_of(config, data)
+        predict, measures = make_predict(learner), measures_of(config, data)
+        tables: dict[str, Any] = {}
 
         def metrics_of(state: TrainState, rows: Split, split: str = "validation") -> Metrics:
             size, kept = config.evaluation_batch_size, data.kept_negatives.get(split, 1.0)
-            measure = functools.partial(measures, kept_negatives=kept)
+
+            def measure(logits: np.ndarray, rows: Split) -> dict[str, float | int]:
+                if measures.has_tables:
+                    tables[split] = measures.tables(logits, rows, kept)
+                return measures(logits, rows, kept)
+
             return evaluate(learner, predict, state, rows, size, measure)
 
         of_training: dict[str, Any] = {"steps": int(state.step), "examples_per_second": None}
@@ -136,6 +141,7 @@ def run(
             if sample is data.validation and noted["validation"]:
                 metrics["validation"] = noted["validation"]
 
+        tables.clear()  # of states before the chosen one
         # The test split is read here and nowhere else: it chooses nothing.
         # One after the other in all processes: a set would be in an order of its own in each.
         for name, rows in data.splits.items():
@@ -161,4 +167,6 @@ def run(
         if workdir and is_process_0():
             name = "summary.json" if training else "evaluation.json"
             write_text(workdir / name, to_json(summary, indent=1))
+            if tables:
+                write_text(workdir / "calibration.json", to_json(tables, indent=1))
         return Outcome(state, summary, noted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_groups_are_kept_with_the_rows(log: Path, prepared: Path):
     assert sizes.max() == 4
 
 
-def test_predictions_and_metrics_are_of_all_examples(fitted, log: Path):
+def test_predictions_and_metrics_are_of_all_examples(fitted, prepared: Path):
     """Of the held-out splits, which have all; and of training, whose negatives count four times."""
     for split in ("train", "validation", "test"):
         found = fitted.summary[split]
@@ -83,6 +84,8 @@ def test_predictions_and_metrics_are_of_all_examples(fitted, log: Path):
         assert 0.9 < found["normalized_entropy"] < 1.01
         assert fitted.evaluate(split)["auc"] == pytest.approx(found["auc"], abs=0.02)
     rows = fitted.data.test
+    table = json.loads((prepared.parent / "run" / "calibration.json").read_text())["test"]
+    assert [row["code"] for row in table["calibration_by:item"]] == [2, 3, 4, 5]
     p, logits = fitted.predict("test"), np.concatenate(list(fitted.predictor.logits(rows)))
     sampled = 1 / (1 + np.exp(-logits.astype(float)))
     np.testing.assert_allclose(p, sampled / (sampled + (1 - sampled) / 0.25), rtol=1e-12)

@@ -21,7 +21,7 @@ class Parts:
         weight: sum of their weights, [P].
         prediction: mean prediction, [P].
         label: mean label, [P].
-        of: what the parts are, by name, [P] each: ``code`` of a value, or ``low`` and ``high``.
+        of: bounds of the parts, by name, [P] each: ``code`` of a value, or ``low`` and ``high``.
     """
 
     examples: Int64[np.ndarray, " P"]

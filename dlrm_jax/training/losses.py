@@ -45,7 +45,7 @@ def focal(
     Args:
         logits: logits of label 1.
         labels: 0 or 1.
-        gamma: how much less the examples count that are right already; 0 for cross-entropy.
+        gamma: exponent, by which examples that are right already count less; 0 for cross-entropy.
         alpha: weight of label 1, of which that of label 0 is 1 - alpha; None for 1 and 1.
     """
     return optax.sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma)

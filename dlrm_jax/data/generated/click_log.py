@@ -24,6 +24,7 @@ SCHEMA = {
     "categorical": ["user_id", "item_id", "category", "device", "position", "last_viewed"],
     "bag_lengths": {"last_viewed": 8},
     "shared": {"last_viewed": "item_id"},
+    "groups": ["request_id"],
 }
 """The schema of the log, as `preprocess` reads it."""
 
