@@ -114,7 +114,11 @@ class Config:
     )
 
     # Optimization.
-    loss: Literal["bce", "mse"] = field("bce", "Loss: binary cross-entropy or squared error.")
+    loss: str = field(
+        "bce",
+        "Loss: bce, mse, focal:GAMMA:ALPHA, pairwise:COLUMN or listwise:COLUMN within groups of "
+        "examples, or MODULE:FUNCTION of logits and labels; such as listwise:request.",
+    )
     class_weights: tuple[float, ...] = field(
         (1.0, 1.0), "Weights of label 0 and of label 1 in the loss; such as 1,4.", 0
     )
@@ -193,8 +197,16 @@ class Config:
     keep_checkpoints: int = field(
         2, "Latest checkpoints that are kept, besides the best one; such as 5.", 1
     )
-    best_metric: Literal["auc", "log_loss", "accuracy", "normalized_entropy"] = field(
-        "auc", "Validation metric that decides which checkpoint is best."
+    metrics: tuple[str, ...] = field(
+        (),
+        "Further metrics: gauc:COLUMN, recall_at_precision:P, calibration_error:BUCKETS, "
+        "calibration_by:COLUMN, or MODULE:FUNCTION of logits, labels and weights, with :max or "
+        ":min if it can be best_metric; such as gauc:user,recall_at_precision:0.9.",
+    )
+    best_metric: str = field(
+        "auc",
+        "Validation metric that decides which checkpoint is best: auc, log_loss, accuracy, "
+        "normalized_entropy, or one of metrics; such as log_loss.",
     )
     target_auc: float = field(
         0.0, "Validation AUC that ends the run; 0 for none; such as 0.8025.", 0
@@ -357,6 +369,6 @@ FIELD_TYPES = get_type_hints(Config)
 MAY_CHANGE = frozenset(
     ("placements", "plan", "kernels", "evaluation_batch_size", "steps", "epochs", "log_every",
      "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints", "best_metric",
-     "target_auc", "patience")
+     "target_auc", "patience", "metrics")
 )  # fmt: skip
 """The fields that may differ when a run is resumed; all others are part of its identity."""

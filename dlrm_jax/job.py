@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,11 @@ from dlrm_jax.training.build import (
     make_learner,
 )
 from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.losses import own_function
+from dlrm_jax.training.measures import check_columns, measures_of
 from dlrm_jax.training.model import OF_MODELS, unread
 from dlrm_jax.training.record import owned
+from dlrm_jax.training.sampling import log_odds_shift
 from dlrm_jax.training.saved_names import with_saved_names
 
 Source = Dataset | Path | str | None
@@ -87,11 +91,15 @@ class FittedModel:
         """
         learner, state = self.predictor.learner, self.predictor.state
         examples, size = self._examples(split), self.predictor.batch_size
+        kept = self.data.kept_negatives.get(split, 1.0) if isinstance(split, str) else 1.0
+        measures = measures_of(self.predictor.config, self.data)
+        measures.check(examples)
         if not isinstance(split, str):  # the run has checked its own
             check_labels(examples, "examples", _is_soft(self.predictor.config))
         if not len(examples):
             raise UserError("split: expected at least one example, got none")
-        return evaluate(learner, self.predictor.compiled, state, examples, size)
+        measure = functools.partial(measures, kept_negatives=kept)
+        return evaluate(learner, self.predictor.compiled, state, examples, size, measure)
 
     def predict(self, rows: Any) -> Float64[np.ndarray, " N"]:
         """The probability of label 1 of every row, in order.
@@ -129,7 +137,7 @@ class FittedModel:
                 )
             if self.data.directory:
                 vocabularies.keep(self.data.directory, self.data.fingerprint, directory)
-            notes = {**describe_run(config, learner), **self.noted}
+            notes = {**describe_run(config, learner, self.data), **self.noted}
             checkpoints.save(learner, self.predictor.state, notes, self.noted.get("validation"))
             return checkpoints.directory / f"{int(self.predictor.state.step):08d}"
 
@@ -211,7 +219,8 @@ def fit(
     options = Options(workdir=None if workdir is None else Path(workdir))
     outcome = run(config, dataset, learner, options)
     size = config.evaluation_batch_size
-    kept = dataset.directory, dataset.fingerprint
+    shift = log_odds_shift(config, dataset.kept_negatives.get("train", 1.0))
+    kept = dataset.directory, dataset.fingerprint, shift
     predictor = Predictor(config, learner, outcome.state, size, *kept)
     return FittedModel(predictor, dataset, outcome.summary, outcome.noted)
 
@@ -280,9 +289,12 @@ def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, D
                 f"unseen_rate: generated ids stand for no values, so none is unseen, got "
                 f"{config.unseen_rate}; leave it out"
             )
-        return config, generate_data(config)
+        data = generate_data(config)
+        check_columns(config, data)
+        return config, data
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
     unseen_ids(data, config.unseen_rate, config.seed)
+    check_columns(config, data)
     soft = _is_soft(config)
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
@@ -293,7 +305,7 @@ def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, D
 
 def _is_soft(config: Config) -> bool:
     """Whether labels may be between 0 and 1."""
-    return config.loss == "mse"
+    return config.loss == "mse" or own_function(config.loss)
 
 
 def _read(path: Path, min_count: int, rule: str) -> Dataset:

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
@@ -28,7 +30,9 @@ from dlrm_jax.run_training import Say, Training
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
+from dlrm_jax.training.measures import measures_of
 from dlrm_jax.training.record import Record, owned, to_json
+from dlrm_jax.training.sampling import correction_of
 from dlrm_jax.training.step import make_predict
 from dlrm_jax.training.stopping import evaluations_of
 from dlrm_jax.training.warm_start import noted_start
@@ -77,6 +81,8 @@ def run(
     absent = check_splits(config, data)
     if absent:
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
+    if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):
+        say(correction)
     check_same(
         kernels_of(learner),
         "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
@@ -98,11 +104,19 @@ def run(
             if is_process_0():
                 write_text(workdir / "config.json", config_text(config, data))
         before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
-        notes = describe_run(config, learner)
-        predict = make_predict(learner)
+        notes = describe_run(config, learner, data)
+        predict, measures = make_predict(learner), measures_of(config, data)
+        tables: dict[str, Any] = {}
 
-        def metrics_of(state: TrainState, rows: Split) -> Metrics:
-            return evaluate(learner, predict, state, rows, config.evaluation_batch_size)
+        def metrics_of(state: TrainState, rows: Split, split: str = "validation") -> Metrics:
+            size, kept = config.evaluation_batch_size, data.kept_negatives.get(split, 1.0)
+
+            def measure(logits: np.ndarray, rows: Split) -> dict[str, float | int]:
+                if measures.has_tables:
+                    tables[split] = measures.tables(logits, rows, kept)
+                return measures(logits, rows, kept)
+
+            return evaluate(learner, predict, state, rows, size, measure)
 
         of_training: dict[str, Any] = {"steps": int(state.step), "examples_per_second": None}
         metrics: dict[str, Metrics] = {}
@@ -134,7 +148,7 @@ def run(
                 )
             if checkpoints and checkpoints.best() not in (None, int(state.step)):
                 if "test" not in absent:
-                    metrics["test_of_last"] = metrics_of(state, data.test)
+                    metrics["test_of_last"] = metrics_of(state, data.test, "test")
                     train.record(int(state.step), "test_of_last", metrics["test_of_last"])
                 del state  # so that there is room for another one
                 state, best = checkpoints.restore_best(learner)
@@ -142,6 +156,7 @@ def run(
             if sample is data.validation and noted["validation"]:
                 metrics["validation"] = noted["validation"]
 
+        tables.clear()  # of states before the chosen one
         # The test split is read here, and before the first step of a run that continues another
         # one, and nowhere else: it chooses nothing.
         # One after the other in all processes: a set would be in an order of its own in each.
@@ -149,7 +164,7 @@ def run(
             if name == "train":  # as many as there are to validate: the rest says no more
                 rows = rows[: len(data.validation) or _TRAIN_EXAMPLES]
             if name not in metrics and name not in absent:
-                metrics[name] = metrics_of(state, rows)
+                metrics[name] = metrics_of(state, rows, name)
         if training and "test" in metrics:
             metrics.setdefault("test_of_last", metrics["test"])
         if file and "test" in metrics:
@@ -169,6 +184,8 @@ def run(
         if workdir and is_process_0():
             name = "summary.json" if training else "evaluation.json"
             write_text(workdir / name, to_json(summary, indent=1))
+            if tables:
+                write_text(workdir / "calibration.json", to_json(tables, indent=1))
         return Outcome(state, summary, noted)
 
 
@@ -176,10 +193,10 @@ def _evaluated_before(
     continued: Continued,
     state: TrainState,
     data: Dataset,
-    metrics_of: Callable[[TrainState, Split], Metrics],
+    metrics_of: Callable[[TrainState, Split, str], Metrics],
     absent: Sequence[str],
 ) -> Continued:
     """With the metrics of the model that is continued, on the new data, before it trains."""
     names = [name for name in ("validation", "test") if name not in absent]
-    found = {name: metrics_of(state, data.splits[name]) for name in names}
+    found = {name: metrics_of(state, data.splits[name], name) for name in names}
     return dataclasses.replace(continued, before=found)

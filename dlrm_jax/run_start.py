@@ -24,6 +24,7 @@ from dlrm_jax.training.loop import Metrics
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.record import versions
+from dlrm_jax.training.sampling import KEPT_NEGATIVES
 from dlrm_jax.training.saved_names import names_there
 from dlrm_jax.training.warm_start import warm_start
 
@@ -96,7 +97,7 @@ def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
     )
 
 
-def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
+def describe_run(config: Config, learner: Learner, data: Dataset) -> dict[str, Any]:
     """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions."""
     return {
         "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
@@ -106,6 +107,7 @@ def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
         "versions": versions(),
         "warm_start": None,
         "continue_from": None,
+        KEPT_NEGATIVES: data.kept_negatives.get("train", 1.0),
     }
 
 

@@ -10,9 +10,9 @@ import jax
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
-from dlrm_jax.data.batches import Batches, LaterBatches, TrainBatches
-from dlrm_jax.data.unseen_ids import unseen_ids
+from dlrm_jax.data.batches import LaterBatches
 from dlrm_jax.run_continued import Continued
+from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
@@ -66,15 +66,7 @@ class Training:
         """
         config, data, learner = self.config, self.data, self.learner
         resumed_from = int(state.step) if self.before else 0
-        batches: Batches = TrainBatches(
-            data.train,
-            config.batch_size,
-            config.seed,
-            config.shuffle_window,
-            jax.process_index(),
-            jax.process_count(),
-            unseen_ids(data, config.unseen_rate, config.seed),
-        )
+        batches = train_batches(config, data, jax.process_index(), jax.process_count())
         steps = config.steps or config.epochs * batches.steps_per_epoch
         first, noted = 0, self.before
         if self.continued:

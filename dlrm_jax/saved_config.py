@@ -32,6 +32,7 @@ _ADDED: dict[str, Any] = {
     "dropout": 0.0,
     "normalization": "none",
     "unseen_rate": 0.0,
+    "metrics": (),
 }
 
 VERSION = 1 + len(_ADDED)

@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 from absl import flags
 from jax.sharding import Mesh
@@ -39,6 +38,7 @@ from dlrm_jax.cli.flags import (
     refuse_unless,
     require,
 )
+from dlrm_jax.cli.predicted_metrics import chosen_metrics, report_metrics, with_all_negatives
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
@@ -61,10 +61,9 @@ from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.saved_config import trained_config
-from dlrm_jax.text_table import text_table
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.metrics import METRICS
-from dlrm_jax.training.streamed_metrics import StreamedMetrics
+from dlrm_jax.training.sampling import noted_correction, noted_shift
+from dlrm_jax.training.streamed_measures import StreamedMeasures
 
 flags.DEFINE_string(
     "checkpoint",
@@ -100,6 +99,12 @@ flags.DEFINE_string(
     None,
     "Class of your own that the checkpoint names as its model; it is imported only if you name it; "
     "such as my_models:Mine.",
+)
+flags.DEFINE_list(
+    "metrics",
+    None,
+    "Metrics to print besides the usual ones, as for `dlrm_jax train`; without it, those of "
+    "training that import nothing; such as gauc:user.",
 )
 flags.DEFINE_list("tables", [], "Tables to write, by the names of columns; such as user,viewed.")
 flags.DEFINE_enum(
@@ -149,7 +154,7 @@ def check_flags() -> None:
     if not FLAGS.data and not FLAGS.tables:
         raise UserError("--data is missing: what to predict; or --tables: which tables to write")
     for asked, names in (
-        ("data", ("output", "keys", "mesh", "emulate", "batch_size", "model")),
+        ("data", ("output", "keys", "mesh", "emulate", "batch_size", "model", "metrics")),
         ("tables", ("tables_output", "tables_format")),
     ):
         refuse_unless(FLAGS[asked].value, f"--{asked}", *names)
@@ -201,34 +206,33 @@ def table_names(trained: Trained) -> list[str]:
 
 
 def predict(trained: Trained, output: Path) -> None:
-    """Writes the probabilities of all rows; prints number, speed and metrics."""
+    """Writes the probabilities of all rows; prints number, speed and metrics.
+
+    Raises:
+        UserError: the metrics that are asked for can't be had, which is known before rows are read.
+    """
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
     check_logs(trained)
     begun = time.perf_counter()
     parts = predictions(trained, mesh)
-    metrics, rows = StreamedMetrics(), 0
+    shift = noted_shift(trained.config, trained.metadata)
+    measured, rows = StreamedMeasures(chosen_metrics(trained), shift), 0
 
     def frames() -> Iterator[pl.DataFrame]:
         nonlocal rows
         for part in parts:
             rows += len(part.logits)
-            labelled = np.isfinite(part.labels)
-            metrics.add(part.logits[labelled], part.labels[labelled])
-            yield pl.DataFrame([*part.keys, pl.Series(PROBABILITY, sigmoid(part.logits))])
+            measured.add(part.logits, part.rows)
+            found = sigmoid(part.logits, shift)
+            yield pl.DataFrame([*part.keys, pl.Series(PROBABILITY, found)])
 
     write_frames(frames(), output, Path(FLAGS.output).suffix)
     seconds = time.perf_counter() - begun
     status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
-    if metrics.rows:
-        found = metrics.metrics()
-        status(text_table(METRICS, [[f"{found[x]:.5f}" for x in METRICS]]))
-        if metrics.rows < rows:
-            status(f"metrics of {metrics.rows:,} rows: the others have no label of 0 or 1")
-        if paths("data")[0].is_dir():
-            status("metrics of all days of the directory, those of training included")
-    else:
-        status("no metrics: the data have no labels of 0 or 1")
+    if correction := noted_correction(trained.config, trained.metadata):
+        status(correction)
+    report_metrics(measured, rows)
 
 
 def check_logs(trained: Trained) -> None:
@@ -291,9 +295,12 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
     data = load_directory(directory)  # raises if something is missing
     # TorchRec's last day is validation and test, all others are training.
     days = len(described.days) if described else len(data.train.days) + 1
-    split = Split(tuple(DayFiles.map(directory, number).examples for number in range(days)))
+    groups = described.groups if described else ()
+    mapped = [DayFiles.map(directory, number, groups).examples for number in range(days)]
+    split = Split(tuple(mapped))
     if described:
         check_unchanged(directory, fingerprint)
+        split = with_all_negatives(split, described)
     same = data.bag_lengths == trained.config.table_bag_lengths
     return split, data.id_ranges if same else None
 

@@ -44,7 +44,7 @@ from dlrm_jax.search.store import check_directory
 from dlrm_jax.search.study import Study
 from dlrm_jax.search.trials import Setting, run_trials
 from dlrm_jax.training.build import check_shared, for_data
-from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+from dlrm_jax.training.metrics import higher_is_better
 from dlrm_jax.training.model import unread
 
 define_run_flags(default_preset="small")
@@ -99,10 +99,10 @@ def main() -> None:
     config = base_config(space)
     check_data_flags()
     check_directory(output)
-    higher_is_better = HIGHER_IS_BETTER[config.best_metric]
+    is_better = higher_is_better(config.best_metric)
     if FLAGS.jobs > 1 and not is_launched():
         codes = launch_jobs(FLAGS.jobs)
-        is_done = 0 in codes and report(Study(output, space, None, higher_is_better), config)
+        is_done = 0 in codes and report(Study(output, space, None, is_better), config)
         sys.exit(0 if is_done else max(codes))
     if is_launched():
         end_with_launcher()
@@ -122,9 +122,7 @@ def main() -> None:
     check_data(with_data, data)
     status(data.source)
     identity = Identity(data.fingerprint, decisive(config, space), data.earlier_fingerprints)
-    study = Study(
-        output, space, identity, higher_is_better, FLAGS.sampler, FLAGS.prune, config.seed
-    )
+    study = Study(output, space, identity, is_better, FLAGS.sampler, FLAGS.prune, config.seed)
     status(f"{FLAGS.trials} trials of {', '.join(space.names)}; see {output}")
     if space.follows(config):
         status("bottom_mlp: its last width is each trial's embedding_dim")

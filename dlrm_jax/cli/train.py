@@ -221,6 +221,11 @@ def report(summary: dict[str, Any], workdir: Path) -> None:
         for name, each in found.items()
     ]
     status(text_table(["", *METRICS, "examples"], rows))
+    shown = {title: summary[x] for x, title in names.items() if x in summary}
+    further = [x for x in next(iter(shown.values())) if x not in (*METRICS, "examples")]
+    if further:
+        rows = [[x, *(f"{metrics[x]:.5f}" for metrics in shown.values())] for x in further]
+        status(text_table(["", *shown], rows))
     if update := told(summary):
         status(update)
     if summary["teacher_auc"]:

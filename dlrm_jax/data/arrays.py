@@ -29,8 +29,10 @@ class Examples:
             side by side, so C is the sum of the bag lengths; `ABSENT` marks unused places. Either
             one array, or one array per feature in an `HStacked`.
         labels: 0 or 1, or between them for squared errors, [N] float32; int32 in TorchRec's files.
-        sample_weights: weight of each example in the training loss, [N] float32; None if all
-            weights are 1.
+        sample_weights: weight of each example in the training loss and in metrics, [N] float32;
+            None if all weights are 1.
+        groups: number of each example's group, such as its request, [N] int64, by name; -1 for an
+            example without one. They aren't features.
 
     Raises:
         UserError: an array has another type or rank, or the arrays differ in length.
@@ -40,12 +42,18 @@ class Examples:
     ids: Int32[np.ndarray | HStacked, "N C"]
     labels: Float32[np.ndarray, " N"] | Int32[np.ndarray, " N"]
     sample_weights: Float32[np.ndarray, " N"] | None = None
+    groups: Mapping[str, Int64[np.ndarray, " N"]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> Examples:
+        """Examples of arrays as `arrays` names them."""
+        groups = {x[len(_GROUP) :]: y for x, y in arrays.items() if x.startswith(_GROUP)}
+        others = {x: y for x, y in arrays.items() if not x.startswith(_GROUP)}
+        return cls(**others, groups=groups)
 
     def __post_init__(self) -> None:
-        for name, (dtypes, rank) in _ARRAYS.items():
-            array = getattr(self, name)
-            if array is None:
-                continue
+        for name, array in self.arrays.items():
+            dtypes, rank = _ARRAYS.get(name, ([np.int64], 1))
             if array.dtype not in dtypes or array.ndim != rank:
                 expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
                 raise UserError(
@@ -72,7 +80,7 @@ class Examples:
 
     def __getitem__(self, rows: slice) -> Examples:
         """Slices the examples without a copy."""
-        return Examples(**{name: array[rows] for name, array in self.arrays.items()})
+        return Examples.of({name: array[rows] for name, array in self.arrays.items()})
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -81,6 +89,7 @@ class Examples:
         Gathering from np.memmap objects costs Python calls for every result.
         """
         arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {f"{_GROUP}{name}": codes for name, codes in self.groups.items()}
         return {
             name: array if isinstance(array, HStacked) else np.asarray(array)
             for name, array in arrays.items()
@@ -94,7 +103,9 @@ _ARRAYS = {
     "labels": ([np.float32, np.int32], 1),
     "sample_weights": ([np.float32], 1),
 }
-"""Types and rank of each array of `Examples`."""
+"""Types and rank of each array of `Examples` but those of groups."""
+
+_GROUP = "group "
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,18 @@ class Split:
         """The labels of all days, in memory."""
         return np.concatenate([day.labels for day in self.days], dtype=np.float32)
 
+    @property
+    def sample_weights(self) -> Float32[np.ndarray, " N"] | None:
+        """The weights of all days, in memory; None if all are 1."""
+        found = [day.sample_weights for day in self.days if day.sample_weights is not None]
+        return np.concatenate(found, dtype=np.float32) if found else None
+
+    @property
+    def groups(self) -> dict[str, Int64[np.ndarray, " N"]]:
+        """The groups of all days by name, in memory."""
+        names = self.days[0].groups
+        return {name: np.concatenate([day.groups[name] for day in self.days]) for name in names}
+
     def take(self, rows: Integer[np.ndarray, " B"]) -> Examples:
         """Gathers examples into memory, in the order of ``rows``; repeats are allowed.
 
@@ -169,7 +192,7 @@ class Split:
         if len(used_days) == 1:
             local = rows - self._starts[used_days[0]]
             arrays = self.days[used_days[0]].arrays.items()
-            return Examples(**{name: array.take(local, axis=0) for name, array in arrays})
+            return Examples.of({name: array.take(local, axis=0) for name, array in arrays})
         gathered = {
             name: np.empty((len(rows), *array.shape[1:]), array.dtype)
             for name, array in self.days[0].arrays.items()
@@ -179,7 +202,7 @@ class Split:
             local = rows[places] - self._starts[number]
             for name, array in self.days[number].arrays.items():
                 gathered[name][places] = array.take(local, axis=0)
-        return Examples(**gathered)
+        return Examples.of(gathered)
 
     @cached_property
     def _starts(self) -> Int64[np.ndarray, " D"]:
@@ -212,6 +235,8 @@ class Dataset:
             ranges; None if nobody has looked for them.
         columns: names of the categorical features; C1, C2, … if none are given, as Criteo's are.
         shared: columns whose ids are those of another column, by name: both read one table.
+        kept_negatives: share of the examples of label 0 that preparation has kept, by split; 1 for
+            a split that isn't named.
 
     Raises:
         UserError: the splits don't fit each other or the features.
@@ -230,6 +255,7 @@ class Dataset:
     id_ranges: list[list[int]] | None = None
     columns: tuple[str, ...] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
+    kept_negatives: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """One line, without the examples."""

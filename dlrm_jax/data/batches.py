@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import ABSENT, Split
+from dlrm_jax.data.grouped_order import GroupedOrder
 from dlrm_jax.data.order import ShuffledOrder
 from dlrm_jax.errors import UserError
 
@@ -21,6 +23,8 @@ class Batch(NamedTuple):
         labels: 0 or 1, [B] float32.
         sample_weights: weights of the examples, [B] float32; 0 for padding.
         id_weights: weights of the ids, [B, C] float32; None where all are 1.
+        groups: number of each example's group in the batch, [B] int32, ascending; None if nothing
+            reads them.
     """
 
     dense: Any
@@ -28,6 +32,7 @@ class Batch(NamedTuple):
     labels: Any
     sample_weights: Any
     id_weights: Any = None
+    groups: Any = None
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
@@ -76,6 +81,9 @@ class TrainBatches:
         process_count: number of processes, P. Each reads B/P examples of a batch; those of all
             processes, concatenated, are the batch that a single process reads.
         unseen: replacement of ids by that of unseen values, see `unseen_ids`; None for none.
+        groups: code of each example's group, [N]; negative is none. Examples of a group then lie
+            side by side, see `GroupedOrder`; a batch may cut off one group at its begin and one at
+            its end.
 
     Raises:
         UserError: there are fewer examples than `batch_size`, P doesn't divide it, or an
@@ -91,13 +99,18 @@ class TrainBatches:
         process_index: int = 0,
         process_count: int = 1,
         unseen: Callable[[Any, int, slice, int], Any] | None = None,
+        groups: Int64[np.ndarray, " N"] | None = None,
     ):
         self.steps_per_epoch = steps_per_epoch(split, batch_size)
         self.batch_size = batch_size
         self._own = _own_examples(batch_size, process_index, process_count)
         self._split = split
         self._unseen = unseen
-        self._order = ShuffledOrder(len(split), shuffle_window, seed)
+        self._order: ShuffledOrder | GroupedOrder = (
+            ShuffledOrder(len(split), shuffle_window, seed)
+            if groups is None
+            else GroupedOrder(groups, shuffle_window, seed)
+        )
         self._ones = np.ones(batch_size // process_count, np.float32)
         self._ones.flags.writeable = False
 
@@ -107,13 +120,16 @@ class TrainBatches:
             raise IndexError(f"steps are counted from 0, got {step}")
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         start = step_of_epoch * self.batch_size
-        rows = self._order.rows(epoch, start + self._own.start, start + self._own.stop)
+        own = start + self._own.start, start + self._own.stop
+        rows, groups = self._order.rows(epoch, *own), None
+        if isinstance(self._order, GroupedOrder):
+            groups = self._order.numbers(epoch, start, *own)
         examples = self._split.take(rows)
         sample_weights = self._ones if examples.sample_weights is None else examples.sample_weights
         labels, ids = examples.labels.astype(np.float32, copy=False), examples.ids
         if self._unseen:
             ids = self._unseen(ids, step, self._own, self.batch_size)
-        return Batch(examples.dense, ids, labels, sample_weights)
+        return Batch(examples.dense, ids, labels, sample_weights, groups=groups)
 
 
 class LaterBatches:

@@ -23,6 +23,7 @@ class DayFiles:
     | ``day_i_dense.npy`` | float32 [N, D] |
     | ``day_i_labels.npy`` | int32 or float32, [N, 1] or [N] |
     | ``day_i_weights.npy`` (optional) | float32 [N] |
+    | ``day_i_group_j.npy`` (for each of the groups) | int64 [N] |
     | ``day_i_sparse.npy`` | int32 [N, C] |
     | ``day_i_sparse_multi_hot.npz`` | uncompressed ``0.npy``, ``1.npy``, …, each int32 [N, L] |
 
@@ -43,8 +44,13 @@ class DayFiles:
     examples: Examples
 
     @classmethod
-    def map(cls, directory: Path, number: int) -> DayFiles:
+    def map(cls, directory: Path, number: int, groups: Sequence[str] = ()) -> DayFiles:
         """Maps the arrays of a day.
+
+        Args:
+            directory: directory of the arrays.
+            number: number of the day.
+            groups: names of the groups.
 
         Raises:
             UserError: arrays are missing, cut short or don't fit each other.
@@ -62,6 +68,10 @@ class DayFiles:
                 _as_one(path, bags),
                 _map_npy(directory / f"day_{number}_labels.npy").reshape(-1),
                 _map_npy(sample_weights) if sample_weights.exists() else None,
+                {
+                    name: _map_npy(directory / f"day_{number}_group_{i}.npy")
+                    for i, name in enumerate(groups)
+                },
             )
         except (OSError, EOFError, ValueError) as error:
             raise UserError(

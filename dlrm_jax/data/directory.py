@@ -98,6 +98,23 @@ class Metadata:
         schema = self.made_from["options"].get("schema")
         return schema.get("shared", {}) if isinstance(schema, dict) else {}
 
+    @property
+    def groups(self) -> list[str]:
+        """Columns that group examples; see `Schema`."""
+        schema = self.made_from["options"].get("schema")
+        return schema.get("groups", []) if isinstance(schema, dict) else []
+
+    @property
+    def kept_negatives(self) -> dict[str, float]:
+        """Share of the examples of label 0 that were kept, by split; see `Dataset`."""
+        options = self.made_from["options"]
+        kept = 1.0 - options.get("drop_negatives", 0)
+        if kept == 1:
+            return {}
+        # As its program does it.
+        of_all = options.get("compatible") == "reference"
+        return dict.fromkeys(list(self.splits) if of_all else ["train"], kept)
+
     def vocabulary_of(self, column: int) -> int:
         """The column whose vocabulary a categorical column has: itself, or one that it shares."""
         number = self.columns.index
@@ -117,6 +134,11 @@ class Metadata:
             raise ValueError("columns, table_rows and bag_lengths differ in length")
         if unknown := set(self.columns) - self.missing.keys():
             raise ValueError(f"missing: there is no column {min(unknown)!r}")
+        if not _is_of(self.groups, list[str]):
+            raise TypeError(f"groups: expected names of columns, got {self.groups!r}")
+        dropped = self.made_from["options"].get("drop_negatives", 0)
+        if not (type(dropped) in (int, float) and 0 <= dropped < 1):
+            raise ValueError(f"drop_negatives: expected a number below 1, got {dropped!r}")
         if not _is_of(self.shared, dict[str, str]):
             raise TypeError(f"shared: expected names of columns, got {self.shared!r}")
         rows_of = dict(zip(self.columns, self.table_rows, strict=True))
@@ -188,6 +210,7 @@ def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Da
         id_ranges=id_ranges,
         columns=tuple(metadata.columns),
         shared=metadata.shared,
+        kept_negatives=metadata.kept_negatives,
     )
 
 
@@ -197,7 +220,9 @@ def map_days(directory: Path, metadata: Metadata) -> list[DayFiles]:
     Raises:
         UserError: arrays are missing, cut short or don't fit each other or the description.
     """
-    days = [DayFiles.map(directory, number) for number in range(len(metadata.days))]
+    days = [
+        DayFiles.map(directory, number, metadata.groups) for number in range(len(metadata.days))
+    ]
     sizes = [len(day.examples) for day in days]
     if sizes != metadata.days:
         raise UserError(

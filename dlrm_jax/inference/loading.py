@@ -16,6 +16,7 @@ from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.orbax_io import release_memory
+from dlrm_jax.training.sampling import noted_shift
 from dlrm_jax.training.serialization import load_model, load_table
 
 
@@ -27,12 +28,14 @@ class Trained(NamedTuple):
         learner: learner on the mesh of prediction.
         state: parameters and tables.
         fingerprint: fingerprint of the data of training.
+        shift: number to add to the logits, see `dlrm_jax.training.sampling`.
     """
 
     config: Config
     learner: Learner
     state: TrainState
     fingerprint: str
+    shift: float
 
 
 def load_trained(checkpoint: Path, mesh: Mesh, batch_size: int, model: str | None) -> Trained:
@@ -53,7 +56,8 @@ def load_trained(checkpoint: Path, mesh: Mesh, batch_size: int, model: str | Non
     )
     sums.check()
     state = TrainState(metadata["step"], params, None, embedding, model_state)
-    return Trained(config, learner, state, metadata["identity"].get("data", ""))
+    fingerprint = metadata["identity"].get("data", "")
+    return Trained(config, learner, state, fingerprint, noted_shift(config, metadata))
 
 
 def check_model(checkpoint: Path, config: Config, model: str | None) -> None:
@@ -81,6 +85,9 @@ def _for_prediction(config: Config, batch_size: int) -> Config:
         table_optimizers=(),
         placements=(),
         plan="",
+        loss="bce",  # not read; its own may be a function that would be imported
+        metrics=(),
+        best_metric="auc",
         kernels="auto" if config.kernels == "native" else config.kernels,  # here may be none
         accumulation_steps=1,
         batch_size=batch_size,

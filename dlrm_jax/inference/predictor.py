@@ -41,13 +41,18 @@ class Part(NamedTuple):
 
     Attributes:
         logits: predictions, [N] float32.
-        labels: labels, [N]; NaN where there is none.
+        rows: the rows; a label or a weight is NaN where there is none.
         keys: the columns that are passed through, N rows; none of prepared arrays.
     """
 
     logits: Float32[np.ndarray, " N"]
-    labels: Shaped[np.ndarray, " N"]
+    rows: Split
     keys: pl.DataFrame
+
+    @property
+    def labels(self) -> Shaped[np.ndarray, " N"]:
+        """Labels, [N]; NaN where there is none."""
+        return self.rows.labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Predictor:
         batch_size: largest number of examples predicted at a time, over all devices.
         vocabularies: directory that maps raw values to ids; None if there is none.
         fingerprint: fingerprint of the data of training, which the vocabularies must be of.
+        shift: number that probabilities add to the logits, for a model that was trained on a part
+            of the negative examples, see `dlrm_jax.training.sampling`.
     """
 
     config: Config
@@ -69,6 +76,7 @@ class Predictor:
     batch_size: int
     vocabularies: Path | None = None
     fingerprint: str = ""
+    shift: float = 0.0
 
     def __repr__(self) -> str:
         """One line: a notebook would show all arrays and descriptions otherwise."""
@@ -105,11 +113,13 @@ class Predictor:
                 are of other data.
         """
         checkpoint, mesh = find_checkpoint(Path(run_or_checkpoint)), as_mesh(mesh)
-        config, learner, state, fingerprint = load_trained(checkpoint, mesh, batch_size, model)
+        config, learner, state, fingerprint, shift = load_trained(
+            checkpoint, mesh, batch_size, model
+        )
         vocabularies = Path(preprocessing) if preprocessing else find_kept(checkpoint)
         if vocabularies and preprocessing:
             check_same_data(vocabularies, checkpoint, fingerprint)
-        return cls(config, learner, state, batch_size, vocabularies, fingerprint)
+        return cls(config, learner, state, batch_size, vocabularies, fingerprint, shift)
 
     def predict(self, rows: Any) -> Float64[np.ndarray, " N"]:
         """The probability of label 1 of every row, in order.
@@ -144,7 +154,7 @@ class Predictor:
                 f"examples, such as dlrm_jax.data.directory.load_directory({str(path)!r}).test"
             )
         unseen = UnseenValues(self.encoder.metadata)
-        found = [sigmoid(part.logits) for part in self.of_files([path], unseen=unseen)]
+        found = [sigmoid(part.logits, self.shift) for part in self.of_files([path], unseen=unseen)]
         for warning in unseen.warnings():
             _log.warning("%s: %s", path, warning)
         return np.concatenate(found)
@@ -170,14 +180,14 @@ class Predictor:
             split = self._checked(chunk.examples)
             if unseen:
                 unseen.add(np.asarray(chunk.examples.ids))
-            yield Part(self._all_logits(split, first), chunk.examples.labels, chunk.keys)
+            yield Part(self._all_logits(split, first), split, chunk.keys)
             first += len(split)
 
     def of_split(self, split: Split) -> Iterator[Part]:
         """Predicts arrays, which may be memory maps; their ids aren't checked."""
         for first in range(0, len(split), _ROWS):
             rows = split[first : first + _ROWS]
-            yield Part(self._all_logits(rows, first), rows.labels, pl.DataFrame())
+            yield Part(self._all_logits(rows, first), rows, pl.DataFrame())
 
     @functools.cached_property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -213,7 +223,7 @@ class Predictor:
 
     def _in_memory(self, split: Split) -> Float64[np.ndarray, " N"]:
         size = next((x for x in self.batch_sizes if x >= len(split)), self.batch_size)
-        return sigmoid(self._all_logits(split, 0, size))
+        return sigmoid(self._all_logits(split, 0, size), self.shift)
 
     def _all_logits(
         self, split: Split, first_row: int, batch_size: int | None = None
@@ -258,12 +268,14 @@ class Predictor:
         """
         if check:
             self.check_features(split)
-        yield from map(sigmoid, self.logits(split))
+        yield from (sigmoid(logits, self.shift) for logits in self.logits(split))
 
     def logits(
         self, split: Split, batch_size: int | None = None, first_row: int = 0
     ) -> Iterator[Float32[np.ndarray, " B"]]:
         """Yields the logit of every example, in order, a batch at a time; ids aren't checked.
+
+        They are those of the model, without `shift`.
 
         Args:
             split: examples with the features of the training data.
@@ -285,9 +297,14 @@ class Predictor:
             first += len(logits)
 
 
-def sigmoid(logits: Float32[np.ndarray, " B"]) -> Float64[np.ndarray, " B"]:
-    """The probabilities of logits, in float64: float32 can't resolve those close to 1."""
-    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+def sigmoid(logits: Float32[np.ndarray, " B"], shift: float = 0.0) -> Float64[np.ndarray, " B"]:
+    """The probabilities of logits, in float64: float32 can't resolve those close to 1.
+
+    Args:
+        logits: logits.
+        shift: number to add to them.
+    """
+    return np.exp(-np.logaddexp(0, -(logits.astype(np.float64) + shift)))
 
 
 def _not_finite(split: Split, row: int, number: int) -> str:

@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.batches import Batch, TrainBatches
+from dlrm_jax.data.batches import Batch, Batches, TrainBatches
 from dlrm_jax.data.generated.synthetic import fingerprint, generate
+from dlrm_jax.data.groups import codes_of, first_places
+from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.device_memory import memory_limit
 from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload, automatic_plan
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -27,9 +29,11 @@ from dlrm_jax.mesh import DATA, MODEL, check_batch_size
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner
-from dlrm_jax.training.losses import LOSSES, class_weighted
+from dlrm_jax.training.losses import Loss, class_weighted, group_column, make_loss
+from dlrm_jax.training.measures import check_metrics
 from dlrm_jax.training.model import make_model, model_class
 from dlrm_jax.training.penalty import Penalty
+from dlrm_jax.training.ranking_losses import RankingLoss
 from dlrm_jax.training.tables import Descriptions, describe, schedule
 
 
@@ -116,8 +120,23 @@ def generated_batches(config: Config, count: int) -> Iterator[Batch]:
     """The first training batches of generated data of just enough examples, on the host."""
     # 80 % of the examples are for training.
     config = dataclasses.replace(config, examples=-(-count * config.batch_size * 10 // 8))
-    batches = TrainBatches(generate_data(config).train, config.batch_size, config.seed)
+    batches = train_batches(config, generate_data(config))
     return (batches[i] for i in range(count))
+
+
+def train_batches(config: Config, data: Dataset, process: int = 0, processes: int = 1) -> Batches:
+    """The training batches of a config, of this process; with groups if its loss reads them."""
+    column = group_column(config.loss)
+    return TrainBatches(
+        data.train,
+        config.batch_size,
+        config.seed,
+        config.shuffle_window,
+        process,
+        processes,
+        unseen_ids(data, config.unseen_rate, config.seed),
+        codes_of(data.train, column, first_places(data)) if column else None,
+    )
 
 
 def make_learner(config: Config, mesh: Mesh) -> Learner:
@@ -134,7 +153,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         dense_optimizer(
             config.dense_optimizer, config.optimizer, schedule(config), config.eps or None
         ),
-        class_weighted(LOSSES[config.loss], *config.class_weights),
+        _loss(config),
         config.clip_norm,
         config.accumulation_steps,
         Penalty(config.table_l2, config.table_l2_rows == "all", config.dense_l2),
@@ -145,13 +164,32 @@ def check_config(config: Config, mesh: Mesh) -> None:
     """Checks what can be checked before the data are read, which may take long.
 
     Raises:
-        UserError: there is no such model or optimizer, or the mesh doesn't divide the batches of
-            training and evaluation; the message names the field.
+        UserError: there is no such model, optimizer, loss or metric, or the mesh doesn't divide
+            the batches of training and evaluation; the message names the field.
     """
     model_class(config)
+    _loss(config)
+    check_metrics(config)
     row_optimizer(config.optimizer, config.learning_rate)
     _check_training_batch(config, mesh)
     check_batch_size(mesh, "evaluation_batch_size", config.evaluation_batch_size)
+
+
+def _loss(config: Config) -> Loss | RankingLoss:
+    """The loss of a config.
+
+    Raises:
+        UserError: there is none of this name, or other settings contradict it.
+    """
+    loss = make_loss(config.loss)
+    if not isinstance(loss, RankingLoss):
+        return class_weighted(loss, *config.class_weights)
+    if config.class_weights != (1, 1):
+        raise UserError(
+            f"class_weights: expected 1,1 for loss={config.loss}, which compares examples of both "
+            f"labels, got {','.join(f'{x:g}' for x in config.class_weights)}"
+        )
+    return loss
 
 
 def _check_training_batch(config: Config, mesh: Mesh) -> None:

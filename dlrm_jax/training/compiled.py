@@ -14,6 +14,7 @@ from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.collectives import Collective, collectives
 from dlrm_jax.mesh import DATA, MODEL
 from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.ranking_losses import RankingLoss
 from dlrm_jax.training.step import make_train_step
 
 _KINDS = (
@@ -59,6 +60,7 @@ def abstract_batch(
         labels=array(np.float32),
         sample_weights=array(np.float32),
         id_weights=array(np.float32, columns) if weighted else None,
+        groups=array(np.int32) if isinstance(learner.loss, RankingLoss) else None,
     )
 
 
@@ -82,6 +84,10 @@ def planned_collectives(
     nbytes = numbers * jnp.result_type(jnp.float32, *parameters).itemsize
     purpose = "dense gradients, loss, weight"
     found += (Collective("all-reduce", (DATA, MODEL), purpose, nbytes, float(nbytes)),)
+    if isinstance(learner.loss, RankingLoss):
+        nbytes = 4 * 4 * batch_size  # logit, label, weight and group
+        what = "logits, labels, weights, groups"
+        found += (Collective("all-gather", (DATA, MODEL), what, nbytes, float(nbytes)),)
     if learner.clip_norm and shape[MODEL] > 1:
         for slab in layout.slabs:
             if slab.optimizer and slab.sharded:

@@ -19,6 +19,7 @@ from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.batch_layers import agree, split_model
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.ranking_losses import Ranked, RankingLoss
 
 
 def logits(learner: Learner, state: TrainState, pooled: Any, batch: Batch) -> Float[Array, " B"]:
@@ -52,7 +53,7 @@ def gradients(
     pooled: Any,
     batch: Batch,
 ) -> tuple[tuple[Float[Array, "D M"], Float[Array, "D M"], Any], Any, Any]:
-    """Differentiates Σ wᵢ lossᵢ over a batch.
+    """Differentiates Σ wᵢ lossᵢ over a batch; i are pairs or the like of a `RankingLoss`.
 
     Args:
         learner: learner of the model and the loss.
@@ -78,16 +79,20 @@ def gradients(
             *_, statistics = split_model(model)
             model_state = {**model_state, "statistics": agree(statistics, learner.axes.split)}
         with jax.named_scope("loss"):
+            if isinstance(learner.loss, RankingLoss):
+                loss, weight = _ranked(learner, learner.loss, answers, batch)
+                return loss, (model_state, weight)
             loss = jnp.sum(batch.sample_weights * _losses(learner, answers, batch))
-        return loss, model_state
+        return loss, (model_state, None)
 
     value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
 
     def run(
         params: Any, model_state: Any, micro_batch: Any, pooled: Any, batch: Batch
     ) -> tuple[Any, Any, Any]:
-        # A model with batch statistics must see all samples at once.
-        size = None if learner.has_model_state else learner.backend.dense_chunk
+        # A model with batch statistics and a loss of groups must see all samples at once.
+        at_once = learner.has_model_state or isinstance(learner.loss, RankingLoss)
+        size = None if at_once else learner.backend.dense_chunk
         chunks = _chunks((pooled, batch), size)
 
         def of_chunk(i: Any, vectors: Any) -> tuple[Any, Any, Any]:
@@ -104,13 +109,16 @@ def gradients(
             found, vectors, _ = of_chunk(i, vectors)
             return jax.tree.map(jnp.add, sums, found), vectors
 
+        weight = None
         if chunks == 1:
-            sums, cotangents, model_state = of_chunk(0, pooled)
+            sums, cotangents, (model_state, weight) = of_chunk(0, pooled)
         else:
             loss, _ = jax.eval_shape(loss_of, params, pooled, model_state, micro_batch, batch)
             zero = jnp.zeros((), loss.dtype), jax.tree.map(jnp.zeros_like, params)
             sums, cotangents = jax.lax.fori_loop(0, chunks, add, (zero, pooled))
-        sums = jnp.sum(batch.sample_weights, dtype=sums[0].dtype), *sums
+        if weight is None:
+            weight = jnp.sum(batch.sample_weights, dtype=sums[0].dtype)
+        sums = weight, *sums
         return jax.tree.map(lambda x: x[None, None], sums), cotangents, model_state
 
     whole, split = PartitionSpec(), learner.axes.batch
@@ -159,6 +167,7 @@ def _losses(learner: Learner, answers: Float[Array, " B"], batch: Batch) -> Floa
             raise UserError(
                 f"{name}: expected one for each of {len(answers)} samples, got shape {shape}"
             )
+    assert not isinstance(learner.loss, RankingLoss)
     losses = learner.loss(answers, batch.labels)
     if jnp.shape(losses) != answers.shape:
         raise UserError(
@@ -166,6 +175,31 @@ def _losses(learner: Learner, answers: Float[Array, " B"], batch: Batch) -> Floa
             f"of shape {jnp.shape(losses)}"
         )
     return losses
+
+
+def _ranked(
+    learner: Learner, loss: RankingLoss, answers: Float[Array, " b"], batch: Batch
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """This device's share of a loss that compares samples of all devices, and of its weight.
+
+    Logits are few: each device gets those of the whole batch. It knows the derivatives of its own,
+    by those of all devices' shares, and so its share of the loss is made linear in them.
+    """
+    if batch.groups is None:
+        raise UserError(f"groups: expected those of {loss.column} in each batch, got none")
+    columns = (answers, batch.labels, batch.sample_weights, batch.groups)
+    # As floats, which hold these numbers exactly: one collective instead of four.
+    table = jnp.stack([x.astype(answers.dtype) for x in columns])
+    first, axes = 0, learner.axes.split
+    if learner.axes.device_count > 1:
+        table = jax.lax.all_gather(jax.lax.stop_gradient(table), axes, axis=1, tiled=True)
+        first = jax.lax.axis_index(axes) * len(answers)
+    of_all = jax.lax.stop_gradient(table)
+    found = loss(of_all[0], of_all[1], of_all[2], of_all[3].astype(jnp.int32))
+    own = Ranked(*(jax.lax.dynamic_slice_in_dim(x, first, len(answers)) for x in found))
+    linear = jnp.sum(own.gradients * answers)
+    value = jnp.sum(own.losses) + linear - jax.lax.stop_gradient(linear)
+    return value, jnp.sum(own.weights)
 
 
 def _on_each_device(

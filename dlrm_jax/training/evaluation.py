@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -14,8 +14,12 @@ from dlrm_jax.data.batches import evaluation_batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.signals import check
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.metrics import binary_metrics
+from dlrm_jax.training.measures import Measures
 from dlrm_jax.training.step import Predict
+
+Measure = Callable[[np.ndarray, Split], dict[str, float | int]]
+
+_USUAL = Measures()
 
 
 def predictions(
@@ -46,8 +50,22 @@ def read_behind(outputs: Iterable[jax.Array], ahead: int) -> Iterator[np.ndarray
 
 
 def evaluate(
-    learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
+    learner: Learner,
+    predict: Predict,
+    state: TrainState,
+    split: Split,
+    batch_size: int,
+    measures: Measure = _USUAL,
 ) -> dict[str, float | int]:
-    """Metrics over all examples, each counted once, whatever the batch size and the mesh."""
+    """Metrics over all examples, whatever the batch size and the mesh.
+
+    Args:
+        learner: learner of the state.
+        predict: result of `make_predict`.
+        state: state to evaluate.
+        split: examples.
+        batch_size: number of examples predicted at a time.
+        measures: function of all logits and the examples that gives the metrics.
+    """
     logits = list(predictions(learner, predict, state, split, batch_size))
-    return binary_metrics(np.concatenate(logits), split.labels)
+    return measures(np.concatenate(logits), split)

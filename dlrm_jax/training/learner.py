@@ -30,6 +30,7 @@ from dlrm_jax.training.batch_layers import (
 from dlrm_jax.training.losses import Loss, bce
 from dlrm_jax.training.native_model import has_native_layers, use_native_layers
 from dlrm_jax.training.penalty import NO_PENALTY, Penalty
+from dlrm_jax.training.ranking_losses import RankingLoss
 
 AnyBatch = TypeVar("AnyBatch")
 
@@ -68,7 +69,7 @@ class Learner:
             there are several, and ignore the weights of samples.
         dense_optimizer: optax optimizer of the model's parameters.
         loss: function of logits and labels; it gives one value per sample, which depends on that
-            sample alone.
+            sample alone. Or a loss of groups of samples, which batches then must have.
         clip_norm: largest global norm of all gradients; 0 for any.
         accumulation_steps: number of micro-batches of a batch.
         penalty: L2 regularization of tables and layers.
@@ -83,7 +84,7 @@ class Learner:
         collection: EmbeddingCollection,
         make_model: Callable[[nnx.Rngs], nnx.Module],
         dense_optimizer: optax.GradientTransformation,
-        loss: Loss = bce,
+        loss: Loss | RankingLoss = bce,
         clip_norm: float = 0,
         accumulation_steps: int = 1,
         penalty: Penalty = NO_PENALTY,
@@ -100,6 +101,11 @@ class Learner:
         if accumulation_steps < 1:
             raise UserError(
                 f"accumulation_steps: expected an integer of at least 1, got {accumulation_steps!r}"
+            )
+        if accumulation_steps > 1 and isinstance(loss, RankingLoss):
+            raise UserError(
+                f"accumulation_steps: expected 1 for a loss that compares the samples of a whole "
+                f"batch, got {accumulation_steps}"
             )
         self.collection = collection
         self.axes = collection.axes

@@ -232,6 +232,10 @@ def _are_checksums(value: Any) -> bool:
     return all(each and _is_dtype(each[1]) for each in found)
 
 
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float | int) and 0 < value <= 1
+
+
 def _is_dtype(name: str) -> bool:
     try:
         dtype = np.dtype(name)
@@ -257,6 +261,9 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "hashes": lambda value: value is ... or _has_all(str)(value),
     "warm_start": lambda value: value in (..., None) or _is_start(value),
     "continue_from": lambda value: value in (..., None) or _is_continuation(value),
+    "kept_negatives": lambda value: (
+        value is ... or (type(value) in (int, float) and 0 < value <= 1)
+    ),
 }
 
 

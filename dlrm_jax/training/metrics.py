@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,28 +15,57 @@ from dlrm_jax.errors import UserError
 
 METRICS = ("log_loss", "auc", "normalized_entropy", "accuracy", "calibration")
 HIGHER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False, "normalized_entropy": False}
-"""The metrics that can choose a model."""
+"""The usual metrics that can choose a model."""
+
+_BEGINS = {
+    "gauc:": True,
+    "recall_at_precision:": True,
+    "calibration_": False,
+    "recall@": True,
+    "ndcg@": True,
+}
+_ENDS = {":max": True, ":min": False}
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of a metric is better, by its name alone; see also `extra_metrics`.
+
+    Raises:
+        UserError: that isn't known, so it can't choose a model.
+    """
+    found = [HIGHER_IS_BETTER[name]] if name in HIGHER_IS_BETTER else []
+    found += [value for text, value in _BEGINS.items() if name.startswith(text)]
+    found += [value for text, value in _ENDS.items() if name.endswith(text)]
+    if not found:
+        raise UserError(
+            f"best_metric: whether more of {name} is better isn't known; give it as {name}:max or "
+            f"{name}:min, in metrics and here"
+        )
+    return found[0]
 
 
 def score(metrics: Mapping[str, Any] | None, name: str) -> float | None:
-    """A metric, negated if less of it is better; None without a finite one.
-
-    More is better of metrics that `HIGHER_IS_BETTER` doesn't have, such as recall.
-    """
+    """A metric that can choose a model, negated if less is better; None without a finite one."""
     value = metrics.get(name) if metrics else None
     if value is None or not math.isfinite(value):
         return None
-    return value if HIGHER_IS_BETTER.get(name, True) else -value
+    return value if higher_is_better(name) else -value
 
 
 def binary_metrics(
-    logits: Float[np.ndarray, " N"], labels: Shaped[np.ndarray, " N"]
+    logits: Float[np.ndarray, " N"],
+    labels: Shaped[np.ndarray, " N"],
+    weights: Float[np.ndarray, " N"] | None = None,
+    shift: float = 0.0,
 ) -> dict[str, float | int]:
     """All metrics of a binary classifier.
 
     Args:
         logits: logits of label 1, [N].
         labels: labels, [N], from 0 to 1. For ``auc`` and ``accuracy``, those above 1/2 are 1.
+        weights: weights of the examples, [N]; None if all are 1.
+        shift: number to add to each logit, see `sampling.log_odds_shift`. The AUC is that of the
+            logits as they are.
 
     Returns:
         log_loss: mean binary cross-entropy, in nats.
@@ -47,8 +77,10 @@ def binary_metrics(
         calibration: mean prediction over mean label; NaN without a positive label.
         examples: N.
 
+        Means and shares are weighted ones.
+
     Raises:
-        UserError: there are no samples, or a logit isn't finite.
+        UserError: there are no samples, a logit isn't finite, or all weights are 0.
     """
     if not len(labels):
         raise UserError("metrics need at least one sample, got none")
@@ -58,11 +90,19 @@ def binary_metrics(
             f"{np.sum(~np.isfinite(z))} of {len(z)} predictions aren't finite; lower the learning "
             f"rate, clip gradients, or look for values out of range in the data"
         )
-    y = labels.astype(np.float64)
-    log_loss = float(np.mean(np.logaddexp(0, z) - y * z))
-    accuracy = float(np.mean((z > 0) == (y > 0.5)))
-    probability = float(np.exp(-np.logaddexp(0, -z)).mean())
-    return named_metrics(log_loss, auc(z, y), float(y.mean()), accuracy, probability, len(y))
+    y, score, mean = labels.astype(np.float64), z, np.mean
+    if weights is not None:
+        weights = weights.astype(np.float64)
+        if not weights.any():
+            raise UserError(f"metrics need an example with a weight, got {len(y)} of weight 0")
+        mean = functools.partial(np.average, weights=weights)
+    if shift:
+        z = z + shift
+    log_loss = float(mean(np.logaddexp(0, z) - y * z))
+    accuracy = float(mean((z > 0) == (y > 0.5)))
+    probability = float(mean(np.exp(-np.logaddexp(0, -z))))
+    area = auc(score, y, weights)
+    return named_metrics(log_loss, area, float(mean(y)), accuracy, probability, len(y))
 
 
 def named_metrics(

@@ -14,6 +14,7 @@ from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.state import SparseCotangents
 from dlrm_jax.training import data_parallel
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.ranking_losses import RankingLoss
 
 TrainStep = Callable[..., tuple[TrainState, Float[Array, ""]]]
 """A function of state, batch and, if the learning rate is cut on the way, its factor."""
@@ -26,7 +27,8 @@ def make_train_step(learner: Learner) -> TrainStep:
 
     The old state is donated: its tables are updated in place and it must not be used again.
     The loss is that of the batch before the update, averaged with the examples' weights, without
-    penalties; if the weights sum to zero, the loss and the new state are NaN.
+    penalties; if the weights sum to zero, the loss and the new state are NaN. A `RankingLoss` then
+    is 0.
 
     A third argument, a scalar, multiplies the changes of all rows and dense parameters. For the
     optimizers that flags name this is a factor of the learning rate. It may differ from step to
@@ -40,6 +42,8 @@ def make_train_step(learner: Learner) -> TrainStep:
         total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch)
         summed = bool(clip_norm or penalty.tables)
         rows = collection.coalesce(sparse_cotangents, sum_duplicates=summed)
+        if isinstance(learner.loss, RankingLoss):  # a batch may have nothing to compare
+            total = jnp.where(total > 0, total, 1)
         factor = 1 / total
         if penalty:  # beside the mean loss, so that the norm is that of both
             grads, rows = _scaled(grads, factor), rows.scaled(factor)

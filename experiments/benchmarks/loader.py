@@ -62,7 +62,7 @@ def write_days(split: Split, days: int, directory: Path) -> Split:
             path = directory / f"{number}_{name}.npy"
             np.save(path, array)
             arrays[name] = np.load(path, mmap_mode="r")
-        mapped.append(Examples(**arrays))
+        mapped.append(Examples.of(arrays))
     return Split(tuple(mapped))
 
 

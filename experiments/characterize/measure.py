@@ -14,9 +14,9 @@ from jax.profiler import TraceAnnotation
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
-from dlrm_jax.data.batches import Batch, TrainBatches
+from dlrm_jax.data.batches import Batch
 from dlrm_jax.data.prefetch import Prefetch
-from dlrm_jax.training.build import generate_data, make_learner
+from dlrm_jax.training.build import generate_data, make_learner, train_batches
 from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_train_step
@@ -81,7 +81,7 @@ class Steps:
         # 80 % of the examples are for training.
         examples = -(-_BATCHES * config.batch_size * 10 // 8)
         data = generate_data(dataclasses.replace(config, examples=examples))
-        self._batches = TrainBatches(data.train, config.batch_size, config.seed)
+        self._batches = train_batches(config, data)
         self.batches = [self._batches[number] for number in range(_BATCHES)]
         self._ahead = learner.backend.programs_ahead
         self._train = make_train_step(learner)

@@ -32,7 +32,7 @@ _NO_EFFECT = {
     **dict.fromkeys(
         ("log_every", "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints",
          "best_metric", "target_auc", "patience", "plateau_factor", "plateau_patience",
-         "validation_examples"),
+         "validation_examples", "metrics"),
         "--evaluations decides",
     ),
 }  # fmt: skip

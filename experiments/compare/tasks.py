@@ -13,7 +13,7 @@ from jaxtyping import Float
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import Batch, Batches, TrainBatches
-from dlrm_jax.data.unseen_ids import unseen_ids
+from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.ranking import ranking_metrics
 
@@ -38,17 +38,15 @@ class Task(abc.ABC):
 
     def batches(self, config: Config) -> Batches:
         """Training batches in the order of the config's seed, shuffled again in each epoch."""
-        return TrainBatches(
-            self.data.train,
-            config.batch_size,
-            config.seed,
-            config.shuffle_window,
-            unseen=unseen_ids(self.data, config.unseen_rate, config.seed),
-        )
+        return train_batches(config, self.data)
 
     @abc.abstractmethod
     def metrics(
-        self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
+        self,
+        split: str,
+        logits: Float[np.ndarray, " N"],
+        labels: Float[np.ndarray, " N"],
+        weights: Float[np.ndarray, " N"] | None = None,
     ) -> dict[str, float]:
         """Metrics over all examples of a split."""
 
@@ -69,11 +67,15 @@ class Clicks(Task):
     ranked_by = "auc"
 
     def metrics(
-        self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
+        self,
+        split: str,
+        logits: Float[np.ndarray, " N"],
+        labels: Float[np.ndarray, " N"],
+        weights: Float[np.ndarray, " N"] | None = None,
     ) -> dict[str, float]:
         """The metrics of `binary_metrics`."""
         del split
-        return binary_metrics(logits, labels)
+        return binary_metrics(logits, labels, weights)
 
 
 class Choices(Task):
@@ -98,10 +100,14 @@ class Choices(Task):
         return EpochBatches(self._train, config)
 
     def metrics(
-        self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
+        self,
+        split: str,
+        logits: Float[np.ndarray, " N"],
+        labels: Float[np.ndarray, " N"],
+        weights: Float[np.ndarray, " N"] | None = None,
     ) -> dict[str, float]:
         """The metrics of `ranking_metrics`; NaN for the training split, which has no candidates."""
-        del labels
+        del labels, weights
         if split == "train":
             return dict.fromkeys(self.shown, math.nan)
         return ranking_metrics(logits.reshape(-1, self._candidates))

@@ -202,7 +202,7 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
             rows = rows[: len(data.validation)]
         size = config.evaluation_batch_size
         logits = np.concatenate(list(predictions(learner, predict, state, rows, size)))
-        return task.metrics(split, logits, rows.labels)
+        return task.metrics(split, logits, rows.labels, rows.sample_weights)
 
     def validate(state: TrainState) -> Metrics:
         metrics = {split: metrics_of(state, split) for split in ("train", "validation")}

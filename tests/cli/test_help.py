@@ -94,7 +94,7 @@ def test_the_config_gives_sections_sentences_and_defaults(program: ModuleType):
         ("--batch_size=x", "--batch_size: expected an integer, got 'x'; such as --batch_size=2048"),
         ("--eps=x", "--eps: expected a number, got 'x'; such as --eps=1e-8"),
         ("--top_mlp=8,x", "--top_mlp: expected integers with commas, got '8,x'; such as .*"),
-        ("--loss=bec", "--loss: expected one of bce, mse, got 'bec'"),
+        ("--interaction=dit", "--interaction: expected one of dot, cat, got 'dit'"),
         ("--eval_only=x", "--eval_only: expected true or false, got 'x'"),
         ("--eps=inf", "--eps: expected a finite number, got inf"),
         ("--class_weights=1,nan", "--class_weights: expected a finite number, got nan"),

@@ -225,7 +225,7 @@ def test_prepared_directories(one_hot):
 
 @pytest.mark.parametrize("number", range(3))
 def test_a_directory_that_is_replaced_between_two_files(tmp_path, monkeypatch, number):
-    def map_day(directory, day, map_day=DayFiles.map):
+    def map_day(directory, day, groups=(), map_day=DayFiles.map):
         if day == number:
             directory.rename(tmp_path / "before")
             other.rename(directory)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import pytest
 from saved_run import CONFIG, examples
 
 from dlrm_jax.data.arrays import Split
@@ -56,13 +56,17 @@ def test_a_batch_without_weight_has_no_loss():
     assert np.isnan(loss)  # the training loop says why
 
 
-def test_evaluation_counts_each_example_once_whatever_its_weight():
+def test_evaluation_counts_each_example_by_its_weight():
     learner = make_learner(CONFIG, make_mesh("1x1"))
     state, predict = learner.init(0), make_predict(learner)
     plain = examples(100)
-    without = [
-        dataclasses.replace(day, sample_weights=np.zeros(len(day), "f4")) for day in plain.days
+    repeats = np.arange(100) % 4
+    weights = np.split(repeats.astype("f4"), [len(plain.days[0])])
+    weighted = [
+        dataclasses.replace(day, sample_weights=of_day)
+        for day, of_day in zip(plain.days, weights, strict=True)
     ]
-    found = evaluate(learner, predict, state, Split(tuple(without)), 64)
-    assert found == evaluate(learner, predict, state, plain, 64)
-    assert all(map(jnp.isfinite, found.values()))
+    repeated = Split((plain.take(np.repeat(np.arange(100), repeats)),))
+    found = evaluate(learner, predict, state, Split(tuple(weighted)), 64)
+    expected = evaluate(learner, predict, state, repeated, 64)
+    assert found == pytest.approx(expected | {"examples": 100}, rel=1e-9)

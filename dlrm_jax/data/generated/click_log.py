@@ -25,6 +25,7 @@ SCHEMA = {
     "categorical": ["user_id", "item_id", "category", "device", "position", "last_viewed"],
     "bag_lengths": {"last_viewed": 8},
     "shared": {"last_viewed": "item_id"},
+    "groups": ["request_id"],
 }
 """The schema of the log, as `preprocess` reads it."""
 
@@ -138,7 +139,8 @@ class ClickLog:
         alive = day * self._new + np.arange(self._items)
         exposure = _shares(np.exp(self._fame[alive]))
         history = self._history[users]
-        items = self._with_seen(rng.choice(alive, (size, _SHOWN), p=exposure), history, int(alive[0]))
+        famous = rng.choice(alive, (size, _SHOWN), p=exposure)
+        items = self._with_seen(famous, history, int(alive[0]))
         # [size, 5, history]
         likeness = np.einsum("nsf,nhf->nsh", self._style[items], self._style[history])
         known = history >= 0

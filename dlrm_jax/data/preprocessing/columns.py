@@ -1,8 +1,8 @@
 """The columns of a schema under numbered names, with transformed dense features.
 
-``label``, ``d0``, ``d1``, … (float32; float64 if they will be standardized), ``c0``, ``c1``, … (raw
-values) and, if the schema has them, ``weight`` and ``time`` (microseconds since 1970). Missing
-values are null.
+``label``, ``d0``, ``d1``, … (float32; float64 if they will be standardized), ``c0``, ``c1``, …
+(raw values) and, if the schema has them, ``weight``, ``time`` (microseconds since 1970) and
+``group0``, … (codes). Missing values are null.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32
 
+from dlrm_jax.data.preprocessing.hashed_values import group_codes
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.standardization import Scales
 from dlrm_jax.errors import UserError
@@ -54,6 +55,8 @@ def normalize_columns(
         columns.append(pl.col(schema.weight).cast(pl.Float32).alias("weight"))
     if schema.timestamp:
         columns.append(pl.col(schema.timestamp).alias("time"))
+    for i, name in enumerate(schema.groups):
+        columns.append(pl.Series(f"group{i}", group_codes(frame[name])))
     return frame.select(columns)
 
 

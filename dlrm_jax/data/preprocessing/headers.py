@@ -81,6 +81,12 @@ def check_training(paths: Sequence[Path], options: Options, row_split: RowSplit 
                 row_split.check_columns(path, found)
 
 
+def optional_columns(paths: Sequence[Path], options: Options, names: Sequence[str]) -> list[str]:
+    """Those of some columns that all files have."""
+    headers = [_header(path, options) or {} for path in paths]
+    return [name for name in names if all(name in header for header in headers)]
+
+
 def _header(path: Path, options: Options) -> dict[str, Any] | None:
     """Names and types of the columns; None in Criteo's forms."""
     if options.schema.layout != "named":

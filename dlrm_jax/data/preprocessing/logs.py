@@ -12,6 +12,7 @@ import polars as pl
 
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing.date_numbers import as_dates, len_known
+from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
@@ -35,6 +36,8 @@ def check_columns(
             f"{path} has no column {missing[0]!r} that the schema names; its columns are "
             f"{', '.join(types)}"
         )
+    if not without_label:
+        _check_groups(path, schema, types)
     of_numbers = (schema.label, *schema.dense, *schema.bins, schema.weight)
     numbers = [name for name in names if name in of_numbers]
     for name in numbers:
@@ -65,6 +68,20 @@ def check_columns(
 
     if not without_label:  # new logs are converted to the vocabulary's type, column by column
         _check_shared(path, schema, types)
+
+
+def _check_groups(path: Path | str, schema: Schema, types: Mapping[str, Any]) -> None:
+    for name in schema.groups:
+        if name not in types:
+            raise UserError(
+                f"{path} has no column {name!r} that the schema's groups name; its columns are "
+                f"{', '.join(types)}"
+            )
+        if isinstance(types[name], WITHOUT_TEXT):
+            raise UserError(
+                f"{path}, column {name}: groups need one number, text or date a row, got "
+                f"{types[name]}"
+            )
 
 
 def _check_shared(path: Path | str, schema: Schema, types: Mapping[str, Any]) -> None:

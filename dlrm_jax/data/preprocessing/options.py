@@ -164,6 +164,8 @@ class Options:
             del fields["schema"]["shared"]
         if not self.schema.bins:
             del fields["schema"]["bins"]
+        if not self.schema.groups:
+            del fields["schema"]["groups"]
         if self.rule.kind in ("days", "files"):
             del fields["split"]
         return json.loads(json.dumps(fields))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from jaxtyping import Float64, UInt8
 
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.given_split import read_split
+from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT, as_text, hashes
 from dlrm_jax.data.preprocessing.split_rule import PARTS, SplitRule
 from dlrm_jax.errors import UserError
 
-_WITHOUT_TEXT = (pl.List, pl.Array, pl.Struct, pl.Object, pl.Binary, pl.Duration)
 _FRACTION = 1  # one more number in the seed than the negatives that are left out have
 
 
@@ -71,7 +70,7 @@ class RowSplit:
                 f"{path} has no column {self.column!r} that --split={self._rule} names; its "
                 f"columns are {', '.join(types)}"
             )
-        if isinstance(types[self.column], _WITHOUT_TEXT):
+        if isinstance(types[self.column], WITHOUT_TEXT):
             raise UserError(
                 f"{path}, column {self.column}: --split={self._rule} needs one number, text or "
                 f"date a row, got {types[self.column]}"
@@ -105,12 +104,12 @@ class RowSplit:
             seed = [self._seed, _FRACTION, place.number, place.first - place.part]
             draws = np.random.default_rng(seed).random(place.part + len(frame))
             return pl.Series("split", self._part_of(draws[place.part :]))
-        values = _as_text(frame[self.column or ""])
+        values = as_text(frame[self.column or ""])
         if self._rule.kind == "column":
             known, parts = pl.Series(PARTS), np.arange(len(PARTS), dtype=np.uint8)
         else:
             known = values.drop_nulls().unique()
-            parts = self._part_of(_draws(known, self._seed))
+            parts = self._part_of(hashes(known, str(self._seed)) / 2.0**64)
         split_of = pl.DataFrame({"value": known, "split": parts})
         rows = values.alias("value").to_frame()
         return rows.join(split_of, on="value", how="left", maintain_order="left")[
@@ -144,30 +143,3 @@ class RowSplit:
         parts[draws < validation + test] = PARTS.index("test")
         parts[draws < validation] = PARTS.index("validation")
         return parts
-
-
-def _draws(values: pl.Series, seed: int) -> Float64[np.ndarray, " n"]:
-    """A number from [0, 1) for each text, which depends on text and seed alone."""
-    keyed = hashlib.blake2b(digest_size=8, key=str(seed).encode())
-
-    def digest(value: str) -> bytes:  # Polars' own hash may change with its version
-        own = keyed.copy()
-        own.update(value.encode())
-        return own.digest()
-
-    return np.frombuffer(b"".join(map(digest, values)), ">u8") / 2.0**64
-
-
-def _as_text(values: pl.Series) -> pl.Series:
-    """The values as text, each by itself; whole numbers as integers, also 7.0 and the text 7.0.
-
-    A missing value makes floats of a column, and pandas then writes 7.0.
-    """
-    text = pl.col("x").cast(pl.String)
-    if values.dtype.is_float():
-        values = values.fill_nan(None)
-        whole = pl.col("x").cast(pl.Int128, strict=False)  # UInt64's values, too
-        same = whole.cast(values.dtype) == pl.col("x")
-        text = pl.when(same).then(whole.cast(pl.String)).otherwise(text)
-    text = text.str.replace(r"^(-?\d+)\.0+$", "$1")
-    return values.to_frame("x").select(text.alias("x"))["x"]

@@ -42,6 +42,8 @@ class Schema:
             one vocabulary, ids that mean the same, and one table.
         bins: number of bins, by categorical column of numbers: its ids are bins of about equally
             many training rows.
+        groups: names of columns that group examples, such as a request, for metrics and losses.
+            They aren't features: by a feature, its ids group.
 
     Raises:
         UserError: there is no categorical column, or one is named twice.
@@ -57,9 +59,10 @@ class Schema:
     layout: str = "named"
     shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
     bins: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("categorical", "dense"):
+        for field in ("categorical", "dense", "groups"):
             if not isinstance(getattr(self, field), tuple):
                 raise UserError(f"schema: {field} must be a list, got {getattr(self, field)!r}")
         for field in ("weight", "timestamp"):
@@ -69,6 +72,14 @@ class Schema:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"schema: column {twice[0]!r} is named more than once")
+        for name in self.groups:
+            if name in self.categorical:
+                raise UserError(
+                    f"schema: groups: {name!r} is a feature, and metrics and losses group by "
+                    f"features as they are; leave it out"
+                )
+            if name in names or self.groups.count(name) > 1:
+                raise UserError(f"schema: column {name!r} of groups is named more than once")
         if not self.categorical:
             raise UserError("schema: expected at least one categorical column, got none")
         if not isinstance(self.bag_lengths, Mapping):
@@ -152,7 +163,7 @@ class Schema:
 
     @property
     def columns(self) -> list[str]:
-        """The names of all columns."""
+        """The names of all columns but those of `groups`, which predictions don't need."""
         optional = [name for name in (self.weight, self.timestamp) if name]
         return [self.label, *self.dense, *self.categorical, *optional]
 
@@ -192,7 +203,7 @@ class Schema:
             UserError: a field that must name a column has another type.
         """
         given: dict[str, Any] = dict(fields)
-        for field in ("label", "weight", "timestamp", "categorical", "dense"):
+        for field in ("label", "weight", "timestamp", "categorical", "dense", "groups"):
             value = given.get(field)
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str | None):
@@ -206,7 +217,7 @@ class Schema:
                 f"schema: shared must be an object with names of columns, such as "
                 f'{{"viewed": "item"}}, got {shared!r}'
             )
-        for name in ("categorical", "dense"):
+        for name in ("categorical", "dense", "groups"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])
         return cls(**given)

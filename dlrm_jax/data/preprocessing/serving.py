@@ -19,7 +19,8 @@ from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.columns import normalize_columns, transform_dense
 from dlrm_jax.data.preprocessing.encoding import encode_column, expansions
-from dlrm_jax.data.preprocessing.headers import check_headers
+from dlrm_jax.data.preprocessing.hashed_values import group_codes
+from dlrm_jax.data.preprocessing.headers import check_headers, optional_columns
 from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
@@ -34,7 +35,8 @@ class Encoded(NamedTuple):
     """Consecutive rows of a log.
 
     Attributes:
-        examples: dense features and ids; the label is NaN where there is none.
+        examples: dense features and ids; the label is NaN where there is none. With the weights
+            (NaN where one is malformed) and groups of the schema, if all files have them.
         keys: the columns that are passed through.
     """
 
@@ -64,6 +66,7 @@ class LogEncoder:
         self.metadata = Metadata.read(prepared)
         self.options = serving_options(self.metadata)
         self._prepared = prepared
+        self._trained = Options.from_json(self.metadata.made_from["options"]).schema
         owners = self.options.schema.owners
         loaded = {
             owner: LoadedVocabulary(prepared / VOCABULARIES / f"{owner}.parquet")
@@ -123,13 +126,18 @@ class LogEncoder:
                 data of training had missing values, which it can't tell from 0.
         """
         types = check_headers(paths, self.options, keys)
+        weight = [self._trained.weight] if self._trained.weight else []
+        measured = optional_columns(paths, self.options, [*weight, *self._trained.groups])
         check_missing_values(paths, [], self.options, self._prepared)
-        return self._chunks(paths, types)
+        return self._chunks(paths, types, measured)
 
-    def _chunks(self, paths: Sequence[Path], keys: dict[str, Any]) -> Iterator[Encoded]:
+    def _chunks(
+        self, paths: Sequence[Path], keys: dict[str, Any], measured: Sequence[str]
+    ) -> Iterator[Encoded]:
         step = max(1, _PLACES // sum(self.options.lengths))
         for number, path in enumerate(paths):
-            source = Source(path, self.options, labelled=False, keys=tuple(keys))
+            read = tuple(dict.fromkeys([*keys, *measured]))
+            source = Source(path, self.options, labelled=False, keys=read)
             missing: collections.Counter[str] = collections.Counter()
             for _, parse in source.chunks():
                 chunk = parse()
@@ -137,9 +145,21 @@ class LogEncoder:
                 missing.update(nulls.row(0, named=True))
                 for start in range(0, len(chunk.frame), step):
                     rows, passed = (x.slice(start, step) for x in (chunk.frame, chunk.keys))
-                    yield Encoded(self._encode(rows), passed.cast(pl.Schema(keys)))
+                    examples = self._measured(self._encode(rows), passed.select(measured))
+                    yield Encoded(examples, passed.select(list(keys)).cast(pl.Schema(keys)))
             counts = [missing if i == number else {} for i in range(len(paths))]
             check_missing_values(paths, counts, self.options, self._prepared)
+
+    def _measured(self, examples: Examples, columns: pl.DataFrame) -> Examples:
+        """Examples with the weights and groups that are among these columns."""
+        missing = pl.col(pl.String).replace(dict.fromkeys(self.options.csv_missing))
+        columns = columns.with_columns(missing)
+        groups = {x.name: group_codes(x) for x in columns if x.name != self._trained.weight}
+        weights = None
+        if self._trained.weight in columns.columns:
+            found = columns[self._trained.weight].cast(pl.Float32, strict=False).to_numpy()
+            weights = np.where((found >= 0) & (found < np.inf), found, np.nan).astype(np.float32)
+        return dataclasses.replace(examples, sample_weights=weights, groups=groups)
 
     def _encode(self, rows: pl.DataFrame) -> Examples:
         """Arrays of rows as `columns` describes them, as `day_arrays` writes them."""
@@ -161,7 +181,7 @@ class LogEncoder:
 def serving_options(metadata: Metadata) -> Options:
     """The options of prepared data, as they are for rows that get a prediction each."""
     trained = Options.from_json(metadata.made_from["options"])
-    schema = dataclasses.replace(trained.schema, weight=None, timestamp=None)
+    schema = dataclasses.replace(trained.schema, weight=None, timestamp=None, groups=())
     unread: dict[str, Any] = {"on_bad_line": "stop", "drop_negatives": 0.0, "split": ""}
     return dataclasses.replace(trained, schema=schema, **unread)
 

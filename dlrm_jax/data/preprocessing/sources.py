@@ -188,7 +188,7 @@ class Source:
         """The columns to read, of those in the file."""
         schema = self.options.schema
         logs.check_columns(self.path, schema, found, not self.labelled)
-        names = [name for name in schema.columns if name in found]
+        names = [name for name in (*schema.columns, *schema.groups) if name in found]
         if self.row_split:
             self.row_split.check_columns(self.path, found)
             if (column := self.row_split.column) and column not in names:

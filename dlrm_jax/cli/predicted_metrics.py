@@ -1,0 +1,114 @@
+"""The metrics that `dlrm_jax predict` prints where the rows have labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlrm_jax.cli.flags import FLAGS, paths
+from dlrm_jax.console import status
+from dlrm_jax.data.arrays import Split
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.headers import optional_columns
+from dlrm_jax.data.preprocessing.serving import serving_options
+from dlrm_jax.errors import UserError
+from dlrm_jax.text_table import text_table
+from dlrm_jax.training.extra_metrics import ExtraMetric, extra_metrics
+from dlrm_jax.training.metrics import METRICS
+from dlrm_jax.training.streamed_measures import StreamedMeasures
+
+if TYPE_CHECKING:
+    from dlrm_jax.cli.predict import Trained
+
+
+def chosen_metrics(trained: Trained) -> tuple[tuple[ExtraMetric, ...], Mapping[str, int]]:
+    """The metrics besides the usual ones, and the places of the features that they group by.
+
+    Those of ``--metrics``, or else those of training. Of the latter, functions of a user's own are
+    left out, since a checkpoint may come from anybody and importing a module runs it, and what
+    groups by a column that the rows lack.
+
+    Raises:
+        UserError: a metric of ``--metrics`` can't be had.
+    """
+    config, asked = trained.config, FLAGS.metrics is not None
+    starts = np.cumsum([0, *config.table_bag_lengths[:-1]]).tolist()
+    places = dict(zip(config.table_names, starts, strict=True))
+    there, chosen = (*places, *_groups(trained)), []
+    for metric in extra_metrics(tuple(FLAGS.metrics) if asked else config.metrics):
+        why = None
+        if metric.column and metric.column not in there:
+            why = f"the rows have no column {metric.column!r} to group by"
+        elif metric.function and not asked:
+            why = f"it imports code: if you trust that, give --metrics={metric.name}"
+        if why and asked:
+            raise UserError(f"--metrics: {metric.name}: {why}; there are {', '.join(there)}")
+        if why:
+            status(f"{metric.name} isn't computed: {why}")
+            continue
+        metric.check_function()
+        chosen.append(metric)
+    return tuple(chosen), places
+
+
+def _groups(trained: Trained) -> list[str]:
+    """The columns of the schema's groups that the rows have."""
+    logs = paths("data")
+    if logs[0].is_dir():
+        try:
+            return Metadata.read(logs[0]).groups
+        except UserError:  # arrays of other programs
+            return []
+    if not trained.vocabularies:
+        return []
+    metadata = Metadata.read(trained.vocabularies)
+    return optional_columns(logs, serving_options(metadata), metadata.groups)
+
+
+def with_all_negatives(split: Split, described: Metadata) -> Split:
+    """Rows in which each negative one stands for those that preparation has left out.
+
+    Args:
+        split: all rows of a directory, a day each.
+        described: description of the directory.
+    """
+    days = list(split.days)
+    for name, kept in described.kept_negatives.items():
+        for number, first, stop in described.splits[name]:
+            day, rows = days[number], slice(first, stop)
+            weights = day.sample_weights
+            weights = np.ones(len(day), np.float32) if weights is None else np.array(weights)
+            weights[rows] /= np.where(day.labels[rows] > 0.5, 1, kept)
+            days[number] = dataclasses.replace(day, sample_weights=weights)
+    if described.kept_negatives:  # all days alike
+        days = [
+            dataclasses.replace(day, sample_weights=np.ones(len(day), np.float32))
+            if day.sample_weights is None
+            else day
+            for day in days
+        ]
+    return Split(tuple(days))
+
+
+def report_metrics(measured: StreamedMeasures, rows: int) -> None:
+    """Prints the metrics, and of which rows they are."""
+    if not measured.rows:
+        status("no metrics: the data have no labels of 0 or 1")
+        return
+    found = measured.metrics()
+    names = [name for name in found if name != "examples"]
+    assert names[: len(METRICS)] == list(METRICS)
+    status(text_table(METRICS, [[f"{found[x]:.5f}" for x in METRICS]]))
+    if more := names[len(METRICS) :]:
+        status(text_table(more, [[f"{found[x]:.5f}" for x in more]]))
+        status(f"the last {len(more)} needed all labelled rows in memory")
+    if measured.rows < rows:
+        status(
+            f"metrics of {measured.rows:,} rows: the others have no label of 0 or 1, or a weight "
+            f"that is no number of at least 0"
+        )
+    if paths("data")[0].is_dir():
+        status("metrics of all days of the directory, those of training included")

@@ -1,0 +1,64 @@
+"""Codes of the groups of examples: by a categorical feature, or by a column of the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Int64
+
+from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.errors import UserError
+
+_CHUNK_ROWS = 1 << 16
+
+
+def first_places(data: Dataset) -> dict[str, int]:
+    """The place of the first id of each categorical feature in a row of ids, by name."""
+    starts = np.cumsum([0, *data.bag_lengths[:-1]]).tolist()
+    return dict(zip(data.columns, starts, strict=True))
+
+
+def codes_of(
+    split: Split, column: str, places: Mapping[str, int], rows: slice = slice(None)
+) -> Int64[np.ndarray, " N"]:
+    """The code of each example's group.
+
+    Args:
+        split: examples.
+        column: a column of the schema's ``groups``, or a categorical feature, whose first id is
+            the code. A negative code is no group.
+        places: place of the first id of each feature, see `first_places`.
+        rows: rows to read.
+    """
+    split = split[rows]
+    if column in split.days[0].groups:
+        return split.groups[column]
+    found = [np.zeros(0, np.int64)]
+    for day in split.days:
+        for start in range(0, len(day), _CHUNK_ROWS):
+            ids = np.asarray(day.arrays["ids"][start : start + _CHUNK_ROWS])
+            found.append(ids[:, places[column]].astype(np.int64))
+    return np.concatenate(found)
+
+
+def check_column(field: str, item: str, column: str, data: Dataset) -> None:
+    """Checks that data have a column to group by.
+
+    Args:
+        field: field of the config, for messages.
+        item: item of the field, for messages.
+        column: the column.
+        data: data set.
+
+    Raises:
+        UserError: they don't.
+    """
+    groups = list(data.train.days[0].groups)
+    if column not in (*data.columns, *groups):
+        raise UserError(
+            f"{field}: {item} groups by {column!r}, which is neither a categorical feature "
+            f"({', '.join(data.columns)}) nor one of the schema's groups "
+            f"({', '.join(groups) or 'there are none'}); name the column in the schema's groups "
+            f"and prepare the data again"
+        )
