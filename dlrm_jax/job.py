@@ -23,6 +23,7 @@ from jaxtyping import Float64
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.check import check_ids, check_labels
+from dlrm_jax.data.chosen_labels import with_labels
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
@@ -42,6 +43,7 @@ from dlrm_jax.training.build import (
     make_learner,
 )
 from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.label_settings import check_label_settings
 from dlrm_jax.training.model import OF_MODELS, unread
 from dlrm_jax.training.record import owned
 from dlrm_jax.training.saved_names import with_saved_names
@@ -86,13 +88,18 @@ class FittedModel:
         learner, state = self.predictor.learner, self.predictor.state
         examples, size = self._examples(split), self.predictor.batch_size
         if not isinstance(split, str):  # the run has checked its own
-            check_labels(examples, "examples", _is_soft(self.predictor.config))
+            if examples.labels_per_example != len(learner.labels):
+                raise UserError(
+                    f"split: expected the labels {', '.join(learner.labels)} of each example, got "
+                    f"{examples.labels_per_example}"
+                )
+            check_labels(examples, "examples", _is_soft(self.predictor.config), learner.labels)
         if not len(examples):
             raise UserError("split: expected at least one example, got none")
         return evaluate(learner, self.predictor.compiled, state, examples, size)
 
-    def predict(self, rows: Any) -> Float64[np.ndarray, " N"]:
-        """The probability of label 1 of every row, in order.
+    def predict(self, rows: Any) -> Float64[np.ndarray, "N *_"]:
+        """The probability of label 1 of every row, in order; [N, H] of several labels.
 
         Args:
             rows: the name of a split, as for `evaluate`, or rows as for `Predictor.predict`, where
@@ -268,13 +275,18 @@ def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, D
             the loss doesn't take, or a sample weight that is negative or not finite.
     """
     if source is None:
+        if config.labels:
+            raise UserError(f"labels: generated examples have one, got {','.join(config.labels)}")
+        check_label_settings(config, ("label",))
         return config, generate_data(config)
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
+    data = with_labels(data, config.labels or data.labels)
+    check_label_settings(config, data.labels)
     soft = _is_soft(config)
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
-        on_process_0(lambda name=name, split=split: check_labels(split, name, soft))
+        on_process_0(lambda name=name, split=split: check_labels(split, name, soft, data.labels))
     return for_data(config, data), data
 
 

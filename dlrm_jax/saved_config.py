@@ -25,6 +25,8 @@ _ADDED: dict[str, Any] = {
     "plateau_patience": 2,
     "patience": 0,
     "validation_examples": 0,
+    "label_weights": (),
+    "labels": (),
 }
 
 VERSION = 1 + len(_ADDED)

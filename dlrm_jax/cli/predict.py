@@ -9,7 +9,8 @@ where CHECKPOINT is a directory such as ``runs/kaggle/checkpoints/00300000``.
 
 Raw logs are mapped to ids by the vocabularies that the run keeps in its workdir. They are read,
 predicted and written chunk by chunk, so that they may be larger than memory. The output has one
-line for each row of the data, in their order, with the columns of ``--keys`` and ``probability``.
+line for each row of the data, in their order, with the columns of ``--keys`` and ``probability``,
+or of several labels ``probability_LABEL`` for each.
 Arrays whose rows a ``--split`` has put in another order are refused; their log isn't.
 The label may be missing; where it is there, metrics are printed. Tables have the names of the
 data's columns; several columns may share one.
@@ -23,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 from absl import flags
 from jax.sharding import Mesh
@@ -38,6 +38,7 @@ from dlrm_jax.cli.flags import (
     refuse_unless,
     require,
 )
+from dlrm_jax.cli.predicted_labels import PROBABILITY, PredictedLabels, predicted_columns
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
@@ -54,15 +55,12 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
 from dlrm_jax.inference.loading import check_model
-from dlrm_jax.inference.predictor import Part, Predictor, sigmoid
+from dlrm_jax.inference.predictor import Part, Predictor
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.saved_config import trained_config
-from dlrm_jax.text_table import text_table
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.metrics import METRICS
-from dlrm_jax.training.streamed_metrics import StreamedMetrics
 
 flags.DEFINE_string(
     "checkpoint",
@@ -108,8 +106,6 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as vectors.")
 mark_required("checkpoint")
-
-PROBABILITY = "probability"
 
 
 class Trained(NamedTuple):
@@ -160,9 +156,16 @@ def check_flags() -> None:
             refuse(["preprocessing"], "with a directory: it has ids already")
         refuse(["keys"], "with a directory: it has no columns besides ids and dense features")
     for key in FLAGS.keys:
-        if FLAGS.keys.count(key) > 1 or key == PROBABILITY:
-            why = "is given twice" if key != PROBABILITY else "is the name of the predictions"
-            raise UserError(f"--keys: {key!r} {why}; leave it out")
+        if FLAGS.keys.count(key) > 1:
+            raise UserError(f"--keys: {key!r} is given twice; leave it out")
+    check_keys([PROBABILITY])
+
+
+def check_keys(predicted: Sequence[str]) -> None:
+    """Refuses keys that have the name of a column of predictions."""
+    for key in FLAGS.keys:
+        if key in predicted:
+            raise UserError(f"--keys: {key!r} is the name of the predictions; leave it out")
 
 
 def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
@@ -202,26 +205,17 @@ def predict(trained: Trained, output: Path) -> None:
     check_logs(trained)
     begun = time.perf_counter()
     parts = predictions(trained, mesh)
-    metrics, rows = StreamedMetrics(), 0
+    predicted = PredictedLabels(trained.config.labels)
 
     def frames() -> Iterator[pl.DataFrame]:
-        nonlocal rows
         for part in parts:
-            rows += len(part.logits)
-            labelled = np.isfinite(part.labels)
-            metrics.add(part.logits[labelled], part.labels[labelled])
-            yield pl.DataFrame([*part.keys, pl.Series(PROBABILITY, sigmoid(part.logits))])
+            yield pl.DataFrame([*part.keys, *predicted.add(part)])
 
     write_frames(frames(), output, Path(FLAGS.output).suffix)
-    seconds = time.perf_counter() - begun
+    seconds, rows = time.perf_counter() - begun, predicted.rows
     status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
-    if metrics.rows:
-        found = metrics.metrics()
-        status(text_table(METRICS, [[f"{found[x]:.5f}" for x in METRICS]]))
-        if metrics.rows < rows:
-            status(f"metrics of {metrics.rows:,} rows: the others have no label of 0 or 1")
-        if paths("data")[0].is_dir():
-            status("metrics of all days of the directory, those of training included")
+    if predicted.show() and paths("data")[0].is_dir():
+        status("metrics of all days of the directory, those of training included")
 
 
 def check_logs(trained: Trained) -> None:
@@ -236,6 +230,7 @@ def check_logs(trained: Trained) -> None:
             f"has them as --preprocessing, or arrays as --data"
         )
     options = serving_options(Metadata.read(trained.vocabularies))
+    check_keys(predicted_columns(trained.config.labels))
     types = check_headers(logs, options, FLAGS.keys)
     if key := unwritable(types, Path(FLAGS.output).suffix):
         raise UserError(
@@ -249,10 +244,10 @@ def predictions(trained: Trained, mesh: Mesh) -> Iterator[Part]:
     config, name, logs = trained.config, ",".join(FLAGS.data), paths("data")
     load = functools.partial(Predictor.load, trained.checkpoint, mesh)
     if logs[0].is_dir():
-        split, ranges = all_days(logs[0], trained)
+        split, ranges, labels = all_days(logs[0], trained)
         rows, lengths = config.table_rows, config.table_bag_lengths
         check_ids(split, rows, lengths, name, ranges, config.table_names)
-        yield from load(FLAGS.batch_size, FLAGS.model).of_split(split)
+        yield from load(FLAGS.batch_size, FLAGS.model).of_split(split, labels)
         return
     assert trained.vocabularies
     model = load(FLAGS.batch_size, FLAGS.model, trained.vocabularies)
@@ -262,10 +257,11 @@ def predictions(trained: Trained, mesh: Mesh) -> Iterator[Part]:
         status(f"warning: {warning}")
 
 
-def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
+def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None, tuple[str, ...]]:
     """All rows of prepared arrays like the model's, or of TorchRec's, in the order of time.
 
-    With the ranges of their ids, if they are those of the model's features.
+    With the ranges of their ids, if they are those of the model's features, and the names of their
+    labels.
 
     Raises:
         UserError: the arrays are of other data, or in another order than their log.
@@ -288,7 +284,7 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
     if described:
         check_unchanged(directory, fingerprint)
     same = data.bag_lengths == trained.config.table_bag_lengths
-    return split, data.id_ranges if same else None
+    return split, data.id_ranges if same else None, data.labels
 
 
 def dump(trained: Trained, names: Sequence[str], output: Path) -> None:

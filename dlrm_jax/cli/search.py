@@ -44,7 +44,7 @@ from dlrm_jax.search.store import check_directory
 from dlrm_jax.search.study import Study
 from dlrm_jax.search.trials import Setting, run_trials
 from dlrm_jax.training.build import check_shared, for_data
-from dlrm_jax.training.metrics import HIGHER_IS_BETTER
+from dlrm_jax.training.metrics import higher_is_better
 from dlrm_jax.training.model import unread
 
 define_run_flags(default_preset="small")
@@ -99,10 +99,10 @@ def main() -> None:
     config = base_config(space)
     check_data_flags()
     check_directory(output)
-    higher_is_better = HIGHER_IS_BETTER[config.best_metric]
+    more_is_better = higher_is_better(config.best_metric)
     if FLAGS.jobs > 1 and not is_launched():
         codes = launch_jobs(FLAGS.jobs)
-        is_done = 0 in codes and report(Study(output, space, None, higher_is_better), config)
+        is_done = 0 in codes and report(Study(output, space, None, more_is_better), config)
         sys.exit(0 if is_done else max(codes))
     if is_launched():
         end_with_launcher()
@@ -114,17 +114,16 @@ def main() -> None:
         check_read(configs)
         check_file_read(configs)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-    # Of all losses that are tried, this one takes the fewest labels.
-    _, data = load_data(
-        dataclasses.replace(config, loss="bce") if "loss" in space.names else config, FLAGS.data
-    )
+    # Of all losses that are tried, the first takes the fewest labels; of all models, the second
+    # the most.
+    first = {"loss": "bce", "model": "shared_bottom"}
+    of_all = {name: value for name, value in first.items() if name in space.names}
+    _, data = load_data(dataclasses.replace(config, **of_all), FLAGS.data)
     with_data = for_data(config, data)
     check_data(with_data, data)
     status(data.source)
     identity = Identity(data.fingerprint, decisive(config, space), data.earlier_fingerprints)
-    study = Study(
-        output, space, identity, higher_is_better, FLAGS.sampler, FLAGS.prune, config.seed
-    )
+    study = Study(output, space, identity, more_is_better, FLAGS.sampler, FLAGS.prune, config.seed)
     status(f"{FLAGS.trials} trials of {', '.join(space.names)}; see {output}")
     if space.follows(config):
         status("bottom_mlp: its last width is each trial's embedding_dim")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from dlrm_jax.training.build import (
     generated_fingerprint,
     make_learner,
 )
+from dlrm_jax.training.label_metrics import rows_by_label
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.retention import Retention
@@ -119,7 +121,7 @@ def main() -> None:
         FLAGS.checkpoint if FLAGS.eval_only else None,
         None if FLAGS.eval_only and not FLAGS["preset"].present else FLAGS.preset,
     )
-    report(run_job(config, data, learner, options, status).summary, workdir)
+    report(run_job(config, data, learner, options, status).summary, workdir, learner.labels)
 
 
 def evaluated(workdir: Path) -> Config:
@@ -175,19 +177,14 @@ def pieces_by_table(plan: Plan) -> dict[str, Any]:
     return pieces
 
 
-def report(summary: dict[str, Any], workdir: Path) -> None:
+def report(summary: dict[str, Any], workdir: Path, labels: Sequence[str]) -> None:
     """Prints the results, and where their files are."""
     names = {x: x for x in ("train", "validation", "test")}
     steps, best = summary["steps"], summary["best_step"]
     if not FLAGS.eval_only and best not in (None, steps):
         names["test_of_last"] = f"test, step {steps}"
         status(f"the best checkpoint is {workdir}/checkpoints/{best:08d}; its metrics:")
-    rows = [
-        [name, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
-        for x, name in names.items()
-        if x in summary
-    ]
-    status(text_table(["", *METRICS, "examples"], rows))
+    status(text_table(["", *METRICS, "examples"], rows_by_label(labels, summary, names)))
     if summary["teacher_auc"]:
         status(f"best possible test AUC, that of the teacher: {summary['teacher_auc']:.5f}")
     if summary["examples_per_second"]:

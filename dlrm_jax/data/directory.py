@@ -98,6 +98,13 @@ class Metadata:
         schema = self.made_from["options"].get("schema")
         return schema.get("shared", {}) if isinstance(schema, dict) else {}
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels, as in `Dataset`."""
+        schema = self.made_from["options"].get("schema")
+        names = schema.get("label", "label") if isinstance(schema, dict) else "label"
+        return tuple(names) if isinstance(names, list) else (names,)
+
     def vocabulary_of(self, column: int) -> int:
         """The column whose vocabulary a categorical column has: itself, or one that it shares."""
         number = self.columns.index
@@ -117,6 +124,8 @@ class Metadata:
             raise ValueError("columns, table_rows and bag_lengths differ in length")
         if unknown := set(self.columns) - self.missing.keys():
             raise ValueError(f"missing: there is no column {min(unknown)!r}")
+        if not _is_of([*self.labels], list[str]) or not self.labels:
+            raise TypeError(f"label: expected names of columns, got {self.labels!r}")
         if not _is_of(self.shared, dict[str, str]):
             raise TypeError(f"shared: expected names of columns, got {self.shared!r}")
         rows_of = dict(zip(self.columns, self.table_rows, strict=True))
@@ -188,6 +197,7 @@ def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Da
         id_ranges=id_ranges,
         columns=tuple(metadata.columns),
         shared=metadata.shared,
+        labels=metadata.labels,
     )
 
 

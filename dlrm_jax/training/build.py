@@ -60,7 +60,7 @@ OF_DATA = frozenset(("table_rows", "features", "bag_lengths", "dense_features"))
 
 
 def for_data(config: Config, data: Dataset) -> Config:
-    """Returns the config with the tables, their names and the dense features of the data.
+    """Returns the config with the tables, names, dense features and labels of the data.
 
     Columns that share a vocabulary share a table, besides those of ``config.shared_tables``.
     """
@@ -73,6 +73,7 @@ def for_data(config: Config, data: Dataset) -> Config:
         bag_lengths=data.bag_lengths,
         shared_tables=tuple(dict.fromkeys([*of_data, *config.shared_tables])),
         dense_features=data.train.dense_features,
+        labels=data.labels if len(data.labels) > 1 else config.labels,
     )
 
 
@@ -136,6 +137,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         class_weighted(LOSSES[config.loss], *config.class_weights),
         config.clip_norm,
         config.accumulation_steps,
+        config.weight_of_label,
     )
 
 

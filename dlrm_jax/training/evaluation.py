@@ -13,14 +13,14 @@ from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.batches import evaluation_batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.signals import check
+from dlrm_jax.training.label_metrics import label_metrics
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.step import Predict
 
 
 def predictions(
     learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
-) -> Iterator[Float[np.ndarray, " B"]]:
+) -> Iterator[Float[np.ndarray, "B *_"]]:
     """Yields the logits of all examples, in order, a batch at a time.
 
     They are read after later batches have started, so that devices don't wait for the host.
@@ -48,6 +48,9 @@ def read_behind(outputs: Iterable[jax.Array], ahead: int) -> Iterator[np.ndarray
 def evaluate(
     learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
 ) -> dict[str, float | int]:
-    """Metrics over all examples, each counted once, whatever the batch size and the mesh."""
+    """Metrics over all examples, each counted once, whatever the batch size and the mesh.
+
+    Those of several labels are by label, see `label_metrics`.
+    """
     logits = list(predictions(learner, predict, state, split, batch_size))
-    return binary_metrics(np.concatenate(logits), split.labels)
+    return label_metrics(np.concatenate(logits), split.labels, learner.labels)

@@ -69,6 +69,9 @@ class Learner:
             sample alone.
         clip_norm: largest global norm of all gradients; 0 for any.
         accumulation_steps: number of micro-batches of a batch.
+        label_weights: weight in the loss of each label of an example, by its name, the main one
+            first. With several, H, the model returns logits [b, H] in this order; see
+            `label_weights.by_label` for the loss.
 
     Raises:
         UserError: the mesh's axes are Explicit, a number is out of range, or the model has random
@@ -83,6 +86,7 @@ class Learner:
         loss: Loss = bce,
         clip_norm: float = 0,
         accumulation_steps: int = 1,
+        label_weights: Mapping[str, float] | None = None,
     ):
         if collection.axes.explicit:
             raise UserError(
@@ -105,6 +109,7 @@ class Learner:
         self.loss = loss
         self.clip_norm = clip_norm
         self.accumulation_steps = accumulation_steps
+        self.label_weights = dict(label_weights or {"label": 1.0})
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
@@ -124,6 +129,11 @@ class Learner:
             use_batch_layers(copy, self.axes.split)
         self._has_native_layers = has_native_layers(copy)
         return nnx.graphdef(copy)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels; H of them."""
+        return tuple(self.label_weights)
 
     @property
     def kernels_in_use(self) -> dict[str, str]:

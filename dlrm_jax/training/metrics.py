@@ -18,11 +18,16 @@ HIGHER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False, "normalize
 
 
 def score(metrics: Mapping[str, Any] | None, name: str) -> float | None:
-    """A metric of `HIGHER_IS_BETTER`, negated if less is better; None without a finite one."""
+    """A metric that can choose a model, negated if less is better; None without a finite one."""
     value = metrics.get(name) if metrics else None
     if value is None or not math.isfinite(value):
         return None
-    return value if HIGHER_IS_BETTER[name] else -value
+    return value if higher_is_better(name) else -value
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric of `HIGHER_IS_BETTER` is better; see `label_metrics` for names."""
+    return HIGHER_IS_BETTER[metric.rpartition("/")[2]]
 
 
 def binary_metrics(

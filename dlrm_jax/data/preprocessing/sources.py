@@ -17,7 +17,7 @@ from dlrm_jax.data.formats.compression import Bytes, DamagedError, Hash, open_by
 from dlrm_jax.data.formats.csv_text import Records, without_missing
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing import logs
-from dlrm_jax.data.preprocessing.columns import normalize_columns
+from dlrm_jax.data.preprocessing.columns import label_columns, normalize_columns
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.row_split import Place, RowSplit
 from dlrm_jax.errors import UserError
@@ -220,7 +220,8 @@ class Source:
         rng = np.random.default_rng([options.seed, self.number, first - unparsed.place])
         drawn = rng.random(unparsed.place + len(frame))[unparsed.place :]
         kept = drawn >= options.drop_negatives
-        kept |= frame["label"].to_numpy() > 0
+        for label in label_columns(options.schema):
+            kept |= (frame[label] > 0).fill_null(False).to_numpy()
         if split is not None:
             kept |= split.to_numpy() > 0  # validation and test keep all examples
         return Chunk(frame.filter(pl.Series(kept)), skipped, int(np.sum(~kept)), unparsed.keys)

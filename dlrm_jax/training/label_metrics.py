@@ -1,0 +1,80 @@
+"""Metrics of a split by label: one flat mapping from names to numbers.
+
+The main label's metrics have plain names, such as ``auc``; those of another label have it in
+front: ``purchased/auc``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from dlrm_jax.training.metrics import HIGHER_IS_BETTER, METRICS, binary_metrics
+
+Metrics = dict[str, float | int]
+
+
+def label_metrics(
+    logits: Float[np.ndarray, "N *_"],
+    labels: Shaped[np.ndarray, "N *_"],
+    names: Sequence[str],
+    metrics: Callable[[np.ndarray, np.ndarray], Metrics] = binary_metrics,
+) -> Metrics:
+    """The metrics of each label, over the examples that have it.
+
+    Args:
+        logits: logits, [N], or [N, H] of several labels.
+        labels: labels, of the same shape; NaN where an example lacks one of several.
+        names: names of the labels, H of them.
+        metrics: function of the logits and values of one label.
+
+    Returns:
+        The metrics by name. Those of a label that no example has are NaN, and ``examples`` 0.
+    """
+    if len(names) == 1:
+        return metrics(logits, labels)
+    found: Metrics = {}
+    for i, name in enumerate(names):
+        has = ~np.isnan(labels[:, i])
+        of_label = metrics(logits[has, i], labels[has, i]) if has.any() else _none()
+        found |= {prefix(names, name) + each: value for each, value in of_label.items()}
+    return found
+
+
+def prefix(names: Sequence[str], label: str) -> str:
+    """What stands before the names of a label's metrics: nothing for the main label."""
+    return "" if label == names[0] else f"{label}/"
+
+
+def choosing_metrics(names: Sequence[str]) -> list[str]:
+    """The metrics of labels that can choose a model."""
+    return [prefix(names, label) + metric for label in names for metric in HIGHER_IS_BETTER]
+
+
+def rows_by_label(
+    names: Sequence[str], summary: Mapping[str, Any], splits: Mapping[str, str]
+) -> list[list[str]]:
+    """Lines of a table: for each split and label, its name, `METRICS`, and number of examples.
+
+    Args:
+        names: names of the labels.
+        summary: metrics of each split.
+        splits: name in the table of each split, if the summary has it.
+    """
+    rows = []
+    for split, title in splits.items():
+        if split not in summary:
+            continue
+        for label in names:
+            found, before = summary[split], prefix(names, label)
+            text = [f"{found[before + metric]:.5f}" for metric in METRICS]
+            of_label = f"{title}, {label}" if len(names) > 1 else title
+            rows.append([of_label, *text, f"{found[before + 'examples']:,}"])
+    return rows
+
+
+def _none() -> Metrics:
+    return {**dict.fromkeys(METRICS, float("nan")), "examples": 0}
