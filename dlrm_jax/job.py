@@ -33,7 +33,8 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import as_mesh, emulate_devices, parse_mesh
 from dlrm_jax.presets import PRESETS
 from dlrm_jax.processes import on_process_0
-from dlrm_jax.run import Options, checkpoints_of, describe_run, run
+from dlrm_jax.run import Options, run
+from dlrm_jax.run_start import checkpoints_of, describe_run
 from dlrm_jax.training.build import (
     check_config,
     check_shared,
@@ -252,14 +253,19 @@ def check_effects(config: Config, source: Source) -> None:
         UserError: one has none; the message names the field.
     """
     check_table_settings(config)
-    if config.target_auc > 1:
-        raise UserError(f"target_auc: expected at most 1, got {config.target_auc}")
+    check_target(config)
     is_raw = isinstance(source, str | Path) and not Path(source).is_dir()
     if config.min_count > 1 and not is_raw:
         raise UserError(
             f"min_count: it has no effect without a raw file, got {config.min_count}; prepared "
             f"arrays have that of their preparation"
         )
+
+
+def check_target(config: Config) -> None:
+    """Checks, for a new run, that its target is an AUC; earlier versions took any number."""
+    if config.target_auc > 1:
+        raise UserError(f"target_auc: expected at most 1, got {config.target_auc}")
 
 
 def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, Dataset]:

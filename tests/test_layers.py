@@ -49,7 +49,8 @@ BELOW = {
     },
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
-BELOW["run"] = {*BELOW["inference"], "inference"}
+BELOW["run_start"] = BELOW["run_training"] = {*BELOW["inference"], "inference"}
+BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
 BELOW["job"] = {*BELOW["run"], "run", "presets"}
 BELOW["search"] = {*BELOW["job"], "job"}
 BELOW["cli"] = {*BELOW["search"], "search", "presets", "text_table"}

@@ -29,7 +29,7 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import find_kept, read_values
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.run import checkpoints_of
+from dlrm_jax.run_start import checkpoints_of
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints

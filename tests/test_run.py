@@ -16,6 +16,7 @@ from main_job import arrays
 from saved_run import CONFIG, examples
 
 import dlrm_jax.run as module
+from dlrm_jax import run_training
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, Outcome
@@ -58,7 +59,7 @@ class Script:
         monkeypatch.setattr(module, "evaluate", self.evaluate)
         for each in (checkpoint, serialization):  # so small a model has none to release
             monkeypatch.setattr(each, "release_memory", lambda: None)
-        monkeypatch.setattr(module, "make_train_step", lambda learner: self.step)
+        monkeypatch.setattr(run_training, "make_train_step", lambda learner: self.step)
 
     def step(self, state: Any, batch: Any, factor: Any) -> Any:
         self.factors.append(float(factor))

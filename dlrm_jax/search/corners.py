@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from dlrm_jax.config import Config
 from dlrm_jax.embedding.optimizer import row_optimizer
 from dlrm_jax.errors import UserError
+from dlrm_jax.job import check_target
 from dlrm_jax.search.space import Space, described
 from dlrm_jax.training.build import check_config
 from dlrm_jax.training.model import model_class, options, unread
@@ -25,10 +26,12 @@ def valid_corners(space: Space, base: Config, mesh: Mesh) -> list[Config]:
         mesh: devices of a trial.
 
     Raises:
-        UserError: a model, an optimizer or an option is unknown, no combination is valid, or none
-            reads a setting of the space.
+        UserError: a model, an optimizer or an option is unknown, the target isn't an AUC, no
+            combination is valid, or none reads a setting of the space.
     """
     _check_names(space, base)
+    if "target_auc" not in space.names:
+        check_target(base)
     configs: list[Config] = []
     refusals: list[str] = []
     for values in space.corners():

@@ -168,7 +168,7 @@ def test_dates_written_as_numbers_are_refused(tmp_path, form, other, monkeypatch
     path = write(tmp_path / "log.parquet", [*when[:9], *other, *when[9:]])
     message = (
         r"log.parquet, row 1, column when: expected .*, got '?20211201(\.0)?'?: .* Write "
-        r"2021-12-01; .* write times such as 1970-08-22 22:13:21$"
+        r"dates such as 2021-12-01; .* write times such as 1970-08-22 22:13:21$"
     )
     for on_bad_line in ("stop", "skip"):
         with pytest.raises(UserError, match=message):
@@ -178,7 +178,22 @@ def test_dates_written_as_numbers_are_refused(tmp_path, form, other, monkeypatch
 def test_a_chunk_of_one_date_is_refused(tmp_path):
     """A date may have more rows than a chunk."""
     path = write(tmp_path / "log.parquet", [0, *[20211201] * 20])
-    with pytest.raises(UserError, match=r"row 2, column when: .* Write 2021-12-01;"):
+    with pytest.raises(UserError, match=r"row 2, column when: .* such as 2021-12-01;"):
+        preprocess([path], tmp_path / "out", Options(SCHEMA))
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        [f"20211201{hour:02}" for hour in range(24)],
+        [f"{day:02}122021" for day in range(1, 32)],
+        [f"{month:02}012021" for month in range(1, 13)],
+        [f"2112{day:02}" for day in range(1, 32)],
+    ],
+)
+def test_other_forms_of_dates_as_numbers(tmp_path, when):
+    path = write(tmp_path / "log.parquet", [int(x) for x in when])
+    with pytest.raises(UserError, match=r"row 1, column when: .*dates such as 2021-(12|01)-01;"):
         preprocess([path], tmp_path / "out", Options(SCHEMA))
 
 

@@ -131,6 +131,12 @@ def test_what_no_trial_would_read(text: str, message: str):
     assert re.fullmatch(message, str(raised.value))
 
 
+def test_a_target_that_no_trial_can_have():
+    base = dataclasses.replace(BASE, target_auc=2.0)
+    with pytest.raises(UserError, match=r"^target_auc: expected at most 1, got 2\.0$"):
+        valid_corners(parse_space("learning_rate=0.1..1:log"), base, make_mesh("1x1"))
+
+
 def test_corners_are_valid():
     space = parse_space("compression=none|quotient_remainder,collisions=2|4,batch_size=15|16")
     configs = valid_corners(space, BASE, make_mesh("2x4"))

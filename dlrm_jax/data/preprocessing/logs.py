@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from dlrm_jax.data.formats.lines import OnBadLine
+from dlrm_jax.data.preprocessing.date_numbers import as_dates, len_known
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
@@ -97,7 +98,7 @@ def has_seconds(path: Path, times: pl.Series, first_row: int) -> bool | None:
         None if there is no time in the chunk.
 
     Raises:
-        UserError: half of the different numbers, or more, are dates such as 20260301.
+        UserError: half of the different numbers, or more, are dates, see `as_dates`.
     """
     if times.dtype.is_temporal():
         return False
@@ -108,28 +109,20 @@ def has_seconds(path: Path, times: pl.Series, first_row: int) -> bool | None:
         return None
     if 2 * len(finite) <= known:
         return False
-    # Of different ones, as many rows may have one time, or 0 for none. Of a hundred seconds in a
-    # row, 31 at most are like dates.
+    # Of different ones, as many rows may have one time, or 0 for none.
     different = finite.unique(maintain_order=True)
-    dates = different.filter(_are_dates(different))
-    if 2 * len(dates) >= len(different):
-        row = (numbers == dates[0]).arg_max() or 0
-        date = datetime.datetime.strptime(f"{dates[0]:.0f}", "%Y%m%d")
-        second = datetime.datetime.fromtimestamp(dates[0], datetime.UTC)
+    dates = as_dates(different)
+    if 2 * len_known(dates) >= len(different):
+        first = dates.is_not_null().arg_max() or 0
+        row = (numbers == different[first]).arg_max() or 0
+        second = datetime.datetime.fromtimestamp(different[first], datetime.UTC)
         raise UserError(
             f"{path}, row {first_row + row}, column {times.name}: expected a date, a time, or "
             f"{_SECONDS}, got {times[row]!r}: the first times are dates written as numbers. Write "
-            f"{date:%Y-%m-%d}; if they are seconds, write times such as {second:%Y-%m-%d %H:%M:%S}"
+            f"dates such as {dates[first]:%Y-%m-%d}; if they are seconds, write times such as "
+            f"{second:%Y-%m-%d %H:%M:%S}"
         )
     return True
-
-
-def _are_dates(numbers: pl.Series) -> pl.Series:
-    """Whether each number is a date of 1990 to 2100 such as 20260301."""
-    written = numbers.cast(pl.Int64, strict=False)
-    valid = written.cast(pl.String).str.to_date("%Y%m%d", strict=False).is_not_null()
-    # Parsed with seven digits, too.
-    return valid & (written == numbers) & written.is_between(19900101, 21001231)
 
 
 def valid_rows(

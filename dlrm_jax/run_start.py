@@ -1,0 +1,132 @@
+"""The start of a run: its options, checks, checkpoints, and the state to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.errors import UserError
+from dlrm_jax.native import library
+from dlrm_jax.saved_config import VERSION
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.loop import Metrics
+from dlrm_jax.training.record import versions
+from dlrm_jax.training.saved_names import names_there
+from dlrm_jax.training.warm_start import warm_start
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The start of a run, and its files. Its config describes everything else.
+
+    Attributes:
+        workdir: directory of metrics, summary and checkpoints, from which a run resumes; None for
+            a run that writes no files.
+        tensorboard: whether the metrics are written to ``workdir/tensorboard`` as well.
+        warm_start: checkpoint or directory of arrays that a new run takes values from; a run that
+            resumes must have had the same.
+        warm_start_names: tables and layers to take.
+        evaluate_only: checkpoint of the workdir to evaluate, without training.
+        preset: name for the summary.
+        watch: function of a step and its validation metrics that makes the run a trial of a search.
+            It is called at each evaluation and may raise to end the run. The other splits aren't
+            read. The workdir gets no summary, no vocabularies and no best checkpoint.
+    """
+
+    workdir: Path | None = None
+    tensorboard: bool = False
+    warm_start: Path | None = None
+    warm_start_names: tuple[str, ...] = ()
+    evaluate_only: Literal["latest", "best"] | None = None
+    preset: str | None = None
+    watch: Callable[[int, Metrics], None] | None = None
+
+
+def check_splits(config: Config, data: Dataset) -> list[str]:
+    """The splits without examples: validation, test, both or neither.
+
+    Raises:
+        UserError: there are none for training, or the config needs those for validation.
+    """
+    absent = [name for name, split in data.splits.items() if not len(split)]
+    if "train" in absent:
+        raise UserError("train: expected at least one example, got none")
+    for name in ("target_auc", "patience", "plateau_factor"):
+        if "validation" in absent and getattr(config, name):
+            raise UserError(
+                f"{name}: expected 0 for data without examples for validation, got "
+                f"{getattr(config, name)}"
+            )
+    return absent
+
+
+def kernels_of(learner: Learner) -> dict[str, Any]:
+    """What lookups and updates run on, as `check_same` compares it: the machine's cache decides."""
+    used: dict[str, Any] = {f"kernels of {x}": y for x, y in learner.kernels_in_use.items()}
+    if "native" in used.values():
+        used["the library of native kernels"] = library.version()
+    return used
+
+
+def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
+    """The checkpoints of a run, which only a run of the same settings and data resumes from."""
+    identity = {"data": data.fingerprint, **config.identity()}
+    return Checkpoints(
+        workdir / "checkpoints",
+        identity,
+        config.keep_checkpoints,
+        config.best_metric,
+        data.earlier_fingerprints,
+    )
+
+
+def describe_run(config: Config, learner: Learner) -> dict[str, Any]:
+    """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions."""
+    return {
+        "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
+        "plan": json.loads(learner.collection.plan.to_json()),
+        "config": dataclasses.asdict(config),
+        "config_version": VERSION,
+        "versions": versions(),
+        "warm_start": None,
+    }
+
+
+def first_state(
+    config: Config,
+    learner: Learner,
+    checkpoints: Checkpoints | None,
+    data: Dataset,
+    options: Options,
+    say: Callable[[str], None],
+) -> tuple[TrainState, int | None]:
+    """The state to go on from, and the step that it was saved at; None for a fresh one."""
+    steps = checkpoints.steps() if checkpoints else []
+    if checkpoints and steps:
+        if not options.evaluate_only:
+            state, step = checkpoints.restore_latest(learner)
+            checkpoints.delete_superseded()  # the run may have been killed before it did
+            say(f"resuming from step {step} in {checkpoints.directory}")
+            return state, step
+        step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]
+        if step is None:
+            raise UserError(f"no checkpoint in {checkpoints.directory} was validated")
+        say(f"restoring step {step} from {checkpoints.directory}")
+        return checkpoints.restore(learner, step), step
+    if options.evaluate_only:
+        raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
+    if options.warm_start:
+        same_ids = None
+        if data.directory:
+            same_ids = [data.fingerprint, *Metadata.read(data.directory).grown_from]
+        source, names = options.warm_start, options.warm_start_names
+        there = names_there(config, source, same_ids)
+        return warm_start(learner, config.seed, source, names, same_ids, there), None
+    return learner.init(config.seed), None

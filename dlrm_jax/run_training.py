@@ -1,0 +1,136 @@
+"""The training of a run: its batches, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.training.checkpoint import Checkpoints
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.loop import Intervals, Metrics, train
+from dlrm_jax.training.record import Record
+from dlrm_jax.training.step import make_train_step
+from dlrm_jax.training.stopping import Stopping
+
+Say = Callable[[str], None]
+"""A function that shows a line of text to the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """All that the training of a run needs but its state.
+
+    Attributes:
+        config: config of the run.
+        data: data set.
+        sample: validation examples that evaluations during training use.
+        learner: learner of the config.
+        metrics_of: function that gives the metrics of a state over some examples.
+        say: function that shows a line of text to the user.
+        checkpoints: checkpoints of the run; None for a run that writes none.
+        before: metadata of the checkpoint that the run resumes from; None for a new run.
+        notes: what every checkpoint notes of the run.
+        file: file of the metrics; None for a run that writes none.
+        watch: see `Options`.
+    """
+
+    config: Config
+    data: Dataset
+    sample: Split
+    learner: Learner
+    metrics_of: Callable[[TrainState, Split], Metrics]
+    say: Say
+    checkpoints: Checkpoints | None
+    before: Mapping[str, Any] | None
+    notes: Mapping[str, Any]
+    file: Record | None
+    watch: Callable[[int, Metrics], None] | None
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+        """Trains from a state, which is donated.
+
+        Returns:
+            state: the last state.
+            summary: what the summary says of the training.
+            noted: metadata that a checkpoint of the state has of its evaluations.
+        """
+        config, data, learner = self.config, self.data, self.learner
+        resumed_from = int(state.step) if self.before else 0
+        batches = TrainBatches(
+            data.train,
+            config.batch_size,
+            config.seed,
+            config.shuffle_window,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        total = config.steps or config.epochs * batches.steps_per_epoch
+        stopping = Stopping(config, total, self.before, self.say, self.record)
+        last = resumed_from if resumed_from and stopping.reason else total
+        self._tell_if_done(resumed_from, last, total, stopping.reason)
+        sample = self.sample
+        if sample is not data.validation:
+            self.say(
+                f"validation during training: {len(sample):,} of {len(data.validation):,} "
+                f"examples, evenly spaced; all at the end"
+            )
+        train_step = make_train_step(learner)
+        trained = train(
+            learner,
+            lambda state, batch: train_step(state, batch, learner.put_scalar(stopping.rate_factor)),
+            state,
+            batches,
+            last,
+            Intervals(
+                config.log_every,
+                config.eval_every,
+                config.checkpoint_every,
+                config.check_copies_every,
+            ),
+            validate=(lambda state: self.metrics_of(state, sample)) if len(sample) else None,
+            keep=lambda *of_state: self._keep(stopping, *of_state),
+            record=self.record,
+            is_enough=stopping,
+        )
+        steps, speed = int(trained.state.step), trained.examples_per_second
+        if self.before and resumed_from == steps:  # killed in the final evaluation
+            speed = self.before.get("examples_per_second")
+        summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}
+        noted = {**stopping.noted, "validation": trained.validation}
+        return trained.state, summary, noted
+
+    def record(self, step: int, split: str, metrics: Metrics) -> None:
+        """Records the metrics of a step and a split."""
+        if self.file:
+            self.file(step, split, metrics)
+        if self.watch and split == "validation":
+            self.watch(step, metrics)
+
+    def _keep(
+        self,
+        stopping: Stopping,
+        state: TrainState,
+        validation: Metrics | None,
+        due: bool,
+        speed: float | None,
+    ) -> bool:
+        """Saves a checkpoint if one is due or the best; says whether there are checkpoints."""
+        if not self.checkpoints:
+            return False
+        if due or (not self.watch and self.checkpoints.improves(validation)):
+            if self.file:
+                self.file.flush()
+            known = {**self.notes, **stopping.noted, "examples_per_second": speed}
+            self.checkpoints.save(self.learner, state, known, validation)
+        return True
+
+    def _tell_if_done(self, done: int, last: int, total: int, reason: str | None) -> None:
+        if done and done >= last:
+            why = f": {reason}" if reason else ""
+            self.say(f"the run has {done} steps of {total} already, and isn't trained further{why}")
