@@ -91,7 +91,7 @@ def check_takes(config: Config, labels: Sequence[str]) -> None:
         taking = ", ".join(name for name, kind in MODELS.items() if takes_several(kind))
         raise UserError(
             f"model: {config.model} has one logit, and the data have the labels "
-            f"{', '.join(labels)}; {taking} take several, or name one of them as "
+            f"{', '.join(labels)}; {taking} take several, or train one of them alone: "
             f"labels={labels[0]}"
         )
 

@@ -99,6 +99,7 @@ def test_metrics_of_each_label(fitted: FittedModel, prepared: Path):
     assert best == fitted.summary["best_step"] == max(validated, key=lambda x: validated[x])
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_is_an_unbroken_one(fitted: FittedModel, prepared: Path, tmp_path: Path):
     changes = {"steps": 10}
     dlrm_jax.fit(dataclasses.replace(CONFIG, **changes), prepared, "2x4", workdir=tmp_path)
@@ -148,7 +149,7 @@ def test_a_column_of_each_label(
     ("changes", "message"),
     [
         ({"model": "dcn"}, "model: dcn has one logit, and the data have the labels clicked, "
-         "purchased; shared_bottom, mmoe, ple, esmm take several, or name one .* labels=clicked"),
+         "purchased; shared_bottom, mmoe, ple, esmm take several, or train one .*: labels=clicked"),
         ({"label_weights": (1.0, 2.0, 3.0)}, "label_weights: expected a number for each of the "
          "labels clicked, purchased, got 3"),
         ({"best_metric": "bought/auc"}, "best_metric: expected one of auc, .*purchased/auc, "),
