@@ -122,6 +122,9 @@ class Config:
     class_weights: tuple[float, ...] = field(
         (1.0, 1.0), "Weights of label 0 and of label 1 in the loss; such as 1,4.", 0
     )
+    label_weights: tuple[float, ...] = field(
+        (), "Weights of several labels in the loss; without them, 1 each; such as 1,0.5.", 0
+    )
     optimizer: str = field("rowwise_adagrad", "Optimizer of the tables.")
     dense_optimizer: str = field(
         "same", "Optimizer of the dense model: same, or a name in optax; such as adamw."
@@ -206,7 +209,8 @@ class Config:
     best_metric: str = field(
         "auc",
         "Validation metric that decides which checkpoint is best: auc, log_loss, accuracy, "
-        "normalized_entropy, or one of metrics; such as log_loss.",
+        "normalized_entropy, or one of metrics; of another label than the main one with its name; "
+        "such as purchased/auc.",
     )
     target_auc: float = field(
         0.0, "Validation AUC that ends the run; 0 for none; such as 0.8025.", 0
@@ -244,6 +248,11 @@ class Config:
         "so that its row is trained; such as 0.01.",
         0,
     )
+    labels: tuple[str, ...] = field(
+        (),
+        "Labels of the data to train, the main one first; without it, all; such as "
+        "clicked,purchased.",
+    )
     min_count: int = field(
         1, "Occurrences below which values of a raw file share one id; such as 10.", 1
     )
@@ -262,6 +271,10 @@ class Config:
             raise UserError(
                 f"class_weights: expected two numbers of 0 or more, not both 0, got {weights}"
             )
+        if self.labels:
+            check_names("labels", self.labels, len(self.labels))
+        if self.label_weights and not any(self.label_weights):
+            raise UserError("label_weights: expected a number above 0, got zeros alone")
         if len(self.bag_lengths) not in (1, len(self.table_rows)):
             raise UserError(
                 f"bag_lengths: expected one number, or one for each of the "
@@ -315,6 +328,12 @@ class Config:
     def table_names(self) -> tuple[str, ...]:
         """The names of the features, which are those of their tables; C1, C2, … without any."""
         return self.features or numbered(len(self.table_rows))
+
+    @property
+    def weight_of_label(self) -> dict[str, float]:
+        """The weight of each label in the loss, the main label first."""
+        names = self.labels or ("label",)
+        return dict(zip(names, self.label_weights or [1.0] * len(names), strict=True))
 
     @property
     def table_bag_lengths(self) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ _ADDED: dict[str, Any] = {
     "normalization": "none",
     "unseen_rate": 0.0,
     "metrics": (),
+    "label_weights": (),
+    "labels": (),
 }
 
 VERSION = 1 + len(_ADDED)

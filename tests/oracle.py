@@ -75,6 +75,7 @@ class Oracle:
         table_l2: float = 0.0,
         whole_tables: bool = False,
         dense_l2: float = 0.0,
+        label_weights: tuple[float, ...] = (1.0,),
     ):
         assert interaction in ("dot", "cat"), interaction
         assert loss in ("bce", "mse"), loss
@@ -90,6 +91,7 @@ class Oracle:
         self.warmup, self.decay_start, self.decay_steps = warmup, decay_start, decay_steps
         self.clip_norm = clip_norm
         self.table_l2, self.whole_tables, self.dense_l2 = table_l2, whole_tables, dense_l2
+        self.label_weights = label_weights
         self.step_count = 0  # steps taken so far
         self.slots: dict[str, dict[str, Array]] = {name: {} for name in self.tables}
         for t in self.tables.values():
@@ -99,15 +101,30 @@ class Oracle:
         self.dense_slots = [new_slots(dense_optimizer, p) for p in _flat(self.bottom + self.top)]
 
     def forward(self, dense, ids, id_weights=None) -> Array:
-        """Returns the logits [B]; dense [B, F], ids and id_weights {feature: [B, L]}."""
-        return np.array([self._sample(dense, ids, id_weights, i).logit for i in range(len(dense))])
+        """Returns the logits, [B], or [B, H] of several labels.
+
+        dense [B, F], ids and id_weights {feature: [B, L]}.
+        """
+        each = [self._sample(dense, ids, id_weights, i).logits for i in range(len(dense))]
+        return np.array(each) if len(self.label_weights) > 1 else np.array(each)[:, 0]
 
     def gradients(
         self, dense, ids, labels, id_weights=None, sample_weights=None
     ) -> tuple[float, Gradients]:
-        """Returns the batch loss sum(s·ℓ) / sum(s) and its derivatives, before clipping."""
-        assert np.shape(labels) == (len(dense),), np.shape(labels)
-        shares = _shares(len(dense), sample_weights)
+        """Returns the batch loss sum(s·ℓ) / sum(s) and its derivatives, before clipping.
+
+        Of several labels, [B, H], it is the sum over labels of their weight times that over the
+        samples that have them; of a label without any, 0.
+        """
+        H = len(self.label_weights)
+        assert np.shape(labels) == ((len(dense),) if H == 1 else (len(dense), H)), np.shape(labels)
+        labels = np.reshape(labels, (len(dense), H))
+        shares = np.zeros((len(dense), H))
+        for h, label_weight in enumerate(self.label_weights):
+            has = ~np.isnan(labels[:, h])
+            if has.any():
+                given = None if sample_weights is None else np.asarray(sample_weights)[has]
+                shares[has, h] = label_weight * _shares(has.sum(), given)
         total = Gradients(
             bottom=[(np.zeros_like(W), np.zeros_like(b)) for W, b in self.bottom],
             top=[(np.zeros_like(W), np.zeros_like(b)) for W, b in self.top],
@@ -116,10 +133,13 @@ class Oracle:
         batch_loss = 0.0
         for i in range(len(dense)):
             sample = self._sample(dense, ids, id_weights, i)
-            loss, slope = self._sample_loss(sample.logit, float(labels[i]))
-            batch_loss += shares[i] * loss
-            d_logit = np.array([shares[i] * slope])
-            d_z = _mlp_backward(self.top, sample.top_inputs, d_logit, total.top)
+            d_logits = np.zeros(H)
+            for h in range(H):
+                if not np.isnan(labels[i, h]):
+                    loss, slope = self._sample_loss(sample.logits[h], float(labels[i, h]))
+                    batch_loss += shares[i, h] * loss
+                    d_logits[h] = shares[i, h] * slope
+            d_z = _mlp_backward(self.top, sample.top_inputs, d_logits, total.top)
             d_vectors = self._interact_backward(sample.vectors, d_z)
 
             d_x = d_vectors[0] * (sample.vectors[0] > 0)  # the last bottom layer has a ReLU too
@@ -196,7 +216,7 @@ class Oracle:
             bags.append(bag)
             vectors.append(pooled)
         top_inputs = _mlp_forward(self.top, self._interact(vectors), last_relu=False)
-        return _Sample(bottom_inputs, bags, vectors, top_inputs, logit=top_inputs.pop().item())
+        return _Sample(bottom_inputs, bags, vectors, top_inputs, logits=top_inputs.pop())
 
     def _pairs(self, F: int) -> list[tuple[int, int]]:
         """Row-major lower triangle of an F×F matrix."""
@@ -237,7 +257,7 @@ class _Sample:
     bags: list[list[tuple[int, float]]]  # a lookup: (row, factor) of each present id
     vectors: list[Array]  # x, e_1, …, e_n
     top_inputs: list[Array]  # the input of each top layer
-    logit: float
+    logits: Array  # [H]
 
 
 def global_norm(gradients: Gradients) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from dlrm_jax.training.build import (
     generated_fingerprint,
     make_learner,
 )
+from dlrm_jax.training.label_metrics import prefix, rows_by_label
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.retention import Retention
@@ -136,7 +138,7 @@ def main() -> None:
         FLAGS.checkpoint if FLAGS.eval_only else None,
         FLAGS.preset if FLAGS["preset"].present or not of_checkpoint else None,
     )
-    report(run_job(config, data, learner, options, status).summary, workdir)
+    report(run_job(config, data, learner, options, status).summary, workdir, learner.labels)
 
 
 def chosen_config(workdir: Path) -> Config:
@@ -208,21 +210,20 @@ def pieces_by_table(plan: Plan) -> dict[str, Any]:
     return pieces
 
 
-def report(summary: dict[str, Any], workdir: Path) -> None:
+def report(summary: dict[str, Any], workdir: Path, labels: Sequence[str]) -> None:
     """Prints the results, and where their files are."""
     names = {x: x for x in ("train", "validation", "test")}
     steps, best = summary["steps"], summary["best_step"]
     if not FLAGS.eval_only and best not in (None, steps):
         names["test_of_last"] = f"test, step {steps}"
         status(f"the best checkpoint is {workdir}/checkpoints/{best:08d}; its metrics:")
-    found = before_rows(summary) | {name: summary[x] for x, name in names.items() if x in summary}
-    rows = [
-        [name, *(f"{each[y]:.5f}" for y in METRICS), f"{each['examples']:,}"]
-        for name, each in found.items()
-    ]
-    status(text_table(["", *METRICS, "examples"], rows))
+    before = before_rows(summary)
+    titles = {name: name for name in before} | names
+    of_label = rows_by_label(labels, summary | before, titles)
+    status(text_table(["", *METRICS, "examples"], of_label))
     shown = {title: summary[x] for x, title in names.items() if x in summary}
-    further = [x for x in next(iter(shown.values())) if x not in (*METRICS, "examples")]
+    usual = {prefix(labels, label) + x for label in labels for x in (*METRICS, "examples")}
+    further = [x for x in next(iter(shown.values())) if x not in usual]
     if further:
         rows = [[x, *(f"{metrics[x]:.5f}" for metrics in shown.values())] for x in further]
         status(text_table(["", *shown], rows))

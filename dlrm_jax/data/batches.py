@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     Attributes:
         dense: features that enter the bottom MLP, [B, D] float32.
         ids: rows of the embedding tables, [B, C] int32; `ABSENT` where a bag isn't full.
-        labels: 0 or 1, [B] float32.
+        labels: 0 or 1, [B] float32; [B, H] if there are several, with NaN for missing ones.
         sample_weights: weights of the examples, [B] float32; 0 for padding.
         id_weights: weights of the ids, [B, C] float32; None where all are 1.
         groups: number of each example's group in the batch, [B] int32, ascending; None if nothing
@@ -181,10 +181,11 @@ def _padded(split: Split, start: int, stop: int) -> Batch:
     if sample_weights is None:
         sample_weights = np.ones(len(examples), np.float32)
     padding = (0, stop - start - len(examples))
+    labels = examples.labels.astype(np.float32, copy=False)
     return Batch(
         dense=np.pad(examples.dense, (padding, (0, 0))),
         ids=np.pad(examples.ids, (padding, (0, 0)), constant_values=ABSENT),
-        labels=np.pad(examples.labels.astype(np.float32, copy=False), padding),
+        labels=np.pad(labels, (padding, *[(0, 0)] * (labels.ndim - 1))),
         sample_weights=np.pad(sample_weights, padding),
     )
 

@@ -65,7 +65,7 @@ OF_DATA = frozenset(("table_rows", "features", "bag_lengths", "dense_features"))
 
 
 def for_data(config: Config, data: Dataset) -> Config:
-    """Returns the config with the tables, their names and the dense features of the data.
+    """Returns the config with the tables, names, dense features and labels of the data.
 
     Columns that share a vocabulary share a table, besides those of ``config.shared_tables``.
     """
@@ -78,6 +78,7 @@ def for_data(config: Config, data: Dataset) -> Config:
         bag_lengths=data.bag_lengths,
         shared_tables=tuple(dict.fromkeys([*of_data, *config.shared_tables])),
         dense_features=data.train.dense_features,
+        labels=data.labels if len(data.labels) > 1 else config.labels,
     )
 
 
@@ -157,6 +158,7 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         config.clip_norm,
         config.accumulation_steps,
         Penalty(config.table_l2, config.table_l2_rows == "all", config.dense_l2),
+        config.weight_of_label,
     )
 
 

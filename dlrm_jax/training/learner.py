@@ -73,6 +73,9 @@ class Learner:
         clip_norm: largest global norm of all gradients; 0 for any.
         accumulation_steps: number of micro-batches of a batch.
         penalty: L2 regularization of tables and layers.
+        label_weights: weight in the loss of each label of an example, by its name, the main one
+            first. With several, H, the model returns logits [b, H] in this order; see
+            `label_weights.by_label` for the loss.
 
     Raises:
         UserError: the mesh's axes are Explicit, a number is out of range, or the model has random
@@ -88,6 +91,7 @@ class Learner:
         clip_norm: float = 0,
         accumulation_steps: int = 1,
         penalty: Penalty = NO_PENALTY,
+        label_weights: Mapping[str, float] | None = None,
     ):
         if collection.axes.explicit:
             raise UserError(
@@ -116,6 +120,7 @@ class Learner:
         self.clip_norm = clip_norm
         self.accumulation_steps = accumulation_steps
         self.penalty = penalty
+        self.label_weights = dict(label_weights or {"label": 1.0})
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
@@ -135,6 +140,11 @@ class Learner:
             use_batch_layers(copy, self.axes.split)
         self._has_native_layers = has_native_layers(copy)
         return nnx.graphdef(copy)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels; H of them."""
+        return tuple(self.label_weights)
 
     @property
     def kernels_in_use(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from flax import nnx
@@ -69,6 +69,7 @@ def make_model(
     Raises:
         UserError: the model doesn't take an option or these inputs.
     """
+    check_takes(config, config.labels)
     kind: Any = model_class(config)
     taken = options(kind)
     arguments: dict[str, Any] = {name: getattr(config, name) for name in config_fields(kind)}
@@ -101,6 +102,26 @@ def _on_embedded_numbers(
     numeric = numeric_fields(config.dense_features, fields, config.embedding_dim)
     model = kind(0, (*numeric, *fields), **arguments, rngs=rngs)
     return NumericEmbedding(model, numeric, rngs=rngs)
+
+
+def check_takes(config: Config, labels: Sequence[str]) -> None:
+    """Checks that the model of a config takes so many labels: one, or several if it has heads.
+
+    Raises:
+        UserError: it doesn't.
+    """
+    if len(labels) > 1 and not takes_several(model_class(config)):
+        taking = ", ".join(name for name, kind in MODELS.items() if takes_several(kind))
+        raise UserError(
+            f"model: {config.model} has one logit, and the data have the labels "
+            f"{', '.join(labels)}; {taking} take several, or train one of them alone: "
+            f"labels={labels[0]}"
+        )
+
+
+def takes_several(kind: type[Model]) -> bool:
+    """Whether a model takes several labels: then their names are an argument of its class."""
+    return "labels" in options(kind)
 
 
 def options(kind: type[Model]) -> dict[str, Any]:

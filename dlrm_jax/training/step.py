@@ -13,13 +13,14 @@ from jaxtyping import Array, Float
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.state import SparseCotangents
 from dlrm_jax.training import data_parallel
+from dlrm_jax.training.label_weights import by_label
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.ranking_losses import RankingLoss
 
 TrainStep = Callable[..., tuple[TrainState, Float[Array, ""]]]
 """A function of state, batch and, if the learning rate is cut on the way, its factor."""
 
-Predict = Callable[[TrainState, Batch], Float[Array, " B"]]
+Predict = Callable[[TrainState, Batch], Float[Array, "B *_"]]
 
 
 def make_train_step(learner: Learner) -> TrainStep:
@@ -27,8 +28,8 @@ def make_train_step(learner: Learner) -> TrainStep:
 
     The old state is donated: its tables are updated in place and it must not be used again.
     The loss is that of the batch before the update, averaged with the examples' weights, without
-    penalties; if the weights sum to zero, the loss and the new state are NaN. A `RankingLoss` then
-    is 0.
+    penalties; if the weights sum to zero, the loss and the new state are NaN. For several labels
+    see `label_weights`. A `RankingLoss` is 0 where nothing can be compared.
 
     A third argument, a scalar, multiplies the changes of all rows and dense parameters. For the
     optimizers that flags name this is a factor of the learning rate. It may differ from step to
@@ -39,7 +40,12 @@ def make_train_step(learner: Learner) -> TrainStep:
     def train_step(
         state: TrainState, batch: Batch, rate_factor: Float[Array, ""] | None = None
     ) -> tuple[TrainState, Float[Array, ""]]:
+        any_weight = None
+        if len(learner.labels) > 1:
+            batch, any_weight = by_label(batch, [*learner.label_weights.values()])
         total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch)
+        if any_weight is not None:  # the sums are divided already
+            total = any_weight.astype(total.dtype)
         summed = bool(clip_norm or penalty.tables)
         rows = collection.coalesce(sparse_cotangents, sum_duplicates=summed)
         if isinstance(learner.loss, RankingLoss):  # a batch may have nothing to compare
@@ -72,9 +78,12 @@ def make_train_step(learner: Learner) -> TrainStep:
 
 
 def make_predict(learner: Learner) -> Predict:
-    """Makes the prediction ``logits = predict(state, batch)``; it reads no optimizer state."""
+    """Makes the prediction ``logits = predict(state, batch)``; it reads no optimizer state.
 
-    def predict(state: TrainState, batch: Batch) -> Float[Array, " B"]:
+    They are [B], or [B, H] for H labels.
+    """
+
+    def predict(state: TrainState, batch: Batch) -> Float[Array, "B *_"]:
         pooled, _ = learner.collection.lookup(state.embedding, batch.ids, batch.id_weights)
         return data_parallel.logits(learner, state, pooled, batch)
 

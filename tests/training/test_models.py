@@ -43,7 +43,7 @@ def config_of(model: str) -> Config:
 
 
 # Their formulas are those of others, or parts of them.
-OFTEN_ALIKE = ("fm", "deepfm", "wide_deep", "dcn")
+OFTEN_ALIKE = ("fm", "deepfm", "wide_deep", "dcn", "shared_bottom", "mmoe", "ple", "esmm")
 
 
 @pytest.mark.parametrize(

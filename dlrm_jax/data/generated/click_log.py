@@ -29,6 +29,9 @@ SCHEMA = {
 }
 """The schema of the log, as `preprocess` reads it."""
 
+LABELS = ["clicked", "purchased"]
+"""The labels of a schema of both; a purchase needs a click."""
+
 _FIRST_DAY = datetime.datetime(2026, 1, 1)
 _SHOWN = 5  # items of a request
 _SEEN = 0.3  # share of them that the user has clicked on before

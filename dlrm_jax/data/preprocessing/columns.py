@@ -1,12 +1,13 @@
 """The columns of a schema under numbered names, with transformed dense features.
 
-``label``, ``d0``, ``d1``, … (float32; float64 if they will be standardized), ``c0``, ``c1``, …
-(raw values) and, if the schema has them, ``weight``, ``time`` (microseconds since 1970) and
-``group0``, … (codes). Missing values are null.
+``label`` (``label0``, ``label1``, … of several), ``d0``, ``d1``, … (float32; float64 if they will
+be standardized), ``c0``, ``c1``, … (raw values) and, if the schema has them, ``weight``, ``time``
+(microseconds since 1970) and ``group0``, … (codes). Missing values are null.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Float32
 
 from dlrm_jax.data.preprocessing.hashed_values import group_codes
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.standardization import Scales
 from dlrm_jax.errors import UserError
 
@@ -47,7 +49,10 @@ def normalize_columns(
                     f"bits, as TorchRec has them, got {frame[name][row]}"
                 )
     columns: list[pl.Expr | pl.Series] = [
-        pl.col(schema.label).cast(pl.Float32).alias("label"),
+        *(
+            pl.col(x).cast(pl.Float32).alias(y)
+            for x, y in zip(schema.labels, label_columns(schema), strict=True)
+        ),
         *(_dense(frame, x, options).alias(f"d{i}") for i, x in enumerate(schema.dense)),
         *(_categorical(frame, x, options).alias(f"c{i}") for i, x in enumerate(schema.categorical)),
     ]
@@ -58,6 +63,20 @@ def normalize_columns(
     for i, name in enumerate(schema.groups):
         columns.append(pl.Series(f"group{i}", group_codes(frame[name])))
     return frame.select(columns)
+
+
+def label_columns(schema: Schema) -> list[str]:
+    """The numbered names of the labels."""
+    count = len(schema.labels)
+    return ["label"] if count == 1 else [f"label{i}" for i in range(count)]
+
+
+def label_arrays(
+    rows: pl.DataFrame, schema: Schema
+) -> Float32[np.ndarray, " N"] | Float32[np.ndarray, "N H"]:
+    """The labels of rows, [N], or [N, H] if there are several; NaN where there is none."""
+    labels = rows.select(pl.col(label_columns(schema)).fill_null(math.nan)).to_numpy()
+    return labels[:, 0] if labels.shape[1] == 1 else np.ascontiguousarray(labels)
 
 
 def transform_dense(

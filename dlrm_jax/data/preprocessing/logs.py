@@ -29,7 +29,7 @@ def check_columns(
     Raises:
         UserError: a column is missing or has the wrong type; the message names it.
     """
-    names = schema.columns[1:] if without_label else schema.columns
+    names = schema.unlabelled_columns if without_label else schema.columns
     missing = [name for name in names if name not in types]
     if missing:
         raise UserError(
@@ -38,7 +38,7 @@ def check_columns(
         )
     if not without_label:
         _check_groups(path, schema, types)
-    of_numbers = (schema.label, *schema.dense, *schema.bins, schema.weight)
+    of_numbers = (*schema.labels, *schema.dense, *schema.bins, schema.weight)
     numbers = [name for name in names if name in of_numbers]
     for name in numbers:
         if not (types[name].is_numeric() or types[name] in (pl.Boolean, pl.String, pl.Null)):
@@ -160,7 +160,7 @@ def valid_rows(
         UserError: a value is malformed; the message names row and column.
     """
     rules: list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]] = [
-        (schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0])),
+        *_label_rules(schema, batch.schema),
         *(
             (name, "a finite number or nothing", lambda x: x.is_null() | (x.abs() <= _LARGEST))
             for name in (*schema.dense, *schema.bins)
@@ -212,16 +212,41 @@ def unlabelled_rows(
 ) -> pl.DataFrame:
     """As `valid_rows` of rows without weights and times, each of which gets a prediction.
 
-    A label that is neither 0 nor 1 is null, and the column may be missing.
+    A label that is neither 0 nor 1 is null, and its column may be missing.
     """
-    labels = pl.Series(schema.label, [None] * len(batch), pl.Float64)
-    if schema.label in batch.columns:
-        given = batch[schema.label]
+    labels = [_label_or_null(name, batch) for name in schema.labels]
+    rows = batch.with_columns(pl.lit(0).alias(name) for name in schema.labels)
+    return valid_rows(path, schema, rows, first_row).with_columns(labels)
+
+
+def _label_or_null(name: str, batch: pl.DataFrame) -> pl.Series:
+    if name in batch.columns:
+        given = batch[name]
         if given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.String):
-            found = batch.select(x=_numbers(schema.label, given.dtype))
-            labels = found.select(pl.when(pl.col("x").is_in([0.0, 1.0])).then("x"))["x"]
-    rows = batch.with_columns(pl.lit(0).alias(schema.label))
-    return valid_rows(path, schema, rows, first_row).with_columns(labels.alias(schema.label))
+            found = batch.select(x=_numbers(name, given.dtype))
+            kept = found.select(pl.when(pl.col("x").is_in([0.0, 1.0])).then("x"))["x"]
+            return kept.alias(name)
+    return pl.Series(name, [None] * len(batch), pl.Float64)
+
+
+def _label_rules(
+    schema: Schema, types: Mapping[str, Any]
+) -> list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]]:
+    """What each label must be. Of several a row may lack some, but not all."""
+    if len(schema.labels) == 1:
+        return [(schema.labels[0], "0 or 1", lambda x: x.is_in([0.0, 1.0]))]
+    numbers = [_numbers(name, types[name]) for name in schema.labels]
+    some = pl.any_horizontal(x.is_not_null() for x in numbers)
+    first, *others = schema.labels
+    expected = f"0 or 1, or nothing if there is a label in {' or '.join(others)}"
+
+    def optional(x: pl.Expr) -> pl.Expr:
+        return x.is_null() | x.is_in([0.0, 1.0])
+
+    return [
+        (first, expected, lambda x: optional(x) & some),
+        *((name, "0, 1 or nothing", optional) for name in others),
+    ]
 
 
 def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:

@@ -81,6 +81,11 @@ class Options:
                 raise UserError(
                     f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}"
                 )
+        if self.drop_negatives and len(self.schema.labels) > 1:
+            raise UserError(
+                f"drop_negatives: it is for logs of one label, got {self.drop_negatives} and "
+                f"{', '.join(self.schema.labels)}; predictions of the others couldn't be corrected"
+            )
         other = self.compatible
         if other and self.schema != CRITEO:
             raise UserError(f"compatible with {other}: expected Criteo's columns, got a schema")

@@ -23,7 +23,8 @@ class Schema:
     """The columns that are used; all others are ignored.
 
     Attributes:
-        label: name of the column with the label, 0 or 1 or a boolean.
+        label: name of the column with the label, 0 or 1 or a boolean; or names of several, the main
+            one first. Then a row may lack some of its labels.
         categorical: names of the categorical columns, of any type that can be compared; a list
             column is a bag of ids.
         dense: names of the numeric columns; missing numbers count as 0.
@@ -49,7 +50,7 @@ class Schema:
         UserError: there is no categorical column, or one is named twice.
     """
 
-    label: str
+    label: str | tuple[str, ...]
     categorical: tuple[str, ...]
     dense: tuple[str, ...] = ()
     bag_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -62,6 +63,10 @@ class Schema:
     groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.label, tuple) and len(self.label) < 2:
+            raise UserError(
+                f"schema: label: expected one name, or a list of two or more, got {self.label!r}"
+            )
         for field in ("categorical", "dense", "groups"):
             if not isinstance(getattr(self, field), tuple):
                 raise UserError(f"schema: {field} must be a list, got {getattr(self, field)!r}")
@@ -162,10 +167,20 @@ class Schema:
         return tuple(x for x in self.dense if self.transform_of(x).endswith("standardize"))
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the columns with labels, one or several."""
+        return (self.label,) if isinstance(self.label, str) else self.label
+
+    @property
     def columns(self) -> list[str]:
         """The names of all columns but those of `groups`, which predictions don't need."""
+        return [*self.labels, *self.unlabelled_columns]
+
+    @property
+    def unlabelled_columns(self) -> list[str]:
+        """The names of `columns` but the labels."""
         optional = [name for name in (self.weight, self.timestamp) if name]
-        return [self.label, *self.dense, *self.categorical, *optional]
+        return [*self.dense, *self.categorical, *optional]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -208,7 +223,11 @@ class Schema:
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str | None):
                     raise UserError(f"schema: {field}: expected names of columns, got {name!r}")
-        for field, kind in (("label", str), ("weight", str | None), ("timestamp", str | None)):
+        if isinstance(given.get("label"), list):
+            names = tuple(given["label"])
+            given["label"] = names[0] if len(names) == 1 else names
+        one = str | tuple
+        for field, kind in (("label", one), ("weight", str | None), ("timestamp", str | None)):
             if not isinstance(given.get(field), kind):
                 raise UserError(f"schema: {field}: expected one name, got {given.get(field)!r}")
         shared = given.get("shared", {})

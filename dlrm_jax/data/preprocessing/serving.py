@@ -17,7 +17,7 @@ from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.preprocessing import logs
-from dlrm_jax.data.preprocessing.columns import normalize_columns, transform_dense
+from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns, transform_dense
 from dlrm_jax.data.preprocessing.encoding import encode_column, expansions
 from dlrm_jax.data.preprocessing.hashed_values import group_codes
 from dlrm_jax.data.preprocessing.headers import check_headers, optional_columns
@@ -35,8 +35,8 @@ class Encoded(NamedTuple):
     """Consecutive rows of a log.
 
     Attributes:
-        examples: dense features and ids; the label is NaN where there is none. With the weights
-            (NaN where one is malformed) and groups of the schema, if all files have them.
+        examples: dense features and ids; a label is NaN where there is none. With the weights (NaN
+            where one is malformed) and groups of the schema, if all files have them.
         keys: the columns that are passed through.
     """
 
@@ -91,7 +91,7 @@ class LogEncoder:
     @property
     def columns(self) -> list[str]:
         """The columns that rows must have."""
-        return self.options.schema.columns[1:]
+        return self.options.schema.unlabelled_columns
 
     def rows(self, frame: pl.DataFrame, name: str) -> Examples:
         """Encodes rows in memory; their labels, weights and times aren't read.
@@ -174,7 +174,7 @@ class LogEncoder:
         if self._expansions:
             pairs = zip(bags, self._expansions, strict=True)
             bags = [expand(ids[:, 0], table) for ids, table in pairs]
-        labels = rows["label"].fill_null(math.nan).to_numpy()
+        labels = label_arrays(rows, self.options.schema)
         return Examples(np.ascontiguousarray(dense), np.concatenate(bags, axis=1), labels)
 
 
