@@ -144,7 +144,8 @@ class FittedModel:
                 )
             if self.data.directory:
                 vocabularies.keep(self.data.directory, self.data.fingerprint, directory)
-            notes = {**describe_run(config, learner, self.data), **self.noted}
+            kept = self.data.kept_negatives.get("train", 1.0)
+            notes = {**describe_run(config, learner, kept), **self.noted}
             checkpoints.save(learner, self.predictor.state, notes, self.noted.get("validation"))
             return checkpoints.directory / f"{int(self.predictor.state.step):08d}"
 

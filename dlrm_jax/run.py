@@ -104,7 +104,7 @@ def run(
             if is_process_0():
                 write_text(workdir / "config.json", config_text(config, data))
         before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
-        notes = describe_run(config, learner, data)
+        notes = describe_run(config, learner, data.kept_negatives.get("train", 1.0))
         predict, measures = make_predict(learner), measures_of(config, data)
         tables: dict[str, Any] = {}
 

@@ -97,8 +97,14 @@ def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
     )
 
 
-def describe_run(config: Config, learner: Learner, data: Dataset) -> dict[str, Any]:
-    """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions."""
+def describe_run(config: Config, learner: Learner, kept_negatives: float = 1.0) -> dict[str, Any]:
+    """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions.
+
+    Args:
+        config: config of the run.
+        learner: learner of the config.
+        kept_negatives: share of the training examples of label 0 that preparation has kept.
+    """
     return {
         "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
         "plan": json.loads(learner.collection.plan.to_json()),
@@ -107,7 +113,7 @@ def describe_run(config: Config, learner: Learner, data: Dataset) -> dict[str, A
         "versions": versions(),
         "warm_start": None,
         "continue_from": None,
-        KEPT_NEGATIVES: data.kept_negatives.get("train", 1.0),
+        KEPT_NEGATIVES: kept_negatives,
     }
 
 
