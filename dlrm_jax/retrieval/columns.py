@@ -85,8 +85,10 @@ def find_sides(
             raise UserError(f"{flag}: expected at least one column, got none")
         for name in names:
             if name not in data.columns and name not in dense:
-                known = listed([*data.columns, *dense])
-                raise UserError(f"{flag}: the data have no column {name!r}; there are {known}")
+                raise UserError(
+                    f"{flag}: the data have no column {name!r}; there are {listed(data.columns)}, "
+                    f"and dense {listed(dense) or 'none'}"
+                )
             if list(names).count(name) > 1:
                 raise UserError(f"{flag}: {name!r} is there twice; leave one out")
     if both := [name for name in user_columns if name in item_columns]:

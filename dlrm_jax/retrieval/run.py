@@ -41,10 +41,12 @@ class Outcome:
         summary: metrics of each split, of the model and of the ranking by popularity, as in
             ``summary.json``.
         items: vectors of all items, in the order of `Task.items`.
+        retrieval: ranking of the run.
     """
 
     summary: dict[str, Any]
     items: Float32[np.ndarray, "I d"]
+    retrieval: Retrieval
 
 
 class Retrieval:
@@ -150,12 +152,15 @@ def run(
         sample = None
         if "validation" in task.questions:
             sample = task.questions["validation"].first(config.validation_examples)
+        total = config.steps or config.epochs * batches.steps_per_epoch
+        if resumed_from >= total:
+            say(f"the run has {resumed_from} steps of {total} already, and isn't trained further")
         trained = train(
             learner,
             make_retrieval_step(learner, config.batch_size),
             state,
             batches,
-            config.steps or config.epochs * batches.steps_per_epoch,
+            total,
             Intervals(
                 config.log_every,
                 config.eval_every,
@@ -191,7 +196,7 @@ def run(
         vectors = retrieval.items(state)
         _write_files(task, retrieval.users(state), vectors, workdir, index)
         write_text(workdir / "summary.json", to_json(summary, indent=1))
-        return Outcome(summary, vectors)
+        return Outcome(summary, vectors, retrieval)
 
 
 def _of_columns(fingerprint: str) -> str:

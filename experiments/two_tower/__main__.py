@@ -47,7 +47,6 @@ from dlrm_jax.job import load_data
 from dlrm_jax.retrieval import files
 from dlrm_jax.retrieval.model import MODEL, check_settings, config_of
 from dlrm_jax.retrieval.ranking import nearest
-from dlrm_jax.retrieval.run import Retrieval
 from dlrm_jax.retrieval.run import run as run_retrieval
 from dlrm_jax.retrieval.settings import RetrievalSettings
 from dlrm_jax.retrieval.task import Task, make_task, sides_of
@@ -122,9 +121,7 @@ def main() -> None:
     outcome = run_retrieval(task, config, learner, workdir, FLAGS.index, status)
     summary = dict(outcome.summary)
     if choices:
-        best = Retrieval(task, config, learner).rank(
-            task.questions["test"], *planted(choices, task)
-        )
+        best = outcome.retrieval.rank(task.questions["test"], *planted(choices, task))
         summary["test"] = {**summary["test"], "planted taste": best}
     report(task, summary, outcome.items, workdir)
 

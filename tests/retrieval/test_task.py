@@ -27,7 +27,7 @@ def task() -> Task:
         (
             {"user_columns": ("user", "I2", "dash")},
             "user_columns: the data have no column 'dash'; there are page, user, item, viewed, "
-            "shop, I1, I2, I3",
+            "shop, and dense I1, I2, I3",
         ),
         (
             {"item_columns": ("item", "user")},
