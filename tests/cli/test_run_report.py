@@ -24,7 +24,7 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.permutation import importances
-from dlrm_jax.inference.scored_rows import logits_of
+from dlrm_jax.inference.scored_rows import score
 from dlrm_jax.job import FittedModel
 from dlrm_jax.mesh import make_mesh
 
@@ -145,18 +145,17 @@ def test_the_feature_that_decides_is_the_most_important_one(run: Run):
 
 
 def test_importances_repeat_and_compile_nothing_anew(run: Run):
-    predictor, examples = run.model.predictor, run.model.data.test.days[0]
-    logits_of(predictor, examples)
+    predictor, names = run.model.predictor, ((SHOP, VIEWED), (PRICE,))
+    rows = score(predictor, "test", run.model.data.test, [5, 6], 150)
+    before = np.array(rows.examples.ids), np.array(rows.examples.dense)
     compiled = predictor.compiled._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
-    names = (SHOP, VIEWED), (PRICE,)
-    before = np.array(examples.ids), np.array(examples.dense)
-    first, again = (importances(predictor, examples, *names, 1, seed=3) for _ in range(2))
+    first, again = (importances(predictor, rows, *names, 1, seed=3) for _ in range(2))
     assert first == again
-    assert first != importances(predictor, examples, *names, 1, seed=4)
+    assert first != importances(predictor, rows, *names, 1, seed=4)
     assert predictor.compiled._cache_size() == compiled  # pyright: ignore[reportFunctionMemberAccess]
-    np.testing.assert_array_equal(before[0], examples.ids)
-    np.testing.assert_array_equal(before[1], examples.dense)
-    constant = dataclasses.replace(examples, dense=np.ones_like(examples.dense))
+    np.testing.assert_array_equal(before[0], rows.examples.ids)
+    np.testing.assert_array_equal(before[1], rows.examples.dense)
+    constant = rows.predicted(predictor, dense=np.ones_like(rows.examples.dense))
     (price,) = (x for x in importances(predictor, constant, *names, 1, 0) if x.feature == PRICE)
     assert price.auc_loss == price.log_loss_gain == 0
 
