@@ -17,6 +17,8 @@ from page_reader import read
 
 import dlrm_jax
 from dlrm_jax.cli import flags as cli_flags
+from dlrm_jax.cli import run_sections
+from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.options import Options
@@ -25,6 +27,7 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.permutation import importances
 from dlrm_jax.inference.scored_rows import score
+from dlrm_jax.inference.slices import by_day
 from dlrm_jax.job import FittedModel
 from dlrm_jax.mesh import make_mesh
 
@@ -38,7 +41,7 @@ CONFIG = Config(
     batch_size=64,
     evaluation_batch_size=64,
     epochs=8,
-    eval_every=7,
+    eval_every=12,
     log_every=1,
     learning_rate=0.1,
     plateau_factor=0.5,
@@ -180,7 +183,7 @@ def test_rows_of_tables(run: Run):
 
 
 def test_what_needs_the_data_is_left_out_without_them(run: Run, tmp_path: Path):
-    """Here the test rows are evenly spaced ones, too; and the run goes on: it has no summary."""
+    """Here the run goes on, too: it has no summary."""
     workdir = shutil.copytree(run.workdir, tmp_path / "copy")
     (workdir / "summary.json").unlink()
     page, pictures = read(write(workdir, None))
@@ -193,14 +196,19 @@ def test_what_needs_the_data_is_left_out_without_them(run: Run, tmp_path: Path):
     assert numbers["tables"][0]["norms"] == run.numbers["tables"][0]["norms"]
 
 
-def test_a_sample_is_of_all_days_and_importances_may_be_left_out(run: Run, tmp_path: Path):
-    workdir = shutil.copytree(run.workdir, tmp_path / "copy")
-    page, pictures = read(write(workdir, run.data, most=50, permutations=0))
-    assert len(pictures) == 4
-    assert "Left out by --permutations=0." in page.text
-    assert "50 of 200 rows of the test split" in page.text
-    days = json.loads((workdir / "report.json").read_text())["data"]["days"]
-    assert [x["examples"] for x in days if x["split"] == "test"] == [25, 25]
+def test_a_sample_is_of_all_days(run: Run):
+    rows = score(run.model.predictor, "test", run.model.data.test, [5, 6], 50)
+    assert {day: x["examples"] for day, x in by_day(rows).items()} == {5: 25, 6: 25}
+    assert rows.total == 200
+    data = run.numbers["data"]
+    predicted = {"test": {**data["predicted"]["test"], "examples": 50}}
+    page = Page("sample")
+    run_sections.days(page, {**data, "days": data["days"][:1], "predicted": predicted})
+    run_sections.feature_importances(page, {**data, "importances": None})
+    page.write(run.workdir.parent / "sample.html")
+    text = read(run.workdir.parent / "sample.html")[0].text
+    assert "test: 50 of 200 rows." in text
+    assert "Left out by --permutations=0." in text
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)
