@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlrm_jax.console import status
-from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
-from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.inference.permutation import importances
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.inference.scored_rows import ScoredRows, score
+from dlrm_jax.inference.scored_rows import ScoredRows, evenly_spaced_rows, score
 from dlrm_jax.inference.slices import by_day, by_range, by_value, calibration_error, reliability
 from dlrm_jax.inference.table_rows import table_rows
 from dlrm_jax.inference.value_names import ValueNames
@@ -65,12 +64,9 @@ def measure_data(
         "importances": None,
     }
     if permutations:
-        # Of rows in memory; evenly spaced ones of those, if they are more.
-        sample = evenly_spaced(Split((held_out.examples,)), _PERMUTED_ROWS).days[0]
-        ranked = importances(
-            predictor, sample, names.categorical, names.dense, permutations,
-            predictor.config.seed,
-        )  # fmt: skip
+        sample = held_out[evenly_spaced_rows(len(held_out), _PERMUTED_ROWS)]
+        seed = predictor.config.seed
+        ranked = importances(predictor, sample, names.categorical, names.dense, permutations, seed)
         found["importances"] = {
             "rows": len(sample),
             "permutations": permutations,

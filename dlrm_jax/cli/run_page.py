@@ -52,7 +52,7 @@ def _overview(page: Page, numbers: _Json) -> None:
         return
     splits = {x: summary[x] for x in ("train", "validation", "test") if x in summary}
     last = f"test, step {summary['steps']:,}"
-    if "test_of_last" in summary and summary["best_step"] not in (None, summary["steps"]):
+    if "test_of_last" in summary and summary.get("best_step") not in (None, summary["steps"]):
         splits[last] = summary["test_of_last"]
     others = [x for each in splits.values() for x in each if x not in (*METRICS, "examples")]
     names: list[str] = [*METRICS, *dict.fromkeys(others)]
@@ -65,16 +65,16 @@ def _overview(page: Page, numbers: _Json) -> None:
     )
     if absent := [x for x in ("validation", "test") if x not in splits]:
         page.text(f"The data have no examples for {' and '.join(absent)}.")
-    speed, best = summary["examples_per_second"], summary["best_step"]
+    speed, best = summary.get("examples_per_second"), summary.get("best_step")
     facts = {
         "steps": f"{summary['steps']:,}" + ", stopped early" * bool(summary.get("stopped_early")),
         "best step": "none" if best is None else f"{best:,}",
         "speed in training": f"{speed:,.0f} examples/s" if speed else "unknown",
         "mesh": f"{summary['mesh']}, {summary['devices']}",
         "batch size": f"{summary['batch_size']:,}",
-        "preset": summary["preset"] or "none",
+        "preset": summary.get("preset") or "none",
     }
-    if summary["teacher_auc"]:
+    if summary.get("teacher_auc"):
         facts["best possible test AUC"] = f"{summary['teacher_auc']:.4f}, that of the teacher"
     page.table((), list(facts.items()), texts=2)
 

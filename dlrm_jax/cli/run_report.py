@@ -22,6 +22,7 @@ from dlrm_jax.inference.loading import check_model
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.value_names import ValueNames
+from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.job import load_data
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import generated_fingerprint
@@ -69,6 +70,8 @@ def write_run_report(
     check_model(checkpoint, config, model)
     dataset = _data_of(config, metadata["identity"].get("data"), data, checkpoint)
     predictor = Predictor.load(checkpoint, mesh, batch_size, model)
+    if predictor.vocabularies:
+        check_same_data(predictor.vocabularies, checkpoint, predictor.fingerprint)
     names = ValueNames(config, predictor.vocabularies)
     numbers = {
         "generator": _GENERATOR,

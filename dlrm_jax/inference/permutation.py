@@ -10,11 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlrm_jax.data.arrays import Examples
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.inference.scored_rows import logits_of
+from dlrm_jax.inference.scored_rows import ScoredRows
 from dlrm_jax.signals import check
-from dlrm_jax.training.metrics import binary_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Importance:
 
 def importances(
     predictor: Predictor,
-    examples: Examples,
+    rows: ScoredRows,
     names: Sequence[str],
     dense_names: Sequence[str],
     times: int,
@@ -53,14 +51,13 @@ def importances(
 
     Args:
         predictor: model; all rows are predicted by one program, compiled once.
-        examples: rows; for each feature all are predicted ``times`` times.
+        rows: rows; for each feature all are predicted ``times`` times.
         names: names of the categorical features; the ids of a bag stay together.
         dense_names: names of the dense features.
         times: number of permutations of each feature.
         seed: seed of the permutations.
     """
-    labels = examples.labels.astype(np.float32)
-    before = binary_metrics(logits_of(predictor, examples), labels)
+    before, examples = rows.metrics(), rows.examples
     starts = np.cumsum([0, *predictor.config.table_bag_lengths]).tolist()
     features = [
         *((name, "ids", slice(*starts[i : i + 2])) for i, name in enumerate(names)),
@@ -71,11 +68,10 @@ def importances(
         losses, gains = [], []
         for repeat in range(times):
             check()
-            order = np.random.default_rng([seed, number, repeat]).permutation(len(labels))
+            order = np.random.default_rng([seed, number, repeat]).permutation(len(rows))
             permuted = np.array(getattr(examples, array))
             permuted[:, columns] = permuted[order, columns]
-            changed = dataclasses.replace(examples, **{array: permuted})
-            after = binary_metrics(logits_of(predictor, changed), labels)
+            after = rows.predicted(predictor, **{array: permuted}).metrics()
             losses.append(before["auc"] - after["auc"])
             gains.append(after["log_loss"] - before["log_loss"])
         found.append(Importance(name, tuple(losses), float(np.mean(gains))))

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from dlrm_jax.data.arrays import ABSENT
-from dlrm_jax.inference.predictor import sigmoid
 from dlrm_jax.inference.scored_rows import ScoredRows
 
 _Z = 1.96  # two-sided 95 % of a normal distribution
@@ -36,7 +35,7 @@ class Bucket:
 
 def reliability(rows: ScoredRows, buckets: int) -> list[Bucket]:
     """Mean label by mean prediction, in buckets of equal counts, from the lowest predictions up."""
-    probabilities, labels = sigmoid(rows.logits), rows.labels
+    probabilities, labels = rows.probabilities, rows.labels
     order = np.argsort(probabilities, kind="stable")
     found = []
     for members in np.array_split(order, min(buckets, len(rows))):

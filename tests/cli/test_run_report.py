@@ -17,6 +17,8 @@ from page_reader import read
 
 import dlrm_jax
 from dlrm_jax.cli import flags as cli_flags
+from dlrm_jax.cli import run_sections
+from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.options import Options
@@ -24,7 +26,8 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.permutation import importances
-from dlrm_jax.inference.scored_rows import logits_of
+from dlrm_jax.inference.scored_rows import score
+from dlrm_jax.inference.slices import by_day
 from dlrm_jax.job import FittedModel
 from dlrm_jax.mesh import make_mesh
 
@@ -38,7 +41,7 @@ CONFIG = Config(
     batch_size=64,
     evaluation_batch_size=64,
     epochs=8,
-    eval_every=7,
+    eval_every=12,
     log_every=1,
     learning_rate=0.1,
     plateau_factor=0.5,
@@ -145,18 +148,17 @@ def test_the_feature_that_decides_is_the_most_important_one(run: Run):
 
 
 def test_importances_repeat_and_compile_nothing_anew(run: Run):
-    predictor, examples = run.model.predictor, run.model.data.test.days[0]
-    logits_of(predictor, examples)
+    predictor, names = run.model.predictor, ((SHOP, VIEWED), (PRICE,))
+    rows = score(predictor, "test", run.model.data.test, [5, 6], 150)
+    before = np.array(rows.examples.ids), np.array(rows.examples.dense)
     compiled = predictor.compiled._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
-    names = (SHOP, VIEWED), (PRICE,)
-    before = np.array(examples.ids), np.array(examples.dense)
-    first, again = (importances(predictor, examples, *names, 1, seed=3) for _ in range(2))
+    first, again = (importances(predictor, rows, *names, 1, seed=3) for _ in range(2))
     assert first == again
-    assert first != importances(predictor, examples, *names, 1, seed=4)
+    assert first != importances(predictor, rows, *names, 1, seed=4)
     assert predictor.compiled._cache_size() == compiled  # pyright: ignore[reportFunctionMemberAccess]
-    np.testing.assert_array_equal(before[0], examples.ids)
-    np.testing.assert_array_equal(before[1], examples.dense)
-    constant = dataclasses.replace(examples, dense=np.ones_like(examples.dense))
+    np.testing.assert_array_equal(before[0], rows.examples.ids)
+    np.testing.assert_array_equal(before[1], rows.examples.dense)
+    constant = rows.predicted(predictor, dense=np.ones_like(rows.examples.dense))
     (price,) = (x for x in importances(predictor, constant, *names, 1, 0) if x.feature == PRICE)
     assert price.auc_loss == price.log_loss_gain == 0
 
@@ -181,7 +183,7 @@ def test_rows_of_tables(run: Run):
 
 
 def test_what_needs_the_data_is_left_out_without_them(run: Run, tmp_path: Path):
-    """Here the test rows are evenly spaced ones, too; and the run goes on: it has no summary."""
+    """Here the run goes on, too: it has no summary."""
     workdir = shutil.copytree(run.workdir, tmp_path / "copy")
     (workdir / "summary.json").unlink()
     page, pictures = read(write(workdir, None))
@@ -194,14 +196,19 @@ def test_what_needs_the_data_is_left_out_without_them(run: Run, tmp_path: Path):
     assert numbers["tables"][0]["norms"] == run.numbers["tables"][0]["norms"]
 
 
-def test_a_sample_is_of_all_days_and_importances_may_be_left_out(run: Run, tmp_path: Path):
-    workdir = shutil.copytree(run.workdir, tmp_path / "copy")
-    page, pictures = read(write(workdir, run.data, most=50, permutations=0))
-    assert len(pictures) == 4
-    assert "Left out by --permutations=0." in page.text
-    assert "50 of 200 rows of the test split" in page.text
-    days = json.loads((workdir / "report.json").read_text())["data"]["days"]
-    assert [x["examples"] for x in days if x["split"] == "test"] == [25, 25]
+def test_a_sample_is_of_all_days(run: Run):
+    rows = score(run.model.predictor, "test", run.model.data.test, [5, 6], 50)
+    assert {day: x["examples"] for day, x in by_day(rows).items()} == {5: 25, 6: 25}
+    assert rows.total == 200
+    data = run.numbers["data"]
+    predicted = {"test": {**data["predicted"]["test"], "examples": 50}}
+    page = Page("sample")
+    run_sections.days(page, {**data, "days": data["days"][:1], "predicted": predicted})
+    run_sections.feature_importances(page, {**data, "importances": None})
+    page.write(run.workdir.parent / "sample.html")
+    text = read(run.workdir.parent / "sample.html")[0].text
+    assert "test: 50 of 200 rows." in text
+    assert "Left out by --permutations=0." in text
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)

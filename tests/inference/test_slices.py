@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
@@ -20,7 +22,7 @@ def rows(count: int = 400) -> ScoredRows:
     ids = rng.integers(ABSENT, 4, (count, 3)).astype(np.int32)
     dense = rng.integers(0, 3, (count, 1)).astype(np.float32)
     days = np.arange(count) // (count // 4)
-    return ScoredRows("test", count, Examples(dense, ids, labels), days, logits)
+    return ScoredRows("test", count, Examples(dense, ids, labels), days, labels, logits)
 
 
 def test_buckets_are_those_of_scikit_learn():
@@ -35,8 +37,7 @@ def test_buckets_are_those_of_scikit_learn():
     expected = np.abs(rate - predicted).mean()
     assert calibration_error(buckets) == pytest.approx(expected)
     # Wilson's interval of no positive in ten: 0 to 0.2775.
-    none = ScoredRows("test", 10, found.examples[:10], found.days[:10], found.logits[:10])
-    none.examples.labels[:] = 0
+    none = dataclasses.replace(found[:10], labels=np.zeros(10, np.float32))
     (bucket,) = reliability(none, 1)
     assert (bucket.low, bucket.high) == pytest.approx((0, 0.2775), abs=1e-4)
 
