@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from dlrm_jax.run_start import (
     kernels_of,
 )
 from dlrm_jax.run_training import Say, Training
+from dlrm_jax.saved_config import VERSION_KEY, is_ours
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
@@ -102,7 +104,7 @@ def run(
             if data.directory:
                 vocabularies.keep(data.directory, data.fingerprint, workdir)
             if is_process_0():
-                write_text(workdir / "config.json", config_text(config, data))
+                _leave_config(workdir / "config.json", config_text(config, data), say)
         before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
         notes = describe_run(config, learner, data.kept_negatives.get("train", 1.0))
         predict, measures = make_predict(learner), measures_of(config, data)
@@ -187,6 +189,14 @@ def run(
             if tables:
                 write_text(workdir / "calibration.json", to_json(tables, indent=1))
         return Outcome(state, summary, noted)
+
+
+def _leave_config(path: Path, text: str, say: Say) -> None:
+    """Writes the config; a file that a user has put there stays."""
+    if path.exists() and not is_ours(path):
+        say(f"{path} has no {VERSION_KEY}, so it isn't of a run, and stays as it is")
+        return
+    write_text(path, text)
 
 
 def _evaluated_before(

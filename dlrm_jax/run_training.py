@@ -72,6 +72,7 @@ class Training:
         if self.continued:
             first, noted = self.continued.step, self.before or self.continued.noted
             batches = LaterBatches(batches, first)
+            self._tell_of_schedule(first)
         total = first + steps
         stopping = Stopping(config, steps, noted, self.say, self.record)
         last = resumed_from if resumed_from and stopping.reason else total
@@ -136,3 +137,12 @@ class Training:
         if done and done >= last:
             why = f": {reason}" if reason else ""
             self.say(f"the run has {done} steps of {total} already, and isn't trained further{why}")
+
+    def _tell_of_schedule(self, first: int) -> None:
+        config = self.config
+        end = config.decay_start + config.decay_steps
+        if config.decay_steps and first >= end:
+            self.say(
+                f"warning: the learning rate's decay ended at step {end}, before this run begins; "
+                f"it stays at its last value. Give --decay_steps=0, or a later --decay_start"
+            )

@@ -125,7 +125,8 @@ def _written(value: Any) -> str:
     return ",".join(map(str, value)) or "empty" if isinstance(value, list | tuple) else str(value)
 
 
-_VERSION_KEY = "config_version"
+VERSION_KEY = "config_version"
+"""The key of the version in a config file that this program has written."""
 
 
 def file_fields(path: Path) -> dict[str, Any]:
@@ -152,13 +153,13 @@ def file_fields(path: Path) -> dict[str, Any]:
             f"{json.dumps(content)[:80]}"
         )
     given: dict[str, Any] = content
-    version = given.pop(_VERSION_KEY, VERSION)
+    version = given.pop(VERSION_KEY, VERSION)
     if type(version) is not int or version < 1:
-        raise UserError(f"config file {path}: {_VERSION_KEY}: expected a number, got {version!r}")
+        raise UserError(f"config file {path}: {VERSION_KEY}: expected a number, got {version!r}")
     if version > VERSION:
         raise UserError(
             f"config file {path} was written by a later version of this program, with "
-            f"{_VERSION_KEY} {version}, where this one knows {VERSION}; use that version"
+            f"{VERSION_KEY} {version}, where this one knows {VERSION}; use that version"
         )
     fields: dict[str, Any] = dict(list(_ADDED.items())[version - 1 :])
     for name, value in given.items():
@@ -176,6 +177,14 @@ def file_fields(path: Path) -> dict[str, Any]:
     return fields
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file has what `file_text` gives."""
+    try:
+        return VERSION_KEY in json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def file_text(config: Config, without: Iterable[str] = ()) -> str:
     """The text of a config file, which `file_fields` reads.
 
@@ -185,7 +194,7 @@ def file_text(config: Config, without: Iterable[str] = ()) -> str:
     """
     left_out = set(without)
     fields = {x: y for x, y in dataclasses.asdict(config).items() if x not in left_out}
-    return json.dumps({_VERSION_KEY: VERSION, **fields}, indent=1) + "\n"
+    return json.dumps({VERSION_KEY: VERSION, **fields}, indent=1) + "\n"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dlrm_jax.inference.vocabularies import read_values
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
 from dlrm_jax.run_continued import check_data, start_from, verdict
-from dlrm_jax.saved_config import file_fields
+from dlrm_jax.saved_config import file_fields, is_ours
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -173,6 +173,10 @@ def test_a_run_leaves_its_config(days: tuple[Path, Day, Day]):
     assert fields["shared_tables"] == (), "the data share them"
     again = dataclasses.replace(CONFIG, **fields)
     assert for_data(again, first.data) == first.config
+    assert is_ours(directory / "first" / "config.json")
+    for content in ('{"learning_rate": 0.1}', "3", "{"):
+        (directory / "own.json").write_text(content)
+        assert not is_ours(directory / "own.json"), "a user's file isn't replaced"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from dlrm_jax.cli.pictures import COLOURS, legend_beside, new_grid, percent
 from dlrm_jax.config import Config
 from dlrm_jax.daily import Entry
 from dlrm_jax.files import replacing
-from dlrm_jax.saved_config import file_text
 from dlrm_jax.text_table import text_table
+from dlrm_jax.training.build import OF_DATA
 from dlrm_jax.training.model import unread
 
 _METRICS = {
@@ -27,9 +28,9 @@ _DRAWN = ("auc", "normalized_entropy", "calibration")
 
 
 def printed(days: Sequence[Entry]) -> str:
-    """The table of all days, and how many were better with the update."""
-    header, rows = _cells(days)
-    return f"{text_table(header, rows)}\n{told(days)}"
+    """The tables of all days, and a sentence on what updates are worth."""
+    tables = [text_table(*_ids(days), left=(0, 1)), text_table(*_metrics(days))]
+    return "\n\n".join([*tables, told(days)])
 
 
 def told(days: Sequence[Entry]) -> str:
@@ -37,21 +38,15 @@ def told(days: Sequence[Entry]) -> str:
     later = days[1:]
     if not later:
         return "the model of the first day has no update yet: the comparison begins with the second"
-    counts = []
-    for metric, is_better in (
-        ("auc", lambda day: day["updated"]["auc"] > day["not_updated"]["auc"]),
-        ("log_loss", lambda day: day["updated"]["log_loss"] < day["not_updated"]["log_loss"]),
-    ):
-        counts.append(f"{sum(map(is_better, later))} by {_METRICS[metric]}")
-    means = [
-        f"{_METRICS[metric]} {_mean(later, 'updated', metric):.5f} against "
-        f"{_mean(later, 'not_updated', metric):.5f}"
-        for metric in ("auc", "log_loss")
-    ]
-    return (
-        f"after the first day, the updated model was better than the first day's on "
-        f"{' and '.join(counts)} of {len(later)} days; means: {', '.join(means)}"
-    )
+    parts = []
+    for metric, sign in (("auc", 1), ("log_loss", -1)):
+        pairs = [(day["updated"][metric], day["not_updated"][metric]) for day in later]
+        known = [pair for pair in pairs if None not in pair]  # a class may be missing
+        better = sum(sign * x > sign * y for x, y in known)
+        means = [sum(values) / len(known) for values in zip(*known, strict=True)]
+        numbers = f" (mean {means[0]:.5f} against {means[1]:.5f})" if known else ""
+        parts.append(f"{better} of {len(known)} days by {_METRICS[metric]}{numbers}")
+    return f"the updated model was better than the first day's on {' and '.join(parts)}"
 
 
 def write_page(days: Sequence[Entry], config: Config, workdir: Path) -> None:
@@ -71,40 +66,55 @@ def write_page(days: Sequence[Entry], config: Config, workdir: Path) -> None:
         "New ids are the values of a day that had no row before it. Unknown ids are the values of "
         "the next day that a model has no row for."
     )
-    header, rows = _cells(days)
-    page.table(header, rows, texts=2)
+    page.table(*_ids(days))
+    page.table(*_metrics(days))
     page.heading("Config")
-    for line in file_text(config, unread(config)).strip("{}\n ").splitlines():
-        page.text(line.strip(" ,"))
+    page.table(["setting", "value"], _settings(config), texts=2)
     page.write(workdir / "days.html")
     with replacing(workdir / "days.svg") as temporary:
-        figure.savefig(temporary, format="svg")
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
-def _cells(days: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
-    header = ["day", "tested on", "rows", "new ids"]
+def _ids(days: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of rows and ids."""
+    header = ["day", "tested on", "rows", "rows of the test", "new ids"]
     header += [f"unknown ids, {name}" for name in _MODELS.values()]
-    header += [f"{text}, {name}" for text in _METRICS.values() for name in _MODELS.values()]
     rows = [
         [
             day["day"],
             day["tested_on"],
             f"{day['rows']:,}",
+            f"{day['test_rows']:,}",
             "" if day["new_ids"] is None else percent(day["new_ids"]),
             *(percent(day["unknown_ids"][model]) for model in _MODELS),
-            *(_number(day[model][metric]) for metric in _METRICS for model in _MODELS),
         ]
         for day in days
     ]
     return header, rows
 
 
+def _metrics(days: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of metrics."""
+    pairs = [(metric, model) for metric in _METRICS for model in _MODELS]
+    header = ["tested on", *(f"{_METRICS[x]}, {_MODELS[model]}" for x, model in pairs)]
+    rows = [[day["tested_on"], *(_number(day[model][x]) for x, model in pairs)] for day in days]
+    return header, rows
+
+
+def _settings(config: Config) -> list[list[str]]:
+    """Names and values of what the config reads."""
+    left_out = unread(config)
+    fields = {x: y for x, y in dataclasses.asdict(config).items() if x not in left_out}
+    of_data = {*OF_DATA, "examples", "zipf_exponent", "teacher", "min_count"}
+    return [
+        [name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+        for name, value in fields.items()
+        if name not in of_data and value not in ((), "")
+    ]
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"  # none where a class is missing
-
-
-def _mean(days: Sequence[Entry], model: str, metric: str) -> float:
-    return sum(day[model][metric] for day in days) / len(days)
 
 
 def _drawn(days: Sequence[Entry]) -> Figure:
