@@ -71,9 +71,10 @@ def check_labels(split: Split, name: str, soft: bool = False) -> None:
         soft: whether labels may be between 0 and 1.
 
     Raises:
-        UserError: a label or a weight is something else; the message names its row.
+        UserError: a label or a weight is something else; the message names its row. Or all
+            weights are 0.
     """
-    first = 0
+    first, without_weight = 0, bool(len(split))
     for day in split.days:
         for start in range(0, len(day), _CHUNK_ROWS):
             chunk, row = day[start : start + _CHUNK_ROWS], first + start
@@ -82,11 +83,17 @@ def check_labels(split: Split, name: str, soft: bool = False) -> None:
                 _check_all(labels, (labels >= 0) & (labels <= 1), name, row, "a label of 0 to 1")
             else:
                 _check_all(labels, (labels == 0) | (labels == 1), name, row, "label 0 or 1")
+            without_weight &= weights is not None and not weights.any()
             if weights is not None:
                 # NaN isn't, either.
                 good = (weights >= 0) & (weights < np.inf)
                 _check_all(weights, good, name, row, "a finite sample weight of 0 or more")
         first += len(day)
+    if without_weight:
+        raise UserError(
+            f"{name}: expected an example with a weight above 0, got {first} of weight 0; correct "
+            f"the weights, or leave the split empty"
+        )
 
 
 def _check_all(values: np.ndarray, good: np.ndarray, name: str, first: int, expected: str) -> None:
