@@ -74,9 +74,10 @@ def check_labels(split: Split, name: str, soft: bool = False, labels: Sequence[s
         labels: names of the labels for messages, if there are several.
 
     Raises:
-        UserError: a label or a weight is something else; the message names its row.
+        UserError: a label or a weight is something else; the message names its row. Or all
+            weights are 0.
     """
-    first = 0
+    first, without_weight = 0, bool(len(split))
     for day in split.days:
         for start in range(0, len(day), _CHUNK_ROWS):
             chunk, row = day[start : start + _CHUNK_ROWS], first + start
@@ -87,11 +88,17 @@ def check_labels(split: Split, name: str, soft: bool = False, labels: Sequence[s
                 _check_all(values, good, name, row, expected)
             else:
                 _check_several(values, good, name, row, expected, labels)
+            without_weight &= weights is not None and not weights.any()
             if weights is not None:
                 # NaN isn't, either.
                 good = (weights >= 0) & (weights < np.inf)
                 _check_all(weights, good, name, row, "a finite sample weight of 0 or more")
         first += len(day)
+    if without_weight:
+        raise UserError(
+            f"{name}: expected an example with a weight above 0, got {first} of weight 0; correct "
+            f"the weights, or leave the split empty"
+        )
 
 
 def _check_all(values: np.ndarray, good: np.ndarray, name: str, first: int, expected: str) -> None:
