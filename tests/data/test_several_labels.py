@@ -117,7 +117,8 @@ def test_a_damaged_label_is_named():
         check_labels(split([0, 1]), "train", labels=names)
     with pytest.raises(UserError, match=r"row 1 .*one of the labels clicked, purchased, got nan"):
         check_labels(split([0, 2]), "train", labels=names)
-    data = Dataset(*[split([0])] * 3, (1,), (1,), "f", "drawn", labels=names)
+    one = split([0])
+    data = Dataset(one, one, one, (1,), (1,), "f", "drawn", labels=names)
     assert with_labels(data, ["purchased"]).train.labels.tolist() == [1]
     assert with_labels(data, ["purchased", "clicked"]).test.labels.tolist() == [[1, 0]]
     with pytest.raises(UserError, match="labels: the data have no label 'sold'; they have clicked"):
