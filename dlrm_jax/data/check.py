@@ -123,7 +123,7 @@ def _check_several(
         of_label = f"{expected}, or none, of {labels[i] if labels else f'label {i} (from 0)'}"
         _check_all(values[:, i], good[:, i] | missing[:, i], name, first, of_label)
     some = f"at least one of the labels {', '.join(labels)}".rstrip()
-    _check_all(values[:, 0], ~missing.all(axis=1), name, first, some)
+    _check_all(values[:, 0], np.any(~missing, axis=1), name, first, some)
 
 
 def _chunks(split: Split) -> Iterator[tuple[int, np.ndarray]]:

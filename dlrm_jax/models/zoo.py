@@ -29,9 +29,9 @@ MODELS: dict[str, type[Model]] = {
     "autoint": AutoInt,
     "ncf": NCF,
     "din": DIN,
-    "dlrm": DLRM,
     "shared_bottom": SharedBottom,
     "mmoe": MMoE,
     "ple": PLE,
     "esmm": ESMM,
+    "dlrm": DLRM,
 }

@@ -250,7 +250,8 @@ def test_shared_bottom():
 
 def mixed(gate, x, experts):
     shares = np.exp(x @ f64(gate.weight))
-    return sum(share / shares.sum() * each for share, each in zip(shares, experts, strict=True))
+    pairs = zip(shares / shares.sum(), experts, strict=True)
+    return np.sum([share * each for share, each in pairs], axis=0)
 
 
 def test_mmoe():
