@@ -114,10 +114,12 @@ def test_those_of_a_config(own):
     usual = binary_metrics(logits, split.labels, split.sample_weights)
     assert {name: found[name] for name in usual} == usual
     assert set(found) == {*usual, *names, "calibration_by:C1:worst", "calibration_error:5:worst"}
+    weights = split.sample_weights
+    assert weights is not None
     first_ids = np.concatenate([np.asarray(day.ids)[:, 1] for day in split.days])
     for name, codes in (("request", split.groups["request"]), ("C2", first_ids)):
         known = codes >= 0
-        arrays = (logits, split.labels, codes.astype(np.int64), split.sample_weights)
+        arrays = (logits, split.labels, codes.astype(np.int64), weights)
         assert found[f"gauc:{name}"] == grouped_auc(*(x[known] for x in arrays))
     probability = 1 / (1 + np.exp(-logits.astype(float)))
     brier = np.average((probability - split.labels) ** 2, weights=split.sample_weights)
