@@ -94,7 +94,8 @@ def check_metrics(config: Config) -> None:
     for metric in extra_metrics(config.metrics):
         metric.check_function()
     best = config.best_metric
-    known = [*HIGHER_IS_BETTER, *config.metrics, *(f"{name}:worst" for name in config.metrics)]
+    known = [*HIGHER_IS_BETTER, *config.metrics]
+    known += [f"{x}:worst" for x in config.metrics if x.startswith("calibration_")]
     if best not in known:
         raise UserError(
             f"best_metric: expected one of {', '.join(HIGHER_IS_BETTER)}, or of metrics "

@@ -10,7 +10,7 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from saved_run import CONFIG, examples
 
@@ -35,6 +35,7 @@ ROWS = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(ROWS, st.sampled_from([0.1, 0.5, 0.75, 1.0]))
 def test_recall_at_precision(rows, precision: float):
     z, y, w, _ = map(np.array, zip(*rows, strict=True))
@@ -48,6 +49,7 @@ def test_recall_at_precision(rows, precision: float):
     assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
+@settings(max_examples=40)
 @given(ROWS, st.integers(1, 4))
 def test_calibration_in_parts(rows, buckets: int):
     z, y, w, codes = map(np.array, zip(*rows, strict=True))
