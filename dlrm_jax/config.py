@@ -95,6 +95,20 @@ class Config:
     )
     interaction: Literal["dot", "cat"] = field("dot", "How features interact in DLRM.")
     self_interaction: bool = field(False, "Adds each vector's product with itself to the dots.")
+    numeric_embedding: Literal["none", "linear"] = field(
+        "none",
+        "How dense features are embedded: not at all, or linear, as number times a trained vector, "
+        "which the model reads like that of a table.",
+    )
+    dropout: float = field(
+        0.0,
+        "Share of the outputs of each hidden layer of the MLPs that is dropped in training; such "
+        "as 0.1.",
+        0,
+    )
+    normalization: Literal["none", "batch", "layer"] = field(
+        "none", "Normalization of each hidden layer of the MLPs, before its ReLU."
+    )
     compute_dtype: Literal["float32", "bfloat16"] = field(
         "float32", "Type that the dense model computes in."
     )
@@ -107,6 +121,9 @@ class Config:
     )
     class_weights: tuple[float, ...] = field(
         (1.0, 1.0), "Weights of label 0 and of label 1 in the loss; such as 1,4.", 0
+    )
+    label_weights: tuple[float, ...] = field(
+        (), "Weights of several labels in the loss; without them, 1 each; such as 1,0.5.", 0
     )
     optimizer: str = field("rowwise_adagrad", "Optimizer of the tables.")
     dense_optimizer: str = field(
@@ -135,6 +152,23 @@ class Config:
     )
     clip_norm: float = field(
         0.0, "Greatest norm of the gradient of all parameters; 0 for any; such as 1.", 0
+    )
+    table_l2: float = field(
+        0.0,
+        "Strength λ of the penalty λ/2 Σ w² of the tables, and of the vectors of "
+        "numeric_embedding; 0 for none; such as 1e-5.",
+        0,
+    )
+    table_l2_rows: Literal["touched", "all"] = field(
+        "touched",
+        "Rows that have the penalty of table_l2 in a step: those that the batch touches, or all, "
+        "which makes each step read and write whole tables, as dense optimizers do.",
+    )
+    dense_l2: float = field(
+        0.0,
+        "Strength λ of the penalty λ/2 Σ w² of the dense model, biases included; 0 for none; such "
+        "as 1e-6.",
+        0,
     )
     accumulation_steps: int = field(
         1, "Micro-batches that a batch is worked through in; such as 4.", 1
@@ -175,7 +209,8 @@ class Config:
     best_metric: str = field(
         "auc",
         "Validation metric that decides which checkpoint is best: auc, log_loss, accuracy, "
-        "normalized_entropy, or one of metrics; such as log_loss.",
+        "normalized_entropy, or one of metrics; of another label than the main one with its name; "
+        "such as purchased/auc.",
     )
     target_auc: float = field(
         0.0, "Validation AUC that ends the run; 0 for none; such as 0.8025.", 0
@@ -207,6 +242,17 @@ class Config:
     shuffle_window: int = field(
         0, "Training examples that are shuffled together; 0 for all; such as 1000000.", 0
     )
+    unseen_rate: float = field(
+        0.0,
+        "Share of the known ids of training batches that are replaced by the id of unseen values, "
+        "so that its row is trained; such as 0.01.",
+        0,
+    )
+    labels: tuple[str, ...] = field(
+        (),
+        "Labels of the data to train, the main one first; without it, all; such as "
+        "clicked,purchased.",
+    )
     min_count: int = field(
         1, "Occurrences below which values of a raw file share one id; such as 10.", 1
     )
@@ -225,6 +271,10 @@ class Config:
             raise UserError(
                 f"class_weights: expected two numbers of 0 or more, not both 0, got {weights}"
             )
+        if self.labels:
+            check_names("labels", self.labels, len(self.labels))
+        if self.label_weights and not any(self.label_weights):
+            raise UserError("label_weights: expected a number above 0, got zeros alone")
         if len(self.bag_lengths) not in (1, len(self.table_rows)):
             raise UserError(
                 f"bag_lengths: expected one number, or one for each of the "
@@ -236,6 +286,10 @@ class Config:
                 f"bottom_mlp: dot interaction needs it to end in embedding_dim = "
                 f"{self.embedding_dim}, got {self.bottom_mlp}"
             )
+        if self.dropout >= 1:
+            raise UserError(f"dropout: expected a share below 1, got {self.dropout}")
+        if self.unseen_rate >= 1:
+            raise UserError(f"unseen_rate: expected a share below 1, got {self.unseen_rate}")
         if self.pooling == "learned" and self.compression != "none":
             raise UserError(
                 f"pooling: learned weights are for tables that aren't compressed, got "
@@ -274,6 +328,12 @@ class Config:
     def table_names(self) -> tuple[str, ...]:
         """The names of the features, which are those of their tables; C1, C2, … without any."""
         return self.features or numbered(len(self.table_rows))
+
+    @property
+    def weight_of_label(self) -> dict[str, float]:
+        """The weight of each label in the loss, the main label first."""
+        names = self.labels or ("label",)
+        return dict(zip(names, self.label_weights or [1.0] * len(names), strict=True))
 
     @property
     def table_bag_lengths(self) -> tuple[int, ...]:

@@ -24,3 +24,7 @@ class DamagedCheckpointError(UserError):
     def __str__(self) -> str:
         checkpoint, reason = self.args
         return f"checkpoint {checkpoint} is damaged: {reason}; give another one, or a whole copy"
+
+
+class OtherShapeError(UserError):
+    """An array of a checkpoint that isn't there, or has another shape than the model's."""

@@ -54,7 +54,7 @@ def creating(path: Path) -> Iterator[Path]:
     It is for paths that users name, which several processes may write.
 
     Args:
-        path: the file or directory; its parent must exist.
+        path: the file or directory; its parents are made.
 
     Yields:
         The temporary path to write to. It doesn't exist yet.
@@ -64,6 +64,7 @@ def creating(path: Path) -> Iterator[Path]:
     """
     try:
         _check_absent(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, f"{path.name}.")
         with workspace(path, f".{secrets.token_hex(4)}") as directory:
             yield directory / path.name
@@ -73,8 +74,8 @@ def creating(path: Path) -> Iterator[Path]:
             flush(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error}; nothing is left of it. Check that its directory exists "
-            f"and is writable, and that the disk is large enough"
+            f"cannot write {path}: {error}; nothing is left of it. Check that its directory is "
+            f"writable, and that the disk is large enough"
         ) from error
 
 

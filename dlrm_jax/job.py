@@ -24,8 +24,10 @@ from jaxtyping import Float64
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.check import check_ids, check_labels
+from dlrm_jax.data.chosen_labels import with_labels
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.inference import vocabularies
@@ -44,6 +46,7 @@ from dlrm_jax.training.build import (
     make_learner,
 )
 from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.label_settings import check_label_settings
 from dlrm_jax.training.losses import own_function
 from dlrm_jax.training.measures import check_columns, measures_of
 from dlrm_jax.training.model import OF_MODELS, unread
@@ -94,14 +97,19 @@ class FittedModel:
         measures = measures_of(self.predictor.config, self.data)
         measures.check(examples)
         if not isinstance(split, str):  # the run has checked its own
-            check_labels(examples, "examples", _is_soft(self.predictor.config))
+            if examples.labels_per_example != len(learner.labels):
+                raise UserError(
+                    f"split: expected the labels {', '.join(learner.labels)} of each example, got "
+                    f"{examples.labels_per_example}"
+                )
+            check_labels(examples, "examples", _is_soft(self.predictor.config), learner.labels)
         if not len(examples):
             raise UserError("split: expected at least one example, got none")
         measure = functools.partial(measures, kept_negatives=kept)
         return evaluate(learner, self.predictor.compiled, state, examples, size, measure)
 
-    def predict(self, rows: Any) -> Float64[np.ndarray, " N"]:
-        """The probability of label 1 of every row, in order.
+    def predict(self, rows: Any) -> Float64[np.ndarray, "N *_"]:
+        """The probability of label 1 of every row, in order; [N, H] of several labels.
 
         Args:
             rows: the name of a split, as for `evaluate`, or rows as for `Predictor.predict`, where
@@ -136,7 +144,8 @@ class FittedModel:
                 )
             if self.data.directory:
                 vocabularies.keep(self.data.directory, self.data.fingerprint, directory)
-            notes = {**describe_run(config, learner, self.data), **self.noted}
+            kept = self.data.kept_negatives.get("train", 1.0)
+            notes = {**describe_run(config, learner, kept), **self.noted}
             checkpoints.save(learner, self.predictor.state, notes, self.noted.get("validation"))
             return checkpoints.directory / f"{int(self.predictor.state.step):08d}"
 
@@ -283,16 +292,27 @@ def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, D
             the loss doesn't take, or a sample weight that is negative or not finite.
     """
     if source is None:
+        if config.labels:
+            raise UserError(f"labels: generated examples have one, got {','.join(config.labels)}")
+        if config.unseen_rate:
+            raise UserError(
+                f"unseen_rate: generated ids stand for no values, so none is unseen, got "
+                f"{config.unseen_rate}; leave it out"
+            )
+        check_label_settings(config, ("label",))
         data = generate_data(config)
         check_columns(config, data)
         return config, data
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
+    data = with_labels(data, config.labels or data.labels)
+    check_label_settings(config, data.labels)
+    unseen_ids(data, config.unseen_rate, config.seed)
     check_columns(config, data)
     soft = _is_soft(config)
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
-        on_process_0(lambda name=name, split=split: check_labels(split, name, soft))
+        on_process_0(lambda name=name, split=split: check_labels(split, name, soft, data.labels))
     return for_data(config, data), data
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,18 @@ from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.processes import check_same, is_process_0
+from dlrm_jax.run_continued import Continued, noted_continuation
 from dlrm_jax.run_start import (
     Options,
     check_splits,
     checkpoints_of,
+    config_text,
     describe_run,
     first_state,
     kernels_of,
 )
 from dlrm_jax.run_training import Say, Training
+from dlrm_jax.saved_config import VERSION_KEY, is_ours
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
@@ -92,11 +97,16 @@ def run(
             checkpoints = checkpoints_of(config, data, workdir)
             if training:
                 checkpoints.prepare()
-        state, resumed_from = first_state(config, learner, checkpoints, data, options, say)
-        if workdir and data.directory and training and not options.watch:
-            vocabularies.keep(data.directory, data.fingerprint, workdir)
+        state, resumed_from, continued = first_state(
+            config, learner, checkpoints, data, options, say
+        )
+        if workdir and training and not options.watch:
+            if data.directory:
+                vocabularies.keep(data.directory, data.fingerprint, workdir)
+            if is_process_0():
+                _leave_config(workdir / "config.json", config_text(config, data), say)
         before = checkpoints.metadata(resumed_from) if checkpoints and resumed_from else None
-        notes = describe_run(config, learner, data)
+        notes = describe_run(config, learner, data.kept_negatives.get("train", 1.0))
         predict, measures = make_predict(learner), measures_of(config, data)
         tables: dict[str, Any] = {}
 
@@ -121,10 +131,17 @@ def run(
                 file = opened.enter_context(
                     Record(workdir / "metrics.jsonl", resumed_from or 0, events)
                 )
+            continued = continued or noted_continuation(options.continue_from, before)
+            if continued and not before:
+                continued = _evaluated_before(continued, state, data, metrics_of, absent)
+                for name, found in continued.before.items():
+                    if file:
+                        file(continued.step, f"{name}_before", found)
+            notes["continue_from"] = continued and dataclasses.asdict(continued)
             sample = evenly_spaced(data.validation, config.validation_examples)
             train = Training(
                 config, data, sample, learner, metrics_of, say, checkpoints, before, notes, file,
-                options.watch,
+                options.watch, continued,
             )  # fmt: skip
             state, of_training, noted = train(state)
             if options.watch:
@@ -142,7 +159,8 @@ def run(
                 metrics["validation"] = noted["validation"]
 
         tables.clear()  # of states before the chosen one
-        # The test split is read here and nowhere else: it chooses nothing.
+        # The test split is read here, and before the first step of a run that continues another
+        # one, and nowhere else: it chooses nothing.
         # One after the other in all processes: a set would be in an order of its own in each.
         for name, rows in data.splits.items():
             if name == "train":  # as many as there are to validate: the rest says no more
@@ -160,6 +178,7 @@ def run(
             "batch_size": config.batch_size,
             **of_training,
             **metrics,
+            **({} if continued is None else continued.summary),
             "teacher_auc": data.teacher_auc and data.teacher_auc["test"],
             "resumed_from": resumed_from,
             "best_step": checkpoints and checkpoints.best(),
@@ -170,3 +189,24 @@ def run(
             if tables:
                 write_text(workdir / "calibration.json", to_json(tables, indent=1))
         return Outcome(state, summary, noted)
+
+
+def _leave_config(path: Path, text: str, say: Say) -> None:
+    """Writes the config; a file that a user has put there stays."""
+    if path.exists() and not is_ours(path):
+        say(f"{path} has no {VERSION_KEY}, so it isn't of a run, and stays as it is")
+        return
+    write_text(path, text)
+
+
+def _evaluated_before(
+    continued: Continued,
+    state: TrainState,
+    data: Dataset,
+    metrics_of: Callable[[TrainState, Split, str], Metrics],
+    absent: Sequence[str],
+) -> Continued:
+    """With the metrics of the model that is continued, on the new data, before it trains."""
+    names = [name for name in ("validation", "test") if name not in absent]
+    found = {name: metrics_of(state, data.splits[name], name) for name in names}
+    return dataclasses.replace(continued, before=found)

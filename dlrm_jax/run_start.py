@@ -12,11 +12,17 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.native import library
-from dlrm_jax.saved_config import VERSION
+from dlrm_jax.processes import on_process_0
+from dlrm_jax.run_continued import Continued, start_from
+from dlrm_jax.saved_config import VERSION, file_text, other_shapes
+from dlrm_jax.training.build import OF_DATA
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
+from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.model import unread
 from dlrm_jax.training.record import versions
 from dlrm_jax.training.sampling import KEPT_NEGATIVES
 from dlrm_jax.training.saved_names import names_there
@@ -34,6 +40,8 @@ class Options:
         warm_start: checkpoint or directory of arrays that a new run takes values from; a run that
             resumes must have had the same.
         warm_start_names: tables and layers to take.
+        continue_from: workdir or checkpoint of a run that a new run continues on data that have
+            grown from its data; a run that resumes must have had the same.
         evaluate_only: checkpoint of the workdir to evaluate, without training.
         preset: name for the summary.
         watch: function of a step and its validation metrics that makes the run a trial of a search.
@@ -45,6 +53,7 @@ class Options:
     tensorboard: bool = False
     warm_start: Path | None = None
     warm_start_names: tuple[str, ...] = ()
+    continue_from: Path | None = None
     evaluate_only: Literal["latest", "best"] | None = None
     preset: str | None = None
     watch: Callable[[int, Metrics], None] | None = None
@@ -88,8 +97,14 @@ def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
     )
 
 
-def describe_run(config: Config, learner: Learner, data: Dataset) -> dict[str, Any]:
-    """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions."""
+def describe_run(config: Config, learner: Learner, kept_negatives: float = 1.0) -> dict[str, Any]:
+    """What a checkpoint notes of its run, as JSON: mesh, plan, config, versions.
+
+    Args:
+        config: config of the run.
+        learner: learner of the config.
+        kept_negatives: share of the training examples of label 0 that preparation has kept.
+    """
     return {
         "mesh": f"{learner.axes.groups}x{learner.axes.shards}",
         "plan": json.loads(learner.collection.plan.to_json()),
@@ -97,8 +112,27 @@ def describe_run(config: Config, learner: Learner, data: Dataset) -> dict[str, A
         "config_version": VERSION,
         "versions": versions(),
         "warm_start": None,
-        KEPT_NEGATIVES: data.kept_negatives.get("train", 1.0),
+        "continue_from": None,
+        KEPT_NEGATIVES: kept_negatives,
     }
+
+
+_OF_GENERATED = ("examples", "zipf_exponent", "teacher")
+
+
+def config_text(config: Config, data: Dataset) -> str:
+    """The text of ``WORKDIR/config.json``, which ``--config`` takes to train such a model again.
+
+    What the data decide isn't in it, nor what the config doesn't read.
+    """
+    decided = set(unread(config))
+    if data.teacher_auc is None:  # the data aren't generated
+        decided |= {*OF_DATA, *_OF_GENERATED}
+    if config.min_count == 1:
+        decided.add("min_count")
+    of_data = {f"{name}={owner}" for name, owner in data.shared.items()}
+    own = tuple(x for x in config.shared_tables if x not in of_data)
+    return file_text(dataclasses.replace(config, shared_tables=own), decided)
 
 
 def first_state(
@@ -108,27 +142,51 @@ def first_state(
     data: Dataset,
     options: Options,
     say: Callable[[str], None],
-) -> tuple[TrainState, int | None]:
-    """The state to go on from, and the step that it was saved at; None for a fresh one."""
+) -> tuple[TrainState, int | None, Continued | None]:
+    """The state to go on from.
+
+    Returns:
+        state: the state.
+        resumed_from: step of the run's own checkpoint that it is from; None for a new run.
+        continued: what a run that begins now continues; None for any other.
+    """
     steps = checkpoints.steps() if checkpoints else []
     if checkpoints and steps:
         if not options.evaluate_only:
             state, step = checkpoints.restore_latest(learner)
             checkpoints.delete_superseded()  # the run may have been killed before it did
             say(f"resuming from step {step} in {checkpoints.directory}")
-            return state, step
+            return state, step, None
         step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]
         if step is None:
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")
         say(f"restoring step {step} from {checkpoints.directory}")
-        return checkpoints.restore(learner, step), step
+        return checkpoints.restore(learner, step), step, None
     if options.evaluate_only:
         raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
+    if options.continue_from:
+        state, continued = start_from(options.continue_from, learner, config.seed, data.directory)
+        say(f"continuing step {continued.step} of {continued.checkpoint}")
+        return state, None, continued
     if options.warm_start:
-        same_ids = None
-        if data.directory:
-            same_ids = [data.fingerprint, *Metadata.read(data.directory).grown_from]
-        source, names = options.warm_start, options.warm_start_names
-        there = names_there(config, source, same_ids)
-        return warm_start(learner, config.seed, source, names, same_ids, there), None
-    return learner.init(config.seed), None
+        return _warm(config, learner, data, options, say), None, None
+    return learner.init(config.seed), None, None
+
+
+def _warm(
+    config: Config, learner: Learner, data: Dataset, options: Options, say: Callable[[str], None]
+) -> TrainState:
+    """The first state of a run with a warm start."""
+    assert options.warm_start
+    given = options.warm_start
+    source = Path(on_process_0(lambda: str(find_checkpoint(given))))
+    if source != given:
+        say(f"warm start from {source}")
+    same_ids, settings = None, ""
+    if data.directory:
+        same_ids = [data.fingerprint, *Metadata.read(data.directory).grown_from]
+    if (source / "metadata.json").exists():
+        settings = other_shapes(config, read_metadata(source))
+    there = names_there(config, source, same_ids)
+    names = options.warm_start_names
+    return warm_start(learner, config.seed, source, names, same_ids, there, settings)

@@ -10,6 +10,8 @@ import jax
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.batches import LaterBatches
+from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.build import train_batches
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
@@ -35,9 +37,10 @@ class Training:
         say: function that shows a line of text to the user.
         checkpoints: checkpoints of the run; None for a run that writes none.
         before: metadata of the checkpoint that the run resumes from; None for a new run.
-        notes: what every checkpoint notes of the run.
+        notes: metadata that every checkpoint gets.
         file: file of the metrics; None for a run that writes none.
         watch: see `Options`.
+        continued: description of the run that this one continues; None if there is none.
     """
 
     config: Config
@@ -51,6 +54,7 @@ class Training:
     notes: Mapping[str, Any]
     file: Record | None
     watch: Callable[[int, Metrics], None] | None
+    continued: Continued | None = None
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
         """Trains from a state, which is donated.
@@ -63,8 +67,14 @@ class Training:
         config, data, learner = self.config, self.data, self.learner
         resumed_from = int(state.step) if self.before else 0
         batches = train_batches(config, data, jax.process_index(), jax.process_count())
-        total = config.steps or config.epochs * batches.steps_per_epoch
-        stopping = Stopping(config, total, self.before, self.say, self.record)
+        steps = config.steps or config.epochs * batches.steps_per_epoch
+        first, noted = 0, self.before
+        if self.continued:
+            first, noted = self.continued.step, self.before or self.continued.noted
+            batches = LaterBatches(batches, first)
+            self._tell_of_schedule(first)
+        total = first + steps
+        stopping = Stopping(config, steps, noted, self.say, self.record)
         last = resumed_from if resumed_from and stopping.reason else total
         self._tell_if_done(resumed_from, last, total, stopping.reason)
         sample = self.sample
@@ -127,3 +137,12 @@ class Training:
         if done and done >= last:
             why = f": {reason}" if reason else ""
             self.say(f"the run has {done} steps of {total} already, and isn't trained further{why}")
+
+    def _tell_of_schedule(self, first: int) -> None:
+        config = self.config
+        end = config.decay_start + config.decay_steps
+        if config.decay_steps and first >= end:
+            self.say(
+                f"warning: the learning rate's decay ended at step {end}, before this run begins; "
+                f"it stays at its last value. Give --decay_steps=0, or a later --decay_start"
+            )

@@ -25,7 +25,16 @@ _ADDED: dict[str, Any] = {
     "plateau_patience": 2,
     "patience": 0,
     "validation_examples": 0,
+    "table_l2": 0.0,
+    "table_l2_rows": "touched",
+    "dense_l2": 0.0,
+    "numeric_embedding": "none",
+    "dropout": 0.0,
+    "normalization": "none",
+    "unseen_rate": 0.0,
     "metrics": (),
+    "label_weights": (),
+    "labels": (),
 }
 
 VERSION = 1 + len(_ADDED)
@@ -87,7 +96,37 @@ def trained_config(checkpoint: Path, metadata: Mapping[str, Any]) -> Config:
     return Config(**given)
 
 
-_VERSION_KEY = "config_version"
+_OF_SHAPES = (
+    "model", "model_options", "embedding_dim", "pooling", "compression", "compress_above",
+    "collisions", "composition", "temperature", "bottom_mlp", "top_mlp", "interaction",
+    "self_interaction", "dense_features",
+)  # fmt: skip
+
+
+def other_shapes(config: Config, metadata: Mapping[str, Any]) -> str:
+    """The settings of shapes that a checkpoint has otherwise than a config; empty without any.
+
+    Args:
+        config: config of a run.
+        metadata: metadata of the checkpoint, as `metadata.read_metadata` gives it.
+    """
+    saved = saved_fields(metadata.get("config") or {})
+    here = {name: _written(getattr(config, name)) for name in _OF_SHAPES}
+    there = {name: _written(saved[name]) for name in _OF_SHAPES if name in saved}
+    return ", ".join(
+        f"{name} is {there[name]} there and {value} here"
+        for name, value in here.items()
+        if there.get(name, value) != value
+    )
+
+
+def _written(value: Any) -> str:
+    """A value as a flag writes it."""
+    return ",".join(map(str, value)) or "empty" if isinstance(value, list | tuple) else str(value)
+
+
+VERSION_KEY = "config_version"
+"""The key of the version in a config file that this program has written."""
 
 
 def file_fields(path: Path) -> dict[str, Any]:
@@ -114,13 +153,13 @@ def file_fields(path: Path) -> dict[str, Any]:
             f"{json.dumps(content)[:80]}"
         )
     given: dict[str, Any] = content
-    version = given.pop(_VERSION_KEY, VERSION)
+    version = given.pop(VERSION_KEY, VERSION)
     if type(version) is not int or version < 1:
-        raise UserError(f"config file {path}: {_VERSION_KEY}: expected a number, got {version!r}")
+        raise UserError(f"config file {path}: {VERSION_KEY}: expected a number, got {version!r}")
     if version > VERSION:
         raise UserError(
             f"config file {path} was written by a later version of this program, with "
-            f"{_VERSION_KEY} {version}, where this one knows {VERSION}; use that version"
+            f"{VERSION_KEY} {version}, where this one knows {VERSION}; use that version"
         )
     fields: dict[str, Any] = dict(list(_ADDED.items())[version - 1 :])
     for name, value in given.items():
@@ -138,6 +177,14 @@ def file_fields(path: Path) -> dict[str, Any]:
     return fields
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file has what `file_text` gives."""
+    try:
+        return VERSION_KEY in json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
 def file_text(config: Config, without: Iterable[str] = ()) -> str:
     """The text of a config file, which `file_fields` reads.
 
@@ -147,7 +194,7 @@ def file_text(config: Config, without: Iterable[str] = ()) -> str:
     """
     left_out = set(without)
     fields = {x: y for x, y in dataclasses.asdict(config).items() if x not in left_out}
-    return json.dumps({_VERSION_KEY: VERSION, **fields}, indent=1) + "\n"
+    return json.dumps({VERSION_KEY: VERSION, **fields}, indent=1) + "\n"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

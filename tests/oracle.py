@@ -72,6 +72,10 @@ class Oracle:
         decay_start: int = 0,
         decay_steps: int = 0,
         clip_norm: float | None = None,
+        table_l2: float = 0.0,
+        whole_tables: bool = False,
+        dense_l2: float = 0.0,
+        label_weights: tuple[float, ...] = (1.0,),
     ):
         assert interaction in ("dot", "cat"), interaction
         assert loss in ("bce", "mse"), loss
@@ -86,6 +90,8 @@ class Oracle:
         self.dense_eps = dense_eps
         self.warmup, self.decay_start, self.decay_steps = warmup, decay_start, decay_steps
         self.clip_norm = clip_norm
+        self.table_l2, self.whole_tables, self.dense_l2 = table_l2, whole_tables, dense_l2
+        self.label_weights = label_weights
         self.step_count = 0  # steps taken so far
         self.slots: dict[str, dict[str, Array]] = {name: {} for name in self.tables}
         for t in self.tables.values():
@@ -95,15 +101,30 @@ class Oracle:
         self.dense_slots = [new_slots(dense_optimizer, p) for p in _flat(self.bottom + self.top)]
 
     def forward(self, dense, ids, id_weights=None) -> Array:
-        """Returns the logits [B]; dense [B, F], ids and id_weights {feature: [B, L]}."""
-        return np.array([self._sample(dense, ids, id_weights, i).logit for i in range(len(dense))])
+        """Returns the logits, [B], or [B, H] of several labels.
+
+        dense [B, F], ids and id_weights {feature: [B, L]}.
+        """
+        each = [self._sample(dense, ids, id_weights, i).logits for i in range(len(dense))]
+        return np.array(each) if len(self.label_weights) > 1 else np.array(each)[:, 0]
 
     def gradients(
         self, dense, ids, labels, id_weights=None, sample_weights=None
     ) -> tuple[float, Gradients]:
-        """Returns the batch loss sum(s·ℓ) / sum(s) and its derivatives, before clipping."""
-        assert np.shape(labels) == (len(dense),), np.shape(labels)
-        shares = _shares(len(dense), sample_weights)
+        """Returns the batch loss sum(s·ℓ) / sum(s) and its derivatives, before clipping.
+
+        Of several labels, [B, H], it is the sum over labels of their weight times that over the
+        samples that have them; of a label without any, 0.
+        """
+        H = len(self.label_weights)
+        assert np.shape(labels) == ((len(dense),) if H == 1 else (len(dense), H)), np.shape(labels)
+        labels = np.reshape(labels, (len(dense), H))
+        shares = np.zeros((len(dense), H))
+        for h, label_weight in enumerate(self.label_weights):
+            has = ~np.isnan(labels[:, h])
+            if has.any():
+                given = None if sample_weights is None else np.asarray(sample_weights)[has]
+                shares[has, h] = label_weight * _shares(has.sum(), given)
         total = Gradients(
             bottom=[(np.zeros_like(W), np.zeros_like(b)) for W, b in self.bottom],
             top=[(np.zeros_like(W), np.zeros_like(b)) for W, b in self.top],
@@ -112,10 +133,13 @@ class Oracle:
         batch_loss = 0.0
         for i in range(len(dense)):
             sample = self._sample(dense, ids, id_weights, i)
-            loss, slope = self._sample_loss(sample.logit, float(labels[i]))
-            batch_loss += shares[i] * loss
-            d_logit = np.array([shares[i] * slope])
-            d_z = _mlp_backward(self.top, sample.top_inputs, d_logit, total.top)
+            d_logits = np.zeros(H)
+            for h in range(H):
+                if not np.isnan(labels[i, h]):
+                    loss, slope = self._sample_loss(sample.logits[h], float(labels[i, h]))
+                    batch_loss += shares[i, h] * loss
+                    d_logits[h] = shares[i, h] * slope
+            d_z = _mlp_backward(self.top, sample.top_inputs, d_logits, total.top)
             d_vectors = self._interact_backward(sample.vectors, d_z)
 
             d_x = d_vectors[0] * (sample.vectors[0] > 0)  # the last bottom layer has a ReLU too
@@ -131,6 +155,7 @@ class Oracle:
         """Updates everything trainable; returns the loss before the update."""
         loss, gradients = self.gradients(dense, ids, labels, id_weights, sample_weights)
         self.step_count += 1
+        self._penalize(gradients)
         norm = global_norm(gradients)
         clip = 1.0 if self.clip_norm is None or norm <= self.clip_norm else self.clip_norm / norm
 
@@ -150,6 +175,18 @@ class Oracle:
             for row, g in rows.items():
                 formula.update(t.weights, slots, row, clip * g, rate, eps, self.step_count)
         return loss
+
+    def _penalize(self, gradients: Gradients) -> None:
+        """Adds λ·w, the derivative of λ/2·Σw²: to the rows present in the batch, or to all."""
+        parameters, slopes = self.bottom + self.top, gradients.bottom + gradients.top
+        for w, g in zip(_flat(parameters), _flat(slopes), strict=True):
+            g += self.dense_l2 * w
+        if not self.table_l2:
+            return
+        for name, rows in gradients.tables.items():
+            w = self.tables[name].weights
+            for row in range(len(w)) if self.whole_tables else list(rows):
+                rows[row] = rows.get(row, 0.0) + self.table_l2 * w[row]
 
     def rate(self, base: float, s: int) -> float:
         """Learning rate of step s, counted from 1.
@@ -179,7 +216,7 @@ class Oracle:
             bags.append(bag)
             vectors.append(pooled)
         top_inputs = _mlp_forward(self.top, self._interact(vectors), last_relu=False)
-        return _Sample(bottom_inputs, bags, vectors, top_inputs, logit=top_inputs.pop().item())
+        return _Sample(bottom_inputs, bags, vectors, top_inputs, logits=top_inputs.pop())
 
     def _pairs(self, F: int) -> list[tuple[int, int]]:
         """Row-major lower triangle of an F×F matrix."""
@@ -220,7 +257,7 @@ class _Sample:
     bags: list[list[tuple[int, float]]]  # a lookup: (row, factor) of each present id
     vectors: list[Array]  # x, e_1, …, e_n
     top_inputs: list[Array]  # the input of each top layer
-    logit: float
+    logits: Array  # [H]
 
 
 def global_norm(gradients: Gradients) -> float:

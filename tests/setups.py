@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,9 +18,11 @@ from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Field
+from dlrm_jax.models.mlp import MLP
 from dlrm_jax.training.dense import dense_optimizer
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import LOSSES, class_weighted
+from dlrm_jax.training.penalty import NO_PENALTY, Penalty
 from dlrm_jax.training.schedule import WarmupDecay
 from dlrm_jax.training.step import make_train_step
 
@@ -79,6 +81,21 @@ OTHER = dict.fromkeys(OPTIMIZERS, "sgd")
 OTHER |= {"sgd": "adagrad", "rowwise_adagrad": "adam", "adam": "rowwise_adagrad"}
 
 
+class WithHeads(DLRM):
+    """DLRM whose last layer has a logit for each of several labels."""
+
+    def __init__(self, labels: int, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        given = {x: options[x] for x in ("rngs", "dtype", "param_dtype")}
+        first = self.top.layers[0]
+        widths = (first.in_features, first.out_features, labels)
+        self.top = MLP(widths, last_relu=False, **given)
+
+    def __call__(self, dense: Any, vectors: Any) -> Any:
+        pooled = [vectors[name] for name in self.names]
+        return self.top(self.interact(self.bottom(dense), pooled))
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """How the problem is trained; `learner` and `oracle` are the two sides of it."""
@@ -95,6 +112,8 @@ class Setup:
     schedule: tuple[int, int, int] = (0, 0, 0)  # warm-up, start of the decay, its length
     accumulation_steps: int = 1
     comm_dtype: str | None = None
+    penalty: Penalty = NO_PENALTY
+    label_weights: tuple[float, ...] = (1.0,)
 
     @property
     def dense_optimizer(self) -> str:
@@ -139,8 +158,11 @@ class Setup:
             self.comm_dtype,
         )
 
+        labels = {f"label {i}": weight for i, weight in enumerate(self.label_weights)}
+
         def make_model(rngs: nnx.Rngs) -> DLRM:
-            return DLRM(
+            model = DLRM if len(labels) == 1 else functools.partial(WithHeads, len(labels))
+            return model(
                 DENSE,
                 [Field(lookup.name, self.width(lookup.table)) for lookup in LOOKUPS],
                 (6, WIDTH),
@@ -159,6 +181,8 @@ class Setup:
             class_weighted(LOSSES[self.loss], *self.class_weights),
             self.clip_norm,
             self.accumulation_steps,
+            self.penalty,
+            labels,
         )
 
     def oracle(self, initial: dict[str, np.ndarray]) -> Oracle:
@@ -188,6 +212,10 @@ class Setup:
             decay_start=decay_start,
             decay_steps=decay_steps,
             clip_norm=self.clip_norm or None,
+            table_l2=self.penalty.tables,
+            whole_tables=self.penalty.whole_tables,
+            dense_l2=self.penalty.dense,
+            label_weights=self.label_weights,
         )
 
 

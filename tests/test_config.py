@@ -20,7 +20,7 @@ AT_LEAST_ZERO = [
     "class_weights", "eps", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "steps",
     "eval_every", "checkpoint_every", "check_copies_every", "target_auc", "seed", "zipf_exponent",
     "shuffle_window", "dense_features", "compress_above", "temperature", "patience",
-    "plateau_factor", "validation_examples",
+    "plateau_factor", "validation_examples", "table_l2", "dense_l2", "dropout", "unseen_rate",
 ]  # fmt: skip
 
 

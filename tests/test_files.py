@@ -151,10 +151,14 @@ def test_a_name_that_is_taken_and_free_again_is_used(tmp_path, monkeypatch):
     assert read(tmp_path / "name") == "text"
 
 
-def test_creating_without_a_directory_is_one_error(tmp_path):
+def test_creating_makes_directories_or_is_one_error(tmp_path):
+    with files.creating(tmp_path / "new" / "newer" / "name") as temporary:
+        temporary.write_text("text")
+    assert (tmp_path / "new" / "newer" / "name").read_text() == "text"
+    (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"cannot write .*nothing is left of it"),
-        files.creating(tmp_path / "none" / "name") as temporary,
+        files.creating(tmp_path / "file" / "name") as temporary,
     ):
         temporary.write_text("")
 

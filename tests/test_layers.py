@@ -49,15 +49,17 @@ BELOW = {
     },
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
-BELOW["run_start"] = BELOW["run_training"] = {*BELOW["inference"], "inference"}
+BELOW["run_continued"] = {*BELOW["inference"], "inference"}
+BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
 BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
 BELOW["job"] = {*BELOW["run"], "run", "presets"}
-BELOW["search"] = {*BELOW["job"], "job"}
-BELOW["cli"] = {*BELOW["search"], "search", "presets", "text_table"}
+BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
+BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
+BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")
-KNOWS_SHARDING = {"embedding", "mesh", "processes", "training", "inference"}
+KNOWS_SHARDING = {"embedding", "mesh", "processes", "training", "inference", "retrieval"}
 
 
 def part_of(module):

@@ -20,6 +20,7 @@ from served import encode_logs
 
 import dlrm_jax
 from dlrm_jax import saved_config
+from dlrm_jax.cli.continued import with_earlier_names
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import TrainBatches
@@ -29,6 +30,7 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import find_kept, read_values
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.run_continued import start_from
 from dlrm_jax.run_start import checkpoints_of
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import for_data, make_learner
@@ -124,6 +126,20 @@ def test_a_run_goes_on(
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert_close(found[name], array, name)
+
+
+def test_a_run_is_continued(data: Dataset, tmp_path: Path):
+    """By a new one, which calls its tables as that run did."""
+    given = with_earlier_names(for_data(config(), data), config())
+    assert given == config()
+    learner = make_learner(given, make_mesh("2x4"))
+    source = PREVIOUS / "run"
+    state, continued = start_from(source, learner, 0, PREVIOUS / "data")
+    assert continued.checkpoint == str(FORMAT_2)
+    checkpoints_of(given, data, tmp_path).save(learner, state, {}, None)
+    wanted, found = arrays(source, 6), arrays(tmp_path, 6)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name.replace("/weights", "/table")], array)
 
 
 def test_a_run_goes_on_with_its_names(data: Dataset, tmp_path: Path):

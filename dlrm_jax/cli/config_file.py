@@ -38,10 +38,13 @@ def config_of_flags(others: Mapping[str, Any] | None = None) -> Config:
     fields = file_fields(Path(FLAGS.config)) if FLAGS.config else {}
     if FLAGS.epochs is not None and FLAGS.steps is None:
         fields.pop("steps", None)  # the flag says the length of the run in another unit
-    if FLAGS.data and (decided := [name for name in OF_GENERATED if name in fields]):
+    of_data = "--data" if "data" in FLAGS else "--input"  # a command without the flag takes logs
+    if (of_data == "--input" or FLAGS.data) and (
+        decided := [name for name in OF_GENERATED if name in fields]
+    ):
         raise UserError(
-            f"config file {FLAGS.config}: {decided[0]} has no effect with --data: the data decide; "
-            f"take it out of the file"
+            f"config file {FLAGS.config}: {decided[0]} has no effect with {of_data}: the data "
+            f"decide; take it out of the file"
         )
     return overridden(preset(FLAGS.preset), fields | dict(others or {}))
 

@@ -24,12 +24,12 @@ OF_WHOLE_RUNS = (
     "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "check_copies_every",
     "keep_checkpoints", "best_metric", "target_auc", "evaluation_batch_size", "examples",
     "shuffle_window", "min_count", "patience", "plateau_factor", "plateau_patience",
-    "validation_examples", "metrics",
+    "validation_examples", "metrics", "labels", "label_weights",
 )  # fmt: skip
 """Fields that a program doesn't read if it trains on no data, or for some steps only."""
 
 
-_DEFINE: dict[Any, Callable[[str, None, str], Any]] = {
+_DEFINE: dict[Any, Callable[[str, Any, str], Any]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -47,19 +47,25 @@ def define_run_flags(default_preset: str, without: Mapping[str, str] | None = No
         "preset", default_preset, list(PRESETS), "Configuration that the other flags change."
     )
     for field in dataclasses.fields(Config):
-        kind, name, text = FIELD_TYPES[field.name], field.name, field.metadata["text"]
-        if name == "optimizer":
-            flags.DEFINE_enum(name, None, list(OPTIMIZERS), text)
-        elif get_origin(kind) is Literal:
-            flags.DEFINE_enum(name, None, list(get_args(kind)), text)
-        elif get_origin(kind) is tuple and get_args(kind)[0] is not str:
-            define_numbers(name, None, text, get_args(kind)[0])
-        elif get_origin(kind) is tuple:
-            flags.DEFINE_list(name, None, text)
+        if field.name == "optimizer":
+            flags.DEFINE_enum(field.name, None, list(OPTIMIZERS), field.metadata["text"])
         else:
-            _DEFINE[kind](name, None, text)
+            define_field(field, FIELD_TYPES[field.name], None)
     for name, why in (without or {}).items():
         FLAGS[name].help = f"{NO_EFFECT}: {why}"
+
+
+def define_field(field: dataclasses.Field[Any], kind: Any, default: Any) -> None:
+    """A flag for a field that `config_fields.field` has made, of a type and with a default."""
+    name, text = field.name, field.metadata["text"]
+    if get_origin(kind) is Literal:
+        flags.DEFINE_enum(name, default, list(get_args(kind)), text)
+    elif get_origin(kind) is tuple and get_args(kind)[0] is not str:
+        define_numbers(name, default, text, get_args(kind)[0])
+    elif get_origin(kind) is tuple:
+        flags.DEFINE_list(name, default, text)
+    else:
+        _DEFINE[kind](name, default, text)
 
 
 def with_flags(config: Config) -> Config:
@@ -101,7 +107,12 @@ def overridden(config: Config, beneath: Mapping[str, Any] | None = None) -> Conf
     return dataclasses.replace(config, **(dict(beneath or {}) | _given()))
 
 
-def overridden_saved(saved: Config, checkpoint: Path, data_decide: bool) -> Config:
+def overridden_saved(
+    saved: Config,
+    checkpoint: Path,
+    data_decide: bool,
+    may_change: frozenset[str] = MAY_CHANGE,
+) -> Config:
     """The config of a checkpoint with the fields replaced that the command line names.
 
     Placements and plan, which are those of a mesh, aren't taken from the checkpoint.
@@ -110,13 +121,14 @@ def overridden_saved(saved: Config, checkpoint: Path, data_decide: bool) -> Conf
         saved: config that the checkpoint was trained with.
         checkpoint: directory of the checkpoint, for messages.
         data_decide: whether the data decide the fields of `OF_DATA`.
+        may_change: fields that flags may change.
 
     Raises:
         UserError: a flag, or the preset if one is given, has another value than the checkpoint,
             and may not have.
     """
     given = _given()
-    fixed = sorted(FIELD_TYPES.keys() - MAY_CHANGE - (OF_DATA if data_decide else set()))
+    fixed = sorted(FIELD_TYPES.keys() - may_change - (OF_DATA if data_decide else set()))
     of_preset = dataclasses.asdict(PRESETS[FLAGS.preset]) if FLAGS["preset"].present else {}
     for name in fixed:
         was = getattr(saved, name)

@@ -64,12 +64,16 @@ def _overview(
 ) -> None:
     examples = sum(day.examples for day in statistics.days)
     positives = sum(day.positives for day in statistics.days)
+    rate = f", {percent(positives / examples)} of them with label 1"
     page.text(
-        f"{examples:,} examples in {len(statistics.days)} days, {percent(positives / examples)} of "
-        f"them with label 1. Categorical columns: {len(statistics.columns)}, their tables with "
+        f"{examples:,} examples in {len(statistics.days)} days"
+        f"{rate if len(dataset.labels) == 1 else ''}. Categorical columns: "
+        f"{len(statistics.columns)}, their tables with "
         f"{sum(table.rows for table in statistics.tables):,} rows. Dense features: "
         f"{dataset.train.dense_features}."
     )
+    if len(dataset.labels) > 1:
+        _labels(page, dataset.labels, statistics.days)
     if metadata is None:
         page.text(
             f"The directory has no {METADATA}. So this page can't say what the data were made "
@@ -85,6 +89,16 @@ def _overview(
             "The options that the data were prepared with give unseen values no id of their own, "
             "so how many there are isn't known."
         )
+
+
+def _labels(page: Page, names: Sequence[str], days: Sequence[Day]) -> None:
+    """A table of the labels, the first of which is the main one."""
+    rows = []
+    for name in names:
+        having, positives = (sum(day.labelled[name][i] for day in days) for i in range(2))
+        rate = percent(positives / having) if having else "none"
+        rows.append([name, f"{having:,}", f"{positives:,}", rate])
+    page.table(["label", "examples that have it", "with label 1", "share"], rows)
 
 
 def _missing(page: Page, missing: Mapping[str, float]) -> None:
@@ -192,9 +206,13 @@ def _options(prefix: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 def _days(page: Page, days: Sequence[Day]) -> None:
     page.heading("Examples by day")
-    counts = [[*(day.by_split[name] for name in _SPLITS), day.positives] for day in days]
+    ones = [[x for _, x in day.labelled.values()] or [day.positives] for day in days]
+    counts = [
+        [*(day.by_split[name] for name in _SPLITS), *positives]
+        for day, positives in zip(days, ones, strict=True)
+    ]
     page.table(
-        ["day", *_SPLITS, "label 1"],
+        ["day", *_SPLITS, *([f"{x} 1" for x in days[0].labelled] or ["label 1"])],
         [[str(i), *(f"{count:,}" for count in row)] for i, row in enumerate(counts)],
         ["all", *(f"{sum(column):,}" for column in zip(*counts, strict=True))],
     )

@@ -12,7 +12,7 @@ The same flags give the same bytes. But for a log, more examples begin with the 
 
 A click log is day_0.parquet, day_1.parquet, … and schema.json: users, items, what users clicked
 on before, clicks and purchases. Each row has its true ``click_probability``, which the schema
-doesn't name.
+doesn't name. The label of schema.json is the click; schema_labels.json has both labels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, refuse_unless, require
 from dlrm_jax.data.auc import auc, grouped_auc
-from dlrm_jax.data.generated.click_log import SCHEMA, ClickLog
+from dlrm_jax.data.generated.click_log import LABELS, SCHEMA, ClickLog
 from dlrm_jax.data.generated.example_files import write_arrays, write_raw
 from dlrm_jax.data.generated.example_stream import CHUNK, Chunk, ExampleStream
 from dlrm_jax.data.generated.locality import StackProfile, read_trace
@@ -163,6 +163,7 @@ def write_log(directory: Path) -> None:
     """Writes a click log to a directory, and prints what the best possible model reaches."""
     directory.mkdir()
     write_json(directory / "schema.json", SCHEMA)
+    write_json(directory / "schema_labels.json", {**SCHEMA, "label": LABELS})
     log = ClickLog(FLAGS.users, FLAGS.items, FLAGS.drift, FLAGS.days, FLAGS.seed)
     # Shown on terminals only.
     for number, day in enumerate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -74,7 +75,9 @@ def _entry(flag: flags.Flag, width: int) -> list[str]:
         text = text.removeprefix(f"<{'|'.join(values)}>: ")  # which absl adds
         text += f" One of {', '.join(values)}."
     end = "Required." if is_required(flag) else f"Default: {_default(flag)}."
-    return _wrapped(name, f"{text} {end}", width)
+    if flag.default is None and re.search(r"\b[Ww]ithout it\b", text):
+        end = ""  # the sentence says it
+    return _wrapped(name, f"{text} {end}".rstrip(), width)
 
 
 def _default(flag: flags.Flag) -> str:

@@ -9,9 +9,10 @@ from dlrm_jax.signals import end_at_once
 
 COMMANDS = {
     "train": "trains and evaluates a model",
+    "days": "trains day after day, and tests each model on the next day",
     "search": "searches the settings of a model, and writes the best ones as a file",
     "preprocess": "makes arrays from raw logs, out of core",
-    "report": "describes preprocessed data on a page with pictures",
+    "report": "describes prepared data or a run on a page with pictures",
     "generate": "makes Criteo-shaped data of any size",
     "predict": "predicts with a trained model, and writes its tables as files",
     "plan": "plans the placement of tables, on any machine",

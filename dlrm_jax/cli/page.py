@@ -45,7 +45,8 @@ th { font-weight: 500; color: #555; vertical-align: bottom; }
 thead th { border-bottom: 1px solid #999; max-width: 5.5rem; white-space: normal; }
 tfoot td { border-top: 1px solid #999; font-weight: 600; }
 .text { text-align: left; white-space: normal; }
-.text + .text { overflow-wrap: anywhere; }
+.facts .text + .text { overflow-wrap: anywhere; }
+summary { cursor: pointer; font-size: .9rem; margin: .8rem 0; }
 th:first-child, td:first-child { padding-left: 0; }
 </style>
 </head>
@@ -63,7 +64,10 @@ th:first-child, td:first-child { padding-left: 0; }
 <tr>{% for cell in row %}<{{ tag }}{% if loop.index0 < part.texts %} class="text"{% endif %}>
 {{- cell }}</{{ tag }}>{% endfor %}</tr>
 {% endmacro %}
-<div class="wide"><table>
+{% if part.folded %}
+<details><summary>{{ part.folded }}</summary>
+{% endif %}
+<div class="wide"><table{% if not part.header %} class="facts"{% endif %}>
 {% if part.header %}
 <thead>
 {{ cells("th", part.header) -}}
@@ -80,6 +84,9 @@ th:first-child, td:first-child { padding-left: 0; }
 </tfoot>
 {% endif %}
 </table></div>
+{% if part.folded %}
+</details>
+{% endif %}
 {% endif %}
 {% endfor %}
 </body>
@@ -109,9 +116,14 @@ class Page:
         rows: Sequence[Sequence[str]],
         totals: Sequence[str] = (),
         texts: int = 1,
+        folded: str = "",
     ) -> None:
-        """A table, with a last row of totals; its first columns, ``texts``, are flush left."""
-        part = {"header": header, "rows": rows, "totals": totals, "texts": texts}
+        """A table, with a last row of totals; its first columns, ``texts``, are flush left.
+
+        Without a header it is one of facts, whose second column may be long. If it is ``folded``,
+        it shows this text, and all its rows at a click.
+        """
+        part = {"header": header, "rows": rows, "totals": totals, "texts": texts, "folded": folded}
         self._parts.append(("table", part))
 
     def picture(self, figure: Figure, alt: str) -> None:

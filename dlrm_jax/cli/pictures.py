@@ -69,6 +69,13 @@ def legend_beside(axes: Axes, **settings: Any) -> Legend:
     return legend
 
 
+def legend_above(figure: Figure, axes: Axes) -> None:
+    """A legend of what one of several axes shows, in a line above all of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    place: Any = {"loc": "outside upper left", "ncols": len(labels)}
+    figure.legend(handles, labels, frameon=False, fontsize=9, **place)
+
+
 def save(figure: Figure, path: str, replace: bool = True) -> None:
     """Writes a picture in the format of its name, and prints the name.
 

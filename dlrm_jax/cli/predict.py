@@ -5,11 +5,13 @@
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --data=prepared --output=p.csv --mesh=2x4
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --tables=user,viewed --tables_output=vectors
 
-where CHECKPOINT is a directory such as ``runs/kaggle/checkpoints/00300000``.
+where CHECKPOINT is the workdir of a run, such as ``runs/kaggle``, of which the best checkpoint
+counts, or one of its checkpoints, such as ``runs/kaggle/checkpoints/00300000``.
 
 Raw logs are mapped to ids by the vocabularies that the run keeps in its workdir. They are read,
 predicted and written chunk by chunk, so that they may be larger than memory. The output has one
-line for each row of the data, in their order, with the columns of ``--keys`` and ``probability``.
+line for each row of the data, in their order, with the columns of ``--keys`` and ``probability``,
+or of several labels ``probability_LABEL`` for each.
 Arrays whose rows a ``--split`` has put in another order are refused; their log isn't.
 The label may be missing; where it is there, metrics are printed. Tables have the names of the
 data's columns; several columns may share one.
@@ -37,7 +39,8 @@ from dlrm_jax.cli.flags import (
     refuse_unless,
     require,
 )
-from dlrm_jax.cli.predicted_metrics import chosen_metrics, report_metrics, with_all_negatives
+from dlrm_jax.cli.predicted_labels import PROBABILITY, PredictedLabels, predicted_columns
+from dlrm_jax.cli.predicted_metrics import chosen_metrics, with_all_negatives
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
@@ -54,19 +57,20 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
 from dlrm_jax.inference.loading import check_model
-from dlrm_jax.inference.predictor import Part, Predictor, sigmoid
+from dlrm_jax.inference.predictor import Part, Predictor
+from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.sampling import noted_correction, noted_shift
-from dlrm_jax.training.streamed_measures import StreamedMeasures
 
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "Directory named by its step in a run's checkpoints/; such as runs/x/checkpoints/00001000.",
+    "Workdir of a run, of which the best checkpoint counts, or one of its checkpoints; such as "
+    "runs/x.",
 )
 flags.DEFINE_list(
     "data",
@@ -114,8 +118,6 @@ flags.DEFINE_enum(
 flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as vectors.")
 mark_required("checkpoint")
 
-PROBABILITY = "probability"
-
 
 class Trained(NamedTuple):
     """A checkpoint, what it says of itself, and the vocabularies of its data, if there are any."""
@@ -129,7 +131,9 @@ class Trained(NamedTuple):
 def main() -> None:
     """Checkpoint, probabilities, tables."""
     check_flags()
-    checkpoint = Path(FLAGS.checkpoint)
+    checkpoint = find_checkpoint(Path(FLAGS.checkpoint))
+    if checkpoint != Path(FLAGS.checkpoint):
+        status(f"checkpoint {checkpoint}")
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
     trained = Trained(checkpoint, metadata, config, find_vocabularies(checkpoint, metadata))
@@ -165,9 +169,16 @@ def check_flags() -> None:
             refuse(["preprocessing"], "with a directory: it has ids already")
         refuse(["keys"], "with a directory: it has no columns besides ids and dense features")
     for key in FLAGS.keys:
-        if FLAGS.keys.count(key) > 1 or key == PROBABILITY:
-            why = "is given twice" if key != PROBABILITY else "is the name of the predictions"
-            raise UserError(f"--keys: {key!r} {why}; leave it out")
+        if FLAGS.keys.count(key) > 1:
+            raise UserError(f"--keys: {key!r} is given twice; leave it out")
+    check_keys([PROBABILITY])
+
+
+def check_keys(predicted: Sequence[str]) -> None:
+    """Refuses keys that have the name of a column of predictions."""
+    for key in FLAGS.keys:
+        if key in predicted:
+            raise UserError(f"--keys: {key!r} is the name of the predictions; leave it out")
 
 
 def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
@@ -212,22 +223,19 @@ def predict(trained: Trained, output: Path) -> None:
     begun = time.perf_counter()
     parts = predictions(trained, mesh)
     shift = noted_shift(trained.config, trained.metadata)
-    measured, rows = StreamedMeasures(chosen_metrics(trained), shift), 0
+    predicted = PredictedLabels(trained.config.labels, chosen_metrics(trained), shift)
 
     def frames() -> Iterator[pl.DataFrame]:
-        nonlocal rows
         for part in parts:
-            rows += len(part.logits)
-            measured.add(part.logits, part.rows)
-            found = sigmoid(part.logits, shift)
-            yield pl.DataFrame([*part.keys, pl.Series(PROBABILITY, found)])
+            yield pl.DataFrame([*part.keys, *predicted.add(part)])
 
     write_frames(frames(), output, Path(FLAGS.output).suffix)
-    seconds = time.perf_counter() - begun
+    seconds, rows = time.perf_counter() - begun, predicted.rows
     status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
     if correction := noted_correction(trained.config, trained.metadata):
         status(correction)
-    report_metrics(measured, rows)
+    if predicted.show() and paths("data")[0].is_dir():
+        status("metrics of all days of the directory, those of training included")
 
 
 def check_logs(trained: Trained) -> None:
@@ -242,6 +250,7 @@ def check_logs(trained: Trained) -> None:
             f"has them as --preprocessing, or arrays as --data"
         )
     options = serving_options(Metadata.read(trained.vocabularies))
+    check_keys(predicted_columns(trained.config.labels))
     types = check_headers(logs, options, FLAGS.keys)
     if key := unwritable(types, Path(FLAGS.output).suffix):
         raise UserError(
@@ -255,10 +264,10 @@ def predictions(trained: Trained, mesh: Mesh) -> Iterator[Part]:
     config, name, logs = trained.config, ",".join(FLAGS.data), paths("data")
     load = functools.partial(Predictor.load, trained.checkpoint, mesh)
     if logs[0].is_dir():
-        split, ranges = all_days(logs[0], trained)
+        split, ranges, labels = all_days(logs[0], trained)
         rows, lengths = config.table_rows, config.table_bag_lengths
         check_ids(split, rows, lengths, name, ranges, config.table_names)
-        yield from load(FLAGS.batch_size, FLAGS.model).of_split(split)
+        yield from load(FLAGS.batch_size, FLAGS.model).of_split(split, labels)
         return
     assert trained.vocabularies
     model = load(FLAGS.batch_size, FLAGS.model, trained.vocabularies)
@@ -268,10 +277,11 @@ def predictions(trained: Trained, mesh: Mesh) -> Iterator[Part]:
         status(f"warning: {warning}")
 
 
-def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
+def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None, tuple[str, ...]]:
     """All rows of prepared arrays like the model's, or of TorchRec's, in the order of time.
 
-    With the ranges of their ids, if they are those of the model's features.
+    With the ranges of their ids, if they are those of the model's features, and the names of their
+    labels.
 
     Raises:
         UserError: the arrays are of other data, or in another order than their log.
@@ -297,7 +307,7 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None]:
         check_unchanged(directory, fingerprint)
         split = with_all_negatives(split, described)
     same = data.bag_lengths == trained.config.table_bag_lengths
-    return split, data.id_ranges if same else None
+    return split, data.id_ranges if same else None, data.labels
 
 
 def dump(trained: Trained, names: Sequence[str], output: Path) -> None:

@@ -15,10 +15,7 @@ from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.headers import optional_columns
 from dlrm_jax.data.preprocessing.serving import serving_options
 from dlrm_jax.errors import UserError
-from dlrm_jax.text_table import text_table
 from dlrm_jax.training.extra_metrics import ExtraMetric, extra_metrics
-from dlrm_jax.training.metrics import METRICS
-from dlrm_jax.training.streamed_measures import StreamedMeasures
 
 if TYPE_CHECKING:
     from dlrm_jax.cli.predict import Trained
@@ -91,23 +88,3 @@ def with_all_negatives(split: Split, described: Metadata) -> Split:
             for day in days
         ]
     return Split(tuple(days))
-
-
-def report_metrics(measured: StreamedMeasures, rows: int) -> None:
-    """Prints the metrics, and of which rows they are; nothing without a label."""
-    if not measured.rows:
-        return
-    found = measured.metrics()
-    names = [name for name in found if name != "examples"]
-    assert names[: len(METRICS)] == list(METRICS)
-    status(text_table(METRICS, [[f"{found[x]:.5f}" for x in METRICS]]))
-    if more := names[len(METRICS) :]:
-        status(text_table(more, [[f"{found[x]:.5f}" for x in more]]))
-        status(f"the last {len(more)} needed all labelled rows in memory")
-    if measured.rows < rows:
-        status(
-            f"metrics of {measured.rows:,} rows: the others have no label of 0 or 1, or a weight "
-            f"that is no number of at least 0"
-        )
-    if paths("data")[0].is_dir():
-        status("metrics of all days of the directory, those of training included")

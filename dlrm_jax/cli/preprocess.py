@@ -53,7 +53,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "validation", None, "File for validation, with --test, for --split=files; such as day_22.gz."
 )
-flags.DEFINE_string("test", None, "File for test, with --validation; such as day_23.gz.")
+flags.DEFINE_string(
+    "test", None, "File for test, with --validation or without one; such as day_23.gz."
+)
 flags.DEFINE_string("output", None, "Directory to make; such as criteo.")
 flags.DEFINE_string(
     "schema", None, "JSON file with the meaning of the columns; such as schema.json."
@@ -128,8 +130,8 @@ def main() -> None:
 def check_flags() -> None:
     """Refuses flags that are missing or that nothing would read."""
     require("input", "output")
-    if bool(FLAGS.validation) != bool(FLAGS.test):
-        raise UserError("--validation and --test: expected a file for both, or for neither")
+    if FLAGS.validation and not FLAGS.test:
+        raise UserError("--validation needs --test, the file for test; such as --test=day_23.gz")
     is_random = bool(FLAGS.split) and parse_rule(FLAGS.split).is_random
     refuse_unless(FLAGS.drop_negatives or is_random, "--drop_negatives or a random split", "seed")
 

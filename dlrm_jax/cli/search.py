@@ -114,10 +114,11 @@ def main() -> None:
         check_read(configs)
         check_file_read(configs)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-    # Of all losses that are tried, this one takes the fewest labels.
-    _, data = load_data(
-        dataclasses.replace(config, loss="bce") if "loss" in space.names else config, FLAGS.data
-    )
+    # Of all losses that are tried, the first takes the fewest labels; of all models, the second
+    # the most.
+    first = {"loss": "bce", "model": "shared_bottom"}
+    of_all = {name: value for name, value in first.items() if name in space.names}
+    _, data = load_data(dataclasses.replace(config, **of_all), FLAGS.data)
     with_data = for_data(config, data)
     check_data(with_data, data)
     status(data.source)

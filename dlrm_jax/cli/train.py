@@ -2,16 +2,18 @@
 
     python -m dlrm_jax train --mesh=2x4
     python -m dlrm_jax train --data=train.txt --preset=kaggle --workdir=runs/kaggle
+    python -m dlrm_jax train --data=tuesday --workdir=runs/tuesday --continue_from=runs/monday
 
 Without ``--data`` it generates examples whose best possible AUC is known; the first command
 comes within 0.01 of it. Run the same command with the same workdir to resume, also on another mesh
-or in another number of processes.
+or in another number of processes. ``--continue_from`` continues a run on the data of the next day.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ from absl import flags
 from dlrm_jax.backend import describe_devices, scatters_vary
 from dlrm_jax.cli.config_file import check_file_read, config_of_flags, define_config_file
 from dlrm_jax.cli.config_flags import check_read, define_run_flags, overridden_saved
+from dlrm_jax.cli.continued import (
+    before_rows,
+    check_continue_flags,
+    continued_config,
+    define_continue_flag,
+    told,
+    with_earlier_names,
+)
 from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, chosen_workdir, define_workdir, refuse, refuse_unless
 from dlrm_jax.cli.launch import launch
@@ -41,6 +51,7 @@ from dlrm_jax.training.build import (
     generated_fingerprint,
     make_learner,
 )
+from dlrm_jax.training.label_metrics import prefix, rows_by_label
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.retention import Retention
@@ -61,8 +72,8 @@ flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "Checkpoint for --
 flags.DEFINE_string(
     "warm_start",
     None,
-    "Checkpoint, or directory of NAME.npy, that tables and layers start from; such as "
-    "runs/kaggle/checkpoints/00300000.",
+    "Workdir of a run (its best checkpoint counts), one of its checkpoints, or directory of "
+    "NAME.npy, that tables and layers start from; such as runs/kaggle.",
 )
 flags.DEFINE_list(
     "warm_start_names",
@@ -70,9 +81,12 @@ flags.DEFINE_list(
     "Tables and layers that --warm_start gives, or all; such as C1,C2,bottom.",
 )
 
+define_continue_flag()
+
 # What decides which steps a run takes; the config's fields, which are flags as well, come with it.
 _OF_ALL_PROCESSES = (
-    "mesh", "emulate", "workdir", "eval_only", "checkpoint", "warm_start", "warm_start_names"
+    "mesh", "emulate", "workdir", "eval_only", "checkpoint", "warm_start", "warm_start_names",
+    "continue_from",
 )  # fmt: skip
 
 
@@ -80,7 +94,7 @@ def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
     workdir = chosen_workdir("criteo")
     check_flags()
-    config = evaluated(workdir) if FLAGS.eval_only else config_of_flags()
+    config = chosen_config(workdir)
     if FLAGS.processes > 1 and not FLAGS.coordinator:
         sys.exit(launch(FLAGS.processes, workdir))
     mesh = start(FLAGS.mesh, FLAGS.processes)
@@ -98,7 +112,10 @@ def main() -> None:
             "warning: the devices' copies will drift apart and end the run; on GPUs set "
             "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
         )
+    given = config
     config, data = load_data(config, FLAGS.data)
+    if FLAGS.continue_from:
+        config = with_earlier_names(config, given)
     config = with_saved_names(config, workdir)
     if new:
         check_effects(config, FLAGS.data)
@@ -111,15 +128,24 @@ def main() -> None:
     status("kernels: " + ", ".join(f"{x} {y}" for x, y in learner.kernels_in_use.items()))
 
     status(f"workdir {workdir}")
+    of_checkpoint = FLAGS.eval_only or FLAGS.continue_from
     options = Options(
         workdir,
         FLAGS.tensorboard,
         Path(FLAGS.warm_start) if FLAGS.warm_start else None,
         tuple(FLAGS.warm_start_names),
+        Path(FLAGS.continue_from) if FLAGS.continue_from else None,
         FLAGS.checkpoint if FLAGS.eval_only else None,
-        None if FLAGS.eval_only and not FLAGS["preset"].present else FLAGS.preset,
+        FLAGS.preset if FLAGS["preset"].present or not of_checkpoint else None,
     )
-    report(run_job(config, data, learner, options, status).summary, workdir)
+    report(run_job(config, data, learner, options, status).summary, workdir, learner.labels)
+
+
+def chosen_config(workdir: Path) -> Config:
+    """The config of the flags, or of a checkpoint that they change."""
+    if FLAGS.continue_from:
+        return continued_config(workdir)
+    return evaluated(workdir) if FLAGS.eval_only else config_of_flags()
 
 
 def evaluated(workdir: Path) -> Config:
@@ -156,7 +182,16 @@ def check_flags() -> None:
     refuse_unless(FLAGS.eval_only, "--eval_only", "checkpoint")
     if FLAGS.eval_only:
         why = "with --eval_only, which doesn't train"
-        refuse(["tensorboard", "warm_start", "warm_start_names", "steps", "epochs", "config"], why)
+        names = [
+            "tensorboard",
+            "warm_start",
+            "warm_start_names",
+            "continue_from",
+            "steps",
+            "epochs",
+        ]
+        refuse([*names, "config"], why)
+    check_continue_flags()
     refuse_unless(FLAGS.warm_start, "--warm_start", "warm_start_names")
     refuse_unless(FLAGS.coordinator, "--coordinator", "process")
     refuse_unless(FLAGS.processes > 1, "--processes", "coordinator")
@@ -175,24 +210,25 @@ def pieces_by_table(plan: Plan) -> dict[str, Any]:
     return pieces
 
 
-def report(summary: dict[str, Any], workdir: Path) -> None:
+def report(summary: dict[str, Any], workdir: Path, labels: Sequence[str]) -> None:
     """Prints the results, and where their files are."""
     names = {x: x for x in ("train", "validation", "test")}
     steps, best = summary["steps"], summary["best_step"]
     if not FLAGS.eval_only and best not in (None, steps):
         names["test_of_last"] = f"test, step {steps}"
         status(f"the best checkpoint is {workdir}/checkpoints/{best:08d}; its metrics:")
-    rows = [
-        [name, *(f"{summary[x][y]:.5f}" for y in METRICS), f"{summary[x]['examples']:,}"]
-        for x, name in names.items()
-        if x in summary
-    ]
-    status(text_table(["", *METRICS, "examples"], rows))
+    before = before_rows(summary)
+    titles = {name: name for name in before} | names
+    of_label = rows_by_label(labels, summary | before, titles)
+    status(text_table(["", *METRICS, "examples"], of_label))
     shown = {title: summary[x] for x, title in names.items() if x in summary}
-    further = [x for x in next(iter(shown.values())) if x not in (*METRICS, "examples")]
+    usual = {prefix(labels, label) + x for label in labels for x in (*METRICS, "examples")}
+    further = [x for x in next(iter(shown.values())) if x not in usual]
     if further:
         rows = [[x, *(f"{metrics[x]:.5f}" for metrics in shown.values())] for x in further]
         status(text_table(["", *shown], rows))
+    if update := told(summary):
+        status(update)
     if summary["teacher_auc"]:
         status(f"best possible test AUC, that of the teacher: {summary['teacher_auc']:.5f}")
     if summary["examples_per_second"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,7 @@ class Examples:
             side by side, so C is the sum of the bag lengths; `ABSENT` marks unused places. Either
             one array, or one array per feature in an `HStacked`.
         labels: 0 or 1, or between them for squared errors, [N] float32; int32 in TorchRec's files.
+            If an example has several, [N, H] float32, NaN for those that it lacks.
         sample_weights: weight of each example in the training loss and in metrics, [N] float32;
             None if all weights are 1.
         groups: number of each example's group, such as its request, [N] int64, by name; -1 for an
@@ -40,7 +42,7 @@ class Examples:
 
     dense: Float32[np.ndarray, "N D"]
     ids: Int32[np.ndarray | HStacked, "N C"]
-    labels: Float32[np.ndarray, " N"] | Int32[np.ndarray, " N"]
+    labels: Float32[np.ndarray, " N"] | Int32[np.ndarray, " N"] | Float32[np.ndarray, "N H"]
     sample_weights: Float32[np.ndarray, " N"] | None = None
     groups: Mapping[str, Int64[np.ndarray, " N"]] = field(default_factory=dict)
 
@@ -54,7 +56,8 @@ class Examples:
     def __post_init__(self) -> None:
         for name, array in self.arrays.items():
             dtypes, rank = _ARRAYS.get(name, ([np.int64], 1))
-            if array.dtype not in dtypes or array.ndim != rank:
+            several = name == "labels" and array.ndim == 2 and array.shape[1] > 1
+            if array.dtype not in dtypes or (array.ndim != rank and not several):
                 expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
                 raise UserError(
                     f"Examples.{name} must be a {expected} array with {rank} axes, got "
@@ -162,8 +165,13 @@ class Split:
         return self.days[0].ids.shape[1]
 
     @property
-    def labels(self) -> Float32[np.ndarray, " N"]:
-        """The labels of all days, in memory."""
+    def labels_per_example(self) -> int:
+        """H, labels per example."""
+        return math.prod(self.days[0].labels.shape[1:])
+
+    @property
+    def labels(self) -> Float32[np.ndarray, " N"] | Float32[np.ndarray, "N H"]:
+        """The labels of all days, in memory, as in `Examples`."""
         return np.concatenate([day.labels for day in self.days], dtype=np.float32)
 
     @property
@@ -237,6 +245,7 @@ class Dataset:
         shared: columns whose ids are those of another column, by name: both read one table.
         kept_negatives: share of the examples of label 0 that preparation has kept, by split; 1 for
             a split that isn't named.
+        labels: names of the labels, the main one first.
 
     Raises:
         UserError: the splits don't fit each other or the features.
@@ -256,6 +265,7 @@ class Dataset:
     columns: tuple[str, ...] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
     kept_negatives: Mapping[str, float] = field(default_factory=dict)
+    labels: tuple[str, ...] = ("label",)
 
     def __repr__(self) -> str:
         """One line, without the examples."""
@@ -276,6 +286,14 @@ class Dataset:
                 "table rows and bag lengths must be at least 1, got "
                 f"{self.table_rows} and {self.bag_lengths}."
             )
+        if not self.labels or len({*self.labels}) < len(self.labels):
+            raise UserError(f"Dataset.labels: expected different names, got {self.labels}")
+        for name, split in self.splits.items():
+            if split.labels_per_example != len(self.labels):
+                raise UserError(
+                    f"every split needs {len(self.labels)} labels an example "
+                    f"({', '.join(self.labels)}), but {name} has {split.labels_per_example}."
+                )
         dense, ids = self.train.dense_features, sum(self.bag_lengths)
         for name, split in self.splits.items():
             if split.dense_features != dense or split.ids_per_example != ids:

@@ -1,6 +1,6 @@
 """Batches of a fixed size: shuffled for training, in order and padded for evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     Attributes:
         dense: features that enter the bottom MLP, [B, D] float32.
         ids: rows of the embedding tables, [B, C] int32; `ABSENT` where a bag isn't full.
-        labels: 0 or 1, [B] float32.
+        labels: 0 or 1, [B] float32; [B, H] if there are several, with NaN for missing ones.
         sample_weights: weights of the examples, [B] float32; 0 for padding.
         id_weights: weights of the ids, [B, C] float32; None where all are 1.
         groups: number of each example's group in the batch, [B] int32, ascending; None if nothing
@@ -59,8 +59,8 @@ class Batches(Protocol):
     steps_per_epoch: int
     batch_size: int
 
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of a step."""
+    def __getitem__(self, step: int) -> Any:
+        """The batch of a step: a `Batch`, or another tuple of arrays with ``sample_weights``."""
         ...
 
 
@@ -80,6 +80,7 @@ class TrainBatches:
         process_index: index of this process, from 0.
         process_count: number of processes, P. Each reads B/P examples of a batch; those of all
             processes, concatenated, are the batch that a single process reads.
+        unseen: replacement of ids by that of unseen values, see `unseen_ids`; None for none.
         groups: code of each example's group, [N]; negative is none. Examples of a group then lie
             side by side, see `GroupedOrder`; a batch may cut off one group at its begin and one at
             its end.
@@ -97,12 +98,14 @@ class TrainBatches:
         shuffle_window: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        unseen: Callable[[Any, int, slice, int], Any] | None = None,
         groups: Int64[np.ndarray, " N"] | None = None,
     ):
         self.steps_per_epoch = steps_per_epoch(split, batch_size)
         self.batch_size = batch_size
         self._own = _own_examples(batch_size, process_index, process_count)
         self._split = split
+        self._unseen = unseen
         self._order: ShuffledOrder | GroupedOrder = (
             ShuffledOrder(len(split), shuffle_window, seed)
             if groups is None
@@ -123,8 +126,27 @@ class TrainBatches:
             groups = self._order.numbers(epoch, start, *own)
         examples = self._split.take(rows)
         sample_weights = self._ones if examples.sample_weights is None else examples.sample_weights
-        labels = examples.labels.astype(np.float32, copy=False)
-        return Batch(examples.dense, examples.ids, labels, sample_weights, groups=groups)
+        labels, ids = examples.labels.astype(np.float32, copy=False), examples.ids
+        if self._unseen:
+            ids = self._unseen(ids, step, self._own, self.batch_size)
+        return Batch(examples.dense, ids, labels, sample_weights, groups=groups)
+
+
+class LaterBatches:
+    """Batches of a run that counts its steps on from those of another one.
+
+    Args:
+        batches: batches of the run by its own steps, from 0.
+        first: number of steps before its first one.
+    """
+
+    def __init__(self, batches: Batches, first: int):
+        self.steps_per_epoch, self.batch_size = batches.steps_per_epoch, batches.batch_size
+        self._batches, self._first = batches, first
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step, which counts on."""
+        return self._batches[step - self._first]
 
 
 def evaluation_batches(
@@ -159,10 +181,11 @@ def _padded(split: Split, start: int, stop: int) -> Batch:
     if sample_weights is None:
         sample_weights = np.ones(len(examples), np.float32)
     padding = (0, stop - start - len(examples))
+    labels = examples.labels.astype(np.float32, copy=False)
     return Batch(
         dense=np.pad(examples.dense, (padding, (0, 0))),
         ids=np.pad(examples.ids, (padding, (0, 0)), constant_values=ABSENT),
-        labels=np.pad(examples.labels.astype(np.float32, copy=False), padding),
+        labels=np.pad(labels, (padding, *[(0, 0)] * (labels.ndim - 1))),
         sample_weights=np.pad(sample_weights, padding),
     )
 

@@ -21,7 +21,7 @@ class DayFiles:
     | file | array |
     |---|---|
     | ``day_i_dense.npy`` | float32 [N, D] |
-    | ``day_i_labels.npy`` | int32 or float32, [N, 1] or [N] |
+    | ``day_i_labels.npy`` | int32 or float32, [N, 1] or [N]; of several, float32 [N, H] |
     | ``day_i_weights.npy`` (optional) | float32 [N] |
     | ``day_i_group_j.npy`` (for each of the groups) | int64 [N] |
     | ``day_i_sparse.npy`` | int32 [N, C] |
@@ -66,7 +66,7 @@ class DayFiles:
             examples = Examples(
                 _map_npy(directory / f"day_{number}_dense.npy"),
                 _as_one(path, bags),
-                _map_npy(directory / f"day_{number}_labels.npy").reshape(-1),
+                _without_one(_map_npy(directory / f"day_{number}_labels.npy")),
                 _map_npy(sample_weights) if sample_weights.exists() else None,
                 {
                     name: _map_npy(directory / f"day_{number}_group_{i}.npy")
@@ -113,6 +113,11 @@ def _as_one(path: Path, bags: Sequence[np.ndarray]) -> np.ndarray | HStacked:
         return HStacked(bags)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _without_one(labels: np.ndarray) -> np.ndarray:
+    """The labels, without an axis over one of them."""
+    return labels.reshape(-1) if labels.shape[1:] == (1,) else labels
 
 
 def _map_npy(path: Path) -> np.ndarray:

@@ -115,6 +115,13 @@ class Metadata:
         of_all = options.get("compatible") == "reference"
         return dict.fromkeys(list(self.splits) if of_all else ["train"], kept)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels, as in `Dataset`."""
+        schema = self.made_from["options"].get("schema")
+        names = schema.get("label", "label") if isinstance(schema, dict) else "label"
+        return tuple(names) if isinstance(names, list) else (names,)
+
     def vocabulary_of(self, column: int) -> int:
         """The column whose vocabulary a categorical column has: itself, or one that it shares."""
         number = self.columns.index
@@ -139,6 +146,8 @@ class Metadata:
         dropped = self.made_from["options"].get("drop_negatives", 0)
         if not (type(dropped) in (int, float) and 0 <= dropped < 1):
             raise ValueError(f"drop_negatives: expected a number below 1, got {dropped!r}")
+        if not _is_of([*self.labels], list[str]) or not self.labels:
+            raise TypeError(f"label: expected names of columns, got {self.labels!r}")
         if not _is_of(self.shared, dict[str, str]):
             raise TypeError(f"shared: expected names of columns, got {self.shared!r}")
         rows_of = dict(zip(self.columns, self.table_rows, strict=True))
@@ -211,6 +220,7 @@ def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Da
         columns=tuple(metadata.columns),
         shared=metadata.shared,
         kept_negatives=metadata.kept_negatives,
+        labels=metadata.labels,
     )
 
 

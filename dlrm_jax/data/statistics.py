@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,11 +23,14 @@ class Day:
 
     Attributes:
         by_split: number of examples that the day gives to each split, 0 included.
-        positives: number of examples with label 1, or one above 1/2.
+        positives: number of examples with label 1, or one above 1/2; the main label's, of several.
+        labelled: number of examples that have each label and of those with label 1, by its name,
+            if there are several labels.
     """
 
     by_split: Mapping[str, int]
     positives: int
+    labelled: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def examples(self) -> int:
@@ -36,8 +39,9 @@ class Day:
 
     @property
     def label_rate(self) -> float:
-        """The share of positives; NaN without examples."""
-        return self.positives / self.examples if self.examples else float("nan")
+        """The share of positives among the examples that have the label; NaN without any."""
+        having = next((having for having, _ in self.labelled.values()), self.examples)
+        return self.positives / having if having else float("nan")
 
 
 @dataclass(frozen=True)
@@ -144,17 +148,18 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
     tables = [dataset.shared.get(name, name) for name in names]
     number_of_days = len(metadata.days) if metadata else len(dataset.train.days) + 1
     examples = {name: np.zeros(number_of_days, np.int64) for name in dataset.splits}
-    positives = np.zeros(number_of_days, np.int64)
+    labelled = np.zeros((number_of_days, 2, len(dataset.labels)), np.int64)
     lookups, unseen = np.zeros((2, len(names), number_of_days), np.int64)
     of_table = {x: np.zeros(n, np.int64) for x, n in zip(tables, dataset.table_rows, strict=True)}
     occurrences = [of_table[table] for table in tables]
     edges = np.cumsum([0, *dataset.bag_lengths]).tolist()
 
     for name, split in dataset.splits.items():
-        check_labels(split, name, soft=True)
+        check_labels(split, name, soft=True, labels=dataset.labels)
     for split, day, chunk in _chunks(dataset, metadata):
         examples[split][day] += len(chunk)
-        positives[day] += np.count_nonzero(chunk.labels > 0.5)
+        labels = np.asarray(chunk.labels).reshape(len(chunk), -1)
+        labelled[day] += np.count_nonzero([~np.isnan(labels), labels > 0.5], axis=1)
         all_ids = np.asarray(chunk.ids)
         for i, counts in enumerate(occurrences):
             ids = all_ids[:, edges[i] : edges[i + 1]].ravel()
@@ -180,7 +185,11 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
     total = int(sum(counts.sum() for counts in examples.values()))
     return Statistics(
         days=tuple(
-            Day({name: int(counts[day]) for name, counts in examples.items()}, int(positives[day]))
+            Day(
+                {name: int(counts[day]) for name, counts in examples.items()},
+                int(labelled[day, 1, 0]),
+                _by_label(dataset.labels, labelled[day]),
+            )
             for day in range(number_of_days)
         ),
         columns=tuple(
@@ -196,6 +205,12 @@ def measure(dataset: Dataset, metadata: Metadata | None) -> Statistics:
         ),
         missing=metadata and {name: n / sum(metadata.days) for name, n in metadata.missing.items()},
     )
+
+
+def _by_label(names: Sequence[str], counts: Int64[np.ndarray, "2 H"]) -> dict[str, tuple[int, int]]:
+    if len(names) == 1:
+        return {}
+    return {name: (int(a), int(b)) for name, a, b in zip(names, *counts, strict=True)}
 
 
 def _chunks(dataset: Dataset, metadata: Metadata | None) -> Iterator[tuple[str, int, Examples]]:

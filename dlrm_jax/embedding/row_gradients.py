@@ -69,16 +69,16 @@ def coalesce(
                     slab.rows, slab.width, ids, bags, copies, slab.needs_sums(sum_duplicates)
                 )
                 if way.exchanged:
-                    found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, between))
+                    found[slab.name] = one_by_one(_sum_densely(slab.rows, items, between))
                 else:
                     apart.append((slab, way))
         everywhere = _gather_copies([blocks[slab.name] for slab, _ in apart], between, dtype)
         for (slab, way), items in zip(apart, everywhere, strict=True):
             kernel_sums = slab.name in native_slabs and not sum_duplicates
             if way.dense and not kernel_sums:
-                found[slab.name] = _one_by_one(_sum_densely(slab.rows, items, ()))
+                found[slab.name] = one_by_one(_sum_densely(slab.rows, items, ()))
             elif way.dedup and not kernel_sums:
-                found[slab.name] = _one_by_one(_coalesce_rows(slab.rows, *expand(items)))
+                found[slab.name] = one_by_one(_coalesce_rows(slab.rows, *expand(items)))
             else:
                 found[slab.name] = tuple(items)
     return found
@@ -152,7 +152,7 @@ def _gather_copies(
     ]
 
 
-def _one_by_one(sums: Sums) -> tuple[BlockCotangents, ...]:
+def one_by_one(sums: Sums) -> tuple[BlockCotangents, ...]:
     """Sums as bags of one row each."""
     rows, gradients = sums
     return ((rows[:, None, None], None, gradients[:, None]),)

@@ -88,7 +88,7 @@ def coalesce(device: PerDevice, cotangents: SparseCotangents, sum_duplicates: bo
         lambda cotangents: device.coalesce(cotangents, sum_duplicates).blocks,
         mesh=device.axes.mesh,
         in_specs=PartitionSpec(*[None] * stacked, *device.axes.per_device),
-        out_specs=_row_specs(device),
+        out_specs=row_specs(device),
         # Collectives make copies equal. A single copy needs no collective, which the check needs.
         check_vma=False,
     )(cotangents)
@@ -115,7 +115,7 @@ def apply(
     updated = jax.shard_map(
         run,
         mesh=device.axes.mesh,
-        in_specs=(specs, _row_specs(device), PartitionSpec(), PartitionSpec()),
+        in_specs=(specs, row_specs(device), PartitionSpec(), PartitionSpec()),
         out_specs=specs,
         # If columns are split, all shards have the same row state, which the check can't know; nor
         # does it know what native updates and optax transforms do.
@@ -133,7 +133,7 @@ def apply(
     return dataclasses.replace(state, tables=tables, slots=slots)
 
 
-def _row_specs(device: PerDevice) -> dict[str, PartitionSpec]:
+def row_specs(device: PerDevice) -> dict[str, PartitionSpec]:
     """The split of touched rows and their gradients: over the shards."""
     model = PartitionSpec(device.axes.model)
     slabs = device.trained_slabs.items()

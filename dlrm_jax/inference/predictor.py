@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64, Shaped
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.check import check_ids
+from dlrm_jax.data.chosen_labels import chosen_labels
 from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.data.preprocessing.sources import ahead
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
@@ -40,19 +41,16 @@ class Part(NamedTuple):
     """Predictions of consecutive rows.
 
     Attributes:
-        logits: predictions, [N] float32.
-        rows: the rows; a label or a weight is NaN where there is none.
+        logits: predictions, [N] float32, or [N, H] of several labels.
+        labels: labels of the same shape; NaN where there is none.
+        rows: the rows, with weights and groups; a weight is NaN where there is none.
         keys: the columns that are passed through, N rows; none of prepared arrays.
     """
 
-    logits: Float32[np.ndarray, " N"]
+    logits: Float32[np.ndarray, "N *_"]
+    labels: Shaped[np.ndarray, "N *_"]
     rows: Split
     keys: pl.DataFrame
-
-    @property
-    def labels(self) -> Shaped[np.ndarray, " N"]:
-        """Labels, [N]; NaN where there is none."""
-        return self.rows.labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +119,13 @@ class Predictor:
             check_same_data(vocabularies, checkpoint, fingerprint)
         return cls(config, learner, state, batch_size, vocabularies, fingerprint, shift)
 
-    def predict(self, rows: Any) -> Float64[np.ndarray, " N"]:
-        """The probability of label 1 of every row, in order.
+    def predict(self, rows: Any) -> Float64[np.ndarray, "N *_"]:
+        """The probability of label 1 of every row, in order; [N, H] of several labels.
 
-        Raw rows get the ids of training by the code of preprocessing; what isn't in the schema is
-        ignored. The first call reads the vocabularies and compiles a program for the number of
-        rows, rounded up to one of `batch_sizes`. Later calls use both again.
+        Those of several labels are in the order of `labels`. Raw rows get the ids of training by
+        the code of preprocessing; what isn't in the schema is ignored. The first call reads the
+        vocabularies and compiles a program for the number of rows, rounded up to one of
+        `batch_sizes`. Later calls use both again.
 
         Args:
             rows: a list of dicts, one for each row; a frame of polars, or what gives Arrow data,
@@ -147,7 +146,12 @@ class Predictor:
         examples = self.encoder.rows(as_frame(rows, self.encoder.columns), NAME)
         return self._in_memory(self._checked(examples))
 
-    def _of_file(self, path: Path) -> Float64[np.ndarray, " N"]:
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels, the main one first; ``("label",)`` if there is one."""
+        return self.learner.labels
+
+    def _of_file(self, path: Path) -> Float64[np.ndarray, "N *_"]:
         if path.is_dir():
             raise UserError(
                 f"rows: expected a file, got the directory {path}; of prepared arrays, give "
@@ -180,14 +184,27 @@ class Predictor:
             split = self._checked(chunk.examples)
             if unseen:
                 unseen.add(np.asarray(chunk.examples.ids))
-            yield Part(self._all_logits(split, first), split, chunk.keys)
+            labels = self._own_labels(chunk.examples.labels, self.encoder.metadata.labels)
+            yield Part(self._all_logits(split, first), labels, split, chunk.keys)
             first += len(split)
 
-    def of_split(self, split: Split) -> Iterator[Part]:
-        """Predicts arrays, which may be memory maps; their ids aren't checked."""
+    def of_split(self, split: Split, labels: Sequence[str] = ("label",)) -> Iterator[Part]:
+        """Predicts arrays, which may be memory maps; their ids aren't checked.
+
+        Args:
+            split: the arrays.
+            labels: names of their labels.
+        """
         for first in range(0, len(split), _ROWS):
             rows = split[first : first + _ROWS]
-            yield Part(self._all_logits(rows, first), rows, pl.DataFrame())
+            own = self._own_labels(rows.labels, labels)
+            yield Part(self._all_logits(rows, first), own, rows, pl.DataFrame())
+
+    def _own_labels(
+        self, labels: Shaped[np.ndarray, "N *_"], names: Sequence[str]
+    ) -> Shaped[np.ndarray, "N *_"]:
+        # The label of a model of one has no name, unless its data had others.
+        return chosen_labels(labels, names, self.config.labels or names[:1])
 
     @functools.cached_property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -221,15 +238,16 @@ class Predictor:
         check_ids(split, self.config.table_rows, self.config.table_bag_lengths, NAME)
         return split
 
-    def _in_memory(self, split: Split) -> Float64[np.ndarray, " N"]:
+    def _in_memory(self, split: Split) -> Float64[np.ndarray, "N *_"]:
         size = next((x for x in self.batch_sizes if x >= len(split)), self.batch_size)
         return sigmoid(self._all_logits(split, 0, size), self.shift)
 
     def _all_logits(
         self, split: Split, first_row: int, batch_size: int | None = None
-    ) -> Float32[np.ndarray, " N"]:
+    ) -> Float32[np.ndarray, "N *_"]:
         logits = self.logits(split, batch_size, first_row)
-        return np.concatenate([np.zeros(0, np.float32), *logits])
+        each = (len(self.labels),) if len(self.labels) > 1 else ()
+        return np.concatenate([np.zeros((0, *each), np.float32), *logits])
 
     def check_features(self, split: Split) -> None:
         """Checks that examples have the features of the training data, and ids of its tables.
@@ -255,8 +273,10 @@ class Predictor:
 
     def probabilities(
         self, split: Split, *, check: bool = True
-    ) -> Iterator[Float64[np.ndarray, " B"]]:
+    ) -> Iterator[Float64[np.ndarray, "B *_"]]:
         """Yields the probability of label 1 of every example, in order, a batch at a time.
+
+        They are [B], or [B, H] of several labels.
 
         Args:
             split: examples with the features of the training data.
@@ -272,7 +292,7 @@ class Predictor:
 
     def logits(
         self, split: Split, batch_size: int | None = None, first_row: int = 0
-    ) -> Iterator[Float32[np.ndarray, " B"]]:
+    ) -> Iterator[Float32[np.ndarray, "B *_"]]:
         """Yields the logit of every example, in order, a batch at a time; ids aren't checked.
 
         They are those of the model, without `shift`.
@@ -289,7 +309,7 @@ class Predictor:
         self._check_dense(split)
         first, size = 0, batch_size or self.batch_size
         for logits in predictions(self.learner, self.compiled, self.state, split, size):
-            finite = np.isfinite(logits)
+            finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=1)
             if not finite.all():
                 row = first + int(np.argmin(finite))
                 raise UserError(_not_finite(split, row, first_row + row))
@@ -297,7 +317,7 @@ class Predictor:
             first += len(logits)
 
 
-def sigmoid(logits: Float32[np.ndarray, " B"], shift: float = 0.0) -> Float64[np.ndarray, " B"]:
+def sigmoid(logits: Float32[np.ndarray, "B *_"], shift: float = 0.0) -> Float64[np.ndarray, "B *_"]:
     """The probabilities of logits, in float64: float32 can't resolve those close to 1.
 
     Args:

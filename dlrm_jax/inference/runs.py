@@ -12,21 +12,28 @@ from dlrm_jax.training.retention import Retention
 
 
 def find_checkpoint(run_or_checkpoint: Path) -> Path:
-    """A checkpoint as it is; of a workdir its best one, or the latest if none was validated.
+    """A checkpoint as it is; of a run its best one, or the latest if none was validated.
 
-    Damaged checkpoints of a workdir count for nothing.
+    Damaged checkpoints of a run count for nothing. What is neither is returned as it is, too: it
+    may be a directory of arrays.
 
     Args:
-        run_or_checkpoint: directory of a checkpoint, or workdir of a run.
+        run_or_checkpoint: directory of a checkpoint, workdir of a run, or its ``checkpoints``.
 
     Raises:
         UserError: the workdir has no checkpoint, or they can't be read.
     """
     directory = run_or_checkpoint / "checkpoints"
-    if (run_or_checkpoint / "metadata.json").exists() or not directory.is_dir():
+    is_checkpoint = (run_or_checkpoint / "metadata.json").exists()
+    if is_checkpoint or not run_or_checkpoint.is_dir():
         return run_or_checkpoint
+    if not directory.is_dir():
+        directory = run_or_checkpoint
     run, failure = Retention(directory, 1, "auc"), None
-    for step in reversed(run.steps()):
+    steps = run.steps()
+    if not steps and directory == run_or_checkpoint:
+        return run_or_checkpoint
+    for step in reversed(steps):
         latest = run.path(step)
         try:
             metric = trained_config(latest, read_metadata(latest)).best_metric

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import polars as pl
@@ -115,7 +116,7 @@ def read_values(directory: Path, table: int) -> pl.DataFrame:
         UserError: the vocabulary can't be read.
     """
     metadata = Metadata.read(directory)
-    path = directory / VOCABULARIES / f"{metadata.vocabulary_of(table)}.parquet"
+    path = _file(directory, metadata, table)
     with parquet.reading(f"the vocabulary {path}"):
         values = pl.read_parquet(path, columns=["value", "id"], glob=False)
     special = special_ids(metadata.made_from["options"].get("compatible", ""))
@@ -125,3 +126,39 @@ def read_values(directory: Path, table: int) -> pl.DataFrame:
     )
     named = values.select("value", pl.lit("value").alias("meaning"), "id")
     return pl.concat([others, named])
+
+
+def names_of(directory: Path, table: int, ids: Collection[int]) -> dict[int, str]:
+    """What some ids of a table stand for, as text for people.
+
+    Only their lines of the vocabulary come into memory.
+
+    Args:
+        directory: directory of prepared data, or a copy that `keep` made.
+        table: index of the table, from 0.
+        ids: the ids.
+
+    Returns:
+        By id the raw value; ``(unseen)`` or ``(missing)``; the first value and how many more there
+        are, where values share an id; or ``(unused)`` for an id that nothing has.
+
+    Raises:
+        UserError: the vocabulary can't be read.
+    """
+    metadata = Metadata.read(directory)
+    path = _file(directory, metadata, table)
+    with parquet.reading(f"the vocabulary {path}"):
+        lines = pl.scan_parquet(path, glob=False).filter(pl.col("id").is_in(list(ids)))
+        values = lines.select("value", "id").collect()
+    special = special_ids(metadata.made_from["options"].get("compatible", ""))
+    names = dict.fromkeys(ids, "(unused)") | {
+        number: f"({meaning})" for meaning, number in special.items() if number in ids
+    }
+    for (number,), group in values.group_by("id", maintain_order=True):
+        more = f" and {len(group) - 1:,} more" if len(group) > 1 else ""
+        names[int(str(number))] = f"{group['value'][0]}{more}"
+    return names
+
+
+def _file(directory: Path, metadata: Metadata, table: int) -> Path:
+    return directory / VOCABULARIES / f"{metadata.vocabulary_of(table)}.parquet"

@@ -110,7 +110,7 @@ class ComposedEmbeddings(nnx.Module):
             parts[part] = composer
         self.parts = nnx.Dict(parts)
 
-    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, "B *_"]:
         """Returns the logits."""
         made = {name: self.parts[name.replace(".", "_")](vectors) for name in self.names}
         return self.model(dense, {**vectors, **made})

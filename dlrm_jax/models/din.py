@@ -65,7 +65,7 @@ class DIN(Model):
         self.target = target
         make = functools.partial(MLP, last_relu=False, rngs=rngs, dtype=dtype)
         attending = (4 * widths[target], *attention, 1)
-        self.attention = nnx.Dict({name: make(attending) for name in self.histories})
+        self.attention = nnx.Dict({name: make(attending, plain=True) for name in self.histories})
         self.top = make((concatenated_width(dense_features, fields), *hidden(top_mlp), 1))
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:

@@ -66,7 +66,9 @@ class DLRM(Model):
         self.interaction = interaction
         self.self_interaction = self_interaction
         make = functools.partial(MLP, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.bottom = make((dense_features, *bottom_mlp), last_relu=True)
+        # Nothing to normalize in a constant: rounding errors would be blown up.
+        plain = not dense_features
+        self.bottom = make((dense_features, *bottom_mlp), last_relu=True, plain=plain)
         self.top = make((width, *hidden(top_mlp), 1), last_relu=False)
 
     def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:

@@ -72,6 +72,9 @@ class Model(nnx.Module):
     end in 1, the logit. ``dtype`` is the type in which MLPs compute. All other options come from
     ``model_options``.
 
+    A model with an option ``labels``, the names of the labels, takes several of them, H: it returns
+    logits [B, H] in their order, and [B] if there is one.
+
     In predictions an example's logit depends on that example alone. In training there may be layers
     such as `nnx.Dropout` and `nnx.BatchNorm`, which then has statistics of the whole batch.
     """
@@ -82,8 +85,8 @@ class Model(nnx.Module):
         return (VECTOR,)
 
     @abc.abstractmethod
-    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, " B"]:
-        """Returns the logits; their sigmoid is the click probability."""
+    def __call__(self, dense: Float[Array, "B D"], vectors: Vectors) -> Float[Array, "B *_"]:
+        """Returns the logits; their sigmoid is the click probability, or that of each label."""
 
 
 def concatenated(

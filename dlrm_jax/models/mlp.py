@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
+
+from dlrm_jax.errors import UserError
+
+Normalization = Literal["none", "batch", "layer"]
 
 
 def _normal(variance: float) -> jax.nn.initializers.Initializer:
@@ -32,6 +37,7 @@ class MLP(nnx.Module):
         rngs: random number generators of the initial values.
         dtype: type in which the layers compute.
         param_dtype: type of their parameters.
+        plain: whether `regularize` leaves it as it is, such as an MLP of attention.
     """
 
     def __init__(
@@ -42,10 +48,13 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
+        plain: bool = False,
     ):
         count = len(widths) - 1
         self.relus = tuple(last_relu or i + 1 < count for i in range(count))
         self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.plain = plain
         self.layers = nnx.List(
             nnx.Linear(
                 fan_in,
@@ -59,9 +68,54 @@ class MLP(nnx.Module):
             for fan_in, fan_out in itertools.pairwise(widths)
         )
 
+    @property
+    def is_regularized(self) -> bool:
+        """Whether its hidden layers have a normalization or dropout."""
+        return hasattr(self, "norms") or hasattr(self, "dropouts")
+
+    def regularize(self, dropout: float, normalization: Normalization, rngs: nnx.Rngs) -> None:
+        """Gives each layer with a ReLU a normalization before it, and dropout behind it.
+
+        Args:
+            dropout: share of the outputs that is dropped in training, and 0 for none.
+            normalization: ``"batch"``, over the samples, with PyTorch's momentum; ``"layer"``, over
+                the outputs of a sample; or ``"none"``.
+            rngs: random number generators of the dropout.
+        """
+        hidden = [layer for layer, relu in zip(self.layers, self.relus, strict=True) if relu]
+        options: dict[str, Any] = {"epsilon": 1e-5, "dtype": self.dtype}
+        options |= {"param_dtype": self.param_dtype, "rngs": rngs}
+        if normalization == "batch":
+            made = (nnx.BatchNorm(x.out_features, momentum=0.9, **options) for x in hidden)
+            self.norms = nnx.List(made)
+        elif normalization == "layer":
+            self.norms = nnx.List(nnx.LayerNorm(x.out_features, **options) for x in hidden)
+        if dropout:
+            self.dropouts = nnx.List(nnx.Dropout(dropout, rngs=rngs) for _ in hidden)
+
     def __call__(self, x: Float[Array, "B in"]) -> Float[Array, "B out"]:
         """Applies all layers."""
-        for layer, relu in zip(self.layers, self.relus, strict=True):
+        for i, (layer, relu) in enumerate(zip(self.layers, self.relus, strict=True)):
             x = layer(x)
-            x = jax.nn.relu(x) if relu else x
+            if not relu:
+                continue
+            x = self.norms[i](x) if hasattr(self, "norms") else x
+            x = jax.nn.relu(x)
+            x = self.dropouts[i](x) if hasattr(self, "dropouts") else x
         return x
+
+
+def regularize_mlps(
+    model: nnx.Module, dropout: float, normalization: Normalization, rngs: nnx.Rngs
+) -> None:
+    """Regularizes all MLPs of a model, see `MLP.regularize`; it changes nothing else.
+
+    Raises:
+        UserError: there is none with a hidden layer.
+    """
+    mlps = [x for _, x in nnx.iter_modules(model) if isinstance(x, MLP) and not x.plain]
+    if not any(any(mlp.relus) for mlp in mlps):
+        name = "dropout" if dropout else "normalization"
+        raise UserError(f"{name}: the model has no MLP with a hidden layer; leave it out")
+    for mlp in mlps:
+        mlp.regularize(dropout, normalization, rngs)

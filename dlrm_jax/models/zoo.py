@@ -7,10 +7,14 @@ from dlrm_jax.models.dcn import DCN, DCNv2
 from dlrm_jax.models.deepfm import DeepFM
 from dlrm_jax.models.din import DIN
 from dlrm_jax.models.dlrm import DLRM
+from dlrm_jax.models.esmm import ESMM
 from dlrm_jax.models.fields import Model
 from dlrm_jax.models.fm import FM
 from dlrm_jax.models.logistic_regression import LogisticRegression
+from dlrm_jax.models.mmoe import MMoE
 from dlrm_jax.models.ncf import NCF
+from dlrm_jax.models.ple import PLE
+from dlrm_jax.models.shared_bottom import SharedBottom
 from dlrm_jax.models.wide_deep import WideDeep
 from dlrm_jax.models.xdeepfm import XDeepFM
 
@@ -25,5 +29,9 @@ MODELS: dict[str, type[Model]] = {
     "autoint": AutoInt,
     "ncf": NCF,
     "din": DIN,
+    "shared_bottom": SharedBottom,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "esmm": ESMM,
     "dlrm": DLRM,
 }

@@ -15,6 +15,7 @@ from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.batches import Batch, Batches, TrainBatches
 from dlrm_jax.data.generated.synthetic import fingerprint, generate
 from dlrm_jax.data.groups import codes_of, first_places
+from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.device_memory import memory_limit
 from dlrm_jax.embedding import EmbeddingCollection, Plan, Table, Workload, automatic_plan
 from dlrm_jax.embedding.mesh_axes import MeshAxes
@@ -31,6 +32,7 @@ from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.losses import Loss, class_weighted, group_column, make_loss
 from dlrm_jax.training.measures import check_metrics
 from dlrm_jax.training.model import make_model, model_class
+from dlrm_jax.training.penalty import Penalty
 from dlrm_jax.training.ranking_losses import RankingLoss
 from dlrm_jax.training.tables import Descriptions, describe, schedule
 
@@ -63,7 +65,7 @@ OF_DATA = frozenset(("table_rows", "features", "bag_lengths", "dense_features"))
 
 
 def for_data(config: Config, data: Dataset) -> Config:
-    """Returns the config with the tables, their names and the dense features of the data.
+    """Returns the config with the tables, names, dense features and labels of the data.
 
     Columns that share a vocabulary share a table, besides those of ``config.shared_tables``.
     """
@@ -76,6 +78,7 @@ def for_data(config: Config, data: Dataset) -> Config:
         bag_lengths=data.bag_lengths,
         shared_tables=tuple(dict.fromkeys([*of_data, *config.shared_tables])),
         dense_features=data.train.dense_features,
+        labels=data.labels if len(data.labels) > 1 else config.labels,
     )
 
 
@@ -132,6 +135,7 @@ def train_batches(config: Config, data: Dataset, process: int = 0, processes: in
         config.shuffle_window,
         process,
         processes,
+        unseen_ids(data, config.unseen_rate, config.seed),
         codes_of(data.train, column, first_places(data)) if column else None,
     )
 
@@ -153,6 +157,8 @@ def make_learner(config: Config, mesh: Mesh) -> Learner:
         _loss(config),
         config.clip_norm,
         config.accumulation_steps,
+        Penalty(config.table_l2, config.table_l2_rows == "all", config.dense_l2),
+        config.weight_of_label,
     )
 
 

@@ -36,10 +36,8 @@ from dlrm_jax.training.orbax_io import release_memory
 from dlrm_jax.training.retention import Retention, check_path
 from dlrm_jax.training.serialization import (
     NOT_FINITE,
-    check_model_state,
-    dense_items,
     flatten,
-    load_dense,
+    load_state,
     load_table,
     save_dense,
     save_tables,
@@ -216,11 +214,17 @@ class Checkpoints:
                     f"run's is {_short(expected)}; give the same settings, or another workdir"
                 )
         release_memory()
-        specs = learner.state_specs()
-        check_model_state(path, metadata, specs.model_state)
         sums = LoadedSums(path, metadata)
         try:
-            state = self._read(path, metadata, learner, specs, sums)
+            state = load_state(
+                path,
+                metadata,
+                learner,
+                sums,
+                lambda table: load_table(
+                    path, metadata, table.name, learner.collection.array_specs(table.name), sums
+                ),
+            )
         except DamagedCheckpointError as error:
             if not is_distributed():
                 raise
@@ -232,26 +236,6 @@ class Checkpoints:
             ) from error
         sums.check()  # all processes come to the same verdict
         return state
-
-    def _read(
-        self,
-        path: Path,
-        metadata: Mapping[str, Any],
-        learner: Learner,
-        specs: TrainState,
-        sums: LoadedSums,
-    ) -> TrainState:
-        dense = load_dense(path, dense_items(specs), sums)
-        leaves = [dense["optimizer"][str(i)] for i in range(len(dense["optimizer"]))]
-        optimizer = jax.tree.unflatten(jax.tree.structure(specs.optimizer), leaves)
-        embedding = learner.collection.from_arrays(
-            lambda table: load_table(
-                path, metadata, table.name, learner.collection.array_specs(table.name), sums
-            ),
-            seed=0,
-        )
-        model_state = dense.get("model_state", {})
-        return TrainState(dense["step"], dense["params"], optimizer, embedding, model_state)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata of a checkpoint."""

@@ -46,6 +46,7 @@ def abstract_batch(
 ) -> Batch:
     """Shapes, dtypes and shardings of a batch, as `Learner.put` places it."""
     columns = sum(feature.max_ids for feature in learner.collection.features)
+    labels = len(learner.labels)
     count = learner.accumulation_steps
     leading = () if count == 1 else (count,)
     sharding = learner.batch_sharding(len(leading))
@@ -57,7 +58,7 @@ def abstract_batch(
     return Batch(
         dense=array(np.float32, dense_features),
         ids=array(np.int32, columns),
-        labels=array(np.float32),
+        labels=array(np.float32, *((labels,) if labels > 1 else ())),
         sample_weights=array(np.float32),
         id_weights=array(np.float32, columns) if weighted else None,
         groups=array(np.int32) if isinstance(learner.loss, RankingLoss) else None,
@@ -67,7 +68,7 @@ def abstract_batch(
 def planned_collectives(
     learner: Learner, batch_size: int, weighted: bool = False
 ) -> tuple[Collective, ...]:
-    """The expected collectives of a step: of the tables, the dense gradients and clipping.
+    """The expected collectives of a step: of tables, dense gradients, labels and clipping.
 
     Args:
         learner: learner of the step.
@@ -88,6 +89,10 @@ def planned_collectives(
         nbytes = 4 * 4 * batch_size  # logit, label, weight and group
         what = "logits, labels, weights, groups"
         found += (Collective("all-gather", (DATA, MODEL), what, nbytes, float(nbytes)),)
+    if len(learner.labels) > 1:
+        nbytes = len(learner.labels) * jnp.dtype(jnp.float32).itemsize
+        purpose = "weights of labels"
+        found += (Collective("all-reduce", (DATA, MODEL), purpose, nbytes, float(nbytes)),)
     if learner.clip_norm and shape[MODEL] > 1:
         for slab in layout.slabs:
             if slab.optimizer and slab.sharded:

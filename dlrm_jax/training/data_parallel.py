@@ -22,8 +22,8 @@ from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.ranking_losses import Ranked, RankingLoss
 
 
-def logits(learner: Learner, state: TrainState, pooled: Any, batch: Batch) -> Float[Array, " B"]:
-    """The model's logits.
+def logits(learner: Learner, state: TrainState, pooled: Any, batch: Batch) -> Float[Array, "B *_"]:
+    """The model's logits, [B], or [B, H] for H labels.
 
     Args:
         learner: learner of the model.
@@ -32,13 +32,14 @@ def logits(learner: Learner, state: TrainState, pooled: Any, batch: Batch) -> Fl
         batch: batch with the dense features, [B, D].
     """
 
-    def run(params: Any, model_state: Any, *inputs: Any) -> Float[Array, " b"]:
+    def run(params: Any, model_state: Any, *inputs: Any) -> Float[Array, "b *_"]:
         chunks = _chunks(inputs, learner.backend.prediction_chunk)
 
-        def of_chunk(i: Any) -> Float[Array, " c"]:
-            return _answers(learner.model(params, model_state), *_chunk(i, chunks, inputs))
+        def of_chunk(i: Any) -> Float[Array, "c *_"]:
+            return _answers(learner, learner.model(params, model_state), *_chunk(i, chunks, inputs))
 
-        return jax.lax.map(of_chunk, jnp.arange(chunks)).reshape(-1)
+        found = jax.lax.map(of_chunk, jnp.arange(chunks))
+        return found.reshape(-1, *found.shape[2:])
 
     whole, split = PartitionSpec(), learner.axes.batch
     on_each = _on_each_device(learner.mesh, run, (whole, whole, split, split), split)
@@ -73,7 +74,7 @@ def gradients(
         params: Any, pooled: Any, model_state: Any, micro_batch: Any, batch: Batch
     ) -> tuple[Float[Array, ""], Any]:
         model = learner.model(params, model_state, True, micro_batch)
-        answers = _answers(model, batch.dense, pooled)
+        answers = _answers(learner, model, batch.dense, pooled)
         if "statistics" in model_state:
             nnx.pop(model, nnx.Intermediate)  # values that layers record for direct callers
             *_, statistics = split_model(model)
@@ -149,18 +150,22 @@ def sum_over_devices(learner: Learner, tree: Any) -> Any:
     return summed(tree)
 
 
-def _answers(model: Any, dense: Array, pooled: Any) -> Float[Array, " B"]:
-    logits = model(dense, pooled)
-    if logits.shape != dense.shape[:1]:
+def _answers(learner: Learner, model: Any, dense: Array, pooled: Any) -> Float[Array, "B *_"]:
+    logits, labels = model(dense, pooled), learner.labels
+    if logits.shape != (dense.shape[:1] if len(labels) == 1 else (len(dense), len(labels))):
+        each = "" if len(labels) == 1 else f" and each of the {len(labels)} labels"
         raise UserError(
-            f"expected the model to return a logit for each of {len(dense)} samples, got an array "
-            f"of shape {logits.shape}"
+            f"expected the model to return a logit for each of {len(dense)} samples{each}, got an "
+            f"array of shape {logits.shape}"
         )
     return logits
 
 
-def _losses(learner: Learner, answers: Float[Array, " B"], batch: Batch) -> Float[Array, " B"]:
-    """The loss of each sample; other shapes would be broadcast to all pairs of samples."""
+def _losses(learner: Learner, answers: Float[Array, "B *_"], batch: Batch) -> Float[Array, "B *_"]:
+    """The loss of each sample, [B], or [B, H] for H labels.
+
+    Other shapes would be broadcast to all pairs of samples.
+    """
     for name in ("labels", "sample_weights"):
         shape = getattr(batch, name).shape
         if shape != answers.shape:
@@ -168,7 +173,11 @@ def _losses(learner: Learner, answers: Float[Array, " B"], batch: Batch) -> Floa
                 f"{name}: expected one for each of {len(answers)} samples, got shape {shape}"
             )
     assert not isinstance(learner.loss, RankingLoss)
-    losses = learner.loss(answers, batch.labels)
+    losses = (
+        learner.loss(answers, batch.labels)
+        if answers.ndim == 1
+        else jax.vmap(learner.loss, 1, 1)(answers, batch.labels)
+    )
     if jnp.shape(losses) != answers.shape:
         raise UserError(
             f"expected the loss to return a value for each of {len(answers)} samples, got an array "

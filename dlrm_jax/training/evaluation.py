@@ -24,7 +24,7 @@ _USUAL = Measures()
 
 def predictions(
     learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
-) -> Iterator[Float[np.ndarray, " B"]]:
+) -> Iterator[Float[np.ndarray, "B *_"]]:
     """Yields the logits of all examples, in order, a batch at a time.
 
     They are read after later batches have started, so that devices don't wait for the host.

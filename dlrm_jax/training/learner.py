@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from dlrm_jax.backend import backend_of
-from dlrm_jax.data.batches import Batch
 from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.copies import check_copies, of_tables
@@ -30,7 +29,10 @@ from dlrm_jax.training.batch_layers import (
 )
 from dlrm_jax.training.losses import Loss, bce
 from dlrm_jax.training.native_model import has_native_layers, use_native_layers
+from dlrm_jax.training.penalty import NO_PENALTY, Penalty
 from dlrm_jax.training.ranking_losses import RankingLoss
+
+AnyBatch = TypeVar("AnyBatch")
 
 
 @jax.tree_util.register_dataclass
@@ -70,6 +72,10 @@ class Learner:
             sample alone. Or a loss of groups of samples, which batches then must have.
         clip_norm: largest global norm of all gradients; 0 for any.
         accumulation_steps: number of micro-batches of a batch.
+        penalty: L2 regularization of tables and layers.
+        label_weights: weight in the loss of each label of an example, by its name, the main one
+            first. With several, H, the model returns logits [b, H] in this order; see
+            `label_weights.by_label` for the loss.
 
     Raises:
         UserError: the mesh's axes are Explicit, a number is out of range, or the model has random
@@ -84,6 +90,8 @@ class Learner:
         loss: Loss | RankingLoss = bce,
         clip_norm: float = 0,
         accumulation_steps: int = 1,
+        penalty: Penalty = NO_PENALTY,
+        label_weights: Mapping[str, float] | None = None,
     ):
         if collection.axes.explicit:
             raise UserError(
@@ -111,6 +119,8 @@ class Learner:
         self.loss = loss
         self.clip_norm = clip_norm
         self.accumulation_steps = accumulation_steps
+        self.penalty = penalty
+        self.label_weights = dict(label_weights or {"label": 1.0})
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._make_model = make_model
         model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
@@ -130,6 +140,11 @@ class Learner:
             use_batch_layers(copy, self.axes.split)
         self._has_native_layers = has_native_layers(copy)
         return nnx.graphdef(copy)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels; H of them."""
+        return tuple(self.label_weights)
 
     @property
     def kernels_in_use(self) -> dict[str, str]:
@@ -207,11 +222,11 @@ class Learner:
         tables = of_tables(self.collection.layout, state.embedding)
         check_copies(self.mesh, {**tables, "the dense model": dense})
 
-    def put(self, batch: Batch) -> Batch:
+    def put(self, batch: AnyBatch) -> AnyBatch:
         """Places a training batch, split into micro-batches [A, B/A, ...] if there are any.
 
         Args:
-            batch: samples of this process.
+            batch: samples of this process: a `Batch`, or a tree of other arrays [B, ...].
 
         Raises:
             UserError: the micro-batches don't divide the batch.
@@ -219,15 +234,16 @@ class Learner:
         count = self.accumulation_steps
         if count == 1:
             return self.put_evaluation(batch)
-        if len(batch.ids) % count:
+        samples = len(jax.tree.leaves(batch)[0])
+        if samples % count:
             raise UserError(
                 f"accumulation_steps: expected a batch of a multiple of {count} samples, one part "
-                f"for each micro-batch, got {len(batch.ids)}"
+                f"for each micro-batch, got {samples}"
             )
         split = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), batch)
         return jax.make_array_from_process_local_data(self.batch_sharding(leading=1), split)
 
-    def put_evaluation(self, batch: Batch) -> Batch:
+    def put_evaluation(self, batch: AnyBatch) -> AnyBatch:
         """Places an evaluation batch, given this process's samples of it."""
         return jax.make_array_from_process_local_data(self.batch_sharding(), batch)
 

@@ -14,6 +14,7 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.groups import check_column, codes_of, first_places
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.extra_metrics import ExtraMetric, Scored, extra_metrics
+from dlrm_jax.training.label_metrics import label_metrics
 from dlrm_jax.training.losses import group_column
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER, binary_metrics, higher_is_better
 from dlrm_jax.training.sampling import log_odds_shift
@@ -27,38 +28,50 @@ class Measures:
         extra: metrics besides `binary_metrics`.
         places: place of the first id of each feature in a row of ids, by name.
         shift: number to add to the model's logits, see `sampling.log_odds_shift`.
+        labels: names of the labels, the main one first; see `label_metrics` for the names of
+            metrics.
     """
 
     extra: tuple[ExtraMetric, ...] = ()
     places: Mapping[str, int] = dataclasses.field(default_factory=dict)
     shift: float = 0.0
+    labels: tuple[str, ...] = ("label",)
 
     def __call__(
-        self, logits: Float[np.ndarray, " N"], split: Split, kept_negatives: float = 1.0
+        self, logits: Float[np.ndarray, "N *_"], split: Split, kept_negatives: float = 1.0
     ) -> dict[str, float | int]:
         """The metrics of all examples of a split.
 
         Args:
-            logits: logits as the model gives them, [N].
+            logits: logits as the model gives them, [N], or [N, H] of several labels.
             split: the examples.
             kept_negatives: share of the examples of label 0 that the split has of all. Those there
                 are have its inverse as weight, so that metrics are those of all examples.
         """
-        labels, weights = split.labels, _weights(split, kept_negatives)
-        found = binary_metrics(logits, labels, weights, self.shift)
-        if self.extra:
-            rows = self._scored(logits, split, weights)
+        weights, groups = _weights(split, kept_negatives), self._groups(split)
+
+        def of_label(logits: np.ndarray, labels: np.ndarray, own: Any) -> dict[str, float | int]:
+            rows = self._scored(logits, labels, weights, groups, own)
+            found = binary_metrics(logits, labels, rows.weights, self.shift)
             for metric in self.extra:
                 found |= metric(rows)
-        return found
+            return found
+
+        return label_metrics(logits, split.labels, self.labels, of_label)
 
     def tables(
-        self, logits: Float[np.ndarray, " N"], split: Split, kept_negatives: float = 1.0
+        self, logits: Float[np.ndarray, "N *_"], split: Split, kept_negatives: float = 1.0
     ) -> dict[str, list[dict[str, Any]]]:
         """The tables of calibrations, by the name of their metric."""
-        rows = self._scored(logits, split, _weights(split, kept_negatives))
-        found = {metric.name: metric.parts(rows) for metric in self.extra}
-        return {name: parts.table() for name, parts in found.items() if parts is not None}
+        weights, groups = _weights(split, kept_negatives), self._groups(split)
+
+        def of_label(logits: np.ndarray, labels: np.ndarray, own: Any) -> dict[str, Any]:
+            rows = self._scored(logits, labels, weights, groups, own)
+            found = {metric.name: metric.parts(rows) for metric in self.extra}
+            return {name: parts.table() for name, parts in found.items() if parts is not None}
+
+        tables = label_metrics(logits, split.labels, self.labels, of_label)
+        return {name: table for name, table in tables.items() if isinstance(table, list)}
 
     def check(self, split: Split) -> None:
         """Checks that examples have what the metrics group by.
@@ -79,10 +92,21 @@ class Measures:
         """Whether a metric has a table."""
         return any(metric.kind.startswith("calibration") for metric in self.extra)
 
-    def _scored(self, logits: np.ndarray, split: Split, weights: np.ndarray | None) -> Scored:
+    def _groups(self, split: Split) -> dict[str, np.ndarray]:
         columns = {metric.column for metric in self.extra if metric.column}
-        groups = {column: codes_of(split, column, self.places) for column in sorted(columns)}
-        return Scored(logits, self.shift, split.labels, weights, groups)
+        return {column: codes_of(split, column, self.places) for column in sorted(columns)}
+
+    def _scored(
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray | None,
+        groups: Mapping[str, np.ndarray],
+        own: Any,
+    ) -> Scored:
+        """Some examples' logits and labels of one label; weights and groups are of all."""
+        of_own = {column: codes[own] for column, codes in groups.items()}
+        return Scored(logits, self.shift, labels, None if weights is None else weights[own], of_own)
 
 
 def check_metrics(config: Config) -> None:
@@ -93,15 +117,20 @@ def check_metrics(config: Config) -> None:
     """
     for metric in extra_metrics(config.metrics):
         metric.check_function()
-    best = config.best_metric
-    known = [*HIGHER_IS_BETTER, *config.metrics]
-    known += [f"{x}:worst" for x in config.metrics if x.startswith("calibration_")]
-    if best not in known:
+    best, known = config.best_metric, choosing_metrics(config)
+    # The names of labels are those of the data: see `label_settings`.
+    if not any(best == name or best.endswith(f"/{name}") for name in known):
         raise UserError(
             f"best_metric: expected one of {', '.join(HIGHER_IS_BETTER)}, or of metrics "
             f"({', '.join(config.metrics) or 'there are none'}), got {best!r}"
         )
     higher_is_better(best)
+
+
+def choosing_metrics(config: Config) -> list[str]:
+    """The metrics of a label that may choose a model, if it is known whether more is better."""
+    worst = [f"{name}:worst" for name in config.metrics if name.startswith("calibration_")]
+    return [*HIGHER_IS_BETTER, *config.metrics, *worst]
 
 
 def check_columns(config: Config, data: Dataset) -> None:
@@ -120,7 +149,7 @@ def check_columns(config: Config, data: Dataset) -> None:
 def measures_of(config: Config, data: Dataset) -> Measures:
     """The metrics of a config, for the splits of its data."""
     shift = log_odds_shift(config, data.kept_negatives.get("train", 1.0))
-    return Measures(extra_metrics(config.metrics), first_places(data), shift)
+    return Measures(extra_metrics(config.metrics), first_places(data), shift, data.labels)
 
 
 def _weights(split: Split, kept_negatives: float) -> np.ndarray | None:

@@ -191,6 +191,17 @@ def _is_start(value: Any) -> bool:
     )
 
 
+def _is_continuation(value: Any) -> bool:
+    return (
+        _has_all(object)(value)
+        and value.keys() == {"source", "checkpoint", "step", "cuts", "before"}
+        and all(isinstance(value[x], str) for x in ("source", "checkpoint"))
+        and all(type(value[x]) is int and 0 <= value[x] < 2**31 for x in ("step", "cuts"))
+        and _has_all(dict)(value["before"])
+        and all(_has_all(int | float | None)(each) for each in value["before"].values())
+    )
+
+
 def _is_shape(value: Any) -> bool:
     return (
         isinstance(value, list)
@@ -249,6 +260,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "files": lambda value: value is ... or _has_all(int)(value),
     "hashes": lambda value: value is ... or _has_all(str)(value),
     "warm_start": lambda value: value in (..., None) or _is_start(value),
+    "continue_from": lambda value: value in (..., None) or _is_continuation(value),
     "kept_negatives": lambda value: (
         value is ... or (type(value) in (int, float) and 0 < value <= 1)
     ),

@@ -17,7 +17,13 @@ METRICS = ("log_loss", "auc", "normalized_entropy", "accuracy", "calibration")
 HIGHER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False, "normalized_entropy": False}
 """The usual metrics that can choose a model."""
 
-_BEGINS = {"gauc:": True, "recall_at_precision:": True, "calibration_": False}
+_BEGINS = {
+    "gauc:": True,
+    "recall_at_precision:": True,
+    "calibration_": False,
+    "recall@": True,
+    "ndcg@": True,
+}
 _ENDS = {":max": True, ":min": False}
 
 
@@ -27,8 +33,11 @@ def higher_is_better(name: str) -> bool:
     Raises:
         UserError: that isn't known, so it can't choose a model.
     """
-    found = [HIGHER_IS_BETTER[name]] if name in HIGHER_IS_BETTER else []
-    found += [value for text, value in _BEGINS.items() if name.startswith(text)]
+    parts = name.split("/")  # a label's name may be in front
+    found = []
+    for each in ("/".join(parts[i:]) for i in range(len(parts))):
+        found += [HIGHER_IS_BETTER[each]] if each in HIGHER_IS_BETTER else []
+        found += [value for text, value in _BEGINS.items() if each.startswith(text)]
     found += [value for text, value in _ENDS.items() if name.endswith(text)]
     if not found:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from flax import nnx
@@ -14,7 +14,10 @@ from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.config_fields import read_settings
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.composed import ComposedEmbeddings, Composer
+from dlrm_jax.models.dcn import DCNv2
 from dlrm_jax.models.fields import Field, Model
+from dlrm_jax.models.mlp import regularize_mlps
+from dlrm_jax.models.numeric import NumericEmbedding, numeric_fields
 from dlrm_jax.models.zoo import MODELS
 
 _GIVEN = ("self", "dense_features", "fields", "rngs", "dtype", "param_dtype")
@@ -66,18 +69,59 @@ def make_model(
     Raises:
         UserError: the model doesn't take an option or these inputs.
     """
+    check_takes(config, config.labels)
     kind: Any = model_class(config)
     taken = options(kind)
     arguments: dict[str, Any] = {name: getattr(config, name) for name in config_fields(kind)}
     arguments |= _own_options(config, taken)
-    if "dtype" in inspect.signature(kind.__init__).parameters:
+    has_mlps = "dtype" in inspect.signature(kind.__init__).parameters
+    if has_mlps:
         arguments["dtype"] = config.compute_dtype
     elif config.compute_dtype != "float32":
         raise UserError(f"compute_dtype: {config.model} has no MLP, got {config.compute_dtype}")
-    model = kind(config.dense_features, fields_of(config), **arguments, rngs=rngs)
+    if config.numeric_embedding == "none":
+        model = kind(config.dense_features, fields_of(config), **arguments, rngs=rngs)
+    else:
+        model = _on_embedded_numbers(kind, config, arguments, rngs)
+    if has_mlps and (config.dropout or config.normalization != "none"):
+        regularize_mlps(model, config.dropout, config.normalization, rngs)
     if not composers:
         return model
     return ComposedEmbeddings(model, {name: make(rngs) for name, make in composers.items()})
+
+
+def _on_embedded_numbers(
+    kind: Any, config: Config, arguments: dict[str, Any], rngs: nnx.Rngs
+) -> NumericEmbedding:
+    """The model with a field for each dense feature beside the categorical ones."""
+    if not config.dense_features:
+        raise UserError("numeric_embedding: there are no dense features to embed; leave it out")
+    if kind is DCNv2:  # it would only learn a constant; DLRM's dots make terms of a constant
+        arguments = arguments | {"bottom_mlp": ()}
+    fields = fields_of(config)
+    numeric = numeric_fields(config.dense_features, fields, config.embedding_dim)
+    model = kind(0, (*numeric, *fields), **arguments, rngs=rngs)
+    return NumericEmbedding(model, numeric, rngs=rngs)
+
+
+def check_takes(config: Config, labels: Sequence[str]) -> None:
+    """Checks that the model of a config takes so many labels: one, or several if it has heads.
+
+    Raises:
+        UserError: it doesn't.
+    """
+    if len(labels) > 1 and not takes_several(model_class(config)):
+        taking = ", ".join(name for name, kind in MODELS.items() if takes_several(kind))
+        raise UserError(
+            f"model: {config.model} has one logit, and the data have the labels "
+            f"{', '.join(labels)}; {taking} take several, or train one of them alone: "
+            f"labels={labels[0]}"
+        )
+
+
+def takes_several(kind: type[Model]) -> bool:
+    """Whether a model takes several labels: then their names are an argument of its class."""
+    return "labels" in options(kind)
 
 
 def options(kind: type[Model]) -> dict[str, Any]:
@@ -117,6 +161,11 @@ def unread(config: Config) -> dict[str, str]:
         found["decay_start"] = "without --decay_steps"
     if not config.plateau_factor:
         found["plateau_patience"] = "without --plateau_factor"
+    if not config.table_l2:
+        found["table_l2_rows"] = "without --table_l2"
+    if "dtype" not in inspect.signature(model_class(config).__init__).parameters:
+        for name in ("dropout", "normalization"):
+            found[name] = f"without a model with an MLP; {config.model} has none"
     if config.steps:
         found["epochs"] = "with --steps, which says how many there are"
     reads = model_class(config).reads

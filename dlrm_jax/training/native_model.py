@@ -62,7 +62,8 @@ def use_native_layers(model: nnx.Module, training: bool) -> None:
     """
     for _, layer in nnx.iter_modules(model):
         if type(layer) is DLRM and layer.interaction == "dot":
-            layer.__class__ = NativeDLRMOfColumns if training else NativeDLRM
+            plain = not (layer.bottom.is_regularized or layer.top.is_regularized)
+            layer.__class__ = NativeDLRMOfColumns if training and plain else NativeDLRM
 
 
 def has_native_layers(model: nnx.Module) -> bool:

@@ -78,14 +78,11 @@ class Record:
             on_process_0(lambda: _check_own(path))
         if not is_process_0():
             return
-        kept = []
-        if path.exists():
-            # What a crash of the machine has damaged isn't always text.
-            lines = path.read_text(errors="replace").splitlines()
-            entries = [entry for line in lines if (entry := _entry(line))]
-            kept = [
-                x for x in entries if x["step"] <= resumed_from and x["split"] not in _AT_THE_END
-            ]
+        kept = [
+            x
+            for x in read_record(path)
+            if x["step"] <= resumed_from and x["split"] not in _AT_THE_END
+        ]
         write_text(path, "".join(map(_line, kept)))
         if events:
             # Here, since it imports other services' packages where they are installed.
@@ -131,6 +128,16 @@ class Record:
     def __exit__(self, *_: object) -> None:
         if self._events:
             self._events.close()
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` in their order; none without a file.
+
+    A run may still be writing it. Lines that are cut off or damaged are left out.
+    """
+    # What a crash of the machine has damaged isn't always text.
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [entry for line in lines if (entry := _entry(line))]
 
 
 def _existing(path: str, flags: int) -> int:

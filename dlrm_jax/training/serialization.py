@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.embedding import Table
+from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
 from dlrm_jax.training.learner import Learner, TrainState
@@ -58,16 +59,16 @@ def load_table(
         sums: checksums of what is loaded; call its ``check`` when all is.
 
     Raises:
-        UserError: the checkpoint has no such table, or one of another shape.
+        OtherShapeError: the checkpoint has no such table, or one of another shape.
     """
     arrays = {}
     for key, abstract in wanted.items():
         stored = array_name(metadata, key)
         entry = metadata["arrays"].get(f"{table}/{stored}")
         if entry is None:
-            raise UserError(f"checkpoint {path} has no array {key!r} of a table {table!r}")
+            raise OtherShapeError(f"checkpoint {path} has no array {key!r} of a table {table!r}")
         if tuple(entry["shape"]) != abstract.shape:
-            raise UserError(
+            raise OtherShapeError(
                 f"checkpoint {path}: {key!r} of table {table} has shape {tuple(entry['shape'])}, "
                 f"expected {abstract.shape}"
             )
@@ -103,6 +104,38 @@ def _as_wanted(loaded: Array | np.ndarray, wanted: Leaf) -> Array | np.ndarray:
         return loaded if loaded.dtype == dtype else loaded.astype(dtype)
     assert isinstance(wanted.sharding, NamedSharding)
     return put_whole(np.asarray(loaded).astype(dtype, copy=False), wanted.sharding)
+
+
+def load_state(
+    path: Path,
+    metadata: Mapping[str, Any],
+    learner: Learner,
+    sums: LoadedSums,
+    tables: Callable[[Table], Mapping[str, Any]],
+    seed: int = 0,
+) -> TrainState:
+    """Reads a state onto a learner's mesh and plan.
+
+    Args:
+        path: directory of the checkpoint.
+        metadata: result of `metadata.read_metadata`.
+        learner: learner of the state.
+        sums: checksums of what is loaded; call its ``check`` afterwards.
+        tables: function that reads the arrays of a table, see `EmbeddingCollection.from_arrays`.
+        seed: seed of the tables that it doesn't give.
+
+    Raises:
+        UserError: the checkpoint is of another model, or can't be read.
+        DamagedCheckpointError: files are missing or damaged.
+    """
+    specs = learner.state_specs()
+    check_model_state(path, metadata, specs.model_state)
+    dense = load_dense(path, dense_items(specs), sums)
+    leaves = [dense["optimizer"][str(i)] for i in range(len(dense["optimizer"]))]
+    optimizer = jax.tree.unflatten(jax.tree.structure(specs.optimizer), leaves)
+    embedding = learner.collection.from_arrays(tables, seed)
+    model_state = dense.get("model_state", {})
+    return TrainState(dense["step"], dense["params"], optimizer, embedding, model_state)
 
 
 def load_dense(path: Path, wanted: Any, sums: LoadedSums, partial: bool = False) -> Any:
@@ -152,7 +185,7 @@ def load_model(
         sums: checksums of what is loaded; call its ``check`` when all is.
 
     Raises:
-        UserError: the checkpoint has no such parameter or state, or one of another shape.
+        OtherShapeError: the checkpoint has no such parameter or state, or one of another shape.
     """
     _check_shapes(path, metadata, "params", params)
     check_model_state(path, metadata, state)
@@ -165,7 +198,7 @@ def check_model_state(path: Path, metadata: Mapping[str, Any], state: Mapping[st
     """Checks that a checkpoint has the model's state; those of earlier versions have none.
 
     Raises:
-        UserError: an array is missing or of another shape.
+        OtherShapeError: an array is missing or of another shape.
     """
     _check_shapes(path, {"model_state": {}, **metadata}, "model_state", state)
 
@@ -177,7 +210,7 @@ def _check_shapes(
         found = metadata[kind].get(name)
         if found is None or tuple(found) != array.shape:
             there = "no such array" if found is None else f"shape {tuple(found)}"
-            raise UserError(
+            raise OtherShapeError(
                 f"checkpoint {path}: expected {name} of shape {array.shape}, it has {there}"
             )
 

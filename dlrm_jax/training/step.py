@@ -13,43 +13,56 @@ from jaxtyping import Array, Float
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding.state import SparseCotangents
 from dlrm_jax.training import data_parallel
+from dlrm_jax.training.label_weights import by_label
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.ranking_losses import RankingLoss
 
 TrainStep = Callable[..., tuple[TrainState, Float[Array, ""]]]
 """A function of state, batch and, if the learning rate is cut on the way, its factor."""
 
-Predict = Callable[[TrainState, Batch], Float[Array, " B"]]
+Predict = Callable[[TrainState, Batch], Float[Array, "B *_"]]
 
 
 def make_train_step(learner: Learner) -> TrainStep:
     """Makes the train step: ``state, loss = step(state, batch)``, compiled once.
 
     The old state is donated: its tables are updated in place and it must not be used again.
-    The loss is that of the batch before the update, averaged with the examples' weights; if these
-    sum to zero, the loss and the new state are NaN. A `RankingLoss` then is 0.
+    The loss is that of the batch before the update, averaged with the examples' weights, without
+    penalties; if the weights sum to zero, the loss and the new state are NaN. For several labels
+    see `label_weights`. A `RankingLoss` is 0 where nothing can be compared.
 
     A third argument, a scalar, multiplies the changes of all rows and dense parameters. For the
     optimizers that flags name this is a factor of the learning rate. It may differ from step to
     step without a compilation.
     """
-    collection, clip_norm = learner.collection, learner.clip_norm
+    collection, clip_norm, penalty = learner.collection, learner.clip_norm, learner.penalty
 
     def train_step(
         state: TrainState, batch: Batch, rate_factor: Float[Array, ""] | None = None
     ) -> tuple[TrainState, Float[Array, ""]]:
+        any_weight = None
+        if len(learner.labels) > 1:
+            batch, any_weight = by_label(batch, [*learner.label_weights.values()])
         total, loss, grads, sparse_cotangents, model_state = _accumulate(learner, state, batch)
-        rows = collection.coalesce(sparse_cotangents, sum_duplicates=bool(clip_norm))
+        if any_weight is not None:  # the sums are divided already
+            total = any_weight.astype(total.dtype)
+        summed = bool(clip_norm or penalty.tables)
+        rows = collection.coalesce(sparse_cotangents, sum_duplicates=summed)
         if isinstance(learner.loss, RankingLoss):  # a batch may have nothing to compare
             total = jnp.where(total > 0, total, 1)
         factor = 1 / total
+        if penalty:  # beside the mean loss, so that the norm is that of both
+            grads, rows = _scaled(grads, factor), rows.scaled(factor)
+            grads = penalty.of_params(state.params, grads)
+            rows = penalty.of_rows(collection, state.embedding, rows)
+            factor = jnp.ones_like(factor)
         if clip_norm:
             # One norm over dense parameters and touched rows: equal to the norm over whole
             # tables, whose other rows have gradient zero.
             norm = factor * jnp.sqrt(_squared_norm(grads) + rows.squared_norm())
             factor *= jnp.minimum(1, clip_norm / norm)
-        grads = jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads)
-        rows = rows.scaled(factor)
+        if clip_norm or not penalty:
+            grads, rows = _scaled(grads, factor), rows.scaled(factor)
         with jax.named_scope("optimizer"):
             updates, optimizer = learner.dense_optimizer.update(
                 grads, state.optimizer, state.params
@@ -65,9 +78,12 @@ def make_train_step(learner: Learner) -> TrainStep:
 
 
 def make_predict(learner: Learner) -> Predict:
-    """Makes the prediction ``logits = predict(state, batch)``; it reads no optimizer state."""
+    """Makes the prediction ``logits = predict(state, batch)``; it reads no optimizer state.
 
-    def predict(state: TrainState, batch: Batch) -> Float[Array, " B"]:
+    They are [B], or [B, H] for H labels.
+    """
+
+    def predict(state: TrainState, batch: Batch) -> Float[Array, "B *_"]:
         pooled, _ = learner.collection.lookup(state.embedding, batch.ids, batch.id_weights)
         return data_parallel.logits(learner, state, pooled, batch)
 
@@ -118,6 +134,10 @@ def _accumulate(
         )
     total, loss, grads = data_parallel.sum_over_devices(learner, sums)
     return total, loss, grads, sparse_cotangents, model_state
+
+
+def _scaled(tree: Any, factor: Float[Array, ""]) -> Any:
+    return jax.tree.map(lambda g: (g * factor).astype(g.dtype), tree)
 
 
 def _squared_norm(tree: Any) -> Float[Array, ""]:

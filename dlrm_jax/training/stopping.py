@@ -63,8 +63,9 @@ class Stopping:
 
     Args:
         config: config of the run.
-        total: number of steps of the run.
-        noted: metadata of the checkpoint that the run resumes from; None for a new run.
+        steps: number of steps of the run.
+        noted: metadata of the checkpoint that the run resumes from, or ``"validation"`` None and
+            the ``"cuts"`` of one that it continues on other data; None for a new run.
         say: function that shows a line of text to the user.
         record: function that records the metrics of a step and a split.
     """
@@ -72,14 +73,17 @@ class Stopping:
     def __init__(
         self,
         config: Config,
-        total: int,
+        steps: int,
         noted: Mapping[str, Any] | None,
         say: Callable[[str], None],
         record: Callable[[int, str, Mapping[str, Any]], None],
     ):
         self._config, self._say, self._record = config, say, record
         # Checkpoints of earlier versions noted none.
-        earlier: dict[str, Any] = (noted or {}).get("improvement") or {"metric": config.best_metric}
+        earlier: dict[str, Any] = (noted or {}).get("improvement") or {
+            "metric": config.best_metric,
+            "cuts": (noted or {}).get("cuts", 0),
+        }
         self.improvement = Improvement(**earlier)
         if self.improvement.metric != config.best_metric:  # its scores can't be compared
             self.improvement = Improvement(config.best_metric, cuts=self.improvement.cuts)
@@ -87,9 +91,9 @@ class Stopping:
         """Why the run has ended; None while it goes on."""
         cutting = config.plateau_patience if config.plateau_factor else 0
         for name, needed in (("patience", config.patience), ("plateau_patience", cutting)):
-            if needed and (needed + 1) * config.eval_every >= total:
+            if needed and (needed + 1) * config.eval_every >= steps:
                 say(
-                    f"warning: {name}={needed} has no effect in {total} steps with an evaluation "
+                    f"warning: {name}={needed} has no effect in {steps} steps with an evaluation "
                     f"every {config.eval_every}; make eval_every smaller"
                 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.groups import codes_of
@@ -40,9 +40,11 @@ class StreamedMeasures:
         """See the class."""
         return self._usual.rows
 
-    def add(self, logits: Float32[np.ndarray, " N"], rows: Split) -> None:
+    def add(
+        self, logits: Float32[np.ndarray, " N"], labels: Shaped[np.ndarray, " N"], rows: Split
+    ) -> None:
         """Adds rows; those without a label of 0 to 1 or without a weight count for nothing."""
-        labels, weights = rows.labels, rows.sample_weights
+        weights = rows.sample_weights
         counted = np.isfinite(labels)
         if weights is not None:
             counted &= np.isfinite(weights)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.embedding import Table
 from dlrm_jax.embedding.initial_values import initial_values
 from dlrm_jax.embedding.table_io import check_array
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.checksums import LoadedSums
@@ -72,6 +73,7 @@ def warm_start(
     names: Sequence[str],
     same_ids: Collection[str] | None = None,
     there: NamesThere | None = None,
+    settings: str = "",
 ) -> TrainState:
     """Makes a new state with named parts from elsewhere; optimizers start anew.
 
@@ -90,6 +92,7 @@ def warm_start(
             those that it continues, see `data.directory.Metadata`. None if that isn't known:
             the caller must then know it, and tables can't grow.
         there: names in the checkpoint of what has another one here; None if all are the same.
+        settings: settings of shapes that differ, for messages, see `saved_config.other_shapes`.
 
     Raises:
         UserError: a name is unknown here or there, the shapes differ, an array has no real
@@ -111,6 +114,7 @@ def warm_start(
     chosen = params | statistics
     for name in set() if every else set(names) - set(tables):
         if not any(_is_in(path, name) for path in chosen):
+            _check_shared(learner, name)
             raise UserError(
                 f"warm start: {name!r} is no table and no layer; tables are "
                 f"{', '.join(learner.collection.tables)}, layers "
@@ -121,14 +125,16 @@ def warm_start(
         sums = LoadedSums(source, metadata)
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
-            return {
-                "table": _trained(learner, seed, source, metadata, table, same_ids, sums, there)
-            }
+            with _explained(settings):
+                return {
+                    "table": _trained(learner, seed, source, metadata, table, same_ids, sums, there)
+                }
 
         of = {path: there.layer(path, metadata["params"]) for path in params}
         read = {of[path]: spec for path, spec in params.items()}
         wanted = {"statistics": unflatten_dict(statistics)} if statistics else {}
-        found, other = load_model(source, metadata, unflatten_dict(read), wanted, sums)
+        with _explained(settings):
+            found, other = load_model(source, metadata, unflatten_dict(read), wanted, sums)
         by_path = _by_path(found)
         loaded = {path: by_path[of[path]] for path in params}
         loaded |= _by_path(other.get("statistics", {}))
@@ -158,6 +164,28 @@ def warm_start(
     if statistics:
         model_state["statistics"] = started(model_state["statistics"])
     return dataclasses.replace(state, params=started(state.params), model_state=model_state)
+
+
+@contextlib.contextmanager
+def _explained(settings: str) -> Iterator[None]:
+    """Context that adds settings that differ to an error about arrays of other shapes."""
+    try:
+        yield
+    except OtherShapeError as error:
+        if not settings:
+            raise
+        raise UserError(f"{error}; settings differ: {settings}") from error
+
+
+def _check_shared(learner: Learner, name: str) -> None:
+    """Checks that a name isn't that of a feature that reads tables of other names."""
+    read = [x.table for x in learner.collection.lookups if x.feature == name]
+    if read:
+        tables = ", ".join(dict.fromkeys(read))
+        raise UserError(
+            f"warm start: feature {name!r} has no table of its name, it reads {tables}; name "
+            f"{tables} instead"
+        )
 
 
 def _chosen(tree: Mapping[Any, Any], names: Sequence[str]) -> dict[_Path, Any]:

@@ -19,6 +19,7 @@ from dlrm_jax.files import write_text
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_table_settings, make_learner
+from dlrm_jax.training.model import takes_several
 from dlrm_jax.training.record import owned, to_json
 from experiments.compare.results_page import columns, rows_of, write_page
 from experiments.compare.tasks import Task
@@ -73,7 +74,11 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
     """
     models = FLAGS.models
     if models == ["all"]:
-        models = [name for name in MODELS if name not in _NEED_OTHER_INPUTS]
+        models = [
+            name
+            for name, kind in MODELS.items()
+            if name not in _NEED_OTHER_INPUTS and not takes_several(kind)
+        ]
     unknown = [name for name in FLAGS.optimizers if name not in RATES]
     if unknown or not FLAGS.optimizers or not models:
         raise UserError(

@@ -12,19 +12,17 @@ from matplotlib.figure import Figure
 
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import COLOURS, PERCENT, compact, legend_beside, new_axes, note, save
+from dlrm_jax.cli.shown import metric_name
 from experiments.compare.tasks import Task
 from experiments.compare.trials import Result
 
-_NAMES = {"log_loss": "log loss", "auc": "AUC", "normalized_entropy": "normalized entropy",
-          "hr@10": "HR@10", "ndcg@10": "NDCG@10"}  # fmt: skip
 _COSTS = ("parameters", "matrix FLOPs per example", "ms per step", "MiB of state", "MiB temporary")
 _MIB = 2**20
 
 
 def columns(task: Task) -> tuple[str, ...]:
     """The header of the table."""
-    metrics = (_NAMES.get(metric, metric) for metric in task.shown)
-    return ("model", "optimizer", "learning rate", *metrics, *_COSTS)
+    return ("model", "optimizer", "learning rate", *map(metric_name, task.shown), *_COSTS)
 
 
 def rows_of(results: Sequence[Result], task: Task) -> list[tuple[str, ...]]:
@@ -58,15 +56,20 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
     """Writes one HTML file with everything, and its pictures beside it."""
     seeds = max(len(result.trials) for result in results)
+    spread = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "of 1 seed"
     page = Page("Models compared")
     page.text(f"Data: {task.data.source}.")
     page.text(
-        f"Test metrics at the evaluation that is best on the validation split; mean and standard "
-        f"deviation over {seeds} seeds. The learning rate was chosen on the validation split with "
-        f"the first seed. All models have the same data, batches and steps."
+        f"Test metrics at the evaluation that is best on the validation split; {spread}. The "
+        f"learning rate was chosen on the validation split with the first seed. All models have "
+        f"the same data, batches and steps."
     )
-    page.heading("Test metrics and costs")
-    page.table(columns(task), rows_of(results, task), texts=2)
+    header, rows = columns(task), rows_of(results, task)
+    split = len(header) - len(_COSTS)
+    page.heading("Test metrics")
+    page.table(header[:split], [row[:split] for row in rows], texts=2)
+    page.heading("Costs")
+    page.table((*header[:2], *_COSTS), [(*row[:2], *row[split:]) for row in rows], texts=2)
     for name, (title, figure) in pictures(results, task).items():
         page.heading(title)
         page.picture(figure, title)
@@ -77,11 +80,12 @@ def write_page(results: Sequence[Result], task: Task, path: Path) -> None:
 def pictures(results: Sequence[Result], task: Task) -> dict[str, tuple[str, Figure]]:
     """Titles and pictures, by file name."""
     metric = task.ranked_by
-    title = f"Test {_NAMES.get(metric, metric)}: mean and range over seeds"
+    title = f"Test {metric_name(metric)}: mean and range over seeds"
     drawn = {"models": (title, draw_ranks(results, task))}
     for optimizer in dict.fromkeys(result.contender.optimizer for result in results):
         chosen = [result for result in results if result.contender.optimizer == optimizer]
-        title = f"{_NAMES.get(task.curve, task.curve)} over iterations, {optimizer}"
+        curve = metric_name(task.curve)
+        title = f"{curve[0].upper()}{curve[1:]} over iterations, {optimizer}"
         drawn[optimizer] = (title, draw_curves(chosen, task))
     return drawn
 
@@ -105,9 +109,7 @@ def draw_ranks(results: Sequence[Result], task: Task) -> Figure:
     axes.set_yticks(range(len(ranked)), names, parse_math=False)
     axes.set_ylim(-0.6, len(ranked) - 0.4)
     axes.grid(axis="x", linewidth=0.3)
-    axes.set_xlabel(
-        f"test {_NAMES.get(metric, metric)}: mean, and the range over seeds", loc="left"
-    )
+    axes.set_xlabel(f"test {metric_name(metric)}: mean, and the range over seeds", loc="left")
     return figure
 
 
@@ -124,7 +126,7 @@ def draw_curves(results: Sequence[Result], task: Task) -> Figure:
                 axes.plot(steps, values, style, color=colour, linewidth=1.3, label=label)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("iterations", loc="left")
-    axes.set_ylabel(_NAMES.get(task.curve, task.curve), loc="bottom")
+    axes.set_ylabel(metric_name(task.curve), loc="bottom")
     legend_beside(axes, fontsize=8)
     return figure
 

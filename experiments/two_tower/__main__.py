@@ -1,241 +1,221 @@
-"""Trains a two-tower retrieval model on the library's embedding tables.
+"""Trains two towers on a log: which of all items will a user choose next?
 
+    python -m experiments.two_tower --data=log --user_columns=user_id,last_viewed,device \
+        --item_columns=item_id,category --workdir=runs/retrieval
     python -m experiments.two_tower --mesh=2x4
 
-One tower makes a vector from a user's features, the other one from an item, and the score is their
-product; both read items from the same table. It prints recall at k: the share of users with their
-held-out item among the first k of all items that aren't known items of theirs. Beside it are the
-recall of a ranking by popularity, and that of the planted taste that generates the data, which no
-model can beat. At the end are the items nearest to the most popular ones, by number: generated
-items have no names.
+``--data`` is what `dlrm_jax train` takes: a directory of `dlrm_jax preprocess`, or a raw Criteo
+file. One tower makes a vector of a user, the other of an item, and the score is their product.
+They learn from the rows with label 1: each user's own item must win against the items of the
+batch, and against negatives drawn from all items. It prints recall@k and NDCG@k of validation and
+test among all items of the training rows, beside those of a ranking by popularity. The workdir gets
+the vectors of users and items with the values of the log, and an index of the items. If the program
+is interrupted, run the same command again to resume.
+
+Without ``--data`` it generates choices by a planted taste, which no model can beat.
 """
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_type_hints
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int32
 
 from dlrm_jax.backend import describe_devices
-from dlrm_jax.cli.flags import FLAGS, define_mesh, define_numbers
+from dlrm_jax.cli.config_flags import define_field
+from dlrm_jax.cli.flags import (
+    FLAGS,
+    chosen_workdir,
+    define_mesh,
+    define_workdir,
+    refuse,
+    require,
+)
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
-from dlrm_jax.embedding import (
-    EmbeddingCollection,
-    EmbeddingState,
-    Feature,
-    Lookup,
-    RowWiseAdagrad,
-    Table,
-)
+from dlrm_jax.config import FIELD_TYPES, Config
+from dlrm_jax.console import status
+from dlrm_jax.data.arrays import Dataset, Examples
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import batch_sharding, check_batch_size
-from dlrm_jax.models.mlp import MLP
-from dlrm_jax.signals import check
+from dlrm_jax.job import load_data
+from dlrm_jax.retrieval import files
+from dlrm_jax.retrieval.model import MODEL, check_settings, config_of
+from dlrm_jax.retrieval.ranking import nearest
+from dlrm_jax.retrieval.run import run as run_retrieval
+from dlrm_jax.retrieval.settings import RetrievalSettings
+from dlrm_jax.retrieval.task import Task, make_task, sides_of
 from dlrm_jax.text_table import text_table
-from experiments.two_tower.planted_taste import GROUPS, Choices, generate
-from experiments.two_tower.retrieval import Scores, in_batch_softmax, nearest, recall
+from dlrm_jax.training.build import make_learner
+from experiments.two_tower.planted_taste import Choices, as_dataset, generate
 
-KNOWN = 11  # known items of each user
+KNOWN = 11  # known items of each generated user
+SHOWN, NEAREST = 3, 5  # items whose nearest ones are printed, and how many of these
+
+# Fields of `Config` that two towers read. Others are those of click models.
+_DEFAULTS: dict[str, Any] = {
+    "embedding_dim": 32,
+    "batch_size": 1024,
+    "epochs": 3,
+    "dense_optimizer": "adam",
+}
+_READ = (
+    "embedding_dim", "table_dtype", "stochastic_rounding", "comm_dtype", "placements", "kernels",
+    "optimizer", "table_optimizers", "dense_optimizer", "eps", "warmup_steps",
+    "decay_start", "decay_steps", "batch_size", "evaluation_batch_size", "steps", "epochs",
+    "log_every", "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints",
+    "validation_examples", "seed", "shuffle_window",
+)  # fmt: skip
+_OF_LOG = ("user_columns", "item_columns", "user_id", "item_id", "exclude", "validation_examples")
 
 define_mesh()
+flags.DEFINE_string("data", None, "Directory of prepared data, or a raw Criteo file; such as log.")
+for _field in dataclasses.fields(RetrievalSettings):
+    define_field(_field, get_type_hints(RetrievalSettings)[_field.name], _field.default)
+flags.DEFINE_enum(
+    "index",
+    "none",
+    ["none", "usearch"],
+    "Index of the items that is written beside items.npy, which Faiss reads.",
+)
+define_workdir("Directory of metrics, checkpoints and vectors", "runs/retrieval")
+flags.DEFINE_enum("pooling", "mean", ["mean", "sum"], "How the vectors of a bag are combined.")
+for _field in dataclasses.fields(Config):
+    _default = _DEFAULTS.get(_field.name, _field.default)
+    if _field.name == "optimizer":
+        flags.DEFINE_enum("optimizer", _default, list(OPTIMIZERS), _field.metadata["text"])
+    elif _field.name in _READ:
+        define_field(_field, FIELD_TYPES[_field.name], _default)
+flags.DEFINE_float(
+    "learning_rate", 0.001, "Learning rate of the towers, after warm-up; such as 0.003."
+)
 flags.DEFINE_integer("users", 20_000, "Users of the generated data; such as 5000.", 1)
 flags.DEFINE_integer("items", 5000, "Items of the generated data; such as 1000.", KNOWN + 1)
-flags.DEFINE_integer("batch_size", 1024, "Users of a step; such as 256.", 1)
-flags.DEFINE_integer("steps", 500, "Steps of training; such as 1000.", 1)
-flags.DEFINE_integer("seed", 0, "Seed of data and model; such as 1.", 0)
-define_numbers("recall_at", (10, 100), "Values of k in recall at k; such as 5,10.", low=1)
-
-DIM = 32
-TEMPERATURE = 0.1
-SHOWN, NEAREST = 3, 5  # items whose nearest ones are printed, and how many of these
 
 
 def main() -> None:
-    """Makes data, tables and towers, trains, and measures recall."""
-    ranked = FLAGS.items - KNOWN
-    if max(FLAGS.recall_at, default=0) > ranked:
-        raise UserError(
-            f"--recall_at: {max(FLAGS.recall_at)} is more than the {ranked} ranked items: "
-            f"--items={FLAGS.items} without {KNOWN} known items"
-        )
+    """Settings, data, items, learner, then what `dlrm_jax.retrieval.run.run` does."""
+    check_flags()
+    workdir = chosen_workdir("two_tower")
+    settings, config = settings_of_flags(), config_of_flags()
+    files.check_index(FLAGS.index)
     mesh = start(FLAGS.mesh)
-    check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
-    print(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-
-    choices = generate(FLAGS.users, FLAGS.items, KNOWN, FLAGS.seed)
-    collection = make_collection(FLAGS.items, mesh)
-    print(collection.plan.describe(collection.tables.values()))
-    graph, params = nnx.split(Towers(nnx.Rngs(FLAGS.seed)))
-    optimizer = optax.adam(1e-3)
-    step = make_step(collection, graph, optimizer, choices.popularity())
-    encode = make_encode(collection, graph)
-
-    # On every device from the start: otherwise the second step would be compiled again.
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    dense = jax.device_put((jnp.zeros((), jnp.int32), params, optimizer.init(params)), everywhere)
-    state = State(*dense, tables=collection.init(FLAGS.seed))
-    rng = np.random.default_rng(FLAGS.seed)
-    begun, loss = time.perf_counter(), np.nan
-    for _ in range(FLAGS.steps):
-        users = rng.integers(0, FLAGS.users, FLAGS.batch_size)
-        ids = training_ids(choices.groups[users], choices.known[users], rng)
-        state, loss = step(state, jax.device_put(ids, batch_sharding(mesh)))
-        check()
-        loss = float(loss)  # waits for the step: on emulated devices, two at the same time can hang
-    print(f"loss {loss:.4f}, {time.perf_counter() - begun:.1f} s for {FLAGS.steps} steps")
-
-    queries, items = encode_all(functools.partial(encode, state), choices, mesh, FLAGS.batch_size)
-    rankings: dict[str, Scores] = {
-        "model": lambda users: queries[users] @ items.T,
-        "most popular": lambda users: np.tile(choices.popularity(), (len(users), 1)),
-        "planted taste": choices.taste,
-    }
-    rows = []
-    for name, scores in rankings.items():
-        found = recall(scores, choices.known, choices.held_out, FLAGS.recall_at)
-        rows.append([name, *(f"{share:.4f}" for share in found)])
-    print(text_table(["recall at", *map(str, FLAGS.recall_at)], rows))
-    popular = np.argsort(-choices.popularity())[:SHOWN]
-    for item, others in zip(popular, nearest(items, popular, NEAREST), strict=True):
-        print(f"nearest to item {item}: {', '.join(map(str, others))}")
+    check_settings(config, settings, mesh)
+    status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
+    choices = None
+    if not FLAGS.data:
+        choices = generate(FLAGS.users, FLAGS.items, KNOWN, FLAGS.seed)
+    data = as_dataset(choices, FLAGS.seed) if choices else load(Path(FLAGS.data), config, settings)
+    status(data.source)
+    task = make_task(data, settings)
+    status(describe(task))
+    config = config_of(config, settings, data, task.user, task.item)
+    learner = make_learner(config, mesh)
+    status(learner.collection.plan.describe(learner.collection.tables.values()))
+    status(f"workdir {workdir}")
+    outcome = run_retrieval(task, config, learner, workdir, FLAGS.index, status)
+    summary = dict(outcome.summary)
+    if choices:
+        best = outcome.retrieval.rank(task.questions["test"], *planted(choices, task))
+        summary["test"] = {**summary["test"], "planted taste": best}
+    report(task, summary, outcome.items, workdir)
 
 
-# -- Tables, towers, one step ----------------------------------------------------------
+def check_flags() -> None:
+    """Refuses flags that are missing or that nothing would read."""
+    if FLAGS.data:
+        refuse(["users", "items"], "with --data, which has users and items")
+        require("user_columns", "item_columns")
+    else:
+        refuse(_OF_LOG, "without --data")
+        ranked = FLAGS.items - KNOWN
+        if max(FLAGS.recall_at, default=0) > ranked:
+            raise UserError(
+                f"--recall_at: {max(FLAGS.recall_at)} is more than the {ranked} ranked items: "
+                f"--items={FLAGS.items} without {KNOWN} known items"
+            )
+    if not FLAGS.negatives:
+        refuse(["sampler"], "without --negatives")
+    if FLAGS.mesh == "1x1":
+        refuse(["check_copies_every"], "on a mesh of one device, which has no copies")
 
 
-def make_collection(items: int, mesh: Mesh) -> EmbeddingCollection:
-    """Makes the tables; known items and the scored item are two features that read one table."""
-    return EmbeddingCollection(
-        [Table("items", items, DIM), Table("groups", GROUPS, DIM)],
-        [Feature("group"), Feature("known", max_ids=KNOWN), Feature("item")],
-        [
-            Lookup("group", "group", "groups"),
-            Lookup("known", "known", "items", pooling="mean"),
-            Lookup("item", "item", "items"),
-        ],
-        mesh,
-        RowWiseAdagrad(0.1),
+def settings_of_flags() -> RetrievalSettings:
+    """The settings of the towers; those of the generated data are known."""
+    given = values_of([x.name for x in dataclasses.fields(RetrievalSettings)])
+    if not FLAGS.data:
+        given |= {"user_columns": ("group", "known"), "item_columns": ("item",), "exclude": "known"}
+    return RetrievalSettings(**given)
+
+
+def config_of_flags() -> Config:
+    """The config of tables and training, whose tables the data decide later."""
+    return Config(model=MODEL, **values_of((*_READ, "learning_rate", "pooling")))
+
+
+def values_of(names: Iterable[str]) -> dict[str, Any]:
+    """The values of flags by name, with tuples for lists."""
+    given = {name: FLAGS[name].value for name in names}
+    return {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
+
+
+def load(path: Path, config: Config, settings: RetrievalSettings) -> Dataset:
+    """The data; wrong columns of a directory are refused before its examples are read."""
+    if not path.is_dir():
+        return load_data(config, path)[1]
+    data = load_directory(path)
+    sides_of(data, settings)
+    return load_data(config, data)[1]
+
+
+def describe(task: Task) -> str:
+    """One line: items, training rows, questions."""
+    left_out = f" ({task.train.new:,} without an item are left out)" if task.train.new else ""
+    asked = "; ".join(
+        f"{name} {len(x):,}" + (f" and {x.new:,} of new items" if x.new else "")
+        for name, x in task.questions.items()
+    )
+    return (
+        f"{len(task.items):,} items; rows with label 1: train {len(task.train):,}{left_out}; "
+        f"{asked or 'none to validate or test'}"
     )
 
 
-class Towers(nnx.Module):
-    """Makes unit vectors [B, DIM] from the pooled vectors of a batch."""
+def planted(choices: Choices, task: Task) -> tuple[Any, np.ndarray]:
+    """Vectors whose products are the planted taste: of the test users in order, and of items."""
+    likes = np.column_stack([choices.likes, np.ones(len(choices.likes), np.float32)])
+    qualities = np.column_stack([choices.qualities, choices.fame])[task.items.keys]
+    unread = iter(np.arange(len(likes)))
 
-    def __init__(self, rngs: nnx.Rngs):
-        self.query_mlp = MLP((2 * DIM, 64, DIM), last_relu=False, rngs=rngs)
-        self.item_mlp = MLP((DIM, 64, DIM), last_relu=False, rngs=rngs)
+    def users(examples: Examples) -> np.ndarray:
+        return likes[[next(unread) for _ in range(len(examples))]]
 
-    def query(self, pooled: dict[str, Array]) -> Float[Array, "B d"]:
-        """The vectors of users, from their groups and known items."""
-        return _unit(self.query_mlp(jnp.concatenate([pooled["group"], pooled["known"]], axis=1)))
-
-    def item(self, pooled: dict[str, Array]) -> Float[Array, "B d"]:
-        """The vectors of items."""
-        return _unit(self.item_mlp(pooled["item"]))
+    return users, qualities
 
 
-def _unit(x: Float[Array, "B d"]) -> Float[Array, "B d"]:
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=1, keepdims=True) + 1e-12)
-
-
-class State(NamedTuple):
-    """The training state, a pytree."""
-
-    step: Array
-    params: Any
-    optimizer: Any
-    tables: EmbeddingState
-
-
-def make_step(
-    collection: EmbeddingCollection,
-    graph: nnx.GraphDef[Towers],
-    optimizer: optax.GradientTransformation,
-    popularity: Float32[np.ndarray, " I"],
-) -> Callable[[State, Int32[Array, "B C"]], tuple[State, Float[Array, ""]]]:
-    """Makes one update of tables and towers; it also returns the loss before the update."""
-    log_frequency = np.log(np.maximum(popularity, 1))
-
-    @functools.partial(jax.jit, donate_argnames="state")
-    def step(state: State, ids: Int32[Array, "B C"]) -> tuple[State, Float[Array, ""]]:
-        item_ids = ids[:, -1]
-
-        def loss_fn(pooled: dict[str, Array], params: Any) -> Float[Array, ""]:
-            towers = nnx.merge(graph, params)
-            scores = towers.query(pooled) @ towers.item(pooled).T / TEMPERATURE
-            return in_batch_softmax(scores, item_ids, jnp.asarray(log_frequency)[item_ids])
-
-        value_and_grad = collection.value_and_grad(loss_fn)
-        loss, g, rows = value_and_grad(state.tables, ids, state.params)
-        updates, optimizer_state = optimizer.update(g, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        tables = collection.apply(state.tables, rows, state.step)
-        return State(state.step + 1, params, optimizer_state, tables), loss
-
-    return step
-
-
-def make_encode(
-    collection: EmbeddingCollection, graph: nnx.GraphDef[Towers]
-) -> Callable[[State, Int32[Array, "B C"]], tuple[Array, Array]]:
-    """Makes the encoder of queries and items; vectors of absent ones are meaningless."""
-
-    @jax.jit
-    def encode(state: State, ids: Int32[Array, "B C"]) -> tuple[Array, Array]:
-        towers = nnx.merge(graph, state.params)
-        pooled, _ = collection.lookup(state.tables, ids)
-        return towers.query(pooled), towers.item(pooled)
-
-    return encode
-
-
-# -- Ids: the columns of a user's group, the known items and the item to score ---------
-
-
-def training_ids(
-    groups: Int32[np.ndarray, " B"], known: Int32[np.ndarray, "B K"], rng: np.random.Generator
-) -> Int32[np.ndarray, "B C"]:
-    """Draws one known item of each user as the target; the others stay known."""
-    chosen = rng.integers(0, KNOWN, (len(known), 1))
-    item = np.take_along_axis(known, chosen, axis=1)
-    others = known.copy()
-    np.put_along_axis(others, chosen, -1, axis=1)
-    return np.column_stack([groups, others, item])
-
-
-def encode_all(
-    encode: Callable[[Int32[Array, "B C"]], tuple[Array, Array]],
-    choices: Choices,
-    mesh: Mesh,
-    batch_size: int,
-) -> tuple[Float32[np.ndarray, "U d"], Float32[np.ndarray, "I d"]]:
-    """The vectors of all users, with all their known items, and of all items."""
-
-    def in_batches(ids: Int32[np.ndarray, "N C"], tower: int) -> Float32[np.ndarray, "N d"]:
-        # Batches of one size, so that one program serves all; the last is padded.
-        padded = np.pad(ids, ((0, -len(ids) % batch_size), (0, 0)), constant_values=-1)
-        vectors = []
-        for first in range(0, len(padded), batch_size):
-            batch = jax.device_put(padded[first : first + batch_size], batch_sharding(mesh))
-            vectors.append(np.asarray(encode(batch)[tower]))
-        return np.concatenate(vectors)[: len(ids)]
-
-    absent = np.full(len(choices.known), -1, np.int32)
-    user_ids = np.column_stack([choices.groups, choices.known, absent])
-    item_ids = np.full((len(choices.fame), user_ids.shape[1]), -1, np.int32)
-    item_ids[:, -1] = np.arange(len(item_ids))
-    return in_batches(user_ids, 0), in_batches(item_ids, 1)
+def report(task: Task, summary: dict[str, Any], vectors: np.ndarray, workdir: Path) -> None:
+    """Prints recall and NDCG of each split, and the items nearest to the most popular ones."""
+    for split in task.questions:
+        names = [name for name in next(iter(summary[split].values())) if "@" in name]
+        rows = [
+            [ranking, *(f"{found[name]:.4f}" for name in names)]
+            for ranking, found in summary[split].items()
+        ]
+        status(text_table([split, *names], rows))
+    feature = task.item.key_feature
+    assert feature is not None
+    values = task.values.decode(feature, task.items.keys.astype(np.int32)).cast(str).to_list()
+    popular = np.argsort(-task.items.positives, kind="stable")[:SHOWN]
+    for item, others in zip(popular, nearest(vectors, popular, NEAREST), strict=True):
+        status(f"nearest to item {values[item]}: {', '.join(values[x] for x in others)}")
+    written = [name for name in (files.USERS, files.ITEMS, files.ARRAY, files.USEARCH)
+               if (workdir / name).exists()]  # fmt: skip
+    status(f"after {summary['steps']} steps; see {workdir}/{', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from dlrm_jax.data.arrays import Dataset, Examples, Split
+
 GROUPS = 100
 _FACTORS = 8
 _USERS_PER_CHUNK = 1000
@@ -62,3 +64,40 @@ def generate(users: int, items: int, known: int, seed: int) -> Choices:
         largest = np.argpartition(-noisy, known, axis=1)[:, : known + 1]
         drawn[chunk] = rng.permuted(largest, axis=1)
     return choices
+
+
+def as_dataset(choices: Choices, seed: int) -> Dataset:
+    """The choices as a log: ``group``, the ``known`` items, and the ``item`` of a row.
+
+    Each known item of a user is that of a training row, in which the user's others are known. In
+    test, a user's row has all known items and the held-out one.
+    """
+    users, known = choices.known.shape
+    group, own = choices.groups[:, None], np.arange(known)
+    rows = []
+    for place in own:
+        others = choices.known.copy()
+        others[:, place] = -1
+        rows.append(np.column_stack([group, others, choices.known[:, place]]))
+    train = _examples(np.concatenate(rows))
+    test = Split((_examples(np.column_stack([group, choices.known, choices.held_out])),))
+    items = len(choices.fame)
+    return Dataset(
+        Split((train,)),
+        test[:0],
+        test,
+        table_rows=(GROUPS, items, items),
+        bag_lengths=(1, known, 1),
+        fingerprint=f"planted taste of {users} users, {items} items, {known} known, seed {seed}",
+        source=f"{len(train):,} generated choices of {users:,} users among {items:,} items",
+        columns=("group", "known", "item"),
+        shared={"known": "item"},
+    )
+
+
+def _examples(ids: Int32[np.ndarray, "N C"]) -> Examples:
+    return Examples(
+        np.empty((len(ids), 0), np.float32),
+        np.ascontiguousarray(ids, np.int32),
+        np.ones(len(ids), np.float32),
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import re
 import signal
@@ -244,6 +245,8 @@ def test_a_log_of_clicks_is_prepared_with_its_schema(tmp_path: Path):
     assert all(line.startswith(day) for line, day in zip(lines, days, strict=True))
     assert re.search(r"best possible: AUC 0\.\d+, AUC without last_viewed 0\.\d+, GAUC", output)
     schema = Schema.from_json(tmp_path / "clicks" / "schema.json")
+    both = Schema.from_json(tmp_path / "clicks" / "schema_labels.json")
+    assert both == dataclasses.replace(schema, label=("clicked", "purchased"))
     logs = sorted((tmp_path / "clicks").glob("day_*.parquet"))
     metadata = preprocess(logs, tmp_path / "arrays", Options(schema=schema))
     assert metadata.columns[-1] == "last_viewed"

@@ -57,6 +57,12 @@ def test_every_flag_has_a_sentence_and_an_example_that_it_takes(program: ModuleT
         flag.parser.parse(value)
 
 
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)
+def test_a_sentence_that_says_the_default_is_not_contradicted(program: ModuleType):
+    joined = " ".join(help_text(program.__doc__ or "", 100).split())
+    assert "otherwise days; such as user=user_id:0.1,0.1. --validation" in joined
+
+
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.train"], indirect=True)
 def test_the_config_gives_sections_sentences_and_defaults(program: ModuleType):
     text = help_text(program.__doc__ or "", 100)

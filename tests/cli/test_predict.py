@@ -132,12 +132,12 @@ def test_the_run_alone_is_enough(trained: Run, of_raw_lines: np.ndarray, tmp_pat
     lines = [text.partition("\t")[2] for text in trained.raw.read_text().splitlines()]
     for name, part in (("a", lines[:450]), ("b", lines[450:])):
         (tmp_path / name).write_text("".join(f"{text}\n" for text in part))
-    (tmp_path / "out").mkdir()
-    found, _ = probabilities(
+    found, printed = probabilities(
         workdir / "checkpoints" / "00000005",
         tmp_path / "out" / "p.parquet",
         f"{tmp_path / 'a'},{tmp_path / 'b'}",
     )
+    assert "no metrics: the data have no labels" in printed
     np.testing.assert_allclose(found, of_raw_lines, rtol=1e-5)
 
 
@@ -305,7 +305,7 @@ def test_errors(trained: Run, fragment: str, tmp_path: Path):
 def test_what_is_no_checkpoint(trained: Run, tmp_path: Path):
     flags = (f"--data={trained.raw}", f"--output={tmp_path / 'p.csv'}")
     refused(tmp_path / "none", f"{tmp_path / 'none'} is not a checkpoint", *flags)
-    refused(trained.workdir, f"it has the checkpoints {trained.checkpoint}", *flags)
+    refused(tmp_path, f"{tmp_path} is not a checkpoint", *flags)
 
 
 def test_a_class_that_only_the_checkpoint_names(trained: Run, tmp_path: Path):

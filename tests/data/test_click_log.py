@@ -62,6 +62,15 @@ def test_what_the_history_is_worth():
     assert auc(last.click, clicked) > auc(last.without_history, clicked) + 0.02
 
 
+def test_users_see_again_what_they_have_clicked_on(log: pl.DataFrame):
+    seen = log.select(x=pl.col("item_id").is_in(pl.col("last_viewed")))["x"]
+    has_history = log["last_viewed"].list.len() > 0
+    share = seen.filter(has_history).mean()
+    assert 0.25 < share < 0.4  # pyright: ignore[reportOperatorIssue]
+    rates = [log["clicked"].filter(each).mean() for each in (seen, has_history & ~seen)]
+    assert rates[0] > 1.5 * rates[1]  # pyright: ignore
+
+
 def test_items_come_and_go(log: pl.DataFrame):
     by_day = log.group_by(pl.col("time").dt.date()).agg(pl.col("item_id").unique())
     first, *_, last = (set(items) for items in by_day.sort("time")["item_id"])

@@ -36,7 +36,7 @@ def test_groups_stay_together(window: int):
 def test_batches_number_the_groups_alike_in_all_processes():
     split = numbered(12)
     whole = TrainBatches(split, 4, seed=1, groups=CODES)
-    halves = [TrainBatches(split, 4, 1, 0, process, 2, CODES) for process in range(2)]
+    halves = [TrainBatches(split, 4, 1, 0, process, 2, groups=CODES) for process in range(2)]
     for step in (4, 0, 7):
         batch = whole[step]
         rows = batch.labels.astype(int)

@@ -204,7 +204,7 @@ def test_ids_of_other_data_go_on(tmp_path):
     for options, message in (
         (Options(compatible="reference"), "with the option compatible can't grow"),
         (Options(multi_hot_sizes=(2,) * 26), "with the option multi_hot_sizes can't grow"),
-        (Options(Schema("y", ("a",))), "expected the columns"),
+        (Options(Schema("y", ("a",))), "the schema has"),
     ):
         with pytest.raises(UserError, match=message):
             preprocess([new], tmp_path / "x", options, grow=tmp_path / "old")

@@ -182,7 +182,9 @@ def test_users_that_have_trained_do_not_test_data_that_grow(log, tmp_path):
     before, after = tmp_path / "before", tmp_path / "after"
     preprocess(log[:1], before, options)
     for changed in ({"seed": 2}, {"split": "user=item:0.3,0.3"}, {"split": "user=user:0.3,0.4"}):
-        with pytest.raises(UserError, match=r"^grow: expected --split=user=user:0.3,0.3 --seed=1"):
+        with pytest.raises(
+            UserError, match=r"^grow: the data that grow have --split=user=user:0.3,0.3 --seed=1"
+        ):
             preprocess(log[1:2], after, dataclasses.replace(options, **changed), grow=before)
     for changed in ({}, {"seed": 2, "split": "none"}):
         preprocess(log[1:2], after, dataclasses.replace(options, **changed), (), before, True)
@@ -350,7 +352,7 @@ def test_rules_that_do_not_fit_are_refused(log, tmp_path):
         ("user=user:0.0001,0", "expected rows for validation, got 0|expected rows for validation"),
         ("user=empty", "validation, got .* another --seed; rows without a value of empty train"),
         ("user=took", "0.parquet, column took: .* one number, text or date a row, got Duration"),
-        ("files", "files needs --validation=FILE and --test=FILE"),
+        ("files", "files needs --test=FILE, with --validation=FILE or without it"),
         ("rows=none.txt", "expected rows=FILE with a file that can be read, got none.txt"),
     ]:
         with pytest.raises(UserError, match=message):

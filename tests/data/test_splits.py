@@ -79,8 +79,11 @@ def test_held_out_files_may_have_several_dates(tmp_path):
     preprocess([path], tmp_path / "out", Options(SCHEMA), held_out)
     dataset = load_directory(tmp_path / "out")
     assert [len(split) for split in dataset.splits.values()] == [5, 25, 1]
-    with pytest.raises(UserError, match="one for validation and one for test or neither"):
-        preprocess([path], tmp_path / "other", Options(SCHEMA), held_out[:1])
+    preprocess([path], tmp_path / "for test", Options(SCHEMA), held_out[:1])
+    dataset = load_directory(tmp_path / "for test")
+    assert [len(split) for split in dataset.splits.values()] == [5, 0, 25]
+    with pytest.raises(UserError, match="up to two for validation and test, got 1 and 3"):
+        preprocess([path], tmp_path / "other", Options(SCHEMA), [*held_out, path])
 
 
 @pytest.mark.parametrize("rows", [2, 1 << 18])

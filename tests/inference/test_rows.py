@@ -113,7 +113,7 @@ def test_a_workdir_is_its_best_checkpoint(tmp_path: Path):
         metadata |= {"step": step, "validation": validation}
         copy = shutil.copytree(first, first.with_name(f"{step:08d}"))
         (copy / "metadata.json").write_text(json.dumps(metadata))
-    assert find_checkpoint(run).name == "00000012"
+    assert find_checkpoint(run).name == find_checkpoint(run / "checkpoints").name == "00000012"
     for name in ("00000006", "00000012", "00000018"):
         shutil.rmtree(first.with_name(name))
     latest = first.with_name("00000024")

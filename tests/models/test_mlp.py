@@ -73,3 +73,36 @@ def test_low_precision_keeps_parameters_and_their_gradients_in_float32(columns: 
     assert run(params).dtype == jnp.bfloat16
     gradients = jax.grad(lambda params: run(params).sum().astype("f4"))(params)
     assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+
+
+def normalized(x: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    return np.maximum((x - mean) / np.sqrt(variance + 1e-5), 0)
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer"])
+def test_normalization_comes_between_a_hidden_layer_and_its_relu(kind):
+    mlp = MLP([4, 6, 1], last_relu=False, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(50, 4))
+    layers = nnx.to_pure_dict(nnx.state(mlp))["layers"].values()
+    (first, bias), (last, last_bias) = (
+        (np.asarray(layer["kernel"], "f8"), np.asarray(layer["bias"], "f8")) for layer in layers
+    )
+    mlp.regularize(0.0, kind, nnx.Rngs(0))
+    hidden, axis = x @ first + bias, 0 if kind == "batch" else 1
+    mean, variance = hidden.mean(axis, keepdims=True), hidden.var(axis, keepdims=True)
+    expected = normalized(hidden, mean, variance) @ last + last_bias
+    np.testing.assert_allclose(mlp(jnp.asarray(x, "f4")), expected, rtol=1e-4, atol=1e-5)
+    if kind == "batch":  # PyTorch's momentum of 0.1, from mean 0 and variance 1
+        expected = normalized(hidden, 0.1 * mean, 0.9 + 0.1 * variance) @ last + last_bias
+    mlp.eval()
+    np.testing.assert_allclose(mlp(jnp.asarray(x, "f4")), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_follows_the_hidden_layers_in_training_only():
+    mlp = MLP([1, 1000, 1], last_relu=False, rngs=nnx.Rngs(0))
+    nnx.update(mlp, jax.tree.map(lambda x: 1.0 * (x.ndim > 1) + 0 * x, nnx.state(mlp)))
+    mlp.regularize(0.25, "none", nnx.Rngs(0))
+    kept = mlp(jnp.ones((1, 1))).item() * 0.75  # those that stay are scaled by 1 / 0.75
+    assert kept == pytest.approx(750, abs=60)
+    mlp.eval()
+    assert mlp(jnp.ones((1, 1))).item() == 1000

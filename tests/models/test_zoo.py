@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.models.esmm import logit_of_product
 from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.models.zoo import MODELS
 
@@ -234,7 +235,96 @@ def test_dlrm_without_dense_features_is_linear_beside_its_products():
     check(model, *example(dense_features=0), formula)
 
 
-@pytest.mark.parametrize("name", sorted(set(MODELS) - {"ncf", "din"}))
+LABELS = ("clicked", "purchased", "returned")
+
+
+def test_shared_bottom():
+    model = built("shared_bottom", top_mlp=(6, 1), labels=LABELS, shared_mlp=(7, 5))
+
+    def formula(x, v):
+        shared = mlp(model.shared, np.concatenate([x, v["a"], v["b"], v["c"]]), last_relu=True)
+        return [mlp(tower, shared)[0] for tower in model.towers.towers]
+
+    check(model, *example(), formula)
+
+
+def mixed(gate, x, experts):
+    shares = np.exp(x @ f64(gate.weight))
+    pairs = zip(shares / shares.sum(), experts, strict=True)
+    return np.sum([share * each for share, each in pairs], axis=0)
+
+
+def test_mmoe():
+    model = built("mmoe", top_mlp=(6, 1), labels=LABELS, experts=2, expert_mlp=(7, 5))
+
+    def formula(x, v):
+        inputs = np.concatenate([x, v["a"], v["b"], v["c"]])
+        experts = [mlp(expert, inputs, last_relu=True) for expert in model.experts.experts]
+        pairs = zip(model.gates, model.towers.towers, strict=True)
+        return [mlp(tower, mixed(gate, inputs, experts))[0] for gate, tower in pairs]
+
+    check(model, *example(), formula)
+
+
+def test_ple():
+    options = {"levels": 2, "own_experts": 2, "shared_experts": 1, "expert_mlp": (5,)}
+    model = built("ple", top_mlp=(6, 1), labels=LABELS[:2], **options)
+    low, high = model.levels
+
+    def experts(module, x):
+        return [mlp(expert, x, last_relu=True) for expert in module.experts]
+
+    def formula(x, v):
+        inputs = np.concatenate([x, v["a"], v["b"], v["c"]])
+        own = [experts(each, inputs) for each in low.own]
+        shared = experts(low.shared, inputs)
+        parts = [mixed(low.gates[h], inputs, own[h] + shared) for h in range(2)]
+        common = mixed(low.shared_gate, inputs, own[0] + own[1] + shared)
+        shared = experts(high.shared, common)
+        logits = []
+        for h, tower in enumerate(model.towers.towers):
+            found = mixed(high.gates[h], parts[h], experts(high.own[h], parts[h]) + shared)
+            logits.append(mlp(tower, found)[0])
+        return logits
+
+    check(model, *example(), formula)
+
+
+def test_esmm():
+    model = built("esmm", top_mlp=(6, 1), labels=LABELS)
+
+    def formula(x, v):
+        inputs = np.concatenate([x, v["a"], v["b"], v["c"]])
+        product, logits = 1.0, []
+        for tower in model.towers.towers:
+            product *= 1 / (1 + np.exp(-mlp(tower, inputs)[0]))
+            logits.append(np.log(product / (1 - product)))
+        return logits
+
+    check(model, *example(), formula)
+
+
+@pytest.mark.parametrize(("a", "b", "wanted"), [(90.0, -50.0, -50.0), (30.0, 30.0, 29.306853)])
+def test_a_product_of_probabilities_has_an_exact_logit(a, b, wanted):
+    """In float32 σ(30) is 1, and σ(90) σ(-50) has no logit."""
+    value, gradient = jax.value_and_grad(lambda a: logit_of_product(a, jnp.array([b]))[0])(
+        jnp.array([a])
+    )
+    assert float(value) == pytest.approx(wanted, rel=1e-6)
+    assert float(gradient[0]) == pytest.approx(0.5 if a == b else 0, abs=1e-6)
+
+
+# Parts of PLE.
+OFTEN_ALIKE = {"shared_bottom", "mmoe"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough) if name in OFTEN_ALIKE else name
+        for name in sorted(set(MODELS) - {"ncf", "din"})
+    ],
+)
 def test_bfloat16_leaves_logits_in_float32(name):
     kind: Any = MODELS[name]
     arguments = kind.__init__.__annotations__
@@ -244,7 +334,9 @@ def test_bfloat16_leaves_logits_in_float32(name):
     options = {key: value for key, value in options.items() if key in arguments}
     model = kind(D, FIELDS, **options, rngs=nnx.Rngs(0), dtype="bfloat16")
     dense, vectors = example(kind=kind)
-    assert model(jnp.asarray(dense), jax.tree.map(jnp.asarray, vectors)).dtype == jnp.float32
+    logits = model(jnp.asarray(dense), jax.tree.map(jnp.asarray, vectors))
+    assert logits.dtype == jnp.float32
+    assert logits.shape == (B,)  # of one label, also by models that take several
 
 
 @pytest.mark.parametrize(
@@ -257,6 +349,8 @@ def test_bfloat16_leaves_logits_in_float32(name):
         ("din", HISTORY, {"top_mlp": (4, 1), "target": "seen"}, "one id .*, got 'seen'"),
         ("din", [*HISTORY[:2], Field("seen", 3, 2)], {"top_mlp": (4, 1), "target": "item"},
          "as wide as their target"),
+        ("mmoe", FIELDS, {"top_mlp": (4, 1), "experts": 0}, "experts of at least 1, got 0"),
+        ("ple", FIELDS, {"top_mlp": (4, 1), "levels": 0}, "levels of at least 1, got 0"),
         ("dlrm", FIELDS, {"bottom_mlp": (), "top_mlp": (4, 1)}, "at least one layer, got none"),
     ],
 )  # fmt: skip

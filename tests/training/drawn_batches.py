@@ -23,11 +23,35 @@ POOLS: dict[str, Sequence[int]] = {
 }
 
 
-def make_batches(dtype: str, *, weighted: bool = True, count: int = 5) -> list[Batch]:
+def make_batches(
+    dtype: str, *, weighted: bool = True, count: int = 5, labels: int = 1
+) -> list[Batch]:
     """Batches with full, short and empty bags, in which ids repeat.
 
-    The label is a fixed rule: whether the item is at an even place of its pool.
+    The label is a fixed rule: whether the item is at an even place of its pool. Further labels are
+    whether it is at a place of another multiple. Of several, some are missing, and in the last
+    batch all of one.
     """
+    batches = _make_batches(dtype, weighted, count)
+    if labels == 1:
+        return batches
+    rng, columns = np.random.default_rng(1), [f.max_ids for f in FEATURES]
+    item = sum(columns[: [f.name for f in FEATURES].index("item")])
+    several = []
+    for number, batch in enumerate(batches):
+        items = batch.ids[:, item]
+        found = [np.isin(items, POOLS["item"][:: 2 + h]) for h in range(labels)]
+        array = np.stack(found, axis=1).astype(dtype)
+        missing = rng.random(array.shape) < 0.3
+        missing[:, 0] &= ~missing[:, 1:].all(axis=1)
+        missing[:, 1] |= number == count - 1
+        missing[:, 0] &= number < count - 1
+        array[missing] = np.nan
+        several.append(batch._replace(labels=array))
+    return several
+
+
+def _make_batches(dtype: str, weighted: bool, count: int) -> list[Batch]:
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(count):

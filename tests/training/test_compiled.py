@@ -37,7 +37,7 @@ WEIGHTED = [
 UNWEIGHTED = [
     Setup("2x4"),
     Setup("8x1", "adagrad"),
-    Setup("2x4", "adagrad", accumulation_steps=4),
+    Setup("2x4", "adagrad", accumulation_steps=4, label_weights=(1.0, 0.5)),
     Setup("2x4", "rowwise_adagrad", columns=True, clip_norm=1.0),
 ]
 OTHERS = [*UNWEIGHTED, Setup("2x4", "rowwise_adagrad", columns=True), Setup("1x8")]

@@ -60,7 +60,8 @@ def compare(
     batch_dtype: str | None = None,
 ) -> None:
     """`initial`: that of the state, if it isn't `initial_arrays`."""
-    batches = make_batches(batch_dtype or setup.dtype, weighted=weighted)
+    labels = len(setup.label_weights)
+    batches = make_batches(batch_dtype or setup.dtype, weighted=weighted, labels=labels)
     if initial is None:
         # To the oracle, they are the same.
         alike = dataclasses.replace(setup, mesh="1x1", columns=False, accumulation_steps=1)
@@ -77,7 +78,7 @@ def compare(
 
 @functools.cache
 def trained_oracle(setup: Setup, batch_dtype: str, weighted: bool) -> tuple[Oracle, list[float]]:
-    batches = make_batches(batch_dtype, weighted=weighted)
+    batches = make_batches(batch_dtype, weighted=weighted, labels=len(setup.label_weights))
     return train_oracle(setup.oracle(initial_arrays(setup)), batches)
 
 
@@ -204,13 +205,34 @@ def test_clipping_by_the_global_norm(optimizer, accumulation_steps):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "setup",
+    [
+        Setup("2x4", "adagrad", accumulation_steps=4, clip_norm=0.15, label_weights=(1.0, 0.5)),
+        *(
+            pytest.param(setup, marks=pytest.mark.thorough)
+            for setup in (
+                Setup("1x1", "adam", loss="mse", label_weights=(1.0, 2.0)),
+                Setup("8x1", "sgd", class_weights=(0.4, 1.7), label_weights=(0.3, 1.0, 0.5)),
+                Setup("1x8", "rowwise_adagrad", accumulation_steps=2, label_weights=(1.0, 2.0)),
+            )
+        ),
+    ],
+    ids=lambda setup: f"{setup.mesh}-{setup.optimizer}",
+)
+def test_several_labels_some_of_them_missing(setup):
+    check_training(setup)
+    check_predictions(setup.mesh, setup.label_weights)
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("mesh", ["1x1", "2x4"])
 def test_predictions_are_the_oracles(mesh):
     check_predictions(mesh)
 
 
-def check_predictions(mesh: str):
-    setup, batch = Setup(mesh=mesh), make_batches("float64")[0]
+def check_predictions(mesh: str, label_weights: tuple[float, ...] = (1.0,)):
+    setup, batch = Setup(mesh=mesh, label_weights=label_weights), make_batches("float64")[0]
     learner, initial = setup.learner(), initial_arrays(setup)
     state = start(learner, initial)
     logits = make_predict(learner)(state, learner.put_evaluation(batch))

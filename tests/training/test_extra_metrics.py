@@ -133,7 +133,8 @@ def test_those_of_a_config(own):
 
     streamed = StreamedMeasures((measures.extra, measures.places), 0.0)
     for first in range(0, 200, 60):
-        streamed.add(logits[first : first + 60], split[first : first + 60])
+        own = split[first : first + 60]
+        streamed.add(logits[first : first + 60], own.labels, own)
     assert streamed.metrics() == pytest.approx(found, rel=1e-9, nan_ok=True)
 
 

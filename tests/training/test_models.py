@@ -43,7 +43,7 @@ def config_of(model: str) -> Config:
 
 
 # Their formulas are those of others, or parts of them.
-OFTEN_ALIKE = ("fm", "deepfm", "wide_deep", "dcn")
+OFTEN_ALIKE = ("fm", "deepfm", "wide_deep", "dcn", "shared_bottom", "mmoe", "ple", "esmm")
 
 
 @pytest.mark.parametrize(
@@ -159,11 +159,12 @@ def test_models_that_cannot_be_made_are_refused(changes, message):
 
 def test_fields_that_nothing_reads_are_named():
     # Of float32, and of a constant rate.
-    always = {"stochastic_rounding", "decay_start", "plateau_patience"}
+    always = {"stochastic_rounding", "decay_start", "plateau_patience", "table_l2_rows"}
+    of_mlps = {"dropout", "normalization"}
     compressing = {"collisions", "composition", "temperature", "compress_above"}
     assert set(unread(CONFIG)) == compressing | always
     fm = dataclasses.replace(CONFIG, model="fm", compression="mixed_dimensions")
-    assert set(unread(fm)) == {*OF_MODELS, "collisions", "composition", *always}
+    assert set(unread(fm)) == {*OF_MODELS, *of_mlps, "collisions", "composition", *always}
     assert "compression" in unread(dataclasses.replace(CONFIG, model="logistic_regression"))
     assert issubclass(model_class(fm), Model)
 

@@ -279,3 +279,7 @@ def test_all_of_a_checkpoint_that_calls_its_tables_by_numbers(tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, state.params["top"], trained.params["top"])
     with pytest.raises(UserError, match=r"'all' stands for all tables .* got all,top; leave the"):
         warm_start(new, 2, checkpoint, ["all", "top"], OLDER, there)
+    with pytest.raises(
+        UserError, match=r"'C2' has no table of its name, it reads items; name items"
+    ):
+        warm_start(new, 2, checkpoint, ["C2"], OLDER, there)

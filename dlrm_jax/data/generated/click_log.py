@@ -1,8 +1,9 @@
 """A generated log of impressions as a click-rate team has it, with known click probabilities.
 
-Users with tastes are shown five items at a time. They click on famous items, on those of their
-taste, and on those like what they have clicked on before; some clicks become purchases. Each day
-some items are new and as many are gone, so that later days have values which earlier ones lack.
+Users with tastes are shown five items at a time; some of them they have clicked on before. They
+click on famous items, on those of their taste, and on those that are in their history or like it;
+some clicks become purchases. Each day some items are new and as many are gone, so that later days
+have values which earlier ones lack.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ SCHEMA = {
 }
 """The schema of the log, as `preprocess` reads it."""
 
+LABELS = ["clicked", "purchased"]
+"""The labels of a schema of both; a purchase needs a click."""
+
 _FIRST_DAY = datetime.datetime(2026, 1, 1)
 _SHOWN = 5  # items of a request
+_SEEN = 0.3  # share of them that the user has clicked on before
 _HISTORY = SCHEMA["bag_lengths"]["last_viewed"]
-_FACTORS = 8
+_FACTORS = 4
 _CATEGORIES = 20
 _DEVICES = ("phone", "tablet", "desktop")
 # Standard deviations of the terms of a click's log odds, and what they are added to. The history
 # is worth some hundredths of AUC.
-_FAME, _TASTE, _LIKENESS, _DEVICE, _PRICE = 0.7, 0.8, 1.2, 0.3, 0.3
+_FAME, _TASTE, _LIKENESS, _AGAIN, _DEVICE, _PRICE = 0.7, 0.8, 0.4, 2.0, 0.3, 0.3
 _CLICK_BIAS, _POSITION_BIAS, _PURCHASE_BIAS = -2.0, -0.15, -1.5
 _COLUMNS = (
     "second", "request", "user", "item", "category", "log_price", "position", "clicked", "purchased"
@@ -117,6 +122,16 @@ class ClickLog:
             found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             yield _impressions(found, day)
 
+    def _with_seen(
+        self, items: Int64[np.ndarray, "n s"], history: Int64[np.ndarray, "n h"], oldest: int
+    ) -> Int64[np.ndarray, "n s"]:
+        """Items to show, some of which are replaced by ones of the user's history."""
+        size, shown = items.shape
+        chosen = self._rng.integers(0, np.maximum((history >= 0).sum(1), 1), (shown, size)).T
+        seen = np.take_along_axis(history, chosen, axis=1)
+        replaced = (self._rng.random(items.shape) < _SEEN) & (seen >= oldest)
+        return np.where(replaced, seen, items)
+
     def _round(self, day: int, first: int, size: int, requests: int) -> dict[str, np.ndarray]:
         """A request of each of ``size`` users, [size · 5] impressions.
 
@@ -126,8 +141,9 @@ class ClickLog:
         users = rng.choice(len(self._taste), size, replace=False, p=self._activity)
         alive = day * self._new + np.arange(self._items)
         exposure = _shares(np.exp(self._fame[alive]))
-        items = rng.choice(alive, (size, _SHOWN), p=exposure)
         history = self._history[users]
+        famous = rng.choice(alive, (size, _SHOWN), p=exposure)
+        items = self._with_seen(famous, history, int(alive[0]))
         # [size, 5, history]
         likeness = np.einsum("nsf,nhf->nsh", self._style[items], self._style[history])
         known = history >= 0
@@ -144,7 +160,8 @@ class ClickLog:
             + _DEVICE * self._on_device[device[:, None], category]
             - _PRICE * self._log_price[items]
         )
-        click = without + _LIKENESS * likeness / np.sqrt(_FACTORS)
+        again = (items[:, :, None] == history[:, None]).any(2)
+        click = without + _LIKENESS * likeness / np.sqrt(_FACTORS) + _AGAIN * again
         spends = self._spends[users][:, None] - self._log_price[items]
         purchase = _PURCHASE_BIAS + 0.7 * spends + 0.5 * taste / np.sqrt(_FACTORS)
         clicked = rng.random(click.shape) < _sigmoid(click)

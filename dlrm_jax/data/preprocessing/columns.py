@@ -1,11 +1,13 @@
 """The columns of a schema under numbered names, with transformed dense features.
 
-``label``, ``d0``, ``d1``, … (float32), ``c0``, ``c1``, … (raw values) and, if the schema has them,
-``weight``, ``time`` (microseconds since 1970) and ``group0``, … (codes). Missing values are null.
+``label`` (``label0``, ``label1``, … of several), ``d0``, ``d1``, … (float32; float64 if they will
+be standardized), ``c0``, ``c1``, … (raw values) and, if the schema has them, ``weight``, ``time``
+(microseconds since 1970) and ``group0``, … (codes). Missing values are null.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from jaxtyping import Float32
 
 from dlrm_jax.data.preprocessing.hashed_values import group_codes
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.standardization import Scales
 from dlrm_jax.errors import UserError
 
 _INT32 = np.iinfo(np.int32)
@@ -45,7 +49,10 @@ def normalize_columns(
                     f"bits, as TorchRec has them, got {frame[name][row]}"
                 )
     columns: list[pl.Expr | pl.Series] = [
-        pl.col(schema.label).cast(pl.Float32).alias("label"),
+        *(
+            pl.col(x).cast(pl.Float32).alias(y)
+            for x, y in zip(schema.labels, label_columns(schema), strict=True)
+        ),
         *(_dense(frame, x, options).alias(f"d{i}") for i, x in enumerate(schema.dense)),
         *(_categorical(frame, x, options).alias(f"c{i}") for i, x in enumerate(schema.categorical)),
     ]
@@ -58,14 +65,32 @@ def normalize_columns(
     return frame.select(columns)
 
 
-def transform_dense(
-    dense: pl.DataFrame, options: Options, smallest: float
-) -> Float32[np.ndarray, "N D"]:
-    """Applies the transform that depends on the whole file to the dense columns.
+def label_columns(schema: Schema) -> list[str]:
+    """The numbered names of the labels."""
+    count = len(schema.labels)
+    return ["label"] if count == 1 else [f"label{i}" for i in range(count)]
 
-    ``smallest`` is the smallest number of the whole file in these columns; nulls count as 0.
+
+def label_arrays(
+    rows: pl.DataFrame, schema: Schema
+) -> Float32[np.ndarray, " N"] | Float32[np.ndarray, "N H"]:
+    """The labels of rows, [N], or [N, H] if there are several; NaN where there is none."""
+    labels = rows.select(pl.col(label_columns(schema)).fill_null(math.nan)).to_numpy()
+    return labels[:, 0] if labels.shape[1] == 1 else np.ascontiguousarray(labels)
+
+
+def transform_dense(
+    dense: pl.DataFrame, options: Options, smallest: float, scales: Scales
+) -> Float32[np.ndarray, "N D"]:
+    """Applies the transforms that depend on all rows of a file, or of training, to dense columns.
+
+    Args:
+        dense: columns of `normalize_columns`; nulls count as 0, standardized ones as the mean.
+        options: options of the data.
+        smallest: smallest number of the whole file in these columns.
+        scales: scales of the columns that are standardized.
     """
-    array = dense.fill_null(0).to_numpy()
+    array = scales.applied(dense).fill_null(0).to_numpy()
     if options.compatible == "torchrec":
         # As TorchRec's tsv_to_npys: int32 differences, logarithms in float32.
         return np.log(array - np.int32(int(smallest) - 2), dtype=np.float32)
@@ -81,9 +106,11 @@ def _dense(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr | pl.Ser
         raised = frame[name].clip(lower_bound=0).cast(pl.Float32).to_numpy() + np.float32(1)
         return pl.Series(name, np.log(raised), nan_to_null=True)
     x = x.cast(pl.Float64)
-    if options.schema.dense_transform == "log":
+    transform = options.schema.transform_of(name)
+    if transform.startswith("log"):
         x = x.clip(lower_bound=0).log1p()
-    return x.cast(pl.Float32)
+    # Standardized ones keep their digits until the mean is subtracted.
+    return x if transform.endswith("standardize") else x.cast(pl.Float32)
 
 
 def _categorical(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr:

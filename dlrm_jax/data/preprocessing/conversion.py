@@ -12,7 +12,7 @@ import polars as pl
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import VOCABULARIES, check_unchanged
 from dlrm_jax.data.id_ranges import complete_notes
-from dlrm_jax.data.preprocessing import logs, vocabulary
+from dlrm_jax.data.preprocessing import bins, logs, vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
 from dlrm_jax.data.preprocessing.encoding import Encoder, expansions, raw_values
 from dlrm_jax.data.preprocessing.options import Options
@@ -20,6 +20,7 @@ from dlrm_jax.data.preprocessing.row_split import RowSplit
 from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged, stage
+from dlrm_jax.data.preprocessing.standardization import learn_scales, read_scales
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 
@@ -74,7 +75,7 @@ class Conversion:
         training: Sequence[int],
         known: tuple[Path, str] | None,
     ) -> list[int]:
-        """Makes the vocabularies; returns the rows of each table.
+        """Makes the vocabularies, and the scales of numbers; returns the rows of each table.
 
         Args:
             files: all staged files.
@@ -98,6 +99,10 @@ class Conversion:
                 with replacing(path) as temporary:
                     learned.write_parquet(temporary)
             rows.append(vocabulary.rows_needed(pl.scan_parquet(path, glob=False)))
+        scans = [file.scan() for file in files]
+        learn_scales(self.directory, schema, scans, training, known and known[0])
+        if known:
+            check_unchanged(*known)
         return self.options.table_rows(rows)
 
     def write(
@@ -111,6 +116,7 @@ class Conversion:
         columns = range(len(self.options.schema.categorical))
         tables = expansions(self.options, rows, self.directory / "expansions")
         vocabularies, notes = [self._vocabulary(i) for i in columns], {}
+        scales = read_scales(self.directory, self.options.schema)
         for number, file in enumerate(files):
             parts = len(file.ranges)
             encoders = [
@@ -120,7 +126,8 @@ class Conversion:
             for i, day in enumerate(days):
                 if day.file == number:
                     _log.info("arrays of day %d", i)
-                    notes |= write_day(self.directory, i, day, file, self.options, encoders, tables)
+                    parts_of_day = (i, day, file, self.options, encoders, tables, scales)
+                    notes |= write_day(self.directory, *parts_of_day)
         written = [DayFiles.map(self.directory, i) for i in range(len(days))]
         return complete_notes(written, self.options.lengths, notes)
 
@@ -154,6 +161,10 @@ class Conversion:
             for frame, count in zip(all_rows(each), training, strict=True)
             if count
         ]
+        bins_of = options.schema.bins.get(options.schema.categorical[column])
+        if bins_of:  # those that grow keep their bins
+            counts = [count for count in training if count]
+            return bins.learn(first_rows, counts, bins_of) if known is None else known
         return vocabulary.learn(first_rows, options.min_count, options.max_rows, known)
 
     def _check_types(

@@ -12,11 +12,12 @@ import polars as pl
 from dlrm_jax.data.formats.npy import ArrayWriter, NpzWriter
 from dlrm_jax.data.id_ranges import IdRanges, note
 from dlrm_jax.data.multi_hot import expand
-from dlrm_jax.data.preprocessing.columns import transform_dense
+from dlrm_jax.data.preprocessing.columns import label_arrays, label_columns, transform_dense
 from dlrm_jax.data.preprocessing.encoding import Encoder
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.splits import Day
 from dlrm_jax.data.preprocessing.staging import Staged
+from dlrm_jax.data.preprocessing.standardization import Scales
 from dlrm_jax.files import replacing
 
 _CHUNK_ROWS = 1 << 17
@@ -30,14 +31,16 @@ def write_day(
     options: Options,
     encoders: Sequence[Encoder],
     expansions: Sequence[Path],
+    scales: Scales,
 ) -> dict[str, Any]:
     """Writes the arrays of one day, in TorchRec's layout; existing files stay.
 
-    ``day_NUMBER_dense.npy`` float32 [N, D], ``…_labels.npy`` int32 [N, 1], with a weight
-    ``…_weights.npy`` float32 [N], for each of the groups ``…_group_0.npy`` and so on, int64 [N],
-    and ``…_sparse.npy`` int32 [N, C] or, if a bag has several places, ``…_sparse_multi_hot.npz``:
-    ``0.npy``, ``1.npy``, … int32 [N, L]. There is an encoder for each range of the day's rows.
-    Expansions are the files of `synthetic_tables`, if an id becomes several.
+    ``day_NUMBER_dense.npy`` float32 [N, D], ``…_labels.npy`` int32 [N, 1] or, of several labels,
+    float32 [N, H] with NaN for missing ones, with a weight ``…_weights.npy`` float32 [N], for each
+    of the groups ``…_group_0.npy`` and so on, int64 [N], and ``…_sparse.npy`` int32 [N, C] or, if a
+    bag has several places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L]. There
+    is an encoder for each range of the day's rows. Expansions are the files of `synthetic_tables`,
+    if an id becomes several. Scales are those of the dense columns that are standardized.
 
     Returns:
         The note of the file of ids, see `id_ranges`; none if it existed.
@@ -52,7 +55,7 @@ def write_day(
         names = [f"d{i}" for i in range(len(schema.dense))]
         if not names:  # a frame without columns has no rows
             return np.empty((stop - start, 0), np.float32)
-        return transform_dense(rows(names, start, stop), options, staged.smallest)
+        return transform_dense(rows(names, start, stop), options, staged.smallest, scales)
 
     def column(name: str) -> Callable[[int, int], np.ndarray]:
         return lambda start, stop: rows([name], start, stop)[name].to_numpy()
@@ -75,9 +78,16 @@ def write_day(
                 if seen:
                     seen.add(chunk)
 
+    def several(start: int, stop: int) -> np.ndarray:
+        return label_arrays(rows(label_columns(schema), start, stop), schema)
+
+    count = len(schema.labels)
+    labels = ("labels", (len(day), 1), np.int32, column("label"))
+    if count > 1:
+        labels = ("labels", (len(day), count), np.float32, several)
     arrays = [
         ("dense", (len(day), len(schema.dense)), np.float32, dense),
-        ("labels", (len(day), 1), np.int32, column("label")),
+        labels,
     ]
     if schema.weight:
         arrays.append(("weights", (len(day),), np.float32, column("weight")))

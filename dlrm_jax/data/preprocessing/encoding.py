@@ -13,7 +13,7 @@ import polars as pl
 from jaxtyping import Int32
 
 from dlrm_jax.data.multi_hot import synthetic_tables
-from dlrm_jax.data.preprocessing import vocabulary
+from dlrm_jax.data.preprocessing import bins, vocabulary
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
@@ -105,7 +105,8 @@ def encode_column(
         rows: rows as `columns` describes them.
         column: index of the column.
         options: options of the data.
-        entries: function that gives the entries of its vocabulary for some values, or more.
+        entries: function that gives the entries of its vocabulary for some values, or more; of
+            bins, all entries.
 
     Raises:
         UserError: a value has no id, or the column has another type than in training.
@@ -113,6 +114,8 @@ def encode_column(
     schema, values = options.schema, rows[f"c{column}"]
     if options.compatible:
         values = rows.select(raw_values(column, options))["value"]
+    if schema.categorical[column] in schema.bins:
+        return bins.encode(values, entries(values))
     unseen = _UNSEEN[options.compatible]
     try:
         return vocabulary.encode(values, entries(values), schema.lengths[column], unseen)

@@ -26,6 +26,11 @@ class LoadedVocabulary:
     def __init__(self, path: Path):
         self._sorted = vocabulary.read_whole(path).select("value", "id").sort("value")
 
+    def all_entries(self, values: pl.Series) -> pl.DataFrame:
+        """All entries, whatever the values, as bins need them."""
+        del values
+        return self._sorted
+
     def entries(self, values: pl.Series) -> pl.DataFrame:
         """The entries for these values, or more, as `vocabulary.encode` takes them.
 

@@ -29,7 +29,7 @@ def check_columns(
     Raises:
         UserError: a column is missing or has the wrong type; the message names it.
     """
-    names = schema.columns[1:] if without_label else schema.columns
+    names = schema.unlabelled_columns if without_label else schema.columns
     missing = [name for name in names if name not in types]
     if missing:
         raise UserError(
@@ -38,7 +38,8 @@ def check_columns(
         )
     if not without_label:
         _check_groups(path, schema, types)
-    numbers = [name for name in names if name in (schema.label, *schema.dense, schema.weight)]
+    of_numbers = (*schema.labels, *schema.dense, *schema.bins, schema.weight)
+    numbers = [name for name in names if name in of_numbers]
     for name in numbers:
         if not (types[name].is_numeric() or types[name] in (pl.Boolean, pl.String, pl.Null)):
             raise UserError(f"{path}, column {name}: expected numbers, got {types[name]}")
@@ -159,10 +160,10 @@ def valid_rows(
         UserError: a value is malformed; the message names row and column.
     """
     rules: list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]] = [
-        (schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0])),
+        *_label_rules(schema, batch.schema),
         *(
             (name, "a finite number or nothing", lambda x: x.is_null() | (x.abs() <= _LARGEST))
-            for name in schema.dense
+            for name in (*schema.dense, *schema.bins)
         ),
     ]
     if schema.weight:
@@ -188,7 +189,7 @@ def valid_rows(
         if batch[schema.timestamp].dtype == pl.String:
             numbers = f"{_SECONDS}, as most of the first times of the file"
             expected = numbers if seconds else "a date or a time such as 2026-11-25 10:30"
-        times = _times(batch[schema.timestamp], bool(seconds))
+        times = as_times(batch[schema.timestamp], bool(seconds))
         checked.append((times, times.is_null(), expected))
     bad = pl.repeat(False, len(batch), eager=True)
     for values, wrong, expected in checked:
@@ -211,16 +212,41 @@ def unlabelled_rows(
 ) -> pl.DataFrame:
     """As `valid_rows` of rows without weights and times, each of which gets a prediction.
 
-    A label that is neither 0 nor 1 is null, and the column may be missing.
+    A label that is neither 0 nor 1 is null, and its column may be missing.
     """
-    labels = pl.Series(schema.label, [None] * len(batch), pl.Float64)
-    if schema.label in batch.columns:
-        given = batch[schema.label]
+    labels = [_label_or_null(name, batch) for name in schema.labels]
+    rows = batch.with_columns(pl.lit(0).alias(name) for name in schema.labels)
+    return valid_rows(path, schema, rows, first_row).with_columns(labels)
+
+
+def _label_or_null(name: str, batch: pl.DataFrame) -> pl.Series:
+    if name in batch.columns:
+        given = batch[name]
         if given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.String):
-            found = batch.select(x=_numbers(schema.label, given.dtype))
-            labels = found.select(pl.when(pl.col("x").is_in([0.0, 1.0])).then("x"))["x"]
-    rows = batch.with_columns(pl.lit(0).alias(schema.label))
-    return valid_rows(path, schema, rows, first_row).with_columns(labels.alias(schema.label))
+            found = batch.select(x=_numbers(name, given.dtype))
+            kept = found.select(pl.when(pl.col("x").is_in([0.0, 1.0])).then("x"))["x"]
+            return kept.alias(name)
+    return pl.Series(name, [None] * len(batch), pl.Float64)
+
+
+def _label_rules(
+    schema: Schema, types: Mapping[str, Any]
+) -> list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]]:
+    """What each label must be. Of several a row may lack some, but not all."""
+    if len(schema.labels) == 1:
+        return [(schema.labels[0], "0 or 1", lambda x: x.is_in([0.0, 1.0]))]
+    numbers = [_numbers(name, types[name]) for name in schema.labels]
+    some = pl.any_horizontal(x.is_not_null() for x in numbers)
+    first, *others = schema.labels
+    expected = f"0 or 1, or nothing if there is a label in {' or '.join(others)}"
+
+    def optional(x: pl.Expr) -> pl.Expr:
+        return x.is_null() | x.is_in([0.0, 1.0])
+
+    return [
+        (first, expected, lambda x: optional(x) & some),
+        *((name, "0, 1 or nothing", optional) for name in others),
+    ]
 
 
 def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
@@ -254,7 +280,7 @@ def _numbers(name: str, kind: Any) -> pl.Expr:
     return column.cast(pl.Float64, strict=False).fill_nan(None)
 
 
-def _times(column: pl.Series, seconds: bool) -> pl.Series:
+def as_times(column: pl.Series, seconds: bool) -> pl.Series:
     """Converts a column to microseconds since 1970 (UTC); null where a value isn't a time.
 
     Text is of numbers or of dates: a number among dates would be a time in 1970.
@@ -268,7 +294,7 @@ def _times(column: pl.Series, seconds: bool) -> pl.Series:
         # Year first: 03/01/2024 is ambiguous.
         iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")
         try:
-            return _times(iso.str.to_datetime(time_unit="us", strict=False), seconds)
+            return as_times(iso.str.to_datetime(time_unit="us", strict=False), seconds)
         except pl.exceptions.ComputeError:  # no format fits any of them
             return pl.Series(column.name, [None] * len(column), microseconds)
     numbers = column.cast(pl.Float64, strict=False)

@@ -81,6 +81,11 @@ class Options:
                 raise UserError(
                     f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}"
                 )
+        if self.drop_negatives and len(self.schema.labels) > 1:
+            raise UserError(
+                f"drop_negatives: it is for logs of one label, got {self.drop_negatives} and "
+                f"{', '.join(self.schema.labels)}; predictions of the others couldn't be corrected"
+            )
         other = self.compatible
         if other and self.schema != CRITEO:
             raise UserError(f"compatible with {other}: expected Criteo's columns, got a schema")
@@ -159,8 +164,11 @@ class Options:
         fields: dict[str, Any] = dataclasses.asdict(self)
         fields["split"] = str(self.rule)
         del fields["csv_missing"]  # stored where CSV is read
-        if not self.schema.shared:  # earlier versions hadn't it: theirs are the same data
+        # Earlier versions hadn't these: theirs are the same data.
+        if not self.schema.shared:
             del fields["schema"]["shared"]
+        if not self.schema.bins:
+            del fields["schema"]["bins"]
         if not self.schema.groups:
             del fields["schema"]["groups"]
         if self.rule.kind in ("days", "files"):

@@ -57,7 +57,7 @@ def preprocess(
         output: directory for the arrays. Unfinished files are in ``OUTPUT.partial`` beside it,
             which takes about twice the space of the uncompressed text.
         options: options of the conversion.
-        held_out: two more files, for validation and for test alone; or none.
+        held_out: one more file, for test alone; or two, for validation and for test; or none.
         grow: directory of prepared data; its vocabularies are continued, and its values keep their
             ids.
         replace: whether to replace an output that was made from other files or options; otherwise
@@ -143,10 +143,10 @@ def _given_split(options: Options) -> str:
 
 def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
     logs = len(files) - held_out
-    if not logs or held_out not in (0, 2):
+    if not logs or held_out > 2:
         raise UserError(
-            f"expected files with logs, and one for validation and one for test or neither, got "
-            f"{logs} and {held_out}"
+            f"expected files with logs, and up to two for validation and test, got {logs} and "
+            f"{held_out}"
         )
     twice = [path for path in files if files.count(path) > 1]
     if twice:
@@ -167,12 +167,16 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
         return
     columns = list(options.schema.categorical)
     if grown.columns != columns:
-        raise UserError(f"grow: expected the columns {grown.columns}, got {columns}")
+        raise UserError(
+            f"grow: the data that grow have the columns {grown.columns}, the schema has {columns}; "
+            f"give the same columns in the same order"
+        )
     if grown.shared != options.schema.shared:
         raise UserError(
-            f"grow: expected shared vocabularies as in the data that grow, "
-            f"{json.dumps(grown.shared)}, got {json.dumps(dict(options.schema.shared))}"
+            f"grow: the data that grow share the vocabularies {json.dumps(grown.shared)}, the "
+            f"schema {json.dumps(dict(options.schema.shared))}; share the same ones"
         )
+    _check_numbers_that_grow(options, Options.from_json(grown.made_from["options"]))
     before = grown.made_from["options"]
     for option in ("compatible", "multi_hot_sizes"):
         if option not in before:
@@ -183,10 +187,23 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
     same = (options.rule, options.seed) == (earlier.rule, earlier.seed)
     if options.rule.kind == "user" and not same:
         raise UserError(
-            f"grow: expected --split={earlier.rule} --seed={earlier.seed} as in the data that "
-            f"grow, got --split={options.rule} --seed={options.seed}, which tests by values of "
+            f"grow: the data that grow have --split={earlier.rule} --seed={earlier.seed}, and "
+            f"--split={options.rule} --seed={options.seed} would test by values of "
             f"{options.rule.column} that have trained; give the same, or another kind of split"
         )
+
+
+def _check_numbers_that_grow(options: Options, earlier: Options) -> None:
+    """Checks that numbers mean the same as in the data that grow: bins and scales are kept."""
+    for what, before, now in (
+        ("bins", dict(earlier.schema.bins), dict(options.schema.bins)),
+        ("columns to standardize", earlier.schema.standardized, options.schema.standardized),
+    ):
+        if before != now:
+            raise UserError(
+                f"grow: expected the {what} of the data that grow, {json.dumps(before)}, got "
+                f"{json.dumps(now)}"
+            )
 
 
 def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:
@@ -241,7 +258,7 @@ def _run(
     check_missing_values(paths, [file.missing for file in files], options, grow)
     _check_copies(paths, [file.content_hash for file in files], held_out)
     days = make_days(paths, files, options)
-    split = make_splits(days, files, options)
+    split = make_splits(days, files, options, held_out)
     training = splits.training_rows(split, days, len(files))
     known = (grow, recipe["options"]["grown_from"][-1]) if grow else None
     rows = conversion.learn(files, training, known)

@@ -12,9 +12,10 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import check_names
 from dlrm_jax.files import read_json
 
-TRANSFORMS = ("log", "none")
+TRANSFORMS = ("log", "none", "standardize", "log_standardize")
 LAYOUTS = ("named", "criteo")
 _LONGEST_BAG = 1 << 16
+_MOST_BINS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Schema:
     """The columns that are used; all others are ignored.
 
     Attributes:
-        label: name of the column with the label, 0 or 1 or a boolean.
+        label: name of the column with the label, 0 or 1 or a boolean; or names of several, the main
+            one first. Then a row may lack some of its labels.
         categorical: names of the categorical columns, of any type that can be compared; a list
             column is a bag of ids.
         dense: names of the numeric columns; missing numbers count as 0.
@@ -31,11 +33,16 @@ class Schema:
             1.
         timestamp: name of the column with a date, a time, or seconds since 1970 (UTC) or since
             the log began, ascending; days are its dates. None where days are files.
-        dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo, or ``"none"`` for x.
+        dense_transform: ``"log"`` for log(max(x, 0) + 1), as for Criteo; ``"none"`` for x;
+            ``"standardize"`` and ``"log_standardize"`` for the same minus its mean, divided by its
+            standard deviation, over the training rows. One for all dense columns, or some by
+            column; the others have the logarithm.
         layout: ``"named"`` for columns of Parquet and CSV, or ``"criteo"`` for its text and binary
             form, which have no names.
         shared: columns whose values are those of another categorical column, by name: the two have
             one vocabulary, ids that mean the same, and one table.
+        bins: number of bins, by categorical column of numbers: its ids are bins of about equally
+            many training rows.
         groups: names of columns that group examples, such as a request, for metrics and losses.
             They aren't features: by a feature, its ids group.
 
@@ -43,18 +50,23 @@ class Schema:
         UserError: there is no categorical column, or one is named twice.
     """
 
-    label: str
+    label: str | tuple[str, ...]
     categorical: tuple[str, ...]
     dense: tuple[str, ...] = ()
     bag_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weight: str | None = None
     timestamp: str | None = None
-    dense_transform: str = "log"
+    dense_transform: str | Mapping[str, str] = "log"
     layout: str = "named"
     shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    bins: Mapping[str, int] = dataclasses.field(default_factory=dict)
     groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.label, tuple) and len(self.label) < 2:
+            raise UserError(
+                f"schema: label: expected one name, or a list of two or more, got {self.label!r}"
+            )
         for field in ("categorical", "dense", "groups"):
             if not isinstance(getattr(self, field), tuple):
                 raise UserError(f"schema: {field} must be a list, got {getattr(self, field)!r}")
@@ -88,12 +100,43 @@ class Schema:
                     f"schema: bag_lengths: {name} must be from 1 to {_LONGEST_BAG}, got {length!r}"
                 )
         self._check_shared()
-        for field, allowed in (("dense_transform", TRANSFORMS), ("layout", LAYOUTS)):
-            if getattr(self, field) not in allowed:
+        self._check_numbers()
+        if self.layout not in LAYOUTS:
+            raise UserError(
+                f"schema: layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}"
+            )
+
+    def _check_numbers(self) -> None:
+        given = self.dense_transform
+        named = given if isinstance(given, Mapping) else {}
+        if unknown := named.keys() - set(self.dense):
+            raise UserError(f"schema: dense_transform names {min(unknown)!r}, which isn't dense")
+        for transform in named.values() if isinstance(given, Mapping) else [given]:
+            if transform not in TRANSFORMS:
                 raise UserError(
-                    f"schema: {field} must be one of {', '.join(allowed)}, got "
-                    f"{getattr(self, field)!r}"
+                    f"schema: dense_transform must be one of {', '.join(TRANSFORMS)}, or an object "
+                    f'of them by column, such as {{"price": "standardize"}}, got {transform!r}'
                 )
+        if not isinstance(self.bins, Mapping):
+            raise UserError(f"schema: bins must be an object of numbers, got {self.bins!r}")
+        for name, count in self.bins.items():
+            if name not in self.categorical:
+                raise UserError(
+                    f"schema: bins names {name!r}, which isn't categorical; bins are ids"
+                )
+            if type(count) is not int or not 2 <= count <= _MOST_BINS:
+                raise UserError(
+                    f"schema: bins: {name} must be from 2 to {_MOST_BINS}, got {count!r}"
+                )
+            for field, others in (
+                ("bag_lengths", self.bag_lengths),
+                ("shared", {*self.shared, *self.shared.values()}),
+            ):
+                if name in others:
+                    raise UserError(
+                        f"schema: bins are for a column with one number and ids of its own, but "
+                        f"{field} names {name!r}, too"
+                    )
 
     def _check_shared(self) -> None:
         for name, owner in self.shared.items():
@@ -113,11 +156,31 @@ class Schema:
         """The column whose vocabulary each categorical column has, as an index of them."""
         return tuple(self.categorical.index(self.shared.get(x, x)) for x in self.categorical)
 
+    def transform_of(self, name: str) -> str:
+        """The transform of a dense column."""
+        given = self.dense_transform
+        return given.get(name, "log") if isinstance(given, Mapping) else given
+
+    @property
+    def standardized(self) -> tuple[str, ...]:
+        """The dense columns that are standardized."""
+        return tuple(x for x in self.dense if self.transform_of(x).endswith("standardize"))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the columns with labels, one or several."""
+        return (self.label,) if isinstance(self.label, str) else self.label
+
     @property
     def columns(self) -> list[str]:
         """The names of all columns but those of `groups`, which predictions don't need."""
+        return [*self.labels, *self.unlabelled_columns]
+
+    @property
+    def unlabelled_columns(self) -> list[str]:
+        """The names of `columns` but the labels."""
         optional = [name for name in (self.weight, self.timestamp) if name]
-        return [self.label, *self.dense, *self.categorical, *optional]
+        return [*self.dense, *self.categorical, *optional]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -160,7 +223,11 @@ class Schema:
             for name in value if isinstance(value, list) else [value]:
                 if not isinstance(name, str | None):
                     raise UserError(f"schema: {field}: expected names of columns, got {name!r}")
-        for field, kind in (("label", str), ("weight", str | None), ("timestamp", str | None)):
+        if isinstance(given.get("label"), list):
+            names = tuple(given["label"])
+            given["label"] = names[0] if len(names) == 1 else names
+        one = str | tuple
+        for field, kind in (("label", one), ("weight", str | None), ("timestamp", str | None)):
             if not isinstance(given.get(field), kind):
                 raise UserError(f"schema: {field}: expected one name, got {given.get(field)!r}")
         shared = given.get("shared", {})

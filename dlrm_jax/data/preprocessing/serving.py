@@ -17,7 +17,7 @@ from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.preprocessing import logs
-from dlrm_jax.data.preprocessing.columns import normalize_columns, transform_dense
+from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns, transform_dense
 from dlrm_jax.data.preprocessing.encoding import encode_column, expansions
 from dlrm_jax.data.preprocessing.hashed_values import group_codes
 from dlrm_jax.data.preprocessing.headers import check_headers, optional_columns
@@ -25,6 +25,7 @@ from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
+from dlrm_jax.data.preprocessing.standardization import read_scales
 from dlrm_jax.errors import UserError
 
 _PLACES = 1 << 24  # of bags that are encoded at a time, 4 bytes each
@@ -34,8 +35,8 @@ class Encoded(NamedTuple):
     """Consecutive rows of a log.
 
     Attributes:
-        examples: dense features and ids; the label is NaN where there is none. With the weights
-            (NaN where one is malformed) and groups of the schema, if all files have them.
+        examples: dense features and ids; a label is NaN where there is none. With the weights (NaN
+            where one is malformed) and groups of the schema, if all files have them.
         keys: the columns that are passed through.
     """
 
@@ -71,7 +72,13 @@ class LogEncoder:
             owner: LoadedVocabulary(prepared / VOCABULARIES / f"{owner}.parquet")
             for owner in sorted(set(owners))
         }
-        self._vocabularies = [loaded[owner] for owner in owners]
+        schema = self.options.schema
+        binned = [name in schema.bins for name in schema.categorical]
+        self._entries = [
+            loaded[owner].all_entries if has_bins else loaded[owner].entries
+            for owner, has_bins in zip(owners, binned, strict=True)
+        ]
+        self._scales = read_scales(prepared, schema)
         # After the last of several files: another process may have replaced the directory.
         check_unchanged(prepared, fingerprint)
         torchrec = self.options.compatible == "torchrec"
@@ -84,7 +91,7 @@ class LogEncoder:
     @property
     def columns(self) -> list[str]:
         """The columns that rows must have."""
-        return self.options.schema.columns[1:]
+        return self.options.schema.unlabelled_columns
 
     def rows(self, frame: pl.DataFrame, name: str) -> Examples:
         """Encodes rows in memory; their labels, weights and times aren't read.
@@ -159,15 +166,15 @@ class LogEncoder:
         names = [f"d{i}" for i in range(len(self.options.schema.dense))]
         dense = np.empty((len(rows), 0), np.float32)
         if names:
-            dense = transform_dense(rows.select(names), self.options, self._smallest)
+            dense = rows.select(names)
+            dense = transform_dense(dense, self.options, self._smallest, self._scales)
         bags = [
-            encode_column(rows, i, self.options, known.entries)
-            for i, known in enumerate(self._vocabularies)
+            encode_column(rows, i, self.options, entries) for i, entries in enumerate(self._entries)
         ]
         if self._expansions:
             pairs = zip(bags, self._expansions, strict=True)
             bags = [expand(ids[:, 0], table) for ids, table in pairs]
-        labels = rows["label"].fill_null(math.nan).to_numpy()
+        labels = label_arrays(rows, self.options.schema)
         return Examples(np.ascontiguousarray(dense), np.concatenate(bags, axis=1), labels)
 
 

@@ -27,7 +27,7 @@ def with_split(options: Options, held_out: int, directories: Sequence[Path]) -> 
     if held_out:
         return dataclasses.replace(options, split="files")
     if options.split == "files":
-        raise UserError("split: files needs --validation=FILE and --test=FILE")
+        raise UserError("split: files needs --test=FILE, with --validation=FILE or without it")
     if not options.split and options.rule.kind == "time":
         for directory in directories:
             if freshness.is_split_by_earlier_versions(directory):
@@ -43,15 +43,17 @@ def is_known_by_row(options: Options) -> bool:
     return options.rule.by_row or options.rule.kind == "none"
 
 
-def make_splits(days: Sequence[Day], files: Sequence[Staged], options: Options) -> splits.Splits:
-    """The rows of each split.
+def make_splits(
+    days: Sequence[Day], files: Sequence[Staged], options: Options, held_out: int
+) -> splits.Splits:
+    """The rows of each split; the last files are held out, so many of them.
 
     Raises:
         UserError: there are none for training, or none where the rule gives a split a share.
     """
     rule = options.rule
     if rule.kind == "files":
-        return splits.by_file(days, len(files))
+        return splits.by_file(days, len(files), held_out)
     if rule.kind == "days":
         return splits.by_day(days)
     splits.check_not_empty(days)

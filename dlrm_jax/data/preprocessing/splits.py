@@ -141,14 +141,19 @@ def by_day(days: Sequence[Day]) -> Splits:
     return {"train": _whole(days, range(first)), "test": test, "validation": validation}
 
 
-def by_file(days: Sequence[Day], files: int) -> Splits:
-    """Splits files: the last for test, the one before for validation, all others for training."""
+def by_file(days: Sequence[Day], files: int, held_out: int) -> Splits:
+    """Splits files: the last for test, all others for training.
+
+    If two files are held out, the one before the last is for validation.
+    """
     check_not_empty(days)
-    own = {"train": range(files - 2), "validation": [files - 2], "test": [files - 1]}
-    return {
+    first = files - held_out
+    own = {"train": range(first), "validation": range(first, files - 1), "test": [files - 1]}
+    found = {
         name: _whole(days, [i for i, day in enumerate(days) if day.file in own[name]])
         for name in own
     }
+    return {name: rows or NO_ROWS for name, rows in found.items()}
 
 
 def by_part(days: Sequence[Day]) -> Splits:

@@ -42,6 +42,12 @@ class UnseenValues:
         counts = zip(self._columns, self._unseen.tolist(), self._present.tolist(), strict=True)
         return {name: few / many for name, few, many in counts if many}
 
+    @property
+    def share(self) -> float | None:
+        """The share of `shares`, over all columns; None without a value."""
+        present = int(self._present.sum())
+        return int(self._unseen.sum()) / present if present else None
+
     def warnings(self) -> list[str]:
         """A sentence about each column with hardly a value that training had."""
         return [

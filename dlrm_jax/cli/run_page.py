@@ -1,0 +1,195 @@
+"""The page of a run, from its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dlrm_jax.cli import run_sections
+from dlrm_jax.cli.page import Page
+from dlrm_jax.cli.pictures import percent
+from dlrm_jax.cli.run_pictures import draw_curves
+from dlrm_jax.cli.shown import metric_name, number, shortened
+from dlrm_jax.training.build import OF_DATA
+from dlrm_jax.training.metrics import METRICS
+
+_Json = Mapping[str, Any]
+
+_PANELS = 5  # of curves, besides that of the loss
+_NOT_DRAWN = ("step", "split", "examples", "log_loss", "accuracy", "normalized_entropy")
+_LONG = 30  # lines that a table shows without a click
+_MOST_ITEMS = 6  # of a setting that are shown
+
+
+def run_page(numbers: _Json) -> Page:
+    """The page with these numbers, see `run_report`; what they lack is said."""
+    page = Page(f"Run report: {numbers['name']}")
+    _overview(page, numbers)
+    _curves(page, numbers)
+    data = numbers["data"]
+    if data is None:
+        page.heading("Calibration, days, importances, slices")
+        page.text(numbers["without_data"])
+    else:
+        run_sections.calibration(page, data)
+        run_sections.days(page, data)
+        run_sections.feature_importances(page, data)
+        run_sections.slices(page, data)
+    _tables(page, numbers)
+    _settings(page, numbers)
+    _origin(page, numbers)
+    return page
+
+
+def _overview(page: Page, numbers: _Json) -> None:
+    summary = numbers["summary"]
+    page.text(
+        f"Model {numbers['config']['model']} of {len(numbers['tables'])} tables, checkpoint of "
+        f"step {numbers['step']:,}: {numbers['why_this_step']}."
+    )
+    if summary is None:
+        page.text("There is no summary.json: the run goes on, or was ended before its last step.")
+        return
+    splits = {x: summary[x] for x in ("train", "validation", "test") if x in summary}
+    last = f"test, step {summary['steps']:,}"
+    if "test_of_last" in summary and summary.get("best_step") not in (None, summary["steps"]):
+        splits[last] = summary["test_of_last"]
+    others = [x for each in splits.values() for x in each if x not in (*METRICS, "examples")]
+    names: list[str] = [*METRICS, *dict.fromkeys(others)]
+    page.table(
+        ["", *map(metric_name, names), "examples"],
+        [
+            [split, *(number(each.get(x)) for x in names), f"{each['examples']:,}"]
+            for split, each in splits.items()
+        ],
+    )
+    if absent := [x for x in ("validation", "test") if x not in splits]:
+        page.text(f"The data have no examples for {' and '.join(absent)}.")
+    speed, best = summary.get("examples_per_second"), summary.get("best_step")
+    facts = {
+        "steps": f"{summary['steps']:,}" + ", stopped early" * bool(summary.get("stopped_early")),
+        "best step": "none" if best is None else f"{best:,}",
+        "speed in training": f"{speed:,.0f} examples/s" if speed else "unknown",
+        "mesh": f"{summary['mesh']}, {summary['devices']}",
+        "batch size": f"{summary['batch_size']:,}",
+        "preset": summary.get("preset") or "none",
+    }
+    if summary.get("teacher_auc"):
+        facts["best possible test AUC"] = f"{summary['teacher_auc']:.4f}, that of the teacher"
+    page.table((), list(facts.items()), texts=2)
+
+
+def _curves(page: Page, numbers: _Json) -> None:
+    page.heading("Learning curves")
+    record = numbers["record"]
+    if not record:
+        page.text("There is no metrics.jsonl, so there are no curves.")
+        return
+    validation = [line for line in record if line["split"] == "validation"]
+    known = dict.fromkeys(name for line in validation for name in line)
+    best = numbers["config"]["best_metric"]
+    panels = [x for x in known if x not in _NOT_DRAWN or (x == best != "log_loss")]
+    cuts = [line for line in record if line["split"] == "learning_rate"]
+    if cuts:
+        listed = ", ".join(f"{line['factor']:g} from step {line['step']:,}" for line in cuts)
+        page.text(f"Factor of the learning rate: {listed}.")
+    if not validation:
+        page.text("There was no validation.")
+    figure = draw_curves(record, numbers["best_step"], panels[:_PANELS])
+    page.picture(figure, "lines: training loss and validation metrics by step")
+    if left_out := panels[_PANELS:]:
+        page.text(f"In metrics.jsonl alone: {', '.join(left_out)}.")
+
+
+def _tables(page: Page, numbers: _Json) -> None:
+    page.heading("Tables")
+    tables, has_data = numbers["tables"], numbers["data"] is not None
+    reads = (
+        "A row that training never reads keeps the values that it began with."
+        if has_data
+        else "Without the data it isn't known which rows training reads."
+    )
+    page.text(f"Norms are the Euclidean norms of the rows. {reads}")
+    header = ["table", "rows", "dim", "placement", "norm: least", "median", "99 %", "largest",
+              "zero rows"]  # fmt: skip
+    header += ["never read", "share of rows", "their median norm"] if has_data else []
+    rows = []
+    for table in tables:
+        row = [
+            table["table"],
+            f"{table['rows']:,}",
+            str(table["dim"]),
+            table["placement"],
+            *map(_norm, table["norms"]),
+            f"{table['zero']:,}",
+        ]
+        if has_data:
+            unread = table["unread"]
+            row += [f"{unread:,}", percent(unread / table["rows"])]
+            row.append(_norm(table["median_unread_norm"]))
+        rows.append(row)
+    page.table(header, rows)
+    hot = [(table["table"], row) for table in tables for row in table["hot"]]
+    if not hot:
+        return
+    page.text("The rows that training reads most, by table:")
+    cells = [
+        [
+            table,
+            shortened(row["value"]),
+            f"{row['row']:,}",
+            f"{row['reads']:,}",
+            percent(row["share"]),
+            _norm(row["norm"]),
+        ]
+        for table, row in hot
+    ]
+    header = ["table", "value", "row", "reads", "share of the table's", "norm"]
+    page.table(header, cells, texts=2, folded=f"{len(hot)} rows" if len(hot) > _LONG else "")
+
+
+def _settings(page: Page, numbers: _Json) -> None:
+    page.heading("Settings")
+    config, defaults = numbers["config"], numbers["defaults"]
+    changed = [x for x in config if config[x] != defaults[x]]
+    # What nobody has chosen comes last.
+    by_user, by_data = ([x for x in changed if (x in OF_DATA) == y] for y in (False, True))
+    if by_user:
+        page.text("What differs from the defaults:")
+        rows = [[x, _as_text(config[x]), _as_text(defaults[x])] for x in by_user]
+        page.table(["setting", "value", "default"], rows, texts=3)
+    else:
+        page.text("All settings are at their defaults, but for those of the tables.")
+    others = [*by_data, *(x for x in config if x not in changed)]
+    rows = [[x, _as_text(config[x])] for x in others]
+    page.table((), rows, texts=2, folded=f"{len(rows)} settings of the data or at their defaults")
+
+
+def _origin(page: Page, numbers: _Json) -> None:
+    page.heading("Where it comes from")
+    start, versions = numbers["warm_start"], numbers["versions"]
+    facts = {
+        "workdir": numbers["workdir"],
+        "checkpoint": numbers["checkpoint"],
+        "data": numbers["source"],
+        "fingerprint": numbers["fingerprint"],
+        "warm start": f"{start['source']}: {', '.join(start['names'])}" if start else "none",
+        "mesh of training": numbers["mesh"],
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    page.table((), list(facts.items()), texts=2)
+
+
+def _norm(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.3g}"
+
+
+def _as_text(value: Any) -> str:
+    """A setting; of a long list its first items."""
+    if isinstance(value, list):
+        left = len(value) - _MOST_ITEMS
+        items = [*map(str, value[:_MOST_ITEMS]), *([f"and {left} more"] if left > 0 else [])]
+        return ", ".join(items) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value == "" else str(value)

@@ -1,0 +1,164 @@
+"""A report on a run: one HTML page with pictures, and its numbers as JSON beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dlrm_jax.cli.page import is_page
+from dlrm_jax.cli.run_numbers import measure_data, measure_tables
+from dlrm_jax.cli.run_page import run_page
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.embedding.plan import Plan
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import read_json, write_text
+from dlrm_jax.inference.loading import check_model
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.inference.runs import find_checkpoint
+from dlrm_jax.inference.value_names import ValueNames
+from dlrm_jax.inference.vocabularies import check_same_data
+from dlrm_jax.job import load_data
+from dlrm_jax.saved_config import trained_config
+from dlrm_jax.training.build import generated_fingerprint
+from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.record import read_record, to_json
+
+_GENERATOR = "dlrm_jax report"
+
+
+def write_run_report(
+    run: Path,
+    data: Path | None,
+    mesh: Mesh,
+    batch_size: int,
+    model: str | None,
+    most: int,
+    permutations: int,
+) -> Path:
+    """Writes ``report.html`` and ``report.json`` to the workdir of a run.
+
+    Args:
+        run: workdir of the run, which may still go on.
+        data: directory or raw file that it was trained on; None for generated examples, or to
+            leave out what needs the data.
+        mesh: mesh of the predictions.
+        batch_size: number of rows predicted at a time.
+        model: class of the model, if it is one of the user's own.
+        most: largest number of rows of a split that are predicted.
+        permutations: number of permutations of each feature.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: there is no checkpoint, the data are others, or files of these names aren't
+            those of an earlier report.
+    """
+    page, file = run / "report.html", run / "report.json"
+    _check_own(page, file)
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"run: expected the workdir of a run, {run} has no checkpoints/")
+    checkpoint = find_checkpoint(run)
+    metadata = read_metadata(checkpoint)
+    config = trained_config(checkpoint, metadata)
+    check_model(checkpoint, config, model)
+    dataset = _data_of(config, metadata["identity"].get("data"), data, checkpoint)
+    predictor = Predictor.load(checkpoint, mesh, batch_size, model)
+    if predictor.vocabularies:
+        check_same_data(predictor.vocabularies, checkpoint, predictor.fingerprint)
+    names = ValueNames(config, predictor.vocabularies)
+    numbers = {
+        "generator": _GENERATOR,
+        "name": run.resolve().name,
+        "workdir": str(run),
+        "checkpoint": str(checkpoint),
+        "step": metadata["step"],
+        **_of_run(run, config, metadata),
+        "source": dataset.source if dataset else "not given",
+        "data": None,
+        "without_data": (
+            "These need the examples: name the data that the run was trained on as --data, as in "
+            "training."
+        ),
+    }
+    if dataset:
+        found = measure_data(predictor, dataset, names, most, permutations)
+        tables = found.pop("tables")
+        numbers["data"] = {**found, "has_values": names.has_values}
+    else:
+        tables = measure_tables(predictor, names)
+    plan = Plan.from_json(json.dumps(metadata["plan"])) if "plan" in metadata else None
+    for table in tables:
+        table["placement"] = plan.placement(table["table"]) if plan else "unknown"
+    numbers["tables"] = tables
+    text = to_json(numbers, indent=1)
+    write_text(file, text)
+    run_page(json.loads(text)).write(page)
+    return page
+
+
+def _of_run(run: Path, config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the files of the run, and its checkpoint, say about it."""
+    record, best = read_record(run / "metrics.jsonl"), None
+    try:
+        summary = read_json(run / "summary.json")
+    except (OSError, ValueError):
+        summary = None
+    has_validation = metadata.get("validation") is not None
+    if has_validation:
+        best = metadata["step"]
+    return {
+        "summary": summary,
+        "record": record,
+        "best_step": best,
+        "why_this_step": f"the best {config.best_metric} in validation"
+        if has_validation
+        else "the latest, as none was validated",
+        "config": dataclasses.asdict(config),
+        "defaults": dataclasses.asdict(Config()),
+        "mesh": metadata.get("mesh", "unknown"),
+        "plan": metadata.get("plan"),
+        "versions": metadata.get("versions", {}),
+        "warm_start": metadata.get("warm_start"),
+        "fingerprint": metadata["identity"].get("data", "unknown"),
+    }
+
+
+def _data_of(
+    config: Config, fingerprint: str | None, source: Path | None, checkpoint: Path
+) -> Dataset | None:
+    """The data of a run; None if they are neither given nor generated.
+
+    Raises:
+        UserError: they can't be read, or are others than those of the run.
+    """
+    if source is None and fingerprint != generated_fingerprint(config):
+        return None
+    _, data = load_data(config, source)
+    if fingerprint not in (data.fingerprint, *data.earlier_fingerprints):
+        raise UserError(
+            f"data: {checkpoint} was trained on other data than {source}: its ids mean other "
+            f"values; give the data of the training"
+        )
+    return data
+
+
+def _check_own(page: Path, file: Path) -> None:
+    """Checks that nothing but an earlier report would be replaced."""
+    if page.is_file() and not is_page(page):
+        raise UserError(f"{page} exists, and this program didn't make it; move it or rename it")
+    if not file.exists():
+        return
+    try:
+        found = read_json(file)
+        ours = isinstance(found, dict) and found.get("generator") == _GENERATOR
+    except ValueError:
+        ours = False
+    if not ours:
+        raise UserError(f"{file} exists, and this program didn't make it; move it or rename it")

@@ -1,0 +1,239 @@
+"""Day after day: train on a day, test on the next one, and compare with a model left as it was.
+
+    WORKDIR/days.json            settings, and a line for each day that is done
+    WORKDIR/data/000-NAME/       the day, prepared, with the next one for test
+    WORKDIR/runs/000-NAME/       the run that trained on it
+
+Each day's vocabularies continue those of the day before, and so does its run, see `run_continued`.
+Whatever ends the loop, it goes on at the day where it was: preparation and run resume themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Split
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.options import Options as Preparation
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
+from dlrm_jax.data.preprocessing.vocabulary import MISSING
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import read_json, write_text
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.job import load_data
+from dlrm_jax.run import run
+from dlrm_jax.run_start import Options
+from dlrm_jax.saved_config import VERSION, saved_fields
+from dlrm_jax.training.build import check_shared, make_learner
+from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.record import to_json
+
+JOURNAL = "days.json"
+
+_ROWS = 1 << 18  # whose ids are counted at a time
+
+Entry = dict[str, Any]
+"""What `days.json` says of a day."""
+
+
+class DayLog(NamedTuple):
+    """The log of a day, and the name that tables and pictures give it."""
+
+    name: str
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Daily:
+    """The loop over days.
+
+    Attributes:
+        logs: logs of the days, in order; the last one is for test alone.
+        preparation: options of the data.
+        config: config of every day's run.
+        mesh: mesh of every day's run.
+        workdir: directory of everything, locked.
+        say: function that shows a line of text to the user.
+    """
+
+    logs: Sequence[DayLog]
+    preparation: Preparation
+    config: Config
+    mesh: Mesh
+    workdir: Path
+    say: Callable[[str], None] = lambda text: None
+
+    def __call__(self) -> Iterator[list[Entry]]:
+        """Yields the entries of all days that are done: first, and after each further day.
+
+        Raises:
+            UserError: there are fewer than two days, the workdir is of other logs or settings, or
+                a day can't be prepared or trained on.
+        """
+        if len(self.logs) < 2:
+            raise UserError(
+                f"days: expected logs of two days or more, as each day is tested on the next one, "
+                f"got {len(self.logs)}"
+            )
+        done = self._done()
+        yield done
+        first: Predictor | None = None
+        for number in range(len(done), len(self.logs) - 1):
+            first, entry = self._day(number, first)
+            done.append(entry)
+            write_text(self.workdir / JOURNAL, to_json(self._settings | {"days": done}, indent=1))
+            yield done
+
+    def _day(self, number: int, first: Predictor | None) -> tuple[Predictor, Entry]:
+        """Prepares a day, trains on it, and tests it and the first day's model on the next one."""
+        today, tomorrow = self.logs[number : number + 2]
+        name = self._name(number)
+        self.say(f"day {today.name}: train on it, test on {tomorrow.name}")
+        before = self.workdir / "runs" / self._name(number - 1) if number else None
+        begun = time.perf_counter()
+        prepared = self.workdir / "data" / name
+        metadata = preprocess(
+            [today.path],
+            prepared,
+            self.preparation,
+            [tomorrow.path],
+            before / "preprocessing" if before else None,
+        )
+        seconds = {"prepare": time.perf_counter() - begun}
+        config, data = load_data(self.config, prepared)
+        check_shared(config, data)
+        learner = make_learner(config, self.mesh)
+        workdir = self.workdir / "runs" / name
+        outcome = run(config, data, learner, Options(workdir, continue_from=before), say=self.say)
+        del learner
+        seconds["train"] = time.perf_counter() - begun - seconds["prepare"]
+        updated = outcome.summary["test"]
+        first = first or self._first_model()
+        if number:
+            not_updated, unknown = self._tested(first, tomorrow.path, data.test)
+        else:
+            not_updated, unknown = updated, _unknown(metadata, data.test)
+        return first, {
+            "day": today.name,
+            "tested_on": tomorrow.name,
+            "rows": len(data.train),
+            "test_rows": len(data.test),
+            "new_ids": _new(Metadata.read(before / "preprocessing"), data.train)
+            if before
+            else None,
+            "unknown_ids": {"updated": _unknown(metadata, data.test), "not_updated": unknown},
+            "updated": updated,
+            "day_before": outcome.summary.get("before", {}).get("test"),
+            "not_updated": not_updated,
+            "steps": outcome.summary["steps"],
+            "seconds": {key: round(value, 1) for key, value in seconds.items()},
+        }
+
+    def _first_model(self) -> Predictor:
+        model = self.config.model if ":" in self.config.model else None
+        size = self.config.evaluation_batch_size
+        return Predictor.load(self.workdir / "runs" / self._name(0), self.mesh, size, model)
+
+    def _tested(self, first: Predictor, log: Path, test: Split) -> tuple[dict[str, Any], float]:
+        """The metrics of the first day's model, which has its own vocabularies, on a log.
+
+        Args:
+            first: the model.
+            log: the log.
+            test: the same rows, prepared by other vocabularies: for labels and weights.
+        """
+        unseen, parts, start = UnseenValues(first.encoder.metadata), [], 0
+        for chunk in first.encoder.files([log]):
+            ids = np.asarray(chunk.examples.ids)
+            unseen.add(ids)
+            rows = test.take(np.arange(start, start + len(ids)))
+            parts.append(dataclasses.replace(rows, dense=chunk.examples.dense, ids=ids))
+            start += len(ids)
+        split, size = Split(tuple(parts)), first.batch_size
+        assert len(split) == len(test)
+        return evaluate(
+            first.learner, first.compiled, first.state, split, size
+        ), unseen.share or 0.0
+
+    def _name(self, number: int) -> str:
+        return f"{number:03d}-{self.logs[number].name}"
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What a loop that goes on must have had from its beginning."""
+        return {
+            "config_version": VERSION,
+            "config": json.loads(json.dumps(self.config.identity())),
+            "preparation": self.preparation.to_json(),
+            "logs": [[each.name, each.path.stat().st_size] for each in self.logs],
+        }
+
+    def _done(self) -> list[Entry]:
+        """The entries of days that are done.
+
+        Raises:
+            UserError: they are of other settings or logs; logs may have been added at the end.
+        """
+        path = self.workdir / JOURNAL
+        if not path.exists():
+            return []
+        try:
+            found = read_json(path)
+            there = found | {"config": saved_fields(found["config"])}
+            done, logs = there["days"], there["logs"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: {error}; give another workdir") from error
+        here, end = self._settings, "give the same, or another workdir"
+        for kind in ("config", "preparation"):
+            for name, value in here[kind].items():
+                if there[kind].get(name) != value:
+                    raise UserError(
+                        f"{path}: the loop over days began with {name} {there[kind].get(name)!r}, "
+                        f"got {value!r}; {end}"
+                    )
+        for was, now in zip(logs[: len(done) + 1], here["logs"], strict=False):
+            if was != now:
+                raise UserError(
+                    f"{path}: the loop over days has used the log {was[0]} of {was[1]:,} bytes, "
+                    f"got {now[0]} of {now[1]:,} bytes in its place; {end}"
+                )
+        if len(self.logs) <= len(done):
+            raise UserError(
+                f"{path}: the loop over days has used {len(done) + 1} logs, got {len(self.logs)}; "
+                f"give them all, and new ones at the end"
+            )
+        return done
+
+
+def _unknown(metadata: Metadata, split: Split) -> float:
+    """The share of the values of a split that its vocabularies don't have."""
+    unseen = UnseenValues(metadata)
+    for ids in _each(split):
+        unseen.add(ids)
+    return unseen.share or 0.0
+
+
+def _new(before: Metadata, split: Split) -> float:
+    """The share of the values of a split that earlier vocabularies hadn't a row for."""
+    limits = np.repeat(before.table_rows, before.bag_lengths)
+    new = present = 0
+    for ids in _each(split):
+        new += int((ids >= limits).sum())
+        present += int(((ids >= 0) & (ids != MISSING)).sum())
+    return new / present if present else 0.0
+
+
+def _each(split: Split) -> Iterator[np.ndarray]:
+    for start in range(0, len(split), _ROWS):
+        for day in split[start : start + _ROWS].days:
+            yield np.asarray(day.ids)

@@ -1,0 +1,99 @@
+"""Dense columns in units of their standard deviation, relative to their mean in training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from dlrm_jax.data.directory import VOCABULARIES
+from dlrm_jax.data.formats import parquet
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+from dlrm_jax.files import replacing
+
+_FILE = f"{VOCABULARIES}/dense.parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Mean and standard deviation of columns ``d0``, ``d1``, … as far as they are standardized.
+
+    Attributes:
+        scales: mean and positive deviation, by column.
+    """
+
+    scales: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+    def applied(self, dense: pl.DataFrame) -> pl.DataFrame:
+        """Standardizes dense columns; a missing number becomes the mean, 0."""
+        if not self.scales:
+            return dense
+        return dense.with_columns(
+            ((pl.col(name).fill_null(mean) - mean) / deviation).cast(pl.Float32)
+            for name, (mean, deviation) in self.scales.items()
+        )
+
+
+def learn_scales(
+    directory: Path,
+    schema: Schema,
+    files: Sequence[pl.LazyFrame],
+    training: Sequence[int],
+    known: Path | None,
+) -> None:
+    """Writes the scales of the columns that the schema standardizes; an existing file stays.
+
+    Args:
+        directory: directory of the arrays, with ``vocabularies/``.
+        schema: meaning of the columns.
+        files: rows of each file, as `columns` describes them.
+        training: number of rows of each file, from the first one, that are for training.
+        known: directory whose scales are kept, for data that grow; None to learn them.
+    """
+    names = schema.standardized
+    path = directory / _FILE
+    if not names or path.exists():
+        return
+    if known:
+        found = _read(known, schema)
+    else:
+        rows = [frame.head(count) for frame, count in zip(files, training, strict=True) if count]
+        columns = {name: pl.col(f"d{schema.dense.index(name)}") for name in names}
+        of_all = pl.concat([frame.select(**columns) for frame in rows])
+        parts = [pl.all().mean().name.suffix(" m"), pl.all().std(ddof=0).name.suffix(" s")]
+        row = of_all.select(*parts).collect(engine="streaming").row(0, named=True)
+        means = [row[f"{name} m"] or 0.0 for name in names]
+        # A column without numbers, or with one alone, has no deviation.
+        deviations = [row[f"{name} s"] or 1.0 for name in names]
+        found = pl.DataFrame({"column": names, "mean": means, "deviation": deviations})
+    with replacing(path) as temporary:
+        found.write_parquet(temporary)
+
+
+def read_scales(directory: Path, schema: Schema) -> Scales:
+    """Reads what `learn_scales` wrote to a directory; nothing if no column is standardized.
+
+    Raises:
+        UserError: the file can't be read, or is of other columns.
+    """
+    if not schema.standardized:
+        return Scales()
+    found = _read(directory, schema)
+    columns = [f"d{schema.dense.index(name)}" for name in found["column"]]
+    pairs = zip(found["mean"], found["deviation"], strict=True)
+    return Scales(dict(zip(columns, pairs, strict=True)))
+
+
+def _read(directory: Path, schema: Schema) -> pl.DataFrame:
+    path = directory / _FILE
+    with parquet.reading(f"the scales {path}"):
+        found = pl.read_parquet(path, glob=False).select("column", "mean", "deviation")
+    if tuple(found["column"]) != schema.standardized:
+        raise UserError(
+            f"{path}: expected the columns {', '.join(schema.standardized)}, which the schema "
+            f"standardizes, got {', '.join(map(str, found['column']))}"
+        )
+    return found

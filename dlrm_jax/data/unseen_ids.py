@@ -1,0 +1,61 @@
+"""Known ids of training batches replaced by the id of unseen values, so that its row is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int32
+
+from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.vocabulary import FIRST_VALUE, UNSEEN
+from dlrm_jax.errors import UserError
+
+_STREAM = 0x756E  # apart from other numbers that are drawn from the seed
+
+
+class UnseenIds:
+    """Replaces a share of the known ids of each batch; missing values and absent ids stay.
+
+    What is replaced depends on seed and step alone, so a resumed run and any number of processes
+    replace the same.
+
+    Args:
+        rate: probability of each known id.
+        seed: seed of the choices.
+    """
+
+    def __init__(self, rate: float, seed: int):
+        self._rate = rate
+        self._seed = seed
+
+    def __call__(
+        self, ids: Int32[np.ndarray, "b C"], step: int, own: slice, batch_size: int
+    ) -> Int32[np.ndarray, "b C"]:
+        """The ids of a process's examples.
+
+        Args:
+            ids: ids of these examples.
+            step: step of the batch, from 0.
+            own: places of the examples in the batch.
+            batch_size: examples of the batch, over all processes.
+        """
+        drawn = np.random.default_rng([_STREAM, self._seed, step])
+        chosen = drawn.random((batch_size, ids.shape[1]), np.float32)[own] < self._rate
+        return np.where(chosen & (ids >= FIRST_VALUE), np.int32(UNSEEN), ids)
+
+
+def unseen_ids(data: Dataset, rate: float, seed: int) -> UnseenIds | None:
+    """What replaces ids of these data; None at a rate of 0.
+
+    Raises:
+        UserError: no id of the data stands for unseen values.
+    """
+    if not rate:
+        return None
+    options = Metadata.read(data.directory).made_from["options"] if data.directory else None
+    if options is None or options.get("compatible") or options.get("multi_hot_sizes"):
+        raise UserError(
+            f"unseen_rate: expected data of python -m dlrm_jax preprocess with its own ids, 0 of "
+            f"which stands for unseen values, got {rate} for {data.source}; leave it out"
+        )
+    return UnseenIds(rate, seed)

@@ -1,0 +1,61 @@
+"""Names of features, values and days for people, as far as a run's data have any."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.inference.vocabularies import names_of
+
+
+class ValueNames:
+    """The names of features and of their values, as far as the run's data have any.
+
+    Args:
+        config: config of the run, which names the categorical features.
+        vocabularies: directory of the vocabularies; None if there are none.
+    """
+
+    def __init__(self, config: Config, vocabularies: Path | None):
+        self.categorical = config.table_names
+        self.dense = tuple(f"dense {i + 1}" for i in range(config.dense_features))
+        self.days: Sequence[str] = ()
+        self.has_values = vocabularies is not None
+        self._vocabularies = vocabularies
+        self._is_log = False
+        if vocabularies:
+            metadata = Metadata.read(vocabularies)
+            options = Options.from_json(metadata.made_from["options"])
+            self.days = _day_names(metadata)
+            if len(options.schema.dense) == config.dense_features:
+                self.dense = options.schema.dense
+            is_ours = options.compatible in ("", "reference")
+            self._is_log = is_ours and options.schema.dense_transform == "log"
+
+    def values(self, feature: str, ids: Collection[int]) -> dict[int, str]:
+        """What ids stand for; their numbers without vocabularies."""
+        if self._vocabularies is None:
+            return {number: f"id {number}" for number in ids}
+        return names_of(self._vocabularies, self.categorical.index(feature), ids)
+
+    def range_of(self, low: float, high: float) -> str:
+        """A range of a dense feature, as it is in the log if that is known."""
+        ends = [np.expm1(x) if self._is_log else x for x in (low, high)]
+        first, last = (f"{end:.4g}" for end in ends)
+        return first if first == last else f"{first} to {last}"
+
+
+def _day_names(metadata: Metadata) -> list[str]:
+    """The dates of the days, if each date has a day; otherwise their numbers."""
+    count = len(metadata.days)
+    if metadata.dates:
+        first, last = map(datetime.date.fromisoformat, metadata.dates)
+        if (last - first).days + 1 == count:
+            return [str(first + datetime.timedelta(i)) for i in range(count)]
+    return [f"day {i}" for i in range(count)]

@@ -1,0 +1,152 @@
+"""A run that continues that of an earlier day: what it goes on from, and whether it is better."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.preprocessing.options import Options as Preparation
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.runs import find_checkpoint
+from dlrm_jax.inference.vocabularies import find_kept
+from dlrm_jax.processes import on_process_0
+from dlrm_jax.training.continuing import continued_state
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.metadata import read_metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Continued:
+    """What a run continues, as its checkpoints note it.
+
+    Attributes:
+        source: workdir or checkpoint, as it was given.
+        checkpoint: checkpoint that was read.
+        step: its step, from which the run counts on.
+        cuts: number of times that its learning rate had been cut.
+        before: metrics of that model on the splits of the new data, by name.
+    """
+
+    source: str
+    checkpoint: str
+    step: int
+    cuts: int
+    before: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What stopping and learning rate go on with: cuts alone, as validation is on new data."""
+        return {"validation": None, "cuts": self.cuts}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the summary says of it."""
+        return {"continued_from": self.checkpoint, "before": dict(self.before)}
+
+
+def start_from(
+    source: Path, learner: Learner, seed: int, directory: Path | None
+) -> tuple[TrainState, Continued]:
+    """The first state of a run that continues another one.
+
+    Args:
+        source: workdir of the other run, of which the best checkpoint counts, or a checkpoint.
+        learner: learner of the new run.
+        seed: seed of the values of new rows.
+        directory: directory of the new data; None if they have none.
+
+    Raises:
+        UserError: there is no checkpoint, the data don't continue its, see `check_data`, or a
+            table can't go on, see `continued_state`.
+    """
+    checkpoint = Path(on_process_0(lambda: str(find_checkpoint(source))))
+    metadata = on_process_0(lambda: read_metadata(checkpoint))
+    on_process_0(lambda: check_data(directory, checkpoint, metadata))
+    state = continued_state(learner, seed, checkpoint, metadata)
+    cuts = (metadata.get("improvement") or {}).get("cuts", 0)
+    return state, Continued(str(source), str(checkpoint), metadata["step"], cuts)
+
+
+def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
+    """Checks that ids and dense features of data mean what they mean to a model.
+
+    Args:
+        directory: directory of the data; None if they have none.
+        checkpoint: checkpoint of the model.
+        metadata: metadata of the checkpoint.
+
+    Raises:
+        UserError: they don't; the message says how to prepare them.
+    """
+    kept = find_kept(checkpoint)
+    grow = kept or "the data of that run"
+    how = f"prepare them with python -m dlrm_jax preprocess --grow={grow}"
+    if directory is None or not (directory / METADATA).exists():
+        found = f"{directory} has no {METADATA}" if directory else "the data have no vocabularies"
+        raise UserError(
+            f"continue_from: expected data whose vocabularies go on from those of {checkpoint}, "
+            f"but {found}; {how}"
+        )
+    prepared = Metadata.read(directory)
+    if metadata["identity"].get("data") not in (prepared.fingerprint, *prepared.grown_from):
+        raise UserError(
+            f"continue_from: the ids of {directory} aren't those of {checkpoint}, and don't "
+            f"continue them; {how}"
+        )
+    if kept is None:
+        return
+    here, there = (
+        Preparation.from_json(each.made_from["options"]).schema
+        for each in (prepared, Metadata.read(kept))
+    )
+    for name in ("dense", "dense_transform"):
+        now, before = getattr(here, name), getattr(there, name)
+        if now != before:
+            raise UserError(
+                f"continue_from: the schema of {directory} has {name} {_listed(now)}, and that of "
+                f"{checkpoint} {_listed(before)}: a dense feature would mean something else; give "
+                f"the same schema"
+            )
+
+
+def _listed(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else ", ".join(value) or "empty"
+
+
+def noted_continuation(given: Path | None, earlier: Mapping[str, Any] | None) -> Continued | None:
+    """What a run that resumes continues; None if nothing.
+
+    Args:
+        given: source that is given for this start; None for none.
+        earlier: metadata of the checkpoint that it resumes from; None for a new run.
+
+    Raises:
+        UserError: it continues something else than what is given.
+    """
+    found = earlier.get("continue_from") if earlier else None
+    noted = Continued(**found) if found else None
+    if earlier is None or given is None or (noted and noted.source == str(given)):
+        return noted
+    start = f"continues {noted.source}" if noted else "continues none"
+    raise UserError(
+        f"continue_from: the run that this would resume {start}, got {given}; to resume it, leave "
+        f"out --continue_from; or give another workdir"
+    )
+
+
+def verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """A sentence on whether an update is better than none, from metrics on the same examples."""
+    better = {
+        "auc": after["auc"] > before["auc"],
+        "log loss": after["log_loss"] < before["log_loss"],
+    }
+    pairs = (("auc", "auc"), ("log loss", "log_loss"))
+    numbers = ", ".join(f"{name} {before[x]:.5f} -> {after[x]:.5f}" for name, x in pairs)
+    if len(set(better.values())) == 1:
+        is_better = "better" if better["auc"] else "not better"
+        return f"the update is {is_better} than none: {numbers}"
+    of = {is_better: name for name, is_better in better.items()}
+    return f"the update is better than none by {of[True]}, and not by {of[False]}: {numbers}"

@@ -1,0 +1,47 @@
+"""Settings that depend on the labels of the data, checked before the examples are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dlrm_jax.config import Config
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.label_metrics import prefix
+from dlrm_jax.training.losses import group_column
+from dlrm_jax.training.measures import choosing_metrics
+from dlrm_jax.training.model import check_takes
+
+
+def check_label_settings(config: Config, labels: Sequence[str]) -> None:
+    """Checks that the model, the loss and the choice of the best model fit the labels.
+
+    Args:
+        config: config of the run.
+        labels: names of the labels that it trains, the main one first.
+
+    Raises:
+        UserError: a setting doesn't; the message names it.
+    """
+    check_takes(config, labels)
+    given = config.label_weights
+    if given and len(given) != len(labels):
+        raise UserError(
+            f"label_weights: expected a number for each of the labels {', '.join(labels)}, got "
+            f"{len(given)}"
+        )
+    if given and len(labels) == 1:
+        raise UserError(
+            f"label_weights: it has no effect with the one label {labels[0]}, got {given}; leave "
+            f"it out"
+        )
+    if len(labels) > 1 and group_column(config.loss):
+        raise UserError(
+            f"loss: {config.loss} compares examples by one label, and there are "
+            f"{', '.join(labels)}; train one of them alone: labels={labels[0]}"
+        )
+    known = choosing_metrics(config)
+    choices = [prefix(labels, label) + metric for label in labels for metric in known]
+    if config.best_metric not in choices:
+        raise UserError(
+            f"best_metric: expected one of {', '.join(choices)}, got {config.best_metric!r}"
+        )

@@ -1,0 +1,152 @@
+"""A whole run on prepared data: resumed, it is the unbroken one; its files are read by others."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.retrieval.model import MODEL, config_of
+from dlrm_jax.retrieval.run import Outcome, run
+from dlrm_jax.retrieval.settings import RetrievalSettings
+from dlrm_jax.retrieval.task import Task, make_task
+from dlrm_jax.training.build import make_learner
+
+SCHEMA = Schema(
+    "clicked",
+    ("user", "viewed", "item", "shop"),
+    dense=("price",),
+    bag_lengths={"viewed": 3},
+    shared={"viewed": "item"},
+)
+SETTINGS = RetrievalSettings(
+    user_columns=("user", "viewed"),
+    item_columns=("item", "shop", "price"),
+    tower=(4,),
+    negatives=16,
+    recall_at=(3,),
+)
+INDEX = "usearch" if importlib.util.find_spec("usearch") else "none"
+
+
+def log() -> pl.DataFrame:
+    """Users who like items of their own parity, some of which come only late."""
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 20, 600), rng.integers(0, 9, 600)
+    items[560:] = rng.integers(0, 11, 40)
+    viewed = [[f"i{x}" for x in rng.integers(0, 9, n)] for n in rng.integers(0, 4, 600)]
+    return pl.DataFrame(
+        {
+            "clicked": ((users + items) % 2 == 0) | (rng.random(600) < 0.2),
+            "user": [f"u{x}" for x in users],
+            "viewed": pl.Series(viewed, dtype=pl.List(pl.String)),
+            "item": pl.Series([f"i{x}" for x in items]).set(pl.Series(range(600)) == 7, None),
+            "shop": [f"s{x % 4}" for x in items],
+            "price": items * 1.5,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    directory = tmp_path_factory.mktemp("retrieval")
+    log().write_parquet(directory / "log.parquet")
+    preprocess([directory / "log.parquet"], directory / "data", Options(SCHEMA, split="time"))
+    return make_task(load_directory(directory / "data"), SETTINGS)
+
+
+def trained(task: Task, workdir: Path, steps: int, **changes: object) -> Outcome:
+    base = Config(
+        model=MODEL,
+        pooling="mean",
+        embedding_dim=8,
+        optimizer="rowwise_adagrad",
+        dense_optimizer="adam",
+        learning_rate=0.05,
+        batch_size=32,
+        evaluation_batch_size=64,
+        steps=steps,
+        log_every=1,
+        eval_every=20,
+    )
+    config = config_of(base, task.settings, task.data, task.user, task.item)
+    config = dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType]
+    learner = make_learner(config, make_mesh("1x1"))
+    return run(task, config, learner, workdir, INDEX, lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def workdir(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("unbroken")
+    trained(task, workdir, 60)
+    return workdir
+
+
+def test_a_run_learns_and_goes_on_as_if_unbroken(task: Task, workdir: Path, tmp_path: Path):
+    trained(task, tmp_path, 25)
+    outcome = trained(task, tmp_path, 60)
+    assert outcome.summary["resumed_from"] == 25
+    for name in ("items.npy", "users.parquet", "items.parquet"):
+        assert (workdir / name).read_bytes() == (tmp_path / name).read_bytes()
+    of_both = [(x / "metrics.jsonl").read_text().splitlines() for x in (workdir, tmp_path)]
+    losses = [[x for x in map(json.loads, lines) if x["split"] == "train"] for lines in of_both]
+    assert losses[0] == losses[1]
+    assert [x["step"] for x in losses[0]] == list(range(1, 61))
+    for split in ("validation", "test"):
+        found = outcome.summary[split]
+        assert found["model"]["recall@3"] > found["popularity"]["recall@3"] + 0.1
+    assert outcome.summary["test"]["model"]["new_items"] > 0
+    with pytest.raises(UserError, match="is of another run: its learning_rate is"):
+        trained(task, tmp_path, 70, learning_rate=0.01)
+
+
+def test_files_have_the_values_of_the_log(task: Task, workdir: Path):
+    frame = log()
+    items = pl.read_parquet(workdir / "items.parquet")
+    assert items.columns == ["item", "shop", "vector", "rows", "positives"]
+    assert items.schema["vector"] == pl.Array(pl.Float32, 4)
+    train = frame.head(480).filter(pl.col("item").is_not_null())
+    counts = {name: (len(x), x["clicked"].sum()) for (name,), x in train.group_by("item")}
+    found = {x["item"]: (x["rows"], x["positives"]) for x in items.iter_rows(named=True)}
+    assert found == counts
+    assert all(f"s{int(x[1:]) % 4}" == y for x, y in items.select("item", "shop").iter_rows())
+    vectors = items["vector"].to_numpy()
+    np.testing.assert_array_equal(np.load(workdir / "items.npy"), vectors)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    users = pl.read_parquet(workdir / "users.parquet")
+    assert users.columns == ["user", "vector"]
+    assert sorted(users["user"]) == sorted(frame["user"].unique())
+
+
+def test_users_are_near_to_items_of_their_parity(workdir: Path):
+    users = pl.read_parquet(workdir / "users.parquet")
+    items = pl.read_parquet(workdir / "items.parquet")
+    scores = users["vector"].to_numpy() @ items["vector"].to_numpy().T
+    parity = [[(int(u[1:]) + int(i[1:])) % 2 == 0 for i in items["item"]] for u in users["user"]]
+    assert scores[np.array(parity)].mean() > scores[~np.array(parity)].mean() + 0.1
+
+
+@pytest.mark.skipif(INDEX == "none", reason="usearch isn't installed")
+def test_an_index_that_usearch_reads(workdir: Path):
+    from usearch.index import Index
+
+    index = Index.restore(workdir / "items.usearch")
+    assert index is not None
+    items = np.load(workdir / "items.npy")
+    users = pl.read_parquet(workdir / "users.parquet")["vector"].to_numpy()
+    found = index.search(users, 3)
+    scores = users @ items.T
+    near = np.sort(np.take_along_axis(scores, np.asarray(found.keys, np.int64), axis=1), axis=1)
+    np.testing.assert_allclose(near, np.sort(scores, axis=1)[:, -3:], atol=1e-4)

@@ -1,0 +1,102 @@
+"""The loop over days: train on a day, test on the next one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from day_logs import SCHEMA, write_day
+
+from dlrm_jax.cli.days_page import printed, write_page
+from dlrm_jax.config import Config
+from dlrm_jax.daily import Daily, DayLog, Entry
+from dlrm_jax.data.preprocessing.options import Options as Preparation
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.metrics import binary_metrics
+
+CONFIG = Config(
+    model="logistic_regression",
+    optimizer="adagrad",
+    learning_rate=0.3,
+    batch_size=32,
+    evaluation_batch_size=64,
+    eval_every=0,
+)
+
+
+def daily(logs: list[DayLog], workdir: Path, config: Config = CONFIG) -> Daily:
+    return Daily(logs, Preparation(SCHEMA), config, make_mesh("1x1"), workdir)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[DayLog], list[Entry]]:
+    """A loop that ended after the first day and went on, with a day more."""
+    directory = tmp_path_factory.mktemp("loop")
+    logs = [DayLog(f"day_{day}", write_day(directory, day)) for day in range(3)]
+    workdir = directory / "w"
+    workdir.mkdir()
+    (entry,) = list(daily(logs[:2], workdir)())[-1]
+    entries = list(daily(logs, workdir)())
+    assert entries[0][0] == json.loads(json.dumps(entry)), "it isn't done again"
+    return workdir, logs, entries[-1]
+
+
+def test_each_day_is_tested_on_the_next_one(done: tuple[Path, list[DayLog], list[Entry]]):
+    workdir, logs, (first, second) = done
+    assert first["updated"] == first["not_updated"]
+    assert (first["new_ids"], first["day_before"]) == (None, None)
+    assert (second["day"], second["tested_on"], second["rows"]) == ("day_1", "day_2", 128)
+    assert (first["steps"], second["steps"]) == (4, 8)
+    labels = pl.read_parquet(logs[2].path)["click"].to_numpy()
+    for name, run, noted in (
+        ("updated", "001-day_1", "updated"),
+        ("first", "000-day_0", "not_updated"),
+    ):
+        model = Predictor.load(workdir / "runs" / run)
+        predicted = model.predict(logs[2].path)
+        found = binary_metrics(np.log(predicted / (1 - predicted)), labels)
+        for metric in ("auc", "log_loss", "calibration"):
+            assert second[noted][metric] == pytest.approx(found[metric], rel=1e-5), name
+    unknown = second["unknown_ids"]
+    # Users 0 to 8 are known on the first day, 3 to 11 come on the second, 6 to 14 on the third.
+    assert 0.05 < unknown["updated"] < unknown["not_updated"] < 0.4
+    days = [pl.read_parquet(log.path) for log in logs]
+    known = [set(days[0][name]) for name in ("user", "item")]
+    known[1] |= set(days[0]["viewed"])
+    new = sum(
+        (~days[1][x].is_in(list(known[x != "user"]))).sum() for x in ("user", "item", "viewed")
+    )
+    assert second["new_ids"] == new / (3 * len(days[1]))
+
+
+def test_what_is_told(done: tuple[Path, list[DayLog], list[Entry]], tmp_path: Path):
+    _, _, days = done
+    text = printed(days)
+    assert "the updated model was better than the first day's on " in text
+    assert "of 1 days by log loss (mean 0." in text
+    write_page(days, CONFIG, tmp_path)
+    page = (tmp_path / "days.html").read_text()
+    assert "day_2" in page
+    assert "unknown ids, first day&#39;s" in page
+    assert (tmp_path / "days.svg").stat().st_size > 1000
+
+
+def test_other_logs_and_settings_are_refused(done: tuple[Path, list[DayLog], list[Entry]]):
+    workdir, logs, _ = done
+    for changed, message in (
+        (daily(logs[:1], workdir), "expected logs of two days or more"),
+        (daily(logs[:2], workdir), "has used 3 logs, got 2; give them all"),
+        (daily([logs[1], logs[0], logs[2]], workdir), "has used the log day_0 of .* got day_1"),
+        (
+            daily(logs, workdir, dataclasses.replace(CONFIG, learning_rate=0.1)),
+            "began with learning_rate 0.3, got 0.1; give the same",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(changed())

@@ -1,0 +1,73 @@
+"""Models of the zoo with dropout, normalization and embedded numbers, from a config."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from normalized import numbers
+from saved_run import CONFIG, examples
+from setups import train
+
+from dlrm_jax.data.batches import TrainBatches
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.presets import preset
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.model import unread
+from dlrm_jax.training.serialization import flatten
+from dlrm_jax.training.step import make_predict
+
+REGULARIZED = dataclasses.replace(
+    CONFIG,
+    numeric_embedding="linear",
+    dropout=0.3,
+    normalization="batch",
+    table_l2=0.01,
+    table_l2_rows="all",
+    dense_l2=0.01,
+    learning_rate=0.05,
+)
+
+
+def test_results_are_the_same_on_every_mesh():
+    drawn = TrainBatches(examples(256), CONFIG.batch_size, seed=0)
+    batches, found = [drawn[0], drawn[1]], []
+    for mesh in ("1x1", "2x4"):
+        learner = make_learner(REGULARIZED, make_mesh(mesh))
+        state, losses = train(learner, learner.init(0), batches, 2)
+        logits = make_predict(learner)(state, learner.put_evaluation(batches[0]))
+        found.append((losses, np.array(logits), *numbers((state.params, state.model_state))))
+        names = flatten(state.params)
+        assert {"numeric_vectors.vector", "model.top.norms.0.scale"} <= names.keys()
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("model", ["dlrm", "dcn_v2"])
+def test_the_recipe_of_criteo_x1_has_39_fields_of_width_10(model):
+    config = dataclasses.replace(preset("ctr_x1"), model=model)
+    assert (len(config.table_rows), config.dense_features) == (26, 13)
+    small = dataclasses.replace(config, table_rows=(20,) * 26)
+    learner = make_learner(small, make_mesh("1x1"))
+    shapes = {name: x.shape for name, x in flatten(learner.state_specs().params).items()}
+    assert shapes["numeric_vectors.vector"] == (13, 10)
+    if model == "dcn_v2":
+        assert shapes["model.cross.0.factors.0"] == (390, 390)
+    else:  # 39 vectors and the constant of the bottom MLP
+        assert shapes["model.top.layers.0.kernel"] == (10 + 40 * 39 // 2, 500)
+
+
+def test_what_no_model_reads_is_said():
+    config = dataclasses.replace(CONFIG, model="fm", dropout=0.1)
+    assert unread(config)["dropout"] == "without a model with an MLP; fm has none"
+    for changes, message in (
+        (
+            {"model": "deepfm", "top_mlp": (1,), "dropout": 0.1},
+            "dropout: the model has no MLP with a hidden layer",
+        ),
+        ({"numeric_embedding": "linear", "dense_features": 0}, "there are no dense features"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_learner(dataclasses.replace(CONFIG, **changes), make_mesh("1x1"))
