@@ -65,7 +65,9 @@ class Script:
         self.factors.append(float(factor))
         return self._step(state, batch, factor)
 
-    def evaluate(self, learner: Any, predict: Any, state: Any, rows: Split, size: int) -> Any:
+    def evaluate(
+        self, learner: Any, predict: Any, state: Any, rows: Split, size: int, measure: Any
+    ) -> Any:
         step = int(state.step)
         splits = {id(split): name for name, split in DATA.splits.items()}
         name = splits.get(id(rows), f"some {len(rows)}")

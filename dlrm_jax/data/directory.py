@@ -108,7 +108,7 @@ class Metadata:
     def kept_negatives(self) -> dict[str, float]:
         """Share of the examples of label 0 that were kept, by split; see `Dataset`."""
         options = self.made_from["options"]
-        kept = 1.0 - options.get("drop_negatives", 0)
+        kept = 1 - float(options.get("drop_negatives", 0))
         if kept == 1:
             return {}
         # As its program does it.

@@ -13,7 +13,7 @@ class GroupedOrder:
 
     The rows of a group follow one another in the order of the log. The groups are shuffled as
     `ShuffledOrder` shuffles rows; before that they are in the order of their first rows. The order
-    depends on the arguments only. It takes 8 bytes a row, and as many again for the current epoch.
+    depends on the arguments only. It takes 8 bytes a row, and 32 a group.
 
     Args:
         codes: code of each row's group, [N]; a row with a negative one is a group by itself.

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
-
-_CHUNK_ROWS = 1 << 16
 
 
 def first_places(data: Dataset) -> dict[str, int]:
@@ -19,9 +18,7 @@ def first_places(data: Dataset) -> dict[str, int]:
     return dict(zip(data.columns, starts, strict=True))
 
 
-def codes_of(
-    split: Split, column: str, places: Mapping[str, int], rows: slice = slice(None)
-) -> Int64[np.ndarray, " N"]:
+def codes_of(split: Split, column: str, places: Mapping[str, int]) -> Int64[np.ndarray, " N"]:
     """The code of each example's group.
 
     Args:
@@ -29,17 +26,19 @@ def codes_of(
         column: a column of the schema's ``groups``, or a categorical feature, whose first id is
             the code. A negative code is no group.
         places: place of the first id of each feature, see `first_places`.
-        rows: rows to read.
     """
-    split = split[rows]
     if column in split.days[0].groups:
         return split.groups[column]
-    found = [np.zeros(0, np.int64)]
-    for day in split.days:
-        for start in range(0, len(day), _CHUNK_ROWS):
-            ids = np.asarray(day.arrays["ids"][start : start + _CHUNK_ROWS])
-            found.append(ids[:, places[column]].astype(np.int64))
-    return np.concatenate(found)
+    place = places[column]
+    return np.concatenate([_column(day.arrays["ids"], place) for day in split.days])
+
+
+def _column(ids: np.ndarray | HStacked, place: int) -> Int64[np.ndarray, " N"]:
+    for array in ids.arrays if isinstance(ids, HStacked) else [ids]:
+        if place < array.shape[1]:
+            return array[:, place].astype(np.int64)
+        place -= array.shape[1]
+    raise IndexError(place)
 
 
 def check_column(field: str, item: str, column: str, data: Dataset) -> None:

@@ -100,8 +100,7 @@ def by_value(
     """
     known = (codes >= 0) & (weights > 0)
     values = {"code": np.unique(codes[known])}
-    found = (x[known] for x in (_sigmoid(logits), labels, weights, codes))
-    return _parts(*found, values)
+    return _parts(_sigmoid(logits)[known], labels[known], weights[known], codes[known], values)
 
 
 def _parts(

@@ -14,7 +14,9 @@ from jaxtyping import Float, Shaped
 
 from dlrm_jax.training.metrics import METRICS
 
-Metrics = dict[str, float | int]
+Metrics = dict[str, Any]
+"""Numbers by name, or tables of calibrations."""
+
 OfLabel = Callable[[np.ndarray, np.ndarray, Any], Metrics]
 """A function of the logits and values of one label, and of the examples that have it."""
 

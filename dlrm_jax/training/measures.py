@@ -129,7 +129,8 @@ def check_metrics(config: Config) -> None:
 
 def choosing_metrics(config: Config) -> list[str]:
     """The metrics of a label that may choose a model, if it is known whether more is better."""
-    return [*HIGHER_IS_BETTER, *config.metrics, *(f"{name}:worst" for name in config.metrics)]
+    worst = [f"{name}:worst" for name in config.metrics if name.startswith("calibration_")]
+    return [*HIGHER_IS_BETTER, *config.metrics, *worst]
 
 
 def check_columns(config: Config, data: Dataset) -> None:

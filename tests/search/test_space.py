@@ -80,7 +80,7 @@ def test_values_drawn_are_within():
         ("learning_rat=0.1..1", "there is no setting 'learning_rat'; did you mean learning_rate.*"),
         ("learning_rate", r"expected NAME=LOW..HIGH or NAME=VALUE\|VALUE, got 'learning_rate'.*"),
         ("learning_rate=", r"expected NAME=LOW..HIGH .*, got 'learning_rate='; such as --space=.*"),
-        ("loss=bce|mse,", r"loss: expected one of bce, mse, got 'mse,'"),
+        ("interaction=dot|cat,", r"interaction: expected one of dot, cat, got 'cat,'"),
         ("eps=1|2,eps=1|3", "eps is there twice"),
         ("learning_rate=0.1..x", "learning_rate: expected numbers, LOW..HIGH .*, got '0.1..x'"),
         ("batch_size=1..2.5", "batch_size: expected integers, LOW..HIGH .*, got '1..2.5'"),

@@ -10,7 +10,7 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from saved_run import CONFIG, examples
 
@@ -35,6 +35,7 @@ ROWS = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(ROWS, st.sampled_from([0.1, 0.5, 0.75, 1.0]))
 def test_recall_at_precision(rows, precision: float):
     z, y, w, _ = map(np.array, zip(*rows, strict=True))
@@ -48,6 +49,7 @@ def test_recall_at_precision(rows, precision: float):
     assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
+@settings(max_examples=40)
 @given(ROWS, st.integers(1, 4))
 def test_calibration_in_parts(rows, buckets: int):
     z, y, w, codes = map(np.array, zip(*rows, strict=True))
@@ -114,10 +116,12 @@ def test_those_of_a_config(own):
     usual = binary_metrics(logits, split.labels, split.sample_weights)
     assert {name: found[name] for name in usual} == usual
     assert set(found) == {*usual, *names, "calibration_by:C1:worst", "calibration_error:5:worst"}
+    weights = split.sample_weights
+    assert weights is not None
     first_ids = np.concatenate([np.asarray(day.ids)[:, 1] for day in split.days])
     for name, codes in (("request", split.groups["request"]), ("C2", first_ids)):
         known = codes >= 0
-        arrays = (logits, split.labels, codes.astype(np.int64), split.sample_weights)
+        arrays = (logits, split.labels, codes.astype(np.int64), weights)
         assert found[f"gauc:{name}"] == grouped_auc(*(x[known] for x in arrays))
     probability = 1 / (1 + np.exp(-logits.astype(float)))
     brier = np.average((probability - split.labels) ** 2, weights=split.sample_weights)

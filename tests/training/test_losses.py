@@ -1,9 +1,14 @@
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlrm_jax.training.losses import LOSSES, bce, class_weighted, mse
+from dlrm_jax.errors import UserError
+from dlrm_jax.training.losses import LOSSES, bce, class_weighted, group_column, make_loss, mse
+from dlrm_jax.training.ranking_losses import Listwise
 
 LOGITS = jnp.array([-3.0, -0.5, 0.0, 0.5, 3.0] * 2)
 LABELS = jnp.array([0.0] * 5 + [1.0] * 5)
@@ -16,6 +21,54 @@ def test_values_are_those_of_the_formulas():
     np.testing.assert_allclose(bce(LOGITS, LABELS), cross_entropy, rtol=1e-5)
     np.testing.assert_allclose(mse(LOGITS, LABELS), (p - y) ** 2, rtol=1e-5)
     assert {"bce": bce, "mse": mse} == LOSSES
+
+
+@pytest.mark.parametrize(
+    ("text", "gamma", "of_labels"),
+    [("focal", 2, (0.75, 0.25)), ("focal:1.5:0.1", 1.5, (0.9, 0.1)), ("focal:3", 3, (1, 1))],
+)
+def test_focal_loss_is_that_of_the_paper(text: str, gamma: float, of_labels: tuple[float, float]):
+    z, y = np.asarray(LOGITS, "f8"), np.asarray(LABELS, "f8")
+    p = 1 / (1 + np.exp(-z))
+    right = np.where(y == 1, p, 1 - p)
+    weight = np.where(y == 1, of_labels[1], of_labels[0])
+    loss = make_loss(text)
+    expected = -weight * (1 - right) ** gamma * np.log(right)
+    np.testing.assert_allclose(loss(LOGITS, LABELS), expected, rtol=1e-5)
+    extreme, labels = jnp.array([1e4, -1e4, 200.0, -200.0]), jnp.array([0.0, 0.0, 1.0, 1.0])
+    assert np.all(np.isfinite(jax.grad(lambda z: loss(z, labels).sum())(extreme)))
+
+
+def test_losses_by_name(monkeypatch: pytest.MonkeyPatch):
+    own = types.ModuleType("own_losses")
+    own.__dict__.update(
+        hinge=lambda z, y: jnp.maximum(0, 1 - z * (2 * y - 1)),
+        mean=lambda z, y: bce(z, y).mean(),
+        whole=lambda z, y: (z > 0).astype(int),
+        wrong=lambda z: z,
+    )
+    monkeypatch.setitem(sys.modules, "own_losses", own)
+    np.testing.assert_allclose(make_loss("own_losses:hinge")(LOGITS, LABELS)[:3], [0, 0.5, 1])
+    assert make_loss("bce") is bce
+    assert make_loss("listwise:a:b") == Listwise("a:b")
+    assert (group_column("pairwise:x"), group_column("own_losses:x")) == ("x", None)
+    for text, message in REFUSED.items():
+        with pytest.raises(UserError, match=message):
+            make_loss(text)
+
+
+REFUSED = {
+    "bec": "loss: expected bce, mse, focal, .* got 'bec'",
+    "focal:-1": "needs a GAMMA of 0 or more",
+    "focal:2:1": "an ALPHA between 0 and 1",
+    "focal:2:0.5:1": "such as focal:2:0.25",
+    "focal:x": "got 'focal:x'",
+    "pairwise": "loss: pairwise needs the column",
+    "no_module:f": "loss: can't import",
+    "own_losses:mean": "a number for each of 4 samples",
+    "own_losses:whole": "a number for each of 4 samples",
+    "own_losses:wrong": "failed with the logits and labels of 4 samples",
+}
 
 
 @pytest.mark.parametrize("loss", LOSSES.values())

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
@@ -66,6 +66,7 @@ def area(rows) -> float:
     return above / pairs if pairs else math.nan
 
 
+@settings(max_examples=40)
 @given(WEIGHTED, st.sampled_from([0.0, -2.0]))
 def test_weighted_metrics_are_those_of_plain_loops(rows, shift):
     logits, labels = arrays([row[:2] for row in rows])
