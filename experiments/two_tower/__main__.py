@@ -187,10 +187,10 @@ def describe(task: Task) -> str:
 
 
 def planted(choices: Choices, task: Task) -> tuple[Any, np.ndarray]:
-    """Vectors whose products are the planted taste: of the test users in order, and of items."""
+    """Vectors whose products are the planted taste: of test users, and of items."""
     likes = np.column_stack([choices.likes, np.ones(len(choices.likes), np.float32)])
     qualities = np.column_stack([choices.qualities, choices.fame])[task.items.keys]
-    unread = iter(np.arange(len(likes)))
+    unread = iter(task.questions["test"].rows)  # user by user
 
     def users(examples: Examples) -> np.ndarray:
         return likes[[next(unread) for _ in range(len(examples))]]
