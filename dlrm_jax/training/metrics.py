@@ -18,14 +18,16 @@ HIGHER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False, "normalize
 
 
 def score(metrics: Mapping[str, Any] | None, name: str) -> float | None:
-    """A metric, negated if less of it is better; None without a finite one.
-
-    More is better of metrics that `HIGHER_IS_BETTER` doesn't have, such as recall.
-    """
+    """A metric that can choose a model, negated if less is better; None without a finite one."""
     value = metrics.get(name) if metrics else None
     if value is None or not math.isfinite(value):
         return None
-    return value if HIGHER_IS_BETTER.get(name, True) else -value
+    return value if higher_is_better(name) else -value
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of a metric is better: of `HIGHER_IS_BETTER`, or recall@k of retrieval."""
+    return name.startswith("recall@") or HIGHER_IS_BETTER[name]
 
 
 def binary_metrics(
