@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
+Weights = Float[np.ndarray, " U"] | None
+"""Weights of users; None if all count alike."""
+
 
 def places(
     scores: Float[np.ndarray, "U C"], chosen: Int[np.ndarray, " U"]
@@ -20,10 +23,6 @@ def places(
     own = np.take_along_axis(scores, chosen[:, None], axis=1)
     # Not "scores >= own": scores that aren't numbers must not look like a perfect ranking.
     return np.count_nonzero(~(scores < own), axis=1) - 1
-
-
-Weights = Float[np.ndarray, " U"] | None
-"""Weights of users; None if all count alike."""
 
 
 def hit_ratio(places: Int[np.ndarray, " U"], k: int, weights: Weights = None) -> float:

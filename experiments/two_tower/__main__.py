@@ -52,6 +52,7 @@ from dlrm_jax.retrieval.settings import RetrievalSettings
 from dlrm_jax.retrieval.task import Task, make_task, sides_of
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.model import unread
 from experiments.two_tower.planted_taste import Choices, as_dataset, generate
 
 KNOWN = 11  # known items of each generated user
@@ -103,6 +104,9 @@ def main() -> None:
     check_flags()
     workdir = chosen_workdir("two_tower")
     settings, config = settings_of_flags(), config_of_flags()
+    for name, why in unread(config).items():
+        if name in _READ:
+            refuse([name], why)
     files.check_index(FLAGS.index)
     mesh = start(FLAGS.mesh)
     check_settings(config, settings, mesh)
