@@ -69,20 +69,23 @@ def evaluate(
     known: Callable[[Examples], Int64[np.ndarray, "n E"]],
     ks: tuple[int, ...],
 ) -> dict[str, Any]:
-    """Recall and NDCG at each k, the number of rows, and the share of those with a known item.
+    """Recall and NDCG at each k by the rows' weights, the number of rows, and that of new items.
 
     Args:
-        questions: rows to rank for.
+        questions: rows to rank for, at least one.
         ranking: ranking on the mesh.
         users: function that gives the users' vectors.
         items: vectors of all items.
         known: function that gives the numbers of items that aren't ranked, negative for none.
         ks: numbers of first items.
     """
-    places = [np.empty(0, np.int64)]
+    places, weights = [], []
     for start in range(0, len(questions), _ROWS):
         part = slice(start, start + _ROWS)
         examples = questions.split.take(questions.rows[part])
         places.append(ranking(users(examples), items, questions.chosen[part], known(examples)))
-    found = ranking_metrics(np.concatenate(places), ks)
+        if examples.sample_weights is not None:
+            weights.append(examples.sample_weights.astype(np.float64))
+    of_rows = np.concatenate(weights) if weights else None
+    found = ranking_metrics(np.concatenate(places), ks, of_rows)
     return found | {"examples": len(questions), "new_items": questions.new}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Int, Int64
 
 from dlrm_jax.mesh import BATCH
 from dlrm_jax.signals import check
-from dlrm_jax.training.ranking import hit_ratio, ndcg
+from dlrm_jax.training.ranking import Weights, hit_ratio, ndcg
 
 _SCORES = 1 << 26
 """Scores that are in memory at a time, if those of one user on each device aren't more."""
@@ -89,10 +89,12 @@ def _places(
     return jnp.sum(~(scores < own), axis=1) - 1
 
 
-def ranking_metrics(places: Int64[np.ndarray, " U"], ks: Sequence[int]) -> dict[str, float]:
+def ranking_metrics(
+    places: Int64[np.ndarray, " U"], ks: Sequence[int], weights: Weights = None
+) -> dict[str, float]:
     """``recall@k`` and ``ndcg@k`` for each k, of users who have chosen one item each."""
-    recalls = {f"recall@{k}": hit_ratio(places, k) for k in ks}
-    return recalls | {f"ndcg@{k}": ndcg(places, k) for k in ks}
+    recalls = {f"recall@{k}": hit_ratio(places, k, weights) for k in ks}
+    return recalls | {f"ndcg@{k}": ndcg(places, k, weights) for k in ks}
 
 
 def nearest(

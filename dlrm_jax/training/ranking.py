@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
+Weights = Float[np.ndarray, " U"] | None
+"""Weights of users; None if all count alike."""
+
 
 def places(
     scores: Float[np.ndarray, "U C"], chosen: Int[np.ndarray, " U"]
@@ -22,18 +25,26 @@ def places(
     return np.count_nonzero(~(scores < own), axis=1) - 1
 
 
-def hit_ratio(places: Int[np.ndarray, " U"], k: int) -> float:
+def hit_ratio(places: Int[np.ndarray, " U"], k: int, weights: Weights = None) -> float:
     """The share of users whose chosen candidate is among the first k, also called recall at k."""
-    return float(np.mean(places < k))
+    return _mean(places < k, weights)
 
 
-def ndcg(places: Int[np.ndarray, " U"], k: int) -> float:
+def ndcg(places: Int[np.ndarray, " U"], k: int, weights: Weights = None) -> float:
     """Normalized discounted cumulative gain at k where each user has one chosen candidate.
 
     It gains 1 / log2(2 + its place) if it is among the first k, else nothing; the best gain is 1
     (Järvelin and Kekäläinen, 2002, "Cumulated gain-based evaluation of IR techniques").
     """
-    return float(np.mean(np.where(places < k, 1 / np.log2(2 + places), 0)))
+    gains = np.where(places < k, 1 / np.log2(2 + places), 0)
+    return _mean(gains, weights)
+
+
+def _mean(values: np.ndarray, weights: Weights) -> float:
+    """The weighted mean; NaN if no user has a weight."""
+    if weights is not None and not weights.any():
+        return float("nan")
+    return float(np.average(values, weights=weights))
 
 
 def ranking_metrics(

@@ -52,6 +52,7 @@ from dlrm_jax.retrieval.settings import RetrievalSettings
 from dlrm_jax.retrieval.task import Task, make_task, sides_of
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.model import unread
 from experiments.two_tower.planted_taste import Choices, as_dataset, generate
 
 KNOWN = 11  # known items of each generated user
@@ -103,6 +104,9 @@ def main() -> None:
     check_flags()
     workdir = chosen_workdir("two_tower")
     settings, config = settings_of_flags(), config_of_flags()
+    for name, why in unread(config).items():
+        if name in _READ:
+            refuse([name], why)
     files.check_index(FLAGS.index)
     mesh = start(FLAGS.mesh)
     check_settings(config, settings, mesh)
@@ -187,10 +191,10 @@ def describe(task: Task) -> str:
 
 
 def planted(choices: Choices, task: Task) -> tuple[Any, np.ndarray]:
-    """Vectors whose products are the planted taste: of the test users in order, and of items."""
+    """Vectors whose products are the planted taste: of test users, and of items."""
     likes = np.column_stack([choices.likes, np.ones(len(choices.likes), np.float32)])
     qualities = np.column_stack([choices.qualities, choices.fame])[task.items.keys]
-    unread = iter(np.arange(len(likes)))
+    unread = iter(task.questions["test"].rows)  # user by user
 
     def users(examples: Examples) -> np.ndarray:
         return likes[[next(unread) for _ in range(len(examples))]]

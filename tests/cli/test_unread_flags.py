@@ -103,6 +103,24 @@ def test_of_splits(program: ModuleType, given: str, message: str):
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--steps=5 --epochs=2", "--epochs has no effect with --steps, which says how many"),
+        ("--nostochastic_rounding", "--stochastic_rounding has no effect without --table_dtype"),
+        ("--negatives=0 --sampler=frequency", "--sampler has no effect without --negatives"),
+        ("--exclude=x", "--exclude has no effect without --data"),
+        ("--data=x --users=9", "--users has no effect with --data, which has users and items"),
+        ("--data=x --user_columns=y", "--item_columns is missing; such as --item_columns=item_id"),
+    ],
+)
+@pytest.mark.parametrize("program", ["experiments.two_tower.__main__"], indirect=True)
+def test_of_two_towers(program: ModuleType, given: str, message: str):
+    cli_flags.parse(["program", *given.split()])
+    with pytest.raises(UserError, match=message):
+        program.main()
+
+
+@pytest.mark.parametrize(
     ("program", "name"),
     [("dlrm_jax.cli.preprocess", "output"), ("dlrm_jax.cli.predict", "checkpoint"),
      ("dlrm_jax.cli.report", "data")],

@@ -13,7 +13,7 @@ SMALL = ("--users=4000", "--items=600", "--batch_size=512", "--steps=100", "--re
 
 
 def test_it_finds_what_users_choose(tmp_path: Path):
-    result = run("--mesh=2x4", *SMALL, f"--workdir={tmp_path / 'w'}", program=PROGRAM)
+    result = run("--mesh=1x1", *SMALL, f"--workdir={tmp_path / 'w'}", program=PROGRAM)
     assert result.returncode == 0, result.stderr[-2000:]
     near = re.findall(r"^nearest to item \d+: \d+(?:, \d+){4}$", result.stdout, re.MULTILINE)
     assert len(near) == 3

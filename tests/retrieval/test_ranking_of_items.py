@@ -55,6 +55,8 @@ def test_metrics():
     assert found == pytest.approx(
         {"recall@1": 0.25, "recall@4": 0.75, "ndcg@1": 0.25, "ndcg@4": np.mean(gain)}
     )
+    weighted = ranking_metrics(np.array([0, 3]), (1,), np.array([3.0, 1.0]))
+    assert weighted == {"recall@1": 0.75, "ndcg@1": 0.75}
 
 
 def test_the_nearest_items_are_others_in_the_order_of_their_products():

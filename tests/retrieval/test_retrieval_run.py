@@ -79,7 +79,7 @@ def trained(task: Task, workdir: Path, steps: int, **changes: object) -> Outcome
         evaluation_batch_size=64,
         steps=steps,
         log_every=1,
-        eval_every=20,
+        eval_every=30,
     )
     config = config_of(base, task.settings, task.data, task.user, task.item)
     config = dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType]
@@ -95,9 +95,9 @@ def workdir(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_learns_and_goes_on_as_if_unbroken(task: Task, workdir: Path, tmp_path: Path):
-    trained(task, tmp_path, 25)
+    trained(task, tmp_path, 30)  # where the unbroken run validates, too
     outcome = trained(task, tmp_path, 60)
-    assert outcome.summary["resumed_from"] == 25
+    assert outcome.summary["resumed_from"] == 30
     for name in ("items.npy", "users.parquet", "items.parquet"):
         assert (workdir / name).read_bytes() == (tmp_path / name).read_bytes()
     of_both = [(x / "metrics.jsonl").read_text().splitlines() for x in (workdir, tmp_path)]

@@ -18,7 +18,7 @@ from dlrm_jax.retrieval.vectors import Encoder
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 
-STEPS, B = 2, 16
+STEPS, B = 2, 8
 Arrays = dict[str, np.ndarray]
 
 
@@ -94,7 +94,7 @@ def sgd(arrays: Arrays, loss: Any) -> Arrays:
 
 @pytest.fixture(scope="module")
 def expected(task: Task) -> tuple[list[float], Arrays]:
-    config = small_log.config(task)
+    config = small_log.config(task, batch_size=B)
     learner = make_learner(config, make_mesh("1x1"))
     arrays = arrays_of(learner, learner.init(0))
     batches, losses = RetrievalBatches(task, config, 1), []
@@ -109,7 +109,7 @@ def expected(task: Task) -> tuple[list[float], Arrays]:
 def test_a_step_is_that_of_the_whole_batch(
     task: Task, expected: tuple[list[float], Arrays], mesh: str
 ):
-    config = small_log.config(task)
+    config = small_log.config(task, batch_size=B)
     learner = make_learner(config, make_mesh(mesh))
     step: Any = make_retrieval_step(learner, config.batch_size)
     batches = RetrievalBatches(task, config, learner.axes.device_count)
