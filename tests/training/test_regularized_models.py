@@ -20,7 +20,6 @@ from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.serialization import flatten
-from dlrm_jax.training.step import make_predict
 
 REGULARIZED = dataclasses.replace(
     CONFIG,
@@ -40,8 +39,7 @@ def test_results_are_the_same_on_every_mesh_and_restored(tmp_path: Path):
     for mesh in ("1x1", "2x4"):
         learner = make_learner(REGULARIZED, make_mesh(mesh))
         state, losses = train(learner, learner.init(0), batches, 2)
-        logits = make_predict(learner)(state, learner.put_evaluation(batches[0]))
-        found.append((losses, np.array(logits), *numbers((state.params, state.model_state))))
+        found.append((losses, *numbers((state.params, state.model_state))))
         names = flatten(state.params)
         assert {"numeric_vectors.vector", "model.top.norms.0.scale"} <= names.keys()
     for one, other in zip(*found, strict=True):
