@@ -32,7 +32,7 @@ from experiments.compare.tasks import Choices, Clicks, Task
 
 _DECIDED = (
     "table_rows", "bag_lengths", "dense_features", "examples", "zipf_exponent", "teacher",
-    "min_count", "shared_tables",
+    "min_count", "shared_tables", "unseen_rate",
 )  # fmt: skip
 
 _FEATURES = "Features of users and items; without it, all of the files; such as user,item."

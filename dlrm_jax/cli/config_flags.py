@@ -24,7 +24,7 @@ OF_WHOLE_RUNS = (
     "steps", "epochs", "log_every", "eval_every", "checkpoint_every", "check_copies_every",
     "keep_checkpoints", "best_metric", "target_auc", "evaluation_batch_size", "examples",
     "shuffle_window", "min_count", "patience", "plateau_factor", "plateau_patience",
-    "validation_examples", "metrics", "labels", "label_weights",
+    "validation_examples", "metrics", "labels", "label_weights", "unseen_rate",
 )  # fmt: skip
 """Fields that a program doesn't read if it trains on no data, or for some steps only."""
 

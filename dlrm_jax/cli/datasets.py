@@ -31,7 +31,7 @@ def check_data_flags() -> None:
     if FLAGS.data == "":
         raise UserError("--data: expected a file or a directory, got nothing")
     if not FLAGS.data:
-        refuse(["min_count"], "without --data")
+        refuse(["min_count", "unseen_rate"], "without --data")
         return
     refuse(OF_GENERATED, "with --data: the data decide")
     if Path(FLAGS.data).is_dir():

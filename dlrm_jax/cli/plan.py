@@ -53,7 +53,6 @@ _UNREAD = (
     "top_mlp", "self_interaction", "compute_dtype", "loss", "class_weights", "dense_optimizer",
     "learning_rate", "warmup_steps", "decay_start", "decay_steps", "clip_norm", "teacher", "seed",
     "dropout", "normalization", "numeric_embedding", "table_l2", "table_l2_rows", "dense_l2",
-    "unseen_rate",
 )  # fmt: skip
 
 define_run_flags(

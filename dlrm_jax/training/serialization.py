@@ -148,12 +148,34 @@ def load_dense(path: Path, wanted: Any, sums: LoadedSums, partial: bool = False)
         partial: whether ``wanted`` may name only some of the arrays.
     """
     saved = jax.tree.map_with_path(
-        lambda keys, leaf: _on_host(leaf, sums.dtype(_dense_name(keys), leaf.dtype)), wanted
+        lambda keys, leaf: _on_host(leaf, sums.dtype(_dense_name(keys), leaf.dtype)),
+        _without_empty(wanted),
     )
-    found = load(path / "dense", saved, partial)
-    for keys, array in jax.tree.leaves_with_path(found):
+    loaded = load(path / "dense", saved, partial) if saved else {}
+    for keys, array in jax.tree.leaves_with_path(loaded):
         sums.add(_dense_name(keys), np.asarray(array))
-    return jax.tree.map(lambda leaf, array: _as_wanted(array, leaf), wanted, found)
+    return _completed(wanted, loaded)
+
+
+def _without_empty(tree: Any) -> Any:
+    """Nested dicts without the arrays that have no numbers, which Orbax doesn't write.
+
+    Without dense features, the first layer of DLRM's bottom MLP has such a kernel.
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    is_empty = {key: 0 in getattr(value, "shape", ()) for key, value in tree.items()}
+    return {key: _without_empty(value) for key, value in tree.items() if not is_empty[key]}
+
+
+def _completed(wanted: Any, loaded: Any) -> Any:
+    """What is wanted, of nested dicts that `_without_empty` may have shortened."""
+    if not isinstance(wanted, Mapping):
+        return _as_wanted(loaded, wanted)
+    return {
+        key: _completed(leaf, loaded[key] if key in loaded else np.zeros(leaf.shape, leaf.dtype))
+        for key, leaf in wanted.items()
+    }
 
 
 def _dense_name(keys: tuple[Any, ...]) -> str:
@@ -162,7 +184,7 @@ def _dense_name(keys: tuple[Any, ...]) -> str:
 
 def save_dense(path: Path, state: TrainState, sums: SavedSums) -> None:
     """Writes the arrays that aren't tables."""
-    items = dense_items(state)
+    items = _without_empty(dense_items(state))
     for keys, array in jax.tree.leaves_with_path(items):
         sums.add(_dense_name(keys), array)
     save(path / "dense", items)

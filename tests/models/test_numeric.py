@@ -20,7 +20,6 @@ FIELDS = [Field("a", WIDTH), Field("numeric.b", WIDTH)]
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("dlrm", {"bottom_mlp": (WIDTH,), "top_mlp": (6, 1)}),
         ("dcn_v2", {"bottom_mlp": (), "top_mlp": (6, 1)}),
         ("deepfm", {"top_mlp": (6, 1)}),
     ],

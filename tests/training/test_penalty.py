@@ -27,7 +27,7 @@ def thorough(setup: Setup, name: str):
     [
         pytest.param(Setup("2x4", "adam", penalty=TOUCHED, clip_norm=0.15), id="touched-clipped"),
         pytest.param(Setup("1x8", "adam", True, penalty=ALL), id="all-columns"),
-        pytest.param(Setup("4x2", "sgd", penalty=TOUCHED, accumulation_steps=2), id="micro"),
+        thorough(Setup("4x2", "sgd", penalty=TOUCHED, accumulation_steps=2), "micro-batches"),
         thorough(Setup("2x4", "sgd", penalty=ALL, clip_norm=0.15), "all-clipped"),
         thorough(Setup("8x1", "rowwise_adagrad", penalty=ALL), "all-rowwise"),
         thorough(Setup("1x1", "rowwise_adagrad", penalty=TOUCHED), "touched-1x1"),
