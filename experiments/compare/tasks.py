@@ -13,7 +13,7 @@ from jaxtyping import Float
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import Batch, Batches, TrainBatches
-from dlrm_jax.training.metrics import binary_metrics
+from dlrm_jax.training.label_metrics import label_metrics, prefix
 from dlrm_jax.training.ranking import ranking_metrics
 
 
@@ -41,7 +41,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def metrics(
-        self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
+        self, split: str, logits: Float[np.ndarray, "N *_"], labels: Float[np.ndarray, "N *_"]
     ) -> dict[str, float]:
         """Metrics over all examples of a split."""
 
@@ -54,19 +54,25 @@ class Task(abc.ABC):
 
 
 class Clicks(Task):
-    """The task of predicting the probability of label 1."""
+    """The task of predicting the probability of label 1; the main one of several chooses."""
 
-    shown = ("log_loss", "auc", "normalized_entropy", "accuracy")
     curve = "accuracy"
     chosen_by = "log_loss"
     ranked_by = "auc"
 
+    def __init__(self, data: Dataset):
+        super().__init__(data)
+        self.shown = ("log_loss", "auc", "normalized_entropy", "accuracy")
+        if len(data.labels) > 1:
+            before = [prefix(data.labels, label) for label in data.labels]
+            self.shown = tuple(x + metric for x in before for metric in ("log_loss", "auc"))
+
     def metrics(
-        self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
+        self, split: str, logits: Float[np.ndarray, "N *_"], labels: Float[np.ndarray, "N *_"]
     ) -> dict[str, float]:
-        """The metrics of `binary_metrics`."""
+        """The metrics of `label_metrics`."""
         del split
-        return binary_metrics(logits, labels)
+        return label_metrics(logits, labels, self.data.labels)
 
 
 class Choices(Task):
@@ -91,7 +97,7 @@ class Choices(Task):
         return EpochBatches(self._train, config)
 
     def metrics(
-        self, split: str, logits: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
+        self, split: str, logits: Float[np.ndarray, "N *_"], labels: Float[np.ndarray, "N *_"]
     ) -> dict[str, float]:
         """The metrics of `ranking_metrics`; NaN for the training split, which has no candidates."""
         del labels
