@@ -22,11 +22,12 @@ def check_label_settings(config: Config, labels: Sequence[str]) -> None:
         UserError: a setting doesn't; the message names it.
     """
     check_takes(config, labels)
-    given = dataclasses.replace(config, labels=tuple(labels)).weight_of_label
-    if config.label_weights and len(labels) == 1:
+    if len(labels) > 1:
+        _ = dataclasses.replace(config, labels=tuple(labels)).weight_of_label  # raises
+    elif config.label_weights:
         raise UserError(
             f"label_weights: it has no effect with the one label {labels[0]}, got "
-            f"{given[labels[0]]}; leave it out"
+            f"{config.label_weights}; leave it out"
         )
     if config.best_metric not in (choices := choosing_metrics(labels)):
         raise UserError(
