@@ -331,9 +331,19 @@ class Config:
 
     @property
     def weight_of_label(self) -> dict[str, float]:
-        """The weight of each label in the loss, the main label first."""
+        """The weight of each label in the loss, the main label first.
+
+        Raises:
+            UserError: there are more or fewer weights than labels.
+        """
         names = self.labels or ("label",)
-        return dict(zip(names, self.label_weights or [1.0] * len(names), strict=True))
+        weights = self.label_weights or [1.0] * len(names)
+        if len(weights) != len(names):
+            raise UserError(
+                f"label_weights: expected a number for each of the labels {', '.join(names)}, got "
+                f"{len(weights)}"
+            )
+        return dict(zip(names, weights, strict=True))
 
     @property
     def table_bag_lengths(self) -> tuple[int, ...]:

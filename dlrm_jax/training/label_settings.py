@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from dlrm_jax.config import Config
@@ -23,16 +24,12 @@ def check_label_settings(config: Config, labels: Sequence[str]) -> None:
         UserError: a setting doesn't; the message names it.
     """
     check_takes(config, labels)
-    given = config.label_weights
-    if given and len(given) != len(labels):
+    if len(labels) > 1:
+        _ = dataclasses.replace(config, labels=tuple(labels)).weight_of_label  # raises
+    elif config.label_weights:
         raise UserError(
-            f"label_weights: expected a number for each of the labels {', '.join(labels)}, got "
-            f"{len(given)}"
-        )
-    if given and len(labels) == 1:
-        raise UserError(
-            f"label_weights: it has no effect with the one label {labels[0]}, got {given}; leave "
-            f"it out"
+            f"label_weights: it has no effect with the one label {labels[0]}, got "
+            f"{config.label_weights}; leave it out"
         )
     if len(labels) > 1 and group_column(config.loss):
         raise UserError(

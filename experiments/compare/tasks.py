@@ -14,6 +14,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.batches import Batch, Batches, TrainBatches
 from dlrm_jax.training.build import train_batches
+from dlrm_jax.training.label_metrics import label_metrics, prefix
 from dlrm_jax.training.metrics import binary_metrics
 from dlrm_jax.training.ranking import ranking_metrics
 
@@ -44,8 +45,8 @@ class Task(abc.ABC):
     def metrics(
         self,
         split: str,
-        logits: Float[np.ndarray, " N"],
-        labels: Float[np.ndarray, " N"],
+        logits: Float[np.ndarray, "N *_"],
+        labels: Float[np.ndarray, "N *_"],
         weights: Float[np.ndarray, " N"] | None = None,
     ) -> dict[str, float]:
         """Metrics over all examples of a split."""
@@ -59,23 +60,32 @@ class Task(abc.ABC):
 
 
 class Clicks(Task):
-    """The task of predicting the probability of label 1."""
+    """The task of predicting the probability of label 1; the main one of several chooses."""
 
-    shown = ("log_loss", "auc", "normalized_entropy", "accuracy")
     curve = "accuracy"
     chosen_by = "log_loss"
     ranked_by = "auc"
 
+    def __init__(self, data: Dataset):
+        super().__init__(data)
+        self.shown = ("log_loss", "auc", "normalized_entropy", "accuracy")
+        if len(data.labels) > 1:
+            before = [prefix(data.labels, label) for label in data.labels]
+            self.shown = tuple(x + metric for x in before for metric in ("log_loss", "auc"))
+
     def metrics(
         self,
         split: str,
-        logits: Float[np.ndarray, " N"],
-        labels: Float[np.ndarray, " N"],
+        logits: Float[np.ndarray, "N *_"],
+        labels: Float[np.ndarray, "N *_"],
         weights: Float[np.ndarray, " N"] | None = None,
     ) -> dict[str, float]:
-        """The metrics of `binary_metrics`."""
+        """The metrics of `label_metrics`."""
         del split
-        return binary_metrics(logits, labels, weights)
+        def of_label(logits: np.ndarray, labels: np.ndarray, own: Any) -> dict[str, float | int]:
+            return binary_metrics(logits, labels, None if weights is None else weights[own])
+
+        return label_metrics(logits, labels, self.data.labels, of_label)
 
 
 class Choices(Task):
@@ -102,8 +112,8 @@ class Choices(Task):
     def metrics(
         self,
         split: str,
-        logits: Float[np.ndarray, " N"],
-        labels: Float[np.ndarray, " N"],
+        logits: Float[np.ndarray, "N *_"],
+        labels: Float[np.ndarray, "N *_"],
         weights: Float[np.ndarray, " N"] | None = None,
     ) -> dict[str, float]:
         """The metrics of `ranking_metrics`; NaN for the training split, which has no candidates."""

@@ -117,6 +117,7 @@ def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
         ({"label": "y", "categorical": ["a"], "dense_transform": "sqrt"}, "one of log, none"),
         ({"label": [], "categorical": ["a"]}, "label: expected one name, or a list of two"),
         ({"label": ["y", "a"], "categorical": ["a"]}, "'a' is named more than once"),
+        ({"label": ["y", "\n"], "categorical": ["a"]}, "schema: label: "),
         ({"label": "y", "categorical": ["a"], "bag_lengths": {"a": True}}, "from 1 to 65536"),
         ({"label": "y", "categorical": ["a"], "bag_lengths": {"a": 10**12}}, "from 1 to 65536"),
         ({"label": "y", "categorical": ["a", 3]}, "categorical: expected names of columns, got 3"),

@@ -208,6 +208,8 @@ class Schema:
             )
         schema = cls.from_fields(fields)
         check_names("schema: categorical", schema.categorical, len(schema.categorical))
+        if len(schema.labels) > 1:  # metrics and settings have their names
+            check_names("schema: label", schema.labels, len(schema.labels))
         return schema
 
     @classmethod

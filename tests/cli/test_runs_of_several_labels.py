@@ -153,7 +153,7 @@ def test_a_column_of_each_label(
         ({"label_weights": (1.0, 2.0, 3.0)}, "label_weights: expected a number for each of the "
          "labels clicked, purchased, got 3"),
         ({"best_metric": "bought/auc"}, "best_metric: expected one of auc, .*purchased/auc, "),
-        ({"labels": ("clicked",)}, "label_weights: expected a number .* labels clicked, got 2"),
+        ({"labels": ("clicked",)}, "label_weights: it has no effect with the one label cl"),
         ({"labels": ("sold",)}, "labels: the data have no label 'sold'"),
         ({"labels": ("purchased",), "label_weights": (), "best_metric": "auc"},
          r"row \d+ .*: expected label 0 or 1, got nan"),
@@ -178,9 +178,5 @@ def test_one_of_the_labels(prepared: Path):
 def test_generated_examples_have_one():
     with pytest.raises(UserError, match="labels: generated examples have one, got clicked"):
         load_data(Config(labels=("clicked",)), None)
-    with pytest.raises(
-        UserError, match=r"label_weights: expected .* each of the labels label, got 2"
-    ):
+    with pytest.raises(UserError, match="label_weights: it has no effect with the one label label"):
         load_data(Config(label_weights=(1.0, 2.0)), None)
-    with pytest.raises(UserError, match="label_weights: it has no effect with the one label"):
-        load_data(Config(label_weights=(2.0,)), None)
