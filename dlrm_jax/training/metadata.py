@@ -221,6 +221,10 @@ def _is_improvement(value: Any) -> bool:
     )
 
 
+def _is_speed(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _are_checksums(value: Any) -> bool:
     if not _has_all(str)(value):
         return False
@@ -242,6 +246,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "identity": _has_all(object),
     "validation": lambda value: value is None or _has_all(int | float | None)(value),
     "improvement": lambda value: value is ... or _is_improvement(value),
+    "examples_per_second": lambda value: value in (..., None) or _is_speed(value),
     "config": lambda value: value in (..., None) or _has_all(object)(value),
     "config_version": lambda value: value is ... or isinstance(value, int),
     "params": _has_all(list),

@@ -143,3 +143,9 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path):
     assert not list(tmp_path.iterdir())
     write_metadata(tmp_path, WHOLE | {"validation": {"auc": 0.5, "log_loss": float("nan")}})
     assert json.loads((tmp_path / "metadata.json").read_text())["format"] == FORMAT
+
+
+@pytest.mark.parametrize("speed", [[1.5], "fast", True])
+def test_a_speed_that_is_no_number(tmp_path: Path, speed: object):
+    with pytest.raises(UserError, match="can't hold the examples_per_second"):
+        write_metadata(tmp_path, WHOLE | {"examples_per_second": speed})
