@@ -36,9 +36,13 @@ from dlrm_jax.run_start import Options
 from dlrm_jax.saved_config import VERSION, saved_fields
 from dlrm_jax.training.build import check_shared, make_learner
 from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.record import to_json
 
 JOURNAL = "days.json"
+
+MODELS = ("updated", "not_updated")
+"""The models that are compared."""
 
 _ROWS = 1 << 18  # whose ids are counted at a time
 
@@ -190,7 +194,9 @@ class Daily:
         try:
             found = read_json(path)
             there = found | {"config": saved_fields(found["config"])}
-            done, logs = there["days"], there["logs"]
+            done, logs = there["days"], [(str(name), int(size)) for name, size in there["logs"]]
+            if not all(map(_is_entry, done)):
+                raise ValueError("a day lacks a part, or has one of another type")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged: {error}; give another workdir") from error
         here, end = self._settings, "give the same, or another workdir"
@@ -202,7 +208,7 @@ class Daily:
                         f"got {value!r}; {end}"
                     )
         for was, now in zip(logs[: len(done) + 1], here["logs"], strict=False):
-            if was != now:
+            if was != tuple(now):
                 raise UserError(
                     f"{path}: the loop over days has used the log {was[0]} of {was[1]:,} bytes, "
                     f"got {now[0]} of {now[1]:,} bytes in its place; {end}"
@@ -213,6 +219,21 @@ class Daily:
                 f"give them all, and new ones at the end"
             )
         return done
+
+
+def _is_entry(found: Any) -> bool:
+    """Whether what the journal says of a day has what tables and pictures show."""
+
+    def are(values: Any, kind: Any, *names: str) -> bool:
+        return isinstance(values, dict) and all(isinstance(values.get(x, ""), kind) for x in names)
+
+    return (
+        are(found, int, "rows", "test_rows")
+        and are(found, float | int | None, "new_ids")
+        and all(isinstance(found.get(x), str) for x in ("day", "tested_on"))
+        and are(found.get("unknown_ids"), float | int, *MODELS)
+        and all(are(found.get(x), float | int | None, *METRICS) for x in MODELS)
+    )
 
 
 def _unknown(metadata: Metadata, split: Split) -> float:

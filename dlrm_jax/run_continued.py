@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def start_from(
 
 
 def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
-    """Checks that ids and dense features of data mean what they mean to a model.
+    """Checks that ids, dense features and labels of data mean what they mean to a model.
 
     Args:
         directory: directory of the data; None if they have none.
@@ -102,18 +103,13 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
         Preparation.from_json(each.made_from["options"]).schema
         for each in (prepared, Metadata.read(kept))
     )
-    for name in ("dense", "dense_transform"):
-        now, before = getattr(here, name), getattr(there, name)
+    for name in ("label", "dense", "dense_transform"):
+        now, before = (json.dumps(getattr(each, name)) for each in (here, there))
         if now != before:
             raise UserError(
-                f"continue_from: the schema of {directory} has {name} {_listed(now)}, and that of "
-                f"{checkpoint} {_listed(before)}: a dense feature would mean something else; give "
-                f"the same schema"
+                f"continue_from: the schema of {directory} has {name} {now}, and that of "
+                f"{checkpoint} {before}: it would mean something else; give the same schema"
             )
-
-
-def _listed(value: str | Sequence[str]) -> str:
-    return value if isinstance(value, str) else ", ".join(value) or "empty"
 
 
 def noted_continuation(given: Path | None, earlier: Mapping[str, Any] | None) -> Continued | None:

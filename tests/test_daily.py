@@ -87,6 +87,16 @@ def test_what_is_told(done: tuple[Path, list[DayLog], list[Entry]], tmp_path: Pa
     assert (tmp_path / "days.svg").stat().st_size > 1000
 
 
+def test_a_damaged_journal(done: tuple[Path, list[DayLog], list[Entry]], tmp_path: Path):
+    workdir, logs, _ = done
+    journal = json.loads((workdir / "days.json").read_text())
+    journal["days"][0]["updated"]["auc"] = "x"
+    for content in ("{", "[]", "{}", json.dumps(journal)):
+        (tmp_path / "days.json").write_text(content)
+        with pytest.raises(UserError, match=r"days.json is damaged: .*; give another workdir"):
+            list(daily(logs, tmp_path)())
+
+
 def test_other_logs_and_settings_are_refused(done: tuple[Path, list[DayLog], list[Entry]]):
     workdir, logs, _ = done
     for changed, message in (

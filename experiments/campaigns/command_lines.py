@@ -21,6 +21,8 @@ _BASE = {
     "train": ("--workdir={directory}/run", *_TABLES),
     "search": ("--output={directory}/out", "--space=learning_rate=0.1..1:log", "--trials=1",
                *_TABLES),
+    "days": ("--input={good}/plain.parquet", "--schema={good}/schema.json",
+             "--workdir={directory}/run", *TINY),
     "preprocess": ("--input={good}/day_0", "--output={directory}/out"),
     "report": ("--data={good}/arrays",),
     "generate": ("--output={directory}/out", "--examples=20"),

@@ -39,13 +39,15 @@ _VALUES = ("dlrm_jax", "predict", "--checkpoint={home}/run/checkpoints/00000001"
            "--tables=shop,viewed", "--tables_output={out}", "--preprocessing={input}")  # fmt: skip
 _WARM = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={out}-run", *TINY,
          "--warm_start={input}", "--warm_start_names=shop,viewed")  # fmt: skip
+_CONTINUE = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={out}-run", *TINY,
+             "--continue_from={input}")  # fmt: skip
 _GENERATE = ("dlrm_jax", "generate", "--output={out}", "--examples=20")
 _PLAN = ("dlrm_jax", "plan", "--preset=small", "--mesh=1x2", "--plan={input}")
 # Ends when the data are loaded: a batch of 8 can't be split over three devices.
 _LOAD = ("experiments.movielens", "--data={input}", "--models=dlrm", "--workdir={out}-run",
          "--batch_size=8", "--mesh=3x1")  # fmt: skip
 _MOVIELENS = (_LOAD, (*_LOAD, "--history=5"), (*_LOAD, "--task=ranking", "--features=user,item"))
-_RESTORE = (_TABLES, _TABLES, _EVALUATE, _RESUME, _PREDICT)
+_RESTORE = (_TABLES, _TABLES, _EVALUATE, _RESUME, _PREDICT, _CONTINUE)
 
 _tabs = one_of(mutate_bytes, mutate_lines("\t"), mutate_lines("\t"))
 _commas = one_of(mutate_bytes, mutate_lines(","), mutate_lines(","))

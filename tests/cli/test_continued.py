@@ -49,7 +49,7 @@ def test_the_config_is_that_of_the_run_changed_by_flags(program: ModuleType, tmp
 )
 def test_what_is_refused(program: ModuleType, flags: str, message: str, tmp_path: Path):
     defaults = {"--continue_from": str(RUN), "--data": str(PREVIOUS / "data")}
-    given = defaults | dict(x.partition("=")[::2] for x in flags.split())
+    given = defaults | {name: value for name, _, value in (x.partition("=") for x in flags.split())}
     arguments = [f"{name}={value}" if value else name for name, value in given.items()]
     arguments = [x for x in arguments if x != "--data"]
     cli_flags.parse(["train", *arguments])

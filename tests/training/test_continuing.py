@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +20,9 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.continuing import check_tables, continued_state
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.metadata import FORMAT, read_metadata
 from dlrm_jax.training.step import make_train_step
+from dlrm_jax.training.tables import describe
 
 ADAM = dataclasses.replace(CONFIG, optimizer="adam", table_optimizers=("C1=rowwise_adagrad:0.01",))
 # C1 stays, C2 gets a row that the shards don't divide, C3 more than are initialized at a time.
@@ -95,18 +97,12 @@ QUOTIENTS = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
-def quotients(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-    """A checkpoint of `QUOTIENTS`, and what is in it."""
+@pytest.mark.thorough
+def test_quotients_grow_and_remainders_stay(tmp_path: Path):
     learner = make_learner(QUOTIENTS, make_mesh("1x1"))
     state = learner.init(1)
-    checkpoint = save(tmp_path_factory.mktemp("quotients"), learner, state, QUOTIENTS)
-    return checkpoint, all_arrays(learner, state)
-
-
-@pytest.mark.thorough
-def test_quotients_grow_and_remainders_stay(quotients: tuple[Path, dict[str, np.ndarray]]):
-    checkpoint, before = quotients
+    before = all_arrays(learner, state)
+    checkpoint = save(tmp_path, learner, state, QUOTIENTS)
     config = dataclasses.replace(QUOTIENTS, table_rows=(7, 1801, 40))
     new = make_learner(config, make_mesh("1x1"))
     found = all_arrays(new, continued_state(new, 0, checkpoint, read_metadata(checkpoint)))
@@ -127,24 +123,28 @@ def test_quotients_grow_and_remainders_stay(quotients: tuple[Path, dict[str, np.
         ({"embedding_dim": 4, "bottom_mlp": (4,)}, "table C1 .* width 8 there and 4 here"),
     ],
 )
-def test_tables_that_cannot_go_on_are_named(
-    quotients: tuple[Path, dict[str, np.ndarray]], changes: dict, message: str | None
-):
-    learner = make_learner(dataclasses.replace(QUOTIENTS, **changes), make_mesh("1x1"))
+def test_tables_that_cannot_go_on_are_named(changes: dict, message: str | None):
+    here = make_learner(dataclasses.replace(QUOTIENTS, **changes), make_mesh("1x1"))
     refused = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
     with refused:
-        check_tables(learner, quotients[0], read_metadata(quotients[0]))
+        check_tables(here, Path("run/checkpoints/00000005"), noted(QUOTIENTS))
 
 
-@pytest.mark.thorough
-def test_mixed_dimensions_grow_as_long_as_the_widths_stay(tmp_path: Path):
+def noted(config: Config) -> dict[str, Any]:
+    """What the metadata of a checkpoint says of the tables of a config."""
+    tables = describe(config).tables
+    return {
+        "format": FORMAT,
+        "arrays": {f"{x.name}/table": {"shape": [x.rows, x.dim]} for x in tables},
+    }
+
+
+def test_mixed_dimensions_grow_as_long_as_the_widths_stay():
     config = dataclasses.replace(QUOTIENTS, compression="mixed_dimensions", collisions=4)
-    learner = make_learner(config, make_mesh("1x1"))
-    checkpoint = save(tmp_path, learner, learner.init(0), config)
 
     def check(rows: int) -> None:
         larger = dataclasses.replace(config, table_rows=(7, rows, 40))
-        check_tables(make_learner(larger, make_mesh("1x1")), checkpoint, read_metadata(checkpoint))
+        check_tables(make_learner(larger, make_mesh("1x1")), Path("run"), noted(config))
 
     check(901)
     with pytest.raises(UserError, match=r"C2.narrow can't .* width 2 there and 1 .* train a new"):

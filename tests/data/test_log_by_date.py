@@ -1,0 +1,60 @@
+"""One log, cut into a file for each date."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from dlrm_jax.data.preprocessing.log_by_date import by_date
+from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.errors import UserError
+
+SCHEMA = Schema("click", ("item",), timestamp="time")
+START = datetime.datetime(2026, 3, 1)
+
+
+def write(path: Path, hours: list[int | None]) -> Path:
+    times = [None if x is None else START + datetime.timedelta(hours=x) for x in hours]
+    items = [f"i{number}" for number in range(len(hours))]
+    frame = pl.DataFrame({"time": times, "item": items, "click": 1, "request": items})
+    frame.write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("rows", [2, 1 << 18])
+def test_each_date_has_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int):
+    monkeypatch.setattr("dlrm_jax.data.preprocessing.log_by_date.CHUNK_ROWS", rows)
+    log = write(tmp_path / "log.parquet", [0, 5, 5, 23, 24, 73, 74])
+    files = by_date(log, SCHEMA, tmp_path / "logs")
+    assert [path.name for path in files] == [
+        "2026-03-01.parquet", "2026-03-02.parquet", "2026-03-04.parquet"
+    ]  # fmt: skip
+    parts = [pl.read_parquet(path) for path in files]
+    assert [len(part) for part in parts] == [4, 1, 2]
+    assert_frame_equal(pl.concat(parts), pl.read_parquet(log))
+    stats = [path.stat().st_mtime_ns for path in files]
+    assert by_date(log, SCHEMA, tmp_path / "logs") == files
+    assert [path.stat().st_mtime_ns for path in files] == stats, "nothing is done again"
+    other = write(tmp_path / "other.parquet", [0, 30])
+    with pytest.raises(UserError, match=r"logs is of .*log.parquet.* expected .*other.parquet"):
+        by_date(other, SCHEMA, tmp_path / "logs")
+
+
+def test_what_is_refused(tmp_path: Path):
+    def refused(log: Path, message: str, schema: Schema = SCHEMA) -> None:
+        with pytest.raises(UserError, match=message):
+            by_date(log, schema, tmp_path / "logs")
+        assert not (tmp_path / "logs").exists()
+
+    back = write(tmp_path / "back.parquet", [0, 30, 29, 23])
+    refused(back, "back.parquet, row 4: its date 2026-03-01 is before .* 2026-03-02; sort the log")
+    none = write(tmp_path / "none.parquet", [0, None])
+    refused(none, "none.parquet, row 2, column time: expected a date.* got None")
+    refused(back, "expected a Parquet file with a timestamp .* file for each day",
+            Schema("click", ("item",)))  # fmt: skip
+    (tmp_path / "log.csv").write_text("time,item,click\n2026-03-01,1,0\n")
+    refused(tmp_path / "log.csv", "expected a Parquet file with a timestamp")
