@@ -145,7 +145,8 @@ class Page:
         """Writes or replaces a file in one step."""
         with replacing(path) as temporary:
             text = _TEMPLATE.render(title=self._title, parts=self._parts, ours=_OURS)
-            temporary.write_text(text, encoding="utf-8")
+            # Half a character, as JSON may have it, is shown as its number.
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def is_page(path: Path) -> bool:

@@ -56,8 +56,10 @@ def _damaged(path: Path) -> UserError:
 
 
 def _are_numbers(value: Any) -> bool:
-    """Whether a value is a dict of numbers; but for its split."""
+    """Whether a value is a dict of numbers by name; but for its split."""
     return isinstance(value, dict) and all(
-        isinstance(value[x], str) if x == "split" else type(value[x]) in (int, float, type(None))
-        for x in value
+        isinstance(number, str)
+        if name == "split"
+        else name.isprintable() and type(number) in (int, float, type(None))
+        for name, number in value.items()
     )
