@@ -20,6 +20,7 @@ from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli import run_sections
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.run_files import read_lines
+from dlrm_jax.cli.run_page import by_label
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.options import Options
@@ -232,6 +233,12 @@ def test_a_run_on_generated_examples_needs_no_data(program: ModuleType, tmp_path
     assert sum(x["reads"] for x in remainders) == 800
     assert all(x["value"] == "" for x in remainders)
     assert tables["C1"]["hot"][0]["value"].startswith("id ")
+
+
+def test_metrics_of_several_labels_have_lines_of_their_own():
+    metrics = {"auc": 1, "gauc:user/x": 2, "bought/auc": 3, "bought/gauc:user/x": 4}
+    expected = {"": {"auc": 1, "gauc:user/x": 2}, "bought": {"auc": 3, "gauc:user/x": 4}}
+    assert by_label(metrics) == expected
 
 
 def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
