@@ -42,7 +42,8 @@ table { border-collapse: collapse; font-size: .82rem; line-height: 1.35; margin:
 th, td { padding: .16rem 0 .16rem 1.1rem; text-align: right; vertical-align: top;
   white-space: nowrap; }
 th { font-weight: 500; color: #555; vertical-align: bottom; }
-thead th { border-bottom: 1px solid #999; max-width: 5.5rem; white-space: normal; }
+thead th { border-bottom: 1px solid #999; max-width: 5.5rem; white-space: normal;
+  overflow-wrap: break-word; }
 tfoot td { border-top: 1px solid #999; font-weight: 600; }
 .text { text-align: left; white-space: normal; }
 .facts .text + .text { overflow-wrap: anywhere; }
@@ -145,7 +146,8 @@ class Page:
         """Writes or replaces a file in one step."""
         with replacing(path) as temporary:
             text = _TEMPLATE.render(title=self._title, parts=self._parts, ours=_OURS)
-            temporary.write_text(text, encoding="utf-8")
+            # Half a character, as JSON may have it, is shown as its number.
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def is_page(path: Path) -> bool:

@@ -55,6 +55,7 @@ def measure_data(
             name: {"rows": rows.total, **rows.metrics()} for name, rows in scored.items()
         },
         "held_out": held_out.split,
+        "several_labels": held_out.examples.labels.ndim > 1,
         "calibration": {
             "error": calibration_error(buckets),
             "buckets": [dataclasses.asdict(each) for each in buckets],

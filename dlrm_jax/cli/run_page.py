@@ -51,16 +51,20 @@ def _overview(page: Page, numbers: _Json) -> None:
         page.text("There is no summary.json: the run goes on, or was ended before its last step.")
         return
     splits = {x: summary[x] for x in ("train", "validation", "test") if x in summary}
-    last = f"test, step {summary['steps']:,}"
     if "test_of_last" in summary and summary.get("best_step") not in (None, summary["steps"]):
-        splits[last] = summary["test_of_last"]
-    others = [x for each in splits.values() for x in each if x not in (*METRICS, "examples")]
+        splits[f"test, step {summary['steps']:,}"] = summary["test_of_last"]
+    lines = {
+        ", ".join(filter(None, (split, label))): found
+        for split, each in splits.items()
+        for label, found in by_label(each).items()
+    }
+    others = [x for each in lines.values() for x in each if x not in (*METRICS, "examples")]
     names: list[str] = [*METRICS, *dict.fromkeys(others)]
     page.table(
         ["", *map(metric_name, names), "examples"],
         [
-            [split, *(number(each.get(x)) for x in names), f"{each['examples']:,}"]
-            for split, each in splits.items()
+            [line, *(number(each.get(x)) for x in names), f"{each['examples']:,}"]
+            for line, each in lines.items()
         ],
     )
     if absent := [x for x in ("validation", "test") if x not in splits]:
@@ -86,9 +90,11 @@ def _curves(page: Page, numbers: _Json) -> None:
         page.text("There is no metrics.jsonl, so there are no curves.")
         return
     validation = [line for line in record if line["split"] == "validation"]
-    known = dict.fromkeys(name for line in validation for name in line)
     best = numbers["config"]["best_metric"]
-    panels = [x for x in known if x not in _NOT_DRAWN or (x == best != "log_loss")]
+    panels = [best] * (best != "log_loss" and any(best in line for line in validation))
+    for label, found in by_label(validation[-1] if validation else {}).items():
+        names = [f"{label}/{x}" if label else x for x in found if x not in _NOT_DRAWN]
+        panels += [x for x in names if x != best]
     cuts = [line for line in record if line["split"] == "learning_rate"]
     if cuts:
         listed = ", ".join(f"{line['factor']:g} from step {line['step']:,}" for line in cuts)
@@ -99,6 +105,16 @@ def _curves(page: Page, numbers: _Json) -> None:
     page.picture(figure, "lines: training loss and validation metrics by step")
     if left_out := panels[_PANELS:]:
         page.text(f"In metrics.jsonl alone: {', '.join(left_out)}.")
+
+
+def by_label(metrics: _Json) -> dict[str, dict[str, Any]]:
+    """The metrics of each label; those of the main one have an empty name, and come first."""
+    labels = [x.removesuffix("/auc") for x in metrics if x.endswith("/auc")]
+    found: dict[str, dict[str, Any]] = {label: {} for label in ("", *labels)}
+    for name, value in metrics.items():
+        label = next((x for x in labels if name.startswith(f"{x}/")), "")
+        found[label][name.removeprefix(f"{label}/") if label else name] = value
+    return found
 
 
 def _tables(page: Page, numbers: _Json) -> None:

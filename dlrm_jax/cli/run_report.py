@@ -11,6 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from dlrm_jax.cli.page import is_page
+from dlrm_jax.cli.run_files import read_lines, read_summary
 from dlrm_jax.cli.run_numbers import measure_data, measure_tables
 from dlrm_jax.cli.run_page import run_page
 from dlrm_jax.config import Config
@@ -27,7 +28,7 @@ from dlrm_jax.job import load_data
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import generated_fingerprint
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.record import read_record, to_json
+from dlrm_jax.training.record import to_json
 
 _GENERATOR = "dlrm_jax report"
 
@@ -105,18 +106,11 @@ def write_run_report(
 
 def _of_run(run: Path, config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What the files of the run, and its checkpoint, say about it."""
-    record, best = read_record(run / "metrics.jsonl"), None
-    try:
-        summary = read_json(run / "summary.json")
-    except (OSError, ValueError):
-        summary = None
     has_validation = metadata.get("validation") is not None
-    if has_validation:
-        best = metadata["step"]
     return {
-        "summary": summary,
-        "record": record,
-        "best_step": best,
+        "summary": read_summary(run),
+        "record": read_lines(run),
+        "best_step": metadata["step"] if has_validation else None,
         "why_this_step": f"the best {config.best_metric} in validation"
         if has_validation
         else "the latest, as none was validated",

@@ -34,6 +34,8 @@ def calibration(page: Page, data: _Json) -> None:
         f"{number(held_out['calibration'])}. Predictions are {share(found['error'])} from the "
         f"label rate of their bucket on average. Lines are 95 % intervals."
     )
+    if data["several_labels"]:
+        page.text("This and what follows is of the main label, of the rows that have it.")
     if data["held_out"] != "test":
         page.text(f"There is no test split: this and what follows is of {data['held_out']}.")
     picture = "points: the share of label 1 by mean prediction, and their ratio by bucket"

@@ -27,6 +27,8 @@ _CRITEO = (*_PREPROCESS, "--input={input}")
 _NAMED = (*_PREPROCESS, "--input={input}", "--schema={home}/schema.json")
 _GROW = (*_PREPROCESS, "--input={home}/log.csv", "--schema={home}/schema.json", "--grow={input}")
 _REPORT = ("dlrm_jax", "report", "--data={input}")
+_REPORT_RUN = ("dlrm_jax", "report", "--run={input}", "--data={home}/prepared", "--batch_size=8",
+               "--permutations=1")  # fmt: skip
 _TRAIN = ("dlrm_jax", "train", "--data={input}", "--workdir={out}-run", *TINY)
 _RESUME = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={input}", *TINY)
 _EVALUATE = (*(x for x in _RESUME if not x.startswith("--steps=")), "--eval_only")
@@ -47,7 +49,7 @@ _PLAN = ("dlrm_jax", "plan", "--preset=small", "--mesh=1x2", "--plan={input}")
 _LOAD = ("experiments.movielens", "--data={input}", "--models=dlrm", "--workdir={out}-run",
          "--batch_size=8", "--mesh=3x1")  # fmt: skip
 _MOVIELENS = (_LOAD, (*_LOAD, "--history=5"), (*_LOAD, "--task=ranking", "--features=user,item"))
-_RESTORE = (_TABLES, _TABLES, _EVALUATE, _RESUME, _PREDICT, _CONTINUE)
+_RESTORE = (_TABLES, _TABLES, _EVALUATE, _RESUME, _PREDICT, _CONTINUE, _REPORT_RUN)
 
 _tabs = one_of(mutate_bytes, mutate_lines("\t"), mutate_lines("\t"))
 _commas = one_of(mutate_bytes, mutate_lines(","), mutate_lines(","))
@@ -118,9 +120,15 @@ FORMATS: dict[str, Callable[[Good], Format]] = {
     "checkpoint files": lambda good: Format(
         [good.run], mutate_bytes, _RESTORE, "checkpoints/*/*/**/*"
     ),
-    "run files": lambda good: Format([good.run], _json, [_RESUME, _PREDICT], "*/metadata.json"),
+    "run files": lambda good: Format(
+        [good.run], _json, [_RESUME, _PREDICT, _REPORT_RUN], "*/metadata.json"
+    ),
+    "summary": lambda good: Format([good.run], _json, [_REPORT_RUN], "summary.json"),
     "metrics": lambda good: Format(
-        [good.run], one_of(mutate_bytes, mutate_lines(",")), [_EVALUATE, _RESUME], "*.jsonl"
+        [good.run],
+        one_of(mutate_bytes, mutate_lines(",")),
+        [_EVALUATE, _RESUME, _REPORT_RUN],
+        "*.jsonl",
     ),
     "warm start": lambda good: Format([good.tables], _npy, [_WARM], "*.npy"),
     "plan": lambda good: Format([good.plan], _json, [_PLAN]),

@@ -146,10 +146,12 @@ def test_all_that_a_page_is_given_is_text(tmp_path):
     page = Page("<b>title</b>")
     page.heading("<b>heading</b>")
     page.text("<b>text</b>")
+    page.text("\ud800")
     page.table(["<b>head</b>", "n"], [["<b>cell</b>", "1"]], ["<b>total</b>", "1"])
     page.write(tmp_path / "page.html")
     reader, _ = read(tmp_path / "page.html")
     assert "b" not in reader.tags
+    assert "\\ud800" in reader.text
     assert reader.rows == [["<b>head</b>", "n"], ["<b>cell</b>", "1"], ["<b>total</b>", "1"]]
     for word in ("title", "heading", "text"):
         assert f"<b>{word}</b>" in reader.text

@@ -190,7 +190,7 @@ def test_locality_of_a_trace(tmp_path: Path):
         (("--output=OUT", "--examples=9", "--table_rows=1,2"), "26"),
         (("--output=OUT", "--examples=9", "--preset=huge"), "--preset"),
         (("--output=OUT", "--examples=9", "--profile=nowhere"), "--profile"),
-        (("--output=nowhere/OUT", "--examples=9"), "cannot write"),
+        (("--output=/proc/nowhere/OUT", "--examples=9"), "cannot write"),
         (("--output=FILE", "--examples=9"), "exists"),
         (("--output=FILE/OUT", "--examples=9"), "cannot write"),
         (("--output=OUT", "--batch_size=9"), "there is no flag --batch_size"),

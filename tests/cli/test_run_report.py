@@ -19,6 +19,8 @@ import dlrm_jax
 from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli import run_sections
 from dlrm_jax.cli.page import Page
+from dlrm_jax.cli.run_files import read_lines
+from dlrm_jax.cli.run_page import by_label
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.options import Options
@@ -233,6 +235,12 @@ def test_a_run_on_generated_examples_needs_no_data(program: ModuleType, tmp_path
     assert tables["C1"]["hot"][0]["value"].startswith("id ")
 
 
+def test_metrics_of_several_labels_have_lines_of_their_own():
+    metrics = {"auc": 1, "gauc:user/x": 2, "bought/auc": 3, "bought/gauc:user/x": 4}
+    expected = {"": {"auc": 1, "gauc:user/x": 2}, "bought": {"auc": 3, "gauc:user/x": 4}}
+    assert by_label(metrics) == expected
+
+
 def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
     with pytest.raises(UserError, match=r"expected the workdir of a run, .* has no checkpoints/"):
         write(tmp_path, None)
@@ -245,6 +253,14 @@ def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
         np.save(other / f"day_{day}_labels.npy", np.array([[0], [1], [0], [1]], np.int32))
     with pytest.raises(UserError, match="was trained on other data than"):
         write(workdir, other)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "split": "train"}\n{"step": 1, "split": "test", "auc": "x"}\n{"st')
+    assert read_lines(workdir) == run.numbers["record"]
+    summary = json.loads((workdir / "summary.json").read_text())
+    for damaged in ("[", "[1]", json.dumps(summary | {"test": {"auc": "x"}})):
+        (workdir / "summary.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"summary\.json: expected the summary that a run"):
+            write(workdir, None)
     for name in ("report.json", "report.html"):
         (workdir / name).write_text('{"mine": 1}')
         with pytest.raises(UserError, match=f"{name} exists, and this program didn't make it"):

@@ -162,3 +162,14 @@ def test_unseen_and_missing_values_are_told_apart(
     assert found.filter(meaning="value").rows() == [("f1", "value", 2)]
     others = found.filter(pl.col("value").is_null())
     assert dict(others.select("meaning", "id").iter_rows()) == special
+    expected = {number: f"({name})" for name, number in special.items()} | {2: "f1"}
+    names = vocabularies.names_of(data, 1, range(4))
+    assert names == {number: expected.get(number, "(unused)") for number in range(4)}
+
+
+def test_values_that_share_an_id_are_named_by_the_first(tmp_path: Path):
+    data = prepared(tmp_path / "data")
+    path = data / "vocabularies" / "1.parquet"
+    values = pl.read_parquet(path)
+    pl.concat([values, values.with_columns(value=pl.lit("later"))]).write_parquet(path)
+    assert vocabularies.names_of(data, 1, [2]) == {2: "f1 and 1 more"}
