@@ -89,6 +89,12 @@ def test_growing_by_the_same_values_in_another_type(new, added):
     assert vocabulary.learn([bags.to_frame().lazy()], known=known).equals(grown)
 
 
+def test_counts_that_grow_beyond_32_bits():
+    known = learned([7]).with_columns(pl.lit(2**32 - 10, pl.UInt32).alias("count"))
+    grown = vocabulary.learn([pl.LazyFrame({"value": [7] * 50 + [8]})], known=known)
+    assert grown.select("value", "count").rows() == [(7, 2**32 + 40), (8, 1)]
+
+
 def test_growing_counts_all_texts_of_a_number():
     known = learned([3, 4])
     texts = pl.LazyFrame({"value": ["3", "3.0", "7", "7.0", "7.0", "9", "9", "9.0"]})

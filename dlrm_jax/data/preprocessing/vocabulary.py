@@ -27,6 +27,7 @@ MISSING = 1
 FIRST_VALUE = 2
 """The id of the most frequent value."""
 
+_COUNT = pl.Int64()  # those of days add up
 _DISTINCT_PER_PASS = 1 << 24
 _LARGE = 1 << 22
 _SHARED = 8  # an eighth of a full table is for values without a row of their own
@@ -83,7 +84,8 @@ def _distinct(
     counts = []
     for i in range(passes):
         own = values.filter(hashed % passes == i) if passes > 1 else values
-        counted = own.group_by("value").agg(pl.len().alias("count"), *aggregated)
+        count = pl.len().cast(_COUNT).alias("count")
+        counted = own.group_by("value").agg(count, *aggregated)
         frequent = counted.filter(pl.col("count") >= min_count)
         counts.append(frequent.collect(engine="streaming"))
     return pl.concat(counts)
@@ -105,8 +107,7 @@ def _grown(
 ) -> pl.DataFrame:
     if known["value"].dtype == pl.Null:  # its column had no value, and thus no type
         known = known.with_columns(pl.col("value").cast(counts["value"].dtype))
-    if counts["value"].dtype.is_float() and known["value"].dtype.is_integer():
-        counts = counts.filter(pl.col("value").is_not_nan())  # NaN is missing among integers
+    known = known.cast({"count": _COUNT})  # fewer bits in files of earlier versions
     counts = counts.with_columns(cast_whole(counts["value"], known["value"].dtype))
     # Several texts may be one number: 3 and 3.0.
     counts = counts.group_by("value").agg(pl.col("count").sum())
