@@ -202,6 +202,19 @@ def test_whole_numbers_of_a_column_that_training_had_as_floats():
     assert vocabulary.encode(values, table, 1)[:, 0].tolist() == expected
 
 
+def test_nan_is_missing_also_in_a_list():
+    nan = float("nan")
+    bags = pl.Series("value", [[0.5, nan], [nan, None], [0.5]])
+    table = vocabulary.learn([bags.to_frame().lazy()])
+    assert table["value"].to_list() == [0.5]
+    assert vocabulary.encode(bags, table, 2).tolist() == [[2, MISSING], [MISSING] * 2, [2, -1]]
+    # An earlier version gave it an id, which the model of that data was trained with.
+    earlier = pl.DataFrame({"value": [0.5, nan], "count": [2, 2], "id": [2, 3]})
+    earlier = earlier.cast({"id": pl.Int32})
+    assert vocabulary.encode(bags, earlier, 2).tolist() == [[2, 3], [3, MISSING], [2, -1]]
+    assert vocabulary.learn([bags.to_frame().lazy()], known=earlier)["id"].to_list() == [2, 3]
+
+
 @pytest.mark.parametrize("large", [0, 1000])
 def test_values_in_another_type_are_found_on_disk(tmp_path, monkeypatch, large):
     monkeypatch.setattr(vocabulary, "_LARGE", large)
