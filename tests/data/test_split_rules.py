@@ -161,9 +161,8 @@ def test_a_user_is_the_same_in_every_form(log, tmp_path):
 
 
 def test_other_values_of_a_chunk_do_not_move_a_user():
-    split = RowSplit(parse_rule("user=u:0.3,0.3"), 0)
-
-    def splits(values) -> list[int]:
+    def splits(values, seed=0) -> list[int]:
+        split = RowSplit(parse_rule("user=u:0.3,0.3"), seed)
         return split(pl.DataFrame({"u": values}), Place(Path("x"), 0, 1)).to_list()
 
     numbers = [*range(20), 2**63]
@@ -173,6 +172,8 @@ def test_other_values_of_a_chunk_do_not_move_a_user():
     others = [0.5, float("inf"), float("nan"), None]
     assert splits([*floats, *others])[:21] == expected == splits(list(map(str, numbers)))
     assert splits([f"{x}.0" for x in numbers]) == expected
+    for seed in range(10):
+        assert splits([-0.0], seed) == splits(["-0.0"], seed) == splits([0], seed)
     assert splits([*floats, *others])[-2:] == [0, 0]  # missing ones train
     assert splits([1e300 * i for i in range(1, 20)]).count(0) < 19  # large ones don't all
 
