@@ -357,6 +357,12 @@ def test_rules_that_do_not_fit_are_refused(log, tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             prepared(log, tmp_path / "out", split)
+    at_once = pl.read_parquet(log[1]).with_columns(when=pl.lit(START))
+    at_once.write_parquet(tmp_path / "at once.parquet")
+    with pytest.raises(
+        UserError, match=r"got 0 for training, 0 for validation, 50 for test \(rows"
+    ):
+        prepared([tmp_path / "at once.parquet"], tmp_path / "out", "time")
     pl.read_parquet(log[1]).drop("role").write_parquet(tmp_path / "last.parquet")
     with pytest.raises(UserError, match=r"last.parquet has no column 'role'"):
         prepared([log[0], tmp_path / "last.parquet"], tmp_path / "lacks", "column=role")
