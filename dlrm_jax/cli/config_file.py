@@ -38,9 +38,11 @@ def config_of_flags(others: Mapping[str, Any] | None = None) -> Config:
     fields = file_fields(Path(FLAGS.config)) if FLAGS.config else {}
     if FLAGS.epochs is not None and FLAGS.steps is None:
         fields.pop("steps", None)  # the flag says the length of the run in another unit
-    if FLAGS.data and (decided := [name for name in OF_GENERATED if name in fields]):
+    # Those that are newer than the file are there, too: it had no features.
+    given = [name for name in OF_GENERATED if fields.get(name, ()) != ()]
+    if FLAGS.data and given:
         raise UserError(
-            f"config file {FLAGS.config}: {decided[0]} has no effect with --data: the data decide; "
+            f"config file {FLAGS.config}: {given[0]} has no effect with --data: the data decide; "
             f"take it out of the file"
         )
     return overridden(preset(FLAGS.preset), fields | dict(others or {}))
