@@ -39,9 +39,9 @@ def config_of_flags(others: Mapping[str, Any] | None = None) -> Config:
     if FLAGS.epochs is not None and FLAGS.steps is None:
         fields.pop("steps", None)  # the flag says the length of the run in another unit
     of_data = "--data" if "data" in FLAGS else "--input"  # a command without the flag takes logs
-    if (of_data == "--input" or FLAGS.data) and (
-        decided := [name for name in OF_GENERATED if name in fields]
-    ):
+    # Those that are newer than the file are there, too: it had no features.
+    decided = [name for name in OF_GENERATED if fields.get(name, ()) != ()]
+    if (of_data == "--input" or FLAGS.data) and decided:
         raise UserError(
             f"config file {FLAGS.config}: {decided[0]} has no effect with {of_data}: the data "
             f"decide; take it out of the file"

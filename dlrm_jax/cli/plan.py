@@ -104,7 +104,7 @@ def main() -> None:
     memory = kind.memory_for_tables if FLAGS.memory_gib is None else FLAGS.memory_gib * _GIB
     limits = Limits(memory=memory)
     if config.plan:
-        plan = read_plan(Path(config.plan), described.tables, shards)
+        plan = read_plan(config, described.tables, shards)
     else:
         plan = automatic_plan(
             described.tables,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dlrm_jax.data.arrays import ABSENT, Split
+from dlrm_jax.data.hstacked import HStacked
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import numbered
 
@@ -131,5 +132,6 @@ def _chunks(split: Split) -> Iterator[tuple[int, np.ndarray]]:
     first = 0
     for day in split.days:
         for start in range(0, len(day), _CHUNK_ROWS):
-            yield first + start, np.asarray(day.arrays["ids"][start : start + _CHUNK_ROWS])
+            ids = day.arrays["ids"][start : start + _CHUNK_ROWS]
+            yield first + start, ids.as_stored() if isinstance(ids, HStacked) else ids
         first += len(day)

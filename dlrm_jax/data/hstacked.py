@@ -10,6 +10,8 @@ from jaxtyping import Int32, Integer, Shaped
 
 from dlrm_jax.errors import UserError
 
+_INT32 = np.iinfo(np.int32)
+
 
 class HStacked:
     """Arrays side by side, as `np.hstack` would join them, without a copy.
@@ -19,7 +21,7 @@ class HStacked:
 
     Args:
         arrays: ids, int32 or int64 [N, L] each, in row-major order; memory maps may be unaligned.
-            Values must fit into int32, which isn't checked here.
+            Values must fit into int32, which is checked where they are copied.
 
     Raises:
         UserError: there is no array, or the arrays can't stand side by side.
@@ -60,6 +62,10 @@ class HStacked:
         """Gathers rows into one array in memory, in the order of ``rows``."""
         return _joined([_taken(array, rows) for array in self.arrays])
 
+    def as_stored(self) -> Integer[np.ndarray, "N C"]:
+        """Copies the arrays into one that holds every id, in the widest of their types."""
+        return np.concatenate(self.arrays, axis=1)
+
     def __array__(
         self, dtype: np.dtype | None = None, copy: bool | None = None
     ) -> Shaped[np.ndarray, "N C"]:
@@ -69,6 +75,15 @@ class HStacked:
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    for number, array in enumerate(arrays):
+        if array.dtype == np.int32 or not array.size:
+            continue
+        if array.min() < _INT32.min or array.max() > _INT32.max:
+            row, column = np.argwhere((array < _INT32.min) | (array > _INT32.max))[0]
+            raise UserError(
+                f"ids, column {column} of array {number} (both from 0): expected ids of 32 bits, "
+                f"got {array[row, column]}; correct the ids"
+            )
     return np.concatenate(arrays, axis=1, dtype=np.int32, casting="same_kind")
 
 

@@ -43,18 +43,21 @@ def id_array(features: Sequence[Feature], ids: Any, fill: int) -> Any:
     """
     if not isinstance(ids, Mapping):
         return ids
+    what = "ids" if fill else "id_weights"
     names = [feature.name for feature in features]
     if ids.keys() != set(names):
         raise UserError(
-            f"ids: expected the features {', '.join(names)}; got {', '.join(ids) or 'none'}"
+            f"{what}: expected the features {', '.join(names)}; got {', '.join(ids) or 'none'}"
         )
     columns = [_columns(feature, ids[feature.name], fill) for feature in features]
     sizes = {feature.name: len(x) for feature, x in zip(features, columns, strict=True)}
     if len(set(sizes.values())) > 1:
-        raise UserError(f"ids: expected the same number of samples of every feature, got {sizes}")
+        raise UserError(
+            f"{what}: expected the same number of samples of every feature, got {sizes}"
+        )
     dtypes = {x.dtype for x in columns}
     if len(dtypes) > 1:  # concatenation would promote them: int64 and uint64 to float64
-        raise UserError(f"ids: expected one dtype, got {', '.join(sorted(map(str, dtypes)))}")
+        raise UserError(f"{what}: expected one dtype, got {', '.join(sorted(map(str, dtypes)))}")
     host = all(isinstance(x, np.ndarray) for x in columns)
     return np.concatenate(columns, axis=1) if host else jnp.concatenate(columns, axis=1)
 
@@ -79,7 +82,7 @@ def pad_bags(
     values: Integer[np.ndarray, " N"],
     lengths: Integer[np.ndarray, " B"],
     max_ids: int,
-    id_weights: Float32[np.ndarray, " N"] | None = None,
+    id_weights: Float[np.ndarray, " N"] | None = None,
 ) -> tuple[Int32[np.ndarray, "B L"], Float32[np.ndarray, "B L"] | None]:
     """Turns concatenated bags into one padded row per sample.
 
@@ -97,20 +100,32 @@ def pad_bags(
 
     Raises:
         UserError: max_ids is less than 1, lengths are negative or don't sum to N, an id is
-            negative or too large for int32, or the number of weights isn't N.
+            negative or too large for int32, the number of weights isn't N, or an array has another
+            type.
     """
+    values, lengths = np.asarray(values), np.asarray(lengths)
+    for name, array in (("ids", values), ("lengths", lengths)):
+        if array.size and array.dtype.kind not in "iu":
+            raise UserError(f"{name}: expected integers, got {array.dtype}")
     if max_ids < 1:
         raise UserError(f"max_ids must be at least 1, got {max_ids}")
     if lengths.size and lengths.min() < 0:
         raise UserError(f"lengths must not be negative, got {lengths.min()}")
+    if lengths.size and lengths.max() > len(values):  # their sum might wrap
+        raise UserError(f"a bag has the length {lengths.max()} but there are {len(values)} ids")
+    lengths = lengths.astype(np.int64)
     if lengths.sum() != len(values):
         raise UserError(f"lengths sum to {lengths.sum()} but there are {len(values)} ids")
     if len(values) and not 0 <= values.min() <= values.max() < 2**31:
         raise UserError(f"ids must lie in 0..2^31-1, got {values.min()}..{values.max()}")
-    if len(values) and not np.issubdtype(values.dtype, np.integer):
-        raise UserError(f"ids: expected integers, got {values.dtype}")
-    if id_weights is not None and id_weights.shape != values.shape:
-        raise UserError(f"{len(values)} ids need as many weights, got shape {id_weights.shape}")
+    if id_weights is not None:
+        id_weights = np.asarray(id_weights)
+        if id_weights.shape != values.shape:
+            raise UserError(f"{len(values)} ids need as many weights, got shape {id_weights.shape}")
+        if id_weights.dtype.kind != "f":
+            raise UserError(
+                f"id_weights: expected floating numbers, got {id_weights.dtype}; cast to float32"
+            )
     ends = np.cumsum(lengths)
     column = np.arange(max_ids)
     present = column < lengths[:, None]

@@ -100,6 +100,9 @@ def cast_weights(
                 f"id_weights of {name}: expected a weight for each of {wanted} id(s) of a bag, got "
                 f"shape {list(found[name].shape)}"
             )
+    on_host = {name: x for name, x in found.items() if isinstance(x, np.ndarray)}
+    if len({x.dtype for x in on_host.values()}) > 1:  # padded weights of bags have 32 bits
+        found |= {name: x.astype(np.float64) for name, x in on_host.items()}
     return id_array(features, found, fill=0)
 
 

@@ -143,7 +143,8 @@ class Predictor:
             return self._in_memory(rows)
         if isinstance(rows, str | Path):
             return self._of_file(Path(rows))
-        examples = self.encoder.rows(as_frame(rows, self.encoder.columns), NAME)
+        dense = self.encoder.options.schema.dense
+        examples = self.encoder.rows(as_frame(rows, self.encoder.columns, dense), NAME)
         return self._in_memory(self._checked(examples))
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,24 @@ from dlrm_jax.errors import UserError
 
 NAME = "rows"
 
+_EXACT = 2**53  # integers up to here are floats, too
+_TOO_LARGE = 2**127
+_DIGITS = 38  # of polars' decimals
 
-def as_frame(rows: Any, columns: Sequence[str]) -> pl.DataFrame:
+
+def as_frame(rows: Any, columns: Sequence[str], numbers: Sequence[str] = ()) -> pl.DataFrame:
     """Rows as a frame.
 
     Args:
         rows: a polars frame, something that gives Arrow data (a frame of pandas, a table of
             Arrow), or a list of dicts, one for each row.
         columns: the columns that are read. Each dict must have them; None is a missing value.
+        numbers: those of them whose numbers may be rounded to floats; others keep theirs.
 
     Raises:
-        UserError: it is none of these, or a row lacks a column or has a value of another type
-            than the rows before; the message names row, from 0, and column.
+        UserError: it is none of these, or a row lacks a column, or has a value of another type
+            than the rows before or that no column holds beside theirs; the message names row,
+            from 0, and column.
     """
     if isinstance(rows, pl.DataFrame):
         return rows
@@ -53,15 +60,24 @@ def as_frame(rows: Any, columns: Sequence[str]) -> pl.DataFrame:
                     f"{NAME} (from 0), row {number}: it has no column {name!r}, only "
                     f"{', '.join(map(str, row)) or 'none'}; None is a missing value"
                 )
-    return pl.DataFrame([_series(name, [row[name] for row in rows]) for name in columns])
+    return pl.DataFrame(
+        [_series(name, [row[name] for row in rows], name in numbers) for name in columns]
+    )
 
 
-def _series(name: str, values: list[Any]) -> pl.Series:
+def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
     values = [_plain(value) for value in values]
-    if _kinds(name, values) == {int, float}:
-        values = [_as_float(value) for value in values]
+    kinds = _kinds(name, values)
+    if is_number and kinds <= {int, float, Decimal}:
+        values = [_mapped(_rounded, value) for value in values]
+    elif kinds == {Decimal}:
+        _check_decimals(name, values)
+    elif kinds and kinds <= {int, float}:
+        convert = _exact(name, values)
+        values = [_mapped(convert, value) for value in values]
     failure: Exception | None = None
-    for dtype in (None, pl.UInt64, pl.List(pl.UInt64)):  # ids may have 64 bits
+    # Ids may have 64 bits, with a sign or without, or both.
+    for dtype in (None, pl.UInt64, pl.List(pl.UInt64), pl.Int128, pl.List(pl.Int128)):
         try:
             found = pl.Series(name, values, dtype)
             if found.dtype == pl.Object:
@@ -78,30 +94,84 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, Decimal):
+        return None if value.is_nan() else value
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _as_float(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_as_float(each) for each in value]
-    return None if value is None else float(value)
+def _present(values: Sequence[Any]) -> Iterator[tuple[int, bool, Any]]:
+    """The values that aren't missing, with their rows and whether they are in a list."""
+    for row, value in enumerate(values):
+        if value is not None:
+            yield row, False, value
+        for each in value if isinstance(value, list) else ():
+            if each is not None:
+                yield row, True, each
 
 
 def _kinds(name: str, values: Sequence[Any]) -> set[type]:
     """The types of a column's values, lists and their values included, which must be alike."""
     first: dict[bool, tuple[int, Any]] = {}  # of the values, and of those in lists
     kinds = set()
-    for number, value in enumerate(values):
-        inner = value if isinstance(value, list) else ()
-        for is_inner, each in ((False, value), *((True, x) for x in inner)):
-            if each is None:
-                continue
-            row, other = first.setdefault(is_inner, (number, each))
-            kinds.add(type(each))
-            if type(each) is not type(other) and {type(each), type(other)} != {int, float}:
-                raise UserError(
-                    f"{NAME} (from 0), row {number}, column {name}: expected the type "
-                    f"{type(other).__name__} as in row {row}, got {each!r} of type "
-                    f"{type(each).__name__}"
-                )
+    for number, is_inner, each in _present(values):
+        row, other = first.setdefault(is_inner, (number, each))
+        kinds.add(type(each))
+        if type(each) is not type(other) and {type(each), type(other)} != {int, float}:
+            raise UserError(
+                f"{NAME} (from 0), row {number}, column {name}: expected the type "
+                f"{type(other).__name__} as in row {row}, got {each!r} of type "
+                f"{type(each).__name__}"
+            )
     return kinds - {list}
+
+
+def _mapped(convert: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_mapped(convert, each) for each in value]
+    return None if value is None else convert(value)
+
+
+def _rounded(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def _exact(name: str, values: Sequence[Any]) -> Callable[[Any], Any]:
+    """The type of a column's integers and floats that changes none of them."""
+    numbers = [(row, each) for row, _, each in _present(values) if not isinstance(each, list)]
+    floats = [(row, each) for row, each in numbers if isinstance(each, float)]
+    large = [(row, each) for row, each in numbers if type(each) is int and abs(each) > _EXACT]
+    for row, each in large:
+        if not -_TOO_LARGE <= each < _TOO_LARGE:
+            raise UserError(
+                f"{NAME} (from 0), row {row}, column {name}: expected an integer of 128 bits at "
+                f"most, got {each}"
+            )
+    if not large:
+        return float if floats else int
+    for row, each in floats:
+        if not each.is_integer() or abs(each) >= _TOO_LARGE:
+            other, integer = large[0]
+            raise UserError(
+                f"{NAME} (from 0), row {row}, column {name}: expected whole numbers, as row "
+                f"{other} has {integer}, which a float can't hold, got {each}"
+            )
+    return int
+
+
+def _check_decimals(name: str, values: Sequence[Any]) -> None:
+    """Checks that a column's decimals fit into one type: others would be lost."""
+    before = after = 0
+    for row, _, each in _present(values):
+        if isinstance(each, list):
+            continue
+        if each.is_finite():
+            before = max(before, each.adjusted() + 1)
+            after = max(after, -int(each.as_tuple().exponent))
+        if not each.is_finite() or before + after > _DIGITS:
+            raise UserError(
+                f"{NAME} (from 0), row {row}, column {name}: expected decimals of {_DIGITS} digits "
+                f"at most, before and behind the point of all rows together, got {each!r}"
+            )

@@ -24,7 +24,7 @@ from dlrm_jax.embedding.planning.devices import Device, device_like
 from dlrm_jax.embedding.planning.limits import Limits
 from dlrm_jax.embedding.planning.workload import bags_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.feature_names import numbered
+from dlrm_jax.feature_names import numbered, renamed_hint
 from dlrm_jax.mesh import DATA, MODEL, check_batch_size
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.dense import dense_optimizer
@@ -218,7 +218,7 @@ def make_collection(config: Config, mesh: Mesh) -> EmbeddingCollection:
 def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingCollection:
     axes = MeshAxes(mesh, (DATA,), MODEL)
     if config.plan:
-        plan = read_plan(Path(config.plan), described.tables, axes.shards)
+        plan = read_plan(config, described.tables, axes.shards)
     else:
         device, limits = _devices_of(mesh)
         plan = automatic_plan(
@@ -242,16 +242,20 @@ def _place(config: Config, described: Descriptions, mesh: Mesh) -> EmbeddingColl
     )
 
 
-def read_plan(path: Path, tables: Sequence[Table], shards: int) -> Plan:
-    """Reads a plan of these tables on so many shards from a file.
+def read_plan(config: Config, tables: Sequence[Table], shards: int) -> Plan:
+    """Reads the plan of these tables of a config on so many shards from its file.
 
     Raises:
         UserError: the file has no such plan.
     """
+    path = Path(config.plan)
     try:
         plan = Plan.from_json(path.read_text())
         if plan.shards != shards:
             raise UserError(f"the plan is for {plan.shards} shards, the mesh has {shards}")
+        unknown = sorted({x.table for x in plan.pieces} - {x.name for x in tables})
+        if unknown and (hint := renamed_hint(unknown[0], config.features)):
+            raise UserError(f"the plan places unknown table(s) {', '.join(unknown)}{hint}")
         plan.check(tables)
     except (OSError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"--plan={path}: {error}") from error

@@ -23,6 +23,8 @@ from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import TrainStep
 
+_LARGE_WEIGHTS = 1e30  # times a loss, they may be infinite
+
 Metrics = Mapping[str, Any]
 
 
@@ -163,18 +165,24 @@ def _compare_copies(learner: Learner, state: TrainState, step: int) -> None:
 
 def _finite(loss: jax.Array, step: int, sample_weights: jax.Array) -> float:
     value = float(loss)
-    if math.isnan(value) and float(jnp.sum(sample_weights)) == 0:
+    if math.isfinite(value):
+        return value
+    total = float(jnp.sum(sample_weights))
+    if total == 0:  # devices take numbers below 1e-38 for 0
         raise UserError(
-            f"the weights of the examples of step {step} sum to zero, so it has no loss; leave "
-            f"examples of weight 0 out of the data, or make the batch larger. Earlier checkpoints "
-            f"are intact"
+            f"the weights of the examples of step {step} sum to zero in float32, so it has no "
+            f"loss; leave examples of weight 0 out of the data, make the batch larger, or multiply "
+            f"tiny weights by a number. Earlier checkpoints are intact"
         )
-    if not math.isfinite(value):
+    if total > _LARGE_WEIGHTS:
         raise UserError(
-            f"the loss of step {step} is {value}; lower the learning rate, clip gradients, or "
-            f"look for ids and values out of range in that batch. Earlier checkpoints are intact"
+            f"the weights of the examples of step {step} sum to {total:g}, too much to average in "
+            f"float32; divide all weights by a number. Earlier checkpoints are intact"
         )
-    return value
+    raise UserError(
+        f"the loss of step {step} is {value}; lower the learning rate, clip gradients, or look for "
+        f"ids and values out of range in that batch. Earlier checkpoints are intact"
+    )
 
 
 class _Clock:

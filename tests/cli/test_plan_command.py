@@ -143,6 +143,10 @@ def test_a_plan_that_does_not_fit_is_refused_by_file(tmp_path: Path):
     fewer = saved(path, describe(CONFIG).tables[:2], 4)
     with pytest.raises(UserError, match=r"--plan=.*p.json: table C3: its pieces must hold every"):
         make_collection(fewer, make_mesh("2x4"))
+    whole = saved(path, describe(CONFIG).tables, 4)
+    named = dataclasses.replace(whole, features=("user", "b", "C2"))
+    with pytest.raises(UserError, match=r"table\(s\) C1, C3; C1 is called user now, as in the log"):
+        make_collection(named, make_mesh("2x4"))
     path.write_text("{")
     with pytest.raises(UserError, match=r"--plan=.*p.json: a plan is JSON"):
         make_collection(fewer, make_mesh("2x4"))

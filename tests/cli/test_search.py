@@ -139,6 +139,8 @@ def test_settings_of_a_file_lie_between_preset_and_flags(program: ModuleType, tm
     cli_flags.parse(["train", f"--config={path}", "--data=log"])
     with pytest.raises(UserError, match="table_rows has no effect with --data: the data decide"):
         program.config_of_flags()
+    path.write_text('{"config_version": 1, "learning_rate": 2}')  # it knew no names of features
+    assert program.config_of_flags().learning_rate == 2
 
 
 @pytest.mark.parametrize(

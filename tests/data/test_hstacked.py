@@ -103,6 +103,20 @@ def test_ids_are_checked_like_those_of_one_array():
         check_ids(split(arrays, 10), (1, 7), (1, 2), "train")
 
 
+@pytest.mark.parametrize("wrong", [2**32 + 5, -(2**32)])
+def test_ids_beyond_32_bits_do_not_wrap(wrong):
+    ids = np.zeros((20, 2), np.int64)
+    ids[12, 1] = wrong
+    data = split([np.zeros((20, 1), np.int32), ids], 5)
+    message = rf"train, row 12 .*feature item: .*0 to 6.*got {wrong}\."
+    with pytest.raises(UserError, match=message):
+        check_ids(data, (1, 7), (1, 2), "train", columns=("user", "item"))
+    message = rf"column 1 of array 1 .*32 bits, got {wrong}"
+    for read in (np.asarray, lambda ids: ids.take(np.array([7]))):
+        with pytest.raises(UserError, match=message):
+            read(data.days[1].ids)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

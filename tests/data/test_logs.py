@@ -10,6 +10,7 @@ import pytest
 from criteo_lines import IN_TIME, dense_of, expected_ids, ids_of
 
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.preprocessing.logs import valid_rows
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -138,6 +139,32 @@ def test_bad_schemas(tmp_path, fields, message):
     (tmp_path / "schema.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match=message):
         Schema.from_json(tmp_path / "schema.json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (pl.Datetime("us"), 2**63 - 1),  # infinity, as some programs write it
+        (pl.Datetime("us"), 253_402_300_800 * 10**6),  # the year 10000
+        (pl.Datetime("us"), -62_135_596_801 * 10**6),  # the year 0
+        (pl.Datetime("ms", "Europe/Paris"), 2**63 - 1),
+        (pl.Datetime("ns"), None),
+        (pl.Date, -(2**31)),
+        (pl.String, "0000-12-31"),
+        (pl.String, "9999-12-31 23:59:59-01:00"),
+    ],
+)
+def test_times_that_are_no_dates_of_python_are_malformed_rows(kind, wrong):
+    good = "1969-07-20" if kind == pl.String else -165
+    batch = pl.DataFrame({"y": [0, 1, 0], "when": pl.Series([good, wrong, good]).cast(kind)})
+    schema = Schema("y", ("a",), timestamp="when")
+    kept = valid_rows("log.parquet", schema, batch, 1, "skip")
+    assert kept["when"].dtype == pl.Datetime("us")
+    assert {time.year for time in kept["when"]} == {1969}
+    assert len(kept) == 2
+    got = "no value" if wrong is None else repr(wrong)
+    with pytest.raises(UserError, match=rf"log.parquet, row 2, column when: expected .*got {got}"):
+        valid_rows("log.parquet", schema, batch, 1)
 
 
 def test_days_of_different_types(tmp_path):

@@ -161,9 +161,8 @@ def test_a_user_is_the_same_in_every_form(log, tmp_path):
 
 
 def test_other_values_of_a_chunk_do_not_move_a_user():
-    split = RowSplit(parse_rule("user=u:0.3,0.3"), 0)
-
-    def splits(values) -> list[int]:
+    def splits(values, seed=0) -> list[int]:
+        split = RowSplit(parse_rule("user=u:0.3,0.3"), seed)
         return split(pl.DataFrame({"u": values}), Place(Path("x"), 0, 1)).to_list()
 
     numbers = [*range(20), 2**63]
@@ -173,6 +172,8 @@ def test_other_values_of_a_chunk_do_not_move_a_user():
     others = [0.5, float("inf"), float("nan"), None]
     assert splits([*floats, *others])[:21] == expected == splits(list(map(str, numbers)))
     assert splits([f"{x}.0" for x in numbers]) == expected
+    for seed in range(10):
+        assert splits([-0.0], seed) == splits(["-0.0"], seed) == splits([0], seed)
     assert splits([*floats, *others])[-2:] == [0, 0]  # missing ones train
     assert splits([1e300 * i for i in range(1, 20)]).count(0) < 19  # large ones don't all
 
@@ -343,6 +344,7 @@ def test_rules_that_do_not_fit_are_refused(log, tmp_path):
         ({"split": "user=user"}, "Criteo's data have the columns"),
         ({"schema": bags, "split": "user=seen"}, "seen holds lists"),
         ({"split": "rows=x", "on_bad_line": "skip"}, "none may be left out"),
+        ({"seed": 10**64}, "seed must be at least 0 and have 64 digits at most, got 1000"),
     ]:
         with pytest.raises(UserError, match=message):
             Options(**options)
@@ -357,6 +359,12 @@ def test_rules_that_do_not_fit_are_refused(log, tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             prepared(log, tmp_path / "out", split)
+    at_once = pl.read_parquet(log[1]).with_columns(when=pl.lit(START))
+    at_once.write_parquet(tmp_path / "at once.parquet")
+    with pytest.raises(
+        UserError, match=r"got 0 for training, 0 for validation, 50 for test \(rows"
+    ):
+        prepared([tmp_path / "at once.parquet"], tmp_path / "out", "time")
     pl.read_parquet(log[1]).drop("role").write_parquet(tmp_path / "last.parquet")
     with pytest.raises(UserError, match=r"last.parquet has no column 'role'"):
         prepared([log[0], tmp_path / "last.parquet"], tmp_path / "lacks", "column=role")

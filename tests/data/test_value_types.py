@@ -15,6 +15,14 @@ def test_columns_that_would_mean_something_else(values, known):
         cast_values(pl.Series(values), known)
 
 
+def test_wider_floats_are_the_values_that_they_equal():
+    """Python's floats, as in rows of dicts, have 64 bits."""
+    third = pl.Series([1 / 3], dtype=pl.Float32)[0]
+    found = cast_values(pl.Series([third, 1 / 3, 0.5, 1e300, None]), pl.Float32())
+    assert found.dtype == pl.Float32
+    assert found.to_list() == [third, None, 0.5, None, None]
+
+
 def test_all_or_an_error():
     values = pl.Series("value", ["7", "1.5"])
     assert cast_whole(values[:1], pl.Int64()).equals(pl.Series("value", [7]), check_names=True)

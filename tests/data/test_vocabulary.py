@@ -89,6 +89,12 @@ def test_growing_by_the_same_values_in_another_type(new, added):
     assert vocabulary.learn([bags.to_frame().lazy()], known=known).equals(grown)
 
 
+def test_counts_that_grow_beyond_32_bits():
+    known = learned([7]).with_columns(pl.lit(2**32 - 10, pl.UInt32).alias("count"))
+    grown = vocabulary.learn([pl.LazyFrame({"value": [7] * 50 + [8]})], known=known)
+    assert grown.select("value", "count").rows() == [(7, 2**32 + 40), (8, 1)]
+
+
 def test_growing_counts_all_texts_of_a_number():
     known = learned([3, 4])
     texts = pl.LazyFrame({"value": ["3", "3.0", "7", "7.0", "7.0", "9", "9", "9.0"]})
@@ -194,6 +200,19 @@ def test_whole_numbers_of_a_column_that_training_had_as_floats():
     ids = dict(table.select("value", "id").iter_rows())
     expected = [ids[1.0], MISSING, UNSEEN, ids[2.0**53], UNSEEN]
     assert vocabulary.encode(values, table, 1)[:, 0].tolist() == expected
+
+
+def test_nan_is_missing_also_in_a_list():
+    nan = float("nan")
+    bags = pl.Series("value", [[0.5, nan], [nan, None], [0.5]])
+    table = vocabulary.learn([bags.to_frame().lazy()])
+    assert table["value"].to_list() == [0.5]
+    assert vocabulary.encode(bags, table, 2).tolist() == [[2, MISSING], [MISSING] * 2, [2, -1]]
+    # An earlier version gave it an id, which the model of that data was trained with.
+    earlier = pl.DataFrame({"value": [0.5, nan], "count": [2, 2], "id": [2, 3]})
+    earlier = earlier.cast({"id": pl.Int32})
+    assert vocabulary.encode(bags, earlier, 2).tolist() == [[2, 3], [3, MISSING], [2, -1]]
+    assert vocabulary.learn([bags.to_frame().lazy()], known=earlier)["id"].to_list() == [2, 3]
 
 
 @pytest.mark.parametrize("large", [0, 1000])

@@ -71,3 +71,24 @@ def test_weights_must_match_the_ids():
         plain(np.array([1, 2]), np.array([2]), 2, np.ones(3, "f4"))
     with pytest.raises(UserError, match="expected integers, got float64"):
         plain(np.array([1.7, 2.0]), np.array([2]), 2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int32])
+def test_lengths_may_be_any_integers(dtype):
+    ids, _ = pad_bags(np.array([5, 6, 7]), np.array([1, 2], dtype), 2)
+    assert ids.tolist() == [[5, -1], [6, 7]]
+
+
+def test_what_has_another_type_is_named():
+    plain, ids, ones = inspect.unwrap(pad_bags), np.array([5, 6, 7]), np.ones(3)
+    for lengths in (np.array([1.0, 2.0]), np.array([True, True])):
+        with pytest.raises(UserError, match=f"lengths: expected integers, got {lengths.dtype}"):
+            plain(ids, lengths, 2)
+    with pytest.raises(UserError, match="length 18446744073709551615 but there are 3 id"):
+        plain(ids, np.array([2**64 - 1, 4], np.uint64), 2)
+    for dtype in (complex, int):
+        message = f"id_weights: expected floating numbers, got {np.dtype(dtype)}; cast to float32"
+        with pytest.raises(UserError, match=message):
+            plain(ids, np.array([1, 2]), 2, ones.astype(dtype))
+    assert plain([5, 6, 7], [1, 2], 2, [0.5, 1.0, 1.5])[1].tolist() == [[0.5, 0], [1, 1.5]]
+    assert plain([], [0, 0], 1, [])[0].tolist() == [[-1], [-1]]

@@ -187,6 +187,14 @@ def test_half_precision_weights_are_widened(collection):
         collection.put(MATRIX, np.ones((B, 2), "f4"))
 
 
+def test_weights_of_64_bits_may_be_ragged(collection):
+    weights = {"user": np.ones(B), "history": Ragged(np.full(14, 0.5), RAGGED.lengths)}
+    _, placed = collection.put({"user": USERS, "history": RAGGED}, weights)
+    np.testing.assert_array_equal(placed[0], [1, 0.5, 0.5, 0.5])
+    with pytest.raises(UserError, match="id_weights: expected the features user, history; got us"):
+        collection.put(MATRIX, {"user": np.ones(B)})
+
+
 def test_no_bags_at_all_are_a_list_of_none(collection):
     ids = collection.put({"user": USERS, "history": Ragged([], [0] * B)})
     np.testing.assert_array_equal(ids[:, 1:], -1)

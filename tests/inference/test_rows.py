@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import shutil
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,48 @@ def test_values_of_numpy_and_mixed_numbers():
     ]
     found = as_frame(rows, list(rows[0]))
     assert found.rows() == [(1, [1, 2], 1.0, 2**63), (None, [], 2.5, None)]
+
+
+BIG = 2**53 + 1  # the first whole number that no float is
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([BIG, 7.0, float("nan")], [BIG, 7, None]),
+        ([[BIG], [7.0, None], None], [[BIG], [7, None], None]),
+        ([2**53, 0.5], [2.0**53, 0.5]),
+        ([2**32, -1, 2**64 - 1, None], [2**32, -1, 2**64 - 1, None]),
+        ([[1], [-1, 2**64 - 1], []], [[1], [-1, 2**64 - 1], []]),
+        ([Decimal("0.5"), Decimal("NaN")], [Decimal("0.5"), None]),
+    ],
+)
+def test_no_row_changes_the_value_of_another(values: list[Any], found: list[Any]):
+    assert as_frame([{"id": value} for value in values], ["id"])["id"].to_list() == found
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([BIG, None, 0.5], f"row 2, column id: expected whole numbers, as row 0 has {BIG}, whi"),
+        ([[0.5], [1, -BIG]], f"row 0, column id: expected whole numbers, as row 1 has {-BIG}, wh"),
+        ([BIG, 1e300], "row 1, column id: expected whole numbers"),
+        ([1, 2**127], f"row 1, column id: expected an integer of 128 bits at most, got {2**127}"),
+        ([Decimal(1), Decimal("1e40")], "row 1, column id: expected decimals of 38 digits at mos"),
+        ([Decimal("1e20"), Decimal("1e-20")], "row 1, column id: expected decimals of 38 digits"),
+        ([[Decimal("-inf")]], "row 0, column id: expected decimals of 38 digits at most"),
+    ],
+)
+def test_numbers_that_no_column_holds_are_named(values: list[Any], message: str):
+    with pytest.raises(UserError, match=re.escape(f"rows (from 0), {message}")):
+        as_frame([{"id": value} for value in values], ["id"])
+
+
+def test_a_dense_feature_takes_any_number():
+    for values in ([BIG, 0.5], [2**127, 1], [Decimal("1e20"), Decimal("1e-20")]):
+        found = as_frame([{"x": value} for value in values], ["x"], numbers=["x"])
+        assert found["x"].to_list() == [float(value) for value in values]
+    assert as_frame([{"x": -(10**400)}], ["x"], numbers=["x"])["x"].to_list() == [-math.inf]
 
 
 def test_a_workdir_is_its_best_checkpoint(tmp_path: Path):

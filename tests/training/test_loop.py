@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from saved_run import CONFIG, examples
@@ -21,7 +22,7 @@ from dlrm_jax.signals import Interrupted, check
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import TrainState
-from dlrm_jax.training.loop import Intervals, train
+from dlrm_jax.training.loop import Intervals, _finite, train
 from dlrm_jax.training.step import make_predict, make_train_step
 
 
@@ -226,6 +227,24 @@ def test_a_batch_without_weight_is_one_error():
     kept, message = trained("2x2", kind=WithoutWeight)
     assert kept == [4]
     assert message.startswith("the weights of the examples of step 5 sum to zero")
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (
+            1e38,
+            "the weights of the examples of step 5 sum to inf, too much to average in float",
+        ),
+        (3e31, "the weights of the examples of step 5 sum to 1.2e+32, too much to average"),
+        (1e-44, "the weights of the examples of step 5 sum to zero in float32, so it has no"),
+        (1.0, "the loss of step 5 is nan; lower the learning rate"),
+    ],
+)
+def test_weights_that_have_no_average_are_named(weight: float, message: str):
+    with pytest.raises(UserError) as error:
+        _finite(jnp.float32(np.nan), 5, jnp.full(4, weight, jnp.float32))
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize(("keeps", "said"), [(True, "saved"), (False, "stopped")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
+
+from dlrm_jax.data.formats.gzip_members import GzipMembers
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -75,7 +76,7 @@ class Bytes:
             return content
         try:
             return self._read(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+        except (EOFError, zlib.error, zstd.ZstdError) as error:
             raise DamagedError(str(error)) from error
 
     def peek(self, size: int) -> bytes:
@@ -99,8 +100,7 @@ def open_bytes(path: Path, update: Callable[[bytes], object] | None = None) -> I
         magic = raw.read(len(_ZSTANDARD))
         raw.seek(0)
         if magic.startswith(_GZIP):
-            unzipped = gzip.GzipFile(fileobj=file, mode="rb")  # pyright: ignore[reportArgumentType]
-            yield Bytes(unzipped.read)
+            yield Bytes(io.BufferedReader(GzipMembers(file, path), _CHUNK).read)
         elif magic in _ZSTANDARDS:
             yield Bytes(zstd.ZstdFile(file).read)  # pyright: ignore[reportArgumentType]
         else:

@@ -48,5 +48,5 @@ def as_text(values: pl.Series) -> pl.Series:
         whole = pl.col("x").cast(pl.Int128, strict=False)  # UInt64's values, too
         same = whole.cast(values.dtype) == pl.col("x")
         text = pl.when(same).then(whole.cast(pl.String)).otherwise(text)
-    text = text.str.replace(r"^(-?\d+)\.0+$", "$1")
+    text = text.str.replace(r"^-?(0)\.0+$|^(-?\d+)\.0+$", "${1}${2}")
     return values.to_frame("x").select(text.alias("x"))["x"]

@@ -16,7 +16,7 @@ from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
-_LAST_SECOND = 253_402_300_799  # of Python's dates
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of Python's dates
 _SECONDS = f"seconds since 1970, from 0 to {_LAST_SECOND}"
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -195,16 +195,22 @@ def valid_rows(
     for values, wrong, expected in checked:
         if on_bad_line == "stop" and wrong.any():
             row = wrong.arg_max() or 0
-            value = batch[values.name][row]
-            got = (
-                "no value (an empty field, NA, NaN, nan or null)" if value is None else repr(value)
-            )
             raise UserError(
                 f"{path}, row {first_row + row}, column {values.name}: expected {expected}, got "
-                f"{got}"
+                f"{_shown(batch[values.name], row)}"
             )
         bad |= wrong
     return batch.with_columns(values for values, _, _ in checked).filter(~bad)
+
+
+def _shown(column: pl.Series, row: int) -> str:
+    """A malformed value, for messages."""
+    kind = column.dtype
+    value = column.to_physical()[row] if kind.is_temporal() else column[row]
+    if value is None:
+        return "no value (an empty field, NA, NaN, nan or null)"
+    # Python has no such time.
+    return f"{value} as {kind}, not in the years 1 to 9999" if kind.is_temporal() else repr(value)
 
 
 def unlabelled_rows(
@@ -289,7 +295,11 @@ def as_times(column: pl.Series, seconds: bool) -> pl.Series:
     if column.dtype.is_temporal():
         if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone:
             column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        return column.cast(microseconds, strict=False)
+        times = column.cast(microseconds, strict=False)
+        is_date = times.to_physical().is_between(
+            _FIRST_SECOND * 1_000_000, _LAST_SECOND * 1_000_000 + 999_999
+        )
+        return times.to_frame("x").select(pl.when(is_date).then("x"))["x"].alias(column.name)
     if column.dtype == pl.String and not seconds:
         # Year first: 03/01/2024 is ambiguous.
         iso = column.str.extract(r"^(\d{4}-\d\d-\d\d.*)$")

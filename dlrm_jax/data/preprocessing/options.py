@@ -71,7 +71,7 @@ class Options:
             ("max_rows", not self.max_rows or self.max_rows >= least, f"at least {least}, or 0"),
             ("max_ind_range", min(self.max_ind_range, default=1) >= 1, "at least 1 each"),
             ("drop_negatives", 0 <= self.drop_negatives < 1, "from 0 to below 1"),
-            ("seed", self.seed >= 0, "at least 0"),
+            ("seed", 0 <= self.seed < 10**64, "at least 0 and have 64 digits at most"),
             ("multi_hot_sizes", min(self.multi_hot_sizes, default=1) >= 1, "at least 1 each"),
         ):
             if not good:

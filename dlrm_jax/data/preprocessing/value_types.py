@@ -14,7 +14,8 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
 
     Whole numbers have another width in another log. They come as floats where some are missing,
     here or in training, or as text from CSV, also as ``"3.0"``. Among them, ``"x"``, ``"007"`` and
-    2.5 are no values of an integer column. A column without any value has no type.
+    2.5 are no values of an integer column. Python's floats have 64 bits; 0.1 is
+    no value of a column of 32 bits. A column without any value has no type.
 
     Raises:
         UserError: the column has another type.
@@ -26,8 +27,8 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
         return pl.Series(values.name, [None] * len(values), pl.Null)
     if known.is_integer() and dtype == pl.String:  # pandas writes whole numbers as 3.0
         values = values.str.replace(r"^(-?\d+)\.0+$", "$1")
-    whole = known.is_float() and dtype.is_integer()
-    if whole or (known.is_integer() and (dtype.is_numeric() or dtype == pl.String)):
+    exact = known.is_float() and (dtype.is_integer() or dtype == pl.Float64)
+    if exact or (known.is_integer() and (dtype.is_numeric() or dtype == pl.String)):
         cast = values.cast(known, strict=False)
         same = (cast.cast(dtype, strict=False) == values).fill_null(False)
         return cast.to_frame("x").select(pl.when(same).then("x"))["x"]

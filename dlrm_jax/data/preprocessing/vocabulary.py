@@ -27,6 +27,7 @@ MISSING = 1
 FIRST_VALUE = 2
 """The id of the most frequent value."""
 
+_COUNT = pl.Int64()  # those of days add up
 _DISTINCT_PER_PASS = 1 << 24
 _LARGE = 1 << 22
 _SHARED = 8  # an eighth of a full table is for values without a row of their own
@@ -44,7 +45,7 @@ def learn(
 
     Args:
         values: column ``value`` of the training rows of each file, of all columns that share the
-            vocabulary; nulls and lists are allowed.
+            vocabulary; nulls and lists are allowed. NaN is a missing value.
         min_count: minimum number of occurrences; rarer values share the row `UNSEEN`.
         max_rows: maximum number of rows of the table, 0 for no limit. The most frequent values
             get a row each, all others share the last eighth of the rows.
@@ -62,6 +63,8 @@ def learn(
         most = sum(frame.select(pl.len()).collect(engine="streaming").item() for frame in values)
     flat = [x.explode("value") if is_list else x for x, is_list in zip(values, lists, strict=True)]
     present = pl.concat(flat, how="vertical_relaxed").drop_nulls()
+    if present.collect_schema()["value"].is_float():
+        present = present.filter(pl.col("value").is_not_nan())
     if known is None:
         return _numbered(_distinct(present, most, min_count), max_rows, FIRST_VALUE)
     return _grown(_distinct(present, most), min_count, max_rows, known)
@@ -83,7 +86,8 @@ def _distinct(
     counts = []
     for i in range(passes):
         own = values.filter(hashed % passes == i) if passes > 1 else values
-        counted = own.group_by("value").agg(pl.len().alias("count"), *aggregated)
+        count = pl.len().cast(_COUNT).alias("count")
+        counted = own.group_by("value").agg(count, *aggregated)
         frequent = counted.filter(pl.col("count") >= min_count)
         counts.append(frequent.collect(engine="streaming"))
     return pl.concat(counts)
@@ -105,8 +109,7 @@ def _grown(
 ) -> pl.DataFrame:
     if known["value"].dtype == pl.Null:  # its column had no value, and thus no type
         known = known.with_columns(pl.col("value").cast(counts["value"].dtype))
-    if counts["value"].dtype.is_float() and known["value"].dtype.is_integer():
-        counts = counts.filter(pl.col("value").is_not_nan())  # NaN is missing among integers
+    known = known.cast({"count": _COUNT})  # fewer bits in files of earlier versions
     counts = counts.with_columns(cast_whole(counts["value"], known["value"].dtype))
     # Several texts may be one number: 3 and 3.0.
     counts = counts.group_by("value").agg(pl.col("count").sum())
@@ -229,8 +232,13 @@ def _ids(
             f"and has no id for unseen values; prepare training data with our own ids"
         )
     found = (ids.fill_null(unseen or 0) if ids.null_count() else ids).to_numpy()
-    if values.dtype.is_float() and known["value"].dtype.is_integer():
+    if values.dtype.is_float() and not _has_nan(known["value"]):
         values = values.fill_nan(None)
     if values.null_count():
         found = np.where(values.is_null().to_numpy(), np.int32(MISSING), found)
     return found
+
+
+def _has_nan(known: pl.Series) -> bool:
+    """Whether NaN has an id, as earlier versions gave it one where it was in a list."""
+    return known.dtype.is_float() and known.is_nan().any()
