@@ -12,6 +12,7 @@ import polars as pl
 
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing.date_numbers import as_dates, len_known
+from dlrm_jax.data.preprocessing.label_threshold import labels_from
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
@@ -39,6 +40,12 @@ def check_columns(
     for name in numbers:
         if not (types[name].is_numeric() or types[name] in (pl.Boolean, pl.String, pl.Null)):
             raise UserError(f"{path}, column {name}: expected numbers, got {types[name]}")
+    for name in schema.label_at_least:
+        if types.get(name) == pl.Boolean:
+            raise UserError(
+                f"{path}, column {name}: expected numbers, as the schema has label_at_least, got "
+                f"booleans; leave it out"
+            )
     if schema.timestamp:
         kind = types[schema.timestamp]
         if not (kind.is_numeric() or kind in (pl.Date, pl.Datetime, pl.String)):
@@ -142,7 +149,11 @@ def valid_rows(
         UserError: a value is malformed; the message names row and column.
     """
     rules: list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]] = [
-        (schema.label, "0 or 1", lambda x: x.is_in([0.0, 1.0])),
+        (
+            schema.label,
+            "a finite number" if schema.label_at_least else "0 or 1",
+            lambda x: x.is_in([0.0, 1.0]),
+        ),
         *(
             (name, "a finite number or nothing", lambda x: x.is_null() | (x.abs() <= _LARGEST))
             for name in schema.dense
@@ -153,7 +164,7 @@ def valid_rows(
     # All columns at once: an operation of its own for each is slow for a single row.
     exprs: list[pl.Expr] = []
     for i, (name, _, accepts) in enumerate(rules):
-        column, values = pl.col(name), _numbers(name, batch.schema[name])
+        column, values = pl.col(name), _numbers(name, batch.schema[name], schema)
         lost = column.is_not_null() & values.is_null()
         if batch.schema[name].is_float():
             lost &= column.is_not_nan()
@@ -194,13 +205,14 @@ def unlabelled_rows(
 ) -> pl.DataFrame:
     """As `valid_rows` of rows without weights and times, each of which gets a prediction.
 
-    A label that is neither 0 nor 1 is null, and the column may be missing.
+    A label that is neither 0 nor 1 (or no number, with a threshold) is null, and the column may be
+    missing.
     """
     labels = pl.Series(schema.label, [None] * len(batch), pl.Float64)
     if schema.label in batch.columns:
         given = batch[schema.label]
         if given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.String):
-            found = batch.select(x=_numbers(schema.label, given.dtype))
+            found = batch.select(x=_numbers(schema.label, given.dtype, schema))
             labels = found.select(pl.when(pl.col("x").is_in([0.0, 1.0])).then("x"))["x"]
     rows = batch.with_columns(pl.lit(0).alias(schema.label))
     return valid_rows(path, schema, rows, first_row).with_columns(labels.alias(schema.label))
@@ -228,9 +240,11 @@ def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataF
     return frame.with_columns(columns)
 
 
-def _numbers(name: str, kind: Any) -> pl.Expr:
-    """A column of a type as Float64; null where a value isn't a number."""
+def _numbers(name: str, kind: Any, schema: Schema) -> pl.Expr:
+    """A column of a type as Float64, a label as 0 or 1; null where a value isn't a number."""
     column = pl.col(name)
+    if name in schema.label_at_least:
+        return labels_from(column.cast(pl.Float64, strict=False), schema.label_at_least[name])
     if kind in (pl.Boolean, pl.String):
         lower = column.cast(pl.String).str.to_lowercase()
         column = lower.replace({"true": "1", "false": "0"})

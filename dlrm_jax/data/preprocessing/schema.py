@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
+from dlrm_jax.data.formats.dialect import Dialect
+from dlrm_jax.data.preprocessing.label_threshold import thresholds_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import check_names
 from dlrm_jax.files import read_json
@@ -36,6 +38,10 @@ class Schema:
             form, which have no names.
         shared: columns whose values are those of another categorical column, by name: the two have
             one vocabulary, ids that mean the same, and one table.
+        label_at_least: smallest number that counts as label 1, by label column; a label that isn't
+            named is 0 or 1.
+        separator: text between two fields of CSV files.
+        header: names of all columns of CSV files, if they have no header line; empty if they have.
 
     Raises:
         UserError: there is no categorical column, or one is named twice.
@@ -50,6 +56,9 @@ class Schema:
     dense_transform: str = "log"
     layout: str = "named"
     shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    label_at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    separator: str = ","
+    header: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("categorical", "dense"):
@@ -83,6 +92,9 @@ class Schema:
                     f"schema: {field} must be one of {', '.join(allowed)}, got "
                     f"{getattr(self, field)!r}"
                 )
+        thresholds_of(self.label_at_least, [self.label])
+        if self.dialect != Dialect() and self.layout != "named":
+            raise UserError("schema: separator and header are for the layout named, that of CSV")
 
     def _check_shared(self) -> None:
         for name, owner in self.shared.items():
@@ -101,6 +113,11 @@ class Schema:
     def owners(self) -> tuple[int, ...]:
         """The column whose vocabulary each categorical column has, as an index of them."""
         return tuple(self.categorical.index(self.shared.get(x, x)) for x in self.categorical)
+
+    @property
+    def dialect(self) -> Dialect:
+        """How CSV files of the log are written."""
+        return Dialect(self.separator, self.header)
 
     @property
     def columns(self) -> list[str]:
@@ -158,9 +175,13 @@ class Schema:
                 f"schema: shared must be an object with names of columns, such as "
                 f'{{"viewed": "item"}}, got {shared!r}'
             )
-        for name in ("categorical", "dense"):
+        if given.get("header") == []:
+            raise UserError("schema: header: expected names of columns, got none; leave it out")
+        for name in ("categorical", "dense", "header"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])
+        if "label_at_least" in given:
+            given["label_at_least"] = thresholds_of(given["label_at_least"], [given["label"]])
         return cls(**given)
 
 
