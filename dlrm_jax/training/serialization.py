@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
@@ -117,10 +117,14 @@ def load_dense(path: Path, wanted: Any, sums: LoadedSums, partial: bool = False)
     saved = jax.tree.map_with_path(
         lambda keys, leaf: _on_host(leaf, sums.dtype(_dense_name(keys), leaf.dtype)), wanted
     )
-    found = load(path / "dense", saved, partial)
-    for keys, array in jax.tree.leaves_with_path(found):
+    saved = _with_elements(saved)
+    found = dict(jax.tree.leaves_with_path(load(path / "dense", saved, partial) if saved else {}))
+    for keys, array in found.items():
         sums.add(_dense_name(keys), np.asarray(array))
-    return jax.tree.map(lambda leaf, array: _as_wanted(array, leaf), wanted, found)
+    return jax.tree.map_with_path(
+        lambda keys, leaf: _as_wanted(found[keys] if leaf.size else np.zeros(leaf.shape), leaf),
+        wanted,
+    )
 
 
 def _dense_name(keys: tuple[Any, ...]) -> str:
@@ -129,10 +133,19 @@ def _dense_name(keys: tuple[Any, ...]) -> str:
 
 def save_dense(path: Path, state: TrainState, sums: SavedSums) -> None:
     """Writes the arrays that aren't tables."""
-    items = dense_items(state)
+    items = _with_elements(dense_items(state))
     for keys, array in jax.tree.leaves_with_path(items):
         sums.add(_dense_name(keys), array)
     save(path / "dense", items)
+
+
+def _with_elements(tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Nested dicts without arrays that have no elements, such as the weights of no dense features.
+
+    Orbax can't write those, and there is nothing to read.
+    """
+    leaves = flatten_dict(dict(tree)).items()
+    return unflatten_dict({path: leaf for path, leaf in leaves if leaf.size})
 
 
 def load_model(
