@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.formats.dialect import STAND_IN, Dialect
+from dlrm_jax.data.formats.dialect import Dialect
 from dlrm_jax.data.formats.lines import OnBadLine, decoded
 from dlrm_jax.errors import UserError
 
@@ -131,7 +131,7 @@ class Records:
         try:
             fields = next(self._reader, None)
         except csv.Error as error:
-            what = str(error).replace(repr(STAND_IN), repr(separator))
+            what = str(error).replace(f"'{delimiter}'", repr(separator))
             if what == "unexpected end of data":
                 what = "a quote begins in this record, and the file ends before the closing one"
             raise UserError(

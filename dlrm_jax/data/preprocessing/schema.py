@@ -175,11 +175,10 @@ class Schema:
                 f"schema: shared must be an object with names of columns, such as "
                 f'{{"viewed": "item"}}, got {shared!r}'
             )
-        if given.get("header") == []:
-            raise UserError("schema: header: expected names of columns, got none; leave it out")
-        for name in ("categorical", "dense", "header"):
+        for name in ("categorical", "dense"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])
+        given |= dataclasses.asdict(Dialect.from_fields(given))
         if "label_at_least" in given:
             given["label_at_least"] = thresholds_of(given["label_at_least"], [given["label"]])
         return cls(**given)
