@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
@@ -144,8 +144,8 @@ def _with_elements(tree: Mapping[Any, Any]) -> dict[Any, Any]:
 
     Orbax can't write those, and there is nothing to read.
     """
-    leaves = flatten_dict(dict(tree)).items()
-    return unflatten_dict({path: leaf for path, leaf in leaves if leaf.size})
+    kept = {name: _with_elements(x) if isinstance(x, Mapping) else x for name, x in tree.items()}
+    return {name: x for name, x in kept.items() if (x if isinstance(x, dict) else x.size)}
 
 
 def load_model(
