@@ -9,9 +9,6 @@ import numpy as np
 FORMS = {"u.data": "\t", "ratings.dat": "::"}
 """Separators of the files, by name."""
 
-HEADER = ["user", "item", "rating", "timestamp"]
-"""What their columns are, which the files don't say."""
-
 
 def write_tastes(
     directory: Path, form: str, users: int, items: int, each: int, seed: int = 0

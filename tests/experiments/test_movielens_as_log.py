@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from documents import ROOT, blocks
 from main_job import run, summary
-from planted_tastes import FORMS, HEADER, write_split, write_tastes
+from planted_tastes import FORMS, write_split, write_tastes
 
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import load_directory
@@ -26,9 +27,17 @@ FEATURES = ("user", "item")
 SEEDS = 3
 
 
+SCHEMAS = [
+    json.loads(block)
+    for language, block in blocks((ROOT / "docs" / "data.md").read_text())
+    if language == "json" and "label_at_least" in block
+]
+
+
 def fields_of(form: str) -> dict:
-    return {"label": "rating", "label_at_least": 4, "categorical": list(FEATURES),
-            "separator": FORMS[form], "header": HEADER}  # fmt: skip
+    """The schema that the documentation has for a file."""
+    [schema] = [each for each in SCHEMAS if each["separator"] == FORMS[form]]
+    return schema
 
 
 @pytest.fixture(scope="module", params=FORMS)
