@@ -50,7 +50,7 @@ def train_and_save(
     """The learner, its last state, and where that lies."""
     learner = make_learner(config, make_mesh(mesh))
     state, step = learner.init(config.seed), make_train_step(learner)
-    batches = TrainBatches(examples(512), config.batch_size, seed=0)
+    batches = TrainBatches(examples(512, config=config), config.batch_size, seed=0)
     for i in range(STEPS):
         state, _ = step(state, learner.put(batches[i]))
     return learner, state, save(workdir, learner, state, config)

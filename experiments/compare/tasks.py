@@ -82,6 +82,7 @@ class Clicks(Task):
     ) -> dict[str, float]:
         """The metrics of `label_metrics`."""
         del split
+
         def of_label(logits: np.ndarray, labels: np.ndarray, own: Any) -> dict[str, float | int]:
             return binary_metrics(logits, labels, None if weights is None else weights[own])
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from saved_run import CONFIG, DATA, train_and_save
 
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import SGD, EmbeddingCollection, Feature, Lookup, Table
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.step import make_predict, make_train_step
 
@@ -54,3 +59,12 @@ def test_a_model_of_ids_alone_is_trained(mesh: str, accumulation_steps: int):
     assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
     after = np.asarray(predict(state, learner.put_evaluation(batch)))
     np.testing.assert_allclose(after, logits - step / SAMPLES, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_without_inputs_is_saved_and_restored(tmp_path: Path):
+    config = dataclasses.replace(CONFIG, dense_features=0)
+    learner, state, _ = train_and_save(tmp_path, "1x1", config)
+    saved = Checkpoints(tmp_path / "checkpoints", {"data": DATA, **config.identity()})
+    restored, _ = saved.restore_latest(learner)
+    assert 0 in [x.size for x in jax.tree.leaves(state.params)]
+    jax.tree.map(np.testing.assert_array_equal, restored, state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.row_split import RowSplit
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.errors import UserError
 
@@ -97,7 +98,7 @@ def _header(path: Path, options: Options) -> dict[str, Any] | None:
                 return dict(pl.scan_parquet(file, glob=False).collect_schema())
         with open_bytes(path) as content:
             text = lines.whole_lines(content.read, path, lines.CHUNK_BYTES)
-            return dict.fromkeys(Records(text, path, "stop").columns, pl.String())
+            return _csv_header(text, path, options.schema)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except DamagedError as error:
@@ -105,6 +106,19 @@ def _header(path: Path, options: Options) -> dict[str, Any] | None:
             f"{path}: the compressed file is cut short or damaged ({error}); was the download "
             f"complete?"
         ) from error
+
+
+def _csv_header(text: Iterable[bytes], path: Path, schema: Schema) -> dict[str, Any]:
+    columns = Records(text, path, "stop", schema.dialect).columns
+    if not schema.header and set(columns).isdisjoint(schema.columns):
+        found = repr(schema.separator.join(columns)[:80])
+        raise UserError(
+            f"{path} has no column of the schema: expected the names of columns in line 1, "
+            f"separated by {schema.separator!r}, such as {schema.categorical[0]!r}, got "
+            f"{found}. If the separator is another one, or the file has no such line, give the "
+            f"schema separator and header"
+        )
+    return dict.fromkeys(columns, pl.String())
 
 
 def _common(first: Any, second: Any) -> Any:

@@ -13,6 +13,7 @@ import polars as pl
 from dlrm_jax.data.formats.lines import OnBadLine
 from dlrm_jax.data.preprocessing.date_numbers import as_dates, len_known
 from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT
+from dlrm_jax.data.preprocessing.log_labels import label_or_null, label_rules, numbers_of
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 
@@ -43,6 +44,12 @@ def check_columns(
     for name in numbers:
         if not (types[name].is_numeric() or types[name] in (pl.Boolean, pl.String, pl.Null)):
             raise UserError(f"{path}, column {name}: expected numbers, got {types[name]}")
+    for name in schema.label_at_least:
+        if types.get(name) == pl.Boolean:
+            raise UserError(
+                f"{path}, column {name}: expected numbers, as the schema has label_at_least, got "
+                f"booleans; leave it out"
+            )
     if schema.timestamp:
         kind = types[schema.timestamp]
         if not (kind.is_numeric() or kind in (pl.Date, pl.Datetime, pl.String)):
@@ -160,7 +167,7 @@ def valid_rows(
         UserError: a value is malformed; the message names row and column.
     """
     rules: list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]] = [
-        *_label_rules(schema, batch.schema),
+        *label_rules(schema, batch.schema),
         *(
             (name, "a finite number or nothing", lambda x: x.is_null() | (x.abs() <= _LARGEST))
             for name in (*schema.dense, *schema.bins)
@@ -171,7 +178,7 @@ def valid_rows(
     # All columns at once: an operation of its own for each is slow for a single row.
     exprs: list[pl.Expr] = []
     for i, (name, _, accepts) in enumerate(rules):
-        column, values = pl.col(name), _numbers(name, batch.schema[name])
+        column, values = pl.col(name), numbers_of(name, batch.schema[name], schema)
         lost = column.is_not_null() & values.is_null()
         if batch.schema[name].is_float():
             lost &= column.is_not_nan()
@@ -218,41 +225,12 @@ def unlabelled_rows(
 ) -> pl.DataFrame:
     """As `valid_rows` of rows without weights and times, each of which gets a prediction.
 
-    A label that is neither 0 nor 1 is null, and its column may be missing.
+    A label that is neither 0 nor 1 (or no number, with a threshold) is null, and its column may be
+    missing.
     """
-    labels = [_label_or_null(name, batch) for name in schema.labels]
+    labels = [label_or_null(name, schema, batch) for name in schema.labels]
     rows = batch.with_columns(pl.lit(0).alias(name) for name in schema.labels)
     return valid_rows(path, schema, rows, first_row).with_columns(labels)
-
-
-def _label_or_null(name: str, batch: pl.DataFrame) -> pl.Series:
-    if name in batch.columns:
-        given = batch[name]
-        if given.dtype.is_numeric() or given.dtype in (pl.Boolean, pl.String):
-            found = batch.select(x=_numbers(name, given.dtype))
-            kept = found.select(pl.when(pl.col("x").is_in([0.0, 1.0])).then("x"))["x"]
-            return kept.alias(name)
-    return pl.Series(name, [None] * len(batch), pl.Float64)
-
-
-def _label_rules(
-    schema: Schema, types: Mapping[str, Any]
-) -> list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]]:
-    """What each label must be. Of several a row may lack some, but not all."""
-    if len(schema.labels) == 1:
-        return [(schema.labels[0], "0 or 1", lambda x: x.is_in([0.0, 1.0]))]
-    numbers = [_numbers(name, types[name]) for name in schema.labels]
-    some = pl.any_horizontal(x.is_not_null() for x in numbers)
-    first, *others = schema.labels
-    expected = f"0 or 1, or nothing if there is a label in {' or '.join(others)}"
-
-    def optional(x: pl.Expr) -> pl.Expr:
-        return x.is_null() | x.is_in([0.0, 1.0])
-
-    return [
-        (first, expected, lambda x: optional(x) & some),
-        *((name, "0, 1 or nothing", optional) for name in others),
-    ]
 
 
 def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
@@ -275,15 +253,6 @@ def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataF
                 )
             columns.append(found)
     return frame.with_columns(columns)
-
-
-def _numbers(name: str, kind: Any) -> pl.Expr:
-    """A column of a type as Float64; null where a value isn't a number."""
-    column = pl.col(name)
-    if kind in (pl.Boolean, pl.String):
-        lower = column.cast(pl.String).str.to_lowercase()
-        column = lower.replace({"true": "1", "false": "0"})
-    return column.cast(pl.Float64, strict=False).fill_nan(None)
 
 
 def as_times(column: pl.Series, seconds: bool) -> pl.Series:

@@ -19,6 +19,9 @@ Compatible = Literal["", "reference", "torchrec"]
 ONLY_EMPTY = ("",)
 """The fields of CSV that were missing values in earlier versions."""
 
+# Fields of the schema that earlier versions hadn't: with the default, theirs are the same data.
+_ADDED_TO_SCHEMA = ("shared", "bins", "groups", "label_at_least", "separator", "header")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -165,12 +168,10 @@ class Options:
         fields["split"] = str(self.rule)
         del fields["csv_missing"]  # stored where CSV is read
         # Earlier versions hadn't these: theirs are the same data.
-        if not self.schema.shared:
-            del fields["schema"]["shared"]
-        if not self.schema.bins:
-            del fields["schema"]["bins"]
-        if not self.schema.groups:
-            del fields["schema"]["groups"]
+        plain = dataclasses.asdict(Schema("label", ("id",)))
+        for name in _ADDED_TO_SCHEMA:
+            if fields["schema"][name] == plain[name]:
+                del fields["schema"][name]
         if self.rule.kind in ("days", "files"):
             del fields["split"]
         return json.loads(json.dumps(fields))

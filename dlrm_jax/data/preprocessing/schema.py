@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
+from dlrm_jax.data.formats.dialect import Dialect
+from dlrm_jax.data.preprocessing.label_threshold import thresholds_of
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import check_names
 from dlrm_jax.files import read_json
@@ -45,6 +47,10 @@ class Schema:
             many training rows.
         groups: names of columns that group examples, such as a request, for metrics and losses.
             They aren't features: by a feature, its ids group.
+        label_at_least: smallest number that counts as label 1, by label column; a label that isn't
+            named is 0 or 1.
+        separator: text between two fields of CSV files.
+        header: names of all columns of CSV files, if they have no header line; empty if they have.
 
     Raises:
         UserError: there is no categorical column, or one is named twice.
@@ -61,6 +67,9 @@ class Schema:
     shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
     bins: Mapping[str, int] = dataclasses.field(default_factory=dict)
     groups: tuple[str, ...] = ()
+    label_at_least: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    separator: str = ","
+    header: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.label, tuple) and len(self.label) < 2:
@@ -105,6 +114,9 @@ class Schema:
             raise UserError(
                 f"schema: layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}"
             )
+        thresholds_of(self.label_at_least, self.labels)
+        if self.dialect != Dialect() and self.layout != "named":
+            raise UserError("schema: separator and header are for the layout named, that of CSV")
 
     def _check_numbers(self) -> None:
         given = self.dense_transform
@@ -170,6 +182,11 @@ class Schema:
     def labels(self) -> tuple[str, ...]:
         """The names of the columns with labels, one or several."""
         return (self.label,) if isinstance(self.label, str) else self.label
+
+    @property
+    def dialect(self) -> Dialect:
+        """How CSV files of the log are written."""
+        return Dialect(self.separator, self.header)
 
     @property
     def columns(self) -> list[str]:
@@ -241,6 +258,10 @@ class Schema:
         for name in ("categorical", "dense", "groups"):
             if isinstance(given.get(name), list):
                 given[name] = tuple(given[name])
+        given |= dataclasses.asdict(Dialect.from_fields(given))
+        if "label_at_least" in given:
+            labels = [given["label"]] if isinstance(given["label"], str) else given["label"]
+            given["label_at_least"] = thresholds_of(given["label_at_least"], labels)
         return cls(**given)
 
 

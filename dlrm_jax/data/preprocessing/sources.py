@@ -70,7 +70,7 @@ class Source:
     Attributes:
         path: the file. With Criteo's columns: its text or MLPerf's binary form, plain or
             compressed by gzip or zstandard. With another schema: a Parquet file, or a CSV file
-            with a header, which may be compressed, too.
+            in the schema's dialect, which may be compressed, too.
         options: options of the data.
         number: index of the file among all; it selects the negative examples that are dropped.
         drop: whether negative examples of this file are dropped.
@@ -148,13 +148,15 @@ class Source:
             yield _Unparsed(parse, chunk, chunk.count(b"\n"))
 
     def _csv(self, content: Bytes) -> Iterator[_Unparsed]:
-        records = Records(self._lines(content), self.path, self.options.on_bad_line)
+        options = self.options
+        dialect = options.schema.dialect
+        records = Records(self._lines(content), self.path, options.on_bad_line, dialect)
         columns = self._columns(dict.fromkeys(records.columns, pl.String()))
         skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
         names = list(dict.fromkeys([*columns, *self.keys]))
         for text in records.frames(names, CHUNK_ROWS, missing=()):
-            frame = without_missing(text.select(columns), self.options.csv_missing)
+            frame = without_missing(text.select(columns), options.csv_missing)
             keys = without_missing(text.select(self.keys), [""])
             yield self._unparsed(frame, keys, records.skipped - skipped, place)
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
