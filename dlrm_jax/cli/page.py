@@ -39,7 +39,7 @@ img { display: block; max-width: 100%; height: auto; margin: .8rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82rem; line-height: 1.35; margin: .8rem 0;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .16rem 0 .16rem 1.1rem; text-align: right; vertical-align: top;
+th, td { padding: .16rem 0 .16rem .9rem; text-align: right; vertical-align: top;
   white-space: nowrap; }
 th { font-weight: 500; color: #555; vertical-align: bottom; }
 thead th { border-bottom: 1px solid #999; max-width: 5.5rem; white-space: normal;

@@ -112,7 +112,8 @@ def draw_lines(axes: Axes, curves: Sequence[Curve], others: str) -> None:
         label = None if i else "line"
         axes.plot(x, y, color=_BACKGROUND, linewidth=0.8, zorder=1, label=label)
     # Names come later: a label that begins with an underscore would be left out.
-    names = [*(name for name, _, _ in named), f"{len(unnamed)} other {others}"]
+    rest = others if len(unnamed) != 1 else others.removesuffix("s")
+    names = [*(name for name, _, _ in named), f"{len(unnamed)} other {rest}"]
     for text, name in zip(legend_beside(axes).get_texts(), names, strict=False):
         text.set_text(name)
 
