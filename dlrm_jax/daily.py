@@ -36,6 +36,7 @@ from dlrm_jax.run_start import Options
 from dlrm_jax.saved_config import VERSION, saved_fields
 from dlrm_jax.training.build import check_shared, make_learner
 from dlrm_jax.training.evaluation import evaluate
+from dlrm_jax.training.measures import Measures, measures_of
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.record import to_json
 
@@ -124,7 +125,8 @@ class Daily:
         updated = outcome.summary["test"]
         first = first or self._first_model()
         if number:
-            not_updated, unknown = self._tested(first, tomorrow.path, data.test)
+            measures = measures_of(config, data)
+            not_updated, unknown = self._tested(first, tomorrow.path, data.test, measures)
         else:
             not_updated, unknown = updated, _unknown(metadata, data.test)
         return first, {
@@ -148,13 +150,16 @@ class Daily:
         size = self.config.evaluation_batch_size
         return Predictor.load(self.workdir / "runs" / self._name(0), self.mesh, size, model)
 
-    def _tested(self, first: Predictor, log: Path, test: Split) -> tuple[dict[str, Any], float]:
+    def _tested(
+        self, first: Predictor, log: Path, test: Split, measures: Measures
+    ) -> tuple[dict[str, Any], float]:
         """The metrics of the first day's model, which has its own vocabularies, on a log.
 
         Args:
             first: the model.
             log: the log.
-            test: the same rows, prepared by other vocabularies: for labels and weights.
+            test: the same rows, prepared by other vocabularies: for labels, weights and groups.
+            measures: metrics of the updated model's run.
         """
         unseen, parts, start = UnseenValues(first.encoder.metadata), [], 0
         for chunk in first.encoder.files([log]):
@@ -165,9 +170,8 @@ class Daily:
             start += len(ids)
         split, size = Split(tuple(parts)), first.batch_size
         assert len(split) == len(test)
-        return evaluate(
-            first.learner, first.compiled, first.state, split, size
-        ), unseen.share or 0.0
+        found = evaluate(first.learner, first.compiled, first.state, split, size, measures)
+        return found, unseen.share or 0.0
 
     def _name(self, number: int) -> str:
         return f"{number:03d}-{self.logs[number].name}"

@@ -24,6 +24,7 @@ def write_day(directory: Path, day: int, rows: int = 128) -> Path:
             "viewed": rng.choice(items, rows),
             "age": rng.integers(1, 90, rows),
             "click": (rng.random(rows) < np.where(item < "i3", 0.8, 0.2)).astype(int),
+            "buy": (rng.random(rows) < 0.1).astype(int),
         }
     )
     path = directory / f"day_{day}.parquet"

@@ -75,6 +75,21 @@ def test_each_day_is_tested_on_the_next_one(done: tuple[Path, list[DayLog], list
     assert second["new_ids"] == new / (3 * len(days[1]))
 
 
+@pytest.mark.thorough
+def test_two_labels(tmp_path: Path):
+    """Both models are measured alike, label by label."""
+    logs = [DayLog(f"day_{day}", write_day(tmp_path, day)) for day in range(3)]
+    schema = dataclasses.replace(SCHEMA, label=("click", "buy"))
+    config = dataclasses.replace(CONFIG, model="shared_bottom", learning_rate=1e-30)
+    loop = Daily(logs, Preparation(schema), config, make_mesh("1x1"), tmp_path)
+    (_, second) = list(loop())[-1]
+    assert "buy/auc" in second["updated"]
+    assert second["updated"].keys() == second["not_updated"].keys()
+    # Nothing is learned, but the updated model has rows of its own for new values.
+    for name in ("log_loss", "buy/log_loss"):
+        assert second["updated"][name] == pytest.approx(second["not_updated"][name], rel=0.02)
+
+
 def test_what_is_told(done: tuple[Path, list[DayLog], list[Entry]], tmp_path: Path):
     _, _, days = done
     text = printed(days)
