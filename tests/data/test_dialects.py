@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import gc
 import io
 import json
+import threading
 
 import numpy as np
 import polars as pl
@@ -19,6 +21,7 @@ from dlrm_jax.data.formats.lines import whole_lines
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.errors import UserError
 
 NAMES = ("user", "item", "stars", "time")
@@ -203,3 +206,17 @@ def test_a_column_that_no_header_names_is_named(tmp_path):
         UserError, match=r"has no column 'shop' .*its columns are user, item, stars"
     ):
         preprocess([tmp_path / "log.txt"], tmp_path / "out", Options(schema))
+
+
+def test_an_error_leaves_no_thread_behind(tmp_path):
+    """Python's collector would end it in any thread, also one that holds locks of threads."""
+    (tmp_path / "log.csv").write_text("user,stars\na,5,6\n")
+    source = Source(tmp_path / "log.csv", Options(Schema("stars", ("user",))))
+    before = threading.active_count()
+    gc.disable()
+    try:
+        with pytest.raises(UserError, match="line 2: expected 2 fields"):
+            list(source.chunks())
+        assert threading.active_count() == before
+    finally:
+        gc.enable()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -148,16 +149,21 @@ class Source:
             yield _Unparsed(parse, chunk, chunk.count(b"\n"))
 
     def _csv(self, content: Bytes) -> Iterator[_Unparsed]:
+        # Closed here, whatever happens: its thread would otherwise end where garbage is collected.
+        with contextlib.closing(self._lines(content)) as text:
+            yield from self._records(text)
+
+    def _records(self, text: Iterator[bytes]) -> Iterator[_Unparsed]:
         options = self.options
         dialect = options.schema.dialect
-        records = Records(self._lines(content), self.path, options.on_bad_line, dialect)
+        records = Records(text, self.path, options.on_bad_line, dialect)
         columns = self._columns(dict.fromkeys(records.columns, pl.String()))
         skipped = place = 0
         # As text: a type guessed from the first rows would turn 007 into 7.
         names = list(dict.fromkeys([*columns, *self.keys]))
-        for text in records.frames(names, CHUNK_ROWS, missing=()):
-            frame = without_missing(text.select(columns), options.csv_missing)
-            keys = without_missing(text.select(self.keys), [""])
+        for rows in records.frames(names, CHUNK_ROWS, missing=()):
+            frame = without_missing(rows.select(columns), options.csv_missing)
+            keys = without_missing(rows.select(self.keys), [""])
             yield self._unparsed(frame, keys, records.skipped - skipped, place)
             skipped, place = records.skipped, (place + len(frame)) % CHUNK_ROWS
 
@@ -183,7 +189,7 @@ class Source:
             self._seconds = logs.has_seconds(self.path, frame[times], self._rows + 1)
         return _Unparsed(self._valid_rows, frame, len(frame), skipped, place, keys)
 
-    def _lines(self, content: Bytes) -> Iterator[bytes]:
+    def _lines(self, content: Bytes) -> Generator[bytes, None, None]:
         return ahead(lines.whole_lines(content.read, self.path, lines.CHUNK_BYTES))
 
     def _columns(self, found: Mapping[str, Any]) -> list[str]:
@@ -260,7 +266,7 @@ def _parse_unlabelled(
     return frame.with_columns(pl.lit(None, pl.Int64).alias("label"))
 
 
-def ahead(chunks: Iterator[T]) -> Iterator[T]:
+def ahead(chunks: Iterator[T]) -> Generator[T, None, None]:
     """Yields the same chunks; the next is made in a thread while the last is used."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, chunks, None)
