@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor, sigmoid
-from dlrm_jax.training.metrics import binary_metrics
+from dlrm_jax.training.metrics import METRICS, binary_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ class ScoredRows:
         examples: the rows, evenly spaced in the split.
         days: number of each row's day, [N].
         labels: labels, of 0 to 1, [N].
-        logits: predictions, [N].
+        logits: predictions, [N], corrected for negative examples that were left out.
+        weights: weights of the rows, [N]; 1 where the data have none.
     """
 
     split: str
@@ -34,6 +35,7 @@ class ScoredRows:
     days: Int64[np.ndarray, " N"]
     labels: Float32[np.ndarray, " N"]
     logits: Float32[np.ndarray, " N"]
+    weights: Float32[np.ndarray, " N"]
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -52,6 +54,7 @@ class ScoredRows:
             days=self.days[rows],
             labels=self.labels[rows],
             logits=self.logits[rows],
+            weights=self.weights[rows],
         )
 
     def predicted(self, predictor: Predictor, **arrays: np.ndarray) -> ScoredRows:
@@ -64,21 +67,28 @@ class ScoredRows:
     def metrics(self, chosen: Bool[np.ndarray, " N"] | None = None) -> dict[str, float | int]:
         """`binary_metrics` of all rows or of those chosen, with their mean label and prediction.
 
-        ``deviation`` is the sum of labels less that of predictions, in standard deviations of the
-        former: more than 3 or less than -3 is hardly chance.
+        Means are weighted. ``deviation`` is the weighted sum of labels less that of predictions, in
+        standard deviations of the former: more than 3 or less than -3 is hardly chance. Rows that
+        have no weight have no metrics: they are NaN.
         """
-        logits, labels = self.logits, self.labels
+        logits, labels, weights = self.logits, self.labels, self.weights
         if chosen is not None:
-            logits, labels = logits[chosen], labels[chosen]
+            logits, labels, weights = logits[chosen], labels[chosen], weights[chosen]
+        if not weights.any():
+            return dict.fromkeys(_OF_ROWS, float("nan")) | {"examples": len(weights)}
+        wide = weights.astype(np.float64)
         probabilities = sigmoid(logits)
-        spread = float(np.sqrt(np.sum(probabilities * (1 - probabilities))))
-        difference = float(np.sum(labels, dtype=np.float64) - np.sum(probabilities))
+        spread = float(np.sqrt(np.sum(wide**2 * probabilities * (1 - probabilities))))
+        difference = float(np.sum(wide * (labels - probabilities)))
         return {
-            **binary_metrics(logits, labels),
-            "label_rate": float(labels.mean(dtype=np.float64)),
-            "prediction": float(probabilities.mean()),
+            **binary_metrics(logits, labels, None if (weights == 1).all() else weights),
+            "label_rate": float(np.average(labels, weights=wide)),
+            "prediction": float(np.average(probabilities, weights=wide)),
             "deviation": difference / spread if spread else float("nan"),
         }
+
+
+_OF_ROWS = (*METRICS, "label_rate", "prediction", "deviation")
 
 
 def score(
@@ -104,9 +114,11 @@ def score(
     numbers = np.asarray(days, np.int64)[np.searchsorted(ends, rows, side="right")]
     examples = split.take(rows)
     labels = _main_labels(examples)
-    scored = ScoredRows(
-        name, len(split), examples, numbers, labels, _main_logits(predictor, examples)
-    )
+    logits = _main_logits(predictor, examples)
+    weights = np.ones(len(rows), np.float32)
+    if examples.sample_weights is not None:
+        weights = examples.sample_weights
+    scored = ScoredRows(name, len(split), examples, numbers, labels, logits, weights)
     known = np.isfinite(labels)
     if not known.any():
         raise UserError(f"{name}: expected a row with the main label among {len(rows)}, got none")
@@ -126,4 +138,4 @@ def _main_labels(examples: Examples) -> Float32[np.ndarray, " N"]:
 def _main_logits(predictor: Predictor, examples: Examples) -> Float32[np.ndarray, " N"]:
     """Of rows in memory; always by the program of one batch size."""
     logits = np.concatenate([*predictor.logits(Split((examples,)))])
-    return logits.reshape(len(logits), -1)[:, 0]
+    return logits.reshape(len(logits), -1)[:, 0] + np.float32(predictor.shift)

@@ -34,14 +34,21 @@ class Bucket:
 
 
 def reliability(rows: ScoredRows, buckets: int) -> list[Bucket]:
-    """Mean label by mean prediction, in buckets of equal counts, from the lowest predictions up."""
+    """Mean label by mean prediction, in buckets of equal counts, from the lowest predictions up.
+
+    Means are weighted; rows without a weight are left out.
+    """
+    rows = rows[rows.weights > 0]
     probabilities, labels = rows.probabilities, rows.labels
     order = np.argsort(probabilities, kind="stable")
     found = []
     for members in np.array_split(order, min(buckets, len(rows))):
-        rate, count = float(labels[members].mean(dtype=np.float64)), len(members)
-        low, high = _wilson(rate, count)
-        found.append(Bucket(count, float(probabilities[members].mean()), rate, low, high))
+        weights = rows.weights[members].astype(np.float64)
+        rate = float(np.average(labels[members], weights=weights))
+        # The number of unweighted rows whose mean would be as certain (Kish, 1965).
+        low, high = _wilson(rate, float(weights.sum() ** 2 / np.sum(weights**2)))
+        mean = float(np.average(probabilities[members], weights=weights))
+        found.append(Bucket(len(members), mean, rate, low, high))
     return found
 
 
@@ -52,7 +59,7 @@ def calibration_error(buckets: Sequence[Bucket]) -> float:
     return float(np.average(distances, weights=weights))
 
 
-def _wilson(rate: float, count: int) -> tuple[float, float]:
+def _wilson(rate: float, count: float) -> tuple[float, float]:
     """The interval of a rate, which lies in [0, 1] for few rows, too (Wilson, 1927)."""
     share = _Z**2 / count
     center = (rate + share / 2) / (1 + share)

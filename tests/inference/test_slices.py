@@ -22,7 +22,8 @@ def rows(count: int = 400) -> ScoredRows:
     ids = rng.integers(ABSENT, 4, (count, 3)).astype(np.int32)
     dense = rng.integers(0, 3, (count, 1)).astype(np.float32)
     days = np.arange(count) // (count // 4)
-    return ScoredRows("test", count, Examples(dense, ids, labels), days, labels, logits)
+    weights = np.ones(count, np.float32)
+    return ScoredRows("test", count, Examples(dense, ids, labels), days, labels, logits, weights)
 
 
 def test_buckets_are_those_of_scikit_learn():
@@ -71,3 +72,19 @@ def test_equal_values_lie_in_one_range():
 
 def test_days():
     assert {day: x["examples"] for day, x in by_day(rows()).items()} == dict.fromkeys(range(4), 100)
+
+
+def test_a_weight_counts_as_so_many_rows():
+    found = rows(40)
+    counts = np.random.default_rng(1).integers(0, 3, 40)
+    weighted = dataclasses.replace(found, weights=counts.astype(np.float32))
+    repeated = found[np.repeat(np.arange(40), counts)]
+    expected, metrics = repeated.metrics(), weighted.metrics()
+    for name in ("auc", "log_loss", "calibration", "label_rate", "prediction"):
+        assert metrics[name] == pytest.approx(expected[name])
+    (once,), (alike,) = reliability(weighted, 1), reliability(repeated, 1)
+    assert once.label_rate == pytest.approx(alike.label_rate)
+    assert once.prediction == pytest.approx(alike.prediction)
+    nothing = dataclasses.replace(found, weights=np.zeros(40, np.float32)).metrics()
+    assert nothing["examples"] == 40
+    assert np.isnan(nothing["auc"])
