@@ -15,8 +15,12 @@ from dlrm_jax.data.preprocessing.serving import LogEncoder
 def encode_logs(paths: Sequence[Path], prepared: Path) -> list[Examples]:
     """The examples of each file, with the ids of a prepared directory."""
     encoder = encoder_of(prepared)
-    files = [[arrays_of(chunk.examples) for chunk in encoder.files([path])] for path in paths]
-    return [Examples(*map(np.concatenate, zip(*chunks, strict=True))) for chunks in files]
+    return [joined([chunk.examples for chunk in encoder.files([path])]) for path in paths]
+
+
+def joined(chunks: Sequence[Examples]) -> Examples:
+    arrays = [{x: np.asarray(y) for x, y in chunk.arrays.items()} for chunk in chunks]
+    return Examples.of({x: np.concatenate([each[x] for each in arrays]) for x in arrays[0]})
 
 
 def encoder_of(prepared: Path) -> LogEncoder:

@@ -26,7 +26,7 @@ def as_frame(rows: Any, columns: Sequence[str], numbers: Sequence[str] = ()) -> 
         rows: a polars frame, something that gives Arrow data (a frame of pandas, a table of
             Arrow), or a list of dicts, one for each row.
         columns: the columns that are read. Each dict must have them; None is a missing value.
-        numbers: columns of them whose numbers may be rounded to floats; others keep theirs.
+        numbers: columns of numbers, which may be rounded to floats; others keep theirs.
 
     Raises:
         UserError: it is none of these, or a row lacks a column, or has a value of another type

@@ -208,6 +208,23 @@ def test_a_column_that_no_header_names_is_named(tmp_path):
         preprocess([tmp_path / "log.txt"], tmp_path / "out", Options(schema))
 
 
+def test_each_of_several_labels_has_its_own_threshold(tmp_path):
+    schema = Schema.from_fields(
+        MINIMAL | {"label": ["stars", "seen"], "label_at_least": {"stars": 4}}
+        | {"separator": ";", "header": ["user", "stars", "seen"]}
+    )  # fmt: skip
+    rows = [("a", "4", "1"), ("b", "3.5", ""), ("c", "", "0")] * 9
+    write(tmp_path / "log.txt", rows, ";")
+    preprocess([tmp_path / "log.txt"], tmp_path / "out", Options(schema, split="none"))
+    labels = load_directory(tmp_path / "out").train.labels[:3]
+    np.testing.assert_array_equal(labels, np.array([[1, 1], [0, np.nan], [np.nan, 0]], "f4"))
+    write(tmp_path / "log.txt", [*rows, ("d", "?", "1")], ";")
+    with pytest.raises(UserError, match="row 28, column stars: expected a finite number, or"):
+        preprocess([tmp_path / "log.txt"], tmp_path / "more", Options(schema, split="none"))
+    with pytest.raises(UserError, match="label_at_least: expected a number for the only label"):
+        Schema.from_fields(MINIMAL | {"label": ["stars", "seen"], "label_at_least": 4})
+
+
 def test_an_error_leaves_no_thread_behind(tmp_path):
     """Python's collector would end it in any thread, also one that holds locks of threads."""
     (tmp_path / "log.csv").write_text("user,stars\na,5,6\n")

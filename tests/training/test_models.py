@@ -17,6 +17,7 @@ from dlrm_jax.models.fields import VECTOR, WEIGHT, Model
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.training.build import generate_data, make_learner
 from dlrm_jax.training.model import OF_MODELS, make_model, model_class, unread
+from dlrm_jax.training.ranking_losses import RankingLoss
 from dlrm_jax.training.serialization import flatten
 from dlrm_jax.training.step import make_predict, make_train_step
 
@@ -75,6 +76,7 @@ def test_it_trains_on_a_mesh(name):
             sequence if lookup.pooling == "none" else sequence.sum(1)
         )
     logits = learner.model(state.params)(jnp.asarray(batch.dense), vectors)
+    assert not isinstance(learner.loss, RankingLoss)
     wanted = float(jnp.mean(learner.loss(logits, jnp.asarray(batch.labels))))
     step = make_train_step(learner)
     losses = []
