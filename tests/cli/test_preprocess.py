@@ -81,7 +81,7 @@ def test_errors_are_one_message(tmp_path: Path):
         ((f"--input={tmp_path / 'none'}", output), "--input: there is no "),
         ((output,), "--input is missing"),
         ((f"--input={sys.executable}", output), "line 1: expected 40"),
-        ((f"--input={tmp_path / 'a'}", output, f"--test={tmp_path / 'a'}"), "a file for both"),
+        ((f"--input={tmp_path / 'a'}", output, f"--validation={tmp_path / 'a'}"), "needs --test"),
         ((f"--input={tmp_path / 'a'}", output, "--multi_hot_sizes=2,x"), "got '2,x'"),
     ]:
         assert fragment in errors_of(*flags)

@@ -87,7 +87,9 @@ def test_metrics_of_each_label(fitted: FittedModel, prepared: Path):
     has = ~np.isnan(labels[:, 1])
     assert 0 < has.sum() < 80
     for before, mask, i in (("", slice(None), 0), ("purchased/", has, 1)):
-        expected = binary_metrics(logits[mask, i], labels[mask, i])
+        weights = fitted.data.test.sample_weights
+        assert weights is not None
+        expected = binary_metrics(logits[mask, i], labels[mask, i], weights[mask])
         found = {name: test[before + name] for name in expected}
         assert found == pytest.approx(expected, rel=1e-5)
     assert test["auc"] > 0.6

@@ -152,7 +152,7 @@ def test_settings_of_a_file_lie_between_preset_and_flags(program: ModuleType, tm
         ('{"learning_rate": "0.1"}', "learning_rate: expected float, got '0.1'"),
         ('{"top_mlp": 1}', "top_mlp: expected a tuple of int, got 1"),
         ('{"top_mlp": [1.5]}', "top_mlp: expected a tuple of int, .*"),
-        ('{"loss": "bec"}', "loss: expected one of bce, mse, got 'bec'"),
+        ('{"pooling": "som"}', "pooling: expected one of sum, mean, learned, got 'som'"),
         ('{"epochs": 0}', "epochs: expected at least 1, got 0"),
         ('{"epochs": 1, "epochs": 2}', "expected JSON: 'epochs' is there twice"),
         ('{"config_version": "x"}', "config_version: expected a number, got 'x'"),

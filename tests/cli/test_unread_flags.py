@@ -122,10 +122,9 @@ def test_of_two_towers(program: ModuleType, given: str, message: str):
 
 @pytest.mark.parametrize(
     ("program", "name"),
-    [("dlrm_jax.cli.preprocess", "output"), ("dlrm_jax.cli.predict", "checkpoint"),
-     ("dlrm_jax.cli.report", "data")],
+    [("dlrm_jax.cli.preprocess", "output"), ("dlrm_jax.cli.predict", "checkpoint")],
     indirect=["program"],
-)  # fmt: skip
+)
 def test_help_says_what_is_required(program: ModuleType, name: str):
     text = " ".join(help_text(program.__doc__ or "").split())
     assert re.search(rf" --{name} [^.]*?\.? Required\.", text)

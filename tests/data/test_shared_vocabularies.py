@@ -126,7 +126,7 @@ def test_it_grows_as_one(prepared: Path, tmp_path: Path):
     def grow(schema: Schema) -> Metadata:
         return preprocess(paths[:1], tmp_path / "out", Options(schema), paths[1:], prepared)
 
-    with pytest.raises(UserError, match=r'expected shared .* \{"viewed": "item", .*, got \{\}$'):
+    with pytest.raises(UserError, match=r'share .* \{"viewed": "item", .*, the schema \{\}; share'):
         grow(dataclasses.replace(SCHEMA, shared={}))
     grown = grow(SCHEMA)
     before, after = vocabulary(prepared), vocabulary(tmp_path / "out")

@@ -20,7 +20,7 @@ def test_nothing_is_markup(tmp_path: Path):
     data = Dataset(
         split, split, split, CONFIG.table_rows, CONFIG.bag_lengths, "f", f"20 examples of {NAME}"
     )
-    metrics = dict.fromkeys(Clicks.shown, 0.5)
+    metrics = dict.fromkeys(Clicks(data).shown, 0.5)
     point = {"step": 1, "train": metrics, "validation": metrics}
     costs = dict.fromkeys(("milliseconds", "parameters", "flops", "bytes", "temporary_bytes"), 1)
     trial = {"test": metrics, "curve": [point, point], **costs}

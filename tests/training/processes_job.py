@@ -74,7 +74,8 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
 
 
 def part_of(batch: Batch, index: int, count: int) -> Batch:
-    return Batch(*(np.split(array, count)[index] for array in batch))
+    parts = [None if x is None else np.split(x, count)[index] for x in batch]
+    return Batch(*parts)
 
 
 def gathered(learner: Learner, state: TrainState) -> dict[str, np.ndarray]:
