@@ -8,6 +8,7 @@ disk) must first be agreed on here.
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
@@ -173,38 +173,53 @@ def check_same(
 
 def _broadcast(content: bytes) -> bytes:
     """Sends the content of process 0 over the devices, in chunks so that few sizes are compiled."""
-    size = int(multihost_utils.broadcast_one_to_all(np.array(len(content), np.int32)))
+    size = int(_exchanged("first", np.array(len(content), np.int32)))
     padded = np.zeros(-(-size // _CHUNK) * _CHUNK, np.uint8)
     if is_process_0():
         padded[:size] = np.frombuffer(content, np.uint8)
-    return multihost_utils.broadcast_one_to_all(padded)[:size].tobytes()
+    return _exchanged("first", padded)[:size].tobytes()
 
 
-class Agreement:
-    """A collective maximum over the processes.
+def gathered(values: np.ndarray) -> np.ndarray:
+    """The values of all P processes, [P, ...]; they have one shape."""
+    return _exchanged("all", values) if is_distributed() else values[None]
 
-    It exchanges a few bytes over one device of each process, which takes half a millisecond between
-    processes of one machine and nothing in a single process.
+
+def agreed(value: int) -> int:
+    """The largest value over all processes, which all of them get.
+
+    It exchanges a few bytes, which takes half a millisecond between processes of one machine and
+    nothing in a single process.
 
     Args:
-        mesh: mesh over all processes' devices.
+        value: value of this process.
     """
+    if not is_distributed():
+        return value
+    return int(_exchanged("largest", np.array(value, np.int32)))
 
-    def __init__(self, mesh: Mesh):
-        if is_distributed():
-            ours = {device.process_index: device for device in mesh.devices.flat}
-            one_each = Mesh(np.array([ours[i] for i in sorted(ours)]), ("processes",))
-            self._split = NamedSharding(one_each, PartitionSpec("processes"))
-            everywhere = NamedSharding(one_each, PartitionSpec())
-            self._largest = jax.jit(lambda x: x.max(), out_shardings=everywhere)
 
-    def __call__(self, value: int) -> int:
-        """The largest value over all processes.
+_PROGRAMS = {"first": lambda x: x[0], "all": lambda x: x, "largest": lambda x: x.max(axis=0)}
 
-        Args:
-            value: value of this process.
-        """
-        if not is_distributed():
-            return value
-        values = jax.make_array_from_process_local_data(self._split, np.array([value], np.int32))
-        return int(self._largest(values))
+
+def _exchanged(program: str, values: np.ndarray) -> np.ndarray:
+    """What a program makes of the values of all processes.
+
+    One device of each process takes part, the one that results are read from. Of several, only
+    that one's result would be waited for, and another could begin the next exchange before it has
+    ended this one. Gloo tells exchanges of the same devices apart by their order alone.
+    """
+    split, run = _on_one_device_each(program)
+    rows = jax.make_array_from_process_local_data(split, values[None])
+    return np.asarray(run(rows))
+
+
+@functools.cache
+def _on_one_device_each(program: str) -> tuple[NamedSharding, jax.stages.Wrapped]:
+    first: dict[int, jax.Device] = {}
+    for device in jax.devices():
+        first.setdefault(device.process_index, device)
+    mesh = Mesh(np.array([first[i] for i in sorted(first)]), ("processes",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("processes"))
+    return split, jax.jit(_PROGRAMS[program], out_shardings=everywhere)

@@ -75,7 +75,8 @@ def _unequal(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> list[str]:
     if not copied:
         return []
     specs = tuple(_spec(array) for _, array in copied)
-    sums = np.asarray(_exchange(mesh, specs)(*(array for _, array in copied)))
+    exchanged = _exchange(mesh, specs)(*(array for _, array in copied))
+    sums = np.asarray(jax.block_until_ready(exchanged))  # on all devices, not the first alone
     sums = sums.reshape(*mesh.devices.shape, -1)
     found = {}  # a set in order
     for i, (text, array) in enumerate(copied):

@@ -16,14 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
 from dlrm_jax.backend import backend_named
 from dlrm_jax.embedding.checksum import checksum, checksum_on_host, place
 from dlrm_jax.errors import DamagedCheckpointError
-from dlrm_jax.processes import is_distributed
+from dlrm_jax.processes import gathered, is_distributed
 
 # Parts of so many bytes are summed on their device, smaller ones by NumPy: that takes 0.02 s for
 # them, and a program for each shape of them 0.3 s of compilation.
@@ -175,9 +174,7 @@ def _totals(arrays: list[Sums], together: bool) -> list[UInt32[np.ndarray, "copi
         count = max(1, _EXCHANGED_BYTES // (found[0].nbytes * jax.process_count()))
         found = np.concatenate(
             [
-                np.asarray(multihost_utils.process_allgather(found[start : start + count])).sum(
-                    axis=0, dtype=np.uint32
-                )
+                gathered(found[start : start + count]).sum(axis=0, dtype=np.uint32)
                 for start in range(0, len(arrays), count)
             ]
         )

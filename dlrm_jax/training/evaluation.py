@@ -40,13 +40,16 @@ def predictions(
 
 
 def read_behind(outputs: Iterable[jax.Array], ahead: int) -> Iterator[np.ndarray]:
-    """Yields each output as NumPy array, after ``ahead`` later ones have been started."""
+    """Yields each output as NumPy array, after ``ahead`` later ones have been started.
+
+    All devices have ended by then, not only the one that is read: see `processes._exchanged`.
+    """
     started: collections.deque[jax.Array] = collections.deque()
     for output in outputs:
         started.append(output)
         if len(started) > ahead:
-            yield np.asarray(started.popleft())
-    yield from map(np.asarray, started)
+            yield np.asarray(jax.block_until_ready(started.popleft()))
+    yield from map(np.asarray, jax.block_until_ready([*started]))
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
 from dlrm_jax.errors import UserError
-from dlrm_jax.processes import Agreement, is_process_0
+from dlrm_jax.processes import agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import TrainStep
@@ -91,7 +91,6 @@ def train(
         Interrupted: a signal came; it says whether the state is saved.
     """
     first = int(state.step)
-    agreed = Agreement(learner.mesh)
     ahead = learner.backend.programs_ahead
     clock = _Clock(batches.batch_size)
     started: collections.deque[tuple[int, jax.Array, jax.Array]] = collections.deque()
@@ -164,7 +163,7 @@ def _compare_copies(learner: Learner, state: TrainState, step: int) -> None:
 
 
 def _finite(loss: jax.Array, step: int, sample_weights: jax.Array) -> float:
-    value = float(loss)
+    value = float(jax.block_until_ready(loss))  # on all devices, see `processes._exchanged`
     if math.isfinite(value):
         return value
     total = float(jnp.sum(sample_weights))

@@ -17,7 +17,7 @@ from setups import Setup, train
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import emulate_devices
-from dlrm_jax.processes import Agreement, check_same, is_process_0, join, on_process_0
+from dlrm_jax.processes import agreed, check_same, is_process_0, join, on_process_0
 from dlrm_jax.training import checksums
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
@@ -60,7 +60,7 @@ def main(coordinator: str, count: int, index: int, directory: Path) -> None:
     Checkpoints(directory / "after", {}).save(learner, state, {}, None)
 
     seen = {
-        "largest": Agreement(learner.mesh)(index * 10),
+        "largest": agreed(index * 10),
         "result": on_process_0(lambda: ["of", index]),
         "long": on_process_0(lambda: "x" * 5000),
         "error": message(UserError, lambda: on_process_0(failing(UserError(f"of {index}")))),

@@ -23,8 +23,7 @@ from setups import MESHES, OTHER, ROWS, Setup, train
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.embedding.plan import PLACEMENTS
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import make_mesh
-from dlrm_jax.processes import CLUSTER, Agreement, free_address, join, on_process_0
+from dlrm_jax.processes import CLUSTER, agreed, free_address, join, on_process_0
 from dlrm_jax.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +196,7 @@ def test_every_optimizer_mesh_and_placement_is_among_them(x64: None):
 
 
 def test_a_single_process_agrees_with_itself():
-    assert Agreement(make_mesh("2x4"))(15) == 15
+    assert agreed(15) == 15
     assert on_process_0(lambda: (1, 2)) == (1, 2)
     with pytest.raises(UserError, match="as it is"):
         on_process_0(lambda: _fail("as it is"))
