@@ -49,14 +49,15 @@ class Day:
         self.rows: list[list[str]] = []
 
     def run(self, module: str, *arguments: str) -> None:
-        """Runs ``python -m module …`` in the directory.
+        """Runs ``python -m module …``; @ in an argument stands for the directory and a slash.
 
         Raises:
             UserError: it fails.
         """
-        command = ["python", "-m", *module.split(), *arguments]
+        given = [each.replace("@", f"{self.directory}/") for each in arguments]
+        command = ["python", "-m", *module.split(), *given]
         status(f"\n$ {shlex.join(command)}")
-        code = subprocess.run([sys.executable, *command[1:]], cwd=self.directory).returncode
+        code = subprocess.run([sys.executable, *command[1:]]).returncode
         if code:
             raise UserError(f"the command above ended with exit code {code}")
 
@@ -64,7 +65,7 @@ class Day:
         """Trains a model in runs/NAME, and notes what it has reached."""
         every = max(1, 5 * FLAGS.examples // 512 // 4)
         self.run(
-            "dlrm_jax train", "--mesh=1x1", f"--data={data}", f"--workdir=runs/{name}",
+            "dlrm_jax train", "--mesh=1x1", f"--data=@{data}", f"--workdir=@runs/{name}",
             f"--epochs={FLAGS.epochs}", f"--eval_every={every}", "--batch_size=512",
             "--optimizer=adam", "--learning_rate=0.01", *arguments,
         )  # fmt: skip
@@ -82,7 +83,7 @@ class Day:
 
     def logs(self, days: range) -> str:
         """Files of some days, as a flag takes them."""
-        return ",".join(f"log/day_{day}.parquet" for day in days)
+        return ",".join(f"@log/day_{day}.parquet" for day in days)
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def main() -> None:
 def make_log(day: Day) -> None:
     """The log: users, items, clicks and purchases; new items each day."""
     day.run(
-        "dlrm_jax generate", "--output=log", "--format=log", f"--days={DAYS}",
+        "dlrm_jax generate", "--output=@log", "--format=log", f"--days={DAYS}",
         f"--examples={FLAGS.examples}", f"--users={FLAGS.users}", f"--items={FLAGS.items}",
     )  # fmt: skip
 
@@ -113,11 +114,11 @@ def prepare(day: Day) -> None:
     schema = json.loads((day.directory / "log/schema.json").read_text())
     write_json(day.directory / "alone.json", {**schema, "shared": {}})
     split = "--split=time:1d,1d"
-    day.run("dlrm_jax preprocess", days, "--schema=log/schema.json", split, "--output=data")
-    day.run("dlrm_jax preprocess", days, "--schema=alone.json", split, "--output=alone")
-    both = "--schema=log/schema_labels.json"
-    day.run("dlrm_jax preprocess", days, both, split, "--output=both")
-    day.run("dlrm_jax report", "--data=data")
+    day.run("dlrm_jax preprocess", days, "--schema=@log/schema.json", split, "--output=@data")
+    day.run("dlrm_jax preprocess", days, "--schema=@alone.json", split, "--output=@alone")
+    both = "--schema=@log/schema_labels.json"
+    day.run("dlrm_jax preprocess", days, both, split, "--output=@both")
+    day.run("dlrm_jax report", "--data=@data")
 
 
 def choose(day: Day) -> None:
@@ -149,13 +150,13 @@ def search(day: Day) -> None:
     """A search of settings; the best ones as a file."""
     space = "--space=learning_rate=0.003..0.03:log,embedding_dim=8|16"
     day.run(
-        "dlrm_jax search", "--mesh=1x1", "--data=data", "--output=search", space,
+        "dlrm_jax search", "--mesh=1x1", "--data=@data", "--output=@search", space,
         f"--trials={FLAGS.trials}", "--batch_size=512", "--optimizer=adam",
         f"--epochs={FLAGS.epochs}",
     )  # fmt: skip
     day.run(
-        "dlrm_jax train", "--mesh=1x1", "--data=data", "--workdir=runs/best",
-        "--config=search/best.json",
+        "dlrm_jax train", "--mesh=1x1", "--data=@data", "--workdir=@runs/best",
+        "--config=@search/best.json",
     )  # fmt: skip
     day.note("best", day.summary("best")["test"])
 
@@ -164,16 +165,16 @@ def use(day: Day) -> None:
     """Predictions of the newest day, and a page on the model."""
     new = f"--data={day.logs(range(DAYS - 1, DAYS))}"
     day.run(
-        "dlrm_jax predict", "--checkpoint=runs/din", new, "--output=predicted.parquet",
+        "dlrm_jax predict", "--checkpoint=@runs/din", new, "--output=@predicted.parquet",
         "--keys=user_id,request_id,item_id",
     )  # fmt: skip
-    day.run("dlrm_jax report", "--run=runs/din", "--data=data")
+    day.run("dlrm_jax report", "--run=@runs/din", "--data=@data")
 
 
 def retrieve(day: Day) -> None:
     """Two towers, which find items among all of them."""
     day.run(
-        "experiments.two_tower", "--mesh=1x1", "--data=data", "--workdir=runs/retrieval",
+        "experiments.two_tower", "--mesh=1x1", "--data=@data", "--workdir=@runs/retrieval",
         "--user_columns=user_id,last_viewed,device", "--item_columns=item_id,category",
         "--batch_size=64",
     )  # fmt: skip
@@ -182,20 +183,20 @@ def retrieve(day: Day) -> None:
 def go_on(day: Day) -> None:
     """The next day: grown vocabularies, a model that goes on; then a loop over days."""
     day.run(
-        "dlrm_jax preprocess", f"--input=log/day_{DAYS - 2}.parquet",
-        f"--test=log/day_{DAYS - 1}.parquet", "--schema=log/schema.json", "--grow=data",
-        "--output=next",
+        "dlrm_jax preprocess", f"--input=@log/day_{DAYS - 2}.parquet",
+        f"--test=@log/day_{DAYS - 1}.parquet", "--schema=@log/schema.json", "--grow=@data",
+        "--output=@next",
     )  # fmt: skip
     day.run(
-        "dlrm_jax train", "--mesh=1x1", "--data=next", "--workdir=runs/next",
-        "--continue_from=runs/din", "--epochs=1",
+        "dlrm_jax train", "--mesh=1x1", "--data=@next", "--workdir=@runs/next",
+        "--continue_from=@runs/din", "--epochs=1",
     )  # fmt: skip
     found = day.summary("next")
     day.note("next, before", found["before"]["test"])  # pyright: ignore[reportArgumentType]
     day.note("next", found["test"])
     day.run(
-        "dlrm_jax days", "--mesh=1x1", f"--input={day.logs(range(3))}", "--schema=log/schema.json",
-        "--workdir=runs/days", "--optimizer=adam", "--learning_rate=0.003", "--batch_size=512",
+        "dlrm_jax days", "--mesh=1x1", f"--input={day.logs(range(3))}", "--schema=@log/schema.json",
+        "--workdir=@runs/days", "--optimizer=adam", "--learning_rate=0.003", "--batch_size=512",
     )  # fmt: skip
 
 
