@@ -6,8 +6,9 @@ import dataclasses
 from typing import Literal, get_type_hints
 
 from dlrm_jax.config_fields import INT32_MAX, check_field, field, read_settings
+from dlrm_jax.config_rules import check_rules
 from dlrm_jax.errors import UserError
-from dlrm_jax.feature_names import check_names, listed, numbered, renamed_hint
+from dlrm_jax.feature_names import listed, numbered, renamed_hint
 
 SMALL_ROWS = (
     1460, 583, 50000, 20000, 305, 24, 4000, 633, 3, 8000, 2500, 30000, 1500, 27, 5000, 25000, 10,
@@ -260,69 +261,7 @@ class Config:
     def __post_init__(self):
         for each in dataclasses.fields(self):
             check_field(each, getattr(self, each.name), FIELD_TYPES[each.name])
-        if not self.table_rows:
-            raise UserError("table_rows: expected at least one number, got none")
-        if self.features:
-            check_names("features", self.features, len(self.table_rows))
-        if self.learning_rate <= 0:
-            raise UserError(f"learning_rate: expected a positive number, got {self.learning_rate}")
-        weights = self.class_weights
-        if len(weights) != 2 or not any(weights):
-            raise UserError(
-                f"class_weights: expected two numbers of 0 or more, not both 0, got {weights}"
-            )
-        if self.labels:
-            check_names("labels", self.labels, len(self.labels))
-        if self.label_weights and not any(self.label_weights):
-            raise UserError("label_weights: expected a number above 0, got zeros alone")
-        if len(self.bag_lengths) not in (1, len(self.table_rows)):
-            raise UserError(
-                f"bag_lengths: expected one number, or one for each of the "
-                f"{len(self.table_rows)} tables, got {len(self.bag_lengths)}"
-            )
-        dots = self.model == "dlrm" and self.interaction == "dot"
-        if dots and self.bottom_mlp[-1:] != (self.embedding_dim,):
-            raise UserError(
-                f"bottom_mlp: dot interaction needs it to end in embedding_dim = "
-                f"{self.embedding_dim}, got {self.bottom_mlp}"
-            )
-        if self.dropout >= 1:
-            raise UserError(f"dropout: expected a share below 1, got {self.dropout}")
-        if self.unseen_rate >= 1:
-            raise UserError(f"unseen_rate: expected a share below 1, got {self.unseen_rate}")
-        if self.pooling == "learned" and self.compression != "none":
-            raise UserError(
-                f"pooling: learned weights are for tables that aren't compressed, got "
-                f"compression={self.compression}"
-            )
-        if self.plan and self.placements:
-            raise UserError(
-                f"placements: they have no effect with a plan, which says where every table is, "
-                f"got {','.join(self.placements)} and {self.plan}"
-            )
-        if self.plateau_factor >= 1:
-            raise UserError(
-                f"plateau_factor: expected a number below 1, got {self.plateau_factor}; it "
-                f"multiplies the learning rate"
-            )
-        for name in ("patience", "plateau_factor"):
-            if getattr(self, name) and not self.eval_every:
-                raise UserError(
-                    f"{name}: it counts the evaluations during training, and eval_every=0 has "
-                    f"none; give the steps between them, such as eval_every=1000"
-                )
-        if self.plateau_factor and 0 < self.patience <= self.plateau_patience:
-            raise UserError(
-                f"patience: expected more than plateau_patience = {self.plateau_patience}, got "
-                f"{self.patience}; the run would end before a cut could have an effect"
-            )
-        if self.top_mlp[-1:] != (1,):
-            raise UserError(f"top_mlp: expected it to end in 1, the logit, got {self.top_mlp}")
-        if self.batch_size % self.accumulation_steps:
-            raise UserError(
-                f"batch_size: {self.batch_size} is not divisible by accumulation_steps = "
-                f"{self.accumulation_steps}"
-            )
+        check_rules(self)
 
     @property
     def table_names(self) -> tuple[str, ...]:
