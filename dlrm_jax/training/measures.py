@@ -90,7 +90,7 @@ class Measures:
     @property
     def has_tables(self) -> bool:
         """Whether a metric has a table."""
-        return any(metric.kind.startswith("calibration") for metric in self.extra)
+        return any(metric.has_parts for metric in self.extra)
 
     def _groups(self, split: Split) -> dict[str, np.ndarray]:
         columns = {metric.column for metric in self.extra if metric.column}
@@ -129,8 +129,8 @@ def check_metrics(config: Config) -> None:
 
 def choosing_metrics(config: Config) -> list[str]:
     """The metrics of a label that may choose a model, if it is known whether more is better."""
-    worst = [f"{name}:worst" for name in config.metrics if name.startswith("calibration_")]
-    return [*HIGHER_IS_BETTER, *config.metrics, *worst]
+    numbers = [name for metric in extra_metrics(config.metrics) for name in metric.numbers]
+    return [*HIGHER_IS_BETTER, *numbers]
 
 
 def check_columns(config: Config, data: Dataset) -> None:

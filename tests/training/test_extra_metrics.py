@@ -19,7 +19,12 @@ from dlrm_jax.data.auc import grouped_auc
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.calibration import by_bucket, by_value
 from dlrm_jax.training.extra_metrics import recall_at_precision
-from dlrm_jax.training.measures import check_columns, check_metrics, measures_of
+from dlrm_jax.training.measures import (
+    check_columns,
+    check_metrics,
+    choosing_metrics,
+    measures_of,
+)
 from dlrm_jax.training.metrics import binary_metrics, higher_is_better, score
 from dlrm_jax.training.streamed_measures import StreamedMeasures
 
@@ -136,6 +141,29 @@ def test_those_of_a_config(own):
         own = split[first : first + 60]
         streamed.add(logits[first : first + 60], own.labels, own)
     assert streamed.metrics() == pytest.approx(found, rel=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_better"),
+    [
+        ("calibration_tools:f:max", True),
+        ("calibration_ok/auc", True),
+        ("calibration_ok/calibration_by:C1:worst", False),
+        ("recall@x/log_loss", False),
+        ("bought/own:brier:min", False),
+        ("gauc:a/log_loss", True),
+        ("gauc:C1:min", True),
+        ("recall@20", True),
+    ],
+)
+def test_the_better_by_the_name(name: str, is_better: bool):
+    assert higher_is_better(name) == is_better
+
+
+def test_a_function_has_no_worst_part():
+    config = dataclasses.replace(CONFIG, metrics=("calibration_tools:f:max", "calibration_by:C1"))
+    worst = [name for name in choosing_metrics(config) if name.endswith(":worst")]
+    assert worst == ["calibration_by:C1:worst"]
 
 
 REFUSED = {
