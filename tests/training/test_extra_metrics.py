@@ -163,6 +163,11 @@ def test_a_label_that_can_not_be_measured_has_all_numbers():
         assert of.keys() == numbers
         assert all(map(math.isnan, of.values()))
     assert found["accuracy"] == 0
+    streamed = StreamedMeasures((metrics, {"C1": 0}), 0.0)
+    streamed.add(np.zeros(2, np.float32), labels[:2, 2], Split((day[:2],)))
+    assert streamed.metrics() == pytest.approx(
+        dict.fromkeys(numbers, math.nan) | {"examples": 2}, nan_ok=True
+    )
 
 
 @pytest.mark.parametrize(
