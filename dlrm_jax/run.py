@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.processes import check_same, is_process_0
-from dlrm_jax.run_continued import Continued, noted_continuation
+from dlrm_jax.run_continued import Continued, noted_continuation, shift_before
 from dlrm_jax.run_start import (
     Options,
     check_splits,
@@ -32,7 +33,7 @@ from dlrm_jax.saved_config import VERSION_KEY, is_ours
 from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Metrics
-from dlrm_jax.training.measures import measures_of
+from dlrm_jax.training.measures import Measures, measures_of
 from dlrm_jax.training.record import Record, owned, to_json
 from dlrm_jax.training.sampling import correction_of
 from dlrm_jax.training.step import make_predict
@@ -110,7 +111,9 @@ def run(
         predict, measures = make_predict(learner), measures_of(config, data)
         tables: dict[str, Any] = {}
 
-        def metrics_of(state: TrainState, rows: Split, split: str = "validation") -> Metrics:
+        def metrics_of(
+            state: TrainState, rows: Split, split: str = "validation", measures: Measures = measures
+        ) -> Metrics:
             size, kept = config.evaluation_batch_size, data.kept_negatives.get(split, 1.0)
 
             def measure(logits: np.ndarray, rows: Split) -> dict[str, float | int]:
@@ -133,7 +136,9 @@ def run(
                 )
             continued = continued or noted_continuation(options.continue_from, before)
             if continued and not before:
-                continued = _evaluated_before(continued, state, data, metrics_of, absent)
+                own = dataclasses.replace(measures, shift=shift_before(continued))
+                of_before = functools.partial(metrics_of, measures=own)
+                continued = _evaluated_before(continued, state, data, of_before, absent)
                 for name, found in continued.before.items():
                     if file:
                         file(continued.step, f"{name}_before", found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.vocabularies import find_kept
 from dlrm_jax.processes import on_process_0
+from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.continuing import continued_state
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.sampling import KEPT_NEGATIVES, noted_shift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +74,18 @@ def start_from(
     return state, Continued(str(source), str(checkpoint), metadata["step"], cuts)
 
 
+def shift_before(continued: Continued) -> float:
+    """The number to add to the logits of the model that is continued, by its own training.
+
+    That of the new run is another one where its loss or its class weights are others.
+    """
+    checkpoint = Path(continued.checkpoint)
+    metadata = on_process_0(lambda: read_metadata(checkpoint))
+    return noted_shift(trained_config(checkpoint, metadata), metadata)
+
+
 def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
-    """Checks that ids, dense features and labels of data mean what they mean to a model.
+    """Checks that ids, dense features, labels and odds of data mean what they mean to a model.
 
     Args:
         directory: directory of the data; None if they have none.
@@ -97,18 +110,27 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
             f"continue_from: the ids of {directory} aren't those of {checkpoint}, and don't "
             f"continue them; {how}"
         )
+    share = prepared.kept_negatives.get("train", 1.0)
+    noted = metadata.get(KEPT_NEGATIVES, share)  # earlier versions noted none
+    if not math.isclose(share, noted):
+        raise UserError(
+            f"continue_from: {directory} has {share:.4g} of the negative training examples, and "
+            f"{checkpoint} was trained on {noted:.4g}: no correction fits a model of both; prepare "
+            f"the data with python -m dlrm_jax preprocess --drop_negatives={1 - noted:.10g}"
+        )
     if kept is None:
         return
     here, there = (
         Preparation.from_json(each.made_from["options"]).schema
         for each in (prepared, Metadata.read(kept))
     )
-    for name in ("label", "dense", "dense_transform"):
-        now, before = (json.dumps(getattr(each, name)) for each in (here, there))
+    for name in ("label", "label_at_least", "dense", "dense_transform"):
+        now, before = (getattr(each, name) for each in (here, there))
         if now != before:
             raise UserError(
-                f"continue_from: the schema of {directory} has {name} {now}, and that of "
-                f"{checkpoint} {before}: it would mean something else; give the same schema"
+                f"continue_from: the schema of {directory} has {name} {json.dumps(now)}, and that "
+                f"of {checkpoint} {json.dumps(before)}: it would mean "
+                f"something else; give the same schema"
             )
 
 

@@ -189,4 +189,4 @@ def _warm(
         settings = other_shapes(config, read_metadata(source))
     there = names_there(config, source, same_ids)
     names = options.warm_start_names
-    return warm_start(learner, config.seed, source, names, same_ids, there, settings)
+    return warm_start(learner, config.seed, source, names, same_ids, there, settings, config.labels)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from day_logs import SCHEMA, write_day
 
 import dlrm_jax.run as run_module
-from dlrm_jax import run_training
+from dlrm_jax import run_continued, run_training
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata, load_directory
@@ -28,6 +29,7 @@ from dlrm_jax.saved_config import file_fields, is_ours
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.sampling import KEPT_NEGATIVES
 
 CONFIG = Config(
     embedding_dim=4,
@@ -119,14 +121,16 @@ def test_known_values_keep_rows_and_state(days: tuple[Path, Day, Day]):
 
 
 def test_steps_count_on_and_a_resumed_run_has_the_same_bits(
-    days: tuple[Path, Day, Day], tmp_path: Path
+    days: tuple[Path, Day, Day], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(run_continued, "noted_shift", lambda config, metadata: 9.0)
     directory, _, day = days
     source = directory / "first"
     whole = day.train(tmp_path / "whole", source, steps=4)
     assert (whole["steps"], whole["resumed_from"]) == (8, None)
     assert whole["before"].keys() == {"test"}, "there is none for validation"
-    assert whole["before"]["test"] != whole["test"]
+    assert whole["before"]["test"]["calibration"] > 1.7, "with the shift of its own training"
+    assert 0.5 < whole["test"]["calibration"] < 1.5
     day.train(tmp_path / "halves", source, steps=2)
     halves = day.train(tmp_path / "halves", source, steps=4)
     assert halves["resumed_from"] == 6
@@ -165,6 +169,38 @@ def test_data_that_do_not_continue_are_refused(days: tuple[Path, Day, Day], tmp_
         UserError, match=r'schema of .*none has dense \[\], and that of .* \["age"\]:'
     ):
         check_data(tmp_path / "none", checkpoint, metadata)
+
+
+def test_labels_and_negatives_that_mean_something_else_are_refused(
+    days: tuple[Path, Day, Day], tmp_path: Path
+):
+    checkpoint = days[0] / "first" / "checkpoints" / "00000004"
+    metadata = read_metadata(checkpoint)
+
+    def prepared(name: str, **changes: Any) -> Path:
+        """The second day, as other options describe it."""
+        described = json.loads((days[0] / "data1" / "metadata.json").read_text())
+        options = described["made_from"]["options"]
+        options |= changes | {"schema": options["schema"] | changes.pop("schema", {})}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metadata.json").write_text(json.dumps(described))
+        return tmp_path / name
+
+    check_data(prepared("same"), checkpoint, metadata)
+    stars = prepared("stars", schema={"label_at_least": {"click": 5.0}})
+    with pytest.raises(
+        UserError, match=r'stars has label_at_least {"click": 5.0}, and that of .* {}: it would'
+    ):
+        check_data(stars, checkpoint, metadata)
+    fewer = prepared("fewer", drop_negatives=0.75)
+    with pytest.raises(
+        UserError,
+        match=r"fewer has 0.25 of the negative .*00000004 was trained on 1: .*_negatives=0",
+    ):
+        check_data(fewer, checkpoint, metadata)
+    check_data(fewer, checkpoint, metadata | {KEPT_NEGATIVES: 0.25})
+    del metadata[KEPT_NEGATIVES]
+    check_data(fewer, checkpoint, metadata)  # of an earlier version, which noted none
 
 
 def test_a_run_leaves_its_config(days: tuple[Path, Day, Day]):

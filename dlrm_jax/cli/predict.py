@@ -141,7 +141,10 @@ def main() -> None:
     if FLAGS.data:
         check_model(checkpoint, config, FLAGS.model)
         with creating(Path(FLAGS.output)) as path:
-            predict(trained, path)
+            predicted = predict(trained, path)
+        # The file is in place: nothing about metrics can lose it.
+        if predicted.show() and paths("data")[0].is_dir():
+            status("metrics of all days of the directory, those of training included")
     if FLAGS.tables:
         with creating(Path(FLAGS.tables_output)) as directory:
             dump(trained, tables, directory)
@@ -211,8 +214,8 @@ def table_names(trained: Trained) -> list[str]:
     return found
 
 
-def predict(trained: Trained, output: Path) -> None:
-    """Writes the probabilities of all rows; prints number, speed and metrics.
+def predict(trained: Trained, output: Path) -> PredictedLabels:
+    """Writes the probabilities of all rows; prints number and speed, and returns the metrics.
 
     Raises:
         UserError: the metrics that are asked for can't be had, which is known before rows are read.
@@ -234,8 +237,7 @@ def predict(trained: Trained, output: Path) -> None:
     status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
     if correction := noted_correction(trained.config, trained.metadata):
         status(correction)
-    if predicted.show() and paths("data")[0].is_dir():
-        status("metrics of all days of the directory, those of training included")
+    return predicted
 
 
 def check_logs(trained: Trained) -> None:

@@ -84,10 +84,11 @@ def _run(study: Study, setting: Setting, trial: Trial, say: Callable[[str], None
 
     def watch(step: int, metrics: Mapping[str, Any]) -> None:
         nonlocal last
-        last = step, metrics[name]
-        if math.isnan(metrics[name]):
+        found = metrics.get(name, math.nan)
+        last = step, found
+        if math.isnan(found):
             raise UserError(f"validation {name} isn't a number; the split may have one label only")
-        if trial.report(step, step * config.batch_size, metrics[name]):
+        if trial.report(step, step * config.batch_size, found):
             raise TrialPruned
 
     workdir = _workdir(study, trial.number) if setting.workdirs else None

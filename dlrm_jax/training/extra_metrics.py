@@ -24,6 +24,7 @@ from dlrm_jax.training.calibration import Parts, by_bucket, by_value
 from dlrm_jax.training.named_functions import named_function
 
 _WITH_COLUMN = ("gauc", "calibration_by")
+_WITH_PARTS = ("calibration_by", "calibration_error")
 _KINDS = (*_WITH_COLUMN, "recall_at_precision", "calibration_error")
 _EXPECTED = (
     "gauc:COLUMN, calibration_by:COLUMN, recall_at_precision:P, calibration_error:BUCKETS or "
@@ -101,6 +102,16 @@ class ExtraMetric:
         """MODULE:FUNCTION that must be imported for it; None if it is one of ours."""
         return None if self.kind else self.name.removesuffix(":max").removesuffix(":min")
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether it is a calibration in parts, which has a table and a worst part."""
+        return self.kind in _WITH_PARTS
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of its numbers."""
+        return (self.name, f"{self.name}:worst") if self.has_parts else (self.name,)
+
     def check_function(self) -> None:
         """Calls a function of the user's own with four examples.
 
@@ -136,11 +147,11 @@ class ExtraMetric:
         if parts is None:
             return {self.name: self._of_function(rows)}
         worst, mean = parts.worst_and_mean()
-        return {self.name: mean, f"{self.name}:worst": worst}
+        return dict(zip(self.numbers, (mean, worst), strict=True))
 
     def parts(self, rows: Scored) -> Parts | None:
         """The parts of a calibration; None of another metric."""
-        if self.kind not in ("calibration_by", "calibration_error"):
+        if not self.has_parts:
             return None
         z = rows.logits.astype(np.float64) + rows.shift
         labels = rows.labels.astype(np.float64)

@@ -26,6 +26,7 @@ def label_metrics(
     labels: Shaped[np.ndarray, "N *_"],
     names: Sequence[str],
     of_label: OfLabel,
+    numbers: Sequence[str] = METRICS,
 ) -> Metrics:
     """The metrics of each label, over the examples that have it.
 
@@ -34,6 +35,7 @@ def label_metrics(
         labels: labels, of the same shape; NaN where an example lacks one of several.
         names: names of the labels, H of them.
         of_label: function of the logits and values of one label, and of what selects its examples.
+        numbers: names of a label's numbers besides ``examples``.
 
     Returns:
         The metrics by name. Those of a label that no example has are NaN, and ``examples`` 0.
@@ -43,7 +45,7 @@ def label_metrics(
     found: Metrics = {}
     for i, name in enumerate(names):
         has = ~np.isnan(labels[:, i])
-        own = of_label(logits[has, i], labels[has, i], has) if has.any() else _none()
+        own = of_label(logits[has, i], labels[has, i], has) if has.any() else no_metrics(numbers)
         found |= {prefix(names, name) + each: value for each, value in own.items()}
     return found
 
@@ -75,5 +77,11 @@ def rows_by_label(
     return rows
 
 
-def _none() -> Metrics:
-    return {**dict.fromkeys(METRICS, float("nan")), "examples": 0}
+def no_metrics(numbers: Sequence[str], examples: int = 0) -> Metrics:
+    """The metrics of a label that can't be measured: NaN.
+
+    Args:
+        numbers: names of its numbers.
+        examples: number of its examples; none has a weight.
+    """
+    return {**dict.fromkeys(numbers, float("nan")), "examples": examples}

@@ -14,9 +14,9 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.groups import check_column, codes_of, first_places
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.extra_metrics import ExtraMetric, Scored, extra_metrics
-from dlrm_jax.training.label_metrics import label_metrics
+from dlrm_jax.training.label_metrics import label_metrics, no_metrics
 from dlrm_jax.training.losses import group_column
-from dlrm_jax.training.metrics import HIGHER_IS_BETTER, binary_metrics, higher_is_better
+from dlrm_jax.training.metrics import HIGHER_IS_BETTER, METRICS, binary_metrics, higher_is_better
 from dlrm_jax.training.sampling import log_odds_shift
 
 
@@ -40,7 +40,7 @@ class Measures:
     def __call__(
         self, logits: Float[np.ndarray, "N *_"], split: Split, kept_negatives: float = 1.0
     ) -> dict[str, float | int]:
-        """The metrics of all examples of a split.
+        """The metrics of all examples of a split; NaN of a label without an example with a weight.
 
         Args:
             logits: logits as the model gives them, [N], or [N, H] of several labels.
@@ -52,12 +52,19 @@ class Measures:
 
         def of_label(logits: np.ndarray, labels: np.ndarray, own: Any) -> dict[str, float | int]:
             rows = self._scored(logits, labels, weights, groups, own)
+            if rows.weights is not None and not rows.weights.any():
+                return no_metrics(self.numbers, len(labels))
             found = binary_metrics(logits, labels, rows.weights, self.shift)
             for metric in self.extra:
                 found |= metric(rows)
             return found
 
-        return label_metrics(logits, split.labels, self.labels, of_label)
+        return label_metrics(logits, split.labels, self.labels, of_label, self.numbers)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of a label's numbers besides ``examples``."""
+        return (*METRICS, *(name for metric in self.extra for name in metric.numbers))
 
     def tables(
         self, logits: Float[np.ndarray, "N *_"], split: Split, kept_negatives: float = 1.0
@@ -90,7 +97,7 @@ class Measures:
     @property
     def has_tables(self) -> bool:
         """Whether a metric has a table."""
-        return any(metric.kind.startswith("calibration") for metric in self.extra)
+        return any(metric.has_parts for metric in self.extra)
 
     def _groups(self, split: Split) -> dict[str, np.ndarray]:
         columns = {metric.column for metric in self.extra if metric.column}
@@ -129,8 +136,8 @@ def check_metrics(config: Config) -> None:
 
 def choosing_metrics(config: Config) -> list[str]:
     """The metrics of a label that may choose a model, if it is known whether more is better."""
-    worst = [f"{name}:worst" for name in config.metrics if name.startswith("calibration_")]
-    return [*HIGHER_IS_BETTER, *config.metrics, *worst]
+    numbers = [name for metric in extra_metrics(config.metrics) for name in metric.numbers]
+    return [*HIGHER_IS_BETTER, *numbers]
 
 
 def check_columns(config: Config, data: Dataset) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +18,16 @@ METRICS = ("log_loss", "auc", "normalized_entropy", "accuracy", "calibration")
 HIGHER_IS_BETTER = {"auc": True, "accuracy": True, "log_loss": False, "normalized_entropy": False}
 """The usual metrics that can choose a model."""
 
-_BEGINS = {
-    "gauc:": True,
-    "recall_at_precision:": True,
-    "calibration_": False,
-    "recall@": True,
-    "ndcg@": True,
+_KINDS = {
+    "gauc": True,
+    "recall_at_precision": True,
+    "calibration_error": False,
+    "calibration_by": False,
 }
+"""Of `extra_metrics`, by kind: the part before the colon."""
+
 _ENDS = {":max": True, ":min": False}
+_AT_K = re.compile(r"(recall|ndcg)@\d+")
 
 
 def higher_is_better(name: str) -> bool:
@@ -33,18 +36,30 @@ def higher_is_better(name: str) -> bool:
     Raises:
         UserError: that isn't known, so it can't choose a model.
     """
-    parts = name.split("/")  # a label's name may be in front
-    found = []
-    for each in ("/".join(parts[i:]) for i in range(len(parts))):
-        found += [HIGHER_IS_BETTER[each]] if each in HIGHER_IS_BETTER else []
-        found += [value for text, value in _BEGINS.items() if each.startswith(text)]
-    found += [value for text, value in _ENDS.items() if name.endswith(text)]
-    if not found:
-        raise UserError(
-            f"best_metric: whether more of {name} is better isn't known; give it as {name}:max or "
-            f"{name}:min, in metrics and here"
-        )
-    return found[0]
+    parts = name.split("/")
+    # A label's name may be in front, and the name of a column may have slashes.
+    for i in range(len(parts)):
+        known = _more_is_better("/".join(parts[i:]))
+        if known is not None:
+            return known
+    raise UserError(
+        f"best_metric: whether more of {name} is better isn't known; give it as {name}:max or "
+        f"{name}:min, in metrics and here"
+    )
+
+
+def _more_is_better(metric: str) -> bool | None:
+    """The same of a metric without a label; None of anything else."""
+    kind, separator, _ = metric.partition(":")
+    if metric in HIGHER_IS_BETTER:
+        return HIGHER_IS_BETTER[metric]
+    if separator and kind in _KINDS:
+        return _KINDS[kind]
+    if _AT_K.fullmatch(metric):
+        return True
+    if "/" in metric:  # no function has one in its name
+        return None
+    return next((value for text, value in _ENDS.items() if metric.endswith(text)), None)
 
 
 def score(metrics: Mapping[str, Any] | None, name: str) -> float | None:

@@ -10,6 +10,8 @@ from jaxtyping import Float32, Shaped
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.groups import codes_of
 from dlrm_jax.training.extra_metrics import ExtraMetric, Scored
+from dlrm_jax.training.label_metrics import no_metrics
+from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.streamed_metrics import StreamedMetrics
 
 
@@ -58,11 +60,14 @@ class StreamedMeasures:
             self._kept.append([logits[counted], labels[counted], kept, *codes])
 
     def metrics(self) -> dict[str, float | int]:
-        """The metrics by name; there must be a labelled row.
+        """The metrics by name, NaN if all weights are 0; there must be a labelled row.
 
         Raises:
-            UserError: all weights are 0, or a function of the user's own gives no number.
+            UserError: a function of the user's own gives no number.
         """
+        if not self._usual.weight:
+            names = (name for metric in self.extra for name in metric.numbers)
+            return no_metrics((*METRICS, *names), self.rows)
         found = self._usual.metrics()
         if self.extra:
             logits, labels, weights, *codes = map(np.concatenate, zip(*self._kept, strict=True))

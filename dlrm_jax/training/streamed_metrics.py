@@ -36,6 +36,11 @@ class StreamedMetrics:
         self._sums = np.zeros(5)  # of loss, label, right ones, probability, and weights
         self.rows = self._rows_waiting = 0
 
+    @property
+    def weight(self) -> float:
+        """The sum of the weights so far."""
+        return float(self._sums[-1])
+
     def add(
         self,
         logits: Float32[np.ndarray, " N"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
+from dlrm_jax.saved_config import saved_fields
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -34,6 +35,11 @@ from dlrm_jax.training.serialization import (
 
 EVERYTHING = "all"
 """The name that stands for all tables and layers."""
+
+_OF_LABELS = ("gates", "own", "shared_gate", "towers")
+"""Parts of models of several labels that have an entry for each label, in their order."""
+
+_ONE_LABEL = ("label",)
 
 _Path = tuple[Any, ...]
 """The keys of an array in nested dicts. Models may have digits and dots in them."""
@@ -74,6 +80,7 @@ def warm_start(
     same_ids: Collection[str] | None = None,
     there: NamesThere | None = None,
     settings: str = "",
+    labels: Sequence[str] = (),
 ) -> TrainState:
     """Makes a new state with named parts from elsewhere; optimizers start anew.
 
@@ -93,10 +100,11 @@ def warm_start(
             the caller must then know it, and tables can't grow.
         there: names in the checkpoint of what has another one here; None if all are the same.
         settings: settings of shapes that differ, for messages, see `saved_config.other_shapes`.
+        labels: names of the labels here; none for one without a name.
 
     Raises:
         UserError: a name is unknown here or there, the shapes differ, an array has no real
-            numbers, or the ids of a table don't mean the same as in the checkpoint.
+            numbers, or ids or labels don't mean the same as in the checkpoint.
     """
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
@@ -122,6 +130,7 @@ def warm_start(
             )
     if (source / "metadata.json").exists():
         metadata = read_metadata(source)
+        check_labels(labels, source, metadata, names, params)
         sums = LoadedSums(source, metadata)
 
         def table_arrays(table: Table) -> Mapping[str, Any]:
@@ -164,6 +173,39 @@ def warm_start(
     if statistics:
         model_state["statistics"] = started(model_state["statistics"])
     return dataclasses.replace(state, params=started(state.params), model_state=model_state)
+
+
+def check_labels(
+    labels: Sequence[str],
+    source: Path,
+    metadata: Mapping[str, Any],
+    names: Sequence[str],
+    paths: Iterable[_Path],
+) -> None:
+    """Checks that layers of labels, which have numbers, are those of the same labels.
+
+    Args:
+        labels: names of the labels here; none for one without a name.
+        source: checkpoint, for messages.
+        metadata: metadata of the checkpoint.
+        names: names that are taken.
+        paths: paths of the parameters that are taken.
+
+    Raises:
+        UserError: they are of others. One label may start from another one.
+    """
+    saved = saved_fields(metadata.get("config") or {})["labels"]
+    here, there = tuple(labels) or _ONE_LABEL, tuple(saved) or _ONE_LABEL
+    if len(here) == len(there) == 1 or here == there[: len(here)]:
+        return
+    of_labels = sorted({key for path in paths for key in path if key in _OF_LABELS})
+    if of_labels or EVERYTHING in names:
+        raise UserError(
+            f"warm start: {source} has the labels {', '.join(there)}, and this run has "
+            f"{', '.join(here)}: layers of a label ({', '.join(of_labels or _OF_LABELS)}) would be "
+            f"those of another; give --labels in the order of the checkpoint, or leave these "
+            f"layers out of --warm_start_names"
+        )
 
 
 @contextlib.contextmanager

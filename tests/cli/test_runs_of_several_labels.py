@@ -26,6 +26,7 @@ from dlrm_jax.job import FittedModel, load_data
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.metrics import METRICS, binary_metrics
 from dlrm_jax.training.retention import Retention
+from dlrm_jax.training.streamed_measures import StreamedMeasures
 
 CONFIG = Config(
     model="esmm",
@@ -113,7 +114,11 @@ def test_a_resumed_run_is_an_unbroken_one(fitted: FittedModel, prepared: Path, t
 @pytest.mark.usefixtures("fitted")
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.predict"], indirect=True)
 def test_a_column_of_each_label(
-    program: ModuleType, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    program: ModuleType,
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     run = prepared.parent / "run"
     checkpoint = Retention(run / "checkpoints", 2, "purchased/auc")
@@ -127,6 +132,13 @@ def test_a_column_of_each_label(
         program.main()
         return pl.read_parquet(output)
 
+    measure = StreamedMeasures.metrics
+
+    def metrics(self: StreamedMeasures) -> dict[str, float | int]:
+        assert (tmp_path / "log.parquet").exists(), "no error of metrics loses predictions"
+        return measure(self)
+
+    monkeypatch.setattr(StreamedMeasures, "metrics", metrics)
     found = predict(prepared.parent / "log.parquet", "--keys=clicked")
     assert found.columns == ["clicked", "probability_clicked", "probability_purchased"]
     model = Predictor.load(run, batch_size=512)

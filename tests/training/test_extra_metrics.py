@@ -14,13 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saved_run import CONFIG, examples
 
-from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.auc import grouped_auc
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.calibration import by_bucket, by_value
-from dlrm_jax.training.extra_metrics import recall_at_precision
-from dlrm_jax.training.measures import check_columns, check_metrics, measures_of
-from dlrm_jax.training.metrics import binary_metrics, higher_is_better, score
+from dlrm_jax.training.extra_metrics import extra_metrics, recall_at_precision
+from dlrm_jax.training.measures import (
+    Measures,
+    check_columns,
+    check_metrics,
+    choosing_metrics,
+    measures_of,
+)
+from dlrm_jax.training.metrics import METRICS, binary_metrics, higher_is_better, score
 from dlrm_jax.training.streamed_measures import StreamedMeasures
 
 ROWS = st.lists(
@@ -136,6 +142,55 @@ def test_those_of_a_config(own):
         own = split[first : first + 60]
         streamed.add(logits[first : first + 60], own.labels, own)
     assert streamed.metrics() == pytest.approx(found, rel=1e-9, nan_ok=True)
+
+
+def test_a_label_that_can_not_be_measured_has_all_numbers():
+    """No example has the one, and all that have the other have no weight."""
+    labels = np.array([[1, np.nan, 1], [0, np.nan, 0], [1, np.nan, np.nan]], np.float32)
+    day = Examples(
+        np.zeros((3, 0), np.float32),
+        np.zeros((3, 3), np.int32),
+        labels,
+        np.array([0, 0, 1], np.float32),
+    )
+    metrics = extra_metrics(("gauc:C1", "calibration_by:C1"))
+    measures = Measures(metrics, {"C1": 0}, labels=("seen", "absent", "weightless"))
+    found = measures(np.zeros((3, 3), np.float32), Split((day,)))
+    numbers = {*METRICS, "gauc:C1", "calibration_by:C1", "calibration_by:C1:worst"}
+    for label, count in (("absent", 0), ("weightless", 2)):
+        of = {name.removeprefix(f"{label}/"): x for name, x in found.items() if label in name}
+        assert of.pop("examples") == count
+        assert of.keys() == numbers
+        assert all(map(math.isnan, of.values()))
+    assert found["accuracy"] == 0
+    streamed = StreamedMeasures((metrics, {"C1": 0}), 0.0)
+    streamed.add(np.zeros(2, np.float32), labels[:2, 2], Split((day[:2],)))
+    assert streamed.metrics() == pytest.approx(
+        dict.fromkeys(numbers, math.nan) | {"examples": 2}, nan_ok=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "is_better"),
+    [
+        ("calibration_tools:f:max", True),
+        ("calibration_ok/auc", True),
+        ("calibration_ok/calibration_by:C1:worst", False),
+        ("recall@x/log_loss", False),
+        ("bought/own:brier:min", False),
+        ("gauc:a/log_loss", True),
+        ("gauc:C1:min", True),
+        ("recall@20", True),
+    ],
+)
+def test_the_better_by_the_name(name: str, is_better: bool):
+    assert higher_is_better(name) == is_better
+
+
+def test_a_function_has_no_worst_part():
+    config = dataclasses.replace(CONFIG, metrics=("calibration_tools:f:max", "calibration_by:C1"))
+    worst = [name for name in choosing_metrics(config) if name.endswith(":worst")]
+    assert worst == ["calibration_by:C1:worst"]
 
 
 REFUSED = {

@@ -23,7 +23,7 @@ from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.saved_names import NamesThere, names_there
-from dlrm_jax.training.warm_start import noted_start, warm_start
+from dlrm_jax.training.warm_start import check_labels, noted_start, warm_start
 
 # C1 stays, C2 gets a row that the shards don't divide, C3 more than are initialized at a time.
 GROWN = dataclasses.replace(CONFIG, table_rows=(7, 3001, INITIAL_ROWS + 5), seed=3)
@@ -283,3 +283,38 @@ def test_all_of_a_checkpoint_that_calls_its_tables_by_numbers(tmp_path: Path):
         UserError, match=r"'C2' has no table of its name, it reads items; name items"
     ):
         warm_start(new, 2, checkpoint, ["C2"], OLDER, there)
+
+
+TOWER, SHARED = ("towers", "towers", 0, "kernel"), ("shared", "layers", 0, "kernel")
+BOTH = ("click", "buy")
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "names", "paths"),
+    [
+        (BOTH, ("buy", "click"), ["all"], []),
+        (BOTH, ("buy", "click"), ["C1", "towers"], [SHARED, TOWER]),
+        (BOTH, ("buy",), ["all"], []),
+        (("click",), BOTH, ["all"], []),
+        ((), BOTH, ["all"], []),
+    ],
+)
+def test_layers_of_other_labels_are_refused(
+    there: Sequence[str], here: Sequence[str], names: list[str], paths: list[tuple], tmp_path: Path
+):
+    metadata = {"config": dataclasses.asdict(CONFIG) | {"labels": list(there)}}
+    match = f"labels {', '.join(there or ['label'])}, and this run has {', '.join(here)}:"
+    with pytest.raises(UserError, match=match):
+        check_labels(here, tmp_path, metadata, names, paths)
+    check_labels(there, tmp_path, metadata, names, paths)
+
+
+def test_what_fits_other_labels(saved: tuple[Path, dict[str, np.ndarray]], tmp_path: Path):
+    metadata = {"config": dataclasses.asdict(CONFIG) | {"labels": BOTH}}
+    check_labels(("click",), tmp_path, metadata, ["all"], [TOWER])  # its tower is the first
+    check_labels(("buy", "click"), tmp_path, metadata, ["shared"], [SHARED])
+    one = {"config": metadata["config"] | {"labels": ["read"]}}
+    check_labels(("click",), tmp_path, one, ["all"], [TOWER])
+    learner = make_learner(CONFIG, make_mesh("2x4"))
+    with pytest.raises(UserError, match="has the labels label, and this run has click, buy:"):
+        warm_start(learner, 0, saved[0], ("all",), OLDER, labels=BOTH)
