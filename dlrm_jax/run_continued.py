@@ -17,6 +17,7 @@ from dlrm_jax.processes import on_process_0
 from dlrm_jax.training.continuing import continued_state
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.stopping import factor_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Continued:
         step: its step, from which the run counts on.
         cuts: number of times that its learning rate had been cut.
         before: metrics of that model on the splits of the new data, by name.
+        factor: factor of its learning rate by these cuts; checkpoints of earlier versions note none.
     """
 
     source: str
@@ -36,11 +38,12 @@ class Continued:
     step: int
     cuts: int
     before: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    factor: float = 1.0
 
     @property
     def noted(self) -> dict[str, Any]:
         """What stopping and learning rate go on with: cuts alone, as validation is on new data."""
-        return {"validation": None, "cuts": self.cuts}
+        return {"validation": None, "cuts": self.cuts, "factor": self.factor}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -68,7 +71,8 @@ def start_from(
     on_process_0(lambda: check_data(directory, checkpoint, metadata))
     state = continued_state(learner, seed, checkpoint, metadata)
     cuts = (metadata.get("improvement") or {}).get("cuts", 0)
-    return state, Continued(str(source), str(checkpoint), metadata["step"], cuts)
+    factor = factor_of(metadata)
+    return state, Continued(str(source), str(checkpoint), metadata["step"], cuts, factor=factor)
 
 
 def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, Any]) -> None:
