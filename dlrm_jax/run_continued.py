@@ -30,7 +30,7 @@ class Continued:
         step: its step, from which the run counts on.
         cuts: number of times that its learning rate had been cut.
         before: metrics of that model on the splits of the new data, by name.
-        factor: factor of its learning rate by these cuts; checkpoints of earlier versions note none.
+        factor: factor of its learning rate by these cuts; earlier versions noted none.
     """
 
     source: str
