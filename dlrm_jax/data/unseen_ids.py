@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
@@ -14,7 +16,7 @@ _STREAM = 0x756E  # apart from other numbers that are drawn from the seed
 
 
 class UnseenIds:
-    """Replaces a share of the known ids of each batch; missing values and absent ids stay.
+    """Replaces a share of the known ids of each batch; missing values, absent ids and bins stay.
 
     What is replaced depends on seed and step alone, so a resumed run and any number of processes
     replace the same.
@@ -22,11 +24,15 @@ class UnseenIds:
     Args:
         rate: probability of each known id.
         seed: seed of the choices.
+        has_unseen: whether a column of ids has unseen values; without it, all have.
     """
 
-    def __init__(self, rate: float, seed: int):
+    def __init__(
+        self, rate: float, seed: int, has_unseen: Bool[np.ndarray, " C"] | Literal[True] = True
+    ):
         self._rate = rate
         self._seed = seed
+        self._has_unseen = has_unseen
 
     def __call__(
         self, ids: Int32[np.ndarray, "b C"], step: int, own: slice, batch_size: int
@@ -41,7 +47,8 @@ class UnseenIds:
         """
         drawn = np.random.default_rng([_STREAM, self._seed, step])
         chosen = drawn.random((batch_size, ids.shape[1]), np.float32)[own] < self._rate
-        return np.where(chosen & (ids >= FIRST_VALUE), np.int32(UNSEEN), ids)
+        replaced = chosen & (ids >= FIRST_VALUE) & self._has_unseen
+        return np.where(replaced, np.int32(UNSEEN), ids)
 
 
 def unseen_ids(data: Dataset, rate: float, seed: int) -> UnseenIds | None:
@@ -52,10 +59,13 @@ def unseen_ids(data: Dataset, rate: float, seed: int) -> UnseenIds | None:
     """
     if not rate:
         return None
-    options = Metadata.read(data.directory).made_from["options"] if data.directory else None
-    if options is None or options.get("compatible") or options.get("multi_hot_sizes"):
+    metadata = Metadata.read(data.directory) if data.directory else None
+    options = metadata.made_from["options"] if metadata else {}
+    if metadata is None or options.get("compatible") or options.get("multi_hot_sizes"):
         raise UserError(
             f"unseen_rate: expected data of python -m dlrm_jax preprocess with its own ids, 0 of "
             f"which stands for unseen values, got {rate} for {data.source}; leave it out"
         )
-    return UnseenIds(rate, seed)
+    # A number lies in a bin, whatever it is.
+    has_unseen = [name not in metadata.bins for name in metadata.columns]
+    return UnseenIds(rate, seed, np.repeat(has_unseen, metadata.bag_lengths))
