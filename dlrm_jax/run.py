@@ -17,7 +17,7 @@ from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.processes import check_same, is_process_0
-from dlrm_jax.run_continued import Continued, noted_continuation
+from dlrm_jax.run_continued import Continued, ids_before, noted_continuation
 from dlrm_jax.run_start import (
     Options,
     check_splits,
@@ -110,7 +110,9 @@ def run(
         predict, measures = make_predict(learner), measures_of(config, data)
         tables: dict[str, Any] = {}
 
-        def metrics_of(state: TrainState, rows: Split, split: str = "validation") -> Metrics:
+        def metrics_of(
+            state: TrainState, rows: Split, split: str = "validation", **others: Any
+        ) -> Metrics:
             size, kept = config.evaluation_batch_size, data.kept_negatives.get(split, 1.0)
 
             def measure(logits: np.ndarray, rows: Split) -> dict[str, float | int]:
@@ -118,7 +120,7 @@ def run(
                     tables[split] = measures.tables(logits, rows, kept)
                 return measures(logits, rows, kept)
 
-            return evaluate(learner, predict, state, rows, size, measure)
+            return evaluate(learner, predict, state, rows, size, measure, **others)
 
         of_training: dict[str, Any] = {"steps": int(state.step), "examples_per_second": None}
         metrics: dict[str, Metrics] = {}
@@ -203,10 +205,14 @@ def _evaluated_before(
     continued: Continued,
     state: TrainState,
     data: Dataset,
-    metrics_of: Callable[[TrainState, Split, str], Metrics],
+    metrics_of: Callable[..., Metrics],
     absent: Sequence[str],
 ) -> Continued:
-    """With the metrics of the model that is continued, on the new data, before it trains."""
+    """With the metrics of the model that is continued, on the new data, before it trains.
+
+    It has no trained rows for values that came later: it is measured as it would be served.
+    """
+    as_ids = ids_before(continued)
     names = [name for name in ("validation", "test") if name not in absent]
-    found = {name: metrics_of(state, data.splits[name], name) for name in names}
+    found = {name: metrics_of(state, data.splits[name], name, as_ids=as_ids) for name in names}
     return dataclasses.replace(continued, before=found)

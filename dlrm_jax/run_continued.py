@@ -10,10 +10,12 @@ from typing import Any
 
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
+from dlrm_jax.data.unseen_ids import EarlierIds
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.vocabularies import find_kept
 from dlrm_jax.processes import on_process_0
+from dlrm_jax.saved_config import saved_fields
 from dlrm_jax.training.continuing import continued_state
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -114,6 +116,13 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
                 f"continue_from: the schema of {directory} has {name} {now}, and that of "
                 f"{checkpoint} {before}: it would mean something else; give the same schema"
             )
+
+
+def ids_before(continued: Continued) -> EarlierIds:
+    """What gives the ids of the model that is continued, as its own vocabularies make them."""
+    metadata = on_process_0(lambda: read_metadata(Path(continued.checkpoint)))
+    config = saved_fields(metadata["config"])
+    return EarlierIds(config["table_rows"], config["bag_lengths"])
 
 
 def noted_continuation(given: Path | None, earlier: Mapping[str, Any] | None) -> Continued | None:

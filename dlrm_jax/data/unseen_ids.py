@@ -1,7 +1,8 @@
-"""Known ids of training batches replaced by the id of unseen values, so that its row is trained."""
+"""Ids replaced by that of unseen values: some to train its row, and later ones for an old model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -49,6 +50,24 @@ class UnseenIds:
         chosen = drawn.random((batch_size, ids.shape[1]), np.float32)[own] < self._rate
         replaced = chosen & (ids >= FIRST_VALUE) & self._has_unseen
         return np.where(replaced, np.int32(UNSEEN), ids)
+
+
+class EarlierIds:
+    """Gives the ids of vocabularies that have grown since, whose later values were unseen.
+
+    Where rows were shared already, as ``max_rows`` made them, later values that share them stay.
+
+    Args:
+        table_rows: rows of each column's table then.
+        bag_lengths: ids per example of each column.
+    """
+
+    def __init__(self, table_rows: Sequence[int], bag_lengths: Sequence[int]):
+        self._ends = np.repeat(table_rows, bag_lengths)
+
+    def __call__(self, ids: Int32[np.ndarray, "b C"]) -> Int32[np.ndarray, "b C"]:
+        """The ids that these examples had."""
+        return np.where(ids < self._ends, ids, np.int32(UNSEEN))
 
 
 def unseen_ids(data: Dataset, rate: float, seed: int) -> UnseenIds | None:
