@@ -157,7 +157,8 @@ def run(
                 del state  # so that there is room for another one
                 state, best = checkpoints.restore_best(learner)
                 noted = evaluations_of(checkpoints.metadata(best))
-            if sample is data.validation and noted["validation"]:
+            is_known = sample is data.validation and noted["validation"]
+            if is_known and not measures.has_tables:  # a checkpoint notes no tables
                 metrics["validation"] = noted["validation"]
 
         tables.clear()  # of states before the chosen one
