@@ -18,7 +18,7 @@ from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.processes import check_same, is_process_0
-from dlrm_jax.run_continued import Continued, noted_continuation, shift_before
+from dlrm_jax.run_continued import Continued, ids_before, noted_continuation, shift_before
 from dlrm_jax.run_start import (
     Options,
     check_splits,
@@ -112,7 +112,11 @@ def run(
         tables: dict[str, Any] = {}
 
         def metrics_of(
-            state: TrainState, rows: Split, split: str = "validation", measures: Measures = measures
+            state: TrainState,
+            rows: Split,
+            split: str = "validation",
+            measures: Measures = measures,
+            **others: Any,
         ) -> Metrics:
             size, kept = config.evaluation_batch_size, data.kept_negatives.get(split, 1.0)
 
@@ -121,7 +125,7 @@ def run(
                     tables[split] = measures.tables(logits, rows, kept)
                 return measures(logits, rows, kept)
 
-            return evaluate(learner, predict, state, rows, size, measure)
+            return evaluate(learner, predict, state, rows, size, measure, **others)
 
         of_training: dict[str, Any] = {"steps": int(state.step), "examples_per_second": None}
         metrics: dict[str, Metrics] = {}
@@ -160,7 +164,8 @@ def run(
                 del state  # so that there is room for another one
                 state, best = checkpoints.restore_best(learner)
                 noted = evaluations_of(checkpoints.metadata(best))
-            if sample is data.validation and noted["validation"]:
+            is_known = sample is data.validation and noted["validation"]
+            if is_known and not measures.has_tables:  # a checkpoint notes no tables
                 metrics["validation"] = noted["validation"]
 
         tables.clear()  # of states before the chosen one
@@ -208,10 +213,14 @@ def _evaluated_before(
     continued: Continued,
     state: TrainState,
     data: Dataset,
-    metrics_of: Callable[[TrainState, Split, str], Metrics],
+    metrics_of: Callable[..., Metrics],
     absent: Sequence[str],
 ) -> Continued:
-    """With the metrics of the model that is continued, on the new data, before it trains."""
+    """With the metrics of the model that is continued, on the new data, before it trains.
+
+    It has no trained rows for values that came later: it is measured as it would be served.
+    """
+    as_ids = ids_before(continued)
     names = [name for name in ("validation", "test") if name not in absent]
-    found = {name: metrics_of(state, data.splits[name], name) for name in names}
+    found = {name: metrics_of(state, data.splits[name], name, as_ids=as_ids) for name in names}
     return dataclasses.replace(continued, before=found)

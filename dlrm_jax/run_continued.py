@@ -11,15 +11,17 @@ from typing import Any
 
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
+from dlrm_jax.data.unseen_ids import EarlierIds
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.vocabularies import find_kept
 from dlrm_jax.processes import on_process_0
-from dlrm_jax.saved_config import trained_config
+from dlrm_jax.saved_config import saved_fields, trained_config
 from dlrm_jax.training.continuing import continued_state
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.sampling import KEPT_NEGATIVES, noted_shift
+from dlrm_jax.training.stopping import factor_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Continued:
         step: its step, from which the run counts on.
         cuts: number of times that its learning rate had been cut.
         before: metrics of that model on the splits of the new data, by name.
+        factor: factor of its learning rate by these cuts; earlier versions noted none.
     """
 
     source: str
@@ -39,11 +42,12 @@ class Continued:
     step: int
     cuts: int
     before: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    factor: float = 1.0
 
     @property
     def noted(self) -> dict[str, Any]:
         """What stopping and learning rate go on with: cuts alone, as validation is on new data."""
-        return {"validation": None, "cuts": self.cuts}
+        return {"validation": None, "cuts": self.cuts, "factor": self.factor}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -71,7 +75,8 @@ def start_from(
     on_process_0(lambda: check_data(directory, checkpoint, metadata))
     state = continued_state(learner, seed, checkpoint, metadata)
     cuts = (metadata.get("improvement") or {}).get("cuts", 0)
-    return state, Continued(str(source), str(checkpoint), metadata["step"], cuts)
+    factor = factor_of(metadata)
+    return state, Continued(str(source), str(checkpoint), metadata["step"], cuts, factor=factor)
 
 
 def shift_before(continued: Continued) -> float:
@@ -132,6 +137,13 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
                 f"of {checkpoint} {json.dumps(before)}: it would mean "
                 f"something else; give the same schema"
             )
+
+
+def ids_before(continued: Continued) -> EarlierIds:
+    """What gives the ids of the model that is continued, as its own vocabularies make them."""
+    metadata = on_process_0(lambda: read_metadata(Path(continued.checkpoint)))
+    config = saved_fields(metadata["config"])
+    return EarlierIds(config["table_rows"], config["bag_lengths"])
 
 
 def noted_continuation(given: Path | None, earlier: Mapping[str, Any] | None) -> Continued | None:

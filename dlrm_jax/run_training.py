@@ -72,7 +72,7 @@ class Training:
         if self.continued:
             first, noted = self.continued.step, self.before or self.continued.noted
             batches = LaterBatches(batches, first)
-            self._tell_of_schedule(first)
+            self._tell_of_schedule(self.continued)
         total = first + steps
         stopping = Stopping(config, steps, noted, self.say, self.record)
         last = resumed_from if resumed_from and stopping.reason else total
@@ -138,8 +138,13 @@ class Training:
             why = f": {reason}" if reason else ""
             self.say(f"the run has {done} steps of {total} already, and isn't trained further{why}")
 
-    def _tell_of_schedule(self, first: int) -> None:
-        config = self.config
+    def _tell_of_schedule(self, continued: Continued) -> None:
+        config, first = self.config, continued.step
+        if continued.factor != 1:
+            self.say(
+                f"the learning rate is {continued.factor:g} of its schedule, as "
+                f"{continued.checkpoint} has cut it"
+            )
         end = config.decay_start + config.decay_steps
         if config.decay_steps and first >= end:
             self.say(

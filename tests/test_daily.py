@@ -57,6 +57,7 @@ def test_each_day_is_tested_on_the_next_one(done: tuple[Path, list[DayLog], list
     for name, run, noted in (
         ("updated", "001-day_1", "updated"),
         ("first", "000-day_0", "not_updated"),
+        ("before", "000-day_0", "day_before"),
     ):
         model = Predictor.load(workdir / "runs" / run)
         predicted = model.predict(logs[2].path)

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from day_logs import SCHEMA, write_day
+from served import encode_logs
 
 import dlrm_jax.run as run_module
 from dlrm_jax import run_continued, run_training
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.directory import Metadata, load_directory
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.pipeline import preprocess
@@ -27,6 +28,7 @@ from dlrm_jax.run import Options, run
 from dlrm_jax.run_continued import check_data, start_from, verdict
 from dlrm_jax.saved_config import file_fields, is_ours
 from dlrm_jax.training.build import for_data, make_learner
+from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.sampling import KEPT_NEGATIVES
@@ -120,17 +122,34 @@ def test_known_values_keep_rows_and_state(days: tuple[Path, Day, Day]):
     assert int(state.optimizer[0].count) == 4, "of Adam's moments"
 
 
-def test_steps_count_on_and_a_resumed_run_has_the_same_bits(
+def as_served(first: Day, directory: Path, test: Split) -> dict[str, float | int]:
+    """The metrics that `predict` gives of the first day's model, which has its own vocabularies."""
+    (rows,) = encode_logs([directory / "day_2.parquet"], directory / "data0")
+    own = dataclasses.replace(test.take(np.arange(len(test))), ids=rows.ids, dense=rows.dense)
+    state, _ = start_from(directory / "first", first.learner, 0, directory / "data0")
+    return evaluate(first.learner, run_module.make_predict(first.learner), state, Split((own,)), 64)
+
+
+def test_the_model_before_is_corrected_as_its_own_training_says(
     days: tuple[Path, Day, Day], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(run_continued, "noted_shift", lambda config, metadata: 9.0)
     directory, _, day = days
+    found = day.train(tmp_path / "run", directory / "first", steps=1)
+    assert found["before"]["test"]["calibration"] > 1.7
+    assert 0.5 < found["test"]["calibration"] < 1.5
+
+
+def test_steps_count_on_and_a_resumed_run_has_the_same_bits(
+    days: tuple[Path, Day, Day], tmp_path: Path
+):
+    directory, first, day = days
     source = directory / "first"
     whole = day.train(tmp_path / "whole", source, steps=4)
     assert (whole["steps"], whole["resumed_from"]) == (8, None)
     assert whole["before"].keys() == {"test"}, "there is none for validation"
-    assert whole["before"]["test"]["calibration"] > 1.7, "with the shift of its own training"
-    assert 0.5 < whole["test"]["calibration"] < 1.5
+    assert whole["before"]["test"] == pytest.approx(as_served(first, directory, day.data.test))
+    assert whole["before"]["test"] != whole["test"]
     day.train(tmp_path / "halves", source, steps=2)
     halves = day.train(tmp_path / "halves", source, steps=4)
     assert halves["resumed_from"] == 6

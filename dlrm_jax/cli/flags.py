@@ -159,7 +159,9 @@ def named_as_flag(message: str) -> str:
     flag = next((flag for flag in own_flags() if flag.name == name), None)
     if flag is None:
         return message
-    return f"--{message}{such_as(flag) if text.startswith(' expected') else ''}"
+    # Where one value alone is right, an example would be of a wrong one.
+    has_example = re.match(r" expected (?![0-9,]+ for )", text)
+    return f"--{message}{such_as(flag) if has_example else ''}"
 
 
 def nearest(given: str, names: Iterable[str], prefix: str = "") -> str:

@@ -46,9 +46,11 @@ def measure_data(
     for name, split in data.splits.items():
         if len(split):
             days = _days_of(data, metadata, name)
-            scored[name] = score(predictor, name, split, days, most)
+            kept = data.kept_negatives.get(name, 1.0)
+            scored[name] = score(predictor, name, split, days, most, kept)
             status(f"{name}: {len(scored[name]):,} of {len(split):,} rows predicted")
-    held_out = next(scored[x] for x in ("test", "validation", "train") if x in scored)
+    in_order = [scored[x] for x in ("test", "validation", "train") if x in scored]
+    held_out = next((rows for rows in in_order if rows.weights.any()), in_order[0])
     buckets = reliability(held_out, _BUCKETS)
     found: _Json = {
         "predicted": {

@@ -27,6 +27,9 @@ def calibration(page: Page, data: _Json) -> None:
     held_out = data["predicted"][data["held_out"]]
     found = data["calibration"]
     page.heading("Calibration")
+    if not found["buckets"]:
+        page.text("No row that was predicted has a weight.")
+        return
     page.text(
         f"{_rows(held_out)} of the {data['held_out']} split, in {len(found['buckets'])} buckets of "
         f"equal counts by their prediction. The mean prediction is {share(held_out['prediction'])} "

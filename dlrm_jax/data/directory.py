@@ -99,6 +99,12 @@ class Metadata:
         return schema.get("shared", {}) if isinstance(schema, dict) else {}
 
     @property
+    def bins(self) -> dict[str, int]:
+        """Columns of numbers whose ids are bins; see `Schema`."""
+        schema = self.made_from["options"].get("schema")
+        return schema.get("bins", {}) if isinstance(schema, dict) else {}
+
+    @property
     def groups(self) -> list[str]:
         """Columns that group examples; see `Schema`."""
         schema = self.made_from["options"].get("schema")
@@ -150,6 +156,8 @@ class Metadata:
             raise TypeError(f"label: expected names of columns, got {self.labels!r}")
         if not _is_of(self.shared, dict[str, str]):
             raise TypeError(f"shared: expected names of columns, got {self.shared!r}")
+        if not _is_of(self.bins, dict[str, int]):
+            raise TypeError(f"bins: expected numbers of bins, got {self.bins!r}")
         rows_of = dict(zip(self.columns, self.table_rows, strict=True))
         for name, owner in self.shared.items():
             if owner in self.shared or rows_of[name] != rows_of[owner]:

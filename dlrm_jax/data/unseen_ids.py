@@ -1,9 +1,12 @@
-"""Known ids of training batches replaced by the id of unseen values, so that its row is trained."""
+"""Ids replaced by that of unseen values: some to train its row, and later ones for an old model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
@@ -14,7 +17,7 @@ _STREAM = 0x756E  # apart from other numbers that are drawn from the seed
 
 
 class UnseenIds:
-    """Replaces a share of the known ids of each batch; missing values and absent ids stay.
+    """Replaces a share of the known ids of each batch; missing values, absent ids and bins stay.
 
     What is replaced depends on seed and step alone, so a resumed run and any number of processes
     replace the same.
@@ -22,11 +25,15 @@ class UnseenIds:
     Args:
         rate: probability of each known id.
         seed: seed of the choices.
+        has_unseen: whether a column of ids has unseen values; without it, all have.
     """
 
-    def __init__(self, rate: float, seed: int):
+    def __init__(
+        self, rate: float, seed: int, has_unseen: Bool[np.ndarray, " C"] | Literal[True] = True
+    ):
         self._rate = rate
         self._seed = seed
+        self._has_unseen = has_unseen
 
     def __call__(
         self, ids: Int32[np.ndarray, "b C"], step: int, own: slice, batch_size: int
@@ -41,7 +48,26 @@ class UnseenIds:
         """
         drawn = np.random.default_rng([_STREAM, self._seed, step])
         chosen = drawn.random((batch_size, ids.shape[1]), np.float32)[own] < self._rate
-        return np.where(chosen & (ids >= FIRST_VALUE), np.int32(UNSEEN), ids)
+        replaced = chosen & (ids >= FIRST_VALUE) & self._has_unseen
+        return np.where(replaced, np.int32(UNSEEN), ids)
+
+
+class EarlierIds:
+    """Gives the ids of vocabularies that have grown since, whose later values were unseen.
+
+    Where rows were shared already, as ``max_rows`` made them, later values that share them stay.
+
+    Args:
+        table_rows: rows of each column's table then.
+        bag_lengths: ids per example of each column.
+    """
+
+    def __init__(self, table_rows: Sequence[int], bag_lengths: Sequence[int]):
+        self._ends = np.repeat(table_rows, bag_lengths)
+
+    def __call__(self, ids: Int32[np.ndarray, "b C"]) -> Int32[np.ndarray, "b C"]:
+        """The ids that these examples had."""
+        return np.where(ids < self._ends, ids, np.int32(UNSEEN))
 
 
 def unseen_ids(data: Dataset, rate: float, seed: int) -> UnseenIds | None:
@@ -52,10 +78,13 @@ def unseen_ids(data: Dataset, rate: float, seed: int) -> UnseenIds | None:
     """
     if not rate:
         return None
-    options = Metadata.read(data.directory).made_from["options"] if data.directory else None
-    if options is None or options.get("compatible") or options.get("multi_hot_sizes"):
+    metadata = Metadata.read(data.directory) if data.directory else None
+    options = metadata.made_from["options"] if metadata else {}
+    if metadata is None or options.get("compatible") or options.get("multi_hot_sizes"):
         raise UserError(
             f"unseen_rate: expected data of python -m dlrm_jax preprocess with its own ids, 0 of "
             f"which stands for unseen values, got {rate} for {data.source}; leave it out"
         )
-    return UnseenIds(rate, seed)
+    # A number lies in a bin, whatever it is.
+    has_unseen = [name not in metadata.bins for name in metadata.columns]
+    return UnseenIds(rate, seed, np.repeat(has_unseen, metadata.bag_lengths))

@@ -26,7 +26,8 @@ class ScoredRows:
         days: number of each row's day, [N].
         labels: labels, of 0 to 1, [N].
         logits: predictions, [N], corrected for negative examples that were left out.
-        weights: weights of the rows, [N]; 1 where the data have none.
+        weights: weights of the rows, [N]; 1 where the data have none. Those of label 0 stand for
+            negative examples that were left out, too.
     """
 
     split: str
@@ -92,7 +93,12 @@ _OF_ROWS = (*METRICS, "label_rate", "prediction", "deviation")
 
 
 def score(
-    predictor: Predictor, name: str, split: Split, days: Sequence[int], most: int
+    predictor: Predictor,
+    name: str,
+    split: Split,
+    days: Sequence[int],
+    most: int,
+    kept_negatives: float = 1.0,
 ) -> ScoredRows:
     """Predicts the rows of a split, or so many of them, evenly spaced.
 
@@ -104,6 +110,7 @@ def score(
         split: rows; at least one.
         days: number of the day that each of ``split.days`` is of.
         most: largest number of rows.
+        kept_negatives: share of the examples of label 0 that the split has of all.
 
     Raises:
         UserError: a prediction isn't finite, or no row has the label.
@@ -118,6 +125,8 @@ def score(
     weights = np.ones(len(rows), np.float32)
     if examples.sample_weights is not None:
         weights = examples.sample_weights
+    if kept_negatives != 1:  # as in the metrics of training, see `Measures`
+        weights = np.where(labels > 0.5, weights, weights / np.float32(kept_negatives))
     scored = ScoredRows(name, len(split), examples, numbers, labels, logits, weights)
     known = np.isfinite(labels)
     if not known.any():

@@ -20,6 +20,7 @@ class Bucket:
 
     Attributes:
         examples: number of rows.
+        weight: sum of their weights.
         prediction: mean prediction.
         label_rate: mean label.
         low: lower end of the label rate's 95 % interval by Wilson.
@@ -27,6 +28,7 @@ class Bucket:
     """
 
     examples: int
+    weight: float
     prediction: float
     label_rate: float
     low: float
@@ -36,9 +38,11 @@ class Bucket:
 def reliability(rows: ScoredRows, buckets: int) -> list[Bucket]:
     """Mean label by mean prediction, in buckets of equal counts, from the lowest predictions up.
 
-    Means are weighted; rows without a weight are left out.
+    Means are weighted; rows without a weight are left out, so there may be no bucket.
     """
     rows = rows[rows.weights > 0]
+    if not len(rows):
+        return []
     probabilities, labels = rows.probabilities, rows.labels
     order = np.argsort(probabilities, kind="stable")
     found = []
@@ -48,13 +52,18 @@ def reliability(rows: ScoredRows, buckets: int) -> list[Bucket]:
         # The number of unweighted rows whose mean would be as certain (Kish, 1965).
         low, high = _wilson(rate, float(weights.sum() ** 2 / np.sum(weights**2)))
         mean = float(np.average(probabilities[members], weights=weights))
-        found.append(Bucket(len(members), mean, rate, low, high))
+        found.append(Bucket(len(members), float(weights.sum()), mean, rate, low, high))
     return found
 
 
 def calibration_error(buckets: Sequence[Bucket]) -> float:
-    """The mean distance between label rate and prediction over the rows of all buckets (ECE)."""
-    weights = [bucket.examples for bucket in buckets]
+    """The mean distance between label rate and prediction over the rows of all buckets (ECE).
+
+    The mean is weighted; NaN without a bucket.
+    """
+    if not buckets:
+        return float("nan")
+    weights = [bucket.weight for bucket in buckets]
     distances = [abs(bucket.label_rate - bucket.prediction) for bucket in buckets]
     return float(np.average(distances, weights=weights))
 

@@ -196,6 +196,8 @@ def _ranked(
     """
     if batch.groups is None:
         raise UserError(f"groups: expected those of {loss.column} in each batch, got none")
+    # A user's model may give bfloat16, in which a group's number is rounded.
+    answers = answers.astype(jnp.promote_types(answers.dtype, jnp.float32))
     columns = (answers, batch.labels, batch.sample_weights, batch.groups)
     # As floats, which hold these numbers exactly: one collective instead of four.
     table = jnp.stack([x.astype(answers.dtype) for x in columns])

@@ -23,14 +23,21 @@ _USUAL = Measures()
 
 
 def predictions(
-    learner: Learner, predict: Predict, state: TrainState, split: Split, batch_size: int
+    learner: Learner,
+    predict: Predict,
+    state: TrainState,
+    split: Split,
+    batch_size: int,
+    as_ids: Callable[[np.ndarray], np.ndarray] = lambda ids: ids,
 ) -> Iterator[Float[np.ndarray, "B *_"]]:
     """Yields the logits of all examples, in order, a batch at a time.
 
     They are read after later batches have started, so that devices don't wait for the host.
+    ``as_ids`` gives the ids that a model reads, see `evaluate`.
     """
     left = len(split)
     own = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
+    own = (batch._replace(ids=as_ids(batch.ids)) for batch in own)
     with Prefetch(own, learner.put_evaluation) as batches:
         outputs = (predict(state, batch) for batch in batches)
         for logits in read_behind(outputs, learner.backend.programs_ahead):
@@ -59,6 +66,7 @@ def evaluate(
     split: Split,
     batch_size: int,
     measures: Measure = _USUAL,
+    as_ids: Callable[[np.ndarray], np.ndarray] = lambda ids: ids,
 ) -> dict[str, float | int]:
     """Metrics over all examples, whatever the batch size and the mesh.
 
@@ -69,6 +77,8 @@ def evaluate(
         split: examples.
         batch_size: number of examples predicted at a time.
         measures: function of all logits and the examples that gives the metrics.
+        as_ids: function of ids that gives those which the model reads in their place, such as
+            `EarlierIds`.
     """
-    logits = list(predictions(learner, predict, state, split, batch_size))
+    logits = list(predictions(learner, predict, state, split, batch_size, as_ids))
     return measures(np.concatenate(logits), split)

@@ -194,7 +194,8 @@ def _is_start(value: Any) -> bool:
 def _is_continuation(value: Any) -> bool:
     return (
         _has_all(object)(value)
-        and value.keys() == {"source", "checkpoint", "step", "cuts", "before"}
+        and value.keys() - {"factor"} == {"source", "checkpoint", "step", "cuts", "before"}
+        and _is_share(value.get("factor", 1))  # earlier versions noted none
         and all(isinstance(value[x], str) for x in ("source", "checkpoint"))
         and all(type(value[x]) is int and 0 <= value[x] < 2**31 for x in ("step", "cuts"))
         and _has_all(dict)(value["before"])
@@ -214,7 +215,8 @@ def _is_improvement(value: Any) -> bool:
     counts = ("since_best", "since_cut", "cuts")
     return (
         _has_all(object)(value)
-        and value.keys() == {"metric", "best", *counts}
+        and value.keys() - {"factor"} == {"metric", "best", *counts}
+        and _is_share(value.get("factor", 1))  # earlier versions noted none
         and isinstance(value["metric"], str)
         and isinstance(value["best"], float | int | None)
         and all(type(value[x]) is int and 0 <= value[x] < 2**31 for x in counts)

@@ -23,6 +23,7 @@ class Improvement:
         since_best: number of evaluations after the best one.
         since_cut: number of those after the last cut.
         cuts: number of times that the learning rate was cut.
+        factor: product of the factors of all cuts, those of continued runs included.
     """
 
     metric: str
@@ -30,14 +31,18 @@ class Improvement:
     since_best: int = 0
     since_cut: int = 0
     cuts: int = 0
+    factor: float = 1.0
 
-    def after(self, validation: Mapping[str, Any], plateau_patience: int) -> Improvement:
+    def after(
+        self, validation: Mapping[str, Any], plateau_patience: int, plateau_factor: float = 1.0
+    ) -> Improvement:
         """What it is after one more evaluation.
 
         Args:
             validation: metrics of the evaluation.
             plateau_patience: evaluations without a better one after which the learning rate is cut;
                 0 for no cuts.
+            plateau_factor: factor of a cut.
         """
         new = score(validation, self.metric)
         if new is not None and (self.best is None or new > self.best):
@@ -47,12 +52,23 @@ class Improvement:
         )
         if not plateau_patience or waited.since_cut < plateau_patience:
             return waited
-        return dataclasses.replace(waited, since_cut=0, cuts=self.cuts + 1)
+        factor = self.factor * plateau_factor
+        return dataclasses.replace(waited, since_cut=0, cuts=self.cuts + 1, factor=factor)
 
 
 def evaluations_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint notes of its evaluations."""
     return {x: metadata[x] for x in ("validation", "improvement") if x in metadata}
+
+
+def factor_of(metadata: Mapping[str, Any]) -> float:
+    """The factor of the learning rate by all cuts that a checkpoint notes."""
+    found = metadata.get("improvement") or {}
+    if "factor" in found:
+        return found["factor"]
+    # Earlier versions noted cuts alone, all of which were by the factor of the config.
+    factor = (metadata.get("config") or {}).get("plateau_factor") or 1.0
+    return float(factor ** found.get("cuts", 0))
 
 
 class Stopping:
@@ -65,7 +81,7 @@ class Stopping:
         config: config of the run.
         steps: number of steps of the run.
         noted: metadata of the checkpoint that the run resumes from, or ``"validation"`` None and
-            the ``"cuts"`` of one that it continues on other data; None for a new run.
+            ``"cuts"`` and ``"factor"`` of one that it continues on other data; None for a new run.
         say: function that shows a line of text to the user.
         record: function that records the metrics of a step and a split.
     """
@@ -79,14 +95,15 @@ class Stopping:
         record: Callable[[int, str, Mapping[str, Any]], None],
     ):
         self._config, self._say, self._record = config, say, record
-        # Checkpoints of earlier versions noted none.
-        earlier: dict[str, Any] = (noted or {}).get("improvement") or {
-            "metric": config.best_metric,
-            "cuts": (noted or {}).get("cuts", 0),
-        }
-        self.improvement = Improvement(**earlier)
-        if self.improvement.metric != config.best_metric:  # its scores can't be compared
-            self.improvement = Improvement(config.best_metric, cuts=self.improvement.cuts)
+        there, metric = noted or {}, config.best_metric
+        if found := there.get("improvement"):
+            self.improvement = Improvement(**found | {"factor": factor_of(there)})
+        else:  # checkpoints of earlier versions noted none
+            cuts, factor = there.get("cuts", 0), there.get("factor", 1.0)
+            self.improvement = Improvement(metric, cuts=cuts, factor=factor)
+        if self.improvement.metric != metric:  # its scores can't be compared
+            cuts, factor = self.improvement.cuts, self.improvement.factor
+            self.improvement = Improvement(metric, cuts=cuts, factor=factor)
         self.reason = self._reason(noted["validation"]) if noted else None
         """Why the run has ended; None while it goes on."""
         cutting = config.plateau_patience if config.plateau_factor else 0
@@ -104,20 +121,23 @@ class Stopping:
 
     @property
     def rate_factor(self) -> np.float32 | None:
-        """Factor of the learning rate now; None if it is never cut."""
-        factor = self._config.plateau_factor
-        return np.float32(factor**self.improvement.cuts) if factor else None
+        """Factor of the learning rate now; None if it is never cut and never was."""
+        factor = self.improvement.factor
+        return np.float32(factor) if self._config.plateau_factor or factor != 1 else None
 
     def __call__(self, step: int, validation: Mapping[str, Any]) -> bool:
         """Whether the run ends after this evaluation; sets `improvement` and `reason`."""
         config, before = self._config, self.improvement
         if config.eval_every and step % config.eval_every == 0:
-            patience = config.plateau_patience if config.plateau_factor else 0
+            factor = config.plateau_factor
+            patience = config.plateau_patience if factor else 0
             # Of process 0: the last digit of a metric may differ between machines.
-            after = on_process_0(lambda: dataclasses.asdict(before.after(validation, patience)))
+            after = on_process_0(
+                lambda: dataclasses.asdict(before.after(validation, patience, factor))
+            )
             self.improvement = Improvement(**after)
         if self.improvement.cuts > before.cuts:
-            factor = config.plateau_factor**self.improvement.cuts
+            factor = self.improvement.factor
             self._say(
                 f"step {step}: {config.best_metric} was not better in "
                 f"{_evaluations(config.plateau_patience)}; the learning rate is {factor:g} of its "

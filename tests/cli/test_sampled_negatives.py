@@ -89,7 +89,9 @@ def test_predictions_and_metrics_are_of_all_examples(fitted, prepared: Path):
         assert 0.9 < found["normalized_entropy"] < 1.01
         assert fitted.evaluate(split)["auc"] == pytest.approx(found["auc"], abs=0.02)
     rows = fitted.data.test
-    table = json.loads((prepared.parent / "run" / "calibration.json").read_text())["test"]
+    tables = json.loads((prepared.parent / "run" / "calibration.json").read_text())
+    assert tables.keys() == {"train", "validation", "test"}
+    table = tables["test"]
     assert sorted(row["code"] for row in table["calibration_by:item"]) == [2, 3, 4, 5]
     p, logits = fitted.predict("test"), np.concatenate(list(fitted.predictor.logits(rows)))
     sampled = 1 / (1 + np.exp(-logits.astype(float)))

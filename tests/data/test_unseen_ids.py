@@ -6,12 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT, Examples, Split
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.unseen_ids import UnseenIds, unseen_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.job import load_data
@@ -59,3 +63,15 @@ def test_data_without_an_unseen_id_are_refused():
         load_data(Config(unseen_rate=0.1), None)
     with pytest.raises(UserError, match="unseen_rate: expected a share below 1, got 1"):
         Config(unseen_rate=1.0)
+
+
+def test_a_number_in_a_bin_is_never_unseen(tmp_path: Path):
+    log = pl.DataFrame({"y": [0, 1] * 20, "a": range(40), "price": range(40), "b": [[7, 8]] * 40})
+    log.write_parquet(tmp_path / "log.parquet")
+    schema = Schema("y", ("a", "price", "b"), bag_lengths={"b": 2}, bins={"price": 4})
+    preprocess([tmp_path / "log.parquet"], tmp_path / "data", Options(schema, split="none"))
+    data = load_directory(tmp_path / "data")
+    unseen = unseen_ids(data, 0.9, 0)
+    assert unseen
+    after = unseen(np.asarray(data.train.days[0].ids), 0, slice(0, 40), 40)
+    assert (after == 0).any(axis=0).tolist() == [True, False, True, True]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from dlrm_jax.data.arrays import ABSENT, Examples
-from dlrm_jax.inference.predictor import sigmoid
-from dlrm_jax.inference.scored_rows import ScoredRows
+from dlrm_jax.data.arrays import ABSENT, Examples, Split
+from dlrm_jax.inference.predictor import Predictor, sigmoid
+from dlrm_jax.inference.scored_rows import ScoredRows, score
 from dlrm_jax.inference.slices import by_day, by_range, by_value, calibration_error, reliability
+from dlrm_jax.training.measures import Measures
 
 
 def rows(count: int = 400) -> ScoredRows:
@@ -85,6 +87,28 @@ def test_a_weight_counts_as_so_many_rows():
     (once,), (alike,) = reliability(weighted, 1), reliability(repeated, 1)
     assert once.label_rate == pytest.approx(alike.label_rate)
     assert once.prediction == pytest.approx(alike.prediction)
-    nothing = dataclasses.replace(found, weights=np.zeros(40, np.float32)).metrics()
+    # A bucket counts with the weight of its rows.
+    light = dataclasses.replace(rows(40), labels=(np.arange(40) < 20).astype(np.float32))
+    light = dataclasses.replace(light, logits=light.labels, weights=1 + 8 * light.labels)
+    high, low = light.probabilities[0], light.probabilities[-1]
+    error = calibration_error(reliability(light, 2))
+    assert error == pytest.approx(0.9 * (1 - high) + 0.1 * low)
+    none = dataclasses.replace(found, weights=np.zeros(40, np.float32))
+    nothing = none.metrics()
     assert nothing["examples"] == 40
     assert np.isnan(nothing["auc"])
+    assert reliability(none, 2) == []
+    assert np.isnan(calibration_error([]))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kept_negatives_count_for_those_left_out(weighted: bool):
+    """The report of a run then agrees with its summary."""
+    found, kept = rows(40), 0.25
+    weights = np.linspace(0, 2, 40, dtype=np.float32) if weighted else None
+    examples = dataclasses.replace(found.examples, sample_weights=weights)
+    model = Mock(spec=Predictor, shift=np.log(kept))
+    model.logits.return_value = [found.logits]
+    scored = score(model, "train", Split((examples,)), [0], 99, kept).metrics()
+    expected = Measures(shift=np.log(kept))(found.logits, Split((examples,)), kept)
+    assert {name: scored[name] for name in expected} == pytest.approx(expected, rel=1e-5)

@@ -72,7 +72,7 @@ def test_a_warm_start_that_is_no_note_of_one(tmp_path: Path, noted: object):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"more": 1}, {"best": "x"}, {"cuts": -1}, {"cuts": 1e9}, {"metric": 3}]
+    "wrong", [{"more": 1}, {"best": "x"}, {"cuts": -1}, {"cuts": 1e9}, {"metric": 3}, {"factor": 2}]
 )
 def test_what_was_noted_of_evaluations(tmp_path: Path, wrong: Any):
     whole = dataclasses.asdict(Improvement("auc", 0.5, 1, 1, 0))

@@ -17,7 +17,8 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.training.build import make_learner, train_batches
 from dlrm_jax.training.compiled import compile_step, compiled_collectives, planned_collectives
-from dlrm_jax.training.ranking_losses import RANKING_LOSSES
+from dlrm_jax.training.data_parallel import _ranked
+from dlrm_jax.training.ranking_losses import RANKING_LOSSES, Ranked, RankingLoss
 from dlrm_jax.training.step import make_predict, make_train_step
 
 KINDS = pytest.mark.parametrize("kind", RANKING_LOSSES)
@@ -101,6 +102,27 @@ def test_a_step_on_meshes(kind: str):
         states.append([*jax.tree.leaves(state.params), after])
     for found, expected in zip(*states, strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_short_logits_leave_groups_and_weights_exact():
+    """In bfloat16, groups 256 and 257 would be one."""
+    config, batches = problem("pairwise")
+    learner = make_learner(config, make_mesh("1x1"))
+    size = config.batch_size
+    batch = batches[0]._replace(
+        sample_weights=np.linspace(0.5, 1, size, dtype=np.float32),
+        groups=np.arange(250, 250 + size, dtype=np.int32),
+    )
+
+    class Reading(RankingLoss):
+        def __call__(self, logits, labels, weights, groups):
+            np.testing.assert_array_equal(weights, batch.sample_weights)
+            np.testing.assert_array_equal(groups, batch.groups)
+            return Ranked(logits, weights, labels)
+
+    answers = jnp.ones(size, jnp.bfloat16)
+    loss, _ = _ranked(learner, Reading("C1"), answers, jax.tree.map(jnp.asarray, batch))
+    assert loss == size
 
 
 def test_collectives_are_planned():

@@ -16,9 +16,10 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.batches import TrainBatches
 from dlrm_jax.embedding.optimizer import SGD, RowWiseAdagrad, at_rate
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.run_continued import Continued
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.step import make_train_step
-from dlrm_jax.training.stopping import Improvement, Stopping
+from dlrm_jax.training.stopping import Improvement, Stopping, factor_of
 
 NAN = float("nan")
 CUT = dataclasses.replace(CONFIG, table_optimizers=("C1=adam:0.05", "C3=sgd:4"))
@@ -40,7 +41,7 @@ def test_evaluations_are_counted(
     found = Improvement(metric)
     for value in values:
         found = found.after({metric: value}, plateau_patience)
-    assert dataclasses.astuple(found)[1:] == expected
+    assert dataclasses.astuple(found)[1:5] == expected
 
 
 def stopping(said: list[str], noted: Any = None, total: int = 1000, **changes: Any) -> Stopping:
@@ -70,17 +71,35 @@ def test_a_cut_is_said_and_recorded_and_the_run_ends_later():
 def test_what_a_checkpoint_notes_is_gone_on_from():
     noted = {
         "validation": None,
-        "improvement": dataclasses.asdict(Improvement("auc", 0.5, 3, 1, 2)),
+        "improvement": dataclasses.asdict(Improvement("auc", 0.5, 3, 1, 2, 0.25)),
     }
     found = stopping([], noted, plateau_factor=0.5, patience=4)
     assert (found.rate_factor, found.noted["improvement"]) == (0.25, noted["improvement"])
     assert found.reason is None
-    assert stopping([], noted).rate_factor is None, "nothing is multiplied without a plateau"
+    assert stopping([], {"validation": None}).rate_factor is None, "nothing is multiplied"
     assert stopping([], noted, patience=3).reason, "also with a patience that is smaller now"
     other = stopping([], noted, plateau_factor=0.5, best_metric="log_loss")
-    assert other.improvement == Improvement("log_loss", cuts=2), "scores can't be compared"
+    assert other.improvement == Improvement("log_loss", cuts=2, factor=0.25), "no comparison"
     assert stopping([], {"validation": {"auc": 0.8}}, target_auc=0.8).reason
     assert stopping([], {"validation": {"auc": None}}, target_auc=0.8).reason is None
+
+
+@pytest.mark.parametrize(("plateau_factor", "after_a_cut"), [(0.0, 0.125), (0.9, 0.1125)])
+def test_cuts_stay_in_a_run_that_continues(plateau_factor: float, after_a_cut: float):
+    """By the factor that they had, whatever the new run cuts by, or if it cuts no more."""
+    improvement = dataclasses.asdict(Improvement("auc", 0.5, cuts=3, factor=0.125))
+    noted = {"config": {"plateau_factor": 0.5}, "improvement": improvement, "validation": None}
+    old = {x: y for x, y in improvement.items() if x != "factor"}
+    earlier = noted | {"improvement": old}  # as earlier versions noted it
+    assert factor_of(noted) == factor_of(earlier) == 0.125
+    assert factor_of({"config": {"plateau_factor": 0.0}, "improvement": old}) == 1
+    continued = Continued("source", "checkpoint", 5, 3, factor=factor_of(noted)).noted
+    for start in (continued, noted, earlier):
+        ends = stopping([], start, plateau_factor=plateau_factor, plateau_patience=1)
+        assert ends.rate_factor == np.float32(0.125)
+        ends(10, {"auc": 0.7})
+        ends(20, {"auc": 0.6})
+        assert ends.rate_factor == np.float32(after_a_cut)
 
 
 @pytest.mark.parametrize(("total", "warned"), [(30, True), (31, False)])
