@@ -199,10 +199,16 @@ class Daily:
             found = read_json(path)
             there = found | {"config": saved_fields(found["config"])}
             done, logs = there["days"], [(str(name), int(size)) for name, size in there["logs"]]
+            for kind in ("config", "preparation"):
+                if missing := self._settings[kind].keys() - there[kind].keys():
+                    raise ValueError(f"its {kind} has no {min(missing)}")
             if not all(map(_is_entry, done)):
                 raise ValueError("a day lacks a part, or has one of another type")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: {error}; give another workdir") from error
+            why = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise UserError(
+                f"{path} is damaged, or isn't of a loop over days: {why}; give another workdir"
+            ) from error
         here, end = self._settings, "give the same, or another workdir"
         for kind in ("config", "preparation"):
             for name, value in here[kind].items():

@@ -107,9 +107,11 @@ def test_a_damaged_journal(done: tuple[Path, list[DayLog], list[Entry]], tmp_pat
     workdir, logs, _ = done
     journal = json.loads((workdir / "days.json").read_text())
     journal["days"][0]["updated"]["auc"] = "x"
-    for content in ("{", "[]", "{}", json.dumps(journal)):
+    others = '{"config": {}, "preparation": {}, "logs": [], "days": []}'
+    for content in ("{", "[]", "{}", "7", others, '{"mine": 1}', json.dumps(journal)):
         (tmp_path / "days.json").write_text(content)
-        with pytest.raises(UserError, match=r"days.json is damaged: .*; give another workdir"):
+        expected = r"days.json is damaged, or isn't of a loop over days: .*; give another workdir"
+        with pytest.raises(UserError, match=expected):
             list(daily(logs, tmp_path)())
 
 

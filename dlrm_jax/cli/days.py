@@ -23,7 +23,7 @@ from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.config_file import check_file_read, config_of_flags, define_config_file
 from dlrm_jax.cli.config_flags import check_read, define_run_flags
 from dlrm_jax.cli.datasets import OF_GENERATED
-from dlrm_jax.cli.days_page import printed, write_page
+from dlrm_jax.cli.days_page import check_replaced, printed, write_page
 from dlrm_jax.cli.flags import FLAGS, mark_required, paths, refuse, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
@@ -72,6 +72,7 @@ def main() -> None:
     refuse(OF_GENERATED, "with logs: the data decide")
     config = config_of_flags()
     workdir, given = Path(FLAGS.workdir), paths("input")
+    check_replaced(workdir)
     schema = Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO
     preparation = Preparation(schema, min_count=config.min_count, max_rows=FLAGS.max_rows)
     mesh = start(FLAGS.mesh)

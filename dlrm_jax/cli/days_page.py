@@ -8,15 +8,17 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dlrm_jax.cli.page import Page
+from dlrm_jax.cli.page import Page, check_file, check_own
 from dlrm_jax.cli.pictures import COLOURS, legend_beside, new_grid, percent
 from dlrm_jax.config import Config
-from dlrm_jax.daily import Entry
+from dlrm_jax.daily import JOURNAL, Entry
+from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import OF_DATA
 from dlrm_jax.training.model import unread
 
+_PAGE, _PICTURE = "days.html", "days.svg"
 _METRICS = {
     "auc": "AUC",
     "log_loss": "log loss",
@@ -49,6 +51,23 @@ def told(days: Sequence[Entry]) -> str:
     return f"the updated model was better than the first day's on {' and '.join(parts)}"
 
 
+def check_replaced(workdir: Path) -> None:
+    """Checks that `write_page` would replace nothing but what it wrote.
+
+    Raises:
+        UserError: a user's file, or a directory, has one of the names.
+    """
+    page, picture = workdir / _PAGE, workdir / _PICTURE
+    check_own(page)
+    check_file(picture)
+    # The loop writes its journal first. It refuses one of something else before it writes.
+    if picture.exists() and not (workdir / JOURNAL).exists():
+        raise UserError(
+            f"{picture} exists, and there is no {JOURNAL} of the loop that would have made it; "
+            f"move it or rename it"
+        )
+
+
 def write_page(days: Sequence[Entry], config: Config, workdir: Path) -> None:
     """Writes ``days.html`` and ``days.svg``."""
     figure = _drawn(days)
@@ -70,8 +89,8 @@ def write_page(days: Sequence[Entry], config: Config, workdir: Path) -> None:
     page.table(*_metrics(days))
     page.heading("Config")
     page.table(["setting", "value"], _settings(config), texts=2)
-    page.write(workdir / "days.html")
-    with replacing(workdir / "days.svg") as temporary:
+    page.write(workdir / _PAGE)
+    with replacing(workdir / _PICTURE) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 

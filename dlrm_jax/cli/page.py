@@ -13,6 +13,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 
 _BEGIN = 200  # bytes
@@ -150,7 +151,29 @@ class Page:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def is_page(path: Path) -> bool:
-    """Whether a file is one that `Page.write` made."""
+def check_own(path: Path) -> None:
+    """Checks that `Page.write` would replace nothing but an earlier page of this program.
+
+    Raises:
+        UserError: something else has this name.
+    """
+    check_file(path)
+    if path.exists() and not _is_page(path):
+        raise UserError(f"{path} exists, and this program didn't make it; move it or rename it")
+
+
+def check_file(path: Path) -> None:
+    """Checks that there is a file, or nothing.
+
+    Raises:
+        UserError: there is a directory.
+    """
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a directory; expected an earlier report, or nothing; move it or rename it"
+        )
+
+
+def _is_page(path: Path) -> bool:
     with path.open("rb") as file:
         return _OURS.encode() in file.read(_BEGIN)

@@ -86,10 +86,9 @@ def main() -> None:
 
 def _describe_data(data: Path) -> Path:
     from dlrm_jax.cli.data_report import write_report
-    from dlrm_jax.cli.page import is_page
+    from dlrm_jax.cli.page import check_own
 
     page = data / "report.html"
-    if page.is_file() and not is_page(page):
-        raise UserError(f"{page} exists, and this program didn't make it; move it or rename it")
+    check_own(page)
     write_report(data, page)
     return page

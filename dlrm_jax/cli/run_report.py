@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dlrm_jax.cli.page import is_page
+from dlrm_jax.cli.page import check_file, check_own
 from dlrm_jax.cli.run_files import read_lines, read_summary
 from dlrm_jax.cli.run_numbers import measure_data, measure_tables
 from dlrm_jax.cli.run_page import run_page
@@ -145,8 +145,8 @@ def _data_of(
 
 def _check_own(page: Path, file: Path) -> None:
     """Checks that nothing but an earlier report would be replaced."""
-    if page.is_file() and not is_page(page):
-        raise UserError(f"{page} exists, and this program didn't make it; move it or rename it")
+    check_own(page)
+    check_file(file)
     if not file.exists():
         return
     try:

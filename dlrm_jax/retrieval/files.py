@@ -22,6 +22,7 @@ Index = Literal["none", "usearch"]
 
 USERS, ITEMS = "users.parquet", "items.parquet"
 ARRAY, USEARCH = "items.npy", "items.usearch"
+SUMMARY = "summary.json"
 
 
 class Values:
@@ -86,6 +87,20 @@ def write_array(path: Path, vectors: Float32[np.ndarray, "I d"]) -> None:
     """Writes vectors as ``.npy``, which Faiss adds to an index as they are."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.ascontiguousarray(vectors))
+
+
+def check_free(workdir: Path) -> None:
+    """Checks that a new run would replace no file of a user.
+
+    Raises:
+        UserError: a file that the run writes at its end is there.
+    """
+    for name in (USERS, ITEMS, ARRAY, USEARCH, SUMMARY):
+        if (path := workdir / name).exists():
+            raise UserError(
+                f"{path} exists, and the workdir has no checkpoints of a run that made it; move "
+                f"it, or give another workdir"
+            )
 
 
 def check_index(index: Index) -> None:

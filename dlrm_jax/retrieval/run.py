@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.files import write_text
+from dlrm_jax.processes import on_process_0
 from dlrm_jax.retrieval import files
 from dlrm_jax.retrieval.batches import RetrievalBatches
 from dlrm_jax.retrieval.evaluation import Questions, VectorsOf, evaluate
@@ -114,7 +115,8 @@ def run(
         say: function that shows a line of text to the user.
 
     Raises:
-        UserError: see `RetrievalBatches`, `train` and `Checkpoints`.
+        UserError: see `RetrievalBatches`, `train` and `Checkpoints`; or a file that a new run would
+            write is there already.
         Interrupted: a signal came; the state was saved.
     """
     settings, data = task.settings, task.data
@@ -128,6 +130,8 @@ def run(
         f"recall@{settings.recall_at[0]}",
         [_of_columns(earlier) for earlier in data.earlier_fingerprints],
     )
+    if not checkpoints.steps():
+        on_process_0(lambda: files.check_free(workdir))
     with contextlib.ExitStack() as opened:
         opened.enter_context(owned(workdir))
         checkpoints.prepare()
@@ -195,7 +199,7 @@ def run(
         }
         vectors = retrieval.items(state)
         _write_files(task, retrieval.users(state), vectors, workdir, index)
-        write_text(workdir / "summary.json", to_json(summary, indent=1))
+        write_text(workdir / files.SUMMARY, to_json(summary, indent=1))
         return Outcome(summary, vectors, retrieval)
 
 

@@ -31,8 +31,8 @@ def owned(workdir: Path) -> Iterator[Path]:
         The directory.
 
     Raises:
-        UserError: another run has locked it, it can't be made, a process doesn't see it, or its
-            path isn't one that checkpoints can have.
+        UserError: another run has locked it, it can't be made, a process doesn't see it, its path
+            isn't one that checkpoints can have, or prepared data are in it.
     """
     with ExitStack() as stack:
         on_process_0(lambda: _own(workdir, stack))
@@ -47,6 +47,7 @@ def owned(workdir: Path) -> Iterator[Path]:
 def _own(workdir: Path, stack: ExitStack) -> None:
     try:
         check_path(workdir)
+        _check_no_data(workdir)
         stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
     except FileExistsError as error:
         found = "a file" if workdir.exists() else "a link to nothing"
@@ -55,6 +56,16 @@ def _own(workdir: Path, stack: ExitStack) -> None:
         ) from error
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
+
+
+def _check_no_data(workdir: Path) -> None:
+    """Checks that a new run isn't written among arrays: whoever prepares them anew deletes all."""
+    arrays = workdir / "day_0_dense.npy"
+    if arrays.exists() and not (workdir / "checkpoints").exists():
+        raise UserError(
+            f"workdir {workdir} has prepared data ({arrays.name}); expected the directory of a "
+            f"run, or a new one; give another workdir"
+        )
 
 
 class Record:

@@ -37,6 +37,20 @@ def test_what_is_refused(program: ModuleType, flags: str, message: str, tmp_path
 
 
 @DAYS
+@pytest.mark.parametrize("name", ["days.html", "days.svg"])
+def test_a_file_of_a_user_stays(program: ModuleType, name: str, tmp_path: Path):
+    log, found = tmp_path / "log.parquet", tmp_path / "w" / name
+    log.touch()
+    found.parent.mkdir()
+    found.write_text("mine")
+    cli_flags.parse(["days", f"--input={log}", f"--workdir={found.parent}"])
+    with pytest.raises(UserError, match=f"{name} exists, and .* move it or rename it"):
+        program.main()
+    assert list(found.parent.iterdir()) == [found]
+    assert found.read_text() == "mine"
+
+
+@DAYS
 def test_names_of_days(program: ModuleType):
     def names(*paths: str) -> list[str]:
         return [log.name for log in program.named([Path(path) for path in paths])]

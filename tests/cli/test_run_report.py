@@ -266,6 +266,11 @@ def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
         with pytest.raises(UserError, match=f"{name} exists, and this program didn't make it"):
             write(workdir, None)
         assert (workdir / name).read_text() == '{"mine": 1}'
+        (workdir / name).unlink()
+        (workdir / name).mkdir()
+        with pytest.raises(UserError, match=f"{name} is a directory; expected an earlier report"):
+            write(workdir, None)
+        (workdir / name).rmdir()
         shutil.copy(run.workdir / name, workdir / name)
 
 

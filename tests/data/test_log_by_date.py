@@ -40,8 +40,32 @@ def test_each_date_has_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert by_date(log, SCHEMA, tmp_path / "logs") == files
     assert [path.stat().st_mtime_ns for path in files] == stats, "nothing is done again"
     other = write(tmp_path / "other.parquet", [0, 30])
-    with pytest.raises(UserError, match=r"logs is of .*log.parquet.* expected .*other.parquet"):
+    with pytest.raises(UserError, match=r"logs is of the log log.parquet .* got other.parquet"):
         by_date(other, SCHEMA, tmp_path / "logs")
+
+
+def test_only_what_was_cut_from_the_same_log_is_used(tmp_path: Path):
+    def refused(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            by_date(log, SCHEMA, tmp_path / "logs")
+
+    log, note = write(tmp_path / "log.parquet", [0, 30]), tmp_path / "logs" / "log.json"
+    files = by_date(log, SCHEMA, tmp_path / "logs")
+    write(tmp_path / "logs" / "2026-03-01-mine.parquet", [0])
+    assert by_date(log, SCHEMA, tmp_path / "logs") == files, "a stray file is no day"
+
+    content, text = log.read_bytes(), note.read_text()
+    log.write_bytes(content.replace(b"i1", b"x1"))  # as large as before
+    refused("is of the log log.parquet .* with other content; give another workdir, or a file for")
+    write(log, [0, 30, 60])
+    refused("is of the log log.parquet .* got log.parquet .* give another workdir, or a file for")
+    log.write_bytes(content)
+    for damaged in ("{", "[]", '{"log": 1}', text.replace("2026-03-01.parquet", "../log.parquet")):
+        note.write_text(damaged)
+        refused("log.json is damaged, or isn't of days that this program cut: .*another workdir")
+    note.write_text(text)
+    files[0].unlink()
+    refused("logs lacks 2026-03-01.parquet; put it back, or delete .*logs: the log is cut again")
 
 
 def test_what_is_refused(tmp_path: Path):

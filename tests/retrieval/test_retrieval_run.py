@@ -112,6 +112,14 @@ def test_a_run_learns_and_goes_on_as_if_unbroken(task: Task, workdir: Path, tmp_
         trained(task, tmp_path, 70, learning_rate=0.01)
 
 
+@pytest.mark.parametrize("name", ["users.parquet", "items.npy", "summary.json"])
+def test_a_file_of_a_user_stays(task: Task, tmp_path: Path, name: str):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} exists, and the workdir has no checkpoints"):
+        trained(task, tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_files_have_the_values_of_the_log(task: Task, workdir: Path):
     frame = log()
     items = pl.read_parquet(workdir / "items.parquet")

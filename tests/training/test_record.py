@@ -117,3 +117,14 @@ def test_a_workdir_that_is_no_directory(tmp_path: Path, kind: str, what: str):
     with pytest.raises(UserError, match=f"expected a directory, got {what}"), owned(workdir):
         pass
     assert list(tmp_path.iterdir()) == [workdir]
+
+
+def test_the_directory_of_data_is_no_workdir(tmp_path: Path):
+    arrays = tmp_path / "day_0_dense.npy"
+    arrays.touch()
+    with pytest.raises(UserError, match=r"has prepared data \(day_0_dense.npy\)"), owned(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == [arrays]
+    (tmp_path / "checkpoints").mkdir()  # an earlier version made a run of it
+    with owned(tmp_path):
+        pass

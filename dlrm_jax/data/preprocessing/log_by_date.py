@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from dlrm_jax.data.formats import parquet
+from dlrm_jax.data.memory import content_hash
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.sources import CHUNK_ROWS, is_parquet
@@ -21,7 +23,7 @@ _NOTE = "log.json"
 def by_date(log: Path, schema: Schema, directory: Path) -> list[Path]:
     """Writes the rows of each date (UTC) to ``DIRECTORY/DATE.parquet``, with all their columns.
 
-    If the directory is there already, made from the same log, nothing is done.
+    If the directory is there already, made from a log of the same content, nothing is done.
 
     Args:
         log: a Parquet file, in the order of time.
@@ -32,32 +34,57 @@ def by_date(log: Path, schema: Schema, directory: Path) -> list[Path]:
         The files, in the order of time.
 
     Raises:
-        UserError: it isn't such a log, or the directory was made from another one.
+        UserError: it isn't such a log, the directory was made from another one, or what is in it
+            is damaged.
     """
     if not schema.timestamp or not is_parquet(log):
         raise UserError(
             f"{log}: expected a Parquet file with a timestamp in the schema, which is cut into "
             f"dates, or several files; give a file for each day"
         )
-    note = {"log": log.name, "bytes": log.stat().st_size}
+    note = {"log": log.name, "bytes": log.stat().st_size, "hash": content_hash(log)}
     if directory.exists():
-        _check_same(directory, note)
-        return sorted(directory.glob("*.parquet"))
+        return _there(directory, note)
+    names = []
     with parquet.reading(str(log)), replacing(directory) as temporary:
         logs.check_columns(log, schema, pl.read_parquet_schema(log))
         temporary.mkdir()
         for date, first, count in _ranges(log, schema.timestamp):
             rows = pl.scan_parquet(log, glob=False).slice(first, count)
-            rows.sink_parquet(temporary / f"{date}.parquet")
-        write_json(temporary / _NOTE, note)
-    return sorted(directory.glob("*.parquet"))
+            names.append(f"{date}.parquet")
+            rows.sink_parquet(temporary / names[-1])
+        write_json(temporary / _NOTE, note | {"files": names})
+    return [directory / name for name in names]
 
 
-def _check_same(directory: Path, note: dict[str, object]) -> None:
-    there = directory / _NOTE
-    found = read_json(there) if there.exists() else "something else"
-    if found != note:
-        raise UserError(f"{directory} is of {found}, expected {note}; give another workdir")
+def _there(directory: Path, note: dict[str, Any]) -> list[Path]:
+    """The files that were cut from this log; others in the directory are a user's."""
+    try:
+        found = read_json(directory / _NOTE)
+        if not found.keys() >= {*note, "files"}:
+            raise ValueError("it lacks a part")
+        names = found["files"]
+        dates = [datetime.date.fromisoformat(name.removesuffix(".parquet")) for name in names]
+        if [f"{date}.parquet" for date in dates] != names:
+            raise ValueError("its files aren't named by dates")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{directory / _NOTE} is damaged, or isn't of days that this program cut: {error}; "
+            f"give another workdir"
+        ) from error
+    if any(found[key] != note[key] for key in ("bytes", "hash")):
+        raise UserError(
+            f"{directory} is of the log {found['log']} of {found['bytes']} bytes, got "
+            f"{note['log']} of {note['bytes']} bytes with other content; give another workdir, or "
+            f"a file for each day: further ones may be added"
+        )
+    for name in names:
+        if not (directory / name).exists():
+            raise UserError(
+                f"{directory} lacks {name}; put it back, or delete {directory}: the log is cut "
+                f"again"
+            )
+    return [directory / name for name in names]
 
 
 def _ranges(log: Path, timestamp: str) -> list[tuple[datetime.date, int, int]]:
