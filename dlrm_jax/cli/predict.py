@@ -136,10 +136,11 @@ def main() -> None:
         status(f"checkpoint {checkpoint}")
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
+    if FLAGS.data:
+        check_model(checkpoint, config, FLAGS.model)
     trained = Trained(checkpoint, metadata, config, find_vocabularies(checkpoint, metadata))
     tables = table_names(trained)
     if FLAGS.data:
-        check_model(checkpoint, config, FLAGS.model)
         with creating(Path(FLAGS.output)) as path:
             predict(trained, path)
     if FLAGS.tables:
