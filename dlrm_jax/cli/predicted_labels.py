@@ -73,7 +73,7 @@ class PredictedLabels:
                 ]
                 status(text_table([*self._title(""), *names], lines))
         if further:
-            status(f"the last {len(further)} needed all labelled rows in memory")
+            status(f"{', '.join(further)}: computed with all labelled rows in memory")
         for name, metrics in known.items():
             if metrics.rows < self.rows:
                 whose = f" of {name}" if name else ""

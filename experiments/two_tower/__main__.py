@@ -72,7 +72,9 @@ _READ = (
     "log_every", "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints",
     "validation_examples", "seed", "shuffle_window",
 )  # fmt: skip
-_OF_LOG = ("user_columns", "item_columns", "user_id", "item_id", "exclude", "validation_examples", "label")
+_OF_LOG = (
+    "user_columns", "item_columns", "user_id", "item_id", "exclude", "label", "validation_examples",
+)  # fmt: skip
 
 define_mesh()
 flags.DEFINE_string("data", None, "Directory of prepared data, or a raw Criteo file; such as log.")

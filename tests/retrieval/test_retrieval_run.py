@@ -134,7 +134,7 @@ def test_files_have_the_values_of_the_log(task: Task, workdir: Path):
 
 def test_it_is_no_click_model(workdir: Path):
     for model in (None, MODEL):
-        with pytest.raises(UserError, match="is one of two towers .*see items.parquet and users"):
+        with pytest.raises(UserError, match=r"one of two towers .*see items\.parquet and users"):
             load_trained(find_checkpoint(workdir), make_mesh("1x1"), 64, model)
 
 
