@@ -224,7 +224,8 @@ def predict(trained: Trained, output: Path) -> None:
     begun = time.perf_counter()
     parts = predictions(trained, mesh)
     shift = noted_shift(trained.config, trained.metadata)
-    predicted = PredictedLabels(trained.config.labels, chosen_metrics(trained), shift)
+    chosen = chosen_metrics(trained)
+    predicted = PredictedLabels(trained.config.labels, (chosen.metrics, chosen.places), shift)
 
     def frames() -> Iterator[pl.DataFrame]:
         for part in parts:
@@ -235,7 +236,11 @@ def predict(trained: Trained, output: Path) -> None:
     status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
     if correction := noted_correction(trained.config, trained.metadata):
         status(correction)
-    if predicted.show() and paths("data")[0].is_dir():
+    if not predicted.show():
+        return
+    for line in chosen.left_out:
+        status(line)
+    if paths("data")[0].is_dir():
         status("metrics of all days of the directory, those of training included")
 
 
