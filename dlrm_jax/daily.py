@@ -173,6 +173,11 @@ class Daily:
         found = evaluate(first.learner, first.compiled, first.state, split, size, measures)
         return found, unseen.share or 0.0
 
+    @property
+    def last_run(self) -> Path:
+        """The workdir of the run of the last day that trains."""
+        return self.workdir / "runs" / self._name(len(self.logs) - 2)
+
     def _name(self, number: int) -> str:
         return f"{number:03d}-{self.logs[number].name}"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from dlrm_jax.training.evaluation import evaluate
 from dlrm_jax.training.label_settings import check_label_settings
 from dlrm_jax.training.losses import own_function
 from dlrm_jax.training.measures import check_columns, measures_of
-from dlrm_jax.training.model import OF_MODELS, unread
+from dlrm_jax.training.model import OF_MODELS, model_class, unread
 from dlrm_jax.training.record import owned
 from dlrm_jax.training.sampling import log_odds_shift
 from dlrm_jax.training.saved_names import with_saved_names
@@ -102,7 +103,7 @@ class FittedModel:
                     f"split: expected the labels {', '.join(learner.labels)} of each example, got "
                     f"{examples.labels_per_example}"
                 )
-            check_labels(examples, "examples", _is_soft(self.predictor.config), learner.labels)
+            _check_labels(self.predictor.config, examples, "examples", learner.labels)
         if not len(examples):
             raise UserError("split: expected at least one example, got none")
         measure = functools.partial(measures, kept_negatives=kept)
@@ -308,17 +309,18 @@ def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, D
     check_label_settings(config, data.labels)
     unseen_ids(data, config.unseen_rate, config.seed)
     check_columns(config, data)
-    soft = _is_soft(config)
     for name, split in data.splits.items():
         check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
-        on_process_0(lambda name=name, split=split: check_labels(split, name, soft, data.labels))
+        on_process_0(lambda name=name, split=split: _check_labels(config, split, name, data.labels))
     return for_data(config, data), data
 
 
-def _is_soft(config: Config) -> bool:
-    """Whether labels may be between 0 and 1."""
-    return config.loss == "mse" or own_function(config.loss)
+def _check_labels(config: Config, split: Split, name: str, labels: Sequence[str]) -> None:
+    """Checks that the labels are those that the loss and the model take."""
+    soft = config.loss == "mse" or own_function(config.loss)
+    chained = len(labels) > 1 and model_class(config).chained_labels
+    check_labels(split, name, soft, labels, chained)
 
 
 def _read(path: Path, min_count: int, rule: str) -> Dataset:

@@ -71,8 +71,8 @@ def check_splits(config: Config, data: Dataset) -> list[str]:
     for name in ("target_auc", "patience", "plateau_factor"):
         if "validation" in absent and getattr(config, name):
             raise UserError(
-                f"{name}: expected 0 for data without examples for validation, got "
-                f"{getattr(config, name)}"
+                f"{name}: it needs examples for validation, and the data have none, got "
+                f"{getattr(config, name)}; leave it out, or prepare data with a validation split"
             )
     return absent
 

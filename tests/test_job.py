@@ -267,7 +267,7 @@ def test_a_split_without_examples(fitted):
         fitted.evaluate(none)
     with pytest.raises(UserError, match=r"^train: expected at least one example, got none"):
         dlrm_jax.fit(small(), dataclasses.replace(data_set(), train=none))
-    with pytest.raises(UserError, match=r"^target_auc: expected 0 for data without examples for v"):
+    with pytest.raises(UserError, match=r"^target_auc: it needs examples for validation, and"):
         dlrm_jax.fit(small(target_auc=0.9), dataclasses.replace(data_set(), validation=none))
     with pytest.raises(UserError, match=r"^split: expected train, .* or examples, got \[1\]"):
         inspect.unwrap(type(fitted)._examples)(fitted, [1])

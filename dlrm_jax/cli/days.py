@@ -92,7 +92,7 @@ def main() -> None:
             if done:
                 write_page(done, config, workdir)
     status(printed(done))
-    status(f"see {workdir}/days.html, days.svg, days.json; the last model: {workdir}/runs")
+    status(f"see {workdir}/days.html, days.svg, days.json; the last model: {daily.last_run}")
 
 
 def named(files: list[Path]) -> list[DayLog]:

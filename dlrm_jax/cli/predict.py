@@ -136,10 +136,11 @@ def main() -> None:
         status(f"checkpoint {checkpoint}")
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
+    if FLAGS.data:
+        check_model(checkpoint, config, FLAGS.model)
     trained = Trained(checkpoint, metadata, config, find_vocabularies(checkpoint, metadata))
     tables = table_names(trained)
     if FLAGS.data:
-        check_model(checkpoint, config, FLAGS.model)
         with creating(Path(FLAGS.output)) as path:
             predicted = predict(trained, path)
         # The file is in place: nothing about metrics can lose it.
@@ -226,7 +227,9 @@ def predict(trained: Trained, output: Path) -> PredictedLabels:
     begun = time.perf_counter()
     parts = predictions(trained, mesh)
     shift = noted_shift(trained.config, trained.metadata)
-    predicted = PredictedLabels(trained.config.labels, chosen_metrics(trained), shift)
+    chosen = chosen_metrics(trained)
+    extra = (chosen.metrics, chosen.places)
+    predicted = PredictedLabels(trained.config.labels, extra, shift, chosen.left_out)
 
     def frames() -> Iterator[pl.DataFrame]:
         for part in parts:

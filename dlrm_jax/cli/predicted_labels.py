@@ -28,6 +28,7 @@ class PredictedLabels:
         labels: names of the labels; one may have none.
         extra: metrics besides the usual ones, see `StreamedMeasures`.
         shift: number to add to each logit, see `sampling.log_odds_shift`.
+        left_out: lines on metrics that aren't computed.
 
     Attributes:
         rows: number of rows so far.
@@ -38,11 +39,12 @@ class PredictedLabels:
         labels: Sequence[str],
         extra: tuple[Sequence[ExtraMetric], Mapping[str, int]] = ((), {}),
         shift: float = 0.0,
+        left_out: Sequence[str] = (),
     ):
         self._columns = predicted_columns(labels)
         self._names = [*labels] if len(labels) > 1 else [""]
         self._metrics = [StreamedMeasures(extra, shift) for _ in self._columns]
-        self._shift, self.rows = shift, 0
+        self._shift, self._left_out, self.rows = shift, left_out, 0
 
     def add(self, part: Part) -> Iterator[pl.Series]:
         """Yields a column of probabilities for each label; counts the rows."""
@@ -73,7 +75,7 @@ class PredictedLabels:
                 ]
                 status(text_table([*self._title(""), *names], lines))
         if further:
-            status(f"the last {len(further)} needed all labelled rows in memory")
+            status(f"{', '.join(further)}: computed with all labelled rows in memory")
         for name, metrics in known.items():
             if metrics.rows < self.rows:
                 whose = f" of {name}" if name else ""
@@ -81,6 +83,8 @@ class PredictedLabels:
                     f"metrics{whose} of {metrics.rows:,} rows: the others have no label of 0 or "
                     f"1, or a weight that is no number of at least 0"
                 )
+        for line in self._left_out:
+            status(line)
         return True
 
     def _title(self, name: str) -> list[str]:

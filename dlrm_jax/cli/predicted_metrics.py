@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dlrm_jax.cli.flags import FLAGS, paths
-from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.headers import optional_columns
@@ -21,8 +20,22 @@ if TYPE_CHECKING:
     from dlrm_jax.cli.predict import Trained
 
 
-def chosen_metrics(trained: Trained) -> tuple[tuple[ExtraMetric, ...], Mapping[str, int]]:
-    """The metrics besides the usual ones, and the places of the features that they group by.
+class Chosen(NamedTuple):
+    """The metrics besides the usual ones.
+
+    Attributes:
+        metrics: the metrics.
+        places: places of the features that they group by.
+        left_out: a line for each metric of training that isn't among them: why.
+    """
+
+    metrics: tuple[ExtraMetric, ...]
+    places: Mapping[str, int]
+    left_out: list[str]
+
+
+def chosen_metrics(trained: Trained) -> Chosen:
+    """The metrics besides the usual ones.
 
     Those of ``--metrics``, or else those of training. Of the latter, functions of a user's own are
     left out, since a checkpoint may come from anybody and importing a module runs it, and what
@@ -34,7 +47,7 @@ def chosen_metrics(trained: Trained) -> tuple[tuple[ExtraMetric, ...], Mapping[s
     config, asked = trained.config, FLAGS.metrics is not None
     starts = np.cumsum([0, *config.table_bag_lengths[:-1]]).tolist()
     places = dict(zip(config.table_names, starts, strict=True))
-    there, chosen = (*places, *_groups(trained)), []
+    there, chosen, left_out = (*places, *_groups(trained)), [], []
     for metric in extra_metrics(tuple(FLAGS.metrics) if asked else config.metrics):
         why = None
         if metric.column and metric.column not in there:
@@ -44,11 +57,11 @@ def chosen_metrics(trained: Trained) -> tuple[tuple[ExtraMetric, ...], Mapping[s
         if why and asked:
             raise UserError(f"--metrics: {metric.name}: {why}; there are {', '.join(there)}")
         if why:
-            status(f"{metric.name} isn't computed: {why}")
+            left_out.append(f"{metric.name} isn't computed: {why}")
             continue
         metric.check_function()
         chosen.append(metric)
-    return tuple(chosen), places
+    return Chosen(tuple(chosen), places, left_out)
 
 
 def _groups(trained: Trained) -> list[str]:

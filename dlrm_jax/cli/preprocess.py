@@ -26,7 +26,7 @@ from dlrm_jax.cli.flags import (
     refuse_unless,
     require,
 )
-from dlrm_jax.cli.split_table import split_rule, split_table
+from dlrm_jax.cli.split_table import split_rule, split_table, unseen_by_split
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
@@ -146,8 +146,13 @@ def summarize(metadata: Metadata) -> None:
     print(text_table(("column", "rows of its table"), [*lines, ("all", f"{total:,}")]))
     if metadata.dates:
         print(f"dates from {' to '.join(metadata.dates)}")
-    print(f"--split={split_rule(metadata)}:")
+    rule = split_rule(metadata)
+    if rule.startswith("rows=") and FLAGS.split:  # of a file, the hash of its content
+        rule = f"{FLAGS.split} (content {rule.removeprefix('rows=')[:12]})"
+    print(f"--split={rule}:")
     print(text_table(*split_table(metadata)))
+    if warning := unseen_by_split(metadata):
+        print(warning)
     if metadata.skipped_lines:
         print(f"skipped {metadata.skipped_lines:,} malformed lines")
     if metadata.dropped_negatives:

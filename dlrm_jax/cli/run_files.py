@@ -38,8 +38,8 @@ def read_summary(run: Path) -> dict[str, Any] | None:
                 summary.get(name) is None or type(summary[name]) in (int, float)
                 for name in ("best_step", "examples_per_second", "teacher_auc")
             )
-            and all(_are_numbers(summary[x]) for x in _SPLITS if x in summary)
-            and all("examples" in summary[x] for x in _SPLITS if x in summary)
+            and all(map(_are_metrics, (summary[x] for x in _SPLITS if x in summary)))
+            and all(map(_are_metrics, dict(summary.get("before", {})).values()))
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _damaged(path) from error
@@ -53,6 +53,10 @@ def _damaged(path: Path) -> UserError:
         f"{path}: expected the summary that a run writes; move the file away, and run the training "
         f"again with this workdir, which writes it anew"
     )
+
+
+def _are_metrics(value: Any) -> bool:
+    return _are_numbers(value) and "examples" in value
 
 
 def _are_numbers(value: Any) -> bool:

@@ -53,9 +53,10 @@ def _overview(page: Page, numbers: _Json) -> None:
     splits = {x: summary[x] for x in ("train", "validation", "test") if x in summary}
     if "test_of_last" in summary and summary.get("best_step") not in (None, summary["steps"]):
         splits[f"test, step {summary['steps']:,}"] = summary["test_of_last"]
+    before = {f"{x}, before": found for x, found in summary.get("before", {}).items()}
     lines = {
         ", ".join(filter(None, (split, label))): found
-        for split, each in splits.items()
+        for split, each in (before | splits).items()
         for label, found in by_label(each).items()
     }
     others = [x for each in lines.values() for x in each if x not in (*METRICS, "examples")]
@@ -189,11 +190,18 @@ def _origin(page: Page, numbers: _Json) -> None:
         "checkpoint": numbers["checkpoint"],
         "data": numbers["source"],
         "fingerprint": numbers["fingerprint"],
+        "continues": _continued(numbers),
         "warm start": f"{start['source']}: {', '.join(start['names'])}" if start else "none",
         "mesh of training": numbers["mesh"],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     page.table((), list(facts.items()), texts=2)
+
+
+def _continued(numbers: _Json) -> str:
+    """The checkpoint that the run continues, and that checkpoint's step."""
+    found = numbers.get("continue_from")
+    return f"step {found['step']:,} of {found['checkpoint']}" if found else "none"
 
 
 def _norm(value: float | None) -> str:

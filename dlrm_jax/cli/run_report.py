@@ -120,6 +120,7 @@ def _of_run(run: Path, config: Config, metadata: Mapping[str, Any]) -> dict[str,
         "plan": metadata.get("plan"),
         "versions": metadata.get("versions", {}),
         "warm_start": metadata.get("warm_start"),
+        "continue_from": metadata.get("continue_from"),
         "fingerprint": metadata["identity"].get("data", "unknown"),
     }
 

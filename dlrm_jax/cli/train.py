@@ -92,7 +92,7 @@ _OF_ALL_PROCESSES = (
 
 def main() -> None:
     """Mesh, data, learner, then what `dlrm_jax.run.run` does."""
-    workdir = chosen_workdir("criteo")
+    workdir = chosen_workdir("train")
     check_flags()
     config = chosen_config(workdir)
     if FLAGS.processes > 1 and not FLAGS.coordinator:

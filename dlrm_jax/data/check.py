@@ -61,7 +61,13 @@ def check_ids(
         )
 
 
-def check_labels(split: Split, name: str, soft: bool = False, labels: Sequence[str] = ()) -> None:
+def check_labels(
+    split: Split,
+    name: str,
+    soft: bool = False,
+    labels: Sequence[str] = (),
+    chained: bool = False,
+) -> None:
     """Checks that every label is 0 or 1, and every sample weight finite and not negative.
 
     Of several labels an example may lack some, but not all.
@@ -73,12 +79,14 @@ def check_labels(split: Split, name: str, soft: bool = False, labels: Sequence[s
         name: name of the split for messages.
         soft: whether labels may be between 0 and 1.
         labels: names of the labels for messages, if there are several.
+        chained: whether each of several labels needs those before, see `Model.chained_labels`.
 
     Raises:
         UserError: a label or a weight is something else; the message names its row. Or all
             weights are 0.
     """
     first, without_weight = 0, bool(len(split))
+    broken = _BrokenChain()
     for day in split.days:
         for start in range(0, len(day), _CHUNK_ROWS):
             chunk, row = day[start : start + _CHUNK_ROWS], first + start
@@ -89,16 +97,48 @@ def check_labels(split: Split, name: str, soft: bool = False, labels: Sequence[s
                 _check_all(values, good, name, row, expected)
             else:
                 _check_several(values, good, name, row, expected, labels)
+                if chained:
+                    broken.add(values, row)
             without_weight &= weights is not None and not weights.any()
             if weights is not None:
                 # NaN isn't, either.
                 good = (weights >= 0) & (weights < np.inf)
                 _check_all(weights, good, name, row, "a finite sample weight of 0 or more")
         first += len(day)
+    broken.check(name, labels)
     if without_weight:
         raise UserError(
             f"{name}: expected an example with a weight above 0, got {first} of weight 0; correct "
             f"the weights, or leave the split empty"
+        )
+
+
+class _BrokenChain:
+    """The rows in which a label is above one before it: how many, and the first."""
+
+    def __init__(self):
+        self._rows, self._first, self._values = 0, 0, np.zeros(0)
+
+    def add(self, values: np.ndarray, first: int) -> None:
+        """Counts rows of labels, [N, H], of which the first has this number."""
+        least = np.fmin.accumulate(values, axis=1)  # of those that are there
+        broken = (values[:, 1:] > least[:, :-1]).any(axis=1)
+        if not self._rows and broken.any():
+            row = int(np.argmax(broken))
+            self._first, self._values = first + row, values[row]
+        self._rows += int(broken.sum())
+
+    def check(self, name: str, labels: Sequence[str]) -> None:
+        """Raises a `UserError` if there are any."""
+        if not self._rows:
+            return
+        names = labels or [f"label {i}" for i in range(len(self._values))]
+        got = ", ".join(f"{x} {y:g}" for x, y in zip(names, self._values, strict=True))
+        raise UserError(
+            f"{name}, row {self._first} (from 0): expected labels of which each is 0 where one "
+            f"before it is, since the model's need each other in the order {', '.join(names)}; got "
+            f"{got}, and {self._rows:,} such rows in all. Correct them, give labels in the order "
+            f"in which they happen, or train another model"
         )
 
 

@@ -66,8 +66,15 @@ def check_model(checkpoint: Path, config: Config, model: str | None) -> None:
     A checkpoint may come from anybody, and importing a module runs it.
 
     Raises:
-        UserError: the checkpoint names a class of its own and ``model`` is None, or another one.
+        UserError: the checkpoint names a class of its own and ``model`` is None, or another one;
+            or it is one of two towers.
     """
+    if ":" in config.model and "retrieval" in read_metadata(checkpoint)["identity"]:
+        raise UserError(
+            f"expected a checkpoint of a click model, but {checkpoint} is one of two towers "
+            f"(retrieval), which rank items instead of rows; see items.parquet and users.parquet "
+            f"in {checkpoint.parent.parent}"
+        )
     if model is None and ":" in config.model:
         raise UserError(
             f"checkpoint {checkpoint} names {config.model} as the class of its model. Importing it "

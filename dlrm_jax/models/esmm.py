@@ -31,6 +31,8 @@ class ESMM(Model):
         dtype: type in which the MLPs compute.
     """
 
+    chained_labels = True
+
     def __init__(
         self,
         dense_features: int,

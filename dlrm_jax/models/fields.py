@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +73,15 @@ class Model(nnx.Module):
     ``model_options``.
 
     A model with an option ``labels``, the names of the labels, takes several of them, H: it returns
-    logits [B, H] in their order, and [B] if there is one.
+    logits [B, H] in their order, and [B] if there is one. Where its class says
+    ``chained_labels = True``, each label needs those before it, as a purchase needs a click: data
+    in which a label is above an earlier one are refused.
 
     In predictions an example's logit depends on that example alone. In training there may be layers
     such as `nnx.Dropout` and `nnx.BatchNorm`, which then has statistics of the whole batch.
     """
+
+    chained_labels: ClassVar[bool] = False
 
     @staticmethod
     def reads(field: Field) -> tuple[Read, ...]:

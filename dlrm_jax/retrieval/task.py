@@ -63,6 +63,25 @@ def sides_of(data: Dataset, settings: RetrievalSettings) -> tuple[Side, Side]:
     return user, item
 
 
+def chosen_label(data: Dataset, label: str) -> tuple[str, ...]:
+    """The label that says which rows are choices: the one that is given, or the main one.
+
+    Args:
+        data: data set.
+        label: name of a label, or empty.
+
+    Returns:
+        ``labels`` of the config: empty for data with one label, if none is given.
+
+    Raises:
+        UserError: the data have no such label.
+    """
+    if label and label not in data.labels:
+        there = ", ".join(data.labels)
+        raise UserError(f"label: the data have no label {label!r}; they have {there}")
+    return (label or data.labels[0],) if len(data.labels) > 1 else ()
+
+
 def make_task(data: Dataset, settings: RetrievalSettings) -> Task:
     """Finds the columns, then the items and the positive rows.
 

@@ -133,7 +133,12 @@ def _own(text: str) -> Loss:
         ) from error
     dtype = getattr(found, "dtype", np.object_)
     if np.shape(found) != (_PROBED,) or not jnp.issubdtype(dtype, jnp.floating):
+        got = f"a {type(found).__name__}"
+        if hasattr(found, "dtype"):
+            got = f"{dtype} of shape {found.shape}"
+        if got.endswith("shape ()"):
+            got = "one for all; return them before their mean, [B]"
         raise UserError(
-            f"loss: expected {text} to return a number for each of {_PROBED} samples, got {found}"
+            f"loss: expected {text} to return a number for each of {_PROBED} samples, got {got}"
         )
     return loss

@@ -72,9 +72,15 @@ def describe(config: Config) -> Descriptions:
     placements: dict[str, str] = {}
     composers: dict[str, MakeComposer] = {}
     table_of = config.table_of
-    for name in (*optimizers, *config.frozen_tables, *placed):
-        if table_of[name] != name:
-            raise UserError(f"{name} has no tables of its own, it shares those of {table_of[name]}")
+    named = {"table_optimizers": optimizers, "frozen_tables": config.frozen_tables,
+             "placements": placed}  # fmt: skip
+    for setting, names in named.items():
+        for name in names:
+            if (owner := table_of[name]) != name:
+                raise UserError(
+                    f"{setting}: {name} has no tables of its own, it shares those of {owner}; name "
+                    f"{owner}"
+                )
     reads = model_class(config).reads
     rows = dict(zip(config.table_names, config.table_rows, strict=True))
     dims = dict(zip(rows, compressed_widths(config), strict=True))

@@ -49,7 +49,7 @@ from dlrm_jax.retrieval.model import MODEL, check_settings, config_of
 from dlrm_jax.retrieval.ranking import nearest
 from dlrm_jax.retrieval.run import run as run_retrieval
 from dlrm_jax.retrieval.settings import RetrievalSettings
-from dlrm_jax.retrieval.task import Task, make_task, sides_of
+from dlrm_jax.retrieval.task import Task, chosen_label, make_task, sides_of
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.model import unread
@@ -72,10 +72,18 @@ _READ = (
     "log_every", "eval_every", "checkpoint_every", "check_copies_every", "keep_checkpoints",
     "validation_examples", "seed", "shuffle_window",
 )  # fmt: skip
-_OF_LOG = ("user_columns", "item_columns", "user_id", "item_id", "exclude", "validation_examples")
+_OF_LOG = (
+    "user_columns", "item_columns", "user_id", "item_id", "exclude", "label", "validation_examples",
+)  # fmt: skip
 
 define_mesh()
 flags.DEFINE_string("data", None, "Directory of prepared data, or a raw Criteo file; such as log.")
+flags.DEFINE_string(
+    "label",
+    None,
+    "Label whose rows with 1 are choices, of data with several; without it, the main one; such as "
+    "purchased.",
+)
 for _field in dataclasses.fields(RetrievalSettings):
     define_field(_field, get_type_hints(RetrievalSettings)[_field.name], _field.default)
 flags.DEFINE_enum(
@@ -112,9 +120,11 @@ def main() -> None:
     check_settings(config, settings, mesh)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
     choices = None
-    if not FLAGS.data:
+    if FLAGS.data:
+        config, data = load(Path(FLAGS.data), config, settings)
+    else:
         choices = generate(FLAGS.users, FLAGS.items, KNOWN, FLAGS.seed)
-    data = as_dataset(choices, FLAGS.seed) if choices else load(Path(FLAGS.data), config, settings)
+        data = as_dataset(choices, FLAGS.seed)
     status(data.source)
     task = make_task(data, settings)
     status(describe(task))
@@ -168,13 +178,22 @@ def values_of(names: Iterable[str]) -> dict[str, Any]:
     return {x: tuple(y) if isinstance(y, list) else y for x, y in given.items()}
 
 
-def load(path: Path, config: Config, settings: RetrievalSettings) -> Dataset:
-    """The data; wrong columns of a directory are refused before its examples are read."""
+def load(path: Path, config: Config, settings: RetrievalSettings) -> tuple[Config, Dataset]:
+    """The data, and the config with the label that they are read with.
+
+    Wrong columns of a directory are refused before its examples are read.
+    """
     if not path.is_dir():
-        return load_data(config, path)[1]
+        if path.is_file():
+            refuse(["label"], "with a raw Criteo file, which has one label")
+        return config, load_data(config, path)[1]
     data = load_directory(path)
     sides_of(data, settings)
-    return load_data(config, data)[1]
+    config = dataclasses.replace(config, labels=chosen_label(data, FLAGS.label or ""))
+    if config.labels:
+        others = ", ".join(x for x in data.labels if x not in config.labels)
+        status(f"choices are the rows with {config.labels[0]}=1; --label takes {others} instead")
+    return config, load_data(config, data)[1]
 
 
 def describe(task: Task) -> str:

@@ -20,7 +20,7 @@ from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli import run_sections
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.run_files import read_lines
-from dlrm_jax.cli.run_page import by_label
+from dlrm_jax.cli.run_page import by_label, run_page
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.options import Options
@@ -198,6 +198,18 @@ def test_what_needs_the_data_is_left_out_without_them(run: Run, tmp_path: Path):
     assert numbers["tables"][0]["norms"] == run.numbers["tables"][0]["norms"]
 
 
+def test_a_run_that_continues_shows_what_it_began_with(run: Run, tmp_path: Path):
+    summary = run.numbers["summary"]
+    numbers = {**run.numbers, "data": None, "record": []}
+    numbers["summary"] = summary | {"before": {"test": summary["test"] | {"auc": 0.125}}}
+    numbers["continue_from"] = {"checkpoint": "runs/monday/checkpoints/00000007", "step": 7}
+    run_page(numbers).write(tmp_path / "page.html")
+    rows = [row for row in read(tmp_path / "page.html")[0].rows if row]
+    assert [row[0] for row in rows[1:3]] == ["test, before", "train"]
+    assert any(cell.startswith("0.125") for cell in rows[1])
+    assert ["continues", "step 7 of runs/monday/checkpoints/00000007"] in rows
+
+
 def test_a_sample_is_of_all_days(run: Run):
     rows = score(run.model.predictor, "test", run.model.data.test, [5, 6], 50)
     assert {day: x["examples"] for day, x in by_day(rows).items()} == {5: 25, 6: 25}
@@ -257,7 +269,12 @@ def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
         file.write('{"step": 1, "split": "train"}\n{"step": 1, "split": "test", "auc": "x"}\n{"st')
     assert read_lines(workdir) == run.numbers["record"]
     summary = json.loads((workdir / "summary.json").read_text())
-    for damaged in ("[", "[1]", json.dumps(summary | {"test": {"auc": "x"}})):
+    for damaged in (
+        "[",
+        "[1]",
+        json.dumps(summary | {"test": {"auc": "x"}}),
+        json.dumps(summary | {"before": {"test": {"auc": 0.5}}}),
+    ):
         (workdir / "summary.json").write_text(damaged)
         with pytest.raises(UserError, match=r"summary\.json: expected the summary that a run"):
             write(workdir, None)

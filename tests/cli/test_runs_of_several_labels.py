@@ -168,6 +168,8 @@ def test_a_column_of_each_label(
          "labels clicked, purchased, got 3"),
         ({"best_metric": "bought/auc"}, "best_metric: expected one of auc, .*purchased/auc, "),
         ({"labels": ("clicked",)}, "label_weights: it has no effect with the one label cl"),
+        ({"labels": ("purchased", "clicked"), "best_metric": "auc"}, r"train, row \d+ \(from 0\): "
+         "expected labels .* got purchased 0, clicked 1, and .* such rows in all"),
         ({"labels": ("sold",)}, "labels: the data have no label 'sold'"),
         ({"labels": ("purchased",), "label_weights": (), "best_metric": "auc"},
          r"row \d+ .*: expected label 0 or 1, got nan"),
@@ -185,7 +187,12 @@ def test_one_of_the_labels(prepared: Path):
     one, data = load_data(config, prepared)
     assert one.labels == data.labels == ("clicked",)
     np.testing.assert_array_equal(data.train.labels, load_directory(prepared).train.labels[:, 0])
-    both = dataclasses.replace(CONFIG, labels=("purchased", "clicked"), best_metric="clicked/auc")
+    both = dataclasses.replace(
+        CONFIG,
+        model="shared_bottom",
+        labels=("purchased", "clicked"),
+        best_metric="clicked/auc",
+    )
     assert load_data(both, prepared)[1].test.labels_per_example == 2
 
 

@@ -148,10 +148,14 @@ def test_predict_without_the_columns(program, fitted, prepared, log, tmp_path, c
     frame.drop("w", "request").write_parquet(tmp_path / "log.parquet")
     predict(program, prepared, tmp_path / "log.parquet", f"--output={tmp_path}/p.csv")
     lines = capsys.readouterr().out.splitlines()
-    assert "gauc:request isn't computed: the rows have no column 'request'" in lines[0]
+    assert "gauc:request isn't computed: the rows have no column 'request'" in lines[-1]
     logits = np.log(p / (1 - p)).astype(np.float32)
     plain = binary_metrics(logits, frame["click"].to_numpy().astype(float))
-    assert lines[4].split() == [f"{plain[x]:.5f}" for x in METRICS]
+    assert lines[3].split() == [f"{plain[x]:.5f}" for x in METRICS]
+    frame.drop("click", "request").write_parquet(tmp_path / "log.parquet")
+    cli_flags.FLAGS.output = f"{tmp_path}/q.csv"
+    program.main()
+    assert "isn't computed" not in capsys.readouterr().out
 
 
 @PREDICT

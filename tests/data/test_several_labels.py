@@ -115,6 +115,16 @@ def test_a_damaged_label_is_named():
         check_labels(split([0, 1]), "train", labels=names)
     with pytest.raises(UserError, match=r"row 1 .*one of the labels clicked, purchased, got nan"):
         check_labels(split([0, 2]), "train", labels=names)
+    labels = np.array([[1, 0], [0, np.nan], [0, 1], [np.nan, 1], [0, 1], [1, 1]], np.float32)
+    check_labels(split([*range(6)]), "train", labels=names)
+    check_labels(split([0, 1, 3, 5]), "train", labels=names, chained=True)
+    broken = r"^train, row 1 .* got clicked 0, purchased 1, and 2 such rows in all"
+    with pytest.raises(UserError, match=broken):
+        check_labels(split([1, 2, 3, 4]), "train", labels=names, chained=True)
+    labels = np.array([[0, np.nan, 1]], np.float32)
+    with pytest.raises(UserError, match="got label 0 0, label 1 nan, label 2 1, and 1 such rows"):
+        check_labels(split([0]), "train", chained=True)
+    labels = np.array([[0, 1]], np.float32)
     one = split([0])
     data = Dataset(one, one, one, (1,), (1,), "f", "drawn", labels=names)
     assert with_labels(data, ["purchased"]).train.labels.tolist() == [1]

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from criteo_lines import ids_of, text
 
+from dlrm_jax.cli.split_table import unseen_by_split
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.given_split import read_split
 from dlrm_jax.data.preprocessing import day_arrays, encoding, freshness, sources
@@ -196,6 +197,7 @@ def test_criteos_columns_split_rows_too(tmp_path):
     path.write_text(text(70))
     metadata = preprocess([path], tmp_path / "out", Options(split="user=C1:0.3,0.3", seed=2))
     assert metadata.days == [70]
+    assert "C1 is a categorical feature: no training row has" in str(unseen_by_split(metadata))
     data = load_directory(tmp_path / "out")
     assert sum(map(len, data.splits.values())) == 70
     for name in ("validation", "test"):

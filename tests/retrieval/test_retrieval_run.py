@@ -17,6 +17,8 @@ from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.loading import load_trained
+from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.retrieval.model import MODEL, config_of
 from dlrm_jax.retrieval.run import Outcome, run
@@ -136,6 +138,12 @@ def test_files_have_the_values_of_the_log(task: Task, workdir: Path):
     users = pl.read_parquet(workdir / "users.parquet")
     assert users.columns == ["user", "vector"]
     assert sorted(users["user"]) == sorted(frame["user"].unique())
+
+
+def test_it_is_no_click_model(workdir: Path):
+    for model in (None, MODEL):
+        with pytest.raises(UserError, match=r"one of two towers .*see items\.parquet and users"):
+            load_trained(find_checkpoint(workdir), make_mesh("1x1"), 64, model)
 
 
 def test_users_are_near_to_items_of_their_parity(workdir: Path):

@@ -13,7 +13,7 @@ from dlrm_jax.data.arrays import Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.retrieval.batches import RetrievalBatches
 from dlrm_jax.retrieval.items import find_items
-from dlrm_jax.retrieval.task import Task, make_task, sides_of
+from dlrm_jax.retrieval.task import Task, chosen_label, make_task, sides_of
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,17 @@ def test_more_items_are_asked_for_than_there_are():
     with pytest.raises(UserError) as raised:
         small_log.task(dataclasses.replace(SETTINGS, recall_at=(2, 11)))
     assert str(raised.value) == "recall_at: 11 is more than the 10 items of the training rows"
+
+
+def test_one_of_several_labels():
+    data = small_log.dataset()
+    assert chosen_label(data, "") == chosen_label(data, "label") == ()
+    several = dataclasses.replace(data)
+    object.__setattr__(several, "labels", ("clicked", "purchased"))
+    assert chosen_label(several, "") == ("clicked",)
+    assert chosen_label(several, "purchased") == ("purchased",)
+    with pytest.raises(UserError, match="label: the data have no label 'sold'; they have clicked"):
+        chosen_label(several, "sold")
 
 
 def test_no_positive_rows():

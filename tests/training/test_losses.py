@@ -67,9 +67,9 @@ REFUSED = {
     "focal:2:0.5:1": "such as focal:2:0.25",
     "focal:x": "got 'focal:x'",
     "pairwise": "loss: pairwise needs the column",
-    "no_module:f": "loss: can't import",
-    "own_losses:mean": "a number for each of 4 samples",
-    "own_losses:whole": "a number for each of 4 samples",
+    "no_module:f": "loss: can't import .*; no_module.py must be in the dir.* PYTHONPATH",
+    "own_losses:mean": "for each of 4 samples, got one for all; return them before their mean",
+    "own_losses:whole": r"for each of 4 samples, got int32 of shape \(4,\)",
     "own_losses:wrong": "failed with the logits and labels of 4 samples",
 }
 

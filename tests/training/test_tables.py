@@ -181,7 +181,7 @@ def test_what_is_said_of_a_feature_holds_of_all_its_tables():
         ({"shared_tables": ("C3=C9",)}, "got 'C9'"),
         ({"table_rows": (9, 9, 9), "shared_tables": ("C3=C2", "C2=C1")}, "got 'C2'"),
         ({"table_rows": (9, 9, 9), "shared_tables": ("C3=C2",), "frozen_tables": ("C3",)},
-         "C3 has no tables of its own"),
+         "frozen_tables: C3 has no tables of its own, it shares those of C2; name C2"),
         ({"features": ("a", "a.weight", "b"), "model": "fm"},
          "'a' and 'a.weight' would both have a table 'a.weight'"),
         ({"features": ("a", "b", "c"), "frozen_tables": ("C2",)},
