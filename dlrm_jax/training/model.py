@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.models.mlp import regularize_mlps
 from dlrm_jax.models.numeric import NumericEmbedding, numeric_fields
 from dlrm_jax.models.zoo import MODELS
+from dlrm_jax.training.named_functions import imported
 
 _GIVEN = ("self", "dense_features", "fields", "rngs", "dtype", "param_dtype")
 
@@ -40,17 +40,13 @@ def model_class(config: Config) -> type[Model]:
     Raises:
         UserError: there is no such class.
     """
-    module, separator, name = config.model.partition(":")
-    if not separator:
+    if ":" not in config.model:
         if config.model not in MODELS:
             raise UserError(
                 f"model: expected one of {', '.join(MODELS)}, or MODULE:CLASS; got {config.model!r}"
             )
         return MODELS[config.model]
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"model: can't import {config.model!r}: {error}") from error
+    found = imported("model", config.model)
     if not (isinstance(found, type) and issubclass(found, Model)):
         raise UserError(f"model: expected a subclass of dlrm_jax.models.fields.Model, got {found}")
     return found
