@@ -156,7 +156,7 @@ def test_names_of_features(names: tuple[str, ...], message: str):
 
 
 def test_labels_are_named_once():
-    with pytest.raises(UserError, match="^labels: 'a' is there twice; name each"):
+    with pytest.raises(UserError, match=r"^labels: 'a' is there twice; name each once$"):
         Config(labels=("a", "a"))
 
 

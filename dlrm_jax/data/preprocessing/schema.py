@@ -81,9 +81,8 @@ class Schema:
                 raise UserError(f"schema: {field} must be a list, got {getattr(self, field)!r}")
         lists = {"label": self.labels, "categorical": self.categorical, "dense": self.dense}
         for field, each in (lists | {"groups": self.groups}).items():
-            for name in each:
-                if not name or not isinstance(name, str):
-                    raise UserError(f"schema: {field}: expected names of columns, got {name!r}")
+            if "" in each:
+                raise UserError(f"schema: {field}: expected names of columns, got ''")
         for field in ("weight", "timestamp"):
             if getattr(self, field) == "":
                 raise UserError(f"schema: {field}: expected one name, got ''")
@@ -244,8 +243,9 @@ class Schema:
         given: dict[str, Any] = dict(fields)
         for field in ("label", "weight", "timestamp", "categorical", "dense", "groups"):
             value = given.get(field)
+            kind = str if isinstance(value, list) else str | None
             for name in value if isinstance(value, list) else [value]:
-                if not isinstance(name, str | None):
+                if not isinstance(name, kind):
                     raise UserError(f"schema: {field}: expected names of columns, got {name!r}")
         if isinstance(given.get("label"), list):
             names = tuple(given["label"])
