@@ -29,7 +29,7 @@ def check_names(field: str, names: Sequence[str], count: int) -> None:
         if not (name and name.isprintable()):
             raise UserError(f"{field}: expected names of printable characters, got {name!r}")
         if names.count(name) > 1:
-            raise UserError(f"{field}: {name!r} is there twice; each feature has a name of its own")
+            raise UserError(f"{field}: {name!r} is there twice; name each once")
 
 
 def file_name(name: str) -> str:

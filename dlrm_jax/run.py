@@ -157,7 +157,14 @@ def run(
                 return Outcome(
                     state, {"steps": of_training["steps"], "validation": noted["validation"]}
                 )
-            if checkpoints and checkpoints.best() not in (None, int(state.step)):
+            chosen = checkpoints and checkpoints.best()
+            if checkpoints and chosen is None and noted["validation"]:
+                found = noted["validation"].get(config.best_metric)
+                say(
+                    f"warning: {config.best_metric} is {found} in validation; no checkpoint is the "
+                    f"best, the last counts"
+                )
+            if checkpoints and chosen not in (None, int(state.step)):
                 if "test" not in absent:
                     metrics["test_of_last"] = metrics_of(state, data.test, "test")
                     train.record(int(state.step), "test_of_last", metrics["test_of_last"])

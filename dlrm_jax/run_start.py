@@ -59,6 +59,9 @@ class Options:
     watch: Callable[[int, Metrics], None] | None = None
 
 
+_WITHOUT_VALIDATION = Config()
+
+
 def check_splits(config: Config, data: Dataset) -> list[str]:
     """The splits without examples: validation, test, both or neither.
 
@@ -68,13 +71,24 @@ def check_splits(config: Config, data: Dataset) -> list[str]:
     absent = [name for name, split in data.splits.items() if not len(split)]
     if "train" in absent:
         raise UserError("train: expected at least one example, got none")
-    for name in ("target_auc", "patience", "plateau_factor"):
-        if "validation" in absent and getattr(config, name):
-            raise UserError(
-                f"{name}: it needs examples for validation, and the data have none, got "
-                f"{getattr(config, name)}; leave it out, or prepare data with a validation split"
-            )
+    if "validation" in absent:
+        check_unvalidated(config)
     return absent
+
+
+def check_unvalidated(config: Config) -> None:
+    """Checks that nothing in the config needs examples for validation.
+
+    Raises:
+        UserError: something does.
+    """
+    for name in ("target_auc", "patience", "plateau_factor", "best_metric"):
+        found, without = getattr(config, name), getattr(_WITHOUT_VALIDATION, name)
+        if found != without:
+            raise UserError(
+                f"{name}: it needs examples for validation, and the data have none, got {found}; leave "
+                f"it out, or prepare data with a validation split"
+            )
 
 
 def kernels_of(learner: Learner) -> dict[str, Any]:

@@ -155,6 +155,11 @@ def test_names_of_features(names: tuple[str, ...], message: str):
         Config(table_rows=(5, 6), features=names)
 
 
+def test_labels_are_named_once():
+    with pytest.raises(UserError, match=r"^labels: 'a' is there twice; name each once$"):
+        Config(labels=("a", "a"))
+
+
 def test_one_bag_length_is_for_every_table():
     assert Config(table_rows=(5, 6), bag_lengths=(3,)).table_bag_lengths == (3, 3)
     assert Config(table_rows=(5, 6), bag_lengths=(3, 1)).table_bag_lengths == (3, 1)

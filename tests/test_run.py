@@ -18,8 +18,10 @@ from saved_run import CONFIG, examples
 import dlrm_jax.run as module
 from dlrm_jax import run_training
 from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, Outcome
+from dlrm_jax.run_start import check_splits
 from dlrm_jax.training import checkpoint, serialization
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner
@@ -176,3 +178,30 @@ def test_a_sample_of_a_large_validation_split(tmp_path: Path, monkeypatch: pytes
     ]  # fmt: skip
     assert outcome.summary["validation"]["examples"] == 90
     assert outcome.noted["validation"]["examples"] == 10, "to compare with, if the run goes on"
+
+
+def test_a_metric_that_is_not_a_number_chooses_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = Script(monkeypatch, {1: float("nan")})
+    assert script.run(tmp_path, steps=1).summary["best_step"] is None
+    assert [line for line in script.said if "the best" in line] == [
+        "warning: auc is nan in validation; no checkpoint is the best, the last counts"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"best_metric": "log_loss"}, "best_metric: expected auc for data without .* got log_loss"),
+        (
+            {"patience": 3},
+            "patience: it needs examples for validation, and the data have none, got 3",
+        ),
+    ],
+)
+def test_settings_that_need_validation(changes: dict[str, Any], message: str):
+    data = dataclasses.replace(DATA, validation=DATA.validation[:0])
+    assert check_splits(CONFIG, data) == ["validation"]
+    with pytest.raises(UserError, match=message):
+        check_splits(dataclasses.replace(CONFIG, **changes), data)

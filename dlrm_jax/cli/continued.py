@@ -12,7 +12,7 @@ from dlrm_jax.cli.config_flags import overridden_saved
 from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.config import MAY_CHANGE, Config
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.loading import check_model
+from dlrm_jax.inference.loading import check_functions, check_model
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.job import is_new
 from dlrm_jax.run_continued import check_data, verdict
@@ -73,6 +73,7 @@ def continued_config(workdir: Path) -> Config:
     check_data(Path(FLAGS.data), checkpoint, metadata)
     if FLAGS.model is None:
         check_model(checkpoint, saved, None)
+    check_functions(checkpoint, saved, FLAGS.loss, FLAGS.metrics)
     if FLAGS.epochs is not None and FLAGS.steps is None:
         saved = dataclasses.replace(saved, steps=0)  # the flag says the length in another unit
     if FLAGS.min_count is None:  # of the preparation of a raw file

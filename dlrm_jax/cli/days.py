@@ -32,7 +32,9 @@ from dlrm_jax.data.preprocessing.log_by_date import by_date
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.errors import UserError
+from dlrm_jax.run_start import check_unvalidated
 from dlrm_jax.training.build import check_config
+from dlrm_jax.training.measures import check_grouping
 from dlrm_jax.training.record import owned
 
 _WITHOUT_VALIDATION = "it needs validation, and a day has none: all of its rows train"
@@ -41,6 +43,7 @@ define_run_flags(
     default_preset="small",
     without={
         "plan": "the tables grow from day to day; give --placements",
+        "best_metric": _WITHOUT_VALIDATION,
         "target_auc": _WITHOUT_VALIDATION,
         "patience": _WITHOUT_VALIDATION,
         "plateau_factor": _WITHOUT_VALIDATION,
@@ -74,6 +77,9 @@ def main() -> None:
     workdir, given = Path(FLAGS.workdir), paths("input")
     check_replaced(workdir)
     schema = Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO
+    # Before a day is prepared, and also where all days are done.
+    check_unvalidated(config)
+    check_grouping(config, schema.categorical, schema.groups)
     preparation = Preparation(schema, min_count=config.min_count, max_rows=FLAGS.max_rows)
     mesh = start(FLAGS.mesh)
     check_read([config])

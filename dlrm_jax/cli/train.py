@@ -38,7 +38,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import DamagedCheckpointError, UserError
-from dlrm_jax.inference.loading import check_model
+from dlrm_jax.inference.loading import check_functions, check_model
 from dlrm_jax.job import check_effects, is_new, load_data
 from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options
@@ -173,6 +173,7 @@ def evaluated(workdir: Path) -> Config:
             )
         if FLAGS.model is None:
             check_model(checkpoint, saved, None)
+        check_functions(checkpoint, saved, FLAGS.loss, FLAGS.metrics)
         return overridden_saved(saved, checkpoint, data_decide=bool(FLAGS.data))
     raise damage
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int64
@@ -41,23 +41,25 @@ def _column(ids: np.ndarray | HStacked, place: int) -> Int64[np.ndarray, " N"]:
     raise IndexError(place)
 
 
-def check_column(field: str, item: str, column: str, data: Dataset) -> None:
+def check_column(
+    field: str, item: str, column: str, columns: Sequence[str], groups: Sequence[str]
+) -> None:
     """Checks that data have a column to group by.
 
     Args:
         field: field of the config, for messages.
         item: item of the field, for messages.
         column: the column.
-        data: data set.
+        columns: categorical features of the data.
+        groups: columns of the schema's ``groups``.
 
     Raises:
         UserError: they don't.
     """
-    groups = list(data.train.days[0].groups)
-    if column not in (*data.columns, *groups):
+    if column not in (*columns, *groups):
         raise UserError(
             f"{field}: {item} groups by {column!r}, which is neither a categorical feature "
-            f"({', '.join(data.columns)}) nor one of the schema's groups "
+            f"({', '.join(columns)}) nor one of the schema's groups "
             f"({', '.join(groups) or 'there are none'}); name the column in the schema's groups "
             f"and prepare the data again"
         )

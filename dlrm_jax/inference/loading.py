@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,9 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checksums import LoadedSums
+from dlrm_jax.training.extra_metrics import extra_metrics
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.losses import own_function
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.orbax_io import release_memory
 from dlrm_jax.training.sampling import noted_shift
@@ -82,6 +85,34 @@ def check_model(checkpoint: Path, config: Config, model: str | None) -> None:
         )
     if model not in (None, config.model):
         raise UserError(f"model: checkpoint {checkpoint} names {config.model!r}, got {model!r}")
+
+
+def check_functions(
+    checkpoint: Path, config: Config, loss: str | None, metrics: Sequence[str] | None
+) -> None:
+    """Checks that the user names the functions that training or evaluation would import.
+
+    Args:
+        checkpoint: directory of the checkpoint, for messages.
+        config: config of the checkpoint.
+        loss: loss that the user gives in place of the checkpoint's; None if there is none.
+        metrics: metrics in place of the checkpoint's; None if there are none.
+
+    Raises:
+        UserError: the checkpoint names a function, and the user gives nothing in its place.
+    """
+    trust = "Importing it runs code: if you trust that code, name it"
+    if loss is None and own_function(config.loss):
+        raise UserError(
+            f"checkpoint {checkpoint} names {config.loss} as its loss. {trust} as loss "
+            f"(--loss={config.loss})"
+        )
+    own = [each.name for each in extra_metrics(config.metrics) if each.function]
+    if metrics is None and own:
+        raise UserError(
+            f"checkpoint {checkpoint} names {own[0]} among its metrics. {trust} in metrics "
+            f"(--metrics={','.join(config.metrics)})"
+        )
 
 
 def _for_prediction(config: Config, batch_size: int) -> Config:

@@ -78,7 +78,7 @@ def make_loss(text: str) -> Loss | RankingLoss:
                 f"{kind}:request; got {text!r}"
             )
         return RANKING_LOSSES[kind](argument)
-    if not separator or not argument:
+    if not own_function(text) or not argument:
         raise UserError(
             f"loss: expected {', '.join(LOSSES)}, focal, focal:GAMMA:ALPHA, pairwise:COLUMN, "
             f"listwise:COLUMN or MODULE:FUNCTION; got {text!r}"

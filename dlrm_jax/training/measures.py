@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,16 +141,26 @@ def choosing_metrics(config: Config) -> list[str]:
 
 
 def check_columns(config: Config, data: Dataset) -> None:
-    """Checks that data have the columns that metrics and loss group by.
+    """Checks that data have the columns that metrics and loss group by; see `check_grouping`."""
+    check_grouping(config, data.columns, list(data.train.days[0].groups))
+
+
+def check_grouping(config: Config, columns: Sequence[str], groups: Sequence[str]) -> None:
+    """Checks that metrics and loss group by columns that are there.
+
+    Args:
+        config: config of the run.
+        columns: categorical features of the data.
+        groups: columns of the schema's ``groups``.
 
     Raises:
-        UserError: they haven't; the message names the field.
+        UserError: one isn't; the message names the field.
     """
     for metric in extra_metrics(config.metrics):
         if metric.column:
-            check_column("metrics", metric.name, metric.column, data)
+            check_column("metrics", metric.name, metric.column, columns, groups)
     if column := group_column(config.loss):
-        check_column("loss", config.loss, column, data)
+        check_column("loss", config.loss, column, columns, groups)
 
 
 def measures_of(config: Config, data: Dataset) -> Measures:

@@ -1,8 +1,9 @@
-"""What a setting names of a user's own code, as MODULE:NAME."""
+"""Functions and classes of a user's own that a setting names, as MODULE:NAME."""
 
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ def imported(field: str, text: str) -> Any:
         text: the name.
 
     Raises:
-        UserError: it can't be imported.
+        UserError: it can't be imported, whatever the module does instead.
     """
     module, _, name = text.partition(":")
     try:
@@ -46,3 +47,8 @@ def imported(field: str, text: str) -> Any:
                 f"one of PYTHONPATH"
             )
         raise UserError(f"{field}: can't import {text!r}: {error}{where}") from error
+    except (Exception, SystemExit) as error:  # a script without a main guard may exit
+        kind, frame = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1]
+        # The text of a SyntaxError names its line itself.
+        place = "" if isinstance(error, SyntaxError) else f" ({frame.filename}:{frame.lineno})"
+        raise UserError(f"{field}: can't import {text!r}: {kind}: {error}{place}") from error

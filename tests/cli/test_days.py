@@ -25,6 +25,10 @@ DAYS = pytest.mark.parametrize("program", ["dlrm_jax.cli.days"], indirect=True)
         ("--input={log},gone --workdir=w", "--input: there is no gone"),
         ("--input={log} --workdir=w --config={config}", "config file .*: table_rows has no effect "
          "with --input: the data decide"),
+        ("--input={log} --workdir=w --best_metric=log_loss", "--best_metric has no effect: it nee"),
+        ("--input={log} --workdir=w --preset=ctr_x1", "patience: expected 0 for data without exam"),
+        ("--input={log} --workdir=w --metrics=gauc:nope", "metrics: gauc:nope groups by 'nope'"),
+        ("--input={log} --workdir=w --loss=pairwise:nope", "loss: pairwise:nope groups by 'nope'"),
     ],
 )  # fmt: skip
 def test_what_is_refused(program: ModuleType, flags: str, message: str, tmp_path: Path):

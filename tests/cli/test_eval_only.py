@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -62,6 +64,40 @@ def test_what_contradicts_it_is_refused(program: ModuleType, given: list[str], m
 def test_data_are_asked_for(program: ModuleType):
     with pytest.raises(UserError, match="00000006 wasn't trained on what its config generates; gi"):
         config(program, data="--mesh=1x1")
+
+
+@TRAIN
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "mine:loss"}, r"names mine:loss as its loss\. .* \(--loss=mine:loss\)"),
+        (
+            {"metrics": ("gauc:C1", "mine:f:max")},
+            r"names mine:f:max among its metrics\. .* \(--metrics=gauc:C1,mine:f:max\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--eval_only --workdir={}", "--continue_from={} --workdir=new"])
+def test_functions_of_a_checkpoint_that_would_be_imported(
+    program: ModuleType, flag: str, change: dict[str, Any], message: str, tmp_path: Path
+):
+    shutil.copytree(CHECKPOINT, tmp_path / "checkpoints" / CHECKPOINT.name)
+    path = tmp_path / "checkpoints" / CHECKPOINT.name / "metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["config"] |= change
+    path.write_text(json.dumps(metadata))
+    given = ["train", f"--data={WORKDIR.parent / 'data'}", *flag.format(tmp_path).split()]
+
+    def chosen(*further: str) -> Config:
+        cli_flags.parse([*given, *further])
+        program.check_flags()
+        return program.chosen_config(Path(program.FLAGS.workdir))
+
+    with pytest.raises(UserError, match=message):
+        chosen()
+    name, value = next(iter(change.items()))
+    text = value if isinstance(value, str) else ",".join(value)
+    assert getattr(chosen(f"--{name}={text}"), name) == value
 
 
 @TRAIN

@@ -121,6 +121,12 @@ def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
         ({"label": ["y", "\n"], "categorical": ["a"]}, "schema: label: "),
         ({"label": "y", "categorical": ["a"], "bag_lengths": {"a": True}}, "from 1 to 65536"),
         ({"label": "y", "categorical": ["a"], "bag_lengths": {"a": 10**12}}, "from 1 to 65536"),
+        ({"label": "y", "categorical": ["a"], "groups": [None]}, "groups: .* got None"),
+        ({"label": "y", "categorical": ["a"], "groups": [""]}, "groups: .* got ''"),
+        ({"label": "y", "categorical": ["a"], "dense": [None]}, "dense: .* got None"),
+        ({"label": "y", "categorical": ["a"], "dense": [""]}, "dense: .* got ''"),
+        ({"label": ["y", None], "categorical": ["a"]}, "label: .* got None"),
+        ({"label": "", "categorical": ["a"]}, "label: .* got ''"),
         ({"label": "y", "categorical": ["a", 3]}, "categorical: expected names of columns, got 3"),
         (
             {"label": "y", "categorical": ["a"], "weight": ["w"]},

@@ -66,6 +66,7 @@ REFUSED = {
     "focal:2:1": "an ALPHA between 0 and 1",
     "focal:2:0.5:1": "such as focal:2:0.25",
     "focal:x": "got 'focal:x'",
+    "bce:0.5": "loss: expected bce, mse, focal, .* got 'bce:0.5'",
     "pairwise": "loss: pairwise needs the column",
     "no_module:f": "loss: can't import .*; no_module.py must be in the dir.* PYTHONPATH",
     "own_losses:mean": "for each of 4 samples, got one for all; return them before their mean",

@@ -53,7 +53,7 @@ class Schema:
         header: names of all columns of CSV files, if they have no header line; empty if they have.
 
     Raises:
-        UserError: there is no categorical column, or one is named twice.
+        UserError: there is no categorical column, one is named twice, or a name is empty.
     """
 
     label: str | tuple[str, ...]
@@ -79,6 +79,10 @@ class Schema:
         for field in ("categorical", "dense", "groups"):
             if not isinstance(getattr(self, field), tuple):
                 raise UserError(f"schema: {field} must be a list, got {getattr(self, field)!r}")
+        lists = {"label": self.labels, "categorical": self.categorical, "dense": self.dense}
+        for field, each in (lists | {"groups": self.groups}).items():
+            if "" in each:
+                raise UserError(f"schema: {field}: expected names of columns, got ''")
         for field in ("weight", "timestamp"):
             if getattr(self, field) == "":
                 raise UserError(f"schema: {field}: expected one name, got ''")
@@ -239,8 +243,9 @@ class Schema:
         given: dict[str, Any] = dict(fields)
         for field in ("label", "weight", "timestamp", "categorical", "dense", "groups"):
             value = given.get(field)
+            kind = str if isinstance(value, list) else str | None
             for name in value if isinstance(value, list) else [value]:
-                if not isinstance(name, str | None):
+                if not isinstance(name, kind):
                     raise UserError(f"schema: {field}: expected names of columns, got {name!r}")
         if isinstance(given.get("label"), list):
             names = tuple(given["label"])
