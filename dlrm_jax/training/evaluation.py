@@ -21,6 +21,8 @@ Measure = Callable[[np.ndarray, Split], dict[str, float | int]]
 
 _USUAL = Measures()
 
+_ANY_ROWS = 1 << 16
+
 
 def predictions(
     learner: Learner,
@@ -36,6 +38,7 @@ def predictions(
     ``as_ids`` gives the ids that a model reads, see `evaluate`.
     """
     left = len(split)
+    batch_size = limited(batch_size, left, learner.mesh.size)
     own = evaluation_batches(split, batch_size, jax.process_index(), jax.process_count())
     own = (batch._replace(ids=as_ids(batch.ids)) for batch in own)
     with Prefetch(own, learner.put_evaluation) as batches:
@@ -44,6 +47,21 @@ def predictions(
             check()
             yield logits[:left]  # the last batch is filled up
             left -= len(logits)
+
+
+def limited(batch_size: int, rows: int, devices: int) -> int:
+    """The number of examples predicted at a time: not many more than there are.
+
+    The last batch is filled up, so a batch far larger than the data would take memory for nothing.
+    Up to `_ANY_ROWS`, it stays as it is: then one compiled program serves all numbers of rows.
+
+    Args:
+        batch_size: greatest number, which the devices divide.
+        rows: number of examples.
+        devices: number of devices.
+    """
+    enough = max(_ANY_ROWS, 1 << max(rows - 1, 0).bit_length())
+    return min(batch_size, -(-enough // devices) * devices)
 
 
 def read_behind(outputs: Iterable[jax.Array], ahead: int) -> Iterator[np.ndarray]:
@@ -75,7 +93,7 @@ def evaluate(
         predict: result of `make_predict`.
         state: state to evaluate.
         split: examples.
-        batch_size: number of examples predicted at a time.
+        batch_size: most examples predicted at a time.
         measures: function of all logits and the examples that gives the metrics.
         as_ids: function of ids that gives those which the model reads in their place, such as
             `EarlierIds`.

@@ -19,7 +19,7 @@ from dlrm_jax.inference.loading import _for_prediction
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.saved_config import trained_config
-from dlrm_jax.training.evaluation import predictions
+from dlrm_jax.training.evaluation import limited, predictions
 from dlrm_jax.training.step import make_predict
 
 ROWS = 200  # three batches of 64, and one that isn't full
@@ -156,3 +156,13 @@ def test_every_field_comes_back():
 def test_kernels_of_training_needn_t_be_built_here():
     for kernels, expected in (("native", "auto"), ("auto", "auto"), ("jax", "jax")):
         assert _for_prediction(dataclasses.replace(CONFIG, kernels=kernels), 8).kernels == expected
+
+
+def test_a_batch_size_beyond_the_rows_is_cut():
+    """Memory is that of the rows; up to 65,536, the same program serves any number of them."""
+    assert limited(8192, 306, 8) == 8192
+    assert limited(10**9, 306, 8) == 65_536
+    assert limited(10**9, 0, 3) == 65_538, "which the mesh divides"
+    assert limited(10**9, 70_000, 8) == 131_072
+    assert limited(100_000, 70_000, 8) == 100_000
+    assert limited(100_000, 10**9, 8) == 100_000
