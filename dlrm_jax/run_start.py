@@ -86,8 +86,8 @@ def check_unvalidated(config: Config) -> None:
         found, without = getattr(config, name), getattr(_WITHOUT_VALIDATION, name)
         if found != without:
             raise UserError(
-                f"{name}: it needs examples for validation, and the data have none, got {found}; leave "
-                f"it out, or prepare data with a validation split"
+                f"{name}: it needs examples for validation, and the data have none, got {found}; "
+                f"leave it out, or prepare data with a validation split"
             )
 
 
