@@ -216,7 +216,7 @@ def _exchanged(program: str, values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _on_one_device_each(program: str) -> tuple[NamedSharding, jax.stages.Wrapped]:
-    first: dict[int, jax.Device] = {}
+    first: dict[int, Any] = {}
     for device in jax.devices():
         first.setdefault(device.process_index, device)
     mesh = Mesh(np.array([first[i] for i in sorted(first)]), ("processes",))
