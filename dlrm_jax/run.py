@@ -81,7 +81,8 @@ def run(
         UserError: see `check_splits`, `train`, `Checkpoints` and `warm_start`.
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
-    absent = check_splits(config, data)
+    inherited = bool(options.continue_from or options.evaluate_only)
+    absent = check_splits(config, data, inherited)
     if absent:
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):

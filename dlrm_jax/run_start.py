@@ -62,8 +62,14 @@ class Options:
 _WITHOUT_VALIDATION = Config()
 
 
-def check_splits(config: Config, data: Dataset) -> list[str]:
+def check_splits(config: Config, data: Dataset, inherited: bool = False) -> list[str]:
     """The splits without examples: validation, test, both or neither.
+
+    Args:
+        config: config of the run.
+        data: data set.
+        inherited: whether the config is that of a checkpoint. Its ``best_metric`` may have been
+            chosen for other data, and counts no more.
 
     Raises:
         UserError: there are none for training, or the config needs those for validation.
@@ -72,7 +78,8 @@ def check_splits(config: Config, data: Dataset) -> list[str]:
     if "train" in absent:
         raise UserError("train: expected at least one example, got none")
     if "validation" in absent:
-        check_unvalidated(config)
+        auc = dataclasses.replace(config, best_metric="auc")
+        check_unvalidated(auc if inherited else config)
     return absent
 
 

@@ -202,3 +202,5 @@ def test_settings_that_need_validation(changes: dict[str, Any], message: str):
     assert check_splits(CONFIG, data) == ["validation"]
     with pytest.raises(UserError, match=message):
         check_splits(dataclasses.replace(CONFIG, **changes), data)
+    by_loss = dataclasses.replace(CONFIG, best_metric="log_loss")
+    assert check_splits(by_loss, data, inherited=True) == ["validation"], "of the run before"
