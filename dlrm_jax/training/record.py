@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import locked, write_text
+from dlrm_jax.files import locked, read_json, write_text
 from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.retention import check_path
 
@@ -32,7 +32,7 @@ def owned(workdir: Path) -> Iterator[Path]:
 
     Raises:
         UserError: another run has locked it, it can't be made, a process doesn't see it, its path
-            isn't one that checkpoints can have, or prepared data are in it.
+            isn't one that checkpoints can have, or prepared data or a user's own files are in it.
     """
     with ExitStack() as stack:
         on_process_0(lambda: _own(workdir, stack))
@@ -49,6 +49,7 @@ def _own(workdir: Path, stack: ExitStack) -> None:
         check_path(workdir)
         _check_no_data(workdir)
         stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
+        _check_results(workdir)
     except FileExistsError as error:
         found = "a file" if workdir.exists() else "a link to nothing"
         raise UserError(
@@ -56,6 +57,28 @@ def _own(workdir: Path, stack: ExitStack) -> None:
         ) from error
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
+
+
+def _check_results(workdir: Path) -> None:
+    """Checks that a new run replaces results of runs alone, not files of the same names."""
+    if (workdir / "checkpoints").exists():
+        return
+    ours = _is_summary(workdir / "summary.json")
+    for name in ("summary.json", "evaluation.json", "calibration.json"):
+        path = workdir / name
+        if path.exists() and not (_is_summary(path) or (name == "calibration.json" and ours)):
+            raise UserError(
+                f"workdir {workdir} has a file {name} that isn't the result of a run, and a run "
+                f"writes one; move it, or give another workdir"
+            )
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"mesh", "devices"} <= found.keys()
 
 
 def _check_no_data(workdir: Path) -> None:

@@ -128,3 +128,18 @@ def test_the_directory_of_data_is_no_workdir(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()  # an earlier version made a run of it
     with owned(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", ["summary.json", "evaluation.json", "calibration.json"])
+@pytest.mark.parametrize("text", ["mine", '{"mesh": "1x1"}'])
+def test_a_file_of_a_user_with_the_name_of_a_result_stays(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text)
+    with (
+        pytest.raises(UserError, match=f"has a file {name} that isn't the result .* move it"),
+        owned(tmp_path),
+    ):
+        pass
+    assert (tmp_path / name).read_text() == text
+    (tmp_path / "checkpoints").mkdir()  # then it is a run's
+    with owned(tmp_path):
+        pass
