@@ -26,7 +26,7 @@ DAYS = pytest.mark.parametrize("program", ["dlrm_jax.cli.days"], indirect=True)
         ("--input={log} --workdir=w --config={config}", "config file .*: table_rows has no effect "
          "with --input: the data decide"),
         ("--input={log} --workdir=w --best_metric=log_loss", "--best_metric has no effect: it nee"),
-        ("--input={log} --workdir=w --preset=ctr_x1", "patience: expected 0 for data without exam"),
+        ("--input={log} --workdir=w --preset=ctr_x1", "patience: it needs examples for validation"),
         ("--input={log} --workdir=w --metrics=gauc:nope", "metrics: gauc:nope groups by 'nope'"),
         ("--input={log} --workdir=w --loss=pairwise:nope", "loss: pairwise:nope groups by 'nope'"),
     ],
