@@ -5,6 +5,7 @@ Samples of a group lie side by side. A group that a batch cuts off counts as one
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar, NamedTuple
 
@@ -29,7 +30,7 @@ class Ranked(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RankingLoss:
+class RankingLoss(abc.ABC):
     """A loss of groups.
 
     Attributes:
@@ -39,6 +40,7 @@ class RankingLoss:
     column: str
     kind: ClassVar[str] = ""
 
+    @abc.abstractmethod
     def __call__(
         self,
         logits: Float[Array, " B"],
@@ -54,7 +56,6 @@ class RankingLoss:
             weights: weights of the samples.
             groups: numbers of the groups; equal ones lie side by side.
         """
-        raise NotImplementedError
 
 
 class Pairwise(RankingLoss):
