@@ -28,3 +28,21 @@ class DamagedCheckpointError(UserError):
 
 class OtherShapeError(UserError):
     """An array of a checkpoint that isn't there, or has another shape than the model's."""
+
+
+class DamagedArtifactError(UserError):
+    """An artifact with a file that isn't as it was written.
+
+    Args:
+        artifact: directory of the artifact.
+        file: name of the file in it.
+        reason: difference that was found.
+    """
+
+    def __init__(self, artifact: str, file: str, reason: str):
+        super().__init__(artifact, file, reason)
+        self.file = file
+
+    def __str__(self) -> str:
+        artifact, file, reason = self.args
+        return f"artifact {artifact} is damaged: {file}: {reason}; copy it again, or export it again"

@@ -32,6 +32,7 @@ from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.inference import vocabularies
+from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import as_mesh, emulate_devices, parse_mesh
 from dlrm_jax.presets import PRESETS
@@ -230,7 +231,7 @@ def fit(
     size = config.evaluation_batch_size
     shift = log_odds_shift(config, dataset.kept_negatives.get("train", 1.0))
     kept = dataset.directory, dataset.fingerprint, shift
-    predictor = Predictor(config, learner, outcome.state, size, *kept)
+    predictor = Predictor(CheckpointScorer(config, learner, outcome.state), size, *kept)
     return FittedModel(predictor, dataset, outcome.summary, outcome.noted)
 
 

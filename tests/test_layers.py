@@ -29,6 +29,7 @@ BELOW = {
     "data": {"errors", "files", "workspaces", "feature_names"},
     "native": {"errors", "files", "backend"},
     "embedding": {"errors", "backend", "device_memory", "mesh", "native", "text_table"},
+    "artifact": {"errors", "files", "workspaces", "backend", "data", "native", "embedding"},
     "training": {
         "errors",
         "files",
@@ -47,16 +48,18 @@ BELOW = {
         "data",
         "native",
         "embedding",
+        "artifact",
     },
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
+BELOW["serving"] = {*BELOW["inference"], "inference"}
 BELOW["run_continued"] = {*BELOW["inference"], "inference"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
 BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
 BELOW["job"] = {*BELOW["run"], "run", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
-BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
+BELOW["cli"] = {*BELOW["search"], "search", "serving", "daily", "retrieval", "presets", "text_table"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

@@ -1,4 +1,4 @@
-"""Predicts with the model of a checkpoint: without optimizers, on any mesh."""
+"""Predicts raw rows and examples, with the model of a checkpoint or an artifact."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import polars as pl
 from jax.sharding import Mesh
 from jaxtyping import Float32, Float64, Shaped
 
+from dlrm_jax.artifact.manifest import is_artifact
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.check import check_ids
@@ -22,14 +23,17 @@ from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.data.preprocessing.sources import ahead
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.artifact_scorer import load_artifact
+from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
 from dlrm_jax.inference.loading import load_trained
+from dlrm_jax.inference.probabilities import check_finite, sigmoid
 from dlrm_jax.inference.rows import NAME, as_frame
 from dlrm_jax.inference.runs import find_checkpoint
+from dlrm_jax.inference.scorer import Scorer
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept
 from dlrm_jax.mesh import as_mesh
-from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.step import Predict, make_predict
+from dlrm_jax.training.step import Predict
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +59,10 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """What predicts.
+    """What predicts raw rows and examples.
 
     Attributes:
-        config: config of training; mesh, placements and batch sizes differ here.
-        learner: learner on the mesh of prediction.
-        state: parameters and tables; there is no optimizer state.
+        scorer: model that gives the logits of examples.
         batch_size: largest number of examples predicted at a time, over all devices.
         vocabularies: directory that maps raw values to ids; None if there is none.
         fingerprint: fingerprint of the data of training, which the vocabularies must be of.
@@ -68,56 +70,55 @@ class Predictor:
             of the negative examples, see `dlrm_jax.training.sampling`.
     """
 
-    config: Config
-    learner: Learner
-    state: TrainState
+    scorer: Scorer
     batch_size: int
     vocabularies: Path | None = None
     fingerprint: str = ""
     shift: float = 0.0
 
     def __repr__(self) -> str:
-        """One line: a notebook would show all arrays and descriptions otherwise."""
-        axes = self.learner.axes
-        return (
-            f"Predictor({self.config.model} of {len(self.config.table_rows)} tables, mesh "
-            f"{axes.groups}x{axes.shards}, step {int(self.state.step)})"
-        )
+        """One line."""
+        return f"Predictor({self.scorer})"
 
     @classmethod
     def load(
         cls,
-        run_or_checkpoint: Path | str,
+        path: Path | str,
         mesh: Mesh | str = "1x1",
         batch_size: int = 8192,
         model: str | None = None,
         preprocessing: Path | str | None = None,
     ) -> Predictor:
-        """Reads parameters and tables, one slab at a time.
+        """Reads parameters and tables, one slab at a time; of an artifact, tables are mapped.
 
         Args:
-            run_or_checkpoint: directory of the checkpoint, named by its step; or the workdir of a
-                run, of which the best checkpoint counts, or the latest if none was validated.
+            path: directory of a checkpoint, named by its step; the workdir of a run, of which the
+                best checkpoint counts, or the latest if none was validated; or an artifact, see
+                ``python -m dlrm_jax export``.
             mesh: mesh of prediction, or its shape, ``"2x4"``; it may differ from that of training.
+                An artifact predicts on one device.
             batch_size: largest number of rows predicted at a time; the mesh must divide it.
             model: class of your own that the checkpoint was trained with, ``"MODULE:CLASS"``, which
-                is imported. None for a model of the zoo.
+                is imported. None for a model of the zoo, and for an artifact, which needs none.
             preprocessing: directory of arrays whose vocabularies the model was trained with. None
-                for those that the run keeps.
+                for those that the run or the artifact keeps.
 
         Raises:
-            UserError: there is no checkpoint, or it is damaged or of another kind; it names a
-                class that ``model`` doesn't; the mesh doesn't divide the batch; the vocabularies
-                are of other data.
+            UserError: there is no checkpoint and no artifact, or it is damaged or of another kind;
+                it names a class that ``model`` doesn't; the mesh doesn't divide the batch; the
+                vocabularies are of other data.
         """
-        checkpoint, mesh = find_checkpoint(Path(run_or_checkpoint)), as_mesh(mesh)
+        given = Path(preprocessing) if preprocessing else None
+        if is_artifact(Path(path)):
+            return cls(*load_artifact(Path(path), mesh, batch_size, model, given))
+        checkpoint, mesh = find_checkpoint(Path(path)), as_mesh(mesh)
         config, learner, state, fingerprint, shift = load_trained(
             checkpoint, mesh, batch_size, model
         )
-        vocabularies = Path(preprocessing) if preprocessing else find_kept(checkpoint)
-        if vocabularies and preprocessing:
-            check_same_data(vocabularies, checkpoint, fingerprint)
-        return cls(config, learner, state, batch_size, vocabularies, fingerprint, shift)
+        if given:
+            check_same_data(given, checkpoint, fingerprint)
+        scorer = CheckpointScorer(config, learner, state)
+        return cls(scorer, batch_size, given or find_kept(checkpoint), fingerprint, shift)
 
     def predict(self, rows: Any) -> Float64[np.ndarray, "N *_"]:
         """The probability of label 1 of every row, in order; [N, H] of several labels.
@@ -150,7 +151,7 @@ class Predictor:
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the labels, the main one first; ``("label",)`` if there is one."""
-        return self.learner.labels
+        return self.scorer.inputs.outputs
 
     def _of_file(self, path: Path) -> Float64[np.ndarray, "N *_"]:
         if path.is_dir():
@@ -205,12 +206,12 @@ class Predictor:
         self, labels: Shaped[np.ndarray, "N *_"], names: Sequence[str]
     ) -> Shaped[np.ndarray, "N *_"]:
         # The label of a model of one has no name, unless its data had others.
-        return chosen_labels(labels, names, self.config.labels or names[:1])
+        return chosen_labels(labels, names, self.scorer.inputs.labels or names[:1])
 
     @functools.cached_property
     def batch_sizes(self) -> tuple[int, ...]:
         """The numbers of rows that a program is compiled for when it is needed, ascending."""
-        devices = self.learner.mesh.size
+        devices = self.scorer.devices
         small = {-(-size // devices) * devices for size in _SMALL_BATCHES}
         return (*sorted(size for size in small if size < self.batch_size), self.batch_size)
 
@@ -229,14 +230,43 @@ class Predictor:
             )
         return LogEncoder(self.vocabularies, self.fingerprint)
 
-    @functools.cached_property
+    @property
+    def config(self) -> Config:
+        """The config of training.
+
+        Raises:
+            UserError: the model is an artifact, which needs none; so for the next three.
+        """
+        return self._trained.config
+
+    @property
+    def learner(self) -> Learner:
+        """The learner on the mesh of prediction."""
+        return self._trained.learner
+
+    @property
+    def state(self) -> TrainState:
+        """Parameters and tables; there is no optimizer state."""
+        return self._trained.state
+
+    @property
     def compiled(self) -> Predict:
         """The jitted prediction, which keeps a program for each batch size."""
-        return make_predict(self.learner)
+        return self._trained.compiled
+
+    @property
+    def _trained(self) -> CheckpointScorer:
+        if not isinstance(self.scorer, CheckpointScorer):
+            raise UserError(
+                f"expected a trained model, whose config and state are known, got the "
+                f"{self.scorer}; load the run that it was exported from"
+            )
+        return self.scorer
 
     def _checked(self, examples: Examples) -> Split:
         split = Split((examples,))
-        check_ids(split, self.config.table_rows, self.config.table_bag_lengths, NAME)
+        inputs = self.scorer.inputs
+        check_ids(split, inputs.table_rows, inputs.bag_lengths, NAME)
         return split
 
     def _in_memory(self, split: Split) -> Float64[np.ndarray, "N *_"]:
@@ -256,21 +286,10 @@ class Predictor:
         Raises:
             UserError: they have others, or an id isn't a row of its table; see `check_ids`.
         """
-        self._check_dense(split)
-        check_ids(
-            split,
-            self.config.table_rows,
-            self.config.table_bag_lengths,
-            "examples",
-            columns=self.config.table_names,
-        )
-
-    def _check_dense(self, split: Split) -> None:
-        if split.dense_features != self.config.dense_features:
-            raise UserError(
-                f"the model was trained with {self.config.dense_features} dense features, got "
-                f"examples with {split.dense_features}"
-            )
+        inputs = self.scorer.inputs
+        inputs.check_dense(split)
+        rows, lengths = inputs.table_rows, inputs.bag_lengths
+        check_ids(split, rows, lengths, "examples", columns=inputs.columns)
 
     def probabilities(
         self, split: Split, *, check: bool = True
@@ -307,34 +326,9 @@ class Predictor:
             UserError: the examples have another number of dense features, or a prediction isn't
                 finite; the message names its row.
         """
-        self._check_dense(split)
-        first, size = 0, batch_size or self.batch_size
-        for logits in predictions(self.learner, self.compiled, self.state, split, size):
-            finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=1)
-            if not finite.all():
-                row = first + int(np.argmin(finite))
-                raise UserError(_not_finite(split, row, first_row + row))
+        self.scorer.inputs.check_dense(split)
+        first = 0
+        for logits in self.scorer.logits(split, batch_size or self.batch_size):
+            check_finite(logits, split, first, first_row + first)
             yield logits
             first += len(logits)
-
-
-def sigmoid(logits: Float32[np.ndarray, "B *_"], shift: float = 0.0) -> Float64[np.ndarray, "B *_"]:
-    """The probabilities of logits, in float64: float32 can't resolve those close to 1.
-
-    Args:
-        logits: logits.
-        shift: number to add to them.
-    """
-    return np.exp(-np.logaddexp(0, -(logits.astype(np.float64) + shift)))
-
-
-def _not_finite(split: Split, row: int, number: int) -> str:
-    message = f"the prediction of row {number} (from 0) isn't finite"
-    dense = split.take(np.array([row])).dense[0]
-    if not len(dense):
-        return f"{message}: the tables or the parameters of the model are damaged"
-    column = np.argmax(np.nan_to_num(np.abs(dense), nan=np.inf))
-    return (
-        f"{message}: the largest of its dense features is number {column} (from 0), "
-        f"{dense[column]}; correct it if it is out of range"
-    )

@@ -85,4 +85,4 @@ class AutoInt(Model):
         with jax.named_scope("interaction"):
             for layer in self.layers:
                 x = layer(x)
-        return (x.reshape(len(x), -1) @ self.output[...])[:, 0] + self.bias[...]
+        return (x.reshape(x.shape[0], -1) @ self.output[...])[:, 0] + self.bias[...]

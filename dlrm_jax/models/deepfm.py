@@ -34,5 +34,5 @@ class DeepFM(FM):
         """Returns the logits."""
         fields = self.field_vectors(dense, vectors)
         with jax.named_scope("top_mlp"):
-            deep = self.deep(fields.reshape(len(fields), -1))[:, 0]
+            deep = self.deep(fields.reshape(fields.shape[0], -1))[:, 0]
         return self.first_order(dense, vectors) + pairs(fields) + deep

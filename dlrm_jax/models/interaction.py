@@ -65,7 +65,7 @@ def _pair_products(stacked: Float[Array, "B F d"], self_interaction: bool) -> Fl
 def _forward(stacked: Array, self_interaction: bool) -> tuple[Array, Array]:
     products = jnp.einsum("bid,bjd->bij", stacked, stacked)
     i, j = _pairs(stacked.shape[1], self_interaction)
-    flat = products.reshape(len(products), stacked.shape[1] ** 2)
+    flat = products.reshape(products.shape[0], stacked.shape[1] ** 2)
     return flat[:, i * stacked.shape[1] + j], stacked
 
 

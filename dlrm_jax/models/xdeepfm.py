@@ -98,5 +98,5 @@ class XDeepFM(Model):
         with jax.named_scope("interaction"):
             explicit = (self.cin(fields) @ self.cin_output[...])[:, 0]
         with jax.named_scope("top_mlp"):
-            deep = self.deep(fields.reshape(len(fields), -1))[:, 0]
+            deep = self.deep(fields.reshape(fields.shape[0], -1))[:, 0]
         return self.linear(dense, vectors) + explicit + deep

@@ -11,6 +11,7 @@ from flax import nnx
 from dlrm_jax.config import Config
 from dlrm_jax.config_fields import FLOAT32_MAX
 from dlrm_jax.embedding import Feature, Lookup, Table
+from dlrm_jax.embedding.id_maps import FloorDivide, Remainder
 from dlrm_jax.embedding.optimizer import OPTIMIZERS, row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
 from dlrm_jax.errors import UserError
@@ -150,8 +151,8 @@ def _vector(
         init = "uniform" if config.composition == "product" else read.init
         remainder = (f"{read.suffix}.remainder", c, each, init)
         lookups = [
-            lookup(".quotient", quotient, id_map=lambda ids: ids // c),
-            lookup(".remainder", remainder, id_map=lambda ids: ids % c),
+            lookup(".quotient", quotient, id_map=FloorDivide(c)),
+            lookup(".remainder", remainder, id_map=Remainder(c)),
         ]
         names = (f"{name}.quotient", f"{name}.remainder")
         return lookups, lambda _: QuotientRemainder(*names, config.composition)

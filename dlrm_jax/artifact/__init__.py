@@ -1,0 +1,1 @@
+"""Reads an artifact: the directory that is a model, without its class, config or compiler."""

@@ -1,0 +1,147 @@
+"""An artifact, mapped: logits of examples with ids, without a class, a config or a compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Int
+
+from dlrm_jax.artifact.dense_program import DenseProgram
+from dlrm_jax.artifact.files import check_content, check_present
+from dlrm_jax.artifact.lookup import look_up
+from dlrm_jax.artifact.manifest import LayerNote, Manifest
+from dlrm_jax.artifact.tables import StoredTable
+from dlrm_jax.data.formats.npy import map_npy
+from dlrm_jax.errors import DamagedArtifactError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A model that predicts.
+
+    Attributes:
+        directory: directory of the artifact.
+        manifest: description.
+        tables: tables by name, mapped.
+        layers: arrays of the dense model by name, on the default device.
+        programs: dense model by batch size; under None for any.
+    """
+
+    directory: Path
+    manifest: Manifest
+    tables: Mapping[str, StoredTable]
+    layers: Mapping[str, Any]
+    programs: Mapping[int | None, DenseProgram]
+
+    def __repr__(self) -> str:
+        """One line, without the arrays."""
+        formats = ", ".join(dict.fromkeys(x.row_format for x in self.manifest.tables))
+        return f"artifact {self.manifest.name} of {len(self.tables)} tables in {formats}"
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Artifact:
+        """Maps the tables and reads the dense model.
+
+        All files are looked for and have their size; layers and programs their checksum. Tables
+        and vocabularies aren't read: `verify` does that.
+
+        Raises:
+            UserError: there is no artifact, or a later version wrote it.
+            DamagedArtifactError: a file is missing or isn't as it was written.
+        """
+        directory = Path(directory)
+        manifest = Manifest.read(directory)
+        check_present(directory, manifest.files)
+        for note in (*manifest.layers, *manifest.programs):
+            check_content(directory, note.file, manifest.files[note.file])
+        tables = {note.name: StoredTable.map(directory, note) for note in manifest.tables}
+        layers = {note.name: jnp.asarray(read_layer(directory, note)) for note in manifest.layers}
+        return cls(directory, manifest, tables, layers, read_programs(directory, manifest))
+
+    def batch_size(self, asked: int) -> int:
+        """The number of examples of a program: that which is asked for, if one program has any."""
+        if None in self.programs:
+            return asked
+        sizes = sorted(size for size in self.programs if size is not None)
+        return next((size for size in sizes if size >= asked), sizes[-1])
+
+    def logits(
+        self,
+        dense: Float32[np.ndarray, "B D"],
+        ids: Int[np.ndarray, "B C"],
+        id_weights: Float32[np.ndarray, "B C"] | None = None,
+    ) -> Float32[jax.Array, "B *_"]:
+        """The logits of examples, [B] or [B, H], without the shift.
+
+        Args:
+            dense: dense features.
+            ids: ids of all features side by side; negative is absent.
+            id_weights: weights of the ids; None if all are 1.
+        """
+        program = self.programs.get(None) or self.programs[len(dense)]
+        vectors = look_up(self.manifest.lookups, self.tables, ids, id_weights)
+        return program(self.layers, dense, vectors)
+
+
+def read_layer(directory: Path, note: LayerNote) -> np.ndarray:
+    """An array of the dense model.
+
+    Raises:
+        DamagedArtifactError: it has another shape or type than the manifest says.
+    """
+    try:
+        array, dtype = map_npy(directory / note.file), jnp.dtype(note.dtype)
+    except (UserError, TypeError) as error:
+        raise DamagedArtifactError(str(directory), note.file, str(error)) from error
+    if dtype == jnp.bfloat16 and array.dtype == np.uint16:
+        array = array.view(dtype)
+    if array.shape != note.shape or array.dtype != dtype:
+        raise DamagedArtifactError(
+            str(directory),
+            note.file,
+            f"expected {note.dtype} of shape {[*note.shape]}, it has {array.dtype} of shape "
+            f"{[*array.shape]}",
+        )
+    return np.ascontiguousarray(array)
+
+
+def write_layer(path: Path, array: np.ndarray) -> None:
+    """Writes an array of the dense model; bfloat16, which NumPy doesn't know, as its bits."""
+    np.save(path, array.view(np.uint16) if array.dtype == jnp.bfloat16 else array)
+
+
+def read_programs(directory: Path, manifest: Manifest) -> dict[int | None, DenseProgram]:
+    """The programs of an artifact, by batch size.
+
+    Raises:
+        DamagedArtifactError: one can't be read, or isn't a function of the artifact's arrays.
+    """
+    layers = {note.name: (note.shape, note.dtype) for note in manifest.layers}
+    vectors = vector_shapes(manifest)
+    found = {}
+    for note in manifest.programs:
+        try:
+            program = DenseProgram((directory / note.file).read_bytes())
+            program.check(note.batch_size, layers, manifest.dense_features, vectors,
+                          len(manifest.labels))  # fmt: skip
+        except UserError as error:
+            raise DamagedArtifactError(str(directory), note.file, str(error)) from error
+        found[note.batch_size] = program
+    return found
+
+
+def vector_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """The shape of an example's vectors, by lookup."""
+    dims = {table.name: table.dim for table in manifest.tables}
+    return {
+        note.name: (note.columns[1] - note.columns[0], dims[note.table])
+        if note.pooling == "none"
+        else (dims[note.table],)
+        for note in manifest.lookups
+    }

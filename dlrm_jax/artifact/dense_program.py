@@ -1,0 +1,162 @@
+"""The dense model as a program: StableHLO that any machine runs, without the model's class.
+
+A program is ``(layers, dense, vectors) -> logits``: arrays of the model by name, dense features
+[B, D] float32, and vectors by lookup. It computes, and can do nothing else: it calls no function
+of the machine that runs it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from dlrm_jax.errors import UserError
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+BATCH_SIZES = (1, 16, 256, 8192)
+"""The batch sizes of programs where the model's code takes no symbol for it."""
+
+# JAX checks shapes so, and splits arrays so: no function is called.
+_HARMLESS = {"shape_assertion", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
+
+Logits = Callable[[Any, Any, Any], Any]
+"""A function of layers, dense features and vectors."""
+
+
+def export_programs(
+    logits: Logits,
+    layers: Mapping[str, np.ndarray],
+    dense_features: int,
+    vectors: Mapping[str, tuple[int, ...]],
+) -> dict[int | None, bytes]:
+    """Compiles a function to StableHLO for all platforms.
+
+    Args:
+        logits: function of JAX.
+        layers: arrays of the model by name; only shapes and dtypes matter.
+        dense_features: number of dense features.
+        vectors: shape of an example's vectors by lookup.
+
+    Returns:
+        One program for any batch size, under None; or one for each of `BATCH_SIZES`, if the
+        function's code needs the number.
+
+    Raises:
+        UserError: the function calls code of this machine.
+    """
+    (symbol,) = jax.export.symbolic_shape("batch")
+    try:
+        return {None: _export(logits, layers, dense_features, vectors, symbol)}
+    except UserError:
+        raise
+    # Whatever a model's code does with a number that isn't known; without symbols it may go well.
+    except Exception:
+        return {
+            size: _export(logits, layers, dense_features, vectors, size) for size in BATCH_SIZES
+        }
+
+
+def _export(
+    logits: Logits,
+    layers: Mapping[str, np.ndarray],
+    dense_features: int,
+    vectors: Mapping[str, tuple[int, ...]],
+    batch: Any,
+) -> bytes:
+    arguments = (
+        {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in layers.items()},
+        jax.ShapeDtypeStruct((batch, dense_features), jnp.float32),
+        {name: jax.ShapeDtypeStruct((batch, *x), jnp.float32) for name, x in vectors.items()},
+    )
+    exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(*arguments)
+    check_calls(exported.mlir_module())
+    return bytes(exported.serialize())
+
+
+def check_calls(stablehlo: str) -> None:
+    """Checks that a program calls no function of the machine that runs it.
+
+    Raises:
+        UserError: it does; the message names the first.
+    """
+    called = re.findall(r"custom_call\s*@([\w$.]+)|call_target_name\s*=\s*\"([^\"]+)\"", stablehlo)
+    for name in ("".join(names) for names in called):
+        if name not in _HARMLESS:
+            raise UserError(
+                f"expected a program that computes alone, but it calls {name}, which other "
+                f"machines may not have; leave out what calls it in the model's class"
+            )
+
+
+class DenseProgram:
+    """A program that was read.
+
+    Args:
+        content: the program, as `export_programs` gives it.
+
+    Raises:
+        UserError: it isn't one, or calls functions of this machine.
+    """
+
+    def __init__(self, content: bytes):
+        try:
+            exported = jax.export.deserialize(bytearray(content))
+        except Exception as error:  # a parser's of damaged bytes
+            raise UserError(f"it is no program: {error}") from error
+        check_calls(exported.mlir_module())
+        self._exported = exported
+        self._call = jax.jit(exported.call)
+
+    def check(
+        self,
+        batch_size: int | None,
+        layers: Mapping[str, tuple[tuple[int, ...], str]],
+        dense_features: int,
+        vectors: Mapping[str, tuple[int, ...]],
+        labels: int,
+    ) -> None:
+        """Checks that the program is a function of these arrays, and gives logits.
+
+        Args:
+            batch_size: number of examples; None for any.
+            layers: shape and dtype of each array of the model.
+            dense_features: number of dense features.
+            vectors: shape of an example's vectors by lookup.
+            labels: number of labels; 0 or 1 for one logit an example.
+
+        Raises:
+            UserError: it is another function.
+        """
+        batch = str(batch_size) if batch_size else "batch"
+        inputs = (
+            {name: _text(shape, dtype) for name, (shape, dtype) in layers.items()},
+            _text((batch, dense_features), "float32"),
+            {name: _text((batch, *shape), "float32") for name, shape in vectors.items()},
+        )
+        leaves, tree = jax.tree.flatten((inputs, {}))
+        given = [_text(x.shape, x.dtype) for x in self._exported.in_avals]
+        output = _text((batch, labels) if labels > 1 else (batch,), "float32")
+        outputs = [_text(x.shape, x.dtype) for x in self._exported.out_avals]
+        if (given, self._exported.in_tree, outputs) != (leaves, tree, [output]):
+            raise UserError(
+                f"expected a program of {', '.join(leaves)} that gives {output}, it is one of "
+                f"{', '.join(given)} that gives {', '.join(outputs)}"
+            )
+
+    def __call__(
+        self, layers: Any, dense: Float32[Any, "B D"], vectors: Mapping[str, Any]
+    ) -> Float32[Any, "B *_"]:
+        """The logits; compiled once for each number of examples."""
+        return self._call(layers, dense, dict(vectors))
+
+
+def _text(shape: tuple[Any, ...], dtype: Any) -> str:
+    """A shape and type, such as ``float32[batch, 3]``."""
+    return f"{dtype}[{', '.join(map(str, shape))}]"

@@ -1,0 +1,75 @@
+"""The files of an artifact: that they lie in it, and are as they were written."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from dlrm_jax.artifact.manifest import MANIFEST, FileNote
+from dlrm_jax.data.formats.compression import file_hash
+from dlrm_jax.errors import DamagedArtifactError
+
+
+def note_files(directory: Path) -> dict[str, FileNote]:
+    """The size and checksum of every file of a directory besides the manifest, by its name."""
+    return {
+        str(path.relative_to(directory)): FileNote(path.stat().st_size, file_hash(path))
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path != directory / MANIFEST
+    }
+
+
+def check_present(directory: Path, files: Mapping[str, FileNote]) -> None:
+    """Checks that all files are there, in the directory, and as long as they were.
+
+    Raises:
+        DamagedArtifactError: one isn't, or its name or a link leads out of the directory.
+    """
+    for name, note in files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\0" in name or str(path) != name:
+            raise DamagedArtifactError(
+                str(directory), name, "expected the name of a file in the artifact"
+            )
+        size = _size(directory, path)
+        if size != note.bytes:
+            raise DamagedArtifactError(
+                str(directory), name, f"expected {note.bytes:,} bytes, it has {size:,}"
+            )
+
+
+def _size(directory: Path, name: PurePosixPath) -> int:
+    place = directory
+    for part in name.parts:
+        place = place / part
+        try:
+            status = place.lstat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DamagedArtifactError(str(directory), str(name), "it is missing") from error
+        if stat.S_ISLNK(status.st_mode):
+            raise DamagedArtifactError(
+                str(directory), str(name), "expected a file in the artifact, found a link"
+            )
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedArtifactError(str(directory), str(name), "expected a file, found none")
+    return status.st_size
+
+
+def check_content(directory: Path, name: str, note: FileNote) -> None:
+    """Reads a file and compares its checksum.
+
+    Raises:
+        DamagedArtifactError: it is another one.
+    """
+    found = file_hash(directory / name)
+    if found != note.xxh3_128:
+        raise DamagedArtifactError(
+            str(directory), name, f"expected the checksum {note.xxh3_128}, its bytes have {found}"
+        )
+
+
+def files_of_others(directory: Path, files: Mapping[str, FileNote]) -> list[str]:
+    """Names of files and links in the directory that aren't part of the artifact."""
+    entries = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({str(path.relative_to(directory)) for path in entries} - {MANIFEST, *files})

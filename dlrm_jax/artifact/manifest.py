@@ -1,0 +1,260 @@
+"""The manifest of an artifact: what its files are, and how their numbers become predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import xxhash
+
+from dlrm_jax.errors import DamagedArtifactError, UserError
+
+FORMAT = 1
+"""Number of the format. It changes with the layout on disk and with the meaning of its numbers."""
+
+MANIFEST = "manifest.json"
+
+RowFormat = Literal["float32", "bfloat16", "int8", "int4"]
+"""How the numbers of a table's rows are stored."""
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+_Metrics = dict[str, float | None]
+_CHECKSUM = "checksum"
+
+
+@dataclasses.dataclass(frozen=True)
+class FileNote:
+    """A file of the artifact.
+
+    Attributes:
+        bytes: size.
+        xxh3_128: checksum of its bytes, in hexadecimal digits.
+    """
+
+    bytes: _Count
+    xxh3_128: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureNote:
+    """A categorical feature.
+
+    Attributes:
+        name: name, as in the log.
+        rows: number of its ids, which are 0 to rows - 1.
+        max_ids: number of its columns in the array of ids.
+    """
+
+    name: str
+    rows: _Positive
+    max_ids: _Positive
+
+
+@dataclasses.dataclass(frozen=True)
+class TableNote:
+    """A table.
+
+    Attributes:
+        name: name, as in checkpoints.
+        rows: number of rows.
+        dim: numbers of a row.
+        row_format: how its rows are stored.
+        file: file of its rows, one after the other without padding.
+    """
+
+    name: str
+    rows: _Positive
+    dim: _Positive
+    row_format: RowFormat
+    file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LookupNote:
+    """A read of a table by a feature.
+
+    Attributes:
+        name: name of the vectors that the program is given.
+        feature: name of the feature.
+        table: name of the table.
+        pooling: kind of pooling of a bag, see `dlrm_jax.embedding.Lookup`.
+        columns: first column of the feature in the array of ids, and the one after the last.
+        id_map: name and number of the map of the ids, such as ``{"floor_divide": 4}``.
+    """
+
+    name: str
+    feature: str
+    table: str
+    pooling: Literal["sum", "mean", "none"]
+    columns: tuple[_Count, _Count]
+    id_map: dict[Literal["floor_divide", "remainder"], _Positive] = dataclasses.field(
+        default_factory=dict
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNote:
+    """An array of the dense model: a parameter, or a statistic.
+
+    Attributes:
+        name: name, as warm starts read it.
+        shape: shape.
+        dtype: type of the numbers.
+        file: file of the array; that of bfloat16 has its bits as uint16.
+    """
+
+    name: str
+    shape: tuple[_Count, ...]
+    dtype: str
+    file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramNote:
+    """A program: (layers, dense features, vectors) -> logits.
+
+    Attributes:
+        batch_size: number of examples; None for any.
+        file: StableHLO as `jax.export` serializes it.
+    """
+
+    batch_size: _Positive | None
+    file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The description of an artifact.
+
+    Attributes:
+        name: name of the model.
+        step: number of training steps.
+        made_by: versions of the libraries that wrote it, by name.
+        data: fingerprint of the training data, which the ids are of.
+        dense_features: number D of dense features.
+        features: categorical features, in the order of the columns of ids.
+        labels: names of the labels; none for one without a name.
+        shift: number that probabilities add to the logits.
+        tables: tables.
+        lookups: lookups.
+        layers: arrays of the dense model.
+        programs: dense model, for one or several batch sizes.
+        files: size and checksum of every file, by its name; the manifest isn't among them.
+        metrics: metrics by split, of the trained model and of the exported one.
+    """
+
+    name: str
+    step: _Count
+    made_by: dict[str, str]
+    data: str
+    dense_features: _Count
+    features: tuple[FeatureNote, ...]
+    labels: tuple[str, ...]
+    shift: float
+    tables: tuple[TableNote, ...]
+    lookups: tuple[LookupNote, ...]
+    layers: tuple[LayerNote, ...]
+    programs: Annotated[tuple[ProgramNote, ...], msgspec.Meta(min_length=1)]
+    files: dict[str, FileNote]
+    metrics: dict[str, dict[Literal["trained", "exported"], _Metrics]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def write(self, directory: Path) -> None:
+        """Writes ``manifest.json``, with its own checksum."""
+        content = {"format": FORMAT, **dataclasses.asdict(self), _CHECKSUM: ""}
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        line = f'"{_CHECKSUM}": "'
+        before, _, after = text.rpartition(line)
+        (directory / MANIFEST).write_text(f"{before}{line}{_hash(text)}{after}", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """Reads and checks the manifest of an artifact; other files aren't looked at.
+
+        Raises:
+            UserError: there is none, or a later version wrote it.
+            DamagedArtifactError: it isn't as it was written, or its parts don't fit each other.
+        """
+        path = directory / MANIFEST
+        try:
+            content = path.read_bytes()
+            text = content.decode()
+            number = msgspec.json.decode(content, type=_Format).format
+            if number > FORMAT:
+                raise UserError(
+                    f"{path} has format {number}, this program reads {FORMAT}: a later version of "
+                    f"it wrote the artifact; use that version"
+                )
+            if number != FORMAT:
+                raise DamagedArtifactError(str(directory), MANIFEST, f"it has format {number}")
+            noted = msgspec.json.decode(content, type=_Checksum).checksum
+            begin, _, end = text.rpartition(f'"{noted}"')
+            if noted != _hash(f'{begin}""{end}'):
+                raise DamagedArtifactError(
+                    str(directory), MANIFEST, "its bytes aren't those that were written"
+                )
+            found = msgspec.json.decode(content, type=cls)
+            found._check()
+        except OSError as error:
+            raise UserError(f"{directory} is no artifact: cannot read {path}: {error}") from error
+        except (msgspec.DecodeError, RecursionError, _InconsistentError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise DamagedArtifactError(str(directory), MANIFEST, str(error)) from error
+        return found
+
+    def _check(self) -> None:
+        """Checks that the parts fit each other; it may come from someone else."""
+        for kind, items in (
+            ("feature", self.features),
+            ("table", self.tables),
+            ("lookup", self.lookups),
+            ("layer", self.layers),
+        ):
+            names = [item.name for item in items]
+            if repeated := sorted({x for x in names if names.count(x) > 1}):
+                raise _InconsistentError(f"{kind} {repeated[0]!r} is there twice")
+        starts: dict[str, tuple[int, int]] = {}
+        first = 0
+        for feature in self.features:
+            starts[feature.name] = (first, first := first + feature.max_ids)
+        tables = {table.name for table in self.tables}
+        for lookup in self.lookups:
+            if lookup.table not in tables:
+                raise _InconsistentError(f"lookup {lookup.name!r}: no table {lookup.table!r}")
+            if starts.get(lookup.feature) != lookup.columns or len(lookup.id_map) > 1:
+                raise _InconsistentError(
+                    f"lookup {lookup.name!r}: columns {[*lookup.columns]} and id_map "
+                    f"{lookup.id_map} don't fit feature {lookup.feature!r}"
+                )
+        for item in (*self.tables, *self.layers, *self.programs):
+            if item.file not in self.files:
+                raise _InconsistentError(f"files: {item.file!r} isn't among them")
+
+
+def is_artifact(directory: Path) -> bool:
+    """Whether a directory has the manifest of an artifact."""
+    return (directory / MANIFEST).is_file()
+
+
+class _InconsistentError(Exception):
+    """Parts of a manifest don't fit each other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    format: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checksum:
+    checksum: str
+
+
+def _hash(text: str) -> str:
+    return xxhash.xxh3_128(text.encode()).hexdigest()

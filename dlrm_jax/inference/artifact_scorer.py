@@ -1,0 +1,114 @@
+"""An artifact as what gives logits, on one device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float32
+
+from dlrm_jax.artifact.artifact import Artifact
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.data.arrays import Split
+from dlrm_jax.data.batches import evaluation_batches
+from dlrm_jax.data.directory import METADATA
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.scorer import Inputs
+from dlrm_jax.inference.vocabularies import check_same_data
+from dlrm_jax.mesh import parse_mesh
+from dlrm_jax.signals import check
+from dlrm_jax.training.evaluation import limited, read_behind
+
+PREPROCESSING = "preprocessing"
+"""The directory of an artifact that maps raw values to ids."""
+
+_AHEAD = 1  # batches whose dense part runs while the next one's tables are read
+
+
+@dataclasses.dataclass(frozen=True)
+class ArtifactScorer:
+    """An artifact and the inputs that it expects.
+
+    Attributes:
+        artifact: artifact.
+    """
+
+    artifact: Artifact
+
+    def __repr__(self) -> str:
+        return repr(self.artifact)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What it expects of examples."""
+        return inputs_of(self.artifact.manifest)
+
+    @property
+    def devices(self) -> int:
+        """One device."""
+        return 1
+
+    def logits(self, split: Split, batch_size: int) -> Iterator[Float32[np.ndarray, "B *_"]]:
+        """See `Scorer`."""
+        left = len(split)
+        size = self.artifact.batch_size(limited(batch_size, left, 1))
+        batches = evaluation_batches(split, size)
+        outputs = (self.artifact.logits(batch.dense, batch.ids) for batch in batches)
+        for logits in read_behind(outputs, _AHEAD):
+            check()
+            yield logits[:left]  # the last batch is filled up
+            left -= len(logits)
+
+
+def inputs_of(manifest: Manifest) -> Inputs:
+    """What the model of a manifest expects of examples."""
+    features = manifest.features
+    return Inputs(
+        manifest.dense_features,
+        tuple(x.name for x in features),
+        tuple(x.rows for x in features),
+        tuple(x.max_ids for x in features),
+        manifest.labels,
+    )
+
+
+class Loaded(NamedTuple):
+    """An artifact that predicts; the arguments of `Predictor`, in their order."""
+
+    scorer: ArtifactScorer
+    batch_size: int
+    vocabularies: Path | None
+    fingerprint: str
+    shift: float
+
+
+def load_artifact(
+    directory: Path,
+    mesh: Mesh | str,
+    batch_size: int,
+    model: str | None,
+    preprocessing: Path | None,
+) -> Loaded:
+    """See `Predictor.load`."""
+    devices = mesh.size if isinstance(mesh, Mesh) else int(np.prod(parse_mesh(mesh, "mesh")))
+    if devices != 1:
+        raise UserError(
+            f"mesh: an artifact predicts on one device, expected 1x1, got {devices} devices; load "
+            f"the run for a larger mesh"
+        )
+    if model:
+        raise UserError(f"model: an artifact needs no class, got {model!r}; leave it out")
+    artifact = Artifact.load(directory)
+    manifest = artifact.manifest
+    if preprocessing:
+        check_same_data(preprocessing, directory, manifest.data)
+    own = directory / PREPROCESSING
+    kept = own if f"{PREPROCESSING}/{METADATA}" in manifest.files else None
+    vocabularies = preprocessing or kept
+    return Loaded(
+        ArtifactScorer(artifact), batch_size, vocabularies, manifest.data, manifest.shift
+    )

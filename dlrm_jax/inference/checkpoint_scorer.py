@@ -1,0 +1,61 @@
+"""The trained model of a checkpoint, on a mesh, as what gives logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float32
+
+from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Split
+from dlrm_jax.inference.scorer import Inputs
+from dlrm_jax.training.evaluation import predictions
+from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.step import Predict, make_predict
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointScorer:
+    """A learner and the state of a checkpoint.
+
+    Attributes:
+        config: config of training; mesh, placements and batch sizes differ here.
+        learner: learner on the mesh of prediction.
+        state: parameters and tables; there is no optimizer state.
+    """
+
+    config: Config
+    learner: Learner
+    state: TrainState
+
+    def __repr__(self) -> str:
+        """One line: a notebook would show all arrays and descriptions otherwise."""
+        axes = self.learner.axes
+        return (
+            f"{self.config.model} of {len(self.config.table_rows)} tables, mesh "
+            f"{axes.groups}x{axes.shards}, step {int(self.state.step)}"
+        )
+
+    @property
+    def inputs(self) -> Inputs:
+        """What it expects of examples."""
+        config = self.config
+        rows, lengths = config.table_rows, config.table_bag_lengths
+        return Inputs(config.dense_features, config.table_names, rows, lengths, config.labels)
+
+    @property
+    def devices(self) -> int:
+        """The number of devices of the mesh."""
+        return self.learner.mesh.size
+
+    @functools.cached_property
+    def compiled(self) -> Predict:
+        """The jitted prediction, which keeps a program for each batch size."""
+        return make_predict(self.learner)
+
+    def logits(self, split: Split, batch_size: int) -> Iterator[Float32[np.ndarray, "B *_"]]:
+        """See `Scorer`."""
+        return predictions(self.learner, self.compiled, self.state, split, batch_size)
