@@ -60,6 +60,11 @@ class Artifact:
         check_present(directory, manifest.files)
         for note in (*manifest.layers, *manifest.programs):
             check_content(directory, note.file, manifest.files[note.file])
+        return cls.open(directory, manifest)
+
+    @classmethod
+    def open(cls, directory: Path, manifest: Manifest) -> Artifact:
+        """Maps and reads the files of a manifest, which are there; see `load`."""
         tables = {note.name: StoredTable.map(directory, note) for note in manifest.tables}
         layers = {note.name: jnp.asarray(read_layer(directory, note)) for note in manifest.layers}
         return cls(directory, manifest, tables, layers, read_programs(directory, manifest))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from dlrm_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class FloorDivide:
@@ -38,3 +40,18 @@ class Remainder:
 
 ID_MAPS = {"floor_divide": FloorDivide, "remainder": Remainder}
 """The id maps by the names that files give them."""
+
+
+def note_of(id_map: Any) -> dict[str, int]:
+    """How a file describes an id map, such as ``{"floor_divide": 4}``.
+
+    Raises:
+        UserError: it isn't one of `ID_MAPS`.
+    """
+    for name, kind in ID_MAPS.items():
+        if isinstance(id_map, kind):
+            return {name: id_map.divisor}
+    raise UserError(
+        f"id_map: expected one that has a name ({', '.join(ID_MAPS)}), got {id_map!r}, which a "
+        f"file can't describe"
+    )

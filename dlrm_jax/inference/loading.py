@@ -46,7 +46,7 @@ def load_trained(checkpoint: Path, mesh: Mesh, batch_size: int, model: str | Non
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
     check_model(checkpoint, config, model)
-    learner = make_learner(_for_prediction(config, batch_size), mesh)
+    learner = make_learner(for_prediction(config, batch_size), mesh)
     release_memory()
     specs = learner.state_specs()
     sums = LoadedSums(checkpoint, metadata)
@@ -115,7 +115,7 @@ def check_functions(
         )
 
 
-def _for_prediction(config: Config, batch_size: int) -> Config:
+def for_prediction(config: Config, batch_size: int) -> Config:
     """The config for prediction: frozen tables without optimizer state, default placements."""
     return dataclasses.replace(
         config,

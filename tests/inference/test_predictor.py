@@ -15,7 +15,7 @@ from saved_run import CONFIG, examples, train_and_save
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.loading import _for_prediction
+from dlrm_jax.inference.loading import for_prediction
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.saved_config import trained_config
@@ -155,7 +155,7 @@ def test_every_field_comes_back():
 
 def test_kernels_of_training_needn_t_be_built_here():
     for kernels, expected in (("native", "auto"), ("auto", "auto"), ("jax", "jax")):
-        assert _for_prediction(dataclasses.replace(CONFIG, kernels=kernels), 8).kernels == expected
+        assert for_prediction(dataclasses.replace(CONFIG, kernels=kernels), 8).kernels == expected
 
 
 def test_a_batch_size_beyond_the_rows_is_cut():

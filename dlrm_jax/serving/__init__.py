@@ -1,0 +1,1 @@
+"""From a trained run to traffic: exports artifacts and verifies them."""

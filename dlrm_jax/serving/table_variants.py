@@ -1,0 +1,88 @@
+"""The tables of an artifact while it is written: in its row format, and as they were trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from dlrm_jax.artifact.manifest import RowFormat, TableNote
+from dlrm_jax.artifact.tables import StoredTable, write_rows
+from dlrm_jax.feature_names import file_name
+from dlrm_jax.serving.trained_model import TrainedModel
+
+_TABLES, _TRAINED = "tables", "trained"
+
+
+@dataclasses.dataclass(frozen=True)
+class TableVariants:
+    """Tables in a row format, and as they were trained where that is another one.
+
+    Attributes:
+        directory: directory of the artifact.
+        exported: tables in the row format.
+        trained: tables as they were trained.
+    """
+
+    directory: Path
+    exported: tuple[TableNote, ...]
+    trained: tuple[TableNote, ...]
+
+    @classmethod
+    def write(
+        cls, model: TrainedModel, directory: Path, row_format: RowFormat, both: bool
+    ) -> TableVariants:
+        """Writes all tables; one of them is in memory at a time.
+
+        Args:
+            model: trained model.
+            directory: directory of the artifact.
+            row_format: row format.
+            both: whether rows are also written as they were trained, to compare.
+        """
+        exported, trained = [], []
+        (directory / _TABLES).mkdir()
+        (directory / _TRAINED).mkdir()
+        for table, rows in model.tables():
+            own: RowFormat = "bfloat16" if rows.dtype == jnp.bfloat16 else "float32"
+            file = f"{file_name(table.name)}.rows"
+            note = TableNote(table.name, table.rows, table.dim, row_format, f"{_TABLES}/{file}")
+            write_rows(directory / note.file, rows, row_format)
+            exported.append(note)
+            if own != row_format:
+                note = dataclasses.replace(note, row_format=own, file=f"{_TRAINED}/{file}")
+                if both:
+                    write_rows(directory / note.file, rows, own)
+            trained.append(note)
+        return cls(directory, tuple(exported), tuple(trained))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tables that the row format changes."""
+        pairs = zip(self.exported, self.trained, strict=True)
+        return tuple(own.name for own, before in pairs if own != before)
+
+    def notes(self, quantized: Collection[str]) -> tuple[TableNote, ...]:
+        """The tables of which some are in the row format, and the others as they were trained."""
+        pairs = zip(self.exported, self.trained, strict=True)
+        return tuple(own if own.name in quantized else before for own, before in pairs)
+
+    def map(self, quantized: Collection[str]) -> dict[str, StoredTable]:
+        """The rows of `notes`, mapped."""
+        notes = self.notes(quantized)
+        return {note.name: StoredTable.map(self.directory, note) for note in notes}
+
+    def keep(self, quantized: Collection[str]) -> tuple[TableNote, ...]:
+        """Deletes all rows but those of `notes`, which get the names that they have for good."""
+        for note in self.notes(quantized):
+            if note.file.startswith(f"{_TRAINED}/"):
+                (self.directory / note.file).replace(self.directory / _kept(note).file)
+        shutil.rmtree(self.directory / _TRAINED)
+        return tuple(map(_kept, self.notes(quantized)))
+
+
+def _kept(note: TableNote) -> TableNote:
+    return dataclasses.replace(note, file=f"{_TABLES}/{Path(note.file).name}")

@@ -1,0 +1,133 @@
+"""A trained run, read for export: its dense model and its tables, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dlrm_jax.config import Config
+from dlrm_jax.embedding import Table
+from dlrm_jax.inference.loading import check_model, for_prediction
+from dlrm_jax.inference.runs import find_checkpoint
+from dlrm_jax.inference.vocabularies import check_same_data, find_kept
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.saved_config import trained_config
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.checksums import LoadedSums
+from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.sampling import noted_shift
+from dlrm_jax.training.serialization import load_model, load_table
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint, and the descriptions of its model.
+
+    Attributes:
+        checkpoint: directory of the checkpoint.
+        metadata: what it says of itself.
+        config: config of training.
+        learner: learner without native kernels.
+        vocabularies: directory that maps raw values to ids; None if there is none.
+    """
+
+    checkpoint: Path
+    metadata: Mapping[str, Any]
+    config: Config
+    learner: Learner
+    vocabularies: Path | None
+
+    @classmethod
+    def read(cls, run_or_checkpoint: Path, model: str | None = None) -> TrainedModel:
+        """Reads the descriptions; no arrays.
+
+        Args:
+            run_or_checkpoint: workdir of a run or one of its checkpoints.
+            model: class of the user's own that the checkpoint names, which is imported.
+
+        Raises:
+            UserError: there is no checkpoint, it is damaged or of two towers, or it names a class
+                that ``model`` doesn't.
+        """
+        checkpoint = find_checkpoint(run_or_checkpoint)
+        metadata = read_metadata(checkpoint)
+        config = trained_config(checkpoint, metadata)
+        check_model(checkpoint, config, model)
+        jaxs = dataclasses.replace(for_prediction(config, 1), kernels="jax")
+        vocabularies = find_kept(checkpoint)
+        if vocabularies:
+            check_same_data(vocabularies, checkpoint, metadata["identity"].get("data", ""))
+        return cls(checkpoint, metadata, config, make_learner(jaxs, make_mesh("1x1")), vocabularies)
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of the training data; empty if it isn't known."""
+        return self.metadata["identity"].get("data", "")
+
+    @property
+    def shift(self) -> float:
+        """What probabilities add to the logits."""
+        return noted_shift(self.config, self.metadata)
+
+    @functools.cached_property
+    def dense(self) -> DenseModel:
+        """The arrays of the dense model."""
+        specs = self.learner.state_specs()
+        sums = LoadedSums(self.checkpoint, self.metadata)
+        params, state = load_model(
+            self.checkpoint, self.metadata, specs.params, specs.model_state, sums
+        )
+        sums.check()
+        return DenseModel(self.learner, params, state)
+
+    def tables(self) -> Iterator[tuple[Table, np.ndarray]]:
+        """Yields each table with its rows, [rows, dim] of its own dtype; one is in memory."""
+        for name, table in self.learner.collection.tables.items():
+            # A shape and type without memory.
+            spec = np.broadcast_to(np.zeros((), np.dtype(table.dtype)), (table.rows, table.dim))
+            sums = LoadedSums(self.checkpoint, self.metadata)
+            found = load_table(self.checkpoint, self.metadata, name, {"table": spec}, sums)
+            sums.check(together=False)
+            yield table, np.asarray(found["table"])
+
+
+class DenseModel:
+    """The dense model in prediction, as a pure function of named arrays.
+
+    Args:
+        learner: learner without native kernels.
+        params: parameters, as nested dicts.
+        state: other state of the model, see `TrainState.model_state`.
+    """
+
+    def __init__(self, learner: Learner, params: Any, state: Mapping[str, Any]):
+        self._learner = learner
+        self._rngs = state.get("rngs", {})
+        self._statistics = state.get("statistics", {})
+        leaves, self._tree = jax.tree.flatten_with_path((params, self._statistics))
+        # The names by which a warm start asks for them: those of both without what they are.
+        self._names = [".".join(str(key.key) for key in path[1:]) for path, _ in leaves]
+        self.layers = {
+            name: np.asarray(array) for name, (_, array) in zip(self._names, leaves, strict=True)
+        }
+
+    def logits(self, layers: Mapping[str, Any], dense: Any, vectors: Mapping[str, Any]) -> Any:
+        """The logits of examples, [B] or [B, H].
+
+        Args:
+            layers: arrays by name.
+            dense: dense features, [B, D].
+            vectors: vectors by lookup.
+        """
+        arrays = [layers[name] for name in self._names]
+        params, statistics = jax.tree.unflatten(self._tree, arrays)
+        parts = {"rngs": self._rngs, "statistics": statistics}
+        model = self._learner.model(params, {name: x for name, x in parts.items() if x})
+        return model(dense, vectors)

@@ -1,0 +1,41 @@
+"""Verifies an artifact: every byte of its files, and its predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from dlrm_jax.artifact.files import check_content, check_present, files_of_others
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving import golden
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """What was found in an artifact that is as it was written.
+
+    Attributes:
+        manifest: description.
+        golden: comparison of the golden rows.
+        others: files in the directory that aren't part of it.
+    """
+
+    manifest: Manifest
+    golden: golden.Compared
+    others: list[str]
+
+
+def verify(directory: Path) -> Verified:
+    """Reads all files of an artifact and predicts its golden rows.
+
+    Raises:
+        UserError: there is no artifact, or a later version wrote it.
+        DamagedArtifactError: a file is missing or has other bytes, or predictions differ.
+    """
+    manifest = Manifest.read(directory)
+    check_present(directory, manifest.files)
+    for name, note in manifest.files.items():
+        check_content(directory, name, note)
+    compared = golden.compare(directory, Predictor.load(directory))
+    return Verified(manifest, compared, files_of_others(directory, manifest.files))
