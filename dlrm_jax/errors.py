@@ -45,4 +45,6 @@ class DamagedArtifactError(UserError):
 
     def __str__(self) -> str:
         artifact, file, reason = self.args
-        return f"artifact {artifact} is damaged: {file}: {reason}; copy it again, or export it again"
+        return (
+            f"artifact {artifact} is damaged: {file}: {reason}; copy it again, or export it again"
+        )

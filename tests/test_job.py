@@ -124,7 +124,8 @@ def test_a_model_of_squared_errors_takes_labels_between_0_and_1(fitted):
     [day, *_] = fitted.data.test.days
     soft = Split((dataclasses.replace(day, labels=np.float32(0.1) + np.float32(0.8) * day.labels),))
     config = dataclasses.replace(fitted.predictor.config, loss="mse")
-    predictor = dataclasses.replace(fitted.predictor, config=config)
+    scorer = dataclasses.replace(fitted.predictor.scorer, config=config)
+    predictor = dataclasses.replace(fitted.predictor, scorer=scorer)
     model = dataclasses.replace(fitted, predictor=predictor)
     assert model.evaluate(soft)["auc"] == fitted.evaluate(Split((day,)))["auc"]
     with pytest.raises(UserError, match=r"expected label 0 or 1, got 0\.[19]"):

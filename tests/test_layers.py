@@ -59,7 +59,8 @@ BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
 BELOW["job"] = {*BELOW["run"], "run", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
-BELOW["cli"] = {*BELOW["search"], "search", "serving", "daily", "retrieval", "presets", "text_table"}
+BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
+BELOW["cli"] |= {"serving"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

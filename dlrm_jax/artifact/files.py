@@ -40,19 +40,17 @@ def check_present(directory: Path, files: Mapping[str, FileNote]) -> None:
 
 
 def _size(directory: Path, name: PurePosixPath) -> int:
-    place = directory
-    for part in name.parts:
-        place = place / part
-        try:
-            status = place.lstat()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise DamagedArtifactError(str(directory), str(name), "it is missing") from error
-        if stat.S_ISLNK(status.st_mode):
-            raise DamagedArtifactError(
-                str(directory), str(name), "expected a file in the artifact, found a link"
-            )
-    if not stat.S_ISREG(status.st_mode):
-        raise DamagedArtifactError(str(directory), str(name), "expected a file, found none")
+    places = [directory / part for part in reversed([name, *name.parents][:-1])]
+    try:
+        links = [place for place in places if place.is_symlink()]
+        status = (directory / name).lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedArtifactError(str(directory), str(name), "it is missing") from error
+    if links or not stat.S_ISREG(status.st_mode):
+        found = "a link" if links else "none"
+        raise DamagedArtifactError(
+            str(directory), str(name), f"expected a file in the artifact, found {found}"
+        )
     return status.st_size
 
 

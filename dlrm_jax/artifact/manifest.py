@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 import xxhash
 
+from dlrm_jax.embedding import id_maps
 from dlrm_jax.errors import DamagedArtifactError, UserError
 
 FORMAT = 1
@@ -91,9 +92,7 @@ class LookupNote:
     table: str
     pooling: Literal["sum", "mean", "none"]
     columns: tuple[_Count, _Count]
-    id_map: dict[Literal["floor_divide", "remainder"], _Positive] = dataclasses.field(
-        default_factory=dict
-    )
+    id_map: dict[id_maps.Name, _Positive] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

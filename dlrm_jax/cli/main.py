@@ -15,6 +15,8 @@ COMMANDS = {
     "report": "describes prepared data or a run on a page with pictures",
     "generate": "makes Criteo-shaped data of any size",
     "predict": "predicts with a trained model, and writes its tables as files",
+    "export": "makes one directory of a trained model, for serving anywhere",
+    "verify": "checks every file of an exported model, and its predictions",
     "plan": "plans the placement of tables, on any machine",
     "compile": "compiles a train step for a large machine, on any machine",
 }

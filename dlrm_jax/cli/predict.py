@@ -6,7 +6,8 @@
     python -m dlrm_jax predict --checkpoint=CHECKPOINT --tables=user,viewed --tables_output=vectors
 
 where CHECKPOINT is the workdir of a run, such as ``runs/kaggle``, of which the best checkpoint
-counts, or one of its checkpoints, such as ``runs/kaggle/checkpoints/00300000``.
+counts, one of its checkpoints, such as ``runs/kaggle/checkpoints/00300000``, or an artifact that
+``dlrm_jax export`` made.
 
 Raw logs are mapped to ids by the vocabularies that the run keeps in its workdir. They are read,
 predicted and written chunk by chunk, so that they may be larger than memory. The output has one
@@ -21,9 +22,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import polars as pl
 from absl import flags
@@ -41,8 +41,13 @@ from dlrm_jax.cli.flags import (
 )
 from dlrm_jax.cli.predicted_labels import PROBABILITY, PredictedLabels, predicted_columns
 from dlrm_jax.cli.predicted_metrics import chosen_metrics, with_all_negatives
+from dlrm_jax.cli.predicting_model import (
+    PredictingModel,
+    check_class,
+    find_model,
+    table_names,
+)
 from dlrm_jax.cli.start import start
-from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
@@ -56,21 +61,17 @@ from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
-from dlrm_jax.inference.loading import check_model
-from dlrm_jax.inference.predictor import Part, Predictor
-from dlrm_jax.inference.runs import find_checkpoint
+from dlrm_jax.inference.part import Part
+from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.table_files import write_table
-from dlrm_jax.inference.vocabularies import check_same_data, find_kept, read_values
+from dlrm_jax.inference.vocabularies import check_same_data, read_values
 from dlrm_jax.mesh import check_batch_size
-from dlrm_jax.saved_config import trained_config
-from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.sampling import noted_correction, noted_shift
 
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "Workdir of a run, of which the best checkpoint counts, or one of its checkpoints; such as "
-    "runs/x.",
+    "Workdir of a run, of which the best checkpoint counts, one of its checkpoints, or an "
+    "artifact; such as runs/x.",
 )
 flags.DEFINE_list(
     "data",
@@ -119,36 +120,26 @@ flags.DEFINE_string("tables_output", None, "Directory of tables to make; such as
 mark_required("checkpoint")
 
 
-class Trained(NamedTuple):
-    """A checkpoint, what it says of itself, and the vocabularies of its data, if there are any."""
-
-    checkpoint: Path
-    metadata: Mapping[str, Any]
-    config: Config
-    vocabularies: Path | None
-
-
 def main() -> None:
-    """Checkpoint, probabilities, tables."""
+    """Model, probabilities, tables."""
     check_flags()
-    checkpoint = find_checkpoint(Path(FLAGS.checkpoint))
-    if checkpoint != Path(FLAGS.checkpoint):
-        status(f"checkpoint {checkpoint}")
-    metadata = read_metadata(checkpoint)
-    config = trained_config(checkpoint, metadata)
+    model = find_model(
+        Path(FLAGS.checkpoint), Path(FLAGS.preprocessing) if FLAGS.preprocessing else None
+    )
+    if model.path != Path(FLAGS.checkpoint):
+        status(f"checkpoint {model.path}")
     if FLAGS.data:
-        check_model(checkpoint, config, FLAGS.model)
-    trained = Trained(checkpoint, metadata, config, find_vocabularies(checkpoint, metadata))
-    tables = table_names(trained)
+        check_class(model, FLAGS.model)
+    tables = table_names(model, FLAGS.tables)
     if FLAGS.data:
         with creating(Path(FLAGS.output)) as path:
-            predicted = predict(trained, path)
+            predicted = predict(model, path)
         # The file is in place: nothing about metrics can lose it.
         if predicted.show() and paths("data")[0].is_dir():
             status("metrics of all days of the directory, those of training included")
     if FLAGS.tables:
         with creating(Path(FLAGS.tables_output)) as directory:
-            dump(trained, tables, directory)
+            dump(model, tables, directory)
 
 
 def check_flags() -> None:
@@ -185,37 +176,7 @@ def check_keys(predicted: Sequence[str]) -> None:
             raise UserError(f"--keys: {key!r} is the name of the predictions; leave it out")
 
 
-def find_vocabularies(checkpoint: Path, metadata: Mapping[str, Any]) -> Path | None:
-    """The directory of a checkpoint's vocabularies, which must be of its data; None without one."""
-    directory = Path(FLAGS.preprocessing) if FLAGS.preprocessing else find_kept(checkpoint)
-    if directory:
-        check_same_data(directory, checkpoint, metadata["identity"]["data"])
-    return directory
-
-
-def table_names(trained: Trained) -> list[str]:
-    """The names in the model of the tables that ``--tables`` asks for; one is meant once.
-
-    Models of earlier versions call them C1, C2, …, and the columns of their data mean the same.
-    """
-    tables, vocabularies = trained.config.table_names, trained.vocabularies
-    columns = Metadata.read(vocabularies).columns if vocabularies else tables
-    found = []
-    for name in FLAGS.tables:
-        named = zip(tables, columns, strict=True)
-        meant = [trained.config.table_of[x] for x, column in named if name in (x, column)]
-        if len(meant) != 1:
-            known = ", ".join(dict.fromkeys([*tables, *columns]))
-            both = f"{name!r} is the name of one and the column of another of {', '.join(meant)}"
-            none = f"no table or column is named {name!r}; there are {known}"
-            raise UserError(f"--tables: {both if meant else none}")
-        if meant[0] in found:
-            raise UserError(f"--tables: {name!r} is table {meant[0]}, which is given twice")
-        found += meant
-    return found
-
-
-def predict(trained: Trained, output: Path) -> PredictedLabels:
+def predict(model: PredictingModel, output: Path) -> PredictedLabels:
     """Writes the probabilities of all rows; prints number and speed, and returns the metrics.
 
     Raises:
@@ -223,13 +184,12 @@ def predict(trained: Trained, output: Path) -> PredictedLabels:
     """
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)
-    check_logs(trained)
+    check_logs(model)
     begun = time.perf_counter()
-    parts = predictions(trained, mesh)
-    shift = noted_shift(trained.config, trained.metadata)
-    chosen = chosen_metrics(trained)
+    parts = predictions(model, mesh)
+    chosen = chosen_metrics(model)
     extra = (chosen.metrics, chosen.places)
-    predicted = PredictedLabels(trained.config.labels, extra, shift, chosen.left_out)
+    predicted = PredictedLabels(model.inputs.labels, extra, model.shift, chosen.left_out)
 
     def frames() -> Iterator[pl.DataFrame]:
         for part in parts:
@@ -238,24 +198,24 @@ def predict(trained: Trained, output: Path) -> PredictedLabels:
     write_frames(frames(), output, Path(FLAGS.output).suffix)
     seconds, rows = time.perf_counter() - begun, predicted.rows
     status(f"{rows:,} rows, {seconds:.1f} s ({rows / seconds:,.0f} rows/s); see {FLAGS.output}")
-    if correction := noted_correction(trained.config, trained.metadata):
-        status(correction)
+    if model.correction:
+        status(model.correction)
     return predicted
 
 
-def check_logs(trained: Trained) -> None:
+def check_logs(model: PredictingModel) -> None:
     """Checks that raw logs can be mapped to ids, and their columns, before anything is read."""
     logs = paths("data")
     if logs[0].is_dir():
         return
-    if not trained.vocabularies:
+    if not model.vocabularies:
         raise UserError(
-            f"raw logs can't be mapped to ids: {trained.checkpoint} was trained on data without "
+            f"raw logs can't be mapped to ids: {model.path} was trained on data without "
             f"vocabularies, or isn't in its workdir any more. Give the directory of arrays that "
             f"has them as --preprocessing, or arrays as --data"
         )
-    options = serving_options(Metadata.read(trained.vocabularies))
-    check_keys(predicted_columns(trained.config.labels))
+    options = serving_options(Metadata.read(model.vocabularies))
+    check_keys(predicted_columns(model.inputs.labels))
     types = check_headers(logs, options, FLAGS.keys)
     if key := unwritable(types, Path(FLAGS.output).suffix):
         raise UserError(
@@ -264,25 +224,26 @@ def check_logs(trained: Trained) -> None:
         )
 
 
-def predictions(trained: Trained, mesh: Mesh) -> Iterator[Part]:
+def predictions(model: PredictingModel, mesh: Mesh) -> Iterator[Part]:
     """The predictions of ``--data``, chunk by chunk."""
-    config, name, logs = trained.config, ",".join(FLAGS.data), paths("data")
-    load = functools.partial(Predictor.load, trained.checkpoint, mesh)
+    inputs, name, logs = model.inputs, ",".join(FLAGS.data), paths("data")
+    load = functools.partial(Predictor.load, model.path, mesh)
     if logs[0].is_dir():
-        split, ranges, labels = all_days(logs[0], trained)
-        rows, lengths = config.table_rows, config.table_bag_lengths
-        check_ids(split, rows, lengths, name, ranges, config.table_names)
+        split, ranges, labels = all_days(logs[0], model)
+        check_ids(split, inputs.table_rows, inputs.bag_lengths, name, ranges, inputs.columns)
         yield from load(FLAGS.batch_size, FLAGS.model).of_split(split, labels)
         return
-    assert trained.vocabularies
-    model = load(FLAGS.batch_size, FLAGS.model, trained.vocabularies)
-    unseen = UnseenValues(model.encoder.metadata)
-    yield from model.of_files(logs, FLAGS.keys, unseen)
+    assert model.vocabularies
+    predictor = load(FLAGS.batch_size, FLAGS.model, model.vocabularies)
+    unseen = UnseenValues(predictor.encoder.metadata)
+    yield from predictor.of_files(logs, FLAGS.keys, unseen)
     for warning in unseen.warnings():
         status(f"warning: {warning}")
 
 
-def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None, tuple[str, ...]]:
+def all_days(
+    directory: Path, model: PredictingModel
+) -> tuple[Split, Ranges | None, tuple[str, ...]]:
     """All rows of prepared arrays like the model's, or of TorchRec's, in the order of time.
 
     With the ranges of their ids, if they are those of the model's features, and the names of their
@@ -291,10 +252,9 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None, t
     Raises:
         UserError: the arrays are of other data, or in another order than their log.
     """
-    fingerprint = trained.metadata["identity"]["data"]
     described = None
     if (directory / METADATA).exists():
-        described = check_same_data(directory, trained.checkpoint, fingerprint)
+        described = check_same_data(directory, model.path, model.fingerprint)
         rule = Options.from_json(described.made_from["options"]).rule
         if rule.by_row:
             raise UserError(
@@ -309,25 +269,26 @@ def all_days(directory: Path, trained: Trained) -> tuple[Split, Ranges | None, t
     mapped = [DayFiles.map(directory, number, groups).examples for number in range(days)]
     split = Split(tuple(mapped))
     if described:
-        check_unchanged(directory, fingerprint)
+        check_unchanged(directory, model.fingerprint)
         split = with_all_negatives(split, described)
-    same = data.bag_lengths == trained.config.table_bag_lengths
+    same = data.bag_lengths == model.inputs.bag_lengths
     return split, data.id_ranges if same else None, data.labels
 
 
-def dump(trained: Trained, names: Sequence[str], output: Path) -> None:
+def dump(model: PredictingModel, names: Sequence[str], output: Path) -> None:
     """Writes tables one after the other, and prints their files."""
-    checkpoint, metadata, config, vocabularies = trained
+    assert model.trained
+    (metadata, config), vocabularies = model.trained, model.vocabularies
     output.mkdir()
     for name in names:
         table = config.table_names.index(name)
         values = read_values(vocabularies, table) if vocabularies else None
-        written = write_table(checkpoint, metadata, name, values, output, FLAGS.tables_format)
+        written = write_table(model.path, metadata, name, values, output, FLAGS.tables_format)
         files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in written)
         others = [x for x, owner in config.table_of.items() if owner == name != x]
         shared = f" (also of {', '.join(others)})" if others else ""
         status(f"table {name}{shared}, {config.table_rows[table]:,} rows: {files}")
     if vocabularies:
-        check_unchanged(vocabularies, metadata["identity"]["data"])
+        check_unchanged(vocabularies, model.fingerprint)
     else:
         status("the run keeps no vocabularies: the values of the rows are unknown")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import polars as pl
 
 from dlrm_jax.console import status
-from dlrm_jax.inference.predictor import Part, sigmoid
+from dlrm_jax.inference.part import Part
+from dlrm_jax.inference.probabilities import sigmoid
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.extra_metrics import ExtraMetric
 from dlrm_jax.training.metrics import METRICS

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dlrm_jax.cli.flags import FLAGS, paths
+from dlrm_jax.cli.predicting_model import PredictingModel
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.headers import optional_columns
 from dlrm_jax.data.preprocessing.serving import serving_options
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.extra_metrics import ExtraMetric, extra_metrics
-
-if TYPE_CHECKING:
-    from dlrm_jax.cli.predict import Trained
 
 
 class Chosen(NamedTuple):
@@ -34,7 +32,7 @@ class Chosen(NamedTuple):
     left_out: list[str]
 
 
-def chosen_metrics(trained: Trained) -> Chosen:
+def chosen_metrics(model: PredictingModel) -> Chosen:
     """The metrics besides the usual ones.
 
     Those of ``--metrics``, or else those of training. Of the latter, functions of a user's own are
@@ -44,11 +42,11 @@ def chosen_metrics(trained: Trained) -> Chosen:
     Raises:
         UserError: a metric of ``--metrics`` can't be had.
     """
-    config, asked = trained.config, FLAGS.metrics is not None
-    starts = np.cumsum([0, *config.table_bag_lengths[:-1]]).tolist()
-    places = dict(zip(config.table_names, starts, strict=True))
-    there, chosen, left_out = (*places, *_groups(trained)), [], []
-    for metric in extra_metrics(tuple(FLAGS.metrics) if asked else config.metrics):
+    inputs, asked = model.inputs, FLAGS.metrics is not None
+    starts = np.cumsum([0, *inputs.bag_lengths[:-1]]).tolist()
+    places = dict(zip(inputs.columns, starts, strict=True))
+    there, chosen, left_out = (*places, *_groups(model)), [], []
+    for metric in extra_metrics(tuple(FLAGS.metrics) if asked else model.metrics):
         why = None
         if metric.column and metric.column not in there:
             why = f"the rows have no column {metric.column!r} to group by"
@@ -64,7 +62,7 @@ def chosen_metrics(trained: Trained) -> Chosen:
     return Chosen(tuple(chosen), places, left_out)
 
 
-def _groups(trained: Trained) -> list[str]:
+def _groups(model: PredictingModel) -> list[str]:
     """The columns of the schema's groups that the rows have."""
     logs = paths("data")
     if logs[0].is_dir():
@@ -72,9 +70,9 @@ def _groups(trained: Trained) -> list[str]:
             return Metadata.read(logs[0]).groups
         except UserError:  # arrays of other programs
             return []
-    if not trained.vocabularies:
+    if not model.vocabularies:
         return []
-    metadata = Metadata.read(trained.vocabularies)
+    metadata = Metadata.read(model.vocabularies)
     return optional_columns(logs, serving_options(metadata), metadata.groups)
 
 

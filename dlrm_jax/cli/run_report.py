@@ -10,12 +10,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from dlrm_jax.cli.data_of_run import data_of_run
 from dlrm_jax.cli.page import check_file, check_own
 from dlrm_jax.cli.run_files import read_lines, read_summary
 from dlrm_jax.cli.run_numbers import measure_data, measure_tables
 from dlrm_jax.cli.run_page import run_page
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.embedding.plan import Plan
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json, write_text
@@ -24,9 +24,7 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.value_names import ValueNames
 from dlrm_jax.inference.vocabularies import check_same_data
-from dlrm_jax.job import load_data
 from dlrm_jax.saved_config import trained_config
-from dlrm_jax.training.build import generated_fingerprint
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.record import to_json
 
@@ -69,7 +67,7 @@ def write_run_report(
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
     check_model(checkpoint, config, model)
-    dataset = _data_of(config, metadata["identity"].get("data"), data, checkpoint)
+    dataset = data_of_run(config, metadata["identity"].get("data"), data, checkpoint)
     predictor = Predictor.load(checkpoint, mesh, batch_size, model)
     if predictor.vocabularies:
         check_same_data(predictor.vocabularies, checkpoint, predictor.fingerprint)
@@ -123,25 +121,6 @@ def _of_run(run: Path, config: Config, metadata: Mapping[str, Any]) -> dict[str,
         "continue_from": metadata.get("continue_from"),
         "fingerprint": metadata["identity"].get("data", "unknown"),
     }
-
-
-def _data_of(
-    config: Config, fingerprint: str | None, source: Path | None, checkpoint: Path
-) -> Dataset | None:
-    """The data of a run; None if they are neither given nor generated.
-
-    Raises:
-        UserError: they can't be read, or are others than those of the run.
-    """
-    if source is None and fingerprint != generated_fingerprint(config):
-        return None
-    _, data = load_data(config, source)
-    if fingerprint not in (data.fingerprint, *data.earlier_fingerprints):
-        raise UserError(
-            f"data: {checkpoint} was trained on other data than {source}: its ids mean other "
-            f"values; give the data of the training"
-        )
-    return data
 
 
 def _check_own(page: Path, file: Path) -> None:

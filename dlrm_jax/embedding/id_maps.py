@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from dlrm_jax.errors import UserError
 
@@ -38,11 +38,16 @@ class Remainder:
         return ids % self.divisor
 
 
-ID_MAPS = {"floor_divide": FloorDivide, "remainder": Remainder}
+Name = Literal["floor_divide", "remainder"]
+
+ID_MAPS: dict[Name, type[FloorDivide] | type[Remainder]] = {
+    "floor_divide": FloorDivide,
+    "remainder": Remainder,
+}
 """The id maps by the names that files give them."""
 
 
-def note_of(id_map: Any) -> dict[str, int]:
+def note_of(id_map: Any) -> dict[Name, int]:
     """How a file describes an id map, such as ``{"floor_divide": 4}``.
 
     Raises:

@@ -76,6 +76,11 @@ def inputs_of(manifest: Manifest) -> Inputs:
     )
 
 
+def kept_by(directory: Path, manifest: Manifest) -> Path | None:
+    """The directory of an artifact that maps raw values to ids; None if it has none."""
+    return directory / PREPROCESSING if f"{PREPROCESSING}/{METADATA}" in manifest.files else None
+
+
 class Loaded(NamedTuple):
     """An artifact that predicts; the arguments of `Predictor`, in their order."""
 
@@ -106,9 +111,5 @@ def load_artifact(
     manifest = artifact.manifest
     if preprocessing:
         check_same_data(preprocessing, directory, manifest.data)
-    own = directory / PREPROCESSING
-    kept = own if f"{PREPROCESSING}/{METADATA}" in manifest.files else None
-    vocabularies = preprocessing or kept
-    return Loaded(
-        ArtifactScorer(artifact), batch_size, vocabularies, manifest.data, manifest.shift
-    )
+    vocabularies = preprocessing or kept_by(directory, manifest)
+    return Loaded(ArtifactScorer(artifact), batch_size, vocabularies, manifest.data, manifest.shift)

@@ -42,9 +42,7 @@ class CheckpointScorer:
     @property
     def inputs(self) -> Inputs:
         """What it expects of examples."""
-        config = self.config
-        rows, lengths = config.table_rows, config.table_bag_lengths
-        return Inputs(config.dense_features, config.table_names, rows, lengths, config.labels)
+        return inputs_of_config(self.config)
 
     @property
     def devices(self) -> int:
@@ -59,3 +57,9 @@ class CheckpointScorer:
     def logits(self, split: Split, batch_size: int) -> Iterator[Float32[np.ndarray, "B *_"]]:
         """See `Scorer`."""
         return predictions(self.learner, self.compiled, self.state, split, batch_size)
+
+
+def inputs_of_config(config: Config) -> Inputs:
+    """What the model of a config expects of examples."""
+    rows, lengths = config.table_rows, config.table_bag_lengths
+    return Inputs(config.dense_features, config.table_names, rows, lengths, config.labels)

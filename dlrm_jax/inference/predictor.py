@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,6 @@ from jaxtyping import Float32, Float64, Shaped
 from dlrm_jax.artifact.manifest import is_artifact
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
-from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.chosen_labels import chosen_labels
 from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.data.preprocessing.sources import ahead
@@ -26,6 +25,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.artifact_scorer import load_artifact
 from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
 from dlrm_jax.inference.loading import load_trained
+from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.probabilities import check_finite, sigmoid
 from dlrm_jax.inference.rows import NAME, as_frame
 from dlrm_jax.inference.runs import find_checkpoint
@@ -39,22 +39,6 @@ _log = logging.getLogger(__name__)
 
 _SMALL_BATCHES = (1, 16, 256)
 _ROWS = 1 << 18
-
-
-class Part(NamedTuple):
-    """Predictions of consecutive rows.
-
-    Attributes:
-        logits: predictions, [N] float32, or [N, H] of several labels.
-        labels: labels of the same shape; NaN where there is none.
-        rows: the rows, with weights and groups; a weight is NaN where there is none.
-        keys: the columns that are passed through, N rows; none of prepared arrays.
-    """
-
-    logits: Float32[np.ndarray, "N *_"]
-    labels: Shaped[np.ndarray, "N *_"]
-    rows: Split
-    keys: pl.DataFrame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,8 +249,7 @@ class Predictor:
 
     def _checked(self, examples: Examples) -> Split:
         split = Split((examples,))
-        inputs = self.scorer.inputs
-        check_ids(split, inputs.table_rows, inputs.bag_lengths, NAME)
+        self.scorer.inputs.check_ids(split, NAME)
         return split
 
     def _in_memory(self, split: Split) -> Float64[np.ndarray, "N *_"]:
@@ -288,8 +271,7 @@ class Predictor:
         """
         inputs = self.scorer.inputs
         inputs.check_dense(split)
-        rows, lengths = inputs.table_rows, inputs.bag_lengths
-        check_ids(split, rows, lengths, "examples", columns=inputs.columns)
+        inputs.check_ids(split, "examples", inputs.columns)
 
     def probabilities(
         self, split: Split, *, check: bool = True

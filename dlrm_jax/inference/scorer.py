@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
 from dlrm_jax.data.arrays import Split
+from dlrm_jax.data.check import check_ids
 from dlrm_jax.errors import UserError
 
 
@@ -35,6 +36,10 @@ class Inputs:
     def outputs(self) -> tuple[str, ...]:
         """The names of the labels, one for each logit of an example."""
         return self.labels or ("label",)
+
+    def check_ids(self, split: Split, name: str, columns: Sequence[str] = ()) -> None:
+        """Checks that ids are rows of the model's tables; see `data.check.check_ids`."""
+        check_ids(split, self.table_rows, self.bag_lengths, name, columns=columns)
 
     def check_dense(self, split: Split) -> None:
         """Checks that examples have as many dense features.

@@ -159,7 +159,7 @@ def _write_dense(model: TrainedModel, directory: Path, manifest: Manifest) -> Ma
         model.dense.logits, model.dense.layers, manifest.dense_features, vector_shapes(manifest)
     )
     for size, content in made.items():
-        note = ProgramNote(size, f"programs/{size or 'any'}.stablehlo")
+        note = ProgramNote(size, f"programs/{size or 'any'}.jax_export")
         (directory / note.file).write_bytes(content)
         programs.append(note)
     return dataclasses.replace(manifest, layers=tuple(layers), programs=tuple(programs))

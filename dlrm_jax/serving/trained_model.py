@@ -72,6 +72,11 @@ class TrainedModel:
         return self.metadata["identity"].get("data", "")
 
     @property
+    def run_name(self) -> str:
+        """The name of the run's directory."""
+        return self.checkpoint.resolve().parent.parent.name
+
+    @property
     def shift(self) -> float:
         """What probabilities add to the logits."""
         return noted_shift(self.config, self.metadata)

@@ -1,0 +1,109 @@
+"""Makes an artifact: one directory that is a trained model, for serving anywhere.
+
+    python -m dlrm_jax export --run=runs/kaggle --output=kaggle
+    python -m dlrm_jax export --run=runs/kaggle --output=kaggle --data=criteo --tables=int8
+    python -m dlrm_jax export --run=runs/kaggle --output=kaggle --data=criteo --tables=int4
+      --max_auc_loss=0.0005
+
+An artifact has the tables as files that are mapped, the dense model as StableHLO for CPUs, GPUs and
+TPUs, the vocabularies, checksums of all files and 100 rows with their predictions. Who loads it
+needs neither the model's class nor its settings: give it to ``dlrm_jax predict --checkpoint``, or
+to ``Predictor.load``.
+
+``--data`` names what the run was trained on, unless that was generated. The artifact then has the
+metrics of validation and test, of the trained model and of the exported one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from dlrm_jax.cli.data_of_run import data_of_run
+from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, require
+from dlrm_jax.cli.start import start
+from dlrm_jax.console import status
+from dlrm_jax.errors import UserError
+from dlrm_jax.serving.export import Exported, export
+from dlrm_jax.serving.trained_model import TrainedModel
+from dlrm_jax.text_table import text_table
+
+flags.DEFINE_string(
+    "run",
+    None,
+    "Workdir of a run, of which the best checkpoint counts, or one of its checkpoints; such as "
+    "runs/kaggle.",
+)
+flags.DEFINE_string("output", None, "Directory to make; such as kaggle.")
+flags.DEFINE_enum("tables", "float32", ["float32", "bfloat16"], "How rows of tables are stored.")
+flags.DEFINE_string(
+    "data",
+    None,
+    "Directory or raw file that the run was trained on, for metrics; such as criteo.",
+)
+flags.DEFINE_float(
+    "max_auc_loss",
+    None,
+    "Most AUC on the validation split that stored rows may cost; tables that cost more keep the "
+    "rows of training; without it, all are stored alike; such as 0.0005.",
+    0,
+)
+flags.DEFINE_string(
+    "name", None, "Name of the model; without it, that of the run's directory; such as kaggle."
+)
+flags.DEFINE_string(
+    "model",
+    None,
+    "Class of your own that the run names as its model; it is imported only if you name it; such "
+    "as my_models:Mine.",
+)
+mark_required("run", "output")
+
+
+def main() -> None:
+    """Writes the artifact, and prints what it has."""
+    require("run", "output")
+    check_new("output")
+    start("1x1")
+    model = TrainedModel.read(Path(FLAGS.run), FLAGS.model)
+    if model.checkpoint != Path(FLAGS.run):
+        status(f"checkpoint {model.checkpoint}")
+    source = Path(FLAGS.data) if FLAGS.data else None
+    data = data_of_run(model.config, model.data, source, model.checkpoint)
+    if FLAGS.max_auc_loss is not None and data is None:
+        raise UserError("--max_auc_loss: it is measured on validation examples; give --data, too")
+    name = FLAGS.name or model.run_name
+    done = export(model, Path(FLAGS.output), name, FLAGS.tables, data, FLAGS.max_auc_loss)
+    show(done)
+    status(f"artifact {name}: see {Path(FLAGS.output) / 'manifest.json'}")
+
+
+def show(done: Exported) -> None:
+    """Prints the tables and the metrics of an artifact."""
+    manifest, choice = done.manifest, done.choice
+    gains = choice.gains if choice else {}
+    header = ["table", "rows", "dim", "stored as", "bytes", *(["costs AUC"] if gains else [])]
+    rows = []
+    for table in manifest.tables:
+        size = manifest.files[table.file].bytes
+        cost = [f"{gains[table.name]:.6f}" if table.name in gains else ""] if gains else []
+        of_table = [f"{table.rows:,}", f"{table.dim}", table.row_format, f"{size:,}"]
+        rows.append([table.name, *of_table, *cost])
+    status(text_table(header, rows))
+    if choice:
+        kept = len(manifest.tables) - len(choice.quantized)
+        status(
+            f"validation AUC: {choice.loss_of_all:.6f} lost with all tables stored alike, "
+            f"{choice.loss:.6f} with {kept} of them as they were trained"
+        )
+    lines = []
+    for split, of_split in manifest.metrics.items():
+        for which, metrics in of_split.items():
+            shown = (metrics["auc"], metrics["log_loss"])
+            numbers = ["-" if x is None else f"{x:.6f}" for x in shown]
+            lines.append([f"{split}, {which}", *numbers])
+    if lines:
+        status(text_table(["", "auc", "log_loss"], lines))
+    else:
+        status("no metrics: give --data, what the run was trained on")

@@ -1,0 +1,44 @@
+"""Checks that an artifact is as `dlrm_jax export` wrote it: every byte, and its predictions.
+
+    python -m dlrm_jax verify --artifact=kaggle
+
+All files are read and compared with their checksums. Then the artifact's 100 golden rows are
+predicted. Another processor may give other last digits; the largest difference is printed. The exit
+code is 1 if a file is missing or differs, and the message names it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from dlrm_jax.cli.flags import FLAGS, mark_required, require
+from dlrm_jax.cli.start import start
+from dlrm_jax.console import status
+from dlrm_jax.errors import DamagedArtifactError
+from dlrm_jax.serving.verify import verify
+
+flags.DEFINE_string("artifact", None, "Directory of the artifact; such as kaggle.")
+mark_required("artifact")
+
+
+def main() -> None:
+    """Verifies, and prints what was found."""
+    require("artifact")
+    start("1x1")
+    try:
+        found = verify(Path(FLAGS.artifact))
+    except DamagedArtifactError as error:
+        status(f"error: {error}", error=True)
+        sys.exit(1)
+    for name in found.others:
+        status(f"note: {name} isn't part of the artifact")
+    size = sum(note.bytes for note in found.manifest.files.values())
+    difference = found.golden.difference
+    equal = f"differ by at most {difference:.2g}" if difference else "are equal to the last bit"
+    status(
+        f"{found.manifest.name}: {len(found.manifest.files)} files, {size:,} bytes, as they were "
+        f"written; predictions of {found.golden.rows} golden rows {equal}"
+    )
