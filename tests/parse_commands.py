@@ -17,6 +17,8 @@ import traceback
 import preloaded  # noqa: F401
 from absl import flags
 
+from dlrm_jax.cli.main import as_flags
+
 
 def entry(module: str) -> str:
     """The module that defines a command's flags."""
@@ -39,7 +41,7 @@ def parsed(module: str, lines: list[list[str]]) -> dict[str, list[str]]:
     for line in lines:
         flags.FLAGS.unparse_flags()
         try:
-            _, *rest = flags.FLAGS([module, *line])
+            _, *rest = flags.FLAGS([module, *as_flags(module.partition(" ")[2], line)])
             if rest:
                 errors.append(f"{module} {' '.join(line)}: {' '.join(rest)} is no flag")
         except flags.Error as error:

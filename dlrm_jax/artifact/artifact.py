@@ -113,7 +113,7 @@ def read_layer(directory: Path, note: LayerNote) -> np.ndarray:
             f"expected {note.dtype} of shape {[*note.shape]}, it has {array.dtype} of shape "
             f"{[*array.shape]}",
         )
-    return np.ascontiguousarray(array)
+    return np.array(array)
 
 
 def write_layer(path: Path, array: np.ndarray) -> None:

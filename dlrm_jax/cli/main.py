@@ -21,6 +21,16 @@ COMMANDS = {
     "compile": "compiles a train step for a large machine, on any machine",
 }
 
+_DIRECTORIES = {"verify": "artifact"}
+"""Commands of one directory, which may be given without the name of its flag."""
+
+
+def as_flags(command: str, arguments: list[str]) -> list[str]:
+    """The arguments of a command, all as flags: ``verify DIR`` is ``verify --artifact=DIR``."""
+    if command in _DIRECTORIES and arguments and not arguments[0].startswith("-"):
+        return [f"--{_DIRECTORIES[command]}={arguments[0]}", *arguments[1:]]
+    return arguments
+
 
 def begin() -> None:
     """Signals and the allocator of a program, before the imports that take seconds."""
@@ -46,7 +56,7 @@ def main(command: str | None = None) -> None:
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             print(f"error: there is no command {command!r}{hint}\n\n{_usage()}", file=sys.stderr)
             sys.exit(2)
-        argv[0] = f"{argv[0]} {command}"
+        argv = [f"{argv[0]} {command}", *as_flags(command, argv[1:])]
     from dlrm_jax.cli.run import run
 
     run(importlib.import_module(f"dlrm_jax.cli.{command}").main, argv)

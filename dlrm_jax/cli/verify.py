@@ -1,6 +1,6 @@
 """Checks that an artifact is as `dlrm_jax export` wrote it: every byte, and its predictions.
 
-    python -m dlrm_jax verify --artifact=kaggle
+    python -m dlrm_jax verify kaggle
 
 All files are read and compared with their checksums. Then the artifact's 100 golden rows are
 predicted. Another processor may give other last digits; the largest difference is printed. The exit
