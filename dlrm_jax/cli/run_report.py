@@ -24,7 +24,7 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.value_names import ValueNames
 from dlrm_jax.inference.vocabularies import check_same_data
-from dlrm_jax.job import load_data
+from dlrm_jax.run_data import load_data
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import generated_fingerprint
 from dlrm_jax.training.metadata import read_metadata
