@@ -30,8 +30,8 @@ from dlrm_jax.data.preprocessing.vocabulary import MISSING
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json, write_text
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.job import load_data
 from dlrm_jax.run import run
+from dlrm_jax.run_data import load_data
 from dlrm_jax.run_start import Options
 from dlrm_jax.saved_config import VERSION, saved_fields
 from dlrm_jax.training.build import check_shared, make_learner

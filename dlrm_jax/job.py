@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +23,26 @@ from jaxtyping import Float64
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
-from dlrm_jax.data.check import check_ids, check_labels
-from dlrm_jax.data.chosen_labels import with_labels
-from dlrm_jax.data.dataset import load_dataset
-from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import cache_directory
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import as_mesh, emulate_devices, parse_mesh
 from dlrm_jax.presets import PRESETS
-from dlrm_jax.processes import on_process_0
 from dlrm_jax.run import Options, run
+from dlrm_jax.run_data import Source, check_effects, check_split_labels, is_new, load_data
 from dlrm_jax.run_start import checkpoints_of, describe_run
 from dlrm_jax.training.build import (
     check_config,
     check_shared,
-    check_table_settings,
-    for_data,
-    generate_data,
     make_learner,
 )
 from dlrm_jax.training.evaluation import evaluate
-from dlrm_jax.training.label_settings import check_label_settings
-from dlrm_jax.training.losses import own_function
-from dlrm_jax.training.measures import check_columns, measures_of
-from dlrm_jax.training.model import OF_MODELS, model_class, unread
+from dlrm_jax.training.measures import measures_of
+from dlrm_jax.training.model import OF_MODELS, unread
 from dlrm_jax.training.record import owned
 from dlrm_jax.training.sampling import log_odds_shift
 from dlrm_jax.training.saved_names import with_saved_names
-
-Source = Dataset | Path | str | None
-"""Data: a data set, a directory of prepared arrays, a raw file; None for generated examples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +89,7 @@ class FittedModel:
                     f"split: expected the labels {', '.join(learner.labels)} of each example, got "
                     f"{examples.labels_per_example}"
                 )
-            _check_labels(self.predictor.config, examples, "examples", learner.labels)
+            check_split_labels(self.predictor.config, examples, "examples", learner.labels)
         if not len(examples):
             raise UserError("split: expected at least one example, got none")
         measure = functools.partial(measures, kept_negatives=kept)
@@ -244,88 +229,3 @@ def _check_set(config: Config) -> None:
         value = getattr(config, name)
         if name not in OF_MODELS and all(getattr(x, name) != value for x in PRESETS.values()):
             raise UserError(f"{name}: it has no effect {why}, got {value!r}; leave it out")
-
-
-def is_new(workdir: Path | None) -> bool:
-    """Whether a run begins here. One that goes on keeps settings that earlier versions took."""
-    if workdir is None:
-        return True
-    # A killed save leaves a hidden directory, which the next one deletes.
-    there = on_process_0(lambda: [path.name for path in workdir.glob("checkpoints/*")])
-    return not any(name.isdecimal() for name in there)
-
-
-def check_effects(config: Config, source: Source) -> None:
-    """Checks that settings of a new run have an effect on these tables and data.
-
-    Args:
-        config: config with the tables of the data.
-        source: where the data come from.
-
-    Raises:
-        UserError: one has none; the message names the field.
-    """
-    check_table_settings(config)
-    check_target(config)
-    is_raw = isinstance(source, str | Path) and not Path(source).is_dir()
-    if config.min_count > 1 and not is_raw:
-        raise UserError(
-            f"min_count: it has no effect without a raw file, got {config.min_count}; prepared "
-            f"arrays have that of their preparation"
-        )
-
-
-def check_target(config: Config) -> None:
-    """Checks, for a new run, that its target is an AUC; earlier versions took any number."""
-    if config.target_auc > 1:
-        raise UserError(f"target_auc: expected at most 1, got {config.target_auc}")
-
-
-def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, Dataset]:
-    """The data, and the config with the tables that it needs.
-
-    Args:
-        config: config of the run.
-        source: where the data come from.
-        rule: rule of the split of a raw file, see `load_dataset`.
-
-    Raises:
-        UserError: the data can't be read, or hold an id that its table doesn't have, a label that
-            the loss doesn't take, or a sample weight that is negative or not finite.
-    """
-    if source is None:
-        if config.labels:
-            raise UserError(f"labels: generated examples have one, got {','.join(config.labels)}")
-        if config.unseen_rate:
-            raise UserError(
-                f"unseen_rate: generated ids stand for no values, so none is unseen, got "
-                f"{config.unseen_rate}; leave it out"
-            )
-        check_label_settings(config, ("label",))
-        data = generate_data(config)
-        check_columns(config, data)
-        return config, data
-    data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
-    data = with_labels(data, config.labels or data.labels)
-    check_label_settings(config, data.labels)
-    unseen_ids(data, config.unseen_rate, config.seed)
-    check_columns(config, data)
-    for name, split in data.splits.items():
-        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
-        # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
-        on_process_0(lambda name=name, split=split: _check_labels(config, split, name, data.labels))
-    return for_data(config, data), data
-
-
-def _check_labels(config: Config, split: Split, name: str, labels: Sequence[str]) -> None:
-    """Checks that the labels are those that the loss and the model take."""
-    soft = config.loss == "mse" or own_function(config.loss)
-    chained = len(labels) > 1 and model_class(config).chained_labels
-    check_labels(split, name, soft, labels, chained)
-
-
-def _read(path: Path, min_count: int, rule: str) -> Dataset:
-    if path.is_dir():
-        # All ids of a directory may have to be read: by one process for all of them.
-        return load_directory(path, on_process_0(lambda: load_directory(path).id_ranges))
-    return load_dataset(path, cache_directory() / "criteo", min_count, rule)

@@ -38,7 +38,7 @@ from dlrm_jax.training.record import Record, owned, to_json
 from dlrm_jax.training.sampling import correction_of
 from dlrm_jax.training.step import make_predict
 from dlrm_jax.training.stopping import evaluations_of
-from dlrm_jax.training.warm_start import noted_start
+from dlrm_jax.training.warm_start_checks import noted_start
 
 _TRAIN_EXAMPLES = 1 << 16
 """Training examples that are evaluated if there are none for validation."""

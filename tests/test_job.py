@@ -16,6 +16,7 @@ import pytest
 from saved_run import CONFIG, examples
 
 import dlrm_jax
+from dlrm_jax import run_data
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.errors import UserError
@@ -24,7 +25,7 @@ from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.warm_start import noted_start
+from dlrm_jax.training.warm_start_checks import noted_start
 
 PREPARED = Path(__file__).parent / "previous" / "data"
 
@@ -162,9 +163,9 @@ def test_what_is_saved_predicts_and_goes_on(fitted, tmp_path: Path):
 
 def test_a_run_is_new_until_its_first_checkpoint(tmp_path: Path):
     for left, new in ((".00000010.dlrm_jax", True), ("00000010", False)):
-        assert dlrm_jax.job.is_new(tmp_path)
+        assert run_data.is_new(tmp_path)
         (tmp_path / "checkpoints" / left).mkdir(parents=True)
-        assert dlrm_jax.job.is_new(tmp_path) == new
+        assert run_data.is_new(tmp_path) == new
 
 
 def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):

@@ -14,8 +14,8 @@ from dlrm_jax.config import MAY_CHANGE, Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.loading import check_functions, check_model
 from dlrm_jax.inference.runs import find_checkpoint
-from dlrm_jax.job import is_new
 from dlrm_jax.run_continued import check_data, verdict
+from dlrm_jax.run_data import is_new
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.metadata import read_metadata
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.errors import UserError
-from dlrm_jax.job import load_data
+from dlrm_jax.run_data import load_data
 from dlrm_jax.training.build import generated_fingerprint
 
 

@@ -16,6 +16,7 @@ from dlrm_jax.inference.scored_rows import ScoredRows, evenly_spaced_rows, score
 from dlrm_jax.inference.slices import by_day, by_range, by_value, calibration_error, reliability
 from dlrm_jax.inference.table_rows import table_rows
 from dlrm_jax.inference.value_names import ValueNames
+from dlrm_jax.training.losses import group_column
 
 _BUCKETS = 20
 _VALUES, _RANGES = 5, 4
@@ -57,6 +58,7 @@ def measure_data(
             name: {"rows": rows.total, **rows.metrics()} for name, rows in scored.items()
         },
         "held_out": held_out.split,
+        "are_probabilities": group_column(predictor.config.loss) is None,
         "several_labels": held_out.examples.labels.ndim > 1,
         "calibration": {
             "error": calibration_error(buckets),

@@ -19,6 +19,7 @@ _Json = Mapping[str, Any]
 
 _OF_ROWS = ("examples", "label_rate", "prediction", "calibration", "deviation", "log_loss",
             "normalized_entropy", "auc")  # fmt: skip
+_OF_ORDER = ("examples", "label_rate", "auc")  # the others compare predictions with labels
 _LONG = 12  # lines that a table shows without a click
 
 
@@ -29,6 +30,12 @@ def calibration(page: Page, data: _Json) -> None:
     page.heading("Calibration")
     if not found["buckets"]:
         page.text("No row that was predicted has a weight.")
+        return
+    if not data["are_probabilities"]:
+        page.text(
+            "The loss compares rows of a group with each other, so predictions are an order and no "
+            "probabilities: there is no calibration."
+        )
         return
     page.text(
         f"{_rows(held_out)} of the {data['held_out']} split, in {len(found['buckets'])} buckets of "
@@ -63,12 +70,12 @@ def days(page: Page, data: _Json) -> None:
     if sampled:
         counts = ", ".join(f"{x}: {_rows(y)}" for x, y in sampled.items())
         page.text(f"Of rows that are evenly spaced in their split. {counts}.")
-    if len({x["day"] for x in found}) > 1:
+    if len({x["day"] for x in found}) > 1 and data["are_probabilities"]:
         picture = "lines: AUC by day, and the mean prediction beside the share of label 1"
         page.picture(draw_days(found), picture)
     page.table(
-        ["day", "split", *_metric_headers()],
-        [[x["day"], x["split"], *_metric_cells(x)] for x in found],
+        ["day", "split", *_metric_headers(data)],
+        [[x["day"], x["split"], *_metric_cells(x, data)] for x in found],
         texts=2,
         folded=f"all {len(found)} days and splits" if len(found) > _LONG else "",
     )
@@ -103,28 +110,36 @@ def slices(page: Page, data: _Json) -> None:
     found = data["slices"]
     page.text(
         "The values of each categorical feature that most rows have, and ranges of each dense "
-        "feature with equally many rows. A row with several values counts for each. Deviation is "
-        "the number of labels 1 less the sum of predictions, in standard deviations: beyond 3 it "
-        "is hardly chance. The picture shows the slices that deviate most."
+        "feature with equally many rows. A row with several values counts for each."
     )
+    if data["are_probabilities"]:
+        page.text(
+            "Deviation is the number of labels 1 less the sum of predictions, in standard "
+            "deviations: beyond 3 it is hardly chance. The picture shows the slices that deviate "
+            "most."
+        )
     if not data["has_values"]:
         page.text("The run has no vocabularies, so values are shown as ids.")
-    if worst := furthest(found):
+    if data["are_probabilities"] and (worst := furthest(found)):
         picture = "points: mean prediction and share of label 1 by slice"
         page.picture(draw_slices(worst), picture)
-    rows = [[x["feature"], shortened(x["value"]), *_metric_cells(x)] for x in found]
-    header = ["feature", "value", *_metric_headers()]
+    rows = [[x["feature"], shortened(x["value"]), *_metric_cells(x, data)] for x in found]
+    header = ["feature", "value", *_metric_headers(data)]
     page.table(header, rows, texts=2, folded=f"all {len(rows)} slices")
 
 
-def _metric_headers() -> list[str]:
-    return [metric_name(name) for name in _OF_ROWS]
+def _metric_headers(data: _Json) -> list[str]:
+    return [metric_name(name) for name in _shown(data)]
 
 
-def _metric_cells(found: _Json) -> list[str]:
+def _metric_cells(found: _Json, data: _Json) -> list[str]:
     form = {"examples": lambda x: f"{x:,}", "label_rate": share, "prediction": share,
             "deviation": lambda x: number(x, 1)}  # fmt: skip
-    return [form.get(name, number)(found[name]) for name in _OF_ROWS]
+    return [form.get(name, number)(found[name]) for name in _shown(data)]
+
+
+def _shown(data: _Json) -> tuple[str, ...]:
+    return _OF_ROWS if data["are_probabilities"] else _OF_ORDER
 
 
 def _rows(found: _Json) -> str:

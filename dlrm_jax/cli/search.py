@@ -34,7 +34,7 @@ from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_text
-from dlrm_jax.job import load_data
+from dlrm_jax.run_data import load_data
 from dlrm_jax.saved_config import file_text
 from dlrm_jax.search.corners import valid_corners
 from dlrm_jax.search.grammar import parse_space

@@ -39,10 +39,10 @@ from dlrm_jax.console import status
 from dlrm_jax.embedding import Plan
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 from dlrm_jax.inference.loading import check_functions, check_model
-from dlrm_jax.job import check_effects, is_new, load_data
 from dlrm_jax.processes import check_same
 from dlrm_jax.run import Options
 from dlrm_jax.run import run as run_job
+from dlrm_jax.run_data import check_effects, is_new, load_data
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import (

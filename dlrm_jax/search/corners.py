@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from dlrm_jax.config import Config
 from dlrm_jax.embedding.optimizer import row_optimizer
 from dlrm_jax.errors import UserError
-from dlrm_jax.job import check_target
+from dlrm_jax.run_data import check_target
 from dlrm_jax.search.space import Space, described
 from dlrm_jax.training.build import check_config
 from dlrm_jax.training.model import model_class, options, unread

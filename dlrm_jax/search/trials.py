@@ -16,8 +16,8 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory
-from dlrm_jax.job import check_effects
 from dlrm_jax.run import Options, run
+from dlrm_jax.run_data import check_effects
 from dlrm_jax.search.space import described
 from dlrm_jax.search.study import Study, Trial
 from dlrm_jax.training.build import check_config, make_learner

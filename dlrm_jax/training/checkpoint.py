@@ -208,11 +208,19 @@ class Checkpoints:
         for name, expected in self.identity.items():
             found = json.loads(json.dumps(identity.get(name)))
             expected = json.loads(json.dumps(expected))  # as it comes back from the file
-            if found != expected and not (name == "data" and found in self.earlier_data):
+            if found == expected or (name == "data" and found in self.earlier_data):
+                continue
+            if name == "data":
                 raise UserError(
-                    f"checkpoint {path} is of another run: its {name} is {_short(found)}, this "
-                    f"run's is {_short(expected)}; give the same settings, or another workdir"
+                    f"checkpoint {path} is of another run: it was trained on other data (their "
+                    f"fingerprint is {_short(found)}, that of these is {_short(expected)}); give "
+                    f"the data of the training, or another workdir. --continue_from trains a "
+                    f"model further on new data"
                 )
+            raise UserError(
+                f"checkpoint {path} is of another run: its {name} is {_short(found)}, this run's "
+                f"is {_short(expected)}; give the same settings, or another workdir"
+            )
         release_memory()
         sums = LoadedSums(path, metadata)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +21,19 @@ from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
-from dlrm_jax.saved_config import saved_fields
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.saved_names import NamesThere
-from dlrm_jax.training.serialization import (
-    array_name,
-    flatten,
-    load_model,
-    load_table,
+from dlrm_jax.training.serialization import flatten, load_model, load_table
+from dlrm_jax.training.warm_start_checks import (
+    EVERYTHING,
+    ParameterPath,
+    check_collisions,
+    check_labels,
+    check_not_shared,
+    saved_rows,
 )
-
-EVERYTHING = "all"
-"""The name that stands for all tables and layers."""
-
-_OF_LABELS = ("gates", "own", "shared_gate", "towers")
-"""Parts of models of several labels that have an entry for each label, in their order."""
-
-_ONE_LABEL = ("label",)
-
-_Path = tuple[Any, ...]
-"""The keys of an array in nested dicts. Models may have digits and dots in them."""
-
-
-def noted_start(
-    source: Path | None, names: Sequence[str], before: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
-    """What a run took its first values from, as its checkpoints note it under ``"warm_start"``.
-
-    Args:
-        source: source that is given for this start; None for none.
-        names: names that are given.
-        before: metadata of the checkpoint that the run resumes from; None if it is new.
-
-    Raises:
-        UserError: the run that resumes was started from something else.
-    """
-    given = {"source": str(source), "names": sorted(names)} if source else None
-    if before is None or "warm_start" not in before:  # earlier versions didn't note it
-        return given
-    noted = before["warm_start"]
-    if given and given != noted:
-        start = f"from {','.join(noted['names'])} of {noted['source']}" if noted else "without"
-        raise UserError(
-            f"--warm_start is for new runs: the one that this would resume was started {start}, "
-            f"not from {','.join(given['names'])} of {given['source']}. To resume it, leave out "
-            f"--warm_start; or give another workdir"
-        )
-    return noted
 
 
 def warm_start(
@@ -122,7 +86,7 @@ def warm_start(
     chosen = params | statistics
     for name in set() if every else set(names) - set(tables):
         if not any(_is_in(path, name) for path in chosen):
-            _check_shared(learner, name)
+            check_not_shared(learner, name)
             raise UserError(
                 f"warm start: {name!r} is no table and no layer; tables are "
                 f"{', '.join(learner.collection.tables)}, layers "
@@ -175,39 +139,6 @@ def warm_start(
     return dataclasses.replace(state, params=started(state.params), model_state=model_state)
 
 
-def check_labels(
-    labels: Sequence[str],
-    source: Path,
-    metadata: Mapping[str, Any],
-    names: Sequence[str],
-    paths: Iterable[_Path],
-) -> None:
-    """Checks that layers of labels, which have numbers, are those of the same labels.
-
-    Args:
-        labels: names of the labels here; none for one without a name.
-        source: checkpoint, for messages.
-        metadata: metadata of the checkpoint.
-        names: names that are taken.
-        paths: paths of the parameters that are taken.
-
-    Raises:
-        UserError: they are of others. One label may start from another one.
-    """
-    saved = saved_fields(metadata.get("config") or {})["labels"]
-    here, there = tuple(labels) or _ONE_LABEL, tuple(saved) or _ONE_LABEL
-    if len(here) == len(there) == 1 or here == there[: len(here)]:
-        return
-    of_labels = sorted({key for path in paths for key in path if key in _OF_LABELS})
-    if of_labels or EVERYTHING in names:
-        raise UserError(
-            f"warm start: {source} has the labels {', '.join(there)}, and this run has "
-            f"{', '.join(here)}: layers of a label ({', '.join(of_labels or _OF_LABELS)}) would be "
-            f"those of another; give --labels in the order of the checkpoint, or leave these "
-            f"layers out of --warm_start_names"
-        )
-
-
 @contextlib.contextmanager
 def _explained(settings: str) -> Iterator[None]:
     """Context that adds settings that differ to an error about arrays of other shapes."""
@@ -219,18 +150,7 @@ def _explained(settings: str) -> Iterator[None]:
         raise UserError(f"{error}; settings differ: {settings}") from error
 
 
-def _check_shared(learner: Learner, name: str) -> None:
-    """Checks that a name isn't that of a feature that reads tables of other names."""
-    read = [x.table for x in learner.collection.lookups if x.feature == name]
-    if read:
-        tables = ", ".join(dict.fromkeys(read))
-        raise UserError(
-            f"warm start: feature {name!r} has no table of its name, it reads {tables}; name "
-            f"{tables} instead"
-        )
-
-
-def _chosen(tree: Mapping[Any, Any], names: Sequence[str]) -> dict[_Path, Any]:
+def _chosen(tree: Mapping[Any, Any], names: Sequence[str]) -> dict[ParameterPath, Any]:
     """The arrays of the layers with these names, by path."""
     return {
         path: array
@@ -239,19 +159,19 @@ def _chosen(tree: Mapping[Any, Any], names: Sequence[str]) -> dict[_Path, Any]:
     }
 
 
-def _by_path(tree: Mapping[Any, Any]) -> dict[_Path, Any]:
+def _by_path(tree: Mapping[Any, Any]) -> dict[ParameterPath, Any]:
     return {_keys(path): array for path, array in jax.tree.leaves_with_path(tree)}
 
 
-def _keys(path: tuple[Any, ...]) -> _Path:
+def _keys(path: tuple[Any, ...]) -> ParameterPath:
     return tuple(entry.key for entry in path)
 
 
-def _dotted(path: _Path) -> str:
+def _dotted(path: ParameterPath) -> str:
     return ".".join(map(str, path))
 
 
-def _is_in(path: _Path, layer: str) -> bool:
+def _is_in(path: ParameterPath, layer: str) -> bool:
     return f"{_dotted(path)}.".startswith(f"{layer}.")
 
 
@@ -267,8 +187,8 @@ def _trained(
 ) -> Array | np.ndarray:
     """Reads a table from a checkpoint, where it may have fewer rows."""
     wanted, name = learner.collection.array_specs(table.name)["table"], there.table(table.name)
-    rows = _rows(metadata, name) or table.rows
-    _check_collisions(learner, source, metadata, table.name, there)
+    rows = saved_rows(metadata, name) or table.rows
+    check_collisions(learner, source, metadata, table.name, there)
     known = same_ids is not None and metadata["identity"].get("data") in same_ids
     if same_ids is not None and not known:
         raise UserError(
@@ -284,31 +204,6 @@ def _trained(
     trained = load_table(source, metadata, name, {"table": first}, sums)["table"]
     grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
     return jax.block_until_ready(grow(trained))
-
-
-def _rows(metadata: Mapping[str, Any], table: str) -> int | None:
-    """Rows of a table in a checkpoint; None if it isn't there."""
-    entry = metadata["arrays"].get(f"{table}/{array_name(metadata, 'table')}")
-    return entry["shape"][0] if entry else None
-
-
-def _check_collisions(
-    learner: Learner, source: Path, metadata: Mapping[str, Any], table: str, there: NamesThere
-) -> None:
-    """Checks that ids have the same quotients and remainders in a checkpoint."""
-    owner, _, part = table.rpartition(".")
-    names = learner.collection.tables
-    if part not in ("quotient", "remainder") or f"{owner}.remainder" not in names:
-        return
-    # There is a row for each remainder. As many quotients may be those of another divisor.
-    here = names[f"{owner}.remainder"].rows
-    before = _rows(metadata, there.table(f"{owner}.remainder"))
-    if before not in (None, here):
-        raise UserError(
-            f"warm start: {table} has {before} collisions in {source}, expected {here}: its rows "
-            f"stand for other ids; give --collisions={before}, or leave {owner}.quotient and "
-            f"{owner}.remainder out of --warm_start_names"
-        )
 
 
 def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array, "rows dim"]:

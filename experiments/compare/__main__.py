@@ -23,8 +23,8 @@ from dlrm_jax.cli.datasets import check_data_flags, define_data_flag
 from dlrm_jax.cli.flags import FLAGS, refuse, refuse_unless
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
-from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
+from dlrm_jax.run_data import load_data
 from dlrm_jax.training.build import check_config
 from experiments.compare.contest import asked, compare, define_comparison_flags, locked_workdir
 from experiments.compare.tasks import Clicks

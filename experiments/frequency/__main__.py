@@ -44,8 +44,8 @@ from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.embedding.row_optimizer import slot_bytes
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import write_json
-from dlrm_jax.job import load_data
 from dlrm_jax.presets import preset
+from dlrm_jax.run_data import load_data
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import describe, make_collection
 from dlrm_jax.training.record import versions

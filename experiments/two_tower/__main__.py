@@ -43,13 +43,13 @@ from dlrm_jax.data.arrays import Dataset, Examples
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
 from dlrm_jax.errors import UserError
-from dlrm_jax.job import load_data
 from dlrm_jax.retrieval import files
 from dlrm_jax.retrieval.model import MODEL, check_settings, config_of
 from dlrm_jax.retrieval.ranking import nearest
 from dlrm_jax.retrieval.run import run as run_retrieval
 from dlrm_jax.retrieval.settings import RetrievalSettings
 from dlrm_jax.retrieval.task import Task, chosen_label, make_task, sides_of
+from dlrm_jax.run_data import load_data
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.model import unread

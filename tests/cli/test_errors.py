@@ -137,7 +137,7 @@ def test_a_pipe_without_a_reader_is_no_reason_to_stop(tmp_path: Path):
 
 def test_checkpoint_of_another_run(unbroken: Path):
     workdir = f"--workdir={unbroken}"
-    fails("its data is", "--mesh=2x4", *SMALL, "--seed=1", "--steps=40", workdir)
+    fails("it was trained on other data", "--mesh=2x4", *SMALL, "--seed=1", "--steps=40", workdir)
     fails("its batch_size is 64", "--mesh=2x4", *SMALL, "--batch_size=128", "--steps=40", workdir)
     fails("its optimizer is", "--mesh=2x4", *SMALL, "--optimizer=sgd", "--steps=40", workdir)
 

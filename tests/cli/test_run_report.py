@@ -107,6 +107,17 @@ def test_the_page_shows_everything_as_text(run: Run):
     assert "jax " in rows["versions"][1]
 
 
+def test_predictions_of_a_ranking_loss_are_no_probabilities(run: Run, tmp_path: Path):
+    assert run.numbers["data"]["are_probabilities"]
+    data = run.numbers["data"] | {"are_probabilities": False}
+    run_page(run.numbers | {"data": data}).write(tmp_path / "page.html")
+    page, pictures = read(tmp_path / "page.html")
+    assert "there is no calibration" in page.text
+    assert len(pictures) == 2  # learning curves and importances
+    headers = [row for row in page.rows if row[:2] in (["day", "split"], ["feature", "value"])]
+    assert [row[2:] for row in headers] == [["rows", "label 1", "AUC"]] * 2
+
+
 def test_the_numbers_are_those_of_the_run(run: Run):
     numbers, summary = run.numbers, run.model.summary
     assert numbers["summary"] == json.loads((run.workdir / "summary.json").read_text())

@@ -22,8 +22,9 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor, sigmoid
-from dlrm_jax.job import FittedModel, load_data
+from dlrm_jax.job import FittedModel
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.run_data import load_data
 from dlrm_jax.training.metrics import METRICS, binary_metrics
 from dlrm_jax.training.retention import Retention
 from dlrm_jax.training.streamed_measures import StreamedMeasures

@@ -19,7 +19,7 @@ from dlrm_jax.data.preprocessing import conversion
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.errors import UserError
-from dlrm_jax.job import load_data
+from dlrm_jax.run_data import load_data
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_processes_leave_it_to_the_first(foreign, reads, monkeypatch):
     """Process 1 takes what process 0 has found, without a cache of its own."""
     found = load_directory(foreign).id_ranges
     reads.clear()
-    monkeypatch.setattr("dlrm_jax.job.on_process_0", lambda action: found)
+    monkeypatch.setattr("dlrm_jax.run_data.on_process_0", lambda action: found)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     assert start(foreign).table_rows == ROWS
     assert reads == []

@@ -18,7 +18,7 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.unseen_ids import UnseenIds, unseen_ids
 from dlrm_jax.errors import UserError
-from dlrm_jax.job import load_data
+from dlrm_jax.run_data import load_data
 
 PREPARED = Path(__file__).parent.parent / "previous" / "data"
 

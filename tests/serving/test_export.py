@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +10,7 @@ import pytest
 from in_memory import InMemory
 from saved_run import examples
 
-from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import Split
-from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.serving.export import export

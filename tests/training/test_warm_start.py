@@ -23,7 +23,8 @@ from dlrm_jax.models.fields import Field, Model
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.saved_names import NamesThere, names_there
-from dlrm_jax.training.warm_start import check_labels, noted_start, warm_start
+from dlrm_jax.training.warm_start import warm_start
+from dlrm_jax.training.warm_start_checks import check_labels, noted_start
 
 # C1 stays, C2 gets a row that the shards don't divide, C3 more than are initialized at a time.
 GROWN = dataclasses.replace(CONFIG, table_rows=(7, 3001, INITIAL_ROWS + 5), seed=3)
