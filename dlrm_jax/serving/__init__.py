@@ -1,0 +1,1 @@
+"""Serves predictions of exported models: rows as they are stored, and lookups of them."""
