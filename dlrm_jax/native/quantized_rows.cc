@@ -30,12 +30,8 @@ inline bool Any(IntLanes mask) {
 }
 
 inline Lanes Sqrt(Lanes x) {
-#ifdef __AVX512F__
-  return (Lanes)_mm512_sqrt_ps((__m512)x);
-#else
   for (int i = 0; i < kLanes; ++i) x[i] = std::sqrt(x[i]);
   return x;
-#endif
 }
 
 // What turns numbers into integers up to `most`, and back.
