@@ -14,9 +14,9 @@ from jaxtyping import Float32, Int
 
 from dlrm_jax.artifact.dense_program import DenseProgram
 from dlrm_jax.artifact.files import check_content, check_present
-from dlrm_jax.artifact.lookup import look_up
 from dlrm_jax.artifact.manifest import LayerNote, Manifest
-from dlrm_jax.artifact.tables import StoredTable
+from dlrm_jax.artifact.row_pooling import RowPooling
+from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
 
@@ -28,21 +28,22 @@ class Artifact:
     Attributes:
         directory: directory of the artifact.
         manifest: description.
-        tables: tables by name, mapped.
+        lookups: lookups in the tables, which are mapped.
         layers: arrays of the dense model by name, on the default device.
         programs: dense model by batch size; under None for any.
     """
 
     directory: Path
     manifest: Manifest
-    tables: Mapping[str, StoredTable]
+    lookups: RowPooling
     layers: Mapping[str, Any]
     programs: Mapping[int | None, DenseProgram]
 
     def __repr__(self) -> str:
         """One line, without the arrays."""
         formats = ", ".join(dict.fromkeys(x.row_format for x in self.manifest.tables))
-        return f"artifact {self.manifest.name} of {len(self.tables)} tables in {formats}"
+        tables = len(self.manifest.tables)
+        return f"artifact {self.manifest.name} of {tables} tables in {formats}"
 
     @classmethod
     def load(cls, directory: Path | str) -> Artifact:
@@ -65,9 +66,9 @@ class Artifact:
     @classmethod
     def open(cls, directory: Path, manifest: Manifest) -> Artifact:
         """Maps and reads the files of a manifest, which are there; see `load`."""
-        tables = {note.name: StoredTable.map(directory, note) for note in manifest.tables}
+        lookups = map_lookups(directory, manifest.tables, manifest.lookups)
         layers = {note.name: jnp.asarray(read_layer(directory, note)) for note in manifest.layers}
-        return cls(directory, manifest, tables, layers, read_programs(directory, manifest))
+        return cls(directory, manifest, lookups, layers, read_programs(directory, manifest))
 
     def batch_size(self, asked: int) -> int:
         """The number of examples of a program: that which is asked for, if one program has any."""
@@ -88,9 +89,12 @@ class Artifact:
             dense: dense features.
             ids: ids of all features side by side; negative is absent.
             id_weights: weights of the ids; None if all are 1.
+
+        Raises:
+            UserError: an id isn't a row of its table.
         """
         program = self.programs.get(None) or self.programs[len(dense)]
-        vectors = look_up(self.manifest.lookups, self.tables, ids, id_weights)
+        vectors = self.lookups.split(self.lookups(ids, id_weights))
         return program(self.layers, dense, vectors)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 import xxhash
 
+from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.embedding import id_maps
 from dlrm_jax.errors import DamagedArtifactError, UserError
 
@@ -17,9 +18,6 @@ FORMAT = 1
 """Number of the format. It changes with the layout on disk and with the meaning of its numbers."""
 
 MANIFEST = "manifest.json"
-
-RowFormat = Literal["float32", "bfloat16", "int8", "int4"]
-"""How the numbers of a table's rows are stored."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]

@@ -2,58 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
 
-from dlrm_jax.artifact.manifest import RowFormat, TableNote
-from dlrm_jax.artifact.row_formats import decode, encode, row_bytes
-from dlrm_jax.errors import DamagedArtifactError
+from dlrm_jax.artifact.manifest import LookupNote, TableNote
+from dlrm_jax.artifact.row_formats import RowFormat, encode, row_bytes
+from dlrm_jax.artifact.row_pooling import RowPooling, StoredLookup, StoredTable
+from dlrm_jax.errors import DamagedArtifactError, UserError
 
 _CHUNK_BYTES = 1 << 24
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredTable:
-    """A table whose rows are stored in a row format.
+def map_table(directory: Path, note: TableNote) -> StoredTable:
+    """Maps the table of an artifact; its file is there, see `files.check_present`.
 
-    Attributes:
-        stored: bytes of the rows, mapped from a file.
-        row_format: row format.
-        dim: numbers of a row.
+    Raises:
+        DamagedArtifactError: the file has another size than the table.
     """
+    path, width = directory / note.file, row_bytes(note.row_format, note.dim)
+    size = path.stat().st_size
+    if size != note.rows * width:
+        raise DamagedArtifactError(
+            str(directory),
+            note.file,
+            f"expected {note.rows:,} rows of {width} bytes, it has {size:,} bytes",
+        )
+    # A plain view: gathering from np.memmap objects costs Python calls for every result.
+    mapped = np.asarray(np.memmap(path, np.uint8, "r", shape=(note.rows, width)))
+    return StoredTable(note.name, mapped, note.row_format, note.dim)
 
-    stored: UInt8[np.ndarray, "rows bytes"]
-    row_format: RowFormat
-    dim: int
 
-    @classmethod
-    def map(cls, directory: Path, note: TableNote) -> StoredTable:
-        """Maps the table of an artifact; its file is there, see `files.check_present`.
+def map_lookups(
+    directory: Path, tables: Sequence[TableNote], lookups: Sequence[LookupNote]
+) -> RowPooling:
+    """The lookups of an artifact in its mapped tables.
 
-        Raises:
-            DamagedArtifactError: the file has another size than the table.
-        """
-        path, width = directory / note.file, row_bytes(note.row_format, note.dim)
-        size = path.stat().st_size
-        if size != note.rows * width:
-            raise DamagedArtifactError(
-                str(directory),
-                note.file,
-                f"expected {note.rows:,} rows of {width} bytes, it has {size:,} bytes",
-            )
-        # A plain view: gathering from np.memmap objects costs Python calls for every result.
-        mapped = np.asarray(np.memmap(path, np.uint8, "r", shape=(note.rows, width)))
-        return cls(mapped, note.row_format, note.dim)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    def rows(self, numbers: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n dim"]:
-        """The numbers of some rows, which the table has."""
-        return decode(self.stored.take(numbers, axis=0), self.row_format, self.dim)
+    Raises:
+        DamagedArtifactError: the file of a table has another size than the table.
+    """
+    mapped = {note.name: map_table(directory, note) for note in tables}
+    return RowPooling(
+        [
+            StoredLookup(note.name, mapped[note.table], note.columns, note.pooling, **note.id_map)
+            for note in lookups
+        ]
+    )
 
 
 def write_rows(path: Path, table: np.ndarray, row_format: RowFormat) -> None:
@@ -63,9 +58,16 @@ def write_rows(path: Path, table: np.ndarray, row_format: RowFormat) -> None:
         path: file to make.
         table: numbers of the rows, of any floating dtype, [rows, dim].
         row_format: row format.
+
+    Raises:
+        UserError: the format can't hold a row.
     """
     step = max(1, _CHUNK_BYTES // (4 * table.shape[1]))
     with path.open("xb") as file:
         for first in range(0, len(table), step):
             chunk = np.asarray(table[first : first + step]).astype(np.float32)
-            file.write(encode(chunk, row_format).data)
+            try:
+                stored = encode(chunk, row_format, first_row=first)
+            except UserError as error:
+                raise UserError(f"table {path.stem}: {error}") from error
+            file.write(stored.data)

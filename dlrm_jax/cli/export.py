@@ -17,9 +17,11 @@ metrics of validation and test, of the trained model and of the exported one.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from absl import flags
 
+from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.cli.data_of_run import data_of_run
 from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, require
 from dlrm_jax.cli.start import start
@@ -36,7 +38,7 @@ flags.DEFINE_string(
     "runs/kaggle.",
 )
 flags.DEFINE_string("output", None, "Directory to make; such as kaggle.")
-flags.DEFINE_enum("tables", "float32", ["float32", "bfloat16"], "How rows of tables are stored.")
+flags.DEFINE_enum("tables", "float32", [*get_args(RowFormat)], "How rows of tables are stored.")
 flags.DEFINE_string(
     "data",
     None,

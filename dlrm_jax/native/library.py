@@ -22,7 +22,16 @@ _SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 
 # Not -ffast-math: it makes a library change the rounding of tiny numbers in its whole process.
-_OPTIONS = ("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-shared", "-fPIC")
+_OPTIONS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-pthread",
+    "-shared",
+    "-fPIC",
+)
 
 # The symbol of each function, by its name as a target in XLA.
 TARGETS = {
@@ -85,11 +94,16 @@ def load() -> bool:
     """
     if not path().exists():
         return False
-    library = ctypes.CDLL(str(path()))
     for target, symbol in TARGETS.items():
-        capsule = jax.ffi.pycapsule(getattr(library, symbol))
+        capsule = jax.ffi.pycapsule(getattr(functions(), symbol))
         jax.ffi.register_ffi_target(target, capsule, platform="cpu")
     return True
+
+
+@functools.cache
+def functions() -> ctypes.CDLL:
+    """The library's functions, those that are called outside of XLA among them; see `load`."""
+    return ctypes.CDLL(str(path()))
 
 
 def version() -> str | None:

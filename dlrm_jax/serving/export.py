@@ -20,8 +20,9 @@ from dlrm_jax.artifact.manifest import (
     LookupNote,
     Manifest,
     ProgramNote,
-    RowFormat,
 )
+from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import METADATA, VOCABULARIES
 from dlrm_jax.embedding import Lookup
@@ -204,9 +205,9 @@ class _Measure:
         return found
 
     def _metrics(self, split: str, quantized: Collection[str]) -> dict[str, float | int]:
-        scorer = ArtifactScorer(
-            dataclasses.replace(self.artifact, tables=self.tables.map(quantized))
-        )
+        notes = self.tables.notes(quantized)
+        lookups = map_lookups(self.artifact.directory, notes, self.artifact.manifest.lookups)
+        scorer = ArtifactScorer(dataclasses.replace(self.artifact, lookups=lookups))
         # Its own metrics may be functions that would be imported.
         measures = measures_of(dataclasses.replace(self.model.config, metrics=()), self.data)
         examples = self.data.splits[split]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from dlrm_jax.artifact.manifest import RowFormat, TableNote
-from dlrm_jax.artifact.tables import StoredTable, write_rows
+from dlrm_jax.artifact.manifest import TableNote
+from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.artifact.tables import write_rows
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.serving.trained_model import TrainedModel
 
@@ -69,11 +70,6 @@ class TableVariants:
         """The tables of which some are in the row format, and the others as they were trained."""
         pairs = zip(self.exported, self.trained, strict=True)
         return tuple(own if own.name in quantized else before for own, before in pairs)
-
-    def map(self, quantized: Collection[str]) -> dict[str, StoredTable]:
-        """The rows of `notes`, mapped."""
-        notes = self.notes(quantized)
-        return {note.name: StoredTable.map(self.directory, note) for note in notes}
 
     def keep(self, quantized: Collection[str]) -> tuple[TableNote, ...]:
         """Deletes all rows but those of `notes`, which get the names that they have for good."""

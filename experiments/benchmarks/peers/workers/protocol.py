@@ -42,21 +42,21 @@ class Contestant(Protocol):
 
 def serve(build: Callable[[Problem], Contestant], packages: Sequence[str]) -> None:
     """Answers requests until the input ends, also for the versions of these packages."""
-    _end_with_parent()
-    answers = _only_for_answers()
+    end_with_parent()
+    answers = only_for_answers()
     worker = _Worker(build, packages)
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(worker.answer(request)), file=answers, flush=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends with the parent, if supported: a stopped process doesn't see the end of its input."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _only_for_answers() -> TextIO:
+def only_for_answers() -> TextIO:
     """Takes standard output for answers; libraries print to standard error from now on."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

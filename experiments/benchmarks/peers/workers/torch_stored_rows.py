@@ -1,0 +1,100 @@
+"""FBGEMM's operator for inference on a CPU, on the tables of `benchmarks.quantized_lookup`.
+
+Requests are ``{"do": "build", "tables": [path, …], "shapes": [[rows, bytes], …], "format": …,
+"dim": …, "ids": path}``, then ``{"do": "check", "size": B, "output": path}``, which writes the
+vectors of the first batch, and any number of ``{"do": "run", "size": B, "batches": N, "seconds":
+…}``. The operator has its tables in memory, indices and offsets are made beforehand, and it doesn't
+check the indices.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from fbgemm_gpu.split_embedding_configs import SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
+    BoundsCheckMode,
+    EmbeddingLocation,
+    PoolingMode,
+)
+from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
+    IntNBitTableBatchedEmbeddingBagsCodegen,
+)
+
+from experiments.benchmarks.peers.workers.protocol import end_with_parent, only_for_answers
+from experiments.benchmarks.timing import calls_per_second
+
+_TYPES = {"float32": SparseType.FP32, "int8": SparseType.INT8, "int4": SparseType.INT4}
+
+
+class Operator:
+    """The operator with its tables, and the ids of all samples."""
+
+    def __init__(self, request: Mapping[str, Any]):
+        kind = _TYPES[request["format"]]
+        self._ids = np.load(request["ids"], mmap_mode="r")
+        self._operator = IntNBitTableBatchedEmbeddingBagsCodegen(
+            [
+                (str(i), rows, request["dim"], kind, EmbeddingLocation.HOST)
+                for i, (rows, _) in enumerate(request["shapes"])
+            ],
+            pooling_mode=PoolingMode.SUM,
+            bounds_check_mode=BoundsCheckMode.NONE,
+            output_dtype=SparseType.FP32,
+            device="cpu",
+        )
+        self._operator.initialize_weights()
+        weights = self._operator.split_embedding_weights(split_scale_shifts=False)
+        for (to, _), path, shape in zip(
+            weights, request["tables"], request["shapes"], strict=True
+        ):
+            rows = np.memmap(path, np.uint8, "r", shape=tuple(shape))
+            assert to.shape == rows.shape, (to.shape, rows.shape)
+            to.numpy()[...] = rows
+
+    def batches(self, size: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Indices of each table after the other, and where each bag begins."""
+        offsets = torch.arange(size * self._ids.shape[1] + 1, dtype=torch.int32)
+        ids = (self._ids[i * size : (i + 1) * size] for i in range(count))
+        return [(torch.from_numpy(x.T.reshape(-1).astype(np.int32)), offsets) for x in ids]
+
+    def __call__(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The vectors, [B, tables x dim]."""
+        return self._operator(*batch)
+
+
+def _serve() -> None:
+    end_with_parent()
+    answers = only_for_answers()
+    operator: Operator
+    prepared = None
+    with torch.inference_mode():
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer: dict[str, Any] = {}
+            if request["do"] == "build":
+                prepared = None
+                operator = Operator(request)
+                packages = ("torch", "fbgemm-gpu-cpu")
+                answer = {name: importlib.metadata.version(name) for name in packages}
+            elif request["do"] == "check":
+                found = operator(operator.batches(request["size"], 1)[0])
+                np.save(request["output"], found.numpy())
+            else:
+                key = (request["size"], request["batches"])
+                if prepared is None or prepared[0] != key:
+                    prepared = key, operator.batches(*key)
+                calls = [functools.partial(operator, x) for x in prepared[1]]
+                answer = {"calls_per_second": calls_per_second(calls, request["seconds"])}
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
