@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
+from dlrm_jax.artifact.manifest import is_artifact
 from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.embedding import Table
 from dlrm_jax.embedding.initial_values import initial_values
@@ -21,6 +22,7 @@ from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
+from dlrm_jax.training.artifact_arrays import ArtifactArrays
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -55,7 +57,7 @@ def warm_start(
     Args:
         learner: learner of the new state.
         seed: seed of all other values.
-        source: checkpoint (the directory with its step as the name), or directory of
+        source: checkpoint (the directory with its step as the name), artifact, or directory of
             ``NAME.npy``: ``item.npy`` [rows, dim], ``bottom.layers.0.kernel.npy``, …
         names: tables (``item``) and layers (``bottom``, ``top.layers.0``, …, with their
             statistics); `EVERYTHING` alone for all.
@@ -111,6 +113,20 @@ def warm_start(
         by_path = _by_path(found)
         loaded = {path: by_path[of[path]] for path in params}
         loaded |= _by_path(other.get("statistics", {}))
+    elif is_artifact(source):
+        arrays, sums = ArtifactArrays(source), LoadedSums(source, {})  # it has its own checksums
+        check_labels(labels, source, arrays.metadata, names, params)
+
+        def table_arrays(table: Table) -> Mapping[str, Any]:
+            check_collisions(learner, source, arrays.metadata, table.name, there)
+            _has_same_ids(source, arrays.metadata, table, table.rows, same_ids)
+            spec = learner.collection.array_specs(table.name)["table"]
+            return {"table": _checked(source, table.name, arrays.table(table.name), spec)}
+
+        loaded = {}
+        for path, spec in chosen.items():
+            name = _dotted(path)
+            loaded[path] = _checked(source, name, arrays.layer(name), spec)
     else:
         sums = LoadedSums(source, {})  # files of others have no checksums
 
@@ -189,6 +205,27 @@ def _trained(
     wanted, name = learner.collection.array_specs(table.name)["table"], there.table(table.name)
     rows = saved_rows(metadata, name) or table.rows
     check_collisions(learner, source, metadata, table.name, there)
+    known = _has_same_ids(source, metadata, table, rows, same_ids)
+    if rows >= table.rows or not known:
+        return load_table(source, metadata, name, {"table": wanted}, sums)["table"]
+    first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
+    trained = load_table(source, metadata, name, {"table": first}, sums)["table"]
+    grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
+    return jax.block_until_ready(grow(trained))
+
+
+def _has_same_ids(
+    source: Path,
+    metadata: Mapping[str, Any],
+    table: Table,
+    rows: int,
+    same_ids: Collection[str] | None,
+) -> bool:
+    """Whether it is known that the ids of a source mean the same here.
+
+    Raises:
+        UserError: they don't.
+    """
     known = same_ids is not None and metadata["identity"].get("data") in same_ids
     if same_ids is not None and not known:
         raise UserError(
@@ -198,12 +235,7 @@ def _trained(
             f"--grow=OLD_DIRECTORY, where OLD_DIRECTORY is what {source} was trained on, or the "
             f"preprocessing/ in its workdir"
         )
-    if rows >= table.rows or not known:
-        return load_table(source, metadata, name, {"table": wanted}, sums)["table"]
-    first = jax.ShapeDtypeStruct((rows, table.dim), wanted.dtype, sharding=wanted.sharding)
-    trained = load_table(source, metadata, name, {"table": first}, sums)["table"]
-    grow = jax.jit(functools.partial(_grow, table, seed), out_shardings=wanted.sharding)
-    return jax.block_until_ready(grow(trained))
+    return known
 
 
 def _grow(table: Table, seed: int, first: Float[Array, "n dim"]) -> Float[Array, "rows dim"]:
@@ -219,5 +251,9 @@ def _read(directory: Path, name: str, spec: jax.ShapeDtypeStruct) -> np.ndarray:
         array = map_npy(path)
     except UserError as error:
         raise UserError(f"warm start: {error}") from error
-    check_array(f"warm start: {path}", array, spec)
+    return _checked(path, "", array, spec)
+
+
+def _checked(source: Path, name: str, array: np.ndarray, spec: jax.ShapeDtypeStruct) -> np.ndarray:
+    check_array(f"warm start: {source / name}", array, spec)
     return array
