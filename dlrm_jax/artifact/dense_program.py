@@ -49,7 +49,7 @@ def export_programs(
         function's code needs the number.
 
     Raises:
-        UserError: the function calls code of this machine.
+        UserError: the function calls code of this machine, or JAX can't export it.
     """
     (symbol,) = jax.export.symbolic_shape("batch")
     try:
@@ -58,9 +58,15 @@ def export_programs(
         raise
     # Whatever a model's code does with a number that isn't known; without symbols it may go well.
     except Exception:
+        pass
+    try:
         return {
             size: _export(logits, layers, dense_features, vectors, size) for size in BATCH_SIZES
         }
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the model can't be exported by jax.export: {error}") from error
 
 
 def _export(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import xxhash
@@ -163,11 +163,8 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json``, with its own checksum."""
-        content = {"format": FORMAT, **dataclasses.asdict(self), _CHECKSUM: ""}
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        line = f'"{_CHECKSUM}": "'
-        before, _, after = text.rpartition(line)
-        (directory / MANIFEST).write_text(f"{before}{line}{_hash(text)}{after}", encoding="utf-8")
+        text = signed_text({"format": FORMAT, **dataclasses.asdict(self)})
+        (directory / MANIFEST).write_text(text, encoding="utf-8")
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
@@ -232,6 +229,14 @@ class Manifest:
         for item in (*self.tables, *self.layers, *self.programs):
             if item.file not in self.files:
                 raise _InconsistentError(f"files: {item.file!r} isn't among them")
+
+
+def signed_text(content: dict[str, Any]) -> str:
+    """The text of a manifest: JSON that ends with the checksum of all its other bytes."""
+    text = json.dumps({**content, _CHECKSUM: ""}, indent=1, allow_nan=False) + "\n"
+    line = f'"{_CHECKSUM}": "'
+    before, _, after = text.rpartition(line)
+    return f"{before}{line}{_hash(text)}{after}"
 
 
 def is_artifact(directory: Path) -> bool:

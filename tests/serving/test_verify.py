@@ -1,0 +1,134 @@
+"""Whatever is changed in an artifact is found, and the file is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlrm_jax.artifact.files import note_files
+from dlrm_jax.artifact.manifest import MANIFEST, Manifest
+from dlrm_jax.errors import DamagedArtifactError, UserError
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving.verify import verify
+
+
+@pytest.fixture
+def copy(artifact: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(artifact, tmp_path / "copy")
+
+
+def files(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def rewritten(directory: Path, **changes: Any) -> None:
+    """Gives an artifact another manifest, whose own checksum is right."""
+    dataclasses.replace(Manifest.read(directory), **changes).write(directory)
+
+
+def test_what_was_written(artifact: Path, copy: Path):
+    found = verify(artifact)
+    assert found.golden == (35, 0.0)
+    assert found.others == []
+    (copy / "notes.txt").touch()
+    (copy / "tables" / "link").symlink_to(copy / MANIFEST)
+    assert verify(copy).others == ["notes.txt", "tables/link"]
+
+
+def test_flipped_bits_are_found_in_any_file(copy: Path):
+    chance = random.Random(0)
+    for path in files(copy):
+        content, name = path.read_bytes(), str(path.relative_to(copy))
+        for place in {0, len(content) - 1, *chance.choices(range(len(content)), k=8)}:
+            changed = bytearray(content)
+            changed[place] ^= 1 << chance.randrange(8)
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match=r"is damaged|a later version") as raised:
+                verify(copy)
+            assert name in str(raised.value), place
+        path.write_bytes(content)
+    verify(copy)
+
+
+def test_other_lengths_and_missing_files_are_found_when_it_is_loaded(copy: Path):
+    for path in files(copy):
+        content, name = path.read_bytes(), str(path.relative_to(copy))
+        for changed in (content[:-1], content + b"\0", b"", None):
+            path.unlink() if changed is None else path.write_bytes(changed)
+            with pytest.raises(UserError) as raised:
+                Predictor.load(copy)
+            assert name in str(raised.value) or name == MANIFEST
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/hostname", "a/../x", "tables//C1.rows", "x\0y"])
+def test_names_do_not_lead_elsewhere(copy: Path, name: str):
+    (copy.parent / "x").touch()
+    noted = Manifest.read(copy).files
+    rewritten(copy, files={**noted, name: next(iter(noted.values()))})
+    for read in (verify, Predictor.load):
+        with pytest.raises(DamagedArtifactError, match="expected the name of a file in the art"):
+            read(copy)
+
+
+@pytest.mark.parametrize("name", ["tables", "tables/C1.rows"])
+def test_links_do_not_lead_elsewhere(copy: Path, name: str):
+    (copy / name).rename(copy.parent / "elsewhere")
+    (copy / name).symlink_to(copy.parent / "elsewhere")
+    with pytest.raises(DamagedArtifactError, match=r"C1\.rows: .*, found a link"):
+        Predictor.load(copy)
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(DamagedArtifactError, match=r"C1\.rows: (it is missing|.*, found none)"):
+        Predictor.load(copy)
+
+
+def test_other_predictions_are_found(copy: Path):
+    path = copy / "golden" / "probabilities.npy"
+    np.save(path, np.load(path) + np.eye(1, 35)[0] * 1e-5)
+    rewritten(copy, files=note_files(copy))
+    with pytest.raises(DamagedArtifactError, match=r"golden/prob.*, they differ by 1e-05"):
+        verify(copy)
+    np.save(path, np.load(path) - np.eye(1, 35)[0] * 1.05e-5)
+    rewritten(copy, files=note_files(copy))
+    assert 1e-7 < verify(copy).golden.difference < 1e-6
+
+
+def test_a_later_version_is_named(copy: Path):
+    content = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({"format": 2, "anything": content}))
+    for read in (verify, Predictor.load):
+        with pytest.raises(UserError, match=r"manifest\.json has format 2, this program reads 1"):
+            read(copy)
+
+
+def test_what_is_no_artifact(tmp_path: Path):
+    with pytest.raises(UserError, match="is no artifact: cannot read"):
+        verify(tmp_path)
+
+
+def test_programs_that_do_not_fit_the_manifest(copy: Path):
+    rewritten(copy, dense_features=2)
+    with pytest.raises(DamagedArtifactError, match=r"float32\[batch, 2\].* it is one of .*, 1\]"):
+        Predictor.load(copy)
+
+
+def test_layers_and_tables_that_do_not_fit_the_manifest(copy: Path):
+    manifest = Manifest.read(copy)
+    (first, *others) = manifest.layers
+    rewritten(copy, layers=(dataclasses.replace(first, shape=(2, 2)), *others))
+    with pytest.raises(DamagedArtifactError, match=r"expected float32 of shape \[2, 2\], it has"):
+        Predictor.load(copy)
+    (table, *rest) = manifest.tables
+    rewritten(copy, layers=manifest.layers, tables=(dataclasses.replace(table, rows=9), *rest))
+    with pytest.raises(DamagedArtifactError, match=r"expected 9 rows of 16 bytes, it has 672"):
+        Predictor.load(copy)
