@@ -17,11 +17,12 @@ COMMANDS = {
     "predict": "predicts with a trained model, and writes its tables as files",
     "export": "makes one directory of a trained model, for serving anywhere",
     "verify": "checks every file of an exported model, and its predictions",
+    "serve": "serves an exported model over HTTP",
     "plan": "plans the placement of tables, on any machine",
     "compile": "compiles a train step for a large machine, on any machine",
 }
 
-_DIRECTORIES = {"verify": "artifact"}
+_DIRECTORIES = {"verify": "artifact", "serve": "artifact"}
 """Commands of one directory, which may be given without the name of its flag."""
 
 

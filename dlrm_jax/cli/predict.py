@@ -39,7 +39,7 @@ from dlrm_jax.cli.flags import (
     refuse_unless,
     require,
 )
-from dlrm_jax.cli.predicted_labels import PROBABILITY, PredictedLabels, predicted_columns
+from dlrm_jax.cli.predicted_labels import PredictedLabels
 from dlrm_jax.cli.predicted_metrics import chosen_metrics, with_all_negatives
 from dlrm_jax.cli.predicting_model import (
     PredictingModel,
@@ -63,6 +63,7 @@ from dlrm_jax.files import creating
 from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
 from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.inference.probabilities import PROBABILITY, probability_columns
 from dlrm_jax.inference.table_files import write_table
 from dlrm_jax.inference.vocabularies import check_same_data, read_values
 from dlrm_jax.mesh import check_batch_size
@@ -215,7 +216,7 @@ def check_logs(model: PredictingModel) -> None:
             f"has them as --preprocessing, or arrays as --data"
         )
     options = serving_options(Metadata.read(model.vocabularies))
-    check_keys(predicted_columns(model.inputs.labels))
+    check_keys(probability_columns(model.inputs.labels))
     types = check_headers(logs, options, FLAGS.keys)
     if key := unwritable(types, Path(FLAGS.output).suffix):
         raise UserError(

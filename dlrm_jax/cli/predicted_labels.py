@@ -14,13 +14,6 @@ from dlrm_jax.training.extra_metrics import ExtraMetric
 from dlrm_jax.training.metrics import METRICS
 from dlrm_jax.training.streamed_measures import StreamedMeasures
 
-PROBABILITY = "probability"
-
-
-def predicted_columns(labels: Sequence[str]) -> list[str]:
-    """The names of the columns: of several labels, with the name of each."""
-    return [PROBABILITY] if len(labels) < 2 else [f"{PROBABILITY}_{label}" for label in labels]
-
 
 class PredictedLabels:
     """Columns of predictions, and their metrics over the rows that have the label.
@@ -42,7 +35,7 @@ class PredictedLabels:
         shift: float = 0.0,
         left_out: Sequence[str] = (),
     ):
-        self._columns = predicted_columns(labels)
+        self._columns = probability_columns(labels)
         self._names = [*labels] if len(labels) > 1 else [""]
         self._metrics = [StreamedMeasures(extra, shift) for _ in self._columns]
         self._shift, self._left_out, self.rows = shift, left_out, 0

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.errors import UserError
+
+PROBABILITY = "probability"
+
+
+def probability_columns(labels: Sequence[str]) -> list[str]:
+    """The names of the columns of probabilities: of several labels, with the name of each."""
+    return [PROBABILITY] if len(labels) < 2 else [f"{PROBABILITY}_{label}" for label in labels]
 
 
 def sigmoid(logits: Float32[np.ndarray, "B *_"], shift: float = 0.0) -> Float64[np.ndarray, "B *_"]:

@@ -13,7 +13,6 @@ import pytest
 
 import dlrm_jax
 from dlrm_jax.cli import flags as cli_flags
-from dlrm_jax.cli.predicted_labels import predicted_columns
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import load_directory
@@ -22,6 +21,7 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor, sigmoid
+from dlrm_jax.inference.probabilities import probability_columns
 from dlrm_jax.job import FittedModel
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run_data import load_data
@@ -157,7 +157,7 @@ def test_a_column_of_each_label(
     np.testing.assert_array_equal(part.labels, frame().select(LABELS).cast(pl.Float32).to_numpy())
     cli_flags.FLAGS.keys = ["probability_clicked"]
     with pytest.raises(UserError, match="'probability_clicked' is the name of the predictions"):
-        program.check_keys(predicted_columns(LABELS))
+        program.check_keys(probability_columns(LABELS))
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,20 @@ class UnseenValues:
             present = (ids >= 0) & (ids != MISSING)
             self._present += np.add.reduceat(present.sum(0), self._starts)
 
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """The unseen values of each column, and all that aren't missing.
+
+        Both are 0 if unseen values have no id of their own.
+        """
+        both = zip(self._unseen.tolist(), self._present.tolist(), strict=True)
+        return dict(zip(self._columns, both, strict=True))
+
     def shares(self) -> dict[str, float]:
         """The share of each column's values that training hadn't, or had too rarely.
 
         Of the values that aren't missing; empty if unseen values have no id of their own.
         """
-        counts = zip(self._columns, self._unseen.tolist(), self._present.tolist(), strict=True)
-        return {name: few / many for name, few, many in counts if many}
+        return {name: few / many for name, (few, many) in self.counts().items() if many}
 
     @property
     def share(self) -> float | None:

@@ -1,0 +1,290 @@
+"""The server's HTTP interface: the Open Inference Protocol, and raw rows as JSON or Arrow."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.rows import as_frame
+from dlrm_jax.serving.arrow import read_arrow
+from dlrm_jax.serving.batcher import ClosedError, DeadlineError, QueueFullError
+from dlrm_jax.serving.open_inference import (
+    EXTENSIONS,
+    HEADER_LENGTH,
+    read_request,
+    write_response,
+)
+from dlrm_jax.serving.repository import Repository
+from dlrm_jax.serving.served_model import Probabilities, Rows, ServedModel
+from dlrm_jax.serving.server_metrics import ServerMetrics
+from dlrm_jax.serving.tensors import model_metadata, outputs_of, rows_of
+
+_log = logging.getLogger(__name__)
+
+PROTOCOL_VERSION = "2"
+"""What the server says that it is, the version of the protocol: that of the library would tell an
+attacker which faults it has.
+"""
+
+ARROW = "application/vnd.apache.arrow.stream"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a request may have.
+
+    Attributes:
+        body_bytes: most bytes of a body.
+        rows: most rows.
+        seconds: seconds after which it is given up.
+    """
+
+    body_bytes: int
+    rows: int
+    seconds: float
+
+
+class _HttpError(Exception):
+    def __init__(self, status: int, message: str, **headers: str):
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class App:
+    """The routes of a server.
+
+    Args:
+        name: name of the model.
+        repository: loaded versions.
+        limits: limits of a request.
+        metrics: what is counted.
+        token: bearer token that requests need, but for those of health; empty for none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        repository: Repository,
+        limits: Limits,
+        metrics: ServerMetrics,
+        token: str = "",
+    ):
+        self._name, self._repository = name, repository
+        self._limits, self._metrics, self._token = limits, metrics, token
+        self.is_ending = False
+        metrics.watch_queue(lambda: repository.newest.waiting_rows)
+
+    def routes(self) -> Starlette:
+        """The application."""
+        model, version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
+        return Starlette(
+            routes=[
+                self._route("/v2", self._server),
+                self._route("/v2/health/live", self._live, is_open=True),
+                self._route("/v2/health/ready", self._ready, is_open=True),
+                self._route("/metrics", self._prometheus),
+                *(
+                    route
+                    for path in (model, version)
+                    for route in (
+                        self._route(path, self._model),
+                        self._route(f"{path}/ready", self._model_ready),
+                        self._route(f"{path}/infer", self._infer, "POST"),
+                    )
+                ),
+                self._route("/v2/repository/index", self._index, "POST"),
+                self._route("/v2/repository/models/{name}/load", self._load, "POST"),
+                self._route("/predict", self._predict, "POST"),
+            ]
+        )
+
+    def _route(
+        self, path: str, handler: Handler, method: str = "GET", is_open: bool = False
+    ) -> Route:
+        async def answer(request: Request) -> Response:
+            begun = time.perf_counter()
+            try:
+                if not is_open:
+                    self._check_token(request)
+                response = await handler(request)
+            except _HttpError as error:
+                response = _json({"error": error.message}, error.status, error.headers)
+            except UserError as error:
+                response = _json({"error": str(error)}, 400)
+            except ClientDisconnect:
+                response = Response(status_code=499)  # nobody reads it
+            except Exception:
+                _log.exception("%s %s", method, path)
+                response = _json({"error": "an error of the server; see its log"}, 500)
+            self._metrics.requests.labels(path, response.status_code).inc()
+            self._metrics.request_seconds.labels(path).observe(time.perf_counter() - begun)
+            return response
+
+        return Route(path, answer, methods=[method])
+
+    def _check_token(self, request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        expected = f"Bearer {self._token}"
+        if self._token and not hmac.compare_digest(given.encode(), expected.encode()):
+            raise _HttpError(401, "expected the bearer token", **{"www-authenticate": "Bearer"})
+
+    # -- What the server and the model are ---------------------------------------------
+
+    async def _server(self, _: Request) -> Response:
+        return _json({"name": "dlrm_jax", "version": PROTOCOL_VERSION, "extensions": [*EXTENSIONS]})
+
+    async def _live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        return _json({"ready": not self.is_ending}, 503 if self.is_ending else 200)
+
+    async def _prometheus(self, _: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def _model(self, request: Request) -> Response:
+        model = self._asked(request)
+        return _json(model_metadata(self._name, self._repository.versions, model))
+
+    async def _model_ready(self, request: Request) -> Response:
+        self._asked(request)
+        return await self._ready(request)
+
+    async def _index(self, _: Request) -> Response:
+        versions = self._repository.versions
+        return _json([{"name": self._name, "version": x, "state": "READY"} for x in versions])
+
+    async def _load(self, request: Request) -> Response:
+        self._check_name(request)
+        await self._body(request)
+        new = await asyncio.to_thread(self._repository.refresh)
+        return _json({"loaded": new, "versions": self._repository.versions})
+
+    # -- Predictions -------------------------------------------------------------------
+
+    async def _infer(self, request: Request) -> Response:
+        model = self._asked(request)
+        body = await self._body(request)
+        asked = read_request(body, request.headers.get(HEADER_LENGTH))
+        rows = rows_of(model, asked.tensors)
+        version, probabilities = await self._answer(request, model, rows)
+        tensors = outputs_of(model, probabilities)
+        content, headers = write_response(self._name, version, asked, tensors)
+        return Response(content, headers=headers)
+
+    async def _predict(self, request: Request) -> Response:
+        model = self._repository.newest
+        body = await self._body(request)
+        if not model.takes_raw_rows:
+            raise UserError(
+                "the model has no vocabularies, so it can't map raw rows to ids; send ids to "
+                f"/v2/models/{self._name}/infer"
+            )
+        encoder = model.predictor.encoder
+        if request.headers.get("content-type", "").split(";")[0].strip() == ARROW:
+            rows = read_arrow(body, encoder.columns)
+        else:
+            rows = as_frame(_rows_of_json(body), encoder.columns, encoder.options.schema.dense)
+        _, probabilities = await self._answer(request, model, rows)
+        return _json({"predictions": probabilities.tolist()})
+
+    async def _answer(
+        self, request: Request, model: ServedModel, rows: Rows
+    ) -> tuple[str, Probabilities]:
+        """The version that answers, and the probabilities."""
+        if len(rows) > self._limits.rows:
+            raise _HttpError(413, f"expected at most {self._limits.rows} rows, got {len(rows)}")
+        if not len(rows):
+            raise UserError("expected at least one row, got none")
+        version, future = self._submitted(model, rows, request.path_params.get("version"))
+        answer = asyncio.wrap_future(future)
+        gone = asyncio.ensure_future(request.receive())  # ends when the client does
+        try:
+            await asyncio.wait(
+                (answer, gone), timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if answer.done():
+                return version, answer.result()
+            if gone.done():
+                raise ClientDisconnect
+            raise DeadlineError
+        except DeadlineError:
+            raise _HttpError(
+                504, f"no answer within {self._limits.seconds:g} s, the deadline"
+            ) from None
+        finally:
+            answer.cancel()  # one that waits isn't computed
+            gone.cancel()
+
+    def _submitted(
+        self, model: ServedModel, rows: Rows, pinned: str | None
+    ) -> tuple[str, Future[Probabilities]]:
+        while True:
+            try:
+                return model.version, model.submit(rows, self._limits.seconds)
+            except QueueFullError as error:
+                seconds = f"{error.retry_after:.0f}"
+                raise _HttpError(503, str(error), **{"retry-after": seconds}) from None
+            except ClosedError:  # it has just been replaced
+                newest = self._repository.newest
+                if pinned is not None or newest is model:
+                    raise _HttpError(503, "it has just ended", **{"retry-after": "1"}) from None
+                model = newest
+
+    def _check_name(self, request: Request) -> None:
+        if (name := request.path_params["name"]) != self._name:
+            raise _HttpError(404, f"there is no model {name!r}, only {self._name!r}")
+
+    def _asked(self, request: Request) -> ServedModel:
+        """The version that a path names."""
+        self._check_name(request)
+        version = request.path_params.get("version")
+        model = self._repository.get(version)
+        if model is None:
+            there = ", ".join(self._repository.versions)
+            raise _HttpError(404, f"there is no version {version!r}, only {there}")
+        return model
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, up to the limit."""
+        most = self._limits.body_bytes
+        parts: list[bytes] = []
+        size = 0
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise _HttpError(413, f"expected a body of at most {most} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+
+class _RawRows(msgspec.Struct, forbid_unknown_fields=True):
+    rows: list[dict[str, Any]]
+
+
+def _rows_of_json(body: bytes) -> list[dict[str, Any]]:
+    try:
+        return msgspec.json.decode(body, type=_RawRows).rows
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UserError(f'expected {{"rows": [{{"column": value, …}}, …]}}: {error}') from error
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    body = msgspec.json.encode(content)
+    return Response(body, status, headers, media_type="application/json")

@@ -1,0 +1,241 @@
+"""Messages of the Open Inference Protocol, version 2: JSON, and tensors in binary behind it.
+
+https://github.com/open-inference/open-inference-protocol has the protocol, and
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+the binary extension.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from dlrm_jax.errors import UserError
+
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+
+HEADER_LENGTH = "inference-header-content-length"
+"""The HTTP header with the bytes of the JSON, if binary tensors follow it."""
+
+_DTYPES = {
+    "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32,
+    "UINT64": np.uint64, "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
+    "FP16": np.float16, "FP32": np.float32, "FP64": np.float64,
+}  # fmt: skip
+_BYTES = "BYTES"
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+
+class _Input(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Input]
+    id: str = ""
+    outputs: list[_Output] | None = None
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(NamedTuple):
+    """A request.
+
+    Attributes:
+        id: identifier that the client gave; empty if none.
+        tensors: inputs by name; those of text are lists of `str` within an object array.
+        outputs: names of the outputs that are asked for, and whether each is wanted in binary;
+            None for all.
+        binary: whether outputs that aren't named are wanted in binary.
+    """
+
+    id: str
+    tensors: dict[str, np.ndarray]
+    outputs: dict[str, bool] | None
+    binary: bool
+
+
+def read_request(body: bytes, header_length: str | None) -> InferRequest:
+    """Reads a request.
+
+    Args:
+        body: body of the HTTP request.
+        header_length: value of `HEADER_LENGTH`; None without the header.
+
+    Raises:
+        UserError: it isn't one; the message names the input.
+    """
+    length = len(body)
+    if header_length is not None:
+        if not header_length.isdecimal() or not 0 <= int(header_length) <= len(body):
+            raise UserError(
+                f"{HEADER_LENGTH}: expected the bytes of the JSON, at most {len(body)}, got "
+                f"{header_length!r}"
+            )
+        length = int(header_length)
+    try:
+        found = msgspec.json.decode(body[:length], type=_Request)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UserError(
+            f"request: expected JSON of the Open Inference Protocol: {error}"
+        ) from error
+    rest = memoryview(body)[length:]
+    tensors: dict[str, np.ndarray] = {}
+    for given in found.inputs:
+        if given.name in tensors:
+            raise UserError(f"inputs: {given.name!r} is there twice")
+        size = given.parameters.get("binary_data_size")
+        if size is not None:
+            if type(size) is not int or not 0 <= size <= len(rest):
+                raise UserError(
+                    f"input {given.name}: binary_data_size: expected at most {len(rest)} bytes, "
+                    f"which are left, got {size!r}"
+                )
+            tensors[given.name] = _from_bytes(given, rest[:size])
+            rest = rest[size:]
+        elif given.data is not None:
+            tensors[given.name] = _from_json(given, given.data)
+        else:
+            raise UserError(f"input {given.name}: expected data, or binary_data_size")
+    if len(rest):
+        raise UserError(f"request: {len(rest)} bytes are left behind the inputs")
+    outputs = None
+    if found.outputs:
+        outputs = {x.name: bool(x.parameters.get("binary_data", False)) for x in found.outputs}
+    return InferRequest(
+        found.id, tensors, outputs, bool(found.parameters.get("binary_data_output", False))
+    )
+
+
+def write_response(
+    model: str, version: str, request: InferRequest, tensors: Mapping[str, np.ndarray]
+) -> tuple[bytes, dict[str, str]]:
+    """The body and the HTTP headers of a response.
+
+    Args:
+        model: name of the model.
+        version: name of its version.
+        request: request.
+        tensors: all outputs by name.
+
+    Raises:
+        UserError: the request asks for an output that there isn't.
+    """
+    wanted = request.outputs
+    if wanted is None:
+        wanted = dict.fromkeys(tensors, request.binary)
+    binary: list[bytes] = []
+    outputs = []
+    for name, is_binary in wanted.items():
+        if name not in tensors:
+            raise UserError(f"outputs: there is no {name!r}, the model has {', '.join(tensors)}")
+        array = tensors[name]
+        output: dict[str, Any] = {
+            "name": name, "datatype": _NAMES[array.dtype], "shape": list(array.shape)
+        }  # fmt: skip
+        if is_binary:
+            binary.append(np.ascontiguousarray(array).tobytes())
+            output["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            output["data"] = array.ravel().tolist()
+        outputs.append(output)
+    content = {"model_name": model, "model_version": version, "outputs": outputs}
+    if request.id:
+        content["id"] = request.id
+    head = msgspec.json.encode(content)
+    if not binary:
+        return head, {"content-type": "application/json"}
+    headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    return b"".join([head, *binary]), headers
+
+
+def datatype(dtype: np.dtype) -> str:
+    """The protocol's name of a type of numbers."""
+    return _NAMES[dtype]
+
+
+def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
+    count = _count(given)
+    flat = _flat(data, len(given.shape))
+    if len(flat) != count:
+        raise UserError(
+            f"input {given.name}: expected {count} values for the shape {given.shape}, got "
+            f"{len(flat)}"
+        )
+    if given.datatype == _BYTES:
+        for value in flat:
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"input {given.name}: expected text, got {value!r}")
+        return np.array(flat, object).reshape(given.shape)
+    dtype = np.dtype(_DTYPES[given.datatype])
+    kinds = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
+    for value in flat:
+        if type(value) not in kinds:
+            raise UserError(f"input {given.name}: expected {given.datatype}, got {value!r}")
+    try:
+        return np.array(flat, dtype).reshape(given.shape)
+    except OverflowError as error:
+        raise UserError(f"input {given.name}: {error}") from error
+
+
+def _flat(data: Sequence[Any], depth: int) -> list[Any]:
+    """The values of lists that are nested as deeply as the shape, or flat."""
+    values: list[Any] = list(data)
+    for _ in range(depth - 1):
+        if not (values and all(isinstance(x, list) for x in values)):
+            break
+        values = [each for x in values for each in x]
+    return values
+
+
+def _from_bytes(given: _Input, data: memoryview) -> np.ndarray:
+    count = _count(given)
+    if given.datatype == _BYTES:
+        return np.array(_texts(given.name, data, count), object).reshape(given.shape)
+    dtype = np.dtype(_DTYPES[given.datatype]).newbyteorder("<")
+    if len(data) != count * dtype.itemsize:
+        raise UserError(
+            f"input {given.name}: expected {count * dtype.itemsize} bytes for the shape "
+            f"{given.shape} of {given.datatype}, got {len(data)}"
+        )
+    return np.frombuffer(data, dtype).astype(_DTYPES[given.datatype]).reshape(given.shape)
+
+
+def _texts(name: str, data: memoryview, count: int) -> list[str]:
+    """Texts that each follow their length as 4 bytes."""
+    found = []
+    while len(data):
+        if len(data) < 4 or len(data) - 4 < (size := struct.unpack_from("<I", data)[0]):
+            raise UserError(f"input {name}: text {len(found)} (from 0) is cut short")
+        try:
+            found.append(str(data[4 : 4 + size], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"input {name}: text {len(found)} (from 0): {error}") from error
+        data = data[4 + size :]
+    if len(found) != count:
+        raise UserError(f"input {name}: expected {count} texts, got {len(found)}")
+    return found
+
+
+def _count(given: _Input) -> int:
+    if given.datatype not in (*_DTYPES, _BYTES):
+        raise UserError(
+            f"input {given.name}: expected a datatype of {', '.join((*_DTYPES, _BYTES))}, got "
+            f"{given.datatype!r}"
+        )
+    if not given.shape or min(given.shape) < 0:
+        raise UserError(f"input {given.name}: expected a shape such as [1], got {given.shape}")
+    return math.prod(given.shape)

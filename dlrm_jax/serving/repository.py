@@ -1,0 +1,151 @@
+"""The versions of a model on disk, and those that are loaded; new ones replace old ones at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import xxhash
+
+from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
+from dlrm_jax.errors import UserError
+from dlrm_jax.serving.served_model import ServedModel
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """An artifact on disk.
+
+    Attributes:
+        name: name of the version: that of its directory, or the step of a lone artifact.
+        directory: directory of the artifact.
+        content: hash of its manifest, which has the checksums of all its files.
+    """
+
+    name: str
+    directory: Path
+    content: str
+
+
+def versions_in(directory: Path) -> list[Version]:
+    """The versions in a directory, the newest last.
+
+    Args:
+        directory: an artifact, or a directory of artifacts whose names are numbers.
+
+    Raises:
+        UserError: there is none, or a manifest can't be read.
+    """
+    if is_artifact(directory):
+        step = Manifest.read(directory).step
+        return [_version(str(step), directory)]
+    if not directory.is_dir():
+        raise UserError(
+            f"expected an artifact or a directory of artifacts, there is no {directory}"
+        )
+    numbered = [x for x in directory.iterdir() if x.name.isdecimal() and is_artifact(x)]
+    if not numbered:
+        raise UserError(
+            f"expected an artifact, which has a {MANIFEST}, or a directory of artifacts named by "
+            f"numbers, such as {directory / '1'}; {directory} is none of them"
+        )
+    return [_version(x.name, x) for x in sorted(numbered, key=lambda x: int(x.name))]
+
+
+def _version(name: str, directory: Path) -> Version:
+    content = (directory / MANIFEST).read_bytes()
+    return Version(name, directory, xxhash.xxh3_128(content).hexdigest())
+
+
+class Repository:
+    """The loaded versions of a model.
+
+    Args:
+        directory: artifact, or directory of artifacts named by numbers.
+        load: function that loads a version and warms it up.
+        keep: number of the newest versions that are loaded.
+
+    Raises:
+        UserError: the newest version can't be loaded.
+    """
+
+    def __init__(self, directory: Path, load: Callable[[Version], ServedModel], keep: int = 1):
+        self._directory, self._load, self._keep = directory, load, keep
+        self._changing = threading.Lock()
+        self._loaded: dict[Version, ServedModel] = {}  # the newest last; replaced as a whole
+        self.refresh()
+
+    @property
+    def newest(self) -> ServedModel:
+        """The newest version that is loaded."""
+        return next(reversed(self._loaded.values()))
+
+    @property
+    def versions(self) -> list[str]:
+        """The names of the versions that are loaded, the newest last."""
+        return [version.name for version in self._loaded]
+
+    def get(self, name: str | None = None) -> ServedModel | None:
+        """A loaded version; the newest without a name, None if there is none of the name."""
+        if name is None:
+            return self.newest
+        loaded = self._loaded.items()
+        return next((model for version, model in loaded if version.name == name), None)
+
+    def refresh(self) -> list[str]:
+        """Loads new versions and replaces the old ones; requests are answered all the while.
+
+        Requests that an old version has taken are answered by it.
+
+        Returns:
+            The names of the versions that were loaded.
+
+        Raises:
+            UserError: the newest version can't be loaded; then all stays as it is.
+        """
+        with self._changing:
+            wanted = versions_in(self._directory)[-self._keep :]
+            before = self._loaded
+            new: dict[Version, ServedModel] = {}
+            try:
+                for version in wanted:
+                    if version not in before:
+                        new[version] = self._load(version)
+            except BaseException:
+                _close(new.values())
+                raise
+            self._loaded = {version: before.get(version) or new[version] for version in wanted}
+        _close(model for version, model in before.items() if version not in self._loaded)
+        return [version.name for version in new]
+
+    def watch(self, seconds: float, ended: threading.Event) -> None:
+        """Looks for new versions from time to time, until the event; a bad one is logged once.
+
+        Args:
+            seconds: time between two looks.
+            ended: event that ends it.
+        """
+        complaint = ""
+        while not ended.wait(seconds):
+            try:
+                if new := self.refresh():
+                    _log.info("serving version %s", ", ".join(new))
+                complaint = ""
+            except (UserError, OSError) as error:
+                if str(error) != complaint:
+                    complaint = str(error)
+                    _log.error("the versions that are served stay: %s", complaint)
+
+    def close(self) -> None:
+        """Answers what waits, and takes no more."""
+        _close(self._loaded.values())
+
+
+def _close(models: Iterable[ServedModel]) -> None:
+    for model in models:
+        model.close()

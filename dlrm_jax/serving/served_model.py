@@ -1,0 +1,156 @@
+"""One loaded version of a model, and the queue of the requests that it answers."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64
+
+from dlrm_jax.data.arrays import Examples
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.inference.rows import NAME
+from dlrm_jax.serving.batcher import Batcher, BatchTimes
+
+Rows = pl.DataFrame | Examples
+"""The rows of a request: raw ones, or examples with ids."""
+
+Probabilities = Float64[np.ndarray, "N *_"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Observer:
+    """What is told of the work of a model.
+
+    Attributes:
+        batch: called after each batch with what it took.
+        scored: called after each batch with its examples and their probabilities.
+    """
+
+    batch: Callable[[BatchTimes], None] = lambda _: None
+    scored: Callable[[Examples, Probabilities], None] = lambda *_: None
+
+
+class ServedModel:
+    """A model that answers requests in batches.
+
+    Args:
+        version: name of the version.
+        predictor: model.
+        most_rows: most rows of a batch.
+        queued_rows: most rows that wait.
+        observer: what is told of its work.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        predictor: Predictor,
+        most_rows: int,
+        queued_rows: int,
+        observer: Observer,
+    ):
+        self.version = version
+        self.predictor = predictor
+        self._most_rows = most_rows
+        self._observer = observer
+        self._batcher: Batcher[Rows, Probabilities] = Batcher(
+            self._answer, most_rows, queued_rows, observer.batch
+        )
+
+    @functools.cached_property
+    def takes_raw_rows(self) -> bool:
+        """Whether it has the vocabularies that map raw values to ids."""
+        return self.predictor.vocabularies is not None
+
+    @property
+    def waiting_rows(self) -> int:
+        """The number of rows that wait."""
+        return self._batcher.waiting_rows
+
+    def warm_up(self) -> None:
+        """Compiles a program for each batch size, and reads the vocabularies."""
+        if self.takes_raw_rows:
+            _ = self.predictor.encoder
+        inputs = self.predictor.scorer.inputs
+        for size in self.predictor.batch_sizes:
+            if size <= self._most_rows or size == self.predictor.batch_sizes[0]:
+                ids = np.zeros((size, sum(inputs.bag_lengths)), np.int32)
+                dense = np.zeros((size, inputs.dense_features), np.float32)
+                self.predictor.predict(Examples(dense, ids, np.zeros(size, np.float32)))
+
+    def submit(self, rows: Rows, timeout: float) -> Future[Probabilities]:
+        """Queues a request; see `Batcher.submit`.
+
+        The future's exception is a `UserError` if the rows are malformed.
+        """
+        return self._batcher.submit(rows, len(rows), timeout)
+
+    def close(self) -> None:
+        """Answers what waits, and takes no more."""
+        self._batcher.close()
+
+    def _answer(self, requests: Sequence[Rows]) -> list[Probabilities | Exception]:
+        examples = self._encoded(requests)
+        good = [x for x in examples if isinstance(x, Examples)]
+        results = iter(self._scored(good))
+        return [next(results) if isinstance(x, Examples) else x for x in examples]
+
+    def _encoded(self, requests: Sequence[Rows]) -> list[Examples | Exception]:
+        """The examples of each request; those whose columns have the same types are mapped at once.
+
+        A malformed row would spoil all of them, so each is then mapped alone.
+        """
+        found: dict[int, Examples | Exception] = {}
+        alike: collections.defaultdict[object, list[int]] = collections.defaultdict(list)
+        for i, rows in enumerate(requests):
+            if isinstance(rows, Examples):
+                found[i] = rows
+            else:
+                alike[tuple(rows.schema.items())].append(i)
+        for places in alike.values():
+            frames = [x for i in places if isinstance(x := requests[i], pl.DataFrame)]
+            try:
+                encoded = self.predictor.encoder.rows(pl.concat(frames), NAME)
+                found |= zip(places, _split(encoded, [len(x) for x in frames]), strict=True)
+            except UserError as error:
+                for i, frame in zip(places, frames, strict=True):
+                    found[i] = error if len(frames) == 1 else self._encoded([frame])[0]
+        return [found[i] for i in range(len(requests))]
+
+    def _scored(self, examples: Sequence[Examples]) -> list[Probabilities | Exception]:
+        if not examples:
+            return []
+        joined = _joined(examples)
+        try:
+            probabilities = self.predictor.predict(joined)
+        except UserError as error:  # an id out of range, or a prediction that isn't finite
+            if len(examples) == 1:
+                return [error]
+            return [self._scored([each])[0] for each in examples]
+        self._observer.scored(joined, probabilities)
+        ends = np.cumsum([len(x.labels) for x in examples])
+        return np.split(probabilities, ends[:-1])
+
+
+def examples_of(dense: np.ndarray, ids: np.ndarray) -> Examples:
+    """Examples without labels."""
+    return Examples(dense, ids, np.zeros(len(dense), np.float32))
+
+
+def _joined(examples: Sequence[Examples]) -> Examples:
+    if len(examples) == 1:
+        return examples[0]
+    dense = np.concatenate([x.dense for x in examples])
+    return examples_of(dense, np.concatenate([np.asarray(x.ids) for x in examples]))
+
+
+def _split(examples: Examples, counts: Sequence[int]) -> list[Examples]:
+    ends = np.cumsum(counts)
+    return [examples[end - n : end] for n, end in zip(counts, ends, strict=True)]

@@ -1,0 +1,98 @@
+"""What a server counts, in the text format of Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float64
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving.batcher import BatchTimes
+from dlrm_jax.serving.served_model import Observer
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_SCORES = tuple(i / 20 for i in range(1, 21))
+
+
+class ServerMetrics:
+    """Counters and histograms of a server.
+
+    Args:
+        model: name of the model, a label of all that is counted of it.
+    """
+
+    def __init__(self, model: str):
+        self.registry = CollectorRegistry()
+        one = {"registry": self.registry}
+        self._model = model
+        self.requests = Counter("dlrm_jax_requests", "HTTP requests.", ["path", "status"], **one)
+        self.request_seconds = Histogram(
+            "dlrm_jax_request_seconds", "Seconds from request to response.", ["path"],
+            buckets=_SECONDS, **one,
+        )  # fmt: skip
+        kept = (["model", "version"],)
+        self._waited = Histogram(
+            "dlrm_jax_queue_seconds",
+            "Seconds that requests waited.",
+            *kept,
+            buckets=_SECONDS,
+            **one,
+        )
+        self._computed = Histogram(
+            "dlrm_jax_batch_seconds", "Seconds of a batch: ids, lookups, model.", *kept,
+            buckets=_SECONDS, **one,
+        )  # fmt: skip
+        self._rows = Histogram(
+            "dlrm_jax_batch_rows", "Rows of a batch.", *kept, buckets=_ROWS, **one
+        )
+        self._scores = Histogram(
+            "dlrm_jax_probability", "Predicted probabilities.", [*kept[0], "label"],
+            buckets=_SCORES, **one,
+        )  # fmt: skip
+        self._values = Counter(
+            "dlrm_jax_values", "Values that aren't missing.", [*kept[0], "column"], **one
+        )
+        self._unseen = Counter(
+            "dlrm_jax_unseen_values", "Values that training hadn't, or too rarely.",
+            [*kept[0], "column"], **one,
+        )  # fmt: skip
+        self._queue = Gauge("dlrm_jax_queue_rows", "Rows that wait.", ["model"], **one)
+
+    def watch_queue(self, rows: Callable[[], int]) -> None:
+        """Reads the number of rows that wait when metrics are asked for."""
+        self._queue.labels(self._model).set_function(rows)
+
+    def observer(self, version: str, predictor: Predictor) -> Observer:
+        """What a version of the model tells of its work."""
+        labels = (self._model, version)
+
+        def batch(times: BatchTimes) -> None:
+            self._rows.labels(*labels).observe(times.rows)
+            self._computed.labels(*labels).observe(times.seconds)
+            for seconds in times.waited:
+                self._waited.labels(*labels).observe(seconds)
+
+        def scored(examples: Examples, probabilities: Float64[np.ndarray, "N *_"]) -> None:
+            names = predictor.labels
+            for name, column in zip(names, probabilities.reshape(-1, len(names)).T, strict=True):
+                histogram = self._scores.labels(*labels, name)
+                for value in column.tolist():
+                    histogram.observe(value)
+            if predictor.vocabularies is None:
+                return
+            unseen = UnseenValues(predictor.encoder.metadata)
+            unseen.add(np.asarray(examples.ids))
+            for column, (few, many) in unseen.counts().items():
+                self._values.labels(*labels, column).inc(many)
+                self._unseen.labels(*labels, column).inc(few)
+
+        return Observer(batch, scored)
+
+    def text(self) -> bytes:
+        """All metrics."""
+        return generate_latest(self.registry)

@@ -1,0 +1,134 @@
+"""The tensors of a model in the Open Inference Protocol: a column each, or ids as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64
+
+from dlrm_jax.data.arrays import Split
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.probabilities import probability_columns
+from dlrm_jax.serving.open_inference import datatype
+from dlrm_jax.serving.served_model import Rows, ServedModel, examples_of
+
+DENSE, IDS = "dense", "ids"
+"""Inputs of a model without vocabularies, which others take as well."""
+
+
+def model_metadata(name: str, versions: list[str], model: ServedModel) -> dict[str, Any]:
+    """What the protocol says about a model."""
+    outputs = probability_columns(model.predictor.labels)
+    return {
+        "name": name,
+        "versions": versions,
+        "platform": "dlrm_jax",
+        "inputs": _inputs(model),
+        "outputs": [_tensor(x, datatype(np.dtype(np.float64)), -1) for x in outputs],
+    }
+
+
+def _inputs(model: ServedModel) -> list[dict[str, Any]]:
+    inputs = model.predictor.scorer.inputs
+    if not model.takes_raw_rows:
+        dense = [_tensor(DENSE, "FP32", -1, inputs.dense_features)] if inputs.dense_features else []
+        return [*dense, _tensor(IDS, "INT32", -1, sum(inputs.bag_lengths))]
+    schema = model.predictor.encoder.options.schema
+    bags = zip(schema.categorical, schema.lengths, strict=True)
+    return [
+        *(_tensor(x, "FP32", -1) for x in schema.dense),
+        *(_tensor(x, "BYTES", -1, *([-1] if length > 1 else [])) for x, length in bags),
+    ]
+
+
+def _tensor(name: str, kind: str, *shape: int) -> dict[str, Any]:
+    return {"name": name, "datatype": kind, "shape": list(shape)}
+
+
+def rows_of(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Rows:
+    """The rows of a request.
+
+    Args:
+        model: model that they are for.
+        tensors: ``dense`` [N, D] and ``ids`` [N, C], which negative numbers are absent of; or for a
+            model with vocabularies a tensor [N] for each column, and [N, L] for bags. NaN and empty
+            text are missing values.
+
+    Raises:
+        UserError: an input is missing, unknown, or has another type or shape.
+    """
+    if IDS in tensors and not (model.takes_raw_rows and IDS in model.predictor.encoder.columns):
+        return _encoded(model, tensors)
+    if not model.takes_raw_rows:
+        raise UserError(
+            f"inputs: the model has no vocabularies, so it takes {DENSE} and {IDS}, got "
+            f"{', '.join(tensors) or 'none'}"
+        )
+    columns = model.predictor.encoder.columns
+    _check_names(tensors, columns)
+    counts = {name: len(array) for name, array in tensors.items()}
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise UserError(f"inputs: expected as many rows of each, got {each}")
+    schema = model.predictor.encoder.options.schema
+    bags = {x for x, length in zip(schema.categorical, schema.lengths, strict=True) if length > 1}
+    return pl.DataFrame([_column(name, tensors[name], name in bags) for name in columns])
+
+
+def outputs_of(
+    model: ServedModel, probabilities: Float64[np.ndarray, "N *_"]
+) -> dict[str, np.ndarray]:
+    """The outputs by name, [N] each."""
+    names = probability_columns(model.predictor.labels)
+    columns = probabilities.reshape(len(probabilities), len(names)).T
+    return dict(zip(names, columns, strict=True))
+
+
+def _encoded(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Rows:
+    inputs = model.predictor.scorer.inputs
+    names = [DENSE, IDS] if inputs.dense_features else [IDS]
+    _check_names(tensors, names)
+    ids = tensors[IDS]
+    if ids.dtype not in (np.int32, np.int64) or ids.ndim != 2:
+        raise UserError(f"input {IDS}: expected INT32 or INT64 [N, C], got {list(ids.shape)}")
+    if ids.dtype == np.int64:
+        wide = np.iinfo(np.int32)
+        if ids.size and not (wide.min <= ids.min() and ids.max() <= wide.max):
+            raise UserError(f"input {IDS}: expected numbers of 32 bits")
+        ids = ids.astype(np.int32)
+    dense = tensors.get(DENSE, np.zeros((len(ids), 0), np.float32))
+    if dense.dtype != np.float32 or dense.ndim != 2:
+        raise UserError(f"input {DENSE}: expected FP32 [N, D], got {list(dense.shape)}")
+    if len(dense) != len(ids):
+        raise UserError(f"inputs: expected as many rows of each, got {len(dense)} and {len(ids)}")
+    examples = examples_of(dense, ids)
+    inputs.check_dense(Split((examples,)))
+    return examples
+
+
+def _check_names(tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
+    if unknown := sorted(set(tensors) - set(names)):
+        raise UserError(f"inputs: there is no {unknown[0]!r}, the model has {', '.join(names)}")
+    if missing := [x for x in names if x not in tensors]:
+        raise UserError(f"inputs: {missing[0]!r} is missing, the model has {', '.join(names)}")
+
+
+def _column(name: str, array: np.ndarray, is_bag: bool) -> pl.Series:
+    if array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1 and not is_bag):
+        raise UserError(
+            f"input {name}: expected a value for each row, got the shape {list(array.shape)}"
+        )
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if array.dtype == object:
+        array = np.where(array == "", None, array)
+    if array.ndim == 2 and is_bag:
+        kind = pl.String if array.dtype == object else None
+        return pl.Series(name, array.tolist(), pl.List(kind) if kind else None)
+    flat = array.reshape(-1)
+    if flat.dtype == object:
+        return pl.Series(name, flat.tolist(), pl.String)
+    return pl.Series(name, flat, nan_to_null=flat.dtype.kind == "f")
