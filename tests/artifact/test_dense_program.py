@@ -58,7 +58,7 @@ def test_calls_of_a_machine_are_refused():
     with pytest.raises(UserError, match=r"computes alone, but it calls \w+"):
         export_programs(solves, LAYERS, 2, VECTORS)
     with pytest.raises(UserError, match="it calls my_kernel"):
-        check_calls('stablehlo.custom_call @shape_assertion(%1)\n  custom_call @my_kernel(%0)')
+        check_calls("stablehlo.custom_call @shape_assertion(%1)\n  custom_call @my_kernel(%0)")
 
 
 def test_what_jax_cannot_export():
