@@ -61,7 +61,7 @@ class TableNote:
         name: name, as in checkpoints.
         rows: number of rows.
         dim: numbers of a row.
-        row_format: how its rows are stored.
+        row_format: row format.
         file: file of its rows, one after the other without padding.
     """
 

@@ -70,7 +70,7 @@ def export(
         model: trained model.
         output: directory to make.
         name: name of the model.
-        row_format: how rows are stored.
+        row_format: row format of the tables.
         data: data of the run, for metrics and golden rows; None if they aren't there.
         max_auc_loss: AUC on the validation split that may be lost; tables that would lose more
             keep the rows of training. None stores all tables in the row format.
