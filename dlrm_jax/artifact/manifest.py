@@ -77,7 +77,7 @@ class LookupNote:
     """A read of a table by a feature.
 
     Attributes:
-        name: name of the vectors that the program is given.
+        name: name of its vectors, which the program is given side by side in this order.
         feature: name of the feature.
         table: name of the table.
         pooling: kind of pooling of a bag, see `dlrm_jax.embedding.Lookup`.
