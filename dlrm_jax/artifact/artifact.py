@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,7 @@ class Artifact:
             UserError: an id isn't a row of its table.
         """
         program = self.programs.get(None) or self.programs[len(dense)]
-        vectors = self.lookups.split(self.lookups(ids, id_weights))
-        return program(self.layers, dense, vectors)
+        return program(self.layers, dense, self.lookups(ids, id_weights))
 
 
 def read_layer(directory: Path, note: LayerNote) -> np.ndarray:
@@ -132,13 +132,13 @@ def read_programs(directory: Path, manifest: Manifest) -> dict[int | None, Dense
         DamagedArtifactError: one can't be read, or isn't a function of the artifact's arrays.
     """
     layers = {note.name: (note.shape, note.dtype) for note in manifest.layers}
-    vectors = vector_shapes(manifest)
+    width = sum(map(math.prod, vector_shapes(manifest).values()))
     found = {}
     for note in manifest.programs:
         try:
             program = DenseProgram((directory / note.file).read_bytes())
-            program.check(note.batch_size, layers, manifest.dense_features, vectors,
-                          len(manifest.labels))  # fmt: skip
+            dense, labels = manifest.dense_features, len(manifest.labels)
+            program.check(note.batch_size, layers, dense, width, labels)
         except UserError as error:
             raise DamagedArtifactError(str(directory), note.file, str(error)) from error
         found[note.batch_size] = program
@@ -146,7 +146,7 @@ def read_programs(directory: Path, manifest: Manifest) -> dict[int | None, Dense
 
 
 def vector_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
-    """The shape of an example's vectors, by lookup."""
+    """The shape of an example's vectors by lookup, in the order in which they stand."""
     dims = {table.name: table.dim for table in manifest.tables}
     return {
         note.name: (note.columns[1] - note.columns[0], dims[note.table])
@@ -154,3 +154,20 @@ def vector_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
         else (dims[note.table],)
         for note in manifest.lookups
     }
+
+
+def split_vectors(
+    shapes: Mapping[str, tuple[int, ...]], vectors: Float32[Any, "B W"]
+) -> dict[str, Float32[Any, "B *_"]]:
+    """The vectors of each lookup, of those of all side by side.
+
+    Args:
+        shapes: shape of an example's vectors by lookup.
+        vectors: vectors of all lookups; JAX's while a program is made of it.
+    """
+    found, first = {}, 0
+    for name, shape in shapes.items():
+        last = first + math.prod(shape)
+        found[name] = vectors[:, first:last].reshape(vectors.shape[0], *shape)
+        first = last
+    return found

@@ -1,8 +1,8 @@
 """The dense model as a program: StableHLO that any machine runs, without the model's class.
 
 A program is ``(layers, dense, vectors) -> logits``: arrays of the model by name, dense features
-[B, D] float32, and vectors by lookup. It computes, and can do nothing else: it calls no function
-of the machine that runs it.
+[B, D], and the vectors of all lookups side by side, [B, W], all float32. It computes, and can do
+nothing else: it calls no function of the machine that runs it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ BATCH_SIZES = (1, 16, 256, 8192)
 _HARMLESS = {"shape_assertion", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
 
 Logits = Callable[[Any, Any, Any], Any]
-"""A function of layers, dense features and vectors."""
+"""A function of layers, dense features [B, D] and vectors [B, W]."""
 
 
 def export_programs(
     logits: Logits,
     layers: Mapping[str, np.ndarray],
     dense_features: int,
-    vectors: Mapping[str, tuple[int, ...]],
+    width: int,
 ) -> dict[int | None, bytes]:
     """Compiles a function to StableHLO for all platforms.
 
@@ -42,7 +42,7 @@ def export_programs(
         logits: function of JAX.
         layers: arrays of the model by name; only shapes and dtypes matter.
         dense_features: number of dense features.
-        vectors: shape of an example's vectors by lookup.
+        width: numbers of an example's vectors.
 
     Returns:
         One program for any batch size, under None; or one for each of `BATCH_SIZES`, if the
@@ -53,7 +53,7 @@ def export_programs(
     """
     (symbol,) = jax.export.symbolic_shape("batch")
     try:
-        return {None: _export(logits, layers, dense_features, vectors, symbol)}
+        return {None: _export(logits, layers, dense_features, width, symbol)}
     except UserError:
         raise
     # Whatever a model's code does with a number that isn't known; without symbols it may go well.
@@ -61,7 +61,7 @@ def export_programs(
         pass
     try:
         return {
-            size: _export(logits, layers, dense_features, vectors, size) for size in BATCH_SIZES
+            size: _export(logits, layers, dense_features, width, size) for size in BATCH_SIZES
         }
     except UserError:
         raise
@@ -73,13 +73,13 @@ def _export(
     logits: Logits,
     layers: Mapping[str, np.ndarray],
     dense_features: int,
-    vectors: Mapping[str, tuple[int, ...]],
+    width: int,
     batch: Any,
 ) -> bytes:
     arguments = (
         {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in layers.items()},
         jax.ShapeDtypeStruct((batch, dense_features), jnp.float32),
-        {name: jax.ShapeDtypeStruct((batch, *x), jnp.float32) for name, x in vectors.items()},
+        jax.ShapeDtypeStruct((batch, width), jnp.float32),
     )
     exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(*arguments)
     check_calls(exported.mlir_module())
@@ -125,7 +125,7 @@ class DenseProgram:
         batch_size: int | None,
         layers: Mapping[str, tuple[tuple[int, ...], str]],
         dense_features: int,
-        vectors: Mapping[str, tuple[int, ...]],
+        width: int,
         labels: int,
     ) -> None:
         """Checks that the program is a function of these arrays, and gives logits.
@@ -134,7 +134,7 @@ class DenseProgram:
             batch_size: number of examples; None for any.
             layers: shape and dtype of each array of the model.
             dense_features: number of dense features.
-            vectors: shape of an example's vectors by lookup.
+            width: numbers of an example's vectors.
             labels: number of labels; 0 or 1 for one logit an example.
 
         Raises:
@@ -144,7 +144,7 @@ class DenseProgram:
         inputs = (
             {name: _text(shape, dtype) for name, (shape, dtype) in layers.items()},
             _text((batch, dense_features), "float32"),
-            {name: _text((batch, *shape), "float32") for name, shape in vectors.items()},
+            _text((batch, width), "float32"),
         )
         leaves, tree = jax.tree.flatten((inputs, {}))
         given = [_text(x.shape, x.dtype) for x in self._exported.in_avals]
@@ -157,10 +157,10 @@ class DenseProgram:
             )
 
     def __call__(
-        self, layers: Any, dense: Float32[Any, "B D"], vectors: Mapping[str, Any]
+        self, layers: Any, dense: Float32[Any, "B D"], vectors: Float32[Any, "B W"]
     ) -> Float32[Any, "B *_"]:
         """The logits; compiled once for each number of examples."""
-        return self._call(layers, dense, dict(vectors))
+        return self._call(layers, dense, vectors)
 
 
 def _text(shape: tuple[Any, ...], dtype: Any) -> str:

@@ -61,7 +61,7 @@ class TableNote:
         name: name, as in checkpoints.
         rows: number of rows.
         dim: numbers of a row.
-        row_format: how its rows are stored.
+        row_format: row format.
         file: file of its rows, one after the other without padding.
     """
 
@@ -77,7 +77,7 @@ class LookupNote:
     """A read of a table by a feature.
 
     Attributes:
-        name: name of the vectors that the program is given.
+        name: name of its vectors, which the program is given side by side in this order.
         feature: name of the feature.
         table: name of the table.
         pooling: kind of pooling of a bag, see `dlrm_jax.embedding.Lookup`.

@@ -34,13 +34,13 @@ class PredictingModel(NamedTuple):
 
     Attributes:
         path: directory of the checkpoint or of the artifact.
-        inputs: what the model expects of examples.
+        inputs: features and labels that the model expects of examples.
         fingerprint: fingerprint of the data of training.
         shift: number that probabilities add to the logits.
-        correction: what is done to predictions, in words; None for nothing.
+        correction: change of predictions, in words; None for none.
         metrics: metrics of training besides the usual ones.
         vocabularies: directory that maps raw values to ids; None if there is none.
-        trained: what the checkpoint says of itself; None for an artifact.
+        trained: metadata and config of the checkpoint; None for an artifact.
     """
 
     path: Path

@@ -8,10 +8,11 @@ import math
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dlrm_jax.artifact.artifact import Artifact, vector_shapes, write_layer
+from dlrm_jax.artifact.artifact import Artifact, split_vectors, vector_shapes, write_layer
 from dlrm_jax.artifact.dense_program import export_programs
 from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import (
@@ -70,7 +71,7 @@ def export(
         model: trained model.
         output: directory to make.
         name: name of the model.
-        row_format: how rows are stored.
+        row_format: row format of the tables.
         data: data of the run, for metrics and golden rows; None if they aren't there.
         max_auc_loss: AUC on the validation split that may be lost; tables that would lose more
             keep the rows of training. None stores all tables in the row format.
@@ -155,10 +156,13 @@ def _write_dense(model: TrainedModel, directory: Path, manifest: Manifest) -> Ma
         note = LayerNote(name, array.shape, str(array.dtype), f"layers/{file_name(name)}.npy")
         write_layer(directory / note.file, array)
         layers.append(note)
-    programs = []
-    made = export_programs(
-        model.dense.logits, model.dense.layers, manifest.dense_features, vector_shapes(manifest)
-    )
+    programs, shapes = [], vector_shapes(manifest)
+    width = sum(map(math.prod, shapes.values()))
+
+    def logits(layers: Any, dense: Any, vectors: Any) -> Any:
+        return model.dense.logits(layers, dense, split_vectors(shapes, vectors))
+
+    made = export_programs(logits, model.dense.layers, manifest.dense_features, width)
     for size, content in made.items():
         note = ProgramNote(size, f"programs/{size or 'any'}.jax_export")
         (directory / note.file).write_bytes(content)

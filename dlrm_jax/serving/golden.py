@@ -39,7 +39,7 @@ def choose(inputs: Inputs, data: Dataset | None) -> Examples:
     """Examples of the test split, evenly spaced; random ones where there is none.
 
     Args:
-        inputs: what the model expects.
+        inputs: features of the model.
         data: data of the run; None if they aren't there.
     """
     split = data.test if data is not None else None

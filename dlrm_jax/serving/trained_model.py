@@ -32,7 +32,7 @@ class TrainedModel:
 
     Attributes:
         checkpoint: directory of the checkpoint.
-        metadata: what it says of itself.
+        metadata: metadata of the checkpoint.
         config: config of training.
         learner: learner without native kernels.
         vocabularies: directory that maps raw values to ids; None if there is none.

@@ -26,7 +26,7 @@ class ArtifactArrays:
         source: directory of the artifact.
 
     Attributes:
-        metadata: what a checkpoint's metadata would say of labels, data and tables.
+        metadata: labels, data and tables, as a checkpoint's metadata has them.
 
     Raises:
         UserError: it is damaged, or a later version wrote it.

@@ -19,22 +19,22 @@ from dlrm_jax.artifact.dense_program import (
 from dlrm_jax.errors import UserError
 
 LAYERS = {"w": np.float32([[2], [3]])}
-VECTORS = {"a": (2,)}
+WIDTH = 2
 
 
 def plain(layers: Any, dense: Any, vectors: Any) -> Any:
-    return (dense @ layers["w"])[:, 0] + vectors["a"].sum(1)
+    return (dense @ layers["w"])[:, 0] + vectors.sum(1)
 
 
 def test_one_program_for_any_batch_size():
-    (made,) = export_programs(plain, LAYERS, 2, VECTORS).items()
+    (made,) = export_programs(plain, LAYERS, 2, WIDTH).items()
     assert made[0] is None
     program = DenseProgram(made[1])
-    program.check(None, {"w": ((2, 1), "float32")}, 2, VECTORS, 0)
+    program.check(None, {"w": ((2, 1), "float32")}, 2, WIDTH, 0)
     for count in (1, 3):
         dense = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
-        found = program(LAYERS, dense, {"a": dense})
-        np.testing.assert_array_equal(found, plain(LAYERS, dense, {"a": dense}))
+        found = program(LAYERS, dense, dense)
+        np.testing.assert_array_equal(found, plain(LAYERS, dense, dense))
     text = program._exported.mlir_module()
     assert "custom_call" not in text.replace("custom_call @shape_assertion", "")
     assert program._exported.platforms == PLATFORMS
@@ -44,11 +44,11 @@ def test_fixed_batch_sizes_where_the_code_needs_a_number():
     def needs_number(layers: Any, dense: Any, vectors: Any) -> Any:
         return plain(layers, dense.reshape(len(dense), 2), vectors)
 
-    made = export_programs(needs_number, LAYERS, 2, VECTORS)
+    made = export_programs(needs_number, LAYERS, 2, WIDTH)
     assert tuple(made) == BATCH_SIZES
-    DenseProgram(made[16]).check(16, {"w": ((2, 1), "float32")}, 2, VECTORS, 1)
+    DenseProgram(made[16]).check(16, {"w": ((2, 1), "float32")}, 2, WIDTH, 1)
     with pytest.raises(UserError, match=r"expected a program .*\[1, 2\].*, it is one of .*\[16, 2"):
-        DenseProgram(made[16]).check(1, {"w": ((2, 1), "float32")}, 2, VECTORS, 1)
+        DenseProgram(made[16]).check(1, {"w": ((2, 1), "float32")}, 2, WIDTH, 1)
 
 
 def test_calls_of_a_machine_are_refused():
@@ -56,9 +56,9 @@ def test_calls_of_a_machine_are_refused():
         return jnp.linalg.cholesky(layers["w"] @ layers["w"].T)[0, 0] + dense[:, 0]
 
     with pytest.raises(UserError, match=r"computes alone, but it calls \w+"):
-        export_programs(solves, LAYERS, 2, VECTORS)
+        export_programs(solves, LAYERS, 2, WIDTH)
     with pytest.raises(UserError, match="it calls my_kernel"):
-        check_calls('stablehlo.custom_call @shape_assertion(%1)\n  custom_call @my_kernel(%0)')
+        check_calls("stablehlo.custom_call @shape_assertion(%1)\n  custom_call @my_kernel(%0)")
 
 
 def test_what_jax_cannot_export():
@@ -67,7 +67,7 @@ def test_what_jax_cannot_export():
         return jax.pure_callback(lambda x: x[:, 0], shape, dense)
 
     with pytest.raises(UserError, match=r"can't be exported|it calls"):
-        export_programs(asks_python, LAYERS, 2, VECTORS)
+        export_programs(asks_python, LAYERS, 2, WIDTH)
 
 
 @pytest.mark.parametrize("content", [b"", b"no program", bytes(10_000)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,13 @@ from in_memory import InMemory
 from saved_run import examples
 
 from dlrm_jax.config import Config
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.serving.export import export
+from dlrm_jax.serving.trained_model import TrainedModel
+from dlrm_jax.serving.verify import verify
 
 BASE = Config(
     table_rows=(9, 30, 30),
@@ -76,3 +82,93 @@ def test_it_predicts_what_the_trained_model_does(model: str, tmp_path: Path):
     assert predictor.shift == np.log(0.25)
     (program,) = done.manifest.programs
     assert program.batch_size is None, "one program for any number of rows"
+
+
+RUN = Path(__file__).parents[1] / "previous" / "run_of_format_3"
+DATA = RUN.parent / "data"
+
+
+@pytest.fixture(scope="module")
+def small() -> TrainedModel:
+    return TrainedModel.read(RUN)
+
+
+def sizes_of(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in (directory / "tables").iterdir()}
+
+
+def test_metrics_before_and_after_quantization(small: TrainedModel, tmp_path: Path):
+    data = load_directory(DATA)
+    done = export(small, tmp_path / "int8", "small", "int8", data)
+    found = done.manifest.metrics
+    assert found.keys() == {"validation", "test"}
+    for of_split in found.values():
+        trained, exported = of_split["trained"]["log_loss"], of_split["exported"]["log_loss"]
+        assert trained is not None
+        assert 0 < abs(exported - trained) < 1e-3
+    assert sizes_of(tmp_path / "int8") == {"C1.rows": 42 * 8, "C2.rows": 6 * 8, "C3.rows": 14 * 8}
+    assert sorted(x.name for x in (tmp_path / "int8").iterdir()) == [
+        "golden", "layers", "manifest.json", "preprocessing", "programs", "tables",
+    ]  # fmt: skip
+    again = export(small, tmp_path / "kept", "small", "int8", data, max_auc_loss=-1.0)
+    assert again.choice is not None
+    assert again.choice.quantized == ()
+    assert {x.row_format for x in again.manifest.tables} == {"float32"}
+    assert sizes_of(tmp_path / "kept") == {"C1.rows": 42 * 16, "C2.rows": 6 * 16, "C3.rows": 224}
+    of_test = again.manifest.metrics["test"]
+    assert of_test["exported"] == of_test["trained"] == found["test"]["trained"]
+    assert verify(tmp_path / "kept").golden == (35, 0.0)
+
+
+def test_a_loss_needs_validation_examples(small: TrainedModel, tmp_path: Path):
+    with pytest.raises(UserError, match="max_auc_loss: expected data with a validation split"):
+        export(small, tmp_path / "x", "small", "int8", None, 0.1)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_nothing_is_left_of_what_cannot_be_written(
+    small: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there exists; remove it, or give another name"):
+        export(small, tmp_path / "there", "small", "float32")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place in ("table_variants.write_rows", "export.write_layer", "golden.write"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"dlrm_jax.serving.{place}", full)
+            with pytest.raises(UserError, match=r"cannot write .*No space left.*nothing is left"):
+                export(small, tmp_path / "new", "small", "float32")
+    assert [x.name for x in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_class_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its code needs the batch size as a number; the artifact doesn't need the class."""
+    (tmp_path / "only_here.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(BASE, model="only_here:Own", table_rows=(9,), bag_lengths=(2,))
+    trained = InMemory.of(config)
+    done = export(trained, tmp_path / "artifact", "own", "bfloat16")
+    assert [x.batch_size for x in done.manifest.programs] == [1, 16, 256, 8192]
+    split = examples(20, config=config)
+    expected = trained.predictor().predict(split)
+    monkeypatch.delitem(sys.modules, "only_here")
+    (tmp_path / "only_here.py").unlink()
+    predictor = Predictor.load(tmp_path / "artifact", batch_size=100)
+    np.testing.assert_allclose(predictor.predict(split), expected, rtol=0.01)
+    np.testing.assert_array_equal(predictor.predict(split[:16]), predictor.predict(split)[:16])
+
+
+OWN = """
+from flax import nnx
+from dlrm_jax.models.fields import Model
+
+class Own(Model):
+    def __init__(self, dense_features, fields, *, rngs):
+        self.last = nnx.Linear(dense_features, 1, rngs=rngs)
+
+    def __call__(self, dense, vectors):
+        return self.last(dense).reshape(len(dense)) + sum(x.sum(1) for x in vectors.values())
+"""

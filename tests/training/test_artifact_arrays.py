@@ -63,10 +63,10 @@ def test_what_would_mean_something_else(model: TrainedModel, learner: Learner, a
     small = tuple(dataclasses.replace(x, row_format="int8") for x in manifest.tables)
     try:
         dataclasses.replace(manifest, tables=small).write(artifact)
-        with pytest.raises(UserError, match="table C1 .* has rows in int8, from which training"):
+        with pytest.raises(UserError, match=r"table C1 .* has rows in int8, from which training"):
             warm_start(learner, 0, artifact, ["C1"], [model.data])
         dataclasses.replace(manifest, layers=()).write(artifact)
-        with pytest.raises(UserError, match="has no layer 'top.layers"):
+        with pytest.raises(UserError, match=r"has no layer 'top\.layers"):
             warm_start(learner, 0, artifact, ["top"], [model.data])
     finally:
         manifest.write(artifact)

@@ -1,0 +1,97 @@
+"""``dlrm_jax export``, ``verify`` and ``predict`` of what was exported."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from dlrm_jax.cli import flags as cli_flags
+from dlrm_jax.cli.flags import FLAGS, own_flags
+from dlrm_jax.cli.main import as_flags
+from dlrm_jax.errors import UserError
+from dlrm_jax.mesh import make_mesh
+
+PREVIOUS = Path(__file__).parents[1] / "previous"
+RUN = f"--run={PREVIOUS / 'run_of_format_3'}"
+
+
+def forget_flags() -> None:
+    for flag in own_flags():
+        delattr(FLAGS, flag.name)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch):
+    """A function that runs a command in this process."""
+
+    def run(name: str, *arguments: object) -> None:
+        forget_flags()
+        known = sys.modules.pop(f"dlrm_jax.cli.{name}", None)
+        program = importlib.import_module(f"dlrm_jax.cli.{name}")
+        monkeypatch.setattr(program, "start", make_mesh)
+        try:
+            cli_flags.parse([name, *as_flags(name, [*map(str, arguments)])])
+            program.main()
+        finally:
+            forget_flags()
+            sys.modules.pop(f"dlrm_jax.cli.{name}")
+            if known:
+                sys.modules[f"dlrm_jax.cli.{name}"] = known
+
+    return run
+
+
+def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    artifact, data = tmp_path / "artifact", f"--data={PREVIOUS / 'data'}"
+    command("export", RUN, f"--output={artifact}", data, "--tables=int8", "--max_auc_loss=-0.0")
+    printed = capsys.readouterr().out
+    assert "table  rows  dim  stored as  bytes" in printed
+    assert "test, exported" in printed
+    assert f"artifact run_of_format_3: see {artifact}/manifest.json" in printed
+    command("verify", artifact)
+    assert "golden rows are equal to the last bit" in capsys.readouterr().out
+    output = tmp_path / "p.csv"
+    command("predict", f"--checkpoint={artifact}", data, f"--output={output}")
+    assert "metrics of all days of the directory" in capsys.readouterr().out
+    from_arrays = pl.read_csv(output)
+    raw = f"--data={PREVIOUS / 'raw.csv'}"
+    command("predict", f"--checkpoint={artifact}", raw, f"--output={tmp_path / 'q.csv'}")
+    assert pl.read_csv(tmp_path / "q.csv").equals(from_arrays)
+    assert "auc" in capsys.readouterr().out
+    for flag, message in (
+        (f"--output={output}", "--output: .*p.csv exists"),
+        (f"--output={tmp_path}/new.csv --model=a:B", "--model: an artifact needs no class, got 'a"),
+    ):
+        with pytest.raises(UserError, match=message):
+            command("predict", f"--checkpoint={artifact}", raw, *flag.split())
+    with pytest.raises(UserError, match="--tables: expected a run or a checkpoint, got the artif"):
+        command(
+            "predict", f"--checkpoint={artifact}", "--tables=C1", f"--tables_output={tmp_path}/t"
+        )
+    (artifact / "tables" / "C2.rows").write_bytes(b"")
+    with pytest.raises(SystemExit, match="1"):
+        command("verify", f"--artifact={artifact}")
+    assert "error: artifact " in (error := capsys.readouterr().err)
+    assert "tables/C2.rows: expected 48 bytes, it has 0" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("export", "--output=x", "--run is missing; such as --run=runs/kaggle"),
+        ("export", "--run=x", "--output is missing; such as --output=kaggle"),
+        ("export", "--run=x --output=/", "--output: / exists; remove it, or give another name"),
+        ("export", f"{RUN} --output=/nowhere/x --max_auc_loss=0.1",
+         "--max_auc_loss: it is measured on validation examples; give --data, too"),
+        ("export", "--run=. --output=/nowhere/x", "is not a checkpoint|has no checkpoint"),
+        ("verify", "", "--artifact is missing; such as --artifact=kaggle"),
+        ("verify", "/nowhere", "/nowhere is no artifact: cannot read /nowhere/manifest.json"),
+    ],
+)  # fmt: skip
+def test_bad_command_lines(command, name: str, arguments: str, message: str):
+    with pytest.raises(UserError, match=message):
+        command(name, *arguments.split())
