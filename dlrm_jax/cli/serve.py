@@ -15,11 +15,8 @@ gets 503 with Retry-After. SIGTERM and Ctrl-C answer what has come, then end.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import socket
-import threading
 import time
 from pathlib import Path
 
@@ -29,15 +26,11 @@ from dlrm_jax.cli.flags import FLAGS, mark_required, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.repository import Repository, Version, versions_in
-from dlrm_jax.serving.served_model import ServedModel
+from dlrm_jax.serving.repository import versions_in
 
 try:
-    import uvicorn
-
-    from dlrm_jax.serving.app import App, Limits
-    from dlrm_jax.serving.server_metrics import ServerMetrics
+    from dlrm_jax.serving.app import Limits
+    from dlrm_jax.serving.server import Options, Server, listen
 except ImportError as error:
     raise UserError(
         f"serve: {error.name} isn't installed; install it with pip install 'dlrm-jax[serve]'"
@@ -71,64 +64,25 @@ def main() -> None:
     require("artifact")
     directory = Path(FLAGS.artifact)
     token = read_token(Path(FLAGS.token_file)) if FLAGS.token_file else ""
+    name = FLAGS.name or directory.resolve().name
+    limits = Limits(int(FLAGS.max_mib * 2**20), FLAGS.max_rows, FLAGS.timeout)
+    options = Options(
+        name, FLAGS.versions, FLAGS.watch, FLAGS.batch_size, FLAGS.queue_rows, limits, token
+    )
     versions_in(directory)
     begun = time.perf_counter()
-    start("1x1")
-    log_as_json()
-    name = FLAGS.name or directory.resolve().name
-    metrics = ServerMetrics(name)
-    load = functools.partial(load_version, metrics=metrics)
-    repository = Repository(directory, load, FLAGS.versions)
-    limits = Limits(int(FLAGS.max_mib * 2**20), FLAGS.max_rows, FLAGS.timeout)
-    app = App(name, repository, limits, metrics, token)
-    with listening(FLAGS.host, FLAGS.port) as listener:
-        port = listener.getsockname()[1]
+    with listen(FLAGS.host, FLAGS.port) as listener:
+        start("1x1")
+        log_as_json()
+        server = Server(directory, options)
+        host, port = listener.getsockname()[:2]
         status(
-            f"serving {name}, version {', '.join(repository.versions)}, on "
-            f"http://{FLAGS.host}:{port} (ready in {time.perf_counter() - begun:.1f} s)"
+            f"serving {name}, version {', '.join(server.repository.versions)}, on "
+            f"http://{f'[{host}]' if ':' in host else host}:{port} "
+            f"(ready in {time.perf_counter() - begun:.1f} s)"
         )
-        ended = threading.Event()
-        if FLAGS.watch:
-            watch = functools.partial(repository.watch, FLAGS.watch, ended)
-            threading.Thread(target=watch, name="watch", daemon=True).start()
-        config = uvicorn.Config(
-            app.routes(),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=int(FLAGS.timeout) + 1,
-        )
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        finally:
-            ended.set()
-            repository.close()
-            status("all requests are answered")
-
-
-def load_version(version: Version, metrics: ServerMetrics) -> ServedModel:
-    """Loads a version, and compiles its programs."""
-    predictor = Predictor.load(version.directory, batch_size=FLAGS.batch_size)
-    observer = metrics.observer(version.name, predictor)
-    model = ServedModel(version.name, predictor, FLAGS.batch_size, FLAGS.queue_rows, observer)
-    model.warm_up()
-    return model
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        UserError: the port is taken, or the address isn't one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise UserError(
-            f"--host, --port: cannot listen on {host}:{port}: {error}; is another server running? "
-            f"--port=0 takes a free port"
-        ) from error
+        server.run(listener)
+    status("all requests are answered")
 
 
 def read_token(path: Path) -> str:

@@ -52,9 +52,9 @@ class Limits:
         seconds: seconds after which it is given up.
     """
 
-    body_bytes: int
-    rows: int
-    seconds: float
+    body_bytes: int = 2**24
+    rows: int = 8192
+    seconds: float = 10.0
 
 
 class _HttpError(Exception):
@@ -87,7 +87,6 @@ class App:
     ):
         self._name, self._repository = name, repository
         self._limits, self._metrics, self._token = limits, metrics, token
-        self.is_ending = False
         metrics.watch_queue(lambda: repository.newest.waiting_rows)
 
     def routes(self) -> Starlette:
@@ -153,7 +152,7 @@ class App:
         return _json({"live": True})
 
     async def _ready(self, _: Request) -> Response:
-        return _json({"ready": not self.is_ending}, 503 if self.is_ending else 200)
+        return _json({"ready": True})
 
     async def _prometheus(self, _: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
@@ -173,7 +172,15 @@ class App:
     async def _load(self, request: Request) -> Response:
         self._check_name(request)
         await self._body(request)
-        new = await asyncio.to_thread(self._repository.refresh)
+        try:
+            new = await asyncio.to_thread(self._repository.refresh)
+        except (UserError, OSError) as error:  # it names files
+            _log.error("the versions that are served stay: %s", error)
+            raise _HttpError(
+                400,
+                f"the newest version can't be loaded, the server's log says why; served are "
+                f"{', '.join(self._repository.versions)}",
+            ) from None
         return _json({"loaded": new, "versions": self._repository.versions})
 
     # -- Predictions -------------------------------------------------------------------

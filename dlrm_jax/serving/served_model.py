@@ -124,7 +124,7 @@ class ServedModel:
                     found[i] = error if len(frames) == 1 else self._encoded([frame])[0]
         return [found[i] for i in range(len(requests))]
 
-    def _scored(self, examples: Sequence[Examples]) -> list[Probabilities | Exception]:
+    def _scored(self, examples: Sequence[Examples]) -> Sequence[Probabilities | Exception]:
         if not examples:
             return []
         joined = _joined(examples)

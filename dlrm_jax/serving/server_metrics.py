@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float64
@@ -18,6 +18,8 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _SCORES = tuple(i / 20 for i in range(1, 21))
 
+_Buckets = Sequence[float]
+
 
 class ServerMetrics:
     """Counters and histograms of a server.
@@ -27,41 +29,40 @@ class ServerMetrics:
     """
 
     def __init__(self, model: str):
-        self.registry = CollectorRegistry()
-        one = {"registry": self.registry}
-        self._model = model
-        self.requests = Counter("dlrm_jax_requests", "HTTP requests.", ["path", "status"], **one)
-        self.request_seconds = Histogram(
-            "dlrm_jax_request_seconds", "Seconds from request to response.", ["path"],
-            buckets=_SECONDS, **one,
-        )  # fmt: skip
-        kept = (["model", "version"],)
-        self._waited = Histogram(
-            "dlrm_jax_queue_seconds",
-            "Seconds that requests waited.",
-            *kept,
-            buckets=_SECONDS,
-            **one,
+        registry = CollectorRegistry()
+        by_version = ["model", "version"]
+
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return Counter(f"dlrm_jax_{name}", help_text, labels, registry=registry)
+
+        def histogram(name: str, help_text: str, buckets: _Buckets, *labels: str) -> Histogram:
+            return Histogram(
+                f"dlrm_jax_{name}", help_text, labels, registry=registry, buckets=buckets
+            )
+
+        self._registry, self._model = registry, model
+        self.requests = counter("requests", "HTTP requests.", "path", "status")
+        self.request_seconds = histogram(
+            "request_seconds", "Seconds from request to response.", _SECONDS, "path"
         )
-        self._computed = Histogram(
-            "dlrm_jax_batch_seconds", "Seconds of a batch: ids, lookups, model.", *kept,
-            buckets=_SECONDS, **one,
-        )  # fmt: skip
-        self._rows = Histogram(
-            "dlrm_jax_batch_rows", "Rows of a batch.", *kept, buckets=_ROWS, **one
+        self._waited = histogram(
+            "queue_seconds", "Seconds that requests waited.", _SECONDS, *by_version
         )
-        self._scores = Histogram(
-            "dlrm_jax_probability", "Predicted probabilities.", [*kept[0], "label"],
-            buckets=_SCORES, **one,
-        )  # fmt: skip
-        self._values = Counter(
-            "dlrm_jax_values", "Values that aren't missing.", [*kept[0], "column"], **one
+        self._computed = histogram(
+            "batch_seconds", "Seconds of a batch: ids, lookups, model.", _SECONDS, *by_version
         )
-        self._unseen = Counter(
-            "dlrm_jax_unseen_values", "Values that training hadn't, or too rarely.",
-            [*kept[0], "column"], **one,
-        )  # fmt: skip
-        self._queue = Gauge("dlrm_jax_queue_rows", "Rows that wait.", ["model"], **one)
+        self._rows = histogram("batch_rows", "Rows of a batch.", _ROWS, *by_version)
+        self._scores = histogram(
+            "probability", "Predicted probabilities.", _SCORES, *by_version, "label"
+        )
+        self._values = counter("values", "Values that aren't missing.", *by_version, "column")
+        self._unseen = counter(
+            "unseen_values",
+            "Values that training hadn't, or too rarely.",
+            *by_version,
+            "column",
+        )
+        self._queue = Gauge("dlrm_jax_queue_rows", "Rows that wait.", ["model"], registry=registry)
 
     def watch_queue(self, rows: Callable[[], int]) -> None:
         """Reads the number of rows that wait when metrics are asked for."""
@@ -95,4 +96,4 @@ class ServerMetrics:
 
     def text(self) -> bytes:
         """All metrics."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)

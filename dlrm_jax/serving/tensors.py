@@ -124,7 +124,8 @@ def _column(name: str, array: np.ndarray, is_bag: bool) -> pl.Series:
     if array.dtype == np.float16:
         array = array.astype(np.float32)
     if array.dtype == object:
-        array = np.where(array == "", None, array)
+        array = array.copy()
+        array[array == ""] = None
     if array.ndim == 2 and is_bag:
         kind = pl.String if array.dtype == object else None
         return pl.Series(name, array.tolist(), pl.List(kind) if kind else None)

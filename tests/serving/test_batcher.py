@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 
@@ -37,9 +38,10 @@ def gate():
     gate.open.set()
 
 
-def blocked(gate, **options):
+def blocked(gate: Gate, **options: Any):
     """A batcher that computes a first request, so that others wait."""
-    batcher = Batcher(gate, **{"most_rows": 4, "queued_rows": 10} | options)
+    given: dict[str, Any] = {"most_rows": 4, "queued_rows": 10}
+    batcher = Batcher(gate, **given | options)
     first = batcher.submit(0, 1, 20)
     assert gate.begun.wait(20)
     return batcher, first

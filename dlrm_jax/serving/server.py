@@ -1,0 +1,127 @@
+"""A server of a model: its loaded versions, its HTTP interface, and its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import socket
+import threading
+from pathlib import Path
+
+import uvicorn
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving.app import App, Limits
+from dlrm_jax.serving.repository import Repository, Version
+from dlrm_jax.serving.served_model import ServedModel
+from dlrm_jax.serving.server_metrics import ServerMetrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a model is served.
+
+    Attributes:
+        name: name of the model in paths.
+        versions: number of the newest versions that are served.
+        watch_seconds: seconds between two looks for new versions; 0 for none.
+        batch_size: most rows of a batch.
+        queued_rows: most rows that wait.
+        limits: limits of a request.
+        token: bearer token of requests; empty for none.
+    """
+
+    name: str
+    versions: int = 1
+    watch_seconds: float = 0
+    batch_size: int = 1024
+    queued_rows: int = 16384
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    token: str = ""
+
+
+class Server:
+    """Loads the newest versions in a directory, and answers requests.
+
+    Args:
+        directory: artifact, or directory of artifacts named by numbers.
+        options: how they are served.
+
+    Raises:
+        UserError: there is no artifact, or the newest can't be loaded.
+    """
+
+    def __init__(self, directory: Path, options: Options):
+        self._options = options
+        self._metrics = ServerMetrics(options.name)
+        self.repository = Repository(directory, self._load, options.versions)
+        app = App(options.name, self.repository, options.limits, self._metrics, options.token)
+        self._ended = threading.Event()
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(
+                app.routes(),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=int(options.limits.seconds) + 1,
+            )
+        )
+
+    def run(self, listener: socket.socket) -> None:
+        """Answers requests until a signal, or `stop`; then those that have come, and returns.
+
+        Args:
+            listener: socket that listens, see `listen`.
+        """
+        if self._options.watch_seconds:
+            watch = functools.partial(
+                self.repository.watch, self._options.watch_seconds, self._ended
+            )
+            threading.Thread(target=watch, name="watch", daemon=True).start()
+        try:
+            self._uvicorn.run(sockets=[listener])
+        finally:
+            self._ended.set()
+            self.repository.close()
+
+    def stop(self) -> None:
+        """Ends `run` from another thread."""
+        self._uvicorn.should_exit = True
+
+    def _load(self, version: Version) -> ServedModel:
+        options = self._options
+        predictor = Predictor.load(version.directory, batch_size=options.batch_size)
+        model = ServedModel(
+            version.name,
+            predictor,
+            options.batch_size,
+            options.queued_rows,
+            self._metrics.observer(version.name, predictor),
+        )
+        try:
+            model.warm_up()
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: address of this machine.
+        port: port; 0 for a free one.
+
+    Raises:
+        UserError: the port is taken, or the address isn't one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"host, port: cannot listen on {host}:{port}: {error}; another server may have the "
+            f"port, and 0 takes a free one"
+        ) from error

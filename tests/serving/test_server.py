@@ -1,0 +1,231 @@
+"""A real server and real clients: predictions, errors, limits, and versions that are replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving.app import ARROW, Limits
+from dlrm_jax.serving.server import Options, Server, listen
+
+
+class Client(NamedTuple):
+    port: int
+    server: Server
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any, Mapping[str, str]]:
+        """Status, body (JSON is read) and headers of a response."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=20)
+        with contextlib.closing(connection):
+            if body is not None and not isinstance(body, bytes):
+                body = json.dumps(body).encode()
+            connection.request(method, path, body, dict(headers or {}))
+            response = connection.getresponse()
+            content = response.read()
+            found = dict(response.getheaders())
+            is_json = found.get("content-type") == "application/json"
+            return response.status, json.loads(content) if is_json else content, found
+
+    def predict(self, rows: Any) -> tuple[int, Any]:
+        return self.ask("POST", "/predict", {"rows": rows})[:2]
+
+
+@contextlib.contextmanager
+def serving(directory: Path, **options: Any) -> Iterator[Client]:
+    server = Server(directory, Options("small", batch_size=16, **options))
+    with listen("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, args=[listener])
+        thread.start()
+        try:
+            yield Client(listener.getsockname()[1], server)
+        finally:
+            server.stop()
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def client(artifact: Path) -> Iterator[Client]:
+    limits = Limits(body_bytes=20_000, rows=40)
+    with serving(artifact, limits=limits) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def rows(artifact: Path) -> list[dict[str, Any]]:
+    """Raw rows like those of training."""
+    encoder = Predictor.load(artifact, batch_size=16).encoder
+    frame = pl.read_csv(Path(__file__).parents[1] / "previous" / "raw.csv", n_rows=30)
+    return frame.select(encoder.columns).to_dicts()
+
+
+def test_raw_rows_get_the_predictions_of_the_artifact(
+    client: Client, artifact: Path, rows: list[dict[str, Any]]
+):
+    expected = Predictor.load(artifact, batch_size=16).predict(rows)
+    status, found = client.predict(rows)
+    assert status == 200
+    np.testing.assert_allclose(found["predictions"], expected, rtol=1e-6)
+    buffer = io.BytesIO()
+    pl.DataFrame(rows).write_ipc_stream(buffer)
+    status, found, _ = client.ask("POST", "/predict", buffer.getvalue(), {"content-type": ARROW})
+    assert status == 200
+    np.testing.assert_allclose(found["predictions"], expected, rtol=1e-6)
+
+
+def test_many_clients_get_each_their_own(
+    client: Client, artifact: Path, rows: list[dict[str, Any]]
+):
+    expected = Predictor.load(artifact, batch_size=16).predict(rows)
+    found: dict[int, Any] = {}
+
+    def ask(i: int) -> None:
+        found[i] = client.predict([rows[i], {}] if i % 7 == 3 else [rows[i]])
+
+    threads = [threading.Thread(target=ask, args=[i]) for i in range(len(rows))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, (status, answer) in found.items():
+        if i % 7 == 3:
+            assert status == 400
+        else:
+            np.testing.assert_allclose(answer["predictions"], expected[i : i + 1], rtol=1e-6)
+
+
+def test_a_malformed_row_fails_its_request_alone(client: Client, rows: list[dict[str, Any]]):
+    name = client.ask("GET", "/v2/models/small")[1]["inputs"][0]["name"]
+    cases = [
+        ({"rows": [rows[0] | {name: "x"}]}, 400, f"row 0, column {name}: expected a finite number"),
+        ({"rows": [rows[0], {name: 1}]}, 400, "row 1: it has no column"),
+        ({"rows": []}, 400, "expected at least one row"),
+        ({"row": []}, 400, 'expected {"rows"'),
+        (b"[" * 10_000, 400, 'expected {"rows"'),
+        (b"\xff", 400, 'expected {"rows"'),
+        ({"rows": rows[:1] * 41}, 413, "expected at most 40 rows, got 41"),
+        (b" " * 20_001, 413, "expected a body of at most 20000 bytes"),
+    ]
+    for body, expected, message in cases:
+        status, found, _ = client.ask("POST", "/predict", body)
+        assert (status, message in found["error"]) == (expected, True), found
+    assert client.ask("POST", "/predict", b"x", {"content-type": ARROW})[0] == 400
+
+
+def test_metadata_health_and_metrics(client: Client, rows: list[dict[str, Any]]):
+    assert client.ask("GET", "/v2/health/live")[:2] == (200, {"live": True})
+    assert client.ask("GET", "/v2/models/small/ready")[0] == 200
+    assert client.ask("GET", "/v2/models/other")[0] == 404
+    assert client.ask("GET", "/v2/models/small/versions/7")[0] == 404
+    assert client.ask("GET", "/nothing")[0] == 404
+    client.predict(rows[:1])
+    text = client.ask("GET", "/metrics")[1].decode()
+    assert 'dlrm_jax_requests_total{path="/predict",status="200"}' in text
+    assert 'dlrm_jax_values_total{column="' in text
+
+
+def tensors(rows: list[dict[str, Any]], metadata: Any, binary: bool) -> tuple[bytes, bytes]:
+    """The JSON of a request with a tensor for each column, and the bytes behind it."""
+    inputs, behind = [], b""
+    for given in metadata["inputs"]:
+        values = [row[given["name"]] for row in rows]
+        tensor = {"name": given["name"], "datatype": given["datatype"], "shape": [len(rows)]}
+        if given["datatype"] == "FP32":
+            numbers = np.array([np.nan if x is None else x for x in values], "<f4")
+            data, part = numbers.tolist(), numbers.tobytes()
+        else:
+            data = ["" if x is None else str(x) for x in values]
+            texts = [x.encode() for x in data]
+            part = b"".join(len(x).to_bytes(4, "little") + x for x in texts)
+        tensor |= {"parameters": {"binary_data_size": len(part)}} if binary else {"data": data}
+        behind += part if binary else b""
+        inputs.append(tensor)
+    request = {"id": "7", "inputs": inputs, "parameters": {"binary_data_output": binary}}
+    return json.dumps(request).encode(), behind
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_the_open_inference_protocol(
+    client: Client, artifact: Path, rows: list[dict[str, Any]], binary: bool
+):
+    metadata = client.ask("GET", "/v2/models/small")[1]
+    if any(len(x["shape"]) > 1 for x in metadata["inputs"]):
+        pytest.fail("this test has no bags")
+    complete = [row for row in rows if all(row[x["name"]] is not None for x in metadata["inputs"])]
+    head, behind = tensors(complete, metadata, binary)
+    headers = {"inference-header-content-length": str(len(head))} if binary else {}
+    status, found, got = client.ask("POST", "/v2/models/small/infer", head + behind, headers)
+    assert status == 200, found
+    if binary:
+        length = int(got["inference-header-content-length"])
+        found, data = json.loads(found[:length]), found[length:]
+        found["outputs"][0]["data"] = np.frombuffer(data, "<f8")
+    assert (found["model_name"], found["id"]) == ("small", "7")
+    (output,) = found["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == (
+        "probability", "FP64", [len(complete)],
+    )  # fmt: skip
+    expected = Predictor.load(artifact, batch_size=16).predict(complete)
+    np.testing.assert_allclose(output["data"], expected, rtol=1e-6)
+
+
+def test_a_token_is_asked_for(artifact: Path):
+    with serving(artifact, token="secret") as client:
+        assert client.ask("GET", "/v2/health/ready")[0] == 200
+        for headers in ({}, {"authorization": "Bearer secre"}, {"authorization": "Bearer sécret"}):
+            assert client.ask("GET", "/v2/models/small", headers=headers)[0] == 401
+        assert client.ask("GET", "/v2", headers={"authorization": "Bearer secret"})[0] == 200
+
+
+def test_versions_are_replaced_under_load(
+    artifact: Path, tmp_path: Path, rows: list[dict[str, Any]]
+):
+    shutil.copytree(artifact, tmp_path / "1")
+    with serving(tmp_path) as client:
+        answers: list[tuple[int, Any]] = []
+        ended = threading.Event()
+
+        def ask() -> None:
+            while not ended.is_set():
+                answers.append(client.predict(rows[:2]))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            path = "/v2/repository/models/small/load"
+            shutil.copytree(artifact, tmp_path / "2")
+            assert client.ask("POST", path)[:2] == (200, {"loaded": ["2"], "versions": ["2"]})
+            (tmp_path / "3").mkdir()
+            (tmp_path / "3" / "manifest.json").write_text("{")
+            status, found, _ = client.ask("POST", path)
+            assert status == 400
+            assert found["error"].endswith("served are 2")
+            assert str(tmp_path) not in found["error"]
+            time.sleep(0.2)
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+    assert {status for status, _ in answers} == {200}
+    assert len({json.dumps(answer) for _, answer in answers}) <= 2
+
+
+def test_ports_that_are_taken():
+    with listen("127.0.0.1", 0) as listener, pytest.raises(Exception, match="cannot listen on"):
+        listen("127.0.0.1", listener.getsockname()[1])
