@@ -8,7 +8,7 @@ import polars as pl
 
 from dlrm_jax.console import status
 from dlrm_jax.inference.part import Part
-from dlrm_jax.inference.probabilities import sigmoid
+from dlrm_jax.inference.probabilities import probability_columns, sigmoid
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.extra_metrics import ExtraMetric
 from dlrm_jax.training.metrics import METRICS

@@ -73,7 +73,7 @@ class App:
         name: name of the model.
         repository: loaded versions.
         limits: limits of a request.
-        metrics: what is counted.
+        metrics: counters of the server.
         token: bearer token that requests need, but for those of health; empty for none.
     """
 

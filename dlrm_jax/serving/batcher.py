@@ -104,7 +104,7 @@ class Batcher(Generic[T, Result]):
         """Queues a request.
 
         Args:
-            payload: what `answer` gets.
+            payload: argument of `answer`.
             rows: number of rows of the request.
             timeout: seconds after which no answer is wanted.
 

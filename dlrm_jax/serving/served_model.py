@@ -45,7 +45,7 @@ class ServedModel:
         predictor: model.
         most_rows: most rows of a batch.
         queued_rows: most rows that wait.
-        observer: what is told of its work.
+        observer: functions that are told of its work.
     """
 
     def __init__(

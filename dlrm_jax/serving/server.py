@@ -46,7 +46,7 @@ class Server:
 
     Args:
         directory: artifact, or directory of artifacts named by numbers.
-        options: how they are served.
+        options: settings of the server.
 
     Raises:
         UserError: there is no artifact, or the newest can't be loaded.
