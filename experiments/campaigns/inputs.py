@@ -43,7 +43,6 @@ _WARM = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={out}-run", *
          "--warm_start={input}", "--warm_start_names=shop,viewed")  # fmt: skip
 _CONTINUE = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={out}-run", *TINY,
              "--continue_from={input}")  # fmt: skip
-_VERIFY = ("dlrm_jax", "verify", "--artifact={input}")
 _PREDICT_EXPORTED = ("dlrm_jax", "predict", "--checkpoint={input}", "--output={out}.csv",
                      "--data={home}/log.csv", "--batch_size=8")  # fmt: skip
 _GENERATE = ("dlrm_jax", "generate", "--output={out}", "--examples=20")
@@ -134,9 +133,7 @@ FORMATS: dict[str, Callable[[Good], Format]] = {
         "*.jsonl",
     ),
     "warm start": lambda good: Format([good.tables], _npy, [_WARM], "*.npy"),
-    "artifact": lambda good: Format(
-        [good.artifact], mutate_bytes, [_VERIFY, _PREDICT_EXPORTED], "**/*"
-    ),
+    "artifact": lambda good: Format([good.artifact], mutate_bytes, [_PREDICT_EXPORTED], "**/*"),
     "plan": lambda good: Format([good.plan], _json, [_PLAN]),
     "profile": lambda good: Format([good.profile], _json, [(*_GENERATE, "--profile={input}")]),
     "trace": lambda good: Format(
