@@ -18,8 +18,13 @@ from dlrm_jax.artifact.files import check_content, check_present
 from dlrm_jax.artifact.manifest import LayerNote, Manifest
 from dlrm_jax.artifact.row_pooling import RowPooling
 from dlrm_jax.artifact.tables import map_lookups
+from dlrm_jax.backend import CPU
 from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
+
+# The activations of more examples fall out of a CPU's caches: with the tables and layers of `small`
+# on two busy cores, 8192 examples took 84 ms at once, 26 in chunks of 512 and 33 in those of 128.
+_CPU_CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +88,10 @@ class Artifact:
         dense: Float32[np.ndarray, "B D"],
         ids: Int[np.ndarray, "B C"],
         id_weights: Float32[np.ndarray, "B C"] | None = None,
-    ) -> Float32[jax.Array, "B *_"]:
+    ) -> Float32[np.ndarray, "B *_"]:
         """The logits of examples, [B] or [B, H], without the shift.
+
+        Rows of tables are read while the dense model works on the chunk before.
 
         Args:
             dense: dense features.
@@ -94,8 +101,26 @@ class Artifact:
         Raises:
             UserError: an id isn't a row of its table.
         """
-        program = self.programs.get(None) or self.programs[len(dense)]
-        return program(self.layers, dense, self.lookups(ids, id_weights))
+        if not len(dense):
+            labels = len(self.manifest.labels)
+            return np.zeros((0, labels) if labels > 1 else (0,), np.float32)
+        size = self._chunk(len(dense))
+        program = self.programs.get(None) or self.programs[size]
+        outputs = []
+        for first in range(0, len(dense), size):
+            own = slice(first, first + size)
+            weights = None if id_weights is None else id_weights[own]
+            vectors = self.lookups(ids[own], weights)
+            outputs.append(program(self.layers, dense[own], vectors))
+        return np.concatenate(jax.device_get(outputs))
+
+    def _chunk(self, count: int) -> int:
+        """How many of so many examples the dense model works on at a time."""
+        if jax.default_backend() != CPU.platform:
+            return count
+        known = [size for size in self.programs if size is not None and size <= _CPU_CHUNK]
+        size = max(known, default=_CPU_CHUNK)
+        return size if count > size and count % size == 0 else count
 
 
 def read_layer(directory: Path, note: LayerNote) -> np.ndarray:

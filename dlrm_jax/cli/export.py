@@ -96,8 +96,8 @@ def show(done: Exported) -> None:
     if choice:
         kept = len(manifest.tables) - len(choice.quantized)
         status(
-            f"validation AUC: {choice.loss_of_all:.6f} lost with all tables stored alike, "
-            f"{choice.loss:.6f} with {kept} of them as they were trained"
+            f"validation AUC changes by {-choice.loss_of_all:+.6f} with all tables as "
+            f"{FLAGS.tables}, by {-choice.loss:+.6f} with {kept} of them as they were trained"
         )
     lines = []
     for split, of_split in manifest.metrics.items():

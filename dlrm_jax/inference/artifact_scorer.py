@@ -21,12 +21,10 @@ from dlrm_jax.inference.scorer import Inputs
 from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.mesh import parse_mesh
 from dlrm_jax.signals import check
-from dlrm_jax.training.evaluation import limited, read_behind
+from dlrm_jax.training.evaluation import limited
 
 PREPROCESSING = "preprocessing"
 """The directory of an artifact that maps raw values to ids."""
-
-_AHEAD = 1  # batches whose dense part runs while the next one's tables are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +54,9 @@ class ArtifactScorer:
         """See `Scorer`."""
         left = len(split)
         size = self.artifact.batch_size(limited(batch_size, left, 1))
-        batches = evaluation_batches(split, size)
-        outputs = (self.artifact.logits(batch.dense, batch.ids) for batch in batches)
-        for logits in read_behind(outputs, _AHEAD):
+        for batch in evaluation_batches(split, size):
             check()
+            logits = self.artifact.logits(batch.dense, batch.ids)
             yield logits[:left]  # the last batch is filled up
             left -= len(logits)
 

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, Float64, Shaped
 
 from dlrm_jax.artifact.manifest import is_artifact
-from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.chosen_labels import chosen_labels
 from dlrm_jax.data.preprocessing.serving import LogEncoder
@@ -30,10 +29,9 @@ from dlrm_jax.inference.probabilities import check_finite, sigmoid
 from dlrm_jax.inference.rows import NAME, as_frame
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.scorer import Scorer
+from dlrm_jax.inference.trained_parts import TrainedParts
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept
 from dlrm_jax.mesh import as_mesh
-from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.step import Predict
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ _ROWS = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictor:
+class Predictor(TrainedParts):
     """What predicts raw rows and examples.
 
     Attributes:
@@ -213,39 +211,6 @@ class Predictor:
                 "of arrays that has them as preprocessing, or Examples"
             )
         return LogEncoder(self.vocabularies, self.fingerprint)
-
-    @property
-    def config(self) -> Config:
-        """The config of training.
-
-        Raises:
-            UserError: the model is an artifact, which needs none; so for the next three.
-        """
-        return self._trained.config
-
-    @property
-    def learner(self) -> Learner:
-        """The learner on the mesh of prediction."""
-        return self._trained.learner
-
-    @property
-    def state(self) -> TrainState:
-        """Parameters and tables; there is no optimizer state."""
-        return self._trained.state
-
-    @property
-    def compiled(self) -> Predict:
-        """The jitted prediction, which keeps a program for each batch size."""
-        return self._trained.compiled
-
-    @property
-    def _trained(self) -> CheckpointScorer:
-        if not isinstance(self.scorer, CheckpointScorer):
-            raise UserError(
-                f"expected a trained model, whose config and state are known, got the "
-                f"{self.scorer}; load the run that it was exported from"
-            )
-        return self.scorer
 
     def _checked(self, examples: Examples) -> Split:
         split = Split((examples,))

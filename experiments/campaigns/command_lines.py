@@ -28,13 +28,15 @@ _BASE = {
     "generate": ("--output={directory}/out", "--examples=20"),
     "predict": ("--checkpoint={good}/run/checkpoints/00000001", "--data={good}/log.csv",
                 "--output={directory}/out.csv", "--batch_size=8"),
+    "export": ("--run={good}/run", "--output={directory}/out"),
+    "verify": ("--artifact={good}/artifact",),
     "plan": ("--preset=small", "--mesh=1x2"),
     "compile": ("--preset=small", "--mesh=1x2", *_COMPILED),
 }  # fmt: skip
 _PATHS = (
     "{good}/day_0", "{good}/day_0.gz", "{good}/binary", "{good}/log.csv", "{good}/plain.parquet",
     "{good}/schema.json", "{good}/plan.json", "{good}/profile.json", "{good}/trace.txt",
-    "{good}/run",
+    "{good}/run", "{good}/artifact",
     "{good}/run/checkpoints/00000001", "{good}/run/checkpoints", "{good}/prepared",
     "{good}/arrays", "{good}/bags",
     "{good}/tables", "{good}", "{directory}/x", "{directory}/x.csv", "{directory}/x.parquet",
@@ -84,7 +86,7 @@ class CommandLines:
 
     def __init__(self, good: Good):
         self._good = good.home
-        for made in ("parquet", "tables", "plan", "profile"):
+        for made in ("parquet", "tables", "artifact", "plan", "profile"):
             getattr(good, made)
         self._flags: dict[str, list[dict[str, Any]]] = {}
         for command in COMMANDS:

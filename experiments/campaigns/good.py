@@ -70,6 +70,11 @@ class Good:
         return self._make("tables", "predict", *flags, flag="tables_output")
 
     @functools.cached_property
+    def artifact(self) -> Path:
+        """An artifact of the run."""
+        return self._make("artifact", "export", f"--run={self.run}")
+
+    @functools.cached_property
     def plan(self) -> Path:
         """A plan."""
         return self._make("plan.json", "plan", "--preset=small", "--mesh=1x2")

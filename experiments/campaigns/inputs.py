@@ -43,6 +43,8 @@ _WARM = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={out}-run", *
          "--warm_start={input}", "--warm_start_names=shop,viewed")  # fmt: skip
 _CONTINUE = ("dlrm_jax", "train", "--data={home}/prepared", "--workdir={out}-run", *TINY,
              "--continue_from={input}")  # fmt: skip
+_PREDICT_EXPORTED = ("dlrm_jax", "predict", "--checkpoint={input}", "--output={out}.csv",
+                     "--data={home}/log.csv", "--batch_size=8")  # fmt: skip
 _GENERATE = ("dlrm_jax", "generate", "--output={out}", "--examples=20")
 _PLAN = ("dlrm_jax", "plan", "--preset=small", "--mesh=1x2", "--plan={input}")
 # Ends when the data are loaded: a batch of 8 can't be split over three devices.
@@ -131,6 +133,7 @@ FORMATS: dict[str, Callable[[Good], Format]] = {
         "*.jsonl",
     ),
     "warm start": lambda good: Format([good.tables], _npy, [_WARM], "*.npy"),
+    "artifact": lambda good: Format([good.artifact], mutate_bytes, [_PREDICT_EXPORTED], "**/*"),
     "plan": lambda good: Format([good.plan], _json, [_PLAN]),
     "profile": lambda good: Format([good.profile], _json, [(*_GENERATE, "--profile={input}")]),
     "trace": lambda good: Format(

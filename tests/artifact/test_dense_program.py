@@ -18,7 +18,7 @@ from dlrm_jax.artifact.dense_program import (
 )
 from dlrm_jax.errors import UserError
 
-LAYERS = {"w": np.float32([[2], [3]])}
+LAYERS = {"w": np.array([[2], [3]], np.float32)}
 WIDTH = 2
 
 

@@ -11,6 +11,7 @@ import pytest
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.trained_model import TrainedModel
@@ -66,6 +67,11 @@ def test_examples(model: Predictor):
     np.testing.assert_array_equal(
         np.concatenate([*model.probabilities(test)]), model.predict(test.take(np.arange(35)))
     )
+    assert model.predict(test[:0]).shape == (0,)
+    scorer = model.scorer
+    assert isinstance(scorer, ArtifactScorer)
+    none = test[:0].days[0]
+    assert scorer.artifact.logits(none.dense, np.asarray(none.ids)).shape == (0,)
     dense, ids = np.zeros((1, 1), np.float32), np.array([[0, 6, 0]], np.int32)
     with pytest.raises(UserError, match="feature C2: expected an id from 0 to 5"):
         model.predict(Examples(dense, ids, np.zeros(1, np.float32)))

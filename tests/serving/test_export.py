@@ -105,6 +105,7 @@ def test_metrics_before_and_after_quantization(small: TrainedModel, tmp_path: Pa
     for of_split in found.values():
         trained, exported = of_split["trained"]["log_loss"], of_split["exported"]["log_loss"]
         assert trained is not None
+        assert exported is not None
         assert 0 < abs(exported - trained) < 1e-3
     assert sizes_of(tmp_path / "int8") == {"C1.rows": 42 * 8, "C2.rows": 6 * 8, "C3.rows": 14 * 8}
     assert sorted(x.name for x in (tmp_path / "int8").iterdir()) == [
