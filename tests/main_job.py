@@ -62,6 +62,11 @@ class Program:
         return self._process.pid
 
     @property
+    def stdout(self) -> str:
+        """What it has printed so far."""
+        return self._outputs[0].read_text()
+
+    @property
     def returncode(self) -> int | None:
         """The exit code, negative if a signal has killed it; None if it still runs."""
         return self._process.exitcode

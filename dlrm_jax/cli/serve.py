@@ -81,8 +81,10 @@ def main() -> None:
             f"http://{f'[{host}]' if ':' in host else host}:{port} "
             f"(ready in {time.perf_counter() - begun:.1f} s)"
         )
-        server.run(listener)
-    status("all requests are answered")
+        try:
+            server.run(listener)
+        finally:  # the signal that ended it is raised again
+            status("all requests are answered")
 
 
 def read_token(path: Path) -> str:

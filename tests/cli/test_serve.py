@@ -1,0 +1,59 @@
+"""The command that serves: from its start to a signal, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from main_job import in_background, run
+
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.serving.export import export
+from dlrm_jax.serving.trained_model import TrainedModel
+
+SERVE = ("-m", "dlrm_jax", "serve")
+PREVIOUS = Path(__file__).parents[1] / "previous"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("exported") / "small"
+    model = TrainedModel.read(PREVIOUS / "run_of_format_3")
+    export(model, directory, "small", "float32", load_directory(PREVIOUS / "data"))
+    return directory
+
+
+def test_from_its_start_to_a_signal(artifact: Path):
+    with in_background(str(artifact), "--port=0", "--batch_size=16", program=SERVE) as server:
+        deadline = time.monotonic() + 100
+        while not (found := re.search(r"http://\S+:\d+", server.stdout)):
+            assert server.returncode is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with urllib.request.urlopen(f"{found[0]}/v2/models/small", timeout=20) as response:
+            assert json.load(response)["name"] == "small"
+        ended = server.end(signal.SIGTERM)
+    assert ended.returncode == 143
+    assert ended.stderr == "stopped by SIGTERM\n"
+    assert ended.stdout.splitlines()[-1] == "all requests are answered"
+
+
+def test_what_it_refuses(artifact: Path, tmp_path: Path):
+    empty = tmp_path / "token"
+    empty.touch()
+    for flags, message in (
+        ([str(tmp_path)], "expected an artifact, which has a manifest.json"),
+        ([str(tmp_path / "none")], "there is no"),
+        ([str(artifact), f"--token_file={empty}"], "expected one word of ASCII"),
+        ([str(artifact), "--host=192.0.2.1"], "cannot listen on 192.0.2.1"),
+        ([], "--artifact is missing"),
+    ):
+        ended = run(*flags, program=SERVE)
+        assert ended.returncode == 2
+        assert message in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
