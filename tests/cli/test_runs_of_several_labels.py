@@ -51,7 +51,7 @@ def frame(count: int = 400) -> pl.DataFrame:
     user, item = rng.integers(0, 6, (2, count))
     clicked = rng.random(count) < (1 + user) / 8
     purchased = clicked & (rng.random(count) < (1 + item) / 8)
-    missing = rng.random(count) < 0.3
+    missing = clicked & (rng.random(count) < 0.6)  # 0 where there was no click
     return pl.DataFrame(
         {
             "user": user,
