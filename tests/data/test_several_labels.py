@@ -122,8 +122,8 @@ def test_a_damaged_label_is_named():
     with pytest.raises(UserError, match=broken):
         check_labels(split([0, 2, 3, 4]), "train", labels=names, chained=True)
     missing = (
-        r"^train, row 1 \(from 0\): expected 0 of purchased, as clicked is 0 and .* got nothing, and "
-        r"2 such rows in all\. Fill in 0 in the log .* or train another model, such as mmoe"
+        r"^train, row 1 \(from 0\): expected 0 of purchased, as clicked is 0 and .* got nothing, "
+        r"and 2 such rows in all\. Fill in 0 in the log .* or train another model, such as mmoe"
     )
     with pytest.raises(UserError, match=missing):
         check_labels(split([0, 1, 3, 1]), "train", labels=names, chained=True)
@@ -132,7 +132,7 @@ def test_a_damaged_label_is_named():
         check_labels(split([0]), "train", chained=True)
     labels = np.array([[1, np.nan, np.nan], [np.nan, 0, np.nan]], np.float32)
     check_labels(split([0]), "train", chained=True)
-    with pytest.raises(UserError, match="row 1 .* expected 0 of label 2, as label 1 is 0 and"):
+    with pytest.raises(UserError, match=r"row 1 .* expected 0 of label 2, as label 1 is 0 and"):
         check_labels(split([0, 1]), "train", chained=True)
     labels = np.array([[0, 1]], np.float32)
     one = split([0])
