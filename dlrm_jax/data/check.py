@@ -125,9 +125,9 @@ class _BrokenChain:
     def add(self, values: np.ndarray, first: int) -> None:
         """Counts rows of labels, [N, H], of which the first has this number."""
         least = np.fmin.accumulate(values, axis=1)[:, :-1]  # of those that are there
-        self._above.add((values[:, 1:] > least).any(axis=1), values, first)
-        missing = np.isnan(values[:, 1:]) & (least == 0)
-        self._missing.add(missing.any(axis=1), values, first)
+        later = values[:, 1:]
+        self._above.add(np.any(later > least, axis=1), values, first)
+        self._missing.add(np.any(np.isnan(later) & (least == 0), axis=1), values, first)
 
     def check(self, name: str, labels: Sequence[str]) -> None:
         """Raises a `UserError` if there are any."""
