@@ -94,7 +94,7 @@ def check_labels(
             good = (values >= 0) & (values <= 1) if soft else (values == 0) | (values == 1)
             expected = "a label of 0 to 1" if soft else "label 0 or 1"
             if values.ndim == 1:
-                _check_all(values, good, name, row, expected)
+                _check_one(values, good, name, row, expected, labels)
             else:
                 _check_several(values, good, name, row, expected, labels)
                 if chained:
@@ -169,13 +169,41 @@ class _Rows:
         self.count += int(bad.sum())
 
 
-def _check_all(values: np.ndarray, good: np.ndarray, name: str, first: int, expected: str) -> None:
+def _check_all(
+    values: np.ndarray,
+    good: np.ndarray,
+    name: str,
+    first: int,
+    expected: str,
+    remedy: str = "correct it, or leave this example out",
+) -> None:
     if not good.all():
         i = int(np.argmin(good))
         raise UserError(
-            f"{name}, row {first + i} (from 0): expected {expected}, got {values[i]:g}; correct "
-            f"it, or leave this example out"
+            f"{name}, row {first + i} (from 0): expected {expected}, got {values[i]:g}; {remedy}"
         )
+
+
+def _check_one(
+    values: np.ndarray,
+    good: np.ndarray,
+    name: str,
+    first: int,
+    expected: str,
+    labels: Sequence[str],
+) -> None:
+    if not labels or labels[0] == "label":  # without a name, or with this one
+        _check_all(values, good, name, first, expected)
+        return
+    of_label = f"{expected} of {labels[0]}"
+    # The label may be one of several in the log. Preparation for it alone takes no such row.
+    remedy = (
+        f"a model of {labels[0]} alone has nothing to learn from such rows. To leave them out, "
+        f'prepare the log with "label": "{labels[0]}" in the schema and --on_bad_line=skip; or '
+        f"train a model of several labels"
+    )
+    _check_all(values, good | ~np.isnan(values), name, first, of_label, remedy)
+    _check_all(values, good, name, first, of_label)
 
 
 def _check_several(

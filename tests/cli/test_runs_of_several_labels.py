@@ -173,7 +173,8 @@ def test_a_column_of_each_label(
          "expected labels .* got purchased 0, clicked 1, and .* such rows in all"),
         ({"labels": ("sold",)}, "labels: the data have no label 'sold'"),
         ({"labels": ("purchased",), "label_weights": (), "best_metric": "auc"},
-         r"row \d+ .*: expected label 0 or 1, got nan"),
+         r"train, row \d+ .*: expected label 0 or 1 of purchased, got nan; a model .* prepare the "
+         r'log with "label": "purchased" in the schema and --on_bad_line=skip; or train a model'),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(prepared: Path, changes: dict, message: str):
