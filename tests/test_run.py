@@ -204,3 +204,29 @@ def test_settings_that_need_validation(changes: dict[str, Any], message: str):
         check_splits(dataclasses.replace(CONFIG, **changes), data)
     by_loss = dataclasses.replace(CONFIG, best_metric="log_loss")
     assert check_splits(by_loss, data, inherited=True) == ["validation"], "of the run before"
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "validated", "expected"),
+    [
+        ({"steps": 1000, "eval_every": 1000}, 1000, True, "1,000 steps are 37 epochs of 3,456 "
+         "training examples, and a model may overfit; with eval_every=1000 only the last of 1,000 "
+         "steps can be the best; make eval_every smaller, such as 27"),
+        ({"steps": 1000, "eval_every": 300}, 1000, True, "1,000 steps are 37 epochs of 3,456 "
+         "training examples, and a model may overfit; evaluations every 300 steps choose among 4 "
+         "checkpoints"),
+        ({"steps": 1000}, 1000, False, "1,000 steps are 37 epochs of 3,456 training examples, and "
+         "a model may overfit; there is no validation"),
+        ({"epochs": 2, "eval_every": 1000}, 54, True, "with eval_every=1000 only the last of 54 "
+         "steps can be the best; make eval_every smaller, such as 27"),
+        ({"steps": 540, "eval_every": 270}, 540, True, None),
+        ({"epochs": 40, "eval_every": 27}, 1080, True, None),
+        ({"epochs": 1, "eval_every": 1000}, 27, True, None),
+    ],
+)  # fmt: skip
+def test_a_run_that_may_overfit_says_so(
+    changes: dict[str, int], steps: int, validated: bool, expected: str | None
+):
+    config = dataclasses.replace(CONFIG, **{"steps": 0, "eval_every": 0, **changes})
+    found = run_training.length_warning(config, steps, 27, 3456, validated)
+    assert found == (expected and f"warning: {expected}")
