@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,9 +77,9 @@ class Script:
         self.evaluated.append((name, step))
         return {"auc": self.aucs[step] + (name == "test"), "examples": len(rows)}
 
-    def run(self, workdir: Path | None, **changes: Any) -> Outcome:
+    def run(self, workdir: Path | None, options: Options | None = None, **changes: Any) -> Outcome:
         self.evaluated, self.factors, self.said = [], [], []
-        config, options = dataclasses.replace(CUT, **changes), Options(workdir)
+        config, options = dataclasses.replace(CUT, **changes), options or Options(workdir)
         return module.run(config, DATA, self._learner, options, self.said.append)
 
 
@@ -204,6 +205,19 @@ def test_settings_that_need_validation(changes: dict[str, Any], message: str):
         check_splits(dataclasses.replace(CONFIG, **changes), data)
     by_loss = dataclasses.replace(CONFIG, best_metric="log_loss")
     assert check_splits(by_loss, data, inherited=True) == ["validation"], "of the run before"
+
+
+def test_an_evaluation_says_which_checkpoint_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = Script(monkeypatch, {1: 0.6, 2: 0.5})
+    script.run(tmp_path, steps=2)
+    for which, expected in {
+        "latest": "step 2 .*: the latest checkpoint; --checkpoint=best evaluates step 1, as pre",
+        "best": "step 1 .*: the best checkpoint$",
+    }.items():
+        script.run(tmp_path, Options(tmp_path, evaluate_only=which), steps=2)
+        assert any(re.match(f"restoring {expected}", line) for line in script.said)
 
 
 @pytest.mark.parametrize(
