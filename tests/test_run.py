@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -212,10 +212,11 @@ def test_an_evaluation_says_which_checkpoint_it_is_of(
 ):
     script = Script(monkeypatch, {1: 0.6, 2: 0.5})
     script.run(tmp_path, steps=2)
-    for which, expected in {
+    wanted: dict[Literal["latest", "best"], str] = {
         "latest": "step 2 .*: the latest checkpoint; --checkpoint=best evaluates step 1, as pre",
         "best": "step 1 .*: the best checkpoint$",
-    }.items():
+    }
+    for which, expected in wanted.items():
         script.run(tmp_path, Options(tmp_path, evaluate_only=which), steps=2)
         assert any(re.match(f"restoring {expected}", line) for line in script.said)
 

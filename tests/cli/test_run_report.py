@@ -270,7 +270,7 @@ def test_metrics_of_several_labels_have_lines_of_their_own():
     training, validation = figure.axes[0].get_lines()
     assert training.get_label() == "training loss, sum over labels"
     assert validation.get_label() == "validation log loss, sum over labels"
-    assert validation.get_xydata().tolist() == [[1, 0.7]]
+    assert np.asarray(validation.get_xydata()).tolist() == [[1, 0.7]]
 
 
 def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
