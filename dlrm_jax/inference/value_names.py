@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dlrm_jax.config import Config
+from dlrm_jax.data.day_names import day_names
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.schema import Schema
@@ -41,7 +41,7 @@ class ValueNames:
         if vocabularies:
             metadata = Metadata.read(vocabularies)
             options = Options.from_json(metadata.made_from["options"])
-            self.days = _day_names(metadata)
+            self.days = day_names(metadata, len(metadata.days), "day ")
             if len(options.schema.dense) == config.dense_features:
                 self.dense = options.schema.dense
                 rows = sum(metadata.days)
@@ -66,13 +66,3 @@ class ValueNames:
         ends = [np.expm1(x) if is_log else x for x in (low, high)]
         first, last = (f"{end:.4g}" for end in ends)
         return first if first == last else f"{first} to {last}"
-
-
-def _day_names(metadata: Metadata) -> list[str]:
-    """The dates of the days, if each date has a day; otherwise their numbers."""
-    count = len(metadata.days)
-    if metadata.dates:
-        first, last = map(datetime.date.fromisoformat, metadata.dates)
-        if (last - first).days + 1 == count:
-            return [str(first + datetime.timedelta(i)) for i in range(count)]
-    return [f"day {i}" for i in range(count)]

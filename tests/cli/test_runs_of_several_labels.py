@@ -149,7 +149,8 @@ def test_a_column_of_each_label(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[-3:-1]] == ["clicked", "purchased"]
     rows = frame()["purchased"].count()
-    assert printed[-1].startswith(f"metrics of purchased of {rows} rows: the others have no label")
+    others = "the others have no label of 0 or 1, or a weight that is no number of at least 0"
+    assert printed[-1] == f"metrics of purchased of {rows} rows: {others}"
     data = load_directory(prepared)
     whole = Split(tuple(day for split in data.splits.values() for day in split.days))
     (part,) = model.of_split(whole, data.labels)
