@@ -13,7 +13,7 @@ def day_names(metadata: Metadata | None, count: int, prefix: str = "") -> list[s
     Args:
         metadata: description of the data; None if there is none.
         count: number of days.
-        prefix: what stands before a number.
+        prefix: text before a number.
     """
     if metadata and metadata.dates:
         first, last = map(datetime.date.fromisoformat, metadata.dates)
