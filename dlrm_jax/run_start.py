@@ -182,7 +182,8 @@ def first_state(
         step = best if options.evaluate_only == "best" else steps[-1]
         if step is None:
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")
-        say(f"restoring step {step} from {checkpoints.directory}: {_which(step, steps[-1], best)}")
+        which = which_checkpoint(step, steps[-1], best)
+        say(f"restoring step {step} from {checkpoints.directory}: {which}")
         return checkpoints.restore(learner, step), step, None
     if options.evaluate_only:
         raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
@@ -195,7 +196,7 @@ def first_state(
     return learner.init(config.seed), None, None
 
 
-def _which(step: int, latest: int, best: int | None) -> str:
+def which_checkpoint(step: int, latest: int, best: int | None) -> str:
     """What an evaluated checkpoint is, and what the other one is that a user may have meant."""
     if step == best:
         return "the best checkpoint" + ", which is the latest, too" * (step == latest)

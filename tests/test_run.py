@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, Outcome
-from dlrm_jax.run_start import check_splits
+from dlrm_jax.run_start import check_splits, which_checkpoint
 from dlrm_jax.training import checkpoint, serialization
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner
@@ -179,6 +178,8 @@ def test_a_sample_of_a_large_validation_split(tmp_path: Path, monkeypatch: pytes
     ]  # fmt: skip
     assert outcome.summary["validation"]["examples"] == 90
     assert outcome.noted["validation"]["examples"] == 10, "to compare with, if the run goes on"
+    script.run(tmp_path, Options(tmp_path, evaluate_only="latest"), validation_examples=10)
+    assert any(line.endswith("=best evaluates step 1, as predict does") for line in script.said)
 
 
 def test_a_metric_that_is_not_a_number_chooses_no_model(
@@ -207,18 +208,14 @@ def test_settings_that_need_validation(changes: dict[str, Any], message: str):
     assert check_splits(by_loss, data, inherited=True) == ["validation"], "of the run before"
 
 
-def test_an_evaluation_says_which_checkpoint_it_is_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    script = Script(monkeypatch, {1: 0.6, 2: 0.5})
-    script.run(tmp_path, steps=2)
-    wanted: dict[Literal["latest", "best"], str] = {
-        "latest": "step 2 .*: the latest checkpoint; --checkpoint=best evaluates step 1, as pre",
-        "best": "step 1 .*: the best checkpoint$",
-    }
-    for which, expected in wanted.items():
-        script.run(tmp_path, Options(tmp_path, evaluate_only=which), steps=2)
-        assert any(re.match(f"restoring {expected}", line) for line in script.said)
+def test_an_evaluation_says_which_checkpoint_it_is_of():
+    other = "the latest checkpoint; --checkpoint=best evaluates step 1, as predict does"
+    assert which_checkpoint(2, latest=2, best=1) == other
+    assert which_checkpoint(1, latest=2, best=1) == "the best checkpoint"
+    assert which_checkpoint(2, latest=2, best=2) == "the best checkpoint, which is the latest, too"
+    assert (
+        which_checkpoint(2, latest=2, best=None) == "the latest checkpoint, as none was validated"
+    )
 
 
 @pytest.mark.parametrize(
