@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
+from dlrm_jax.console import once
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
@@ -93,13 +94,16 @@ class Daily:
         done = self._done()
         yield done
         first: Predictor | None = None
+        say = once(self.say)  # what holds for each day, such as that it has no validation
         for number in range(len(done), len(self.logs) - 1):
-            first, entry = self._day(number, first)
+            first, entry = self._day(number, first, say)
             done.append(entry)
             write_text(self.workdir / JOURNAL, to_json(self._settings | {"days": done}, indent=1))
             yield done
 
-    def _day(self, number: int, first: Predictor | None) -> tuple[Predictor, Entry]:
+    def _day(
+        self, number: int, first: Predictor | None, say: Callable[[str], None]
+    ) -> tuple[Predictor, Entry]:
         """Prepares a day, trains on it, and tests it and the first day's model on the next one."""
         today, tomorrow = self.logs[number : number + 2]
         name = self._name(number)
@@ -119,7 +123,7 @@ class Daily:
         check_shared(config, data)
         learner = make_learner(config, self.mesh)
         workdir = self.workdir / "runs" / name
-        outcome = run(config, data, learner, Options(workdir, continue_from=before), say=self.say)
+        outcome = run(config, data, learner, Options(workdir, continue_from=before), say=say)
         del learner
         seconds["train"] = time.perf_counter() - begun - seconds["prepare"]
         updated = outcome.summary["test"]

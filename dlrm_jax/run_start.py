@@ -178,10 +178,12 @@ def first_state(
             checkpoints.delete_superseded()  # the run may have been killed before it did
             say(f"resuming from step {step} in {checkpoints.directory}")
             return state, step, None
-        step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]
+        best = checkpoints.best()
+        step = best if options.evaluate_only == "best" else steps[-1]
         if step is None:
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")
-        say(f"restoring step {step} from {checkpoints.directory}")
+        which = which_checkpoint(step, steps[-1], best)
+        say(f"restoring step {step} from {checkpoints.directory}: {which}")
         return checkpoints.restore(learner, step), step, None
     if options.evaluate_only:
         raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
@@ -192,6 +194,14 @@ def first_state(
     if options.warm_start:
         return _warm(config, learner, data, options, say), None, None
     return learner.init(config.seed), None, None
+
+
+def which_checkpoint(step: int, latest: int, best: int | None) -> str:
+    """What an evaluated checkpoint is, and what the other one is that a user may have meant."""
+    if step == best:
+        return "the best checkpoint" + ", which is the latest, too" * (step == latest)
+    other = "" if best is None else f"; --checkpoint=best evaluates step {best}, as predict does"
+    return f"the latest checkpoint{other or ', as none was validated'}"
 
 
 def _warm(

@@ -21,7 +21,7 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, Outcome
-from dlrm_jax.run_start import check_splits
+from dlrm_jax.run_start import check_splits, which_checkpoint
 from dlrm_jax.training import checkpoint, serialization
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner
@@ -76,9 +76,9 @@ class Script:
         self.evaluated.append((name, step))
         return {"auc": self.aucs[step] + (name == "test"), "examples": len(rows)}
 
-    def run(self, workdir: Path | None, **changes: Any) -> Outcome:
+    def run(self, workdir: Path | None, options: Options | None = None, **changes: Any) -> Outcome:
         self.evaluated, self.factors, self.said = [], [], []
-        config, options = dataclasses.replace(CUT, **changes), Options(workdir)
+        config, options = dataclasses.replace(CUT, **changes), options or Options(workdir)
         return module.run(config, DATA, self._learner, options, self.said.append)
 
 
@@ -178,6 +178,8 @@ def test_a_sample_of_a_large_validation_split(tmp_path: Path, monkeypatch: pytes
     ]  # fmt: skip
     assert outcome.summary["validation"]["examples"] == 90
     assert outcome.noted["validation"]["examples"] == 10, "to compare with, if the run goes on"
+    script.run(tmp_path, Options(tmp_path, evaluate_only="latest"), validation_examples=10)
+    assert any(line.endswith("=best evaluates step 1, as predict does") for line in script.said)
 
 
 def test_a_metric_that_is_not_a_number_chooses_no_model(
@@ -204,3 +206,39 @@ def test_settings_that_need_validation(changes: dict[str, Any], message: str):
         check_splits(dataclasses.replace(CONFIG, **changes), data)
     by_loss = dataclasses.replace(CONFIG, best_metric="log_loss")
     assert check_splits(by_loss, data, inherited=True) == ["validation"], "of the run before"
+
+
+def test_an_evaluation_says_which_checkpoint_it_is_of():
+    other = "the latest checkpoint; --checkpoint=best evaluates step 1, as predict does"
+    assert which_checkpoint(2, latest=2, best=1) == other
+    assert which_checkpoint(1, latest=2, best=1) == "the best checkpoint"
+    assert which_checkpoint(2, latest=2, best=2) == "the best checkpoint, which is the latest, too"
+    assert (
+        which_checkpoint(2, latest=2, best=None) == "the latest checkpoint, as none was validated"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "validated", "expected"),
+    [
+        ({"steps": 1000, "eval_every": 1000}, 1000, True, "1,000 steps are 37 epochs of 3,456 "
+         "training examples, and a model may overfit; with eval_every=1000 only the last of 1,000 "
+         "steps can be the best; make eval_every smaller, such as 27"),
+        ({"steps": 1000, "eval_every": 300}, 1000, True, "1,000 steps are 37 epochs of 3,456 "
+         "training examples, and a model may overfit; evaluations every 300 steps choose among 4 "
+         "checkpoints"),
+        ({"steps": 1000}, 1000, False, "1,000 steps are 37 epochs of 3,456 training examples, and "
+         "a model may overfit; there is no validation"),
+        ({"epochs": 2, "eval_every": 1000}, 54, True, "with eval_every=1000 only the last of 54 "
+         "steps can be the best; make eval_every smaller, such as 27"),
+        ({"steps": 540, "eval_every": 270}, 540, True, None),
+        ({"epochs": 40, "eval_every": 27}, 1080, True, None),
+        ({"epochs": 1, "eval_every": 1000}, 27, True, None),
+    ],
+)  # fmt: skip
+def test_a_run_that_may_overfit_says_so(
+    changes: dict[str, int], steps: int, validated: bool, expected: str | None
+):
+    config = dataclasses.replace(CONFIG, **{"steps": 0, "eval_every": 0, **changes})
+    found = run_training.length_warning(config, steps, 27, 3456, validated)
+    assert found == (expected and f"warning: {expected}")

@@ -47,7 +47,7 @@ def chosen_metrics(trained: Trained) -> Chosen:
     config, asked = trained.config, FLAGS.metrics is not None
     starts = np.cumsum([0, *config.table_bag_lengths[:-1]]).tolist()
     places = dict(zip(config.table_names, starts, strict=True))
-    there, chosen, left_out = (*places, *_groups(trained)), [], []
+    there, chosen, left_out = dict.fromkeys((*places, *_groups(trained))), [], []
     for metric in extra_metrics(tuple(FLAGS.metrics) if asked else config.metrics):
         why = None
         if metric.column and metric.column not in there:

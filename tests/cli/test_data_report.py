@@ -85,6 +85,19 @@ def test_the_table_of_tables_holds_what_it_says(tmp_path):
     assert cells[3]["ids per example"] == "1.00"
 
 
+def test_days_have_their_dates(tmp_path: Path):
+    times = [f"2026-0{1 + i // 4}-{(31, 1)[i // 4]:02}" for i in range(8)]
+    log = {"y": [0, 1] * 4, "a": [1, 1, 2, 2, 1, 3, 4, 2], "time": times}
+    pl.DataFrame(log).write_csv(tmp_path / "log.csv")
+    options = Options(Schema("y", ("a",), timestamp="time"), split="time:1d,0d")
+    preprocess([tmp_path / "log.csv"], tmp_path / "data", options)
+    write_report(tmp_path / "data", tmp_path / "report.html")
+    page, pictures = read(tmp_path / "report.html")
+    dates = ["2026-01-31", "2026-02-01"]
+    assert [row[0] for row in page.rows[-3:]] == [*dates, "all"]
+    assert set(dates) <= {text.partition("\n")[0] for text in pictures[0]}
+
+
 def torchrec(directory: Path, days: int = 2) -> Path:
     directory.mkdir()
     for day in range(days):

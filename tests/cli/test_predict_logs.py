@@ -94,7 +94,7 @@ def test_labels_of_some_rows_and_files_of_two_kinds(
     found = pl.read_parquet(tmp_path / "p.parquet")
     assert found["id"].to_list() == [7] * 100 + [2**40] * 220
     assert found["probability"][100:210].equals(found["probability"][210:])
-    assert "metrics of 110 rows: the others have no label" in capsys.readouterr().out
+    assert "metrics of 110 rows: the others have no label of 0 or 1\n" in capsys.readouterr().out
 
 
 REFUSED = {

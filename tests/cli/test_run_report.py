@@ -21,6 +21,7 @@ from dlrm_jax.cli import run_sections
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.run_files import read_lines
 from dlrm_jax.cli.run_page import by_label, run_page
+from dlrm_jax.cli.run_pictures import draw_curves
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.options import Options
@@ -70,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "label": (rng.random(ROWS) < np.array([0.9, 0.3, 0.1])[shops]).astype(int),
             SHOP: [VALUES[i] for i in shops],
             VIEWED: [rng.integers(0, 9, rng.integers(0, 4)).tolist() for _ in range(ROWS)],
-            PRICE: rng.integers(1, 100, ROWS),
+            PRICE: [None if i < 7 else x for i, x in enumerate(rng.integers(1, 100, ROWS))],
             "time": [first + datetime.timedelta(days=i * DAYS / ROWS) for i in range(ROWS)],
         }
     )
@@ -99,6 +100,7 @@ def test_the_page_shows_everything_as_text(run: Run):
     assert "mean prediction" in calibration
     assert {"2026-01-30", "2026-02-05", "train", "validation", "test"} <= set(days)
     assert {SHOP, VIEWED, PRICE} <= set(important)
+    assert f"no slice of their own. {PRICE}: 1.0% of all rows, which count as 0." in page.text
     assert any(text.startswith(f"{SHOP} = ") for text in slices)
     rows = {row[0]: row for row in page.rows}
     assert rows["learning_rate"] == ["learning_rate", "0.1", "0.03"]
@@ -262,6 +264,13 @@ def test_metrics_of_several_labels_have_lines_of_their_own():
     metrics = {"auc": 1, "gauc:user/x": 2, "bought/auc": 3, "bought/gauc:user/x": 4}
     expected = {"": {"auc": 1, "gauc:user/x": 2}, "bought": {"auc": 3, "gauc:user/x": 4}}
     assert by_label(metrics) == expected
+    losses = [{"log_loss": 0.5, "bought/log_loss": 0.1}, {"log_loss": 0.4, "bought/log_loss": None}]
+    record = [{"split": "validation", "step": i, **x} for i, x in enumerate(losses, 1)]
+    figure = draw_curves(record, None, [], {"": 1, "bought/": 2})
+    training, validation = figure.axes[0].get_lines()
+    assert training.get_label() == "training loss, sum over labels"
+    assert validation.get_label() == "validation log loss, sum over labels"
+    assert np.asarray(validation.get_xydata()).tolist() == [[1, 0.7]]
 
 
 def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
