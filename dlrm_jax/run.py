@@ -173,7 +173,8 @@ def run(
                 state, best = checkpoints.restore_best(learner)
                 noted = evaluations_of(checkpoints.metadata(best))
             is_known = sample is data.validation and noted["validation"]
-            if is_known and not measures.has_tables:  # a checkpoint notes no tables
+            # A checkpoint notes no tables, and the metrics that were asked for then.
+            if is_known and measures.are_in(is_known) and not measures.has_tables:
                 metrics["validation"] = noted["validation"]
 
         tables.clear()  # of states before the chosen one
