@@ -229,7 +229,7 @@ def _evaluated_before(
 
     It has no trained rows for values that came later: it is measured as it would be served.
     """
-    as_ids = ids_before(continued)
+    as_ids = ids_before(continued, data.bag_lengths)
     names = [name for name in ("validation", "test") if name not in absent]
     found = {name: metrics_of(state, data.splits[name], name, as_ids=as_ids) for name in names}
     return dataclasses.replace(continued, before=found)
