@@ -11,6 +11,7 @@ import numpy as np
 from dlrm_jax.config import Config
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.standardization import Scales, read_scales
 from dlrm_jax.inference.vocabularies import names_of
 
 
@@ -28,15 +29,19 @@ class ValueNames:
         self.days: Sequence[str] = ()
         self.has_values = vocabularies is not None
         self._vocabularies = vocabularies
-        self._is_log = False
+        self._transforms: dict[str, str] = {}
+        self._scales = Scales()
         if vocabularies:
             metadata = Metadata.read(vocabularies)
             options = Options.from_json(metadata.made_from["options"])
             self.days = _day_names(metadata)
             if len(options.schema.dense) == config.dense_features:
                 self.dense = options.schema.dense
-            is_ours = options.compatible in ("", "reference")
-            self._is_log = is_ours and options.schema.dense_transform == "log"
+                # TorchRec's logarithms are relative to a number of each file.
+                if options.compatible in ("", "reference"):
+                    transforms = map(options.schema.transform_of, self.dense)
+                    self._transforms = dict(zip(self.dense, transforms, strict=True))
+                    self._scales = read_scales(vocabularies, options.schema)
 
     def values(self, feature: str, ids: Collection[int]) -> dict[int, str]:
         """What ids stand for; their numbers without vocabularies."""
@@ -44,9 +49,13 @@ class ValueNames:
             return {number: f"id {number}" for number in ids}
         return names_of(self._vocabularies, self.categorical.index(feature), ids)
 
-    def range_of(self, low: float, high: float) -> str:
+    def range_of(self, feature: str, low: float, high: float) -> str:
         """A range of a dense feature, as it is in the log if that is known."""
-        ends = [np.expm1(x) if self._is_log else x for x in (low, high)]
+        transform = self._transforms.get(feature, "none")
+        mean, deviation = self._scales.scales.get(f"d{self.dense.index(feature)}", (0.0, 1.0))
+        ends = [x * deviation + mean for x in (low, high)]
+        if transform.startswith("log"):
+            ends = [np.expm1(end) for end in ends]
         first, last = (f"{end:.4g}" for end in ends)
         return first if first == last else f"{first} to {last}"
 
