@@ -143,7 +143,7 @@ def ids_before(continued: Continued, bag_lengths: Sequence[int]) -> EarlierIds:
     """What gives the ids of the model that is continued, as its own preparation makes them.
 
     Args:
-        continued: what the run continues.
+        continued: checkpoint that the run continues.
         bag_lengths: ids per example of each column of the new data, which has the same columns.
     """
     checkpoint = Path(continued.checkpoint)
