@@ -162,7 +162,8 @@ class Daily:
         Args:
             first: the model.
             log: the log.
-            test: the same rows, prepared by other vocabularies: for labels, weights and groups.
+            test: the same rows, prepared by the updated model's vocabularies: they are measured,
+                so that groups by a feature are the same for all models.
             measures: metrics of the updated model's run.
         """
         unseen, parts, start = UnseenValues(first.encoder.metadata), [], 0
@@ -174,7 +175,8 @@ class Daily:
             start += len(ids)
         split, size = Split(tuple(parts)), first.batch_size
         assert len(split) == len(test)
-        found = evaluate(first.learner, first.compiled, first.state, split, size, measures)
+        model = first.learner, first.compiled, first.state
+        found = evaluate(*model, split, size, lambda logits, _: measures(logits, test))
         return found, unseen.share or 0.0
 
     @property

@@ -173,7 +173,8 @@ def run(
                 state, best = checkpoints.restore_best(learner)
                 noted = evaluations_of(checkpoints.metadata(best))
             is_known = sample is data.validation and noted["validation"]
-            if is_known and not measures.has_tables:  # a checkpoint notes no tables
+            # A checkpoint notes no tables, and the metrics that were asked for then.
+            if is_known and measures.are_in(is_known) and not measures.has_tables:
                 metrics["validation"] = noted["validation"]
 
         tables.clear()  # of states before the chosen one
@@ -228,7 +229,7 @@ def _evaluated_before(
 
     It has no trained rows for values that came later: it is measured as it would be served.
     """
-    as_ids = ids_before(continued)
+    as_ids = ids_before(continued, data.bag_lengths)
     names = [name for name in ("validation", "test") if name not in absent]
     found = {name: metrics_of(state, data.splits[name], name, as_ids=as_ids) for name in names}
     return dataclasses.replace(continued, before=found)

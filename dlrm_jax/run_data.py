@@ -87,15 +87,31 @@ def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, D
         return config, data
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
     data = with_labels(data, config.labels or data.labels)
+    check_data_settings(config, data)
+    for name, split in data.splits.items():
+        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
+    check_data_labels(config, data)
+    return for_data(config, data), data
+
+
+def check_data_settings(config: Config, data: Dataset) -> None:
+    """Checks that settings fit what a data set is, without reading its examples.
+
+    Raises:
+        UserError: one asks for labels, columns or ids that the data don't have, or has no effect
+            on them; the message names the field.
+    """
     check_label_settings(config, data.labels)
     unseen_ids(data, config.unseen_rate, config.seed)
     check_columns(config, data)
+
+
+def check_data_labels(config: Config, data: Dataset) -> None:
+    """Checks the labels of all splits, see `check_split_labels`."""
     for name, split in data.splits.items():
-        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
         check = functools.partial(check_split_labels, config, split, name, data.labels)
         on_process_0(check)
-    return for_data(config, data), data
 
 
 def check_split_labels(config: Config, split: Split, name: str, labels: Sequence[str]) -> None:

@@ -56,6 +56,7 @@ class Script:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, aucs: Mapping[int, float]):
         self.aucs, self.evaluated, self.factors = aucs, [], []
+        self.further: dict[str, float] = {}
         self.said: list[str] = []
         self._learner, self._step = trained()
         monkeypatch.setattr(module, "evaluate", self.evaluate)
@@ -74,7 +75,7 @@ class Script:
         splits = {id(split): name for name, split in DATA.splits.items()}
         name = splits.get(id(rows), f"some {len(rows)}")
         self.evaluated.append((name, step))
-        return {"auc": self.aucs[step] + (name == "test"), "examples": len(rows)}
+        return {"auc": self.aucs[step] + (name == "test"), "examples": len(rows)} | self.further
 
     def run(self, workdir: Path | None, options: Options | None = None, **changes: Any) -> Outcome:
         self.evaluated, self.factors, self.said = [], [], []
@@ -158,6 +159,18 @@ def test_a_run_whose_last_model_is_the_best_is_evaluated_once(
     assert script.evaluated[1:] == [("validation", 2), ("some 90", 2), ("test", 2)]
     of_test = [x["split"] for x in lines(tmp_path / "w") if x["split"].startswith("test")]
     assert of_test == ["test"]
+
+
+def test_a_run_that_has_ended_gets_a_metric_that_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = Script(monkeypatch, {1: 0.6, 2: 0.5})
+    script.run(tmp_path, steps=2)
+    script.run(tmp_path, steps=2)
+    assert ("validation", 1) not in script.evaluated, "its checkpoint notes it"
+    script.further = {"gauc:C1": 0.7}
+    summary = script.run(tmp_path, steps=2, metrics=("gauc:C1",)).summary
+    assert summary["validation"] == {"auc": 0.6, "examples": 90, "gauc:C1": 0.7}
 
 
 def test_without_files_the_last_model_is_given(monkeypatch: pytest.MonkeyPatch):

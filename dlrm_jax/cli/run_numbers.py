@@ -144,11 +144,6 @@ def _slices(predictor: Predictor, rows: ScoredRows, names: ValueNames) -> list[_
         found += [{"feature": feature, "value": texts[x.value], **x.metrics} for x in slices]
     for each in by_range(rows, names.dense, _RANGES):
         assert isinstance(each.value, tuple)
-        found.append(
-            {
-                "feature": each.feature,
-                "value": names.range_of(each.feature, *each.value),
-                **each.metrics,
-            }
-        )
+        text = names.range_of(each.feature, *each.value)
+        found.append({"feature": each.feature, "value": text, **each.metrics})
     return found

@@ -129,11 +129,36 @@ def by_label(metrics: _Json) -> dict[str, dict[str, Any]]:
     return found
 
 
+def unread_rows(numbers: _Json) -> str:
+    """What the values are of rows that the training split never looks up."""
+    config, never = numbers["config"], "A row that training never reads keeps"
+    if config["table_l2"] and config["table_l2_rows"] == "all":
+        text = "table_l2_rows=all shrinks rows that training never reads, too."
+    elif numbers["continue_from"]:
+        text = (
+            f"{never} the values that it had in the run that this one continues; a new one keeps "
+            f"its initial values."
+        )
+    elif numbers["warm_start"]:
+        text = (
+            f"{never} the values of the warm start if that gives its table, or else its initial "
+            f"values."
+        )
+    else:
+        text = f"{never} its initial values."
+    if config["unseen_rate"]:
+        text += (
+            " By unseen_rate, training also reads the row of unseen values, which isn't counted "
+            "here."
+        )
+    return text
+
+
 def _tables(page: Page, numbers: _Json) -> None:
     page.heading("Tables")
     tables, has_data = numbers["tables"], numbers["data"] is not None
     reads = (
-        "A row that training never reads keeps the values that it began with."
+        unread_rows(numbers)
         if has_data
         else "Without the data it isn't known which rows training reads."
     )

@@ -11,7 +11,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.day_names import day_names
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.options import Options
-from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.standardization import Scales, read_scales
 from dlrm_jax.inference.vocabularies import names_of
 
 
@@ -37,7 +37,8 @@ class ValueNames:
         self.days: Sequence[str] = ()
         self.has_values = vocabularies is not None
         self._vocabularies = vocabularies
-        self._schema: Schema | None = None
+        self._transforms: dict[str, str] = {}
+        self._scales = Scales()
         if vocabularies:
             metadata = Metadata.read(vocabularies)
             options = Options.from_json(metadata.made_from["options"])
@@ -46,8 +47,11 @@ class ValueNames:
                 self.dense = options.schema.dense
                 rows = sum(metadata.days)
                 self.missing = {x: metadata.missing.get(x, 0) / rows for x in self.dense}
+                # TorchRec's logarithms are relative to a number of each file.
                 if options.compatible in ("", "reference"):
-                    self._schema = options.schema
+                    transforms = map(options.schema.transform_of, self.dense)
+                    self._transforms = dict(zip(self.dense, transforms, strict=True))
+                    self._scales = read_scales(vocabularies, options.schema)
 
     def values(self, feature: str, ids: Collection[int]) -> dict[int, str]:
         """What ids stand for; their numbers without vocabularies."""
@@ -57,12 +61,14 @@ class ValueNames:
 
     def counts_as(self, feature: str) -> str:
         """What a missing value of a dense feature is for the model."""
-        standardized = self._schema.standardized if self._schema else ()
-        return "the mean" if feature in standardized else "0"
+        return "the mean" if self._transforms.get(feature, "").endswith("standardize") else "0"
 
     def range_of(self, feature: str, low: float, high: float) -> str:
         """A range of a dense feature, as it is in the log if that is known."""
-        is_log = self._schema is not None and self._schema.transform_of(feature) == "log"
-        ends = [np.expm1(x) if is_log else x for x in (low, high)]
+        transform = self._transforms.get(feature, "none")
+        mean, deviation = self._scales.scales.get(f"d{self.dense.index(feature)}", (0.0, 1.0))
+        ends = [x * deviation + mean for x in (low, high)]
+        if transform.startswith("log"):
+            ends = [np.expm1(end) for end in ends]
         first, last = (f"{end:.4g}" for end in ends)
         return first if first == last else f"{first} to {last}"

@@ -20,7 +20,7 @@ from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli import run_sections
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.run_files import read_lines
-from dlrm_jax.cli.run_page import by_label, run_page
+from dlrm_jax.cli.run_page import by_label, run_page, unread_rows
 from dlrm_jax.cli.run_pictures import draw_curves
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
@@ -221,6 +221,39 @@ def test_a_run_that_continues_shows_what_it_began_with(run: Run, tmp_path: Path)
     assert [row[0] for row in rows[1:3]] == ["test, before", "train"]
     assert any(cell.startswith("0.125") for cell in rows[1])
     assert ["continues", "step 7 of runs/monday/checkpoints/00000007"] in rows
+
+
+@pytest.mark.parametrize(
+    ("config", "start", "text"),
+    [
+        ({}, {}, "A row that training never reads keeps its initial values."),
+        ({"table_l2": 0.1}, {}, "A row that training never reads keeps its initial values."),
+        (
+            {"table_l2": 0.1, "table_l2_rows": "all"},
+            {"continue_from": {"checkpoint": "c", "step": 7}},
+            "table_l2_rows=all shrinks rows that training never reads, too.",
+        ),
+        (
+            {},
+            {"continue_from": {"checkpoint": "c", "step": 7}},
+            "A row that training never reads keeps the values that it had in the run that this "
+            "one continues; a new one keeps its initial values.",
+        ),
+        (
+            {"unseen_rate": 0.1},
+            {"warm_start": {"source": "w", "names": ["all"]}},
+            "A row that training never reads keeps the values of the warm start if that gives its "
+            "table, or else its initial values. By unseen_rate, training also reads the row of "
+            "unseen values, which isn't counted here.",
+        ),
+    ],
+)
+def test_what_rows_are_that_training_never_reads(
+    config: dict[str, Any], start: dict[str, Any], text: str
+):
+    none = {"warm_start": None, "continue_from": None}
+    fields = dataclasses.asdict(dataclasses.replace(CONFIG, **config))
+    assert unread_rows({**none, **start, "config": fields}) == text
 
 
 def test_a_sample_is_of_all_days(run: Run):
