@@ -15,7 +15,7 @@ from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unch
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.preprocessing.encoding import special_ids
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import creating, replacing
+from dlrm_jax.files import replacing
 from dlrm_jax.processes import on_process_0
 
 
@@ -40,7 +40,7 @@ def _keep(directory: Path, fingerprint: str, copy: Path) -> None:
         if _is_kept(copy, fingerprint):
             return
         # A copy of other data is left from a run that ended before its first checkpoint.
-        with (replacing if copy.exists() else creating)(copy) as temporary:
+        with replacing(copy) as temporary:
             temporary.mkdir()
             # No hard links: a change of the data's files would change the run's, too.
             shutil.copytree(directory / VOCABULARIES, temporary / VOCABULARIES)
