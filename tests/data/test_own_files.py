@@ -98,3 +98,11 @@ def test_a_log_in_the_output_is_refused(raw: Path, tmp_path: Path, name: str):
     with pytest.raises(UserError, match=rf"log\.csv lies in the output {tmp_path / name}; move"):
         preprocess([own], tmp_path / "out", RARE, replace=True)
     assert own.exists()
+
+
+def test_the_earlier_output_of_a_killed_process_is_swept(raw: Path, tmp_path: Path):
+    left = tmp_path / ".out.replaced.dlrm_jax"
+    (left / "out").mkdir(parents=True)
+    (left / "made_by_dlrm_jax").touch()
+    preprocess([raw], tmp_path / "out", OPTIONS)
+    assert not left.exists()

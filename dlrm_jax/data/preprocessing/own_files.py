@@ -10,7 +10,7 @@ from pathlib import Path
 from dlrm_jax.data.directory import METADATA, VOCABULARIES
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import move_into_place, move_to_new
-from dlrm_jax.workspaces import is_left
+from dlrm_jax.workspaces import is_left, sweep
 
 BEGUN = "begun.json"
 """Name of the file that describes an unfinished directory."""
@@ -105,3 +105,4 @@ def publish(partial: Path, output: Path, replaced: os.stat_result | None) -> Non
         move_to_new(partial, output)
     except UserError as error:
         raise came_up from error
+    sweep(output.parent, f"{output.name}.")  # of a process killed between two renames
