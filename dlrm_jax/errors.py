@@ -28,3 +28,7 @@ class DamagedCheckpointError(UserError):
 
 class OtherShapeError(UserError):
     """An array of a checkpoint that isn't there, or has another shape than the model's."""
+
+
+class CopiesDifferError(UserError):
+    """Copies of an array differ between devices: no setting is the cause, but the machine."""

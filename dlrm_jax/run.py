@@ -15,9 +15,10 @@ from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.sample import evenly_spaced
+from dlrm_jax.embedding.kernel_dispatch import check_processes
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
-from dlrm_jax.processes import check_same, is_process_0
+from dlrm_jax.processes import is_process_0
 from dlrm_jax.run_continued import Continued, ids_before, noted_continuation, shift_before
 from dlrm_jax.run_start import (
     Options,
@@ -26,7 +27,6 @@ from dlrm_jax.run_start import (
     config_text,
     describe_run,
     first_state,
-    kernels_of,
 )
 from dlrm_jax.run_training import Say, Training
 from dlrm_jax.saved_config import VERSION_KEY, is_ours
@@ -87,11 +87,7 @@ def run(
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):
         say(correction)
-    check_same(
-        kernels_of(learner),
-        "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
-        "the same numbers",
-    )
+    check_processes(learner.mesh, learner.kernels_in_use)
     with contextlib.ExitStack() as opened:
         workdir, checkpoints, training = options.workdir, None, not options.evaluate_only
         if workdir:

@@ -13,7 +13,6 @@ from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
-from dlrm_jax.native import library
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.run_continued import Continued, start_from
 from dlrm_jax.saved_config import VERSION, file_text, other_shapes
@@ -96,14 +95,6 @@ def check_unvalidated(config: Config) -> None:
                 f"{name}: it needs examples for validation, and the data have none, got {found}; "
                 f"leave it out, or prepare data with a validation split"
             )
-
-
-def kernels_of(learner: Learner) -> dict[str, Any]:
-    """What lookups and updates run on, as `check_same` compares it: the machine's cache decides."""
-    used: dict[str, Any] = {f"kernels of {x}": y for x, y in learner.kernels_in_use.items()}
-    if "native" in used.values():
-        used["the library of native kernels"] = library.version()
-    return used
 
 
 def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:

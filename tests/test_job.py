@@ -8,22 +8,26 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from saved_run import CONFIG, examples
+from setups import with_one_wrong_copy
 
 import dlrm_jax
-from dlrm_jax import run_data
+from dlrm_jax import run_data, run_training
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.warm_start_checks import noted_start
 
@@ -75,6 +79,24 @@ def test_training_on_everything(tmp_path: Path):
     again = dlrm_jax.fit(config, data, workdir=tmp_path)
     assert again.summary["resumed_from"] == 4
     model.save(tmp_path / "saved")
+
+
+def test_copies_that_differ_end_a_fit_with_the_defaults(monkeypatch: pytest.MonkeyPatch):
+    def broken_step(learner: Learner) -> Callable[..., tuple[TrainState, jax.Array]]:
+        def step(state: TrainState, *_: object) -> tuple[TrainState, jax.Array]:
+            wrong = {name: with_one_wrong_copy(x) for name, x in state.embedding.tables.items()}
+            embedding = dataclasses.replace(state.embedding, tables=wrong)
+            return dataclasses.replace(state, embedding=embedding), jnp.zeros(())
+
+        return step
+
+    monkeypatch.setattr(run_training, "make_train_step", broken_step)
+    assert small().check_copies_every == Config().check_copies_every
+    config = small(epochs=1)
+    data = dataclasses.replace(data_set(), validation=examples(0), fingerprint="other")
+    names = r"table\(s\) C1 and of table\(s\) C2, C3"
+    with pytest.raises(CopiesDifferError, match=f"after step 4, the copies of {names} differ"):
+        dlrm_jax.fit(config, data, "2x1")
 
 
 def test_a_notebook_shows_it_in_one_line(fitted):

@@ -28,7 +28,15 @@ BELOW = {
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
     "native": {"errors", "files", "backend"},
-    "embedding": {"errors", "backend", "device_memory", "mesh", "native", "text_table"},
+    "embedding": {
+        "errors",
+        "backend",
+        "device_memory",
+        "mesh",
+        "native",
+        "processes",
+        "text_table",
+    },
     "training": {
         "errors",
         "files",

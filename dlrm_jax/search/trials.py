@@ -14,7 +14,7 @@ from optuna import TrialPruned
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.files import delete_directory
 from dlrm_jax.run import Options, run
 from dlrm_jax.run_data import check_data_labels, check_data_settings, check_effects
@@ -101,7 +101,8 @@ def _run(study: Study, setting: Setting, trial: Trial, say: Callable[[str], None
         say(f"pruned after step {last[0]} with {name} {last[1]:.5f}")
         trial.prune()
     except UserError as error:
-        if isinstance(error.__cause__, OSError):  # of the disk, not of the settings
+        # Of the disk or the machine, not of the settings.
+        if isinstance(error, CopiesDifferError) or isinstance(error.__cause__, OSError):
             raise
         say(f"failed: {error}")
         trial.give_up("failed", str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 
@@ -31,11 +31,10 @@ class Conversion:
     """A directory in which arrays are made.
 
     Args:
-        directory: directory for the arrays, ``vocabularies/`` and, meanwhile, `TEMPORARY`.
+        directory: directory for the arrays, ``vocabularies/`` and, meanwhile, ``columns/``
+            and ``expansions/``.
         options: options of the data.
     """
-
-    TEMPORARY: ClassVar = ("columns", "expansions")
 
     def __init__(self, directory: Path, options: Options):
         self.directory = directory

@@ -14,13 +14,11 @@ from typing import Any
 
 from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, map_days
 from dlrm_jax.data.memory import content_hash, stamp
+from dlrm_jax.data.preprocessing.own_files import BEGUN, check_own
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory, read_json, write_json
 from dlrm_jax.workspaces import delete
-
-BEGUN = "begun.json"
-"""Name of the file that describes an unfinished directory."""
 
 _FLAGS = {"held_out": "--validation and --test", "grown_from": "--grow"}
 
@@ -73,7 +71,8 @@ def begin(partial: Path, recipe: dict[str, Any]) -> None:
     It stays if it matches the recipe, and is deleted otherwise.
 
     Raises:
-        UserError: what has this name isn't an interrupted call's.
+        UserError: what has this name isn't an interrupted call's, or holds a user's files and
+            would be deleted.
     """
     if os.path.lexists(partial):
         made_from, inputs = _made_from(partial, recipe), recipe["inputs"]
@@ -84,6 +83,7 @@ def begin(partial: Path, recipe: dict[str, Any]) -> None:
         if not difference:
             _log.info("resuming from %s", partial)
         elif (partial / BEGUN).exists():
+            check_own(partial)
             _log.warning("%s doesn't match this command (%s): starting again", partial, difference)
             delete_directory(partial)
         else:

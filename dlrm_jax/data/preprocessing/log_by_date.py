@@ -15,7 +15,7 @@ from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.sources import CHUNK_ROWS, is_parquet
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import read_json, replacing, write_json
+from dlrm_jax.files import creating, read_json, write_json
 
 _NOTE = "log.json"
 
@@ -46,7 +46,7 @@ def by_date(log: Path, schema: Schema, directory: Path) -> list[Path]:
     if directory.exists():
         return _there(directory, note)
     names = []
-    with parquet.reading(str(log)), replacing(directory) as temporary:
+    with parquet.reading(str(log)), creating(directory) as temporary:
         logs.check_columns(log, schema, pl.read_parquet_schema(log))
         temporary.mkdir()
         for date, first, count in _ranges(log, schema.timestamp):
