@@ -69,7 +69,7 @@ def learn_scales(
         # A column without numbers, or with one alone, has no deviation.
         deviations = [row[f"{name} s"] or 1.0 for name in names]
         found = pl.DataFrame({"column": names, "mean": means, "deviation": deviations})
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, parquet.writing(path):
         found.write_parquet(temporary)
 
 
