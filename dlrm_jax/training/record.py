@@ -148,7 +148,7 @@ class Record:
     @contextmanager
     def _open(self) -> Iterator[TextIO]:
         try:
-            with open(self.path, "a", opener=_existing) as file:
+            with open(self.path, "a", encoding="utf-8", opener=_existing) as file:
                 yield file
         except OSError as error:
             raise UserError(
@@ -170,7 +170,7 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     A run may still be writing it. Lines that are cut off or damaged are left out.
     """
     # What a crash of the machine has damaged isn't always text.
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace", encoding="utf-8").splitlines() if path.exists() else []
     return [entry for line in lines if (entry := _entry(line))]
 
 
@@ -190,7 +190,7 @@ def _entry(line: str) -> Any:
 
 def _check_own(path: Path) -> None:
     """Checks that all lines are of runs; a crash may have damaged some, and cut off the last."""
-    text = path.read_text(errors="replace") if path.exists() else ""
+    text = path.read_text(errors="replace", encoding="utf-8") if path.exists() else ""
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         is_damaged = "\0" in line or "\ufffd" in line
         is_cut_off = not line.endswith("\n") and '{"step": '.startswith(line[:9])
