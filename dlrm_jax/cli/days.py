@@ -89,7 +89,7 @@ def main() -> None:
     config = dataclasses.replace(config, min_count=1)  # of the preparation
     check_config(config, mesh)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-    with owned(workdir):
+    with owned(workdir, JOURNAL):
         if len(given) == 1:
             given = by_date(given[0], schema, workdir / "logs")
         daily = Daily(named(given), preparation, config, mesh, workdir, status)

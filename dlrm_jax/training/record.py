@@ -19,23 +19,29 @@ from dlrm_jax.training.retention import check_path
 _AT_THE_END = ("test", "test_of_last")
 """Splits whose metrics a run that goes on takes anew."""
 
+_KINDS = {"checkpoints": "a run", "days.json": "a loop over days", "study.sqlite3": "a search"}
+"""What has made a directory, by the name of a file or directory in it."""
+
 
 @contextmanager
-def owned(workdir: Path) -> Iterator[Path]:
+def owned(workdir: Path, own: str = "checkpoints") -> Iterator[Path]:
     """Context that makes a workdir and locks it for this run, all processes of it.
 
     Args:
         workdir: the directory, on a disk that all processes share.
+        own: name of what such a run has in its workdir. If it is there, others may be, too: earlier
+            versions mixed them.
 
     Yields:
         The directory.
 
     Raises:
         UserError: another run has locked it, it can't be made, a process doesn't see it, its path
-            isn't one that checkpoints can have, or prepared data or a user's own files are in it.
+            isn't one that checkpoints can have, or prepared data, results of another kind or a
+            user's own files are in it.
     """
     with ExitStack() as stack:
-        on_process_0(lambda: _own(workdir, stack))
+        on_process_0(lambda: _own(workdir, own, stack))
         if not workdir.is_dir():
             raise UserError(
                 f"workdir {workdir}: process 0 has locked it, but this process doesn't see it; "
@@ -44,9 +50,10 @@ def owned(workdir: Path) -> Iterator[Path]:
         yield workdir
 
 
-def _own(workdir: Path, stack: ExitStack) -> None:
+def _own(workdir: Path, own: str, stack: ExitStack) -> None:
     try:
         check_path(workdir)
+        _check_kind(workdir, own)
         _check_no_data(workdir)
         stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
         _check_results(workdir)
@@ -57,6 +64,15 @@ def _own(workdir: Path, stack: ExitStack) -> None:
         ) from error
     except OSError as error:
         raise UserError(f"workdir {workdir} cannot be used: {error}") from error
+
+
+def _check_kind(workdir: Path, own: str) -> None:
+    """Checks that files of different kinds of runs don't mix: they have the same names."""
+    for name, kind in _KINDS.items():
+        if (workdir / name).exists() and not (workdir / own).exists():
+            raise UserError(
+                f"workdir {workdir} is that of {kind}: it has {name}; give another workdir"
+            )
 
 
 def _check_results(workdir: Path) -> None:
