@@ -333,6 +333,7 @@ def test_what_is_no_rule():
         ("time:0.1", "such as time:0.1,0.1, or days, such as time:7d,1d, got 'time:0.1'"),
         ("time:7,1", "or days, such as time:7d,1d"),
         ("fraction:7d,1d", "together above 0"),
+        ("column=*", r"^split: '\*' is a pattern to Polars"),
     ]:
         with pytest.raises(UserError, match=message):
             parse_rule(rule)
