@@ -105,13 +105,14 @@ class Daily:
     def _check_rows(self, done: int) -> None:
         """Checks that the days that aren't done have the rows of a batch, the last one a row."""
         size, last = self.config.batch_size, len(self.logs) - 1
-        for name, path in self.logs[done:] if done < last else ():
+        for number in range(done, last + 1) if done < last else ():
+            name, path = self.logs[number]
             rows = count_rows(path, self.preparation, size)
             if rows >= size:
                 continue
             found = f"day {name} has {rows:,} rows, and a batch {size:,}"
             join = "join it with the day before it or after it in one file"
-            if path != self.logs[last].path:
+            if number < last:
                 raise UserError(f"{found}: {path}; {join}, or make the batch smaller")
             if not rows:
                 raise UserError(f"day {name} has no rows: {path}; leave it out, or {join}")
