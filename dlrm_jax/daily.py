@@ -26,6 +26,7 @@ from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.row_counts import count_rows
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.data.preprocessing.vocabulary import MISSING
 from dlrm_jax.errors import UserError
@@ -84,7 +85,8 @@ class Daily:
 
         Raises:
             UserError: there are fewer than two days, the workdir is of other logs or settings, or
-                a day can't be prepared or trained on.
+                a day can't be prepared or trained on. A day with fewer rows than a batch is named
+                before another one trains.
         """
         if len(self.logs) < 2:
             raise UserError(
@@ -92,6 +94,7 @@ class Daily:
                 f"got {len(self.logs)}"
             )
         done = self._done()
+        self._check_rows(len(done))
         yield done
         first: Predictor | None = None
         say = once(self.say)  # what holds for each day, such as that it has no validation
@@ -100,6 +103,22 @@ class Daily:
             done.append(entry)
             write_text(self.workdir / JOURNAL, to_json(self._settings | {"days": done}, indent=1))
             yield done
+
+    def _check_rows(self, done: int) -> None:
+        """Checks that the days that aren't done have the rows of a batch, the last one a row."""
+        size, last = self.config.batch_size, len(self.logs) - 1
+        for number in range(done, last + 1) if done < last else ():
+            name, path = self.logs[number]
+            rows = count_rows(path, self.preparation, size)
+            if rows >= size:
+                continue
+            found = f"day {name} has {rows:,} rows, and a batch {size:,}"
+            join = "join it with the day before it or after it in one file"
+            if number < last:
+                raise UserError(f"{found}: {path}; {join}, or make the batch smaller")
+            if not rows:
+                raise UserError(f"day {name} has no rows: {path}; leave it out, or {join}")
+            self.say(f"{found}: the loop can't go on after it; {join}, before it is tested on")
 
     def _day(
         self, number: int, first: Predictor | None, say: Callable[[str], None]

@@ -275,6 +275,22 @@ def check_lockable(lock_file: Path) -> None:
                 ) from error
 
 
+def as_path(name: str, given: Any) -> Path:
+    """A path that a function of the package is given.
+
+    Args:
+        name: name of the argument, for the message.
+        given: the path. An empty one would be the current directory.
+
+    Raises:
+        UserError: it is empty or no path.
+    """
+    if isinstance(given, str | os.PathLike) and given != "":
+        return Path(given)
+    found = "an empty one" if given == "" else repr(given)
+    raise UserError(f"{name}: expected a path, got {found}")
+
+
 def cache_directory() -> Path:
     """The directory for files that can be made again: compiled programs, data, libraries."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -20,6 +20,7 @@ from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.processes import is_process_0
 from dlrm_jax.run_continued import Continued, ids_before, noted_continuation, shift_before
+from dlrm_jax.run_data import is_new
 from dlrm_jax.run_start import (
     Options,
     check_splits,
@@ -82,7 +83,7 @@ def run(
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
     inherited = bool(options.continue_from or options.evaluate_only)
-    absent = check_splits(config, data, inherited)
+    absent = check_splits(config, data, inherited, is_new(options.workdir))
     if absent:
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):

@@ -61,7 +61,9 @@ class Options:
 _WITHOUT_VALIDATION = Config()
 
 
-def check_splits(config: Config, data: Dataset, inherited: bool = False) -> list[str]:
+def check_splits(
+    config: Config, data: Dataset, inherited: bool = False, new: bool = True
+) -> list[str]:
     """The splits without examples: validation, test, both or neither.
 
     Args:
@@ -69,6 +71,7 @@ def check_splits(config: Config, data: Dataset, inherited: bool = False) -> list
         data: data set.
         inherited: whether the config is that of a checkpoint. Its ``best_metric`` may have been
             chosen for other data, and counts no more.
+        new: whether the run begins here.
 
     Raises:
         UserError: there are none for training, or the config needs those for validation.
@@ -78,17 +81,22 @@ def check_splits(config: Config, data: Dataset, inherited: bool = False) -> list
         raise UserError("train: expected at least one example, got none")
     if "validation" in absent:
         auc = dataclasses.replace(config, best_metric="auc")
-        check_unvalidated(auc if inherited else config)
+        check_unvalidated(auc if inherited else config, new and not inherited)
     return absent
 
 
-def check_unvalidated(config: Config) -> None:
+def check_unvalidated(config: Config, new: bool = True) -> None:
     """Checks that nothing in the config needs examples for validation.
+
+    Args:
+        config: config of the run.
+        new: whether the run begins here. Earlier versions took ``validation_examples``.
 
     Raises:
         UserError: something does.
     """
-    for name in ("target_auc", "patience", "plateau_factor", "best_metric"):
+    names = ("target_auc", "patience", "plateau_factor", "best_metric")
+    for name in (*names, "validation_examples") if new else names:
         found, without = getattr(config, name), getattr(_WITHOUT_VALIDATION, name)
         if found != without:
             raise UserError(

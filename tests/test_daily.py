@@ -121,6 +121,34 @@ def test_a_damaged_journal(done: tuple[Path, list[DayLog], list[Entry]], tmp_pat
             list(daily(logs, tmp_path)())
 
 
+def test_a_day_with_too_few_rows(
+    done: tuple[Path, list[DayLog], list[Entry]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is named before a day trains. The last day, which is for test, needs one row."""
+    workdir, logs, _ = done
+    short = DayLog("short", write_day(tmp_path, 9, 31))
+    empty = DayLog("empty", write_day(tmp_path, 8, 0))
+    text = DayLog("text", tmp_path / "text.csv")
+    pl.read_parquet(short.path).write_csv(text.path)
+    refused = "has 31 rows, and a batch 32: .*; join it with the day before it or after it in one"
+    for given, message in (
+        ([*logs[:2], short, logs[2]], f"day short {refused}"),
+        ([text, *logs], f"day text {refused}"),
+        ([*logs, empty], "day empty has no rows: "),
+        ([*logs, empty, logs[0]], "day empty has 0 rows, and a batch 32: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(daily(given, tmp_path)())
+    said: list[str] = []
+    next(dataclasses.replace(daily([*logs, short], workdir), say=said.append)())
+    assert said[0].startswith("day short has 31 rows, and a batch 32: the loop can't go on after")
+    said.clear()
+    wide = dataclasses.replace(daily(logs, workdir), say=said.append)
+    monkeypatch.setattr("dlrm_jax.daily.count_rows", lambda *_: 0)
+    assert len(list(wide())) == 1, "days that are done aren't counted"
+    assert said == []
+
+
 def test_other_logs_and_settings_are_refused(done: tuple[Path, list[DayLog], list[Entry]]):
     workdir, logs, _ = done
     for changed, message in (

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.job import FittedModel
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
 from dlrm_jax.training.build import make_learner
@@ -259,7 +262,8 @@ def test_generated_data():
         ({"data": "/no/such/file"}, "/no/such/file"),
         ({"data": (1, 2)}, "^data: expected a Dataset, .* got a tuple"),
         ({"data": {}}, "^data: expected a Dataset, .* got a dict"),
-        ({"workdir": ""}, "^workdir: expected a directory, .* got an empty path"),
+        ({"workdir": ""}, "^workdir: expected a path, got an empty one"),
+        ({"workdir": 3}, "^workdir: expected a path, got 3"),
         ({"config": "small"}, r"^config: expected a dlrm_jax.config.Config, .* got 'small'"),
         ({"config": {"steps": 1}}, r"^config: expected .* got {'steps': 1}"),
         ({"config": small(min_count=5)}, "^min_count: it has no effect without a raw file, got 5"),
@@ -320,3 +324,15 @@ def test_one_class_no_ids_and_a_checkpoint_that_is_never_due(tmp_path: Path):
     assert int(checkpoint.name) == written["steps"] == 2
     with pytest.raises(UserError, match="a batch of 64 needs at least as many training examples"):
         dlrm_jax.fit(dataclasses.replace(config, batch_size=64), data)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("", "an empty one"), (None, "None"), (3, "3"), (b"w", "b'w'")]
+)
+def test_what_is_no_path(given: Any, found: str):
+    message = f"expected a path, got {found}"
+    model = SimpleNamespace(predictor=SimpleNamespace(config=None, learner=None))
+    with pytest.raises(UserError, match=f"^workdir: {message}"):
+        inspect.unwrap(FittedModel.save)(model, given)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=f"^run_or_checkpoint: {message}"):
+        inspect.unwrap(Predictor.load.__func__)(Predictor, given)

@@ -60,7 +60,7 @@ BELOW = {
 BELOW["inference"] = {*BELOW["training"], "training"}
 BELOW["run_continued"] = BELOW["run_data"] = {*BELOW["inference"], "inference"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
-BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
+BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training", "run_data"}
 BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}

@@ -209,6 +209,7 @@ def test_a_metric_that_is_not_a_number_chooses_no_model(
     ("changes", "message"),
     [
         ({"best_metric": "log_loss"}, "best_metric: it needs examples .* got log_loss; leave it"),
+        ({"validation_examples": 9}, "validation_examples: it needs examples .* got 9; leave it"),
         ({"patience": 3}, "patience: it needs examples for validation, .* none, got 3; leave it"),
     ],
 )
@@ -217,7 +218,9 @@ def test_settings_that_need_validation(changes: dict[str, Any], message: str):
     assert check_splits(CONFIG, data) == ["validation"]
     with pytest.raises(UserError, match=message):
         check_splits(dataclasses.replace(CONFIG, **changes), data)
-    by_loss = dataclasses.replace(CONFIG, best_metric="log_loss")
+    sampled = dataclasses.replace(CONFIG, validation_examples=9)
+    assert check_splits(sampled, data, new=False) == ["validation"], "as earlier versions took it"
+    by_loss = dataclasses.replace(CONFIG, best_metric="log_loss", validation_examples=9)
     assert check_splits(by_loss, data, inherited=True) == ["validation"], "of the run before"
 
 

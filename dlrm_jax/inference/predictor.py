@@ -22,6 +22,7 @@ from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.data.preprocessing.sources import ahead
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import as_path
 from dlrm_jax.inference.loading import load_trained
 from dlrm_jax.inference.rows import NAME, as_frame
 from dlrm_jax.inference.runs import find_checkpoint
@@ -110,7 +111,8 @@ class Predictor:
                 class that ``model`` doesn't; the mesh doesn't divide the batch; the vocabularies
                 are of other data.
         """
-        checkpoint, mesh = find_checkpoint(Path(run_or_checkpoint)), as_mesh(mesh)
+        checkpoint = find_checkpoint(as_path("run_or_checkpoint", run_or_checkpoint))
+        mesh = as_mesh(mesh)
         config, learner, state, fingerprint, shift = load_trained(
             checkpoint, mesh, batch_size, model
         )

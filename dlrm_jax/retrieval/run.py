@@ -24,7 +24,7 @@ from dlrm_jax.retrieval.ranking import Ranking
 from dlrm_jax.retrieval.step import make_retrieval_step
 from dlrm_jax.retrieval.task import Task
 from dlrm_jax.retrieval.vectors import Encoder
-from dlrm_jax.run_start import describe_run
+from dlrm_jax.run_start import check_unvalidated, describe_run
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
@@ -131,6 +131,9 @@ def run(
         [_of_columns(earlier) for earlier in data.earlier_fingerprints],
     )
     if not checkpoints.steps():
+        if "validation" not in task.questions:
+            # What else would need validation isn't read here, and a preset may have it.
+            check_unvalidated(Config(validation_examples=config.validation_examples))
         on_process_0(lambda: files.check_free(workdir))
     with contextlib.ExitStack() as opened:
         opened.enter_context(owned(workdir))

@@ -98,7 +98,7 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
 def locked_workdir(program: str) -> Iterator[Path]:
     """Makes and locks the workdir of the flags, by default a new one of the program's name."""
     directory = chosen_workdir(program)
-    with owned(directory):
+    with owned(directory, "results.json"):
         print(f"workdir {directory}")
         yield directory
 

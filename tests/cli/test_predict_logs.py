@@ -100,6 +100,7 @@ def test_labels_of_some_rows_and_files_of_two_kinds(
 REFUSED = {
     "keys: {bad} has no column 'user'; its columns are click, day, age": ("{bad}", "user"),
     "--keys: 'page' is given twice": ("{bad}", "page,page"),
+    "keys: '^p$' is a pattern to Polars": ("{bad}", "^p$"),
     "--keys: 'probability' is the name of the predictions": ("{bad}", "probability"),
     "--keys has no effect with a directory": (str(PREVIOUS / "data"), "page"),
     "--keys has no effect without --data": ("", "page"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from full_disk import largest_file
 from polars.testing import assert_frame_equal
 
 from dlrm_jax.data.preprocessing import log_by_date
@@ -44,6 +45,13 @@ def test_each_date_has_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     other = write(tmp_path / "other.parquet", [0, 30])
     with pytest.raises(UserError, match=r"logs is of the log log.parquet .* got other.parquet"):
         by_date(other, SCHEMA, tmp_path / "logs")
+
+
+def test_a_full_disk_is_not_the_log_s_fault(tmp_path: Path):
+    log = write(tmp_path / "log.parquet", list(range(4000)))
+    with largest_file(500), pytest.raises(UserError, match=r"cannot write .*logs: .* too large"):
+        by_date(log, SCHEMA, tmp_path / "logs")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
 
 def test_only_what_was_cut_from_the_same_log_is_used(tmp_path: Path):

@@ -122,6 +122,12 @@ def test_a_file_of_a_user_stays(task: Task, tmp_path: Path, name: str):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_sample_of_validation_needs_validation(task: Task, tmp_path: Path):
+    others = dataclasses.replace(task, questions={"test": task.questions["test"]})
+    with pytest.raises(UserError, match="validation_examples: it needs examples for validation"):
+        trained(others, tmp_path, 1, validation_examples=5)
+
+
 def test_files_have_the_values_of_the_log(task: Task, workdir: Path):
     frame = log()
     items = pl.read_parquet(workdir / "items.parquet")

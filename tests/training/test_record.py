@@ -130,6 +130,27 @@ def test_the_directory_of_data_is_no_workdir(tmp_path: Path):
         pass
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "own"),
+    [
+        ("days.json", "a loop over days", "checkpoints"),
+        ("study.sqlite3", "a search", "checkpoints"),
+        ("checkpoints", "a run", "days.json"),
+    ],
+)
+def test_a_workdir_of_another_kind(tmp_path: Path, name: str, kind: str, own: str):
+    (tmp_path / name).mkdir()
+    with (
+        pytest.raises(UserError, match=f"is that of {kind}: it has {name}; give another workdir"),
+        owned(tmp_path, own),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / own).mkdir()  # earlier versions mixed them
+    with owned(tmp_path, own):
+        pass
+
+
 @pytest.mark.parametrize("name", ["summary.json", "evaluation.json", "calibration.json"])
 @pytest.mark.parametrize("text", ["mine", '{"mesh": "1x1"}'])
 def test_a_file_of_a_user_with_the_name_of_a_result_stays(tmp_path: Path, name: str, text: str):

@@ -95,7 +95,7 @@ class Source:
     _rows: int = dataclasses.field(default=0, init=False)
     _seconds: bool | None = dataclasses.field(default=None, init=False)
 
-    def chunks(self) -> Iterator[tuple[int, Callable[[], Chunk]]]:
+    def chunks(self) -> Generator[tuple[int, Callable[[], Chunk]], None, None]:
         """Yields the chunks in order, with the number of their rows; known ones needn't be parsed.
 
         A chunk is the function that parses it. The number counts malformed rows, too.

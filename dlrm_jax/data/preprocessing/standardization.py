@@ -79,7 +79,7 @@ def learn_scales(
         pairs = zip(means, [row[f"{name} s"] or 0.0 for name in names], strict=True)
         deviations = [_unit(*pair) for pair in pairs]
         found = pl.DataFrame({"column": names, "mean": means, "deviation": deviations})
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, parquet.writing(path):
         found.write_parquet(temporary)
 
 
