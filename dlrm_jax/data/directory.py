@@ -220,7 +220,7 @@ def load_directory(directory: Path | str, findings: Findings | None = None) -> D
             `DayFiles`. Without ``metadata.json`` the last day is halved as TorchRec does it: the
             first half is for validation, the second for test. Bag lengths then follow from the
             shapes of the arrays, and rows of tables from the largest ids.
-        findings: what process 0 has found in it; without them, all files may be read.
+        findings: findings of process 0; without them, all files may be read.
 
     Raises:
         UserError: arrays are missing, cut short or don't fit each other or the description, or
