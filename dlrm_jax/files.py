@@ -249,6 +249,16 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def advice_on(error: OSError) -> str:
+    """What to do about a directory that can't be locked, for the end of a message.
+
+    It is empty for errors that another directory needn't mend.
+    """
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ""
+    return "; give one that you can write to, such as a copy of it that is yours"
+
+
 def check_lockable(lock_file: Path) -> None:
     """Makes a lock file and its parents, and checks that it can be locked.
 

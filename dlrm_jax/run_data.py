@@ -11,7 +11,7 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.check import check_ids, check_labels
 from dlrm_jax.data.chosen_labels import with_labels
 from dlrm_jax.data.dataset import load_dataset
-from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.directory import Findings, load_directory
 from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
@@ -133,6 +133,7 @@ def check_split_labels(config: Config, split: Split, name: str, labels: Sequence
 
 def _read(path: Path, min_count: int, rule: str) -> Dataset:
     if path.is_dir():
-        # All ids of a directory may have to be read: by one process for all of them.
-        return load_directory(path, on_process_0(lambda: load_directory(path).id_ranges))
+        # All files of a directory may have to be read: by one process for all of them.
+        findings = on_process_0(lambda: Findings.of(load_directory(path)))
+        return load_directory(path, Findings(*findings))
     return load_dataset(path, cache_directory() / "criteo", min_count, rule)

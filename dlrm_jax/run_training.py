@@ -148,12 +148,14 @@ class Training:
             record=self.record,
             is_enough=stopping,
         )
-        steps, speed = int(trained.state.step), trained.examples_per_second
-        if self.before and resumed_from == steps:  # killed in the final evaluation
-            speed = self.before.get("examples_per_second")
+        steps, speed = int(trained.state.step), self._speed(trained.examples_per_second)
         summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}
         noted = {**stopping.noted, "validation": trained.validation}
         return trained.state, summary, noted
+
+    def _speed(self, measured: float | None) -> float | None:
+        """The speed; that of before the restart if no more than one step was left to train."""
+        return measured or (self.before or {}).get("examples_per_second")
 
     def record(self, step: int, split: str, metrics: Metrics) -> None:
         """Records the metrics of a step and a split."""
@@ -176,7 +178,7 @@ class Training:
         if due or (not self.watch and self.checkpoints.improves(validation)):
             if self.file:
                 self.file.flush()
-            known = {**self.notes, **stopping.noted, "examples_per_second": speed}
+            known = {**self.notes, **stopping.noted, "examples_per_second": self._speed(speed)}
             self.checkpoints.save(self.learner, state, known, validation)
         return True
 

@@ -201,11 +201,16 @@ def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
     again = dlrm_jax.fit(config, data_set(), "2x4", workdir=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000008"]
     assert again.summary["resumed_from"] == first.summary["steps"]
-    assert again.summary["examples_per_second"] == first.summary["examples_per_second"] > 0
+    speed = first.summary["examples_per_second"]
+    assert again.summary["examples_per_second"] == speed > 0
     config, said = small(steps=5, epochs=1), []
     learner = again.predictor.learner
     run(config, again.data, learner, Options(tmp_path), said.append)
     assert said[1:] == ["the run has 8 steps of 5 already, and isn't trained further"]
+    # A single step more has no speed of its own, and its checkpoint notes the one before.
+    for _ in range(2):
+        outcome = run(small(steps=9), again.data, learner, Options(tmp_path), said.append)
+        assert outcome.summary["examples_per_second"] == speed
 
 
 def test_a_warm_start_is_noted_and_not_ignored_on_resumption(tmp_path: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.cli.data_pictures import draw_frequencies, draw_labels, draw_unseen
-from dlrm_jax.cli.page import Page
+from dlrm_jax.cli.page import Page, check_writable
 from dlrm_jax.cli.pictures import bars, percent
 from dlrm_jax.cli.split_table import split_rule, split_table
 from dlrm_jax.data.arrays import Dataset
@@ -29,12 +29,14 @@ def write_report(directory: Path, output: Path) -> None:
     TorchRec's scripts, what only our metadata tell is left out.
 
     Raises:
-        UserError: the data can't be read or are damaged, or the output is a directory.
+        UserError: the data can't be read or are damaged, or the output is a directory or can't be
+            written.
     """
     if not directory.is_dir():
         raise UserError(f"expected a directory of prepared data, there is none named {directory}")
     if output.is_dir():
         raise UserError(f"the report is one HTML file, got the directory {output}; give a name")
+    check_writable(output)
     dataset = load_directory(directory)
     metadata = Metadata.read(directory) if (directory / METADATA).exists() else None
     statistics = measure(dataset, metadata)

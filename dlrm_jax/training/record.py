@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import locked, read_json, write_text
+from dlrm_jax.files import advice_on, locked, read_json, write_text
 from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.retention import check_path
 
@@ -63,7 +63,7 @@ def _own(workdir: Path, own: str, stack: ExitStack) -> None:
             f"workdir {workdir}: expected a directory, got {found}; give another one"
         ) from error
     except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be used: {error}") from error
+        raise UserError(f"workdir {workdir} cannot be used: {error}{advice_on(error)}") from error
 
 
 def _check_kind(workdir: Path, own: str) -> None:

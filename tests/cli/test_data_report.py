@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from page_reader import read
 
+from dlrm_jax.cli import data_report
 from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli.data_report import write_report
 from dlrm_jax.cli.page import Page
@@ -181,3 +182,17 @@ def test_a_page_of_a_user_stays(program, tmp_path):
     Page("of an earlier report").write(page)
     with pytest.raises(UserError, match="expected a metadata"):  # the data, which come next
         program.main()
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)
+def test_data_of_another_user_have_their_page_elsewhere(program, tmp_path, read_only, monkeypatch):
+    directory, output = torchrec(tmp_path / "arrays"), tmp_path / "new" / "here"
+    read_only(directory)
+    cli_flags.parse(["report", f"--data={directory}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(data_report, "measure", None)  # it isn't called
+        with pytest.raises(UserError, match=r"cannot write .*html: Perm.*; give .* as --output"):
+            program.main()
+    cli_flags.parse(["report", f"--data={directory}", f"--output={output}"])
+    program.main()
+    assert [path.name for path in output.iterdir()] == ["report.html"]

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.permutation import importances
+from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.scored_rows import score
 from dlrm_jax.inference.slices import by_day
 from dlrm_jax.job import FittedModel
@@ -342,6 +344,19 @@ def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
             write(workdir, None)
         (workdir / name).rmdir()
         shutil.copy(run.workdir / name, workdir / name)
+
+
+def test_a_run_of_another_user_has_its_page_elsewhere(
+    run: Run, tmp_path: Path, read_only: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+):
+    read_only(run.workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "load", None)  # it isn't called
+        with pytest.raises(UserError, match=r"cannot write .*html: Perm.*; give .* as --output"):
+            write(run.workdir, None)
+    page = write(run.workdir, None, output=tmp_path / "out")
+    assert page == tmp_path / "out" / "report.html"
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["workdir"] == str(run.workdir)
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,13 @@ def test_the_worse_half_is_pruned_and_importances_follow(tmp_path: Path):
     shares = found.importances()
     assert next(iter(shares)) == "learning_rate"
     assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_directory_of_another_user(tmp_path: Path, read_only: Callable[[Path], None]):
+    (tmp_path / "search").mkdir()
+    read_only(tmp_path / "search")
+    with pytest.raises(UserError, match=r"^output .* cannot be used: .*; give one that you can"):
+        study(tmp_path / "search")
 
 
 def test_directories_of_something_else(tmp_path: Path):

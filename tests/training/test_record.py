@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def test_a_workdir_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", refuse)
     with (
         pytest.raises(UserError, match=r"workdir .*run cannot be used: .*use a directory on ano"),
+        owned(tmp_path / "run"),
+    ):
+        pytest.fail("the body must not run")
+
+
+def test_a_workdir_of_another_user(tmp_path: Path, read_only: Callable[[Path], None]):
+    (tmp_path / "run").mkdir()
+    read_only(tmp_path / "run")
+    with (
+        pytest.raises(UserError, match=r"Permission denied.*; give one that you can wr"),
         owned(tmp_path / "run"),
     ):
         pytest.fail("the body must not run")

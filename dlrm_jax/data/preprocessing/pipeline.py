@@ -221,10 +221,12 @@ def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:
             f"or give another output directory"
         )
     if difference and not replace:
-        raise UserError(
-            f"{output} exists and doesn't match this command: {difference}; delete it, or give "
-            f"another output directory"
-        )
+        remedy = "delete it, or give another output directory"
+        if difference == freshness.OF_EARLIER_CSV:
+            remedy = (
+                "train with it as it is, or give another output directory to have these missing"
+            )
+        raise UserError(f"{output} exists and doesn't match this command: {difference}; {remedy}")
     if difference:
         own_files.check_own(output)
         _log.warning("%s doesn't match this command (%s): making it again", output, difference)
