@@ -21,6 +21,7 @@ from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.data.preprocessing.sources import ahead
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import as_path
 from dlrm_jax.inference.artifact_scorer import load_artifact
 from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
 from dlrm_jax.inference.loading import load_trained
@@ -91,9 +92,10 @@ class Predictor(TrainedParts):
                 vocabularies are of other data.
         """
         given = Path(preprocessing) if preprocessing else None
-        if is_artifact(Path(path)):
-            return cls(*load_artifact(Path(path), mesh, batch_size, model, given))
-        checkpoint, mesh = find_checkpoint(Path(path)), as_mesh(mesh)
+        path = as_path("path", path)
+        if is_artifact(path):
+            return cls(*load_artifact(path, mesh, batch_size, model, given))
+        checkpoint, mesh = find_checkpoint(path), as_mesh(mesh)
         config, learner, state, fingerprint, shift = load_trained(
             checkpoint, mesh, batch_size, model
         )
