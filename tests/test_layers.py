@@ -50,6 +50,7 @@ BELOW = {
     },
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
+BELOW["serving"] = {*BELOW["inference"], "inference"}
 BELOW["run_continued"] = {*BELOW["inference"], "inference"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
 BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
@@ -57,6 +58,7 @@ BELOW["job"] = {*BELOW["run"], "run", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
+BELOW["cli"] |= {"serving"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

@@ -129,7 +129,9 @@ def _encoded(
     if dtype := _FLOATS.get(row_format):
         with np.errstate(over="ignore"):  # is reported below
             rounded = numbers.astype(dtype)
-        _refuse(~np.isfinite(rounded.astype(np.float32)).all(axis=1), numbers, row_format, first_row)
+        _refuse(
+            ~np.isfinite(rounded.astype(np.float32)).all(axis=1), numbers, row_format, first_row
+        )
         return rounded.view(np.uint8)
     bits = _BITS[row_format]
     _refuse(row_quantization.unstorable(numbers, bits), numbers, row_format, first_row)
