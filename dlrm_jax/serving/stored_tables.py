@@ -41,7 +41,7 @@ class StoredTable:
             raise UserError(f"table {self.name}: expected one or more rows, side by side in memory")
 
 
-def map_table(path: Path, name: str, rows: int, row_format: RowFormat, dim: int) -> StoredTable:
+def map_table(path: str | Path, name: str, rows: int, row_format: RowFormat, dim: int) -> StoredTable:
     """A table of which a file has the rows, one after the other.
 
     Rows are read when they are needed first. Linux is asked for huge pages: with small ones, half
@@ -50,7 +50,7 @@ def map_table(path: Path, name: str, rows: int, row_format: RowFormat, dim: int)
     written by some MiB at a time.
 
     Args:
-        path: file.
+        path: file, or its name.
         name: name of the table.
         rows: number of rows.
         row_format: format of the rows.
@@ -61,7 +61,7 @@ def map_table(path: Path, name: str, rows: int, row_format: RowFormat, dim: int)
     """
     shape = (rows, row_bytes(row_format, dim))
     try:
-        size = path.stat().st_size
+        size = Path(path).stat().st_size
     except OSError as error:
         raise UserError(f"table {name}: cannot read {path}: {error}") from error
     if size != (expected := shape[0] * shape[1]):

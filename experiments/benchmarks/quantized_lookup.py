@@ -35,7 +35,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.native import library
 from dlrm_jax.presets import preset
-from dlrm_jax.serving.row_formats import check_row_format, encode
+from dlrm_jax.serving.row_formats import RowFormat, as_row_format, encode
 from dlrm_jax.serving.row_pooling import RowPooling, StoredLookup
 from dlrm_jax.serving.stored_tables import StoredTable, map_table
 from experiments.benchmarks import roofline
@@ -63,7 +63,7 @@ _LINE = 64
 _PEER_FORMATS = ("float32", "int8", "int4")
 
 
-def draw_tables(config: Config, row_format: str, directory: Path) -> list[StoredTable]:
+def draw_tables(config: Config, row_format: RowFormat, directory: Path) -> list[StoredTable]:
     """Writes and maps the tables; the chunks of one repeat themselves, as drawing takes long."""
     rng = np.random.default_rng(config.seed)
     numbers = rng.normal(0, 0.1, (min(_CHUNK, max(config.table_rows)), config.embedding_dim))
@@ -130,7 +130,7 @@ def check(ours: Ours, peer: Contestant, size: int, directory: Path) -> None:
 
 
 def lines_of(
-    row_format: str, config: Config, ids: np.ndarray, peer: Contestant | None, lines: float
+    row_format: RowFormat, config: Config, ids: np.ndarray, peer: Contestant | None, lines: float
 ) -> Iterator[str]:
     """A row of the Markdown table for each batch size."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -172,8 +172,7 @@ def lines_of(
 
 def main() -> None:
     """Goes through formats and batch sizes and prints a row of the table for each."""
-    for name in FLAGS.formats:
-        check_row_format(name)
+    formats: list[RowFormat] = [as_row_format(name) for name in FLAGS.formats]
     config = preset(FLAGS.preset)
     if FLAGS.rows:
         rows = tuple(min(x, FLAGS.rows) for x in config.table_rows)
@@ -196,7 +195,7 @@ def main() -> None:
                 "FBGEMM", environment.ready(path), module, (), {"OMP_WAIT_POLICY": "active"}
             )
             peer = stack.enter_context(Contestant(peer))
-        for name in FLAGS.formats:
+        for name in formats:
             of_format = peer if name in _PEER_FORMATS else None
             for line in lines_of(name, config, ids, of_format, lines):
                 print(line, flush=True)
