@@ -52,7 +52,7 @@ define_numbers(
 flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
 flags.DEFINE_integer("rounds", 9, "Rounds in which both are timed; such as 20.", 1)
 flags.DEFINE_float("seconds", 0.2, "Seconds of each timing; such as 1.", 0.01)
-flags.DEFINE_integer("threads", 0, "Threads of ours; 0 for all processors; such as 1.", 0)
+flags.DEFINE_integer("threads", 0, "Threads of both; 0 for all processors; such as 1.", 0)
 flags.DEFINE_bool("fbgemm", True, "Also times FBGEMM; its packages are installed on first use.")
 flags.DEFINE_string("environment", None, "Directory for PyTorch; without it, one in the cache.")
 
@@ -191,10 +191,14 @@ def main() -> None:
         if FLAGS.fbgemm:
             path = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
             module = "experiments.benchmarks.peers.workers.torch_stored_rows"
-            peer = Worker(
-                "FBGEMM", environment.ready(path), module, (), {"OMP_WAIT_POLICY": "active"}
+            threads = {"OMP_NUM_THREADS": str(FLAGS.threads)} if FLAGS.threads else {}
+            worker = Worker(
+                "FBGEMM",
+                environment.ready(path),
+                module,
+                environment={"OMP_WAIT_POLICY": "active", **threads},
             )
-            peer = stack.enter_context(Contestant(peer))
+            peer = stack.enter_context(Contestant(worker))
         for name in formats:
             of_format = peer if name in _PEER_FORMATS else None
             for line in lines_of(name, config, ids, of_format, lines):
