@@ -41,7 +41,9 @@ class StoredTable:
             raise UserError(f"table {self.name}: expected one or more rows, side by side in memory")
 
 
-def map_table(path: str | Path, name: str, rows: int, row_format: RowFormat, dim: int) -> StoredTable:
+def map_table(
+    path: str | Path, name: str, rows: int, row_format: RowFormat, dim: int
+) -> StoredTable:
     """A table of which a file has the rows, one after the other.
 
     Rows are read when they are needed first. Linux is asked for huge pages: with small ones, half
