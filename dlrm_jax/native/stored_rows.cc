@@ -63,8 +63,15 @@ inline Vector<kWidth, float> Decoded(const uint8_t* row, int64_t j) {
     const auto halves = Read<Vector<kWidth, uint16_t>>(row + 2 * j);
     return (Floats)(__builtin_convertvector(halves, Vector<kWidth, uint32_t>) << 16);
   }
-  const float scale = HalfToFloat(Read<uint16_t>(row));
-  const float bias = HalfToFloat(Read<uint16_t>(row + 2));
+  float scale, bias;
+#ifdef __F16C__
+  const __m128 header = _mm_cvtph_ps(_mm_cvtsi32_si128(Read<int32_t>(row)));
+  scale = header[0];
+  bias = header[1];
+#else
+  scale = HalfToFloat(Read<uint16_t>(row));
+  bias = HalfToFloat(Read<uint16_t>(row + 2));
+#endif
   Vector<kWidth, uint8_t> integers;
   if constexpr (kFormat == kInt8) integers = Read<Vector<kWidth, uint8_t>>(row + 4 + j);
   if constexpr (kFormat == kInt4 && kWidth == 1) {
@@ -74,9 +81,15 @@ inline Vector<kWidth, float> Decoded(const uint8_t* row, int64_t j) {
     const auto wide = __builtin_convertvector(pairs, Vector<kWidth / 2, uint16_t>);
     integers = (Vector<kWidth, uint8_t>)((wide | wide << 4) & 0x0f0f);
   }
-  // Step by step: GCC converts bytes to floats one by one.
-  const auto halves = __builtin_convertvector(integers, Vector<kWidth, uint16_t>);
-  const auto words = __builtin_convertvector(halves, Vector<kWidth, int32_t>);
+  Vector<kWidth, int32_t> words;
+#ifdef __AVX512F__
+  if constexpr (kWidth == 16) words = (Vector<kWidth, int32_t>)_mm512_cvtepu8_epi32((__m128i)integers);
+  if constexpr (kWidth != 16)
+#endif
+  {  // step by step: GCC converts bytes to floats one by one
+    const auto halves = __builtin_convertvector(integers, Vector<kWidth, uint16_t>);
+    words = __builtin_convertvector(halves, Vector<kWidth, int32_t>);
+  }
   return scale * __builtin_convertvector(words, Floats) + bias;
 }
 
@@ -151,10 +164,28 @@ inline float Divisor(const uint8_t* const* rows, const float* weights, int64_t l
   return total == 0 ? __builtin_inff() : total;
 }
 
+// Bags of one id without weights are its row, whatever the pooling: the most frequent case.
+template <Format kFormat>
+void DecodeSamples(const Request& request, const Lookup& lookup, int64_t begin, int64_t end,
+                   const uint8_t* const* rows) {
+  using Floats = Vector<16, float>;
+  const int64_t dim = lookup.dim;
+  float* out = request.out + begin * request.out_columns + lookup.first_out;
+  for (int64_t sample = begin; sample < end; ++sample, out += request.out_columns) {
+    const uint8_t* const row = rows[sample - begin];
+    for (int64_t j = 0; j < dim; j += 16) {
+      const Floats numbers = row ? Floats{} + Decoded<kFormat, 16>(row, j) : Floats{};
+      std::memcpy(out + j, &numbers, sizeof(numbers));
+    }
+  }
+}
+
 // Pools the bags of samples [begin, end), the rows of which have been found.
 template <Format kFormat>
 void PoolSamples(const Request& request, const Lookup& lookup, int64_t begin, int64_t end,
                  const uint8_t* const* rows) {
+  if (lookup.length == 1 && !request.weights && lookup.dim % 16 == 0)
+    return DecodeSamples<kFormat>(request, lookup, begin, end, rows);
   // Without pooling, each id is a bag.
   const int64_t bags = lookup.pooling == kNone ? lookup.length : 1, length = lookup.length / bags;
   for (int64_t sample = begin; sample < end; ++sample) {

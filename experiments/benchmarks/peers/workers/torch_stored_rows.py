@@ -52,9 +52,7 @@ class Operator:
         )
         self._operator.initialize_weights()
         weights = self._operator.split_embedding_weights(split_scale_shifts=False)
-        for (to, _), path, shape in zip(
-            weights, request["tables"], request["shapes"], strict=True
-        ):
+        for (to, _), path, shape in zip(weights, request["tables"], request["shapes"], strict=True):
             rows = np.memmap(path, np.uint8, "r", shape=tuple(shape))
             assert to.shape == rows.shape, (to.shape, rows.shape)
             to.numpy()[...] = rows
