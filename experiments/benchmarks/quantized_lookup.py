@@ -10,7 +10,8 @@ Batches of Zipf's law read hot rows from caches, so that they can be faster.
 FBGEMM runs in its own process and environment (see `experiments.benchmarks.peers`), with its tables
 in memory, its indices and offsets made beforehand, and without checks of the indices. Ours checks
 them, and takes them as preprocessing gives them. The vectors of the first batch must agree. The two
-are timed in turn, round by round; figures are medians, the ratio is that of rows per second.
+are timed in turn, round by round; figures are medians, the ratio is that of rows per second. With
+``--threads=1``, times are those of the processor, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ class Ours:
     def calls_per_second(self, size: int, batches: int) -> float:
         """See `timing.calls_per_second`."""
         ids = [self._ids[i * size : (i + 1) * size] for i in range(batches)]
-        return calls_per_second([functools.partial(self._pool, x) for x in ids], FLAGS.seconds)
+        calls = [functools.partial(self._pool, x) for x in ids]
+        return calls_per_second(calls, FLAGS.seconds, FLAGS.threads == 1)
 
 
 def check(ours: Ours, peer: Contestant, size: int, directory: Path) -> None:
@@ -156,7 +158,8 @@ def lines_of(
             for _ in range(FLAGS.rounds):
                 own.append(ours.calls_per_second(size, count))
                 if peer is not None:
-                    answer = peer.ask("run", size=size, batches=count, seconds=FLAGS.seconds)
+                    request = {"size": size, "batches": count, "seconds": FLAGS.seconds}
+                    answer = peer.ask("run", **request, processor_time=FLAGS.threads == 1)
                     theirs.append(answer["calls_per_second"])
             rate = statistics.median(own)
             cells = [row_format, f"{size}", f"{1e6 / rate:.1f}", f"{1e6 * limit:.1f}"]

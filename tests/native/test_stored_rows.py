@@ -58,6 +58,13 @@ def test_threads_change_nothing():
             assert np.array_equal(found, wanted)
 
 
+def test_large_results_are_the_same_bits():
+    lookups = [x for x in make_lookups() if x.table.dim == 16][:2]
+    pool, ids = RowPooling(lookups), draw_ids(make_lookups(), 40_000)
+    assert 4 * len(ids) * pool.width > 2**22  # written past the caches
+    assert np.array_equal(pool(ids), in_numpy(lookups)(ids))
+
+
 def test_the_first_id_beyond_its_table_is_named():
     pool = RowPooling(make_lookups(), threads=2)
     ids = draw_ids(pool.lookups, 2000)

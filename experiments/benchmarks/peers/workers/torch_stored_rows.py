@@ -2,9 +2,9 @@
 
 Requests are ``{"do": "build", "tables": [path, …], "shapes": [[rows, bytes], …], "format": …,
 "dim": …, "ids": path}``, then ``{"do": "check", "size": B, "output": path}``, which writes the
-vectors of the first batch, and any number of ``{"do": "run", "size": B, "batches": N, "seconds":
-…}``. The operator has its tables in memory, indices and offsets are made beforehand, and it doesn't
-check the indices.
+vectors of the first batch, and any number of ``{"do": "run", "size": B, "batches": N, "seconds": …,
+"processor_time": …}``. The operator has its tables in memory, indices and offsets are made
+beforehand, and it doesn't check the indices.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _serve() -> None:
                 if prepared is None or prepared[0] != key:
                     prepared = key, operator.batches(*key)
                 calls = [functools.partial(operator, x) for x in prepared[1]]
-                answer = {"calls_per_second": calls_per_second(calls, request["seconds"])}
+                rate = calls_per_second(calls, request["seconds"], request["processor_time"])
+                answer = {"calls_per_second": rate}
             print(json.dumps(answer), file=answers, flush=True)
 
 
