@@ -102,8 +102,8 @@ def show(done: Exported) -> None:
     if choice:
         kept = len(manifest.tables) - len(choice.quantized)
         status(
-            f"validation AUC changes by {-choice.loss_of_all:+.6f} with all tables as "
-            f"{FLAGS.tables}, by {-choice.loss:+.6f} with {kept} of them as they were trained"
+            f"validation AUC changes by {0 - choice.loss_of_all:+.6f} with all tables as "
+            f"{FLAGS.tables}, by {0 - choice.loss:+.6f} with {kept} of them as they were trained"
         )
     lines = []
     for split, of_split in manifest.metrics.items():
