@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 
 
 def status(text: str, error: bool = False, end: str = "\n") -> None:
@@ -28,3 +29,15 @@ def status(text: str, error: bool = False, end: str = "\n") -> None:
             print(text, end=end, file=stream, flush=True)
         except BrokenPipeError:  # what is left in the buffer would be an error at the exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Shows each text once, however often it is said."""
+    said: set[str] = set()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return say_once

@@ -21,10 +21,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
+from dlrm_jax.console import once
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.row_counts import count_rows
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.data.preprocessing.vocabulary import MISSING
 from dlrm_jax.errors import UserError
@@ -83,7 +85,8 @@ class Daily:
 
         Raises:
             UserError: there are fewer than two days, the workdir is of other logs or settings, or
-                a day can't be prepared or trained on.
+                a day can't be prepared or trained on. A day with fewer rows than a batch is named
+                before another one trains.
         """
         if len(self.logs) < 2:
             raise UserError(
@@ -91,15 +94,35 @@ class Daily:
                 f"got {len(self.logs)}"
             )
         done = self._done()
+        self._check_rows(len(done))
         yield done
         first: Predictor | None = None
+        say = once(self.say)  # what holds for each day, such as that it has no validation
         for number in range(len(done), len(self.logs) - 1):
-            first, entry = self._day(number, first)
+            first, entry = self._day(number, first, say)
             done.append(entry)
             write_text(self.workdir / JOURNAL, to_json(self._settings | {"days": done}, indent=1))
             yield done
 
-    def _day(self, number: int, first: Predictor | None) -> tuple[Predictor, Entry]:
+    def _check_rows(self, done: int) -> None:
+        """Checks that the days that aren't done have the rows of a batch, the last one a row."""
+        size, last = self.config.batch_size, len(self.logs) - 1
+        for number in range(done, last + 1) if done < last else ():
+            name, path = self.logs[number]
+            rows = count_rows(path, self.preparation, size)
+            if rows >= size:
+                continue
+            found = f"day {name} has {rows:,} rows, and a batch {size:,}"
+            join = "join it with the day before it or after it in one file"
+            if number < last:
+                raise UserError(f"{found}: {path}; {join}, or make the batch smaller")
+            if not rows:
+                raise UserError(f"day {name} has no rows: {path}; leave it out, or {join}")
+            self.say(f"{found}: the loop can't go on after it; {join}, before it is tested on")
+
+    def _day(
+        self, number: int, first: Predictor | None, say: Callable[[str], None]
+    ) -> tuple[Predictor, Entry]:
         """Prepares a day, trains on it, and tests it and the first day's model on the next one."""
         today, tomorrow = self.logs[number : number + 2]
         name = self._name(number)
@@ -119,7 +142,7 @@ class Daily:
         check_shared(config, data)
         learner = make_learner(config, self.mesh)
         workdir = self.workdir / "runs" / name
-        outcome = run(config, data, learner, Options(workdir, continue_from=before), say=self.say)
+        outcome = run(config, data, learner, Options(workdir, continue_from=before), say=say)
         del learner
         seconds["train"] = time.perf_counter() - begun - seconds["prepare"]
         updated = outcome.summary["test"]
@@ -158,7 +181,8 @@ class Daily:
         Args:
             first: the model.
             log: the log.
-            test: the same rows, prepared by other vocabularies: for labels, weights and groups.
+            test: the same rows, prepared by the updated model's vocabularies: they are measured,
+                so that groups by a feature are the same for all models.
             measures: metrics of the updated model's run.
         """
         unseen, parts, start = UnseenValues(first.encoder.metadata), [], 0
@@ -170,7 +194,8 @@ class Daily:
             start += len(ids)
         split, size = Split(tuple(parts)), first.batch_size
         assert len(split) == len(test)
-        found = evaluate(first.learner, first.compiled, first.state, split, size, measures)
+        model = first.learner, first.compiled, first.state
+        found = evaluate(*model, split, size, lambda logits, _: measures(logits, test))
         return found, unseen.share or 0.0
 
     @property

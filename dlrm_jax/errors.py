@@ -48,3 +48,7 @@ class DamagedArtifactError(UserError):
         return (
             f"artifact {artifact} is damaged: {file}: {reason}; copy it again, or export it again"
         )
+
+
+class CopiesDifferError(UserError):
+    """Copies of an array differ between devices: no setting is the cause, but the machine."""

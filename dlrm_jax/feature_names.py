@@ -32,6 +32,20 @@ def check_names(field: str, names: Sequence[str], count: int) -> None:
             raise UserError(f"{field}: {name!r} is there twice; name each once")
 
 
+def check_no_pattern(field: str, names: Sequence[str]) -> None:
+    """Checks that Polars takes the names of a log's columns for names.
+
+    Raises:
+        UserError: it takes one for a pattern of names; the message begins with the field.
+    """
+    for name in names:
+        if name == "*" or (name.startswith("^") and name.endswith("$")):
+            raise UserError(
+                f"{field}: {name!r} is a pattern to Polars, which reads the logs: * and ^…$ stand "
+                f"for several columns; rename it in the log"
+            )
+
+
 def file_name(name: str) -> str:
     """A name as the name of a file, in which / isn't allowed."""
     return name.replace("%", "%25").replace("/", "%2F")

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,7 @@ def creating(path: Path) -> Iterator[Path]:
         sweep(path.parent, f"{path.name}.")
         with workspace(path, f".{secrets.token_hex(4)}") as directory:
             yield directory / path.name
-            _flush_all(directory / path.name)
-            flush(path.parent)  # what can't be done fails before the name is there
-            _rename_to_new(directory / path.name, path)
-            flush(path.parent)
+            move_to_new(directory / path.name, path)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error}; nothing is left of it. Check that its directory is "
@@ -101,7 +98,11 @@ def _rename_to_new(written: Path, path: Path) -> None:
     """Renames a file or directory unless another process has been faster."""
     _check_absent(path)
     if written.is_dir():
-        written.rename(path)  # fails if there is a directory with files by now
+        try:
+            written.rename(path)
+        except OSError:  # maybe that there is something else by now
+            _check_absent(path)
+            raise
         return
     try:
         os.link(written, path)
@@ -112,13 +113,34 @@ def _rename_to_new(written: Path, path: Path) -> None:
         written.rename(path)
 
 
-def move_into_place(written: Path, path: Path) -> None:
+def move_to_new(written: Path, path: Path) -> None:
+    """Flushes a file or directory to disk and renames it; it replaces nothing.
+
+    Args:
+        written: the file or directory, complete, on the file system of ``path``.
+        path: the new name.
+
+    Raises:
+        UserError: something has this name.
+        OSError: it can't be renamed.
+    """
+    _flush_all(written)
+    flush(path.parent)  # what can't be done fails before the name is there
+    _rename_to_new(written, path)
+    flush(path.parent)
+
+
+def move_into_place(
+    written: Path, path: Path, check: Callable[[Path], None] = lambda old: None
+) -> None:
     """Flushes a file or directory to disk and renames it.
 
     Args:
         written: the file or directory, complete, on the file system of ``path``.
         path: the new name. A file replaces a file. A directory replaces a directory, which is moved
             to a `workspace` and deleted afterwards, so that arrays mapped from it stay valid.
+        check: function of the directory to be replaced, when it has been moved out of every other
+            program's way. If it raises, the directory is put back.
 
     Raises:
         IsADirectoryError: a file would replace a directory.
@@ -130,6 +152,7 @@ def move_into_place(written: Path, path: Path) -> None:
             replaced = directory / path.name
             try:
                 path.rename(replaced)
+                check(replaced)
                 written.rename(path)
             except BaseException as error:
                 if written.exists() and replaced.exists():
@@ -226,6 +249,16 @@ def locked(lock_file: Path, what: str, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def advice_on(error: OSError) -> str:
+    """What to do about a directory that can't be locked, for the end of a message.
+
+    It is empty for errors that another directory needn't mend.
+    """
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ""
+    return "; give one that you can write to, such as a copy of it that is yours"
+
+
 def check_lockable(lock_file: Path) -> None:
     """Makes a lock file and its parents, and checks that it can be locked.
 
@@ -250,6 +283,22 @@ def check_lockable(lock_file: Path) -> None:
                     "directory on another, such as a local disk",
                     str(lock_file),
                 ) from error
+
+
+def as_path(name: str, given: Any) -> Path:
+    """A path that a function of the package is given.
+
+    Args:
+        name: name of the argument, for the message.
+        given: the path. An empty one would be the current directory.
+
+    Raises:
+        UserError: it is empty or no path.
+    """
+    if isinstance(given, str | os.PathLike) and given != "":
+        return Path(given)
+    found = "an empty one" if given == "" else repr(given)
+    raise UserError(f"{name}: expected a path, got {found}")
 
 
 def cache_directory() -> Path:

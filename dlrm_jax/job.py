@@ -24,6 +24,7 @@ from jaxtyping import Float64
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import as_path
 from dlrm_jax.inference import vocabularies
 from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
 from dlrm_jax.inference.predictor import Predictor
@@ -123,7 +124,7 @@ class FittedModel:
             UserError: there are checkpoints, or it can't be written.
         """
         config, learner = self.predictor.config, self.predictor.learner
-        with owned(Path(workdir)) as directory:
+        with owned(as_path("workdir", workdir)) as directory:
             checkpoints = checkpoints_of(config, self.data, directory)
             if checkpoints.steps():
                 raise UserError(
@@ -184,8 +185,7 @@ def fit(
             f"data: expected a Dataset, the path of a directory of prepared arrays or of a raw "
             f"file, or None for generated examples, got a {type(data).__name__}"
         )
-    if workdir == "":
-        raise UserError("workdir: expected a directory, or None for no files, got an empty path")
+    directory = None if workdir is None else as_path("workdir", workdir)
     if not isinstance(mesh, Mesh | str):
         raise UserError(
             f"mesh: expected a jax.sharding.Mesh or a shape such as '2x4', got {mesh!r}"
@@ -201,18 +201,17 @@ def fit(
         shape = parse_mesh(mesh, "mesh")
         emulate_devices(shape[0] * shape[1])
     mesh = as_mesh(mesh)
-    new = is_new(None if workdir is None else Path(workdir))
+    new = is_new(directory)
     if new:
         _check_set(config)
     check_config(config, mesh)
     config, dataset = load_data(config, data)
-    config = with_saved_names(config, None if workdir is None else Path(workdir))
+    config = with_saved_names(config, directory)
     if new:
         check_effects(config, data)
         check_shared(config, dataset)
     learner = make_learner(config, mesh)
-    options = Options(workdir=None if workdir is None else Path(workdir))
-    outcome = run(config, dataset, learner, options)
+    outcome = run(config, dataset, learner, Options(directory))
     size = config.evaluation_batch_size
     shift = log_odds_shift(config, dataset.kept_negatives.get("train", 1.0))
     kept = dataset.directory, dataset.fingerprint, shift

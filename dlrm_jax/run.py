@@ -15,10 +15,12 @@ from dlrm_jax.backend import describe_devices
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.sample import evenly_spaced
+from dlrm_jax.embedding.kernel_dispatch import check_processes
 from dlrm_jax.files import write_text
 from dlrm_jax.inference import vocabularies
-from dlrm_jax.processes import check_same, is_process_0
+from dlrm_jax.processes import is_process_0
 from dlrm_jax.run_continued import Continued, ids_before, noted_continuation, shift_before
+from dlrm_jax.run_data import is_new
 from dlrm_jax.run_start import (
     Options,
     check_splits,
@@ -26,7 +28,6 @@ from dlrm_jax.run_start import (
     config_text,
     describe_run,
     first_state,
-    kernels_of,
 )
 from dlrm_jax.run_training import Say, Training
 from dlrm_jax.saved_config import VERSION_KEY, is_ours
@@ -82,16 +83,12 @@ def run(
         Interrupted: a signal came; the state was saved if there is a workdir.
     """
     inherited = bool(options.continue_from or options.evaluate_only)
-    absent = check_splits(config, data, inherited)
+    absent = check_splits(config, data, inherited, is_new(options.workdir))
     if absent:
         say(f"no examples for {' and '.join(absent)}: there are no metrics of them")
     if correction := correction_of(config, data.kept_negatives.get("train", 1.0)):
         say(correction)
-    check_same(
-        kernels_of(learner),
-        "build them on all machines, or on none, or give --kernels=jax: copies of a table must get "
-        "the same numbers",
-    )
+    check_processes(learner.mesh, learner.kernels_in_use)
     with contextlib.ExitStack() as opened:
         workdir, checkpoints, training = options.workdir, None, not options.evaluate_only
         if workdir:
@@ -173,7 +170,8 @@ def run(
                 state, best = checkpoints.restore_best(learner)
                 noted = evaluations_of(checkpoints.metadata(best))
             is_known = sample is data.validation and noted["validation"]
-            if is_known and not measures.has_tables:  # a checkpoint notes no tables
+            # A checkpoint notes no tables, and the metrics that were asked for then.
+            if is_known and measures.are_in(is_known) and not measures.has_tables:
                 metrics["validation"] = noted["validation"]
 
         tables.clear()  # of states before the chosen one
@@ -228,7 +226,7 @@ def _evaluated_before(
 
     It has no trained rows for values that came later: it is measured as it would be served.
     """
-    as_ids = ids_before(continued)
+    as_ids = ids_before(continued, data.bag_lengths)
     names = [name for name in ("validation", "test") if name not in absent]
     found = {name: metrics_of(state, data.splits[name], name, as_ids=as_ids) for name in names}
     return dataclasses.replace(continued, before=found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.vocabularies import find_kept
 from dlrm_jax.processes import on_process_0
-from dlrm_jax.saved_config import saved_fields, trained_config
+from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.continuing import continued_state
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -139,11 +139,17 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
             )
 
 
-def ids_before(continued: Continued) -> EarlierIds:
-    """What gives the ids of the model that is continued, as its own vocabularies make them."""
-    metadata = on_process_0(lambda: read_metadata(Path(continued.checkpoint)))
-    config = saved_fields(metadata["config"])
-    return EarlierIds(config["table_rows"], config["bag_lengths"])
+def ids_before(continued: Continued, bag_lengths: Sequence[int]) -> EarlierIds:
+    """What gives the ids of the model that is continued, as its own preparation makes them.
+
+    Args:
+        continued: checkpoint that the run continues.
+        bag_lengths: ids per example of each column of the new data, which has the same columns.
+    """
+    checkpoint = Path(continued.checkpoint)
+    metadata = on_process_0(lambda: read_metadata(checkpoint))
+    config = trained_config(checkpoint, metadata)
+    return EarlierIds(config.table_rows, config.table_bag_lengths, bag_lengths)
 
 
 def noted_continuation(given: Path | None, earlier: Mapping[str, Any] | None) -> Continued | None:
@@ -168,15 +174,21 @@ def noted_continuation(given: Path | None, earlier: Mapping[str, Any] | None) ->
 
 
 def verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """A sentence on whether an update is better than none, from metrics on the same examples."""
-    better = {
-        "auc": after["auc"] > before["auc"],
-        "log loss": after["log_loss"] < before["log_loss"],
+    """A sentence on whether an update is better than none, from metrics on the same examples.
+
+    A metric that isn't a number, as the AUC of examples of one class, says nothing.
+    """
+    pairs = {
+        name: (before[x], after[x])
+        for name, x in (("auc", "auc"), ("log loss", "log_loss"))
+        if not math.isnan(before[x] + after[x])
     }
-    pairs = (("auc", "auc"), ("log loss", "log_loss"))
-    numbers = ", ".join(f"{name} {before[x]:.5f} -> {after[x]:.5f}" for name, x in pairs)
-    if len(set(better.values())) == 1:
-        is_better = "better" if better["auc"] else "not better"
+    if not pairs:
+        return "no metric tells whether the update is better than none"
+    better = {name: now > was if name == "auc" else now < was for name, (was, now) in pairs.items()}
+    numbers = ", ".join(f"{name} {was:.5f} -> {now:.5f}" for name, (was, now) in pairs.items())
+    if len({*better.values()}) == 1:
+        is_better = "better" if all(better.values()) else "not better"
         return f"the update is {is_better} than none: {numbers}"
     of = {is_better: name for name, is_better in better.items()}
     return f"the update is better than none by {of[True]}, and not by {of[False]}: {numbers}"

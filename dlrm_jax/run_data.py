@@ -11,7 +11,7 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.check import check_ids, check_labels
 from dlrm_jax.data.chosen_labels import with_labels
 from dlrm_jax.data.dataset import load_dataset
-from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.directory import Findings, load_directory
 from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
@@ -87,15 +87,31 @@ def load_data(config: Config, source: Source, rule: str = "") -> tuple[Config, D
         return config, data
     data = source if isinstance(source, Dataset) else _read(Path(source), config.min_count, rule)
     data = with_labels(data, config.labels or data.labels)
+    check_data_settings(config, data)
+    for name, split in data.splits.items():
+        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
+    check_data_labels(config, data)
+    return for_data(config, data), data
+
+
+def check_data_settings(config: Config, data: Dataset) -> None:
+    """Checks that settings fit what a data set is, without reading its examples.
+
+    Raises:
+        UserError: one asks for labels, columns or ids that the data don't have, or has no effect
+            on them; the message names the field.
+    """
     check_label_settings(config, data.labels)
     unseen_ids(data, config.unseen_rate, config.seed)
     check_columns(config, data)
+
+
+def check_data_labels(config: Config, data: Dataset) -> None:
+    """Checks the labels of all splits, see `check_split_labels`."""
     for name, split in data.splits.items():
-        check_ids(split, data.table_rows, data.bag_lengths, name, data.id_ranges, data.columns)
         # All are read, 16 GB of Criteo's Terabyte: by one process for all of them.
         check = functools.partial(check_split_labels, config, split, name, data.labels)
         on_process_0(check)
-    return for_data(config, data), data
 
 
 def check_split_labels(config: Config, split: Split, name: str, labels: Sequence[str]) -> None:
@@ -117,6 +133,7 @@ def check_split_labels(config: Config, split: Split, name: str, labels: Sequence
 
 def _read(path: Path, min_count: int, rule: str) -> Dataset:
     if path.is_dir():
-        # All ids of a directory may have to be read: by one process for all of them.
-        return load_directory(path, on_process_0(lambda: load_directory(path).id_ranges))
+        # All files of a directory may have to be read: by one process for all of them.
+        findings = on_process_0(lambda: Findings.of(load_directory(path)))
+        return load_directory(path, Findings(*findings))
     return load_dataset(path, cache_directory() / "criteo", min_count, rule)

@@ -13,7 +13,6 @@ from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
-from dlrm_jax.native import library
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.run_continued import Continued, start_from
 from dlrm_jax.saved_config import VERSION, file_text, other_shapes
@@ -62,7 +61,9 @@ class Options:
 _WITHOUT_VALIDATION = Config()
 
 
-def check_splits(config: Config, data: Dataset, inherited: bool = False) -> list[str]:
+def check_splits(
+    config: Config, data: Dataset, inherited: bool = False, new: bool = True
+) -> list[str]:
     """The splits without examples: validation, test, both or neither.
 
     Args:
@@ -70,6 +71,7 @@ def check_splits(config: Config, data: Dataset, inherited: bool = False) -> list
         data: data set.
         inherited: whether the config is that of a checkpoint. Its ``best_metric`` may have been
             chosen for other data, and counts no more.
+        new: whether the run begins here.
 
     Raises:
         UserError: there are none for training, or the config needs those for validation.
@@ -79,31 +81,28 @@ def check_splits(config: Config, data: Dataset, inherited: bool = False) -> list
         raise UserError("train: expected at least one example, got none")
     if "validation" in absent:
         auc = dataclasses.replace(config, best_metric="auc")
-        check_unvalidated(auc if inherited else config)
+        check_unvalidated(auc if inherited else config, new and not inherited)
     return absent
 
 
-def check_unvalidated(config: Config) -> None:
+def check_unvalidated(config: Config, new: bool = True) -> None:
     """Checks that nothing in the config needs examples for validation.
+
+    Args:
+        config: config of the run.
+        new: whether the run begins here. Earlier versions took ``validation_examples``.
 
     Raises:
         UserError: something does.
     """
-    for name in ("target_auc", "patience", "plateau_factor", "best_metric"):
+    names = ("target_auc", "patience", "plateau_factor", "best_metric")
+    for name in (*names, "validation_examples") if new else names:
         found, without = getattr(config, name), getattr(_WITHOUT_VALIDATION, name)
         if found != without:
             raise UserError(
                 f"{name}: it needs examples for validation, and the data have none, got {found}; "
                 f"leave it out, or prepare data with a validation split"
             )
-
-
-def kernels_of(learner: Learner) -> dict[str, Any]:
-    """What lookups and updates run on, as `check_same` compares it: the machine's cache decides."""
-    used: dict[str, Any] = {f"kernels of {x}": y for x, y in learner.kernels_in_use.items()}
-    if "native" in used.values():
-        used["the library of native kernels"] = library.version()
-    return used
 
 
 def checkpoints_of(config: Config, data: Dataset, workdir: Path) -> Checkpoints:
@@ -178,10 +177,12 @@ def first_state(
             checkpoints.delete_superseded()  # the run may have been killed before it did
             say(f"resuming from step {step} in {checkpoints.directory}")
             return state, step, None
-        step = checkpoints.best() if options.evaluate_only == "best" else steps[-1]
+        best = checkpoints.best()
+        step = best if options.evaluate_only == "best" else steps[-1]
         if step is None:
             raise UserError(f"no checkpoint in {checkpoints.directory} was validated")
-        say(f"restoring step {step} from {checkpoints.directory}")
+        which = which_checkpoint(step, steps[-1], best)
+        say(f"restoring step {step} from {checkpoints.directory}: {which}")
         return checkpoints.restore(learner, step), step, None
     if options.evaluate_only:
         raise UserError(f"--eval_only: there is no checkpoint in {options.workdir}/checkpoints")
@@ -192,6 +193,14 @@ def first_state(
     if options.warm_start:
         return _warm(config, learner, data, options, say), None, None
     return learner.init(config.seed), None, None
+
+
+def which_checkpoint(step: int, latest: int, best: int | None) -> str:
+    """What an evaluated checkpoint is, and what the other one is that a user may have meant."""
+    if step == best:
+        return "the best checkpoint" + ", which is the latest, too" * (step == latest)
+    other = "" if best is None else f"; --checkpoint=best evaluates step {best}, as predict does"
+    return f"the latest checkpoint{other or ', as none was validated'}"
 
 
 def _warm(

@@ -24,6 +24,49 @@ Say = Callable[[str], None]
 """A function that shows a line of text to the user."""
 
 
+_MANY_EPOCHS = 20
+
+
+def length_warning(
+    config: Config, steps: int, per_epoch: int, examples: int, validated: bool
+) -> str | None:
+    """What to say of a run that may overfit: its many epochs, or that none of them can be chosen.
+
+    Args:
+        config: config of the run; epochs that it names itself are meant.
+        steps: steps of the run.
+        per_epoch: steps of an epoch.
+        examples: examples of an epoch.
+        validated: whether there is validation, which chooses the checkpoint.
+    """
+    every = config.eval_every
+    is_long = config.steps > 0 and steps > _MANY_EPOCHS * per_epoch
+    # In a single epoch no example comes twice, and the last step is as a rule the best.
+    chooses_last = validated and every >= steps > per_epoch
+    if not is_long and not chooses_last:
+        return None
+    parts = []
+    if is_long:
+        parts.append(
+            f"{steps:,} steps are {steps / per_epoch:,.0f} epochs of {examples:,} training "
+            f"examples, and a model may overfit"
+        )
+    if chooses_last:
+        parts.append(
+            f"with eval_every={every} only the last of {steps:,} steps can be the best; make "
+            f"eval_every smaller, such as {max(1, min(per_epoch, steps // 2))}"
+        )
+    elif validated and every:
+        parts.append(
+            f"evaluations every {every:,} steps choose among {-(-steps // every):,} checkpoints"
+        )
+    else:
+        parts.append(
+            "no evaluation chooses among the steps" if validated else "there is no validation"
+        )
+    return f"warning: {'; '.join(parts)}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """All that the training of a run needs but its state.
@@ -77,6 +120,10 @@ class Training:
         stopping = Stopping(config, steps, noted, self.say, self.record)
         last = resumed_from if resumed_from and stopping.reason else total
         self._tell_if_done(resumed_from, last, total, stopping.reason)
+        validated = bool(len(self.sample))
+        warning = length_warning(config, steps, batches.steps_per_epoch, len(data.train), validated)
+        if warning and resumed_from < last and not self.watch:
+            self.say(warning)
         sample = self.sample
         if sample is not data.validation:
             self.say(
@@ -101,12 +148,14 @@ class Training:
             record=self.record,
             is_enough=stopping,
         )
-        steps, speed = int(trained.state.step), trained.examples_per_second
-        if self.before and resumed_from == steps:  # killed in the final evaluation
-            speed = self.before.get("examples_per_second")
+        steps, speed = int(trained.state.step), self._speed(trained.examples_per_second)
         summary = {"steps": steps, "examples_per_second": speed, "stopped_early": steps < total}
         noted = {**stopping.noted, "validation": trained.validation}
         return trained.state, summary, noted
+
+    def _speed(self, measured: float | None) -> float | None:
+        """The speed; that of before the restart if no more than one step was left to train."""
+        return measured or (self.before or {}).get("examples_per_second")
 
     def record(self, step: int, split: str, metrics: Metrics) -> None:
         """Records the metrics of a step and a split."""
@@ -129,7 +178,7 @@ class Training:
         if due or (not self.watch and self.checkpoints.improves(validation)):
             if self.file:
                 self.file.flush()
-            known = {**self.notes, **stopping.noted, "examples_per_second": speed}
+            known = {**self.notes, **stopping.noted, "examples_per_second": self._speed(speed)}
             self.checkpoints.save(self.learner, state, known, validation)
         return True
 

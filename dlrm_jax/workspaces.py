@@ -92,6 +92,11 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_left(path: Path) -> bool:
+    """Whether a path is a workspace: one in use, or one that a killed process has left."""
+    return path.name.startswith(".") and path.name.endswith(_ENDING) and _is_workspace(path)
+
+
 def _is_workspace(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir():
         return False

@@ -58,10 +58,9 @@ def main() -> None:
 
     command("preprocess", f"--input={home}/log.parquet", f"--schema={home}/schema.json",
             f"--output={home}/log")  # fmt: skip
-    command("train", "--mesh=1x1", f"--data={home}/log", f"--workdir={home}/run",
+    command("train", f"--data={home}/log", f"--workdir={home}/run",
             "--batch_size=256", "--epochs=4")  # fmt: skip
-    latest = max((home / "run" / "checkpoints").iterdir())
-    command("predict", f"--checkpoint={latest}", f"--data={home}/new.parquet",
+    command("predict", f"--checkpoint={home}/run", f"--data={home}/new.parquet",
             f"--output={home}/p.csv", "--keys=shop,price")  # fmt: skip
 
     summary = json.loads((home / "run" / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""The main job: trains and evaluates DLRM, or another model, on Criteo-like data.
+"""The main job: trains and evaluates DLRM, or another model.
 
     python -m experiments.criteo --mesh=2x4
 

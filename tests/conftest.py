@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -101,3 +103,22 @@ def pytest_addoption(parser: pytest.Parser):
         metavar="K/N",
         help="also the tests that take long, or the K-th of N parts of them",
     )
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """A function after which nothing can be made in a directory, as in one of another user."""
+
+    def refusing(make: Callable[..., None], directory: Path) -> Callable[..., None]:
+        def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+            if path.is_relative_to(directory) and not path.is_dir():
+                raise PermissionError(13, "Permission denied", str(path))
+            make(path, *arguments, **options)
+
+        return refuse
+
+    def protect(directory: Path) -> None:
+        for name in ("mkdir", "touch"):
+            monkeypatch.setattr(Path, name, refusing(getattr(Path, name), directory))
+
+    return protect

@@ -235,3 +235,14 @@ def train(
         state, loss = jax.block_until_ready(step(state, batch))
         losses.append(float(loss))
     return state, np.array(losses)
+
+
+def with_one_wrong_copy(x: jax.Array) -> jax.Array:
+    """The same array, but for one number of the last device's copy."""
+    parts = [np.array(shard.data) for shard in x.addressable_shards]
+    parts[-1].reshape(-1)[0] += 1
+    return jax.make_array_from_single_device_arrays(
+        x.shape,
+        x.sharding,
+        [jax.device_put(p, s.device) for p, s in zip(parts, x.addressable_shards, strict=True)],
+    )

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dlrm_jax.cli import launch
-from dlrm_jax.console import status
+from dlrm_jax.console import once, status
 
 
 class Broken(io.StringIO):
@@ -30,6 +30,14 @@ def test_a_line_is_printed_at_once(capsys: pytest.CaptureFixture[str]):
     status("one", end=", ")
     status("two")
     assert capsys.readouterr().out == "one, two\n"
+
+
+def test_a_text_is_said_once():
+    said: list[str] = []
+    say = once(said.append)
+    for text in "abab":
+        say(text)
+    assert said == ["a", "b"]
 
 
 def test_letters_that_a_stream_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch):

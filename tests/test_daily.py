@@ -14,10 +14,12 @@ from day_logs import SCHEMA, write_day
 from dlrm_jax.cli.days_page import printed, write_page
 from dlrm_jax.config import Config
 from dlrm_jax.daily import Daily, DayLog, Entry
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.training.measures import measures_of
 from dlrm_jax.training.metrics import binary_metrics
 
 CONFIG = Config(
@@ -27,6 +29,7 @@ CONFIG = Config(
     batch_size=32,
     evaluation_batch_size=64,
     eval_every=0,
+    metrics=("gauc:user",),
 )
 
 
@@ -54,6 +57,7 @@ def test_each_day_is_tested_on_the_next_one(done: tuple[Path, list[DayLog], list
     assert (second["day"], second["tested_on"], second["rows"]) == ("day_1", "day_2", 128)
     assert (first["steps"], second["steps"]) == (4, 8)
     labels = pl.read_parquet(logs[2].path)["click"].to_numpy()
+    data = load_directory(workdir / "data" / "001-day_1")  # the groups of all models
     for name, run, noted in (
         ("updated", "001-day_1", "updated"),
         ("first", "000-day_0", "not_updated"),
@@ -64,6 +68,8 @@ def test_each_day_is_tested_on_the_next_one(done: tuple[Path, list[DayLog], list
         found = binary_metrics(np.log(predicted / (1 - predicted)), labels)
         for metric in ("auc", "log_loss", "calibration"):
             assert second[noted][metric] == pytest.approx(found[metric], rel=1e-5), name
+        found = measures_of(CONFIG, data)(np.log(predicted / (1 - predicted)), data.test)
+        assert second[noted]["gauc:user"] == pytest.approx(found["gauc:user"], rel=1e-5), name
     unknown = second["unknown_ids"]
     # Users 0 to 8 are known on the first day, 3 to 11 come on the second, 6 to 14 on the third.
     assert 0.05 < unknown["updated"] < unknown["not_updated"] < 0.4
@@ -113,6 +119,34 @@ def test_a_damaged_journal(done: tuple[Path, list[DayLog], list[Entry]], tmp_pat
         expected = r"days.json is damaged, or isn't of a loop over days: .*; give another workdir"
         with pytest.raises(UserError, match=expected):
             list(daily(logs, tmp_path)())
+
+
+def test_a_day_with_too_few_rows(
+    done: tuple[Path, list[DayLog], list[Entry]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It is named before a day trains. The last day, which is for test, needs one row."""
+    workdir, logs, _ = done
+    short = DayLog("short", write_day(tmp_path, 9, 31))
+    empty = DayLog("empty", write_day(tmp_path, 8, 0))
+    text = DayLog("text", tmp_path / "text.csv")
+    pl.read_parquet(short.path).write_csv(text.path)
+    refused = "has 31 rows, and a batch 32: .*; join it with the day before it or after it in one"
+    for given, message in (
+        ([*logs[:2], short, logs[2]], f"day short {refused}"),
+        ([text, *logs], f"day text {refused}"),
+        ([*logs, empty], "day empty has no rows: "),
+        ([*logs, empty, logs[0]], "day empty has 0 rows, and a batch 32: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(daily(given, tmp_path)())
+    said: list[str] = []
+    next(dataclasses.replace(daily([*logs, short], workdir), say=said.append)())
+    assert said[0].startswith("day short has 31 rows, and a batch 32: the loop can't go on after")
+    said.clear()
+    wide = dataclasses.replace(daily(logs, workdir), say=said.append)
+    monkeypatch.setattr("dlrm_jax.daily.count_rows", lambda *_: 0)
+    assert len(list(wide())) == 1, "days that are done aren't counted"
+    assert said == []
 
 
 def test_other_logs_and_settings_are_refused(done: tuple[Path, list[DayLog], list[Entry]]):

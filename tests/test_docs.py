@@ -224,7 +224,7 @@ def parsed() -> tuple[list[str], set[str]]:
             if module in OTHERS or module == "dlrm_jax COMMAND":
                 continue
             # Placeholders stand for any value; that there is such a flag is checked below.
-            lines[module].append([x for x in arguments if "…" not in x])
+            lines[module].append([x for x in arguments if "…" not in x and x != "--help"])
     answers = json.loads(
         run(["-W", "ignore", str(ROOT / "tests" / "parse_commands.py")], json.dumps(lines))
     )

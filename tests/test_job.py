@@ -8,22 +8,29 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from saved_run import CONFIG, examples
+from setups import with_one_wrong_copy
 
 import dlrm_jax
-from dlrm_jax import run_data
+from dlrm_jax import run_data, run_training
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Examples, Split
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.job import FittedModel
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
 from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
 from dlrm_jax.training.warm_start_checks import noted_start
 
@@ -75,6 +82,24 @@ def test_training_on_everything(tmp_path: Path):
     again = dlrm_jax.fit(config, data, workdir=tmp_path)
     assert again.summary["resumed_from"] == 4
     model.save(tmp_path / "saved")
+
+
+def test_copies_that_differ_end_a_fit_with_the_defaults(monkeypatch: pytest.MonkeyPatch):
+    def broken_step(learner: Learner) -> Callable[..., tuple[TrainState, jax.Array]]:
+        def step(state: TrainState, *_: object) -> tuple[TrainState, jax.Array]:
+            wrong = {name: with_one_wrong_copy(x) for name, x in state.embedding.tables.items()}
+            embedding = dataclasses.replace(state.embedding, tables=wrong)
+            return dataclasses.replace(state, embedding=embedding), jnp.zeros(())
+
+        return step
+
+    monkeypatch.setattr(run_training, "make_train_step", broken_step)
+    assert small().check_copies_every == Config().check_copies_every
+    config = small(epochs=1)
+    data = dataclasses.replace(data_set(), validation=examples(0), fingerprint="other")
+    names = r"table\(s\) C1 and of table\(s\) C2, C3"
+    with pytest.raises(CopiesDifferError, match=f"after step 4, the copies of {names} differ"):
+        dlrm_jax.fit(config, data, "2x1")
 
 
 def test_a_notebook_shows_it_in_one_line(fitted):
@@ -177,11 +202,16 @@ def test_a_run_with_no_step_left_keeps_its_speed(tmp_path: Path):
     again = dlrm_jax.fit(config, data_set(), "2x4", workdir=tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000008"]
     assert again.summary["resumed_from"] == first.summary["steps"]
-    assert again.summary["examples_per_second"] == first.summary["examples_per_second"] > 0
+    speed = first.summary["examples_per_second"]
+    assert again.summary["examples_per_second"] == speed > 0
     config, said = small(steps=5, epochs=1), []
     learner = again.predictor.learner
     run(config, again.data, learner, Options(tmp_path), said.append)
     assert said[1:] == ["the run has 8 steps of 5 already, and isn't trained further"]
+    # A single step more has no speed of its own, and its checkpoint notes the one before.
+    for _ in range(2):
+        outcome = run(small(steps=9), again.data, learner, Options(tmp_path), said.append)
+        assert outcome.summary["examples_per_second"] == speed
 
 
 def test_a_warm_start_is_noted_and_not_ignored_on_resumption(tmp_path: Path):
@@ -238,7 +268,8 @@ def test_generated_data():
         ({"data": "/no/such/file"}, "/no/such/file"),
         ({"data": (1, 2)}, "^data: expected a Dataset, .* got a tuple"),
         ({"data": {}}, "^data: expected a Dataset, .* got a dict"),
-        ({"workdir": ""}, "^workdir: expected a directory, .* got an empty path"),
+        ({"workdir": ""}, "^workdir: expected a path, got an empty one"),
+        ({"workdir": 3}, "^workdir: expected a path, got 3"),
         ({"config": "small"}, r"^config: expected a dlrm_jax.config.Config, .* got 'small'"),
         ({"config": {"steps": 1}}, r"^config: expected .* got {'steps': 1}"),
         ({"config": small(min_count=5)}, "^min_count: it has no effect without a raw file, got 5"),
@@ -299,3 +330,15 @@ def test_one_class_no_ids_and_a_checkpoint_that_is_never_due(tmp_path: Path):
     assert int(checkpoint.name) == written["steps"] == 2
     with pytest.raises(UserError, match="a batch of 64 needs at least as many training examples"):
         dlrm_jax.fit(dataclasses.replace(config, batch_size=64), data)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("", "an empty one"), (None, "None"), (3, "3"), (b"w", "b'w'")]
+)
+def test_what_is_no_path(given: Any, found: str):
+    message = f"expected a path, got {found}"
+    model = SimpleNamespace(predictor=SimpleNamespace(config=None, learner=None))
+    with pytest.raises(UserError, match=f"^workdir: {message}"):
+        inspect.unwrap(FittedModel.save)(model, given)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=f"^run_or_checkpoint: {message}"):
+        inspect.unwrap(Predictor.load.__func__)(Predictor, given)

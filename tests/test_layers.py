@@ -28,8 +28,24 @@ BELOW = {
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
     "native": {"errors", "files", "backend"},
-    "embedding": {"errors", "backend", "device_memory", "mesh", "native", "text_table"},
-    "artifact": {"errors", "files", "workspaces", "backend", "data", "native", "embedding"},
+    "embedding": {
+        "errors",
+        "backend",
+        "device_memory",
+        "mesh",
+        "native",
+        "processes",
+        "text_table",
+    },
+    "artifact": {
+        "errors",
+        "files",
+        "workspaces",
+        "backend",
+        "data",
+        "native",
+        "embedding",
+    },
     "training": {
         "errors",
         "files",
@@ -55,7 +71,7 @@ BELOW["inference"] = {*BELOW["training"], "training"}
 BELOW["serving"] = {*BELOW["inference"], "inference"}
 BELOW["run_continued"] = BELOW["run_data"] = {*BELOW["inference"], "inference"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
-BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training"}
+BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training", "run_data"}
 BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}

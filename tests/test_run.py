@@ -21,7 +21,7 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, Outcome
-from dlrm_jax.run_start import check_splits
+from dlrm_jax.run_start import check_splits, which_checkpoint
 from dlrm_jax.training import checkpoint, serialization
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import Learner
@@ -56,6 +56,7 @@ class Script:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, aucs: Mapping[int, float]):
         self.aucs, self.evaluated, self.factors = aucs, [], []
+        self.further: dict[str, float] = {}
         self.said: list[str] = []
         self._learner, self._step = trained()
         monkeypatch.setattr(module, "evaluate", self.evaluate)
@@ -74,11 +75,11 @@ class Script:
         splits = {id(split): name for name, split in DATA.splits.items()}
         name = splits.get(id(rows), f"some {len(rows)}")
         self.evaluated.append((name, step))
-        return {"auc": self.aucs[step] + (name == "test"), "examples": len(rows)}
+        return {"auc": self.aucs[step] + (name == "test"), "examples": len(rows)} | self.further
 
-    def run(self, workdir: Path | None, **changes: Any) -> Outcome:
+    def run(self, workdir: Path | None, options: Options | None = None, **changes: Any) -> Outcome:
         self.evaluated, self.factors, self.said = [], [], []
-        config, options = dataclasses.replace(CUT, **changes), Options(workdir)
+        config, options = dataclasses.replace(CUT, **changes), options or Options(workdir)
         return module.run(config, DATA, self._learner, options, self.said.append)
 
 
@@ -160,6 +161,18 @@ def test_a_run_whose_last_model_is_the_best_is_evaluated_once(
     assert of_test == ["test"]
 
 
+def test_a_run_that_has_ended_gets_a_metric_that_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = Script(monkeypatch, {1: 0.6, 2: 0.5})
+    script.run(tmp_path, steps=2)
+    script.run(tmp_path, steps=2)
+    assert ("validation", 1) not in script.evaluated, "its checkpoint notes it"
+    script.further = {"gauc:C1": 0.7}
+    summary = script.run(tmp_path, steps=2, metrics=("gauc:C1",)).summary
+    assert summary["validation"] == {"auc": 0.6, "examples": 90, "gauc:C1": 0.7}
+
+
 def test_without_files_the_last_model_is_given(monkeypatch: pytest.MonkeyPatch):
     script = Script(monkeypatch, {1: 0.6, 2: 0.5})
     outcome = script.run(None, steps=2)
@@ -178,6 +191,8 @@ def test_a_sample_of_a_large_validation_split(tmp_path: Path, monkeypatch: pytes
     ]  # fmt: skip
     assert outcome.summary["validation"]["examples"] == 90
     assert outcome.noted["validation"]["examples"] == 10, "to compare with, if the run goes on"
+    script.run(tmp_path, Options(tmp_path, evaluate_only="latest"), validation_examples=10)
+    assert any(line.endswith("=best evaluates step 1, as predict does") for line in script.said)
 
 
 def test_a_metric_that_is_not_a_number_chooses_no_model(
@@ -194,6 +209,7 @@ def test_a_metric_that_is_not_a_number_chooses_no_model(
     ("changes", "message"),
     [
         ({"best_metric": "log_loss"}, "best_metric: it needs examples .* got log_loss; leave it"),
+        ({"validation_examples": 9}, "validation_examples: it needs examples .* got 9; leave it"),
         ({"patience": 3}, "patience: it needs examples for validation, .* none, got 3; leave it"),
     ],
 )
@@ -202,5 +218,43 @@ def test_settings_that_need_validation(changes: dict[str, Any], message: str):
     assert check_splits(CONFIG, data) == ["validation"]
     with pytest.raises(UserError, match=message):
         check_splits(dataclasses.replace(CONFIG, **changes), data)
-    by_loss = dataclasses.replace(CONFIG, best_metric="log_loss")
+    sampled = dataclasses.replace(CONFIG, validation_examples=9)
+    assert check_splits(sampled, data, new=False) == ["validation"], "as earlier versions took it"
+    by_loss = dataclasses.replace(CONFIG, best_metric="log_loss", validation_examples=9)
     assert check_splits(by_loss, data, inherited=True) == ["validation"], "of the run before"
+
+
+def test_an_evaluation_says_which_checkpoint_it_is_of():
+    other = "the latest checkpoint; --checkpoint=best evaluates step 1, as predict does"
+    assert which_checkpoint(2, latest=2, best=1) == other
+    assert which_checkpoint(1, latest=2, best=1) == "the best checkpoint"
+    assert which_checkpoint(2, latest=2, best=2) == "the best checkpoint, which is the latest, too"
+    assert (
+        which_checkpoint(2, latest=2, best=None) == "the latest checkpoint, as none was validated"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "validated", "expected"),
+    [
+        ({"steps": 1000, "eval_every": 1000}, 1000, True, "1,000 steps are 37 epochs of 3,456 "
+         "training examples, and a model may overfit; with eval_every=1000 only the last of 1,000 "
+         "steps can be the best; make eval_every smaller, such as 27"),
+        ({"steps": 1000, "eval_every": 300}, 1000, True, "1,000 steps are 37 epochs of 3,456 "
+         "training examples, and a model may overfit; evaluations every 300 steps choose among 4 "
+         "checkpoints"),
+        ({"steps": 1000}, 1000, False, "1,000 steps are 37 epochs of 3,456 training examples, and "
+         "a model may overfit; there is no validation"),
+        ({"epochs": 2, "eval_every": 1000}, 54, True, "with eval_every=1000 only the last of 54 "
+         "steps can be the best; make eval_every smaller, such as 27"),
+        ({"steps": 540, "eval_every": 270}, 540, True, None),
+        ({"epochs": 40, "eval_every": 27}, 1080, True, None),
+        ({"epochs": 1, "eval_every": 1000}, 27, True, None),
+    ],
+)  # fmt: skip
+def test_a_run_that_may_overfit_says_so(
+    changes: dict[str, int], steps: int, validated: bool, expected: str | None
+):
+    config = dataclasses.replace(CONFIG, **{"steps": 0, "eval_every": 0, **changes})
+    found = run_training.length_warning(config, steps, 27, 3456, validated)
+    assert found == (expected and f"warning: {expected}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from served import encode_logs
 import dlrm_jax.run as run_module
 from dlrm_jax import run_continued, run_training
 from dlrm_jax.config import Config
-from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.arrays import ABSENT, Dataset, Split
 from dlrm_jax.data.directory import Metadata, load_directory
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.pipeline import preprocess
@@ -25,7 +26,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.vocabularies import read_values
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.run import Options, run
-from dlrm_jax.run_continued import check_data, start_from, verdict
+from dlrm_jax.run_continued import Continued, check_data, ids_before, start_from, verdict
 from dlrm_jax.saved_config import file_fields, is_ours
 from dlrm_jax.training.build import for_data, make_learner
 from dlrm_jax.training.evaluation import evaluate
@@ -190,6 +191,22 @@ def test_data_that_do_not_continue_are_refused(days: tuple[Path, Day, Day], tmp_
         check_data(tmp_path / "none", checkpoint, metadata)
 
 
+def test_bags_that_are_longer_now_are_read_as_the_earlier_model_would(
+    days: tuple[Path, Day, Day],
+):
+    """Its rows are those of its columns, and it reads as many ids of a bag as it has trained on."""
+    directory, first, _ = days
+    users, items, _ = first.config.table_rows
+    checkpoint = str(directory / "first" / "checkpoints" / "00000004")
+    as_ids = ids_before(Continued(checkpoint, checkpoint, 4, 0), (1, 1, 3))
+    assert users > items, "so that a wrong limit would be noticed"
+    ids = np.array([[items, 2, 3, 4, 5], [users, items, items, items, ABSENT]], np.int32)
+    expected = [[items, 2, 3, ABSENT, ABSENT], [0, 0, 0, ABSENT, ABSENT]]
+    assert as_ids(ids).tolist() == expected
+    as_ids = ids_before(Continued(checkpoint, checkpoint, 4, 0), (2, 1, 1))
+    assert as_ids(ids[:, [0, 1, 2, 3]]).tolist() == [[items, ABSENT, 3, 4], [0, ABSENT, 0, 0]]
+
+
 def test_labels_and_negatives_that_mean_something_else_are_refused(
     days: tuple[Path, Day, Day], tmp_path: Path
 ):
@@ -248,3 +265,13 @@ def test_a_run_leaves_its_config(days: tuple[Path, Day, Day]):
 def test_whether_an_update_is_better(after: tuple[float, float], text: str):
     found = verdict({"auc": 0.6, "log_loss": 0.4}, {"auc": after[0], "log_loss": after[1]})
     assert found.startswith(text)
+
+
+@pytest.mark.parametrize("auc", [(math.nan, 0.6), (0.6, math.nan)])
+def test_an_auc_that_is_not_a_number_says_nothing(auc: tuple[float, float]):
+    before, after = {"auc": auc[0], "log_loss": 0.4}, {"auc": auc[1], "log_loss": 0.3}
+    text = "the update is better than none: log loss 0.40000 -> 0.30000"
+    assert verdict(before, after) == text
+    assert verdict(after, before).startswith("the update is not better than none: log loss 0.3")
+    none = {"auc": math.nan, "log_loss": math.nan}
+    assert verdict(none, none) == "no metric tells whether the update is better than none"

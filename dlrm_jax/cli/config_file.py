@@ -24,7 +24,8 @@ def define_config_file() -> None:
         "config",
         None,
         "JSON file of settings, as `dlrm_jax search` writes one. They replace those of the preset, "
-        "and flags replace them; such as best.json.",
+        "and flags replace them. It counts as your own file: a class or function that it names is "
+        "imported; such as best.json.",
     )
 
 

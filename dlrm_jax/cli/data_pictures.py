@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from dlrm_jax.cli.pictures import (
     COMPACT,
@@ -23,10 +23,11 @@ from dlrm_jax.cli.pictures import (
 from dlrm_jax.data.statistics import Column, Day
 
 _MOST_LABELLED_DAYS = 31
+_MOST_DATES = 9
 
 
-def draw_labels(days: Sequence[Day]) -> Figure:
-    """Bars of the share of label 1, one for each day."""
+def draw_labels(days: Sequence[Day], names: Sequence[str]) -> Figure:
+    """Bars of the share of label 1, one for each day, which has a name."""
     figure, axes = new_axes(2.2)
     kinds = {"training": True, "only validation and test": False}
     for (name, trained), fill in zip(kinds.items(), FILLS, strict=True):
@@ -39,12 +40,15 @@ def draw_labels(days: Sequence[Day]) -> Figure:
             if day.examples:
                 label = f"{100 * day.label_rate:.1f}"
                 note(axes, label, (i, day.label_rate), (0, 2), ha="center")
-        ticks = [f"{i}\n{compact(day.examples)}" for i, day in enumerate(days)]
+        step = _step(names)
+        ticks = [
+            f"{'' if i % step else names[i]}\n{compact(day.examples)}" for i, day in enumerate(days)
+        ]
         axes.set_xticks(range(len(days)), ticks, size=8)
         axes.set(xlabel="day, and its number of examples", ylabel="share of label 1, %", yticks=[])
         axes.spines["left"].set_visible(False)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _name_days(axes, names)
         axes.yaxis.set_major_formatter(PERCENT)
         axes.set(xlabel="day", ylabel="share of label 1")
     axes.set_ylim(bottom=0)
@@ -68,7 +72,7 @@ def draw_frequencies(columns: Sequence[Column]) -> Figure:
     return figure
 
 
-def draw_unseen(unseen: Mapping[str, Sequence[float]]) -> Figure:
+def draw_unseen(unseen: Mapping[str, Sequence[float]], names: Sequence[str]) -> Figure:
     """Lines of the share of unseen values by day, one for each column, that of most first."""
     worst = sorted(unseen, key=lambda name: np.nan_to_num(unseen[name][-1]), reverse=True)
     curves = []
@@ -79,6 +83,17 @@ def draw_unseen(unseen: Mapping[str, Sequence[float]]) -> Figure:
     draw_lines(axes, curves, "columns")
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PERCENT)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _name_days(axes, names)
     axes.set(xlabel="day", ylabel="share of unseen values")
     return figure
+
+
+def _name_days(axes: Axes, names: Sequence[str]) -> None:
+    step = _step(names)
+    axes.set_xticks(range(0, len(names), step), names[::step])
+
+
+def _step(names: Sequence[str]) -> int:
+    """The days from one whose name is shown to the next: dates need more room than numbers."""
+    most = _MOST_LABELLED_DAYS if len(names[-1]) <= 3 else _MOST_DATES
+    return -(-len(names) // most)

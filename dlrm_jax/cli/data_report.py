@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.cli.data_pictures import draw_frequencies, draw_labels, draw_unseen
-from dlrm_jax.cli.page import Page
+from dlrm_jax.cli.page import Page, check_writable
 from dlrm_jax.cli.pictures import bars, percent
 from dlrm_jax.cli.split_table import split_rule, split_table
 from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.day_names import day_names
 from dlrm_jax.data.directory import METADATA, Metadata, load_directory
 from dlrm_jax.data.statistics import Column, Day, Statistics, measure
 from dlrm_jax.errors import UserError
@@ -28,20 +29,23 @@ def write_report(directory: Path, output: Path) -> None:
     TorchRec's scripts, what only our metadata tell is left out.
 
     Raises:
-        UserError: the data can't be read or are damaged, or the output is a directory.
+        UserError: the data can't be read or are damaged, or the output is a directory or can't be
+            written.
     """
     if not directory.is_dir():
         raise UserError(f"expected a directory of prepared data, there is none named {directory}")
     if output.is_dir():
         raise UserError(f"the report is one HTML file, got the directory {output}; give a name")
+    check_writable(output)
     dataset = load_directory(directory)
     metadata = Metadata.read(directory) if (directory / METADATA).exists() else None
     statistics = measure(dataset, metadata)
+    names = day_names(metadata, len(statistics.days))
 
     page = Page(f"Data report: {directory.resolve().name}")
     _overview(page, dataset, metadata, statistics)
     page.heading("Labels by day")
-    page.picture(draw_labels(statistics.days), "bars: the share of label 1 on each day")
+    page.picture(draw_labels(statistics.days, names), "bars: the share of label 1 on each day")
     if statistics.missing is not None:
         _missing(page, statistics.missing)
     page.heading("How often ids occur")
@@ -52,10 +56,10 @@ def write_report(directory: Path, output: Path) -> None:
     curves = "lines: lookups of each row by its rank, both logarithmic"
     page.picture(draw_frequencies(statistics.tables), curves)
     if unseen := _unseen_by_column(statistics.columns):
-        _unseen(page, unseen)
+        _unseen(page, unseen, names)
     _tables(page, statistics)
     _origin(page, dataset, metadata)
-    _days(page, statistics.days)
+    _days(page, statistics.days, names)
     page.write(output)
 
 
@@ -114,7 +118,7 @@ def _unseen_by_column(columns: Sequence[Column]) -> dict[str, tuple[float, ...]]
     return {column.name: column.unseen for column in columns if column.unseen is not None}
 
 
-def _unseen(page: Page, unseen: Mapping[str, tuple[float, ...]]) -> None:
+def _unseen(page: Page, unseen: Mapping[str, tuple[float, ...]], names: Sequence[str]) -> None:
     page.heading("Unseen values")
     last = {name: shares[-1] for name, shares in unseen.items() if shares[-1] > 0}
     if any(share > 0 for shares in unseen.values() for share in shares[:-1]):
@@ -123,7 +127,7 @@ def _unseen(page: Page, unseen: Mapping[str, tuple[float, ...]]) -> None:
             "those that only validation and test have."
         )
         picture = "lines: the share of unseen values by day, one for each column"
-        page.picture(draw_unseen(unseen), picture)
+        page.picture(draw_unseen(unseen, names), picture)
     elif last:
         page.text(
             "Values outside of the vocabulary share one row. Only the last day has any: the "
@@ -204,7 +208,7 @@ def _options(prefix: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str
             yield f"{prefix}{name}", "none" if value in (None, "") else str(value)
 
 
-def _days(page: Page, days: Sequence[Day]) -> None:
+def _days(page: Page, days: Sequence[Day], names: Sequence[str]) -> None:
     page.heading("Examples by day")
     ones = [[x for _, x in day.labelled.values()] or [day.positives] for day in days]
     counts = [
@@ -213,7 +217,7 @@ def _days(page: Page, days: Sequence[Day]) -> None:
     ]
     page.table(
         ["day", *_SPLITS, *([f"{x} 1" for x in days[0].labelled] or ["label 1"])],
-        [[str(i), *(f"{count:,}" for count in row)] for i, row in enumerate(counts)],
+        [[name, *(f"{count:,}" for count in row)] for name, row in zip(names, counts, strict=True)],
         ["all", *(f"{sum(column):,}" for column in zip(*counts, strict=True))],
     )
 

@@ -27,7 +27,7 @@ from dlrm_jax.cli.days_page import check_replaced, printed, write_page
 from dlrm_jax.cli.flags import FLAGS, mark_required, paths, refuse, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
-from dlrm_jax.daily import Daily, DayLog, Entry
+from dlrm_jax.daily import JOURNAL, Daily, DayLog, Entry
 from dlrm_jax.data.preprocessing.log_by_date import by_date
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
@@ -78,7 +78,7 @@ def main() -> None:
     check_replaced(workdir)
     schema = Schema.from_json(Path(FLAGS.schema)) if FLAGS.schema else CRITEO
     # Before a day is prepared, and also where all days are done.
-    check_unvalidated(config)
+    check_unvalidated(config, new=not (workdir / JOURNAL).exists())
     check_grouping(config, schema.categorical, schema.groups)
     preparation = Preparation(schema, min_count=config.min_count, max_rows=FLAGS.max_rows)
     mesh = start(FLAGS.mesh)
@@ -89,7 +89,7 @@ def main() -> None:
     config = dataclasses.replace(config, min_count=1)  # of the preparation
     check_config(config, mesh)
     status(f"mesh {FLAGS.mesh}: {describe_devices(mesh)}")
-    with owned(workdir):
+    with owned(workdir, JOURNAL):
         if len(given) == 1:
             given = by_date(given[0], schema, workdir / "logs")
         daily = Daily(named(given), preparation, config, mesh, workdir, status)

@@ -109,7 +109,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Reads a command line into `FLAGS`, and returns what are no flags, with the program's name.
 
     Raises:
-        UserError: a flag is unknown, or its value isn't of its type, not finite, or an empty text;
+        UserError: a flag is unknown, or its value isn't of its type, not finite or empty;
             a flag for a list is given twice.
     """
     try:
@@ -138,6 +138,12 @@ def parse(argv: Sequence[str]) -> list[str]:
             raise UserError(
                 f"--{flag.name} is given {flag.present} times, and only the last one would count; "
                 f"give it once, with commas between its values"
+            )
+        # As a file, an empty text would be the current directory.
+        if flag.present and isinstance(flag.value, list | tuple) and "" in flag.value:
+            raise UserError(
+                f"--{flag.name}: expected values with commas between them, got an empty one in "
+                f"{','.join(flag.value)!r}{such_as(flag)}"
             )
         # Such as an unset variable.
         if flag.present and flag.value in ("", [], ()) and not _may_be_emptied(flag):

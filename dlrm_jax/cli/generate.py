@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from dlrm_jax.cli.flags import FLAGS, define_numbers, refuse, refuse_unless, require
 from dlrm_jax.data.auc import auc, grouped_auc
+from dlrm_jax.data.formats.parquet import writing
 from dlrm_jax.data.generated.click_log import LABELS, SCHEMA, ClickLog
 from dlrm_jax.data.generated.example_files import write_arrays, write_raw
 from dlrm_jax.data.generated.example_stream import CHUNK, Chunk, ExampleStream
@@ -169,7 +170,9 @@ def write_log(directory: Path) -> None:
     for number, day in enumerate(
         tqdm(log.each_day(FLAGS.examples), total=FLAGS.days, disable=None)
     ):
-        day.frame.write_parquet(directory / f"day_{number}.parquet")
+        path = directory / f"day_{number}.parquet"
+        with writing(path):
+            day.frame.write_parquet(path)
         rates = [f"{day.frame[name].mean():.2%} {name}" for name in ("clicked", "purchased")]
         labels = day.frame["clicked"].to_numpy()
         purchases = day.frame["purchased"].to_numpy()

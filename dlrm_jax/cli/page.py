@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
+from dlrm_jax.workspaces import workspace
 
 _BEGIN = 200  # bytes
 _OURS = '<meta name="generator" content="dlrm_jax">'
@@ -160,6 +161,23 @@ def check_own(path: Path) -> None:
     check_file(path)
     if path.exists() and not _is_page(path):
         raise UserError(f"{path} exists, and this program didn't make it; move it or rename it")
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a report can be written, before the time that it takes; makes its directory.
+
+    Raises:
+        UserError: it can't.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with workspace(path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; give a directory that you can write to as "
+            f"--output"
+        ) from error
 
 
 def check_file(path: Path) -> None:

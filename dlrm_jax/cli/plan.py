@@ -131,7 +131,7 @@ def main() -> None:
         Path(given).parent.mkdir(parents=True, exist_ok=True)
     if FLAGS.output:
         with creating(Path(FLAGS.output)) as path:
-            path.write_text(plan.to_json())
+            path.write_text(plan.to_json(), encoding="utf-8")
         print(f"plan: {FLAGS.output}")
     if FLAGS.picture:
         save(draw_shards(found), FLAGS.picture, replace=False)

@@ -46,10 +46,12 @@ class PredictedLabels:
         self._names = [*labels] if len(labels) > 1 else [""]
         self._metrics = [StreamedMeasures(extra, shift) for _ in self._columns]
         self._shift, self._left_out, self.rows = shift, left_out, 0
+        self._is_weighted = False
 
     def add(self, part: Part) -> Iterator[pl.Series]:
         """Yields a column of probabilities for each label; counts the rows."""
         self.rows += len(part.logits)
+        self._is_weighted |= part.rows.days[0].sample_weights is not None
         shape = len(part.logits), len(self._columns)
         logits, labels = part.logits.reshape(shape), part.labels.reshape(shape)
         for i, (column, metrics) in enumerate(zip(self._columns, self._metrics, strict=True)):
@@ -80,9 +82,12 @@ class PredictedLabels:
         for name, metrics in known.items():
             if metrics.rows < self.rows:
                 whose = f" of {name}" if name else ""
+                weight = (
+                    ", or a weight that is no number of at least 0" if self._is_weighted else ""
+                )
                 status(
                     f"metrics{whose} of {metrics.rows:,} rows: the others have no label of 0 or "
-                    f"1, or a weight that is no number of at least 0"
+                    f"1{weight}"
                 )
         for line in self._left_out:
             status(line)

@@ -45,7 +45,7 @@ def chosen_metrics(model: PredictingModel) -> Chosen:
     inputs, asked = model.inputs, FLAGS.metrics is not None
     starts = np.cumsum([0, *inputs.bag_lengths[:-1]]).tolist()
     places = dict(zip(inputs.columns, starts, strict=True))
-    there, chosen, left_out = (*places, *_groups(model)), [], []
+    there, chosen, left_out = dict.fromkeys((*places, *_groups(model))), [], []
     for metric in extra_metrics(tuple(FLAGS.metrics) if asked else model.metrics):
         why = None
         if metric.column and metric.column not in there:

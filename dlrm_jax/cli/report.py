@@ -12,7 +12,8 @@ calibration, metrics by day and by slice, the importance of each feature, the ro
 settings and versions. It shows the best checkpoint by validation. ``--data`` names what the run was
 trained on, unless that was generated; without it, the page says what it leaves out.
 
-A page needs no other file and no network.
+``--output`` names another directory for them, such as for a run of another user. A page needs no
+other file and no network.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ flags.DEFINE_string(
     "file of the training; such as criteo.",
 )
 flags.DEFINE_string("run", None, "Workdir of a run to describe; such as runs/kaggle.")
+flags.DEFINE_string(
+    "output",
+    None,
+    "Directory of the page, if another one than the run's, or the data's without --run; such as "
+    "reports/kaggle.",
+)
 define_mesh()
 flags.DEFINE_integer("batch_size", 8192, "Rows predicted at a time; such as 65536.", 1)
 flags.DEFINE_integer(
@@ -61,9 +68,10 @@ def main() -> None:
     of_runs = ("mesh", "emulate", "batch_size", "examples", "permutations", "model")
     refuse_unless(FLAGS.run, "--run", *of_runs)
     data = Path(FLAGS.data) if FLAGS.data else None
+    output = Path(FLAGS.output) if FLAGS.output else None
     if not FLAGS.run:
         assert data
-        print(f"see {_describe_data(data)}")
+        print(f"see {_describe_data(data, output or data)}")
         return
     # Here, since they import JAX.
     from dlrm_jax.cli.run_report import write_run_report
@@ -80,15 +88,16 @@ def main() -> None:
         FLAGS.model,
         FLAGS.examples,
         FLAGS.permutations,
+        output,
     )
     print(f"see {page}, and its numbers in {page.with_suffix('.json')}")
 
 
-def _describe_data(data: Path) -> Path:
+def _describe_data(data: Path, output: Path) -> Path:
     from dlrm_jax.cli.data_report import write_report
     from dlrm_jax.cli.page import check_own
 
-    page = data / "report.html"
+    page = output / "report.html"
     check_own(page)
     write_report(data, page)
     return page

@@ -66,6 +66,11 @@ def measure_data(
         },
         "days": _by_day(scored, names.days or _numbered_days(data)),
         "slices": _slices(predictor, held_out, names),
+        "missing": [
+            {"feature": feature, "share": missing, "counts_as": names.counts_as(feature)}
+            for feature, missing in names.missing.items()
+            if missing
+        ],
         "importances": None,
     }
     if permutations:
@@ -139,7 +144,6 @@ def _slices(predictor: Predictor, rows: ScoredRows, names: ValueNames) -> list[_
         found += [{"feature": feature, "value": texts[x.value], **x.metrics} for x in slices]
     for each in by_range(rows, names.dense, _RANGES):
         assert isinstance(each.value, tuple)
-        found.append(
-            {"feature": each.feature, "value": names.range_of(*each.value), **each.metrics}
-        )
+        text = names.range_of(each.feature, *each.value)
+        found.append({"feature": each.feature, "value": text, **each.metrics})
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlrm_jax.cli import run_sections
@@ -102,10 +102,21 @@ def _curves(page: Page, numbers: _Json) -> None:
         page.text(f"Factor of the learning rate: {listed}.")
     if not validation:
         page.text("There was no validation.")
-    figure = draw_curves(record, numbers["best_step"], panels[:_PANELS])
+    label_weights = _label_weights(numbers, validation)
+    if len(label_weights) > 1:
+        page.text("Losses are the sum over the labels, each times its weight of --label_weights.")
+    figure = draw_curves(record, numbers["best_step"], panels[:_PANELS], label_weights)
     page.picture(figure, "lines: training loss and validation metrics by step")
     if left_out := panels[_PANELS:]:
         page.text(f"In metrics.jsonl alone: {', '.join(left_out)}.")
+
+
+def _label_weights(numbers: _Json, validation: Sequence[_Json]) -> dict[str, float]:
+    """The weight of each label in the loss, by what its metrics begin with."""
+    summary = numbers["summary"] or {}
+    labels = by_label(validation[-1] if validation else summary.get("train", {}))
+    weights = numbers["config"]["label_weights"] or [1.0] * len(labels)
+    return {f"{x}/" if x else "": weight for x, weight in zip(labels, weights, strict=False)}
 
 
 def by_label(metrics: _Json) -> dict[str, dict[str, Any]]:
@@ -118,11 +129,36 @@ def by_label(metrics: _Json) -> dict[str, dict[str, Any]]:
     return found
 
 
+def unread_rows(numbers: _Json) -> str:
+    """What the values are of rows that the training split never looks up."""
+    config, never = numbers["config"], "A row that training never reads keeps"
+    if config["table_l2"] and config["table_l2_rows"] == "all":
+        text = "table_l2_rows=all shrinks rows that training never reads, too."
+    elif numbers["continue_from"]:
+        text = (
+            f"{never} the values that it had in the run that this one continues; a new one keeps "
+            f"its initial values."
+        )
+    elif numbers["warm_start"]:
+        text = (
+            f"{never} the values of the warm start if that gives its table, or else its initial "
+            f"values."
+        )
+    else:
+        text = f"{never} its initial values."
+    if config["unseen_rate"]:
+        text += (
+            " By unseen_rate, training also reads the row of unseen values, which isn't counted "
+            "here."
+        )
+    return text
+
+
 def _tables(page: Page, numbers: _Json) -> None:
     page.heading("Tables")
     tables, has_data = numbers["tables"], numbers["data"] is not None
     reads = (
-        "A row that training never reads keeps the values that it began with."
+        unread_rows(numbers)
         if has_data
         else "Without the data it isn't known which rows training reads."
     )

@@ -35,20 +35,29 @@ _MOST_DAYS = 12  # whose names have room below the axis
 _PALE = "#cfcfcf"
 
 
-def draw_curves(record: Sequence[_Json], best_step: int | None, panels: Sequence[str]) -> Figure:
+def draw_curves(
+    record: Sequence[_Json],
+    best_step: int | None,
+    panels: Sequence[str],
+    label_weights: Mapping[str, float],
+) -> Figure:
     """Training loss and validation metrics by step, with cuts of the learning rate.
 
     Args:
         record: lines of the run's ``metrics.jsonl``.
         best_step: step of the best checkpoint; None if there is none.
         panels: metrics that get axes of their own, beside that of the loss.
+        label_weights: weight of each label in the loss, by what its metrics begin with.
     """
     columns = min(2, 1 + len(panels))
     rows = -(-(1 + len(panels)) // columns)
     figure, (loss, *others) = new_grid(0.3 + 2.3 * rows, rows, columns)
     validation = [x for x in record if x["split"] == "validation"]
-    _draw_training(loss, [x for x in record if x["split"] == "train"])
-    _draw_metric(loss, validation, "log_loss", "validation log loss")
+    of_labels = ", sum over labels" if len(label_weights) > 1 else ""
+    training = [x for x in record if x["split"] == "train"]
+    _draw_training(loss, training, f"training loss{of_labels or ', batches'}")
+    sums = [{"step": x["step"], "loss": _log_loss(x, label_weights)} for x in validation]
+    _draw_metric(loss, sums, "loss", f"validation log loss{of_labels}")
     loss.set_ylabel("loss")
     for axes, name in zip(others, panels, strict=False):
         _draw_metric(axes, validation, name, f"validation {name}")
@@ -71,11 +80,20 @@ def draw_curves(record: Sequence[_Json], best_step: int | None, panels: Sequence
     return figure
 
 
-def _draw_training(axes: Axes, lines: Sequence[_Json]) -> None:
+def _log_loss(line: _Json, label_weights: Mapping[str, float]) -> float | None:
+    """The log loss of validation, summed over the labels as the training loss is."""
+    losses = [line.get(f"{label}log_loss") for label in label_weights]
+    known = [x for x in losses if x is not None]
+    if len(known) < len(losses):
+        return None
+    return sum(x * weight for x, weight in zip(known, label_weights.values(), strict=True))
+
+
+def _draw_training(axes: Axes, lines: Sequence[_Json], label: str) -> None:
     steps = np.array([x["step"] for x in lines], float)
     losses = np.array([np.nan if x["loss"] is None else x["loss"] for x in lines], float)
     steps, losses = (_thinned(x, _MOST_POINTS) for x in (steps, losses))
-    axes.plot(steps, losses, color=_PALE, linewidth=0.8, zorder=1, label="training loss, batches")
+    axes.plot(steps, losses, color=_PALE, linewidth=0.8, zorder=1, label=label)
     if len(steps) > 2 * _SMOOTHED:
         smooth = (_thinned(x, _SMOOTHED) for x in (steps, losses))
         axes.plot(*smooth, color=SPLIT_COLOURS["train"], linewidth=1.5, label="its mean")

@@ -11,7 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from dlrm_jax.cli.data_of_run import data_of_run
-from dlrm_jax.cli.page import check_file, check_own
+from dlrm_jax.cli.page import check_file, check_own, check_writable
 from dlrm_jax.cli.run_files import read_lines, read_summary
 from dlrm_jax.cli.run_numbers import measure_data, measure_tables
 from dlrm_jax.cli.run_page import run_page
@@ -39,8 +39,9 @@ def write_run_report(
     model: str | None,
     most: int,
     permutations: int,
+    output: Path | None = None,
 ) -> Path:
-    """Writes ``report.html`` and ``report.json`` to the workdir of a run.
+    """Writes ``report.html`` and ``report.json`` to the workdir of a run, or to another directory.
 
     Args:
         run: workdir of the run, which may still go on.
@@ -51,15 +52,16 @@ def write_run_report(
         model: class of the model, if it is one of the user's own.
         most: largest number of rows of a split that are predicted.
         permutations: number of permutations of each feature.
+        output: directory of the files; None for the workdir.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: there is no checkpoint, the data are others, or files of these names aren't
-            those of an earlier report.
+        UserError: there is no checkpoint, the data are others, or the files can't be written
+            or would replace some that aren't those of an earlier report.
     """
-    page, file = run / "report.html", run / "report.json"
+    page, file = ((output or run) / name for name in ("report.html", "report.json"))
     _check_own(page, file)
     if not (run / "checkpoints").is_dir():
         raise UserError(f"run: expected the workdir of a run, {run} has no checkpoints/")
@@ -67,6 +69,7 @@ def write_run_report(
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
     check_model(checkpoint, config, model)
+    check_writable(page)
     dataset = data_of_run(config, metadata["identity"].get("data"), data, checkpoint)
     predictor = Predictor.load(checkpoint, mesh, batch_size, model)
     if predictor.vocabularies:

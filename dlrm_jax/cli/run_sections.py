@@ -118,6 +118,14 @@ def slices(page: Page, data: _Json) -> None:
             "deviations: beyond 3 it is hardly chance. The picture shows the slices that deviate "
             "most."
         )
+    if missing := [
+        f"{x['feature']}: {share(x['share'])} of all rows, which count as {x['counts_as']}"
+        for x in data["missing"]
+    ]:
+        page.text(
+            f"Missing numbers have no slice of their own. {'; '.join(missing)}. They are in the "
+            f"slice of that number."
+        )
     if not data["has_values"]:
         page.text("The run has no vocabularies, so values are shown as ids.")
     if data["are_probabilities"] and (worst := furthest(found)):

@@ -38,7 +38,7 @@ from dlrm_jax.run_data import load_data
 from dlrm_jax.saved_config import file_text
 from dlrm_jax.search.corners import valid_corners
 from dlrm_jax.search.grammar import parse_space
-from dlrm_jax.search.identity import Identity
+from dlrm_jax.search.identity import Identity, sources_of
 from dlrm_jax.search.space import Space, described
 from dlrm_jax.search.store import check_directory
 from dlrm_jax.search.study import Study
@@ -109,6 +109,7 @@ def main() -> None:
     mesh = start(FLAGS.mesh)
     if mesh.size == 1:
         refuse(["check_copies_every"], "on a mesh of one device, which has no copies")
+    sources = sources_of(config, space)  # as they are imported
     configs = valid_corners(space, config, mesh)
     if configs:
         check_read(configs)
@@ -122,7 +123,9 @@ def main() -> None:
     with_data = for_data(config, data)
     check_data(with_data, data)
     status(data.source)
-    identity = Identity(data.fingerprint, decisive(config, space), data.earlier_fingerprints)
+    identity = Identity(
+        data.fingerprint, decisive(config, space), data.earlier_fingerprints, sources
+    )
     study = Study(output, space, identity, is_better, FLAGS.sampler, FLAGS.prune, config.seed)
     status(f"{FLAGS.trials} trials of {', '.join(space.names)}; see {output}")
     if space.follows(config):

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.pictures import COLOURS, FILLS, bars, new_axes, new_grid, short
+from dlrm_jax.data.formats.parquet import writing
 from dlrm_jax.files import replacing
 from dlrm_jax.search.findings import Finding
 from dlrm_jax.search.space import Dimension, Space, shown
@@ -64,7 +65,7 @@ def write_tables(findings: Sequence[Finding], space: Space, metric: str, directo
     columns["reason"] = [each.reason or None for each in findings]
     frame = pl.DataFrame(columns, strict=False)
     for name, write in (("trials.parquet", frame.write_parquet), ("trials.csv", frame.write_csv)):
-        with replacing(directory / name) as temporary:
+        with replacing(directory / name) as temporary, writing(directory / name):
             write(temporary)
 
 

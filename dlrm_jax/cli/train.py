@@ -1,10 +1,12 @@
-"""Trains and evaluates DLRM, or another model, on Criteo-like data.
+"""Trains and evaluates DLRM, or another model, on a log of clicks, purchases or the like.
 
     python -m dlrm_jax train --mesh=2x4
+    python -m dlrm_jax train --data=log --workdir=runs/log
     python -m dlrm_jax train --data=train.txt --preset=kaggle --workdir=runs/kaggle
     python -m dlrm_jax train --data=tuesday --workdir=runs/tuesday --continue_from=runs/monday
 
-Without ``--data`` it generates examples whose best possible AUC is known; the first command
+``--data`` is a directory that ``dlrm_jax preprocess`` has made of any log, or a file of Criteo's.
+Without it, the command generates examples whose best possible AUC is known; the first command
 comes within 0.01 of it. Run the same command with the same workdir to resume, also on another mesh
 or in another number of processes. ``--continue_from`` continues a run on the data of the next day.
 """

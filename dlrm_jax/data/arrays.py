@@ -37,7 +37,7 @@ class Examples:
             example without one. They aren't features.
 
     Raises:
-        UserError: an array has another type or rank, or the arrays differ in length.
+        UserError: an array has another type or rank, or is masked, or the arrays differ in length.
     """
 
     dense: Float32[np.ndarray, "N D"]
@@ -54,6 +54,12 @@ class Examples:
         return cls(**others, groups=groups)
 
     def __post_init__(self) -> None:
+        for name, array in self._given.items():
+            if isinstance(array, np.ma.MaskedArray):  # as a plain view it would lose its mask
+                raise UserError(
+                    f"Examples.{name} must be a plain array, got a masked one; fill it, such as "
+                    f"ids.filled(-1) for absent ids"
+                )
         for name, array in self.arrays.items():
             dtypes, rank = _ARRAYS.get(name, ([np.int64], 1))
             several = name == "labels" and array.ndim == 2 and array.shape[1] > 1
@@ -91,13 +97,16 @@ class Examples:
 
         Gathering from np.memmap objects costs Python calls for every result.
         """
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        arrays |= {f"{_GROUP}{name}": codes for name, codes in self.groups.items()}
         return {
             name: array if isinstance(array, HStacked) else np.asarray(array)
-            for name, array in arrays.items()
+            for name, array in self._given.items()
             if array is not None
         }
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        groups = {f"{_GROUP}{name}": codes for name, codes in self.groups.items()}
+        return {name: getattr(self, name) for name in _ARRAYS} | groups
 
 
 _ARRAYS = {

@@ -94,7 +94,7 @@ def check_labels(
             good = (values >= 0) & (values <= 1) if soft else (values == 0) | (values == 1)
             expected = "a label of 0 to 1" if soft else "label 0 or 1"
             if values.ndim == 1:
-                _check_all(values, good, name, row, expected)
+                _check_one(values, good, name, row, expected, labels)
             else:
                 _check_several(values, good, name, row, expected, labels)
                 if chained:
@@ -114,41 +114,96 @@ def check_labels(
 
 
 class _BrokenChain:
-    """The rows in which a label is above one before it: how many, and the first."""
+    """The rows in which a label is above one before it, or missing where one before it is 0.
+
+    A missing label adds no loss, so a model would learn it from rows of one before it alone.
+    """
 
     def __init__(self):
-        self._rows, self._first, self._values = 0, 0, np.zeros(0)
+        self._above, self._missing = _Rows(), _Rows()
 
     def add(self, values: np.ndarray, first: int) -> None:
         """Counts rows of labels, [N, H], of which the first has this number."""
-        least = np.fmin.accumulate(values, axis=1)  # of those that are there
-        broken = (values[:, 1:] > least[:, :-1]).any(axis=1)
-        if not self._rows and broken.any():
-            row = int(np.argmax(broken))
-            self._first, self._values = first + row, values[row]
-        self._rows += int(broken.sum())
+        least = np.fmin.accumulate(values, axis=1)[:, :-1]  # of those that are there
+        later = values[:, 1:]
+        self._above.add(np.any(later > least, axis=1), values, first)
+        self._missing.add(np.any(np.isnan(later) & (least == 0), axis=1), values, first)
 
     def check(self, name: str, labels: Sequence[str]) -> None:
         """Raises a `UserError` if there are any."""
-        if not self._rows:
-            return
-        names = labels or [f"label {i}" for i in range(len(self._values))]
-        got = ", ".join(f"{x} {y:g}" for x, y in zip(names, self._values, strict=True))
-        raise UserError(
-            f"{name}, row {self._first} (from 0): expected labels of which each is 0 where one "
-            f"before it is, since the model's need each other in the order {', '.join(names)}; got "
-            f"{got}, and {self._rows:,} such rows in all. Correct them, give labels in the order "
-            f"in which they happen, or train another model"
-        )
+        if self._above.count:
+            found = self._above.values
+            names = labels or [f"label {i}" for i in range(len(found))]
+            got = ", ".join(f"{x} {y:g}" for x, y in zip(names, found, strict=True))
+            raise UserError(
+                f"{name}, row {self._above.first} (from 0): expected labels of which each is 0 "
+                f"where one before it is, since the model's need each other in the order "
+                f"{', '.join(names)}; got {got}, and {self._above.count:,} such rows in all. "
+                f"Correct them, give labels in the order in which they happen, or train another "
+                f"model"
+            )
+        if self._missing.count:
+            found = self._missing.values
+            names = labels or [f"label {i}" for i in range(len(found))]
+            before = int(np.argmax(found == 0))
+            after = before + int(np.argmax(np.isnan(found[before:])))
+            raise UserError(
+                f"{name}, row {self._missing.first} (from 0): expected 0 of {names[after]}, as "
+                f"{names[before]} is 0 and the model needs each label where one before it is 0; "
+                f"got nothing, and {self._missing.count:,} such rows in all. Fill in 0 in the log "
+                f"and prepare it again, or train another model, such as mmoe, which learns a label "
+                f"from the rows that have it"
+            )
 
 
-def _check_all(values: np.ndarray, good: np.ndarray, name: str, first: int, expected: str) -> None:
+class _Rows:
+    """Rows with a defect: how many, and number and labels of the first."""
+
+    def __init__(self):
+        self.count, self.first, self.values = 0, 0, np.zeros(0)
+
+    def add(self, bad: np.ndarray, values: np.ndarray, first: int) -> None:
+        if not self.count and bad.any():
+            row = int(np.argmax(bad))
+            self.first, self.values = first + row, values[row]
+        self.count += int(bad.sum())
+
+
+def _check_all(
+    values: np.ndarray,
+    good: np.ndarray,
+    name: str,
+    first: int,
+    expected: str,
+    remedy: str = "correct it, or leave this example out",
+) -> None:
     if not good.all():
         i = int(np.argmin(good))
         raise UserError(
-            f"{name}, row {first + i} (from 0): expected {expected}, got {values[i]:g}; correct "
-            f"it, or leave this example out"
+            f"{name}, row {first + i} (from 0): expected {expected}, got {values[i]:g}; {remedy}"
         )
+
+
+def _check_one(
+    values: np.ndarray,
+    good: np.ndarray,
+    name: str,
+    first: int,
+    expected: str,
+    labels: Sequence[str],
+) -> None:
+    if not labels or labels[0] == "label":  # without a name, or with this one
+        _check_all(values, good, name, first, expected)
+        return
+    of_label = f"{expected} of {labels[0]}"
+    # The label may be one of several in the log. Preparation for it alone takes no such row.
+    remedy = (
+        f"a model of {labels[0]} alone has nothing to learn from such rows. To leave them out, "
+        f'prepare the log with "label": "{labels[0]}" in the schema and --on_bad_line=skip; or '
+        f"train a model of several labels"
+    )
+    _check_all(values, good | ~np.isnan(values), name, first, of_label, remedy)
+    _check_all(values, good, name, first, of_label)
 
 
 def _check_several(

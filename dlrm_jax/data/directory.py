@@ -7,12 +7,13 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.day_files import DayFiles
+from dlrm_jax.data.formats.compression import sampled_hash
 from dlrm_jax.data.id_ranges import Ranges, find_ranges
 from dlrm_jax.data.memory import content_hashes
 from dlrm_jax.errors import UserError
@@ -193,7 +194,25 @@ def check_unchanged(directory: Path, fingerprint: str) -> None:
         raise UserError(f"{directory} was replaced by other data meanwhile; start again")
 
 
-def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Dataset:
+class Findings(NamedTuple):
+    """What reading all files of a directory has told, as JSON: one process finds it for others.
+
+    Attributes:
+        id_ranges: ranges of the ids, see `id_ranges`.
+        fingerprints: fingerprint of the data, then the earlier ones, as in `Dataset`.
+    """
+
+    id_ranges: Ranges
+    fingerprints: list[str]
+
+    @classmethod
+    def of(cls, data: Dataset) -> Findings:
+        """What was found when a directory was loaded."""
+        assert data.id_ranges is not None
+        return cls(data.id_ranges, [data.fingerprint, *data.earlier_fingerprints])
+
+
+def load_directory(directory: Path | str, findings: Findings | None = None) -> Dataset:
     """Maps the arrays of a directory into memory, read-only.
 
     Args:
@@ -201,7 +220,7 @@ def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Da
             `DayFiles`. Without ``metadata.json`` the last day is halved as TorchRec does it: the
             first half is for validation, the second for test. Bag lengths then follow from the
             shapes of the arrays, and rows of tables from the largest ids.
-        id_ranges: ranges of the ids, if another process has found them; see `id_ranges`.
+        findings: findings of process 0; without them, all files may be read.
 
     Raises:
         UserError: arrays are missing, cut short or don't fit each other or the description, or
@@ -209,10 +228,14 @@ def load_directory(directory: Path | str, id_ranges: Ranges | None = None) -> Da
     """
     directory = Path(directory)
     if not (directory / METADATA).exists():
-        return _load_torchrec(directory, id_ranges)
+        return _load_torchrec(directory, findings)
     metadata = Metadata.read(directory)
     days, bag_lengths = map_days(directory, metadata), metadata.bag_lengths
-    id_ranges = id_ranges or find_ranges(directory, days, bag_lengths, metadata.id_ranges)
+    id_ranges = (
+        findings.id_ranges
+        if findings
+        else find_ranges(directory, days, bag_lengths, metadata.id_ranges)
+    )
     check_unchanged(directory, metadata.fingerprint)
     inputs = ", ".join(file["path"] for file in metadata.made_from["inputs"])
     return Dataset(
@@ -254,7 +277,7 @@ def map_days(directory: Path, metadata: Metadata) -> list[DayFiles]:
     return days
 
 
-def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
+def _load_torchrec(directory: Path, findings: Findings | None) -> Dataset:
     names = [re.fullmatch(r"day_([0-9]+)_dense\.npy", path.name) for path in directory.iterdir()]
     numbers = sorted(int(name[1]) for name in names if name)
     unfinished = directory.suffix == ".partial" or (directory / VOCABULARIES).exists()
@@ -270,13 +293,17 @@ def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
     bag_lengths = widths if first.multi_hot else [1] * widths[0]
     for day in days:
         day.check_bags(bag_lengths, first.path.name)
-    id_ranges = id_ranges or find_ranges(directory, days, bag_lengths, {})
+    files = sorted(directory.glob("day_*.np[yz]"))
+    if findings is None:
+        id_ranges = find_ranges(directory, days, bag_lengths, {})
+        findings = Findings(id_ranges, _fingerprints(directory, files))
+    elif _of_samples(files) != findings.fingerprints[-1]:
+        raise UserError(
+            f"{directory} has other arrays here than in process 0; give all processes the same data"
+        )
+    id_ranges, fingerprints = findings
     last, rows = len(days) - 1, len(days[-1].examples)
     middle = (rows + 1) // 2
-    files = sorted(directory.glob("day_*.np[yz]"))
-    notes = content_hashes(directory, files)
-    # Earlier versions hashed times, which a copy doesn't keep, or 4 MiB of each file.
-    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     examples = sum(len(day.examples) for day in days)
     return Dataset(
         train=Split(tuple(day.examples for day in days[:-1])),
@@ -284,14 +311,24 @@ def _load_torchrec(directory: Path, id_ranges: Ranges | None) -> Dataset:
         test=_split(days, [[last, middle, rows]]),
         table_rows=tuple(1 + max(largest, 0) for _, largest in id_ranges),
         bag_lengths=tuple(bag_lengths),
-        fingerprint=_hash([[path.name, notes[path.name]["content"]] for path in files]),
-        earlier_fingerprints=(
-            _hash(stats),
-            _hash([[path.name, notes[path.name]["hash"]] for path in files]),
-        ),
+        fingerprint=fingerprints[0],
+        earlier_fingerprints=tuple(fingerprints[1:]),
         source=f"{examples:,} examples in {len(days)} days of arrays in {directory}",
         id_ranges=id_ranges,
     )
+
+
+def _fingerprints(directory: Path, files: list[Path]) -> list[str]:
+    """The fingerprint of arrays without a description, then those that earlier versions had."""
+    notes = content_hashes(directory, files)
+    # Earlier versions hashed times, which a copy doesn't keep, or 4 MiB of each file.
+    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    contents = [[path.name, notes[path.name]["content"]] for path in files]
+    return [_hash(contents), _hash(stats), _of_samples(files)]
+
+
+def _of_samples(files: list[Path]) -> str:
+    return _hash([[path.name, sampled_hash(path)] for path in files])
 
 
 def _hash(content: list[Any]) -> str:

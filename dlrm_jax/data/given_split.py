@@ -71,7 +71,9 @@ def _of_numbers(path: Path) -> UInt8[np.ndarray, " N"]:
                 f"{path}, {name}: expected row numbers, got {numbers.dtype} of shape "
                 f"{numbers.shape}"
             )
-    every = np.concatenate([numbers.astype(np.int64) for numbers in rows.values()])
+    # NumPy's empty arrays are of floats.
+    rows = {name: numbers.astype(np.int64) for name, numbers in rows.items()}
+    every = np.concatenate(list(rows.values()))
     count = len(every)
     outside = every[(every < 0) | (every >= count)]
     if len(outside) or len(np.unique(every)) < count:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.arrays import ABSENT, Dataset
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.preprocessing.vocabulary import FIRST_VALUE, UNSEEN
 from dlrm_jax.errors import UserError
@@ -56,18 +56,28 @@ class EarlierIds:
     """Gives the ids of vocabularies that have grown since, whose later values were unseen.
 
     Where rows were shared already, as ``max_rows`` made them, later values that share them stay.
+    Of a bag that is longer now, the ids that were kept then stay.
 
     Args:
         table_rows: rows of each column's table then.
-        bag_lengths: ids per example of each column.
+        earlier_lengths: ids per example of each column then.
+        bag_lengths: ids per example of each column in the ids that are given.
     """
 
-    def __init__(self, table_rows: Sequence[int], bag_lengths: Sequence[int]):
+    def __init__(
+        self,
+        table_rows: Sequence[int],
+        earlier_lengths: Sequence[int],
+        bag_lengths: Sequence[int],
+    ):
         self._ends = np.repeat(table_rows, bag_lengths)
+        places = [place for length in bag_lengths for place in range(length)]
+        self._is_cut = np.array(places) >= np.repeat(earlier_lengths, bag_lengths)
 
     def __call__(self, ids: Int32[np.ndarray, "b C"]) -> Int32[np.ndarray, "b C"]:
         """The ids that these examples had."""
-        return np.where(ids < self._ends, ids, np.int32(UNSEEN))
+        known = np.where(ids < self._ends, ids, np.int32(UNSEEN))
+        return np.where(self._is_cut, np.int32(ABSENT), known)
 
 
 def unseen_ids(data: Dataset, rate: float, seed: int) -> UnseenIds | None:

@@ -319,6 +319,8 @@ class EmbeddingCollection:
     ) -> EmbeddingState:
         """Makes a state from whole tables, one slab at a time so that little is in memory twice.
 
+        Processes do it together, so it is here that they compare the kernels that they would run.
+
         Args:
             source: function from a table to its ``"table"`` [rows, dim] and its slots ([rows],
                 [rows, dim] or []) by name. Missing arrays get initial values.
@@ -326,8 +328,9 @@ class EmbeddingCollection:
 
         Raises:
             UserError: an array has another shape or an unknown name, or a number of it doesn't fit
-                into the table's dtype.
+                into the table's dtype, or processes have different kernels.
         """
+        kernel_dispatch.check_processes(self.mesh, self.kernels_in_use)
         return table_io.from_arrays(self.axes, self.layout, source, seed)
 
     def iter_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:

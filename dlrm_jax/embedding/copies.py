@@ -21,7 +21,7 @@ from dlrm_jax.backend import backend_named
 from dlrm_jax.embedding.checksum import checksum
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.state import EmbeddingState
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import CopiesDifferError
 
 
 def of_tables(layout: Layout, state: EmbeddingState) -> dict[str, list[Array]]:
@@ -48,11 +48,11 @@ def check_copies(mesh: Mesh, arrays: Mapping[str, Sequence[Array]]) -> None:
             message. Random keys and complex numbers are compared by their bits, too.
 
     Raises:
-        UserError: copies differ; the message has the texts of their arrays.
+        CopiesDifferError: copies differ; the message has the texts of their arrays.
     """
     found = _unequal(mesh, arrays)
     if found:
-        raise UserError(
+        raise CopiesDifferError(
             f"the copies of {' and of '.join(found)} differ between devices, though all are "
             f"updated alike; {_remedy(mesh.devices.flat[0].platform)}, and if it happens again, "
             f"test the machine's memory"

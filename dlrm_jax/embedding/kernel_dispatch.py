@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dlrm_jax.embedding.layout import Block, Layout
 from dlrm_jax.embedding.slab import Slab
+from dlrm_jax.native import library
+from dlrm_jax.processes import check_same
 
 
 def has_native_lookup(block: Block) -> bool:
@@ -47,6 +51,33 @@ def kernels_in_use(layout: Layout, native: bool) -> dict[str, str]:
     lookups = {slab.name: slab.name in pooled for slab in layout.slabs}
     updates = {s.name: native and has_native_update(s) for s in layout.slabs if s.optimizer}
     return {"lookups": _summary(layout, lookups), "updates": _summary(layout, updates)}
+
+
+def check_processes(mesh: Mesh, used: Mapping[str, str]) -> None:
+    """Checks that all processes of a mesh run the same kernels; they compute it together.
+
+    Each machine's cache decides what it has, and other kernels round otherwise: the copies of a
+    table would drift apart. A mesh without some of the processes is not checked, as they might
+    never come here.
+
+    Args:
+        mesh: mesh of the tables.
+        used: result of `kernels_in_use`, or more of that kind.
+
+    Raises:
+        UserError: a process differs from process 0.
+    """
+    if len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
+        return
+    values: dict[str, str | None] = {f"kernels of {what}": kind for what, kind in used.items()}
+    if any("native" in kind for kind in used.values()):
+        values["the library of native kernels"] = library.version()
+    with jax.ensure_compile_time_eval():  # also where a user's jit makes the state
+        check_same(
+            values,
+            "build them on all machines, or on none, or choose the kernels jax (--kernels=jax): "
+            "copies of a table must get the same numbers",
+        )
 
 
 def _summary(layout: Layout, native: Mapping[str, bool]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from dlrm_jax.data.formats.parquet import writing
 from dlrm_jax.files import scratch_directory
 
 _SINKS = {".parquet": pl.LazyFrame.sink_parquet, ".csv": pl.LazyFrame.sink_csv}
@@ -33,15 +34,12 @@ def write_frames(frames: Iterable[pl.DataFrame], path: Path, suffix: str) -> Non
     Raises:
         OSError: the file can't be written.
     """
-    try:
-        with scratch_directory(path) as directory:
-            paths = []
-            for number, frame in enumerate(_joined(frames)):
-                paths.append(directory / f"{number}.parquet")
-                frame.write_parquet(paths[-1])
-            _SINKS[suffix](pl.scan_parquet(paths, glob=False), path)
-    except pl.exceptions.ComputeError as error:  # polars' error for a full disk
-        raise OSError(str(error)) from error
+    with writing(path), scratch_directory(path) as directory:
+        paths = []
+        for number, frame in enumerate(_joined(frames)):
+            paths.append(directory / f"{number}.parquet")
+            frame.write_parquet(paths[-1])
+        _SINKS[suffix](pl.scan_parquet(paths, glob=False), path)
 
 
 def unwritable(types: Mapping[str, Any], suffix: str) -> str | None:

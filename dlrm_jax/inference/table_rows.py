@@ -44,8 +44,8 @@ class TableRows:
         dim: numbers of a row.
         norms: smallest, median, 99 % quantile and largest of the rows' Euclidean norms.
         zero: number of rows that are zero.
-        unread: number of rows that the training split never looks up, so that they have their
-            initial values; None if the data aren't there.
+        unread: number of rows that the training split never looks up; None if the data aren't
+            there. Training with ``unseen_rate`` reads the row of unseen values besides.
         median_unread_norm: median norm of these rows; NaN without any.
         hot: rows that are read most, in descending order; none without the data.
     """

@@ -75,7 +75,7 @@ class Model(nnx.Module):
     A model with an option ``labels``, the names of the labels, takes several of them, H: it returns
     logits [B, H] in their order, and [B] if there is one. Where its class says
     ``chained_labels = True``, each label needs those before it, as a purchase needs a click: data
-    in which a label is above an earlier one are refused.
+    in which a label is above an earlier one, or missing where an earlier one is 0, are refused.
 
     In predictions an example's logit depends on that example alone. In training there may be layers
     such as `nnx.Dropout` and `nnx.BatchNorm`, which then has statistics of the whole batch.

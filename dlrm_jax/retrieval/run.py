@@ -21,10 +21,11 @@ from dlrm_jax.retrieval.batches import RetrievalBatches
 from dlrm_jax.retrieval.evaluation import Questions, VectorsOf, evaluate
 from dlrm_jax.retrieval.log_rows import last_rows, take
 from dlrm_jax.retrieval.ranking import Ranking
+from dlrm_jax.retrieval.settings import saved_settings
 from dlrm_jax.retrieval.step import make_retrieval_step
 from dlrm_jax.retrieval.task import Task
 from dlrm_jax.retrieval.vectors import Encoder
-from dlrm_jax.run_start import describe_run
+from dlrm_jax.run_start import check_unvalidated, describe_run
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
@@ -125,31 +126,38 @@ def run(
     fixed = {x: y for x, y in dataclasses.asdict(settings).items() if x not in _MAY_CHANGE}
     checkpoints = Checkpoints(
         workdir / "checkpoints",
-        {"data": _of_columns(data.fingerprint), **config.identity(), "retrieval": fixed},
+        {"data": _of_columns(data.fingerprint), "retrieval": fixed, **config.identity()},
         config.keep_checkpoints,
         f"recall@{settings.recall_at[0]}",
         [_of_columns(earlier) for earlier in data.earlier_fingerprints],
+        {"retrieval": saved_settings},
     )
     if not checkpoints.steps():
+        if "validation" not in task.questions:
+            # What else would need validation isn't read here, and a preset may have it.
+            check_unvalidated(Config(validation_examples=config.validation_examples))
         on_process_0(lambda: files.check_free(workdir))
     with contextlib.ExitStack() as opened:
         opened.enter_context(owned(workdir))
         checkpoints.prepare()
         if checkpoints.steps():
             state, resumed_from = checkpoints.restore_latest(learner)
+            trained_before = checkpoints.metadata(resumed_from)
             checkpoints.delete_superseded()  # the run may have been killed before it did
             say(f"resuming from step {resumed_from} in {checkpoints.directory}")
         else:
-            state, resumed_from = learner.init(config.seed), 0
+            state, resumed_from, trained_before = learner.init(config.seed), 0, {}
         record = opened.enter_context(Record(workdir / "metrics.jsonl", resumed_from))
         notes = describe_run(config, learner)
+        # For a run that has one step left, which has no speed, or none.
+        speed_before = trained_before.get("examples_per_second")
 
         def keep(
             state: TrainState, validation: Metrics | None, due: bool, speed: float | None
         ) -> bool:
             if due or checkpoints.improves(validation):
                 record.flush()
-                known = {**notes, "examples_per_second": speed}
+                known = {**notes, "examples_per_second": speed or speed_before}
                 checkpoints.save(learner, state, known, validation)
             return True
 
@@ -175,7 +183,7 @@ def run(
             keep=keep,
             record=record,
         )
-        state, speed = trained.state, trained.examples_per_second
+        state, speed = trained.state, trained.examples_per_second or speed_before
         best = checkpoints.best()
         steps = int(state.step)
         if best not in (None, steps):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_type_hints
+from collections.abc import Mapping
+from typing import Any, Literal, get_type_hints
 
 from dlrm_jax.config_fields import check_field, field
 from dlrm_jax.errors import UserError
@@ -66,3 +67,26 @@ class RetrievalSettings:
         for name in ("tower", "recall_at"):
             if not getattr(self, name):
                 raise UserError(f"{name}: expected at least one number, got none")
+
+
+# Fields that were added to `RetrievalSettings` after the first version of saved ones, each with the
+# value that means what was done before. It stays when the default changes.
+_ADDED: dict[str, Any] = {"table_learning_rate": 0.1}
+
+
+def saved_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint keeps, with those that are newer than it.
+
+    Args:
+        saved: fields of settings, as JSON gives them; some may be left out.
+
+    Raises:
+        UserError: a later version has written them.
+    """
+    known = {each.name for each in dataclasses.fields(RetrievalSettings)}
+    if unknown := saved.keys() - known:
+        raise UserError(
+            f"it was written by a later version of this program: it has the setting "
+            f"{', '.join(sorted(unknown))}, which this one lacks; use that version"
+        )
+    return {**_ADDED, **saved}

@@ -27,6 +27,8 @@ _OF_DATA = (
 _FIXED = {
     **dict.fromkeys(MAY_CHANGE - {"steps", "epochs"}, "it doesn't change what is learned"),
     **dict.fromkeys(_OF_DATA, "all trials have the same data"),
+    "labels": "all trials train the same labels, as results of different ones don't compare; make "
+    "a search for each",
     "shared_tables": "all trials have the same tables",
     "seed": "all trials have the same one",
     OPTIONS: "one option is searched, such as model_options.layers=1|2|3",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from dlrm_jax.config import Config
 from dlrm_jax.saved_config import saved_fields
 from dlrm_jax.search.space import Space
+from dlrm_jax.training.source_hash import source_hashes
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +24,20 @@ class Identity:
         data: fingerprint of the data.
         config: fields of the config that decide results and aren't in the space.
         earlier_data: fingerprints that earlier versions gave the same data.
+        sources: hashes of the user's own model classes, losses and metrics, by name; see
+            `dlrm_jax.training.source_hash`.
     """
 
     data: str
     config: Mapping[str, Any]
     earlier_data: tuple[str, ...] = ()
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def as_json(self, space: Space) -> dict[str, Any]:
         """Space and identity, as JSON gives them back."""
         dimensions = {each.name: dataclasses.asdict(each) for each in space}
         fields = {"space": dimensions, "data": self.data, "config": dict(self.config)}
-        return json.loads(json.dumps(fields))
+        return json.loads(json.dumps(fields | {"sources": dict(self.sources)}))
 
     def difference(self, found: Mapping[str, Any], space: Space) -> str | None:
         """The first thing in which a search that is there differs.
@@ -54,7 +62,24 @@ class Identity:
         for name in now:
             if before.get(name) != now[name]:
                 return f"{name} {_short(before.get(name))}, not {_short(now[name])}"
+        known = found.get("sources")
+        if known is None and self.sources:  # of an earlier version
+            _log.warning(
+                "the trials so far don't note the source of %s; if it has changed since, give "
+                "another output",
+                ", ".join(self.sources),
+            )
+        for name, source in self.sources.items():
+            if known and known.get(name) != source:
+                return f"another source of {name}"
         return None
+
+
+def sources_of(config: Config, space: Space) -> dict[str, str]:
+    """The hash of each model, loss and metric of the user's own that trials run."""
+    searched = {each.name: each.choices for each in space}
+    losses = searched.get("loss", (config.loss,))
+    return source_hashes(searched.get("model", (config.model,)), losses, config.metrics)
 
 
 def _short(value: Any) -> str:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import check_lockable
+from dlrm_jax.files import advice_on, check_lockable
 from dlrm_jax.search.findings import Finding, findings_of
 from dlrm_jax.search.identity import Identity
 from dlrm_jax.search.space import Space, Value
@@ -111,7 +111,7 @@ class Study:
         seed: seed of the sampler.
 
     Raises:
-        UserError: the directory has another search, or files of something else.
+        UserError: the directory has another search, or files of something else, or can't be locked.
     """
 
     def __init__(
@@ -131,7 +131,12 @@ class Study:
         self._distributions = {each.name: distribution(each) for each in space}
         check_directory(directory)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        check_lockable(directory / ".lock")
+        try:
+            check_lockable(directory / ".lock")
+        except OSError as error:
+            raise UserError(
+                f"output {directory} cannot be used: {error}{advice_on(error)}"
+            ) from error
         # One object, so that a process that has it may acquire it again.
         self._shared = FileLock(directory / ".lock")
         with self.shared():

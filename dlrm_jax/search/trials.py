@@ -14,10 +14,10 @@ from optuna import TrialPruned
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.files import delete_directory
 from dlrm_jax.run import Options, run
-from dlrm_jax.run_data import check_effects
+from dlrm_jax.run_data import check_data_labels, check_data_settings, check_effects
 from dlrm_jax.search.space import described
 from dlrm_jax.search.study import Study, Trial
 from dlrm_jax.training.build import check_config, make_learner
@@ -76,6 +76,9 @@ def _run(study: Study, setting: Setting, trial: Trial, say: Callable[[str], None
         config = study.space.config(setting.config, trial.values)
         check_config(config, setting.mesh)
         check_effects(config, setting.source)
+        check_data_settings(config, setting.data)
+        if {"loss", "model"} & {*study.space.names}:  # what labels may be depends on them
+            check_data_labels(config, setting.data)
         learner = make_learner(config, setting.mesh)
     except UserError as error:
         say(f"refused: {error}")
@@ -98,12 +101,17 @@ def _run(study: Study, setting: Setting, trial: Trial, say: Callable[[str], None
         say(f"pruned after step {last[0]} with {name} {last[1]:.5f}")
         trial.prune()
     except UserError as error:
-        if isinstance(error.__cause__, OSError):  # of the disk, not of the settings
+        # Of the disk or the machine, not of the settings.
+        if isinstance(error, CopiesDifferError) or isinstance(error.__cause__, OSError):
             raise
         say(f"failed: {error}")
         trial.give_up("failed", str(error))
+    except OSError:
+        raise
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
+            # Another process, or the next start, would resume it, and end like this one.
+            trial.give_up("failed", f"{type(error).__name__}: {error}")
             raise
         reason = f"a device has too little memory: {str(error).splitlines()[0]}"
         say(f"failed: {reason}")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Checkpoints:
         keep: number of latest checkpoints to keep; the best one is kept, too.
         best_metric: validation metric that decides which checkpoint is best.
         earlier_data: other values of "data" in the identity that mean the same data.
+        groups: functions for values of the identity that are groups of settings, by name. Each
+            takes what a checkpoint has of its group and gives that under the names of this version.
     """
 
     directory: Path
@@ -62,6 +64,9 @@ class Checkpoints:
     keep: int = 2
     best_metric: str = "auc"
     earlier_data: Sequence[str] = ()
+    groups: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending; some of them may be damaged."""
@@ -204,10 +209,7 @@ class Checkpoints:
         path = self._there.path(step)
         metadata = self.metadata(step)
         check_version(path, metadata)
-        identity = saved_fields(metadata["identity"])
-        for name, expected in self.identity.items():
-            found = json.loads(json.dumps(identity.get(name)))
-            expected = json.loads(json.dumps(expected))  # as it comes back from the file
+        for name, found, expected in self._identities(path, metadata["identity"]):
             if found == expected or (name == "data" and found in self.earlier_data):
                 continue
             if name == "data":
@@ -245,6 +247,20 @@ class Checkpoints:
         sums.check()  # all processes come to the same verdict
         return state
 
+    def _identities(self, path: Path, saved: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """Name, value in a checkpoint and value here of each setting, as JSON gives them."""
+        there, here = saved_fields(saved), _as_json(self.identity)
+        for name, expected in here.items():
+            found = _as_json(there.get(name))
+            if name not in self.groups:
+                yield name, found, expected
+                continue
+            try:
+                group = _as_json(self.groups[name](found if isinstance(found, dict) else {}))
+            except UserError as error:
+                raise UserError(f"checkpoint {path}: {error}") from error
+            yield from ((each, group.get(each), value) for each, value in expected.items())
+
     def metadata(self, step: int) -> dict[str, Any]:
         """The metadata of a checkpoint."""
         return on_process_0(lambda: read_metadata(self._there.path(step)))
@@ -258,6 +274,11 @@ class Checkpoints:
             UserError: its path isn't one that Orbax can use, or is of something else.
         """
         on_process_0(self._there.prepare)
+
+
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from a file."""
+    return json.loads(json.dumps(value))
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ import tqdm
 from dlrm_jax.console import status
 from dlrm_jax.data.batches import Batches
 from dlrm_jax.data.prefetch import Prefetch
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.processes import agreed, is_process_0
 from dlrm_jax.signals import Interrupted, deferred
 from dlrm_jax.training.learner import Learner, TrainState
@@ -158,8 +158,8 @@ def _due(step: int, interval: int) -> bool:
 def _compare_copies(learner: Learner, state: TrainState, step: int) -> None:
     try:
         learner.check_copies(state)
-    except UserError as error:
-        raise UserError(f"after step {step}, {error}") from error
+    except CopiesDifferError as error:
+        raise CopiesDifferError(f"after step {step}, {error}") from error
 
 
 def _finite(loss: jax.Array, step: int, sample_weights: jax.Array) -> float:

@@ -14,7 +14,7 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.groups import check_column, codes_of, first_places
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.extra_metrics import ExtraMetric, Scored, extra_metrics
-from dlrm_jax.training.label_metrics import label_metrics, no_metrics
+from dlrm_jax.training.label_metrics import label_metrics, no_metrics, prefix
 from dlrm_jax.training.losses import group_column
 from dlrm_jax.training.metrics import HIGHER_IS_BETTER, METRICS, binary_metrics, higher_is_better
 from dlrm_jax.training.sampling import log_odds_shift
@@ -65,6 +65,12 @@ class Measures:
     def numbers(self) -> tuple[str, ...]:
         """The names of a label's numbers besides ``examples``."""
         return (*METRICS, *(name for metric in self.extra for name in metric.numbers))
+
+    def are_in(self, found: Mapping[str, Any]) -> bool:
+        """Whether metrics of other measures, as of an earlier start, have all further ones."""
+        further = [name for metric in self.extra for name in metric.numbers]
+        names = [prefix(self.labels, label) + name for label in self.labels for name in further]
+        return all(name in found for name in names)
 
     def tables(
         self, logits: Float[np.ndarray, "N *_"], split: Split, kept_negatives: float = 1.0

@@ -60,7 +60,7 @@ def write_metadata(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
             f"cannot save the checkpoint: its metadata can't hold the {found}; validation metrics "
             f"must be numbers by name, or None"
         )
-    (checkpoint / _FILE).write_text(text)
+    (checkpoint / _FILE).write_text(text, encoding="utf-8")
 
 
 def _number(value: Any) -> Any:

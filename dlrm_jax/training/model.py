@@ -174,9 +174,15 @@ def unread(config: Config) -> dict[str, str]:
 
 def _own_options(config: Config, taken: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: kind for name, kind in taken.items() if name not in FIELD_TYPES}
-    names = ", ".join(own) or "none at all"
-    expected = f"NAME=VALUE with a name of {names}, which {config.model} has"
-    texts = read_settings("model_options", config.model_options, own, expected)
+    for item in config.model_options:  # the model comes first, as its flag's example may not fit
+        if not any(item.startswith(f"{name}=") for name in own):
+            raise UserError(
+                f"model_options: {config.model} has the options {', '.join(own)}; expected "
+                f"NAME=VALUE of one of them, got {item!r}"
+                if own
+                else f"model_options: {config.model} has no options, got {item!r}; leave it out"
+            )
+    texts = read_settings("model_options", config.model_options, own, "NAME=VALUE")
     values = {name: _parsed(name, text, own[name]) for name, text in texts.items()}
     parameters = inspect.signature(model_class(config).__init__).parameters
     for name in own:
@@ -197,7 +203,9 @@ def _parsed(name: str, text: str, kind: Any) -> Any:
             return _natural(text, 0)
         return float(text) if kind is float else text
     except (ValueError, KeyError):
-        raise UserError(f"model_options: expected {_readable(kind)}, got '{name}={text}'") from None
+        raise UserError(
+            f"model_options: {name}: expected {_readable(kind)}, got '{name}={text}'"
+        ) from None
 
 
 def _natural(text: str, lowest: int) -> int:

@@ -12,30 +12,36 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import locked, read_json, write_text
+from dlrm_jax.files import advice_on, locked, read_json, write_text
 from dlrm_jax.processes import is_process_0, on_process_0
 from dlrm_jax.training.retention import check_path
 
 _AT_THE_END = ("test", "test_of_last")
 """Splits whose metrics a run that goes on takes anew."""
 
+_KINDS = {"checkpoints": "a run", "days.json": "a loop over days", "study.sqlite3": "a search"}
+"""What has made a directory, by the name of a file or directory in it."""
+
 
 @contextmanager
-def owned(workdir: Path) -> Iterator[Path]:
+def owned(workdir: Path, own: str = "checkpoints") -> Iterator[Path]:
     """Context that makes a workdir and locks it for this run, all processes of it.
 
     Args:
         workdir: the directory, on a disk that all processes share.
+        own: name of what such a run has in its workdir. If it is there, others may be, too: earlier
+            versions mixed them.
 
     Yields:
         The directory.
 
     Raises:
         UserError: another run has locked it, it can't be made, a process doesn't see it, its path
-            isn't one that checkpoints can have, or prepared data or a user's own files are in it.
+            isn't one that checkpoints can have, or prepared data, results of another kind or a
+            user's own files are in it.
     """
     with ExitStack() as stack:
-        on_process_0(lambda: _own(workdir, stack))
+        on_process_0(lambda: _own(workdir, own, stack))
         if not workdir.is_dir():
             raise UserError(
                 f"workdir {workdir}: process 0 has locked it, but this process doesn't see it; "
@@ -44,9 +50,10 @@ def owned(workdir: Path) -> Iterator[Path]:
         yield workdir
 
 
-def _own(workdir: Path, stack: ExitStack) -> None:
+def _own(workdir: Path, own: str, stack: ExitStack) -> None:
     try:
         check_path(workdir)
+        _check_kind(workdir, own)
         _check_no_data(workdir)
         stack.enter_context(locked(workdir / ".lock", f"workdir {workdir}"))
         _check_results(workdir)
@@ -56,7 +63,16 @@ def _own(workdir: Path, stack: ExitStack) -> None:
             f"workdir {workdir}: expected a directory, got {found}; give another one"
         ) from error
     except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be used: {error}") from error
+        raise UserError(f"workdir {workdir} cannot be used: {error}{advice_on(error)}") from error
+
+
+def _check_kind(workdir: Path, own: str) -> None:
+    """Checks that files of different kinds of runs don't mix: they have the same names."""
+    for name, kind in _KINDS.items():
+        if (workdir / name).exists() and not (workdir / own).exists():
+            raise UserError(
+                f"workdir {workdir} is that of {kind}: it has {name}; give another workdir"
+            )
 
 
 def _check_results(workdir: Path) -> None:
@@ -148,7 +164,7 @@ class Record:
     @contextmanager
     def _open(self) -> Iterator[TextIO]:
         try:
-            with open(self.path, "a", opener=_existing) as file:
+            with open(self.path, "a", encoding="utf-8", opener=_existing) as file:
                 yield file
         except OSError as error:
             raise UserError(
@@ -170,7 +186,7 @@ def read_record(path: Path) -> list[dict[str, Any]]:
     A run may still be writing it. Lines that are cut off or damaged are left out.
     """
     # What a crash of the machine has damaged isn't always text.
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace", encoding="utf-8").splitlines() if path.exists() else []
     return [entry for line in lines if (entry := _entry(line))]
 
 
@@ -190,7 +206,7 @@ def _entry(line: str) -> Any:
 
 def _check_own(path: Path) -> None:
     """Checks that all lines are of runs; a crash may have damaged some, and cut off the last."""
-    text = path.read_text(errors="replace") if path.exists() else ""
+    text = path.read_text(errors="replace", encoding="utf-8") if path.exists() else ""
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         is_damaged = "\0" in line or "\ufffd" in line
         is_cut_off = not line.endswith("\n") and '{"step": '.startswith(line[:9])

@@ -9,8 +9,8 @@ The learning rate of each model and optimizer is searched on the validation spli
 Without ``--data``, examples are generated, and the AUC of the teacher that made them is the best
 there is; ``--teacher=additive`` makes them without interactions. The second command is figure 5 of
 the DLRM paper. ``dcn_v2:rank=8:layers=2`` is a model with its options. If it is interrupted, run
-the same command with the same workdir again to resume. Trials of a ``MODULE:CLASS`` are done again
-when its module has changed, or what that imports from beside it.
+the same command with the same workdir again to resume. Trials of a class or loss ``MODULE:NAME``
+are done again when its module has changed, or what that imports of yours.
 """
 
 from __future__ import annotations

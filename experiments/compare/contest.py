@@ -21,6 +21,7 @@ from dlrm_jax.text_table import text_table
 from dlrm_jax.training.build import check_table_settings, make_learner
 from dlrm_jax.training.model import takes_several
 from dlrm_jax.training.record import owned, to_json
+from dlrm_jax.training.source_hash import source_hashes
 from experiments.compare.results_page import columns, rows_of, write_page
 from experiments.compare.tasks import Task
 from experiments.compare.trials import RATES, Contender, Result, Study
@@ -88,6 +89,7 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
     contenders = [Contender(model, name) for model in models for name in FLAGS.optimizers]
     # In the shape of the first one: what the preset's own model demands may be wrong for all.
     config = overridden(dataclasses.replace(base, model=contenders[0].model, model_options=()))
+    source_hashes([each.model for each in contenders], [config.loss])  # as they are imported
     check_read([each.config(config, 1.0, 0) for each in contenders])
     return contenders, config
 
@@ -96,7 +98,7 @@ def asked(base: Config) -> tuple[list[Contender], Config]:
 def locked_workdir(program: str) -> Iterator[Path]:
     """Makes and locks the workdir of the flags, by default a new one of the program's name."""
     directory = chosen_workdir(program)
-    with owned(directory):
+    with owned(directory, "results.json"):
         print(f"workdir {directory}")
         yield directory
 

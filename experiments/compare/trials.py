@@ -1,6 +1,7 @@
 """Trials of a comparison: each trial is stored as a JSON file and isn't run again.
 
-A trial of a user's model class is run again when its source has changed, see `model_source`.
+A trial of a user's own model class or loss is run again when its source has changed since, see
+`dlrm_jax.training.source_hash`. What counts is the source when the comparison started.
 
 All trials of a study have the same data, tables, batches and steps. The learning rate is chosen
 for each model and optimizer on the validation split with the first seed; the other seeds use it,
@@ -27,16 +28,16 @@ from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
 from dlrm_jax.embedding.optimizer import OPTIMIZERS
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import CopiesDifferError, UserError
 from dlrm_jax.files import read_json, write_text
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.loop import Intervals, Metrics, train
 from dlrm_jax.training.record import to_json
+from dlrm_jax.training.source_hash import source_hashes
 from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks.roofline import device_bytes, matrix_flops
-from experiments.compare.model_source import source_hash
 from experiments.compare.tasks import Task
 
 RATES: dict[str, tuple[float, ...]] = dict.fromkeys(OPTIMIZERS, (0.001, 0.01, 0.1)) | {
@@ -138,8 +139,8 @@ class Study:
         identity = {"data": self.task.data.fingerprint, "evaluations": self.evaluations,
                     "mesh": dict(self.mesh.shape), "steps": config.steps,
                     "epochs": config.epochs, **config.identity()}  # fmt: skip
-        if source := source_hash(config.model):
-            identity["source"] = source
+        if sources := source_hashes([config.model], [config.loss]):
+            identity["sources"] = sources
         key = hashlib.blake2b(to_json(identity).encode(), digest_size=8).hexdigest()
         path = self.directory / f"{config.model}-{config.optimizer}-{config.seed}-{key}.json"
         if found := _finished(path):
@@ -212,11 +213,18 @@ def run_trial(config: Config, task: Task, mesh: Mesh, evaluations: int) -> dict[
         return metrics["validation"]
 
     try:
-        intervals = Intervals(log=0, evaluate=-(-steps // evaluations), checkpoint=0)
+        intervals = Intervals(
+            log=0,
+            evaluate=-(-steps // evaluations),
+            checkpoint=0,
+            check_copies=config.check_copies_every,
+        )
         trained = train(
             learner, step, state, batches, steps, intervals,
             validate=validate, keep=lambda *_: False, record=lambda *_: None,
         )  # fmt: skip
+    except CopiesDifferError:
+        raise
     except UserError as error:  # a diverged trial has lost; the others continue
         result["diverged"] = str(error)
         return result

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from page_reader import read
 
+from dlrm_jax.cli import data_report
 from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli.data_report import write_report
 from dlrm_jax.cli.page import Page
@@ -83,6 +84,19 @@ def test_the_table_of_tables_holds_what_it_says(tmp_path):
     assert cells[0]["MiB at width\u00a0128"] == f"{27 * 129 * 4 / 2**20:.2f}"
     assert cells[3]["MiB at width\u00a016"] == "<0.01"
     assert cells[3]["ids per example"] == "1.00"
+
+
+def test_days_have_their_dates(tmp_path: Path):
+    times = [f"2026-0{1 + i // 4}-{(31, 1)[i // 4]:02}" for i in range(8)]
+    log = {"y": [0, 1] * 4, "a": [1, 1, 2, 2, 1, 3, 4, 2], "time": times}
+    pl.DataFrame(log).write_csv(tmp_path / "log.csv")
+    options = Options(Schema("y", ("a",), timestamp="time"), split="time:1d,0d")
+    preprocess([tmp_path / "log.csv"], tmp_path / "data", options)
+    write_report(tmp_path / "data", tmp_path / "report.html")
+    page, pictures = read(tmp_path / "report.html")
+    dates = ["2026-01-31", "2026-02-01"]
+    assert [row[0] for row in page.rows[-3:]] == [*dates, "all"]
+    assert set(dates) <= {text.partition("\n")[0] for text in pictures[0]}
 
 
 def torchrec(directory: Path, days: int = 2) -> Path:
@@ -168,3 +182,17 @@ def test_a_page_of_a_user_stays(program, tmp_path):
     Page("of an earlier report").write(page)
     with pytest.raises(UserError, match="expected a metadata"):  # the data, which come next
         program.main()
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)
+def test_data_of_another_user_have_their_page_elsewhere(program, tmp_path, read_only, monkeypatch):
+    directory, output = torchrec(tmp_path / "arrays"), tmp_path / "new" / "here"
+    read_only(directory)
+    cli_flags.parse(["report", f"--data={directory}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(data_report, "measure", None)  # it isn't called
+        with pytest.raises(UserError, match=r"cannot write .*html: Perm.*; give .* as --output"):
+            program.main()
+    cli_flags.parse(["report", f"--data={directory}", f"--output={output}"])
+    program.main()
+    assert [path.name for path in output.iterdir()] == ["report.html"]

@@ -31,7 +31,14 @@ DAYS = pytest.mark.parametrize("program", ["dlrm_jax.cli.days"], indirect=True)
         ("--input={log} --workdir=w --loss=pairwise:nope", "loss: pairwise:nope groups by 'nope'"),
     ],
 )  # fmt: skip
-def test_what_is_refused(program: ModuleType, flags: str, message: str, tmp_path: Path):
+def test_what_is_refused(
+    program: ModuleType,
+    flags: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)  # what isn't refused makes its workdir
     log, config = tmp_path / "log.parquet", tmp_path / "config.json"
     log.touch()
     config.write_text('{"table_rows": [3]}')

@@ -99,6 +99,7 @@ def test_the_config_gives_sections_sentences_and_defaults(program: ModuleType):
         ("--eval_only=x", "--eval_only: expected true or false, got 'x'"),
         ("--eps=inf", "--eps: expected a finite number, got inf"),
         ("--class_weights=1,nan", "--class_weights: expected a finite number, got nan"),
+        ("--frozen_tables=a,", "--frozen_tables: expected values with commas between them, got .*"),
         ("--workdir=", "--workdir: expected a value, got an empty one; such as --workdir=.*"),
         ("--plan=", "--plan: expected a value, got an empty one; such as --plan=plan.json"),
         ("--processes=0", "--processes: expected an integer of at least 1, got '0'; such as .*=2"),

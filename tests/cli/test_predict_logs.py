@@ -94,12 +94,13 @@ def test_labels_of_some_rows_and_files_of_two_kinds(
     found = pl.read_parquet(tmp_path / "p.parquet")
     assert found["id"].to_list() == [7] * 100 + [2**40] * 220
     assert found["probability"][100:210].equals(found["probability"][210:])
-    assert "metrics of 110 rows: the others have no label" in capsys.readouterr().out
+    assert "metrics of 110 rows: the others have no label of 0 or 1\n" in capsys.readouterr().out
 
 
 REFUSED = {
     "keys: {bad} has no column 'user'; its columns are click, day, age": ("{bad}", "user"),
     "--keys: 'page' is given twice": ("{bad}", "page,page"),
+    "keys: '^p$' is a pattern to Polars": ("{bad}", "^p$"),
     "--keys: 'probability' is the name of the predictions": ("{bad}", "probability"),
     "--keys has no effect with a directory": (str(PREVIOUS / "data"), "page"),
     "--keys has no effect without --data": ("", "page"),

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli import run_sections
 from dlrm_jax.cli.page import Page
 from dlrm_jax.cli.run_files import read_lines
-from dlrm_jax.cli.run_page import by_label, run_page
+from dlrm_jax.cli.run_page import by_label, run_page, unread_rows
+from dlrm_jax.cli.run_pictures import draw_curves
 from dlrm_jax.cli.run_report import write_run_report
 from dlrm_jax.config import Config
 from dlrm_jax.data.preprocessing.options import Options
@@ -28,6 +30,7 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.permutation import importances
+from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.scored_rows import score
 from dlrm_jax.inference.slices import by_day
 from dlrm_jax.job import FittedModel
@@ -70,7 +73,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "label": (rng.random(ROWS) < np.array([0.9, 0.3, 0.1])[shops]).astype(int),
             SHOP: [VALUES[i] for i in shops],
             VIEWED: [rng.integers(0, 9, rng.integers(0, 4)).tolist() for _ in range(ROWS)],
-            PRICE: rng.integers(1, 100, ROWS),
+            PRICE: [None if i < 7 else x for i, x in enumerate(rng.integers(1, 100, ROWS))],
             "time": [first + datetime.timedelta(days=i * DAYS / ROWS) for i in range(ROWS)],
         }
     )
@@ -99,6 +102,7 @@ def test_the_page_shows_everything_as_text(run: Run):
     assert "mean prediction" in calibration
     assert {"2026-01-30", "2026-02-05", "train", "validation", "test"} <= set(days)
     assert {SHOP, VIEWED, PRICE} <= set(important)
+    assert f"no slice of their own. {PRICE}: 1.0% of all rows, which count as 0." in page.text
     assert any(text.startswith(f"{SHOP} = ") for text in slices)
     rows = {row[0]: row for row in page.rows}
     assert rows["learning_rate"] == ["learning_rate", "0.1", "0.03"]
@@ -221,6 +225,39 @@ def test_a_run_that_continues_shows_what_it_began_with(run: Run, tmp_path: Path)
     assert ["continues", "step 7 of runs/monday/checkpoints/00000007"] in rows
 
 
+@pytest.mark.parametrize(
+    ("config", "start", "text"),
+    [
+        ({}, {}, "A row that training never reads keeps its initial values."),
+        ({"table_l2": 0.1}, {}, "A row that training never reads keeps its initial values."),
+        (
+            {"table_l2": 0.1, "table_l2_rows": "all"},
+            {"continue_from": {"checkpoint": "c", "step": 7}},
+            "table_l2_rows=all shrinks rows that training never reads, too.",
+        ),
+        (
+            {},
+            {"continue_from": {"checkpoint": "c", "step": 7}},
+            "A row that training never reads keeps the values that it had in the run that this "
+            "one continues; a new one keeps its initial values.",
+        ),
+        (
+            {"unseen_rate": 0.1},
+            {"warm_start": {"source": "w", "names": ["all"]}},
+            "A row that training never reads keeps the values of the warm start if that gives its "
+            "table, or else its initial values. By unseen_rate, training also reads the row of "
+            "unseen values, which isn't counted here.",
+        ),
+    ],
+)
+def test_what_rows_are_that_training_never_reads(
+    config: dict[str, Any], start: dict[str, Any], text: str
+):
+    none = {"warm_start": None, "continue_from": None}
+    fields = dataclasses.asdict(dataclasses.replace(CONFIG, **config))
+    assert unread_rows({**none, **start, "config": fields}) == text
+
+
 def test_a_sample_is_of_all_days(run: Run):
     rows = score(run.model.predictor, "test", run.model.data.test, [5, 6], 50)
     assert {day: x["examples"] for day, x in by_day(rows).items()} == {5: 25, 6: 25}
@@ -262,6 +299,13 @@ def test_metrics_of_several_labels_have_lines_of_their_own():
     metrics = {"auc": 1, "gauc:user/x": 2, "bought/auc": 3, "bought/gauc:user/x": 4}
     expected = {"": {"auc": 1, "gauc:user/x": 2}, "bought": {"auc": 3, "gauc:user/x": 4}}
     assert by_label(metrics) == expected
+    losses = [{"log_loss": 0.5, "bought/log_loss": 0.1}, {"log_loss": 0.4, "bought/log_loss": None}]
+    record = [{"split": "validation", "step": i, **x} for i, x in enumerate(losses, 1)]
+    figure = draw_curves(record, None, [], {"": 1, "bought/": 2})
+    training, validation = figure.axes[0].get_lines()
+    assert training.get_label() == "training loss, sum over labels"
+    assert validation.get_label() == "validation log loss, sum over labels"
+    assert np.asarray(validation.get_xydata()).tolist() == [[1, 0.7]]
 
 
 def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
@@ -300,6 +344,19 @@ def test_what_is_not_of_the_run_is_an_error(run: Run, tmp_path: Path):
             write(workdir, None)
         (workdir / name).rmdir()
         shutil.copy(run.workdir / name, workdir / name)
+
+
+def test_a_run_of_another_user_has_its_page_elsewhere(
+    run: Run, tmp_path: Path, read_only: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+):
+    read_only(run.workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "load", None)  # it isn't called
+        with pytest.raises(UserError, match=r"cannot write .*html: Perm.*; give .* as --output"):
+            write(run.workdir, None)
+    page = write(run.workdir, None, output=tmp_path / "out")
+    assert page == tmp_path / "out" / "report.html"
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["workdir"] == str(run.workdir)
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.report"], indirect=True)

@@ -51,7 +51,7 @@ def frame(count: int = 400) -> pl.DataFrame:
     user, item = rng.integers(0, 6, (2, count))
     clicked = rng.random(count) < (1 + user) / 8
     purchased = clicked & (rng.random(count) < (1 + item) / 8)
-    missing = rng.random(count) < 0.3
+    missing = clicked & (rng.random(count) < 0.6)  # 0 where there was no click
     return pl.DataFrame(
         {
             "user": user,
@@ -149,7 +149,8 @@ def test_a_column_of_each_label(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed[-3:-1]] == ["clicked", "purchased"]
     rows = frame()["purchased"].count()
-    assert printed[-1].startswith(f"metrics of purchased of {rows} rows: the others have no label")
+    others = "the others have no label of 0 or 1, or a weight that is no number of at least 0"
+    assert printed[-1] == f"metrics of purchased of {rows} rows: {others}"
     data = load_directory(prepared)
     whole = Split(tuple(day for split in data.splits.values() for day in split.days))
     (part,) = model.of_split(whole, data.labels)
@@ -173,7 +174,8 @@ def test_a_column_of_each_label(
          "expected labels .* got purchased 0, clicked 1, and .* such rows in all"),
         ({"labels": ("sold",)}, "labels: the data have no label 'sold'"),
         ({"labels": ("purchased",), "label_weights": (), "best_metric": "auc"},
-         r"row \d+ .*: expected label 0 or 1, got nan"),
+         r"train, row \d+ .*: expected label 0 or 1 of purchased, got nan; a model .* prepare the "
+         r'log with "label": "purchased" in the schema and --on_bad_line=skip; or train a model'),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(prepared: Path, changes: dict, message: str):

@@ -14,11 +14,15 @@ import jax
 import main_job
 import polars as pl
 import pytest
+from full_disk import largest_file
 
 from dlrm_jax.cli import flags as cli_flags
+from dlrm_jax.cli.search_page import write_tables
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.saved_config import VERSION, file_fields, file_text
+from dlrm_jax.search.findings import Finding
+from dlrm_jax.search.grammar import parse_space
 from dlrm_jax.training.build import generate_data
 
 
@@ -198,3 +202,9 @@ def test_jobs_of_which_one_is_killed(tmp_path: Path):
     assert ended.returncode == 0, ended.stderr
     assert "was killed by SIGKILL" in ended.stderr
     assert "4 trials: 4 complete" in ended.stdout
+
+
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path):
+    findings = [Finding(0, "complete", {"learning_rate": 0.1}, 0.5, 1, 1, 1.0, "")]
+    with largest_file(10), pytest.raises(OSError, match=r"File too large: '.*trials\.parquet'"):
+        write_tables(findings, parse_space("learning_rate=0.1|0.2"), "auc", tmp_path)

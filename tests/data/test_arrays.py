@@ -37,6 +37,13 @@ def test_examples_refuse_arrays_of_wrong_type_rank_or_length(name, change):
         Examples(**arrays)
 
 
+@pytest.mark.parametrize("name", ["dense", "labels", "group g"])
+def test_examples_refuse_masked_arrays(name):
+    arrays = examples([[0], [1]]).arrays | {"group g": np.zeros(2, np.int64)}
+    with pytest.raises(UserError, match=rf"Examples.{name} must be a plain array, got a masked"):
+        Examples.of(arrays | {name: np.ma.masked_equal(arrays[name], 0)})
+
+
 def test_dataset_names_the_split_that_does_not_fit():
     good, bad = split([[0, 1]]), split([[0, 1, 2]])
     with pytest.raises(UserError, match=r"test has 2 and 3"):

@@ -1,10 +1,8 @@
 """Ids and dense features of other programs, against their rules in plain Python."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from criteo_lines import IN_TIME, dense_of, ids_of, text
+from criteo_lines import IN_TIME, dense_of, ids_of, realistic, text
 
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats import lines
@@ -12,8 +10,6 @@ from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
-
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "criteo_sample" / "train.txt"
 
 
 def parsed(lines):
@@ -113,15 +109,16 @@ def test_torchrec_takes_the_smallest_integer_of_each_day(tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="needs a sample of Criteo's data")
-def test_real_lines(tmp_path):
-    content = SAMPLE.read_text().splitlines()
-    dense, ids, rows = prepared(SAMPLE, tmp_path / "reference", compatible="reference")
+def test_lines_as_odd_as_real_ones(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text(realistic(200))
+    content = path.read_text().splitlines()
+    dense, ids, rows = prepared(path, tmp_path / "reference", compatible="reference")
     expected = by_the_reference(content, 0)
     np.testing.assert_array_equal(dense, expected[0])
     np.testing.assert_array_equal(ids, expected[1])
     assert rows == expected[2]
-    dense, ids, _ = prepared(SAMPLE, tmp_path / "torchrec", compatible="torchrec", min_count=3)
+    dense, ids, _ = prepared(path, tmp_path / "torchrec", compatible="torchrec", min_count=3)
     expected = by_torchrec(content, 3, 0)
     np.testing.assert_array_equal(dense, expected[0])
     np.testing.assert_array_equal(ids, expected[1])

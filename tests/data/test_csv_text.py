@@ -85,6 +85,14 @@ def test_what_was_missing_in_training_is_missing_in_prediction(tmp_path, earlier
     grown = preprocess([tmp_path / "log.csv"], tmp_path / "more", options, grow=tmp_path / "out")
     assert grown.missing["shop"] == of_na
     assert ("csv_missing" in grown.made_from["options"]) != earlier
+    if earlier:
+        told = r"this command: an earlier version made it, .* not NA, NaN, nan and null; train with"
+        with pytest.raises(UserError, match=told):
+            preprocess([tmp_path / "log.csv"], tmp_path / "out", options)
+        with (tmp_path / "log.csv").open("a") as file:
+            file.write("1,a,1\n")
+        with pytest.raises(UserError, match=r"inputs were .*; delete it, or"):
+            preprocess([tmp_path / "log.csv"], tmp_path / "out", options)
 
 
 @pytest.mark.parametrize("text", MISSING)

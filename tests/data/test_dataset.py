@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from criteo_lines import text
+from criteo_lines import realistic, text
 
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.formats.npy import ArrayWriter
 from dlrm_jax.data.preprocessing import pipeline
 from dlrm_jax.errors import UserError
-
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "criteo_sample" / "train.txt"
 
 
 @pytest.fixture
@@ -178,10 +176,10 @@ def test_paths_that_cannot_be_used(raw, tmp_path):
         load_dataset(raw, tmp_path / "cache")
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="needs a sample of Criteo's data")
-def test_real_lines(tmp_path):
-    dataset = load_dataset(SAMPLE, tmp_path)
-    lines = SAMPLE.read_text().splitlines()
+def test_lines_as_odd_as_real_ones(raw, tmp_path):
+    raw.write_text(realistic(200))
+    dataset = load_dataset(raw, tmp_path / "cache")
+    lines = raw.read_text().splitlines()
     assert sum(map(len, dataset.splits.values())) == len(lines)
     positives = sum(float(split.labels.sum()) for split in dataset.splits.values())
     assert positives == sum(line.startswith("1\t") for line in lines)

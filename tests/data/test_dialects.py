@@ -181,6 +181,7 @@ MINIMAL = {"label": "stars", "categorical": ["user"]}
         ({"label_at_least": True}, "label_at_least: .* got True"),
         ({"label_at_least": {"stars": None}}, "label_at_least: .* of stars .* got None"),
         ({"label_at_least": {"stars": float("nan")}}, "label_at_least: .* of stars .* got nan"),
+        ({"label_at_least": {"stars": 10**400}}, "label_at_least: .* of stars .* got 1000"),
         ({"label_at_least": {"user": 4}}, "label_at_least names 'user', which isn't a label"),
     ],
 )

@@ -13,7 +13,7 @@ from test_directory import ROWS, SIZES, write_day, write_multi_hot
 
 from dlrm_jax.config import Config
 from dlrm_jax.data import check, id_ranges
-from dlrm_jax.data.directory import METADATA, Metadata, load_directory
+from dlrm_jax.data.directory import METADATA, Findings, Metadata, load_directory
 from dlrm_jax.data.formats import compression
 from dlrm_jax.data.preprocessing import conversion
 from dlrm_jax.data.preprocessing.options import Options
@@ -191,7 +191,7 @@ def test_threads_that_start_at_once_read_once(foreign, reads):
 
 def test_processes_leave_it_to_the_first(foreign, reads, monkeypatch):
     """Process 1 takes what process 0 has found, without a cache of its own."""
-    found = load_directory(foreign).id_ranges
+    found = Findings.of(load_directory(foreign))
     reads.clear()
     monkeypatch.setattr("dlrm_jax.run_data.on_process_0", lambda action: found)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")

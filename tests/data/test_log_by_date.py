@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+from full_disk import largest_file
 from polars.testing import assert_frame_equal
 
+from dlrm_jax.data.preprocessing import log_by_date
 from dlrm_jax.data.preprocessing.log_by_date import by_date
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
@@ -42,6 +45,13 @@ def test_each_date_has_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     other = write(tmp_path / "other.parquet", [0, 30])
     with pytest.raises(UserError, match=r"logs is of the log log.parquet .* got other.parquet"):
         by_date(other, SCHEMA, tmp_path / "logs")
+
+
+def test_a_full_disk_is_not_the_log_s_fault(tmp_path: Path):
+    log = write(tmp_path / "log.parquet", list(range(4000)))
+    with largest_file(500), pytest.raises(UserError, match=r"cannot write .*logs: .* too large"):
+        by_date(log, SCHEMA, tmp_path / "logs")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
 
 def test_only_what_was_cut_from_the_same_log_is_used(tmp_path: Path):
@@ -82,3 +92,15 @@ def test_what_is_refused(tmp_path: Path):
             Schema("click", ("item",)))  # fmt: skip
     (tmp_path / "log.csv").write_text("time,item,click\n2026-03-01,1,0\n")
     refused(tmp_path / "log.csv", "expected a Parquet file with a timestamp")
+
+
+def test_a_directory_that_comes_up_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def write_json(*arguments: Any) -> None:
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / "notes").write_text("mine")
+
+    log = write(tmp_path / "log.parquet", [0, 30])
+    monkeypatch.setattr(log_by_date, "write_json", write_json)
+    with pytest.raises(UserError, match="logs exists; remove it"):
+        by_date(log, SCHEMA, tmp_path / "logs")
+    assert (tmp_path / "logs" / "notes").read_text() == "mine"

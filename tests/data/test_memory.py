@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from test_directory import write_day
 
+from dlrm_jax import run_data
 from dlrm_jax.data import memory
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats.compression import file_hash, sampled_hash
+from dlrm_jax.errors import UserError
 
 
 @pytest.fixture
@@ -45,6 +47,28 @@ def test_a_change_in_the_middle_of_a_large_file_is_other_data(tmp_path, read):
     assert read[6:] == [path.name]
     assert load_directory(tmp_path).fingerprint == second.fingerprint
     assert len(read) == 7
+
+
+def test_all_processes_together_read_arrays_once_though_nothing_is_kept(
+    tmp_path, read, monkeypatch
+):
+    for number in range(3):
+        write_day(tmp_path, number)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    handed_out = []
+    monkeypatch.setattr(
+        run_data, "on_process_0", lambda find: (handed_out.append(find()), handed_out[0])[1]
+    )
+    first = run_data._read(tmp_path, 1, "")
+    assert sorted(read) == sorted(path.name for path in tmp_path.glob("day_*"))
+    monkeypatch.setattr(run_data, "on_process_0", lambda _: json.loads(json.dumps(handed_out[0])))
+    other = run_data._read(tmp_path, 1, "")
+    assert len(read) == 9
+    for name in ("fingerprint", "earlier_fingerprints", "id_ranges", "table_rows"):
+        assert getattr(other, name) == getattr(first, name)
+    write_day(tmp_path, 1, n=6)
+    with pytest.raises(UserError, match="has other arrays here than in process 0; give all"):
+        run_data._read(tmp_path, 1, "")
 
 
 def test_one_record_has_all_that_is_known_of_a_file(tmp_path, read):

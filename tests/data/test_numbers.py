@@ -15,6 +15,7 @@ from dlrm_jax.data.preprocessing import bins
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.standardization import learn_scales, read_scales
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.vocabularies import read_values
 
@@ -127,6 +128,29 @@ def test_text_is_read_as_numbers_and_a_malformed_one_is_an_error(tmp_path: Path)
     )
     with pytest.raises(UserError, match=r"row 1, column age: expected a finite number .*'old'"):
         preprocess([tmp_path / "bad.csv"], tmp_path / "bad", options)
+
+
+@pytest.mark.parametrize("stock", [7.0, 1e9])
+def test_a_constant_column_keeps_its_units(
+    stock: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The deviation of equal numbers is of the size of rounding, and no unit to measure by."""
+    (tmp_path / "vocabularies").mkdir()
+    frame = pl.LazyFrame({"d0": np.full(4000, 19.95), "d1": np.full(4000, np.log1p(stock))})
+    learn_scales(tmp_path, SCHEMA, [frame], [4000], None)
+    later = pl.DataFrame({"d0": [19.95, 24.95], "d1": np.log1p([stock, stock * 2 + 1])})
+    expected = [[0, 0], [5, np.log(2)]]
+    found = read_scales(tmp_path, SCHEMA).applied(later)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not caplog.messages
+
+    path = tmp_path / "vocabularies" / "dense.parquet"
+    kept = pl.read_parquet(path)
+    kept.with_columns(deviation=pl.Series([3.6e-15, 0.5])).write_parquet(path)  # as it was once
+    found = read_scales(tmp_path, SCHEMA).applied(later)
+    np.testing.assert_allclose(found["d0"], [0, 5], atol=1e-5)
+    (told,) = caplog.messages
+    assert told.startswith(f"{path}: column price has the one number 19.95 in training, and ")
 
 
 def test_a_frequent_number_and_none_at_all_make_fewer_bins():

@@ -88,6 +88,18 @@ def test_several_files_and_a_value_that_nobody_numbered(tmp_path):
         encode_logs([tmp_path / "new.txt"], tmp_path / "out")
 
 
+@pytest.mark.parametrize("sizes", [(), (2,) * 26])
+def test_a_temporary_directory_is_for_multi_hot_ids(tmp_path, monkeypatch, sizes):
+    (tmp_path / "train.txt").write_text(text(70))
+    preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(multi_hot_sizes=sizes))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    if not sizes:
+        encoder_of(tmp_path / "out")
+        return
+    with pytest.raises(UserError, match=r"multi-hot tables need .* directory: .*; name .* TMPDIR"):
+        encoder_of(tmp_path / "out")
+
+
 def test_malformed_lines_are_never_left_out(tmp_path):
     (tmp_path / "train.txt").write_text(text(70) + "nonsense\n")
     preprocess([tmp_path / "train.txt"], tmp_path / "out", Options(on_bad_line="skip"))

@@ -117,13 +117,23 @@ def test_a_damaged_label_is_named():
         check_labels(split([0, 2]), "train", labels=names)
     labels = np.array([[1, 0], [0, np.nan], [0, 1], [np.nan, 1], [0, 1], [1, 1]], np.float32)
     check_labels(split([*range(6)]), "train", labels=names)
-    check_labels(split([0, 1, 3, 5]), "train", labels=names, chained=True)
+    check_labels(split([0, 3, 5]), "train", labels=names, chained=True)
     broken = r"^train, row 1 .* got clicked 0, purchased 1, and 2 such rows in all"
     with pytest.raises(UserError, match=broken):
-        check_labels(split([1, 2, 3, 4]), "train", labels=names, chained=True)
+        check_labels(split([0, 2, 3, 4]), "train", labels=names, chained=True)
+    missing = (
+        r"^train, row 1 \(from 0\): expected 0 of purchased, as clicked is 0 and .* got nothing, "
+        r"and 2 such rows in all\. Fill in 0 in the log .* or train another model, such as mmoe"
+    )
+    with pytest.raises(UserError, match=missing):
+        check_labels(split([0, 1, 3, 1]), "train", labels=names, chained=True)
     labels = np.array([[0, np.nan, 1]], np.float32)
     with pytest.raises(UserError, match="got label 0 0, label 1 nan, label 2 1, and 1 such rows"):
         check_labels(split([0]), "train", chained=True)
+    labels = np.array([[1, np.nan, np.nan], [np.nan, 0, np.nan]], np.float32)
+    check_labels(split([0]), "train", chained=True)
+    with pytest.raises(UserError, match=r"row 1 .* expected 0 of label 2, as label 1 is 0 and"):
+        check_labels(split([0, 1]), "train", chained=True)
     labels = np.array([[0, 1]], np.float32)
     one = split([0])
     data = Dataset(one, one, one, (1,), (1,), "f", "drawn", labels=names)

@@ -263,6 +263,9 @@ def test_a_given_split(log, tmp_path, monkeypatch):
     moved.write_text("\n".join(reversed(roles)))
     with pytest.raises(UserError, match=r"--split was rows=.*, now rows="):
         prepared(log, tmp_path / "out", f"rows={moved}")
+    arrays = {"train": np.arange(ROWS), "validation": np.array([]), "test": []}
+    np.savez(numbers, **arrays)
+    assert not read_split(numbers).any(), "NumPy's empty arrays are of floats"
     for lines in (roles[:-1], [*roles, "test"]):
         moved.write_text("\n".join(lines))
         with pytest.raises(UserError, match=rf"split of {len(lines)} rows, but the logs have"):
@@ -330,6 +333,7 @@ def test_what_is_no_rule():
         ("time:0.1", "such as time:0.1,0.1, or days, such as time:7d,1d, got 'time:0.1'"),
         ("time:7,1", "or days, such as time:7d,1d"),
         ("fraction:7d,1d", "together above 0"),
+        ("column=*", r"^split: '\*' is a pattern to Polars"),
     ]:
         with pytest.raises(UserError, match=message):
             parse_rule(rule)

@@ -1,3 +1,6 @@
+import hashlib
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -6,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from dlrm_jax.config import Config
 from dlrm_jax.data.auc import auc
 from dlrm_jax.data.check import check_ids
+from dlrm_jax.data.generated import teacher
 from dlrm_jax.data.generated.synthetic import generate
 from dlrm_jax.errors import UserError
 
@@ -98,6 +102,23 @@ def test_bags_have_all_lengths_and_padding_at_the_end():
         assert counts[0] == 0
         np.testing.assert_allclose(counts[1:] / len(bag), 1 / bag.shape[1], atol=0.02)
     assert 0.75 < ceiling(dataset) < 0.88
+
+
+def test_long_bags_are_drawn_in_parts_and_the_numbers_are_the_same(monkeypatch):
+    """The hash is that of the version that drew all of them at a time."""
+    digest = "6d50e986266ec74038ccca10374d7fbbb95c36e5"
+    for places in (teacher._PLACES, 30_000):
+        monkeypatch.setattr(teacher, "_PLACES", places)
+        data = small(500, table_rows=(50, 40, 9000), bag_lengths=(3, 1, 90))
+        examples = data.train.days[0]
+        numbers = b"".join(examples.arrays[x].tobytes() for x in ("ids", "labels"))
+        assert hashlib.sha1(numbers).hexdigest() == digest
+    monkeypatch.setattr(teacher, "_PLACES", 1 << 16)
+    tracemalloc.start()
+    small(10, table_rows=(9000, 5), bag_lengths=(200, 1), dense_features=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20, "the ids of the teacher's sample are 25 MiB"
 
 
 @pytest.mark.parametrize(

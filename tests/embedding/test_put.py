@@ -178,6 +178,19 @@ def test_id_weights_are_floats(collection, dtype):
         collection.put(MATRIX, np.ma.masked_equal(np.ones(MATRIX.shape, "f4"), 1))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_traced_weights_of_half_precision_are_refused(collection, dtype):
+    """Sums of them would be rounded, and nothing on the host could widen them."""
+    weights = jnp.ones(MATRIX.shape, dtype)
+    for call in (collection.lookup, collection.value_and_grad(pooled_loss)):
+        with pytest.raises(UserError, match=f"id_weights: expected float32, got {weights.dtype}"):
+            jax.eval_shape(
+                lambda state, own, call=call: call(state, jnp.asarray(MATRIX), id_weights=own),
+                collection.state_specs(),
+                weights,
+            )
+
+
 def test_half_precision_weights_are_widened(collection):
     for dtype in ("f2", ">f4"):
         _, weights = collection.put(MATRIX, np.full(MATRIX.shape, 0.5, dtype))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import resource
-import signal
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from full_disk import largest_file
 
 from dlrm_jax.inference import frame_file
 from dlrm_jax.inference.frame_file import SUFFIXES, unwritable, write_frames
@@ -42,15 +41,8 @@ def test_rows_come_back_in_order(
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_full_disk_is_an_os_error(suffix: str, tmp_path: Path):
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_frames(frames((10_000, 10_000)), tmp_path / "file", suffix)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with largest_file(100_000), pytest.raises(OSError, match="File too large"):
+        write_frames(frames((10_000, 10_000)), tmp_path / "file", suffix)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 

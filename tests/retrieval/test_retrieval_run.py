@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,8 +24,8 @@ from dlrm_jax.inference.loading import load_trained
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.retrieval.model import MODEL, config_of
-from dlrm_jax.retrieval.run import Outcome, run
-from dlrm_jax.retrieval.settings import RetrievalSettings
+from dlrm_jax.retrieval.run import _MAY_CHANGE, Outcome, run
+from dlrm_jax.retrieval.settings import _ADDED, RetrievalSettings
 from dlrm_jax.retrieval.task import Task, make_task
 from dlrm_jax.training.build import make_learner
 
@@ -114,12 +117,54 @@ def test_a_run_learns_and_goes_on_as_if_unbroken(task: Task, workdir: Path, tmp_
         trained(task, tmp_path, 70, learning_rate=0.01)
 
 
+def with_settings(workdir: Path, copy: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A copy of a run whose checkpoints have other settings of retrieval."""
+    shutil.copytree(workdir, copy)
+    for path in copy.glob("checkpoints/*/metadata.json"):
+        metadata = json.loads(path.read_text())
+        change(metadata["identity"]["retrieval"])
+        path.write_text(json.dumps(metadata))
+    return copy
+
+
+def test_a_run_from_before_a_setting_was_added_goes_on(task: Task, workdir: Path, tmp_path: Path):
+    """And one without a step left has the speed of its training still."""
+    copy = with_settings(workdir, tmp_path / "a", lambda x: x.pop("table_learning_rate"))
+    before, found = json.loads((copy / "summary.json").read_text()), trained(task, copy, 60).summary
+    assert found["resumed_from"] == 60
+    assert found["examples_per_second"] == before["examples_per_second"] > 0
+
+
+def test_every_setting_was_there_at_first_or_was_added_since():
+    """A field without its former value in ``_ADDED`` would orphan the checkpoints that lack it."""
+    first = {"user_columns", "item_columns", "item_id", "tower", "temperature", "negatives"}
+    first |= {"sampler", *_MAY_CHANGE}
+    known = {each.name for each in dataclasses.fields(RetrievalSettings)}
+    assert first | _ADDED.keys() == known
+    assert not first & _ADDED.keys()
+
+
+def test_another_setting_is_named(task: Task, workdir: Path, tmp_path: Path):
+    other = dataclasses.replace(task, settings=dataclasses.replace(SETTINGS, negatives=8))
+    with pytest.raises(UserError, match=r"another run: its negatives is 16, this run's is 8;"):
+        trained(other, workdir, 60)
+    copy = with_settings(workdir, tmp_path / "a", lambda x: x.update(popularity=1))
+    with pytest.raises(UserError, match=r"by a later version .* setting popularity, which this"):
+        trained(task, copy, 60)
+
+
 @pytest.mark.parametrize("name", ["users.parquet", "items.npy", "summary.json"])
 def test_a_file_of_a_user_stays(task: Task, tmp_path: Path, name: str):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"{name} exists, and the workdir has no checkpoints"):
         trained(task, tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_sample_of_validation_needs_validation(task: Task, tmp_path: Path):
+    others = dataclasses.replace(task, questions={"test": task.questions["test"]})
+    with pytest.raises(UserError, match="validation_examples: it needs examples for validation"):
+        trained(others, tmp_path, 1, validation_examples=5)
 
 
 def test_files_have_the_values_of_the_log(task: Task, workdir: Path):

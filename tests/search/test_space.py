@@ -98,6 +98,7 @@ def test_values_drawn_are_within():
         ("seed=1|2", "seed isn't to be searched: all trials have the same one"),
         ("shared_tables=C2=C1|C3=C1", "shared_tables isn't to be searched: all trials have .*"),
         ("examples=1..2", "examples isn't to be searched: all trials have the same data"),
+        ("labels=a|b", "labels isn't to be searched: all trials train the same labels, .*"),
         ("kernels=jax|native", "kernels isn't to be searched: it doesn't change what is learned"),
         ("model_options=a=1|a=2", "model_options isn't to be searched: one option is searched, .*"),
         ("options.layers=1|2", "expected the name of a setting, or model_options.NAME, got .*"),

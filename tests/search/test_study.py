@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import optuna
 import pytest
 
+from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
 from dlrm_jax.search.grammar import parse_space
-from dlrm_jax.search.identity import Identity
+from dlrm_jax.search.identity import Identity, sources_of
 from dlrm_jax.search.store import STORE
 from dlrm_jax.search.study import Study, Trial
 
@@ -117,6 +119,13 @@ def test_the_worse_half_is_pruned_and_importances_follow(tmp_path: Path):
     assert sum(shares.values()) == pytest.approx(1)
 
 
+def test_a_directory_of_another_user(tmp_path: Path, read_only: Callable[[Path], None]):
+    (tmp_path / "search").mkdir()
+    read_only(tmp_path / "search")
+    with pytest.raises(UserError, match=r"^output .* cannot be used: .*; give one that you can"):
+        study(tmp_path / "search")
+
+
 def test_directories_of_something_else(tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").touch()
@@ -135,3 +144,32 @@ def test_a_field_that_is_newer_than_the_search_has_its_earlier_value():
     found = now.as_json(space)
     del found["config"]["features"]
     assert now.difference(found, space) is None
+
+
+def test_own_code_is_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def go_on(**sources: str) -> Study:
+        identity = Identity("data", CONFIG, sources=sources)
+        return Study(tmp_path / "a", parse_space(RATES), identity, True)
+
+    begun = go_on(mine="1", other="2")
+    go_on(mine="1", other="2")
+    with pytest.raises(UserError, match="a search with another source of other; give the same"):
+        go_on(mine="1", other="3")
+    assert not caplog.text
+    found = begun.store.user_attrs["identity"]
+    del found["sources"]  # as in earlier versions
+    begun.store.set_user_attr("identity", found)
+    go_on(mine="1")
+    assert "the trials so far don't note the source of mine; if it has changed since" in caplog.text
+
+
+def test_own_code_of_the_space_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "searched_code.py").write_text("A = B = C = D = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = Config(loss="searched_code:D", metrics=("searched_code:C:max",))
+    for space, names in (
+        ("model=dlrm|searched_code:A", "ACD"),
+        ("loss=bce|searched_code:B,model=dcn|dlrm", "BC"),
+    ):
+        found = sources_of(config, parse_space(space))
+        assert {*found} == {f"searched_code:{name}" for name in names}

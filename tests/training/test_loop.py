@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from saved_run import CONFIG, examples
+from setups import with_one_wrong_copy
 
 from dlrm_jax.data.batches import Batch, TrainBatches
 from dlrm_jax.errors import UserError
@@ -187,16 +188,6 @@ def trained(
     except UserError as error:
         return kept, str(error)
     return kept, ""
-
-
-def with_one_wrong_copy(x: jax.Array) -> jax.Array:
-    parts = [np.array(shard.data) for shard in x.addressable_shards]
-    parts[-1].reshape(-1)[0] += 1
-    return jax.make_array_from_single_device_arrays(
-        x.shape,
-        x.sharding,
-        [jax.device_put(p, s.device) for p, s in zip(parts, x.addressable_shards, strict=True)],
-    )
 
 
 @pytest.mark.parametrize(("before_step", "kept", "found"), [(4, [], 4), (5, [4], 6)])

@@ -139,9 +139,15 @@ def test_a_class_of_the_users_own():
         ({"model": "math:M"}, "can't import 'math:M'"),
         ({"model": "math:pi"}, "expected a subclass of"),
         ({"model": f"{__name__}:SumOfWeights"}, "needs factor=VALUE"),
-        ({"model": "dcn", "model_options": ("layer=3",)}, "a name of layers, which dcn has"),
+        (
+            {"model": "dcn", "model_options": ("layer=3",)},
+            "^model_options: dcn has the options layers; expected NAME=VALUE of one of them, got '",
+        ),
         ({"model": "dcn", "model_options": ("layers",)}, "got 'layers'"),
-        ({"model": "dcn", "model_options": ("layers=x",)}, "a whole number from 0, got 'layers=x'"),
+        (
+            {"model": "dcn", "model_options": ("layers=x",)},
+            "^model_options: layers: expected a whole number from 0, got 'layers=x'",
+        ),
         ({"model": "dcn", "model_options": ("layers=-1",)}, "from 0, got 'layers=-1'"),
         ({"model": "dcn", "model_options": ("layers=1", "layers=2")}, "layers is set twice"),
         ({"model": "xdeepfm", "model_options": ("cin=8,8",)}, "numbers such as 64-32"),
@@ -149,7 +155,10 @@ def test_a_class_of_the_users_own():
         ({"model": "autoint", "model_options": ("heads=0",)}, "at least 1 of layers, heads"),
         ({"model": ":M"}, "can't import ':M'"),
         ({"model": "dcn_v2", "model_options": ("structure=up",)}, "stacked or parallel"),
-        ({"model": "fm", "model_options": ("x=1",)}, "none at all, which fm has"),
+        (
+            {"model": "fm", "model_options": ("x=1",)},
+            "^model_options: fm has no options, got 'x=1'; leave it out",
+        ),
         ({"model": "fm", "compute_dtype": "bfloat16"}, "fm has no MLP"),
     ],
 )

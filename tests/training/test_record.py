@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,16 @@ def test_a_workdir_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: p
         pytest.fail("the body must not run")
 
 
+def test_a_workdir_of_another_user(tmp_path: Path, read_only: Callable[[Path], None]):
+    (tmp_path / "run").mkdir()
+    read_only(tmp_path / "run")
+    with (
+        pytest.raises(UserError, match=r"Permission denied.*; give one that you can wr"),
+        owned(tmp_path / "run"),
+    ):
+        pytest.fail("the body must not run")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -127,6 +138,27 @@ def test_the_directory_of_data_is_no_workdir(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [arrays]
     (tmp_path / "checkpoints").mkdir()  # an earlier version made a run of it
     with owned(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "own"),
+    [
+        ("days.json", "a loop over days", "checkpoints"),
+        ("study.sqlite3", "a search", "checkpoints"),
+        ("checkpoints", "a run", "days.json"),
+    ],
+)
+def test_a_workdir_of_another_kind(tmp_path: Path, name: str, kind: str, own: str):
+    (tmp_path / name).mkdir()
+    with (
+        pytest.raises(UserError, match=f"is that of {kind}: it has {name}; give another workdir"),
+        owned(tmp_path, own),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / own).mkdir()  # earlier versions mixed them
+    with owned(tmp_path, own):
         pass
 
 

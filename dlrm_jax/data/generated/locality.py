@@ -70,7 +70,10 @@ class StackProfile:
 
     def save(self, path: Path) -> None:
         """Writes the profile as JSON."""
-        path.write_text(json.dumps({"distances": self.distances, "counts": self.counts}) + "\n")
+        path.write_text(
+            json.dumps({"distances": self.distances, "counts": self.counts}) + "\n",
+            encoding="utf-8",
+        )
 
     @classmethod
     def load(cls, path: Path) -> StackProfile:

@@ -1,7 +1,8 @@
 """The planted teacher: a known distribution of Criteo-shaped examples."""
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ TeacherKind = Literal["pairs", "additive"]
 """Kind of the logit: with products of features, or with effects of single features only."""
 
 _SAMPLE = 1 << 15  # examples for measuring the teacher's scales
+_PLACES = 1 << 25  # most ids that are handled at a time; it changes no number
 _CLICK_RATE = 0.25
 
 # Standard deviations of the three terms of the teacher's logit. Together they put its AUC near
@@ -119,7 +121,8 @@ class Teacher:
 
     def _calibrate(self, rng: np.random.Generator) -> None:
         """Sets the scale of each term and the bias on a sample."""
-        terms = self._terms(*self.draw_features(rng, _SAMPLE))
+        dense, parts = self._draw(rng, _SAMPLE)
+        terms = self._terms(dense, (ids for _, ids in parts))
         deviations = terms.std(axis=1)
         targets = np.where(deviations > 1e-6, (_INTERACTION_STD, _MAIN_STD, _DENSE_STD), 0.0)
         total = math.hypot(_INTERACTION_STD, _MAIN_STD, _DENSE_STD)
@@ -138,26 +141,57 @@ class Teacher:
         self, rng: np.random.Generator, examples: int
     ) -> tuple[Float32[np.ndarray, "N D"], Int32[np.ndarray, "N C"]]:
         """Draws the dense features and the ids of N examples, independent of each other."""
+        dense, parts = self._draw(rng, examples)
+        ids = np.empty((examples, sum(self.bag_lengths)), np.int32)
+        for part, of_part in parts:
+            ids[part] = of_part
+        return dense, ids
+
+    def _draw(
+        self, rng: np.random.Generator, examples: int
+    ) -> tuple[Float32[np.ndarray, "N D"], Iterator[tuple[slice, np.ndarray]]]:
+        """As `draw_features`, with the ids of one part of the examples after the other."""
         normal = rng.standard_normal((examples, len(self.dense_means)), dtype=np.float32)
         counts = np.floor(np.exp(normal * np.float32(1.5) + self.dense_means - 1))
-        ids = np.empty((examples, sum(self.bag_lengths)), np.int32)
-        for bag, rows in zip(self._bags(ids), self.table_rows, strict=True):
-            length = bag.shape[1]
-            bag[:] = bounded_zipf(rng, rows, self.exponent, bag.shape)
+        # The bags come one after the other from the generator: each has a copy of it at its first.
+        own, used = [], []
+        for length in self.bag_lengths:
+            own.append(copy.deepcopy(rng))
+            _skip(rng, examples * length)
             if length > 1:
-                used = rng.integers(1, length, size=(examples, 1), endpoint=True)
-                bag[np.arange(length) >= used] = ABSENT
-        return np.log1p(counts), ids
+                used.append(rng.integers(1, length, size=(examples, 1), endpoint=True))
+            else:
+                used.append(np.ones((examples, 1), np.int64))
+
+        def parts() -> Iterator[tuple[slice, np.ndarray]]:
+            for part in self._parts(examples):
+                ids = np.empty((part.stop - part.start, sum(self.bag_lengths)), np.int32)
+                features = zip(self._bags(ids), self.table_rows, own, used, strict=True)
+                for bag, rows, generator, lengths in features:
+                    bag[:] = bounded_zipf(generator, rows, self.exponent, bag.shape)
+                    bag[np.arange(bag.shape[1]) >= lengths[part]] = ABSENT
+                yield part, ids
+
+        return np.log1p(counts), parts()
+
+    def _parts(self, examples: int) -> Iterator[slice]:
+        """Parts of the examples with so few ids that they fit into memory, whatever the bags."""
+        size = max(1, _PLACES // sum(self.bag_lengths))
+        return (slice(i, min(i + size, examples)) for i in range(0, examples, size))
 
     def _bags(self, ids: Int32[np.ndarray, "N C"]) -> list[np.ndarray]:
         """The columns of each feature, as views."""
         return np.split(ids, np.cumsum(self.bag_lengths)[:-1], axis=1)
 
     def _terms(
-        self, dense: Float32[np.ndarray, "N D"], ids: Int32[np.ndarray, "N C"]
+        self, dense: Float32[np.ndarray, "N D"], parts: Iterable[Int32[np.ndarray, "n C"]]
     ) -> Float32[np.ndarray, "3 N"]:
         """The logit's terms before scaling: products of features, effects of ids, dense."""
-        terms = np.zeros((3, len(ids)), np.float32)
+        terms = np.concatenate([self._terms_of_ids(ids) for ids in parts], axis=1)
+        return np.concatenate([terms, (dense @ self.dense_coefficients)[None]])
+
+    def _terms_of_ids(self, ids: Int32[np.ndarray, "n C"]) -> Float32[np.ndarray, "2 n"]:
+        terms = np.zeros((2, len(ids)), np.float32)
         vectors = {}
         for feature, (bag, effects) in enumerate(zip(self._bags(ids), self.effects, strict=True)):
             index = effects.index(bag)
@@ -173,14 +207,26 @@ class Teacher:
                 vectors[feature] = np.einsum("nlk,nl->nk", effects.vectors[index], present)
         for f, g in self.pairs:
             terms[0] += np.einsum("nk,nk->n", vectors[f], vectors[g])
-        terms[2] = dense @ self.dense_coefficients
         return terms
 
     def logits(
         self, dense: Float32[np.ndarray, "N D"], ids: Int32[np.ndarray, "N C"]
     ) -> Float32[np.ndarray, " N"]:
         """The log odds of label 1."""
-        return self.scales @ self._terms(dense, ids) + self.bias
+        parts = (ids[part] for part in self._parts(len(ids)))
+        return self.scales @ self._terms(dense, parts) + self.bias
+
+
+def _skip(rng: np.random.Generator, numbers: int) -> None:
+    """Goes on as if so many numbers of float64 had been drawn."""
+    generator = rng.bit_generator
+    assert isinstance(generator, np.random.PCG64)
+    before = generator.state
+    generator.advance(numbers)
+    # Which drops the half of a number that is left of an integer; a float64 doesn't.
+    after = generator.state
+    after["has_uint32"], after["uinteger"] = before["has_uint32"], before["uinteger"]
+    generator.state = after
 
 
 def check_ranges(*ranges: tuple[str, float, float, float]) -> None:

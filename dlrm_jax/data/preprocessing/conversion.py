@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import polars as pl
 
 from dlrm_jax.data.day_files import DayFiles
 from dlrm_jax.data.directory import VOCABULARIES, check_unchanged
+from dlrm_jax.data.formats.parquet import writing
 from dlrm_jax.data.id_ranges import complete_notes
 from dlrm_jax.data.preprocessing import bins, logs, vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
@@ -31,11 +32,10 @@ class Conversion:
     """A directory in which arrays are made.
 
     Args:
-        directory: directory for the arrays, ``vocabularies/`` and, meanwhile, `TEMPORARY`.
+        directory: directory for the arrays, ``vocabularies/`` and, meanwhile, ``columns/``
+            and ``expansions/``.
         options: options of the data.
     """
-
-    TEMPORARY: ClassVar = ("columns", "expansions")
 
     def __init__(self, directory: Path, options: Options):
         self.directory = directory
@@ -96,7 +96,7 @@ class Conversion:
                     learned = self._learned(i, files, training, earlier)
                 except UserError as error:
                     raise UserError(f"column {name}: {error}") from error
-                with replacing(path) as temporary:
+                with replacing(path) as temporary, writing(path):
                     learned.write_parquet(temporary)
             rows.append(vocabulary.rows_needed(pl.scan_parquet(path, glob=False)))
         scans = [file.scan() for file in files]

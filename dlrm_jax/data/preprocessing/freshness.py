@@ -14,14 +14,19 @@ from typing import Any
 
 from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, map_days
 from dlrm_jax.data.memory import content_hash, stamp
+from dlrm_jax.data.preprocessing.own_files import BEGUN, check_own
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import delete_directory, read_json, write_json
 from dlrm_jax.workspaces import delete
 
-BEGUN = "begun.json"
-"""Name of the file that describes an unfinished directory."""
+OF_EARLIER_CSV = (
+    "an earlier version made it, which took only empty fields of CSV for missing, not NA, NaN, nan "
+    "and null"
+)
+"""The difference of an output whose options and files are the same but for what is missing."""
 
+_CSV_MISSING = "csv_missing"
 _FLAGS = {"held_out": "--validation and --test", "grown_from": "--grow"}
 
 Inputs = list[dict[str, Any]]
@@ -52,9 +57,11 @@ def difference(output: Path, recipe: dict[str, Any]) -> str:
     except UserError as error:
         return str(error)
     made_from = metadata.made_from
-    return _other_options(made_from, recipe) or _other_inputs(
-        made_from["inputs"], recipe["inputs"], metadata.content_hashes
-    )
+    others, of_missing = _other_options(made_from, recipe), ""
+    if others == OF_EARLIER_CSV:  # it says that there is no other difference
+        others, of_missing = "", others
+    inputs = made_from["inputs"], recipe["inputs"]
+    return others or _other_inputs(*inputs, metadata.content_hashes) or of_missing
 
 
 def is_ours(output: Path) -> bool:
@@ -73,7 +80,8 @@ def begin(partial: Path, recipe: dict[str, Any]) -> None:
     It stays if it matches the recipe, and is deleted otherwise.
 
     Raises:
-        UserError: what has this name isn't an interrupted call's.
+        UserError: what has this name isn't an interrupted call's, or holds a user's files and
+            would be deleted.
     """
     if os.path.lexists(partial):
         made_from, inputs = _made_from(partial, recipe), recipe["inputs"]
@@ -84,6 +92,7 @@ def begin(partial: Path, recipe: dict[str, Any]) -> None:
         if not difference:
             _log.info("resuming from %s", partial)
         elif (partial / BEGUN).exists():
+            check_own(partial)
             _log.warning("%s doesn't match this command (%s): starting again", partial, difference)
             delete_directory(partial)
         else:
@@ -177,7 +186,7 @@ def _other_options(found: dict[str, Any], recipe: dict[str, Any]) -> str:
     if found.get("format") != recipe["format"]:
         return f"format was {found.get('format')}, now {recipe['format']}"
     names = {"split": None} | recipe["options"]  # the split of earlier versions isn't named
-    for name in names:
+    for name in sorted(names, key=_CSV_MISSING.__eq__):  # it comes last
         old, new = found["options"].get(name), recipe["options"].get(name)
         if old != new:
             if name == "split":
@@ -186,6 +195,8 @@ def _other_options(found: dict[str, Any], recipe: dict[str, Any]) -> str:
                 before = "given" if old else "not given"
                 now = "with other data" if old and new else "given" if new else "not given"
                 return f"{_FLAGS[name]}: {before} before, now {now}"
+            if name == _CSV_MISSING and old is None:
+                return OF_EARLIER_CSV
             return f"{name} was {old}, now {new}"
     return ""
 

@@ -17,6 +17,7 @@ from dlrm_jax.data.preprocessing.row_split import RowSplit
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.sources import is_parquet
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import check_no_pattern
 
 
 def check_headers(
@@ -35,6 +36,7 @@ def check_headers(
     Raises:
         UserError: a column is missing or has the wrong type, or a key has several types.
     """
+    check_no_pattern("keys", keys)
     types: dict[str, tuple[Path, Any]] = {}
     for path in paths:
         found = _header(path, options)

@@ -35,13 +35,19 @@ def thresholds_of(given: Any, labels: Sequence[str]) -> dict[str, float]:
             f"{', '.join(labels)}"
         )
     for name, number in given.items():
-        known = isinstance(number, int | float) and not isinstance(number, bool)
-        if not known or not math.isfinite(number):
+        if not _is_finite(number):
             raise UserError(
                 f"schema: label_at_least: expected the smallest number of {name} that counts as "
-                f"1, such as 4, got {number!r}"
+                f"1, such as 4, got {str(number)[:60]}"
             )
     return {name: float(number) for name, number in given.items()}
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return type(number) in (int, float) and math.isfinite(number)
+    except OverflowError:  # an integer that no float can be
+        return False
 
 
 def labels_from(numbers: pl.Expr, threshold: float) -> pl.Expr:

@@ -15,7 +15,7 @@ from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.sources import CHUNK_ROWS, is_parquet
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import read_json, replacing, write_json
+from dlrm_jax.files import creating, read_json, write_json
 
 _NOTE = "log.json"
 
@@ -35,7 +35,7 @@ def by_date(log: Path, schema: Schema, directory: Path) -> list[Path]:
 
     Raises:
         UserError: it isn't such a log, the directory was made from another one, or what is in it
-            is damaged.
+            is damaged; it can't be written.
     """
     if not schema.timestamp or not is_parquet(log):
         raise UserError(
@@ -46,13 +46,14 @@ def by_date(log: Path, schema: Schema, directory: Path) -> list[Path]:
     if directory.exists():
         return _there(directory, note)
     names = []
-    with parquet.reading(str(log)), replacing(directory) as temporary:
+    with creating(directory) as temporary, parquet.reading(str(log)):
         logs.check_columns(log, schema, pl.read_parquet_schema(log))
         temporary.mkdir()
         for date, first, count in _ranges(log, schema.timestamp):
             rows = pl.scan_parquet(log, glob=False).slice(first, count)
             names.append(f"{date}.parquet")
-            rows.sink_parquet(temporary / names[-1])
+            with parquet.writing(directory / names[-1]):
+                rows.sink_parquet(temporary / names[-1])
         write_json(temporary / _NOTE, note | {"files": names})
     return [directory / name for name in names]
 

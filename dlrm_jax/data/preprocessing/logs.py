@@ -19,7 +19,7 @@ from dlrm_jax.errors import UserError
 
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of Python's dates
 _SECONDS = f"seconds since 1970, from 0 to {_LAST_SECOND}"
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 
 def check_columns(
@@ -174,7 +174,11 @@ def valid_rows(
         ),
     ]
     if schema.weight:
-        rules.append((schema.weight, "a number of at least 0", lambda x: x.is_between(0, _LARGEST)))
+        # A smaller one would become 0, and its row would count for nothing.
+        weight = "0 or a number of float32, from 1.2e-38 on"
+        rules.append(
+            (schema.weight, weight, lambda x: (x == 0) | x.is_between(_SMALLEST, _LARGEST))
+        )
     # All columns at once: an operation of its own for each is slow for a single row.
     exprs: list[pl.Expr] = []
     for i, (name, _, accepts) in enumerate(rules):

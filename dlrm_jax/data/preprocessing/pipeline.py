@@ -14,7 +14,7 @@ import polars as pl
 
 from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.formats.compression import file_hash
-from dlrm_jax.data.preprocessing import freshness, headers, splits
+from dlrm_jax.data.preprocessing import freshness, headers, own_files, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import ONLY_EMPTY, Options
@@ -27,7 +27,7 @@ from dlrm_jax.data.preprocessing.split_of_options import (
     with_split,
 )
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import locked, move_into_place, write_json
+from dlrm_jax.files import locked, write_json
 from dlrm_jax.workspaces import delete, sweep
 
 _PARTIAL = ".partial"
@@ -61,20 +61,23 @@ def preprocess(
         grow: directory of prepared data; its vocabularies are continued, and its values keep their
             ids.
         replace: whether to replace an output that was made from other files or options; otherwise
-            it is an error. What this program didn't make is never replaced.
+            it is an error. What this program didn't make is never replaced, nor an output with
+            other files in it.
 
     Returns:
         The description of the output.
 
     Raises:
-        UserError: a file can't be read, is malformed or changes meanwhile; the output exists and
-            doesn't match; ``OUTPUT.partial`` isn't unfinished work; the disk is full; the
-            data to grow are replaced meanwhile.
+        UserError: a file can't be read, is malformed or changes meanwhile, or lies in the output;
+            the output exists and doesn't match, or something comes up there meanwhile;
+            ``OUTPUT.partial`` isn't unfinished work; the disk is full; the data to grow are
+            replaced meanwhile.
     """
     output = output.resolve()
     grown = Metadata.read(grow) if grow else None
     files = [path.resolve() for path in (*paths, *held_out)]
     partial = output.with_name(f"{output.name}{_PARTIAL}")
+    own_files.check_outside(files, (output, partial))
     options = with_split(options, len(held_out), (output, partial))
     _check(files, len(held_out), options, grown)
     if grown:
@@ -89,14 +92,15 @@ def preprocess(
                 return Metadata.read(output)
             if output.is_dir() and _is_empty(output):
                 output.rmdir()
+            replaced = output.stat() if output.exists() else None
             freshness.begin(partial, recipe)
             if not (partial / METADATA).exists():
                 _run(files, Conversion(partial, options), recipe, len(held_out), grow)
-            for unneeded in (*Conversion.TEMPORARY, freshness.BEGUN):
+            for unneeded in (*own_files.TEMPORARY, own_files.BEGUN):
                 delete(partial / unneeded)
             for directory in (partial, *filter(Path.is_dir, partial.iterdir())):
                 sweep(directory)  # of a process that was killed just after it wrote a file
-            move_into_place(partial, output)
+            own_files.publish(partial, output, replaced)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"cannot make {output}: {error}. Finished files are kept: solve the problem, and run "
@@ -217,11 +221,14 @@ def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:
             f"or give another output directory"
         )
     if difference and not replace:
-        raise UserError(
-            f"{output} exists and doesn't match this command: {difference}; delete it, or give "
-            f"another output directory"
-        )
+        remedy = "delete it, or give another output directory"
+        if difference == freshness.OF_EARLIER_CSV:
+            remedy = (
+                "train with it as it is, or give another output directory to have these missing"
+            )
+        raise UserError(f"{output} exists and doesn't match this command: {difference}; {remedy}")
     if difference:
+        own_files.check_own(output)
         _log.warning("%s doesn't match this command (%s): making it again", output, difference)
     return not difference
 

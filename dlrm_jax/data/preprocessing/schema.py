@@ -11,7 +11,7 @@ from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.formats.dialect import Dialect
 from dlrm_jax.data.preprocessing.label_threshold import thresholds_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.feature_names import check_names
+from dlrm_jax.feature_names import check_names, check_no_pattern
 from dlrm_jax.files import read_json
 
 TRANSFORMS = ("log", "none", "standardize", "log_standardize")
@@ -46,14 +46,15 @@ class Schema:
         bins: number of bins, by categorical column of numbers: its ids are bins of about equally
             many training rows.
         groups: names of columns that group examples, such as a request, for metrics and losses.
-            They aren't features: by a feature, its ids group.
+            By a categorical column that isn't among them, its ids group: unseen values are one.
         label_at_least: smallest number that counts as label 1, by label column; a label that isn't
             named is 0 or 1.
         separator: text between two fields of CSV files.
         header: names of all columns of CSV files, if they have no header line; empty if they have.
 
     Raises:
-        UserError: there is no categorical column, one is named twice, or a name is empty.
+        UserError: there is no categorical column, one is named twice, or a name is empty or a
+            pattern to Polars.
     """
 
     label: str | tuple[str, ...]
@@ -86,18 +87,11 @@ class Schema:
         for field in ("weight", "timestamp"):
             if getattr(self, field) == "":
                 raise UserError(f"schema: {field}: expected one name, got ''")
+        check_no_pattern("schema", [*self.columns, *self.groups])
         names = self.columns
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"schema: column {twice[0]!r} is named more than once")
-        for name in self.groups:
-            if name in self.categorical:
-                raise UserError(
-                    f"schema: groups: {name!r} is a feature, and metrics and losses group by "
-                    f"features as they are; leave it out"
-                )
-            if name in names or self.groups.count(name) > 1:
-                raise UserError(f"schema: column {name!r} of groups is named more than once")
         if not self.categorical:
             raise UserError("schema: expected at least one categorical column, got none")
         if not isinstance(self.bag_lengths, Mapping):
@@ -112,6 +106,7 @@ class Schema:
                 raise UserError(
                     f"schema: bag_lengths: {name} must be from 1 to {_LONGEST_BAG}, got {length!r}"
                 )
+        self._check_groups()
         self._check_shared()
         self._check_numbers()
         if self.layout not in LAYOUTS:
@@ -121,6 +116,17 @@ class Schema:
         thresholds_of(self.label_at_least, self.labels)
         if self.dialect != Dialect() and self.layout != "named":
             raise UserError("schema: separator and header are for the layout named, that of CSV")
+
+    def _check_groups(self) -> None:
+        for name in self.groups:
+            if name in self.bag_lengths:
+                raise UserError(
+                    f"schema: groups: expected one value a row of {name!r}, and it has "
+                    f"bag_lengths; leave it out"
+                )
+            is_other = name in self.columns and name not in self.categorical
+            if is_other or self.groups.count(name) > 1:
+                raise UserError(f"schema: column {name!r} of groups is named more than once")
 
     def _check_numbers(self) -> None:
         given = self.dense_transform
@@ -194,7 +200,7 @@ class Schema:
 
     @property
     def columns(self) -> list[str]:
-        """The names of all columns but those of `groups`, which predictions don't need."""
+        """The names of all columns but those of `groups` alone, which predictions don't need."""
         return [*self.labels, *self.unlabelled_columns]
 
     @property

@@ -59,7 +59,7 @@ class LogEncoder:
 
     Raises:
         UserError: the directory can't be read, is of other data, or its dense features aren't
-            defined for other rows.
+            defined for other rows; multi-hot tables can't be written.
     """
 
     def __init__(self, prepared: Path, fingerprint: str):
@@ -83,10 +83,7 @@ class LogEncoder:
         check_unchanged(prepared, fingerprint)
         torchrec = self.options.compatible == "torchrec"
         self._smallest = _smallest(self.metadata, prepared) if torchrec else 0.0
-        with tempfile.TemporaryDirectory(prefix="dlrm_jax-") as scratch:
-            tables = expansions(self.options, self.metadata.table_rows, Path(scratch))
-            # They stay readable when their names are gone.
-            self._expansions = [np.load(path, mmap_mode="r") for path in tables]
+        self._expansions = self._multi_hot_tables() if self.options.multi_hot_sizes else []
 
     @property
     def columns(self) -> list[str]:
@@ -160,6 +157,18 @@ class LogEncoder:
             found = columns[self._trained.weight].cast(pl.Float32, strict=False).to_numpy()
             weights = np.where((found >= 0) & (found < np.inf), found, np.nan).astype(np.float32)
         return dataclasses.replace(examples, sample_weights=weights, groups=groups)
+
+    def _multi_hot_tables(self) -> list[np.ndarray]:
+        try:
+            with tempfile.TemporaryDirectory(prefix="dlrm_jax-") as scratch:
+                tables = expansions(self.options, self.metadata.table_rows, Path(scratch))
+                # They stay readable when their names are gone.
+                return [np.load(path, mmap_mode="r") for path in tables]
+        except OSError as error:
+            raise UserError(
+                f"multi-hot tables need a writable temporary directory: {error}; name one with "
+                f"room for them in the environment variable TMPDIR"
+            ) from error
 
     def _encode(self, rows: pl.DataFrame) -> Examples:
         """Arrays of rows as `columns` describes them, as `day_arrays` writes them."""

@@ -95,7 +95,7 @@ class Source:
     _rows: int = dataclasses.field(default=0, init=False)
     _seconds: bool | None = dataclasses.field(default=None, init=False)
 
-    def chunks(self) -> Iterator[tuple[int, Callable[[], Chunk]]]:
+    def chunks(self) -> Generator[tuple[int, Callable[[], Chunk]], None, None]:
         """Yields the chunks in order, with the number of their rows; known ones needn't be parsed.
 
         A chunk is the function that parses it. The number counts malformed rows, too.
@@ -196,7 +196,8 @@ class Source:
         """The columns to read, of those in the file."""
         schema = self.options.schema
         logs.check_columns(self.path, schema, found, not self.labelled)
-        names = [name for name in (*schema.columns, *schema.groups) if name in found]
+        wanted = dict.fromkeys((*schema.columns, *schema.groups))
+        names = [name for name in wanted if name in found]
         if self.row_split:
             self.row_split.check_columns(self.path, found)
             if (column := self.row_split.column) and column not in names:

@@ -21,6 +21,7 @@ import dataclasses
 import re
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import check_no_pattern
 
 PARTS = ("train", "validation", "test")
 """The names of the splits. Rows have the number of their split, their place in this list."""
@@ -88,6 +89,8 @@ def parse_rule(text: str) -> SplitRule:
         raise UserError(f"split: expected one of {', '.join(map(_form, _KINDS))}, got {text!r}")
     if bool(has_name) != (kind in _NAMED) or (has_name and not name):
         raise UserError(f"split: expected {_form(kind)}, got {text!r}")
+    if kind != "rows":
+        check_no_pattern("split", [name])
     if sizes is None:
         return SplitRule(kind, name)
     if kind not in _SIZED:

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from dlrm_jax.data.formats.parquet import writing
 from dlrm_jax.data.preprocessing.sources import Source
 from dlrm_jax.data.preprocessing.split_rule import PARTS
 from dlrm_jax.files import read_json, replacing, write_json
@@ -88,7 +89,7 @@ def stage(source: Source, directory: Path) -> Staged:
             counts = {"skipped": chunk.skipped, "dropped": chunk.dropped}
             write_json(note, counts)
             for path, frame in zip(paths, _parts(chunk.frame, len(paths)), strict=True):
-                with replacing(path) as temporary:
+                with replacing(path) as temporary, writing(path):
                     frame.write_ipc(temporary)
         skipped, dropped = skipped + counts["skipped"], dropped + counts["dropped"]
     _delete_from(directory, number + 1)

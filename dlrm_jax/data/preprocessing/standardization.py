@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 
+_log = logging.getLogger(__name__)
+
 _FILE = f"{VOCABULARIES}/dense.parquet"
+
+_ROUNDING = 1e-12
+"""The deviation, relative to the mean, up to which it is of rounding.
+
+Each number is rounded by up to 1.1e-16 of itself, so equal numbers have a deviation of that size,
+not 0. A deviation above this limit has four digits that aren't of rounding.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +76,10 @@ def learn_scales(
         parts = [pl.all().mean().name.suffix(" m"), pl.all().std(ddof=0).name.suffix(" s")]
         row = of_all.select(*parts).collect(engine="streaming").row(0, named=True)
         means = [row[f"{name} m"] or 0.0 for name in names]
-        # A column without numbers, or with one alone, has no deviation.
-        deviations = [row[f"{name} s"] or 1.0 for name in names]
+        pairs = zip(means, [row[f"{name} s"] or 0.0 for name in names], strict=True)
+        deviations = [_unit(*pair) for pair in pairs]
         found = pl.DataFrame({"column": names, "mean": means, "deviation": deviations})
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, parquet.writing(path):
         found.write_parquet(temporary)
 
 
@@ -82,9 +92,23 @@ def read_scales(directory: Path, schema: Schema) -> Scales:
     if not schema.standardized:
         return Scales()
     found = _read(directory, schema)
-    columns = [f"d{schema.dense.index(name)}" for name in found["column"]]
-    pairs = zip(found["mean"], found["deviation"], strict=True)
-    return Scales(dict(zip(columns, pairs, strict=True)))
+    scales: dict[str, tuple[float, float]] = {}
+    for name, mean, deviation in found.iter_rows():
+        unit = _unit(mean, deviation)
+        scales[f"d{schema.dense.index(name)}"] = mean, unit
+        if unit != deviation:  # earlier versions wrote it
+            _log.warning(
+                "%s: column %s has the one number %.10g in training, and its deviation %.3g is of "
+                "rounding: it counts as 1. A model of these data may have been trained on other "
+                "numbers of this column; to correct both, prepare the data and train again",
+                directory / _FILE, name, mean, deviation,
+            )  # fmt: skip
+    return Scales(scales)
+
+
+def _unit(mean: float, deviation: float) -> float:
+    """The deviation; 1 for a column of one number, as far as can be told, or of none."""
+    return deviation if deviation > _ROUNDING * abs(mean) else 1.0
 
 
 def _read(directory: Path, schema: Schema) -> pl.DataFrame:
