@@ -59,6 +59,20 @@ def _few_objects_to_collect():
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of a small run, with its vocabularies; not to be changed."""
+    from dlrm_jax.data.directory import load_directory
+    from dlrm_jax.serving.export import export
+    from dlrm_jax.serving.trained_model import TrainedModel
+
+    previous = Path(__file__).parent / "previous"
+    directory = tmp_path_factory.mktemp("exported") / "artifact"
+    model, data = TrainedModel.read(previous / "run_of_format_3"), load_directory(previous / "data")
+    export(model, directory, "small", "float32", data)
+    return directory
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
     part, parts = config.getoption("--thorough") or (0, 1)
     thorough = [item for item in items if item.get_closest_marker("thorough")]

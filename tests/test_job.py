@@ -340,5 +340,5 @@ def test_what_is_no_path(given: Any, found: str):
     model = SimpleNamespace(predictor=SimpleNamespace(config=None, learner=None))
     with pytest.raises(UserError, match=f"^workdir: {message}"):
         inspect.unwrap(FittedModel.save)(model, given)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match=f"^path: {message}"):
+    with pytest.raises(UserError, match=f"^run_or_checkpoint: {message}"):
         inspect.unwrap(Predictor.load.__func__)(Predictor, given)

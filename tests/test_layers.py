@@ -37,7 +37,15 @@ BELOW = {
         "processes",
         "text_table",
     },
-    "artifact": {"errors", "files", "workspaces", "backend", "data", "native", "embedding"},
+    "artifact": {
+        "errors",
+        "files",
+        "workspaces",
+        "backend",
+        "data",
+        "native",
+        "embedding",
+    },
     "training": {
         "errors",
         "files",

@@ -60,9 +60,7 @@ def export_programs(
     except Exception:
         pass
     try:
-        return {
-            size: _export(logits, layers, dense_features, width, size) for size in BATCH_SIZES
-        }
+        return {size: _export(logits, layers, dense_features, width, size) for size in BATCH_SIZES}
     except UserError:
         raise
     except Exception as error:

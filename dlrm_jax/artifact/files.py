@@ -24,33 +24,32 @@ def check_present(directory: Path, files: Mapping[str, FileNote]) -> None:
     """Checks that all files are there, in the directory, and as long as they were.
 
     Raises:
-        DamagedArtifactError: one isn't, or its name or a link leads out of the directory.
+        DamagedArtifactError: one isn't; or its name, or any link, leads out of the directory.
     """
+    for path in directory.rglob("*"):
+        if path.is_symlink():
+            name = str(path.relative_to(directory))
+            raise DamagedArtifactError(str(directory), name, "expected no link, found one")
     for name, note in files.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name or str(path) != name:
             raise DamagedArtifactError(
                 str(directory), name, "expected the name of a file in the artifact"
             )
-        size = _size(directory, path)
+        size = _size(directory, name)
         if size != note.bytes:
             raise DamagedArtifactError(
                 str(directory), name, f"expected {note.bytes:,} bytes, it has {size:,}"
             )
 
 
-def _size(directory: Path, name: PurePosixPath) -> int:
-    places = [directory / part for part in reversed([name, *name.parents][:-1])]
+def _size(directory: Path, name: str) -> int:
     try:
-        links = [place for place in places if place.is_symlink()]
         status = (directory / name).lstat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DamagedArtifactError(str(directory), str(name), "it is missing") from error
-    if links or not stat.S_ISREG(status.st_mode):
-        found = "a link" if links else "none"
-        raise DamagedArtifactError(
-            str(directory), str(name), f"expected a file in the artifact, found {found}"
-        )
+        raise DamagedArtifactError(str(directory), name, "it is missing") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedArtifactError(str(directory), name, "expected a file, found none")
     return status.st_size
 
 
@@ -68,6 +67,6 @@ def check_content(directory: Path, name: str, note: FileNote) -> None:
 
 
 def files_of_others(directory: Path, files: Mapping[str, FileNote]) -> list[str]:
-    """Names of files and links in the directory that aren't part of the artifact."""
-    entries = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    """Names of files in the directory that aren't part of the artifact."""
+    entries = (path for path in directory.rglob("*") if not path.is_dir())
     return sorted({str(path.relative_to(directory)) for path in entries} - {MANIFEST, *files})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import ml_dtypes
 import numpy as np
@@ -21,8 +21,8 @@ _BITS = {"int8": 8, "int4": 4}
 _CHUNK_NUMBERS = 2**20
 
 
-def check_row_format(row_format: str) -> None:
-    """Checks the name of a row format.
+def as_row_format(row_format: str) -> RowFormat:
+    """The row format of this name.
 
     Raises:
         UserError: it is none.
@@ -31,6 +31,7 @@ def check_row_format(row_format: str) -> None:
         raise UserError(
             f"row format: expected {', '.join(get_args(RowFormat))}, got {row_format!r}"
         )
+    return cast(RowFormat, row_format)
 
 
 def row_bytes(row_format: str, dim: int) -> int:
@@ -40,7 +41,7 @@ def row_bytes(row_format: str, dim: int) -> int:
         row_format: a `RowFormat`.
         dim: numbers of a row.
     """
-    check_row_format(row_format)
+    as_row_format(row_format)
     if dtype := _FLOATS.get(row_format):
         return dim * dtype.itemsize
     return HEADER_BYTES + (dim * _BITS[row_format] + 7) // 8
@@ -129,7 +130,8 @@ def _encoded(
     if dtype := _FLOATS.get(row_format):
         with np.errstate(over="ignore"):  # is reported below
             rounded = numbers.astype(dtype)
-        _refuse(~np.isfinite(rounded.astype(np.float32)).all(axis=1), numbers, row_format, first_row)
+        fits = np.isfinite(rounded.astype(np.float32))
+        _refuse(np.invert(np.all(fits, axis=1)), numbers, row_format, first_row)
         return rounded.view(np.uint8)
     bits = _BITS[row_format]
     _refuse(row_quantization.unstorable(numbers, bits), numbers, row_format, first_row)

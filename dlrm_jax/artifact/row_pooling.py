@@ -7,39 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int
 
-from dlrm_jax.artifact.row_formats import RowFormat, decode, row_bytes
+from dlrm_jax.artifact.row_formats import decode
+from dlrm_jax.artifact.stored_tables import StoredTable
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import quantized_rows, stored_rows
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StoredTable:
-    """A table in a row format.
-
-    Attributes:
-        name: name, for messages.
-        rows: rows as `row_formats.encode` gives them, [R, `row_bytes`] uint8, contiguous; usually
-            the memory map of a file.
-        row_format: format of the rows.
-        dim: numbers of a row.
-    """
-
-    name: str
-    rows: UInt8[np.ndarray, "R b"]
-    row_format: RowFormat
-    dim: int
-
-    def __post_init__(self) -> None:
-        width = row_bytes(self.row_format, self.dim)
-        if self.rows.dtype != np.uint8 or self.rows.shape[1:] != (width,):
-            raise UserError(
-                f"table {self.name}: expected uint8 rows of {width} bytes for {self.dim} numbers "
-                f"as {self.row_format}, got {self.rows.dtype} of shape {self.rows.shape}"
-            )
-        if not self.rows.flags.c_contiguous or not len(self.rows):
-            raise UserError(f"table {self.name}: expected one or more rows, side by side in memory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +40,6 @@ class StoredLookup:
         begin, end = self.columns
         if not 0 <= begin < end:
             raise UserError(f"lookup {self.name}: expected columns a < b, got {self.columns}")
-        if self.pooling not in stored_rows.POOLINGS:
-            raise UserError(
-                f"lookup {self.name}: pooling must be sum, mean or none, got {self.pooling!r}"
-            )
         for number in (self.floor_divide, self.remainder):
             if number is not None and number < 1:
                 raise UserError(f"lookup {self.name}: expected a map by 1 or more, got {number}")
@@ -113,7 +82,9 @@ class RowPooling:
         """Columns of each lookup's vectors in the result."""
         self.width: int = ends[-1]
         """Columns of the result."""
-        self._native = _described(self.lookups, self.columns) if quantized_rows.available() else None
+        self._native = (
+            _described(self.lookups, self.columns) if quantized_rows.available() else None
+        )
 
     def __call__(
         self,
@@ -143,9 +114,7 @@ class RowPooling:
             _check_rows(self.lookups[wrong[1]], ids)
         return out
 
-    def split(
-        self, vectors: Float32[np.ndarray, "n W"]
-    ) -> dict[str, Float32[np.ndarray, "n *_"]]:
+    def split(self, vectors: Float32[np.ndarray, "n W"]) -> dict[str, Float32[np.ndarray, "n *_"]]:
         """The vectors by lookup, [n, dim], or [n, L, dim] without pooling, as views."""
         shapes = {x.name: (x.vectors, x.table.dim) for x in self.lookups if x.pooling == "none"}
         parts = {name: vectors[:, columns] for name, columns in self.columns.items()}
@@ -170,13 +139,21 @@ class RowPooling:
             )
         shape = (len(ids), self.width)
         if out is None:
-            return np.empty(shape, np.float32)
+            return _aligned(shape)
         if out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
             raise UserError(
                 f"out: expected contiguous float32 of shape {shape}, got {out.dtype} of shape "
                 f"{out.shape}"
             )
         return out
+
+
+def _aligned(shape: tuple[int, int]) -> np.ndarray:
+    """An array that begins with a cache line: vectors lie in fewer, and JAX takes it as it is."""
+    size = shape[0] * shape[1]
+    memory = np.empty(size + 16, np.float32)
+    begin = -memory.ctypes.data % 64 // 4
+    return memory[begin : begin + size].reshape(shape)
 
 
 def _described(lookups: Sequence[StoredLookup], columns: Mapping[str, slice]) -> np.ndarray:
@@ -228,4 +205,4 @@ def _pool(
         total[here] += factors[here, i]
     if lookup.pooling == "mean":
         sums /= np.where(total == 0, np.float32(np.inf), total)[:, None, None]
-    out[...] = sums.reshape(len(ids), -1)
+    out[...] = sums.reshape(out.shape)

@@ -58,9 +58,7 @@ def quantize(rows: Float32[np.ndarray, "n d"], bits: int) -> UInt8[np.ndarray, "
     return np.concatenate([header, _packed(integers.astype(np.uint8), bits)], axis=1)
 
 
-def dequantize(
-    stored: UInt8[np.ndarray, "n b"], bits: int, dim: int
-) -> Float32[np.ndarray, "n d"]:
+def dequantize(stored: UInt8[np.ndarray, "n b"], bits: int, dim: int) -> Float32[np.ndarray, "n d"]:
     """The numbers of stored rows; scale · q is exact in float32, so there is one rounding.
 
     Args:

@@ -8,30 +8,25 @@ from pathlib import Path
 import numpy as np
 
 from dlrm_jax.artifact.manifest import LookupNote, TableNote
-from dlrm_jax.artifact.row_formats import RowFormat, encode, row_bytes
-from dlrm_jax.artifact.row_pooling import RowPooling, StoredLookup, StoredTable
+from dlrm_jax.artifact.row_formats import RowFormat, encode
+from dlrm_jax.artifact.row_pooling import RowPooling, StoredLookup
+from dlrm_jax.artifact.stored_tables import StoredTable, map_table
 from dlrm_jax.errors import DamagedArtifactError, UserError
 
 _CHUNK_BYTES = 1 << 24
 
 
-def map_table(directory: Path, note: TableNote) -> StoredTable:
+def map_rows(directory: Path, note: TableNote) -> StoredTable:
     """Maps the table of an artifact; its file is there, see `files.check_present`.
 
     Raises:
         DamagedArtifactError: the file has another size than the table.
     """
-    path, width = directory / note.file, row_bytes(note.row_format, note.dim)
-    size = path.stat().st_size
-    if size != note.rows * width:
-        raise DamagedArtifactError(
-            str(directory),
-            note.file,
-            f"expected {note.rows:,} rows of {width} bytes, it has {size:,} bytes",
-        )
-    # A plain view: gathering from np.memmap objects costs Python calls for every result.
-    mapped = np.asarray(np.memmap(path, np.uint8, "r", shape=(note.rows, width)))
-    return StoredTable(note.name, mapped, note.row_format, note.dim)
+    try:
+        path = directory / note.file
+        return map_table(path, note.name, note.rows, note.row_format, note.dim)
+    except UserError as error:
+        raise DamagedArtifactError(str(directory), note.file, str(error)) from error
 
 
 def map_lookups(
@@ -42,7 +37,7 @@ def map_lookups(
     Raises:
         DamagedArtifactError: the file of a table has another size than the table.
     """
-    mapped = {note.name: map_table(directory, note) for note in tables}
+    mapped = {note.name: map_rows(directory, note) for note in tables}
     return RowPooling(
         [
             StoredLookup(note.name, mapped[note.table], note.columns, note.pooling, **note.id_map)

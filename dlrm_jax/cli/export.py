@@ -16,6 +16,7 @@ metrics of validation and test, of the trained model and of the exported one.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -76,6 +77,11 @@ def main() -> None:
     if FLAGS.max_auc_loss is not None and data is None:
         raise UserError("--max_auc_loss: it is measured on validation examples; give --data, too")
     name = FLAGS.name or model.run_name
+    if not re.fullmatch(r"[\w.-]+", name):  # it will be a part of addresses
+        raise UserError(
+            f"--name: expected letters, digits, dots, dashes and underscores, got {name!r}; such "
+            f"as --name=kaggle"
+        )
     done = export(model, Path(FLAGS.output), name, FLAGS.tables, data, FLAGS.max_auc_loss)
     show(done)
     status(f"artifact {name}: see {Path(FLAGS.output) / 'manifest.json'}")
@@ -96,8 +102,8 @@ def show(done: Exported) -> None:
     if choice:
         kept = len(manifest.tables) - len(choice.quantized)
         status(
-            f"validation AUC changes by {-choice.loss_of_all:+.6f} with all tables as "
-            f"{FLAGS.tables}, by {-choice.loss:+.6f} with {kept} of them as they were trained"
+            f"validation AUC changes by {0 - choice.loss_of_all:+.6f} with all tables as "
+            f"{FLAGS.tables}, by {0 - choice.loss:+.6f} with {kept} of them as they were trained"
         )
     lines = []
     for split, of_split in manifest.metrics.items():

@@ -66,7 +66,7 @@ class Predictor(TrainedParts):
     @classmethod
     def load(
         cls,
-        path: Path | str,
+        run_or_checkpoint: Path | str,
         mesh: Mesh | str = "1x1",
         batch_size: int = 8192,
         model: str | None = None,
@@ -75,9 +75,9 @@ class Predictor(TrainedParts):
         """Reads parameters and tables, one slab at a time; of an artifact, tables are mapped.
 
         Args:
-            path: directory of a checkpoint, named by its step; the workdir of a run, of which the
-                best checkpoint counts, or the latest if none was validated; or an artifact, see
-                ``python -m dlrm_jax export``.
+            run_or_checkpoint: directory of a checkpoint, named by its step; the workdir of a run,
+                of which the best checkpoint counts, or the latest if none was validated; or an
+                artifact, see ``python -m dlrm_jax export``.
             mesh: mesh of prediction, or its shape, ``"2x4"``; it may differ from that of training.
                 An artifact predicts on one device.
             batch_size: largest number of rows predicted at a time; the mesh must divide it.
@@ -92,7 +92,7 @@ class Predictor(TrainedParts):
                 vocabularies are of other data.
         """
         given = Path(preprocessing) if preprocessing else None
-        path = as_path("path", path)
+        path = as_path("run_or_checkpoint", run_or_checkpoint)
         if is_artifact(path):
             return cls(*load_artifact(path, mesh, batch_size, model, given))
         checkpoint, mesh = find_checkpoint(path), as_mesh(mesh)

@@ -44,7 +44,5 @@ def quantize(rows: Float32[np.ndarray, "n d"], bits: int) -> UInt8[np.ndarray, "
         ctypes.c_int64,
     ]
     function.restype = None
-    function(
-        rows.ctypes.data, count, dim, bits, stored.ctypes.data, stored.shape[1], threads()
-    )
+    function(rows.ctypes.data, count, dim, bits, stored.ctypes.data, stored.shape[1], threads())
     return stored

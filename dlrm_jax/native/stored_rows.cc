@@ -32,11 +32,14 @@ struct Request {
   const float* weights;
   float* out;
   int64_t id_columns, out_columns;
+  bool streamed;  // whether results are written past the caches
 };
 
 // Rows that are prefetched at once, then pooled: many enough that the memory is always busy, few
 // enough for a core's cache. Without huge pages this is twice as fast as some rows ahead.
-constexpr int64_t kRowsAtOnce = 1024;
+constexpr int64_t kRowsAtOnce = 2048;
+// Results that are larger than a core's cache are written past it: else each line is read before.
+constexpr int64_t kStreamedBytes = 4 << 20;
 // Starting a thread pays off from some thousand rows on.
 constexpr int64_t kRowsPerThread = 4096;
 
@@ -63,8 +66,15 @@ inline Vector<kWidth, float> Decoded(const uint8_t* row, int64_t j) {
     const auto halves = Read<Vector<kWidth, uint16_t>>(row + 2 * j);
     return (Floats)(__builtin_convertvector(halves, Vector<kWidth, uint32_t>) << 16);
   }
-  const float scale = HalfToFloat(Read<uint16_t>(row));
-  const float bias = HalfToFloat(Read<uint16_t>(row + 2));
+  float scale, bias;
+#ifdef __F16C__
+  const __m128 header = _mm_cvtph_ps(_mm_cvtsi32_si128(Read<int32_t>(row)));
+  scale = header[0];
+  bias = header[1];
+#else
+  scale = HalfToFloat(Read<uint16_t>(row));
+  bias = HalfToFloat(Read<uint16_t>(row + 2));
+#endif
   Vector<kWidth, uint8_t> integers;
   if constexpr (kFormat == kInt8) integers = Read<Vector<kWidth, uint8_t>>(row + 4 + j);
   if constexpr (kFormat == kInt4 && kWidth == 1) {
@@ -74,9 +84,15 @@ inline Vector<kWidth, float> Decoded(const uint8_t* row, int64_t j) {
     const auto wide = __builtin_convertvector(pairs, Vector<kWidth / 2, uint16_t>);
     integers = (Vector<kWidth, uint8_t>)((wide | wide << 4) & 0x0f0f);
   }
-  // Step by step: GCC converts bytes to floats one by one.
-  const auto halves = __builtin_convertvector(integers, Vector<kWidth, uint16_t>);
-  const auto words = __builtin_convertvector(halves, Vector<kWidth, int32_t>);
+  Vector<kWidth, int32_t> words;
+#ifdef __AVX512F__
+  if constexpr (kWidth == 16) words = (Vector<kWidth, int32_t>)_mm512_cvtepu8_epi32((__m128i)integers);
+  if constexpr (kWidth != 16)
+#endif
+  {  // step by step: GCC converts bytes to floats one by one
+    const auto halves = __builtin_convertvector(integers, Vector<kWidth, uint16_t>);
+    words = __builtin_convertvector(halves, Vector<kWidth, int32_t>);
+  }
   return scale * __builtin_convertvector(words, Floats) + bias;
 }
 
@@ -151,10 +167,36 @@ inline float Divisor(const uint8_t* const* rows, const float* weights, int64_t l
   return total == 0 ? __builtin_inff() : total;
 }
 
+inline void Store(Vector<16, float> numbers, bool streamed, float* to) {
+#ifdef __AVX512F__
+  if (streamed) return _mm512_stream_ps(to, (__m512)numbers);
+#endif
+  std::memcpy(to, &numbers, sizeof(numbers));
+}
+
+// Bags of one id without weights are its row, whatever the pooling: the most frequent case.
+template <Format kFormat>
+void DecodeSamples(const Request& request, const Lookup& lookup, int64_t begin, int64_t end,
+                   const uint8_t* const* rows) {
+  using Floats = Vector<16, float>;
+  const int64_t dim = lookup.dim;
+  float* out = request.out + begin * request.out_columns + lookup.first_out;
+  const bool streamed = request.streamed && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+  for (int64_t sample = begin; sample < end; ++sample, out += request.out_columns) {
+    const uint8_t* const row = rows[sample - begin];
+    for (int64_t j = 0; j < dim; j += 16) {
+      const Floats numbers = row ? Floats{} + Decoded<kFormat, 16>(row, j) : Floats{};
+      Store(numbers, streamed, out + j);
+    }
+  }
+}
+
 // Pools the bags of samples [begin, end), the rows of which have been found.
 template <Format kFormat>
 void PoolSamples(const Request& request, const Lookup& lookup, int64_t begin, int64_t end,
                  const uint8_t* const* rows) {
+  if (lookup.length == 1 && !request.weights && lookup.dim % 16 == 0)
+    return DecodeSamples<kFormat>(request, lookup, begin, end, rows);
   // Without pooling, each id is a bag.
   const int64_t bags = lookup.pooling == kNone ? lookup.length : 1, length = lookup.length / bags;
   for (int64_t sample = begin; sample < end; ++sample) {
@@ -195,6 +237,7 @@ int64_t PoolRows(const Lookup* lookups, int64_t count, const Request& request, i
     first = 0;
     for (int64_t i = 0; i < count; first += (end - begin) * lookups[i++].length)
       kPool[lookups[i].format](request, lookups[i], begin, end, &rows[first]);
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // orders what was written past the caches
   });
   return first_wrong == INT64_MAX ? -1 : first_wrong.load();
 }
@@ -209,7 +252,9 @@ extern "C" int64_t DlrmJaxPoolStoredRows(const void* lookups, int64_t count, con
                                          int64_t samples, int64_t id_columns, int64_t out_columns,
                                          int64_t threads) {
   const auto* const all = static_cast<const Lookup*>(lookups);
-  const Request request{ids, weights, out, id_columns, out_columns};
+  const bool streamed =
+      out_columns % 16 == 0 && 4 * samples * out_columns > kStreamedBytes;
+  const Request request{ids, weights, out, id_columns, out_columns, streamed};
   return id_bytes == 8 ? PoolRows<int64_t>(all, count, request, samples, threads)
                        : PoolRows<int32_t>(all, count, request, samples, threads);
 }

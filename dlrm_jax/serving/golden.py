@@ -20,7 +20,9 @@ TOLERANCE = 1e-6
 """Largest difference of a probability: another processor may sum in another order."""
 
 _DIRECTORY = "golden"
-_PREDICTIONS = f"{_DIRECTORY}/probabilities.npy"
+_DENSE, _IDS, _PREDICTIONS = FILES = tuple(
+    f"{_DIRECTORY}/{name}.npy" for name in ("dense", "ids", "probabilities")
+)
 
 
 class Compared(NamedTuple):
@@ -60,8 +62,8 @@ def write(directory: Path, predictor: Predictor, examples: Examples) -> None:
         UserError: a prediction isn't finite.
     """
     (directory / _DIRECTORY).mkdir()
-    np.save(directory / _DIRECTORY / "dense.npy", examples.dense)
-    np.save(directory / _DIRECTORY / "ids.npy", np.asarray(examples.ids))
+    np.save(directory / _DENSE, examples.dense)
+    np.save(directory / _IDS, np.asarray(examples.ids))
     np.save(directory / _PREDICTIONS, predictor.predict(examples))
 
 
@@ -72,10 +74,7 @@ def compare(directory: Path, predictor: Predictor) -> Compared:
         DamagedArtifactError: the predictions are others.
     """
     try:
-        dense, ids, expected = (
-            map_npy(directory / _DIRECTORY / f"{name}.npy")
-            for name in ("dense", "ids", "probabilities")
-        )
+        dense, ids, expected = (map_npy(directory / name) for name in FILES)
         examples = Examples(dense, ids, np.zeros(len(dense), np.float32))
         found = predictor.predict(Split((examples,)))
         difference = _largest_difference(found, expected)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dlrm_jax.artifact.files import check_content, check_present, files_of_others
 from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.errors import DamagedArtifactError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving import golden
 
@@ -35,6 +36,9 @@ def verify(directory: Path) -> Verified:
     """
     manifest = Manifest.read(directory)
     check_present(directory, manifest.files)
+    for name in golden.FILES:
+        if name not in manifest.files:
+            raise DamagedArtifactError(str(directory), name, "the manifest doesn't name it")
     for name, note in manifest.files.items():
         check_content(directory, name, note)
     compared = golden.compare(directory, Predictor.load(directory))

@@ -12,7 +12,7 @@ from dlrm_jax.artifact.artifact import read_layer
 from dlrm_jax.artifact.files import check_content, check_present
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.row_formats import decode
-from dlrm_jax.artifact.tables import map_table
+from dlrm_jax.artifact.tables import map_rows
 from dlrm_jax.errors import UserError
 
 _TRAINED = ("float32", "bfloat16")
@@ -61,7 +61,7 @@ class ArtifactArrays:
                 f"--tables=float32"
             )
         check_content(self._source, note.file, self._manifest.files[note.file])
-        return decode(map_table(self._source, note).rows, note.row_format, note.dim)
+        return decode(map_rows(self._source, note).rows, note.row_format, note.dim)
 
     def layer(self, name: str) -> np.ndarray:
         """An array of the dense model.

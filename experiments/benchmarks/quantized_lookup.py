@@ -3,14 +3,15 @@
     python -m experiments.benchmarks.quantized_lookup --preset=kaggle
 
 The tables are a preset's, with numbers drawn at random and stored as files, which are mapped. A
-batch has one id for each table. ``limit`` is the least time: the cache lines of the batch's distinct
-rows, at the speed of random reads of whole lines (see `experiments.benchmarks.roofline`). Batches
-of Zipf's law read hot rows from caches, so that they can be faster.
+batch has one id for each table. ``limit`` is the least time: the cache lines of the batch's
+distinct rows, at the speed of random reads of whole lines (see `experiments.benchmarks.roofline`).
+Batches of Zipf's law read hot rows from caches, so that they can be faster.
 
 FBGEMM runs in its own process and environment (see `experiments.benchmarks.peers`), with its tables
 in memory, its indices and offsets made beforehand, and without checks of the indices. Ours checks
 them, and takes them as preprocessing gives them. The vectors of the first batch must agree. The two
-are timed in turn, round by round; figures are medians, the ratio is that of rows per second.
+are timed in turn, round by round; figures are medians, the ratio is that of rows per second. With
+``--threads=1``, times are those of the processor, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from dlrm_jax.artifact.row_formats import check_row_format, encode, row_bytes
-from dlrm_jax.artifact.row_pooling import RowPooling, StoredLookup, StoredTable
+from dlrm_jax.artifact.row_formats import RowFormat, as_row_format, encode
+from dlrm_jax.artifact.row_pooling import RowPooling, StoredLookup
+from dlrm_jax.artifact.stored_tables import StoredTable, map_table
 from dlrm_jax.cli.flags import FLAGS, define_numbers
 from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
@@ -45,11 +47,13 @@ from experiments.benchmarks.timing import calls_per_second, ratio_quartiles
 flags.DEFINE_string("preset", "kaggle", "Preset with the tables; such as kaggle.")
 flags.DEFINE_integer("rows", 0, "Most rows of a table; 0 for all; such as 100000.", 0)
 flags.DEFINE_list("formats", ["float32", "int8", "int4"], "Row formats; such as int8,bfloat16.")
-define_numbers("batch_sizes", (1, 8, 64, 512, 2048, 8192), "Samples of a call; such as 1,8192.", low=1)
+define_numbers(
+    "batch_sizes", (1, 8, 64, 512, 2048, 8192), "Samples of a call; such as 1,8192.", low=1
+)
 flags.DEFINE_enum("ids", "zipf", ["zipf", "uniform"], "Distribution of the ids of a table.")
 flags.DEFINE_integer("rounds", 9, "Rounds in which both are timed; such as 20.", 1)
 flags.DEFINE_float("seconds", 0.2, "Seconds of each timing; such as 1.", 0.01)
-flags.DEFINE_integer("threads", 0, "Threads of ours; 0 for all processors; such as 1.", 0)
+flags.DEFINE_integer("threads", 0, "Threads of both; 0 for all processors; such as 1.", 0)
 flags.DEFINE_bool("fbgemm", True, "Also times FBGEMM; its packages are installed on first use.")
 flags.DEFINE_string("environment", None, "Directory for PyTorch; without it, one in the cache.")
 
@@ -60,9 +64,9 @@ _LINE = 64
 _PEER_FORMATS = ("float32", "int8", "int4")
 
 
-def draw_tables(config: Config, row_format: str, directory: Path) -> list[StoredTable]:
+def draw_tables(config: Config, row_format: RowFormat, directory: Path) -> list[StoredTable]:
     """Writes and maps the tables; the chunks of one repeat themselves, as drawing takes long."""
-    width, rng = row_bytes(row_format, config.embedding_dim), np.random.default_rng(config.seed)
+    rng = np.random.default_rng(config.seed)
     numbers = rng.normal(0, 0.1, (min(_CHUNK, max(config.table_rows)), config.embedding_dim))
     chunk = encode(numbers.astype(np.float32), row_format)
     tables = []
@@ -71,8 +75,7 @@ def draw_tables(config: Config, row_format: str, directory: Path) -> list[Stored
         with path.open("wb") as file:
             for start in range(0, rows, _CHUNK):
                 file.write(chunk[: rows - start].tobytes())
-        mapped = np.memmap(path, np.uint8, "r", shape=(rows, width))
-        tables.append(StoredTable(str(i), mapped, row_format, config.embedding_dim))
+        tables.append(map_table(path, str(i), rows, row_format, config.embedding_dim))
     return tables
 
 
@@ -94,7 +97,9 @@ def least_seconds(ids: np.ndarray, tables: Sequence[StoredTable], lines: float) 
         width = table.rows.shape[1]
         first = np.unique(rows).astype(np.int64) * width
         spans = (first + width - 1) // _LINE - first // _LINE
-        count += sum(len(np.unique((first // _LINE + k)[spans >= k])) for k in range(spans.max() + 1))
+        count += sum(
+            len(np.unique((first // _LINE + k)[spans >= k])) for k in range(spans.max() + 1)
+        )
     return count / lines
 
 
@@ -113,7 +118,8 @@ class Ours:
     def calls_per_second(self, size: int, batches: int) -> float:
         """See `timing.calls_per_second`."""
         ids = [self._ids[i * size : (i + 1) * size] for i in range(batches)]
-        return calls_per_second([functools.partial(self._pool, x) for x in ids], FLAGS.seconds)
+        calls = [functools.partial(self._pool, x) for x in ids]
+        return calls_per_second(calls, FLAGS.seconds, FLAGS.threads == 1)
 
 
 def check(ours: Ours, peer: Contestant, size: int, directory: Path) -> None:
@@ -126,7 +132,7 @@ def check(ours: Ours, peer: Contestant, size: int, directory: Path) -> None:
 
 
 def lines_of(
-    row_format: str, config: Config, ids: np.ndarray, peer: Contestant | None, lines: float
+    row_format: RowFormat, config: Config, ids: np.ndarray, peer: Contestant | None, lines: float
 ) -> Iterator[str]:
     """A row of the Markdown table for each batch size."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -152,7 +158,8 @@ def lines_of(
             for _ in range(FLAGS.rounds):
                 own.append(ours.calls_per_second(size, count))
                 if peer is not None:
-                    answer = peer.ask("run", size=size, batches=count, seconds=FLAGS.seconds)
+                    request = {"size": size, "batches": count, "seconds": FLAGS.seconds}
+                    answer = peer.ask("run", **request, processor_time=FLAGS.threads == 1)
                     theirs.append(answer["calls_per_second"])
             rate = statistics.median(own)
             cells = [row_format, f"{size}", f"{1e6 / rate:.1f}", f"{1e6 * limit:.1f}"]
@@ -168,8 +175,7 @@ def lines_of(
 
 def main() -> None:
     """Goes through formats and batch sizes and prints a row of the table for each."""
-    for name in FLAGS.formats:
-        check_row_format(name)
+    formats: list[RowFormat] = [as_row_format(name) for name in FLAGS.formats]
     config = preset(FLAGS.preset)
     if FLAGS.rows:
         rows = tuple(min(x, FLAGS.rows) for x in config.table_rows)
@@ -188,9 +194,15 @@ def main() -> None:
         if FLAGS.fbgemm:
             path = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
             module = "experiments.benchmarks.peers.workers.torch_stored_rows"
-            peer = Worker("FBGEMM", environment.ready(path), module, (), {"OMP_WAIT_POLICY": "active"})
-            peer = stack.enter_context(Contestant(peer))
-        for name in FLAGS.formats:
+            threads = {"OMP_NUM_THREADS": str(FLAGS.threads)} if FLAGS.threads else {}
+            worker = Worker(
+                "FBGEMM",
+                environment.ready(path),
+                module,
+                environment={"OMP_WAIT_POLICY": "active", **threads},
+            )
+            peer = stack.enter_context(Contestant(worker))
+        for name in formats:
             of_format = peer if name in _PEER_FORMATS else None
             for line in lines_of(name, config, ids, of_format, lines):
                 print(line, flush=True)

@@ -87,6 +87,7 @@ def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.Captu
         ("export", "--run=x --output=/", "--output: / exists; remove it, or give another name"),
         ("export", f"{RUN} --output=/nowhere/x --max_auc_loss=0.1",
          "--max_auc_loss: it is measured on validation examples; give --data, too"),
+        ("export", f"{RUN} --output=/nowhere/x --name=a/b", "--name: .*, got 'a/b'"),
         ("export", "--run=. --output=/nowhere/x", "is not a checkpoint|has no checkpoint"),
         ("verify", "", "--artifact is missing; such as --artifact=kaggle"),
         ("verify", "/nowhere", "/nowhere is no artifact: cannot read /nowhere/manifest.json"),

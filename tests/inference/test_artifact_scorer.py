@@ -13,19 +13,10 @@ from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.export import export
-from dlrm_jax.serving.trained_model import TrainedModel
 
 PREVIOUS = Path(__file__).parents[1] / "previous"
 RUN = PREVIOUS / "run_of_format_3"
 RAW = PREVIOUS / "raw.csv"
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("exported") / "artifact"
-    export(TrainedModel.read(RUN), directory, "small", "float32")
-    return directory
 
 
 def forbidden(*_: object, **__: object) -> None:
@@ -33,11 +24,11 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 @pytest.fixture
-def model(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
+def model(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
     for name in ("flax.nnx.merge", "dlrm_jax.training.model.model_class"):
         monkeypatch.setattr(name, forbidden)
     monkeypatch.setattr("dlrm_jax.config.Config.__post_init__", forbidden)
-    return Predictor.load(directory, batch_size=256)
+    return Predictor.load(artifact, batch_size=256)
 
 
 def test_raw_rows(model: Predictor):
@@ -82,11 +73,11 @@ def test_examples(model: Predictor):
         model.predict(Examples(dense, ids * 0, np.zeros(1, np.float32)))
 
 
-def test_what_an_artifact_does_not_take(directory: Path, tmp_path: Path):
+def test_what_an_artifact_does_not_take(artifact: Path, tmp_path: Path):
     with pytest.raises(UserError, match="mesh: an artifact predicts on one device, expected 1x1"):
-        Predictor.load(directory, "2x4")
+        Predictor.load(artifact, "2x4")
     with pytest.raises(UserError, match="model: an artifact needs no class, got 'a:B'"):
-        Predictor.load(directory, model="a:B")
+        Predictor.load(artifact, model="a:B")
     with pytest.raises(UserError, match=r"metadata\.json"):
-        Predictor.load(directory, preprocessing=tmp_path)
-    Predictor.load(directory, preprocessing=RUN / "preprocessing")
+        Predictor.load(artifact, preprocessing=tmp_path)
+    Predictor.load(artifact, preprocessing=RUN / "preprocessing")

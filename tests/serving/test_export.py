@@ -19,7 +19,6 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.trained_model import TrainedModel
-from dlrm_jax.serving.verify import verify
 
 BASE = Config(
     table_rows=(9, 30, 30),
@@ -32,14 +31,15 @@ BASE = Config(
 LABELS = ("clicked", "bought")
 CONFIGS = {
     "dlrm": {
-        "normalization": "batch", "dropout": 0.5, "pooling": "mean",
-        "compression": "quotient_remainder", "compress_above": 10, "collisions": 4,
+        "normalization": "batch", "dropout": 0.5, "pooling": "mean", "table_dtype": "bfloat16",
+        "numeric_embedding": "linear", "compression": "quotient_remainder", "compress_above": 10,
+        "collisions": 4,
     },
     "din": {
         "model_options": ("target=C1",), "table_rows": (30, 30, 7), "shared_tables": ("C2=C1",),
     },
-    "ple": {"labels": LABELS},
-    "deepfm": {"numeric_embedding": "linear", "table_dtype": "bfloat16", "pooling": "learned"},
+    "ple": {"labels": LABELS, "compression": "mixed_dimensions", "compress_above": 10},
+    "deepfm": {"pooling": "learned", "table_dtype": "bfloat16"},
     "logistic_regression": {},
     "fm": {"compression": "quotient_remainder", "compress_above": 10, "composition": "concat"},
     "wide_deep": {"normalization": "layer", "compute_dtype": "bfloat16"},
@@ -50,9 +50,9 @@ CONFIGS = {
     "ncf": {"table_rows": (9, 30), "bag_lengths": (1,), "dense_features": 0},
     "shared_bottom": {"labels": LABELS},
     "mmoe": {"labels": LABELS, "normalization": "batch"},
-    "esmm": {"labels": LABELS, "compression": "mixed_dimensions", "compress_above": 10},
+    "esmm": {"labels": LABELS, "pooling": "learned"},
 }  # fmt: skip
-QUICK = ("dlrm", "din", "esmm", "deepfm")
+QUICK = ("dlrm", "din", "esmm")
 
 
 def config_of(model: str) -> Config:
@@ -118,7 +118,6 @@ def test_metrics_before_and_after_quantization(small: TrainedModel, tmp_path: Pa
     assert sizes_of(tmp_path / "kept") == {"C1.rows": 42 * 16, "C2.rows": 6 * 16, "C3.rows": 224}
     of_test = again.manifest.metrics["test"]
     assert of_test["exported"] == of_test["trained"] == found["test"]["trained"]
-    assert verify(tmp_path / "kept").golden == (35, 0.0)
 
 
 def test_a_loss_needs_validation_examples(small: TrainedModel, tmp_path: Path):

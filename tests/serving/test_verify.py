@@ -35,20 +35,18 @@ def rewritten(directory: Path, **changes: Any) -> None:
     dataclasses.replace(Manifest.read(directory), **changes).write(directory)
 
 
-def test_what_was_written(artifact: Path, copy: Path):
-    found = verify(artifact)
-    assert found.golden == (35, 0.0)
-    assert found.others == []
+def test_what_was_written(copy: Path):
     (copy / "notes.txt").touch()
-    (copy / "tables" / "link").symlink_to(copy / MANIFEST)
-    assert verify(copy).others == ["notes.txt", "tables/link"]
+    found = verify(copy)
+    assert found.golden == (35, 0.0)
+    assert found.others == ["notes.txt"]
 
 
 def test_flipped_bits_are_found_in_any_file(copy: Path):
     chance = random.Random(0)
     for path in files(copy):
         content, name = path.read_bytes(), str(path.relative_to(copy))
-        for place in {0, len(content) - 1, *chance.choices(range(len(content)), k=8)}:
+        for place in {0, len(content) - 1, *chance.choices(range(len(content)), k=5)}:
             changed = bytearray(content)
             changed[place] ^= 1 << chance.randrange(8)
             path.write_bytes(changed)
@@ -56,7 +54,6 @@ def test_flipped_bits_are_found_in_any_file(copy: Path):
                 verify(copy)
             assert name in str(raised.value), place
         path.write_bytes(content)
-    verify(copy)
 
 
 def test_other_lengths_and_missing_files_are_found_when_it_is_loaded(copy: Path):
@@ -80,15 +77,15 @@ def test_names_do_not_lead_elsewhere(copy: Path, name: str):
             read(copy)
 
 
-@pytest.mark.parametrize("name", ["tables", "tables/C1.rows"])
+@pytest.mark.parametrize("name", ["tables", "tables/C1.rows", "preprocessing/vocabularies"])
 def test_links_do_not_lead_elsewhere(copy: Path, name: str):
     (copy / name).rename(copy.parent / "elsewhere")
     (copy / name).symlink_to(copy.parent / "elsewhere")
-    with pytest.raises(DamagedArtifactError, match=r"C1\.rows: .*, found a link"):
+    with pytest.raises(DamagedArtifactError, match=f"{name}: expected no link, found one"):
         Predictor.load(copy)
     (copy / name).unlink()
     os.mkfifo(copy / name)
-    with pytest.raises(DamagedArtifactError, match=r"C1\.rows: (it is missing|.*, found none)"):
+    with pytest.raises(DamagedArtifactError, match=f"{name}.*(it is missing|, found none)"):
         Predictor.load(copy)
 
 
@@ -98,9 +95,13 @@ def test_other_predictions_are_found(copy: Path):
     rewritten(copy, files=note_files(copy))
     with pytest.raises(DamagedArtifactError, match=r"golden/prob.*, they differ by 1e-05"):
         verify(copy)
-    np.save(path, np.load(path) - np.eye(1, 35)[0] * 1.05e-5)
-    rewritten(copy, files=note_files(copy))
-    assert 1e-7 < verify(copy).golden.difference < 1e-6
+
+
+def test_golden_rows_must_be_named(copy: Path):
+    noted = Manifest.read(copy).files
+    rewritten(copy, files={x: y for x, y in noted.items() if x != "golden/ids.npy"})
+    with pytest.raises(DamagedArtifactError, match=r"golden/ids\.npy: the manifest doesn't name"):
+        verify(copy)
 
 
 def test_a_later_version_is_named(copy: Path):
@@ -130,5 +131,7 @@ def test_layers_and_tables_that_do_not_fit_the_manifest(copy: Path):
         Predictor.load(copy)
     (table, *rest) = manifest.tables
     rewritten(copy, layers=manifest.layers, tables=(dataclasses.replace(table, rows=9), *rest))
-    with pytest.raises(DamagedArtifactError, match=r"expected 9 rows of 16 bytes, it has 672"):
+    with pytest.raises(
+        DamagedArtifactError, match=r"C1\.rows: .*, 9 rows of 4 numbers .*, got 672"
+    ):
         Predictor.load(copy)

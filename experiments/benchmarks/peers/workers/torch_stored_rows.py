@@ -2,9 +2,9 @@
 
 Requests are ``{"do": "build", "tables": [path, …], "shapes": [[rows, bytes], …], "format": …,
 "dim": …, "ids": path}``, then ``{"do": "check", "size": B, "output": path}``, which writes the
-vectors of the first batch, and any number of ``{"do": "run", "size": B, "batches": N, "seconds":
-…}``. The operator has its tables in memory, indices and offsets are made beforehand, and it doesn't
-check the indices.
+vectors of the first batch, and any number of ``{"do": "run", "size": B, "batches": N, "seconds": …,
+"processor_time": …}``. The operator has its tables in memory, indices and offsets are made
+beforehand, and it doesn't check the indices.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class Operator:
         )
         self._operator.initialize_weights()
         weights = self._operator.split_embedding_weights(split_scale_shifts=False)
-        for (to, _), path, shape in zip(
-            weights, request["tables"], request["shapes"], strict=True
-        ):
+        for (to, _), path, shape in zip(weights, request["tables"], request["shapes"], strict=True):
             rows = np.memmap(path, np.uint8, "r", shape=tuple(shape))
             assert to.shape == rows.shape, (to.shape, rows.shape)
             to.numpy()[...] = rows
@@ -92,7 +90,8 @@ def _serve() -> None:
                 if prepared is None or prepared[0] != key:
                     prepared = key, operator.batches(*key)
                 calls = [functools.partial(operator, x) for x in prepared[1]]
-                answer = {"calls_per_second": calls_per_second(calls, request["seconds"])}
+                rate = calls_per_second(calls, request["seconds"], request["processor_time"])
+                answer = {"calls_per_second": rate}
             print(json.dumps(answer), file=answers, flush=True)
 
 
