@@ -60,6 +60,7 @@ def test_rows_with_the_oddities_of_real_ones(tmp_path: Path):
     assert result["teacher_auc"] is None
 
 
+@pytest.mark.thorough
 def test_best_checkpoint_and_target(tmp_path: Path):
     flags = [flag for flag in SMALL if not flag.startswith("--eval_every")]
     flags += ["--eval_every=5", "--steps=40", "--keep_checkpoints=1", "--checkpoint_every=0"]

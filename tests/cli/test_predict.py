@@ -253,6 +253,7 @@ def test_data_that_are_replaced_meanwhile(trained: Run, tmp_path: Path, name: st
     assert not (tmp_path / "p.csv").exists()
 
 
+@pytest.mark.thorough
 def test_a_model_grows_with_its_data(trained: Run, tmp_path: Path):
     """New lines hold new values: these get rows behind those of the trained table."""
     raw, data, workdir = (tmp_path / name for name in ("raw.txt", "data", "run"))

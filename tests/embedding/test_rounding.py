@@ -74,6 +74,7 @@ def trained(shape: str, placements, tables=TABLES, steps: int = 3) -> dict[str, 
     return {t.name: np.asarray(arrays["table"]) for t, arrays in collection.to_arrays(state)}
 
 
+@pytest.mark.thorough
 def test_bits_depend_on_neither_mesh_nor_plan():
     wanted = trained("1x1", ("table_wise", "row_wise", "replicated"))
     for mesh, placements in [

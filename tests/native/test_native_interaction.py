@@ -91,9 +91,13 @@ def config(kernels: str, **changes: Any) -> Config:
     ("mesh", "changes"),
     [
         ("1x1", {"self_interaction": True, "dense_features": 0}),
-        ("1x1", {"compute_dtype": "bfloat16"}),
+        pytest.param("1x1", {"compute_dtype": "bfloat16"}, marks=pytest.mark.thorough),
         ("2x4", {"optimizer": "rowwise_adagrad"}),
-        ("2x4", {"compression": "mixed_dimensions", "compress_above": 100}),
+        pytest.param(
+            "2x4",
+            {"compression": "mixed_dimensions", "compress_above": 100},
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_training_is_that_of_jax(

@@ -103,7 +103,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
         (SGD, "1x1", "table_wise", True, False),
         (RowWiseAdagrad, "1x1", "table_wise", True, False),
         (RowWiseAdagrad, "2x4", "row_wise", False, False),
-        (SGD, "2x4", "replicated", True, True),
+        pytest.param(SGD, "2x4", "replicated", True, True, marks=pytest.mark.thorough),
     ],
 )
 def test_updates_are_those_of_jax(optimizer, mesh, placement, weighted, sums):

@@ -144,7 +144,11 @@ def test_float64_training_with_split_columns_is_the_oracles(mesh, optimizer):
             Setup(optimizer="rowwise_adagrad", columns=True, clip_norm=0.15, accumulation_steps=2),
             id="split-columns-clipped",
         ),
-        pytest.param(Setup(optimizer="sgd", self_interaction=True, loss="mse"), id="self-and-mse"),
+        pytest.param(
+            Setup(optimizer="sgd", self_interaction=True, loss="mse"),
+            id="self-and-mse",
+            marks=pytest.mark.thorough,
+        ),
         pytest.param(
             Setup(optimizer="adam", class_weights=(0.4, 1.7), schedule=(5, 20, 20)),
             id="class-weights-and-schedule",
@@ -178,6 +182,7 @@ def test_chunk_by_chunk(mesh: str, monkeypatch: pytest.MonkeyPatch):
     check_predictions(mesh)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("x64")
 def test_from_the_values_that_the_learner_draws():
     """The other cases start from weights of their own."""
@@ -195,7 +200,10 @@ def test_accumulation_is_one_step_of_the_whole_batch(optimizer):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("optimizer", "accumulation_steps"), [("sgd", 1), ("adagrad", 4)])
+@pytest.mark.parametrize(
+    ("optimizer", "accumulation_steps"),
+    [("sgd", 1), pytest.param("adagrad", 4, marks=pytest.mark.thorough)],
+)
 def test_clipping_by_the_global_norm(optimizer, accumulation_steps):
     setup = Setup(optimizer=optimizer, clip_norm=0.15, accumulation_steps=accumulation_steps)
     first = oracle_arguments(make_batches(setup.dtype)[0])
@@ -245,7 +253,7 @@ def check_predictions(mesh: str, label_weights: tuple[float, ...] = (1.0,)):
     ("mesh", "optimizer"),
     [
         ("2x4", "rowwise_adagrad"),
-        ("1x8", "sgd"),
+        pytest.param("1x8", "sgd", marks=pytest.mark.thorough),
         pytest.param("2x4", "sgd", marks=pytest.mark.thorough),
         pytest.param("1x8", "rowwise_adagrad", marks=pytest.mark.thorough),
     ],
