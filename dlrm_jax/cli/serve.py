@@ -28,14 +28,6 @@ from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.repository import versions_in
 
-try:
-    from dlrm_jax.serving.app import Limits
-    from dlrm_jax.serving.server import Options, Server, listen
-except ImportError as error:
-    raise UserError(
-        f"serve: {error.name} isn't installed; install it with pip install 'dlrm-jax[serve]'"
-    ) from error
-
 flags.DEFINE_string(
     "artifact",
     None,
@@ -62,6 +54,13 @@ mark_required("artifact")
 def main() -> None:
     """Loads, listens, and ends when it is told to."""
     require("artifact")
+    try:
+        from dlrm_jax.serving.app import Limits
+        from dlrm_jax.serving.server import Options, Server, listen
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"serve: {error.name} isn't installed; run pip install -e '.[serve]' in the checkout"
+        ) from error
     directory = Path(FLAGS.artifact)
     token = read_token(Path(FLAGS.token_file)) if FLAGS.token_file else ""
     name = FLAGS.name or directory.resolve().name

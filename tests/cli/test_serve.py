@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from main_job import in_background, run
 
+from dlrm_jax.cli.flags import FLAGS
 from dlrm_jax.data.directory import load_directory
+from dlrm_jax.errors import UserError
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.trained_model import TrainedModel
 
@@ -57,3 +61,14 @@ def test_what_it_refuses(artifact: Path, tmp_path: Path):
         assert ended.returncode == 2
         assert message in ended.stderr
         assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.serve"], indirect=True)
+def test_without_what_it_needs(
+    program: ModuleType, artifact: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(sys.modules, "dlrm_jax.serving.app", raising=False)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    FLAGS([program.__name__, f"--artifact={artifact}"])
+    with pytest.raises(UserError, match=r"starlette\.applications isn.t installed"):
+        program.main()
