@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from criteo_lines import realistic
 from main_job import ROOT, SMALL, arrays, fails, losses, run, succeed, summary
 
