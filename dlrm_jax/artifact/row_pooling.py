@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
@@ -70,6 +70,9 @@ class RowPooling:
     def __init__(self, lookups: Sequence[StoredLookup], threads: int | None = None):
         if not lookups:
             raise UserError("lookups: expected at least one")
+        names = [lookup.name for lookup in lookups]
+        if repeated := sorted({x for x in names if names.count(x) > 1}):
+            raise UserError(f"lookups: {repeated[0]!r} is there twice")
         self.lookups = tuple(lookups)
         self.threads = quantized_rows.threads() if threads is None else threads
         self.id_columns = max(lookup.columns[1] for lookup in lookups)
@@ -85,6 +88,10 @@ class RowPooling:
         self._native = (
             _described(self.lookups, self.columns) if quantized_rows.available() else None
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies make their own description, which has addresses of this object's tables."""
+        return RowPooling, (self.lookups, self.threads)
 
     def __call__(
         self,

@@ -127,10 +127,12 @@ def _loss(columns: Float32[np.ndarray, "d n"], low: Column, high: Column) -> Col
     bias, scale = _bias_and_scale(low, high, 4)
     inverse = np.float32(1) / np.where(scale == 0, np.float32(1), scale)
     total = np.zeros_like(low)
-    for column in columns:
-        integers = np.clip(np.rint((column - bias) * inverse), 0, 15)
-        error = column - (integers * scale + bias)
-        total += error * error
+    # A range whose lower end float16 can't hold has no number as loss, and isn't taken.
+    with np.errstate(invalid="ignore"):
+        for column in columns:
+            integers = np.clip(np.rint((column - bias) * inverse), 0, 15)
+            error = column - (integers * scale + bias)
+            total += error * error
     return np.sqrt(total)
 
 

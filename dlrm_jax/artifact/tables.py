@@ -20,12 +20,15 @@ def map_rows(directory: Path, note: TableNote) -> StoredTable:
     """Maps the table of an artifact; its file is there, see `files.check_present`.
 
     Raises:
+        UserError: the system can't map it.
         DamagedArtifactError: the file has another size than the table.
     """
     try:
         path = directory / note.file
         return map_table(path, note.name, note.rows, note.row_format, note.dim)
     except UserError as error:
+        if isinstance(error.__cause__, OSError):  # too many open files, say
+            raise
         raise DamagedArtifactError(str(directory), note.file, str(error)) from error
 
 

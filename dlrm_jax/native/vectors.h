@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -37,14 +38,16 @@ inline float HalfToFloat(uint16_t half) {
 #endif
 }
 
-// The nearest numbers of float16, to even of two; none may be beyond its range.
+// The nearest numbers of float16, to even of two; infinity beyond its range.
 inline Lanes RoundToHalf(Lanes x) {
   const IntLanes bits = (IntLanes)x, sign = bits & INT32_MIN, magnitude = bits & INT32_MAX;
   const IntLanes normal = (magnitude + 0xfff + (magnitude >> 13 & 1)) & ~0x1fff;
   // Between 0.5 and 1, floats are as far apart as float16's subnormal numbers.
   const IntLanes subnormal = (IntLanes)(((Lanes)magnitude + 0.75f) - 0.75f);
   const IntLanes small = magnitude < (113 << 23);
-  return (Lanes)(((subnormal & small) | (normal & ~small)) | sign);
+  const IntLanes rounded = (subnormal & small) | (normal & ~small);
+  const IntLanes beyond = (magnitude >= 0x477ff000) & (magnitude <= 0x7f800000);  // from 65520 on
+  return (Lanes)((0x7f800000 & beyond) | (rounded & ~beyond) | sign);
 }
 
 // The bits of a number that `RoundToHalf` gives.
@@ -54,6 +57,6 @@ inline uint16_t HalfBits(float rounded) {
   const int32_t magnitude = bits & INT32_MAX;
   const int32_t half = magnitude < (113 << 23)
                            ? static_cast<int32_t>((rounded < 0 ? -rounded : rounded) * 0x1p24f)
-                           : (magnitude >> 13) - (112 << 10);
+                           : std::min((magnitude >> 13) - (112 << 10), 0x7c00);
   return static_cast<uint16_t>(half | (bits < 0 ? 0x8000 : 0));
 }

@@ -72,3 +72,6 @@ def test_wrong_arguments_are_errors(pool):
         StoredLookup("a", table, (0, 1), floor_divide=0)
     with pytest.raises(UserError, match="at least one"):
         RowPooling([])
+    twice = [StoredLookup("a", table, (0, 1)), StoredLookup("a", table, (1, 2))]
+    with pytest.raises(UserError, match="'a' is there twice"):
+        RowPooling(twice)
