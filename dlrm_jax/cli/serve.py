@@ -5,8 +5,8 @@
     python -m dlrm_jax serve models --watch=10 --versions=2 --token_file=token
 
 The directory is an artifact of ``dlrm_jax export``, or holds artifacts named by numbers, of which
-the newest are served. ``POST /predict`` takes raw rows as JSON or as an Arrow stream, and maps them
-by the code of preprocessing. ``/v2/…`` is the Open Inference Protocol, with its binary extension;
+the newest are served. ``POST /predict`` takes raw rows as JSON, and maps them by the code of
+preprocessing. ``/v2/…`` is the Open Inference Protocol, with its binary extension;
 ``/metrics`` is for Prometheus.
 
 Requests that come while the model works are answered together. Beyond ``--queue_rows`` a request
@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import signal
 import time
 from pathlib import Path
 
@@ -64,6 +66,8 @@ def main() -> None:
     directory = Path(FLAGS.artifact)
     token = read_token(Path(FLAGS.token_file)) if FLAGS.token_file else ""
     name = FLAGS.name or directory.resolve().name
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--name: expected letters, digits, '.', '-' and '_', got {name!r}")
     limits = Limits(int(FLAGS.max_mib * 2**20), FLAGS.max_rows, FLAGS.timeout)
     options = Options(
         name, FLAGS.versions, FLAGS.watch, FLAGS.batch_size, FLAGS.queue_rows, limits, token
@@ -80,6 +84,7 @@ def main() -> None:
             f"http://{f'[{host}]' if ':' in host else host}:{port} "
             f"(ready in {time.perf_counter() - begun:.1f} s)"
         )
+        signal.signal(signal.SIGHUP, lambda *_: server.stop())  # uvicorn knows the others
         try:
             server.run(listener)
         finally:  # the signal that ended it is raised again

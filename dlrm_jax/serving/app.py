@@ -1,4 +1,4 @@
-"""The server's HTTP interface: the Open Inference Protocol, and raw rows as JSON or Arrow."""
+"""The server's HTTP interface: the Open Inference Protocol, and raw rows as JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,7 +19,6 @@ from starlette.routing import Route
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.rows import as_frame
-from dlrm_jax.serving.arrow import read_arrow
 from dlrm_jax.serving.batcher import ClosedError, DeadlineError, QueueFullError
 from dlrm_jax.serving.open_inference import (
     EXTENSIONS,
@@ -38,8 +37,6 @@ PROTOCOL_VERSION = "2"
 """What the server says that it is, the version of the protocol: that of the library would tell an
 attacker which faults it has.
 """
-
-ARROW = "application/vnd.apache.arrow.stream"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,40 +183,40 @@ class App:
     # -- Predictions -------------------------------------------------------------------
 
     async def _infer(self, request: Request) -> Response:
-        model = self._asked(request)
-        body = await self._body(request)
-        asked = read_request(body, request.headers.get(HEADER_LENGTH))
-        rows = rows_of(model, asked.tensors)
-        version, probabilities = await self._answer(request, model, rows)
+        asked = read_request(await self._body(request), request.headers.get(HEADER_LENGTH))
+        model, probabilities = await self._answer(
+            request, lambda model: rows_of(model, asked.tensors)
+        )
         tensors = outputs_of(model, probabilities)
-        content, headers = write_response(self._name, version, asked, tensors)
+        content, headers = write_response(self._name, model.version, asked, tensors)
         return Response(content, headers=headers)
 
     async def _predict(self, request: Request) -> Response:
-        model = self._repository.newest
-        body = await self._body(request)
-        if not model.takes_raw_rows:
-            raise UserError(
-                "the model has no vocabularies, so it can't map raw rows to ids; send ids to "
-                f"/v2/models/{self._name}/infer"
-            )
-        encoder = model.predictor.encoder
-        if request.headers.get("content-type", "").split(";")[0].strip() == ARROW:
-            rows = read_arrow(body, encoder.columns)
-        else:
-            rows = as_frame(_rows_of_json(body), encoder.columns, encoder.options.schema.dense)
-        _, probabilities = await self._answer(request, model, rows)
+        rows = _rows_of_json(await self._body(request))
+        self._check_rows(rows)
+
+        def frame(model: ServedModel) -> Rows:
+            if not model.takes_raw_rows:
+                raise UserError(
+                    "the model has no vocabularies, so it can't map raw rows to ids; send ids to "
+                    f"/v2/models/{self._name}/infer"
+                )
+            encoder = model.predictor.encoder
+            return as_frame(rows, encoder.columns, encoder.options.schema.dense)
+
+        _, probabilities = await self._answer(request, frame)
         return _json({"predictions": probabilities.tolist()})
 
     async def _answer(
-        self, request: Request, model: ServedModel, rows: Rows
-    ) -> tuple[str, Probabilities]:
-        """The version that answers, and the probabilities."""
-        if len(rows) > self._limits.rows:
-            raise _HttpError(413, f"expected at most {self._limits.rows} rows, got {len(rows)}")
-        if not len(rows):
-            raise UserError("expected at least one row, got none")
-        version, future = self._submitted(model, rows, request.path_params.get("version"))
+        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+    ) -> tuple[ServedModel, Probabilities]:
+        """The version that answers, and the probabilities.
+
+        Args:
+            request: request, whose body has been read.
+            rows_for: function that gives the rows as a version takes them.
+        """
+        model, future = await self._submitted(request, rows_for)
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(request.receive())  # ends when the client does
         try:
@@ -227,32 +224,44 @@ class App:
                 (answer, gone), timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED
             )
             if answer.done():
-                return version, answer.result()
+                return model, answer.result()
             if gone.done():
                 raise ClientDisconnect
             raise DeadlineError
         except DeadlineError:
-            raise _HttpError(
-                504, f"no answer within {self._limits.seconds:g} s, the deadline"
-            ) from None
+            raise self._too_late() from None
         finally:
             answer.cancel()  # one that waits isn't computed
             gone.cancel()
 
-    def _submitted(
-        self, model: ServedModel, rows: Rows, pinned: str | None
-    ) -> tuple[str, Future[Probabilities]]:
+    async def _submitted(
+        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+    ) -> tuple[ServedModel, Future[Probabilities]]:
+        """The version that the path names, or the newest, and its future answer."""
+        tried = None
         while True:
+            # After the body has come: a version may have been replaced meanwhile.
+            model = self._asked(request)
+            if model is tried:  # it has ended, and no other has taken its place
+                raise _HttpError(503, "it has just ended", **{"retry-after": "1"})
+            rows = await asyncio.to_thread(rows_for, model)  # others are answered meanwhile
+            self._check_rows(rows)
             try:
-                return model.version, model.submit(rows, self._limits.seconds)
+                return model, model.submit(rows, self._limits.seconds)
             except QueueFullError as error:
                 seconds = f"{error.retry_after:.0f}"
                 raise _HttpError(503, str(error), **{"retry-after": seconds}) from None
-            except ClosedError:  # it has just been replaced
-                newest = self._repository.newest
-                if pinned is not None or newest is model:
-                    raise _HttpError(503, "it has just ended", **{"retry-after": "1"}) from None
-                model = newest
+            except ClosedError:
+                tried = model
+
+    def _check_rows(self, rows: Sized) -> None:
+        if len(rows) > self._limits.rows:
+            raise _HttpError(413, f"expected at most {self._limits.rows} rows, got {len(rows)}")
+        if not len(rows):
+            raise UserError("expected at least one row, got none")
+
+    def _too_late(self) -> _HttpError:
+        return _HttpError(504, f"no answer within {self._limits.seconds:g} s, the deadline")
 
     def _check_name(self, request: Request) -> None:
         if (name := request.path_params["name"]) != self._name:
@@ -260,7 +269,8 @@ class App:
 
     def _asked(self, request: Request) -> ServedModel:
         """The version that a path names."""
-        self._check_name(request)
+        if "name" in request.path_params:
+            self._check_name(request)
         version = request.path_params.get("version")
         model = self._repository.get(version)
         if model is None:
@@ -273,11 +283,15 @@ class App:
         most = self._limits.body_bytes
         parts: list[bytes] = []
         size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise _HttpError(413, f"expected a body of at most {most} bytes")
-            parts.append(part)
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > most:
+                        raise _HttpError(413, f"expected a body of at most {most} bytes")
+                    parts.append(part)
+        except TimeoutError:
+            raise self._too_late() from None
         return b"".join(parts)
 
 

@@ -172,8 +172,8 @@ class Batcher(Generic[T, Result]):
     def _compute(self, live: Sequence[_Waiting[T, Result]], now: float) -> None:
         try:
             results = self._answer([x.payload for x in live])
-        except Exception as error:  # a request that breaks the answer mustn't end the thread
-            results = [error] * len(live)
+        except BaseException as error:  # whatever it is, it mustn't end the thread
+            results = [RuntimeError(f"{type(error).__name__}: {error}")] * len(live)
         for each, result in zip(live, results, strict=True):
             if isinstance(result, Exception):
                 each.future.set_exception(result)

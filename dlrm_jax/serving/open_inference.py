@@ -80,10 +80,11 @@ def read_request(body: bytes, header_length: str | None) -> InferRequest:
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isdecimal() or not 0 <= int(header_length) <= len(body):
+        digits = header_length.isascii() and header_length.isdecimal() and len(header_length) < 20
+        if not digits or int(header_length) > len(body):
             raise UserError(
                 f"{HEADER_LENGTH}: expected the bytes of the JSON, at most {len(body)}, got "
-                f"{header_length!r}"
+                f"{header_length[:20]!r}"
             )
         length = int(header_length)
     try:
@@ -112,12 +113,11 @@ def read_request(body: bytes, header_length: str | None) -> InferRequest:
             raise UserError(f"input {given.name}: expected data, or binary_data_size")
     if len(rest):
         raise UserError(f"request: {len(rest)} bytes are left behind the inputs")
+    binary = _flag(found.parameters, "binary_data_output", False)
     outputs = None
     if found.outputs:
-        outputs = {x.name: bool(x.parameters.get("binary_data", False)) for x in found.outputs}
-    return InferRequest(
-        found.id, tensors, outputs, bool(found.parameters.get("binary_data_output", False))
-    )
+        outputs = {x.name: _flag(x.parameters, "binary_data", binary) for x in found.outputs}
+    return InferRequest(found.id, tensors, outputs, binary)
 
 
 def write_response(
@@ -162,6 +162,13 @@ def write_response(
     return b"".join([head, *binary]), headers
 
 
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise UserError(f"parameters: {name}: expected true or false")
+    return value
+
+
 def datatype(dtype: np.dtype) -> str:
     """The protocol's name of a type of numbers."""
     return _NAMES[dtype]
@@ -169,7 +176,7 @@ def datatype(dtype: np.dtype) -> str:
 
 def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
     count = _count(given)
-    flat = _flat(data, len(given.shape))
+    flat = _flat(given, data)
     if len(flat) != count:
         raise UserError(
             f"input {given.name}: expected {count} values for the shape {given.shape}, got "
@@ -191,14 +198,17 @@ def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
         raise UserError(f"input {given.name}: {error}") from error
 
 
-def _flat(data: Sequence[Any], depth: int) -> list[Any]:
-    """The values of lists that are nested as deeply as the shape, or flat."""
-    values: list[Any] = list(data)
-    for _ in range(depth - 1):
-        if not (values and all(isinstance(x, list) for x in values)):
-            break
-        values = [each for x in values for each in x]
-    return values
+def _flat(given: _Input, data: Sequence[Any]) -> list[Any]:
+    """The values of lists that are nested like the shape, or flat."""
+    if len(given.shape) == 1 or not (data and isinstance(data[0], list)):
+        return list(data)
+    rows, columns = given.shape
+    if len(data) != rows or any(not isinstance(x, list) or len(x) != columns for x in data):
+        raise UserError(
+            f"input {given.name}: expected {rows} lists of {columns} values for the shape "
+            f"{given.shape}"
+        )
+    return [each for x in data for each in x]
 
 
 def _from_bytes(given: _Input, data: memoryview) -> np.ndarray:
@@ -236,6 +246,6 @@ def _count(given: _Input) -> int:
             f"input {given.name}: expected a datatype of {', '.join((*_DTYPES, _BYTES))}, got "
             f"{given.datatype!r}"
         )
-    if not given.shape or min(given.shape) < 0:
-        raise UserError(f"input {given.name}: expected a shape such as [1], got {given.shape}")
+    if not 1 <= len(given.shape) <= 2 or not all(0 <= x < 2**31 for x in given.shape):
+        raise UserError(f"input {given.name}: expected a shape such as [1] or [1, 8]")
     return math.prod(given.shape)

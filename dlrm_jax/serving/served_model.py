@@ -13,7 +13,6 @@ import polars as pl
 from jaxtyping import Float64
 
 from dlrm_jax.data.arrays import Examples
-from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.rows import NAME
 from dlrm_jax.serving.batcher import Batcher, BatchTimes
@@ -119,7 +118,7 @@ class ServedModel:
             try:
                 encoded = self.predictor.encoder.rows(pl.concat(frames), NAME)
                 found |= zip(places, _split(encoded, [len(x) for x in frames]), strict=True)
-            except UserError as error:
+            except Exception as error:
                 for i, frame in zip(places, frames, strict=True):
                     found[i] = error if len(frames) == 1 else self._encoded([frame])[0]
         return [found[i] for i in range(len(requests))]
@@ -127,10 +126,10 @@ class ServedModel:
     def _scored(self, examples: Sequence[Examples]) -> Sequence[Probabilities | Exception]:
         if not examples:
             return []
-        joined = _joined(examples)
         try:
+            joined = _joined(examples)
             probabilities = self.predictor.predict(joined)
-        except UserError as error:  # an id out of range, or a prediction that isn't finite
+        except Exception as error:  # an id out of range, or a prediction that isn't finite
             if len(examples) == 1:
                 return [error]
             return [self._scored([each])[0] for each in examples]

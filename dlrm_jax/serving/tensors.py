@@ -37,10 +37,10 @@ def _inputs(model: ServedModel) -> list[dict[str, Any]]:
         dense = [_tensor(DENSE, "FP32", -1, inputs.dense_features)] if inputs.dense_features else []
         return [*dense, _tensor(IDS, "INT32", -1, sum(inputs.bag_lengths))]
     schema = model.predictor.encoder.options.schema
-    bags = zip(schema.categorical, schema.lengths, strict=True)
+    bags = schema.bag_lengths
     return [
         *(_tensor(x, "FP32", -1) for x in schema.dense),
-        *(_tensor(x, "BYTES", -1, *([-1] if length > 1 else [])) for x, length in bags),
+        *(_tensor(x, "BYTES", -1, *([-1] if x in bags else [])) for x in schema.categorical),
     ]
 
 
@@ -74,7 +74,7 @@ def rows_of(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Rows:
         each = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise UserError(f"inputs: expected as many rows of each, got {each}")
     schema = model.predictor.encoder.options.schema
-    bags = {x for x, length in zip(schema.categorical, schema.lengths, strict=True) if length > 1}
+    bags = schema.bag_lengths
     return pl.DataFrame([_column(name, tensors[name], name in bags) for name in columns])
 
 
@@ -92,8 +92,12 @@ def _encoded(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Rows:
     names = [DENSE, IDS] if inputs.dense_features else [IDS]
     _check_names(tensors, names)
     ids = tensors[IDS]
-    if ids.dtype not in (np.int32, np.int64) or ids.ndim != 2:
-        raise UserError(f"input {IDS}: expected INT32 or INT64 [N, C], got {list(ids.shape)}")
+    width = sum(inputs.bag_lengths)
+    if ids.dtype not in (np.int32, np.int64) or ids.ndim != 2 or ids.shape[1] != width:
+        raise UserError(
+            f"input {IDS}: expected INT32 or INT64 [N, {width}], got {ids.dtype} of shape "
+            f"{list(ids.shape)}"
+        )
     if ids.dtype == np.int64:
         wide = np.iinfo(np.int32)
         if ids.size and not (wide.min <= ids.min() and ids.max() <= wide.max):
@@ -126,10 +130,18 @@ def _column(name: str, array: np.ndarray, is_bag: bool) -> pl.Series:
     if array.dtype == object:
         array = array.copy()
         array[array == ""] = None
-    if array.ndim == 2 and is_bag:
-        kind = pl.String if array.dtype == object else None
-        return pl.Series(name, array.tolist(), pl.List(kind) if kind else None)
+    if is_bag:
+        bags = [_without_padding(bag) for bag in array.reshape(len(array), -1).tolist()]
+        kind = pl.List(pl.String) if array.dtype == object else None
+        return pl.Series(name, bags, kind, strict=False)
     flat = array.reshape(-1)
     if flat.dtype == object:
         return pl.Series(name, flat.tolist(), pl.String)
     return pl.Series(name, flat, nan_to_null=flat.dtype.kind == "f")
+
+
+def _without_padding(bag: list[Any]) -> list[Any]:
+    """A bag without the missing values at its end, which fill it up to the longest."""
+    while bag and (bag[-1] is None or bag[-1] != bag[-1]):
+        bag.pop()
+    return bag

@@ -11,9 +11,10 @@ from served import encode_logs, encoder_of
 
 from dlrm_jax.data.directory import Metadata, load_directory
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
+from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
-from dlrm_jax.data.preprocessing.schema import Schema
+from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 
@@ -48,6 +49,14 @@ def test_criteo_text(tmp_path, form):
         encoder.rows(rows.with_columns(C2=pl.lit("x")), "rows")
     labels = [int(line[0]) for line in text(70).split("\n")[:-1]]
     np.testing.assert_array_equal(found.labels, [np.nan] * 70 if form is without_labels else labels)
+
+
+@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["68fd1e64", "", "0a"])])
+def test_hexadecimal_text_may_have_a_dictionary(dtype):
+    texts = pl.DataFrame({name: ["68fd1e64", "", "0a", None] for name in CATEGORICALS})
+    expected = logs.from_hexadecimal("rows", CRITEO, texts)
+    assert expected["C1"].to_list() == [0x68FD1E64, None, 10, None]
+    assert logs.from_hexadecimal("rows", CRITEO, texts.cast(dtype)).equals(expected)
 
 
 def test_one_row_of_a_users_log(tmp_path):

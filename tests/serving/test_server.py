@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import shutil
 import threading
@@ -18,7 +17,7 @@ import polars as pl
 import pytest
 
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.app import ARROW, Limits
+from dlrm_jax.serving.app import Limits
 from dlrm_jax.serving.server import Options, Server, listen
 
 
@@ -81,11 +80,6 @@ def test_raw_rows_get_the_predictions_of_the_artifact(
     status, found = client.predict(rows)
     assert status == 200
     np.testing.assert_allclose(found["predictions"], expected, rtol=1e-6)
-    buffer = io.BytesIO()
-    pl.DataFrame(rows).write_ipc_stream(buffer)
-    status, found, _ = client.ask("POST", "/predict", buffer.getvalue(), {"content-type": ARROW})
-    assert status == 200
-    np.testing.assert_allclose(found["predictions"], expected, rtol=1e-6)
 
 
 def test_many_clients_get_each_their_own(
@@ -124,7 +118,6 @@ def test_a_malformed_row_fails_its_request_alone(client: Client, rows: list[dict
     for body, expected, message in cases:
         status, found, _ = client.ask("POST", "/predict", body)
         assert (status, message in found["error"]) == (expected, True), found
-    assert client.ask("POST", "/predict", b"x", {"content-type": ARROW})[0] == 400
 
 
 def test_metadata_health_and_metrics(client: Client, rows: list[dict[str, Any]]):
@@ -182,6 +175,33 @@ def test_the_open_inference_protocol(
     )  # fmt: skip
     expected = Predictor.load(artifact, batch_size=16).predict(complete)
     np.testing.assert_allclose(output["data"], expected, rtol=1e-6)
+
+
+def test_requests_of_another_shape_are_refused_alone(client: Client):
+    dense = {"name": "dense", "datatype": "FP32", "shape": [1, 2], "data": [[1.0, 2.0]]}
+    width = len(client.ask("GET", "/v2/models/small")[1]["inputs"])
+    ids = {"name": "ids", "datatype": "INT32", "shape": [1, width], "data": [[1] * width]}
+    for inputs, message in (
+        ([dense, ids], "input ids: expected INT32 or INT64 [N, "),
+        ([dense | {"data": [[1.0], [2.0]]}, ids], "expected 1 lists of 2 values"),
+        ([dense | {"shape": [10**9] * 3}, ids], "expected a shape such as"),
+        ([dense | {"shape": [0, 10**30]}, ids], "expected a shape such as"),
+        ([dense | {"datatype": "FP31"}], "expected a datatype of"),
+        ([dense, dense], "'dense' is there twice"),
+        ([ids], "'dense' is missing"),
+    ):
+        status, found, _ = client.ask("POST", "/v2/models/small/infer", {"inputs": inputs})
+        assert (status, message in found["error"]) == (400, True), found
+
+
+def test_a_body_that_does_not_come_is_given_up(artifact: Path):
+    with serving(artifact, limits=Limits(seconds=0.3)) as client:
+        connection = HTTPConnection("127.0.0.1", client.port, timeout=20)
+        with contextlib.closing(connection):
+            connection.putrequest("POST", "/predict")
+            connection.putheader("content-length", "100")
+            connection.endheaders(b"{")
+            assert connection.getresponse().status == 504
 
 
 def test_a_token_is_asked_for(artifact: Path):

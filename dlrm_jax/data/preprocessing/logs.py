@@ -245,8 +245,8 @@ def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataF
     """
     columns = []
     for column in schema.categorical:
-        if frame[column].dtype == pl.String:
-            text = frame[column].replace("", None)
+        if frame[column].dtype in (pl.String, pl.Categorical, pl.Enum):
+            text = frame[column].cast(pl.String).replace("", None)
             found = text.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
             wrong = text.is_not_null() & found.is_null()
             if wrong.any():
