@@ -45,7 +45,7 @@ TARGETS = {
 
 def path() -> Path:
     """The path of the built library, with a hash of its sources and build settings in the name."""
-    sources = [file.read_text() for file in (*_SOURCES, *_HEADERS)]
+    sources = [file.read_text(encoding="utf-8") for file in (*_SOURCES, *_HEADERS)]
     made_of = (sources, importlib.metadata.version("jaxlib"), _OPTIONS, _processor())
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     return cache_directory() / "native" / f"kernels-{digest}.so"
@@ -114,7 +114,7 @@ def version() -> str | None:
 def _processor() -> str:
     """The properties that -march=native depends on, as machines may share a home directory."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:  # not Linux
         return platform.machine() + platform.processor()
     properties = {line.split(":")[0].strip(): line for line in lines if ":" in line}
