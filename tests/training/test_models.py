@@ -43,14 +43,15 @@ def config_of(model: str) -> Config:
     return dataclasses.replace(CONFIG, model=model, **CHANGES.get(model, {}))
 
 
-# Their formulas are those of others, or parts of them.
-OFTEN_ALIKE = ("fm", "deepfm", "wide_deep", "dcn", "shared_bottom", "mmoe", "ple", "esmm")
+# Their formulas are those of others, or parts of them, or take long to compile.
+WITH_THOROUGH = ("fm", "deepfm", "wide_deep", "dcn", "shared_bottom", "mmoe", "ple", "esmm",
+               "xdeepfm", "autoint")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.thorough) if name in OFTEN_ALIKE else name
+        pytest.param(name, marks=pytest.mark.thorough) if name in WITH_THOROUGH else name
         for name in MODELS
     ],
 )
