@@ -88,6 +88,7 @@ def test_best_checkpoint_and_target(tmp_path: Path):
         assert summary(other)["steps"] == 5
 
 
+@pytest.mark.thorough
 def test_warm_start(unbroken: Path, tmp_path: Path):
     source = unbroken  # a checkpoint, and checkpoints/, mean the same
     other = [flag for flag in SMALL if not flag.startswith("--top_mlp")]

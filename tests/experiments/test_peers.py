@@ -152,6 +152,7 @@ presets.PRESETS["tiny"] = dataclasses.replace(
 """
 
 
+@pytest.mark.thorough
 def test_the_program_from_flags_to_files(tmp_path: Path):
     output = tmp_path / "peers.json"
     result = run(

@@ -139,7 +139,11 @@ def test_float64_training_with_split_columns_is_the_oracles(mesh, optimizer):
 @pytest.mark.parametrize(
     "setup",
     [
-        pytest.param(Setup(optimizer="adagrad", interaction="cat"), id="tables-of-several-widths"),
+        pytest.param(
+            Setup(optimizer="adagrad", interaction="cat"),
+            id="tables-of-several-widths",
+            marks=pytest.mark.thorough,
+        ),
         pytest.param(
             Setup(optimizer="rowwise_adagrad", columns=True, clip_norm=0.15, accumulation_steps=2),
             id="split-columns-clipped",
@@ -152,6 +156,7 @@ def test_float64_training_with_split_columns_is_the_oracles(mesh, optimizer):
         pytest.param(
             Setup(optimizer="adam", class_weights=(0.4, 1.7), schedule=(5, 20, 20)),
             id="class-weights-and-schedule",
+            marks=pytest.mark.thorough,
         ),
     ],
 )
