@@ -46,10 +46,9 @@ def map_table(
 ) -> StoredTable:
     """A table of which a file has the rows, one after the other.
 
-    Rows are read when they are needed first. Linux is asked for huge pages: with small ones, half
-    of the time of a random read from a large table is the translation of its address. The cache of
-    ext4 (from Linux 6.16 on) and XFS has huge pages of what is read this way, and of what was
-    written by some MiB at a time.
+    Rows are read when they are needed first. Linux is asked for huge pages: with small ones, random
+    reads of a large table also wait for the translation of addresses. ext4 on Linux 6.18 had them
+    for files that were read this way, or written by some MiB at a time.
 
     Args:
         path: file, or its name.
