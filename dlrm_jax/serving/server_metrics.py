@@ -69,7 +69,7 @@ class ServerMetrics:
         self._queue.labels(self._model).set_function(rows)
 
     def observer(self, version: str, predictor: Predictor) -> Observer:
-        """What a version of the model tells of its work."""
+        """Functions that count the work of a version of the model."""
         labels = (self._model, version)
 
         def batch(times: BatchTimes) -> None:
