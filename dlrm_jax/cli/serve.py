@@ -57,7 +57,7 @@ def main() -> None:
     """Loads, listens, and ends when it is told to."""
     require("artifact")
     try:
-        from dlrm_jax.serving.app import Limits
+        from dlrm_jax.serving.http_messages import Limits
         from dlrm_jax.serving.server import Options, Server, listen
     except ModuleNotFoundError as error:
         raise UserError(

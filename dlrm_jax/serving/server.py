@@ -12,7 +12,8 @@ import uvicorn
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.app import App, Limits
+from dlrm_jax.serving.app import App
+from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.repository import Repository, Version
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.server_metrics import ServerMetrics

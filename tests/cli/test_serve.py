@@ -67,7 +67,8 @@ def test_what_it_refuses(artifact: Path, tmp_path: Path):
 def test_without_what_it_needs(
     program: ModuleType, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.delitem(sys.modules, "dlrm_jax.serving.app", raising=False)
+    for name in ("app", "server"):
+        monkeypatch.delitem(sys.modules, f"dlrm_jax.serving.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     FLAGS([program.__name__, f"--artifact={artifact}"])
     with pytest.raises(UserError, match=r"starlette\.applications isn.t installed"):

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.app import Limits
+from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.server import Options, Server, listen
 
 

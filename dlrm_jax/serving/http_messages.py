@@ -1,0 +1,73 @@
+"""What all paths of the HTTP interface share: limits, bodies, JSON, and errors with a status."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a request may have.
+
+    Attributes:
+        body_bytes: most bytes of a body.
+        rows: most rows.
+        seconds: seconds after which it is given up.
+    """
+
+    body_bytes: int = 2**24
+    rows: int = 8192
+    seconds: float = 10.0
+
+
+class HttpError(Exception):
+    """An error that the client gets.
+
+    Attributes:
+        status: status of the response.
+        message: message in its body.
+        headers: its headers.
+    """
+
+    def __init__(self, status: int, message: str, **headers: str):
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers
+
+
+def too_late(limits: Limits) -> HttpError:
+    """The error of a request that is given up."""
+    return HttpError(504, f"no answer within {limits.seconds:g} s, the deadline")
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The body of a request.
+
+    Raises:
+        HttpError: it has more bytes than the limit, or doesn't come in time.
+    """
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.body_bytes:
+                    raise HttpError(413, f"expected a body of at most {limits.body_bytes} bytes")
+                parts.append(part)
+    except TimeoutError:
+        raise too_late(limits) from None
+    return b"".join(parts)
+
+
+def json_response(
+    content: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """A response of JSON."""
+    body = msgspec.json.encode(content)
+    return Response(body, status, headers, media_type="application/json")
