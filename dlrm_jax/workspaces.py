@@ -17,6 +17,8 @@ MARKER = "made_by_dlrm_jax"
 """Name of the file that proves that a directory is a `workspace`."""
 
 _ENDING = ".dlrm_jax"
+_NFS = ".nfs"  # the names of files that are open and deleted
+_TRIES = 3  # to delete a directory that is written to meanwhile; the next call has others
 
 # Errors by which a file system says that directories can't be flushed on their own.
 _NO_DIRECTORY_FSYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
@@ -148,11 +150,18 @@ def _clear(directory: Path) -> None:
     with suppress(OSError):
         if not _is_workspace(directory):  # what must stay has lost its marker
             return
-        for entry in directory.iterdir():
-            if entry.name != MARKER:
-                delete(entry)
-        (directory / MARKER).unlink(missing_ok=True)
-        directory.rmdir()
+        for _ in range(_TRIES):
+            for entry in directory.iterdir():
+                if entry.name != MARKER:
+                    delete(entry)
+            (directory / MARKER).unlink(missing_ok=True)
+            with suppress(OSError):
+                directory.rmdir()
+                return
+            # Writes that failed may still have threads, which make files and directories.
+            if all(entry.name.startswith(_NFS) for entry in directory.iterdir()):
+                return
+            (directory / MARKER).touch()
 
 
 def _remove_empty(directory: Path) -> None:

@@ -209,6 +209,26 @@ def test_nothing_is_left_where_open_files_have_names(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [tmp_path / "name"]
 
 
+def test_what_is_written_while_it_is_deleted_stays_ours(tmp_path, monkeypatch):
+    """As threads of a write that failed do: what they leave has a marker, so the next run goes on.
+
+    A directory without one would be in the way until someone deletes it by hand.
+    """
+
+    def rmdir(path, rmdir=workspaces.Path.rmdir):
+        (path / "late").mkdir(exist_ok=True)
+        rmdir(path)
+
+    with monkeypatch.context() as patch:
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(workspaces.workspace(tmp_path / "name"))
+            patch.setattr(workspaces.Path, "rmdir", rmdir)
+        assert {x.name for x in directory.iterdir()} == {workspaces.MARKER, "late"}
+    with workspaces.workspace(tmp_path / "name") as directory:
+        assert [x.name for x in directory.iterdir()] == [workspaces.MARKER]
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_directory_is_renamed_before_it_is_deleted(tmp_path, monkeypatch):
     write(tmp_path / "name", "directory", "text")
     with monkeypatch.context() as patch:
