@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "describes prepared data or a run on a page with pictures",
     "generate": "makes Criteo-shaped data of any size",
     "predict": "predicts with a trained model, and writes its tables as files",
+    "evaluate": "evaluates a trained model, also with features that are faded",
     "export": "makes one directory of a trained model, for serving anywhere",
     "verify": "checks every file of an exported model, and its predictions",
     "serve": "serves an exported model over HTTP",
