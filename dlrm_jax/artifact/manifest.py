@@ -124,6 +124,23 @@ class ProgramNote:
 
 
 @dataclasses.dataclass(frozen=True)
+class BaselineNote:
+    """A split that the model predicted when it was exported, to compare what is served with.
+
+    Attributes:
+        split: name of the split.
+        edges: upper edges of the bins of probabilities, ascending; one more bin is above.
+        scores: number of rows in each bin, by label.
+        unseen: share of the values that training hadn't, or too rarely, by column.
+    """
+
+    split: str
+    edges: tuple[float, ...]
+    scores: dict[str, tuple[_Count, ...]]
+    unseen: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """The description of an artifact.
 
@@ -142,6 +159,8 @@ class Manifest:
         programs: dense model, for one or several batch sizes.
         files: size and checksum of every file, by its name; the manifest isn't among them.
         metrics: metrics by split, of the trained model and of the exported one.
+        baseline: split that the exported model predicted; None if there were no data, and of
+            earlier versions.
     """
 
     name: str
@@ -160,6 +179,7 @@ class Manifest:
     metrics: dict[str, dict[Literal["trained", "exported"], _Metrics]] = dataclasses.field(
         default_factory=dict
     )
+    baseline: BaselineNote | None = None
 
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json``, with its own checksum."""
@@ -229,6 +249,10 @@ class Manifest:
         for item in (*self.tables, *self.layers, *self.programs):
             if item.file not in self.files:
                 raise _InconsistentError(f"files: {item.file!r} isn't among them")
+        if self.baseline:
+            edges, bins = self.baseline.edges, {len(x) for x in self.baseline.scores.values()}
+            if list(edges) != sorted({*edges}) or bins - {len(edges) + 1}:
+                raise _InconsistentError("baseline: its bins aren't between ascending edges")
 
 
 def signed_text(content: dict[str, Any]) -> str:

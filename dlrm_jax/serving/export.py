@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from dlrm_jax.artifact.artifact import Artifact, split_vectors, vector_shapes, write_layer
 from dlrm_jax.artifact.dense_program import export_programs
 from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import (
+    BaselineNote,
     FeatureNote,
     LayerNote,
     LookupNote,
@@ -25,7 +27,7 @@ from dlrm_jax.artifact.manifest import (
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.directory import METADATA, VOCABULARIES
+from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.embedding import Lookup
 from dlrm_jax.embedding.id_maps import note_of
 from dlrm_jax.errors import UserError
@@ -33,7 +35,9 @@ from dlrm_jax.feature_names import file_name
 from dlrm_jax.files import creating
 from dlrm_jax.inference.artifact_scorer import PREPROCESSING, ArtifactScorer, inputs_of
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.inference.probabilities import sigmoid
 from dlrm_jax.serving import golden
+from dlrm_jax.serving.drift import baseline_of
 from dlrm_jax.serving.table_choice import Choice, choose_tables
 from dlrm_jax.serving.table_variants import TableVariants
 from dlrm_jax.serving.trained_model import TrainedModel
@@ -90,15 +94,15 @@ def export(
         if model.vocabularies:
             _copy_vocabularies(model.vocabularies, directory / PREPROCESSING)
         artifact = Artifact.open(directory, manifest)
-        quantized, choice, metrics = tables.names, None, {}
+        quantized, choice, metrics, baseline = tables.names, None, {}, None
         if data is not None:
             measure = _Measure(artifact, tables, model, data)
             if max_auc_loss is not None:
                 choice = choose_tables(quantized, measure.auc, max_auc_loss)
                 quantized = choice.quantized
-            metrics = measure.summary(quantized)
+            metrics, baseline = measure.summary(quantized)
         notes = tables.keep(quantized)
-        manifest = dataclasses.replace(manifest, tables=notes, metrics=metrics)
+        manifest = dataclasses.replace(manifest, tables=notes, metrics=metrics, baseline=baseline)
         scorer = ArtifactScorer(Artifact.open(directory, manifest))
         predictor = Predictor(scorer, _BATCH, shift=manifest.shift)
         golden.write(directory, predictor, golden.choose(inputs_of(manifest), data))
@@ -191,32 +195,52 @@ class _Measure:
         Raises:
             UserError: the split has labels of one kind alone.
         """
-        found = float(self._metrics("validation", quantized)["auc"])
+        logits = self._logits("validation", quantized)
+        found = float(self._metrics("validation", logits)["auc"])
         if math.isnan(found):
             raise UserError(
                 "max_auc_loss: expected validation examples of both labels, got one kind alone"
             )
         return found
 
-    def summary(self, quantized: Collection[str]) -> dict[str, dict[str, dict[str, float | None]]]:
-        """The metrics of each split that has examples, of the trained and the exported model."""
-        found = {}
+    def summary(
+        self, quantized: Collection[str]
+    ) -> tuple[dict[str, dict[str, dict[str, float | None]]], BaselineNote | None]:
+        """The metrics of each split that has examples, of the trained and the exported model.
+
+        With what the last of them is like, as the exported model predicts it.
+        """
+        found, baseline = {}, None
         for split in _MEASURED:
             if len(self.data.splits[split]):
-                exported = self._metrics(split, quantized)
-                trained = self._metrics(split, ()) if quantized else exported
+                logits = self._logits(split, quantized)
+                exported = trained = self._metrics(split, logits)
+                baseline = self._baseline(split, logits)
+                if quantized:
+                    trained = self._metrics(split, self._logits(split, ()))
                 found[split] = {"trained": _plain(trained), "exported": _plain(exported)}
-        return found
+        return found, baseline
 
-    def _metrics(self, split: str, quantized: Collection[str]) -> dict[str, float | int]:
+    def _logits(self, split: str, quantized: Collection[str]) -> Float32[np.ndarray, "N *_"]:
         notes = self.tables.notes(quantized)
         lookups = map_lookups(self.artifact.directory, notes, self.artifact.manifest.lookups)
         scorer = ArtifactScorer(dataclasses.replace(self.artifact, lookups=lookups))
+        return np.concatenate([*scorer.logits(self.data.splits[split], _BATCH)])
+
+    def _metrics(self, split: str, logits: Float32[np.ndarray, "N *_"]) -> dict[str, float | int]:
         # Its own metrics may be functions that would be imported.
         measures = measures_of(dataclasses.replace(self.model.config, metrics=()), self.data)
-        examples = self.data.splits[split]
-        logits = np.concatenate([*scorer.logits(examples, _BATCH)])
-        return measures(logits, examples, self.data.kept_negatives.get(split, 1.0))
+        kept = self.data.kept_negatives.get(split, 1.0)
+        return measures(logits, self.data.splits[split], kept)
+
+    def _baseline(self, split: str, logits: Float32[np.ndarray, "N *_"]) -> BaselineNote | None:
+        if self.data.kept_negatives.get(split, 1.0) != 1:  # requests have the others, too
+            return None
+        labels = inputs_of(self.artifact.manifest).outputs
+        vocabularies = self.model.vocabularies
+        metadata = Metadata.read(vocabularies) if vocabularies else None
+        probabilities = sigmoid(logits, self.model.shift)
+        return baseline_of(split, self.data.splits[split], probabilities, labels, metadata)
 
 
 def _plain(metrics: dict[str, float | int]) -> dict[str, float | None]:
