@@ -50,6 +50,16 @@ flags.DEFINE_integer("max_rows", 8192, "Most rows of a request; such as 1000.", 
 flags.DEFINE_float("max_mib", 16, "Most MiB of a request; such as 1.", 0.001)
 flags.DEFINE_float("timeout", 10, "Seconds after which a request is given up; such as 0.1.", 0.001)
 flags.DEFINE_string("token_file", None, "File of a token that requests must bear; such as token.")
+flags.DEFINE_string(
+    "fade", None, "Schedule of features that are faded, a JSON file; such as fade.json."
+)
+flags.DEFINE_integer(
+    "drift_rows",
+    50_000,
+    "Number of the last rows whose predictions are compared with those of the tested split; such "
+    "as 10000.",
+    1,
+)
 mark_required("artifact")
 
 
@@ -70,7 +80,15 @@ def main() -> None:
         raise UserError(f"--name: expected letters, digits, '.', '-' and '_', got {name!r}")
     limits = Limits(int(FLAGS.max_mib * 2**20), FLAGS.max_rows, FLAGS.timeout)
     options = Options(
-        name, FLAGS.versions, FLAGS.watch, FLAGS.batch_size, FLAGS.queue_rows, limits, token
+        name,
+        FLAGS.versions,
+        FLAGS.watch,
+        FLAGS.batch_size,
+        FLAGS.queue_rows,
+        limits,
+        token,
+        Path(FLAGS.fade) if FLAGS.fade else None,
+        FLAGS.drift_rows,
     )
     versions_in(directory)
     begun = time.perf_counter()

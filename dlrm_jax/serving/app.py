@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.http_messages import HttpError, Limits, json_response, read_body
+from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.open_inference import EXTENSIONS
 from dlrm_jax.serving.prediction import Predictions
 from dlrm_jax.serving.repository import Repository
@@ -41,6 +42,7 @@ class App:
         limits: limits of a request.
         metrics: counters of the server.
         token: bearer token that requests need, but for those of health; empty for none.
+        fading: features that are faded; None for none.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class App:
         limits: Limits,
         metrics: ServerMetrics,
         token: str = "",
+        fading: LiveFading | None = None,
     ):
         self._name, self._repository = name, repository
         self._limits, self._metrics, self._token = limits, metrics, token
-        self._predictions = Predictions(name, repository, limits)
+        self._predictions = Predictions(name, repository, limits, metrics, fading)
         metrics.watch_queue(lambda: repository.newest.waiting_rows)
 
     def routes(self) -> Starlette:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +16,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fade_schedule import FadeSchedule
 from dlrm_jax.inference.fading import Fading, covered, request_hashes
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving.served_model import Rows
 
 _log = logging.getLogger(__name__)
 
@@ -76,39 +76,37 @@ class LiveFading:
         known = dict.fromkeys(x for fading in self._versions.values() for x in fading.features)
         schedule.check_features([*known])
 
-    def seen(self, request_id: str) -> dict[str, bool]:
-        """Whether a request sees each feature of the schedule.
+    def seen(self, version: str, request_id: str) -> dict[str, bool]:
+        """Whether a request sees each feature of the schedule that a version has.
 
         Args:
+            version: version that answers.
             request_id: id of the request; empty for a random draw.
         """
-        schedule = self._current()
+        schedule, fading = self._current(), self._versions.get(version)
         hashes = request_hashes([request_id or secrets.token_hex(8)], schedule.salt)
         drawn = covered(hashes, schedule.coverages(self._clock()))
-        return {name: bool(rows[0]) for name, rows in drawn.items()}
+        known = fading.features if fading else []
+        return {name: bool(rows[0]) for name, rows in drawn.items() if name in known}
 
-    def apply(self, version: str, rows: Any, seen: Mapping[str, bool]) -> Any:
+    def apply(self, version: str, rows: Rows, seen: Mapping[str, bool]) -> Rows:
         """Rows without the features that a request doesn't see.
 
         Args:
             version: version that answers.
-            rows: rows of the request: a frame, dicts, or examples.
+            rows: rows of the request.
             seen: see `seen`.
         """
         fading = self._versions.get(version)
-        faded = [
-            x for x, is_seen in seen.items() if not is_seen and fading and x in fading.features
-        ]
+        faded = [name for name, is_seen in seen.items() if not is_seen]
         if not faded or fading is None:
             return rows
         if isinstance(rows, Examples):
             return fading.apply(rows, dict.fromkeys(faded, np.zeros(len(rows), bool)))
-        if isinstance(rows, pl.DataFrame):
-            kinds = rows.schema
-            return rows.with_columns(
-                pl.lit(None, kinds[name]).alias(name) for name in faded if name in kinds
-            )
-        return _without(rows, faded)
+        kinds = rows.schema
+        return rows.with_columns(
+            pl.lit(None, kinds[name]).alias(name) for name in faded if name in kinds
+        )
 
     def _current(self) -> FadeSchedule:
         """The schedule, as its file has it; it is looked at once a second."""
@@ -127,11 +125,6 @@ class LiveFading:
         except UserError as error:
             _log.error("the schedule stays as it was: %s", error)
         return self._schedule
-
-
-def _without(rows: Sequence[Mapping[str, Any]], faded: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows whose values of these features are None; one that a row lacks stays an error."""
-    return [{x: None if x in faded else value for x, value in row.items()} for row in rows]
 
 
 def _changed(path: Path) -> tuple[int, int, int]:

@@ -15,10 +15,15 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.rows import as_frame
 from dlrm_jax.serving.batcher import ClosedError, DeadlineError, QueueFullError
 from dlrm_jax.serving.http_messages import HttpError, Limits, json_response, read_body, too_late
+from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.open_inference import HEADER_LENGTH, read_request, write_response
 from dlrm_jax.serving.repository import Repository
 from dlrm_jax.serving.served_model import Probabilities, Rows, ServedModel
+from dlrm_jax.serving.server_metrics import ServerMetrics
 from dlrm_jax.serving.tensors import outputs_of, rows_of
+
+REQUEST_ID = "x-request-id"
+"""The HTTP header with the id of a request."""
 
 
 class Predictions:
@@ -28,10 +33,20 @@ class Predictions:
         name: name of the model.
         repository: loaded versions.
         limits: limits of a request.
+        metrics: counters of the server.
+        fading: features that are faded; None for none.
     """
 
-    def __init__(self, name: str, repository: Repository, limits: Limits):
+    def __init__(
+        self,
+        name: str,
+        repository: Repository,
+        limits: Limits,
+        metrics: ServerMetrics,
+        fading: LiveFading | None = None,
+    ):
         self._name, self._repository, self._limits = name, repository, limits
+        self._metrics, self._fading = metrics, fading
 
     def check_name(self, request: Request) -> None:
         """Checks the name of the model in a path."""
@@ -59,7 +74,7 @@ class Predictions:
             await read_body(request, self._limits), request.headers.get(HEADER_LENGTH)
         )
         model, probabilities = await self._answer(
-            request, lambda model: rows_of(model, asked.tensors)
+            request, lambda model: rows_of(model, asked.tensors), asked.id
         )
         tensors = outputs_of(model, probabilities)
         content, headers = write_response(self._name, model.version, asked, tensors)
@@ -83,14 +98,34 @@ class Predictions:
         return json_response({"predictions": probabilities.tolist()})
 
     async def _answer(
-        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+        self, request: Request, rows_for: Callable[[ServedModel], Rows], request_id: str = ""
     ) -> tuple[ServedModel, Probabilities]:
         """The version that answers, and the probabilities.
 
         Args:
             request: request, whose body has been read.
             rows_for: function that gives the rows as a version takes them.
+            request_id: id of the request in its body; empty for that of the header.
         """
+        fading = self._fading
+        if fading is None:
+            return await self._unfaded(request, rows_for)
+        request_id = request_id or request.headers.get(REQUEST_ID, "")
+        seen: dict[str, bool] = {}
+
+        def faded(model: ServedModel) -> Rows:
+            seen.clear()  # of a version that has just ended
+            seen.update(fading.seen(model.version, request_id))
+            return fading.apply(model.version, rows_for(model), seen)
+
+        model, probabilities = await self._unfaded(request, faded)
+        self._metrics.faded(model.version, seen, model.predictor.labels, probabilities)
+        return model, probabilities
+
+    async def _unfaded(
+        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+    ) -> tuple[ServedModel, Probabilities]:
+        """As `_answer`, with the rows as they are."""
         model, future = await self._submitted(request, rows_for)
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(request.receive())  # ends when the client does

@@ -70,13 +70,20 @@ class Repository:
         directory: artifact, or directory of artifacts named by numbers.
         load: function that loads a version and warms it up.
         keep: number of the newest versions that are loaded.
+        gone: called with the name of a version that isn't served any more, or couldn't be loaded.
 
     Raises:
         UserError: the newest version can't be loaded.
     """
 
-    def __init__(self, directory: Path, load: Callable[[Version], ServedModel], keep: int = 1):
-        self._directory, self._load, self._keep = directory, load, keep
+    def __init__(
+        self,
+        directory: Path,
+        load: Callable[[Version], ServedModel],
+        keep: int = 1,
+        gone: Callable[[str], None] = lambda _: None,
+    ):
+        self._directory, self._load, self._keep, self._gone = directory, load, keep, gone
         self._changing = threading.Lock()
         self._loaded: dict[Version, ServedModel] = {}  # the newest last; replaced as a whole
         self.refresh()
@@ -119,10 +126,17 @@ class Repository:
                         new[version] = self._load(version)
             except BaseException:
                 _close(new.values())
+                self._forget(wanted)
                 raise
             self._loaded = {version: before.get(version) or new[version] for version in wanted}
         _close(model for version, model in before.items() if version not in self._loaded)
+        self._forget(before)
         return [version.name for version in new]
+
+    def _forget(self, versions: Iterable[Version]) -> None:
+        """Tells of versions whose names aren't served."""
+        for name in {version.name for version in versions} - {*self.versions}:
+            self._gone(name)
 
     def watch(self, seconds: float, ended: threading.Event) -> None:
         """Looks for new versions from time to time, until the event; a bad one is logged once.

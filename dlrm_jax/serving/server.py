@@ -14,9 +14,10 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.app import App
 from dlrm_jax.serving.http_messages import Limits
+from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.repository import Repository, Version
 from dlrm_jax.serving.served_model import ServedModel
-from dlrm_jax.serving.server_metrics import ServerMetrics
+from dlrm_jax.serving.server_metrics import DRIFT_ROWS, ServerMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Options:
         queued_rows: most rows that wait.
         limits: limits of a request.
         token: bearer token of requests; empty for none.
+        fade: file of a schedule of features that are faded; None for none.
+        drift_rows: number of the last rows whose predictions are compared with the baseline.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Options:
     queued_rows: int = 16384
     limits: Limits = dataclasses.field(default_factory=Limits)
     token: str = ""
+    fade: Path | None = None
+    drift_rows: int = DRIFT_ROWS
 
 
 class Server:
@@ -50,14 +55,29 @@ class Server:
         options: settings of the server.
 
     Raises:
-        UserError: there is no artifact, or the newest can't be loaded.
+        UserError: there is no artifact, or the newest can't be loaded; the schedule is none, or
+            names a feature that the model doesn't have.
     """
 
     def __init__(self, directory: Path, options: Options):
         self._options = options
-        self._metrics = ServerMetrics(options.name)
-        self.repository = Repository(directory, self._load, options.versions)
-        app = App(options.name, self.repository, options.limits, self._metrics, options.token)
+        self._metrics = ServerMetrics(options.name, options.drift_rows)
+        self._fading = LiveFading(options.fade) if options.fade else None
+        self.repository = Repository(directory, self._load, options.versions, self._forget)
+        try:
+            if self._fading:
+                self._fading.check()
+        except BaseException:
+            self.repository.close()
+            raise
+        app = App(
+            options.name,
+            self.repository,
+            options.limits,
+            self._metrics,
+            options.token,
+            self._fading,
+        )
         self._ended = threading.Event()
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
@@ -102,10 +122,18 @@ class Server:
         )
         try:
             model.warm_up()
+            if self._fading:
+                self._fading.add(version.name, predictor)
         except BaseException:
             model.close()
             raise
         return model
+
+    def _forget(self, version: str) -> None:
+        """Forgets a version that isn't served any more."""
+        self._metrics.forget(version)
+        if self._fading:
+            self._fading.remove(version)
 
 
 def listen(host: str, port: int) -> socket.socket:

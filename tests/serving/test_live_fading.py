@@ -1,0 +1,133 @@
+"""A server that fades features: who sees them, what metrics say, and schedules that change."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from test_server import serving
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.fading import covered, request_hashes
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving.live_fading import LiveFading
+
+START = "2026-11-01T00:00:00Z"
+
+
+def write(path: Path, **coverages: float) -> Path:
+    features = {name: [[START, share]] for name, share in coverages.items()}
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"features": features, "salt": "s"}))
+    new.replace(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(artifact: Path) -> Predictor:
+    return Predictor.load(artifact, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def rows(predictor: Predictor) -> list[dict[str, Any]]:
+    frame = pl.read_csv(Path(__file__).parents[1] / "previous" / "raw.csv", n_rows=30)
+    return frame.select(predictor.encoder.columns).to_dicts()
+
+
+def values_of(text: str, name: str, **labels: str) -> list[float]:
+    """The values of a metric's series that have these labels."""
+    lines = [x for x in text.splitlines() if x.startswith(f"{name}{{")]
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    return [float(x.rpartition(" ")[2]) for x in lines if all(y in x for y in wanted)]
+
+
+def test_requests_and_metrics(
+    artifact: Path, predictor: Predictor, rows: list[dict[str, Any]], tmp_path: Path
+):
+    """Of an artifact, and of the version after it."""
+    shutil.copytree(artifact, tmp_path / "1")
+    ids = [f"request {i}" for i in range(12)]
+    seen = covered(request_hashes(ids, "s"), {"page": 0.5})["page"].tolist()
+    assert 3 <= sum(seen) <= 9
+    without = [row | {"page": None} for row in rows]
+    fade = write(tmp_path / "fade.json", page=0.5)
+    with serving(tmp_path, fade=fade, drift_rows=20) as client:
+        for request_id, is_seen in zip(ids, seen, strict=True):
+            expected = predictor.predict(rows[:3] if is_seen else without[:3])
+            for path in ("/predict", "/v2/models/small/infer"):
+                body: Any = {"rows": rows[:3]}
+                headers = {"x-request-id": request_id}
+                if path != "/predict":
+                    examples = predictor.encoder.rows(pl.DataFrame(rows[:3]), "rows")
+                    dense, tensor = examples.dense.tolist(), np.asarray(examples.ids).tolist()
+                    inputs = [
+                        {"name": "dense", "datatype": "FP32", "shape": [3, 1], "data": dense},
+                        {"name": "ids", "datatype": "INT32", "shape": [3, 3], "data": tensor},
+                    ]
+                    body, headers = {"id": request_id, "inputs": inputs}, {}
+                status, found, _ = client.ask("POST", path, body, headers)
+                assert status == 200, found
+                got = found["predictions" if path == "/predict" else "outputs"]
+                got = got if path == "/predict" else got[0]["data"]
+                np.testing.assert_allclose(got, expected, rtol=1e-6)
+        text = client.ask("GET", "/metrics")[1].decode()
+        counts = {"covered": 2 * sum(seen), "faded": 2 * (12 - sum(seen))}
+        for coverage, count in counts.items():
+            labels = {"version": "1", "feature": "page", "coverage": coverage}
+            assert values_of(text, "dlrm_jax_feature_requests_total", **labels) == [count]
+            assert values_of(text, "dlrm_jax_feature_probability_count", **labels) == [3 * count]
+        assert values_of(text, "dlrm_jax_probability_count", version="1") == [72]
+        (drift,) = values_of(text, "dlrm_jax_probability_drift", version="1", label="label")
+        assert drift > 0
+        assert len(values_of(text, "dlrm_jax_tested_unseen_share", version="1")) == 3
+
+        shutil.copytree(artifact, tmp_path / "2")
+        path = "/v2/repository/models/small/load"
+        assert client.ask("POST", path)[:2] == (200, {"loaded": ["2"], "versions": ["2"]})
+        client.predict(rows[:1])
+        text = client.ask("GET", "/metrics")[1].decode()
+    assert not re.search(r'version="1"', text)
+    assert values_of(text, "dlrm_jax_probability_count", version="2") == [1]
+    # Too few rows.
+    assert np.isnan(values_of(text, "dlrm_jax_probability_drift", version="2")).all()
+
+
+def test_a_schedule_that_changes(
+    predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    now = [0.0]
+    path = write(tmp_path / "fade.json", page=0)
+    fading = LiveFading(path, lambda: now[0])
+    fading.add("1", predictor)
+    fading.check()
+    assert fading.seen("1", "a") == {"page": False}
+    assert fading.seen("2", "a") == {}
+    write(path, page=1, age=0)
+    assert fading.seen("1", "a") == {"page": False}
+    now[0] += 1
+    assert fading.seen("1", "") == {"page": True, "age": False}
+    write(path, pages=0)
+    now[0] += 1
+    assert fading.seen("1", "a") == {"page": True, "age": False}
+    assert "the schedule stays as it was: fade: features: expected" in caplog.text
+    path.unlink()
+    now[0] += 1
+    assert fading.seen("1", "a") == {"page": True, "age": False}
+    assert "cannot read" in caplog.text
+    fading.remove("1")
+    with pytest.raises(UserError, match="got 'page'"):
+        fading.check()
+
+
+def test_a_feature_that_the_model_lacks_is_refused_at_the_start(artifact: Path, tmp_path: Path):
+    with (
+        pytest.raises(UserError, match="age, page, city, word, got 'shop'"),
+        serving(artifact, fade=write(tmp_path / "fade.json", shop=0.5)),
+    ):
+        pass
