@@ -15,8 +15,6 @@ gets 503 with Retry-After. SIGTERM and Ctrl-C answer what has come, then end.
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 import signal
 import time
@@ -28,6 +26,7 @@ from dlrm_jax.cli.flags import FLAGS, mark_required, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
+from dlrm_jax.serving import log_format
 from dlrm_jax.serving.repository import versions_in
 
 flags.DEFINE_string(
@@ -60,6 +59,15 @@ flags.DEFINE_integer(
     "as 10000.",
     1,
 )
+flags.DEFINE_enum("log_format", "text", log_format.FORMATS, "Lines of the log on standard error.")
+flags.DEFINE_float(
+    "log_requests",
+    0,
+    "Share of the requests that the log has a line about, besides those that fail; 1 for all; "
+    "such as 0.01.",
+    0,
+    1,
+)
 mark_required("artifact")
 
 
@@ -89,12 +97,13 @@ def main() -> None:
         token,
         Path(FLAGS.fade) if FLAGS.fade else None,
         FLAGS.drift_rows,
+        FLAGS.log_requests,
     )
     versions_in(directory)
     begun = time.perf_counter()
     with listen(FLAGS.host, FLAGS.port) as listener:
         start("1x1")
-        log_as_json()
+        log_format.configure(FLAGS.log_format)
         server = Server(directory, options)
         host, port = listener.getsockname()[:2]
         status(
@@ -122,29 +131,3 @@ def read_token(path: Path) -> str:
     if not token or not token.isascii() or any(x.isspace() for x in token):
         raise UserError(f"--token_file: expected one word of ASCII characters in {path}")
     return token
-
-
-class JsonFormatter(logging.Formatter):
-    """A line of JSON for each record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def log_as_json() -> None:
-    """Writes the log of the server to standard error, as JSON lines."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    for name in ("dlrm_jax", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.WARNING if name == "uvicorn" else logging.INFO)

@@ -19,6 +19,7 @@ from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.open_inference import EXTENSIONS
 from dlrm_jax.serving.prediction import Predictions
 from dlrm_jax.serving.repository import Repository
+from dlrm_jax.serving.request_log import RequestLog, RequestNotes
 from dlrm_jax.serving.server_metrics import ServerMetrics
 from dlrm_jax.serving.tensors import model_metadata
 
@@ -43,6 +44,7 @@ class App:
         metrics: counters of the server.
         token: bearer token that requests need, but for those of health; empty for none.
         fading: features that are faded; None for none.
+        log: log of requests; None for that of failed ones.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class App:
         metrics: ServerMetrics,
         token: str = "",
         fading: LiveFading | None = None,
+        log: RequestLog | None = None,
     ):
         self._name, self._repository = name, repository
         self._limits, self._metrics, self._token = limits, metrics, token
+        self._log = log or RequestLog()
         self._predictions = Predictions(name, repository, limits, metrics, fading)
         metrics.watch_queue(lambda: repository.newest.waiting_rows)
 
@@ -88,6 +92,7 @@ class App:
     ) -> Route:
         async def answer(request: Request) -> Response:
             begun = time.perf_counter()
+            RequestNotes.of(request)  # they begin
             try:
                 if not is_open:
                     self._check_token(request)
@@ -102,7 +107,9 @@ class App:
                 _log.exception("%s %s", method, path)
                 response = json_response({"error": "an error of the server; see its log"}, 500)
             self._metrics.requests.labels(path, response.status_code).inc()
-            self._metrics.request_seconds.labels(path).observe(time.perf_counter() - begun)
+            seconds = time.perf_counter() - begun
+            self._metrics.request_seconds.labels(path).observe(seconds)
+            self._log.write(request, path, response.status_code, seconds)
             return response
 
         return Route(path, answer, methods=[method])

@@ -38,13 +38,24 @@ class ClosedError(Exception):
     """The batcher takes no more requests."""
 
 
+class Answer(Future[Result]):
+    """The future result of a request.
+
+    Attributes:
+        waited: seconds that the request waited; known with the result.
+        computed: seconds of the computation of its batch; known with the result.
+    """
+
+    waited = computed = 0.0
+
+
 @dataclasses.dataclass(frozen=True)
 class _Waiting(Generic[T, Result]):
     payload: T
     rows: int
     came: float
     deadline: float
-    future: Future[Result]
+    future: Answer[Result]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +111,7 @@ class Batcher(Generic[T, Result]):
         """The number of rows that wait."""
         return self._rows
 
-    def submit(self, payload: T, rows: int, timeout: float) -> Future[Result]:
+    def submit(self, payload: T, rows: int, timeout: float) -> Answer[Result]:
         """Queues a request.
 
         Args:
@@ -115,7 +126,7 @@ class Batcher(Generic[T, Result]):
             QueueFullError: too many rows wait.
             ClosedError: the batcher is closed.
         """
-        future: Future[Result] = Future()
+        future: Answer[Result] = Answer()
         with self._changed:
             if self._closed:
                 raise ClosedError
@@ -174,11 +185,13 @@ class Batcher(Generic[T, Result]):
             results = self._answer([x.payload for x in live])
         except BaseException as error:  # whatever it is, it mustn't end the thread
             results = [RuntimeError(f"{type(error).__name__}: {error}")] * len(live)
+        seconds = self._clock() - now
         for each, result in zip(live, results, strict=True):
+            each.future.waited, each.future.computed = now - each.came, seconds
             if isinstance(result, Exception):
                 each.future.set_exception(result)
             else:
                 each.future.set_result(result)
-        rows, seconds = sum(x.rows for x in live), self._clock() - now
+        rows = sum(x.rows for x in live)
         self._seconds_per_row += 0.2 * (seconds / max(rows, 1) - self._seconds_per_row)
         self._done(BatchTimes(rows, len(live), [now - x.came for x in live], seconds))

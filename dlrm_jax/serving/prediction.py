@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sized
-from concurrent.futures import Future
 from typing import Any
 
 import msgspec
@@ -13,17 +12,15 @@ from starlette.responses import Response
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.rows import as_frame
-from dlrm_jax.serving.batcher import ClosedError, DeadlineError, QueueFullError
+from dlrm_jax.serving.batcher import Answer, ClosedError, DeadlineError, QueueFullError
 from dlrm_jax.serving.http_messages import HttpError, Limits, json_response, read_body, too_late
 from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.open_inference import HEADER_LENGTH, read_request, write_response
 from dlrm_jax.serving.repository import Repository
+from dlrm_jax.serving.request_log import RequestNotes
 from dlrm_jax.serving.served_model import Probabilities, Rows, ServedModel
 from dlrm_jax.serving.server_metrics import ServerMetrics
 from dlrm_jax.serving.tensors import outputs_of, rows_of
-
-REQUEST_ID = "x-request-id"
-"""The HTTP header with the id of a request."""
 
 
 class Predictions:
@@ -70,11 +67,13 @@ class Predictions:
 
     async def infer(self, request: Request) -> Response:
         """Answers a request of the Open Inference Protocol."""
-        asked = read_request(
-            await read_body(request, self._limits), request.headers.get(HEADER_LENGTH)
-        )
+        body = await read_body(request, self._limits)
+        notes = RequestNotes.of(request)
+        notes.ended("read")
+        asked = read_request(body, request.headers.get(HEADER_LENGTH))
+        notes.id = asked.id or notes.id
         model, probabilities = await self._answer(
-            request, lambda model: rows_of(model, asked.tensors), asked.id
+            request, lambda model: rows_of(model, asked.tensors)
         )
         tensors = outputs_of(model, probabilities)
         content, headers = write_response(self._name, model.version, asked, tensors)
@@ -82,7 +81,9 @@ class Predictions:
 
     async def predict(self, request: Request) -> Response:
         """Answers a request of raw rows."""
-        rows = _rows_of_json(await read_body(request, self._limits))
+        body = await read_body(request, self._limits)
+        RequestNotes.of(request).ended("read")
+        rows = _rows_of_json(body)
         self._check_rows(rows)
 
         def frame(model: ServedModel) -> Rows:
@@ -98,20 +99,18 @@ class Predictions:
         return json_response({"predictions": probabilities.tolist()})
 
     async def _answer(
-        self, request: Request, rows_for: Callable[[ServedModel], Rows], request_id: str = ""
+        self, request: Request, rows_for: Callable[[ServedModel], Rows]
     ) -> tuple[ServedModel, Probabilities]:
         """The version that answers, and the probabilities.
 
         Args:
             request: request, whose body has been read.
             rows_for: function that gives the rows as a version takes them.
-            request_id: id of the request in its body; empty for that of the header.
         """
         fading = self._fading
         if fading is None:
             return await self._unfaded(request, rows_for)
-        request_id = request_id or request.headers.get(REQUEST_ID, "")
-        seen: dict[str, bool] = {}
+        request_id, seen = RequestNotes.of(request).id, dict[str, bool]()
 
         def faded(model: ServedModel) -> Rows:
             seen.clear()  # of a version that has just ended
@@ -134,6 +133,8 @@ class Predictions:
                 (answer, gone), timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED
             )
             if answer.done():
+                stages = RequestNotes.of(request).stages
+                stages["queue"], stages["compute"] = 1000 * future.waited, 1000 * future.computed
                 return model, answer.result()
             if gone.done():
                 raise ClientDisconnect
@@ -146,16 +147,18 @@ class Predictions:
 
     async def _submitted(
         self, request: Request, rows_for: Callable[[ServedModel], Rows]
-    ) -> tuple[ServedModel, Future[Probabilities]]:
+    ) -> tuple[ServedModel, Answer[Probabilities]]:
         """The version that the path names, or the newest, and its future answer."""
-        tried = None
+        tried, notes = None, RequestNotes.of(request)
         while True:
             # After the body has come: a version may have been replaced meanwhile.
             model = self.model(request)
             if model is tried:  # it has ended, and no other has taken its place
                 raise HttpError(503, "it has just ended", **{"retry-after": "1"})
             rows = await asyncio.to_thread(rows_for, model)  # others are answered meanwhile
+            notes.rows, notes.version = len(rows), model.version
             self._check_rows(rows)
+            notes.ended("prepare")
             try:
                 return model, model.submit(rows, self._limits.seconds)
             except QueueFullError as error:

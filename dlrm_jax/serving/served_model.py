@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 
 import numpy as np
 import polars as pl
@@ -15,7 +14,7 @@ from jaxtyping import Float64
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.rows import NAME
-from dlrm_jax.serving.batcher import Batcher, BatchTimes
+from dlrm_jax.serving.batcher import Answer, Batcher, BatchTimes
 
 Rows = pl.DataFrame | Examples
 """The rows of a request: raw ones, or examples with ids."""
@@ -84,7 +83,7 @@ class ServedModel:
                 dense = np.zeros((size, inputs.dense_features), np.float32)
                 self.predictor.predict(Examples(dense, ids, np.zeros(size, np.float32)))
 
-    def submit(self, rows: Rows, timeout: float) -> Future[Probabilities]:
+    def submit(self, rows: Rows, timeout: float) -> Answer[Probabilities]:
         """Queues a request; see `Batcher.submit`.
 
         The future's exception is a `UserError` if the rows are malformed.

@@ -16,6 +16,7 @@ from dlrm_jax.serving.app import App
 from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.repository import Repository, Version
+from dlrm_jax.serving.request_log import RequestLog
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.server_metrics import DRIFT_ROWS, ServerMetrics
 
@@ -34,6 +35,7 @@ class Options:
         token: bearer token of requests; empty for none.
         fade: file of a schedule of features that are faded; None for none.
         drift_rows: number of the last rows whose predictions are compared with the baseline.
+        log_requests: share of the requests that the log has a line about, besides failed ones.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Options:
     token: str = ""
     fade: Path | None = None
     drift_rows: int = DRIFT_ROWS
+    log_requests: float = 0.0
 
 
 class Server:
@@ -77,6 +80,7 @@ class Server:
             self._metrics,
             options.token,
             self._fading,
+            RequestLog(options.log_requests),
         )
         self._ended = threading.Event()
         self._uvicorn = uvicorn.Server(

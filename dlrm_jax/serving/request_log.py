@@ -1,0 +1,105 @@
+"""The log of requests: a line for each, or for a share of them, without the values of features."""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+
+REQUEST_ID = "x-request-id"
+"""The HTTP header with the id of a request."""
+
+_log = logging.getLogger("dlrm_jax.requests")
+
+_KEY = "dlrm_jax.notes"
+_LONGEST_ID = 128
+_MOST_LINES = 100  # of errors a second
+
+
+class RequestNotes:
+    """What is known of a request while it is answered.
+
+    Attributes:
+        id: id that the client gave; empty if none.
+        rows: number of rows; None before it is known.
+        version: version of the model that answers; None if none does.
+        stages: milliseconds of each stage.
+    """
+
+    def __init__(self, request: Request):
+        self.id = request.headers.get(REQUEST_ID, "")
+        self.rows: int | None = None
+        self.version: str | None = None
+        self.stages: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    @classmethod
+    def of(cls, request: Request) -> RequestNotes:
+        """The notes of a request, which begin with the first call."""
+        notes = request.scope.get(_KEY)
+        if notes is None:
+            notes = request.scope[_KEY] = cls(request)
+        return notes
+
+    def ended(self, stage: str) -> None:
+        """Notes the time since the last stage."""
+        now = time.perf_counter()
+        self.stages[stage], self._last = 1000 * (now - self._last), now
+
+
+class RequestLog:
+    """Writes lines about requests to the logger ``dlrm_jax.requests``.
+
+    Those that fail are always written, up to 100 a second; the next line says how many weren't.
+
+    Args:
+        share: share of the other requests that are written, drawn at random.
+        clock: seconds, ascending.
+    """
+
+    def __init__(self, share: float = 0.0, clock: Callable[[], float] = time.monotonic):
+        self._share, self._clock = share, clock
+        self._second = self._written = self._left_out = 0
+
+    def write(self, request: Request, path: str, status: int, seconds: float) -> None:
+        """Writes a line about an answered request.
+
+        Args:
+            request: request.
+            path: path of its route, without what the client has put into it.
+            status: status of the response.
+            seconds: seconds that it took.
+        """
+        failed = status >= 400
+        if failed and not self._has_room():
+            self._left_out += 1
+            return
+        if not failed and (not self._share or random.random() >= self._share):
+            return
+        notes = RequestNotes.of(request)
+        fields: dict[str, Any] = {
+            "id": notes.id[:_LONGEST_ID] or secrets.token_hex(8),
+            "method": request.method,
+            "path": path,
+            "status": status,
+            "rows": notes.rows,
+            "version": notes.version,
+            "ms": {x: round(ms, 3) for x, ms in (*notes.stages.items(), ("total", 1000 * seconds))},
+        }
+        if self._left_out:
+            fields["left_out"], self._left_out = self._left_out, 0
+        level = logging.ERROR if status >= 500 else logging.WARNING if failed else logging.INFO
+        known = {name: value for name, value in fields.items() if value is not None}
+        _log.log(level, "request", extra={"fields": known})
+
+    def _has_room(self) -> bool:
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._written = second, 0
+        self._written += 1
+        return self._written <= _MOST_LINES

@@ -1,0 +1,99 @@
+"""Lines about requests: what they say and don't, which are written, and how."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from test_server import serving
+
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving.log_format import JsonFormatter, TextFormatter
+from dlrm_jax.serving.request_log import RequestLog
+
+
+def request_of(request_id: str = "7") -> Request:
+    headers = [(b"x-request-id", request_id.encode("latin-1"))]
+    return Request({"type": "http", "method": "GET", "path": "/v2", "headers": headers})
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    return record.__dict__["fields"]
+
+
+def test_what_a_server_says_of_requests(artifact: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    columns = Predictor.load(artifact, batch_size=16).encoder.columns
+    row = dict.fromkeys(columns) | {"page": "a secret value"}
+    with serving(artifact, log_requests=1, token="the token") as client:
+        headers = {"authorization": "Bearer the token", "x-request-id": "7"}
+        for rows in ([row] * 3, [row | {"age": "a secret text"}]):
+            client.ask("POST", "/predict", {"rows": rows}, headers)
+        client.ask("GET", "/v2/models/another", headers=headers)
+        client.ask("GET", "/v2", headers={"x-request-id": "x" * 1000})
+    records = [x for x in caplog.records if x.name == "dlrm_jax.requests"]
+    good, bad, unknown, without = map(fields_of, records)
+    stages = good.pop("ms")
+    version = good.pop("version")
+    assert good == {"id": "7", "method": "POST", "path": "/predict", "status": 200, "rows": 3}
+    assert list(stages) == ["read", "prepare", "queue", "compute", "total"]
+    assert 0 < sum(stages.values()) - stages["total"] < 1.1 * stages["total"]
+    assert version.isdecimal()
+    assert (bad["status"], bad["path"]) == (400, "/predict")
+    assert (unknown["status"], unknown["path"]) == (404, "/v2/models/{name}")
+    assert (without["status"], without["id"]) == (401, "x" * 128)
+    assert [x.levelname for x in records] == ["INFO", "WARNING", "WARNING", "WARNING"]
+    lines = "\n".join(
+        form.format(x) for x in records for form in (JsonFormatter(), TextFormatter())
+    )
+    assert "secret" not in lines
+    assert "token" not in lines
+
+
+def test_failures_are_written_and_a_share_of_the_others(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(random, "random", random.Random(1).random)
+    now = [0.0]
+    log = RequestLog(0.1, lambda: now[0])
+    for _ in range(1000):
+        log.write(request_of(), "/v2", 200, 0.001)
+    assert 70 < len(caplog.records) < 130
+    caplog.clear()
+    for _ in range(150):
+        log.write(request_of(), "/v2", 500, 0.001)
+    assert len(caplog.records) == 100
+    now[0] += 1
+    log.write(request_of(), "/v2", 500, 0.001)
+    assert fields_of(caplog.records[-1])["left_out"] == 50
+    assert caplog.records[-1].levelname == "ERROR"
+    caplog.clear()
+    RequestLog().write(request_of(), "/v2", 200, 0.001)
+    assert not caplog.records
+
+
+def test_lines_as_json_and_as_text(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    forged = '1\n2026-11-01T00:00:00.000Z info "é'
+    RequestLog(1).write(request_of(forged), "/v2", 200, 0.0015)
+    (record,) = caplog.records
+    record.created = 1_800_000_000.5
+    assert json.loads(JsonFormatter().format(record)) == {
+        "time": "2027-01-15T08:00:00.500Z", "level": "info", "logger": "dlrm_jax.requests",
+        "message": "request", "id": forged, "method": "GET", "path": "/v2", "status": 200,
+        "ms": {"total": 1.5},
+    }  # fmt: skip
+    assert TextFormatter().format(record) == (
+        f"2027-01-15T08:00:00.500Z info request id={json.dumps(forged)} method=GET path=/v2 "
+        "status=200 ms.total=1.5"
+    )
+    plain = logging.makeLogRecord(
+        {"msg": "serving version %s", "args": ("2",), "levelname": "INFO"}
+    )
+    assert TextFormatter().format(plain).endswith("Z info serving version 2")
