@@ -32,7 +32,8 @@ class RequestNotes:
     """
 
     def __init__(self, request: Request):
-        self.id = request.headers.get(REQUEST_ID, "")
+        header = request.headers.get(REQUEST_ID, "")  # Latin-1, says HTTP; clients send UTF-8
+        self.id = header.encode("latin-1").decode("utf-8", "surrogateescape")
         self.rows: int | None = None
         self.version: str | None = None
         self.stages: dict[str, float] = {}

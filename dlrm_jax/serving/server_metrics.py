@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -39,6 +40,7 @@ class ServerMetrics:
     def __init__(self, model: str, drift_rows: int = DRIFT_ROWS):
         self._registry = registry = CollectorRegistry()
         self._model, self._drift_rows = model, drift_rows
+        self._versions: set[str] = set()
         by_version = ["model", "version"]
 
         def counter(name: str, help_text: str, *labels: str) -> Counter:
@@ -110,7 +112,9 @@ class ServerMetrics:
     def observer(self, version: str, predictor: Predictor) -> Observer:
         """Functions that count the work of a version of the model."""
         labels = (self._model, version)
-        windows = self._watch_drift(version, predictor)
+        # With the first batch: a version that can't be loaded leaves that of its name as it is.
+        watched = functools.cache(lambda: self._watch_drift(version, predictor))
+        self._versions.add(version)
 
         def batch(times: BatchTimes) -> None:
             self._rows.labels(*labels).observe(times.rows)
@@ -119,7 +123,7 @@ class ServerMetrics:
                 self._waited.labels(*labels).observe(seconds)
 
         def scored(examples: Examples, probabilities: _Probabilities) -> None:
-            names = predictor.labels
+            names, windows = predictor.labels, watched()
             for name, column in zip(names, probabilities.reshape(-1, len(names)).T, strict=True):
                 self._scores.add((*labels, name), column)
                 if name in windows:
@@ -139,6 +143,8 @@ class ServerMetrics:
         self, version: str, predictor: Predictor
     ) -> Mapping[str, tuple[tuple[float, ...], SlidingCounts]]:
         """The edges of the bins and the window of each label, if the artifact has a baseline."""
+        for gauge in (self._drift, self._tested_unseen):  # of another artifact of the name
+            gauge.remove_by_labels({"version": version})
         scorer = predictor.scorer
         baseline = scorer.artifact.manifest.baseline if isinstance(scorer, ArtifactScorer) else None
         if baseline is None:
@@ -168,6 +174,8 @@ class ServerMetrics:
             labels: names of the labels.
             probabilities: answer.
         """
+        if version not in self._versions:  # it has just ended, and would never be forgotten
+            return
         columns = probabilities.reshape(-1, len(labels)).T
         for feature, is_seen in seen.items():
             of_feature = (self._model, version, feature, "covered" if is_seen else "faded")
@@ -177,6 +185,7 @@ class ServerMetrics:
 
     def forget(self, version: str) -> None:
         """Removes what was counted of a version that isn't served any more."""
+        self._versions.discard(version)
         for metric in self._of_versions:
             metric.remove_by_labels({"version": version})
 

@@ -92,6 +92,8 @@ def test_requests_and_metrics(
         assert client.ask("POST", path)[:2] == (200, {"loaded": ["2"], "versions": ["2"]})
         client.predict(rows[:1])
         text = client.ask("GET", "/metrics")[1].decode()
+        client.server._metrics.faded("1", {"page": True}, ["label"], np.zeros(1))  # the last to end
+        assert client.ask("GET", "/metrics")[1].decode().count('version="1"') == 0
     assert not re.search(r'version="1"', text)
     assert values_of(text, "dlrm_jax_probability_count", version="2") == [1]
     # Too few rows.

@@ -18,7 +18,7 @@ from dlrm_jax.serving.request_log import RequestLog
 
 
 def request_of(request_id: str = "7") -> Request:
-    headers = [(b"x-request-id", request_id.encode("latin-1"))]
+    headers = [(b"x-request-id", request_id.encode())]
     return Request({"type": "http", "method": "GET", "path": "/v2", "headers": headers})
 
 
