@@ -126,7 +126,7 @@ def evaluated(
         predictor.of_split(rows_of(data), data.labels) if data else predictor.of_files(logs)
     )
     rows, states = metrics.add(parts), len(metrics.scenarios)
-    of_states = f", each {states} times" if states > 1 else ""
+    of_states = f", in {states} states" if states > 1 else ""
     status(f"{rows:,} rows of {f'the {FLAGS.split} split' if data else 'the logs'}{of_states}")
     return metrics
 

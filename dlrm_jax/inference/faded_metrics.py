@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt64
+from jaxtyping import Bool, Float32
 
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.inference.fade_schedule import FadeSchedule
@@ -15,8 +15,11 @@ from dlrm_jax.inference.fading import Fading, covered, request_hashes
 from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.training.streamed_measures import StreamedMeasures
+from dlrm_jax.training.streamed_metrics import LARGEST
 
 ALL_COVERED = "all covered"
+
+_FEWEST_LOGITS = 1 << 18  # distinct ones for the AUC of a state, which take 10 MB
 
 
 class Scenario(NamedTuple):
@@ -70,8 +73,9 @@ class FadedMetrics:
             self._fading = Fading(predictor.encoder, predictor.scorer.inputs)
             schedule.check_features(self._fading.features)
             self.scenarios, self._salt = scenarios(schedule), schedule.salt
+        largest = max(_FEWEST_LOGITS, LARGEST // len(self.scenarios))
         self._measures = [
-            [StreamedMeasures(((), {}), predictor.shift) for _ in predictor.labels]
+            [StreamedMeasures(((), {}), predictor.shift, largest) for _ in predictor.labels]
             for _ in self.scenarios
         ]
 
@@ -84,7 +88,8 @@ class FadedMetrics:
             for scenario, measures in zip(self.scenarios, self._measures, strict=True):
                 logits = part.logits
                 if self._fading and scenario.coverages:
-                    logits = self._logits(self._fading, part.rows, hashes, scenario.coverages)
+                    seen = covered(hashes, scenario.coverages)
+                    logits = self._logits(self._fading, part, seen)
                 logits = logits.reshape(labels.shape)
                 for i, measure in enumerate(measures):
                     measure.add(logits[:, i], labels[:, i], part.rows)
@@ -92,17 +97,17 @@ class FadedMetrics:
         return self._rows
 
     def _logits(
-        self,
-        fading: Fading,
-        rows: Split,
-        hashes: UInt64[np.ndarray, " N"],
-        coverages: Mapping[str, float],
+        self, fading: Fading, part: Part, seen: Mapping[str, Bool[np.ndarray, " N"]]
     ) -> Float32[np.ndarray, "N *_"]:
-        seen, days, first = covered(hashes, coverages), [], 0
-        for day in rows.days:
-            places = slice(first, first := first + len(day))
-            days.append(fading.apply(day, {name: each[places] for name, each in seen.items()}))
-        return np.concatenate([*self._predictor.logits(Split(tuple(days)), None, self._rows)])
+        """The logits of rows; of those that see all features, they are there."""
+        changed = np.flatnonzero(~np.all([*seen.values()], axis=0))
+        logits = part.logits
+        if len(changed):
+            own = {name: rows[changed] for name, rows in seen.items()}
+            faded = Split((fading.apply(part.rows.take(changed), own),))
+            logits = logits.copy()
+            logits[changed] = np.concatenate([*self._predictor.logits(faded)])
+        return logits
 
     def metrics(self, label: int = 0) -> Sequence[Mapping[str, float | int]] | None:
         """The metrics in each state, in their order; None if no row has the label.

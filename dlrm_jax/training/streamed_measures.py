@@ -12,7 +12,7 @@ from dlrm_jax.data.groups import codes_of
 from dlrm_jax.training.extra_metrics import ExtraMetric, Scored
 from dlrm_jax.training.label_metrics import no_metrics
 from dlrm_jax.training.metrics import METRICS
-from dlrm_jax.training.streamed_metrics import StreamedMetrics
+from dlrm_jax.training.streamed_metrics import LARGEST, StreamedMetrics
 
 
 class StreamedMeasures:
@@ -25,14 +25,20 @@ class StreamedMeasures:
         extra: metrics besides the usual ones, and the place of the first id of each feature in a
             row of ids, by name.
         shift: number to add to each logit, see `sampling.log_odds_shift`.
+        largest: number of distinct logits that are kept apart, see `StreamedMetrics`.
 
     Attributes:
         rows: number of labelled rows so far, those of a malformed weight left out.
     """
 
-    def __init__(self, extra: tuple[Sequence[ExtraMetric], Mapping[str, int]], shift: float):
+    def __init__(
+        self,
+        extra: tuple[Sequence[ExtraMetric], Mapping[str, int]],
+        shift: float,
+        largest: int = LARGEST,
+    ):
         self.extra, self._places = extra
-        self._usual, self._shift = StreamedMetrics(shift=shift), shift
+        self._usual, self._shift = StreamedMetrics(largest, shift), shift
         self._columns = sorted({x.column for x in self.extra if x.column})
         self._kept: list[list[np.ndarray]] = []
         self._weighted = False

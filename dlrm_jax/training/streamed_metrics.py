@@ -8,7 +8,7 @@ from jaxtyping import Float, Float32, Shaped, UInt32
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.metrics import named_metrics
 
-_LARGEST = 1 << 21
+LARGEST = 1 << 21
 _WAITING = 1 << 20  # rows that are counted at a time, in 100 bytes each
 
 
@@ -27,7 +27,7 @@ class StreamedMetrics:
         rows: number of examples so far.
     """
 
-    def __init__(self, largest: int = _LARGEST, shift: float = 0.0):
+    def __init__(self, largest: int = LARGEST, shift: float = 0.0):
         self._largest, self._added = largest, shift
         self._shift = 0  # binary digits of a logit that don't count
         self._logits = np.zeros(0, np.uint32)  # distinct ones, ascending

@@ -45,7 +45,7 @@ def test_a_faded_feature_costs_what_missing_values_do(
 ):
     evaluate(program, f"--checkpoint={artifact}", f"--data={LOG}", f"--fade={schedule}")
     rows, header, *lines = capsys.readouterr().out.splitlines()
-    assert rows == "210 rows of the logs, each 4 times"
+    assert rows == "210 rows of the logs, in 4 states"
     assert header.split() == [*METRICS, "examples", "cost", "in", "NE"]
     # At the first time, age alone is faded, which stands there already.
     assert [x.split()[:2] for x in lines[:3]] == [["all", "covered"], ["page", "0"], ["age", "0.5"]]
