@@ -25,8 +25,8 @@ class CountedHistogram(Collector):
 
     def __init__(self, name: str, help_text: str, edges: Sequence[float], *labels: str):
         self._name, self._help, self._labels = name, help_text, labels
-        self._edges = tuple(edges)
-        self._bounds = [*map(str, self._edges), "+Inf"]
+        self._edges = np.array(edges, np.float64)
+        self._bounds = [*map(str, self._edges.tolist()), "+Inf"]
         self._found: dict[tuple[str, ...], tuple[np.ndarray, float]] = {}
 
     def add(self, labels: Sequence[str], values: Float[np.ndarray, " N"]) -> None:

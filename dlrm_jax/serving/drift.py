@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -30,10 +31,12 @@ _ROWS = 1 << 18
 
 
 def counts_of(
-    values: Float[np.ndarray, " N"], edges: tuple[float, ...] = SCORE_EDGES
+    values: Float[np.ndarray, " N"],
+    edges: Sequence[float] | Float64[np.ndarray, " E"] = SCORE_EDGES,
 ) -> Int64[np.ndarray, " B"]:
     """The number of values in each bin: up to each edge, and above the last."""
-    return np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
+    places = np.asarray(edges, np.float64).searchsorted(values)
+    return np.bincount(places, minlength=len(edges) + 1)
 
 
 def stability_index(expected: Int64[np.ndarray, " B"], found: Int64[np.ndarray, " B"]) -> float:

@@ -71,7 +71,8 @@ class Predictions:
         notes = RequestNotes.of(request)
         notes.ended("read")
         asked = read_request(body, request.headers.get(HEADER_LENGTH))
-        notes.id = asked.id or notes.id
+        if asked.id:
+            notes.id = asked.id
         model, probabilities = await self._answer(
             request, lambda model: rows_of(model, asked.tensors)
         )

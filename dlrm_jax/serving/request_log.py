@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import secrets
@@ -25,15 +26,13 @@ class RequestNotes:
     """What is known of a request while it is answered.
 
     Attributes:
-        id: id that the client gave; empty if none.
         rows: number of rows; None before it is known.
         version: version of the model that answers; None if none does.
         stages: milliseconds of each stage.
     """
 
     def __init__(self, request: Request):
-        header = request.headers.get(REQUEST_ID, "")  # Latin-1, says HTTP; clients send UTF-8
-        self.id = header.encode("latin-1").decode("utf-8", "surrogateescape")
+        self._request = request
         self.rows: int | None = None
         self.version: str | None = None
         self.stages: dict[str, float] = {}
@@ -46,6 +45,12 @@ class RequestNotes:
         if notes is None:
             notes = request.scope[_KEY] = cls(request)
         return notes
+
+    @functools.cached_property
+    def id(self) -> str:
+        """The id that the client gave; empty if none. That of a body takes the header's place."""
+        header = self._request.headers.get(REQUEST_ID, "")  # Latin-1, says HTTP; clients send UTF-8
+        return header.encode("latin-1").decode("utf-8", "surrogateescape")
 
     def ended(self, stage: str) -> None:
         """Notes the time since the last stage."""

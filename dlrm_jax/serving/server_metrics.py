@@ -141,7 +141,7 @@ class ServerMetrics:
 
     def _watch_drift(
         self, version: str, predictor: Predictor
-    ) -> Mapping[str, tuple[tuple[float, ...], SlidingCounts]]:
+    ) -> Mapping[str, tuple[Float64[np.ndarray, " E"], SlidingCounts]]:
         """The edges of the bins and the window of each label, if the artifact has a baseline."""
         for gauge in (self._drift, self._tested_unseen):  # of another artifact of the name
             gauge.remove_by_labels({"version": version})
@@ -154,7 +154,7 @@ class ServerMetrics:
         windows = {}
         for label, counts in baseline.scores.items():
             window = SlidingCounts(self._drift_rows, len(counts))
-            windows[label] = baseline.edges, window
+            windows[label] = np.array(baseline.edges), window
             drift = self._drift.labels(self._model, version, label)
             drift.set_function(_drift_of(baseline, label, window, min(_FEWEST, self._drift_rows)))
         return windows
