@@ -15,7 +15,9 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from dlrm_jax.data.preprocessing.schema import without_repeats
 from dlrm_jax.errors import UserError
+from dlrm_jax.files import read_json
 
 _EXAMPLE = '{"features": {"shop": [["2026-11-01T00:00:00Z", 1], ["2026-11-15T00:00:00Z", 0]]}}'
 
@@ -45,10 +47,11 @@ class FadeSchedule:
             UserError: it can't be read, or isn't a schedule; the message names feature and point.
         """
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=_File)
+            fields = read_json(path, object_pairs_hook=without_repeats)
+            found = msgspec.convert(fields, _File)
         except OSError as error:
             raise UserError(f"fade: cannot read {path}: {error}") from error
-        except (msgspec.DecodeError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f"fade: {path}: expected JSON such as {_EXAMPLE}: {error}") from error
         if not found.features:
             raise UserError(f"fade: {path}: features: expected at least one, got none")

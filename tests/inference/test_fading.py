@@ -129,6 +129,9 @@ def test_coverage_over_time(tmp_path: Path):
     [
         ("[", "expected JSON such as"),
         ('{"features": {}}', "features: expected at least one, got none"),
+        ('{"features": {"shop": [], "shop": []}}', "'shop' is there twice"),
+        ('{"features": {"shop": [["2026-11-01T00:00:00Z", NaN]]}}', "feature 'shop', point 0"),
+        ('{"features": {"shop": 0.5}}', "Expected `array`, got `float`"),
         ('{"features": {"shop": []}}', "feature 'shop': expected at least one point, got none"),
         ('{"features": {"x": []}, "sault": ""}', "unknown field `sault`"),
         ('{"features": {"shop": [["2026-11-01T00:00:00", 1]]}}',

@@ -223,7 +223,7 @@ class Schema:
                 name that its table can't have.
         """
         try:
-            fields = read_json(path, object_pairs_hook=_without_repeats)
+            fields = read_json(path, object_pairs_hook=without_repeats)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the schema {path}: {error}") from error
         names = [field.name for field in dataclasses.fields(cls)]
@@ -276,7 +276,7 @@ class Schema:
         return cls(**given)
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of a JSON text; Python's reader would take the last of equal names."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
