@@ -27,7 +27,8 @@ from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
 from dlrm_jax.inference.loading import load_trained
 from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.probabilities import check_finite, sigmoid
-from dlrm_jax.inference.rows import NAME, as_frame
+from dlrm_jax.inference.row_encoder import RowEncoder
+from dlrm_jax.inference.rows import NAME
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.scorer import Scorer
 from dlrm_jax.inference.trained_parts import TrainedParts
@@ -128,9 +129,7 @@ class Predictor(TrainedParts):
             return self._in_memory(rows)
         if isinstance(rows, str | Path):
             return self._of_file(Path(rows))
-        dense = self.encoder.options.schema.dense
-        examples = self.encoder.rows(as_frame(rows, self.encoder.columns, dense), NAME)
-        return self._in_memory(self._checked(examples))
+        return self._in_memory(self._checked(self.row_encoder.rows(rows)))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -213,6 +212,11 @@ class Predictor(TrainedParts):
                 "of arrays that has them as preprocessing, or Examples"
             )
         return LogEncoder(self.vocabularies, self.fingerprint)
+
+    @functools.cached_property
+    def row_encoder(self) -> RowEncoder:
+        """What maps few raw rows to ids quickly; see `encoder`."""
+        return RowEncoder(self.encoder)
 
     def _checked(self, examples: Examples) -> Split:
         split = Split((examples,))

@@ -60,9 +60,12 @@ def as_frame(rows: Any, columns: Sequence[str], numbers: Sequence[str] = ()) -> 
                     f"{NAME} (from 0), row {number}: it has no column {name!r}, only "
                     f"{', '.join(map(str, row)) or 'none'}; None is a missing value"
                 )
-    return pl.DataFrame(
-        [_series(name, [row[name] for row in rows], name in numbers) for name in columns]
-    )
+    return frame_of({name: [row[name] for row in rows] for name in columns}, numbers)
+
+
+def frame_of(columns: Mapping[str, list[Any]], numbers: Sequence[str] = ()) -> pl.DataFrame:
+    """Columns of Python values as a frame; see `as_frame`."""
+    return pl.DataFrame([_series(name, x, name in numbers) for name, x in columns.items()])
 
 
 def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
