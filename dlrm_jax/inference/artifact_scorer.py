@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,13 +50,15 @@ class ArtifactScorer:
         """One device."""
         return 1
 
-    def logits(self, split: Split, batch_size: int) -> Iterator[Float32[np.ndarray, "B *_"]]:
+    def logits(
+        self, split: Split, batch_size: int, shared: Collection[str] = ()
+    ) -> Iterator[Float32[np.ndarray, "B *_"]]:
         """See `Scorer`."""
         left = len(split)
         size = self.artifact.batch_size(limited(batch_size, left, 1))
         for batch in evaluation_batches(split, size):
             check()
-            logits = self.artifact.logits(batch.dense, batch.ids)
+            logits = self.artifact.logits(batch.dense, batch.ids, shared=shared)
             yield logits[:left]  # the last batch is filled up
             left -= len(logits)
 

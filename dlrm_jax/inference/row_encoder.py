@@ -23,10 +23,10 @@ from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.data.preprocessing.standardization import standardized
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.known_ids import KnownIds, Values
-from dlrm_jax.inference.rows import NAME, as_frame, frame_of
+from dlrm_jax.inference.rows import NAME, as_frame, frame_of, with_shared
 
 Columns = Mapping[str, Sequence[Any]]
-"""The values of each column, one for each row."""
+"""The values of each column: one for each row, or one that all rows share."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 _NUMBERS = {int, float, type(None)}
@@ -51,23 +51,33 @@ class RowEncoder:
         transforms = dict.fromkeys(map(self._schema.transform_of, self._schema.dense))
         self._dense = [_DenseColumns(encoder, x) for x in transforms]
 
-    def rows(self, rows: Any) -> Examples:
+    def rows(self, rows: Any, shared: Mapping[str, Any] | None = None) -> Examples:
         """Encodes rows, see `rows.as_frame`.
+
+        Args:
+            rows: rows.
+            shared: values by column that all rows share; then rows are dicts of the other columns.
 
         Raises:
             UserError: they are malformed; the message names row, from 0, and column.
         """
-        columns = self.columns_of(rows)
+        columns = self.columns_of(rows, shared or {})
         if columns and (found := self.columns(columns)):
             return found
+        rows = with_shared(rows, shared) if shared else rows
         return self.encoder.rows(as_frame(rows, self.encoder.columns, self._schema.dense), NAME)
 
-    def columns_of(self, rows: Any) -> Columns | None:
-        """The values of a list of dicts; None if a column is missing, or it is something else."""
+    def columns_of(self, rows: Any, shared: Mapping[str, Any]) -> Columns | None:
+        """The values of dicts; None if a column is missing or twice, or they are something else."""
         if not isinstance(rows, list | tuple) or not all(type(row) is dict for row in rows):
             return None
+        if shared and not all(map(shared.keys().isdisjoint, rows)):
+            return None
         try:
-            return {name: [row[name] for row in rows] for name in self.encoder.columns}
+            return {
+                name: [shared[name]] if name in shared else [row[name] for row in rows]
+                for name in self.encoder.columns
+            }
         except KeyError:
             return None
 
@@ -79,13 +89,14 @@ class RowEncoder:
             known_only: whether to give None for values without a known id, too. Then it
                 takes microseconds.
         """
-        count = len(columns[self._schema.categorical[0]])
-        if self._is_special or not count:
+        lengths = {*map(len, columns.values())}
+        count = max(lengths)
+        if self._is_special or not min(lengths):
             return None
         dense = self._dense_features(columns, count)
         if dense is None:
             return None
-        ids = self._all_ids(columns, known_only)
+        ids = self._all_ids(columns, count, known_only)
         if ids is None:
             return None
         several = (len(self._schema.labels),) if len(self._schema.labels) > 1 else ()
@@ -95,6 +106,7 @@ class RowEncoder:
         """None if there is anything but finite numbers."""
         names = self._schema.dense
         values = [columns[name] for name in names]
+        values = [x if len(x) == count else [*x] * count for x in values]
         if not {*map(type, itertools.chain.from_iterable(values))} <= _NUMBERS:
             return None
         try:
@@ -108,7 +120,9 @@ class RowEncoder:
             found[:, each.places] = each.features(numbers[each.places]).T
         return found
 
-    def _all_ids(self, columns: Columns, known_only: bool) -> Int32[np.ndarray, "N C"] | None:
+    def _all_ids(
+        self, columns: Columns, count: int, known_only: bool
+    ) -> Int32[np.ndarray, "N C"] | None:
         """None if the code of preprocessing refuses a value."""
         lengths = self._schema.bag_lengths
         values = {
@@ -131,11 +145,12 @@ class RowEncoder:
         found = []
         for name, own in values.items():
             if own is None:
-                found.append(mapped[name][: len(columns[name])])
-                continue
-            if name in mapped:
-                own.learn(mapped[name])
-            found.append(own.ids())
+                ids = mapped[name][: len(columns[name])]
+            else:
+                if name in mapped:
+                    own.learn(mapped[name])
+                ids = own.ids()
+            found.append(np.broadcast_to(ids, (count, ids.shape[1])))
         return np.concatenate(found, axis=1)
 
     def _by_preprocessing(self, columns: Columns) -> dict[str, Int32[np.ndarray, "N L"]]:

@@ -63,6 +63,23 @@ def as_frame(rows: Any, columns: Sequence[str], numbers: Sequence[str] = ()) -> 
     return frame_of({name: [row[name] for row in rows] for name in columns}, numbers)
 
 
+def with_shared(rows: Any, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows with the values that all of them share.
+
+    Raises:
+        UserError: they aren't dicts, or have a column that is shared; the message names it.
+    """
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(f"{NAME}: expected a list of dicts beside values that all rows share")
+    for number, row in enumerate(rows):
+        if twice := [name for name in row if name in shared]:
+            raise UserError(
+                f"{NAME} (from 0), row {number}: column {twice[0]!r} is among the shared ones, "
+                f"too; leave it out of one of them"
+            )
+    return [{**shared, **row} for row in rows]
+
+
 def frame_of(columns: Mapping[str, list[Any]], numbers: Sequence[str] = ()) -> pl.DataFrame:
     """Columns of Python values as a frame; see `as_frame`."""
     return pl.DataFrame([_series(name, x, name in numbers) for name, x in columns.items()])
