@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,7 @@ class ArtifactScorer:
     def __repr__(self) -> str:
         return repr(self.artifact)
 
-    @property
+    @functools.cached_property
     def inputs(self) -> Inputs:
         """What it expects of examples."""
         return inputs_of(self.artifact.manifest)

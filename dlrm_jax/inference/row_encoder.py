@@ -62,7 +62,7 @@ class RowEncoder:
             UserError: they are malformed; the message names row, from 0, and column.
         """
         columns = self.columns_of(rows, shared or {})
-        if columns and (found := self.columns(columns)):
+        if columns and (found := self.columns(columns, len(rows))):
             return found
         rows = with_shared(rows, shared) if shared else rows
         return self.encoder.rows(as_frame(rows, self.encoder.columns, self._schema.dense), NAME)
@@ -81,17 +81,16 @@ class RowEncoder:
         except KeyError:
             return None
 
-    def columns(self, columns: Columns, known_only: bool = False) -> Examples | None:
+    def columns(self, columns: Columns, count: int, known_only: bool = False) -> Examples | None:
         """Encodes rows; None if they are odd, so that it takes whole columns.
 
         Args:
             columns: values of all columns.
+            count: number of rows.
             known_only: whether to give None for values without a known id, too. Then it
                 takes microseconds.
         """
-        lengths = {*map(len, columns.values())}
-        count = max(lengths)
-        if self._is_special or not min(lengths):
+        if self._is_special or not count:
             return None
         dense = self._dense_features(columns, count)
         if dense is None:

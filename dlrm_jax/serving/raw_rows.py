@@ -57,7 +57,7 @@ def encoded(model: ServedModel, given: RawRows, known_only: bool = False) -> Row
     encoder = model.predictor.row_encoder
     if known_only:
         columns = encoder.columns_of(given.rows, given.shared)
-        examples = encoder.columns(columns, known_only=True) if columns else None
+        examples = encoder.columns(columns, len(given.rows), True) if columns else None
     else:
         examples = encoder.rows(given.rows, given.shared)
     return None if examples is None else Rows(examples, frozenset(given.shared))

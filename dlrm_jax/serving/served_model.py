@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -13,6 +14,8 @@ from jaxtyping import Float64
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.batcher import Batcher, BatchTimes
+
+_log = logging.getLogger(__name__)
 
 Probabilities = Float64[np.ndarray, "N *_"]
 
@@ -69,8 +72,9 @@ class ServedModel:
         self.predictor = predictor
         self._most_rows = most_rows
         self._observer = observer
+        self._scores: list[tuple[Examples, Probabilities]] = []  # of the batch
         self._batcher: Batcher[Rows, Probabilities] = Batcher(
-            self._answer, most_rows, queued_rows, observer.batch
+            self._answer, most_rows, queued_rows, self._observe
         )
 
     @functools.cached_property
@@ -112,6 +116,16 @@ class ServedModel:
         found |= zip(joined, self._scored([requests[i] for i in joined]), strict=True)
         return [found[i] for i in range(len(requests))]
 
+    def _observe(self, times: BatchTimes) -> None:
+        """Tells the observer of a batch when its requests are answered: they don't wait for it."""
+        scores, self._scores = self._scores, []
+        try:
+            self._observer.batch(times)
+            for examples, probabilities in scores:
+                self._observer.scored(examples, probabilities)
+        except Exception:  # it mustn't end the thread
+            _log.exception("version %s: what was answered isn't counted", self.version)
+
     def _scored(self, requests: Sequence[Rows]) -> Sequence[Probabilities | Exception]:
         if not requests:
             return []
@@ -122,7 +136,7 @@ class ServedModel:
             if len(requests) == 1:
                 return [error]
             return [self._scored([each])[0] for each in requests]
-        self._observer.scored(joined, probabilities)
+        self._scores.append((joined, probabilities))
         ends = np.cumsum([len(x) for x in requests])
         return np.split(probabilities, ends[:-1])
 

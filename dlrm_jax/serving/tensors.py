@@ -86,7 +86,7 @@ def rows_of(
     found = None
     if all(tensors[name].dtype.kind in "Oiu" for name in schema.categorical):
         lists = {name: column.to_list() for name, column in columns.items()}
-        found = model.predictor.row_encoder.columns(lists, known_only)
+        found = model.predictor.row_encoder.columns(lists, count, known_only)
     if found is None and not known_only:
         whole = [x if len(x) == count else x.new_from_index(0, count) for x in columns.values()]
         found = encoder.rows(pl.DataFrame(whole), NAME)
