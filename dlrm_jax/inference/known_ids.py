@@ -18,27 +18,39 @@ MOST = 1 << 13
 _LONGEST = 100  # characters of a text that is remembered
 _EXACT = 1 << 53  # larger integers may change the type of their column
 _NONE = type(None)
+_KINDS = [{str}, {int}, {_NONE}, {str, _NONE}, {int, _NONE}]
 
 
-class KnownIds:
-    """Ids by value; the oldest are forgotten. Threads may share it.
+class Known:
+    """Ids or features by value; the oldest are forgotten. Threads may share it.
 
     Values are texts, integers or None. Python counts True, 1 and 1.0 as equal, so it takes none of
     the other types; `Values.of` sees to that.
     """
 
     def __init__(self) -> None:
-        self._ids: dict[Any, int] = {}
+        self._ids: dict[Any, Any] = {}
         self._changing = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._ids)
 
+    def get(self, value: Any) -> Any:
+        """The id of a value; None if it isn't known."""
+        return self._ids.get(value)
+
     def of(self, values: Iterable[Any]) -> list[int | None]:
         """The id of each value; None if it isn't known."""
         return list(map(self._ids.get, values))
 
-    def add(self, ids: Mapping[Any, int]) -> None:
+    def of_known(self, column: Sequence[Any]) -> list[int] | None:
+        """The ids of a column without bags; None if one isn't known."""
+        if {*map(type, column)} not in _KINDS:
+            return None
+        ids = list(map(self._ids.get, column))
+        return None if None in ids else ids  # pyright: ignore[reportReturnType]
+
+    def add(self, ids: Mapping[Any, Any]) -> None:
         """Remembers ids."""
         with self._changing:
             for value, number in ids.items():
@@ -59,7 +71,7 @@ class Values:
     """
 
     def __init__(
-        self, values: Sequence[Any], known: KnownIds, counts: Sequence[int] | None, length: int
+        self, values: Sequence[Any], known: Known, counts: Sequence[int] | None, length: int
     ):
         self._values, self._known, self._counts, self._length = values, known, counts, length
         self._ids: Any = known.of(values)
@@ -70,7 +82,7 @@ class Values:
             self.unknown = [*dict.fromkeys(x for x, number in pairs if number is None)]
 
     @classmethod
-    def of(cls, column: Sequence[Any], known: KnownIds, length: int | None) -> Values | None:
+    def of(cls, column: Sequence[Any], known: Known, length: int | None) -> Values | None:
         """The values of a column; None if their ids can't be remembered.
 
         They can if they are texts or if they are integers, and if their bags are lists.
@@ -85,11 +97,10 @@ class Values:
             if not {*map(type, column)} <= {list, _NONE}:
                 return None
             flat = [*itertools.chain.from_iterable(bag for bag in column if bag)]
-        kinds = {*map(type, flat)} - {_NONE}
-        if kinds == {int}:
-            if any(x is not None and not -_EXACT <= x <= _EXACT for x in flat):
-                return None
-        elif not kinds <= {str}:
+        kinds = {*map(type, flat)}
+        if kinds and kinds not in _KINDS:
+            return None
+        if int in kinds and any(x is not None and not -_EXACT <= x <= _EXACT for x in flat):
             return None
         if length is None:
             return cls(flat, known, None, 1)
@@ -108,10 +119,10 @@ class Values:
         pairs = zip(self._values, self._ids, strict=True)
         self._ids = [new[x] if number is None else number for x, number in pairs]
 
-    def ids(self) -> Int32[np.ndarray, "N L"]:
-        """The ids of all rows, which must be known."""
+    def ids(self) -> list[int] | Int32[np.ndarray, "N L"]:
+        """The ids of all rows, which must be known; of bags, an array."""
         if self._counts is None:
-            return np.array(self._ids, np.int32)[:, None]
+            return self._ids
         bags = np.full((len(self._counts), self._length), ABSENT, np.int32)
         bags[np.arange(self._length) < np.array(self._counts)[:, None]] = self._ids
         return bags

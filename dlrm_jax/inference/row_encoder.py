@@ -22,7 +22,7 @@ from dlrm_jax.data.preprocessing.columns import transformed
 from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.data.preprocessing.standardization import standardized
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.known_ids import KnownIds, Values
+from dlrm_jax.inference.known_ids import Known, Values
 from dlrm_jax.inference.rows import NAME, as_frame, frame_of, with_shared
 
 Columns = Mapping[str, Sequence[Any]]
@@ -47,7 +47,7 @@ class RowEncoder:
         options, self._schema = encoder.options, encoder.options.schema
         # Ids of other programs and multi-hot ones have settings by the number of the column.
         self._is_special = bool(options.compatible or options.multi_hot_sizes)
-        self._known = {name: KnownIds() for name in self._schema.categorical}
+        self._known = {name: Known() for name in self._schema.categorical}
         transforms = dict.fromkeys(map(self._schema.transform_of, self._schema.dense))
         self._dense = [_DenseColumns(encoder, x) for x in transforms]
 
@@ -123,11 +123,13 @@ class RowEncoder:
         self, columns: Columns, count: int, known_only: bool
     ) -> Int32[np.ndarray, "N C"] | None:
         """None if the code of preprocessing refuses a value."""
-        lengths = self._schema.bag_lengths
-        values = {
-            name: Values.of(columns[name], known, lengths.get(name))
-            for name, known in self._known.items()
-        }
+        lengths, found = self._schema.bag_lengths, dict[str, Any]()
+        values: dict[str, Values | None] = {}  # of the other columns
+        for name, known in self._known.items():
+            ids = None if name in lengths else known.of_known(columns[name])
+            if ids is None:
+                values[name] = Values.of(columns[name], known, lengths.get(name))
+            found[name] = ids
         unknown = {
             name: columns[name] if own is None else own.unknown_rows()
             for name, own in values.items()
@@ -141,16 +143,28 @@ class RowEncoder:
                 mapped = self._by_preprocessing(unknown)
             except UserError:
                 return None
-        found = []
         for name, own in values.items():
             if own is None:
-                ids = mapped[name][: len(columns[name])]
+                found[name] = mapped[name][: len(columns[name])]
+                continue
+            if name in mapped:
+                own.learn(mapped[name])
+            found[name] = own.ids()
+        return self._side_by_side(found, count)
+
+    def _side_by_side(self, found: Mapping[str, Any], count: int) -> Int32[np.ndarray, "N C"]:
+        """The ids of all columns: lists, or arrays of bags; of one row if all share it."""
+        ids = np.empty((count, sum(self._schema.lengths)), np.int32)
+        starts = [0, *itertools.accumulate(self._schema.lengths)]
+        single, places = [], []
+        for start, column in zip(starts, found.values(), strict=False):
+            if isinstance(column, list):
+                single.append(column if len(column) == count else column * count)
+                places.append(start)
             else:
-                if name in mapped:
-                    own.learn(mapped[name])
-                ids = own.ids()
-            found.append(np.broadcast_to(ids, (count, ids.shape[1])))
-        return np.concatenate(found, axis=1)
+                ids[:, start : start + column.shape[1]] = column
+        ids[:, places] = np.array(single, np.int32).reshape(len(places), count).T
+        return ids
 
     def _by_preprocessing(self, columns: Columns) -> dict[str, Int32[np.ndarray, "N L"]]:
         """The ids of some columns, the shorter of which are filled up with missing values."""
@@ -177,6 +191,7 @@ class _DenseColumns:
         schema, scales = encoder.options.schema, encoder.scales.scales
         names = enumerate(schema.dense)
         self.places = [i for i, name in names if schema.transform_of(name) == transform]
+        self._known = [Known() for _ in self.places]
         self._x = transformed(pl.col("x"), transform)
         self._scales: np.ndarray | None = None  # mean and deviation of each
         if transform.endswith("standardize"):
@@ -185,9 +200,21 @@ class _DenseColumns:
 
     def features(self, numbers: Float64[np.ndarray, "D N"]) -> Float32[np.ndarray, "D N"]:
         """The features of numbers, of which NaN is a missing one."""
-        series = [pl.Series("x", numbers.ravel(), nan_to_null=True)]
+        if numbers.shape[1] > 1:
+            return self._transformed(numbers)
+        keys = [x.hex() for x in numbers[:, 0].tolist()]  # -0.0 isn't 0.0
+        found = [x.get(key) for x, key in zip(self._known, keys, strict=True)]
+        if None in found:
+            features = self._transformed(numbers)
+            for known, key, feature in zip(self._known, keys, features[:, 0], strict=True):
+                known.add({key: feature})
+            return features
+        return np.array(found, np.float32)[:, None]
+
+    def _transformed(self, numbers: Float64[np.ndarray, "D N"]) -> Float32[np.ndarray, "D N"]:
+        frame = pl.Series("x", numbers.ravel(), nan_to_null=True).to_frame()
         if self._scales is not None:
-            scales = np.repeat(self._scales, numbers.shape[1], axis=0).T
-            series += [pl.Series(*x) for x in zip(("mean", "deviation"), scales, strict=True)]
-        found = pl.DataFrame(series).select(self._x.fill_null(0))
-        return found.to_series().to_numpy().reshape(numbers.shape)
+            mean, deviation = np.repeat(self._scales, numbers.shape[1], axis=0).T
+            frame = frame.with_columns(pl.Series("mean", mean), pl.Series("deviation", deviation))
+        found = frame.select(self._x.fill_null(0)).to_series()
+        return found.to_numpy().reshape(numbers.shape)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -18,6 +20,10 @@ from dlrm_jax.serving.batcher import Batcher, BatchTimes
 _log = logging.getLogger(__name__)
 
 Probabilities = Float64[np.ndarray, "N *_"]
+
+_Scores = list[tuple[Examples, Probabilities]]
+
+_REST = 0.001  # seconds; Python's threads take turns, and counting takes half a millisecond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +78,11 @@ class ServedModel:
         self.predictor = predictor
         self._most_rows = most_rows
         self._observer = observer
-        self._scores: list[tuple[Examples, Probabilities]] = []  # of the batch
+        self._scores: _Scores = []  # of the batch
+        self._finished: collections.deque[tuple[BatchTimes, _Scores]] = collections.deque()
+        self._observing = threading.Lock()
         self._batcher: Batcher[Rows, Probabilities] = Batcher(
-            self._answer, most_rows, queued_rows, self._observe
+            self._answer, most_rows, queued_rows, self._finish
         )
 
     @functools.cached_property
@@ -116,15 +124,24 @@ class ServedModel:
         found |= zip(joined, self._scored([requests[i] for i in joined]), strict=True)
         return [found[i] for i in range(len(requests))]
 
-    def _observe(self, times: BatchTimes) -> None:
-        """Tells the observer of a batch when its requests are answered: they don't wait for it."""
-        scores, self._scores = self._scores, []
-        try:
-            self._observer.batch(times)
-            for examples, probabilities in scores:
-                self._observer.scored(examples, probabilities)
-        except Exception:  # it mustn't end the thread
-            _log.exception("version %s: what was answered isn't counted", self.version)
+    def observe(self) -> None:
+        """Tells the observer of the batches that it hasn't been told of."""
+        with self._observing:
+            while self._finished:
+                times, scores = self._finished.popleft()
+                try:
+                    self._observer.batch(times)
+                    for examples, probabilities in scores:
+                        self._observer.scored(examples, probabilities)
+                except Exception:  # it mustn't end the thread
+                    _log.exception("version %s: what was answered isn't counted", self.version)
+
+    def _finish(self, times: BatchTimes) -> None:
+        """Observes a batch, once the event loop has had the time to send its answers."""
+        self._finished.append((times, self._scores))
+        self._scores = []
+        self._batcher.rest(_REST)
+        self.observe()
 
     def _scored(self, requests: Sequence[Rows]) -> Sequence[Probabilities | Exception]:
         if not requests:

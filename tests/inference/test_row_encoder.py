@@ -115,7 +115,7 @@ def requests(draw: st.DrawFn) -> list[dict[str, Any]]:
     return rows
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(requests())
 def test_rows_get_what_whole_columns_give(
     encoder: LogEncoder, remembering: RowEncoder, rows: list[dict[str, Any]]
@@ -125,7 +125,7 @@ def test_rows_get_what_whole_columns_give(
     assert outcome(lambda: remembering.rows(rows)) == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(requests(), st.sets(st.sampled_from([*USUAL])), st.fixed_dictionaries(USUAL))
 def test_what_all_rows_share_is_as_in_each(
     encoder: LogEncoder,
