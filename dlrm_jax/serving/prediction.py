@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shown
 from dlrm_jax.serving.batcher import ClosedError, DeadlineError, QueueFullError
 from dlrm_jax.serving.http_messages import HttpError, Limits, json_response, read_body, too_late
 from dlrm_jax.serving.open_inference import HEADER_LENGTH, read_request, write_response
@@ -43,7 +43,7 @@ class Predictions:
     def check_name(self, request: Request) -> None:
         """Checks the name of the model in a path."""
         if (name := request.path_params["name"]) != self._name:
-            raise HttpError(404, f"there is no model {name!r}, only {self._name!r}")
+            raise HttpError(404, f"there is no model {shown(name)}, only {self._name!r}")
 
     def model(self, request: Request) -> ServedModel:
         """The version that a path names, or the newest.
@@ -57,7 +57,7 @@ class Predictions:
         model = self._repository.get(version)
         if model is None:
             there = ", ".join(self._repository.versions)
-            raise HttpError(404, f"there is no version {version!r}, only {there}")
+            raise HttpError(404, f"there is no version {shown(version)}, only {there}")
         return model
 
     async def infer(self, request: Request) -> Response:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, cut
 from dlrm_jax.serving.served_model import Rows, ServedModel
 
 
@@ -33,7 +33,7 @@ def read_rows(body: bytes) -> RawRows:
     except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(
             f'expected {{"rows": [{{"column": value, …}}, …]}}, and beside it perhaps "shared": '
-            f'{{"column": value, …}}: {error}'
+            f'{{"column": value, …}}: {cut(str(error), 300)}'
         ) from error
 
 

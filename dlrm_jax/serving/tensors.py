@@ -10,7 +10,7 @@ import polars as pl
 from jaxtyping import Float64
 
 from dlrm_jax.data.arrays import Examples, Split
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, cut, shown
 from dlrm_jax.inference.probabilities import probability_columns
 from dlrm_jax.inference.rows import NAME
 from dlrm_jax.serving.open_inference import datatype
@@ -70,7 +70,7 @@ def rows_of(
     if not model.takes_raw_rows:
         raise UserError(
             f"inputs: the model has no vocabularies, so it takes {DENSE} and {IDS}, got "
-            f"{', '.join(tensors) or 'none'}"
+            f"{cut(', '.join(tensors)) or 'none'}"
         )
     encoder = model.predictor.encoder
     schema, names = encoder.options.schema, encoder.columns
@@ -130,7 +130,9 @@ def _encoded(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Examples:
 
 def _check_names(tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
     if unknown := sorted(set(tensors) - set(names)):
-        raise UserError(f"inputs: there is no {unknown[0]!r}, the model has {', '.join(names)}")
+        raise UserError(
+            f"inputs: there is no {shown(unknown[0])}, the model has {', '.join(names)}"
+        )
     if missing := [x for x in names if x not in tensors]:
         raise UserError(f"inputs: {missing[0]!r} is missing, the model has {', '.join(names)}")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from criteo_lines import text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from served import encoder_of
@@ -71,10 +73,10 @@ def whole(encoder: LogEncoder, rows: Any) -> Examples:
     return encoder.rows(as_frame(rows, encoder.columns, encoder.options.schema.dense), NAME)
 
 
-def outcome(call: Any) -> Any:
+def outcome(call: Callable[..., Examples], *arguments: Any) -> Any:
     """What a call gives, so that outcomes can be compared; an error's message."""
     try:
-        found = call()
+        found = call(*arguments)
     except UserError as error:
         return str(error)
     ids = np.asarray(found.ids)
@@ -84,8 +86,8 @@ def outcome(call: Any) -> Any:
 WORDS = st.sampled_from([None, "a", "b", "1", "", "True", "new", "x" * 200])
 NUMBERS = st.sampled_from([None, 0, 1, 2, 7, -1])
 ODD = st.sampled_from(
-    [True, 1.0, -0.0, 0.5, 2.5, math.nan, math.inf, "2", "2.0", "a", 2**53 + 1, 2**64, 2**200, -(2**60),
-     [], [1], ["a"], [None], [[1]], [True], (1, 2), np.int64(1), {}, b"a"]
+    [True, 1.0, -0.0, 0.5, 2.5, math.nan, math.inf, "2", "2.0", "a", 2**53 + 1, 2**64, 2**200,
+     -(2**60), [], [1], ["a"], [None], [[1]], [True], (1, 2), np.int64(1), {}, b"a"]
 )  # fmt: skip
 DENSES = st.one_of(
     st.none(), st.integers(-5, 40), st.floats(allow_nan=True, allow_infinity=False, width=32)
@@ -120,9 +122,9 @@ def requests(draw: st.DrawFn) -> list[dict[str, Any]]:
 def test_rows_get_what_whole_columns_give(
     encoder: LogEncoder, remembering: RowEncoder, rows: list[dict[str, Any]]
 ):
-    expected = outcome(lambda: whole(encoder, rows))
-    assert outcome(lambda: remembering.rows(rows)) == expected
-    assert outcome(lambda: remembering.rows(rows)) == expected
+    expected = outcome(whole, encoder, rows)
+    assert outcome(remembering.rows, rows) == expected
+    assert outcome(remembering.rows, rows) == expected
 
 
 @settings(max_examples=10, deadline=None)
@@ -136,5 +138,62 @@ def test_what_all_rows_share_is_as_in_each(
 ):
     shared = {name: values[name] for name in names}
     own = [{x: value for x, value in row.items() if x not in names} for row in rows]
-    expected = outcome(lambda: whole(encoder, with_shared(own, shared)))
-    assert outcome(lambda: remembering.rows(own, shared)) == expected
+    expected = outcome(whole, encoder, with_shared(own, shared))
+    assert outcome(remembering.rows, own, shared) == expected
+
+
+def test_few_values_are_remembered(encoder: LogEncoder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(known_ids, "MOST", 3)
+    few = RowEncoder(encoder)
+    rows = [dict.fromkeys(USUAL) | {"word": x, "seen": [1, 2, 3], "p": 0.5} for x in "abcdefgh"]
+    expected = outcome(whole, encoder, rows)
+    for _ in range(2):
+        assert outcome(few.rows, rows) == expected
+        assert outcome(few.rows, [rows[0]]) == outcome(whole, encoder, rows[:1])
+    assert all(len(x) <= 3 for x in few._known.values())
+
+
+def test_threads_share_an_encoder(encoder: LogEncoder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(known_ids, "MOST", 2)
+    shared = RowEncoder(encoder)
+    rows = [dict.fromkeys(USUAL) | {"word": x, "number": i} for i, x in enumerate("abcd")]
+    expected = [outcome(whole, encoder, [row]) for row in rows]
+    wrong: list[int] = []
+
+    def encode(start: int) -> None:
+        for i in range(start, start + 20):
+            if outcome(shared.rows, [rows[i % 4]]) != expected[i % 4]:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=encode, args=[i]) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        *(
+            pytest.param(options, marks=pytest.mark.thorough)
+            for options in (Options(compatible="torchrec"), Options(multi_hot_sizes=(2,) * 26))
+        ),
+    ],
+)
+def test_criteos_columns(tmp_path: Path, options: Options):
+    (tmp_path / "log").write_text(text(70))
+    preprocess([tmp_path / "log"], tmp_path / "out", options)
+    plain = encoder_of(tmp_path / "out")
+    encoder = RowEncoder(plain)
+    lines = [line.split("\t")[1:] for line in text(4).splitlines()]
+    names = [*INTEGERS, *CATEGORICALS]
+    rows = [
+        {x: int(y) if y and x in INTEGERS else y or None for x, y in zip(names, line, strict=True)}
+        for line in lines
+    ]
+    for each in (rows, rows[:1], rows[1:], [rows[0] | {"C3": "x"}], [rows[0] | {"I2": "x"}]):
+        expected = outcome(whole, plain, each)
+        assert outcome(encoder.rows, each) == expected

@@ -19,7 +19,7 @@ from dlrm_jax.data.preprocessing.hashed_values import group_codes
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.standardization import Scales
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shown
 
 _INT32 = np.iinfo(np.int32)
 _ENCODED = (pl.Categorical, pl.Enum)
@@ -47,7 +47,7 @@ def normalize_columns(
                 row = wrong.arg_max() or 0
                 raise UserError(
                     f"{path}, row {first_row + row}, column {name}: expected an integer of 32 "
-                    f"bits, as TorchRec has them, got {frame[name][row]}"
+                    f"bits, as TorchRec has them, got {shown(frame[name][row])}"
                 )
     columns: list[pl.Expr | pl.Series] = [
         *(

@@ -16,7 +16,7 @@ from dlrm_jax.data.preprocessing.date_numbers import as_dates, len_known
 from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT
 from dlrm_jax.data.preprocessing.log_labels import label_or_null, label_rules, numbers_of
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shown
 
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of Python's dates
 _SECONDS = f"seconds since 1970, from 0 to {_LAST_SECOND}"
@@ -223,7 +223,7 @@ def _shown(column: pl.Series, row: int) -> str:
     if value is None:
         return "no value (an empty field, NA, NaN, nan or null)"
     # Python has no such time.
-    return f"{value} as {kind}, not in the years 1 to 9999" if kind.is_temporal() else repr(value)
+    return f"{value} as {kind}, not in the years 1 to 9999" if kind.is_temporal() else shown(value)
 
 
 def unlabelled_rows(
@@ -259,7 +259,7 @@ def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataF
             row = wrong.arg_max() or 0
             raise UserError(
                 f"{name}, row {row}, column {text.name}: expected up to 8 hexadecimal digits or "
-                f"nothing, got {text[row]!r}"
+                f"nothing, got {shown(text[row])}"
             )
     return few_rows.with_columns(frame, found)
 
