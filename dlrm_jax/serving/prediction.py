@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sized
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from dlrm_jax.errors import UserError
-from dlrm_jax.inference.rows import as_frame
+from dlrm_jax.errors import UserError, shown
 from dlrm_jax.serving.batcher import ClosedError, DeadlineError, QueueFullError
 from dlrm_jax.serving.http_messages import HttpError, Limits, json_response, read_body, too_late
 from dlrm_jax.serving.open_inference import HEADER_LENGTH, read_request, write_response
+from dlrm_jax.serving.raw_rows import encoded, read_rows
 from dlrm_jax.serving.repository import Repository
 from dlrm_jax.serving.served_model import Probabilities, Rows, ServedModel
 from dlrm_jax.serving.tensors import outputs_of, rows_of
+
+T = TypeVar("T")
+
+Encode = Callable[[ServedModel, bool], Rows | None]
+"""A function of a version, and of whether only values with known ids are wanted: microseconds."""
+
+_FEW_BYTES = 1 << 14
+"""Bytes of a body that the event loop reads itself; a thread of its own takes longer."""
 
 
 class Predictions:
@@ -36,7 +43,7 @@ class Predictions:
     def check_name(self, request: Request) -> None:
         """Checks the name of the model in a path."""
         if (name := request.path_params["name"]) != self._name:
-            raise HttpError(404, f"there is no model {name!r}, only {self._name!r}")
+            raise HttpError(404, f"there is no model {shown(name)}, only {self._name!r}")
 
     def model(self, request: Request) -> ServedModel:
         """The version that a path names, or the newest.
@@ -50,16 +57,16 @@ class Predictions:
         model = self._repository.get(version)
         if model is None:
             there = ", ".join(self._repository.versions)
-            raise HttpError(404, f"there is no version {version!r}, only {there}")
+            raise HttpError(404, f"there is no version {shown(version)}, only {there}")
         return model
 
     async def infer(self, request: Request) -> Response:
         """Answers a request of the Open Inference Protocol."""
-        asked = read_request(
-            await read_body(request, self._limits), request.headers.get(HEADER_LENGTH)
-        )
+        body = await read_body(request, self._limits)
+        length = request.headers.get(HEADER_LENGTH)
+        asked = await _off_loop(len(body), read_request, body, length)
         model, probabilities = await self._answer(
-            request, lambda model: rows_of(model, asked.tensors)
+            request, lambda model, known_only: rows_of(model, asked.tensors, known_only), len(body)
         )
         tensors = outputs_of(model, probabilities)
         content, headers = write_response(self._name, model.version, asked, tensors)
@@ -67,31 +74,25 @@ class Predictions:
 
     async def predict(self, request: Request) -> Response:
         """Answers a request of raw rows."""
-        rows = _rows_of_json(await read_body(request, self._limits))
-        self._check_rows(rows)
-
-        def frame(model: ServedModel) -> Rows:
-            if not model.takes_raw_rows:
-                raise UserError(
-                    "the model has no vocabularies, so it can't map raw rows to ids; send ids to "
-                    f"/v2/models/{self._name}/infer"
-                )
-            encoder = model.predictor.encoder
-            return as_frame(rows, encoder.columns, encoder.options.schema.dense)
-
-        _, probabilities = await self._answer(request, frame)
+        body = await read_body(request, self._limits)
+        given = await _off_loop(len(body), read_rows, body)
+        self._check_rows(given.rows)
+        _, probabilities = await self._answer(
+            request, lambda model, known_only: encoded(model, given, known_only), len(body)
+        )
         return json_response({"predictions": probabilities.tolist()})
 
     async def _answer(
-        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+        self, request: Request, encode: Encode, size: int
     ) -> tuple[ServedModel, Probabilities]:
         """The version that answers, and the probabilities.
 
         Args:
             request: request, whose body has been read.
-            rows_for: function that gives the rows as a version takes them.
+            encode: function that gives the rows as a version takes them.
+            size: bytes of the body.
         """
-        model, future = await self._submitted(request, rows_for)
+        model, future = await self._submitted(request, encode, size)
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(request.receive())  # ends when the client does
         try:
@@ -110,7 +111,7 @@ class Predictions:
             gone.cancel()
 
     async def _submitted(
-        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+        self, request: Request, encode: Encode, size: int
     ) -> tuple[ServedModel, Future[Probabilities]]:
         """The version that the path names, or the newest, and its future answer."""
         tried = None
@@ -119,7 +120,11 @@ class Predictions:
             model = self.model(request)
             if model is tried:  # it has ended, and no other has taken its place
                 raise HttpError(503, "it has just ended", **{"retry-after": "1"})
-            rows = await asyncio.to_thread(rows_for, model)  # others are answered meanwhile
+            rows = encode(model, True) if size <= _FEW_BYTES else None
+            if rows is None:  # others are answered meanwhile
+                rows = await asyncio.to_thread(encode, model, False)
+            if rows is None:
+                raise TypeError("rows without ids")
             self._check_rows(rows)
             try:
                 return model, model.submit(rows, self._limits.seconds)
@@ -136,12 +141,8 @@ class Predictions:
             raise UserError("expected at least one row, got none")
 
 
-class _RawRows(msgspec.Struct, forbid_unknown_fields=True):
-    rows: list[dict[str, Any]]
-
-
-def _rows_of_json(body: bytes) -> list[dict[str, Any]]:
-    try:
-        return msgspec.json.decode(body, type=_RawRows).rows
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise UserError(f'expected {{"rows": [{{"column": value, …}}, …]}}: {error}') from error
+async def _off_loop(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """The value of a function, which another thread calls if it has many bytes to work on."""
+    if size <= _FEW_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)

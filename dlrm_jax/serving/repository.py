@@ -98,6 +98,11 @@ class Repository:
         loaded = self._loaded.items()
         return next((model for version, model in loaded if version.name == name), None)
 
+    def observe(self) -> None:
+        """Has all that was answered counted."""
+        for model in self._loaded.values():
+            model.observe()
+
     def refresh(self) -> list[str]:
         """Loads new versions and replaces the old ones; requests are answered all the while.
 

@@ -13,6 +13,7 @@ import uvicorn
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.app import App
+from dlrm_jax.serving.connections import with_limits
 from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.repository import Repository, Version
 from dlrm_jax.serving.served_model import ServedModel
@@ -31,6 +32,8 @@ class Options:
         queued_rows: most rows that wait.
         limits: limits of a request.
         token: bearer token of requests; empty for none.
+        connections: most connections of clients at a time.
+        keep_alive: seconds after which a connection without another request is closed.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Options:
     queued_rows: int = 16384
     limits: Limits = dataclasses.field(default_factory=Limits)
     token: str = ""
+    connections: int = 1000
+    keep_alive: int = 60
 
 
 class Server:
@@ -65,6 +70,8 @@ class Server:
                 log_config=None,
                 access_log=False,
                 lifespan="off",
+                http=with_limits(options.connections, options.limits.seconds),
+                timeout_keep_alive=options.keep_alive,
                 timeout_graceful_shutdown=int(options.limits.seconds) + 1,
             )
         )
