@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -38,6 +39,9 @@ def test_one_program_for_any_batch_size():
     text = program._exported.mlir_module()
     assert "custom_call" not in text.replace("custom_call @shape_assertion", "")
     assert program._exported.platforms == PLATFORMS
+    products = re.findall("= stablehlo.dot_general.*", text)
+    assert products
+    assert all("precision = [HIGHEST, HIGHEST]" in x for x in products), "float32 anywhere"
 
 
 def test_fixed_batch_sizes_where_the_code_needs_a_number():
