@@ -137,10 +137,11 @@ def lines_of(name: str, job: Job, directory: Path) -> Iterator[str]:
 
 def main() -> None:
     """Trains and exports each job, and prints its rows of the table."""
+    chosen = jobs()
     start("1x1")
     print("| job | row format | tables, MiB | log loss | AUC | share of float32's AUC |")
     print("|---|---|---|---|---|---|", flush=True)
-    for name, job in jobs().items():
+    for name, job in chosen.items():
         with tempfile.TemporaryDirectory() as temporary:
             for line in lines_of(name, job, Path(temporary)):
                 print(line, flush=True)
