@@ -1,6 +1,11 @@
 """The exceptions that a person sees as a message instead of a traceback."""
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """A text that was read, for a message: its beginning, if it is long."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class UserError(ValueError):
     """Input that cannot be used as given.
 
@@ -45,6 +50,7 @@ class DamagedArtifactError(UserError):
 
     def __str__(self) -> str:
         artifact, file, reason = self.args
+        file, reason = shortened(file, 100), shortened(reason, 500)
         return (
             f"artifact {artifact} is damaged: {file}: {reason}; copy it again, or export it again"
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlrm_jax.config import Config
 from dlrm_jax.embedding import Table
+from dlrm_jax.errors import UserError, shortened
 from dlrm_jax.inference.loading import check_model, for_prediction
 from dlrm_jax.inference.runs import find_checkpoint, reading
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept
@@ -126,6 +127,12 @@ class DenseModel:
         self.layers = {
             name: np.asarray(array) for name, (_, array) in zip(self._names, leaves, strict=True)
         }
+        if len(self.layers) < len(leaves):
+            twice = max(self._names, key=self._names.count)
+            raise UserError(
+                f"expected names of the model's arrays that are unique, {shortened(twice)} came "
+                f"twice: rename an attribute of its class, dots in keys count as levels"
+            )
 
     def logits(self, layers: Mapping[str, Any], dense: Any, vectors: Mapping[str, Any]) -> Any:
         """The logits of examples, [B] or [B, H].
