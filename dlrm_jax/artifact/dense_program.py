@@ -98,8 +98,8 @@ def check_calls(stablehlo: str) -> None:
     for name in ("".join(names) for names in called):
         if name not in _HARMLESS:
             raise UserError(
-                f"expected a program that computes alone, but it calls {shortened(name)}, which other "
-                f"machines may not have; leave out what calls it in the model's class"
+                f"expected a program that computes alone, but it calls {shortened(name)}, which "
+                f"other machines may not have; leave out what calls it in the model's class"
             )
 
 

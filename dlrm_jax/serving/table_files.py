@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +47,7 @@ def _is_changed(now: _Stamp, noted: _Stamp) -> bool:
 
 def _stamp(path: Path) -> _Stamp | None:
     try:
-        found = os.stat(path)
+        found = path.stat()
     except OSError:
         return None
     return _Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
