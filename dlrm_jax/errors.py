@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """A text that was read, for a message: its beginning, if it is long."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class UserError(ValueError):
     """Input that cannot be used as given.
 
@@ -65,6 +70,7 @@ class DamagedArtifactError(UserError):
 
     def __str__(self) -> str:
         artifact, file, reason = self.args
+        file, reason = shortened(file, 100), shortened(reason, 500)
         return (
             f"artifact {artifact} is damaged: {file}: {reason}; copy it again, or export it again"
         )
