@@ -1,5 +1,14 @@
 """The exceptions that a person sees as a message instead of a traceback."""
 
+from __future__ import annotations
+
+from typing import Any
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """A text that was read, for a message: its beginning, if it is long."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
 
 class UserError(ValueError):
     """Input that cannot be used as given.
@@ -7,6 +16,22 @@ class UserError(ValueError):
     The message says what was expected, what came (name, value, file and line)
     and what to do. Programs print it to stderr and exit with code 2.
     """
+
+
+_SHOWN = 100  # characters
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, and cut if that is long."""
+    try:
+        return cut(repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value))
+    except ValueError:  # Python writes no integer of thousands of digits
+        return f"{type(value).__name__} of thousands of digits"
+
+
+def cut(text: str, most: int = _SHOWN) -> str:
+    """A text of at most so many characters, and dots for the others."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class DamagedCheckpointError(UserError):
@@ -45,6 +70,7 @@ class DamagedArtifactError(UserError):
 
     def __str__(self) -> str:
         artifact, file, reason = self.args
+        file, reason = shortened(file, 100), shortened(reason, 500)
         return (
             f"artifact {artifact} is damaged: {file}: {reason}; copy it again, or export it again"
         )

@@ -121,6 +121,22 @@ def make_mesh(shape: str | tuple[int, int]) -> Mesh:
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def host_mesh() -> Mesh:
+    """A mesh of one CPU device, whatever accelerators there are: for arrays that are only read.
+
+    Raises:
+        UserError: JAX was told to have no CPU devices.
+    """
+    try:
+        device = jax.devices(CPU.platform)[0]
+    except RuntimeError as error:
+        raise UserError(
+            f"expected a CPU device of JAX beside its accelerators: {error}; add cpu to "
+            f"JAX_PLATFORMS, such as cuda,cpu, or leave it unset"
+        ) from error
+    return Mesh(np.array([[device]]), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
 def as_mesh(mesh: Mesh | str) -> Mesh:
     """A mesh, or the one that `make_mesh` makes of its shape.
 

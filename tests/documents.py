@@ -59,7 +59,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     """Module and arguments of each ``python -m`` of a page; a command of dlrm_jax is part of it."""
     found = []
     for line in shown(text):
-        for part in re.findall(r"python3? -m (.*?)(?:$| && | # )", line):
+        for part in re.findall(r"python3? -m (.*?)(?:$| && | # | &$)", line):
             module, *arguments = shlex.split(part, comments=True)
             if module == "dlrm_jax" and arguments and not arguments[0].startswith("-"):
                 module = f"{module} {arguments.pop(0)}"

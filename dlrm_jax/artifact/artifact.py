@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dlrm_jax.artifact.dense_program import DenseProgram
 from dlrm_jax.artifact.files import check_content, check_present
 from dlrm_jax.artifact.manifest import LayerNote, Manifest
 from dlrm_jax.artifact.row_pooling import RowPooling
+from dlrm_jax.artifact.shared_pooling import SharedPooling
 from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.backend import CPU
 from dlrm_jax.data.formats.npy import map_npy
@@ -88,6 +89,7 @@ class Artifact:
         dense: Float32[np.ndarray, "B D"],
         ids: Int[np.ndarray, "B C"],
         id_weights: Float32[np.ndarray, "B C"] | None = None,
+        shared: Collection[str] = (),
     ) -> Float32[np.ndarray, "B *_"]:
         """The logits of examples, [B] or [B, H], without the shift.
 
@@ -97,6 +99,7 @@ class Artifact:
             dense: dense features.
             ids: ids of all features side by side; negative is absent.
             id_weights: weights of the ids; None if all are 1.
+            shared: features whose bags are the same in all examples; they are looked up once.
 
         Raises:
             UserError: an id isn't a row of its table.
@@ -106,13 +109,18 @@ class Artifact:
             return np.zeros((0, labels) if labels > 1 else (0,), np.float32)
         size = self._chunk(len(dense))
         program = self.programs.get(None) or self.programs[size]
-        outputs = []
+        lookups, outputs = self._lookups(shared), []
         for first in range(0, len(dense), size):
             own = slice(first, first + size)
             weights = None if id_weights is None else id_weights[own]
-            vectors = self.lookups(ids[own], weights)
+            vectors = lookups(ids[own], weights)
             outputs.append(program(self.layers, dense[own], vectors))
         return np.concatenate(jax.device_get(outputs))
+
+    def _lookups(self, shared: Collection[str]) -> RowPooling | SharedPooling:
+        """The lookups, those of shared features once."""
+        names = {x.name for x in self.manifest.lookups if x.feature in shared}
+        return SharedPooling(self.lookups, names) if names else self.lookups
 
     def _chunk(self, count: int) -> int:
         """How many of so many examples the dense model works on at a time."""

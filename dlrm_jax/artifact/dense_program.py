@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shortened
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 BATCH_SIZES = (1, 16, 256, 8192)
@@ -64,7 +64,9 @@ def export_programs(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the model can't be exported by jax.export: {error}") from error
+        raise UserError(
+            f"the model can't be exported by jax.export: {shortened(str(error))}"
+        ) from error
 
 
 def _export(
@@ -79,7 +81,9 @@ def _export(
         jax.ShapeDtypeStruct((batch, dense_features), jnp.float32),
         jax.ShapeDtypeStruct((batch, width), jnp.float32),
     )
-    exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(*arguments)
+    # GPUs and TPUs would round float32's products to 10 or 8 bits.
+    with jax.default_matmul_precision("highest"):
+        exported = jax.export.export(jax.jit(logits), platforms=PLATFORMS)(*arguments)
     check_calls(exported.mlir_module())
     return bytes(exported.serialize())
 
@@ -94,8 +98,8 @@ def check_calls(stablehlo: str) -> None:
     for name in ("".join(names) for names in called):
         if name not in _HARMLESS:
             raise UserError(
-                f"expected a program that computes alone, but it calls {name}, which other "
-                f"machines may not have; leave out what calls it in the model's class"
+                f"expected a program that computes alone, but it calls {shortened(name)}, which "
+                f"other machines may not have; leave out what calls it in the model's class"
             )
 
 
@@ -113,10 +117,15 @@ class DenseProgram:
         try:
             exported = jax.export.deserialize(bytearray(content))
         except Exception as error:  # a parser's of damaged bytes
-            raise UserError(f"it is no program: {error}") from error
+            raise UserError(f"it is no program: {shortened(str(error))}") from error
         check_calls(exported.mlir_module())
         self._exported = exported
         self._call = jax.jit(exported.call)
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether no number of it is rounded to a shorter float, such as bfloat16."""
+        return not re.search(r"[x<](?:bf16|f16|f8\w+)>", self._exported.mlir_module())
 
     def check(
         self,
@@ -149,9 +158,10 @@ class DenseProgram:
         output = _text((batch, labels) if labels > 1 else (batch,), "float32")
         outputs = [_text(x.shape, x.dtype) for x in self._exported.out_avals]
         if (given, self._exported.in_tree, outputs) != (leaves, tree, [output]):
+            wrong, right = _differing(given, leaves), _differing(leaves, given)
             raise UserError(
-                f"expected a program of {', '.join(leaves)} that gives {output}, it is one of "
-                f"{', '.join(given)} that gives {', '.join(outputs)}"
+                f"expected a program of {right} that gives {output}, it is one of {wrong} that "
+                f"gives {', '.join(outputs)}; other arrays are alike"
             )
 
     def __call__(
@@ -164,3 +174,8 @@ class DenseProgram:
 def _text(shape: tuple[Any, ...], dtype: Any) -> str:
     """A shape and type, such as ``float32[batch, 3]``."""
     return f"{dtype}[{', '.join(map(str, shape))}]"
+
+
+def _differing(arrays: list[str], others: list[str]) -> str:
+    """The arrays that the others don't have, for a message."""
+    return shortened(", ".join(x for x in arrays if x not in others) or "arrays with other names")

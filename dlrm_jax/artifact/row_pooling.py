@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -65,9 +65,16 @@ class RowPooling:
     Args:
         lookups: lookups; their vectors stand side by side in this order.
         threads: most threads of a call; None for one on each processor. Small batches use one.
+        columns: columns of each lookup's vectors in the result, for some of the lookups of a model;
+            None for side by side.
     """
 
-    def __init__(self, lookups: Sequence[StoredLookup], threads: int | None = None):
+    def __init__(
+        self,
+        lookups: Sequence[StoredLookup],
+        threads: int | None = None,
+        columns: Mapping[str, slice] | None = None,
+    ):
         if not lookups:
             raise UserError("lookups: expected at least one")
         names = [lookup.name for lookup in lookups]
@@ -78,12 +85,12 @@ class RowPooling:
         self.id_columns = max(lookup.columns[1] for lookup in lookups)
         """Least number of columns of the ids."""
         ends = np.cumsum([x.vectors * x.table.dim for x in lookups]).tolist()
-        self.columns: Mapping[str, slice] = {
+        self.columns: Mapping[str, slice] = columns or {
             x.name: slice(begin, end)
             for x, begin, end in zip(lookups, [0, *ends], ends, strict=False)
         }
         """Columns of each lookup's vectors in the result."""
-        self.width: int = ends[-1]
+        self.width: int = max(x.stop for x in self.columns.values())
         """Columns of the result."""
         self._native = (
             _described(self.lookups, self.columns) if quantized_rows.available() else None
@@ -91,7 +98,12 @@ class RowPooling:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies make their own description, which has addresses of this object's tables."""
-        return RowPooling, (self.lookups, self.threads)
+        return RowPooling, (self.lookups, self.threads, self.columns)
+
+    def only(self, names: Collection[str]) -> RowPooling:
+        """Some of the lookups, which leave the columns of the others in the result as they are."""
+        lookups = [lookup for lookup in self.lookups if lookup.name in names]
+        return RowPooling(lookups, self.threads, self.columns)
 
     def __call__(
         self,
@@ -146,7 +158,7 @@ class RowPooling:
             )
         shape = (len(ids), self.width)
         if out is None:
-            return _aligned(shape)
+            return aligned(shape)
         if out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
             raise UserError(
                 f"out: expected contiguous float32 of shape {shape}, got {out.dtype} of shape "
@@ -155,7 +167,7 @@ class RowPooling:
         return out
 
 
-def _aligned(shape: tuple[int, int]) -> np.ndarray:
+def aligned(shape: tuple[int, int]) -> np.ndarray:
     """An array that begins with a cache line: vectors lie in fewer, and JAX takes it as it is."""
     size = shape[0] * shape[1]
     memory = np.empty(size + 16, np.float32)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import mmap
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from dlrm_jax.artifact.mapped_file import map_file
 from dlrm_jax.artifact.row_formats import RowFormat, row_bytes
 from dlrm_jax.errors import UserError
 
@@ -46,9 +46,7 @@ def map_table(
 ) -> StoredTable:
     """A table of which a file has the rows, one after the other.
 
-    Rows are read when they are needed first. Linux is asked for huge pages: with small ones, random
-    reads of a large table also wait for the translation of addresses. ext4 on Linux 6.18 had them
-    for files that were read this way, or written by some MiB at a time.
+    Rows are read when they are needed first, see `map_file`.
 
     Args:
         path: file, or its name.
@@ -60,28 +58,14 @@ def map_table(
     Raises:
         UserError: the file can't be read, or has another size.
     """
-    shape = (rows, row_bytes(row_format, dim))
+    width = row_bytes(row_format, dim)
     try:
-        size = Path(path).stat().st_size
+        mapped = map_file(path)
     except OSError as error:
         raise UserError(f"table {name}: cannot read {path}: {error}") from error
-    if size != (expected := shape[0] * shape[1]):
+    if mapped.size != rows * width or not rows:
         raise UserError(
-            f"table {name}: expected {expected} bytes in {path}, {rows} rows of {dim} numbers as "
-            f"{row_format}, got {size}; give a whole copy"
+            f"table {name}: expected {rows * width} bytes in {path}, {rows} rows of {dim} numbers "
+            f"as {row_format}, got {mapped.size}; give a whole copy"
         )
-    try:
-        mapped = np.memmap(path, np.uint8, "r", shape=shape)
-    except (OSError, ValueError) as error:
-        raise UserError(f"table {name}: cannot map {path}: {error}") from error
-    _ask_for_huge_pages(mapped)
-    return StoredTable(name, mapped, row_format, dim)
-
-
-def _ask_for_huge_pages(mapped: np.memmap) -> None:
-    memory = mapped.base
-    if hasattr(mmap, "MADV_HUGEPAGE") and isinstance(memory, mmap.mmap):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
-            return
+    return StoredTable(name, mapped.reshape(rows, width), row_format, dim)

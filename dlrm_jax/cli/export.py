@@ -27,7 +27,7 @@ from dlrm_jax.cli.data_of_run import data_of_run
 from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shortened
 from dlrm_jax.serving.export import Exported, export
 from dlrm_jax.serving.trained_model import TrainedModel
 from dlrm_jax.text_table import text_table
@@ -79,8 +79,8 @@ def main() -> None:
     name = FLAGS.name or model.run_name
     if not re.fullmatch(r"[\w.-]+", name):  # it will be a part of addresses
         raise UserError(
-            f"--name: expected letters, digits, dots, dashes and underscores, got {name!r}; such "
-            f"as --name=kaggle"
+            f"--name: expected letters, digits, dots, dashes and underscores, got "
+            f"{shortened(name)!r}; such as --name=kaggle"
         )
     done = export(model, Path(FLAGS.output), name, FLAGS.tables, data, FLAGS.max_auc_loss)
     show(done)

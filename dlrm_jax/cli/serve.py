@@ -10,7 +10,8 @@ preprocessing. ``/v2/…`` is the Open Inference Protocol, with its binary exten
 ``/metrics`` is for Prometheus.
 
 Requests that come while the model works are answered together. Beyond ``--queue_rows`` a request
-gets 503 with Retry-After. SIGTERM and Ctrl-C answer what has come, then end.
+gets 503 with Retry-After, and so does a connection beyond ``--connections``. SIGTERM and Ctrl-C
+answer what has come, then end.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ flags.DEFINE_integer("queue_rows", 16384, "Most rows that wait; such as 4096.", 
 flags.DEFINE_integer("max_rows", 8192, "Most rows of a request; such as 1000.", 1)
 flags.DEFINE_float("max_mib", 16, "Most MiB of a request; such as 1.", 0.001)
 flags.DEFINE_float("timeout", 10, "Seconds after which a request is given up; such as 0.1.", 0.001)
+flags.DEFINE_integer("connections", 1000, "Most connections of clients; such as 100.", 1)
+flags.DEFINE_integer(
+    "keep_alive", 60, "Seconds after which a silent connection is closed; such as 5.", 1
+)
 flags.DEFINE_string("token_file", None, "File of a token that requests must bear; such as token.")
 flags.DEFINE_string(
     "fade", None, "Schedule of features that are faded, a JSON file; such as fade.json."
@@ -95,6 +100,8 @@ def main() -> None:
         FLAGS.queue_rows,
         limits,
         token,
+        FLAGS.connections,
+        FLAGS.keep_alive,
         Path(FLAGS.fade) if FLAGS.fade else None,
         FLAGS.drift_rows,
         FLAGS.log_requests,

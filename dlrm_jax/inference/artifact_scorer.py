@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,10 @@ class ArtifactScorer:
     @property
     def inputs(self) -> Inputs:
         """What it expects of examples."""
+        return self._inputs
+
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
         return inputs_of(self.artifact.manifest)
 
     @property
@@ -50,13 +55,20 @@ class ArtifactScorer:
         """One device."""
         return 1
 
-    def logits(self, split: Split, batch_size: int) -> Iterator[Float32[np.ndarray, "B *_"]]:
+    def logits(
+        self, split: Split, batch_size: int, shared: Collection[str] = ()
+    ) -> Iterator[Float32[np.ndarray, "B *_"]]:
         """See `Scorer`."""
         left = len(split)
         size = self.artifact.batch_size(limited(batch_size, left, 1))
+        if left == size and len(split.days) == 1:  # a request, of one row most often
+            check()
+            (day,) = split.days
+            yield self.artifact.logits(day.dense, np.asarray(day.ids), shared=shared)
+            return
         for batch in evaluation_batches(split, size):
             check()
-            logits = self.artifact.logits(batch.dense, batch.ids)
+            logits = self.artifact.logits(batch.dense, batch.ids, shared=shared)
             yield logits[:left]  # the last batch is filled up
             left -= len(logits)
 

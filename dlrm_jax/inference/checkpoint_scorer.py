@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from jaxtyping import Float32
@@ -54,8 +54,11 @@ class CheckpointScorer:
         """The jitted prediction, which keeps a program for each batch size."""
         return make_predict(self.learner)
 
-    def logits(self, split: Split, batch_size: int) -> Iterator[Float32[np.ndarray, "B *_"]]:
-        """See `Scorer`."""
+    def logits(
+        self, split: Split, batch_size: int, shared: Collection[str] = ()
+    ) -> Iterator[Float32[np.ndarray, "B *_"]]:
+        """See `Scorer`; columns that all examples share are looked up for each."""
+        del shared
         return predictions(self.learner, self.compiled, self.state, split, batch_size)
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.runs import reading
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checksums import LoadedSums
@@ -50,14 +51,17 @@ def load_trained(checkpoint: Path, mesh: Mesh, batch_size: int, model: str | Non
     release_memory()
     specs = learner.state_specs()
     sums = LoadedSums(checkpoint, metadata)
-    params, model_state = load_model(checkpoint, metadata, specs.params, specs.model_state, sums)
-    embedding = learner.collection.from_arrays(
-        lambda table: load_table(
-            checkpoint, metadata, table.name, learner.collection.array_specs(table.name), sums
-        ),
-        seed=0,
-    )
-    sums.check()
+    with reading(checkpoint):
+        params, model_state = load_model(
+            checkpoint, metadata, specs.params, specs.model_state, sums
+        )
+        embedding = learner.collection.from_arrays(
+            lambda table: load_table(
+                checkpoint, metadata, table.name, learner.collection.array_specs(table.name), sums
+            ),
+            seed=0,
+        )
+        sums.check()
     state = TrainState(metadata["step"], params, None, embedding, model_state)
     fingerprint = metadata["identity"].get("data", "")
     return Trained(config, learner, state, fingerprint, noted_shift(config, metadata))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from jaxtyping import Float32, Float64, Shaped
 from dlrm_jax.artifact.manifest import is_artifact
 from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.data.chosen_labels import chosen_labels
-from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.data.preprocessing.sources import ahead
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
@@ -27,7 +26,8 @@ from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
 from dlrm_jax.inference.loading import load_trained
 from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.probabilities import check_finite, sigmoid
-from dlrm_jax.inference.rows import NAME, as_frame
+from dlrm_jax.inference.raw_row_parts import RawRowParts
+from dlrm_jax.inference.rows import NAME
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.scorer import Scorer
 from dlrm_jax.inference.trained_parts import TrainedParts
@@ -41,7 +41,7 @@ _ROWS = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictor(TrainedParts):
+class Predictor(TrainedParts, RawRowParts):
     """What predicts raw rows and examples.
 
     Attributes:
@@ -104,7 +104,9 @@ class Predictor(TrainedParts):
         scorer = CheckpointScorer(config, learner, state)
         return cls(scorer, batch_size, given or find_kept(checkpoint), fingerprint, shift)
 
-    def predict(self, rows: Any) -> Float64[np.ndarray, "N *_"]:
+    def predict(
+        self, rows: Any, shared: Mapping[str, Any] | None = None
+    ) -> Float64[np.ndarray, "N *_"]:
         """The probability of label 1 of every row, in order; [N, H] of several labels.
 
         Those of several labels are in the order of `labels`. Raw rows get the ids of training by
@@ -116,21 +118,33 @@ class Predictor(TrainedParts):
             rows: a list of dicts, one for each row; a frame of polars, or what gives Arrow data,
                 such as a frame of pandas; the path of a file, which is read chunk by chunk; or
                 examples with ids. Labels aren't read.
+            shared: values by column that all rows share, such as those of the user whose candidates
+                they are. The rows are dicts of the other columns then, and the shared ones are
+                mapped once, and looked up once if the model is an artifact.
 
         Raises:
             UserError: there are no vocabularies; a column is missing or has another type, a value
                 is malformed, or an id out of range; the message names row and column.
         """
-        if isinstance(rows, Examples):
-            rows = Split((rows,))
-        if isinstance(rows, Split):
-            self.check_features(rows)
-            return self._in_memory(rows)
-        if isinstance(rows, str | Path):
+        if isinstance(rows, Examples | Split) and not shared:
+            return self.predict_examples(rows)
+        if isinstance(rows, str | Path) and not shared:
             return self._of_file(Path(rows))
-        dense = self.encoder.options.schema.dense
-        examples = self.encoder.rows(as_frame(rows, self.encoder.columns, dense), NAME)
-        return self._in_memory(self._checked(examples))
+        examples = self.row_encoder.rows(rows, shared)
+        return self._in_memory(self._checked(examples), shared or ())
+
+    def predict_examples(
+        self, rows: Examples | Split, shared: Collection[str] = ()
+    ) -> Float64[np.ndarray, "N *_"]:
+        """As `predict`, of examples with ids.
+
+        Args:
+            rows: examples.
+            shared: columns whose ids are the same in all of them, which may be looked up once.
+        """
+        split = Split((rows,)) if isinstance(rows, Examples) else rows
+        self.check_features(split)
+        return self._in_memory(split, shared)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -199,34 +213,23 @@ class Predictor(TrainedParts):
         small = {-(-size // devices) * devices for size in _SMALL_BATCHES}
         return (*sorted(size for size in small if size < self.batch_size), self.batch_size)
 
-    @functools.cached_property
-    def encoder(self) -> LogEncoder:
-        """What maps raw rows to ids; its vocabularies are read once.
-
-        Raises:
-            UserError: there are no vocabularies, or they can't be read or have been replaced.
-        """
-        if not self.vocabularies:
-            raise UserError(
-                "raw rows can't be mapped to ids: the model was trained on data without "
-                "vocabularies, or its checkpoint isn't in its workdir any more. Give the directory "
-                "of arrays that has them as preprocessing, or Examples"
-            )
-        return LogEncoder(self.vocabularies, self.fingerprint)
-
     def _checked(self, examples: Examples) -> Split:
         split = Split((examples,))
         self.scorer.inputs.check_ids(split, NAME)
         return split
 
-    def _in_memory(self, split: Split) -> Float64[np.ndarray, "N *_"]:
+    def _in_memory(self, split: Split, shared: Collection[str]) -> Float64[np.ndarray, "N *_"]:
         size = next((x for x in self.batch_sizes if x >= len(split)), self.batch_size)
-        return sigmoid(self._all_logits(split, 0, size), self.shift)
+        return sigmoid(self._all_logits(split, 0, size, shared), self.shift)
 
     def _all_logits(
-        self, split: Split, first_row: int, batch_size: int | None = None
+        self,
+        split: Split,
+        first_row: int,
+        batch_size: int | None = None,
+        shared: Collection[str] = (),
     ) -> Float32[np.ndarray, "N *_"]:
-        logits = self.logits(split, batch_size, first_row)
+        logits = self.logits(split, batch_size, first_row, shared)
         each = (len(self.labels),) if len(self.labels) > 1 else ()
         return np.concatenate([np.zeros((0, *each), np.float32), *logits])
 
@@ -260,7 +263,11 @@ class Predictor(TrainedParts):
         yield from (sigmoid(logits, self.shift) for logits in self.logits(split))
 
     def logits(
-        self, split: Split, batch_size: int | None = None, first_row: int = 0
+        self,
+        split: Split,
+        batch_size: int | None = None,
+        first_row: int = 0,
+        shared: Collection[str] = (),
     ) -> Iterator[Float32[np.ndarray, "B *_"]]:
         """Yields the logit of every example, in order, a batch at a time; ids aren't checked.
 
@@ -270,6 +277,7 @@ class Predictor(TrainedParts):
             split: examples with the features of the training data.
             batch_size: number of examples predicted at a time; None for that of the predictor.
             first_row: number of the first example, for messages.
+            shared: columns whose ids are the same in all examples.
 
         Raises:
             UserError: the examples have another number of dense features, or a prediction isn't
@@ -277,7 +285,7 @@ class Predictor(TrainedParts):
         """
         self.scorer.inputs.check_dense(split)
         first = 0
-        for logits in self.scorer.logits(split, batch_size or self.batch_size):
+        for logits in self.scorer.logits(split, batch_size or self.batch_size, shared):
             check_finite(logits, split, first, first_row + first)
             yield logits
             first += len(logits)

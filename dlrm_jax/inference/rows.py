@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, cut, shown
 
 NAME = "rows"
 
@@ -52,17 +52,37 @@ def as_frame(rows: Any, columns: Sequence[str], numbers: Sequence[str] = ()) -> 
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise UserError(
-                f"{NAME} (from 0), row {number}: expected a dict for each row, got {row!r}"
+                f"{NAME} (from 0), row {number}: expected a dict for each row, got {shown(row)}"
             )
         for name in columns:
             if name not in row:
                 raise UserError(
                     f"{NAME} (from 0), row {number}: it has no column {name!r}, only "
-                    f"{', '.join(map(str, row)) or 'none'}; None is a missing value"
+                    f"{cut(', '.join(map(str, row)), 1000) or 'none'}; None is a missing value"
                 )
-    return pl.DataFrame(
-        [_series(name, [row[name] for row in rows], name in numbers) for name in columns]
-    )
+    return frame_of({name: [row[name] for row in rows] for name in columns}, numbers)
+
+
+def with_shared(rows: Any, shared: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows with the values that all of them share.
+
+    Raises:
+        UserError: they aren't dicts, or have a column that is shared; the message names it.
+    """
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
+        raise UserError(f"{NAME}: expected a list of dicts beside values that all rows share")
+    for number, row in enumerate(rows):
+        if twice := [name for name in row if name in shared]:
+            raise UserError(
+                f"{NAME} (from 0), row {number}: column {shown(twice[0])} is among the shared "
+                f"ones, too; leave it out of one of them"
+            )
+    return [{**shared, **row} for row in rows]
+
+
+def frame_of(columns: Mapping[str, list[Any]], numbers: Sequence[str] = ()) -> pl.DataFrame:
+    """Columns of Python values as a frame; see `as_frame`."""
+    return pl.DataFrame([_series(name, x, name in numbers) for name, x in columns.items()])
 
 
 def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
@@ -81,11 +101,11 @@ def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
         try:
             found = pl.Series(name, values, dtype)
             if found.dtype == pl.Object:
-                raise TypeError(f"expected plain values, got {values[0]!r}")
+                raise TypeError(f"expected plain values, got {shown(values[0])}")
             return found
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
             failure = failure or error
-    raise UserError(f"{NAME}, column {name}: {str(failure).splitlines()[0]}") from failure
+    raise UserError(f"{NAME}, column {name}: {cut(str(failure).splitlines()[0], 300)}") from failure
 
 
 def _plain(value: Any) -> Any:
@@ -119,7 +139,7 @@ def _kinds(name: str, values: Sequence[Any]) -> set[type]:
         if type(each) is not type(other) and {type(each), type(other)} != {int, float}:
             raise UserError(
                 f"{NAME} (from 0), row {number}, column {name}: expected the type "
-                f"{type(other).__name__} as in row {row}, got {each!r} of type "
+                f"{type(other).__name__} as in row {row}, got {shown(each)} of type "
                 f"{type(each).__name__}"
             )
     return kinds - {list}
@@ -147,7 +167,7 @@ def _exact(name: str, values: Sequence[Any]) -> Callable[[Any], Any]:
         if not -_TOO_LARGE <= each < _TOO_LARGE:
             raise UserError(
                 f"{NAME} (from 0), row {row}, column {name}: expected an integer of 128 bits at "
-                f"most, got {each}"
+                f"most, got {shown(each)}"
             )
     if not large:
         return float if floats else int
@@ -156,7 +176,7 @@ def _exact(name: str, values: Sequence[Any]) -> Callable[[Any], Any]:
             other, integer = large[0]
             raise UserError(
                 f"{NAME} (from 0), row {row}, column {name}: expected whole numbers, as row "
-                f"{other} has {integer}, which a float can't hold, got {each}"
+                f"{other} has {integer}, which a float can't hold, got {shown(each)}"
             )
     return int
 
@@ -173,5 +193,5 @@ def _check_decimals(name: str, values: Sequence[Any]) -> None:
         if not each.is_finite() or before + after > _DIGITS:
             raise UserError(
                 f"{NAME} (from 0), row {row}, column {name}: expected decimals of {_DIGITS} digits "
-                f"at most, before and behind the point of all rows together, got {each!r}"
+                f"at most, before and behind the point of all rows together, got {shown(each)}"
             )

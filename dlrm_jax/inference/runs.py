@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 from dlrm_jax.errors import DamagedCheckpointError, UserError
@@ -45,3 +47,27 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
     raise failure or UserError(
         f"{run_or_checkpoint} has no checkpoint in checkpoints/; train it first"
     )
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Context in which a checkpoint is read that its run, which goes on, may delete meanwhile.
+
+    Args:
+        checkpoint: directory of a checkpoint, which was there when the context began.
+
+    Raises:
+        UserError: it has gone; the message names the latest one.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if checkpoint.is_dir():
+            raise
+        steps = Retention(checkpoint.parent, 1, "auc").steps()
+        latest = f"; the latest is {checkpoint.parent / f'{steps[-1]:08d}'} now" if steps else ""
+        raise UserError(
+            f"checkpoint {checkpoint} has gone while it was read: a run deletes those that are "
+            f"neither its latest nor its best{latest}. Run the same command again, or copy the "
+            f"checkpoint first"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -68,11 +68,14 @@ class Scorer(Protocol):
         """The number of devices, which divides batches."""
         ...
 
-    def logits(self, split: Split, batch_size: int) -> Iterator[Float32[np.ndarray, "B *_"]]:
+    def logits(
+        self, split: Split, batch_size: int, shared: Collection[str] = ()
+    ) -> Iterator[Float32[np.ndarray, "B *_"]]:
         """Yields the logits of all examples in order, a batch at a time, [B] or [B, H].
 
         Args:
             split: examples with the model's inputs; ids aren't checked.
             batch_size: number of examples predicted at a time.
+            shared: columns whose ids are the same in all examples, which may be looked up once.
         """
         ...

@@ -134,6 +134,7 @@ class App:
         return json_response({"ready": True})
 
     async def _prometheus(self, _: Request) -> Response:
+        self._repository.observe()
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _model(self, request: Request) -> Response:

@@ -140,6 +140,12 @@ class Batcher(Generic[T, Result]):
             self._changed.notify()
         return future
 
+    def rest(self, seconds: float) -> None:
+        """Waits until a request waits, but no longer than this."""
+        with self._changed:
+            if not self._queue and not self._closed:
+                self._changed.wait(seconds)
+
     def close(self) -> None:
         """Takes no more requests, and returns when those that wait are answered."""
         with self._changed:

@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fade_schedule import FadeSchedule
 from dlrm_jax.inference.fading import Fading, covered, request_hashes
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.served_model import Rows
 
 _log = logging.getLogger(__name__)
 
@@ -89,24 +87,19 @@ class LiveFading:
         known = fading.features if fading else []
         return {name: bool(rows[0]) for name, rows in drawn.items() if name in known}
 
-    def apply(self, version: str, rows: Rows, seen: Mapping[str, bool]) -> Rows:
+    def apply(self, version: str, examples: Examples, seen: Mapping[str, bool]) -> Examples:
         """Rows without the features that a request doesn't see.
 
         Args:
             version: version that answers.
-            rows: rows of the request.
+            examples: rows of the request.
             seen: see `seen`.
         """
         fading = self._versions.get(version)
-        faded = [name for name, is_seen in seen.items() if not is_seen]
-        if not faded or fading is None:
-            return rows
-        if isinstance(rows, Examples):
-            return fading.apply(rows, dict.fromkeys(faded, np.zeros(len(rows), bool)))
-        kinds = rows.schema
-        return rows.with_columns(
-            pl.lit(None, kinds[name]).alias(name) for name in faded if name in kinds
-        )
+        if fading is None:
+            return examples
+        rows = len(examples)
+        return fading.apply(examples, {x: np.full(rows, is_seen) for x, is_seen in seen.items()})
 
     def _current(self) -> FadeSchedule:
         """The schedule, as its file has it; it is looked at once a second."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, cut, shown
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 
@@ -91,26 +91,26 @@ def read_request(body: bytes, header_length: str | None) -> InferRequest:
         found = msgspec.json.decode(body[:length], type=_Request)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(
-            f"request: expected JSON of the Open Inference Protocol: {error}"
+            f"request: expected JSON of the Open Inference Protocol: {cut(str(error), 300)}"
         ) from error
     rest = memoryview(body)[length:]
     tensors: dict[str, np.ndarray] = {}
     for given in found.inputs:
         if given.name in tensors:
-            raise UserError(f"inputs: {given.name!r} is there twice")
+            raise UserError(f"inputs: {shown(given.name)} is there twice")
         size = given.parameters.get("binary_data_size")
         if size is not None:
             if type(size) is not int or not 0 <= size <= len(rest):
                 raise UserError(
-                    f"input {given.name}: binary_data_size: expected at most {len(rest)} bytes, "
-                    f"which are left, got {size!r}"
+                    f"input {cut(given.name)}: binary_data_size: expected at most {len(rest)} "
+                    f"bytes, which are left, got {shown(size)}"
                 )
             tensors[given.name] = _from_bytes(given, rest[:size])
             rest = rest[size:]
         elif given.data is not None:
             tensors[given.name] = _from_json(given, given.data)
         else:
-            raise UserError(f"input {given.name}: expected data, or binary_data_size")
+            raise UserError(f"input {cut(given.name)}: expected data, or binary_data_size")
     if len(rest):
         raise UserError(f"request: {len(rest)} bytes are left behind the inputs")
     binary = _flag(found.parameters, "binary_data_output", False)
@@ -141,7 +141,9 @@ def write_response(
     outputs = []
     for name, is_binary in wanted.items():
         if name not in tensors:
-            raise UserError(f"outputs: there is no {name!r}, the model has {', '.join(tensors)}")
+            raise UserError(
+                f"outputs: there is no {shown(name)}, the model has {', '.join(tensors)}"
+            )
         array = tensors[name]
         output: dict[str, Any] = {
             "name": name, "datatype": _NAMES[array.dtype], "shape": list(array.shape)
@@ -179,23 +181,25 @@ def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
     flat = _flat(given, data)
     if len(flat) != count:
         raise UserError(
-            f"input {given.name}: expected {count} values for the shape {given.shape}, got "
+            f"input {cut(given.name)}: expected {count} values for the shape {given.shape}, got "
             f"{len(flat)}"
         )
     if given.datatype == _BYTES:
         for value in flat:
             if value is not None and not isinstance(value, str):
-                raise UserError(f"input {given.name}: expected text, got {value!r}")
+                raise UserError(f"input {cut(given.name)}: expected text, got {shown(value)}")
         return np.array(flat, object).reshape(given.shape)
     dtype = np.dtype(_DTYPES[given.datatype])
     kinds = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
     for value in flat:
         if type(value) not in kinds:
-            raise UserError(f"input {given.name}: expected {given.datatype}, got {value!r}")
+            raise UserError(
+                f"input {cut(given.name)}: expected {given.datatype}, got {shown(value)}"
+            )
     try:
         return np.array(flat, dtype).reshape(given.shape)
     except OverflowError as error:
-        raise UserError(f"input {given.name}: {error}") from error
+        raise UserError(f"input {cut(given.name)}: {error}") from error
 
 
 def _flat(given: _Input, data: Sequence[Any]) -> list[Any]:
@@ -205,7 +209,7 @@ def _flat(given: _Input, data: Sequence[Any]) -> list[Any]:
     rows, columns = given.shape
     if len(data) != rows or any(not isinstance(x, list) or len(x) != columns for x in data):
         raise UserError(
-            f"input {given.name}: expected {rows} lists of {columns} values for the shape "
+            f"input {cut(given.name)}: expected {rows} lists of {columns} values for the shape "
             f"{given.shape}"
         )
     return [each for x in data for each in x]
@@ -218,7 +222,7 @@ def _from_bytes(given: _Input, data: memoryview) -> np.ndarray:
     dtype = np.dtype(_DTYPES[given.datatype]).newbyteorder("<")
     if len(data) != count * dtype.itemsize:
         raise UserError(
-            f"input {given.name}: expected {count * dtype.itemsize} bytes for the shape "
+            f"input {cut(given.name)}: expected {count * dtype.itemsize} bytes for the shape "
             f"{given.shape} of {given.datatype}, got {len(data)}"
         )
     return np.frombuffer(data, dtype).astype(_DTYPES[given.datatype]).reshape(given.shape)
@@ -229,23 +233,23 @@ def _texts(name: str, data: memoryview, count: int) -> list[str]:
     found = []
     while len(data):
         if len(data) < 4 or len(data) - 4 < (size := struct.unpack_from("<I", data)[0]):
-            raise UserError(f"input {name}: text {len(found)} (from 0) is cut short")
+            raise UserError(f"input {cut(name)}: text {len(found)} (from 0) is cut short")
         try:
             found.append(str(data[4 : 4 + size], "utf-8"))
         except UnicodeDecodeError as error:
-            raise UserError(f"input {name}: text {len(found)} (from 0): {error}") from error
+            raise UserError(f"input {cut(name)}: text {len(found)} (from 0): {error}") from error
         data = data[4 + size :]
     if len(found) != count:
-        raise UserError(f"input {name}: expected {count} texts, got {len(found)}")
+        raise UserError(f"input {cut(name)}: expected {count} texts, got {len(found)}")
     return found
 
 
 def _count(given: _Input) -> int:
     if given.datatype not in (*_DTYPES, _BYTES):
         raise UserError(
-            f"input {given.name}: expected a datatype of {', '.join((*_DTYPES, _BYTES))}, got "
-            f"{given.datatype!r}"
+            f"input {cut(given.name)}: expected a datatype of {', '.join((*_DTYPES, _BYTES))}, got "
+            f"{shown(given.datatype)}"
         )
     if not 1 <= len(given.shape) <= 2 or not all(0 <= x < 2**31 for x in given.shape):
-        raise UserError(f"input {given.name}: expected a shape such as [1] or [1, 8]")
+        raise UserError(f"input {cut(given.name)}: expected a shape such as [1] or [1, 8]")
     return math.prod(given.shape)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sized
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from dlrm_jax.errors import UserError
-from dlrm_jax.inference.rows import as_frame
+from dlrm_jax.errors import UserError, shown
 from dlrm_jax.serving.batcher import Answer, ClosedError, DeadlineError, QueueFullError
 from dlrm_jax.serving.http_messages import HttpError, Limits, json_response, read_body, too_late
 from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.open_inference import HEADER_LENGTH, read_request, write_response
+from dlrm_jax.serving.raw_rows import encoded, read_rows
 from dlrm_jax.serving.repository import Repository
 from dlrm_jax.serving.request_log import RequestNotes
 from dlrm_jax.serving.served_model import Probabilities, Rows, ServedModel
 from dlrm_jax.serving.server_metrics import ServerMetrics
 from dlrm_jax.serving.tensors import outputs_of, rows_of
+
+T = TypeVar("T")
+
+Encode = Callable[[ServedModel, bool], Rows | None]
+"""A function of a version, and of whether only values with known ids are wanted: microseconds."""
+
+_FEW_BYTES = 1 << 14
+"""Bytes of a body that the event loop reads itself; a thread of its own takes longer."""
 
 
 class Predictions:
@@ -48,7 +56,7 @@ class Predictions:
     def check_name(self, request: Request) -> None:
         """Checks the name of the model in a path."""
         if (name := request.path_params["name"]) != self._name:
-            raise HttpError(404, f"there is no model {name!r}, only {self._name!r}")
+            raise HttpError(404, f"there is no model {shown(name)}, only {self._name!r}")
 
     def model(self, request: Request) -> ServedModel:
         """The version that a path names, or the newest.
@@ -62,7 +70,7 @@ class Predictions:
         model = self._repository.get(version)
         if model is None:
             there = ", ".join(self._repository.versions)
-            raise HttpError(404, f"there is no version {version!r}, only {there}")
+            raise HttpError(404, f"there is no version {shown(version)}, only {there}")
         return model
 
     async def infer(self, request: Request) -> Response:
@@ -70,11 +78,12 @@ class Predictions:
         body = await read_body(request, self._limits)
         notes = RequestNotes.of(request)
         notes.ended("read")
-        asked = read_request(body, request.headers.get(HEADER_LENGTH))
+        length = request.headers.get(HEADER_LENGTH)
+        asked = await _off_loop(len(body), read_request, body, length)
         if asked.id:
             notes.id = asked.id
         model, probabilities = await self._answer(
-            request, lambda model: rows_of(model, asked.tensors)
+            request, lambda model, known_only: rows_of(model, asked.tensors, known_only), len(body)
         )
         tensors = outputs_of(model, probabilities)
         content, headers = write_response(self._name, model.version, asked, tensors)
@@ -84,49 +93,45 @@ class Predictions:
         """Answers a request of raw rows."""
         body = await read_body(request, self._limits)
         RequestNotes.of(request).ended("read")
-        rows = _rows_of_json(body)
-        self._check_rows(rows)
-
-        def frame(model: ServedModel) -> Rows:
-            if not model.takes_raw_rows:
-                raise UserError(
-                    "the model has no vocabularies, so it can't map raw rows to ids; send ids to "
-                    f"/v2/models/{self._name}/infer"
-                )
-            encoder = model.predictor.encoder
-            return as_frame(rows, encoder.columns, encoder.options.schema.dense)
-
-        _, probabilities = await self._answer(request, frame)
+        given = await _off_loop(len(body), read_rows, body)
+        self._check_rows(given.rows)
+        _, probabilities = await self._answer(
+            request, lambda model, known_only: encoded(model, given, known_only), len(body)
+        )
         return json_response({"predictions": probabilities.tolist()})
 
     async def _answer(
-        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+        self, request: Request, encode: Encode, size: int
     ) -> tuple[ServedModel, Probabilities]:
         """The version that answers, and the probabilities.
 
         Args:
             request: request, whose body has been read.
-            rows_for: function that gives the rows as a version takes them.
+            encode: function that gives the rows as a version takes them.
+            size: bytes of the body.
         """
         fading = self._fading
         if fading is None:
-            return await self._unfaded(request, rows_for)
+            return await self._unfaded(request, encode, size)
         request_id, seen = RequestNotes.of(request).id, dict[str, bool]()
 
-        def faded(model: ServedModel) -> Rows:
+        def faded(model: ServedModel, known_only: bool) -> Rows | None:
+            if (rows := encode(model, known_only)) is None:
+                return None
             seen.clear()  # of a version that has just ended
             seen.update(fading.seen(model.version, request_id))
-            return fading.apply(model.version, rows_for(model), seen)
+            examples = fading.apply(model.version, rows.examples, seen)
+            return dataclasses.replace(rows, examples=examples)
 
-        model, probabilities = await self._unfaded(request, faded)
+        model, probabilities = await self._unfaded(request, faded, size)
         self._metrics.faded(model.version, seen, model.predictor.labels, probabilities)
         return model, probabilities
 
     async def _unfaded(
-        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+        self, request: Request, encode: Encode, size: int
     ) -> tuple[ServedModel, Probabilities]:
         """As `_answer`, with the rows as they are."""
-        model, future = await self._submitted(request, rows_for)
+        model, future = await self._submitted(request, encode, size)
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(request.receive())  # ends when the client does
         try:
@@ -147,7 +152,7 @@ class Predictions:
             gone.cancel()
 
     async def _submitted(
-        self, request: Request, rows_for: Callable[[ServedModel], Rows]
+        self, request: Request, encode: Encode, size: int
     ) -> tuple[ServedModel, Answer[Probabilities]]:
         """The version that the path names, or the newest, and its future answer."""
         tried, notes = None, RequestNotes.of(request)
@@ -156,7 +161,11 @@ class Predictions:
             model = self.model(request)
             if model is tried:  # it has ended, and no other has taken its place
                 raise HttpError(503, "it has just ended", **{"retry-after": "1"})
-            rows = await asyncio.to_thread(rows_for, model)  # others are answered meanwhile
+            rows = encode(model, True) if size <= _FEW_BYTES else None
+            if rows is None:  # others are answered meanwhile
+                rows = await asyncio.to_thread(encode, model, False)
+            if rows is None:
+                raise TypeError("rows without ids")
             notes.rows, notes.version = len(rows), model.version
             self._check_rows(rows)
             notes.ended("prepare")
@@ -175,12 +184,8 @@ class Predictions:
             raise UserError("expected at least one row, got none")
 
 
-class _RawRows(msgspec.Struct, forbid_unknown_fields=True):
-    rows: list[dict[str, Any]]
-
-
-def _rows_of_json(body: bytes) -> list[dict[str, Any]]:
-    try:
-        return msgspec.json.decode(body, type=_RawRows).rows
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise UserError(f'expected {{"rows": [{{"column": value, …}}, …]}}: {error}') from error
+async def _off_loop(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """The value of a function, which another thread calls if it has many bytes to work on."""
+    if size <= _FEW_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)

@@ -12,8 +12,10 @@ from pathlib import Path
 import xxhash
 
 from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
+from dlrm_jax.console import once
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.served_model import ServedModel
+from dlrm_jax.serving.table_files import TableFiles
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ class Repository:
         self._directory, self._load, self._keep, self._gone = directory, load, keep, gone
         self._changing = threading.Lock()
         self._loaded: dict[Version, ServedModel] = {}  # the newest last; replaced as a whole
+        self._files: dict[Version, TableFiles] = {}
+        self._complain = once(_log.error)
         self.refresh()
 
     @property
@@ -105,6 +109,11 @@ class Repository:
         loaded = self._loaded.items()
         return next((model for version, model in loaded if version.name == name), None)
 
+    def observe(self) -> None:
+        """Has all that was answered counted."""
+        for model in self._loaded.values():
+            model.observe()
+
     def refresh(self) -> list[str]:
         """Loads new versions and replaces the old ones; requests are answered all the while.
 
@@ -120,15 +129,19 @@ class Repository:
             wanted = versions_in(self._directory)[-self._keep :]
             before = self._loaded
             new: dict[Version, ServedModel] = {}
+            files = dict(self._files)
             try:
                 for version in wanted:
                     if version not in before:
+                        files[version] = TableFiles(version.directory)
                         new[version] = self._load(version)
             except BaseException:
                 _close(new.values())
                 self._forget(wanted)
                 raise
             self._loaded = {version: before.get(version) or new[version] for version in wanted}
+            self._files = {version: files[version] for version in wanted}
+            self._look_for_changes()
         _close(model for version, model in before.items() if version not in self._loaded)
         self._forget(before)
         return [version.name for version in new]
@@ -137,6 +150,15 @@ class Repository:
         """Tells of versions whose names aren't served."""
         for name in {version.name for version in versions} - {*self.versions}:
             self._gone(name)
+
+    def _look_for_changes(self) -> None:
+        """Logs tables that somebody has written into while they are served, each once."""
+        for version, files in self._files.items():
+            for path in files.changed():
+                self._complain(
+                    f"version {version.name}: {path} was changed while it is served, and answers "
+                    f"may be wrong; export to a new directory instead, and start the server again"
+                )
 
     def watch(self, seconds: float, ended: threading.Event) -> None:
         """Looks for new versions from time to time, until the event; a bad one is logged once.

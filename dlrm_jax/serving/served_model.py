@@ -5,21 +5,40 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import logging
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float64
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.inference.rows import NAME
 from dlrm_jax.serving.batcher import Answer, Batcher, BatchTimes
 
-Rows = pl.DataFrame | Examples
-"""The rows of a request: raw ones, or examples with ids."""
+_log = logging.getLogger(__name__)
 
 Probabilities = Float64[np.ndarray, "N *_"]
+
+_Scores = list[tuple[Examples, Probabilities]]
+
+_REST = 0.001  # seconds; Python's threads take turns, and counting takes half a millisecond
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of a request.
+
+    Attributes:
+        examples: examples with ids.
+        shared: columns whose ids are the same in all of them, which are looked up once.
+    """
+
+    examples: Examples
+    shared: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +77,11 @@ class ServedModel:
         self.predictor = predictor
         self._most_rows = most_rows
         self._observer = observer
+        self._scores: _Scores = []  # of the batch
+        self._finished: collections.deque[tuple[BatchTimes, _Scores]] = collections.deque()
+        self._observing = threading.Lock()
         self._batcher: Batcher[Rows, Probabilities] = Batcher(
-            self._answer, most_rows, queued_rows, observer.batch
+            self._answer, most_rows, queued_rows, self._finish
         )
 
     @functools.cached_property
@@ -75,7 +97,7 @@ class ServedModel:
     def warm_up(self) -> None:
         """Compiles a program for each batch size, and reads the vocabularies."""
         if self.takes_raw_rows:
-            _ = self.predictor.encoder
+            _ = self.predictor.row_encoder
         inputs = self.predictor.scorer.inputs
         for size in self.predictor.batch_sizes:
             if size <= self._most_rows or size == self.predictor.batch_sizes[0]:
@@ -86,7 +108,7 @@ class ServedModel:
     def submit(self, rows: Rows, timeout: float) -> Answer[Probabilities]:
         """Queues a request; see `Batcher.submit`.
 
-        The future's exception is a `UserError` if the rows are malformed.
+        The future's exception is a `UserError` if an id is out of range.
         """
         return self._batcher.submit(rows, len(rows), timeout)
 
@@ -95,45 +117,43 @@ class ServedModel:
         self._batcher.close()
 
     def _answer(self, requests: Sequence[Rows]) -> list[Probabilities | Exception]:
-        examples = self._encoded(requests)
-        good = [x for x in examples if isinstance(x, Examples)]
-        results = iter(self._scored(good))
-        return [next(results) if isinstance(x, Examples) else x for x in examples]
-
-    def _encoded(self, requests: Sequence[Rows]) -> list[Examples | Exception]:
-        """The examples of each request; those whose columns have the same types are mapped at once.
-
-        A malformed row would spoil all of them, so each is then mapped alone.
-        """
-        found: dict[int, Examples | Exception] = {}
-        alike: collections.defaultdict[object, list[int]] = collections.defaultdict(list)
-        for i, rows in enumerate(requests):
-            if isinstance(rows, Examples):
-                found[i] = rows
-            else:
-                alike[tuple(rows.schema.items())].append(i)
-        for places in alike.values():
-            frames = [x for i in places if isinstance(x := requests[i], pl.DataFrame)]
-            try:
-                encoded = self.predictor.encoder.rows(pl.concat(frames), NAME)
-                found |= zip(places, _split(encoded, [len(x) for x in frames]), strict=True)
-            except Exception as error:
-                for i, frame in zip(places, frames, strict=True):
-                    found[i] = error if len(frames) == 1 else self._encoded([frame])[0]
+        alone = [i for i, rows in enumerate(requests) if rows.shared]
+        found = dict(zip(alone, (self._scored([requests[i]])[0] for i in alone), strict=True))
+        joined = [i for i in range(len(requests)) if i not in found]
+        found |= zip(joined, self._scored([requests[i] for i in joined]), strict=True)
         return [found[i] for i in range(len(requests))]
 
-    def _scored(self, examples: Sequence[Examples]) -> Sequence[Probabilities | Exception]:
-        if not examples:
+    def observe(self) -> None:
+        """Tells the observer of the batches that it hasn't been told of."""
+        with self._observing:
+            while self._finished:
+                times, scores = self._finished.popleft()
+                try:
+                    self._observer.batch(times)
+                    for examples, probabilities in scores:
+                        self._observer.scored(examples, probabilities)
+                except Exception:  # it mustn't end the thread
+                    _log.exception("version %s: what was answered isn't counted", self.version)
+
+    def _finish(self, times: BatchTimes) -> None:
+        """Observes a batch, once the event loop has had the time to send its answers."""
+        self._finished.append((times, self._scores))
+        self._scores = []
+        self._batcher.rest(_REST)
+        self.observe()
+
+    def _scored(self, requests: Sequence[Rows]) -> Sequence[Probabilities | Exception]:
+        if not requests:
             return []
         try:
-            joined = _joined(examples)
-            probabilities = self.predictor.predict(joined)
+            joined = _joined([x.examples for x in requests])
+            probabilities = self.predictor.predict_examples(joined, requests[0].shared)
         except Exception as error:  # an id out of range, or a prediction that isn't finite
-            if len(examples) == 1:
+            if len(requests) == 1:
                 return [error]
-            return [self._scored([each])[0] for each in examples]
-        self._observer.scored(joined, probabilities)
-        ends = np.cumsum([len(x.labels) for x in examples])
+            return [self._scored([each])[0] for each in requests]
+        self._scores.append((joined, probabilities))
+        ends = np.cumsum([len(x) for x in requests])
         return np.split(probabilities, ends[:-1])
 
 
@@ -147,8 +167,3 @@ def _joined(examples: Sequence[Examples]) -> Examples:
         return examples[0]
     dense = np.concatenate([x.dense for x in examples])
     return examples_of(dense, np.concatenate([np.asarray(x.ids) for x in examples]))
-
-
-def _split(examples: Examples, counts: Sequence[int]) -> list[Examples]:
-    ends = np.cumsum(counts)
-    return [examples[end - n : end] for n, end in zip(counts, ends, strict=True)]

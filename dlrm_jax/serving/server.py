@@ -13,6 +13,7 @@ import uvicorn
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.app import App
+from dlrm_jax.serving.connections import with_limits
 from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.repository import Repository, Version
@@ -33,6 +34,8 @@ class Options:
         queued_rows: most rows that wait.
         limits: limits of a request.
         token: bearer token of requests; empty for none.
+        connections: most connections of clients at a time.
+        keep_alive: seconds after which a connection without another request is closed.
         fade: file of a schedule of features that are faded; None for none.
         drift_rows: number of the last rows whose predictions are compared with the baseline.
         log_requests: share of the requests that the log has a line about, besides failed ones.
@@ -45,6 +48,8 @@ class Options:
     queued_rows: int = 16384
     limits: Limits = dataclasses.field(default_factory=Limits)
     token: str = ""
+    connections: int = 1000
+    keep_alive: int = 60
     fade: Path | None = None
     drift_rows: int = DRIFT_ROWS
     log_requests: float = 0.0
@@ -89,6 +94,8 @@ class Server:
                 log_config=None,
                 access_log=False,
                 lifespan="off",
+                http=with_limits(options.connections, options.limits.seconds),
+                timeout_keep_alive=options.keep_alive,
                 timeout_graceful_shutdown=int(options.limits.seconds) + 1,
             )
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from dlrm_jax.artifact.manifest import TableNote
-from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.artifact.row_formats import RowFormat, row_bytes
 from dlrm_jax.artifact.tables import write_rows
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.serving.trained_model import TrainedModel
@@ -21,6 +21,8 @@ _TABLES, _TRAINED = "tables", "trained"
 @dataclasses.dataclass(frozen=True)
 class TableVariants:
     """Tables in a row format, and as they were trained where that is another one.
+
+    Rows that integers would make longer, such as a single weight, stay as they were trained.
 
     Attributes:
         directory: directory of the artifact.
@@ -49,11 +51,12 @@ class TableVariants:
         (directory / _TRAINED).mkdir()
         for table, rows in model.tables():
             own: RowFormat = "bfloat16" if rows.dtype == jnp.bfloat16 else "float32"
+            stored = own if _is_wasted(row_format, own, table.dim) else row_format
             file = f"{file_name(table.name)}.rows"
-            note = TableNote(table.name, table.rows, table.dim, row_format, f"{_TABLES}/{file}")
-            write_rows(directory / note.file, rows, row_format)
+            note = TableNote(table.name, table.rows, table.dim, stored, f"{_TABLES}/{file}")
+            write_rows(directory / note.file, rows, stored)
             exported.append(note)
-            if own != row_format:
+            if own != stored:
                 note = dataclasses.replace(note, row_format=own, file=f"{_TRAINED}/{file}")
                 if both:
                     write_rows(directory / note.file, rows, own)
@@ -82,3 +85,9 @@ class TableVariants:
 
 def _kept(note: TableNote) -> TableNote:
     return dataclasses.replace(note, file=f"{_TABLES}/{Path(note.file).name}")
+
+
+def _is_wasted(row_format: RowFormat, own: RowFormat, dim: int) -> bool:
+    """Whether rows get no shorter as integers: their scale and bias take four bytes."""
+    is_integer = row_format in ("int8", "int4")
+    return is_integer and row_bytes(row_format, dim) >= row_bytes(own, dim)

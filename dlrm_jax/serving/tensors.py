@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
-from dlrm_jax.data.arrays import Split
-from dlrm_jax.errors import UserError
+from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.errors import UserError, cut, shown
 from dlrm_jax.inference.probabilities import probability_columns
+from dlrm_jax.inference.rows import NAME
 from dlrm_jax.serving.open_inference import datatype
 from dlrm_jax.serving.served_model import Rows, ServedModel, examples_of
 
@@ -48,34 +49,48 @@ def _tensor(name: str, kind: str, *shape: int) -> dict[str, Any]:
     return {"name": name, "datatype": kind, "shape": list(shape)}
 
 
-def rows_of(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Rows:
-    """The rows of a request.
+def rows_of(
+    model: ServedModel, tensors: Mapping[str, np.ndarray], known_only: bool = False
+) -> Rows | None:
+    """The rows of a request with ids.
 
     Args:
         model: model that they are for.
         tensors: ``dense`` [N, D] and ``ids`` [N, C], which negative numbers are absent of; or for a
-            model with vocabularies a tensor [N] for each column, and [N, L] for bags. NaN and empty
-            text are missing values.
+            model with vocabularies a tensor [N] for each column, and [N, L] for bags, or [1] and
+            [1, L] for what all rows share. NaN and empty text are missing values.
+        known_only: whether to give None for values whose ids must be looked for, which
+            takes milliseconds.
 
     Raises:
         UserError: an input is missing, unknown, or has another type or shape.
     """
     if IDS in tensors and not (model.takes_raw_rows and IDS in model.predictor.encoder.columns):
-        return _encoded(model, tensors)
+        return Rows(_encoded(model, tensors))
     if not model.takes_raw_rows:
         raise UserError(
             f"inputs: the model has no vocabularies, so it takes {DENSE} and {IDS}, got "
-            f"{', '.join(tensors) or 'none'}"
+            f"{cut(', '.join(tensors)) or 'none'}"
         )
-    columns = model.predictor.encoder.columns
-    _check_names(tensors, columns)
+    encoder = model.predictor.encoder
+    schema, names = encoder.options.schema, encoder.columns
+    _check_names(tensors, names)
     counts = {name: len(array) for name, array in tensors.items()}
-    if len(set(counts.values())) > 1:
+    count = max(counts.values()) if min(counts.values()) else 0
+    if not {*counts.values()} <= {count, 1}:
         each = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise UserError(f"inputs: expected as many rows of each, got {each}")
-    schema = model.predictor.encoder.options.schema
+        raise UserError(f"inputs: expected as many rows of each, or 1, got {each}")
     bags = schema.bag_lengths
-    return pl.DataFrame([_column(name, tensors[name], name in bags) for name in columns])
+    columns = {name: _column(name, tensors[name], name in bags) for name in names}
+    shared = frozenset(x for x in names if counts[x] < count)
+    found = None
+    if all(tensors[name].dtype.kind in "Oiu" for name in schema.categorical):
+        lists = {name: column.to_list() for name, column in columns.items()}
+        found = model.predictor.row_encoder.columns(lists, count, known_only)
+    if found is None and not known_only:
+        whole = [x if len(x) == count else x.new_from_index(0, count) for x in columns.values()]
+        found = encoder.rows(pl.DataFrame(whole), NAME)
+    return None if found is None else Rows(found, shared)
 
 
 def outputs_of(
@@ -87,7 +102,7 @@ def outputs_of(
     return dict(zip(names, columns, strict=True))
 
 
-def _encoded(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Rows:
+def _encoded(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Examples:
     inputs = model.predictor.scorer.inputs
     names = [DENSE, IDS] if inputs.dense_features else [IDS]
     _check_names(tensors, names)
@@ -115,7 +130,9 @@ def _encoded(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Rows:
 
 def _check_names(tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
     if unknown := sorted(set(tensors) - set(names)):
-        raise UserError(f"inputs: there is no {unknown[0]!r}, the model has {', '.join(names)}")
+        raise UserError(
+            f"inputs: there is no {shown(unknown[0])}, the model has {', '.join(names)}"
+        )
     if missing := [x for x in names if x not in tensors]:
         raise UserError(f"inputs: {missing[0]!r} is missing, the model has {', '.join(names)}")
 

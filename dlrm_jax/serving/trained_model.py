@@ -13,10 +13,11 @@ import numpy as np
 
 from dlrm_jax.config import Config
 from dlrm_jax.embedding import Table
+from dlrm_jax.errors import UserError, shortened
 from dlrm_jax.inference.loading import check_model, for_prediction
-from dlrm_jax.inference.runs import find_checkpoint
+from dlrm_jax.inference.runs import find_checkpoint, reading
 from dlrm_jax.inference.vocabularies import check_same_data, find_kept
-from dlrm_jax.mesh import make_mesh
+from dlrm_jax.mesh import host_mesh
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checksums import LoadedSums
@@ -64,7 +65,9 @@ class TrainedModel:
         vocabularies = find_kept(checkpoint)
         if vocabularies:
             check_same_data(vocabularies, checkpoint, metadata["identity"].get("data", ""))
-        return cls(checkpoint, metadata, config, make_learner(jaxs, make_mesh("1x1")), vocabularies)
+        # An accelerator's memory may be too small for all tables; one at a time is read here.
+        learner = make_learner(jaxs, host_mesh())
+        return cls(checkpoint, metadata, config, learner, vocabularies)
 
     @property
     def data(self) -> str:
@@ -86,10 +89,11 @@ class TrainedModel:
         """The arrays of the dense model."""
         specs = self.learner.state_specs()
         sums = LoadedSums(self.checkpoint, self.metadata)
-        params, state = load_model(
-            self.checkpoint, self.metadata, specs.params, specs.model_state, sums
-        )
-        sums.check()
+        with reading(self.checkpoint):
+            params, state = load_model(
+                self.checkpoint, self.metadata, specs.params, specs.model_state, sums
+            )
+            sums.check()
         return DenseModel(self.learner, params, state)
 
     def tables(self) -> Iterator[tuple[Table, np.ndarray]]:
@@ -98,8 +102,9 @@ class TrainedModel:
             # A shape and type without memory.
             spec = np.broadcast_to(np.zeros((), np.dtype(table.dtype)), (table.rows, table.dim))
             sums = LoadedSums(self.checkpoint, self.metadata)
-            found = load_table(self.checkpoint, self.metadata, name, {"table": spec}, sums)
-            sums.check(together=False)
+            with reading(self.checkpoint):
+                found = load_table(self.checkpoint, self.metadata, name, {"table": spec}, sums)
+                sums.check(together=False)
             yield table, np.asarray(found["table"])
 
 
@@ -122,6 +127,12 @@ class DenseModel:
         self.layers = {
             name: np.asarray(array) for name, (_, array) in zip(self._names, leaves, strict=True)
         }
+        if len(self.layers) < len(leaves):
+            twice = max(self._names, key=self._names.count)
+            raise UserError(
+                f"expected names of the model's arrays that are unique, {shortened(twice)} came "
+                f"twice: rename an attribute of its class, dots in keys count as levels"
+            )
 
     def logits(self, layers: Mapping[str, Any], dense: Any, vectors: Mapping[str, Any]) -> Any:
         """The logits of examples, [B] or [B, H].

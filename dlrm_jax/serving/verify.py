@@ -8,6 +8,7 @@ from pathlib import Path
 from dlrm_jax.artifact.files import check_content, check_present, files_of_others
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.errors import DamagedArtifactError
+from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving import golden
 
@@ -41,5 +42,10 @@ def verify(directory: Path) -> Verified:
             raise DamagedArtifactError(str(directory), name, "the manifest doesn't name it")
     for name, note in manifest.files.items():
         check_content(directory, name, note)
-    compared = golden.compare(directory, Predictor.load(directory))
+    predictor = Predictor.load(directory)
+    assert isinstance(predictor.scorer, ArtifactScorer)
+    programs = predictor.scorer.artifact.programs.values()
+    is_float32 = all(program.is_float32 for program in programs)
+    tolerance = golden.TOLERANCE if is_float32 else golden.SHORT_TOLERANCE
+    compared = golden.compare(directory, predictor, tolerance)
     return Verified(manifest, compared, files_of_others(directory, manifest.files))

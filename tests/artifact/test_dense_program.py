@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -38,6 +39,10 @@ def test_one_program_for_any_batch_size():
     text = program._exported.mlir_module()
     assert "custom_call" not in text.replace("custom_call @shape_assertion", "")
     assert program._exported.platforms == PLATFORMS
+    products = re.findall("= stablehlo.dot_general.*", text)
+    assert products
+    assert program.is_float32
+    assert all("precision = [HIGHEST, HIGHEST]" in x for x in products), "float32 anywhere"
 
 
 def test_fixed_batch_sizes_where_the_code_needs_a_number():
@@ -49,6 +54,14 @@ def test_fixed_batch_sizes_where_the_code_needs_a_number():
     DenseProgram(made[16]).check(16, {"w": ((2, 1), "float32")}, 2, WIDTH, 1)
     with pytest.raises(UserError, match=r"expected a program .*\[1, 2\].*, it is one of .*\[16, 2"):
         DenseProgram(made[16]).check(1, {"w": ((2, 1), "float32")}, 2, WIDTH, 1)
+
+
+def test_shorter_floats_are_noticed():
+    def short(layers: Any, dense: Any, vectors: Any) -> Any:
+        return plain(layers, dense.astype(jnp.bfloat16), vectors)
+
+    (made,) = export_programs(short, LAYERS, 2, WIDTH).values()
+    assert not DenseProgram(made).is_float32
 
 
 def test_calls_of_a_machine_are_refused():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,26 @@ def test_a_file_is_mapped(tmp_path):
     path = tmp_path / "shop.rows"
     path.write_bytes(STORED.tobytes())
     table = map_table(path, "shop", 5, "int8", 3)
-    assert isinstance(table.rows, np.memmap)
     assert np.array_equal(table.rows, STORED)
+    assert not table.rows.flags.writeable
+    part = table.rows[1:]
+    changed = STORED.copy()
+    changed[4] = 7
+    path.write_bytes(changed.tobytes())
+    del table
+    assert np.array_equal(part, changed[1:]), "views keep the map"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells")
+def test_maps_have_no_open_files_and_end_with_their_arrays(tmp_path):
+    path = tmp_path / "shop.rows"
+    path.write_bytes(STORED.tobytes())
+    open_files = len([*Path("/proc/self/fd").iterdir()])
+    tables = [map_table(path, "shop", 5, "int8", 3) for _ in range(50)]
+    assert len([*Path("/proc/self/fd").iterdir()]) == open_files
+    assert Path("/proc/self/maps").read_text().count(str(path)) == 50
+    del tables
+    assert str(path) not in Path("/proc/self/maps").read_text()
 
 
 def test_files_of_another_size_and_missing_ones_are_errors(tmp_path):
@@ -28,7 +48,7 @@ def test_files_of_another_size_and_missing_ones_are_errors(tmp_path):
     ):
         map_table(path, "shop", 5, "int8", 3)
     path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot map|one or more rows"):
+    with pytest.raises(UserError, match=r"expected 0 bytes in .*, 0 rows"):
         map_table(path, "shop", 0, "int8", 3)
 
 

@@ -18,6 +18,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.models.zoo import MODELS
 from dlrm_jax.serving.export import export
+from dlrm_jax.serving.table_variants import TableVariants
 from dlrm_jax.serving.trained_model import TrainedModel
 
 BASE = Config(
@@ -118,6 +119,18 @@ def test_metrics_before_and_after_quantization(small: TrainedModel, tmp_path: Pa
     assert sizes_of(tmp_path / "kept") == {"C1.rows": 42 * 16, "C2.rows": 6 * 16, "C3.rows": 224}
     of_test = again.manifest.metrics["test"]
     assert of_test["exported"] == of_test["trained"] == found["test"]["trained"]
+
+
+def test_rows_that_integers_would_make_longer_stay(tmp_path: Path):
+    """Those of a single weight: as int8 they are a bias of 11 bits and 5 bytes."""
+    model = InMemory.of(config_of("deepfm"))
+    written = TableVariants.write(model, tmp_path, "int4", both=True)
+    kept = {note.dim: note.row_format for note in written.exported}
+    assert kept == {1: "bfloat16", 4: "int4"}
+    assert written.names == ("C1", "C2", "C3")
+    sizes = {x.name: x.stat().st_size for x in (tmp_path / "tables").iterdir()}
+    assert sizes["C2.rows"] == 30 * 6
+    assert sizes["C2.weight.rows"] == 30 * 2
 
 
 def test_a_loss_needs_validation_examples(small: TrainedModel, tmp_path: Path):

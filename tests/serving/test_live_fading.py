@@ -89,6 +89,12 @@ def test_requests_and_metrics(
                 got = got if path == "/predict" else got[0]["data"]
                 np.testing.assert_allclose(got, expected, rtol=1e-6)
         text = metrics_of(client, "1", 72)
+        # What all rows share is faded, too.
+        shared = [{x: y for x, y in row.items() if x != "page"} for row in without[:3]]
+        body = {"rows": shared, "shared": {"page": rows[0]["page"]}}
+        headers = {"x-request-id": ids[seen.index(False)]}
+        found = client.ask("POST", "/predict", body, headers)[1]
+        np.testing.assert_allclose(found["predictions"], predictor.predict(without[:3]), rtol=1e-6)
         counts = {"covered": 2 * sum(seen), "faded": 2 * (12 - sum(seen))}
         for coverage, count in counts.items():
             labels = {"version": "1", "feature": "page", "coverage": coverage}

@@ -14,11 +14,12 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32
 
+from dlrm_jax.data.preprocessing import few_rows
 from dlrm_jax.data.preprocessing.hashed_values import group_codes
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.standardization import Scales
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shown
 
 _INT32 = np.iinfo(np.int32)
 _ENCODED = (pl.Categorical, pl.Enum)
@@ -46,7 +47,7 @@ def normalize_columns(
                 row = wrong.arg_max() or 0
                 raise UserError(
                     f"{path}, row {first_row + row}, column {name}: expected an integer of 32 "
-                    f"bits, as TorchRec has them, got {frame[name][row]}"
+                    f"bits, as TorchRec has them, got {shown(frame[name][row])}"
                 )
     columns: list[pl.Expr | pl.Series] = [
         *(
@@ -62,7 +63,7 @@ def normalize_columns(
         columns.append(pl.col(schema.timestamp).alias("time"))
     for i, name in enumerate(schema.groups):
         columns.append(pl.Series(f"group{i}", group_codes(frame[name])))
-    return frame.select(columns)
+    return few_rows.select(frame, columns)
 
 
 def label_columns(schema: Schema) -> list[str]:
@@ -105,8 +106,11 @@ def _dense(frame: pl.DataFrame, name: str, options: Options) -> pl.Expr | pl.Ser
         # NumPy's logarithm in float32, as there; null becomes NaN and back.
         raised = frame[name].clip(lower_bound=0).cast(pl.Float32).to_numpy() + np.float32(1)
         return pl.Series(name, np.log(raised), nan_to_null=True)
-    x = x.cast(pl.Float64)
-    transform = options.schema.transform_of(name)
+    return transformed(x.cast(pl.Float64), options.schema.transform_of(name))
+
+
+def transformed(x: pl.Expr, transform: str) -> pl.Expr:
+    """Applies a transform of `Schema` to float64, as far as each number is transformed alone."""
     if transform.startswith("log"):
         x = x.clip(lower_bound=0).log1p()
     # Standardized ones keep their digits until the mean is subtracted.

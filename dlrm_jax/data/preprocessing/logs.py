@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 
 from dlrm_jax.data.formats.lines import OnBadLine
+from dlrm_jax.data.preprocessing import few_rows
 from dlrm_jax.data.preprocessing.date_numbers import as_dates, len_known
 from dlrm_jax.data.preprocessing.hashed_values import WITHOUT_TEXT
 from dlrm_jax.data.preprocessing.log_labels import label_or_null, label_rules, numbers_of
 from dlrm_jax.data.preprocessing.schema import Schema
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shown
 
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799  # of Python's dates
 _SECONDS = f"seconds since 1970, from 0 to {_LAST_SECOND}"
@@ -190,7 +191,7 @@ def valid_rows(
             values.alias(f"{i}"),
             (lost | ~accepts(values).fill_null(False)).alias(f"bad {i}"),
         ]
-    found = batch.select(exprs)
+    found = few_rows.select(batch, exprs)
     checked = [
         (found[f"{i}"].alias(name), found[f"bad {i}"], expected)
         for i, (name, expected, _) in enumerate(rules)
@@ -211,7 +212,8 @@ def valid_rows(
                 f"{_shown(batch[values.name], row)}"
             )
         bad |= wrong
-    return batch.with_columns(values for values, _, _ in checked).filter(~bad)
+    rows = few_rows.with_columns(batch, [values for values, _, _ in checked])
+    return rows.filter(~bad) if bad.any() else rows
 
 
 def _shown(column: pl.Series, row: int) -> str:
@@ -221,7 +223,7 @@ def _shown(column: pl.Series, row: int) -> str:
     if value is None:
         return "no value (an empty field, NA, NaN, nan or null)"
     # Python has no such time.
-    return f"{value} as {kind}, not in the years 1 to 9999" if kind.is_temporal() else repr(value)
+    return f"{value} as {kind}, not in the years 1 to 9999" if kind.is_temporal() else shown(value)
 
 
 def unlabelled_rows(
@@ -233,8 +235,8 @@ def unlabelled_rows(
     missing.
     """
     labels = [label_or_null(name, schema, batch) for name in schema.labels]
-    rows = batch.with_columns(pl.lit(0).alias(name) for name in schema.labels)
-    return valid_rows(path, schema, rows, first_row).with_columns(labels)
+    rows = few_rows.with_columns(batch, [pl.lit(0).alias(name) for name in schema.labels])
+    return few_rows.with_columns(valid_rows(path, schema, rows, first_row), labels)
 
 
 def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataFrame:
@@ -243,20 +245,23 @@ def from_hexadecimal(name: str, schema: Schema, frame: pl.DataFrame) -> pl.DataF
     Raises:
         UserError: a text has other characters or more than 8 of them; the message names it.
     """
-    columns = []
-    for column in schema.categorical:
-        if frame[column].dtype in (pl.String, pl.Categorical, pl.Enum):
-            text = frame[column].cast(pl.String).replace("", None)
-            found = text.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
-            wrong = text.is_not_null() & found.is_null()
-            if wrong.any():
-                row = wrong.arg_max() or 0
-                raise UserError(
-                    f"{name}, row {row}, column {column}: expected up to 8 hexadecimal digits or "
-                    f"nothing, got {text[row]!r}"
-                )
-            columns.append(found)
-    return frame.with_columns(columns)
+    coded = (pl.String, pl.Categorical, pl.Enum)
+    columns = [name for name in schema.categorical if frame[name].dtype in coded]
+    # All columns at once: an operation of its own for each is slow for a single row.
+    texts = few_rows.select(frame, [pl.col(columns).cast(pl.String)])
+    numbers = pl.col(columns).str.to_integer(base=16, dtype=pl.UInt32, strict=False)
+    found = few_rows.select(texts, [numbers])
+    for text, number in zip(texts, found, strict=True):
+        if number.null_count() == text.null_count():
+            continue
+        wrong = text.is_not_null() & (text != "") & number.is_null()
+        if wrong.any():
+            row = wrong.arg_max() or 0
+            raise UserError(
+                f"{name}, row {row}, column {text.name}: expected up to 8 hexadecimal digits or "
+                f"nothing, got {shown(text[row])}"
+            )
+    return few_rows.with_columns(frame, found)
 
 
 def as_times(column: pl.Series, seconds: bool) -> pl.Series:

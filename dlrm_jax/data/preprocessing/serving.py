@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
-from dlrm_jax.data.preprocessing.standardization import read_scales
+from dlrm_jax.data.preprocessing.standardization import Scales, read_scales
 from dlrm_jax.errors import UserError
 
 _PLACES = 1 << 24  # of bags that are encoded at a time, 4 bytes each
@@ -89,6 +90,33 @@ class LogEncoder:
     def columns(self) -> list[str]:
         """The columns that rows must have."""
         return self.options.schema.unlabelled_columns
+
+    @property
+    def scales(self) -> Scales:
+        """The scales of the dense columns that are standardized."""
+        return self._scales
+
+    def only(self, columns: Collection[str]) -> LogEncoder:
+        """An encoder of some of the categorical columns, without dense features.
+
+        Each column's ids depend on its own values alone, so they are the same; but for ids of other
+        programs and multi-hot ones, which have settings for each column and no such encoder.
+        """
+        schema = self.options.schema
+        places = [i for i, name in enumerate(schema.categorical) if name in columns]
+        schema = dataclasses.replace(
+            schema,
+            categorical=tuple(schema.categorical[i] for i in places),
+            dense=(),
+            dense_transform="log",
+            bag_lengths={x: length for x, length in schema.bag_lengths.items() if x in columns},
+            bins={x: count for x, count in schema.bins.items() if x in columns},
+            shared={},
+        )
+        other = copy.copy(self)
+        other.options = dataclasses.replace(self.options, schema=schema)
+        other._entries, other._scales = [self._entries[i] for i in places], Scales()
+        return other
 
     def rows(self, frame: pl.DataFrame, name: str) -> Examples:
         """Encodes rows in memory; their labels, weights and times aren't read.

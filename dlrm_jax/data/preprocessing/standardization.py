@@ -42,9 +42,14 @@ class Scales:
         if not self.scales:
             return dense
         return dense.with_columns(
-            ((pl.col(name).fill_null(mean) - mean) / deviation).cast(pl.Float32)
+            standardized(pl.col(name), pl.lit(mean), pl.lit(deviation))
             for name, (mean, deviation) in self.scales.items()
         )
+
+
+def standardized(x: pl.Expr, mean: pl.Expr, deviation: pl.Expr) -> pl.Expr:
+    """Numbers in units of a deviation; a missing one becomes the mean, 0."""
+    return ((x.fill_null(mean) - mean) / deviation).cast(pl.Float32)
 
 
 def learn_scales(

@@ -18,7 +18,7 @@ from jaxtyping import Int32
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.preprocessing.value_types import cast_values, cast_whole
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shown
 
 UNSEEN = 0
 """The id of values that aren't in the vocabulary, rare ones included."""
@@ -228,8 +228,8 @@ def _ids(
     ids = joined["id"]  # null: unknown
     if unseen is None and len(unknown := values.filter(ids.is_null() & values.is_not_null())):
         raise UserError(
-            f"the value {unknown[0]!r} isn't in the vocabulary, which was made by another program "
-            f"and has no id for unseen values; prepare training data with our own ids"
+            f"the value {shown(unknown[0])} isn't in the vocabulary, which was made by another "
+            f"program and has no id for unseen values; prepare training data with our own ids"
         )
     found = (ids.fill_null(unseen or 0) if ids.null_count() else ids).to_numpy()
     if values.dtype.is_float() and not _has_nan(known["value"]):

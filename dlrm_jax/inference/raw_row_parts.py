@@ -1,0 +1,37 @@
+"""The parts of a predictor that map raw rows to ids, if it has vocabularies."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from dlrm_jax.data.preprocessing.serving import LogEncoder
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.row_encoder import RowEncoder
+
+
+class RawRowParts:
+    """What maps raw rows to ids. Each part raises a `UserError` if there are no vocabularies."""
+
+    vocabularies: Path | None
+    fingerprint: str
+
+    @functools.cached_property
+    def encoder(self) -> LogEncoder:
+        """What maps raw rows to ids; its vocabularies are read once.
+
+        Raises:
+            UserError: there are no vocabularies, or they can't be read or have been replaced.
+        """
+        if not self.vocabularies:
+            raise UserError(
+                "raw rows can't be mapped to ids: the model was trained on data without "
+                "vocabularies, or its checkpoint isn't in its workdir any more. Give the directory "
+                "of arrays that has them as preprocessing, or Examples"
+            )
+        return LogEncoder(self.vocabularies, self.fingerprint)
+
+    @functools.cached_property
+    def row_encoder(self) -> RowEncoder:
+        """What maps few raw rows to ids quickly, as `encoder` does."""
+        return RowEncoder(self.encoder)
