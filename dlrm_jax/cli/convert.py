@@ -23,6 +23,8 @@ from typing import Any, get_args
 from absl import flags
 
 from dlrm_jax.artifact.manifest import is_artifact
+from dlrm_jax.cli.config_file import check_file_read
+from dlrm_jax.cli.datasets import OF_GENERATED
 from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, refuse, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
@@ -60,8 +62,8 @@ flags.DEFINE_enum(
     "format",
     None,
     [*get_args(Format), "onnx"],
-    "Format of PyTorch's model: that of the DLRM reference or of TorchRec, which the names in a file "
-    "tell; or onnx.",
+    "Format of PyTorch's model, that of the DLRM reference or of TorchRec, or onnx; the names in a "
+    "file tell it.",
 )
 flags.DEFINE_string(
     "data",
@@ -117,6 +119,7 @@ def import_model(path: Path, output: Path) -> None:
     model = ForeignModel.open(path, FLAGS.format, FLAGS.table_order or (), asked)
     start("1x1")
     config, data = settings_of(model, fields)
+    check_file_read([config])
     importer = Importer(model, config, data)
     rows = []
     for column, place in zip(config.table_names, importer.places, strict=True):
@@ -126,6 +129,8 @@ def import_model(path: Path, output: Path) -> None:
     settings = ", ".join(f"{x}={_shown(y)}" for x, y in model.architecture.settings().items())
     status(f"{path}: {model.form}, {settings}")
     status(text_table(["table of the file", "column", "rows", "dim"], rows))
+    lengths = f"{_shown(tuple(dict.fromkeys(config.table_bag_lengths)))} ids"
+    status(f"bags of at most {lengths}, pooling {config.pooling}: the file doesn't tell them")
     if model.dtypes:
         status(f"{', '.join(model.dtypes)} becomes float32")
     if importer.correspondence.moves:
@@ -147,6 +152,12 @@ def settings_of(model: ForeignModel, fields: dict[str, Any]) -> tuple[Config, Da
         UserError: a setting isn't allowed, or the data can't be read.
     """
     known = model.architecture.settings()
+    decided = [name for name in OF_GENERATED if fields.get(name, ()) != ()]
+    if FLAGS.data and decided:
+        raise UserError(
+            f"config file {FLAGS.config}: {decided[0]} has no effect with --data: the data "
+            f"decide; take it out of the file"
+        )
     if FLAGS.data:
         source = Path(FLAGS.data)
         if not source.is_dir():

@@ -73,12 +73,16 @@ class OwnModel:
         Raises:
             UserError: it can't be read, or is another model than PyTorch's.
         """
-        return _of_artifact(path) if is_artifact(path) else _of_run(path)
+        return _of_artifact(path) if is_artifact(path) else cls.of(TrainedModel.read(path))
+
+    @classmethod
+    def of(cls, model: TrainedModel) -> OwnModel:
+        """The model of a run; see `open`."""
+        return _of_run(model)
 
 
-def _of_run(path: Path) -> OwnModel:
-    model = TrainedModel.read(path)
-    config = model.config
+def _of_run(model: TrainedModel) -> OwnModel:
+    config, path = model.config, model.checkpoint
     if config.model not in ("dlrm", "dcn_v2"):
         raise UserError(f"{path} is a model {config.model!r}; {_CONVERTED}")
     lengths = dict(zip(config.table_names, config.table_bag_lengths, strict=True))
@@ -95,7 +99,7 @@ def _of_run(path: Path) -> OwnModel:
 
     asked = [(config.interaction, config.self_interaction)]
     step = int(model.metadata["step"])
-    return _checked(model.checkpoint, step, model.shift, reads, layers, tables, arrays, asked)
+    return _checked(path, step, model.shift, reads, layers, tables, arrays, asked)
 
 
 def _of_artifact(path: Path) -> OwnModel:

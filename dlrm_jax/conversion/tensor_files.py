@@ -159,8 +159,8 @@ def write_tensors(
     """
     if path.suffix == ".safetensors":
         library = importlib.import_module("safetensors.numpy")
-        metadata = {"format": "pt", _TABLES: json.dumps([*tables])}
-        library.save_file(dict(tensors), path, metadata=metadata)
+        # One entry: those of several would be in any order, and the bytes others each time.
+        library.save_file(dict(tensors), path, metadata={_TABLES: json.dumps([*tables])})
     else:
         write_torch(path, tensors, notes)
 
