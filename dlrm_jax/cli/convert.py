@@ -129,8 +129,8 @@ def import_model(path: Path, output: Path) -> None:
     settings = ", ".join(f"{x}={_shown(y)}" for x, y in model.architecture.settings().items())
     status(f"{path}: {model.form}, {settings}")
     status(text_table(["table of the file", "column", "rows", "dim"], rows))
-    lengths = f"{_shown(tuple(dict.fromkeys(config.table_bag_lengths)))} ids"
-    status(f"bags of at most {lengths}, pooling {config.pooling}: the file doesn't tell them")
+    lengths = _shown(tuple(dict.fromkeys(config.table_bag_lengths)))
+    status(f"not from the file: bag_lengths={lengths}, pooling={config.pooling}")
     if model.dtypes:
         status(f"{', '.join(model.dtypes)} becomes float32")
     if importer.correspondence.moves:

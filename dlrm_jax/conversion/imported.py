@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from dlrm_jax.conversion.correspondence import Correspondence
 from dlrm_jax.conversion.foreign_model import ForeignModel
 from dlrm_jax.conversion.table_order import places
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.embedding import Table
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import creating, write_text
 from dlrm_jax.inference import vocabularies
@@ -24,7 +24,7 @@ from dlrm_jax.run_start import describe_run
 from dlrm_jax.saved_config import file_text
 from dlrm_jax.training.build import OF_DATA, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
-from dlrm_jax.training.learner import Learner
+from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.model import unread
 from dlrm_jax.training.serialization import flatten
 
@@ -123,28 +123,36 @@ class Importer:
             if data and data.directory:
                 vocabularies.keep(data.directory, data.fingerprint, directory)
 
-    def _state(self) -> Any:
-        learner, seed = self._learner, self.config.seed
-        state = learner.init(seed, learner.collection.from_arrays(self._table, seed))
-        layers = {
+    def layers(self) -> dict[str, Float32[np.ndarray, "*_"]]:
+        """The arrays of the dense model, by their names here."""
+        return {
             name: self.correspondence.here(name, self.model.read(self.model.tensor(there)))
             for name, there in self.correspondence.names.items()
         }
+
+    def _state(self) -> TrainState:
+        learner, seed, layers = self._learner, self.config.seed, self.layers()
+        embedding = learner.collection.from_arrays(lambda x: {"table": self.table(x.name)}, seed)
+        state = learner.init(seed, embedding)
 
         def placed(path: tuple[Any, ...], spec: Any) -> Any:
             array = layers[".".join(str(each.key) for each in path)]
             return put_whole(array.astype(spec.dtype), learner.replicated)
 
-        params = jax.tree.map_with_path(placed, state.params)
-        return type(state)(state.step, params, state.optimizer, state.embedding, state.model_state)
+        return dataclasses.replace(state, params=jax.tree.map_with_path(placed, state.params))
 
-    def _table(self, table: Table) -> Mapping[str, Float32[np.ndarray, "rows dim"]]:
-        first, *others = self._tensors[table.name]
+    def table(self, name: str) -> Float32[np.ndarray, "rows dim"]:
+        """The rows of a table, by its name here.
+
+        Raises:
+            UserError: columns share it that have different tables in the file.
+        """
+        first, *others = self._tensors[name]
         array = self.model.read(first)
         for other in others:
             if not np.array_equal(array, self.model.read(other)):
                 raise UserError(
-                    f"{self._what}: columns of the data share the table {table.name}, but {first} "
+                    f"{self._what}: columns of the data share the table {name}, but {first} "
                     f"and {other} differ; prepare the data without shared columns"
                 )
-        return {"table": array}
+        return array
