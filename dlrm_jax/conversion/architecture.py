@@ -23,7 +23,7 @@ class Architecture:
         dense_features: number of dense features.
         bottom_mlp: widths of the layers below the interaction.
         top_mlp: widths of the layers above it.
-        interaction: what is between them: dot products of pairs, all vectors side by side, or
+        interaction: kind of what is between them: dot products of pairs, all vectors side by side, or
             these and cross layers, which make it DLRM-DCNv2.
         self_interaction: whether pairs are with themselves, too.
         layers: number of cross layers.

@@ -24,7 +24,7 @@ class Correspondence:
 
     Attributes:
         names: names in PyTorch by those here.
-        columns: for each number here that the first layer above the tables reads, its place there.
+        columns: places there of the numbers that the first layer above the tables reads here.
     """
 
     names: dict[str, str]
@@ -39,7 +39,7 @@ class Correspondence:
         Args:
             architecture: the model.
             form: PyTorch's model.
-            order: for each table here, its place there; None if they are in the same order.
+            order: places there of the tables here; None if they are in the same order.
         """
         places = np.arange(architecture.tables) if order is None else np.asarray(order)
         names = architecture.counts.there(form)

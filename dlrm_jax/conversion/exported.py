@@ -26,7 +26,7 @@ class Exporter:
 
     Attributes:
         tables: names of the tensors of tables, in the order of the features.
-        correspondence: how the layers lie there.
+        correspondence: names and columns of the layers there.
 
     Raises:
         UserError: PyTorch's model has no such interaction or pooling.

@@ -39,7 +39,7 @@ class ForeignModel:
     Attributes:
         file: the file, whose tensors are read when they are asked for.
         form: format of the names.
-        wrapper: what stands before each name.
+        wrapper: prefix of each name.
         tables: tables, in the order in which the model reads them.
         architecture: the widths.
     """

@@ -40,8 +40,8 @@ class Importer:
         data: data whose ids the tables' rows are; None if they aren't known.
 
     Attributes:
-        places: for each column, the place of its table in the file.
-        correspondence: how the layers lie in the file.
+        places: places in the file of the columns' tables.
+        correspondence: names and columns of the layers in the file.
 
     Raises:
         UserError: the settings are of another model; the message names layer or table, and both

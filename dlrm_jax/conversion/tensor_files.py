@@ -155,7 +155,7 @@ def write_tensors(
         path: file to make.
         tensors: tensors by name.
         tables: names of the tables, in their order.
-        notes: what stands beside the tensors in a file of torch.save; none for tensors alone.
+        notes: entries beside the tensors in a file of torch.save; none for tensors alone.
     """
     if path.suffix == ".safetensors":
         library = importlib.import_module("safetensors.numpy")

@@ -34,7 +34,7 @@ def predicted(directory: Path) -> np.ndarray:
         vectors.append(np.where(bags[:, :, None] < 0, 0, table[np.maximum(bags, 0)]).sum(axis=1))
     session = onnxruntime.InferenceSession(directory / "model.onnx")
     inputs = {"dense": dense, "vectors": np.concatenate(vectors, axis=1).astype(np.float32)}
-    return session.run(["probability"], inputs)[0]
+    return np.asarray(session.run(["probability"], inputs)[0])
 
 
 def test_an_artifact_as_onnx(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from converted import DCN, DLRM
+from documents import ROOT, program
+from in_memory import InMemory
 from saved_run import examples
 
+from dlrm_jax.config import Config
 from dlrm_jax.conversion.exported import Exporter
 from dlrm_jax.conversion.foreign_model import ForeignModel
 from dlrm_jax.conversion.imported import Importer
@@ -58,7 +61,7 @@ def test_both_ways(kind: str, torch: Any, tmp_path: Path):
         "ids": np.concatenate([day.ids for day in rows.days]),
         "ends": np.cumsum(config.table_bag_lengths),
     }
-    np.savez(tmp_path / "rows.npz", **arrays)
+    np.savez(tmp_path / "rows.npz", allow_pickle=False, **arrays)
 
     def pytorch(action: str, path: Path) -> np.ndarray:
         script = Path(__file__).with_name("torch_models.py")
@@ -82,6 +85,19 @@ def test_both_ways(kind: str, torch: Any, tmp_path: Path):
     for name in first.shapes:
         again = name.removeprefix(model.wrapper)
         assert np.array_equal(first.read(name), second.read(again)), name
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("default")
+def test_the_documentations_program_loads_a_file(torch: Any, tmp_path: Path):
+    files, _, _ = program((ROOT / "docs" / "convert.md").read_text())
+    (tmp_path / "in_torchrec.py").write_text(files["in_torchrec.py"])
+    config = Config(
+        table_rows=(1000, 200), features=("user", "item"), bottom_mlp=(64, 16), embedding_dim=16
+    )
+    Exporter(OwnModel.of(InMemory.of(config)), "torchrec").write(tmp_path / "model.pt")
+    command = [ENVIRONMENT / "bin" / "python", "in_torchrec.py"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
 
 
 class Code:
