@@ -29,6 +29,7 @@ from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, refuse, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
+from dlrm_jax.conversion.architecture import Kind
 from dlrm_jax.conversion.exported import Exporter
 from dlrm_jax.conversion.foreign_model import ForeignModel
 from dlrm_jax.conversion.imported import Importer
@@ -115,7 +116,7 @@ def main() -> None:
 def import_model(path: Path, output: Path) -> None:
     """Makes a run of a file of PyTorch's."""
     fields = file_fields(Path(FLAGS.config)) if FLAGS.config else {}
-    asked = (fields.get("interaction", "dot"), fields.get("self_interaction", False))
+    asked = Kind(fields.get("interaction", "dot"), fields.get("self_interaction", False))
     model = ForeignModel.open(path, FLAGS.format, FLAGS.table_order or (), asked)
     start("1x1")
     config, data = settings_of(model, fields)

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from dlrm_jax.conversion.tensor_names import Layers
 from dlrm_jax.errors import UserError
 from dlrm_jax.models.interaction import interaction_width
 
 Interaction = Literal["dot", "cat", "cross"]
+
+
+class Kind(NamedTuple):
+    """An interaction without cross layers.
+
+    Attributes:
+        interaction: ``"dot"`` or ``"cat"``.
+        alike: whether pairs are of a vector with itself, too.
+    """
+
+    interaction: Literal["dot", "cat"]
+    alike: bool
+
+    def __str__(self) -> str:
+        """As settings say it."""
+        return f"{self.interaction} with self_interaction" if self.alike else self.interaction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +39,8 @@ class Architecture:
         dense_features: number of dense features.
         bottom_mlp: widths of the layers below the interaction.
         top_mlp: widths of the layers above it.
-        interaction: kind of what is between them: dot products of pairs, all vectors side by side, or
-            these and cross layers, which make it DLRM-DCNv2.
+        interaction: kind of interaction: dot products of pairs, all vectors side by side, or these
+            and cross layers, which make it DLRM-DCNv2.
         self_interaction: whether pairs are with themselves, too.
         layers: number of cross layers.
         rank: rank of their matrices.
@@ -60,19 +76,26 @@ class Architecture:
         return found | {"model": "dlrm"} | own
 
 
+DIFFERENT, ALIKE, BESIDE = Kind("dot", False), Kind("dot", True), Kind("cat", False)
+"""Dot products of different pairs, of all pairs, and no products: vectors side by side."""
+
+
 def architecture_of(
     what: str,
     layers: Mapping[str, Sequence[int]],
     tables: Sequence[Sequence[int]],
-    asked: tuple[str, bool] = ("dot", False),
-) -> Architecture:
+    kinds: Sequence[Kind],
+) -> tuple[Architecture, list[Kind]]:
     """The model that arrays are of; whether each has the shape that follows is for the caller.
 
     Args:
         what: name of the arrays' file, for messages.
         layers: shapes by the names that arrays have here.
         tables: shapes of the tables.
-        asked: interaction, and self-interaction, that count where the widths fit several.
+        kinds: interactions that it may have, those first that count where the widths fit several.
+
+    Returns:
+        The model, and the interactions that fit it; none if it has cross layers.
 
     Raises:
         UserError: the widths fit no interaction.
@@ -88,29 +111,28 @@ def architecture_of(
     top = tuple(layers[f"top.layers.{i}.kernel"][1] for i in range(counts.top))
     dense, width = layers["bottom.layers.0.kernel"][0], layers["top.layers.0.kernel"][0]
     dim = tables[0][1]
-    crossed = Architecture(len(tables), dim, dense, bottom, top, "cross", layers=counts.cross)
+    found = Architecture(len(tables), dim, dense, bottom, top, "cross", layers=counts.cross)
     if counts.cross:
-        rank = layers["cross.0.factors.0"][1]
-        return dataclasses.replace(crossed, rank=rank)
-    kinds: list[tuple[Literal["dot", "cat"], bool]] = [
-        ("dot", False), ("dot", True), ("cat", False)
-    ]  # fmt: skip
+        return dataclasses.replace(found, rank=layers["cross.0.factors.0"][1]), []
     widths = {
-        kind: interaction_width(kind[0], bottom[-1], [dim] * len(tables), kind[1])
-        for kind in kinds
-        if kind[0] == "cat" or bottom[-1] == dim
+        kind: interaction_width(kind.interaction, bottom[-1], [dim] * len(tables), kind.alike)
+        for kind in (DIFFERENT, ALIKE, BESIDE)
+        if kind == BESIDE or bottom[-1] == dim
     }
-    fitting = [kind for kind, each in widths.items() if each == width]
+    fitting = [kind for kind in dict.fromkeys(kinds) if widths.get(kind) == width]
     if not fitting:
+        hint = ""
+        if widths.get(ALIKE) == width:  # as many as a table more gives with different pairs
+            hint = (
+                ", unless products of vectors with themselves are meant: --config with "
+                '{"self_interaction": true}'
+            )
+        expected = [f"{widths[kind]} ({kind})" for kind in kinds if kind in widths]
         raise UserError(
             f"{what}: the top MLP reads {width} numbers, but {len(tables)} tables of width {dim} "
             f"and a bottom MLP that ends in {bottom[-1]} give "
-            + ", ".join(f"{each} ({_name(kind)})" for kind, each in widths.items())
-            + "; is a table or a layer missing?"
+            f"{' or '.join(expected) or 'no interaction'}: a table or a layer is missing{hint}"
         )
-    interaction, alike = next((kind for kind in fitting if kind == asked), fitting[0])
-    return dataclasses.replace(crossed, interaction=interaction, self_interaction=alike)
-
-
-def _name(kind: tuple[str, bool]) -> str:
-    return f"{kind[0]} with self_interaction" if kind[1] else kind[0]
+    kind = fitting[0]
+    made = dataclasses.replace(found, interaction=kind.interaction, self_interaction=kind.alike)
+    return made, fitting

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlrm_jax.conversion.architecture import DIFFERENT
 from dlrm_jax.conversion.correspondence import Correspondence
 from dlrm_jax.conversion.own_model import OwnModel
 from dlrm_jax.conversion.table_order import table_names
@@ -35,8 +36,8 @@ class Exporter:
     def __init__(self, model: OwnModel, form: Format):
         self.model, self.form = model, form
         self._check_pooling()
-        if form == "torchrec" and not model.interactions <= {"dot", "cross"}:
-            kinds = " or ".join(sorted(model.interactions))
+        if form == "torchrec" and set(model.interactions) - {DIFFERENT}:
+            kinds = " or ".join(map(str, model.interactions))
             raise UserError(
                 f"{model.path}: TorchRec's DLRM has dot products of pairs of other vectors alone, "
                 f"this model's interaction is {kinds}; give --format=dlrm"

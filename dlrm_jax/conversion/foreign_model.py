@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from dlrm_jax.conversion.architecture import Architecture, architecture_of
+from dlrm_jax.conversion.architecture import (
+    BESIDE,
+    DIFFERENT,
+    Architecture,
+    Kind,
+    architecture_of,
+)
 from dlrm_jax.conversion.table_order import tables_of
 from dlrm_jax.conversion.tensor_files import TensorFile, open_tensors
 from dlrm_jax.conversion.tensor_names import (
@@ -56,7 +62,7 @@ class ForeignModel:
         path: Path,
         form: Format | None = None,
         table_order: Sequence[str] = (),
-        asked: tuple[str, bool] = ("dot", False),
+        asked: Kind = DIFFERENT,
     ) -> ForeignModel:
         """Reads the names and shapes of a file.
 
@@ -64,7 +70,9 @@ class ForeignModel:
             path: the file.
             form: format that is expected; None for that which the names have.
             table_order: tables in the order of the model; none to find it, see `tables_of`.
-            asked: interaction and self-interaction where the widths fit several.
+            asked: interaction of the reference's model where the widths fit several. As many
+                numbers come from a table less and pairs of vectors with themselves, too: these
+                must be asked for.
 
         Raises:
             UserError: it can't be read, or has other tensors than those of such a model.
@@ -93,7 +101,8 @@ class ForeignModel:
                     f"{path}: expected tables of {of_tables[0][-1]} columns, {table} has shape "
                     f"{shape}"
                 )
-        architecture = architecture_of(str(path), shapes, of_tables, asked)
+        kinds = (asked, DIFFERENT, BESIDE) if found == "dlrm" else (DIFFERENT,)
+        architecture, _ = architecture_of(str(path), shapes, of_tables, kinds)
         return cls(file, found, wrapper, tuple(tables), architecture)
 
     def tensor(self, name: str) -> str:

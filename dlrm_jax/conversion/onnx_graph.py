@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dlrm_jax.conversion.architecture import Architecture
 from dlrm_jax.conversion.own_model import OwnModel
 
 _OPSET = 17
@@ -60,18 +61,18 @@ class _Nodes:
         return made
 
 
-def dense_graph(onnx: Any, model: OwnModel, interaction: str) -> Any:
+def dense_graph(onnx: Any, model: OwnModel, shape: Architecture) -> Any:
     """The graph (dense [N, D], vectors [N, W]) -> logit [N], probability [N].
 
     Args:
         onnx: the package onnx.
         model: the model.
-        interaction: ``"dot"``, ``"dot+self"``, ``"cat"`` or ``"cross"``.
+        shape: its widths, with one of its interactions.
     """
-    shape, nodes = model.architecture, _Nodes(onnx, dict(model.layers))
+    nodes = _Nodes(onnx, dict(model.layers))
     x = _mlp(nodes, "bottom", "dense", shape.counts.bottom, last_relu=True)
-    if interaction.startswith("dot"):
-        x = _dot(nodes, x, shape.tables + 1, shape.embedding_dim, interaction == "dot+self")
+    if shape.interaction == "dot":
+        x = _dot(nodes, x, shape.tables + 1, shape.embedding_dim, shape.self_interaction)
     else:
         x = nodes.add("Concat", [x, "vectors"], "interaction", axis=1)
     x = _mlp(nodes, "top", _cross(nodes, x, shape.layers), shape.counts.top, last_relu=False)

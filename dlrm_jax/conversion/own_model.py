@@ -13,7 +13,14 @@ from dlrm_jax.artifact.files import check_content, check_present
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.row_formats import decode
 from dlrm_jax.artifact.tables import map_rows
-from dlrm_jax.conversion.architecture import Architecture, architecture_of
+from dlrm_jax.conversion.architecture import (
+    ALIKE,
+    BESIDE,
+    DIFFERENT,
+    Architecture,
+    Kind,
+    architecture_of,
+)
 from dlrm_jax.conversion.tensor_names import Layers
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.trained_model import TrainedModel
@@ -53,7 +60,7 @@ class OwnModel:
         reads: features, in their order.
         layers: arrays of the dense model by name.
         architecture: the widths.
-        interactions: interactions that have these widths; one if it is known.
+        interactions: interactions of DLRM that have these widths; one if it is known.
         tables: function that yields each table with its rows, one after the other.
     """
 
@@ -63,7 +70,7 @@ class OwnModel:
     reads: tuple[Read, ...]
     layers: Mapping[str, np.ndarray]
     architecture: Architecture
-    interactions: frozenset[str]
+    interactions: tuple[Kind, ...]
     tables: Callable[[], Iterator[tuple[str, np.ndarray]]]
 
     @classmethod
@@ -97,9 +104,9 @@ def _of_run(model: TrainedModel) -> OwnModel:
         for table, rows in model.tables():
             yield table.name, rows.astype(np.float32, copy=False)
 
-    asked = [(config.interaction, config.self_interaction)]
+    kinds = [Kind(config.interaction, config.self_interaction)]
     step = int(model.metadata["step"])
-    return _checked(path, step, model.shift, reads, layers, tables, arrays, asked)
+    return _checked(path, step, model.shift, reads, layers, tables, arrays, kinds)
 
 
 def _of_artifact(path: Path) -> OwnModel:
@@ -127,9 +134,9 @@ def _of_artifact(path: Path) -> OwnModel:
             check_content(path, note.file, manifest.files[note.file])
             yield note.name, decode(map_rows(path, note).rows, note.row_format, note.dim)
 
-    asked = [("dot", False), ("dot", True), ("cat", False)]
+    kinds = [DIFFERENT, ALIKE, BESIDE]
     shift, step = manifest.shift, manifest.step
-    return _checked(path, step, shift, reads, layers, tables, arrays, asked)
+    return _checked(path, step, shift, reads, layers, tables, arrays, kinds)
 
 
 def _checked(
@@ -140,7 +147,7 @@ def _checked(
     layers: Mapping[str, np.ndarray],
     tables: Mapping[str, tuple[int, int]],
     arrays: Callable[[], Iterator[tuple[str, np.ndarray]]],
-    asked: list[tuple[str, bool]],
+    kinds: list[Kind],
 ) -> OwnModel:
     counts = Layers.of(layers, "here")
     if others := sorted(set(counts.here()) ^ layers.keys()):
@@ -150,6 +157,5 @@ def _checked(
     if not counts.bottom or not shapes["bottom.layers.0.kernel"][0]:
         raise UserError(f"{path} has no dense features, which PyTorch's models need")
     of_reads = [tables[read.table] for read in reads]
-    found = [architecture_of(str(path), shapes, of_reads, each) for each in asked]
-    kinds = frozenset(f"{x.interaction}{'+self' * x.self_interaction}" for x in found)
-    return OwnModel(path, step, shift, tuple(reads), layers, found[0], kinds, arrays)
+    architecture, fitting = architecture_of(str(path), shapes, of_reads, kinds)
+    return OwnModel(path, step, shift, tuple(reads), layers, architecture, tuple(fitting), arrays)

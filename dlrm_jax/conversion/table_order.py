@@ -12,7 +12,9 @@ from dlrm_jax.errors import UserError
 _PREFIX = "t_"
 
 
-def tables_of(file: TensorFile, names: Sequence[str], form: Format, given: Sequence[str]) -> list:
+def tables_of(
+    file: TensorFile, names: Sequence[str], form: Format, given: Sequence[str]
+) -> list[str]:
     """The tables of a file, in the order in which its model reads them.
 
     Args:
@@ -34,11 +36,12 @@ def tables_of(file: TensorFile, names: Sequence[str], form: Format, given: Seque
                 f"got {', '.join(given)}"
             )
         return [*given]
-    if form == "dlrm":
+    if form == "dlrm" and found != [*map(str, range(len(found)))]:
+        raise UserError(f"{file.path}: expected tables from 0 on, got {', '.join(found)}")
+    if form == "dlrm" or file.is_ordered:
         return found
-    if file.order is not None:
-        noted = [x for x in file.order if x in found]
-        return noted if len(noted) == len(found) else found
+    if file.order is not None and sorted(file.order) == sorted(found):
+        return [*file.order]
     split = [re.fullmatch(r"(.*?)(\d+)(\D*)", x) for x in found]
     kinds = {(x[1], x[3]) if x else None for x in split}
     if len(found) > 1 and (len(kinds) > 1 or None in kinds):

@@ -29,12 +29,14 @@ class TensorFile(abc.ABC):
         path: the file.
         shapes: shapes by name.
         dtypes: types of the numbers by name, such as ``"float16"``.
-        order: names of the tables in the order of the model; None if the file doesn't say it.
+        is_ordered: whether the tensors are in the order in which the model has them.
+        order: names of the tables in the order of the model; None if the file doesn't note it.
     """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
+    is_ordered: bool
     order: Sequence[str] | None
 
     def read(self, name: str) -> Float32[np.ndarray, "*_"]:
@@ -76,6 +78,7 @@ class _Safetensors(TensorFile):
         self.shapes = {name: tuple(x.get_shape()) for name, x in slices.items()}
         types = {name: str(x.get_dtype()) for name, x in slices.items()}
         self.dtypes = {name: _FLOATS.get(x, x) for name, x in types.items()}
+        self.is_ordered = False  # they are sorted
         self.order = _noted_order(path, self._file.metadata() or {})
 
     def _read(self, name: str) -> np.ndarray:
@@ -102,7 +105,7 @@ class _Torch(TensorFile):
         self.dtypes = {
             name: str(x.dtype).removeprefix("torch.") for name, x in self._tensors.items()
         }
-        self.order = [*self._tensors]  # all names: that of the tables is among them
+        self.is_ordered, self.order = True, None
 
     def _read(self, name: str) -> np.ndarray:
         tensor: Any = self._tensors[name].detach()

@@ -21,6 +21,7 @@ from in_memory import InMemory
 from saved_run import examples
 
 from dlrm_jax.config import Config
+from dlrm_jax.conversion.architecture import Kind
 from dlrm_jax.conversion.exported import Exporter
 from dlrm_jax.conversion.foreign_model import ForeignModel
 from dlrm_jax.conversion.imported import Importer
@@ -72,7 +73,7 @@ def test_both_ways(kind: str, torch: Any, tmp_path: Path):
 
     theirs, ours = tmp_path / "theirs.pt", tmp_path / "ours.pt"
     expected = pytorch("make", theirs)
-    asked = (config.interaction, config.self_interaction)
+    asked = Kind(config.interaction, config.self_interaction)
     model = ForeignModel.open(theirs, asked=asked)
     assert model.form == form
     Importer(model, config, None).write(tmp_path / "run")
