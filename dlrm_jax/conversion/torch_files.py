@@ -17,7 +17,7 @@ from dlrm_jax.errors import UserError
 _INSIDE = ("state_dict", "model_state_dict", "model")
 """Keys under which programs save a state dict beside other things."""
 
-_SHARDED = ("sharded_tensor", "dtensor", "DTensor", "_shard")
+_SHARDED = ("sharded_tensor", "DTensor")
 
 
 def torch_library(path: Path) -> Any:
@@ -63,6 +63,8 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             f"with torch.save(model.state_dict(), …)"
         )
     for name, tensor in found.items():
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            raise UserError(f"{path}: {_spread(f'{name}, {type(tensor).__name__}')}")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise UserError(
                 f"{path}: tensor {name} isn't dense numbers ({tensor.layout}, {tensor.dtype}, "
@@ -98,14 +100,10 @@ def _numbers() -> list[Any]:
 
 
 def _reason(message: str) -> str:
+    if sharded := [word for word in _SHARDED if word in message]:
+        return _spread(sharded[0])
     named = re.search(r"GLOBAL ([\w.]+)", message)
     name = named[1] if named else None
-    if name and any(word in name for word in _SHARDED):
-        return (
-            f"it has tensors that are spread over several processes ({name}); gather them first, "
-            f"and save what is whole: torch.distributed.checkpoint.state_dict.get_model_state_dict "
-            f"with StateDictOptions(full_state_dict=True, cpu_offload=True)"
-        )
     if name:
         return (
             f"it has {name}, which is no tensor and no number: reading it would run code; write "
@@ -113,6 +111,14 @@ def _reason(message: str) -> str:
         )
     error = re.search(r"WeightsUnpickler error: (.*)", message)
     return f"it can't be read as tensors: {error[1] if error else message.splitlines()[0]}"
+
+
+def _spread(which: str) -> str:
+    return (
+        f"it has tensors that are spread over processes ({which}); gather them first, and save "
+        f"what is whole: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+        f"StateDictOptions(full_state_dict=True, cpu_offload=True)"
+    )
 
 
 def _line(error: Exception) -> str:
