@@ -110,6 +110,12 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
             f"but {found}; {how}"
         )
     prepared = Metadata.read(directory)
+    if metadata["identity"].get("data") == "":
+        raise UserError(
+            f"continue_from: {checkpoint} was converted without data, so it isn't known what its "
+            f"ids mean; convert it again with --data={directory}, if they are the rows of its "
+            f"tables"
+        )
     if metadata["identity"].get("data") not in (prepared.fingerprint, *prepared.grown_from):
         raise UserError(
             f"continue_from: the ids of {directory} aren't those of {checkpoint}, and don't "

@@ -69,6 +69,7 @@ BELOW = {
 }
 BELOW["inference"] = {*BELOW["training"], "training"}
 BELOW["serving"] = {*BELOW["inference"], "inference"}
+BELOW["conversion"] = {*BELOW["serving"], "serving", "run_start", "run_continued"}
 BELOW["run_continued"] = BELOW["run_data"] = {*BELOW["inference"], "inference"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
 BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training", "run_data"}
@@ -76,7 +77,7 @@ BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
-BELOW["cli"] |= {"serving"}
+BELOW["cli"] |= {"serving", "conversion"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

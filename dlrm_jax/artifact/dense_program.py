@@ -7,9 +7,10 @@ nothing else: it calls no function of the machine that runs it.
 
 from __future__ import annotations
 
+import concurrent.futures
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.export
@@ -25,6 +26,8 @@ BATCH_SIZES = (1, 16, 256, 8192)
 
 # JAX checks shapes so, and splits arrays so: no function is called.
 _HARMLESS = {"shape_assertion", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
+
+T = TypeVar("T")
 
 Logits = Callable[[Any, Any, Any], Any]
 """A function of layers, dense features [B, D] and vectors [B, W]."""
@@ -115,7 +118,7 @@ class DenseProgram:
 
     def __init__(self, content: bytes):
         try:
-            exported = jax.export.deserialize(bytearray(content))
+            exported = _without_frames(jax.export.deserialize, bytearray(content))
         except Exception as error:  # a parser's of damaged bytes
             raise UserError(f"it is no program: {shortened(str(error))}") from error
         check_calls(exported.mlir_module())
@@ -169,6 +172,16 @@ class DenseProgram:
     ) -> Float32[Any, "B *_"]:
         """The logits; compiled once for each number of examples."""
         return self._call(layers, dense, vectors)
+
+
+def _without_frames(function: Callable[[bytearray], T], content: bytearray) -> T:
+    """The value of a function that another thread calls.
+
+    JAX keeps the frames that lead to a symbolic shape until Python looks for cycles; the
+    variables of these include models that aren't served any more.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, content).result()
 
 
 def _text(shape: tuple[Any, ...], dtype: Any) -> str:

@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "makes one directory of a trained model, for serving anywhere",
     "verify": "checks every file of an exported model, and its predictions",
     "serve": "serves an exported model over HTTP",
+    "convert": "converts models from and to PyTorch, and to ONNX",
     "plan": "plans the placement of tables, on any machine",
     "compile": "compiles a train step for a large machine, on any machine",
 }

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -73,6 +73,10 @@ class BatchTimes:
     requests: int
     waited: Sequence[float]
     seconds: float
+
+
+def _closed(_: Sequence[Any]) -> Sequence[Any]:
+    raise ClosedError
 
 
 class Batcher(Generic[T, Result]):
@@ -152,6 +156,9 @@ class Batcher(Generic[T, Result]):
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        # They refer to what holds this batcher, which holds mapped files: it is to go with the last
+        # request, not when Python looks for cycles.
+        self._answer, self._done = _closed, lambda _: None
 
     def _drop_cancelled(self) -> None:
         """Makes the places free of requests that nobody waits for any more."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -186,4 +185,3 @@ class Repository:
 def _close(models: Iterable[ServedModel]) -> None:
     for model in models:
         model.close()
-    gc.collect()  # a model and its thread refer to each other, and hold mapped files

@@ -16,6 +16,9 @@ from dlrm_jax.inference.rows import NAME
 from dlrm_jax.serving.open_inference import datatype
 from dlrm_jax.serving.served_model import Rows, ServedModel, examples_of
 
+_KINDS = {pl.Float32: "FP32", pl.Float64: "FP64", pl.Boolean: "BOOL"}
+"""Types of the categorical columns that take no text; integers may come as text, too."""
+
 DENSE, IDS = "dense", "ids"
 """Inputs of a model without vocabularies, which others take as well."""
 
@@ -37,11 +40,15 @@ def _inputs(model: ServedModel) -> list[dict[str, Any]]:
     if not model.takes_raw_rows:
         dense = [_tensor(DENSE, "FP32", -1, inputs.dense_features)] if inputs.dense_features else []
         return [*dense, _tensor(IDS, "INT32", -1, sum(inputs.bag_lengths))]
-    schema = model.predictor.encoder.options.schema
+    encoder = model.predictor.encoder
+    schema = encoder.options.schema
     bags = schema.bag_lengths
+    kinds = {
+        x: "BYTES" if x in schema.bins else _KINDS.get(y, "BYTES") for x, y in encoder.types.items()
+    }
     return [
         *(_tensor(x, "FP32", -1) for x in schema.dense),
-        *(_tensor(x, "BYTES", -1, *([-1] if x in bags else [])) for x in schema.categorical),
+        *(_tensor(x, kinds[x], -1, *([-1] if x in bags else [])) for x in schema.categorical),
     ]
 
 

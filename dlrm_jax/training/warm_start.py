@@ -226,6 +226,8 @@ def _has_same_ids(
     Raises:
         UserError: they don't.
     """
+    if metadata["identity"].get("data") == "":  # a model of others, as arrays of others
+        return False
     known = same_ids is not None and metadata["identity"].get("data") in same_ids
     if same_ids is not None and not known:
         raise UserError(

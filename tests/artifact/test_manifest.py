@@ -97,3 +97,12 @@ def test_a_name_is_covered_by_the_checksum(tmp_path: Path):
     (tmp_path / MANIFEST).write_text(text.replace("clicked", "Clicked"))
     with pytest.raises(DamagedArtifactError, match="its bytes aren't those that were written"):
         Manifest.read(tmp_path)
+
+
+def test_what_a_file_says_is_cut_in_messages(tmp_path: Path):
+    content = json.loads(json.dumps({"format": 1, **dataclasses.asdict(EXAMPLE)}))
+    content["lookups"][0]["table"] = "n" * 10**5
+    (tmp_path / MANIFEST).write_text(signed_text(content))
+    with pytest.raises(DamagedArtifactError, match=r"no table 'nnn.*n…; copy it") as raised:
+        Manifest.read(tmp_path)
+    assert len(str(raised.value)) < 1000

@@ -9,7 +9,10 @@ from types import ModuleType
 import pytest
 from main_job import SMALL, succeed
 
+from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.cli.flags import FLAGS, own_flags
+from dlrm_jax.cli.main import as_flags
+from dlrm_jax.mesh import make_mesh
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +37,24 @@ def program(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     del sys.modules[request.param]
     if known:
         sys.modules[request.param] = known
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch):
+    """A function that runs a command in this process."""
+
+    def run(name: str, *arguments: object) -> None:
+        forget_flags()
+        known = sys.modules.pop(f"dlrm_jax.cli.{name}", None)
+        program = importlib.import_module(f"dlrm_jax.cli.{name}")
+        monkeypatch.setattr(program, "start", make_mesh)
+        try:
+            cli_flags.parse([name, *as_flags(name, [*map(str, arguments)])])
+            program.main()
+        finally:
+            forget_flags()
+            sys.modules.pop(f"dlrm_jax.cli.{name}")
+            if known:
+                sys.modules[f"dlrm_jax.cli.{name}"] = known
+
+    return run

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from dlrm_jax.cli import flags as cli_flags
-from dlrm_jax.cli.flags import FLAGS, own_flags
-from dlrm_jax.cli.main import as_flags
 from dlrm_jax.errors import UserError
-from dlrm_jax.mesh import make_mesh
 
 PREVIOUS = Path(__file__).parents[1] / "previous"
 RUN = f"--run={PREVIOUS / 'run_of_format_3'}"
-
-
-def forget_flags() -> None:
-    for flag in own_flags():
-        delattr(FLAGS, flag.name)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch):
-    """A function that runs a command in this process."""
-
-    def run(name: str, *arguments: object) -> None:
-        forget_flags()
-        known = sys.modules.pop(f"dlrm_jax.cli.{name}", None)
-        program = importlib.import_module(f"dlrm_jax.cli.{name}")
-        monkeypatch.setattr(program, "start", make_mesh)
-        try:
-            cli_flags.parse([name, *as_flags(name, [*map(str, arguments)])])
-            program.main()
-        finally:
-            forget_flags()
-            sys.modules.pop(f"dlrm_jax.cli.{name}")
-            if known:
-                sys.modules[f"dlrm_jax.cli.{name}"] = known
-
-    return run
 
 
 def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -32,7 +32,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_from_its_start_to_a_signal(artifact: Path):
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "stopped by SIGTERM\n"),
+        pytest.param(signal.SIGHUP, 0, "", marks=pytest.mark.thorough),
+    ],
+)
+def test_from_its_start_to_a_signal(artifact: Path, number: signal.Signals, code: int, said: str):
     with in_background(str(artifact), "--port=0", "--batch_size=16", program=SERVE) as server:
         deadline = time.monotonic() + 100
         while not (found := re.search(r"http://\S+:\d+", server.stdout)):
@@ -41,9 +48,9 @@ def test_from_its_start_to_a_signal(artifact: Path):
             time.sleep(0.05)
         with urllib.request.urlopen(f"{found[0]}/v2/models/small", timeout=20) as response:
             assert json.load(response)["name"] == "small"
-        ended = server.end(signal.SIGTERM)
-    assert ended.returncode == 143
-    assert ended.stderr == "stopped by SIGTERM\n"
+        ended = server.end(number)
+    assert ended.returncode == code
+    assert ended.stderr == said
     assert ended.stdout.splitlines()[-1] == "all requests are answered"
 
 

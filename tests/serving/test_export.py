@@ -12,7 +12,9 @@ import pytest
 from in_memory import InMemory
 from saved_run import examples
 
+from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
@@ -83,6 +85,28 @@ def test_it_predicts_what_the_trained_model_does(model: str, tmp_path: Path):
     assert predictor.shift == np.log(0.25)
     (program,) = done.manifest.programs
     assert program.batch_size is None, "one program for any number of rows"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("row_format", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("model", ["dlrm", "din", "ple", "autoint"])
+def test_stored_rows_predict_what_their_numbers_do(
+    model: str, row_format: RowFormat, tmp_path: Path
+):
+    """One row, a whole batch, more than one; bags that are empty, or begin with absent ids."""
+    config = dataclasses.replace(config_of(model), table_dtype="float32")
+    trained = InMemory.of(config)
+    export(trained, tmp_path / "artifact", model, row_format)
+    predictor = Predictor.load(tmp_path / "artifact")
+    found = examples(10_000, seed=1, config=config).take(np.arange(10_000))
+    ids = np.array(found.ids)
+    ids[:3000:2] = -1
+    ids[1:3000:2, ::2] = -1
+    rows = Examples(found.dense, ids, found.labels)
+    expected = trained.rounded(row_format).predictor(8192).predict(rows)
+    assert np.ptp(expected, axis=0).min() > 0.01, "nothing to compare"
+    for count in (1, 8192, 10_000):
+        np.testing.assert_allclose(predictor.predict(rows[:count]), expected[:count], rtol=2e-6)
 
 
 RUN = Path(__file__).parents[1] / "previous" / "run_of_format_3"

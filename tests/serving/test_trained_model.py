@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.trained_model import TrainedModel
+from dlrm_jax.serving.trained_model import DenseModel, TrainedModel
 
 RUN = Path(__file__).parents[1] / "previous" / "run_of_format_3"
 
@@ -35,6 +36,13 @@ def test_tables_need_no_memory_of_an_accelerator(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(jax, "devices", none)
     with pytest.raises(UserError, match=r"Unknown backend cpu; add cpu to JAX_PLATFORMS"):
         TrainedModel.read(RUN)
+
+
+def test_arrays_of_one_name():
+    """The other one would have been left out."""
+    params = {"a.b": {"c": np.zeros(1)}, "a": {"b.c": np.ones(1)}}
+    with pytest.raises(UserError, match=r"unique, a\.b\.c came twice: rename an attribute"):
+        DenseModel(TrainedModel.read(RUN).learner, params, {})
 
 
 def test_a_checkpoint_that_its_run_deletes_meanwhile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,11 @@ class LoadedVocabulary:
 
     def __init__(self, path: Path):
         self._sorted = vocabulary.read_whole(path).select("value", "id").sort("value")
+
+    @property
+    def dtype(self) -> Any:
+        """The type of its values."""
+        return self._sorted["value"].dtype
 
     def all_entries(self, values: pl.Series) -> pl.DataFrame:
         """All entries, whatever the values, as bins need them."""

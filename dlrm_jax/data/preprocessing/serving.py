@@ -57,6 +57,7 @@ class LogEncoder:
     Attributes:
         metadata: description of the directory.
         options: options of the data, without what prediction doesn't need.
+        types: type of each categorical column's values in its vocabulary.
 
     Raises:
         UserError: the directory can't be read, is of other data, or its dense features aren't
@@ -79,6 +80,10 @@ class LogEncoder:
             loaded[owner].all_entries if has_bins else loaded[owner].entries
             for owner, has_bins in zip(owners, binned, strict=True)
         ]
+        self.types: dict[str, Any] = {
+            name: loaded[owner].dtype
+            for name, owner in zip(schema.categorical, owners, strict=True)
+        }
         self._scales = read_scales(prepared, schema)
         # After the last of several files: another process may have replaced the directory.
         check_unchanged(prepared, fingerprint)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlrm_jax.artifact.row_formats import RowFormat, decode, encode
 from dlrm_jax.config import Config
 from dlrm_jax.embedding import Table
 from dlrm_jax.inference.checkpoint_scorer import CheckpointScorer
@@ -45,6 +46,16 @@ class InMemory(TrainedModel):
     def tables(self) -> Iterator[tuple[Table, np.ndarray]]:
         for table, arrays in self.learner.collection.to_arrays(self.state.embedding):
             yield table, np.asarray(arrays["table"])
+
+    def rounded(self, row_format: RowFormat) -> InMemory:
+        """The model with the numbers that a row format has for its float32 tables."""
+
+        def rows(table: Table) -> dict[str, np.ndarray]:
+            stored = encode(rows_of(table)["table"], row_format)
+            return {"table": decode(stored, row_format, table.dim)}
+
+        embedding = self.learner.collection.from_arrays(rows, seed=0)
+        return dataclasses.replace(self, state=dataclasses.replace(self.state, embedding=embedding))
 
     def predictor(self, batch_size: int = 256) -> Predictor:
         scorer = CheckpointScorer(self.config, self.learner, self.state)

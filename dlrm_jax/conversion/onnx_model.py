@@ -1,0 +1,119 @@
+"""Writes the dense part of an artifact as an ONNX graph, with the tables beside it.
+
+OUTPUT/model.onnx        dense [N, D], vectors [N, W] -> logit [N], probability [N]
+OUTPUT/lookups.json      which table and which columns of the ids the vectors are of
+OUTPUT/tables/NAME.npy   the tables, float32 [rows, dim]
+OUTPUT/golden/           examples and their predictions, those of the artifact
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from dlrm_jax.artifact.artifact import Artifact
+from dlrm_jax.conversion.onnx_graph import dense_graph
+from dlrm_jax.conversion.own_model import OwnModel
+from dlrm_jax.data.formats.npy import map_npy
+from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import file_name
+from dlrm_jax.files import creating
+from dlrm_jax.serving.golden import TOLERANCE
+
+MODEL = "model.onnx"
+
+
+def onnx_libraries() -> tuple[Any, Any]:
+    """The packages onnx and onnxruntime.
+
+    Raises:
+        UserError: one isn't installed.
+    """
+    try:
+        return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"onnx: {error.name} isn't installed; run pip install -e '.[onnx]' in the checkout"
+        ) from error
+
+
+def write_onnx(artifact: Path, output: Path) -> float:
+    """Writes graph and tables, and compares the predictions of onnxruntime with golden rows.
+
+    Args:
+        artifact: directory of the artifact, with tables that aren't rounded to integers.
+        output: directory to make.
+
+    Returns:
+        The largest difference of a probability.
+
+    Raises:
+        UserError: the model is another one than DLRM or DCN-v2, see `OwnModel`, or its predictions
+            differ.
+    """
+    onnx, runtime = onnx_libraries()
+    model = OwnModel.open(artifact)
+    loaded = Artifact.load(artifact)
+    shape = model.architecture
+    shapes = [
+        dataclasses.replace(shape, interaction=kind.interaction, self_interaction=kind.alike)
+        for kind in model.interactions
+    ]
+    graphs = [dense_graph(onnx, model, each) for each in shapes or [shape]]
+    differences = [_difference(runtime, each.SerializeToString(), loaded) for each in graphs]
+    # Where the widths fit several interactions, the golden rows tell which one it is.
+    best = int(np.argmin(differences))
+    if not differences[best] <= TOLERANCE:
+        raise UserError(
+            f"{artifact}: predictions of onnxruntime differ by {differences[best]:.2g} from its "
+            f"golden rows, expected at most {TOLERANCE:g}; is it a model of your own?"
+        )
+    with creating(output) as directory:
+        directory.mkdir()
+        onnx.save(graphs[best], directory / MODEL)
+        _write_tables(model, loaded, directory)
+        shutil.copytree(artifact / "golden", directory / "golden")
+    return differences[best]
+
+
+def _write_tables(model: OwnModel, artifact: Artifact, directory: Path) -> None:
+    (directory / "tables").mkdir()
+    files = {}
+    for table, rows in model.tables():
+        files[table] = f"tables/{file_name(table)}.npy"
+        np.save(directory / files[table], rows)
+    lookups = [
+        {
+            "feature": note.feature,
+            "table": note.table,
+            "file": files[note.table],
+            "pooling": note.pooling,
+            "columns": list(note.columns),
+        }
+        for note in artifact.manifest.lookups
+    ]
+    text = json.dumps({"lookups": lookups}, indent=1) + "\n"
+    (directory / "lookups.json").write_text(text, encoding="utf-8")
+
+
+def _difference(runtime: Any, model: bytes, artifact: Artifact) -> float:
+    """The largest difference of a probability from the golden rows."""
+    golden = artifact.directory / "golden"
+    dense, ids, expected = (
+        np.asarray(map_npy(golden / f"{name}.npy")) for name in ("dense", "ids", "probabilities")
+    )
+    session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    inputs = {"dense": dense, "vectors": artifact.lookups(ids, None)}
+    (found,) = session.run(["probability"], inputs)
+    return _largest(np.asarray(found, np.float64), expected)
+
+
+def _largest(found: Float64[np.ndarray, " N"], expected: Float64[np.ndarray, " N"]) -> float:
+    return float(np.max(np.abs(found - expected)))

@@ -1,0 +1,133 @@
+"""Files of torch.save, read without running code: tensors, numbers and containers alone."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrm_jax.errors import UserError
+
+_INSIDE = ("state_dict", "model_state_dict", "model")
+"""Keys under which programs save a state dict beside other things."""
+
+_SHARDED = ("sharded_tensor", "DTensor")
+
+
+def torch_library(path: Path) -> Any:
+    """PyTorch.
+
+    Raises:
+        UserError: it isn't installed.
+    """
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path}: torch isn't installed; run pip install -e '.[torch]' in the checkout, or "
+            f"give a .safetensors file"
+        ) from error
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """The tensors of a file by name; those of a zip file are mapped.
+
+    Raises:
+        UserError: the file is damaged, holds other objects than tensors and numbers, which would
+            run code, or has no state dict.
+    """
+    torch = torch_library(path)
+    try:
+        with torch.serialization.safe_globals(_numbers()):
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: {_reason(str(error))}") from error
+    except Exception as error:  # a damaged pickle fails in any way
+        raise UserError(
+            f"{path} can't be read as a file of torch.save: {_line(error)}; is it complete?"
+        ) from error
+    found = _find(torch, content)
+    if found is None:
+        kind = f"keys {', '.join(map(repr, list(content)[:5]))}" if _is_dict(content) else None
+        raise UserError(
+            f"{path}: expected a state dict, which is tensors by name, alone or under "
+            f"{', '.join(map(repr, _INSIDE))}, got {kind or type(content).__name__}; write one "
+            f"with torch.save(model.state_dict(), …)"
+        )
+    for name, tensor in found.items():
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            raise UserError(f"{path}: {_spread(f'{name}, {type(tensor).__name__}')}")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(
+                f"{path}: tensor {name} isn't dense numbers ({tensor.layout}, {tensor.dtype}, "
+                f"{tensor.device}); convert it first"
+            )
+    return found
+
+
+def _find(torch: Any, content: Any) -> dict[str, Any] | None:
+    if not _is_dict(content):
+        return None
+    tensors = {
+        name: x for name, x in content.items() if isinstance(name, str) and torch.is_tensor(x)
+    }
+    if tensors and len(tensors) == len(content):
+        return tensors
+    for key in _INSIDE:
+        if (found := _find(torch, content.get(key))) is not None:
+            return found
+    return None
+
+
+def _is_dict(content: Any) -> bool:
+    return isinstance(content, dict)
+
+
+def _numbers() -> list[Any]:
+    """NumPy's scalars, which the reference saves as the accuracy of a model."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    types = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [*((scalar, name) for name in names), np.dtype, *types]
+
+
+def _reason(message: str) -> str:
+    if sharded := [word for word in _SHARDED if word in message]:
+        return _spread(sharded[0])
+    named = re.search(r"GLOBAL ([\w.]+)", message)
+    name = named[1] if named else None
+    if name:
+        return (
+            f"it has {name}, which is no tensor and no number: reading it would run code; write "
+            f"tensors alone, with torch.save(model.state_dict(), …)"
+        )
+    error = re.search(r"WeightsUnpickler error: (.*)", message)
+    return f"it can't be read as tensors: {error[1] if error else message.splitlines()[0]}"
+
+
+def _spread(which: str) -> str:
+    return (
+        f"it has tensors that are spread over processes ({which}); gather them first, and save "
+        f"what is whole: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+        f"StateDictOptions(full_state_dict=True, cpu_offload=True)"
+    )
+
+
+def _line(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}".strip()
+    return text.splitlines()[0].split(". ")[0][:200]
+
+
+def write_torch(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
+    """Writes a state dict with torch.save, under ``"state_dict"`` if there are notes beside it."""
+    torch = torch_library(path)
+    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    torch.save({**notes, "state_dict": state} if notes else state, path)

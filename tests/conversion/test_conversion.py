@@ -1,0 +1,330 @@
+"""Models from and to PyTorch: bit by bit, with PyTorch's predictions, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from converted import DCN, DLRM, TABLE, predictions
+from in_memory import InMemory
+from ml_dtypes import bfloat16
+from safetensors.numpy import load_file, save_file
+from saved_run import examples
+
+from dlrm_jax.config import Config
+from dlrm_jax.conversion.exported import Exporter
+from dlrm_jax.conversion.foreign_model import ForeignModel
+from dlrm_jax.conversion.imported import Importer
+from dlrm_jax.conversion.own_model import OwnModel
+from dlrm_jax.conversion.table_order import places
+from dlrm_jax.conversion.tensor_files import check_suffix, open_tensors
+from dlrm_jax.conversion.tensor_names import Format
+from dlrm_jax.errors import UserError
+from dlrm_jax.inference.predictor import Predictor
+
+KINDS: dict[str, tuple[Config, Format]] = {
+    "dlrm": (DLRM, "dlrm"),
+    "torchrec": (DLRM, "torchrec"),
+    "dcn": (DCN, "torchrec"),
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, InMemory]:
+    made = {config.model: InMemory.of(config) for config in (DLRM, DCN)}
+    return {kind: made[config.model] for kind, (config, _) in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def files(models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A safetensors file of each kind."""
+    directory = tmp_path_factory.mktemp("files")
+    found = {kind: directory / f"{kind}.safetensors" for kind in KINDS}
+    for kind, (_, form) in KINDS.items():
+        Exporter(OwnModel.of(models[kind]), form).write(found[kind])
+    return found
+
+
+def importer(path: Path, config: Config, order: tuple[str, ...] = ()) -> Importer:
+    return Importer(ForeignModel.open(path, table_order=order), config, None)
+
+
+def own(importer: Importer, like: OwnModel) -> OwnModel:
+    """The model that comes in, without a run of it on disk."""
+    names = [name for name, _ in like.tables()]
+    tables = [(name, importer.table(name)) for name in names]
+    return dataclasses.replace(like, layers=importer.layers(), tables=lambda: iter(tables))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_out_and_in_again_is_equal_to_the_last_bit(kind: str, models, files, tmp_path: Path):
+    config, form = KINDS[kind]
+    model = OwnModel.of(models[kind])
+    back = own(importer(files[kind], config), model)
+    assert back.layers.keys() == model.layers.keys()
+    for name, array in model.layers.items():
+        assert np.array_equal(back.layers[name], array), name
+    for (table, rows), (_, expected) in zip(back.tables(), model.tables(), strict=True):
+        assert np.array_equal(rows, expected), table
+    Exporter(back, form).write(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == files[kind].read_bytes()
+
+
+def test_both_formats_predict_the_same(files):
+    """The pairs of one are those of the other in another order."""
+    rows = examples(40, seed=1, config=DLRM)
+    numbered = [f"emb_l.{i}.weight" for i in range(3)]
+    named = [TABLE.format(f"t_C{i}") for i in (1, 2, 3)]
+    found = predictions(files["torchrec"], named, rows, DLRM, upper=True)
+    expected = predictions(files["dlrm"], numbered, rows, DLRM, upper=False)
+    assert np.ptp(expected) > 0.01, "nothing to compare"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["torchrec", "dcn"])
+def test_tables_are_matched_by_name(kind: str, models, files, tmp_path: Path):
+    """The file's model reads C3, C1, C2; ours C1, C2, C3: products and columns move."""
+    config, order = KINDS[kind][0], ("t_C3", "t_C1", "t_C2")
+    model = own(importer(files[kind], config, order), OwnModel.of(models[kind]))
+    Exporter(model, "torchrec").write(tmp_path / "ours.safetensors")
+    rows = examples(40, seed=2, config=config)
+    theirs, ours = (
+        predictions(path, [TABLE.format(x) for x in names], rows, config, upper=True)
+        for path, names in (
+            (files[kind], order),
+            (tmp_path / "ours.safetensors", ("t_C1", "t_C2", "t_C3")),
+        )
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_converted_run_predicts_what_the_formula_says(kind: str, models, files, tmp_path: Path):
+    config, form = KINDS[kind]
+    importer(files[kind], config).write(tmp_path / "run")
+    rows = examples(40, seed=1, config=config)
+    tables = Exporter(OwnModel.of(models[kind]), form).tables
+    expected = predictions(files[kind], tables, rows, config, form == "torchrec")
+    found = Predictor.load(tmp_path / "run", batch_size=64).predict(rows)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_order_of_tables(files, tmp_path: Path):
+    tensors, many = load_file(files["torchrec"]), tmp_path / "many.safetensors"
+    rows = tensors.pop(TABLE.format("t_C1"))
+    wide = {TABLE.format(f"t_cat_{i}"): rows for i in range(8)}  # with C2 and C3: 10 and 11
+    layer = "over_arch.model.0._mlp.0._linear.weight"
+    others = {name: x for name, x in tensors.items() if "embedding_bags" not in name}
+    others[layer] = np.zeros((7, 4 + 66), np.float32)
+    wide |= {TABLE.format(f"t_cat_{i}"): rows for i in (8, 9, 10)}
+    save_file(wide | others, many)
+    assert ForeignModel.open(many).tables == tuple(f"t_cat_{i}" for i in range(11))
+    unordered = {TABLE.format(name): rows for name in ("t_user", "t_item", "t_shop")}
+    save_file(unordered | others | {layer: tensors[layer]}, tmp_path / "named.safetensors")
+    with pytest.raises(UserError, match="give it: --table_order=t_item,t_shop,t_user"):
+        ForeignModel.open(tmp_path / "named.safetensors")
+    order = ("t_user", "t_item", "t_shop")
+    assert ForeignModel.open(tmp_path / "named.safetensors", table_order=order).tables == order
+    with pytest.raises(UserError, match=r"table_order: expected the tables of .* each once"):
+        ForeignModel.open(tmp_path / "named.safetensors", table_order=order[:2])
+    assert places("f", ["t_b", "t_a"], ["a", "b"], "torchrec") == [1, 0]
+    assert places("f", ["x", "y"], ["a", "b"], "torchrec") == [0, 1]
+    assert places("f", ["b", "a"], ["a", "b"], "dlrm") == [0, 1]
+    with pytest.raises(UserError, match="'t_x' by order and 't_a' by name"):
+        places("f", ["t_x", "t_a"], ["a", "b"], "torchrec")
+    with pytest.raises(UserError, match="has 1 tables, and there are 2 categorical columns: a, b"):
+        places("f", ["t_x"], ["a", "b"], "torchrec")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16, np.float64])
+def test_other_types_become_float32(dtype: type, files, tmp_path: Path):
+    there = {name: x.astype(dtype) for name, x in load_file(files["dlrm"]).items()}
+    save_file(there, tmp_path / "x.safetensors")
+    file = open_tensors(tmp_path / "x.safetensors")
+    assert set(file.dtypes.values()) == {np.dtype(dtype).name}
+    for name, x in there.items():
+        read = file.read(name)
+        assert read.dtype == np.float32
+        assert np.array_equal(read, x.astype(np.float32))
+
+
+def with_value(value: float) -> Callable[[dict[str, np.ndarray]], None]:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors["emb_l.1.weight"][5, 2] = value
+
+    return change
+
+
+ILL: dict[str, tuple[Callable[[dict[str, np.ndarray]], object], str]] = {
+    "no tensors": (lambda x: x.clear(), "expected a DLRM of the reference or of TorchRec, got"),
+    "others": (
+        lambda x: [x.__setitem__(f"a.{k}", x.pop(k)) for k in [*x]][:0] or x.pop("a.bot_l.0.bias"),
+        "has no bot_l.0.bias",
+    ),
+    "no table": (lambda x: [x.pop(f"emb_l.{i}.weight") for i in range(3)], "there are no tables"),
+    "a table between": (lambda x: x.pop("emb_l.1.weight"), "expected tables from 0 on, got 0, 2"),
+    "a table less": (lambda x: x.pop("emb_l.2.weight"), "a table or a layer is missing, unless"),
+    "a layer less": (lambda x: x.pop("top_l.2.weight"), "has no top_l.2.weight"),
+    "no layers": (lambda x: [x.pop(k) for k in [*x] if "_l.0.w" not in k or "emb" in k], "tables"),
+    "state of an optimizer": (
+        lambda x: x.update(momentum=np.ones(2)), "aren't of a plain DLRM.*: momentum"
+    ),
+    "quotient and remainder": (
+        lambda x: x.update({"emb_l.3.weight_q": np.ones((2, 2))}), "quotient-remainder tables"
+    ),
+    "NaN": (with_value(np.nan), r"emb_l.1.weight has nan at \[5, 2\]"),
+    "too large": (
+        lambda x: x.update({"top_l.0.bias": np.full(7, 1e300)}), r"top_l.0.bias has inf at \[0\]"
+    ),
+    "integers": (
+        lambda x: x.update({"top_l.0.bias": np.ones(7, np.int8)}), "has I8, expected one of float16"
+    ),
+    "rows": (
+        lambda x: x.update({"emb_l.1.weight": np.ones((31, 4), np.float32)}),
+        r"table C2: expected shape \(30, 4\), got \(31, 4\) in emb_l.1.weight",
+    ),
+    "columns": (
+        lambda x: x.update({"emb_l.1.weight": np.ones((30, 5), np.float32)}),
+        r"expected tables of 4 columns, 1 has shape \(30, 5\)",
+    ),
+    "width": (
+        lambda x: x.update({"top_l.2.weight": np.ones((5, 8), np.float32)}),
+        r"layer top.layers.1.kernel: expected shape \(7, 5\) by the settings, got \(8, 5\) in top",
+    ),
+    "axes": (
+        lambda x: x.update({"top_l.2.weight": np.ones(5, np.float32)}), "expected 2 axes for top.l"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ill", ILL)
+def test_what_a_file_must_have(ill: str, files, tmp_path: Path):
+    change, message = ILL[ill]
+    tensors = {name: x.copy() for name, x in load_file(files["dlrm"]).items()}
+    change(tensors)
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=message):
+        read_all(path)
+
+
+def read_all(path: Path) -> None:
+    found = importer(path, DLRM)
+    for name in DLRM.table_names:
+        found.table(name)
+    found.layers()
+
+
+def test_settings_of_another_model(files):
+    def error(**changes: object) -> str:
+        config = dataclasses.replace(DLRM, **changes)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UserError) as raised:
+            Importer(ForeignModel.open(files["dlrm"]), config, None)
+        return str(raised.value)
+
+    assert "layer bottom.layers.0.kernel: expected shape (3, 8) by the" in error(bottom_mlp=(8, 4))
+    assert "top.layers.3.bias is a layer of the settings alone" in error(top_mlp=(7, 5, 2, 1))
+    assert "cross.0.bias is a layer of the settings alone" in error(model="dcn_v2")
+    assert "has 3 tables, and there are 2" in error(
+        table_rows=(9, 30), bag_lengths=(1,), table_optimizers=()
+    )
+
+
+def test_damaged_files(files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x"
+    for content, message in (
+        (b"", "begins with b''"),
+        (b"user,item\n1,2\n", "begins with b'user,item'"),
+        (files["dlrm"].read_bytes()[:-3], "can't be read as safetensors: .* incomplete metadata"),
+        (files["dlrm"].read_bytes()[:90], "can't be read as safetensors"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            open_tensors(path)
+    for missing, message in ((tmp_path / "no", "cannot read .*no: No such"), (tmp_path, "directo")):
+        with pytest.raises(UserError, match=message):
+            open_tensors(missing)
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    path.write_bytes(b"PK\3\4")
+    with pytest.raises(UserError, match=r"torch isn't installed; run pip install -e '.\[torch\]'"):
+        open_tensors(path)
+    with pytest.raises(UserError, match="torch isn't installed"):
+        check_suffix(tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"ends in .pt, .pth or .safetensors, got .*x.bin"):
+        check_suffix(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("changes", "form", "message"),
+    [
+        ({"model": "wide_deep"}, "dlrm", "is a model 'wide_deep'; what can be converted"),
+        pytest.param(
+            {"compression": "quotient_remainder", "compress_above": 10},
+            "dlrm",
+            "are compressed",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            {"normalization": "layer"},
+            "torchrec",
+            "has the layer bottom.norms.0.bias",
+            marks=pytest.mark.thorough,
+        ),
+        ({"pooling": "mean"}, "dlrm", "bags of C2 are averaged, and the reference adds"),
+        ({"interaction": "cat"}, "torchrec", "this model's interaction is cat; give --format=dlrm"),
+        pytest.param(
+            {"self_interaction": True},
+            "torchrec",
+            "interaction is dot with self_interaction",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            {"dense_features": 0}, "dlrm", "has no dense features", marks=pytest.mark.thorough
+        ),
+        pytest.param(
+            {"top_mlp": (1,)},
+            "torchrec",
+            "TorchRec's top has at least 2 layers, got 1",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            {"model": "dcn_v2", "model_options": ("rank=2",)},
+            "dlrm",
+            "no cross layers; TorchRec ha",
+            marks=pytest.mark.thorough,
+        ),
+        ({"model": "dcn_v2"}, "torchrec", "lacks the layer cross.0.factors.1"),
+    ],
+)
+def test_what_cannot_leave(changes: dict, form: Format, message: str):
+    model = InMemory.of(dataclasses.replace(DLRM, **changes))
+    with pytest.raises(UserError, match=message):
+        Exporter(OwnModel.of(model), form)
+
+
+def test_remarks(tmp_path: Path):
+    """Shared tables are written for each column, and come back as one."""
+    shared = dataclasses.replace(
+        DLRM, table_rows=(30, 30, 12), shared_tables=("C2=C1",), pooling="mean"
+    )
+    path = tmp_path / "x.safetensors"
+    exporter = Exporter(OwnModel.of(InMemory.of(shared)), "torchrec")
+    exporter.write(path)
+    assert [*exporter.remarks()] == [
+        "columns of the first top layer are in the order of TorchRec's pairs",
+        "table C1 is written 2 times: for C1, C2",
+        "give pooling=PoolingType.MEAN to the EmbeddingBagConfigs of C2, C3",
+    ]
+    back = importer(path, shared)
+    for name, expected in exporter.model.tables():
+        assert np.array_equal(back.table(name), expected)
+    tensors = load_file(path)
+    tensors[TABLE.format("t_C2")] += 1
+    save_file(tensors, path, {"tables": json.dumps(["t_C1", "t_C2", "t_C3"])})
+    with pytest.raises(UserError, match=r"columns of the data share the table C1, but .* differ"):
+        importer(path, shared).table("C1")
