@@ -37,6 +37,7 @@ from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.directory import METADATA, load_directory
+from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fade_schedule import FadeSchedule
 from dlrm_jax.inference.faded_metrics import FadedMetrics
@@ -122,12 +123,17 @@ def evaluated(
     data = checked_data(logs[0], model) if is_directory else None
     predictor = Predictor.load(model.path, mesh, FLAGS.batch_size, FLAGS.model, model.vocabularies)
     metrics = FadedMetrics(predictor, schedule)
+    unseen = None if data else UnseenValues(predictor.encoder.metadata)
     parts: Iterator[Part] = (
-        predictor.of_split(rows_of(data), data.labels) if data else predictor.of_files(logs)
+        predictor.of_split(rows_of(data), data.labels)
+        if data
+        else predictor.of_files(logs, unseen=unseen)
     )
     rows, states = metrics.add(parts), len(metrics.scenarios)
     of_states = f", in {states} states" if states > 1 else ""
     status(f"{rows:,} rows of {f'the {FLAGS.split} split' if data else 'the logs'}{of_states}")
+    for warning in unseen.warnings() if unseen else []:
+        status(f"warning: {warning}")
     return metrics
 
 

@@ -102,9 +102,9 @@ def main() -> None:
         token,
         FLAGS.connections,
         FLAGS.keep_alive,
-        Path(FLAGS.fade) if FLAGS.fade else None,
-        FLAGS.drift_rows,
-        FLAGS.log_requests,
+        fade=Path(FLAGS.fade) if FLAGS.fade else None,
+        drift_rows=FLAGS.drift_rows,
+        log_requests=FLAGS.log_requests,
     )
     versions_in(directory)
     begun = time.perf_counter()
