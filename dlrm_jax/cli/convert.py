@@ -104,6 +104,11 @@ def main() -> None:
             )
         import_model(path, Path(FLAGS.output))
         return
+    if (path / ".metadata").is_file():
+        raise UserError(
+            f"--checkpoint: {path} is a distributed checkpoint of PyTorch; gather it first: python "
+            f"-m torch.distributed.checkpoint.format_utils dcp_to_torch {path} model.pt"
+        )
     refuse(_OF_FILES, f": the model in {path} has its own")
     if FLAGS.format is None:
         raise UserError(f"--format is missing: {', '.join([*get_args(Format), 'onnx'])}")

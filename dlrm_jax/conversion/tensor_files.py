@@ -90,7 +90,7 @@ def _noted_order(path: Path, metadata: Mapping[str, str]) -> list[str] | None:
         return None
     try:
         names = json.loads(metadata[_TABLES])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its metadata have no list of {_TABLES}: {error}") from error
     if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
         raise UserError(f"{path}: its metadata have {names!r} for {_TABLES}, expected a list")

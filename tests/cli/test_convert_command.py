@@ -99,6 +99,10 @@ def test_a_model_without_data(command, tmp_path: Path):
     ):
         with pytest.raises(UserError, match=message):
             command("convert", *arguments)
+    (tmp_path / "distributed").mkdir()
+    (tmp_path / "distributed" / ".metadata").touch()
+    with pytest.raises(UserError, match=r"dcp_to_torch .*/distributed model.pt"):
+        command("convert", f"--checkpoint={tmp_path / 'distributed'}", output)
     settings.write_text(json.dumps({"rank": 3}))
     with pytest.raises(UserError, match="no setting 'rank'"):
         command("convert", f"--checkpoint={file}", f"--config={settings}", output)
