@@ -39,6 +39,7 @@ class Server:
     def __init__(self, name: str, command: Sequence[str | Path], port: int):
         self.name, self.port = name, port
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._said = ""
         begun = time.perf_counter()
         self._process = subprocess.Popen(
             command,
@@ -63,8 +64,10 @@ class Server:
 
     def log(self) -> str:
         """What it has said so far."""
-        self._log.seek(0)
-        return self._log.read()
+        if not self._log.closed:
+            self._log.seek(0)
+            self._said = self._log.read()
+        return self._said
 
     def is_running(self) -> bool:
         """Whether it hasn't ended."""
@@ -103,6 +106,8 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self.log()
+        self._log.close()
 
 
 def ours(directory: Path, *flags: str) -> Server:
