@@ -63,9 +63,12 @@ class Scorer(Protocol):
         """What it expects of examples."""
         ...
 
-    @property
-    def devices(self) -> int:
-        """The number of devices, which divides batches."""
+    def batch_sizes(self, most: int) -> tuple[int, ...]:
+        """The numbers of examples that a program is compiled for when it is needed, ascending.
+
+        Args:
+            most: largest number of examples predicted at a time.
+        """
         ...
 
     def logits(
