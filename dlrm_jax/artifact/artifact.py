@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -26,6 +28,8 @@ from dlrm_jax.errors import DamagedArtifactError, UserError
 # The activations of more examples fall out of a CPU's caches: with the tables and layers of `small`
 # on two busy cores, 8192 examples took 84 ms at once, 26 in chunks of 512 and 33 in those of 128.
 _CPU_CHUNK = 512
+_CHUNK = 8192  # of accelerators
+_ABSENT = -1  # an id that adds nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +81,17 @@ class Artifact:
         layers = {note.name: jnp.asarray(read_layer(directory, note)) for note in manifest.layers}
         return cls(directory, manifest, lookups, layers, read_programs(directory, manifest))
 
-    def batch_size(self, asked: int) -> int:
-        """The number of examples of a program: that which is asked for, if one program has any."""
+    @functools.cached_property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The numbers of examples that a program is compiled for when it is needed, ascending.
+
+        Powers of two, so that a few examples aren't filled up to many.
+        """
+        largest = _CPU_CHUNK if jax.default_backend() == CPU.platform else _CHUNK
         if None in self.programs:
-            return asked
-        sizes = sorted(size for size in self.programs if size is not None)
-        return next((size for size in sizes if size >= asked), sizes[-1])
+            return tuple(2**i for i in range(largest.bit_length()))
+        known = sorted(size for size in self.programs if size is not None)
+        return tuple(size for size in known if size <= largest) or (known[0],)
 
     def logits(
         self,
@@ -107,28 +116,31 @@ class Artifact:
         if not len(dense):
             labels = len(self.manifest.labels)
             return np.zeros((0, labels) if labels > 1 else (0,), np.float32)
-        size = self._chunk(len(dense))
-        program = self.programs.get(None) or self.programs[size]
         lookups, outputs = self._lookups(shared), []
-        for first in range(0, len(dense), size):
-            own = slice(first, first + size)
-            weights = None if id_weights is None else id_weights[own]
-            vectors = lookups(ids[own], weights)
-            outputs.append(program(self.layers, dense[own], vectors))
-        return np.concatenate(jax.device_get(outputs))
+        for first in range(0, len(dense), self.batch_sizes[-1]):
+            count = min(len(dense) - first, self.batch_sizes[-1])
+            size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, count)]
+            own = slice(first, first + count)
+            weights = None if id_weights is None else _filled(id_weights[own], size, 0)
+            vectors = lookups(_filled(ids[own], size, _ABSENT), weights)
+            program = self.programs.get(None) or self.programs[size]
+            outputs.append(program(self.layers, _filled(dense[own], size, 0), vectors))
+        logits = [np.asarray(x) for x in outputs]
+        return (logits[0] if len(logits) == 1 else np.concatenate(logits))[: len(dense)]
 
     def _lookups(self, shared: Collection[str]) -> RowPooling | SharedPooling:
         """The lookups, those of shared features once."""
         names = {x.name for x in self.manifest.lookups if x.feature in shared}
         return SharedPooling(self.lookups, names) if names else self.lookups
 
-    def _chunk(self, count: int) -> int:
-        """How many of so many examples the dense model works on at a time."""
-        if jax.default_backend() != CPU.platform:
-            return count
-        known = [size for size in self.programs if size is not None and size <= _CPU_CHUNK]
-        size = max(known, default=_CPU_CHUNK)
-        return size if count > size and count % size == 0 else count
+
+def _filled(array: np.ndarray, size: int, value: int) -> np.ndarray:
+    """An array with as many rows as a program takes."""
+    if len(array) == size:
+        return array
+    filled = np.full((size, *array.shape[1:]), value, array.dtype)
+    filled[: len(array)] = array
+    return filled
 
 
 def read_layer(directory: Path, note: LayerNote) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator
@@ -15,14 +16,12 @@ from jaxtyping import Float32
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.data.arrays import Split
-from dlrm_jax.data.batches import evaluation_batches
 from dlrm_jax.data.directory import METADATA
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.scorer import Inputs
 from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.mesh import parse_mesh
 from dlrm_jax.signals import check
-from dlrm_jax.training.evaluation import limited
 
 PREPROCESSING = "preprocessing"
 """The directory of an artifact that maps raw values to ids."""
@@ -50,27 +49,26 @@ class ArtifactScorer:
     def _inputs(self) -> Inputs:
         return inputs_of(self.artifact.manifest)
 
-    @property
-    def devices(self) -> int:
-        """One device."""
-        return 1
+    def batch_sizes(self, most: int) -> tuple[int, ...]:
+        """See `Scorer`."""
+        sizes = self.artifact.batch_sizes
+        return sizes[: bisect.bisect_left(sizes, most) + 1]
 
     def logits(
         self, split: Split, batch_size: int, shared: Collection[str] = ()
     ) -> Iterator[Float32[np.ndarray, "B *_"]]:
         """See `Scorer`."""
-        left = len(split)
-        size = self.artifact.batch_size(limited(batch_size, left, 1))
-        if left == size and len(split.days) == 1:  # a request, of one row most often
+        for first in range(0, len(split), batch_size):
             check()
-            (day,) = split.days
-            yield self.artifact.logits(day.dense, np.asarray(day.ids), shared=shared)
-            return
-        for batch in evaluation_batches(split, size):
-            check()
-            logits = self.artifact.logits(batch.dense, batch.ids, shared=shared)
-            yield logits[:left]  # the last batch is filled up
-            left -= len(logits)
+            part = split if len(split) <= batch_size else split[first : first + batch_size]
+            dense, ids = _arrays(part)
+            yield self.artifact.logits(dense, ids, shared=shared)
+
+
+def _arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Dense features and ids, of a single day as they are."""
+    day = split.days[0] if len(split.days) == 1 else split.take(np.arange(len(split)))
+    return day.dense, np.asarray(day.ids)
 
 
 def inputs_of(manifest: Manifest) -> Inputs:

@@ -16,6 +16,8 @@ from dlrm_jax.training.evaluation import predictions
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.step import Predict, make_predict
 
+_SMALL_BATCHES = (1, 16, 256)
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointScorer:
@@ -44,10 +46,11 @@ class CheckpointScorer:
         """What it expects of examples."""
         return inputs_of_config(self.config)
 
-    @property
-    def devices(self) -> int:
-        """The number of devices of the mesh."""
-        return self.learner.mesh.size
+    def batch_sizes(self, most: int) -> tuple[int, ...]:
+        """See `Scorer`; the devices of the mesh divide them."""
+        devices = self.learner.mesh.size
+        small = {-(-size // devices) * devices for size in _SMALL_BATCHES}
+        return (*sorted(size for size in small if size < most), most)
 
     @functools.cached_property
     def compiled(self) -> Predict:

@@ -36,7 +36,6 @@ from dlrm_jax.mesh import as_mesh
 
 _log = logging.getLogger(__name__)
 
-_SMALL_BATCHES = (1, 16, 256)
 _ROWS = 1 << 18
 
 
@@ -209,9 +208,7 @@ class Predictor(TrainedParts, RawRowParts):
     @functools.cached_property
     def batch_sizes(self) -> tuple[int, ...]:
         """The numbers of rows that a program is compiled for when it is needed, ascending."""
-        devices = self.scorer.devices
-        small = {-(-size // devices) * devices for size in _SMALL_BATCHES}
-        return (*sorted(size for size in small if size < self.batch_size), self.batch_size)
+        return self.scorer.batch_sizes(self.batch_size)
 
     def _checked(self, examples: Examples) -> Split:
         split = Split((examples,))

@@ -42,9 +42,10 @@ def check_finite(
     Raises:
         UserError: one isn't; the message names its row.
     """
-    finite = np.isfinite(logits).reshape(len(logits), -1).all(axis=1)
+    finite = np.isfinite(logits)
     if finite.all():
         return
+    finite = finite.reshape(len(logits), -1).all(axis=1)
     row = int(np.argmin(finite))
     message = f"the prediction of row {number + row} (from 0) isn't finite"
     dense = split.take(np.array([first + row])).dense[0]

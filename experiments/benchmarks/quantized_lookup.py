@@ -34,12 +34,12 @@ from dlrm_jax.artifact.stored_tables import StoredTable, map_table
 from dlrm_jax.cli.flags import FLAGS, define_numbers
 from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
-from dlrm_jax.data.generated.zipf import bounded_zipf
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.native import library
 from dlrm_jax.presets import preset
 from experiments.benchmarks import roofline
+from experiments.benchmarks.drawn_ids import draw_ids
 from experiments.benchmarks.peers import environment
 from experiments.benchmarks.peers.contestant import Contestant, Worker
 from experiments.benchmarks.timing import calls_per_second, ratio_quartiles
@@ -77,17 +77,6 @@ def draw_tables(config: Config, row_format: RowFormat, directory: Path) -> list[
                 file.write(chunk[: rows - start].tobytes())
         tables.append(map_table(path, str(i), rows, row_format, config.embedding_dim))
     return tables
-
-
-def draw_ids(config: Config) -> np.ndarray:
-    """Ids of `_SAMPLES` samples, [N, tables]; hot rows lie anywhere, as in trained tables."""
-    rng = np.random.default_rng([config.seed, 1])
-    exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
-    columns = []
-    for rows in config.table_rows:
-        ranks = bounded_zipf(rng, rows, exponent, (_SAMPLES,)).astype(np.int64)
-        columns.append(ranks * 0x9E3779B1 % rows)
-    return np.stack(columns, axis=1).astype(np.int32)
 
 
 def least_seconds(ids: np.ndarray, tables: Sequence[StoredTable], lines: float) -> float:
@@ -180,7 +169,8 @@ def main() -> None:
     if FLAGS.rows:
         rows = tuple(min(x, FLAGS.rows) for x in config.table_rows)
         config = dataclasses.replace(config, table_rows=rows)
-    ids = draw_ids(config)
+    exponent = 0.0 if FLAGS.ids == "uniform" else config.zipf_exponent or 1.05
+    ids = draw_ids(config.table_rows, _SAMPLES, exponent, config.seed)
     lines = roofline.measure(16, library.load()).row_bytes / _LINE
     print(
         f"{sum(config.table_rows):,} rows of {config.embedding_dim} numbers, ids {FLAGS.ids}; "

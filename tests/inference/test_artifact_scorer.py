@@ -45,7 +45,7 @@ def test_raw_rows(model: Predictor):
 
 def test_what_it_says_of_itself(model: Predictor):
     assert repr(model) == "Predictor(artifact small of 3 tables in float32)"
-    assert model.batch_sizes == (1, 16, 256)
+    assert model.batch_sizes == (1, 2, 4, 8, 16, 32, 64, 128, 256)
     assert model.labels == ("label",)
     assert model.encoder.columns == ["age", "page", "city", "word"]
     for name in ("config", "learner", "state", "compiled"):

@@ -1,0 +1,1 @@
+"""Times predictions of an artifact, in process and over HTTP, against FBGEMM's."""
