@@ -107,7 +107,7 @@ class Artifact:
         if not len(dense):
             labels = len(self.manifest.labels)
             return np.zeros((0, labels) if labels > 1 else (0,), np.float32)
-        size = self._chunk(len(dense))
+        size = self.chunk(len(dense))
         program = self.programs.get(None) or self.programs[size]
         lookups, outputs = self._lookups(shared), []
         for first in range(0, len(dense), size):
@@ -122,8 +122,8 @@ class Artifact:
         names = {x.name for x in self.manifest.lookups if x.feature in shared}
         return SharedPooling(self.lookups, names) if names else self.lookups
 
-    def _chunk(self, count: int) -> int:
-        """How many of so many examples the dense model works on at a time."""
+    def chunk(self, count: int) -> int:
+        """How many of so many examples the dense model works on at a time; a divisor of it."""
         if jax.default_backend() != CPU.platform:
             return count
         known = [size for size in self.programs if size is not None and size <= _CPU_CHUNK]

@@ -61,7 +61,10 @@ class ArtifactScorer:
         """See `Scorer`."""
         left = len(split)
         size = self.artifact.batch_size(limited(batch_size, left, 1))
-        if left == size and len(split.days) == 1:  # a request, of one row most often
+        # No chunks of padding alone; the program is the same.
+        chunk = self.artifact.chunk(size)
+        size = min(size, max(1, -(-left // chunk)) * chunk)
+        if 0 < left == size and len(split.days) == 1:  # a request, of one row most often
             check()
             (day,) = split.days
             yield self.artifact.logits(day.dense, np.asarray(day.ids), shared=shared)
