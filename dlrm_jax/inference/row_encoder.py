@@ -65,7 +65,13 @@ class RowEncoder:
         if columns and (found := self.columns(columns, len(rows))):
             return found
         rows = with_shared(rows, shared) if shared else rows
-        return self.encoder.rows(as_frame(rows, self.encoder.columns, self._schema.dense), NAME)
+        try:
+            frame = as_frame(rows, self.encoder.columns, self._schema.dense)
+        except RecursionError:
+            raise UserError(
+                f"{NAME}: expected values, and lists of values, got lists in lists"
+            ) from None
+        return self.encoder.rows(frame, NAME)
 
     def columns_of(self, rows: Any, shared: Mapping[str, Any]) -> Columns | None:
         """The values of dicts; None if a column is missing or twice, or they are something else."""
