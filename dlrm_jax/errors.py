@@ -25,8 +25,8 @@ def shown(value: Any) -> str:
     """A value for a message: as Python writes it, and cut if that is long."""
     try:
         return cut(repr(value[: _SHOWN + 1] if isinstance(value, str | bytes) else value))
-    except ValueError:  # Python writes no integer of thousands of digits
-        return f"{type(value).__name__} of thousands of digits"
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
+        return f"{type(value).__name__} that is too long to be written"
 
 
 def cut(text: str, most: int = _SHOWN) -> str:

@@ -65,7 +65,13 @@ class RowEncoder:
         if columns and (found := self.columns(columns, len(rows))):
             return found
         rows = with_shared(rows, shared) if shared else rows
-        return self.encoder.rows(as_frame(rows, self.encoder.columns, self._schema.dense), NAME)
+        try:
+            frame = as_frame(rows, self.encoder.columns, self._schema.dense)
+        except RecursionError:
+            raise UserError(
+                f"{NAME}: expected values, and lists of values, got lists in lists"
+            ) from None
+        return self.encoder.rows(frame, NAME)
 
     def columns_of(self, rows: Any, shared: Mapping[str, Any]) -> Columns | None:
         """The values of dicts; None if a column is missing or twice, or they are something else."""
@@ -105,18 +111,20 @@ class RowEncoder:
         """None if there is anything but finite numbers."""
         names = self._schema.dense
         values = [columns[name] for name in names]
-        values = [x if len(x) == count else [*x] * count for x in values]
         if not {*map(type, itertools.chain.from_iterable(values))} <= _NUMBERS:
-            return None
-        try:
-            numbers = np.array(values, np.float64).reshape(len(names), count)
-        except OverflowError:
-            return None
-        if (np.abs(numbers) > _LARGEST).any():
             return None
         found = np.empty((count, len(names)), np.float32)
         for each in self._dense:
-            found[:, each.places] = each.features(numbers[each.places]).T
+            for rows in {count, 1}:
+                places = [i for i in each.places if len(values[i]) == rows]
+                try:
+                    numbers = np.array([values[i] for i in places], np.float64)
+                except OverflowError:
+                    return None
+                if (np.abs(numbers) > _LARGEST).any():
+                    return None
+                if places:
+                    found[:, places] = each.features(places, numbers).T
         return found
 
     def _all_ids(
@@ -191,30 +199,41 @@ class _DenseColumns:
         schema, scales = encoder.options.schema, encoder.scales.scales
         names = enumerate(schema.dense)
         self.places = [i for i, name in names if schema.transform_of(name) == transform]
-        self._known = [Known() for _ in self.places]
+        self._known = {i: Known() for i in self.places}
         self._x = transformed(pl.col("x"), transform)
-        self._scales: np.ndarray | None = None  # mean and deviation of each
+        self._scales: dict[int, tuple[float, float]] = {}  # mean and deviation
         if transform.endswith("standardize"):
-            self._scales = np.array([scales[f"d{i}"] for i in self.places])
+            self._scales = {i: scales[f"d{i}"] for i in self.places}
             self._x = standardized(self._x, pl.col("mean"), pl.col("deviation"))
 
-    def features(self, numbers: Float64[np.ndarray, "D N"]) -> Float32[np.ndarray, "D N"]:
-        """The features of numbers, of which NaN is a missing one."""
+    def features(
+        self, places: Sequence[int], numbers: Float64[np.ndarray, "D N"]
+    ) -> Float32[np.ndarray, "D N"]:
+        """The features of numbers.
+
+        Args:
+            places: some of the columns.
+            numbers: their values; NaN is a missing one.
+        """
         if numbers.shape[1] > 1:
-            return self._transformed(numbers)
+            return self._transformed(places, numbers)
         keys = [x.hex() for x in numbers[:, 0].tolist()]  # -0.0 isn't 0.0
-        found = [x.get(key) for x, key in zip(self._known, keys, strict=True)]
+        own = [self._known[i] for i in places]
+        found = [x.get(key) for x, key in zip(own, keys, strict=True)]
         if None in found:
-            features = self._transformed(numbers)
-            for known, key, feature in zip(self._known, keys, features[:, 0], strict=True):
+            features = self._transformed(places, numbers)
+            for known, key, feature in zip(own, keys, features[:, 0], strict=True):
                 known.add({key: feature})
             return features
         return np.array(found, np.float32)[:, None]
 
-    def _transformed(self, numbers: Float64[np.ndarray, "D N"]) -> Float32[np.ndarray, "D N"]:
+    def _transformed(
+        self, places: Sequence[int], numbers: Float64[np.ndarray, "D N"]
+    ) -> Float32[np.ndarray, "D N"]:
         frame = pl.Series("x", numbers.ravel(), nan_to_null=True).to_frame()
-        if self._scales is not None:
-            mean, deviation = np.repeat(self._scales, numbers.shape[1], axis=0).T
+        if self._scales:
+            scales = [self._scales[i] for i in places]
+            mean, deviation = np.repeat(scales, numbers.shape[1], axis=0).T
             frame = frame.with_columns(pl.Series("mean", mean), pl.Series("deviation", deviation))
         found = frame.select(self._x.fill_null(0)).to_series()
         return found.to_numpy().reshape(numbers.shape)

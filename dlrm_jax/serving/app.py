@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, cut
 from dlrm_jax.serving.http_messages import HttpError, Limits, json_response, read_body
 from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.open_inference import EXTENSIONS
@@ -30,6 +30,7 @@ PROTOCOL_VERSION = "2"
 attacker which faults it has.
 """
 
+_LONGEST = 2000  # characters of a message
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -98,14 +99,14 @@ class App:
                     self._check_token(request)
                 response = await handler(request)
             except HttpError as error:
-                response = json_response({"error": error.message}, error.status, error.headers)
+                response = _error(error.message, error.status, error.headers)
             except UserError as error:
-                response = json_response({"error": str(error)}, 400)
+                response = _error(str(error), 400)
             except ClientDisconnect:
                 response = Response(status_code=499)  # nobody reads it
             except Exception:
                 _log.exception("%s %s", method, path)
-                response = json_response({"error": "an error of the server; see its log"}, 500)
+                response = _error("an error of the server; see its log", 500)
             self._metrics.requests.labels(path, response.status_code).inc()
             seconds = time.perf_counter() - begun
             self._metrics.request_seconds.labels(path).observe(seconds)
@@ -164,3 +165,7 @@ class App:
                 f"{', '.join(self._repository.versions)}",
             ) from None
         return json_response({"loaded": new, "versions": self._repository.versions})
+
+
+def _error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return json_response({"error": cut(message, _LONGEST)}, status, headers)
