@@ -68,7 +68,10 @@ class App:
         """The application."""
         model, version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
         return Starlette(
-            routes=[
+            routes=[  # tried in this order
+                self._route("/predict", self._predictions.predict, "POST"),
+                self._route(f"{model}/infer", self._predictions.infer, "POST"),
+                self._route(f"{version}/infer", self._predictions.infer, "POST"),
                 self._route("/v2", self._server),
                 self._route("/v2/health/live", self._live, is_open=True),
                 self._route("/v2/health/ready", self._ready, is_open=True),
@@ -79,12 +82,10 @@ class App:
                     for route in (
                         self._route(path, self._model),
                         self._route(f"{path}/ready", self._model_ready),
-                        self._route(f"{path}/infer", self._predictions.infer, "POST"),
                     )
                 ),
                 self._route("/v2/repository/index", self._index, "POST"),
                 self._route("/v2/repository/models/{name}/load", self._load, "POST"),
-                self._route("/predict", self._predictions.predict, "POST"),
             ]
         )
 

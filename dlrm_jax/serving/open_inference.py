@@ -89,7 +89,7 @@ def read_request(body: bytes, header_length: str | None) -> InferRequest:
         length = int(header_length)
     try:
         found = msgspec.json.decode(body[:length], type=_Request)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"request: expected JSON of the Open Inference Protocol: {cut(str(error), 300)}"
         ) from error

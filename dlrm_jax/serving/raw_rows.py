@@ -30,7 +30,7 @@ def read_rows(body: bytes) -> RawRows:
     """
     try:
         return msgspec.json.decode(body, type=RawRows)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f'expected {{"rows": [{{"column": value, …}}, …]}}, and beside it perhaps "shared": '
             f'{{"column": value, …}}: {cut(str(error), 300)}'

@@ -6,8 +6,10 @@ import collections
 import dataclasses
 import functools
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float64
@@ -98,12 +100,16 @@ class ServedModel:
         """Compiles a program for each batch size, and reads the vocabularies."""
         if self.takes_raw_rows:
             _ = self.predictor.row_encoder
+        # XLA compiles one program in one thread; the largest take longest.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(self._compile, reversed(self.predictor.batch_sizes)):
+                pass
+
+    def _compile(self, size: int) -> None:
         inputs = self.predictor.scorer.inputs
-        for size in self.predictor.batch_sizes:
-            if size <= self._most_rows or size == self.predictor.batch_sizes[0]:
-                ids = np.zeros((size, sum(inputs.bag_lengths)), np.int32)
-                dense = np.zeros((size, inputs.dense_features), np.float32)
-                self.predictor.predict(Examples(dense, ids, np.zeros(size, np.float32)))
+        ids = np.zeros((size, sum(inputs.bag_lengths)), np.int32)
+        dense = np.zeros((size, inputs.dense_features), np.float32)
+        self.predictor.predict_examples(examples_of(dense, ids))
 
     def submit(self, rows: Rows, timeout: float) -> Answer[Probabilities]:
         """Queues a request; see `Batcher.submit`.

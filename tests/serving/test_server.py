@@ -76,6 +76,7 @@ def test_a_malformed_row_fails_its_request_alone(client: Client, rows: list[dict
         ({"row": []}, 400, 'expected {"rows"'),
         (b"[" * 10_000, 400, 'expected {"rows"'),
         (b"\xff", 400, 'expected {"rows"'),
+        (b'{"rows": [{"a": "\xff"}]}', 400, 'expected {"rows"'),
         ({"rows": rows[:1] * 41}, 413, "expected at most 40 rows, got 41"),
         (b" " * 20_001, 413, "expected a body of at most 20000 bytes"),
     ]
@@ -156,6 +157,8 @@ def test_requests_of_another_shape_are_refused_alone(client: Client):
     ):
         status, found, _ = client.ask("POST", "/v2/models/small/infer", {"inputs": inputs})
         assert (status, message in found["error"]) == (400, True), found
+    body = b'{"inputs": [{"name": "\xff"}]}'
+    assert client.ask("POST", "/v2/models/small/infer", body)[0] == 400
 
 
 def test_a_body_that_does_not_come_is_given_up(artifact: Path):
