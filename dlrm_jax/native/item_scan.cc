@@ -21,7 +21,7 @@ struct Index {
   const float* scales;        // [blocks * kBlock]
   const int32_t* numbers;     // of the items, [blocks * kBlock]; -1 is a gap
   const uint32_t* bits;       // a Bloom filter of each item, [blocks][bloom_bits], an item a bit; or none
-  const int32_t* attributes;  // [items][attribute_columns]
+  const int32_t* attributes;  // [blocks * kBlock][attribute_columns]
   const int64_t* starts;      // first block of each cell, and the end, [cells + 1]
   int64_t groups, bloom_bits, attribute_columns, cells;
 };
@@ -128,9 +128,9 @@ uint32_t MayPass(const Index& index, const Queries& queries, int64_t filter, int
   return passing;
 }
 
-// Whether an item passes a filter, by its attributes.
-bool Passes(const Index& index, const Queries& queries, int64_t filter, int32_t number) {
-  const int32_t* const own = index.attributes + number * index.attribute_columns;
+// Whether the item of a place passes a filter, by its attributes.
+bool Passes(const Index& index, const Queries& queries, int64_t filter, int64_t place) {
+  const int32_t* const own = index.attributes + place * index.attribute_columns;
   for (int64_t i = queries.filter_starts[filter]; i < queries.filter_starts[filter + 1]; ++i) {
     const Clause& clause = queries.clauses[i];
     const bool is_any = std::any_of(
@@ -194,9 +194,10 @@ void ScanBlocks(const Index& index, const Queries& queries, const Packed& packed
           passing[q] & Reaching(products[q], index.scales + block * kBlock, own.threshold(), scores);
       for (; found; found &= found - 1) {
         const int i = __builtin_ctz(found);
-        const int32_t number = index.numbers[block * kBlock + i];
+        const int64_t place = block * kBlock + i;
+        const int32_t number = index.numbers[place];
         if (number < 0 || scores[i] < own.threshold()) continue;
-        if (filters[q] < 0 || Passes(index, queries, filters[q], number)) own.Add(scores[i], number);
+        if (filters[q] < 0 || Passes(index, queries, filters[q], place)) own.Add(scores[i], number);
       }
     }
   }

@@ -135,7 +135,7 @@ def test_flipped_bits_are_found_in_any_file(copy: Path):
         ("starts", lambda x: x[::-1], "expected ascending numbers from 0 to"),
         ("vectors", lambda x: x[..., :2], r"expected int8 of shape"),
         ("scales", lambda x: x.astype(np.float64), "expected float32 of"),
-        ("attributes", lambda x: x[1:], r"expected int32 of shape \[9, 1\]"),
+        ("attributes", lambda x: x[1:], r"expected int32 of shape \[\d+, 1\]"),
         ("bloom", lambda x: x[:, 1:], "expected uint32 of"),
         ("centroids", lambda x: x[1:], "expected int8 of"),
     ],

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int32
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import listed
+from dlrm_jax.retrieval.index.vectors import GAP
 
 Clause = tuple[int, Int32[np.ndarray, " _"]]
 """Number of an attribute, and the ids one of which an item must have, ascending."""
@@ -56,12 +57,22 @@ class Attributes:
     """The attributes of items.
 
     Attributes:
-        ids: ids of each item's values, all attributes side by side; negative is absent.
+        ids: ids of each item's values, all attributes side by side; negative is absent. Those of an
+            index are in the order of its places, see `vectors.ItemVectors`.
         attributes: attributes.
     """
 
     ids: Int32[np.ndarray, "I W"]
     attributes: tuple[Attribute, ...]
+
+    def at(self, places: Int32[np.ndarray, " P"]) -> Attributes:
+        """The attributes in the order of places, absent in gaps.
+
+        Args:
+            places: number of the item of each place; `vectors.GAP` for none.
+        """
+        ids = np.where((places != GAP)[:, None], self.ids[places], -1).astype(np.int32)
+        return Attributes(ids, self.attributes)
 
     def filter(self, wanted: Mapping[str, Any]) -> tuple[Clause, ...]:
         """A filter: the clauses that an item must fulfil, all of them.

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt32
 
 from dlrm_jax.native.item_scan import BLOCK
-from dlrm_jax.retrieval.index.vectors import GAP
 
 HASHES = 3
 """Bits of a value."""
@@ -42,25 +41,22 @@ def positions(attribute: int, values: Int[np.ndarray, " n"], bits: int) -> Int32
 
 
 def make_bits(
-    ids: Int32[np.ndarray, "I W"],
+    ids: Int32[np.ndarray, "P W"],
     attributes: Sequence[tuple[int, int]],
-    places: Int32[np.ndarray, " P"],
     bits: int,
 ) -> UInt32[np.ndarray, "B bits"]:
     """The bits of all items, block by block.
 
     Args:
-        ids: values of each item by number; negative is absent.
+        ids: values of the item of each place; negative is absent.
         attributes: first column of each attribute, and the one after the last.
-        places: number of the item of each place, see `vectors.ItemVectors`.
         bits: bits of an item.
     """
-    words = np.zeros((len(places) // BLOCK, bits), np.uint32)
-    own = np.where((places != GAP)[:, None], ids[places], -1)
+    words = np.zeros((len(ids) // BLOCK, bits), np.uint32)
     for attribute, (begin, end) in enumerate(attributes):
         for column in range(begin, end):
-            there = np.flatnonzero(own[:, column] >= 0)
-            of_values = positions(attribute, own[there, column], bits)
+            there = np.flatnonzero(ids[:, column] >= 0)
+            of_values = positions(attribute, ids[there, column], bits)
             bit = np.uint32(1) << (there % BLOCK).astype(np.uint32)
             for hash_ in range(HASHES):
                 np.bitwise_or.at(words, (there // BLOCK, of_values[:, hash_]), bit)

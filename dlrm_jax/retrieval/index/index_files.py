@@ -106,7 +106,7 @@ def read_index(directory: Path, manifest: Manifest) -> ItemIndex:
     if note.attributes:
         width = max(x.columns[1] for x in note.attributes)
         found = tuple(Attribute(x.name, x.columns, read.values(x)) for x in note.attributes)
-        attributes = Attributes(read.array(_IDS, np.int32, (note.items, width)), found)
+        attributes = Attributes(read.array(_IDS, np.int32, (blocks * BLOCK, width)), found)
         if not note.bloom_bits:
             raise read.damage(_BITS, "expected bits for the attributes")
         bits = read.array(_BITS, np.uint32, (blocks, note.bloom_bits))

@@ -48,7 +48,7 @@ class ItemIndex:
         vectors: vectors of the items, cell by cell.
         starts: first block of each of the C cells, and the end of all; a flat index has one cell.
         centroids: vectors of the cells; None for a flat index.
-        attributes: attributes of the items; None without any.
+        attributes: attributes of the items by place; None without any.
         bits: Bloom filters of the items, see `bloom`; None without attributes.
         probes: cells that a query reads unless it says another number.
     """
@@ -127,9 +127,10 @@ class ItemIndex:
     ) -> ItemIndex:
         bits = None
         if attributes is not None and attributes.attributes:
+            attributes = attributes.at(places)
             columns = [x.columns for x in attributes.attributes]
             width = bloom.default_bits(attributes.ids.shape[1])
-            bits = bloom.make_bits(attributes.ids, columns, places, width)
+            bits = bloom.make_bits(attributes.ids, columns, width)
         stored = ItemVectors.of(vectors, places)
         return cls(stored, starts, centroids, attributes, bits, probes)
 

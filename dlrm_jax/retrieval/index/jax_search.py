@@ -37,7 +37,7 @@ class JaxSearch:
     def __init__(self, vectors: ItemVectors, starts: Int64[np.ndarray, " S"]):
         there = np.flatnonzero(vectors.numbers != GAP)
         places = there[np.argsort(vectors.numbers[there], kind="stable")]
-        self._items = len(places)
+        self._items, self._places = len(places), places
         size = min(_ROWS, self._items)
         padded = np.pad(places, (0, -self._items % size), mode="edge")
         of_places = np.repeat(np.arange(len(starts) - 1), np.diff(starts) * 32).astype(np.int32)
@@ -72,7 +72,7 @@ class JaxSearch:
         passing[:, self._items :] = False
         for number, clauses in enumerate(filters):
             assert index.attributes is not None
-            passing[number, : self._items] = index.attributes.passing(clauses)
+            passing[number, : self._items] = index.attributes.passing(clauses)[self._places]
         passing = jnp.asarray(passing.reshape(-1, size, count).transpose(1, 0, 2))
         own = np.full(len(queries), -1, np.int32) if chosen is None else chosen
         step = max(1, _SCORES // count)
