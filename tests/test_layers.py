@@ -74,7 +74,7 @@ BELOW["run_continued"] = BELOW["run_data"] = {*BELOW["inference"], "inference"}
 BELOW["run_start"] = BELOW["run_training"] = {*BELOW["run_continued"], "run_continued"}
 BELOW["run"] = {*BELOW["run_start"], "run_start", "run_training", "run_data"}
 BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
-BELOW["retrieval"] = {*BELOW["run_start"], "run_start"}
+BELOW["retrieval"] = {*BELOW["run_start"], "run_start", "serving"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
 BELOW["cli"] |= {"serving", "conversion"}

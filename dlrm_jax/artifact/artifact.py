@@ -114,7 +114,7 @@ class Artifact:
             UserError: an id isn't a row of its table.
         """
         if not len(dense):
-            labels = len(self.manifest.labels)
+            labels = self.manifest.outputs
             return np.zeros((0, labels) if labels > 1 else (0,), np.float32)
         lookups, outputs = self._lookups(shared), []
         for first in range(0, len(dense), self.batch_sizes[-1]):
@@ -182,7 +182,7 @@ def read_programs(directory: Path, manifest: Manifest) -> dict[int | None, Dense
     for note in manifest.programs:
         try:
             program = DenseProgram((directory / note.file).read_bytes())
-            dense, labels = manifest.dense_features, len(manifest.labels)
+            dense, labels = manifest.dense_features, manifest.outputs
             program.check(note.batch_size, layers, dense, width, labels)
         except UserError as error:
             raise DamagedArtifactError(str(directory), note.file, str(error)) from error

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import xxhash
 
+from dlrm_jax.artifact.retrieval_note import RetrievalNote
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.embedding import id_maps
 from dlrm_jax.errors import DamagedArtifactError, UserError
@@ -161,6 +162,7 @@ class Manifest:
         metrics: metrics by split, of the trained model and of the exported one.
         baseline: split that the exported model predicted; None if there were no data, and of
             earlier versions.
+        retrieval: index of items of two towers; None for a model that predicts rows.
     """
 
     name: str
@@ -180,6 +182,12 @@ class Manifest:
         default_factory=dict
     )
     baseline: BaselineNote | None = None
+    retrieval: RetrievalNote | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Numbers of an example that the program gives: logits of the labels, or a vector."""
+        return self.retrieval.dim if self.retrieval else len(self.labels)
 
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json``, with its own checksum."""

@@ -12,6 +12,11 @@ to ``Predictor.load``.
 
 ``--data`` names what the run was trained on, unless that was generated. The artifact then has the
 metrics of validation and test, of the trained model and of the exported one.
+
+    python -m dlrm_jax export --run=runs/retrieval --output=items --data=log --index=ivf
+
+The artifact of a run of two towers has the tower of the user and an index of all items, which
+``dlrm_jax.retrieval.retriever.Retriever`` searches.
 """
 
 from __future__ import annotations
@@ -23,11 +28,13 @@ from typing import get_args
 from absl import flags
 
 from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.cli import export_towers
 from dlrm_jax.cli.data_of_run import data_of_run
-from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, require
+from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, refuse, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError, shortened
+from dlrm_jax.retrieval.trained_towers import find_towers
 from dlrm_jax.serving.export import Exported, export
 from dlrm_jax.serving.trained_model import TrainedModel
 from dlrm_jax.text_table import text_table
@@ -61,6 +68,7 @@ flags.DEFINE_string(
     "Class of your own that the run names as its model; it is imported only if you name it; such "
     "as my_models:Mine.",
 )
+export_towers.define_flags()
 mark_required("run", "output")
 
 
@@ -69,6 +77,10 @@ def main() -> None:
     require("run", "output")
     check_new("output")
     start("1x1")
+    if checkpoint := find_towers(Path(FLAGS.run)):
+        export_towers.main(checkpoint, chosen_name(export_towers.run_name(checkpoint)))
+        return
+    refuse(export_towers.FLAGS_OF_TOWERS, "with a click model, which has no items")
     model = TrainedModel.read(Path(FLAGS.run), FLAGS.model)
     if model.checkpoint != Path(FLAGS.run):
         status(f"checkpoint {model.checkpoint}")
@@ -76,15 +88,21 @@ def main() -> None:
     data = data_of_run(model.config, model.data, source, model.checkpoint)
     if FLAGS.max_auc_loss is not None and data is None:
         raise UserError("--max_auc_loss: it is measured on validation examples; give --data, too")
-    name = FLAGS.name or model.run_name
+    name = chosen_name(model.run_name)
+    done = export(model, Path(FLAGS.output), name, FLAGS.tables, data, FLAGS.max_auc_loss)
+    show(done)
+    status(f"artifact {name}: see {Path(FLAGS.output) / 'manifest.json'}")
+
+
+def chosen_name(name_of_run: str) -> str:
+    """The name of the model: that of the flag, or that of the run."""
+    name = FLAGS.name or name_of_run
     if not re.fullmatch(r"[\w.-]+", name):  # it will be a part of addresses
         raise UserError(
             f"--name: expected letters, digits, dots, dashes and underscores, got "
             f"{shortened(name)!r}; such as --name=kaggle"
         )
-    done = export(model, Path(FLAGS.output), name, FLAGS.tables, data, FLAGS.max_auc_loss)
-    show(done)
-    status(f"artifact {name}: see {Path(FLAGS.output) / 'manifest.json'}")
+    return name
 
 
 def show(done: Exported) -> None:

@@ -3,8 +3,9 @@
     python -m dlrm_jax verify kaggle
 
 All files are read and compared with their checksums. Then the artifact's 100 golden rows are
-predicted. Another processor may give other last digits; the largest difference is printed. The exit
-code is 1 if a file is missing or differs, and the message names it.
+predicted; of two towers, 100 golden queries are asked. Another processor may give other last
+digits; the largest difference is printed. The exit code is 1 if a file is missing or differs, and
+the message names it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 
 from absl import flags
 
+from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.cli.flags import FLAGS, mark_required, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.errors import DamagedArtifactError
+from dlrm_jax.retrieval import golden_queries
 from dlrm_jax.serving.verify import verify
 
 flags.DEFINE_string("artifact", None, "Directory of the artifact; such as kaggle.")
@@ -28,17 +31,24 @@ def main() -> None:
     """Verifies, and prints what was found."""
     require("artifact")
     start("1x1")
+    directory = Path(FLAGS.artifact)
     try:
-        found = verify(Path(FLAGS.artifact))
+        manifest = Manifest.read(directory)
+        found = golden_queries.verify(directory) if manifest.retrieval else verify(directory)
     except DamagedArtifactError as error:
         status(f"error: {error}", error=True)
         sys.exit(1)
     for name in found.others:
         status(f"note: {name} isn't part of the artifact")
     size = sum(note.bytes for note in found.manifest.files.values())
-    difference = found.golden.difference
+    if isinstance(found, golden_queries.Verified):
+        what, count, difference = "vectors", found.queries, found.difference
+        rows = f"{count} golden queries"
+    else:
+        what, count, difference = "predictions", *found.golden
+        rows = f"{count} golden rows"
     equal = f"differ by at most {difference:.2g}" if difference else "are equal to the last bit"
     status(
         f"{found.manifest.name}: {len(found.manifest.files)} files, {size:,} bytes, as they were "
-        f"written; predictions of {found.golden.rows} golden rows {equal}"
+        f"written; {what} of {rows} {equal}"
     )

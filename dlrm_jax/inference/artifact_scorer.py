@@ -116,6 +116,11 @@ def load_artifact(
         raise UserError(f"model: an artifact needs no class, got {model!r}; leave it out")
     artifact = Artifact.load(directory)
     manifest = artifact.manifest
+    if manifest.retrieval:
+        raise UserError(
+            f"expected the artifact of a click model, but {directory} is one of two towers, which "
+            f"find items; load it by dlrm_jax.retrieval.retriever.Retriever"
+        )
     if preprocessing:
         check_same_data(preprocessing, directory, manifest.data)
     vocabularies = preprocessing or kept_by(directory, manifest)

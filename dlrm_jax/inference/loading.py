@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -47,6 +47,13 @@ def load_trained(checkpoint: Path, mesh: Mesh, batch_size: int, model: str | Non
     metadata = read_metadata(checkpoint)
     config = trained_config(checkpoint, metadata)
     check_model(checkpoint, config, model)
+    return load_checked(checkpoint, metadata, config, mesh, batch_size)
+
+
+def load_checked(
+    checkpoint: Path, metadata: Mapping[str, Any], config: Config, mesh: Mesh, batch_size: int
+) -> Trained:
+    """As `load_trained`, of a checkpoint that has been read and whose model may be imported."""
     learner = make_learner(for_prediction(config, batch_size), mesh)
     release_memory()
     specs = learner.state_specs()

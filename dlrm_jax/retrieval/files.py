@@ -68,13 +68,20 @@ def frame(
     vectors: Float32[np.ndarray, "n d"],
 ) -> pl.DataFrame:
     """The values of a side's columns of one id, and ``vector``, float32 [d]."""
+    return values_frame(data, values, side, ids).with_columns(pl.Series("vector", vectors))
+
+
+def values_frame(
+    data: Dataset, values: Values, side: Side, ids: Int32[np.ndarray, "n C"]
+) -> pl.DataFrame:
+    """The values of a side's columns of one id."""
     columns: list[Any] = []
     place = 0
     for feature in side.features:
         if data.bag_lengths[feature] == 1:
             columns.append(values.decode(feature, ids[:, place]))
         place += data.bag_lengths[feature]
-    return pl.DataFrame([*columns, pl.Series("vector", vectors)])
+    return pl.DataFrame(columns)
 
 
 def write_vectors(path: Path, frames: Iterable[pl.DataFrame]) -> None:

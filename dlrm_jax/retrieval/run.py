@@ -126,10 +126,10 @@ def run(
     fixed = {x: y for x, y in dataclasses.asdict(settings).items() if x not in _MAY_CHANGE}
     checkpoints = Checkpoints(
         workdir / "checkpoints",
-        {"data": _of_columns(data.fingerprint), "retrieval": fixed, **config.identity()},
+        {"data": of_columns(data.fingerprint), "retrieval": fixed, **config.identity()},
         config.keep_checkpoints,
         f"recall@{settings.recall_at[0]}",
-        [_of_columns(earlier) for earlier in data.earlier_fingerprints],
+        [of_columns(earlier) for earlier in data.earlier_fingerprints],
         {"retrieval": saved_settings},
     )
     if not checkpoints.steps():
@@ -211,7 +211,7 @@ def run(
         return Outcome(summary, vectors, retrieval)
 
 
-def _of_columns(fingerprint: str) -> str:
+def of_columns(fingerprint: str) -> str:
     """The fingerprint of a data set's columns as two towers read them.
 
     `dlrm_jax predict` would read all columns in the order of the data, so it must see other data.

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,9 @@ def export(
         directory.mkdir()
         tables = TableVariants.write(model, directory, row_format, data is not None)
         manifest = _describe(model, name, tables)
-        manifest = _write_dense(model, directory, manifest)
+        manifest = write_dense(model.dense.layers, model.dense.logits, directory, manifest)
         if model.vocabularies:
-            _copy_vocabularies(model.vocabularies, directory / PREPROCESSING)
+            copy_vocabularies(model.vocabularies, directory / PREPROCESSING)
         artifact = Artifact.open(directory, manifest)
         quantized, choice, metrics, baseline = tables.names, None, {}, None
         if data is not None:
@@ -123,18 +123,25 @@ def _describe(model: TrainedModel, name: str, tables: TableVariants) -> Manifest
     return Manifest(
         name=name,
         step=int(model.metadata["step"]),
-        made_by={x: importlib.metadata.version(x) for x in _LIBRARIES if _is_installed(x)},
+        made_by=made_by(),
         data=model.data,
         dense_features=config.dense_features,
         features=tuple(FeatureNote(*feature) for feature in features),
         labels=config.labels,
         shift=model.shift,
         tables=tables.exported,
-        lookups=tuple(_note(lookup, columns[lookup.feature]) for lookup in collection.lookups),
+        lookups=tuple(
+            note_lookup(lookup, columns[lookup.feature]) for lookup in collection.lookups
+        ),
         layers=(),
         programs=(),
         files={},
     )
+
+
+def made_by() -> dict[str, str]:
+    """The versions of the libraries that write artifacts."""
+    return {x: importlib.metadata.version(x) for x in _LIBRARIES if _is_installed(x)}
 
 
 def _is_installed(library: str) -> bool:
@@ -146,17 +153,30 @@ def _is_installed(library: str) -> bool:
     return True
 
 
-def _note(lookup: Lookup, columns: tuple[int, int]) -> LookupNote:
+def note_lookup(lookup: Lookup, columns: tuple[int, int]) -> LookupNote:
+    """The note of a lookup that reads these columns of the ids."""
     id_map = {} if lookup.id_map is None else note_of(lookup.id_map)
     return LookupNote(lookup.name, lookup.feature, lookup.table, lookup.pooling, columns, id_map)
 
 
-def _write_dense(model: TrainedModel, directory: Path, manifest: Manifest) -> Manifest:
-    """Writes layers and programs."""
+def write_dense(
+    arrays: Mapping[str, np.ndarray],
+    function: Callable[[Any, Any, Mapping[str, Any]], Any],
+    directory: Path,
+    manifest: Manifest,
+) -> Manifest:
+    """Writes layers and programs.
+
+    Args:
+        arrays: arrays of the dense model by name.
+        function: function of arrays by name, dense features and vectors by lookup.
+        directory: directory of the artifact.
+        manifest: manifest without them.
+    """
     (directory / "layers").mkdir()
     (directory / "programs").mkdir()
     layers = []
-    for name, array in model.dense.layers.items():
+    for name, array in arrays.items():
         note = LayerNote(name, array.shape, str(array.dtype), f"layers/{file_name(name)}.npy")
         write_layer(directory / note.file, array)
         layers.append(note)
@@ -164,9 +184,9 @@ def _write_dense(model: TrainedModel, directory: Path, manifest: Manifest) -> Ma
     width = sum(map(math.prod, shapes.values()))
 
     def logits(layers: Any, dense: Any, vectors: Any) -> Any:
-        return model.dense.logits(layers, dense, split_vectors(shapes, vectors))
+        return function(layers, dense, split_vectors(shapes, vectors))
 
-    made = export_programs(logits, model.dense.layers, manifest.dense_features, width)
+    made = export_programs(logits, arrays, manifest.dense_features, width)
     for size, content in made.items():
         note = ProgramNote(size, f"programs/{size or 'any'}.jax_export")
         (directory / note.file).write_bytes(content)
@@ -174,7 +194,8 @@ def _write_dense(model: TrainedModel, directory: Path, manifest: Manifest) -> Ma
     return dataclasses.replace(manifest, layers=tuple(layers), programs=tuple(programs))
 
 
-def _copy_vocabularies(vocabularies: Path, copy: Path) -> None:
+def copy_vocabularies(vocabularies: Path, copy: Path) -> None:
+    """Copies what maps raw values to ids to a new directory."""
     copy.mkdir()
     shutil.copytree(vocabularies / VOCABULARIES, copy / VOCABULARIES)
     shutil.copy2(vocabularies / METADATA, copy / METADATA)

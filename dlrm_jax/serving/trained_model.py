@@ -142,8 +142,11 @@ class DenseModel:
             dense: dense features, [B, D].
             vectors: vectors by lookup.
         """
+        return self.model(layers)(dense, vectors)
+
+    def model(self, layers: Mapping[str, Any]) -> Any:
+        """The model with these arrays, by name."""
         arrays = [layers[name] for name in self._names]
         params, statistics = jax.tree.unflatten(self._tree, arrays)
         parts = {"rngs": self._rngs, "statistics": statistics}
-        model = self._learner.model(params, {name: x for name, x in parts.items() if x})
-        return model(dense, vectors)
+        return self._learner.model(params, {name: x for name, x in parts.items() if x})

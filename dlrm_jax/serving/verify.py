@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from dlrm_jax.artifact.files import check_content, check_present, files_of_others
@@ -35,13 +36,7 @@ def verify(directory: Path) -> Verified:
         UserError: there is no artifact, or a later version wrote it.
         DamagedArtifactError: a file is missing or has other bytes, or predictions differ.
     """
-    manifest = Manifest.read(directory)
-    check_present(directory, manifest.files)
-    for name in golden.FILES:
-        if name not in manifest.files:
-            raise DamagedArtifactError(str(directory), name, "the manifest doesn't name it")
-    for name, note in manifest.files.items():
-        check_content(directory, name, note)
+    manifest = read_whole(directory, golden.FILES)
     predictor = Predictor.load(directory)
     assert isinstance(predictor.scorer, ArtifactScorer)
     programs = predictor.scorer.artifact.programs.values()
@@ -49,3 +44,24 @@ def verify(directory: Path) -> Verified:
     tolerance = golden.TOLERANCE if is_float32 else golden.SHORT_TOLERANCE
     compared = golden.compare(directory, predictor, tolerance)
     return Verified(manifest, compared, files_of_others(directory, manifest.files))
+
+
+def read_whole(directory: Path, needed: Collection[str]) -> Manifest:
+    """The manifest of an artifact all of whose files are as they were written.
+
+    Args:
+        directory: directory of the artifact.
+        needed: files that it must name.
+
+    Raises:
+        UserError: there is no artifact, or a later version wrote it.
+        DamagedArtifactError: a file is missing or has other bytes.
+    """
+    manifest = Manifest.read(directory)
+    check_present(directory, manifest.files)
+    for name in needed:
+        if name not in manifest.files:
+            raise DamagedArtifactError(str(directory), name, "the manifest doesn't name it")
+    for name, note in manifest.files.items():
+        check_content(directory, name, note)
+    return manifest

@@ -57,6 +57,7 @@ def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.Captu
          "--max_auc_loss: it is measured on validation examples; give --data, too"),
         ("export", f"{RUN} --output=/nowhere/x --name=a/b", "--name: .*, got 'a/b'"),
         ("export", "--run=. --output=/nowhere/x", "is not a checkpoint|has no checkpoint"),
+        ("export", f"{RUN} --output=/nowhere/x --cells=3", "--cells has no effect with a click"),
         ("verify", "", "--artifact is missing; such as --artifact=kaggle"),
         ("verify", "/nowhere", "/nowhere is no artifact: cannot read /nowhere/manifest.json"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -13,90 +12,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from small_run import INDEX, SETTINGS, log, trained
 
-from dlrm_jax.config import Config
-from dlrm_jax.data.directory import load_directory
-from dlrm_jax.data.preprocessing.options import Options
-from dlrm_jax.data.preprocessing.pipeline import preprocess
-from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.loading import load_trained
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.mesh import make_mesh
-from dlrm_jax.retrieval.model import MODEL, config_of
-from dlrm_jax.retrieval.run import _MAY_CHANGE, Outcome, run
+from dlrm_jax.retrieval.model import MODEL
+from dlrm_jax.retrieval.run import _MAY_CHANGE
 from dlrm_jax.retrieval.settings import _ADDED, RetrievalSettings
-from dlrm_jax.retrieval.task import Task, make_task
-from dlrm_jax.training.build import make_learner
-
-SCHEMA = Schema(
-    "clicked",
-    ("user", "viewed", "item", "shop"),
-    dense=("price",),
-    bag_lengths={"viewed": 3},
-    shared={"viewed": "item"},
-)
-SETTINGS = RetrievalSettings(
-    user_columns=("user", "viewed"),
-    item_columns=("item", "shop", "price"),
-    tower=(4,),
-    negatives=16,
-    recall_at=(3,),
-)
-INDEX = "usearch" if importlib.util.find_spec("usearch") else "none"
-
-
-def log() -> pl.DataFrame:
-    """Users who like items of their own parity, some of which come only late."""
-    rng = np.random.default_rng(0)
-    users, items = rng.integers(0, 20, 600), rng.integers(0, 9, 600)
-    items[560:] = rng.integers(0, 11, 40)
-    viewed = [[f"i{x}" for x in rng.integers(0, 9, n)] for n in rng.integers(0, 4, 600)]
-    return pl.DataFrame(
-        {
-            "clicked": ((users + items) % 2 == 0) | (rng.random(600) < 0.2),
-            "user": [f"u{x}" for x in users],
-            "viewed": pl.Series(viewed, dtype=pl.List(pl.String)),
-            "item": pl.Series([f"i{x}" for x in items]).set(pl.Series(range(600)) == 7, None),
-            "shop": [f"s{x % 4}" for x in items],
-            "price": items * 1.5,
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    directory = tmp_path_factory.mktemp("retrieval")
-    log().write_parquet(directory / "log.parquet")
-    preprocess([directory / "log.parquet"], directory / "data", Options(SCHEMA, split="time"))
-    return make_task(load_directory(directory / "data"), SETTINGS)
-
-
-def trained(task: Task, workdir: Path, steps: int, **changes: object) -> Outcome:
-    base = Config(
-        model=MODEL,
-        pooling="mean",
-        embedding_dim=8,
-        optimizer="rowwise_adagrad",
-        dense_optimizer="adam",
-        learning_rate=0.05,
-        batch_size=32,
-        evaluation_batch_size=64,
-        steps=steps,
-        log_every=1,
-        eval_every=30,
-    )
-    config = config_of(base, task.settings, task.data, task.user, task.item)
-    config = dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType]
-    learner = make_learner(config, make_mesh("1x1"))
-    return run(task, config, learner, workdir, INDEX, lambda text: None)
-
-
-@pytest.fixture(scope="module")
-def workdir(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("unbroken")
-    trained(task, workdir, 60)
-    return workdir
+from dlrm_jax.retrieval.task import Task
 
 
 def test_a_run_learns_and_goes_on_as_if_unbroken(task: Task, workdir: Path, tmp_path: Path):

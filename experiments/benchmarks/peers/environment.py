@@ -1,10 +1,11 @@
-"""Makes the Python environment of PyTorch's contestants once and keeps it."""
+"""Makes the Python environments of contestants once and keeps them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlrm_jax.errors import UserError
@@ -16,8 +17,17 @@ _REQUIREMENTS = [Path(__file__).with_name(name) for name in ("torch.txt", "requi
 _COMPLETE = "complete.txt"
 
 
-def ready(directory: Path) -> Path:
+def ready(
+    directory: Path,
+    files: Sequence[Path] | None = None,
+    what: str = "PyTorch, TorchRec and FBGEMM",
+) -> Path:
     """Makes or completes an environment if it doesn't match the requirements; returns its Python.
+
+    Args:
+        directory: directory of the environment.
+        files: files of requirements; None for those of PyTorch's contestants.
+        what: names of what is installed, for the user.
 
     Raises:
         UserError: the directory contains other files, or pip fails.
@@ -31,15 +41,16 @@ def ready(directory: Path) -> Path:
         )
     lock_file = directory.with_name(f".{directory.name}.lock")
     with locked(lock_file, f"environment {directory}", wait=True):
-        texts = [file.read_text() for file in _REQUIREMENTS]
+        files = _REQUIREMENTS if files is None else files
+        texts = [file.read_text() for file in files]
         requirements = "\n".join([f"# Python {sys.version.split()[0]}", *texts])
         python = directory / "bin" / "python"
         complete = directory / _COMPLETE
         if not complete.is_file() or complete.read_text() != requirements:
             complete.unlink(missing_ok=True)
-            print(f"installing PyTorch, TorchRec and FBGEMM into {directory}", file=sys.stderr)
+            print(f"installing {what} into {directory}", file=sys.stderr)
             _call([sys.executable, "-m", "venv", directory])
-            for file in _REQUIREMENTS:
+            for file in files:
                 _call([python, "-m", "pip", "install", "--no-deps", "-r", file])
             write_text(complete, requirements)
         return python

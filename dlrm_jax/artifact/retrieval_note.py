@@ -1,0 +1,51 @@
+"""What the manifest of two towers says besides that of a click model: the index of the items."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import msgspec
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributeNote:
+    """An attribute of the items, by which they can be filtered.
+
+    Attributes:
+        name: name, as in the log.
+        columns: first of its columns in the items' ids, and the one after the last.
+        file: file of its values by id.
+    """
+
+    name: str
+    columns: tuple[_Count, _Count]
+    file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalNote:
+    """Two towers: the program gives the vectors of users, and an index has those of the items.
+
+    Attributes:
+        dense: names of the dense features of the user.
+        item: name of the column that tells items apart.
+        items: number of items.
+        dim: numbers of a vector.
+        cells: number of cells; 1 for a flat index.
+        probes: cells that a query reads unless it says another number.
+        bloom_bits: bits of an item's Bloom filter; 0 without attributes.
+        attributes: attributes of the items.
+    """
+
+    dense: tuple[str, ...]
+    item: str
+    items: _Positive
+    dim: _Positive
+    cells: _Positive
+    probes: _Positive
+    bloom_bits: _Count
+    attributes: tuple[AttributeNote, ...]

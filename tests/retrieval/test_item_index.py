@@ -1,0 +1,107 @@
+"""The search in JAX: what NumPy finds, to the last bit, whatever the shapes, filters and ties."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_index import FILTERS, LANGUAGES, draw_attributes, draw_vectors, search_both
+
+from dlrm_jax.errors import UserError
+from dlrm_jax.retrieval.index import bloom
+from dlrm_jax.retrieval.index.attributes import Attributes
+from dlrm_jax.retrieval.index.item_index import ItemIndex
+from dlrm_jax.retrieval.index.vectors import BLOCK, GAP, in_cells, pack, quantize
+
+
+@pytest.mark.parametrize(("count", "k", "cells"), [(70, 9, 1), (70, 80, 4), (1, 1, 1)])
+def test_it_finds_what_numpy_finds(count: int, k: int, cells: int):
+    found, wanted = search_both(0, count, 5, k, cells, [*FILTERS, *FILTERS[1:]])
+    np.testing.assert_array_equal(found.items, wanted[0])
+    np.testing.assert_array_equal(found.scores, wanted[1])
+
+
+def test_cells_are_read_nearest_first():
+    """Of well-separated clusters, one cell is enough, and others aren't looked at."""
+    rng = np.random.default_rng(0)
+    centers = np.eye(4, dtype=np.float32)
+    own = np.arange(80) % 4
+    vectors = (centers[own] + rng.normal(0, 0.05, (80, 4))).astype(np.float32)
+    index = ItemIndex.build(vectors, kind="ivf", cells=4, probes=1)
+    assert index.cells == 4
+    found = index.search(centers, 20).items
+    assert [set(own[row]) for row in found] == [{0}, {1}, {2}, {3}]
+    np.testing.assert_array_equal(found, index.search(centers, 20, probes=4).items)
+    assert (index.search(centers, 21).items[:, 20] == -1).all()
+
+
+def test_places_are_whole_blocks_of_cells():
+    cells = np.array([2, 0, 2, 0, 3] * 20, np.int32)
+    places, starts = in_cells(cells, 5)
+    assert starts.tolist() == [0, 2, 2, 4, 5, 5]
+    for cell in range(5):
+        own = places[starts[cell] * BLOCK : starts[cell + 1] * BLOCK]
+        assert own[own != GAP].tolist() == np.flatnonzero(cells == cell).tolist()
+
+
+def test_blocks_have_four_numbers_of_an_item_after_the_other():
+    rows = np.arange(2 * BLOCK * 8, dtype=np.int64).astype(np.int8).reshape(2 * BLOCK, 8)
+    assert np.array_equal(pack(rows)[1, 1, 5], rows[BLOCK + 5, 4:])
+
+
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=9))
+def test_integers_are_within_half_a_step(numbers: list[float]):
+    row = np.array([numbers], np.float32)
+    integers, scale = quantize(row)
+    assert np.abs(integers.astype(np.int32)).max() <= 127
+    if np.abs(row).max() > 1e-30:
+        assert (np.abs(integers * scale[:, None] - row) <= scale * 0.501).all()
+
+
+def test_bloom_filters_miss_nothing_and_pass_few_others():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(-1, 1000, (640, 4)).astype(np.int32)
+    columns, bits = [(0, 1), (1, 4)], bloom.default_bits(4)
+    words = bloom.make_bits(ids, columns, bits)
+    wrong = total = 0
+    for attribute, (begin, end) in enumerate(columns):
+        for value in range(0, 1000, 10):
+            (at,) = bloom.positions(attribute, np.array([value]), bits)
+            passing = np.bitwise_and.reduce(words[:, at], axis=1)
+            seen = (passing[:, None] >> np.arange(BLOCK, dtype=np.uint32) & 1).astype(bool).ravel()
+            has = (ids[:, begin:end] == value).any(axis=1)
+            assert seen[has].all()
+            wrong, total = wrong + np.sum(seen & ~has), total + np.sum(~has)
+    assert wrong / total < 0.01
+
+
+def test_bad_questions():
+    rng = np.random.default_rng(0)
+    attributes = draw_attributes(rng, 5)
+    index = ItemIndex.build(draw_vectors(rng, 5, 3), attributes)
+    query = np.ones((1, 3), np.float32)
+    cases: list[tuple[Any, Any, Any, str]] = [
+        (query[:, :2], 1, None, r"queries: expected finite vectors of shape \[n, 3\], got .*1, 2"),
+        (query * np.nan, 1, None, "queries: expected finite"),
+        (query, 0, None, "k: expected 1 or more, got 0"),
+        (query, 1, {"color": 1}, "no attribute 'color'; they have language, topics"),
+        (query, 1, {"language": []}, "language: expected at least one value"),
+        (query, 1, {"language": 3}, "language: expected text, got 3"),
+        (query, 1, {"topics": [100, "a"]}, "topics: expected an integer, got 'a'"),
+        (query, 1, [None, None], "filters: expected one for each of 1 queries, got 2"),
+    ]
+    for queries, k, filters, message in cases:
+        with pytest.raises(UserError, match=message):
+            index.search(queries, k, filters)
+    with pytest.raises(UserError, match="probes: expected 1 or more, got 0"):
+        index.search(query, 1, probes=0)
+    with pytest.raises(UserError, match="vectors: expected one or more"):
+        ItemIndex.build(np.empty((0, 3), np.float32))
+    with pytest.raises(UserError, match="cells: expected at most the 2 items, got 3"):
+        ItemIndex.build(np.ones((2, 3), np.float32), kind="ivf", cells=3)
+    bare = ItemIndex.build(np.ones((2, 3), np.float32), Attributes(np.empty((2, 0), np.int32), ()))
+    with pytest.raises(UserError, match="they have none"):
+        bare.search(query, 1, {"language": LANGUAGES[0]})
