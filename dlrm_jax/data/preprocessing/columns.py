@@ -76,7 +76,7 @@ def label_arrays(
     rows: pl.DataFrame, schema: Schema
 ) -> Float32[np.ndarray, " N"] | Float32[np.ndarray, "N H"]:
     """The labels of rows, [N], or [N, H] if there are several; NaN where there is none."""
-    labels = rows.select(pl.col(label_columns(schema)).fill_null(math.nan)).to_numpy()
+    labels = few_rows.select(rows, [pl.col(label_columns(schema)).fill_null(math.nan)]).to_numpy()
     return labels[:, 0] if labels.shape[1] == 1 else np.ascontiguousarray(labels)
 
 

@@ -235,6 +235,8 @@ def unlabelled_rows(
     missing.
     """
     labels = [label_or_null(name, schema, batch) for name in schema.labels]
+    if not (schema.dense or schema.bins or schema.weight or schema.timestamp):
+        return few_rows.with_columns(batch, labels)  # nothing else may be malformed
     rows = few_rows.with_columns(batch, [pl.lit(0).alias(name) for name in schema.labels])
     return few_rows.with_columns(valid_rows(path, schema, rows, first_row), labels)
 

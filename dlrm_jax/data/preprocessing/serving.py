@@ -17,7 +17,7 @@ import polars as pl
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.multi_hot import expand
-from dlrm_jax.data.preprocessing import logs
+from dlrm_jax.data.preprocessing import few_rows, logs
 from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns, transform_dense
 from dlrm_jax.data.preprocessing.encoding import encode_column, expansions
 from dlrm_jax.data.preprocessing.hashed_values import group_codes
@@ -137,7 +137,7 @@ class LogEncoder:
         """
         schema, name = self.options.schema, f"{name} (from 0)"
         logs.check_columns(name, schema, frame.schema, without_label=True)
-        frame = frame.select(self.columns)
+        frame = few_rows.select(frame, self.columns)
         if schema.layout == "criteo":
             frame = logs.from_hexadecimal(name, schema, frame)
         frame = logs.unlabelled_rows(name, schema, frame, 0)
@@ -208,7 +208,7 @@ class LogEncoder:
         names = [f"d{i}" for i in range(len(self.options.schema.dense))]
         dense = np.empty((len(rows), 0), np.float32)
         if names:
-            dense = rows.select(names)
+            dense = few_rows.select(rows, names)
             dense = transform_dense(dense, self.options, self._smallest, self._scales)
         bags = [
             encode_column(rows, i, self.options, entries) for i, entries in enumerate(self._entries)

@@ -30,6 +30,7 @@ FIRST_VALUE = 2
 _COUNT = pl.Int64()  # those of days add up
 _DISTINCT_PER_PASS = 1 << 24
 _LARGE = 1 << 22
+_FEW = 1000
 _SHARED = 8  # an eighth of a full table is for values without a row of their own
 
 
@@ -220,12 +221,7 @@ def _ids(
     values: pl.Series, vocabulary: pl.DataFrame, unseen: int | None
 ) -> Int32[np.ndarray, " N"]:
     known = vocabulary[["value", "id"]]
-    frame = cast_values(values, known["value"].dtype).alias("value").to_frame()
-    joined = frame.join(known, on="value", how="left", maintain_order="left")
-    if len(joined) > len(values):  # the ids of all rows behind it would be another row's
-        twice = known["value"].filter(known["value"].is_duplicated())[0]
-        raise UserError(_damaged("its vocabulary", twice))
-    ids = joined["id"]  # null: unknown
+    ids = _looked_up(cast_values(values, known["value"].dtype), known)
     if unseen is None and len(unknown := values.filter(ids.is_null() & values.is_not_null())):
         raise UserError(
             f"the value {shown(unknown[0])} isn't in the vocabulary, which was made by another "
@@ -237,6 +233,26 @@ def _ids(
     if values.null_count():
         found = np.where(values.is_null().to_numpy(), np.int32(MISSING), found)
     return found
+
+
+def _looked_up(values: pl.Series, known: pl.DataFrame) -> pl.Series:
+    """The id of each value; null where there is none."""
+    dtype = values.dtype
+    if len(values) + len(known) < _FEW and (dtype.is_integer() or dtype == pl.String):
+        # Polars joins in threads of its own, which takes as long for few values as for thousands.
+        pairs = zip(known["value"].to_list(), known["id"].to_list(), strict=True)
+        of_value = dict(pairs)
+        is_twice = len(of_value) < len(known)
+        ids = pl.Series("id", map(of_value.get, values.to_list()), known["id"].dtype)
+    else:
+        frame = values.alias("value").to_frame()
+        joined = frame.join(known, on="value", how="left", maintain_order="left")
+        is_twice = len(joined) > len(values)
+        ids = joined["id"]
+    if is_twice:  # the ids of all rows behind it would be another row's
+        twice = known["value"].filter(known["value"].is_duplicated())[0]
+        raise UserError(_damaged("its vocabulary", twice))
+    return ids
 
 
 def _has_nan(known: pl.Series) -> bool:
