@@ -52,12 +52,13 @@ class Known:
 
     def add(self, ids: Mapping[Any, Any]) -> None:
         """Remembers ids."""
+        short = [x for x in ids if not isinstance(x, str) or len(x) <= _LONGEST]
         with self._changing:
-            for value, number in ids.items():
-                if not isinstance(value, str) or len(value) <= _LONGEST:
-                    self._ids[value] = number
-            while len(self._ids) > MOST:
-                del self._ids[next(iter(self._ids))]
+            self._ids.update((x, ids[x]) for x in short[-MOST:])
+            # At once: to find the first entry takes as long as there are removed ones before it.
+            oldest = [*itertools.islice(self._ids, max(0, len(self._ids) - MOST))]
+            for value in oldest:
+                del self._ids[value]
 
 
 class Values:

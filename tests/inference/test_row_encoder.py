@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,19 @@ def test_criteos_columns(tmp_path: Path, options: Options):
     for each in (rows, rows[:1], rows[1:], [rows[0] | {"C3": "x"}], [rows[0] | {"I2": "x"}]):
         expected = outcome(whole, plain, each)
         assert outcome(encoder.rows, each) == expected
+
+
+def test_many_new_values_are_forgotten_in_no_time():
+    """As those of a column of 100,000 rows; one after the other, they took 5 seconds."""
+    known = known_ids.Known()
+    known.add({"first": 1})
+    started = time.process_time()
+    known.add({i: i for i in range(100_000)})
+    assert time.process_time() - started < 1
+    assert len(known) == known_ids.MOST
+    assert known.of([99_999, 100_000 - known_ids.MOST, 0]) == [
+        99_999,
+        100_000 - known_ids.MOST,
+        None,
+    ]
+    assert known.get("first") is None
