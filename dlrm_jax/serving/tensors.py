@@ -154,13 +154,16 @@ def _column(name: str, array: np.ndarray, is_bag: bool) -> pl.Series:
     if array.dtype == object:
         array = array.copy()
         array[array == ""] = None
+    flat = array.reshape(-1)
+    if flat.dtype == object:  # a column of numbers may have no value, too
+        kind: Any = pl.String() if any(x is not None for x in flat) else pl.Null()
+    else:
+        kind = pl.Series(flat[:0]).dtype
     if is_bag:
         bags = [_without_padding(bag) for bag in array.reshape(len(array), -1).tolist()]
-        kind = pl.List(pl.String) if array.dtype == object else None
-        return pl.Series(name, bags, kind, strict=False)
-    flat = array.reshape(-1)
+        return pl.Series(name, bags, pl.List(kind))
     if flat.dtype == object:
-        return pl.Series(name, flat.tolist(), pl.String)
+        return pl.Series(name, flat.tolist(), kind)
     return pl.Series(name, flat, nan_to_null=flat.dtype.kind == "f")
 
 
