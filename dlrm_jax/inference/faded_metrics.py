@@ -70,7 +70,7 @@ class FadedMetrics:
         self._fading: Fading | None = None
         self.scenarios = [Scenario(ALL_COVERED, {})]
         if schedule:
-            self._fading = Fading(predictor.encoder, predictor.scorer.inputs)
+            self._fading = predictor.fading
             schedule.check_features(self._fading.features)
             self.scenarios, self._salt = scenarios(schedule), schedule.salt
         largest = max(_FEWEST_LOGITS, LARGEST // len(self.scenarios))

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from dlrm_jax.data.preprocessing.serving import LogEncoder
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.fading import Fading
 from dlrm_jax.inference.row_encoder import RowEncoder
+from dlrm_jax.inference.scorer import Scorer
 
 
 class RawRowParts:
     """What maps raw rows to ids. Each part raises a `UserError` if there are no vocabularies."""
 
+    scorer: Scorer
     vocabularies: Path | None
     fingerprint: str
 
@@ -35,3 +38,8 @@ class RawRowParts:
     def row_encoder(self) -> RowEncoder:
         """What maps few raw rows to ids quickly, as `encoder` does."""
         return RowEncoder(self.encoder)
+
+    @functools.cached_property
+    def fading(self) -> Fading:
+        """What puts missing values in the place of features."""
+        return Fading(self.encoder, self.scorer.inputs)

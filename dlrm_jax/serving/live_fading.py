@@ -13,7 +13,7 @@ import numpy as np
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fade_schedule import FadeSchedule
-from dlrm_jax.inference.fading import Fading, covered, request_hashes
+from dlrm_jax.inference.fading import covered, request_hashes
 from dlrm_jax.inference.predictor import Predictor
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class LiveFading:
         self._path, self._clock = path, clock
         self._changed, self._looked = _changed(path), clock()
         self._schedule = FadeSchedule.read(path)
-        self._versions: dict[str, Fading] = {}
+        self._features: dict[str, list[str]] = {}  # by version
 
     def add(self, version: str, predictor: Predictor) -> None:
         """Adds a version of the model.
@@ -52,15 +52,15 @@ class LiveFading:
                 "fade: the model has no vocabularies, so what a missing value is isn't known; "
                 "leave --fade out"
             )
-        fading = Fading(predictor.encoder, predictor.scorer.inputs)
+        known = predictor.fading.features
         for name in self._schedule.features:
-            if name not in fading.features:
+            if name not in known:
                 _log.warning("fade: version %s has no feature %r", version, name)
-        self._versions = {**self._versions, version: fading}
+        self._features = {**self._features, version: known}
 
     def remove(self, version: str) -> None:
         """Forgets a version."""
-        self._versions = {x: fading for x, fading in self._versions.items() if x != version}
+        self._features = {x: known for x, known in self._features.items() if x != version}
 
     def check(self) -> None:
         """Checks that some version has each feature of the schedule.
@@ -71,35 +71,32 @@ class LiveFading:
         self._check(self._schedule)
 
     def _check(self, schedule: FadeSchedule) -> None:
-        known = dict.fromkeys(x for fading in self._versions.values() for x in fading.features)
+        known = dict.fromkeys(x for features in self._features.values() for x in features)
         schedule.check_features([*known])
 
-    def seen(self, version: str, request_id: str) -> dict[str, bool]:
-        """Whether a request sees each feature of the schedule that a version has.
+    def seen(self, predictor: Predictor, request_id: str) -> dict[str, bool]:
+        """Whether a request sees each feature of the schedule that a model has.
 
         Args:
-            version: version that answers.
+            predictor: model that answers; its version may have another by now.
             request_id: id of the request; empty for a random draw.
         """
-        schedule, fading = self._current(), self._versions.get(version)
+        schedule, known = self._current(), predictor.fading.features
         hashes = request_hashes([request_id or secrets.token_hex(8)], schedule.salt)
         drawn = covered(hashes, schedule.coverages(self._clock()))
-        known = fading.features if fading else []
         return {name: bool(rows[0]) for name, rows in drawn.items() if name in known}
 
-    def apply(self, version: str, examples: Examples, seen: Mapping[str, bool]) -> Examples:
+    def apply(self, predictor: Predictor, examples: Examples, seen: Mapping[str, bool]) -> Examples:
         """Rows without the features that a request doesn't see.
 
         Args:
-            version: version that answers.
+            predictor: model that answers.
             examples: rows of the request.
             seen: see `seen`.
         """
-        fading = self._versions.get(version)
-        if fading is None:
-            return examples
         rows = len(examples)
-        return fading.apply(examples, {x: np.full(rows, is_seen) for x, is_seen in seen.items()})
+        of_rows = {x: np.full(rows, is_seen) for x, is_seen in seen.items()}
+        return predictor.fading.apply(examples, of_rows)
 
     def _current(self) -> FadeSchedule:
         """The schedule, as its file has it; it is looked at once a second."""

@@ -119,8 +119,8 @@ class Predictions:
             if (rows := encode(model, known_only)) is None:
                 return None
             seen.clear()  # of a version that has just ended
-            seen.update(fading.seen(model.version, request_id))
-            examples = fading.apply(model.version, rows.examples, seen)
+            seen.update(fading.seen(model.predictor, request_id))
+            examples = fading.apply(model.predictor, rows.examples, seen)
             return dataclasses.replace(rows, examples=examples)
 
         model, probabilities = await self._unfaded(request, faded, size)

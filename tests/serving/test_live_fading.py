@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,10 @@ import polars as pl
 import pytest
 from test_server import Client, serving
 
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fading import covered, request_hashes
 from dlrm_jax.inference.predictor import Predictor
@@ -124,19 +129,18 @@ def test_a_schedule_that_changes(
     fading = LiveFading(path, lambda: now[0])
     fading.add("1", predictor)
     fading.check()
-    assert fading.seen("1", "a") == {"page": False}
-    assert fading.seen("2", "a") == {}
+    assert fading.seen(predictor, "a") == {"page": False}
     write(path, page=1, age=0)
-    assert fading.seen("1", "a") == {"page": False}
+    assert fading.seen(predictor, "a") == {"page": False}
     now[0] += 1
-    assert fading.seen("1", "") == {"page": True, "age": False}
+    assert fading.seen(predictor, "") == {"page": True, "age": False}
     write(path, pages=0)
     now[0] += 1
-    assert fading.seen("1", "a") == {"page": True, "age": False}
+    assert fading.seen(predictor, "a") == {"page": True, "age": False}
     assert "the schedule stays as it was: fade: features: expected" in caplog.text
     path.unlink()
     now[0] += 1
-    assert fading.seen("1", "a") == {"page": True, "age": False}
+    assert fading.seen(predictor, "a") == {"page": True, "age": False}
     assert "cannot read" in caplog.text
     fading.remove("1")
     with pytest.raises(UserError, match="got 'page'"):
@@ -149,3 +153,25 @@ def test_a_feature_that_the_model_lacks_is_refused_at_the_start(artifact: Path, 
         serving(artifact, fade=write(tmp_path / "fade.json", shop=0.5)),
     ):
         pass
+
+
+def test_a_version_that_takes_the_name_of_another(
+    predictor: Predictor, rows: list[dict[str, Any]], tmp_path: Path
+):
+    """The one that is served may stay: another may not be loaded, and it answers what has come."""
+    frame = pl.DataFrame([row | {"click": i % 2} for i, row in enumerate(rows)])
+    frame.write_parquet(tmp_path / "log.parquet")
+    schema = Schema("click", ("word", "page", "city"), ("age",))
+    preprocess([tmp_path / "log.parquet"], tmp_path / "other", Options(schema))
+    fingerprint = Metadata.read(tmp_path / "other").fingerprint
+    other = dataclasses.replace(predictor, vocabularies=tmp_path / "other", fingerprint=fingerprint)
+    fading = LiveFading(write(tmp_path / "fade.json", page=0))
+    fading.add("1", predictor)
+    fading.add("1", other)
+    for each in (predictor, other):
+        given, expected = (
+            each.row_encoder.rows(x) for x in (rows[:3], [x | {"page": None} for x in rows[:3]])
+        )
+        seen = fading.seen(each, "a")
+        assert seen == {"page": False}
+        np.testing.assert_array_equal(fading.apply(each, given, seen).ids, expected.ids)
