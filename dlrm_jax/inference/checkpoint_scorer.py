@@ -60,7 +60,7 @@ class CheckpointScorer:
     def logits(
         self, split: Split, batch_size: int, shared: Collection[str] = ()
     ) -> Iterator[Float32[np.ndarray, "B *_"]]:
-        """See `Scorer`; columns that all examples share are looked up for each."""
+        """See `Scorer`; features that all examples share are looked up for each."""
         del shared
         return predictions(self.learner, self.compiled, self.state, split, batch_size)
 

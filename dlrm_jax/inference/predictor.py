@@ -130,7 +130,7 @@ class Predictor(TrainedParts, RawRowParts):
         if isinstance(rows, str | Path) and not shared:
             return self._of_file(Path(rows))
         examples = self.row_encoder.rows(rows, shared)
-        return self._in_memory(self._checked(examples), shared or ())
+        return self._in_memory(self._checked(examples), self.features_of(shared or ()))
 
     def predict_examples(
         self, rows: Examples | Split, shared: Collection[str] = ()
@@ -139,7 +139,8 @@ class Predictor(TrainedParts, RawRowParts):
 
         Args:
             rows: examples.
-            shared: columns whose ids are the same in all of them, which may be looked up once.
+            shared: features whose ids are the same in all of them, which may be looked up once; the
+                model's names, see `features_of`.
         """
         split = Split((rows,)) if isinstance(rows, Examples) else rows
         self.check_features(split)
@@ -274,7 +275,7 @@ class Predictor(TrainedParts, RawRowParts):
             split: examples with the features of the training data.
             batch_size: number of examples predicted at a time; None for that of the predictor.
             first_row: number of the first example, for messages.
-            shared: columns whose ids are the same in all examples.
+            shared: features whose ids are the same in all examples.
 
         Raises:
             UserError: the examples have another number of dense features, or a prediction isn't

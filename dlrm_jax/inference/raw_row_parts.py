@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from pathlib import Path
 
 from dlrm_jax.data.preprocessing.serving import LogEncoder
@@ -38,6 +39,15 @@ class RawRowParts:
     def row_encoder(self) -> RowEncoder:
         """What maps few raw rows to ids quickly, as `encoder` does."""
         return RowEncoder(self.encoder)
+
+    def features_of(self, columns: Collection[str]) -> frozenset[str]:
+        """The model's names of the categorical columns among some of a log.
+
+        In the checkpoints of earlier versions they are C1, C2, … in the order of the columns.
+        """
+        names = self.encoder.options.schema.categorical
+        pairs = zip(names, self.scorer.inputs.columns, strict=True)
+        return frozenset(feature for name, feature in pairs if name in columns)
 
     @functools.cached_property
     def fading(self) -> Fading:

@@ -96,6 +96,6 @@ class Scorer(Protocol):
         Args:
             split: examples with the model's inputs; ids aren't checked.
             batch_size: number of examples predicted at a time.
-            shared: columns whose ids are the same in all examples, which may be looked up once.
+            shared: features whose ids are the same in all examples, which may be looked up once.
         """
         ...

@@ -60,4 +60,6 @@ def encoded(model: ServedModel, given: RawRows, known_only: bool = False) -> Row
         examples = encoder.columns(columns, len(given.rows), True) if columns else None
     else:
         examples = encoder.rows(given.rows, given.shared)
-    return None if examples is None else Rows(examples, frozenset(given.shared))
+    if examples is None:
+        return None
+    return Rows(examples, model.predictor.features_of(given.shared))

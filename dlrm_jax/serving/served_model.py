@@ -33,7 +33,7 @@ class Rows:
 
     Attributes:
         examples: examples with ids.
-        shared: columns whose ids are the same in all of them, which are looked up once.
+        shared: features whose ids are the same in all of them, which are looked up once.
     """
 
     examples: Examples

@@ -89,7 +89,7 @@ def rows_of(
         raise UserError(f"inputs: expected as many rows of each, or 1, got {each}")
     bags = schema.bag_lengths
     columns = {name: _column(name, tensors[name], name in bags) for name in names}
-    shared = frozenset(x for x in names if counts[x] < count)
+    shared = model.predictor.features_of([x for x in names if counts[x] < count])
     found = None
     if all(tensors[name].dtype.kind in "Oiu" for name in schema.categorical):
         lists = {name: column.to_list() for name, column in columns.items()}

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from clients import Client, serving
 from in_memory import InMemory
 from test_export import config_of
 
 from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.preprocessing.options import Options
+from dlrm_jax.data.preprocessing.pipeline import preprocess
+from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.export import export
@@ -136,3 +141,21 @@ def test_versions_answer_with_the_order_of_their_own_labels(tmp_path: Path):
         assert repository.refresh() == ["2"]
         check(repository.newest)
         assert old.predictor.labels == of_version["1"]  # of an answer that is still to be written
+
+
+def test_names_of_an_earlier_versions_tables(artifact: Path, tmp_path: Path):
+    """They are C1, C2, … in the order of the columns, whatever these are called."""
+    columns = ("C2", "C1", "C3")
+    rows: list[dict[str, Any]] = [
+        {"C2": f"a{i % 5}", "C1": "b1", "C3": f"c{i % 2}", "n": 1.0} for i in range(40)
+    ]
+    frame = pl.DataFrame([row | {"y": i % 2} for i, row in enumerate(rows)])
+    frame.write_parquet(tmp_path / "log.parquet")
+    preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(Schema("y", columns, ("n",))))
+    loaded = Predictor.load(artifact, batch_size=16)
+    assert loaded.scorer.inputs.columns == ("C1", "C2", "C3")
+    fingerprint = Metadata.read(tmp_path / "out").fingerprint
+    predictor = dataclasses.replace(loaded, vocabularies=tmp_path / "out", fingerprint=fingerprint)
+    expected = predictor.predict(rows[:7])
+    own = [{x: y for x, y in row.items() if x != "C1"} for row in rows[:7]]
+    np.testing.assert_array_equal(predictor.predict(own, {"C1": "b1"}), expected)

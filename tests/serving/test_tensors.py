@@ -46,6 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
         row_encoder=RowEncoder(encoder),
         scorer=SimpleNamespace(inputs=None),
         vocabularies=directory / "out",
+        features_of=lambda columns: frozenset(columns),
     )
     return model
 
