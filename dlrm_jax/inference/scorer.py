@@ -47,9 +47,10 @@ class Inputs:
 
     def _are_rows(self, split: Split) -> bool:
         """Whether all ids are seen at once to be rows of the tables, or absent."""
-        if len(split.days) > 1 or not 0 < len(split) <= _AT_ONCE:
+        if len(split.days) != 1 or not 0 < len(split) <= _AT_ONCE:
             return False
-        ids = np.asarray(split.days[0].ids)
+        (day,) = split.days
+        ids = np.asarray(day.ids)
         limits = self._limits
         return ids.shape[1] == len(limits) and bool(ids.min() >= ABSENT and (ids < limits).all())
 
