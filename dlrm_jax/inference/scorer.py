@@ -51,8 +51,9 @@ class Inputs:
             return False
         (day,) = split.days
         ids = np.asarray(day.ids)
-        limits = self._limits
-        return ids.shape[1] == len(limits) and bool(ids.min() >= ABSENT and (ids < limits).all())
+        if not 0 < ids.shape[1] == len(self._limits):
+            return False
+        return bool(ids.min() >= ABSENT and (ids < self._limits).all())
 
     @functools.cached_property
     def _limits(self) -> Int64[np.ndarray, " C"]:
