@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
+
+from dlrm_jax.errors import UserError
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -49,3 +52,20 @@ class RetrievalNote:
     probes: _Positive
     bloom_bits: _Count
     attributes: tuple[AttributeNote, ...]
+
+
+def check_click_model(directory: Path, note: RetrievalNote | None) -> None:
+    """Checks that an artifact predicts rows.
+
+    Args:
+        directory: directory of the artifact.
+        note: note of its manifest.
+
+    Raises:
+        UserError: it is one of two towers.
+    """
+    if note:
+        raise UserError(
+            f"expected the artifact of a click model, but {directory} is one of two towers, which "
+            f"find items; load it by dlrm_jax.retrieval.retriever.Retriever"
+        )

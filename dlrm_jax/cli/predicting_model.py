@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
+from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.config import Config
 from dlrm_jax.data.directory import Metadata
 from dlrm_jax.errors import UserError
@@ -72,6 +73,7 @@ def find_model(path: Path, preprocessing: Path | None) -> PredictingModel:
 
 def _of_artifact(path: Path) -> PredictingModel:
     manifest = Manifest.read(path)
+    check_click_model(path, manifest.retrieval)
     shift, correction = manifest.shift, None
     if shift:
         correction = (

@@ -11,6 +11,7 @@ import numpy as np
 from dlrm_jax.artifact.artifact import read_layer
 from dlrm_jax.artifact.files import check_content, check_present
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
+from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.artifact.row_formats import decode
 from dlrm_jax.artifact.tables import map_rows
 from dlrm_jax.conversion.architecture import (
@@ -111,6 +112,7 @@ def _of_run(model: TrainedModel) -> OwnModel:
 
 def _of_artifact(path: Path) -> OwnModel:
     manifest = Manifest.read(path)
+    check_click_model(path, manifest.retrieval)
     check_present(path, manifest.files)
     rounded = [x.name for x in manifest.tables if x.row_format not in _TRAINED]
     if rounded:

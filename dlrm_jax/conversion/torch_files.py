@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -48,9 +47,9 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: {_reason(str(error))}") from error
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # a damaged file fails in any way
+        if type(error).__name__ == "UnpicklingError":
+            raise UserError(f"{path}: {_reason(str(error))}") from error
         raise UserError(
             f"{path} can't be read as a file of torch.save: {_line(error)}; is it complete?"
         ) from error

@@ -15,6 +15,7 @@ from jaxtyping import Float32
 
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import METADATA
 from dlrm_jax.errors import UserError
@@ -116,11 +117,7 @@ def load_artifact(
         raise UserError(f"model: an artifact needs no class, got {model!r}; leave it out")
     artifact = Artifact.load(directory)
     manifest = artifact.manifest
-    if manifest.retrieval:
-        raise UserError(
-            f"expected the artifact of a click model, but {directory} is one of two towers, which "
-            f"find items; load it by dlrm_jax.retrieval.retriever.Retriever"
-        )
+    check_click_model(directory, manifest.retrieval)
     if preprocessing:
         check_same_data(preprocessing, directory, manifest.data)
     vocabularies = preprocessing or kept_by(directory, manifest)

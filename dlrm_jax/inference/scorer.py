@@ -47,11 +47,13 @@ class Inputs:
 
     def _are_rows(self, split: Split) -> bool:
         """Whether all ids are seen at once to be rows of the tables, or absent."""
-        if len(split.days) > 1 or not 0 < len(split) <= _AT_ONCE:
+        if len(split.days) != 1 or not 0 < len(split) <= _AT_ONCE:
             return False
-        ids = np.asarray(split.days[0].ids)
-        limits = self._limits
-        return ids.shape[1] == len(limits) and bool(ids.min() >= ABSENT and (ids < limits).all())
+        (day,) = split.days
+        ids = np.asarray(day.ids)
+        if not 0 < ids.shape[1] == len(self._limits):
+            return False
+        return bool(ids.min() >= ABSENT and (ids < self._limits).all())
 
     @functools.cached_property
     def _limits(self) -> Int64[np.ndarray, " C"]:

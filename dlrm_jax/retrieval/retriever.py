@@ -92,13 +92,8 @@ class Retriever:
         parts = [np.zeros((0, self.note.dim), np.float32)]
         for first in range(0, len(ids), _BATCH):
             own = slice(first, first + _BATCH)
-            # As many rows as a power of two, so that few programs are compiled.
-            count = len(ids[own])
-            fill = [(0, (1 << (count - 1).bit_length()) - count), (0, 0)]
-            made = self.artifact.logits(
-                np.pad(dense[own], fill), np.pad(ids[own], fill, constant_values=-1)
-            )
-            parts.append(made.reshape(-1, self.note.dim)[:count])
+            made = self.artifact.logits(dense[own], ids[own])
+            parts.append(made.reshape(-1, self.note.dim))
         return np.concatenate(parts)
 
     @functools.cached_property

@@ -169,7 +169,10 @@ async def _load(port: int) -> tuple[int, dict]:
     answer = await reader.read()
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)
+    try:
+        return int(head.split()[1]), json.loads(body)
+    except (IndexError, ValueError):  # it is counted as lost
+        return 0, {"answer": answer[:1000].decode(errors="replace")}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ Count = Callable[[str, str], None]
 GOOD, MALFORMED, GONE, STALLED = "good requests", "malformed bodies", "disconnected", "stalled"
 _ANSWER_SECONDS = 30
 _CONNECTIONS = 32
+_MOST_CONNECTIONS = 128  # of good clients; more requests wait for one
 
 
 class Clients:
@@ -47,6 +48,7 @@ class Clients:
         self._count, self._chance, self._timeout = count, random.Random(seed), timeout
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._free: list[Connection] = []
+        self._places = asyncio.Semaphore(_MOST_CONNECTIONS)
         self.seconds: list[float] = []  # of each good answer
         self.loop = uvloop.new_event_loop()
 
@@ -107,13 +109,16 @@ class Clients:
 
     async def _good(self, request: Request, due: float | None = None) -> None:
         due = due or time.perf_counter()
-        connection = self._free.pop() if self._free else await self._connected()
-        future = self.loop.create_future()
-        connection.send(request.content, _result_of(future))
-        status, body = await future
+        async with self._places:
+            connection = self._free.pop() if self._free else await self._connected()
+            future = self.loop.create_future()
+            connection.send(request.content, _result_of(future))
+            status, body = await future
+            if status == 200:  # others may close it
+                self._free.append(connection)
+            else:
+                connection.close()
         self.seconds.append(time.perf_counter() - due)
-        if status != LOST:
-            self._free.append(connection)
         self._count(GOOD, request.problem(status, body, self._artifact_of))
 
     # -- Others ------------------------------------------------------------------------

@@ -11,14 +11,21 @@ from hypothesis import strategies as st
 from random_index import FILTERS, LANGUAGES, draw_attributes, draw_vectors, search_both
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.retrieval.index import bloom
+from dlrm_jax.retrieval.index import bloom, jax_search
 from dlrm_jax.retrieval.index.attributes import Attributes
 from dlrm_jax.retrieval.index.item_index import ItemIndex
 from dlrm_jax.retrieval.index.vectors import BLOCK, GAP, in_cells, pack, quantize
 
 
-@pytest.mark.parametrize(("count", "k", "cells"), [(70, 9, 1), (70, 80, 4), (1, 1, 1)])
-def test_it_finds_what_numpy_finds(count: int, k: int, cells: int):
+@pytest.mark.parametrize(
+    ("count", "k", "cells", "rows"),
+    [(70, 9, 1, 16), (70, 80, 4, 1000), (64, 20, 3, 16), (1, 1, 1, 9)],
+)
+def test_it_finds_what_numpy_finds(
+    count: int, k: int, cells: int, rows: int, monkeypatch: pytest.MonkeyPatch
+):
+    """In one block of items or in several, the last of which may be filled up."""
+    monkeypatch.setattr(jax_search, "_ROWS", rows)
     found, wanted = search_both(0, count, 5, k, cells, [*FILTERS, *FILTERS[1:]])
     np.testing.assert_array_equal(found.items, wanted[0])
     np.testing.assert_array_equal(found.scores, wanted[1])

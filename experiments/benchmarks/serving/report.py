@@ -18,6 +18,9 @@ HEADER = (
 )
 
 
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """Figures of the same thing, the first of them ours.
@@ -90,22 +93,25 @@ class Target:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on, besides the versions of libraries."""
+    flags = _of_processor("flags").split()
     return {
-        "processor": _processor(),
-        "instructions": library.version(),
+        "processor": _of_processor("model name") or platform.processor() or platform.machine(),
+        "instructions": [x for x in _INSTRUCTIONS if x in flags],
+        "native_kernels": library.version(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
     }
 
 
-def _processor() -> str:
+def _of_processor(key: str) -> str:
+    """A line about the first processor; empty where the system doesn't tell."""
     path = Path("/proc/cpuinfo")
     for line in path.read_text().splitlines() if path.exists() else []:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
+        name, _, value = line.partition(":")
+        if name.strip() == key:
             return value.strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 FOOTNOTE = f"\\*: two rounds differ by more than {UNSTEADY:.0%}"
