@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from dlrm_jax.serving.drift import counts_of
 class CountedHistogram(Collector):
     """A histogram that counts an array at once; that of the library takes one value at a time.
 
+    Threads may share it.
+
     Args:
         name: name of the metric.
         help_text: sentence about it.
@@ -28,6 +31,7 @@ class CountedHistogram(Collector):
         self._edges = np.array(edges, np.float64)
         self._bounds = [*map(str, self._edges.tolist()), "+Inf"]
         self._found: dict[tuple[str, ...], tuple[np.ndarray, float]] = {}
+        self._changing = threading.Lock()
 
     def add(self, labels: Sequence[str], values: Float[np.ndarray, " N"]) -> None:
         """Counts values.
@@ -36,16 +40,18 @@ class CountedHistogram(Collector):
             labels: values of the labels.
             values: finite values.
         """
-        key = tuple(labels)
-        counts, total = self._found.get(key, (0, 0.0))
-        self._found[key] = counts + counts_of(values, self._edges), total + float(values.sum())
+        key, new, of_values = tuple(labels), counts_of(values, self._edges), float(values.sum())
+        with self._changing:
+            counts, total = self._found.get(key, (0, 0.0))
+            self._found[key] = counts + new, total + of_values
 
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
         """Forgets all that has these values of labels, as of the metrics of the library."""
         places = {self._labels.index(name): value for name, value in labels.items()}
-        for key in [*self._found]:
-            if all(key[place] == value for place, value in places.items()):
-                del self._found[key]
+        with self._changing:
+            for key in [*self._found]:
+                if all(key[place] == value for place, value in places.items()):
+                    del self._found[key]
 
     def describe(self) -> Iterable[Metric]:
         """The metric without values."""

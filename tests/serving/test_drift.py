@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +94,25 @@ def test_artifacts_of_earlier_versions_have_none(artifact: Path, tmp_path: Path)
     del content["baseline"], content["checksum"]
     (tmp_path / MANIFEST).write_text(signed_text({"format": FORMAT, **content}))
     assert Manifest.read(tmp_path).baseline is None
+
+
+def test_threads_count_together():
+    """As those of two models do, while one takes the place of another of its version."""
+    histogram, turns = CountedHistogram("x", "A sentence.", (0.5,), "version"), 200
+
+    def count() -> None:
+        for _ in range(turns):
+            histogram.add(["1"], np.array([0.25, 0.75]))
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    (family,) = histogram.collect()
+    assert [x.value for x in family.samples] == [3 * turns, 6 * turns, 6 * turns, 3 * turns]
