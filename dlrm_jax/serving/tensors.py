@@ -160,8 +160,8 @@ def _column(name: str, array: np.ndarray, is_bag: bool) -> pl.Series:
     else:
         kind = pl.Series(flat[:0]).dtype
     if is_bag:
-        bags = [_without_padding(bag) for bag in array.reshape(len(array), -1).tolist()]
-        return pl.Series(name, bags, pl.List(kind))
+        bags = array if array.ndim == 2 else array[:, None]
+        return pl.Series(name, map(_without_padding, bags.tolist()), pl.List(kind))
     if flat.dtype == object:
         return pl.Series(name, flat.tolist(), kind)
     return pl.Series(name, flat, nan_to_null=flat.dtype.kind == "f")

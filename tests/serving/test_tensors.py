@@ -81,3 +81,14 @@ def test_numbers_of_another_width_are_refused_in_lists_too(model: Any):
     for name, array in tensors.items():
         with pytest.raises(UserError, match=f"column {name}: expected .* Float64, .* got Float32"):
             ids_of(model, **{name: array.astype(np.float32)})
+
+
+def test_no_rows(model: Any):
+    """They are refused with a message for the client, so they mustn't fail before."""
+    none = {
+        x: np.zeros((0, 2) if x in SCHEMA.bag_lengths else 0, object) for x in SCHEMA.categorical
+    }
+    for each in (none, none | {"days": none["day"]}):
+        found = rows_of(model, each)
+        assert found is not None
+        assert len(found) == 0
