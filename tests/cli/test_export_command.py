@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +20,7 @@ def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "table  rows  dim  stored as  bytes" in printed
     assert "test, exported" in printed
+    assert re.search(r"validation AUC changes by [+-]\d\.\d{6} with all tables as int8\n", printed)
     assert f"artifact run_of_format_3: see {artifact}/manifest.json" in printed
     command("verify", artifact)
     assert "golden rows are equal to the last bit" in capsys.readouterr().out

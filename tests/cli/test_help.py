@@ -35,6 +35,7 @@ def test_help_lists_every_flag_in_lines_that_fit(program: ModuleType):
         text = help_text(program.__doc__ or "", width)
         assert max(map(len, text.splitlines())) <= width
     assert text.startswith((program.__doc__ or "").split()[0])
+    assert not re.search(r"^    --", text, re.M), "a command whose rest is a line of its own"
     for flag in own_flags():
         listed = len(re.findall(rf"^  --(?:\[no\])?{flag.name}(?= |$)", text, re.M))
         assert listed == (0 if (flag.help or "").startswith(NO_EFFECT) else 1), flag.name
