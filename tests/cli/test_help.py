@@ -113,6 +113,13 @@ def test_a_wrong_flag_is_explained(program: ModuleType, argument: str, message: 
     assert re.fullmatch(message, str(raised.value))
 
 
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.serve"], indirect=True)
+def test_both_limits_of_a_flag_are_named(program: ModuleType):
+    del program
+    with pytest.raises(UserError, match="--port: expected an integer from 0 to 65535, got '65536'"):
+        cli_flags.parse(["serve", "--port=65536"])
+
+
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)
 def test_files_that_a_repeated_flag_would_leave_out_are_an_error(program: ModuleType):
     del program
