@@ -111,6 +111,8 @@ def _of_run(model: TrainedModel) -> OwnModel:
 
 def _of_artifact(path: Path) -> OwnModel:
     manifest = Manifest.read(path)
+    if manifest.retrieval:
+        raise UserError(f"{path} is the artifact of two towers; {_CONVERTED}")
     check_present(path, manifest.files)
     rounded = [x.name for x in manifest.tables if x.row_format not in _TRAINED]
     if rounded:

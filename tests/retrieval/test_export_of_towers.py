@@ -16,6 +16,7 @@ from small_run import log
 
 from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.conversion.own_model import OwnModel
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.retrieval import golden_queries
@@ -152,6 +153,8 @@ def test_files_that_do_not_fit_are_refused(copy: Path, name: str, change, messag
 def test_what_is_no_artifact_of_two_towers(directory: Path, artifact: Path, workdir: Path):
     with pytest.raises(UserError, match="of two towers, which find items; load it by"):
         Predictor.load(directory)
+    with pytest.raises(UserError, match="is the artifact of two towers; what can be converted is"):
+        OwnModel.open(directory)
     with pytest.raises(UserError, match="is one of a click model; load it by"):
         Retriever.load(artifact)
     assert find_towers(Path(__file__).parents[1] / "previous" / "run_of_format_3") is None
