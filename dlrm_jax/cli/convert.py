@@ -135,8 +135,9 @@ def import_model(path: Path, output: Path) -> None:
     settings = ", ".join(f"{x}={_shown(y)}" for x, y in model.architecture.settings().items())
     status(f"{path}: {model.form}, {settings}")
     status(text_table(["table of the file", "column", "rows", "dim"], rows))
-    lengths = _shown(tuple(dict.fromkeys(config.table_bag_lengths)))
-    status(f"not from the file: bag_lengths={lengths}, pooling={config.pooling}")
+    lengths = config.table_bag_lengths  # one of them if all are equal
+    lengths = lengths if len({*lengths}) > 1 else lengths[:1]
+    status(f"not from the file: bag_lengths={_shown(lengths)}, pooling={config.pooling}")
     if model.dtypes:
         status(f"{', '.join(model.dtypes)} becomes float32")
     if importer.correspondence.moves:

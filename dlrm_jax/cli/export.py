@@ -1,8 +1,8 @@
-"""Makes an artifact: one directory that is a trained model, for serving anywhere.
+r"""Makes an artifact: one directory that is a trained model, for serving anywhere.
 
     python -m dlrm_jax export --run=runs/kaggle --output=kaggle
     python -m dlrm_jax export --run=runs/kaggle --output=kaggle --data=criteo --tables=int8
-    python -m dlrm_jax export --run=runs/kaggle --output=kaggle --data=criteo --tables=int4
+    python -m dlrm_jax export --run=runs/kaggle --output=kaggle --data=criteo --tables=int4 \
       --max_auc_loss=0.0005
 
 An artifact has the tables as files that are mapped, the dense model as StableHLO for CPUs, GPUs and
@@ -118,11 +118,11 @@ def show(done: Exported) -> None:
         rows.append([table.name, *of_table, *cost])
     status(text_table(header, rows))
     if choice:
-        kept = len(manifest.tables) - len(choice.quantized)
-        status(
-            f"validation AUC changes by {0 - choice.loss_of_all:+.6f} with all tables as "
-            f"{FLAGS.tables}, by {0 - choice.loss:+.6f} with {kept} of them as they were trained"
-        )
+        line = f"validation AUC changes by {0 - choice.loss_of_all:+.6f} with all tables as "
+        line += FLAGS.tables
+        if kept := len(manifest.tables) - len(choice.quantized):
+            line += f", by {0 - choice.loss:+.6f} with {kept} of them as they were trained"
+        status(line)
     lines = []
     for split, of_split in manifest.metrics.items():
         for which, metrics in of_split.items():

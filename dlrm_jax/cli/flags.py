@@ -185,7 +185,8 @@ def _expected(flag: flags.Flag) -> str:
     if low is None:
         return flag.parser.syntactic_help
     kind = "an integer" if isinstance(flag.parser, flags.IntegerParser) else "a number"
-    return f"{kind} of at least {low}"
+    high = getattr(flag.parser, "upper_bound", None)
+    return f"{kind} of at least {low}" if high is None else f"{kind} from {low} to {high}"
 
 
 def paths(name: str) -> list[Path]:

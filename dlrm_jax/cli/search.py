@@ -1,6 +1,6 @@
-"""Searches the settings of a model by validation, and writes the best ones as a file.
+r"""Searches the settings of a model by validation, and writes the best ones as a file.
 
-    python -m dlrm_jax search --space='learning_rate=0.001..0.1:log,embedding_dim=8|16|32'
+    python -m dlrm_jax search --space='learning_rate=0.001..0.1:log,embedding_dim=8|16|32' \
         --data=log --output=searches/log --trials=50
     python -m dlrm_jax train --data=log --config=searches/log/best.json --workdir=runs/best
 

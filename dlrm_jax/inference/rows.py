@@ -58,7 +58,8 @@ def as_frame(rows: Any, columns: Sequence[str], numbers: Sequence[str] = ()) -> 
             if name not in row:
                 raise UserError(
                     f"{NAME} (from 0), row {number}: it has no column {name!r}, only "
-                    f"{cut(', '.join(map(str, row)), 1000) or 'none'}; None is a missing value"
+                    f"{cut(', '.join(map(str, row)), 1000) or 'none'}; a missing value is "
+                    f"None, null in JSON"
                 )
     return frame_of({name: [row[name] for row in rows] for name in columns}, numbers)
 

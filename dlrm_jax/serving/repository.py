@@ -53,8 +53,8 @@ def versions_in(directory: Path) -> list[Version]:
     numbered = [x for x in directory.iterdir() if x.name.isdecimal() and is_artifact(x)]
     if not numbered:
         raise UserError(
-            f"expected an artifact, which has a {MANIFEST}, or a directory of artifacts named by "
-            f"numbers, such as {directory / '1'}; {directory} is none of them"
+            f"expected an artifact of dlrm_jax export, which has a {MANIFEST}, or a directory of "
+            f"artifacts named by numbers, such as {directory / '1'}; {directory} is none of them"
         )
     return [_version(x.name, x) for x in sorted(numbered, key=lambda x: int(x.name))]
 

@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dlrm_jax.artifact.manifest import is_artifact
 from dlrm_jax.errors import DamagedCheckpointError, UserError
 
 FORMAT = 3
@@ -126,6 +127,8 @@ def _read(checkpoint: Path, strict: bool) -> dict[str, Any]:
         text = (checkpoint / _FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         there = f"it has no {_FILE}" if status(checkpoint) else "there is no such directory"
+        if is_artifact(checkpoint):
+            there = "it is an artifact; give the run that it was exported from"
         raise _unreadable(checkpoint, there) from error
     try:
         metadata = json.loads(text)

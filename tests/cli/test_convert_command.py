@@ -61,16 +61,17 @@ def original(table: str) -> np.ndarray:
     return dict(OwnModel.open(RUN).tables())[table]
 
 
-def test_a_model_without_data(command, tmp_path: Path):
+def test_a_model_without_data(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """It starts a run on any data whose tables have as many rows, and doesn't continue any."""
     file, run = tmp_path / "model.safetensors", tmp_path / "run"
     command("convert", f"--checkpoint={RUN}", "--format=dlrm", f"--output={file}")
     settings = tmp_path / "settings.json"
-    settings.write_text(json.dumps({"bag_lengths": [2], "optimizer": "sgd"}))
+    settings.write_text(json.dumps({"bag_lengths": [2, 1, 2], "optimizer": "sgd"}))
     command("convert", f"--checkpoint={file}", f"--config={settings}", f"--output={run}")
+    assert "not from the file: bag_lengths=2,1,2, pooling=sum" in capsys.readouterr().out
     checkpoint = find_checkpoint(run)
     config = trained_config(checkpoint, read_metadata(checkpoint))
-    assert (config.table_rows, config.bag_lengths) == ((42, 6, 14), (2,))
+    assert (config.table_rows, config.bag_lengths) == ((42, 6, 14), (2, 1, 2))
     learner = make_learner(config, make_mesh("1x1"))
     state = warm_start(learner, 3, checkpoint, ["all"], [load_directory(DATA).fingerprint])
     assert np.array_equal(tables_of(learner.collection, state)["C2"], original("C2"))

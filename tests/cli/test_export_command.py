@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -19,9 +20,12 @@ def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "table  rows  dim  stored as  bytes" in printed
     assert "test, exported" in printed
+    assert re.search(r"validation AUC changes by [+-]\d\.\d{6} with all tables as int8\n", printed)
     assert f"artifact run_of_format_3: see {artifact}/manifest.json" in printed
     command("verify", artifact)
     assert "golden rows are equal to the last bit" in capsys.readouterr().out
+    with pytest.raises(UserError, match="artifact is not a checkpoint: it is an artifact"):
+        command("export", f"--run={artifact}", f"--output={tmp_path / 'again'}")
     output = tmp_path / "p.csv"
     command("predict", f"--checkpoint={artifact}", data, f"--output={output}")
     assert "metrics of all days of the directory" in capsys.readouterr().out

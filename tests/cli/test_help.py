@@ -35,6 +35,7 @@ def test_help_lists_every_flag_in_lines_that_fit(program: ModuleType):
         text = help_text(program.__doc__ or "", width)
         assert max(map(len, text.splitlines())) <= width
     assert text.startswith((program.__doc__ or "").split()[0])
+    assert not re.search(r"^    --", text, re.M), "a command whose rest is a line of its own"
     for flag in own_flags():
         listed = len(re.findall(rf"^  --(?:\[no\])?{flag.name}(?= |$)", text, re.M))
         assert listed == (0 if (flag.help or "").startswith(NO_EFFECT) else 1), flag.name
@@ -110,6 +111,13 @@ def test_a_wrong_flag_is_explained(program: ModuleType, argument: str, message: 
     with pytest.raises(UserError) as raised:
         cli_flags.parse(["train", argument])
     assert re.fullmatch(message, str(raised.value))
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.serve"], indirect=True)
+def test_both_limits_of_a_flag_are_named(program: ModuleType):
+    del program
+    with pytest.raises(UserError, match="--port: expected an integer from 0 to 65535, got '65536'"):
+        cli_flags.parse(["serve", "--port=65536"])
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.preprocess"], indirect=True)

@@ -58,7 +58,7 @@ def test_what_it_refuses(artifact: Path, tmp_path: Path):
     empty = tmp_path / "token"
     empty.touch()
     for flags, message in (
-        ([str(tmp_path)], "expected an artifact, which has a manifest.json"),
+        ([str(tmp_path)], "expected an artifact of dlrm_jax export, which has a manifest.json"),
         ([str(tmp_path / "none")], "there is no"),
         ([str(artifact), f"--token_file={empty}"], "expected one word of ASCII"),
         ([str(artifact), "--host=192.0.2.1"], "cannot listen on 192.0.2.1"),

@@ -76,14 +76,15 @@ def test_batch_sizes_fit_the_mesh(expected: np.ndarray, frame: pl.DataFrame):
 
 ONE = {"age": 3, "page": "p1", "city": "c3", "word": None}
 BAD: dict[str, Any] = {
-    "rows (from 0), row 1: it has no column 'page', only age": [ONE, {"age": 1}],
+    "row 1: it has no column 'page', only age; a missing value is None, null in JSON": [
+        ONE, {"age": 1}],
     "rows (from 0), row 1, column page: expected the type str as in row 0, got 7 of type int": [
         ONE, ONE | {"page": 7}],
     "rows (from 0), row 1, column age: expected a finite number or nothing, got 'old'": [
         ONE | {"age": "2"}, ONE | {"age": "old"}],
     "column page: expected values of type String, as in training, got Int64": [ONE | {"page": 7}],
     "has no column 'word' that the schema names": pl.DataFrame(ONE).drop("word"),
-    "column city holds lists": [ONE | {"city": ["c3"]}],
+    "column city holds lists: expected one value in each row": [ONE | {"city": ["c3"]}],
     "column word: expected plain values": [ONE | {"word": object()}],
     "expected a list of dicts, a frame, the path of a file, or Examples, got dict; put a": ONE,
     "row 0: expected a dict for each row, got 'p1'": ["p1"],

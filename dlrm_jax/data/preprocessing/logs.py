@@ -28,6 +28,12 @@ def check_columns(
 ) -> None:
     """Checks names and types of columns.
 
+    Args:
+        path: file, or a name of rows in memory.
+        schema: schema.
+        types: type of each column that is there.
+        without_label: whether they are rows to predict.
+
     Raises:
         UserError: a column is missing or has the wrong type; the message names it.
     """
@@ -58,21 +64,29 @@ def check_columns(
                 f"{path}, column {schema.timestamp}: expected dates, times or seconds since 1970, "
                 f"got {kind}"
             )
+    in_memory = isinstance(path, str)
     for name in schema.categorical:
         kind = types[name]
         is_list = isinstance(kind, pl.List | pl.Array)
         if is_list and isinstance(kind.inner, pl.List | pl.Array):
             raise UserError(f"{path}, column {name}: expected a list of values, got {kind}")
         if name in schema.bag_lengths and not is_list and kind != pl.Null:
+            hint = (
+                "give each row a list of values"
+                if in_memory
+                else "CSV has no lists: write the log as Parquet with a list column"
+            )
             raise UserError(
                 f"{path}, column {name}: the schema gives a bag length, expected lists, got "
-                f"{kind}; CSV has no lists: write the log as Parquet with a list column"
+                f"{kind}; {hint}"
             )
         if is_list and name not in schema.bag_lengths:
-            raise UserError(
-                f"{path}, column {name} holds lists: the schema's bag_lengths must say "
-                f"how many values of each are kept"
+            hint = (
+                "expected one value in each row, as the schema gives no bag length"
+                if in_memory
+                else "the schema's bag_lengths must say how many values of each are kept"
             )
+            raise UserError(f"{path}, column {name} holds lists: {hint}")
 
     if not without_label:  # new logs are converted to the vocabulary's type, column by column
         _check_shared(path, schema, types)
