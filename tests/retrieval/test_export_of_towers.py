@@ -133,8 +133,12 @@ def test_flipped_bits_are_found_in_any_file(copy: Path):
         ("numbers", lambda x: np.where(x == 2, 900, x), "expected each of 9 items once"),
         ("numbers", lambda x: x[:-1], r"expected int32 of shape \[\d+\], it has"),
         ("starts", lambda x: x[::-1], "expected ascending numbers from 0 to"),
+        # Their differences are positive again in 64 bits.
+        ("starts", lambda x: np.array([0, 2**63 - 1, -2, x[-1]]), "expected ascending"),
         ("vectors", lambda x: x[..., :2], r"expected int8 of shape"),
         ("scales", lambda x: x.astype(np.float64), "expected float32 of"),
+        ("scales", lambda x: np.where(x > 0, np.inf, x), "expected finite scales, it has inf at"),
+        ("centroid_scales", lambda x: x * np.float32(np.nan), "expected finite scales, it has nan"),
         ("attributes", lambda x: x[1:], r"expected int32 of shape \[\d+, 1\]"),
         ("bloom", lambda x: x[:, 1:], "expected uint32 of"),
         ("centroids", lambda x: x[1:], "expected int8 of"),

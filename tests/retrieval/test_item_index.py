@@ -84,8 +84,9 @@ def test_bad_questions():
     index = ItemIndex.build(draw_vectors(rng, 5, 3), attributes)
     query = np.ones((1, 3), np.float32)
     cases: list[tuple[Any, Any, Any, str]] = [
-        (query[:, :2], 1, None, r"queries: expected finite vectors of shape \[n, 3\], got .*1, 2"),
-        (query * np.nan, 1, None, "queries: expected finite"),
+        (query[:, :2], 1, None, r"queries: expected vectors of shape \[n, 3\], got .*1, 2"),
+        (query * np.nan, 1, None, "queries: expected finite numbers of float32, got nan in row 0"),
+        (np.full((1, 3), 1e300), 1, None, r"of float32, got 1e\+300 in row 0, column 0"),
         (query, 0, None, "k: expected 1 or more, got 0"),
         (query, 1, {"color": 1}, "no attribute 'color'; they have language, topics"),
         (query, 1, {"language": []}, "language: expected at least one value"),
@@ -98,6 +99,8 @@ def test_bad_questions():
             index.search(queries, k, filters)
     with pytest.raises(UserError, match="probes: expected 1 or more, got 0"):
         index.search(query, 1, probes=0)
+    with pytest.raises(UserError, match="threads: expected 1 or more, got 0"):
+        index.search(query, 1, threads=0)
     with pytest.raises(UserError, match="vectors: expected one or more"):
         ItemIndex.build(np.empty((0, 3), np.float32))
     with pytest.raises(UserError, match="cells: expected at most the 2 items, got 3"):
