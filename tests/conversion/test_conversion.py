@@ -345,7 +345,11 @@ def test_what_cannot_leave(changes: dict, form: Format, message: str):
 def test_remarks(tmp_path: Path):
     """Shared tables are written for each column, and come back as one."""
     shared = dataclasses.replace(
-        DLRM, table_rows=(30, 30, 12), shared_tables=("C2=C1",), pooling="mean"
+        DLRM,
+        table_rows=(30, 30, 12),
+        shared_tables=("C2=C1",),
+        pooling="mean",
+        compute_dtype="bfloat16",
     )
     path = tmp_path / "x.safetensors"
     exporter = Exporter(OwnModel.of(InMemory.of(shared)), "torchrec")
@@ -354,6 +358,7 @@ def test_remarks(tmp_path: Path):
         "columns of the first top layer are in the order of TorchRec's pairs",
         "table C1 is written 2 times: for C1, C2",
         "give pooling=PoolingType.MEAN to the EmbeddingBagConfigs of C2, C3",
+        "predictions here are computed in bfloat16: PyTorch's differ, unless it does so, too",
     ]
     back = importer(path, shared)
     for name, expected in exporter.model.tables():
