@@ -16,6 +16,7 @@ from small_run import log
 
 from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.data.arrays import Examples
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.retrieval import golden_queries
@@ -87,6 +88,10 @@ def test_filters_are_the_values_of_the_log(directory: Path):
         retriever.search(user, 2, {"item": "i1"})
     with pytest.raises(UserError, match="'viewed'"):
         retriever.search([{"user": "u3"}], 2)
+    # Rows of the data have the item's columns, too, and the user's needn't be the first.
+    rows = Examples(np.zeros((1, 0), np.float32), np.zeros((1, 6), np.int32), np.zeros(1, "f4"))
+    with pytest.raises(UserError, match=r"expected ids of shape \[1, 4\], .* user, viewed, got"):
+        retriever.search(rows)
 
 
 def test_recall_is_that_of_the_run_nearly(directory: Path, workdir: Path):
@@ -108,6 +113,11 @@ def test_golden_queries(directory: Path, copy: Path):
     with pytest.raises(DamagedArtifactError, match=r"golden/items\.npy.* gives other items"):
         golden_queries.verify(copy)
     np.save(copy / "golden" / "items.npy", items)
+    np.save(copy / "golden" / "vectors.npy", items.astype(str))
+    rewritten(copy)
+    with pytest.raises(DamagedArtifactError, match=r"golden/vectors\.npy"):
+        golden_queries.verify(copy)
+    shutil.copy(directory / "golden" / "vectors.npy", copy / "golden")
     np.save(copy / "golden" / "vectors.npy", np.load(copy / "golden" / "vectors.npy") + 1e-4)
     rewritten(copy)
     with pytest.raises(DamagedArtifactError, match=r"vectors\.npy.*, they differ by 0\.0001"):
@@ -150,6 +160,15 @@ def test_files_that_do_not_fit_are_refused(copy: Path, name: str, change, messag
     np.save(path, change(np.load(path)))
     rewritten(copy)
     with pytest.raises(DamagedArtifactError, match=rf"index/{name}\.npy.*{message}"):
+        Retriever.load(copy)
+
+
+@pytest.mark.parametrize("number", [None, -1])
+def test_values_without_an_id_are_refused(copy: Path, number: int | None):
+    path = copy / "index" / "values_shop.parquet"
+    pl.read_parquet(path).with_columns(id=pl.lit(number, pl.Int32)).write_parquet(path)
+    rewritten(copy)
+    with pytest.raises(DamagedArtifactError, match=r"values_shop.*: expected ids from 0 on, it"):
         Retriever.load(copy)
 
 

@@ -163,6 +163,9 @@ class _Reader:
             raise self.damage(note.file, str(error)) from error
         if found.columns != ["value", "id"] or found["id"].dtype != pl.Int32:
             raise self.damage(note.file, f"expected value and id, it has {found.schema}")
+        wrong = found["id"].filter(found["id"].is_null() | (found["id"] < 0))
+        if len(wrong):
+            raise self.damage(note.file, f"expected ids from 0 on, it has {wrong[0]}")
         begin, end = note.columns
         if not 0 <= begin < end:
             raise self.damage(note.file, f"expected columns a < b, got {note.columns}")
