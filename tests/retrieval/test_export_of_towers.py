@@ -16,7 +16,7 @@ from small_run import log
 
 from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import Manifest
-from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.retrieval import golden_queries
@@ -102,6 +102,19 @@ def test_recall_is_that_of_the_run_nearly(directory: Path, workdir: Path):
         assert manifest.metrics[split]["trained"]["recall@9"] == 1.0
         assert 0.5 < (manifest.metrics[split]["exported"]["recall@9"] or 0) <= 1.0
         assert summary[split]["model"]["recall@3"] < 1.0
+
+
+def test_rows_without_weights_have_no_recall(towers: TrainedTowers, tmp_path: Path):
+    task = towers.task
+    rows = task.questions["test"].split.take(task.questions["test"].rows)
+    weightless = dataclasses.replace(rows, sample_weights=np.zeros(len(rows), np.float32))
+    asked = dataclasses.replace(
+        task.questions["test"], split=Split((weightless,)), rows=np.arange(len(rows))
+    )
+    asking = dataclasses.replace(task, questions={"test": asked})
+    export(dataclasses.replace(towers, task=asking), tmp_path / "items", "items")
+    recalls = Manifest.read(tmp_path / "items").metrics["test"]
+    assert recalls == {"trained": {"recall@9": None}, "exported": {"recall@9": None}}
 
 
 def test_golden_queries(directory: Path, copy: Path):
