@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from random_index import FILTERS, LANGUAGES, draw_attributes, draw_vectors, sear
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.retrieval.index import bloom
-from dlrm_jax.retrieval.index.attributes import Attributes
+from dlrm_jax.retrieval.index.attributes import Attribute, Attributes
 from dlrm_jax.retrieval.index.item_index import ItemIndex
 from dlrm_jax.retrieval.index.vectors import BLOCK, GAP, in_cells, pack, quantize
 
@@ -76,6 +78,23 @@ def test_bloom_filters_miss_nothing_and_pass_few_others():
             assert seen[has].all()
             wrong, total = wrong + np.sum(seen & ~has), total + np.sum(~has)
     assert wrong / total < 0.01
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "bad", "expected"),
+    [
+        ([3, 4], np.int64(4), 4.0, "an integer, got 4.0"),
+        ([1.5, 4.0], 4, True, "a number, got True"),
+        ([False, True], True, 1, "True or False, got 1"),
+        ([date(2020, 1, 1), date(2020, 1, 2)], date(2020, 1, 2), 2, "a value of type Date, got 2"),
+        (["3", "4"], np.array(["4"])[0], 4, "text, got 4"),
+    ],
+)
+def test_values_of_any_type_are_filters(known: list[Any], wanted: Any, bad: Any, expected: str):
+    attribute = Attribute("x", (0, 1), pl.DataFrame({"value": known, "id": [7, 8]}))
+    assert attribute.ids_of([wanted]).tolist() == [8]
+    with pytest.raises(UserError, match=f"filters: x: expected {expected}"):
+        attribute.ids_of([bad])
 
 
 def test_bad_questions():

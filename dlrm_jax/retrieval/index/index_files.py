@@ -161,7 +161,8 @@ class _Reader:
                 found = pl.read_parquet(self._directory / note.file, glob=False)
         except UserError as error:
             raise self.damage(note.file, str(error)) from error
-        if found.columns != ["value", "id"] or found["id"].dtype != pl.Int32:
+        types = found.dtypes
+        if found.columns != ["value", "id"] or types[0].is_nested() or types[1] != pl.Int32:
             raise self.damage(note.file, f"expected value and id, it has {found.schema}")
         wrong = found["id"].filter(found["id"].is_null() | (found["id"] < 0))
         if len(wrong):
