@@ -121,7 +121,9 @@ def main() -> None:
 def import_model(path: Path, output: Path) -> None:
     """Makes a run of a file of PyTorch's."""
     fields = file_fields(Path(FLAGS.config)) if FLAGS.config else {}
-    asked = Kind(fields.get("interaction", "dot"), fields.get("self_interaction", False))
+    interaction = fields.get("interaction", "dot")
+    alike = interaction == "dot" and fields.get("self_interaction", False)
+    asked = Kind(interaction, alike)
     model = ForeignModel.open(path, FLAGS.format, FLAGS.table_order or (), asked)
     start("1x1")
     config, data = settings_of(model, fields)
@@ -138,12 +140,8 @@ def import_model(path: Path, output: Path) -> None:
     lengths = config.table_bag_lengths  # one of them if all are equal
     lengths = lengths if len({*lengths}) > 1 else lengths[:1]
     status(f"not from the file: bag_lengths={_shown(lengths)}, pooling={config.pooling}")
-    if model.dtypes:
-        status(f"{', '.join(model.dtypes)} becomes float32")
-    if importer.correspondence.moves:
-        status("columns of the first layer above the tables are put into the order of pairs here")
-    if data is None:
-        status("no --data: a row of a table is the id of its number, and no raw value is known")
+    for remark in importer.remarks():
+        status(remark)
     importer.write(output)
     status(f"run {output}: give it to predict --checkpoint, export --run or train --warm_start")
 

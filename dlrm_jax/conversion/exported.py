@@ -70,6 +70,11 @@ class Exporter:
                 yield f"table {table} is written {len(features)} times: for {', '.join(features)}"
         if means := [x.feature for x in model.reads if x.pooling == "mean" and x.max_ids > 1]:
             yield f"give pooling=PoolingType.MEAN to the EmbeddingBagConfigs of {', '.join(means)}"
+        if model.compute_dtype != "float32":
+            yield (
+                f"predictions here are computed in {model.compute_dtype}: PyTorch's differ, unless "
+                f"it does so, too"
+            )
         if model.shift:
             yield (
                 f"add {model.shift:.9g} to the logits: negative examples of its training were left "

@@ -96,10 +96,14 @@ class ForeignModel:
         }
         of_tables = [file.shapes[wrapper + table_tensor(x, found)] for x in tables]
         for table, shape in zip(tables, of_tables, strict=True):
-            if len(shape) != 2 or shape[1] != of_tables[0][1]:
+            if len(shape) != 2:
                 raise UserError(
-                    f"{path}: expected tables of {of_tables[0][-1]} columns, {table} has shape "
-                    f"{shape}"
+                    f"{path}: table {table}: expected shape (rows, columns), got {shape}"
+                )
+            if shape[1] != (dim := of_tables[0][1]):
+                raise UserError(
+                    f"{path}: table {table}: expected {dim} columns, as table {tables[0]} has, got "
+                    f"shape {shape}"
                 )
         kinds = (asked, DIFFERENT, BESIDE) if found == "dlrm" else (DIFFERENT,)
         architecture, _ = architecture_of(str(path), shapes, of_tables, kinds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dlrm_jax.training.build import OF_DATA, make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.model import unread
+from dlrm_jax.training.sampling import correction_of
 from dlrm_jax.training.serialization import flatten
 
 _OF_GENERATED = ("examples", "zipf_exponent", "teacher")
@@ -61,6 +62,7 @@ class Importer:
             self._tensors.setdefault(owners[column], []).append(model.table(place))
         self._check_tables(self._learner)
         self._check_layers(flatten(self._learner.state_specs().params))
+        self._check_formula()
 
     def _check_tables(self, learner: Learner) -> None:
         tables = learner.collection.tables
@@ -96,11 +98,40 @@ class Importer:
                     f"{found} in {tensor}"
                 )
 
+    def _check_formula(self) -> None:
+        """Checks what shapes needn't tell: several interactions may have the same widths."""
+        known = self.model.architecture.settings()
+        for name in ("model", "interaction", "self_interaction"):
+            if name == "self_interaction" and known.get("interaction") == "cat":
+                continue  # without products it means nothing
+            found = getattr(self.config, name)
+            if known.get(name, found) != found:
+                raise UserError(
+                    f"{self._what}: {name}: expected {known[name]!r}, that of the file, got "
+                    f"{found!r}"
+                )
+
     @property
     def _expected(self) -> str:
         settings = self.model.architecture.settings()
         model = settings.pop("model")
         return ", ".join([model, *(f"{x}={y}" for x, y in settings.items())])
+
+    def remarks(self) -> Iterator[str]:
+        """Yields what a user must know of the run, a sentence each."""
+        if self.model.dtypes:
+            yield f"{', '.join(self.model.dtypes)} becomes float32"
+        if self.correspondence.moves:
+            yield "columns of the first layer above the tables are put into the order of pairs here"
+        if self._data is None:
+            yield "no --data: a row of a table is the id of its number, and no raw value is known"
+        if correction := correction_of(self.config, self._kept):
+            yield f"of the data, {correction}; logits are those of the file"
+
+    @property
+    def _kept(self) -> float:
+        """The share of the negative training examples that preparation has kept."""
+        return self._data.kept_negatives.get("train", 1.0) if self._data else 1.0
 
     def write(self, output: Path) -> None:
         """Writes the workdir of a run that has done no step, completely or not at all.
@@ -112,8 +143,7 @@ class Importer:
         with creating(output) as directory:
             directory.mkdir()
             identity = {"data": data.fingerprint if data else "", **config.identity()}
-            kept = data.kept_negatives.get("train", 1.0) if data else 1.0
-            notes = describe_run(config, self._learner, kept)
+            notes = describe_run(config, self._learner, self._kept)
             notes["converted_from"] = {"file": self._what, "format": self.model.form}
             checkpoints = Checkpoints(directory / "checkpoints", identity)
             checkpoints.prepare()

@@ -73,7 +73,8 @@ def write_onnx(artifact: Path, output: Path) -> float:
     if not differences[best] <= TOLERANCE:
         raise UserError(
             f"{artifact}: predictions of onnxruntime differ by {differences[best]:.2g} from its "
-            f"golden rows, expected at most {TOLERANCE:g}; is it a model of your own?"
+            f"golden rows, expected at most {TOLERANCE:g}; is it a model of your own, or one with "
+            f"compute_dtype=bfloat16?"
         )
     with creating(output) as directory:
         directory.mkdir()

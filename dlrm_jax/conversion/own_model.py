@@ -63,6 +63,7 @@ class OwnModel:
         architecture: the widths.
         interactions: interactions of DLRM that have these widths; one if it is known.
         tables: function that yields each table with its rows, one after the other.
+        compute_dtype: type that predictions are computed in; an artifact doesn't say it.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class OwnModel:
     architecture: Architecture
     interactions: tuple[Kind, ...]
     tables: Callable[[], Iterator[tuple[str, np.ndarray]]]
+    compute_dtype: str = "float32"
 
     @classmethod
     def open(cls, path: Path) -> OwnModel:
@@ -107,7 +109,8 @@ def _of_run(model: TrainedModel) -> OwnModel:
 
     kinds = [Kind(config.interaction, config.self_interaction)]
     step = int(model.metadata["step"])
-    return _checked(path, step, model.shift, reads, layers, tables, arrays, kinds)
+    found = _checked(path, step, model.shift, reads, layers, tables, arrays, kinds)
+    return dataclasses.replace(found, compute_dtype=config.compute_dtype)
 
 
 def _of_artifact(path: Path) -> OwnModel:

@@ -108,7 +108,7 @@ class _Torch(TensorFile):
         self.is_ordered, self.order = True, None
 
     def _read(self, name: str) -> np.ndarray:
-        tensor: Any = self._tensors[name].detach()
+        tensor: Any = self._tensors[name].detach().resolve_neg()
         if self.dtypes[name] == "bfloat16":  # which NumPy has not
             tensor = tensor.float()
         return tensor.numpy()

@@ -16,6 +16,9 @@ from dlrm_jax.errors import UserError
 _INSIDE = ("state_dict", "model_state_dict", "model")
 """Keys under which programs save a state dict beside other things."""
 
+_DEEPEST = 3
+"""Levels at which a state dict may be; a dict may be in itself."""
+
 _SHARDED = ("sharded_tensor", "DTensor")
 
 
@@ -72,8 +75,8 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     return found
 
 
-def _find(torch: Any, content: Any) -> dict[str, Any] | None:
-    if not _is_dict(content):
+def _find(torch: Any, content: Any, depth: int = 0) -> dict[str, Any] | None:
+    if not _is_dict(content) or depth > _DEEPEST:
         return None
     tensors = {
         name: x for name, x in content.items() if isinstance(name, str) and torch.is_tensor(x)
@@ -81,7 +84,7 @@ def _find(torch: Any, content: Any) -> dict[str, Any] | None:
     if tensors and len(tensors) == len(content):
         return tensors
     for key in _INSIDE:
-        if (found := _find(torch, content.get(key))) is not None:
+        if (found := _find(torch, content.get(key), depth + 1)) is not None:
             return found
     return None
 

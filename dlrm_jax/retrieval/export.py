@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -197,4 +198,6 @@ def _measured(task: Task, retriever: Retriever, questions: Questions) -> dict[st
 
 
 def _recalls(metrics: dict[str, float]) -> dict[str, float | None]:
-    return {name: float(x) for name, x in metrics.items() if name.startswith("recall@")}
+    """The recalls as JSON has them: None if no row has a weight."""
+    recalls = {name: float(x) for name, x in metrics.items() if name.startswith("recall@")}
+    return {name: None if math.isnan(x) else x for name, x in recalls.items()}

@@ -79,7 +79,7 @@ def verify(directory: Path) -> Verified:
         vectors = retriever.vectors(users)
         difference = float(np.abs(vectors - expected).max(initial=0.0))
         found = retriever.index.search(np.array(expected), items.shape[1])
-    except (UserError, ValueError, IndexError) as error:
+    except (UserError, ValueError, IndexError, TypeError) as error:
         raise DamagedArtifactError(str(directory), _VECTORS, str(error)) from error
     if not difference <= TOLERANCE:  # NaN isn't, either
         raise DamagedArtifactError(

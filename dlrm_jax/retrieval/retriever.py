@@ -11,6 +11,7 @@ import polars as pl
 from jaxtyping import Float32, Int32
 
 from dlrm_jax.artifact.artifact import Artifact
+from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.retrieval_note import RetrievalNote
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.preprocessing.serving import LogEncoder
@@ -124,8 +125,14 @@ class Retriever:
             expected = len(rows), manifest.dense_features
             if dense.shape != expected:
                 raise UserError(f"rows: expected dense of shape {expected}, got {dense.shape}")
+            width, names = sum(x.max_ids for x in manifest.features), _names(manifest)
+            if ids.shape[1] != width:
+                raise UserError(
+                    f"rows: expected ids of shape [{len(ids)}, {width}], those of the user's "
+                    f"columns {', '.join(names)}, got shape {[*ids.shape]}"
+                )
             return np.asarray(dense, np.float32), ids
-        names, encoder = [x.name for x in manifest.features], self.encoder
+        names, encoder = _names(manifest), self.encoder
         own = [*self.note.dense, *names]
         frame = as_frame(rows, own, self.note.dense)
         # What the tower doesn't read needs no values.
@@ -140,3 +147,8 @@ class Retriever:
         columns = np.concatenate([np.empty(0, np.int64), *places])
         dense = [schema.dense.index(name) for name in self.note.dense]
         return np.asarray(examples.dense)[:, dense], np.asarray(examples.ids)[:, columns]
+
+
+def _names(manifest: Manifest) -> list[str]:
+    """The user's categorical columns, in the order of their ids."""
+    return [feature.name for feature in manifest.features]

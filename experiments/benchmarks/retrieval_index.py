@@ -220,6 +220,12 @@ def main() -> None:
     if max(FLAGS.batch_sizes) > FLAGS.queries:
         raise UserError(f"--batch_sizes: expected at most the {FLAGS.queries} queries")
     drawn = draw(FLAGS.items, FLAGS.queries, FLAGS.dim, FLAGS.seed)
+    passing = int(drawn.passing().sum())
+    if passing < K:
+        raise UserError(
+            f"--items: expected {K} or more that pass the filter, {passing} of {FLAGS.items:,} do; "
+            f"give more items"
+        )
     cells = FLAGS.cells or default_cells(FLAGS.items)
     ours, faiss = Ours(drawn, cells), None
     with ExitStack() as stack:

@@ -23,9 +23,11 @@ from dlrm_jax.conversion.own_model import OwnModel
 from dlrm_jax.conversion.table_order import places
 from dlrm_jax.conversion.tensor_files import check_suffix, open_tensors
 from dlrm_jax.conversion.tensor_names import Format
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.predictor import Predictor
 
+DATA = Path(__file__).parents[1] / "previous" / "data"
 KINDS: dict[str, tuple[Config, Format]] = {
     "dlrm": (DLRM, "dlrm"),
     "torchrec": (DLRM, "torchrec"),
@@ -188,9 +190,13 @@ ILL: dict[str, tuple[Callable[[dict[str, np.ndarray]], object], str]] = {
         lambda x: x.update({"emb_l.1.weight": np.ones((31, 4), np.float32)}),
         r"table C2: expected shape \(30, 4\), got \(31, 4\) in emb_l.1.weight",
     ),
+    "a number for a table": (
+        lambda x: x.update({"emb_l.0.weight": np.array(1, np.float32)}),
+        r"table 0: expected shape \(rows, columns\), got \(\)",
+    ),
     "columns": (
         lambda x: x.update({"emb_l.1.weight": np.ones((30, 5), np.float32)}),
-        r"expected tables of 4 columns, 1 has shape \(30, 5\)",
+        r"table 1: expected 4 columns, as table 0 has, got shape \(30, 5\)",
     ),
     "width": (
         lambda x: x.update({"top_l.2.weight": np.ones((5, 8), np.float32)}),
@@ -233,6 +239,35 @@ def test_settings_of_another_model(files):
     assert "has 3 tables, and there are 2" in error(
         table_rows=(9, 30), bag_lengths=(1,), table_optimizers=()
     )
+
+
+def test_another_interaction_of_the_same_widths(files, tmp_path: Path):
+    """Three tables of two columns: six products of pairs, or six numbers side by side."""
+    narrow = {name: x[:, :2] for name, x in load_file(files["torchrec"]).items() if x.ndim == 2}
+    tensors = load_file(files["torchrec"]) | {x: narrow[x] for x in narrow if "bags" in x}
+    last = "dense_arch.model._mlp.1._linear"
+    tensors |= {f"{last}.{x}": tensors[f"{last}.{x}"][:2] for x in ("weight", "bias")}
+    first = "over_arch.model.0._mlp.0._linear.weight"
+    save_file(tensors | {first: tensors[first][:, :8]}, path := tmp_path / "x.safetensors")
+    same = dataclasses.replace(DLRM, embedding_dim=2, bottom_mlp=(6, 2))
+    assert importer(path, same).layers()["top.layers.0.kernel"].shape == (8, 7)
+    for changes, message in (
+        ({"interaction": "cat"}, "interaction: expected 'dot', that of the file, got 'cat'"),
+        (
+            {"model": "dcn_v2", "model_options": ("layers=0", "rank=1")},
+            "model: expected 'dlrm', that of the file, got 'dcn_v2'",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            importer(path, dataclasses.replace(same, **changes))
+
+
+def test_data_without_some_negatives_change_probabilities(files):
+    data = dataclasses.replace(load_directory(DATA), kept_negatives={"train": 0.25})
+    assert [*Importer(ForeignModel.open(files["dlrm"]), DLRM, data).remarks()] == [
+        "of the data, 0.25 of the negative training examples were kept; predictions and metrics "
+        "are corrected to all of them, AUC as it is; logits are those of the file"
+    ]
 
 
 def test_damaged_files(files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -310,7 +345,11 @@ def test_what_cannot_leave(changes: dict, form: Format, message: str):
 def test_remarks(tmp_path: Path):
     """Shared tables are written for each column, and come back as one."""
     shared = dataclasses.replace(
-        DLRM, table_rows=(30, 30, 12), shared_tables=("C2=C1",), pooling="mean"
+        DLRM,
+        table_rows=(30, 30, 12),
+        shared_tables=("C2=C1",),
+        pooling="mean",
+        compute_dtype="bfloat16",
     )
     path = tmp_path / "x.safetensors"
     exporter = Exporter(OwnModel.of(InMemory.of(shared)), "torchrec")
@@ -319,6 +358,7 @@ def test_remarks(tmp_path: Path):
         "columns of the first top layer are in the order of TorchRec's pairs",
         "table C1 is written 2 times: for C1, C2",
         "give pooling=PoolingType.MEAN to the EmbeddingBagConfigs of C2, C3",
+        "predictions here are computed in bfloat16: PyTorch's differ, unless it does so, too",
     ]
     back = importer(path, shared)
     for name, expected in exporter.model.tables():

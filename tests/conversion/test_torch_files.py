@@ -132,6 +132,9 @@ def test_what_is_refused(torch: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     refused([weight], "expected a state dict, .* got list")
     refused({}, "expected a state dict")
     refused({"a": weight.to_sparse()}, "tensor a isn't dense numbers")
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    refused(endless, "expected a state dict, .* got keys 'model'")
     torch.save({"a": weight}, path)
     whole = path.read_bytes()
     refused(whole[: len(whole) // 2], "can't be read as a file of torch.save: RuntimeError")
@@ -141,5 +144,8 @@ def test_what_is_refused(torch: Any, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert np.array_equal(open_tensors(path).read("module.a"), np.ones((3, 2), np.float32))
     with pytest.raises(UserError, match="tensor b has int32, expected one of float16"):
         open_tensors(path).read("b")
+    negative = torch.view_as_complex(-torch.ones(3, 2, 2)).conj().imag  # by a flag of its own
+    torch.save({"a": negative}, path)
+    assert np.array_equal(open_tensors(path).read("a"), np.ones((3, 2), np.float32))
     torch.save({"a": weight}, path, _use_new_zipfile_serialization=False)
     assert open_tensors(path).shapes == {"a": (3, 2)}

@@ -32,3 +32,12 @@ def test_a_table_without_faiss():
         (name, kept) for name in ("flat int8", "ivf int8") for kept in ("yes", "no")
     }
     assert all(float(recall) > 0.9 for name, _, _, recall in rows if name == "flat int8")
+
+
+@pytest.mark.thorough
+def test_too_few_items_pass_the_filter():
+    result = run(
+        *("--items=1000", "--queries=8", "--dim=8", "--nofaiss", "--batch_sizes=4"),
+        program=("-m", "experiments.benchmarks.retrieval_index"),
+    )
+    assert "--items: expected 100 or more that pass the filter, 82 of 1,000 do" in result.stderr

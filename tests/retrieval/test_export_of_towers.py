@@ -18,6 +18,7 @@ from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.cli.predicting_model import find_model
 from dlrm_jax.conversion.own_model import OwnModel
+from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.retrieval import golden_queries
@@ -89,6 +90,10 @@ def test_filters_are_the_values_of_the_log(directory: Path):
         retriever.search(user, 2, {"item": "i1"})
     with pytest.raises(UserError, match="'viewed'"):
         retriever.search([{"user": "u3"}], 2)
+    # Rows of the data have the item's columns, too, and the user's needn't be the first.
+    rows = Examples(np.zeros((1, 0), np.float32), np.zeros((1, 6), np.int32), np.zeros(1, "f4"))
+    with pytest.raises(UserError, match=r"expected ids of shape \[1, 4\], .* user, viewed, got"):
+        retriever.search(rows)
 
 
 def test_recall_is_that_of_the_run_nearly(directory: Path, workdir: Path):
@@ -101,6 +106,19 @@ def test_recall_is_that_of_the_run_nearly(directory: Path, workdir: Path):
         assert summary[split]["model"]["recall@3"] < 1.0
 
 
+def test_rows_without_weights_have_no_recall(towers: TrainedTowers, tmp_path: Path):
+    task = towers.task
+    rows = task.questions["test"].split.take(task.questions["test"].rows)
+    weightless = dataclasses.replace(rows, sample_weights=np.zeros(len(rows), np.float32))
+    asked = dataclasses.replace(
+        task.questions["test"], split=Split((weightless,)), rows=np.arange(len(rows))
+    )
+    asking = dataclasses.replace(task, questions={"test": asked})
+    export(dataclasses.replace(towers, task=asking), tmp_path / "items", "items")
+    recalls = Manifest.read(tmp_path / "items").metrics["test"]
+    assert recalls == {"trained": {"recall@9": None}, "exported": {"recall@9": None}}
+
+
 def test_golden_queries(directory: Path, copy: Path):
     found = golden_queries.verify(directory)
     assert (found.queries, found.difference, found.others) == (30, 0.0, [])
@@ -110,6 +128,11 @@ def test_golden_queries(directory: Path, copy: Path):
     with pytest.raises(DamagedArtifactError, match=r"golden/items\.npy.* gives other items"):
         golden_queries.verify(copy)
     np.save(copy / "golden" / "items.npy", items)
+    np.save(copy / "golden" / "vectors.npy", items.astype(str))
+    rewritten(copy)
+    with pytest.raises(DamagedArtifactError, match=r"golden/vectors\.npy"):
+        golden_queries.verify(copy)
+    shutil.copy(directory / "golden" / "vectors.npy", copy / "golden")
     np.save(copy / "golden" / "vectors.npy", np.load(copy / "golden" / "vectors.npy") + 1e-4)
     rewritten(copy)
     with pytest.raises(DamagedArtifactError, match=r"vectors\.npy.*, they differ by 0\.0001"):
@@ -135,8 +158,12 @@ def test_flipped_bits_are_found_in_any_file(copy: Path):
         ("numbers", lambda x: np.where(x == 2, 900, x), "expected each of 9 items once"),
         ("numbers", lambda x: x[:-1], r"expected int32 of shape \[\d+\], it has"),
         ("starts", lambda x: x[::-1], "expected ascending numbers from 0 to"),
+        # Their differences are positive again in 64 bits.
+        ("starts", lambda x: np.array([0, 2**63 - 1, -2, x[-1]]), "expected ascending"),
         ("vectors", lambda x: x[..., :2], r"expected int8 of shape"),
         ("scales", lambda x: x.astype(np.float64), "expected float32 of"),
+        ("scales", lambda x: np.where(x > 0, np.inf, x), "expected finite scales, it has inf at"),
+        ("centroid_scales", lambda x: x * np.float32(np.nan), "expected finite scales, it has nan"),
         ("attributes", lambda x: x[1:], r"expected int32 of shape \[\d+, 1\]"),
         ("bloom", lambda x: x[:, 1:], "expected uint32 of"),
         ("centroids", lambda x: x[1:], "expected int8 of"),
@@ -148,6 +175,15 @@ def test_files_that_do_not_fit_are_refused(copy: Path, name: str, change, messag
     np.save(path, change(np.load(path)))
     rewritten(copy)
     with pytest.raises(DamagedArtifactError, match=rf"index/{name}\.npy.*{message}"):
+        Retriever.load(copy)
+
+
+@pytest.mark.parametrize("number", [None, -1])
+def test_values_without_an_id_are_refused(copy: Path, number: int | None):
+    path = copy / "index" / "values_shop.parquet"
+    pl.read_parquet(path).with_columns(id=pl.lit(number, pl.Int32)).write_parquet(path)
+    rewritten(copy)
+    with pytest.raises(DamagedArtifactError, match=r"values_shop.*: expected ids from 0 on, it"):
         Retriever.load(copy)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from random_index import FILTERS, LANGUAGES, draw_attributes, draw_vectors, sear
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.retrieval.index import bloom, jax_search
-from dlrm_jax.retrieval.index.attributes import Attributes
+from dlrm_jax.retrieval.index.attributes import Attribute, Attributes
 from dlrm_jax.retrieval.index.item_index import ItemIndex
 from dlrm_jax.retrieval.index.vectors import BLOCK, GAP, in_cells, pack, quantize
 
@@ -85,14 +87,32 @@ def test_bloom_filters_miss_nothing_and_pass_few_others():
     assert wrong / total < 0.01
 
 
+@pytest.mark.parametrize(
+    ("known", "wanted", "bad", "expected"),
+    [
+        ([3, 4], np.int64(4), 4.0, "an integer, got 4.0"),
+        ([1.5, 4.0], 4, True, "a number, got True"),
+        ([False, True], True, 1, "True or False, got 1"),
+        ([date(2020, 1, 1), date(2020, 1, 2)], date(2020, 1, 2), 2, "a value of type Date, got 2"),
+        (["3", "4"], np.array(["4"])[0], 4, "text, got 4"),
+    ],
+)
+def test_values_of_any_type_are_filters(known: list[Any], wanted: Any, bad: Any, expected: str):
+    attribute = Attribute("x", (0, 1), pl.DataFrame({"value": known, "id": [7, 8]}))
+    assert attribute.ids_of([wanted]).tolist() == [8]
+    with pytest.raises(UserError, match=f"filters: x: expected {expected}"):
+        attribute.ids_of([bad])
+
+
 def test_bad_questions():
     rng = np.random.default_rng(0)
     attributes = draw_attributes(rng, 5)
     index = ItemIndex.build(draw_vectors(rng, 5, 3), attributes)
     query = np.ones((1, 3), np.float32)
     cases: list[tuple[Any, Any, Any, str]] = [
-        (query[:, :2], 1, None, r"queries: expected finite vectors of shape \[n, 3\], got .*1, 2"),
-        (query * np.nan, 1, None, "queries: expected finite"),
+        (query[:, :2], 1, None, r"queries: expected vectors of shape \[n, 3\], got .*1, 2"),
+        (query * np.nan, 1, None, "queries: expected finite numbers of float32, got nan in row 0"),
+        (np.full((1, 3), 1e300), 1, None, r"of float32, got 1e\+300 in row 0, column 0"),
         (query, 0, None, "k: expected 1 or more, got 0"),
         (query, 1, {"color": 1}, "no attribute 'color'; they have language, topics"),
         (query, 1, {"language": []}, "language: expected at least one value"),
@@ -105,6 +125,8 @@ def test_bad_questions():
             index.search(queries, k, filters)
     with pytest.raises(UserError, match="probes: expected 1 or more, got 0"):
         index.search(query, 1, probes=0)
+    with pytest.raises(UserError, match="threads: expected 1 or more, got 0"):
+        index.search(query, 1, threads=0)
     with pytest.raises(UserError, match="vectors: expected one or more"):
         ItemIndex.build(np.empty((0, 3), np.float32))
     with pytest.raises(UserError, match="cells: expected at most the 2 items, got 3"):

@@ -43,10 +43,9 @@ class Attribute:
         Raises:
             UserError: a value has another type than the attribute.
         """
-        kind = str if self.values["value"].dtype == pl.String else int
+        kinds, expected = _kinds(self.values["value"].dtype)
         for value in values:
-            if not isinstance(value, kind) or isinstance(value, bool):
-                expected = "text" if kind is str else "an integer"
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise UserError(f"filters: {self.name}: expected {expected}, got {value!r}")
         found = {self._ids[value] for value in values if value in self._ids}
         return np.array(sorted(found), np.int32)
@@ -108,3 +107,18 @@ class Attributes:
             own = self.ids[:, slice(*self.attributes[number].columns)]
             found &= np.isin(own, ids).any(axis=1)
         return found
+
+
+def _kinds(dtype: Any) -> tuple[tuple[type, ...], str]:
+    """The types of values that a column of a type may be asked for, and how to call them."""
+    if dtype == pl.String:
+        return (str,), "text"
+    if dtype == pl.Boolean:
+        return (bool, np.bool_), "True or False"
+    if dtype.is_integer():
+        return (int, np.integer), "an integer"
+    if dtype.is_float():
+        return (int, float, np.integer, np.floating), "a number"
+    if dtype == pl.Null:  # no item has a value
+        return (object,), "a value"
+    return (dtype.to_python(),), f"a value of type {dtype}"

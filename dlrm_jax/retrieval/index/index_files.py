@@ -83,7 +83,7 @@ def read_index(directory: Path, manifest: Manifest) -> ItemIndex:
     blocks, groups = len(read.array(_VECTORS, np.int8, 4)), -(-note.dim // 4)
     vectors = ItemVectors(
         read.array(_VECTORS, np.int8, (blocks, groups, BLOCK, 4)),
-        read.array(_SCALES, np.float32, (blocks * BLOCK,)),
+        read.scales(_SCALES, blocks * BLOCK),
         read.array(_NUMBERS, np.int32, (blocks * BLOCK,)),
         note.dim,
     )
@@ -91,14 +91,14 @@ def read_index(directory: Path, manifest: Manifest) -> ItemIndex:
     if not np.array_equal(there, np.arange(note.items)):
         raise read.damage(_NUMBERS, f"expected each of {note.items:,} items once")
     starts = np.array(read.array(_STARTS, np.int64, (note.cells + 1,)))
-    if starts[0] != 0 or starts[-1] != blocks or (np.diff(starts) < 0).any():
+    if starts[0] != 0 or starts[-1] != blocks or (starts[1:] < starts[:-1]).any():
         raise read.damage(_STARTS, f"expected ascending numbers from 0 to {blocks:,}")
     centroids = None
     if note.cells > 1:
         numbers = in_order(note.cells)
         centroids = ItemVectors(
             read.array(_CENTROIDS, np.int8, (len(numbers) // BLOCK, groups, BLOCK, 4)),
-            read.array(_CENTROID_SCALES, np.float32, (len(numbers),)),
+            read.scales(_CENTROID_SCALES, len(numbers)),
             numbers,
             note.dim,
         )
@@ -145,6 +145,15 @@ class _Reader:
             )
         return array
 
+    def scales(self, name: str, count: int) -> np.ndarray:
+        """Scales, finite: a cell whose score is NaN isn't found, and -1 is read in its place."""
+        array = self.array(name, np.float32, (count,))
+        wrong = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+        if len(wrong):
+            found = f"it has {array[wrong[0]]} at {wrong[0]}"
+            raise self.damage(name, f"expected finite scales, {found}")
+        return array
+
     def values(self, note: AttributeNote) -> pl.DataFrame:
         self._check(note.file)
         try:
@@ -152,8 +161,12 @@ class _Reader:
                 found = pl.read_parquet(self._directory / note.file, glob=False)
         except UserError as error:
             raise self.damage(note.file, str(error)) from error
-        if found.columns != ["value", "id"] or found["id"].dtype != pl.Int32:
+        types = found.dtypes
+        if found.columns != ["value", "id"] or types[0].is_nested() or types[1] != pl.Int32:
             raise self.damage(note.file, f"expected value and id, it has {found.schema}")
+        wrong = found["id"].filter(found["id"].is_null() | (found["id"] < 0))
+        if len(wrong):
+            raise self.damage(note.file, f"expected ids from 0 on, it has {wrong[0]}")
         begin, end = note.columns
         if not 0 <= begin < end:
             raise self.damage(note.file, f"expected columns a < b, got {note.columns}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt32
+from jaxtyping import Float, Float32, Int32, Int64, UInt32
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.native.item_scan import BLOCK, Index
@@ -146,7 +146,7 @@ class ItemIndex:
 
     def search(
         self,
-        queries: Float32[np.ndarray, "n d"],
+        queries: Float[np.ndarray, "n d"],
         k: int,
         filters: Filters = None,
         probes: int | None = None,
@@ -167,8 +167,10 @@ class ItemIndex:
         Raises:
             UserError: an argument is out of range, or a filter names what isn't there.
         """
-        self._check(queries, k, probes)
-        integers, scales = queries_of(np.ascontiguousarray(queries, np.float32))
+        for name, number in (("k", k), ("probes", probes), ("threads", threads)):
+            if number is not None and number < 1:
+                raise UserError(f"{name}: expected 1 or more, got {number}")
+        integers, scales = queries_of(self._checked(queries))
         chosen, compiled = self._compiled(filters, len(queries))
         probes = self.probes if probes is None else min(probes, self.cells)
         cells = None
@@ -210,15 +212,23 @@ class ItemIndex:
     def _in_jax(self) -> JaxSearch:
         return JaxSearch(self.vectors, self.starts)
 
-    def _check(self, queries: np.ndarray, k: int, probes: int | None) -> None:
+    def _checked(self, queries: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+        """Queries as the search reads them."""
         dim = self.vectors.dim
-        if queries.ndim != 2 or queries.shape[1] != dim or not np.isfinite(queries).all():
+        if queries.ndim != 2 or queries.shape[1] != dim:
             raise UserError(
-                f"queries: expected finite vectors of shape [n, {dim}], got shape {queries.shape}"
+                f"queries: expected vectors of shape [n, {dim}], got shape {queries.shape}"
             )
-        for name, number in (("k", k), ("probes", probes)):
-            if number is not None and number < 1:
-                raise UserError(f"{name}: expected 1 or more, got {number}")
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(queries, np.float32)
+        is_finite = np.isfinite(rows)
+        if not is_finite.all():
+            row, column = np.argwhere(~is_finite)[0]
+            raise UserError(
+                f"queries: expected finite numbers of float32, got {queries[row, column]} in row "
+                f"{row}, column {column}"
+            )
+        return rows
 
     def _compiled(
         self, filters: Filters, count: int
