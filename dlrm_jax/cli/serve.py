@@ -42,12 +42,12 @@ flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; such as 0.0.0.0 
 flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for a free one; such as 80.", 0, 65535)
 flags.DEFINE_integer("versions", 1, "Newest versions that are served; such as 2.", 1)
 flags.DEFINE_float(
-    "watch", 0, "Seconds between two looks for new versions; 0 for none; such as 10.", 0
+    "watch", 0, "Seconds between two looks for new versions; 0 for none; such as 10.", 0, 1e9
 )
 flags.DEFINE_integer("batch_size", 1024, "Most rows of a batch; such as 8192.", 1)
 flags.DEFINE_integer("queue_rows", 16384, "Most rows that wait; such as 4096.", 1)
 flags.DEFINE_integer("max_rows", 8192, "Most rows of a request; such as 1000.", 1)
-flags.DEFINE_float("max_mib", 16, "Most MiB of a request; such as 1.", 0.001)
+flags.DEFINE_float("max_mib", 16, "Most MiB of a request; such as 1.", 0.001, 1e9)
 flags.DEFINE_float("timeout", 10, "Seconds after which a request is given up; such as 0.1.", 0.001)
 flags.DEFINE_integer("connections", 1000, "Most connections of clients; such as 100.", 1)
 flags.DEFINE_integer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,10 +49,11 @@ class FadeSchedule:
         """
         try:
             fields = read_json(path, object_pairs_hook=without_repeats)
+            json.dumps(fields, ensure_ascii=False).encode()  # no halves of characters
             found = msgspec.convert(fields, _File)
         except OSError as error:
             raise UserError(f"fade: cannot read {path}: {error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"fade: {path}: expected JSON such as {_EXAMPLE}: {error}") from error
         if not found.features:
             raise UserError(f"fade: {path}: features: expected at least one, got none")
@@ -103,7 +105,8 @@ def _points(path: Path, name: str, given: list[Any]) -> tuple[tuple[float, float
     for number, point in enumerate(given):
         try:
             instant, coverage = msgspec.convert(point, tuple[_Instant, _Coverage])
-        except msgspec.ValidationError as error:
+            instant = instant.astimezone(datetime.UTC)  # there may be no such year
+        except (msgspec.ValidationError, OverflowError) as error:
             raise UserError(
                 f"{where}, point {number} (from 0): expected a time with its zone and a share from "
                 f'0 to 1, such as ["2026-11-15T00:00:00Z", 0.5], got {_shown(point)}: {error}'
@@ -120,5 +123,5 @@ def _points(path: Path, name: str, given: list[Any]) -> tuple[tuple[float, float
 
 
 def _shown(point: Any) -> str:
-    text = msgspec.json.encode(point).decode()
+    text = json.dumps(point, ensure_ascii=False, separators=(",", ":"))
     return text if len(text) <= 80 else f"{text[:80]}…"

@@ -65,12 +65,7 @@ class RowEncoder:
         if columns and (found := self.columns(columns, len(rows))):
             return found
         rows = with_shared(rows, shared) if shared else rows
-        try:
-            frame = as_frame(rows, self.encoder.columns, self._schema.dense)
-        except RecursionError:
-            raise UserError(
-                f"{NAME}: expected values, and lists of values, got lists in lists"
-            ) from None
+        frame = as_frame(rows, self.encoder.columns, self._schema.dense)
         return self.encoder.rows(frame, NAME)
 
     def columns_of(self, rows: Any, shared: Mapping[str, Any]) -> Columns | None:

@@ -87,6 +87,7 @@ def frame_of(columns: Mapping[str, list[Any]], numbers: Sequence[str] = ()) -> p
 
 
 def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
+    _check_flat(name, values)
     values = [_plain(value) for value in values]
     kinds = _kinds(name, values)
     if is_number and kinds <= {int, float, Decimal}:
@@ -107,6 +108,17 @@ def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
             failure = failure or error
     raise UserError(f"{NAME}, column {name}: {cut(str(failure).splitlines()[0], 300)}") from failure
+
+
+def _check_flat(name: str, values: Sequence[Any]) -> None:
+    """Checks that values are plain, or lists of such: polars takes seconds for deeper ones."""
+    for row, value in enumerate(values):
+        inner = value if isinstance(value, list | tuple) else ()
+        if isinstance(value, Mapping) or any(isinstance(x, list | tuple | Mapping) for x in inner):
+            raise UserError(
+                f"{NAME} (from 0), row {row}, column {name}: expected a value or a list of values, "
+                f"got {shown(value)}"
+            )
 
 
 def _plain(value: Any) -> Any:

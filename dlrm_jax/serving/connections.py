@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sized
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _GRACE = 0.5
 """Seconds after the end of the server within which a request that is on its way is answered."""
 
-_FULL = b"expected fewer connections; try again later"
-_REFUSAL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
-    b"content-type: text/plain\r\ncontent-length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
+_LONGEST_HEAD = 1 << 16
+"""Bytes of a request before its body; the parser's time grows by the square of one header's."""
+
+
+def _refusal(head: bytes, message: bytes) -> bytes:
+    return (
+        b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-type: text/plain\r\n"
+        b"content-length: %d\r\n\r\n%s" % (head, len(message), message)
+    )
+
+
+_TOO_MANY = _refusal(
+    b"503 Service Unavailable\r\nretry-after: 1", b"expected fewer connections; try again later"
 )
+_TOO_LONG = _refusal(
+    b"431 Request Header Fields Too Large", b"expected headers of at most %d bytes" % _LONGEST_HEAD
+)
+
+
+class _Flow(FlowControl):
+    """Reads nothing more from a client while requests wait that it has sent without an answer.
+
+    Args:
+        transport: connection.
+        waiting: requests that wait.
+    """
+
+    def __init__(self, transport: Any, waiting: Sized):
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Reads on, also when a request asks for its body: that of the last is to come at most."""
+        if not self._waiting:
+            super().resume_reading()
 
 
 class Connection(HttpToolsProtocol):
@@ -23,20 +55,24 @@ class Connection(HttpToolsProtocol):
     Attributes:
         most: most connections at a time; further ones get 503 and are closed.
         seconds: seconds within which a request's headers must have come, from the connection or the
-            request's first byte on.
+            request's first byte on; and in which a client must take something of its answers.
     """
 
     most: int
     seconds: float
 
     _deadline: asyncio.TimerHandle | None = None
+    _taken: asyncio.TimerHandle | None = None  # by which something of the answers must be
+    _head = 0  # bytes of headers that aren't complete
     _is_ending = False
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
+        transport.set_write_buffer_limits(0)  # so that `pause_writing` tells of all that waits
         if len(self.connections) > self.most:
-            transport.write(_REFUSAL)
+            transport.write(_TOO_MANY)
             transport.close()
             return
         self._start_deadline()
@@ -44,7 +80,37 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """A client has gone."""
         self._end_deadline()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes have come."""
+        silent, was_head = self.timeout_keep_alive_task, self._deadline is not None
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        is_head = self._deadline is not None
+        self._head = self._head + len(data) if was_head and is_head else 0
+        if self._head > _LONGEST_HEAD:
+            self.transport.write(_TOO_LONG)
+            self.transport.close()
+        elif silent and not is_head and self.cycle.response_complete:
+            # Line breaks, or the rest of a body that nobody reads: no request has begun.
+            self.timeout_keep_alive_task = self.loop.call_at(
+                silent.when(), self.timeout_keep_alive_handler
+            )
+
+    def pause_writing(self) -> None:
+        """The client doesn't take its answers as fast as they are there."""
+        super().pause_writing()
+        self._watch_taken()
+
+    def resume_writing(self) -> None:
+        """The client has taken its answers."""
+        if self._taken:
+            self._taken.cancel()
+            self._taken = None
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """The first byte of a request has come."""
@@ -66,6 +132,14 @@ class Connection(HttpToolsProtocol):
             self.loop.call_later(_GRACE, self._close_if_idle)
         else:
             super().shutdown()
+
+    def _watch_taken(self, before: int | None = None) -> None:
+        """Ends the connection if nothing of the answers is taken in time."""
+        waiting = self.transport.get_write_buffer_size()
+        if waiting == before:
+            self.transport.abort()
+        else:
+            self._taken = self.loop.call_later(self.seconds, self._watch_taken, waiting)
 
     def _start_deadline(self) -> None:
         self._deadline = self.loop.call_later(self.seconds, self.transport.close)

@@ -82,6 +82,8 @@ class Predictions:
         asked = await _off_loop(len(body), read_request, body, length)
         if asked.id:
             notes.id = asked.id
+        for tensor in asked.tensors.values():  # before each row takes room: one may have no bytes
+            self._check_rows(tensor)
         model, probabilities = await self._answer(
             request, lambda model, known_only: rows_of(model, asked.tensors, known_only), len(body)
         )

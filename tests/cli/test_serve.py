@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from absl.flags import IllegalFlagValueError
 from main_job import in_background, run
 
 from dlrm_jax.cli.flags import FLAGS
@@ -68,6 +69,13 @@ def test_what_it_refuses(artifact: Path, tmp_path: Path):
         assert ended.returncode == 2
         assert message in ended.stderr
         assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("program", ["dlrm_jax.cli.serve"], indirect=True)
+@pytest.mark.parametrize("flag", ["--watch=1e300", "--max_mib=1e308"])
+def test_numbers_that_no_clock_and_no_memory_has(program: ModuleType, flag: str):
+    with pytest.raises(IllegalFlagValueError, match="in the range"):
+        FLAGS([program.__name__, flag])
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.serve"], indirect=True)

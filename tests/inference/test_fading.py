@@ -140,6 +140,10 @@ def test_coverage_over_time(tmp_path: Path):
         ('{"features": {"shop": [["2026-11-01T00:00:00Z"]]}}', "feature 'shop', point 0"),
         ('{"features": {"shop": [["2026-11-02T00:00:00Z", 1], ["2026-11-01T00:00:00Z", 0]]}}',
          r"feature 'shop', point 1 \(from 0\): expected a later time"),
+        ('{"features": {"shop": [["2026-11-01T00:00:00Z", 1]]}, "salt": "\\ud800"}', "surrogates"),
+        ('{"features": {"shop": ["\\ud800"]}}', "surrogates"),
+        ('{"features": {"shop": [["2026-11-01T00:00:00Z", 1%s]]}}' % ("0" * 40), "point 0"),
+        ('{"features": {"shop": [["0001-01-01T00:00:00+14:00", 1]]}}', "point 0 .*out of range"),
     ],
 )  # fmt: skip
 def test_what_is_no_schedule(content: str, message: str, tmp_path: Path):

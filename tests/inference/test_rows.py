@@ -144,6 +144,13 @@ def test_numbers_that_no_column_holds_are_named(values: list[Any], message: str)
         as_frame([{"id": value} for value in values], ["id"])
 
 
+@pytest.mark.parametrize("nested", [[[1]], {"x": 1}, [{"x": [1]}]])
+def test_values_are_not_nested(nested: Any):
+    message = f"rows (from 0), row 1, column id: expected a value or a list of values, got {nested}"
+    with pytest.raises(UserError, match=re.escape(message)):
+        as_frame([{"id": None}, {"id": nested}], ["id"])
+
+
 def test_a_dense_feature_takes_any_number():
     for values in ([BIG, 0.5], [2**127, 1], [Decimal("1e20"), Decimal("1e-20")]):
         found = as_frame([{"x": value} for value in values], ["x"], numbers=["x"])

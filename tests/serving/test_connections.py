@@ -11,7 +11,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import pytest
-from clients import serving
+from clients import Client, serving
 
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving import connections
@@ -35,6 +35,51 @@ def test_too_many_and_silent_ones(artifact: Path):
         for each in (silent, slow):  # given up
             assert each.recv(1) == b""
         assert client.ask("GET", "/v2/health/live")[0] == 200
+
+
+def connected(stack: contextlib.ExitStack, client: Client) -> socket.socket:
+    address = ("127.0.0.1", client.port)
+    return stack.enter_context(socket.create_connection(address, timeout=5))
+
+
+def is_refused(connection: socket.socket, status: bytes) -> bool:
+    """Whether the server has closed a connection, after this status."""
+    with contextlib.suppress(ConnectionResetError):  # it hasn't read what came
+        found = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        return not found or status in found[:20]
+    return True
+
+
+def test_nothing_but_a_request_keeps_a_connection(artifact: Path):
+    """Neither the rest of a body that nobody reads nor line breaks do."""
+    line = b"GET /v2/health/live HTTP/1.1\r\n"
+    with serving(artifact, keep_alive=1) as client, contextlib.ExitStack() as stack:
+        pairs = (line + b"content-length: 9\r\n\r\n", b"x"), (line + b"\r\n", b"\r\n")
+        kept = [connected(stack, client) for _ in pairs]
+        for connection, (head, rest) in zip(kept, pairs, strict=True):
+            connection.sendall(head)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            connection.sendall(rest)
+        assert all(is_refused(connection, b"") for connection in kept)
+
+
+@pytest.mark.parametrize("part", [b"a: b\r\n", b"x" * 6])
+def test_headers_without_end_are_refused(artifact: Path, part: bytes):
+    with serving(artifact) as client, contextlib.ExitStack() as stack:
+        connection = connected(stack, client)
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\na: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                connection.sendall(part * 2000)
+        assert is_refused(connection, b" 431 ")
+
+
+def test_a_client_that_reads_nothing_is_given_up(artifact: Path):
+    with serving(artifact, limits=Limits(seconds=0.3)) as client, contextlib.ExitStack() as stack:
+        connection = connected(stack, client)
+        with contextlib.suppress(ConnectionError):
+            while True:  # until buffers are full; it blocks if the server waits for ever
+                connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" * 100)
 
 
 def is_listening(port: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import time
@@ -142,6 +143,10 @@ def test_a_schedule_that_changes(
     now[0] += 1
     assert fading.seen(predictor, "a") == {"page": True, "age": False}
     assert "cannot read" in caplog.text
+    os.mkfifo(path)  # to open it waits for a writer
+    now[0] += 1
+    assert fading.seen("1", "a") == {"page": True, "age": False}
+    assert "expected a file" in caplog.text
     fading.remove("1")
     with pytest.raises(UserError, match="got 'page'"):
         fading.check()

@@ -151,12 +151,16 @@ def test_requests_of_another_shape_are_refused_alone(client: Client):
         ([dense | {"data": [[1.0], [2.0]]}, ids], "expected 1 lists of 2 values"),
         ([dense | {"shape": [10**9] * 3}, ids], "expected a shape such as"),
         ([dense | {"shape": [0, 10**30]}, ids], "expected a shape such as"),
+        ([dense | {"shape": [0, 2], "data": []}, ids], "expected at least one row, got none"),
         ([dense | {"datatype": "FP31"}], "expected a datatype of"),
         ([dense, dense], "'dense' is there twice"),
         ([ids], "'dense' is missing"),
     ):
         status, found, _ = client.ask("POST", "/v2/models/small/infer", {"inputs": inputs})
         assert (status, message in found["error"]) == (400, True), found
+    wide = dense | {"shape": [2**31 - 1, 0], "data": []}  # no bytes, and the rows of a list each
+    status, found, _ = client.ask("POST", "/v2/models/small/infer", {"inputs": [wide, ids]})
+    assert (status, found) == (413, {"error": "expected at most 40 rows, got 2147483647"})
     body = b'{"inputs": [{"name": "\xff"}]}'
     assert client.ask("POST", "/v2/models/small/infer", body)[0] == 400
 

@@ -78,15 +78,19 @@ def test_rows_of_a_request(client: Client):
     many = {"shared": SHARED, "rows": PAGES * 30}  # beyond what the event loop reads itself
     status, found, _ = client.ask("POST", "/predict", many)
     np.testing.assert_allclose(found["predictions"], expected["predictions"] * 30, rtol=1e-6)
-    nested: list[Any] = []
+    lists, objects = list[Any](), dict[str, Any]()
     for _ in range(700):
-        nested = [nested]
+        lists, objects = [lists], {"": objects}
     for body, message in (
         ({"shared": SHARED, "rows": [ROWS[0]]}, "column 'age' is among the shared ones, too"),
         ({"shared": SHARED, "rows": []}, "expected at least one row"),
         ({"shared": [1], "rows": PAGES}, 'expected {"rows"'),
         ({"shared": SHARED | {"age": "x" * 10_000}, "rows": PAGES}, "row 0, column age: expected"),
-        ({"shared": SHARED | {"age": nested}, "rows": PAGES}, "got lists in lists"),
+        *(
+            ({"shared": SHARED | {name: nested}, "rows": PAGES}, f"row 0, column {name}: expected")
+            for name in ("age", "city")
+            for nested in (lists, objects)
+        ),
     ):
         status, found, _ = client.ask("POST", "/predict", body)
         assert (status, message in found["error"]) == (400, True), found
