@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from dlrm_jax.config import Config
 from dlrm_jax.console import once
 from dlrm_jax.data.arrays import Split
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.row_counts import count_rows

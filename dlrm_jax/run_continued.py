@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.unseen_ids import EarlierIds
 from dlrm_jax.errors import UserError

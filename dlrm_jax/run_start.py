@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.processes import on_process_0

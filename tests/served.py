@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dlrm_jax.data.arrays import Examples
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.serving import LogEncoder
 
 

@@ -19,7 +19,8 @@ import dlrm_jax.run as run_module
 from dlrm_jax import run_continued, run_training
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import ABSENT, Dataset, Split
-from dlrm_jax.data.directory import Metadata, load_directory
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.errors import UserError

@@ -13,7 +13,8 @@ from dlrm_jax.cli.pictures import bars, percent
 from dlrm_jax.cli.split_table import split_rule, split_table
 from dlrm_jax.data.arrays import Dataset
 from dlrm_jax.data.day_names import day_names
-from dlrm_jax.data.directory import METADATA, Metadata, load_directory
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.statistics import Column, Day, Statistics, measure
 from dlrm_jax.errors import UserError
 

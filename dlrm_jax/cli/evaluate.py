@@ -36,7 +36,8 @@ from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.check import check_ids
-from dlrm_jax.data.directory import METADATA, load_directory
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.metadata import METADATA
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fade_schedule import FadeSchedule

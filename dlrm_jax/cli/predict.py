@@ -52,8 +52,9 @@ from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import METADATA, Metadata, check_unchanged, load_directory
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.id_ranges import Ranges
+from dlrm_jax.data.metadata import METADATA, Metadata, check_unchanged
 from dlrm_jax.data.preprocessing.headers import check_headers
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.serving import serving_options

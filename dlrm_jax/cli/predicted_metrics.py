@@ -11,7 +11,7 @@ import numpy as np
 from dlrm_jax.cli.flags import FLAGS, paths
 from dlrm_jax.cli.predicting_model import PredictingModel
 from dlrm_jax.data.arrays import Split
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.headers import optional_columns
 from dlrm_jax.data.preprocessing.serving import serving_options
 from dlrm_jax.errors import UserError

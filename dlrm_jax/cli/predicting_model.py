@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.config import Config
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.artifact_scorer import inputs_of, kept_by
 from dlrm_jax.inference.checkpoint_scorer import inputs_of_config

@@ -27,7 +27,7 @@ from dlrm_jax.cli.flags import (
     require,
 )
 from dlrm_jax.cli.split_table import split_rule, split_table, unseen_by_split
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.multi_hot import MLPERF_ROWS, MLPERF_SIZES
 from dlrm_jax.data.preprocessing.options import Compatible, Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.inference.permutation import importances
 from dlrm_jax.inference.predictor import Predictor

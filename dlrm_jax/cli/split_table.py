@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.split_rule import PARTS
 from dlrm_jax.data.preprocessing.splits import rows_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 
 
 def day_names(metadata: Metadata | None, count: int, prefix: str = "") -> list[str]:

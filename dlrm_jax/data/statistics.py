@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import ABSENT, Dataset, Examples
 from dlrm_jax.data.check import check_ids, check_labels
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.vocabulary import UNSEEN
 
 _CHUNK_ROWS = 1 << 16

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from dlrm_jax.data.arrays import ABSENT, Dataset
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.vocabulary import FIRST_VALUE, UNSEEN
 from dlrm_jax.errors import UserError
 

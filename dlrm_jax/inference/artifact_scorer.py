@@ -17,7 +17,7 @@ from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.data.arrays import Split
-from dlrm_jax.data.directory import METADATA
+from dlrm_jax.data.metadata import METADATA
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.scorer import Inputs
 from dlrm_jax.inference.vocabularies import check_same_data

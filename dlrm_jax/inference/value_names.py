@@ -9,7 +9,7 @@ import numpy as np
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.day_names import day_names
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.standardization import Scales, read_scales
 from dlrm_jax.inference.vocabularies import names_of

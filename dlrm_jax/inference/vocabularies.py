@@ -11,8 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.formats import parquet
+from dlrm_jax.data.metadata import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.preprocessing.encoding import special_ids
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing

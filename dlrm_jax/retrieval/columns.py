@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from dlrm_jax.data.arrays import Dataset, Examples
-from dlrm_jax.data.directory import METADATA, Metadata
+from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import listed

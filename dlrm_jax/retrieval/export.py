@@ -17,7 +17,7 @@ from dlrm_jax.artifact.manifest import FeatureNote, Manifest, TableNote
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.artifact.tables import write_rows
 from dlrm_jax.data.arrays import Examples, Split
-from dlrm_jax.data.directory import METADATA
+from dlrm_jax.data.metadata import METADATA
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.files import creating
 from dlrm_jax.inference.artifact_scorer import PREPROCESSING

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64, Int64
 
 from dlrm_jax.artifact.manifest import BaselineNote
 from dlrm_jax.data.arrays import Split
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 
 SCORE_EDGES = tuple(float(f"{1 / (1 + math.exp(-x / 2)):.4g}") for x in range(-16, 17))

@@ -27,7 +27,7 @@ from dlrm_jax.artifact.manifest import (
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata
+from dlrm_jax.data.metadata import METADATA, VOCABULARIES, Metadata
 from dlrm_jax.embedding import Lookup
 from dlrm_jax.embedding.id_maps import note_of
 from dlrm_jax.errors import UserError

@@ -62,7 +62,7 @@ def warm_start(
         names: tables (``item``) and layers (``bottom``, ``top.layers.0``, …, with their
             statistics); `EVERYTHING` alone for all.
         same_ids: fingerprints of the data whose ids mean the same as this run's: its own and
-            those that it continues, see `data.directory.Metadata`. None if that isn't known:
+            those that it continues, see `data.metadata.Metadata`. None if that isn't known:
             the caller must then know it, and tables can't grow.
         there: names in the checkpoint of what has another one here; None if all are the same.
         settings: settings of shapes that differ, for messages, see `saved_config.other_shapes`.

@@ -39,7 +39,7 @@ from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.statistics import Column, measure
 from dlrm_jax.embedding.row_optimizer import slot_bytes
 from dlrm_jax.errors import UserError

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from dlrm_jax.cli import flags as cli_flags
-from dlrm_jax.data.directory import METADATA
+from dlrm_jax.data.metadata import METADATA
 from dlrm_jax.data.preprocessing import sources
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference import frame_file

@@ -16,7 +16,8 @@ import dlrm_jax
 from dlrm_jax.cli import flags as cli_flags
 from dlrm_jax.config import Config
 from dlrm_jax.data.auc import grouped_auc
-from dlrm_jax.data.directory import Metadata, load_directory
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from served import encode_logs, encoder_of
 
-from dlrm_jax.data.directory import Metadata, load_directory
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats.csv_text import Records
 from dlrm_jax.data.formats.dialect import STAND_IN, Dialect
 from dlrm_jax.data.formats.lines import whole_lines
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema

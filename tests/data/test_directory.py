@@ -11,9 +11,10 @@ from jaxtyping import TypeCheckError
 
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import FORMAT, load_directory
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats.compression import sampled_hash
 from dlrm_jax.data.hstacked import HStacked
+from dlrm_jax.data.metadata import FORMAT
 from dlrm_jax.errors import UserError
 
 WIDTHS = (3, 1, 2)

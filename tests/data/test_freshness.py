@@ -12,8 +12,8 @@ from criteo_lines import text
 
 from dlrm_jax.data import memory
 from dlrm_jax.data.dataset import load_dataset
-from dlrm_jax.data.directory import Metadata
 from dlrm_jax.data.formats.compression import file_hash
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing import conversion, freshness, pipeline, sources, staging
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess

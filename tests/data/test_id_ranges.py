@@ -13,8 +13,9 @@ from test_directory import ROWS, SIZES, write_day, write_multi_hot
 
 from dlrm_jax.config import Config
 from dlrm_jax.data import check, id_ranges
-from dlrm_jax.data.directory import METADATA, Findings, Metadata, load_directory
+from dlrm_jax.data.directory import Findings, load_directory
 from dlrm_jax.data.formats import compression
+from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.preprocessing import conversion
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess

@@ -10,7 +10,8 @@ import pytest
 from served import encode_logs
 
 from dlrm_jax.cli.data_report import write_report
-from dlrm_jax.data.directory import METADATA, load_directory
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.metadata import METADATA
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema

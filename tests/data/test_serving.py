@@ -9,8 +9,9 @@ import pytest
 from criteo_lines import IN_TIME, dense_of, ids_of, text
 from served import encode_logs, encoder_of
 
-from dlrm_jax.data.directory import Metadata, load_directory
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing import logs
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess

@@ -13,8 +13,9 @@ import pytest
 from criteo_lines import ids_of, text
 
 from dlrm_jax.cli.split_table import unseen_by_split
-from dlrm_jax.data.directory import METADATA, Metadata, load_directory
+from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.given_split import read_split
+from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.preprocessing import day_arrays, encoding, freshness, sources
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess

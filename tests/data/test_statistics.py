@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dlrm_jax.data import statistics
 from dlrm_jax.data.arrays import ABSENT, Dataset, Examples, Split
-from dlrm_jax.data.directory import Metadata, load_directory
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.pipeline import Options, preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.statistics import Column, measure

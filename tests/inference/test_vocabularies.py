@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import polars as pl
 import pytest
 
-from dlrm_jax.data.directory import FORMAT, Metadata
+from dlrm_jax.data.metadata import FORMAT, Metadata
 from dlrm_jax.data.preprocessing.vocabulary import read_entries
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference import vocabularies

@@ -15,7 +15,7 @@ from in_memory import InMemory
 from test_export import config_of
 
 from dlrm_jax.data.arrays import Examples
-from dlrm_jax.data.directory import Metadata
+from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema

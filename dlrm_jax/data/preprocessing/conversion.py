@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 
 from dlrm_jax.data.day_files import DayFiles
-from dlrm_jax.data.directory import VOCABULARIES, check_unchanged
 from dlrm_jax.data.formats.parquet import writing
 from dlrm_jax.data.id_ranges import complete_notes
+from dlrm_jax.data.metadata import VOCABULARIES, check_unchanged
 from dlrm_jax.data.preprocessing import bins, logs, vocabulary
 from dlrm_jax.data.preprocessing.day_arrays import write_day
 from dlrm_jax.data.preprocessing.encoding import Encoder, expansions, raw_values

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrm_jax.data.directory import FORMAT, METADATA, VOCABULARIES, Metadata, map_days
+from dlrm_jax.data.directory import map_days
 from dlrm_jax.data.memory import content_hash, stamp
+from dlrm_jax.data.metadata import FORMAT, METADATA, VOCABULARIES, Metadata
 from dlrm_jax.data.preprocessing.own_files import BEGUN, check_own
 from dlrm_jax.data.preprocessing.staging import finished
 from dlrm_jax.errors import UserError

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlrm_jax.data.directory import METADATA, VOCABULARIES
+from dlrm_jax.data.metadata import METADATA, VOCABULARIES
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import move_into_place, move_to_new
 from dlrm_jax.workspaces import is_left, sweep

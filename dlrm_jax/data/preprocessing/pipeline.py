@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from dlrm_jax.data.directory import METADATA, Metadata
 from dlrm_jax.data.formats.compression import file_hash
+from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.preprocessing import freshness, headers, own_files, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values

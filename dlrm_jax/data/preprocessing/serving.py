@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from dlrm_jax.data.arrays import Examples
-from dlrm_jax.data.directory import METADATA, VOCABULARIES, Metadata, check_unchanged
+from dlrm_jax.data.metadata import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.multi_hot import expand
 from dlrm_jax.data.preprocessing import few_rows, logs
 from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns, transform_dense

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from dlrm_jax.data.directory import VOCABULARIES
 from dlrm_jax.data.formats import parquet
+from dlrm_jax.data.metadata import VOCABULARIES
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
