@@ -47,6 +47,8 @@ class FadeSchedule:
         Raises:
             UserError: it can't be read, or isn't a schedule; the message names feature and point.
         """
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise UserError(f"fade: cannot read {path}: expected a file")
         try:
             fields = read_json(path, object_pairs_hook=without_repeats)
             json.dumps(fields, ensure_ascii=False).encode()  # no halves of characters

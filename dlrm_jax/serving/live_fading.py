@@ -108,8 +108,6 @@ class LiveFading:
             changed = _changed(self._path)
             if changed != self._changed:
                 self._changed = changed
-                if self._path.exists() and not self._path.is_file():  # a pipe would wait for ever
-                    raise UserError(f"fade: cannot read {self._path}: expected a file")
                 schedule = FadeSchedule.read(self._path)
                 self._check(schedule)
                 self._schedule = schedule

@@ -145,7 +145,7 @@ def test_a_schedule_that_changes(
     assert "cannot read" in caplog.text
     os.mkfifo(path)  # to open it waits for a writer
     now[0] += 1
-    assert fading.seen("1", "a") == {"page": True, "age": False}
+    assert fading.seen(predictor, "a") == {"page": True, "age": False}
     assert "expected a file" in caplog.text
     fading.remove("1")
     with pytest.raises(UserError, match="got 'page'"):
