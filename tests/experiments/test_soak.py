@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.campaigns.soak import DAMAGED, LOG, MEMORY, SWAPPED, Soak
 from experiments.campaigns.soak_clients import GONE, GOOD, MALFORMED
 from experiments.campaigns.soak_requests import Request, http_post, malformed
+from experiments.campaigns.soak_server import DAMAGED, LOG, MEMORY, SWAPPED, Soak
 from experiments.campaigns.tally import Tally
 
 EXPECTED = [np.array([0.25]), np.array([0.5])]
