@@ -75,7 +75,8 @@ def assert_like(unbroken: Path, workdir: Path) -> None:
 
 
 # Process 0 is the coordinator.
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.thorough)])
+@pytest.mark.thorough  # experiments.campaigns.kills tries it at many instants
+@pytest.mark.parametrize("victim", [1, 0])
 def test_a_killed_process_ends_the_others_and_one_goes_on(
     unbroken: Path, tmp_path: Path, victim: int
 ):

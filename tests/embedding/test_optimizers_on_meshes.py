@@ -284,7 +284,7 @@ def test_rows_that_are_not_touched_stay_while_counts_go_on(shape):
         assert after[name]["0_count"] == 3
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.thorough)])
 def test_tables_of_16_bits_keep_their_state_in_float32(dtype):
     # Values that the narrow dtype has.
     values = {name: x.astype(jnp.dtype(dtype)).astype("f4") for name, x in weights().items()}

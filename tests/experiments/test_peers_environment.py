@@ -10,6 +10,7 @@ from dlrm_jax.errors import UserError
 from experiments.benchmarks.peers import environment
 
 
+@pytest.mark.thorough  # it makes an environment
 def test_half_made_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     requirements, directory = tmp_path / "requirements.txt", tmp_path / "made"
     monkeypatch.setattr(environment, "_REQUIREMENTS", [requirements])
