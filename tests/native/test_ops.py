@@ -101,9 +101,7 @@ def train(tables: EmbeddingCollection, weighted: bool, sums: bool) -> dict[str, 
     ("optimizer", "mesh", "placement", "weighted", "sums"),
     [
         (SGD, "1x1", "table_wise", True, False),
-        pytest.param(
-            RowWiseAdagrad, "1x1", "table_wise", True, False, marks=pytest.mark.thorough
-        ),
+        pytest.param(RowWiseAdagrad, "1x1", "table_wise", True, False, marks=pytest.mark.thorough),
         (RowWiseAdagrad, "2x4", "row_wise", False, False),
         pytest.param(SGD, "2x4", "replicated", True, True, marks=pytest.mark.thorough),
     ],
