@@ -19,6 +19,7 @@ from dlrm_jax.serving.batcher import BatchTimes
 from dlrm_jax.serving.counted_histogram import CountedHistogram
 from dlrm_jax.serving.drift import SCORE_EDGES, SlidingCounts, counts_of, stability_index
 from dlrm_jax.serving.served_model import Observer
+from dlrm_jax.serving.value_counts import ValueCounts
 
 DRIFT_ROWS = 50_000
 _FEWEST = 1000  # rows whose drift is told: that of fewer is mostly chance
@@ -80,10 +81,8 @@ class ServerMetrics:
             *by_version,
             "label",
         )
-        self._values = counter("values", "Values that aren't missing.", *by_version, "column")
-        self._unseen = counter(
-            "unseen_values", "Values that training hadn't, or too rarely.", *by_version, "column"
-        )
+        self._values = ValueCounts(model)
+        registry.register(self._values)
         self._tested_unseen = gauge(
             "tested_unseen_share",
             "Share of such values in the split that the model was tested on.",
@@ -102,7 +101,7 @@ class ServerMetrics:
         )
         self._of_versions = (
             self._waited, self._computed, self._rows, self._scores, self._drift, self._values,
-            self._unseen, self._tested_unseen, self._faded, self._faded_scores,
+            self._tested_unseen, self._faded, self._faded_scores,
         )  # fmt: skip
 
     def watch_queue(self, rows: Callable[[], int]) -> None:
@@ -114,6 +113,7 @@ class ServerMetrics:
         labels = (self._model, version)
         # With the first batch: a version that can't be loaded leaves that of its name as it is.
         watched = functools.cache(lambda: self._watch_drift(version, predictor))
+        values = functools.cache(lambda: self._watch_values(version, predictor))
         self._versions.add(version)
 
         def batch(times: BatchTimes) -> None:
@@ -129,15 +129,16 @@ class ServerMetrics:
                 if name in windows:
                     edges, window = windows[name]
                     window.add(counts_of(column, edges))
-            if predictor.vocabularies is None:
-                return
-            unseen = UnseenValues(predictor.encoder.metadata)
-            unseen.add(np.asarray(examples.ids))
-            for column, (few, many) in unseen.counts().items():
-                self._values.labels(*labels, column).inc(many)
-                self._unseen.labels(*labels, column).inc(few)
+            if predictor.vocabularies is not None:
+                values().add(np.asarray(examples.ids))
 
         return Observer(batch, scored)
+
+    def _watch_values(self, version: str, predictor: Predictor) -> UnseenValues:
+        """The counts of a model's values."""
+        counts = UnseenValues(predictor.encoder.metadata)
+        self._values.watch(version, counts)
+        return counts
 
     def _watch_drift(
         self, version: str, predictor: Predictor

@@ -7,7 +7,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -65,10 +65,16 @@ def ours(python_of_peers: Path) -> Worker:
     return Worker("ours", Path(sys.executable), f"{_WORKERS}.our_artifact", flags)
 
 
-def fbgemm(python: Path, part: str) -> Worker:
-    """The worker of FBGEMM's operator with some form of the dense part."""
-    # Threads wait actively: if they sleep at once, small batches take three times as long.
-    variables = {"OMP_WAIT_POLICY": "active"}
+def fbgemm(python: Path, part: str, waits: Literal["active", "passive"]) -> Worker:
+    """The worker of FBGEMM's operator with some form of the dense part.
+
+    Args:
+        python: Python of its environment.
+        part: form of the dense part.
+        waits: how its threads wait. If they sleep at once, small batches take three times as long;
+            if they spin, LoadGen's threads have no processor.
+    """
+    variables = {"OMP_WAIT_POLICY": waits}
     return Worker("FBGEMM", python, f"{_WORKERS}.torch_artifact", (f"--part={part}",), variables)
 
 

@@ -82,23 +82,28 @@ def in_process(
 ) -> None:
     """Batches one after the other, and LoadGen's scenarios, in process."""
     seconds, rounds = settings.seconds, settings.rounds
-    with (
-        Contestant(process.ours(settings.python)) as ours,
-        Contestant(process.fbgemm(settings.python, settings.part)) as fbgemm,
-    ):
-        both = [ours, fbgemm]
-        for each in both:
+    with ExitStack() as stack:
+        ours, fbgemm, asleep = [
+            stack.enter_context(Contestant(worker))
+            for worker in (
+                process.ours(settings.python),
+                process.fbgemm(settings.python, settings.part, "active"),
+                process.fbgemm(settings.python, settings.part, "passive"),
+            )
+        ]
+        for each in (ours, fbgemm, asleep):
             results.versions |= process.build(each, artifact, rows)
             difference = process.check(each, artifact, scratch)
             results.notes.append(f"{row_format}, {each.name}: golden rows to {difference:.1g}")
         short = min(seconds, 0.5)
+        both = [ours, fbgemm]
         for size, figures in process.batches(both, settings.batch_sizes, rounds, short):
             entry = results.add("in process", row_format, size, figures)
             ratio = _ratio(entry.figures[0], entry.figures[1])
             what = f"in process, {row_format}, batch {size}: rows/s over FBGEMM's"
             results.targets.append(Target(what, ratio, 1.2))
         for count in settings.request_rows:
-            offline, server = process.loads(both, count, rounds, seconds)
+            offline, server = process.loads([ours, asleep], count, rounds, seconds)
             results.add("in process, Offline", row_format, count, offline)
             results.add("in process, Server at half", row_format, count, server)
         parts = {
