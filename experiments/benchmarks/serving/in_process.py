@@ -71,7 +71,7 @@ def fbgemm(python: Path, part: str, waits: Literal["active", "passive"]) -> Work
     Args:
         python: Python of its environment.
         part: form of the dense part.
-        waits: how its threads wait. If they sleep at once, small batches take three times as long;
+        waits: way in which its threads wait. If they sleep at once, small batches take three times as long;
             if they spin, LoadGen's threads have no processor.
     """
     variables = {"OMP_WAIT_POLICY": waits}
