@@ -71,8 +71,8 @@ def fbgemm(python: Path, part: str, waits: Literal["active", "passive"]) -> Work
     Args:
         python: Python of its environment.
         part: form of the dense part.
-        waits: way in which its threads wait. If they sleep at once, small batches take three times as long;
-            if they spin, LoadGen's threads have no processor.
+        waits: way in which its threads wait. If they sleep at once, small batches take three times
+            as long; if they spin, LoadGen's threads have no processor.
     """
     variables = {"OMP_WAIT_POLICY": waits}
     return Worker("FBGEMM", python, f"{_WORKERS}.torch_artifact", (f"--part={part}",), variables)
