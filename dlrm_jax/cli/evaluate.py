@@ -25,13 +25,13 @@ from jax.sharding import Mesh
 
 from dlrm_jax.cli.flags import (
     FLAGS,
-    define_mesh,
     mark_required,
     paths,
     refuse,
     require,
 )
-from dlrm_jax.cli.predicting_model import PredictingModel, check_class, find_model
+from dlrm_jax.cli.model_flags import chosen_model, define_model_flags
+from dlrm_jax.cli.predicting_model import PredictingModel, check_class
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.data.arrays import Dataset, Split
@@ -67,20 +67,7 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "fade", None, "Schedule of features that are faded, a JSON file; such as fade.json."
 )
-define_mesh()
-flags.DEFINE_integer("batch_size", 8192, "Rows predicted at a time; such as 65536.", 1)
-flags.DEFINE_string(
-    "preprocessing",
-    None,
-    "Directory of arrays whose vocabularies the model was trained with; without it, those that "
-    "the run keeps; such as criteo.",
-)
-flags.DEFINE_string(
-    "model",
-    None,
-    "Class of your own that the checkpoint names as its model; it is imported only if you name it; "
-    "such as my_models:Mine.",
-)
+define_model_flags()
 mark_required("checkpoint", "data")
 
 
@@ -94,10 +81,7 @@ def main() -> None:
         raise UserError(f"--data: expected raw files or one directory, got {FLAGS.data}")
     if not is_directory:
         refuse(["split"], "with raw logs, all rows of which are evaluated")
-    given = Path(FLAGS.preprocessing) if FLAGS.preprocessing else None
-    model = find_model(Path(FLAGS.checkpoint), given)
-    if model.path != Path(FLAGS.checkpoint):
-        status(f"checkpoint {model.path}")
+    model = chosen_model()
     check_class(model, FLAGS.model)
     if not model.vocabularies and (schedule or not is_directory):
         raise UserError(

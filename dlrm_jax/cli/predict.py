@@ -32,19 +32,18 @@ from jax.sharding import Mesh
 from dlrm_jax.cli.flags import (
     FLAGS,
     check_new,
-    define_mesh,
     mark_required,
     paths,
     refuse,
     refuse_unless,
     require,
 )
+from dlrm_jax.cli.model_flags import chosen_model, define_model_flags
 from dlrm_jax.cli.predicted_labels import PredictedLabels
 from dlrm_jax.cli.predicted_metrics import chosen_metrics, with_all_negatives
 from dlrm_jax.cli.predicting_model import (
     PredictingModel,
     check_class,
-    find_model,
     table_names,
 )
 from dlrm_jax.cli.start import start
@@ -90,20 +89,7 @@ flags.DEFINE_list(
     "Columns of the raw logs that the output gets beside the probability; such as "
     "user_id,request_id.",
 )
-define_mesh()
-flags.DEFINE_integer("batch_size", 8192, "Rows predicted at a time; such as 65536.", 1)
-flags.DEFINE_string(
-    "preprocessing",
-    None,
-    "Directory of arrays whose vocabularies the model was trained with; without it, those that "
-    "the run keeps; such as criteo.",
-)
-flags.DEFINE_string(
-    "model",
-    None,
-    "Class of your own that the checkpoint names as its model; it is imported only if you name it; "
-    "such as my_models:Mine.",
-)
+define_model_flags()
 flags.DEFINE_list(
     "metrics",
     None,
@@ -125,11 +111,7 @@ mark_required("checkpoint")
 def main() -> None:
     """Model, probabilities, tables."""
     check_flags()
-    model = find_model(
-        Path(FLAGS.checkpoint), Path(FLAGS.preprocessing) if FLAGS.preprocessing else None
-    )
-    if model.path != Path(FLAGS.checkpoint):
-        status(f"checkpoint {model.path}")
+    model = chosen_model()
     if FLAGS.data:
         check_class(model, FLAGS.model)
     tables = table_names(model, FLAGS.tables)

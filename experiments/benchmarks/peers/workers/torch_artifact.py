@@ -17,22 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from fbgemm_gpu.split_embedding_configs import SparseType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
-    BoundsCheckMode,
-    EmbeddingLocation,
-    PoolingMode,
-)
-from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
-    IntNBitTableBatchedEmbeddingBagsCodegen,
-)
 from torch import Tensor, nn
 
 from experiments.benchmarks.peers.workers.predicting import serve
 from experiments.benchmarks.peers.workers.torch_dense import dense_part, set_linear
+from experiments.benchmarks.peers.workers.torch_operator import StoredRows, stored_operator
 from experiments.benchmarks.timing import fastest_seconds
 
-_TYPES = {"float32": SparseType.FP32, "int8": SparseType.INT8, "int4": SparseType.INT4}
 _PARTS = ("eager", "compiled", "onednn")
 _COMPILED = {2**i for i in range(14)}  # batch sizes; compilation takes seconds for each
 
@@ -76,21 +67,9 @@ class Model:
         torch._dynamo.config.recompile_limit = 64  # one program for each batch size
         manifest = json.loads((artifact / "manifest.json").read_text())
         tables = manifest["tables"]
-        self._operator = IntNBitTableBatchedEmbeddingBagsCodegen(
-            [
-                (x["name"], x["rows"], x["dim"], _TYPES[x["row_format"]], EmbeddingLocation.HOST)
-                for x in tables
-            ],
-            pooling_mode=PoolingMode.SUM,
-            bounds_check_mode=BoundsCheckMode.NONE,
-            output_dtype=SparseType.FP32,
-            device="cpu",
+        self._operator = stored_operator(
+            [StoredRows(artifact / x["file"], x["rows"], x["dim"], x["row_format"]) for x in tables]
         )
-        self._operator.initialize_weights()
-        weights = self._operator.split_embedding_weights(split_scale_shifts=False)
-        for (to, _), table in zip(weights, tables, strict=True):
-            shape = (table["rows"], to.shape[1])
-            to.numpy()[...] = np.memmap(artifact / table["file"], np.uint8, "r", shape=shape)
         self._part, self._dense_features = part, manifest["dense_features"]
         layers = {x["name"]: np.load(artifact / x["file"]) for x in manifest["layers"]}
         self._shape = (-1, len(tables), tables[0]["dim"])

@@ -14,48 +14,29 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fbgemm_gpu.split_embedding_configs import SparseType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
-    BoundsCheckMode,
-    EmbeddingLocation,
-    PoolingMode,
-)
-from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
-    IntNBitTableBatchedEmbeddingBagsCodegen,
-)
 
 from experiments.benchmarks.peers.workers.protocol import end_with_parent, only_for_answers
+from experiments.benchmarks.peers.workers.torch_operator import StoredRows, stored_operator
 from experiments.benchmarks.timing import calls_per_second
-
-_TYPES = {"float32": SparseType.FP32, "int8": SparseType.INT8, "int4": SparseType.INT4}
 
 
 class Operator:
     """The operator with its tables, and the ids of all samples."""
 
     def __init__(self, request: Mapping[str, Any]):
-        kind = _TYPES[request["format"]]
         self._ids = np.load(request["ids"], mmap_mode="r")
-        self._operator = IntNBitTableBatchedEmbeddingBagsCodegen(
+        tables = zip(request["tables"], request["shapes"], strict=True)
+        self._operator = stored_operator(
             [
-                (str(i), rows, request["dim"], kind, EmbeddingLocation.HOST)
-                for i, (rows, _) in enumerate(request["shapes"])
-            ],
-            pooling_mode=PoolingMode.SUM,
-            bounds_check_mode=BoundsCheckMode.NONE,
-            output_dtype=SparseType.FP32,
-            device="cpu",
+                StoredRows(Path(path), rows, request["dim"], request["format"])
+                for path, (rows, _) in tables
+            ]
         )
-        self._operator.initialize_weights()
-        weights = self._operator.split_embedding_weights(split_scale_shifts=False)
-        for (to, _), path, shape in zip(weights, request["tables"], request["shapes"], strict=True):
-            rows = np.memmap(path, np.uint8, "r", shape=tuple(shape))
-            assert to.shape == rows.shape, (to.shape, rows.shape)
-            to.numpy()[...] = rows
 
     def batches(self, size: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Indices of each table after the other, and where each bag begins."""
