@@ -12,7 +12,7 @@ from served import encode_logs, encoder_of
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.metadata import Metadata
-from dlrm_jax.data.preprocessing import logs
+from dlrm_jax.data.preprocessing.hexadecimal import from_hexadecimal
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
@@ -55,9 +55,9 @@ def test_criteo_text(tmp_path, form):
 @pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["68fd1e64", "", "0a"])])
 def test_hexadecimal_text_may_have_a_dictionary(dtype):
     texts = pl.DataFrame({name: ["68fd1e64", "", "0a", None] for name in CATEGORICALS})
-    expected = logs.from_hexadecimal("rows", CRITEO, texts)
+    expected = from_hexadecimal("rows", CRITEO, texts)
     assert expected["C1"].to_list() == [0x68FD1E64, None, 10, None]
-    assert logs.from_hexadecimal("rows", CRITEO, texts.cast(dtype)).equals(expected)
+    assert from_hexadecimal("rows", CRITEO, texts.cast(dtype)).equals(expected)
 
 
 def test_one_row_of_a_users_log(tmp_path):

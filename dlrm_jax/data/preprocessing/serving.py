@@ -22,6 +22,7 @@ from dlrm_jax.data.preprocessing.columns import label_arrays, normalize_columns,
 from dlrm_jax.data.preprocessing.encoding import encode_column, expansions
 from dlrm_jax.data.preprocessing.hashed_values import group_codes
 from dlrm_jax.data.preprocessing.headers import check_headers, optional_columns
+from dlrm_jax.data.preprocessing.hexadecimal import from_hexadecimal
 from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
@@ -139,7 +140,7 @@ class LogEncoder:
         logs.check_columns(name, schema, frame.schema, without_label=True)
         frame = few_rows.select(frame, self.columns)
         if schema.layout == "criteo":
-            frame = logs.from_hexadecimal(name, schema, frame)
+            frame = from_hexadecimal(name, schema, frame)
         frame = logs.unlabelled_rows(name, schema, frame, 0)
         return self._encode(normalize_columns(frame, self.options, name, 0))
 
