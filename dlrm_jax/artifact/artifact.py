@@ -181,7 +181,7 @@ def read_programs(directory: Path, manifest: Manifest) -> dict[int | None, Dense
     found = {}
     for note in manifest.programs:
         try:
-            program = DenseProgram((directory / note.file).read_bytes())
+            program = DenseProgram.read((directory / note.file).read_bytes())
             dense, labels = manifest.dense_features, manifest.outputs
             program.check(note.batch_size, layers, dense, width, labels)
         except UserError as error:

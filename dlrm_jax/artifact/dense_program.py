@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -109,6 +110,8 @@ def check_calls(stablehlo: str) -> None:
 class DenseProgram:
     """A program that was read.
 
+    `read` gives a shared one.
+
     Args:
         content: the program, as `export_programs` gives it.
 
@@ -124,6 +127,26 @@ class DenseProgram:
         check_calls(exported.mlir_module())
         self._exported = exported
         self._call = jax.jit(exported.call)
+
+    @classmethod
+    def read(cls, content: bytes) -> DenseProgram:
+        """A program, shared by all who read the same bytes, and compiled once for them.
+
+        Versions of a model differ in layers and tables, which are arguments of the program. So a
+        server compiles nothing for a new version. A compiler takes time from requests, and leaves
+        free memory in pieces, so that a server under load grows with each version. Besides, JAX
+        keeps the functions of the last 4096 calls that it traced, ten for each version.
+
+        Args:
+            content: the program, as `export_programs` gives it.
+
+        Raises:
+            UserError: see the class.
+        """
+        program = _IN_USE.get(content)
+        if program is None:
+            program = _IN_USE.setdefault(content, cls(content))
+        return program
 
     @property
     def is_float32(self) -> bool:
@@ -172,6 +195,10 @@ class DenseProgram:
     ) -> Float32[Any, "B *_"]:
         """The logits; compiled once for each number of examples."""
         return self._call(layers, dense, vectors)
+
+
+_IN_USE: weakref.WeakValueDictionary[bytes, DenseProgram] = weakref.WeakValueDictionary()
+"""The programs that are in use, by their bytes."""
 
 
 def _without_frames(function: Callable[[bytearray], T], content: bytearray) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from typing import Any
 
 import jax
@@ -43,6 +44,20 @@ def test_one_program_for_any_batch_size():
     assert products
     assert program.is_float32
     assert all("precision = [HIGHEST, HIGHEST]" in x for x in products), "float32 anywhere"
+
+
+def test_the_same_bytes_are_one_program_while_somebody_has_it():
+    content = export_programs(plain, LAYERS, 2, WIDTH)[None]
+    of_one_version = DenseProgram.read(content)
+    of_the_next = DenseProgram.read(bytes(bytearray(content)))
+    dense = np.ones((1, 2), np.float32)
+    of_one_version(LAYERS, dense, dense)
+    assert of_the_next._call._cache_size() == 1, "compiled"  # pyright: ignore
+    (other,) = export_programs(lambda *x: -plain(*x), LAYERS, 2, WIDTH).values()
+    assert DenseProgram.read(other)(LAYERS, dense, dense) == -of_the_next(LAYERS, dense, dense)
+    gone = weakref.ref(of_one_version)
+    del of_one_version, of_the_next
+    assert gone() is None
 
 
 def test_fixed_batch_sizes_where_the_code_needs_a_number():

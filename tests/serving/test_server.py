@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 from clients import Client, serving
 
+from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.server import listen
@@ -183,11 +184,18 @@ def test_a_token_is_asked_for(artifact: Path):
         assert client.ask("GET", "/v2", headers={"authorization": "Bearer secret"})[0] == 200
 
 
+def programs_of(client: Client) -> Any:
+    scorer = client.server.repository.newest.predictor.scorer
+    assert isinstance(scorer, ArtifactScorer)
+    return scorer.artifact.programs
+
+
 def test_versions_are_replaced_under_load(
     artifact: Path, tmp_path: Path, rows: list[dict[str, Any]]
 ):
     shutil.copytree(artifact, tmp_path / "1")
     with serving(tmp_path) as client:
+        programs = programs_of(client)
         answers: list[tuple[int, Any]] = []
         ended = threading.Event()
 
@@ -202,6 +210,7 @@ def test_versions_are_replaced_under_load(
             path = "/v2/repository/models/small/load"
             shutil.copytree(artifact, tmp_path / "2")
             assert client.ask("POST", path)[:2] == (200, {"loaded": ["2"], "versions": ["2"]})
+            assert programs_of(client) == programs, "compiled again"
             (tmp_path / "3").mkdir()
             (tmp_path / "3" / "manifest.json").write_text("{")
             status, found, _ = client.ask("POST", path)
