@@ -134,7 +134,7 @@ class Retriever:
             return np.asarray(dense, np.float32), ids
         names, encoder = _names(manifest), self.encoder
         own = [*self.note.dense, *names]
-        frame = as_frame(rows, own, self.note.dense)
+        frame = as_frame(rows, own, encoder.options.schema.numbers)
         # What the tower doesn't read needs no values.
         others = [pl.lit(None).alias(name) for name in encoder.columns if name not in own]
         examples = encoder.rows(frame.with_columns(others), NAME)

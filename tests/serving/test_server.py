@@ -71,6 +71,7 @@ def test_a_malformed_row_fails_its_request_alone(client: Client, rows: list[dict
     name = client.ask("GET", "/v2/models/small")[1]["inputs"][0]["name"]
     cases = [
         ({"rows": [rows[0] | {name: "x"}]}, 400, f"row 0, column {name}: expected a finite number"),
+        ({"rows": [rows[0] | {name: True}]}, 400, f"row 0, column {name}: expected a number or"),
         ({"rows": [rows[0], {name: 1}]}, 400, "row 1: it has no column"),
         ({"rows": []}, 400, "expected at least one row"),
         ({"row": []}, 400, 'expected {"rows"'),
