@@ -99,8 +99,12 @@ class Retriever:
 
     @functools.cached_property
     def items(self) -> pl.DataFrame:
-        """The values of the items; a row each, by number."""
-        return read_items(self.artifact.directory)
+        """The values of the items; a row each, by number.
+
+        Raises:
+            DamagedArtifactError: the file can't be read, or has other items than the index.
+        """
+        return read_items(self.artifact.directory, self.artifact.manifest)
 
     @functools.cached_property
     def encoder(self) -> LogEncoder:

@@ -139,6 +139,24 @@ def test_golden_queries(directory: Path, copy: Path):
         golden_queries.verify(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda items: items.head(8), "expected a row for each of 9 items, it has 8"),
+        (lambda items: items.drop("item"), "expected a column 'item', .* it has only shop, rows"),
+    ],
+)
+def test_items_that_do_not_fit_the_index(copy: Path, change, message: str):
+    """A row is found by the number of its item."""
+    path = copy / "index" / "items.parquet"
+    change(pl.read_parquet(path)).write_parquet(path)
+    rewritten(copy)
+    retriever = Retriever.load(copy)
+    for read in (lambda: retriever.items, lambda: golden_queries.verify(copy)):
+        with pytest.raises(DamagedArtifactError, match=rf"index/items\.parquet.*: {message}"):
+            read()
+
+
 def test_flipped_bits_are_found_in_any_file(copy: Path):
     chance = random.Random(0)
     for path in sorted(copy.rglob("*")):
