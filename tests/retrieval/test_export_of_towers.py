@@ -26,6 +26,7 @@ from dlrm_jax.retrieval.export import export
 from dlrm_jax.retrieval.retriever import Retriever
 from dlrm_jax.retrieval.task import Task
 from dlrm_jax.retrieval.trained_towers import TrainedTowers, find_towers
+from dlrm_jax.serving.server import Options, Server
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,12 @@ def test_values_without_an_id_are_refused(copy: Path, number: int | None):
 
 
 def test_what_is_no_artifact_of_two_towers(directory: Path, artifact: Path, workdir: Path):
-    for read in (Predictor.load, OwnModel.open, lambda path: find_model(path, None)):
+    for read in (
+        Predictor.load,
+        OwnModel.open,
+        lambda path: find_model(path, None),
+        lambda path: Server(path, Options("items")),
+    ):
         with pytest.raises(UserError, match="of two towers, which find items; load it by"):
             read(directory)
     with pytest.raises(UserError, match="is one of a click model; load it by"):
