@@ -1,9 +1,12 @@
-"""A command of ``dlrm_jax``, run in the process of the test."""
+"""A program, run in the process of the test."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
@@ -14,19 +17,25 @@ from dlrm_jax.mesh import make_mesh
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
-    """Runs a command; its flags are known only meanwhile."""
-    forget_flags()
-    known = sys.modules.pop(f"dlrm_jax.cli.{name}", None)
-    program = importlib.import_module(f"dlrm_jax.cli.{name}")
-    monkeypatch.setattr(program, "start", make_mesh)
-    try:
+    """Runs a command of ``dlrm_jax``; its flags are known only meanwhile."""
+    with imported(f"dlrm_jax.cli.{name}") as program:
+        monkeypatch.setattr(program, "start", make_mesh)
         cli_flags.parse([name, *as_flags(name, [*map(str, arguments)])])
         program.main()
+
+
+@contextlib.contextmanager
+def imported(name: str) -> Iterator[ModuleType]:
+    """Context of a module whose flags alone are defined, as in a process of its own."""
+    forget_flags()
+    known = sys.modules.pop(name, None)
+    try:
+        yield importlib.import_module(name)
     finally:
         forget_flags()
-        sys.modules.pop(f"dlrm_jax.cli.{name}")
+        sys.modules.pop(name, None)
         if known:
-            sys.modules[f"dlrm_jax.cli.{name}"] = known
+            sys.modules[name] = known
 
 
 def forget_flags() -> None:

@@ -27,6 +27,7 @@ ALLOWED = {
     "cli/generate.py: write_log": "its caller's directory is that of `creating`",
     "cli/page.py: picture": "the picture is made in memory",
     "conversion/onnx_model.py: _write_tables": "its caller's directory is that of `creating`",
+    "conversion/safetensors_file.py: write_safetensors": "its caller's path is that of `creating`",
     "data/formats/npy.py: __init__": "its callers give it a path of `replacing` or `creating`",
     "data/formats/npy.py: member": "a part of such a file",
     "data/generated/example_files.py: write_raw": "its caller's path is that of `creating`",

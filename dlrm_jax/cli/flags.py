@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import sys
 import time
@@ -247,12 +248,35 @@ def check_new(*names: str) -> None:
         path = Path(given)
         if path.exists():
             raise UserError(f"--{name}: {path} exists; remove it, or give another name")
-        for parent in path.parents:
-            if parent.exists() and not parent.is_dir():
-                raise UserError(
-                    f"--{name}: expected a file in a directory, got {path}, where {parent} is a "
-                    f"file; give another name"
-                )
+        _check_parents(name, path)
+
+
+def check_writable(*names: str) -> None:
+    """As `check_new`, of files, which may be there and are replaced."""
+    for name in names:
+        if not (given := FLAGS[name].value):
+            continue
+        path = Path(given)
+        if path.is_dir():
+            raise UserError(
+                f"--{name}: expected a file, got the directory {path}; give another name"
+            )
+        _check_parents(name, path)
+
+
+def _check_parents(name: str, path: Path) -> None:
+    """Checks that a file or a directory can be made, if its parents are."""
+    parent = next(x for x in path.parents if x.exists())
+    if not parent.is_dir():
+        raise UserError(
+            f"--{name}: expected a file in a directory, got {path}, where {parent} is a file; give "
+            f"another name"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--{name}: expected a directory that you can write to, got {path} in {parent}; give "
+            f"another name"
+        )
 
 
 def check_pictures(*names: str) -> None:

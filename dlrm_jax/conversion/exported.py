@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,20 +83,28 @@ class Exporter:
             )
 
     def write(self, output: Path) -> None:
-        """Writes the file, completely or not at all. The whole model is in memory."""
-        tensors = {name: np.zeros(0, np.float32) for name in self.tables}  # to keep the order
-        for table, rows in self.model.tables():
-            for name, read in zip(self.tables, self.model.reads, strict=True):
-                if read.table == table:
-                    tensors[name] = rows
-        for here, there in self.correspondence.names.items():
-            tensors[there] = self.correspondence.there(here, self.model.layers[here])
+        """Writes the file, completely or not at all; see `write_tensors` for the memory."""
+        shapes = [self.model.shapes[read.table] for read in self.model.reads]
+        layers = {
+            there: self.correspondence.there(here, self.model.layers[here])
+            for here, there in self.correspondence.names.items()
+        }
+        found = itertools.chain(self._table_tensors(), layers.items())
         # What the reference reads beside the tensors; --inference-only uses no more than steps.
         step, unknown = self.model.step, dict.fromkeys(_METRICS, math.nan)
         counts = {"iter": step, "epoch": 0, "nepochs": 1, "nbatches": step, "nbatches_test": 0}
         notes = {**counts, **unknown} if self.form == "dlrm" else {}
         with creating(output) as written:
-            write_tensors(written, tensors, self._tables, notes)
+            of_layers = {name: array.shape for name, array in layers.items()}
+            of_all = dict(zip(self.tables, shapes, strict=True)) | of_layers
+            write_tensors(written, of_all, found, self._tables, notes)
+
+    def _table_tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields the tensors of tables; those of one table after another."""
+        for table, rows in self.model.tables():
+            for name, read in zip(self.tables, self.model.reads, strict=True):
+                if read.table == table:
+                    yield name, rows
 
 
 _METRICS = ("train_loss", "total_loss", "test_acc", "test_auc")

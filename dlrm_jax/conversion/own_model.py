@@ -62,6 +62,7 @@ class OwnModel:
         layers: arrays of the dense model by name.
         architecture: the widths.
         interactions: interactions of DLRM that have these widths; one if it is known.
+        shapes: rows and numbers of a row of each table by name.
         tables: function that yields each table with its rows, one after the other.
         compute_dtype: type that predictions are computed in; an artifact doesn't say it.
     """
@@ -73,6 +74,7 @@ class OwnModel:
     layers: Mapping[str, np.ndarray]
     architecture: Architecture
     interactions: tuple[Kind, ...]
+    shapes: Mapping[str, tuple[int, int]]
     tables: Callable[[], Iterator[tuple[str, np.ndarray]]]
     compute_dtype: str = "float32"
 
@@ -163,4 +165,5 @@ def _checked(
         raise UserError(f"{path} has no dense features, which PyTorch's models need")
     of_reads = [tables[read.table] for read in reads]
     architecture, fitting = architecture_of(str(path), shapes, of_reads, kinds)
-    return OwnModel(path, step, shift, tuple(reads), layers, architecture, tuple(fitting), arrays)
+    about = path, step, shift, tuple(reads), layers, architecture, tuple(fitting)
+    return OwnModel(*about, tables, arrays)

@@ -6,7 +6,7 @@ import abc
 import importlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import ml_dtypes  # noqa: F401 so that NumPy knows bfloat16 by its name
 import numpy as np
 from jaxtyping import Float32
 
+from dlrm_jax.conversion.safetensors_file import write_safetensors
 from dlrm_jax.conversion.torch_files import read_state_dict, write_torch
 from dlrm_jax.errors import UserError
 
@@ -139,33 +140,37 @@ def open_tensors(path: Path) -> TensorFile:
 
 def check_suffix(path: Path) -> None:
     """Checks that a name says what to write, and that the library for it is there."""
-    if path.suffix == ".safetensors":
-        _library("safetensors", path)
-    elif path.suffix in (".pt", ".pth"):
+    if path.suffix in (".pt", ".pth"):
         _library("torch", path)
-    else:
+    elif path.suffix != ".safetensors":
         raise UserError(
             f"output: expected a name that ends in .pt, .pth or .safetensors, got {path}"
         )
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, np.ndarray], tables: Sequence[str], notes: Mapping[str, Any]
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    tensors: Iterable[tuple[str, Float32[np.ndarray, "*_"]]],
+    tables: Sequence[str],
+    notes: Mapping[str, Any],
 ) -> None:
     """Writes a file of the kind that its name says.
 
+    A tensor at a time is in memory for safetensors, all of them once for torch.save.
+
     Args:
         path: file to make.
-        tensors: tensors by name.
+        shapes: shape of each tensor by name, in the order of the model.
+        tensors: all of them with their names, in any order.
         tables: names of the tables, in their order.
         notes: entries beside the tensors in a file of torch.save; none for tensors alone.
     """
     if path.suffix == ".safetensors":
-        library = importlib.import_module("safetensors.numpy")
-        # One entry: those of several would be in any order, and the bytes others each time.
-        library.save_file(dict(tensors), path, metadata={_TABLES: json.dumps([*tables])})
+        write_safetensors(path, shapes, tensors, {_TABLES: json.dumps([*tables])})
     else:
-        write_torch(path, tensors, notes)
+        found = dict(tensors)
+        write_torch(path, {name: found[name] for name in shapes}, notes)
 
 
 def _library(name: str, path: Path) -> Any:

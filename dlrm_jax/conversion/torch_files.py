@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,5 +132,7 @@ def _line(error: Exception) -> str:
 def write_torch(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
     """Writes a state dict with torch.save, under ``"state_dict"`` if there are notes beside it."""
     torch = torch_library(path)
-    state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they aren't copied, and may be read-only; torch reads
+        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
     torch.save({**notes, "state_dict": state} if notes else state, path)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from dlrm_jax.embedding.row_optax import as_row_optimizer
 from dlrm_jax.embedding.row_optimizer import RowOptimizer
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shown
 
 Initializer = Callable[[Array, tuple[int, int], Any], Float[Array, "n d"]]
 """``init(key, (n, dim), dtype)`` makes n consecutive rows; it is called for each chunk of rows."""
@@ -32,14 +32,22 @@ def is_floating(dtype: str) -> bool:
         return False
 
 
-def check_whole(name: str, value: object) -> None:
+def check_whole(name: str, value: object, least: int | None = None) -> None:
     """Checks that a value is an integer, Python's or NumPy's.
 
+    Args:
+        name: name of the value, for messages.
+        value: value.
+        least: smallest allowed integer; None for none.
+
     Raises:
-        UserError: it is none.
+        UserError: it is none, or too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise UserError(f"{name}: expected an integer, got {value!r}")
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if is_whole and (least is None or value >= least):
+        return
+    allowed = "" if least is None else f" from {least} on"
+    raise UserError(f"{name}: expected an integer{allowed}, got {shown(value)}")
 
 
 @dataclasses.dataclass(frozen=True)

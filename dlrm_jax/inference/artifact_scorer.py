@@ -18,6 +18,7 @@ from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.metadata import METADATA
+from dlrm_jax.embedding.table import check_whole
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.scorer import Inputs
 from dlrm_jax.inference.vocabularies import check_same_data
@@ -115,6 +116,7 @@ def load_artifact(
         )
     if model:
         raise UserError(f"model: an artifact needs no class, got {model!r}; leave it out")
+    check_whole("batch_size", batch_size, 1)
     artifact = Artifact.load(directory)
     manifest = artifact.manifest
     check_click_model(directory, manifest.retrieval)

@@ -47,9 +47,9 @@ class FadeSchedule:
         Raises:
             UserError: it can't be read, or isn't a schedule; the message names feature and point.
         """
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise UserError(f"fade: cannot read {path}: expected a file")
         try:
+            if path.exists() and not path.is_file():  # a pipe would wait for ever
+                raise OSError("expected a file")
             fields = read_json(path, object_pairs_hook=without_repeats)
             json.dumps(fields, ensure_ascii=False).encode()  # no halves of characters
             found = msgspec.convert(fields, _File)

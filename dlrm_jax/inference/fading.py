@@ -70,7 +70,7 @@ class Fading:
     def __init__(self, encoder: LogEncoder, inputs: Inputs):
         schema = encoder.options.schema
         nothing = {x: [] if x in schema.bag_lengths else None for x in encoder.columns}
-        frame = as_frame([nothing], encoder.columns, schema.dense)
+        frame = as_frame([nothing], encoder.columns, schema.numbers)
         missing = encoder.rows(frame, "missing values")
         self._dense: Float32[np.ndarray, " D"] = missing.dense[0]
         self._ids: Int32[np.ndarray, " C"] = np.asarray(missing.ids)[0]

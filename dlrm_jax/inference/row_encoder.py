@@ -65,7 +65,7 @@ class RowEncoder:
         if columns and (found := self.columns(columns, len(rows))):
             return found
         rows = with_shared(rows, shared) if shared else rows
-        frame = as_frame(rows, self.encoder.columns, self._schema.dense)
+        frame = as_frame(rows, self.encoder.columns, self._schema.numbers)
         return self.encoder.rows(frame, NAME)
 
     def columns_of(self, rows: Any, shared: Mapping[str, Any]) -> Columns | None:
@@ -174,7 +174,7 @@ class RowEncoder:
         rows = max(map(len, columns.values()))
         encoder = self.encoder.only(columns)
         filled = {x: [*columns[x], *[None] * (rows - len(columns[x]))] for x in encoder.columns}
-        ids = np.asarray(encoder.rows(frame_of(filled), NAME).ids)
+        ids = np.asarray(encoder.rows(frame_of(filled, self._schema.numbers), NAME).ids)
         ends = np.cumsum(encoder.options.lengths)[:-1]
         return dict(zip(encoder.columns, np.split(ids, ends, axis=1), strict=True))
 

@@ -26,7 +26,8 @@ def as_frame(rows: Any, columns: Sequence[str], numbers: Sequence[str] = ()) -> 
         rows: a polars frame, something that gives Arrow data (a frame of pandas, a table of
             Arrow), or a list of dicts, one for each row.
         columns: the columns that are read. Each dict must have them; None is a missing value.
-        numbers: columns of numbers, which may be rounded to floats; others keep theirs.
+        numbers: columns of numbers, which may be rounded to floats; others keep theirs. True and
+            False are no numbers in dicts: a column of a frame has a type of its own, they don't.
 
     Raises:
         UserError: it is none of these, or a row lacks a column, or has a value of another type
@@ -89,6 +90,8 @@ def frame_of(columns: Mapping[str, list[Any]], numbers: Sequence[str] = ()) -> p
 def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
     _check_flat(name, values)
     values = [_plain(value) for value in values]
+    if is_number:
+        _check_numbers(name, values)
     kinds = _kinds(name, values)
     if is_number and kinds <= {int, float, Decimal}:
         values = [_mapped(_rounded, value) for value in values]
@@ -97,6 +100,18 @@ def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
     elif kinds and kinds <= {int, float}:
         convert = _exact(name, values)
         values = [_mapped(convert, value) for value in values]
+    found = _typed(name, values)
+    if isinstance(found, pl.Series):
+        return found
+    for row, value in enumerate(values):
+        if isinstance(failure := _typed(name, [value]), Exception):
+            reason = cut(str(failure).splitlines()[0], 300)
+            raise UserError(f"{NAME} (from 0), row {row}, column {name}: {reason}") from failure
+    raise UserError(f"{NAME}, column {name}: {cut(str(found).splitlines()[0], 300)}") from found
+
+
+def _typed(name: str, values: list[Any]) -> pl.Series | Exception:
+    """The values as a series, or why there is no type for them."""
     failure: Exception | None = None
     # Ids may have 64 bits, with a sign or without, or both.
     for dtype in (None, pl.UInt64, pl.List(pl.UInt64), pl.Int128, pl.List(pl.Int128)):
@@ -107,7 +122,17 @@ def _series(name: str, values: list[Any], is_number: bool) -> pl.Series:
             return found
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
             failure = failure or error
-    raise UserError(f"{NAME}, column {name}: {cut(str(failure).splitlines()[0], 300)}") from failure
+    assert failure is not None
+    return failure
+
+
+def _check_numbers(name: str, values: Sequence[Any]) -> None:
+    for row, value in enumerate(values):
+        if isinstance(value, bool):
+            raise UserError(
+                f"{NAME} (from 0), row {row}, column {name}: expected a number or None, got "
+                f"{value}; give 1 or 0 for a column of booleans"
+            )
 
 
 def _check_flat(name: str, values: Sequence[Any]) -> None:

@@ -73,6 +73,7 @@ def verify(directory: Path) -> Verified:
     """
     manifest = read_whole(directory, (*_FILES, index_files.ITEMS))
     retriever = Retriever.load(directory)
+    _ = retriever.items
     try:
         dense, ids, expected, items, scores = (map_npy(directory / name) for name in _FILES)
         users = Examples(dense, ids, np.zeros(len(ids), np.float32))

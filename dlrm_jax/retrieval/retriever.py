@@ -99,8 +99,12 @@ class Retriever:
 
     @functools.cached_property
     def items(self) -> pl.DataFrame:
-        """The values of the items; a row each, by number."""
-        return read_items(self.artifact.directory)
+        """The values of the items; a row each, by number.
+
+        Raises:
+            DamagedArtifactError: the file can't be read, or has other items than the index.
+        """
+        return read_items(self.artifact.directory, self.artifact.manifest)
 
     @functools.cached_property
     def encoder(self) -> LogEncoder:
@@ -134,7 +138,7 @@ class Retriever:
             return np.asarray(dense, np.float32), ids
         names, encoder = _names(manifest), self.encoder
         own = [*self.note.dense, *names]
-        frame = as_frame(rows, own, self.note.dense)
+        frame = as_frame(rows, own, encoder.options.schema.numbers)
         # What the tower doesn't read needs no values.
         others = [pl.lit(None).alias(name) for name in encoder.columns if name not in own]
         examples = encoder.rows(frame.with_columns(others), NAME)

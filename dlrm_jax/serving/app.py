@@ -63,6 +63,8 @@ class App:
         self._log = log or RequestLog()
         self._predictions = Predictions(name, repository, limits, metrics, fading)
         metrics.watch_queue(lambda: repository.newest.waiting_rows)
+        if fading:
+            metrics.watch_schedule(fading.is_stale)
 
     def routes(self) -> Starlette:
         """The application."""

@@ -49,6 +49,28 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
+class _Ending:
+    """The transport of an answer. Closed before the rest of a body has come, it waits for that.
+
+    A client sends its whole body before it reads why nobody wants it. What comes to a closed
+    connection is answered by a reset, and the client doesn't read the answer.
+
+    Args:
+        connection: connection.
+    """
+
+    def __init__(self, connection: Connection):
+        self._connection, self._cycle = connection, connection.cycle
+        self.write, self.is_closing = connection.transport.write, connection.transport.is_closing
+
+    def close(self) -> None:
+        """Closes the connection, or says that nothing more is answered."""
+        if self._cycle.more_body:
+            self._connection.read_out()
+        else:
+            self._connection.transport.close()
+
+
 class Connection(HttpToolsProtocol):
     """A connection of a client; `with_limits` makes the class that a server takes.
 
@@ -65,6 +87,7 @@ class Connection(HttpToolsProtocol):
     _taken: asyncio.TimerHandle | None = None  # by which something of the answers must be
     _head = 0  # bytes of headers that aren't complete
     _is_ending = False
+    _is_unread = False  # what still comes
 
     def connection_made(self, transport: Any) -> None:
         """A client has come."""
@@ -82,9 +105,13 @@ class Connection(HttpToolsProtocol):
         self._end_deadline()
         self.resume_writing()
         super().connection_lost(exc)
+        if self.cycle:
+            self.cycle.transport = self.transport  # so that both are freed at once
 
     def data_received(self, data: bytes) -> None:
         """Some bytes have come."""
+        if self._is_unread:
+            return
         silent, was_head = self.timeout_keep_alive_task, self._deadline is not None
         super().data_received(data)
         if self.transport.is_closing():
@@ -122,8 +149,17 @@ class Connection(HttpToolsProtocol):
         """The body is next, which has a deadline of its own."""
         self._end_deadline()
         super().on_headers_complete()
+        self.cycle.transport = _Ending(self)  # pyright: ignore[reportAttributeAccessIssue]
         if self._is_ending:
             self.cycle.keep_alive = False
+
+    def read_out(self) -> None:
+        """Answers nothing more, and ends when the client does, or in time."""
+        if self._is_unread:
+            return
+        self._is_unread = True
+        self.transport.write_eof()
+        self._start_deadline()
 
     def shutdown(self) -> None:
         """Answers what has come and what is on its way, and closes the connection."""

@@ -45,12 +45,19 @@ def too_late(limits: Limits) -> HttpError:
     return HttpError(504, f"no answer within {limits.seconds:g} s, the deadline")
 
 
+def _too_long(limits: Limits) -> HttpError:
+    message = f"expected a body of at most {limits.body_bytes} bytes"
+    return HttpError(413, message, connection="close")
+
+
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The body of a request.
 
     Raises:
-        HttpError: it has more bytes than the limit, or doesn't come in time.
+        HttpError: it has more bytes than the limit, or says so; or it doesn't come in time.
     """
+    if int(request.headers.get("content-length", 0)) > limits.body_bytes:  # they are digits
+        raise _too_long(limits)
     parts: list[bytes] = []
     size = 0
     try:
@@ -58,7 +65,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
             async for part in request.stream():
                 size += len(part)
                 if size > limits.body_bytes:
-                    raise HttpError(413, f"expected a body of at most {limits.body_bytes} bytes")
+                    raise _too_long(limits)
                 parts.append(part)
     except TimeoutError:
         raise too_late(limits) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ class LiveFading:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time):
         self._path, self._clock = path, clock
         self._changed, self._looked = _changed(path), clock()
+        self._wrong = ""  # with the file, as far as the log says it
+        self._looking = threading.Lock()
         self._schedule = FadeSchedule.read(path)
         self._features: dict[str, list[str]] = {}  # by version
 
@@ -74,6 +77,11 @@ class LiveFading:
         known = dict.fromkeys(x for features in self._features.values() for x in features)
         schedule.check_features([*known])
 
+    def is_stale(self) -> bool:
+        """Whether the file can't be read or isn't a schedule, so that an earlier one counts."""
+        self._current()
+        return bool(self._wrong)
+
     def seen(self, predictor: Predictor, request_id: str) -> dict[str, bool]:
         """Whether a request sees each feature of the schedule that a model has.
 
@@ -103,18 +111,33 @@ class LiveFading:
         now = self._clock()
         if abs(now - self._looked) < _SECONDS:
             return self._schedule
-        self._looked = now
-        try:
-            changed = _changed(self._path)
-            if changed != self._changed:
-                self._changed = changed
-                schedule = FadeSchedule.read(self._path)
-                self._check(schedule)
-                self._schedule = schedule
-                _log.info("fade: the schedule has been read again")
-        except UserError as error:
-            _log.error("the schedule stays as it was: %s", error)
+        if self._looking.acquire(blocking=False):
+            try:
+                self._looked = now
+                self._look()
+            finally:
+                self._looking.release()
         return self._schedule
+
+    def _look(self) -> None:
+        """Reads the file if it has changed; one that is wrong until it is right.
+
+        The cause may be elsewhere: who may read it, a disk, or that no version has a feature yet.
+        """
+        changed = _changed(self._path)
+        if changed == self._changed and not self._wrong:
+            return
+        self._changed = changed
+        try:
+            schedule = FadeSchedule.read(self._path)
+            self._check(schedule)
+        except UserError as error:
+            if (wrong := str(error)) != self._wrong:
+                _log.error("the schedule stays as it was: %s", wrong)
+            self._wrong = wrong
+            return
+        self._schedule, self._wrong = schedule, ""
+        _log.info("fade: the schedule has been read again")
 
 
 def _changed(path: Path) -> tuple[int, int, int]:

@@ -185,21 +185,27 @@ def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
             f"{len(flat)}"
         )
     if given.datatype == _BYTES:
-        for value in flat:
-            if value is not None and not isinstance(value, str):
-                raise UserError(f"input {cut(given.name)}: expected text, got {shown(value)}")
+        _check_types(given, flat, (str, type(None)), "text")
         return np.array(flat, object).reshape(given.shape)
     dtype = np.dtype(_DTYPES[given.datatype])
     kinds = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
-    for value in flat:
-        if type(value) not in kinds:
-            raise UserError(
-                f"input {cut(given.name)}: expected {given.datatype}, got {shown(value)}"
-            )
+    _check_types(given, flat, kinds, given.datatype)
     try:
         return np.array(flat, dtype).reshape(given.shape)
     except OverflowError as error:
         raise UserError(f"input {cut(given.name)}: {error}") from error
+
+
+def _check_types(
+    given: _Input, values: Sequence[Any], kinds: Sequence[type], expected: str
+) -> None:
+    for place, value in enumerate(values):
+        if type(value) not in kinds:
+            row = place * given.shape[0] // len(values)
+            raise UserError(
+                f"input {cut(given.name)}, row {row} (from 0): expected {expected}, got "
+                f"{shown(value)}"
+            )
 
 
 def _flat(given: _Input, data: Sequence[Any]) -> list[Any]:

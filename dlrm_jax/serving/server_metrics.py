@@ -89,6 +89,11 @@ class ServerMetrics:
             *by_version,
             "column",
         )
+        self._stale = gauge(
+            "fade_schedule_stale",
+            "1 while the schedule's file isn't one, and an earlier one counts.",
+            "model",
+        )
         by_feature = (*by_version, "feature", "coverage")
         self._faded = counter(
             "feature_requests", "Requests that see a feature, or not.", *by_feature
@@ -107,6 +112,10 @@ class ServerMetrics:
     def watch_queue(self, rows: Callable[[], int]) -> None:
         """Reads the number of rows that wait when metrics are asked for."""
         self._queue.labels(self._model).set_function(rows)
+
+    def watch_schedule(self, is_stale: Callable[[], bool]) -> None:
+        """Looks at the schedule of features that are faded when metrics are asked for."""
+        self._stale.labels(self._model).set_function(is_stale)
 
     def observer(self, version: str, predictor: Predictor) -> Observer:
         """Functions that count the work of a version of the model."""

@@ -88,6 +88,9 @@ def rows_of(
         each = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise UserError(f"inputs: expected as many rows of each, or 1, got {each}")
     bags = schema.bag_lengths
+    for name in schema.numbers:
+        if tensors[name].dtype == np.bool_:
+            raise UserError(f"input {name}: expected numbers, such as FP32, got BOOL")
     columns = {name: _column(name, tensors[name], name in bags) for name in names}
     shared = model.predictor.features_of([x for x in names if counts[x] < count])
     found = None

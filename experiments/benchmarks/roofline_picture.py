@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from dlrm_jax.cli.flags import FLAGS, check_pictures, require
+from dlrm_jax.cli.flags import FLAGS, check_pictures, check_writable, require
 from dlrm_jax.cli.pictures import COLOURS, INK, PERCENT, legend_beside, new_axes, save
 from dlrm_jax.cli.run import run
 from dlrm_jax.errors import UserError
@@ -108,6 +108,7 @@ def main() -> None:
     """Reads files, draws a picture."""
     require("results", "output")
     check_pictures("output")
+    check_writable("output")
     save(draw([read(Path(path)) for path in FLAGS.results]), FLAGS.output)
 
 

@@ -31,6 +31,7 @@ flags.DEFINE_enum("only", None, KINDS, "Kind of job whose disk fails, instead of
 
 def main() -> None:
     """All faults of both kinds in turn, in a new directory each time."""
+    output = chosen_output()
     tally = Tally("disks", FLAGS.seed, FLAGS.minutes)
     with Scratch(tally) as scratch:
         library = shim.build(scratch)
@@ -47,7 +48,7 @@ def main() -> None:
                 for case, fault in cases.items():
                     if (mountable or case != faults.SMALL_DISK) and tally.has_time():
                         try_fault(tally, target, whole, case, fault, number, library)
-    tally.finish(chosen_output())
+    tally.finish(output)
 
 
 if __name__ == "__main__":

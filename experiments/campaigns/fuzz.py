@@ -101,6 +101,7 @@ def main() -> None:
     known = [*FORMATS, _COMMAND_LINES]
     if unknown := set(FLAGS.formats) - set(known):
         raise UserError(f"--formats: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    output = chosen_output()
     findings = Findings("fuzz", FLAGS.seed, FLAGS.minutes)
     with Scratch(findings) as scratch:
         forks.preload()
@@ -111,7 +112,7 @@ def main() -> None:
                 if findings.has_time():
                     directory = scratch / case.replace(" ", "-") / str(number)
                     try_one(findings, case, number, directory, good.variables, write)
-    findings.finish(chosen_output())
+    findings.finish(output)
 
 
 def writer(name: str, good: Good) -> Writer:

@@ -26,6 +26,7 @@ flags.DEFINE_enum("only", None, get_args(Kind), "Kind of job that is killed, ins
 
 def main() -> None:
     """All kinds in turn, in a new directory each time."""
+    output = chosen_output()
     tally = Tally("kills", FLAGS.seed, FLAGS.minutes)
     with Scratch(tally) as scratch:
         kinds = [FLAGS.only] if FLAGS.only else get_args(Kind)
@@ -36,7 +37,7 @@ def main() -> None:
                     directory = scratch / target.kind / str(number)
                     directory.mkdir()
                     try_kill(tally, target, number, directory)
-    tally.finish(chosen_output())
+    tally.finish(output)
 
 
 if __name__ == "__main__":

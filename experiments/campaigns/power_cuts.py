@@ -28,6 +28,7 @@ flags.DEFINE_enum("only", None, KINDS, "Kind of job that is cut off, instead of 
 
 def main() -> None:
     """Both kinds in turn, in a new directory each time."""
+    output = chosen_output()
     tally = Tally("power_cuts", FLAGS.seed, FLAGS.minutes)
     with Scratch(tally) as scratch:
         library = shim.build(scratch)
@@ -37,7 +38,7 @@ def main() -> None:
             for target in targets:
                 directory = scratch / target.kind / str(number)
                 try_cut(tally, target, number, directory, library)
-    tally.finish(chosen_output())
+    tally.finish(output)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ flags.DEFINE_float("swap_seconds", 30, "Seconds between two versions; such as 5.
 
 def main() -> None:
     """Makes two artifacts, and serves them."""
+    output = chosen_output()
     tally = Tally("soak", FLAGS.seed, FLAGS.minutes)
     with Scratch(tally) as scratch:
         artifacts = make_artifacts(scratch / "model")
@@ -38,7 +39,7 @@ def main() -> None:
         for _ in tally.rounds(1):
             soak.run(60 * FLAGS.minutes)
         print(*soak.notes, sep="\n", file=sys.stderr)
-    tally.finish(chosen_output())
+    tally.finish(output)
 
 
 if __name__ == "__main__":

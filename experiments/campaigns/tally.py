@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dlrm_jax.cli.flags import FLAGS
+from dlrm_jax.cli.flags import FLAGS, check_writable
 from dlrm_jax.files import write_json
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.record import versions
@@ -137,5 +137,10 @@ class Scratch:
 
 
 def chosen_output() -> Path | None:
-    """The file of ``--output``."""
+    """The file of ``--output``.
+
+    Raises:
+        UserError: it can't be written, which is to be known before hours of tries.
+    """
+    check_writable("output")
     return Path(FLAGS.output) if FLAGS.output else None

@@ -24,6 +24,7 @@ flags.DEFINE_enum("only", None, list(CASES), "Case that is tried, instead of all
 
 def main() -> None:
     """All cases in turn, in a new directory each time."""
+    output = chosen_output()
     tally = Tally("two_at_once", FLAGS.seed, FLAGS.minutes)
     with Scratch(tally) as scratch:
         scene = Scene(scratch)
@@ -35,7 +36,7 @@ def main() -> None:
                 tally.count(case, losses)
                 if not losses:
                     shutil.rmtree(directory)
-    tally.finish(chosen_output())
+    tally.finish(output)
 
 
 if __name__ == "__main__":

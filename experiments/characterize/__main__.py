@@ -31,7 +31,7 @@ from absl import flags
 
 from dlrm_jax.backend import describe_devices
 from dlrm_jax.cli.config_flags import OF_WHOLE_RUNS, define_run_flags, with_flags
-from dlrm_jax.cli.flags import FLAGS, check_pictures
+from dlrm_jax.cli.flags import FLAGS, check_pictures, check_writable
 from dlrm_jax.cli.pictures import save
 from dlrm_jax.cli.run import run
 from dlrm_jax.cli.start import start
@@ -75,6 +75,7 @@ def main() -> None:
     if sweeps and workdir is None:
         raise UserError("--sweep: expected a --workdir for what each step leaves, got none")
     check_pictures("picture")
+    check_writable("picture")
     # A cached program may have been traced with other scopes, which don't change the cache's key.
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     check_batch_size(mesh, "batch_size", config.batch_size)

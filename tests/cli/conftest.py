@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from in_process import forget_flags, run_command
+from in_process import imported, run_command
 from main_job import SMALL, succeed
 
 
@@ -21,14 +19,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def program(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """A module whose flags alone are defined, as in a process of its own."""
-    forget_flags()
-    known = sys.modules.pop(request.param, None)
-    yield importlib.import_module(request.param)
-    forget_flags()
-    del sys.modules[request.param]
-    if known:
-        sys.modules[request.param] = known
+    """See `imported`."""
+    with imported(request.param) as module:
+        yield module
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,31 @@ def test_out_and_in_again_is_equal_to_the_last_bit(kind: str, models, files, tmp
         assert np.array_equal(rows, expected), table
     Exporter(back, form).write(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == files[kind].read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_that_of_the_library(kind: str, models, files, tmp_path: Path):
+    """Whose header has the tensors in the order of their names."""
+    order = json.dumps(Exporter(OwnModel.of(models[kind]), KINDS[kind][1])._tables)
+    save_file(load_file(files[kind]), tmp_path / "x.safetensors", {"tables": order})
+    assert (tmp_path / "x.safetensors").read_bytes() == files[kind].read_bytes()
+
+
+def test_a_table_at_a_time_is_in_memory(models, tmp_path: Path):
+    model = OwnModel.of(models["dcn"])
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def tables() -> Iterator[tuple[str, np.ndarray]]:
+        for name, rows in model.tables():
+            assert sum(x() is not None for x in alive) <= 1, "that of the loop before"
+            copy = rows.copy()
+            alive.append(weakref.ref(copy))
+            yield name, copy
+
+    Exporter(dataclasses.replace(model, tables=tables), "torchrec").write(
+        tmp_path / "x.safetensors"
+    )
+    assert len(alive) == 3
 
 
 def test_both_formats_predict_the_same(files):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import imported
 
+from dlrm_jax.cli import flags
+from dlrm_jax.errors import UserError
 from dlrm_jax.training.orbax_io import save
 from experiments.campaigns import faults, harness, shim
 from experiments.campaigns.aims import Target
@@ -21,6 +25,11 @@ from experiments.campaigns.tally import Scratch, Tally
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
+CAMPAIGNS = [
+    f"experiments.campaigns.{path.stem}"
+    for path in sorted(Path(harness.__file__).parent.glob("*.py"))
+    if "\ndefine_tries(" in path.read_text()
+]
 TINY = str(Path(__file__).with_name("tiny_job.py"))
 WHEN_COMPLETE = 2  # of the aims of training
 
@@ -39,6 +48,33 @@ def tiny(form: str, scratch: Path) -> Target:
     """A job, what it makes when nothing disturbs it."""
     job = Job(("-I", "-S", TINY, form), "--workdir", scratch / "home")
     return Target("training", job, *job.unbroken(scratch / "unbroken"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *CAMPAIGNS,
+        "experiments.benchmarks.peers.__main__",
+        "experiments.benchmarks.serving.__main__",
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_at_the_start(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not after the hours of the campaign."""
+    file = tmp_path / "file"
+    file.touch()
+    with imported(name) as program:
+        for begin in ("mkdtemp", "TemporaryDirectory"):
+            monkeypatch.setattr(tempfile, begin, None)
+        for output in (tmp_path, file / "kills.json"):
+            flags.parse([name, f"--output={output}"])
+            with pytest.raises(UserError, match="--output: expected a file"):
+                program.main()
+        monkeypatch.setattr("os.access", lambda *_: False)
+        flags.parse([name, f"--output={tmp_path / 'new' / 'kills.json'}"])
+        with pytest.raises(UserError, match="--output: expected a directory that you can write to"):
+            program.main()
 
 
 @pytest.mark.parametrize(("form", "lost"), [("good", 0), ("forgetful", 1)])

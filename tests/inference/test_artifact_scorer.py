@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import UserError
-from dlrm_jax.inference.artifact_scorer import ArtifactScorer
+from dlrm_jax.inference.artifact_scorer import ArtifactScorer, load_artifact
 from dlrm_jax.inference.predictor import Predictor
 
 PREVIOUS = Path(__file__).parents[1] / "previous"
@@ -78,6 +79,9 @@ def test_what_an_artifact_does_not_take(artifact: Path, tmp_path: Path):
         Predictor.load(artifact, "2x4")
     with pytest.raises(UserError, match="model: an artifact needs no class, got 'a:B'"):
         Predictor.load(artifact, model="a:B")
+    for size in (2.5, True, 0, -1, "8"):
+        with pytest.raises(UserError, match=f"size: expected an integer from 1 on, got {size!r}"):
+            inspect.unwrap(load_artifact)(artifact, "1x1", size, None, None)
     with pytest.raises(UserError, match=r"metadata\.json"):
         Predictor.load(artifact, preprocessing=tmp_path)
     Predictor.load(artifact, preprocessing=RUN / "preprocessing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def remembering(encoder: LogEncoder) -> RowEncoder:
 
 
 def whole(encoder: LogEncoder, rows: Any) -> Examples:
-    return encoder.rows(as_frame(rows, encoder.columns, encoder.options.schema.dense), NAME)
+    return encoder.rows(as_frame(rows, encoder.columns, encoder.options.schema.numbers), NAME)
 
 
 def outcome(call: Callable[..., Examples], *arguments: Any) -> Any:
@@ -141,6 +142,16 @@ def test_what_all_rows_share_is_as_in_each(
     own = [{x: value for x, value in row.items() if x not in names} for row in rows]
     expected = outcome(whole, encoder, with_shared(own, shared))
     assert outcome(remembering.rows, own, shared) == expected
+
+
+@pytest.mark.parametrize("name", ["p", "bin"])
+def test_true_is_no_number(remembering: RowEncoder, name: str):
+    row = dict.fromkeys(USUAL)
+    for rows, shared in (([row | {name: True}], {}), ([row], {name: True})):
+        own = [{x: value for x, value in each.items() if x not in shared} for each in rows]
+        message = f"rows (from 0), row 0, column {name}: expected a number or None, got True"
+        with pytest.raises(UserError, match=re.escape(message)):
+            remembering.rows(own, shared)
 
 
 def test_few_values_are_remembered(encoder: LogEncoder, monkeypatch: pytest.MonkeyPatch):

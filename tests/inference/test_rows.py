@@ -82,10 +82,16 @@ BAD: dict[str, Any] = {
         ONE, ONE | {"page": 7}],
     "rows (from 0), row 1, column age: expected a finite number or nothing, got 'old'": [
         ONE | {"age": "2"}, ONE | {"age": "old"}],
-    "column page: expected values of type String, as in training, got Int64": [ONE | {"page": 7}],
+    "rows (from 0), row 1, column age: expected a number or None, got True; give 1 or 0": [
+        ONE, ONE | {"age": np.True_}],
+    "row 1, column page: expected values of type String, as in training, got Int64": [
+        ONE | {"page": None}, ONE | {"page": 7}],
     "has no column 'word' that the schema names": pl.DataFrame(ONE).drop("word"),
-    "column city holds lists: expected one value in each row": [ONE | {"city": ["c3"]}],
-    "column word: expected plain values": [ONE | {"word": object()}],
+    "row 0, column city holds lists: expected one value in each row": [ONE | {"city": ["c3"]}],
+    "row 0, column age: expected numbers, got List(": [ONE | {"age": [1]}],
+    "row 1, column word: expected plain values": [ONE, ONE | {"word": object()}],
+    "row 1, column word: 'utf-8' codec can't encode": [
+        ONE | {"word": "a"}, ONE | {"word": "\ud800"}],
     "expected a list of dicts, a frame, the path of a file, or Examples, got dict; put a": ONE,
     "row 0: expected a dict for each row, got 'p1'": ["p1"],
     "cannot read there": Path("there"),

@@ -26,6 +26,7 @@ from dlrm_jax.retrieval.export import export
 from dlrm_jax.retrieval.retriever import Retriever
 from dlrm_jax.retrieval.task import Task
 from dlrm_jax.retrieval.trained_towers import TrainedTowers, find_towers
+from dlrm_jax.serving.server import Options, Server
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,24 @@ def test_golden_queries(directory: Path, copy: Path):
         golden_queries.verify(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda items: items.head(8), "expected a row for each of 9 items, it has 8"),
+        (lambda items: items.drop("item"), "expected a column 'item', .* it has only shop, rows"),
+    ],
+)
+def test_items_that_do_not_fit_the_index(copy: Path, change, message: str):
+    """A row is found by the number of its item."""
+    path = copy / "index" / "items.parquet"
+    change(pl.read_parquet(path)).write_parquet(path)
+    rewritten(copy)
+    retriever = Retriever.load(copy)
+    for read in (lambda: retriever.items, lambda: golden_queries.verify(copy)):
+        with pytest.raises(DamagedArtifactError, match=rf"index/items\.parquet.*: {message}"):
+            read()
+
+
 def test_flipped_bits_are_found_in_any_file(copy: Path):
     chance = random.Random(0)
     for path in sorted(copy.rglob("*")):
@@ -188,7 +207,12 @@ def test_values_without_an_id_are_refused(copy: Path, number: int | None):
 
 
 def test_what_is_no_artifact_of_two_towers(directory: Path, artifact: Path, workdir: Path):
-    for read in (Predictor.load, OwnModel.open, lambda path: find_model(path, None)):
+    for read in (
+        Predictor.load,
+        OwnModel.open,
+        lambda path: find_model(path, None),
+        lambda path: Server(path, Options("items")),
+    ):
         with pytest.raises(UserError, match="of two towers, which find items; load it by"):
             read(directory)
     with pytest.raises(UserError, match="is one of a click model; load it by"):

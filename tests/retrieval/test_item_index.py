@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import date
 from typing import Any
 
@@ -113,24 +114,40 @@ def test_bad_questions():
         (query[:, :2], 1, None, r"queries: expected vectors of shape \[n, 3\], got .*1, 2"),
         (query * np.nan, 1, None, "queries: expected finite numbers of float32, got nan in row 0"),
         (np.full((1, 3), 1e300), 1, None, r"of float32, got 1e\+300 in row 0, column 0"),
-        (query, 0, None, "k: expected 1 or more, got 0"),
+        *(
+            (query, k, None, f"^k: expected an integer from 1 on, got {k!r}$")
+            for k in (2.5, True, 0, -1, "3", None)
+        ),
         (query, 1, {"color": 1}, "no attribute 'color'; they have language, topics"),
         (query, 1, {"language": []}, "language: expected at least one value"),
         (query, 1, {"language": 3}, "language: expected text, got 3"),
         (query, 1, {"topics": [100, "a"]}, "topics: expected an integer, got 'a'"),
         (query, 1, [None, None], "filters: expected one for each of 1 queries, got 2"),
+        (query, 1, 5, "filters: expected attributes by name, or a list with those of each query,"),
     ]
     for queries, k, filters, message in cases:
         with pytest.raises(UserError, match=message):
-            index.search(queries, k, filters)
-    with pytest.raises(UserError, match="probes: expected 1 or more, got 0"):
+            inspect.unwrap(ItemIndex.search)(index, queries, k, filters)  # without checks of types
+    with pytest.raises(UserError, match="probes: expected an integer from 1 on, got 0"):
         index.search(query, 1, probes=0)
-    with pytest.raises(UserError, match="threads: expected 1 or more, got 0"):
+    with pytest.raises(UserError, match="threads: expected an integer from 1 on, got 0"):
         index.search(query, 1, threads=0)
+    found = inspect.unwrap(ItemIndex.search)(index, query, np.int64(2)).items  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(found, index.search(query, 2).items)
     with pytest.raises(UserError, match="vectors: expected one or more"):
         ItemIndex.build(np.empty((0, 3), np.float32))
     with pytest.raises(UserError, match="cells: expected at most the 2 items, got 3"):
         ItemIndex.build(np.ones((2, 3), np.float32), kind="ivf", cells=3)
+    numbers: list[tuple[dict[str, Any], str]] = [
+        ({"cells": -1}, "cells: expected an integer from 0 on, got -1"),
+        ({"cells": 1.5}, "cells: expected an integer from 0 on, got 1.5"),
+        ({"probes": 0}, "probes: expected an integer from 1 on, got 0"),
+        ({"kind": "hnsw"}, "kind: expected flat or ivf, got 'hnsw'"),
+    ]
+    unchecked = inspect.unwrap(ItemIndex.build.__func__)  # pyright: ignore[reportFunctionMemberAccess]
+    for changed, message in numbers:
+        with pytest.raises(UserError, match=message):
+            unchecked(ItemIndex, np.ones((2, 3), np.float32), **{"kind": "ivf"} | changed)
     bare = ItemIndex.build(np.ones((2, 3), np.float32), Attributes(np.empty((2, 0), np.int32), ()))
     with pytest.raises(UserError, match="they have none"):
         bare.search(query, 1, {"language": LANGUAGES[0]})

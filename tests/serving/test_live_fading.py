@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fading import covered, request_hashes
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving import live_fading
 from dlrm_jax.serving.live_fading import LiveFading
 
 START = "2026-11-01T00:00:00Z"
@@ -66,9 +68,14 @@ def metrics_of(client: Client, version: str, rows: int) -> str:
 
 
 def test_requests_and_metrics(
-    artifact: Path, predictor: Predictor, rows: list[dict[str, Any]], tmp_path: Path
+    artifact: Path,
+    predictor: Predictor,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Of an artifact, and of the version after it."""
+    monkeypatch.setattr(live_fading, "_SECONDS", 0.0)
     shutil.copytree(artifact, tmp_path / "1")
     ids = [f"request {i}" for i in range(12)]
     seen = covered(request_hashes(ids, "s"), {"page": 0.5})["page"].tolist()
@@ -116,7 +123,11 @@ def test_requests_and_metrics(
         client.predict(rows[:1])
         text = metrics_of(client, "2", 1)
         client.server._metrics.faded("1", {"page": True}, ["label"], np.zeros(1))  # the last to end
-        assert client.ask("GET", "/metrics")[1].decode().count('version="1"') == 0
+        for stale, new in ((0, "{"), (1, fade.read_text()), (0, "")):
+            text = client.ask("GET", "/metrics")[1].decode()
+            assert text.count('version="1"') == 0
+            assert values_of(text, "dlrm_jax_fade_schedule_stale", model="small") == [stale]
+            fade.write_text(new)
     assert not re.search(r'version="1"', text)
     # Too few rows.
     assert np.isnan(values_of(text, "dlrm_jax_probability_drift", version="2")).all()
@@ -147,9 +158,63 @@ def test_a_schedule_that_changes(
     now[0] += 1
     assert fading.seen(predictor, "a") == {"page": True, "age": False}
     assert "expected a file" in caplog.text
+    assert fading.is_stale()
+    path.unlink()
+    write(path, age=1)
+    now[0] += 1
+    assert fading.seen(predictor, "a") == {"age": True}
+    assert not fading.is_stale()
     fading.remove("1")
-    with pytest.raises(UserError, match="got 'page'"):
+    with pytest.raises(UserError, match="got 'age'"):
         fading.check()
+
+
+def failing(name: str) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, name)
+
+    return fail
+
+
+def test_a_bad_schedule_is_told_once_and_tried_until_it_is_good(
+    predictor: Predictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """What was wrong may not be in the file: its permissions, a disk, the versions."""
+    now = [0.0]
+    path = write(tmp_path / "fade.json", page=1)
+    fading = LiveFading(path, lambda: now[0])
+    fading.add("1", predictor)
+
+    def seen_after(seconds: int) -> dict[str, bool]:
+        for _ in range(seconds):
+            now[0] += 1
+            fading.seen(predictor, "a")
+        return fading.seen(predictor, "a")
+
+    write(path, page=0)
+    for name in ("dlrm_jax.inference.fade_schedule.read_json", "pathlib.Path.exists"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, failing(name))
+            caplog.clear()
+            assert seen_after(3) == {"page": True}
+            assert [x.levelname for x in caplog.records] == ["ERROR"]
+            assert "the schedule stays as it was: fade: cannot read" in caplog.text
+            assert fading.is_stale()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert seen_after(3) == {"page": False}
+    assert caplog.text.count("the schedule has been read again") == 1
+    fading.remove("1")
+    write(path, page=1)
+    assert seen_after(3) == {"page": False}
+    fading.add("2", predictor)
+    assert fading.is_stale()
+    now[0] += 1
+    assert not fading.is_stale()  # without a request
+    assert fading.seen(predictor, "a") == {"page": True}
 
 
 def test_a_feature_that_the_model_lacks_is_refused_at_the_start(artifact: Path, tmp_path: Path):

@@ -72,6 +72,7 @@ def test_a_malformed_row_fails_its_request_alone(client: Client, rows: list[dict
     name = client.ask("GET", "/v2/models/small")[1]["inputs"][0]["name"]
     cases = [
         ({"rows": [rows[0] | {name: "x"}]}, 400, f"row 0, column {name}: expected a finite number"),
+        ({"rows": [rows[0] | {name: True}]}, 400, f"row 0, column {name}: expected a number or"),
         ({"rows": [rows[0], {name: 1}]}, 400, "row 1: it has no column"),
         ({"rows": []}, 400, "expected at least one row"),
         ({"row": []}, 400, 'expected {"rows"'),
@@ -79,7 +80,7 @@ def test_a_malformed_row_fails_its_request_alone(client: Client, rows: list[dict
         (b"\xff", 400, 'expected {"rows"'),
         (b'{"rows": [{"a": "\xff"}]}', 400, 'expected {"rows"'),
         ({"rows": rows[:1] * 41}, 413, "expected at most 40 rows, got 41"),
-        (b" " * 20_001, 413, "expected a body of at most 20000 bytes"),
+        (b" " * 8_000_000, 413, "expected a body of at most 20000 bytes"),  # all of which comes
     ]
     for body, expected, message in cases:
         status, found, _ = client.ask("POST", "/predict", body)
@@ -174,6 +175,34 @@ def test_a_body_that_does_not_come_is_given_up(artifact: Path):
             connection.putheader("content-length", "100")
             connection.endheaders(b"{")
             assert connection.getresponse().status == 504
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "body"),
+    [
+        *(
+            (path, ("content-length", "20001"), b"{")
+            for path in ("predict", "v2/models/small/infer", "v2/repository/models/small/load")
+        ),
+        ("predict", ("transfer-encoding", "chunked"), b"4e21\r\n" + b" " * 20_001),
+    ],
+)
+def test_a_body_that_is_too_long_is_refused_before_all_of_it_has_come(
+    client: Client, path: str, header: tuple[str, str], body: bytes
+):
+    """The deadline is 10 s. What comes afterwards is no other request."""
+    connection = HTTPConnection("127.0.0.1", client.port, timeout=5)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", f"/{path}")
+        connection.putheader(*header)
+        connection.endheaders(body)
+        assert connection.sock is not None
+        with connection.sock.dup() as behind:
+            response = connection.getresponse()
+            assert (response.status, response.getheader("connection")) == (413, "close")
+            assert b"expected a body of at most 20000 bytes" in response.read()
+            behind.sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")
+            assert behind.recv(1) == b""
 
 
 def test_a_token_is_asked_for(artifact: Path):

@@ -63,7 +63,7 @@ def test_rows_of_a_predictor(artifact: Path):
     for rows, message in (
         ([PAGES[0], ROWS[0]], "row 1: column 'age' is among the shared ones, too"),
         ([{"page": "p1"}], "row 0: it has no column 'word'"),
-        ([{"page": 1, "word": None}], "column page: expected values of type String"),
+        ([{"page": 1, "word": None}], "row 0, column page: expected values of type String"),
         ("log.csv", "expected a list of dicts beside values that all rows share"),
     ):
         with pytest.raises(UserError, match=message):
@@ -102,8 +102,8 @@ def test_tensors_of_one_row_are_for_all(client: Client):
         data = ["" if row[name] is None else row[name] for row in rows]
         return {"name": name, "datatype": datatype, "shape": [len(rows)], "data": data}
 
-    def ask(shared: list[dict[str, Any]]) -> tuple[int, Any]:
-        age = tensor("age", "FP32", shared)
+    def ask(shared: list[dict[str, Any]], kind: str = "FP32") -> tuple[int, Any]:
+        age = tensor("age", kind, shared)
         own = [tensor(name, "BYTES", ROWS) for name in ("page", "word")]
         inputs = [age, tensor("city", "BYTES", shared), *own]
         return client.ask("POST", "/v2/models/small/infer", {"inputs": inputs})[:2]
@@ -114,6 +114,10 @@ def test_tensors_of_one_row_are_for_all(client: Client):
     status, found = ask(ROWS[:2])
     assert status == 400
     assert "expected as many rows of each, or 1, got 2 age" in found["error"]
+    status, found = ask([ROWS[0] | {"age": True}], "BOOL")
+    assert (status, found["error"]) == (400, "input age: expected numbers, such as FP32, got BOOL")
+    status, found = ask([*ROWS[:2], ROWS[2] | {"age": True}])
+    assert (status, found["error"]) == (400, "input age, row 2 (from 0): expected FP32, got True")
 
 
 @pytest.mark.thorough

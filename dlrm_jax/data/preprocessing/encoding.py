@@ -14,6 +14,7 @@ from jaxtyping import Int32
 
 from dlrm_jax.data.multi_hot import synthetic_tables
 from dlrm_jax.data.preprocessing import bins, vocabulary
+from dlrm_jax.data.preprocessing.logs import first_place
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.staging import Staged
 from dlrm_jax.errors import UserError
@@ -97,7 +98,11 @@ class Encoder:
 
 
 def encode_column(
-    rows: pl.DataFrame, column: int, options: Options, entries: Callable[[pl.Series], pl.DataFrame]
+    rows: pl.DataFrame,
+    column: int,
+    options: Options,
+    entries: Callable[[pl.Series], pl.DataFrame],
+    name: str | None = None,
 ) -> Int32[np.ndarray, "n L"]:
     """The ids of a categorical column.
 
@@ -107,6 +112,7 @@ def encode_column(
         options: options of the data.
         entries: function that gives the entries of its vocabulary for some values, or more; of
             bins, all entries.
+        name: name of the rows for messages, if these are all.
 
     Raises:
         UserError: a value has no id, or the column has another type than in training.
@@ -120,7 +126,9 @@ def encode_column(
     try:
         return vocabulary.encode(values, entries(values), schema.lengths[column], unseen)
     except UserError as error:
-        raise UserError(f"column {schema.categorical[column]}: {error}") from error
+        values = values.alias(schema.categorical[column])
+        place = f"column {values.name}" if name is None else first_place(name, values)
+        raise UserError(f"{place}: {error}") from error
 
 
 def expansions(options: Options, rows: Sequence[int], directory: Path) -> list[Path]:

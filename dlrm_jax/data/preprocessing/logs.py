@@ -24,7 +24,11 @@ _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32
 
 
 def check_columns(
-    path: Path | str, schema: Schema, types: Mapping[str, Any], without_label: bool = False
+    path: Path | str,
+    schema: Schema,
+    types: Mapping[str, Any],
+    without_label: bool = False,
+    rows: pl.DataFrame | None = None,
 ) -> None:
     """Checks names and types of columns.
 
@@ -33,10 +37,16 @@ def check_columns(
         schema: schema.
         types: type of each column that is there.
         without_label: whether they are rows to predict.
+        rows: rows in memory, for messages.
 
     Raises:
-        UserError: a column is missing or has the wrong type; the message names it.
+        UserError: a column is missing or has the wrong type; the message names it, and the first
+            of the rows in memory that has a value.
     """
+
+    def place(name: str) -> str:
+        return f"{path}, column {name}" if rows is None else first_place(path, rows[name])
+
     names = schema.unlabelled_columns if without_label else schema.columns
     missing = [name for name in names if name not in types]
     if missing:
@@ -50,7 +60,7 @@ def check_columns(
     numbers = [name for name in names if name in of_numbers]
     for name in numbers:
         if not (types[name].is_numeric() or types[name] in (pl.Boolean, pl.String, pl.Null)):
-            raise UserError(f"{path}, column {name}: expected numbers, got {types[name]}")
+            raise UserError(f"{place(name)}: expected numbers, got {types[name]}")
     for name in schema.label_at_least:
         if types.get(name) == pl.Boolean:
             raise UserError(
@@ -64,12 +74,12 @@ def check_columns(
                 f"{path}, column {schema.timestamp}: expected dates, times or seconds since 1970, "
                 f"got {kind}"
             )
-    in_memory = isinstance(path, str)
+    in_memory = rows is not None
     for name in schema.categorical:
         kind = types[name]
         is_list = isinstance(kind, pl.List | pl.Array)
         if is_list and isinstance(kind.inner, pl.List | pl.Array):
-            raise UserError(f"{path}, column {name}: expected a list of values, got {kind}")
+            raise UserError(f"{place(name)}: expected a list of values, got {kind}")
         if name in schema.bag_lengths and not is_list and kind != pl.Null:
             hint = (
                 "give each row a list of values"
@@ -77,8 +87,7 @@ def check_columns(
                 else "CSV has no lists: write the log as Parquet with a list column"
             )
             raise UserError(
-                f"{path}, column {name}: the schema gives a bag length, expected lists, got "
-                f"{kind}; {hint}"
+                f"{place(name)}: the schema gives a bag length, expected lists, got {kind}; {hint}"
             )
         if is_list and name not in schema.bag_lengths:
             hint = (
@@ -86,10 +95,19 @@ def check_columns(
                 if in_memory
                 else "the schema's bag_lengths must say how many values of each are kept"
             )
-            raise UserError(f"{path}, column {name} holds lists: {hint}")
+            raise UserError(f"{place(name)} holds lists: {hint}")
 
     if not without_label:  # new logs are converted to the vocabulary's type, column by column
         _check_shared(path, schema, types)
+
+
+def first_place(name: str | Path, values: pl.Series) -> str:
+    """The first row, from 0, that has a value in a column of a wrong type, for messages."""
+    present = values.is_not_null()
+    if isinstance(values.dtype, pl.List):
+        present &= values.list.drop_nulls().list.len() > 0
+    row = present.arg_max() or 0
+    return f"{name}, row {row}, column {values.name}"
 
 
 def _check_groups(path: Path | str, schema: Schema, types: Mapping[str, Any]) -> None:

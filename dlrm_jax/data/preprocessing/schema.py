@@ -210,6 +210,11 @@ class Schema:
         return [*self.dense, *self.categorical, *optional]
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of the columns of numbers, besides labels and weights."""
+        return (*self.dense, *self.bins)
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Ids per example of each categorical column."""
         return tuple(self.bag_lengths.get(name, 1) for name in self.categorical)

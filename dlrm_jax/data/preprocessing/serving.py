@@ -137,12 +137,12 @@ class LogEncoder:
                 message names column and row, from 0.
         """
         schema, name = self.options.schema, f"{name} (from 0)"
-        logs.check_columns(name, schema, frame.schema, without_label=True)
+        logs.check_columns(name, schema, frame.schema, without_label=True, rows=frame)
         frame = few_rows.select(frame, self.columns)
         if schema.layout == "criteo":
             frame = from_hexadecimal(name, schema, frame)
         frame = logs.unlabelled_rows(name, schema, frame, 0)
-        return self._encode(normalize_columns(frame, self.options, name, 0))
+        return self._encode(normalize_columns(frame, self.options, name, 0), name)
 
     def files(self, paths: Sequence[Path], keys: Sequence[str] = ()) -> Iterator[Encoded]:
         """Encodes files chunk by chunk; memory doesn't grow with them.
@@ -204,15 +204,21 @@ class LogEncoder:
                 f"room for them in the environment variable TMPDIR"
             ) from error
 
-    def _encode(self, rows: pl.DataFrame) -> Examples:
-        """Arrays of rows as `columns` describes them, as `day_arrays` writes them."""
+    def _encode(self, rows: pl.DataFrame, name: str | None = None) -> Examples:
+        """Arrays of rows as `columns` describes them, as `day_arrays` writes them.
+
+        Args:
+            rows: rows.
+            name: name of the rows for messages, if these are all.
+        """
         names = [f"d{i}" for i in range(len(self.options.schema.dense))]
         dense = np.empty((len(rows), 0), np.float32)
         if names:
             dense = few_rows.select(rows, names)
             dense = transform_dense(dense, self.options, self._smallest, self._scales)
         bags = [
-            encode_column(rows, i, self.options, entries) for i, entries in enumerate(self._entries)
+            encode_column(rows, i, self.options, entries, name)
+            for i, entries in enumerate(self._entries)
         ]
         if self._expansions:
             pairs = zip(bags, self._expansions, strict=True)

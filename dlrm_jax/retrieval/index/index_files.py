@@ -13,7 +13,7 @@ from dlrm_jax.artifact.retrieval_note import AttributeNote, RetrievalNote
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
-from dlrm_jax.feature_names import file_name
+from dlrm_jax.feature_names import file_name, listed
 from dlrm_jax.native.item_scan import BLOCK
 from dlrm_jax.retrieval.index.attributes import Attribute, Attributes
 from dlrm_jax.retrieval.index.item_index import ItemIndex
@@ -113,10 +113,26 @@ def read_index(directory: Path, manifest: Manifest) -> ItemIndex:
     return ItemIndex(vectors, starts, centroids, attributes, bits, min(note.probes, note.cells))
 
 
-def read_items(directory: Path) -> pl.DataFrame:
-    """The values of the items."""
-    with parquet.reading(f"the items {directory / ITEMS}"):
-        return pl.read_parquet(directory / ITEMS, glob=False)
+def read_items(directory: Path, manifest: Manifest) -> pl.DataFrame:
+    """The values of the items.
+
+    Raises:
+        DamagedArtifactError: the file can't be read, or has other items than the index.
+    """
+    note, read = manifest.retrieval, _Reader(directory, manifest.files)
+    assert note is not None
+    found = read.frame(ITEMS, "items")
+    if len(found) != note.items:
+        raise read.damage(
+            ITEMS, f"expected a row for each of {note.items:,} items, it has {len(found):,}"
+        )
+    if note.item not in found.columns:
+        raise read.damage(
+            ITEMS,
+            f"expected a column {note.item!r}, which tells items apart, it has only "
+            f"{listed(found.columns) or 'none'}",
+        )
+    return found
 
 
 class _Reader:
@@ -154,13 +170,17 @@ class _Reader:
             raise self.damage(name, f"expected finite scales, {found}")
         return array
 
-    def values(self, note: AttributeNote) -> pl.DataFrame:
-        self._check(note.file)
+    def frame(self, name: str, content: str) -> pl.DataFrame:
+        """A Parquet file."""
+        self._check(name)
         try:
-            with parquet.reading(f"the values {self._directory / note.file}"):
-                found = pl.read_parquet(self._directory / note.file, glob=False)
+            with parquet.reading(f"the {content} {self._directory / name}"):
+                return pl.read_parquet(self._directory / name, glob=False)
         except UserError as error:
-            raise self.damage(note.file, str(error)) from error
+            raise self.damage(name, str(error)) from error
+
+    def values(self, note: AttributeNote) -> pl.DataFrame:
+        found = self.frame(note.file, "values")
         types = found.dtypes
         if found.columns != ["value", "id"] or types[0].is_nested() or types[1] != pl.Int32:
             raise self.damage(note.file, f"expected value and id, it has {found.schema}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Int64, UInt32
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.embedding.table import check_whole
+from dlrm_jax.errors import UserError, shown
 from dlrm_jax.native.item_scan import BLOCK, Index
 from dlrm_jax.native.quantized_rows import available
 from dlrm_jax.retrieval.index import bloom
@@ -79,8 +80,13 @@ class ItemIndex:
             probes: cells that a query reads by default.
 
         Raises:
-            UserError: there are no items, fewer than cells, or a number isn't finite.
+            UserError: there are no items, or fewer than cells, or a number isn't finite; or an
+                argument is out of range.
         """
+        check_whole("cells", cells, 0)
+        check_whole("probes", probes, 1)
+        if kind not in get_args(Kind):
+            raise UserError(f"kind: expected {' or '.join(get_args(Kind))}, got {shown(kind)}")
         if not len(vectors) or not np.isfinite(vectors).all():
             raise UserError("vectors: expected one or more, of finite numbers")
         if cells > len(vectors):
@@ -168,14 +174,20 @@ class ItemIndex:
             UserError: an argument is out of range, or a filter names what isn't there.
         """
         for name, number in (("k", k), ("probes", probes), ("threads", threads)):
-            if number is not None and number < 1:
-                raise UserError(f"{name}: expected 1 or more, got {number}")
+            if number is not None or name == "k":
+                check_whole(name, number, 1)
+        if not (filters is None or isinstance(filters, Mapping | Sequence)):
+            raise UserError(
+                f"filters: expected attributes by name, or a list with those of each query, got "
+                f"{shown(filters)}"
+            )
         integers, scales = queries_of(self._checked(queries))
         chosen, compiled = self._compiled(filters, len(queries))
         probes = self.probes if probes is None else min(probes, self.cells)
         cells = None
         if self.centroids is not None and probes < self.cells and len(queries):
             cells = self._of_cells.nearest(integers, probes, threads)
+        k = int(k)  # NumPy's
         best = min(k, self.items)
         search = find if available() else self._in_jax
         found, scores = search(self, integers, best, cells, chosen, compiled, threads)

@@ -34,7 +34,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.flags import FLAGS, check_writable, define_numbers
 from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
 from dlrm_jax.errors import UserError
@@ -138,6 +138,7 @@ def matches(
 
 def main() -> None:
     """Goes through presets, batch sizes, works and peers, and reports each match when it ends."""
+    check_writable("output")
     todo, sizes, planned = list(configs()), FLAGS.batch_sizes, works()
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
     peers = lineup.peers(chosen("peers", lineup.PEERS), directory)

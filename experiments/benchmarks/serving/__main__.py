@@ -36,7 +36,7 @@ import numpy as np
 from absl import flags
 
 from dlrm_jax.artifact.row_formats import RowFormat, as_row_format
-from dlrm_jax.cli.flags import FLAGS, define_numbers
+from dlrm_jax.cli.flags import FLAGS, check_writable, define_numbers
 from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
 from dlrm_jax.files import cache_directory, write_json
@@ -76,6 +76,7 @@ _ROWS = 32768
 
 def main() -> None:
     """Measures, and prints a row of the table for each figure, and the targets at the end."""
+    check_writable("output")
     config = preset(FLAGS.preset)
     rows = tuple(min(x, FLAGS.rows) for x in config.table_rows)
     config = dataclasses.replace(config, table_rows=rows)
