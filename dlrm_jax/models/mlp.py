@@ -93,16 +93,58 @@ class MLP(nnx.Module):
         if dropout:
             self.dropouts = nnx.List(nnx.Dropout(dropout, rngs=rngs) for _ in hidden)
 
-    def __call__(self, x: Float[Array, "B in"]) -> Float[Array, "B out"]:
+    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
         """Applies all layers."""
+        if not self.is_regularized:
+            return self.linear(x, self.layers, self.relus)
         for i, (layer, relu) in enumerate(zip(self.layers, self.relus, strict=True)):
-            x = layer(x)
-            if not relu:
-                continue
-            x = self.norms[i](x) if hasattr(self, "norms") else x
-            x = jax.nn.relu(x)
-            x = self.dropouts[i](x) if hasattr(self, "dropouts") else x
+            normalized = relu and hasattr(self, "norms")
+            x = self.linear(x, [layer], [relu and not normalized])
+            x = jax.nn.relu(self.norms[i](x)) if normalized else x
+            x = self.dropouts[i](x) if relu and hasattr(self, "dropouts") else x
         return x
+
+    def linear(
+        self, x: Float[Array, "*B in"], layers: Sequence[nnx.Linear], relus: Sequence[bool]
+    ) -> Float[Array, "*B out"]:
+        """Applies layers with nothing but a ReLU between them."""
+        short = jnp.finfo(self.dtype).bits < 32
+        for layer, relu in zip(layers, relus, strict=True):
+            y = _short_linear(layer, self.dtype, x) if short else layer(x)
+            x = jax.nn.relu(y) if relu else y
+        return x
+
+
+def _short_linear(layer: nnx.Linear, dtype: Any, x: Array) -> Array:
+    """A layer with operands of few bits and sums of float32, also on the way back.
+
+    Without being asked for those sums, XLA computes with longer operands on CPUs, several times
+    slower where the processor multiplies the short ones.
+    """
+    assert layer.bias is not None
+    rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+    y: Any = _product(rows, layer.kernel[...].astype(dtype))
+    return (y + layer.bias[...]).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _product(x: Float[Array, "B in"], kernel: Float[Array, "in out"]) -> Float[Array, "B out"]:
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return jnp.dot(x, kernel, preferred_element_type=jnp.float32), (x, kernel)
+
+
+def _product_backward(given: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = given
+    gradient = gradient.astype(x.dtype)
+    d_x = jnp.einsum("bo,io->bi", gradient, kernel, preferred_element_type=jnp.float32)
+    d_kernel = jnp.einsum("bi,bo->io", x, gradient, preferred_element_type=jnp.float32)
+    return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def regularize_mlps(

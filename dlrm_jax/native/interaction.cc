@@ -90,17 +90,46 @@ struct Vectors {
       for (int64_t k = 0; k < kLanes; ++k)
         to[k] = k < width ? Load(x + (column + k) * n + first, lanes) : Lanes{};
     else
-      ReadRows(x + first * d + column, lanes, width, to);
+      ReadRows(x + first * d + column, d, lanes, width, to);
     for (const float* vectors : pooled)
-      ReadRows(vectors + first * d + column, lanes, width, to += kLanes);
+      ReadRows(vectors + first * d + column, d, lanes, width, to += kLanes);
   }
 
-  void ReadRows(const float* from, int64_t lanes, int64_t width, Lanes* to) const {
+  // The pairs' part of the result's gradient for some examples, [pairs, kLanes].
+  void ReadPairs(const float* d_z, int64_t first, int64_t lanes, Lanes* to) const {
+    const int64_t width = d + pairs();
+    for (int64_t p = 0; p < pairs(); p += kLanes, to += kLanes) {
+      const int64_t left = std::min<int64_t>(kLanes, pairs() - p);
+      if (columns)
+        for (int64_t i = 0; i < left; ++i) to[i] = Load(d_z + (d + p + i) * n + first, lanes);
+      else
+        ReadRows(d_z + first * width + d + p, width, lanes, left, to);
+    }
+  }
+
+  // Writes the gradient of kLanes columns of x, which the result also has as they are.
+  void WriteX(const float* d_z, int64_t first, int64_t lanes, int64_t column, Lanes* sum,
+              float* d_x) const {
+    const int64_t width = std::min<int64_t>(kLanes, d - column), all = d + pairs();
+    if (columns) {
+      for (int64_t k = 0, at = column * n + first; k < width; ++k, at += n)
+        Store(d_x + at, sum[k] + Load(d_z + at, lanes), lanes);
+      return;
+    }
+    Transpose(sum);
+    for (int64_t l = 0; l < lanes; ++l) {
+      const Lanes straight = Load(d_z + (first + l) * all + column, width);
+      Store(d_x + (first + l) * d + column, sum[l] + straight, width);
+    }
+  }
+
+  // `width` numbers of rows that are `step` apart, transposed.
+  static void ReadRows(const float* from, int64_t step, int64_t lanes, int64_t width, Lanes* to) {
     Lanes rows[kLanes] = {};  // not `to` itself, so that they are kept in registers
     if (lanes == kLanes && width == kLanes)
-      for (int l = 0; l < kLanes; ++l) rows[l] = Load(from + l * d, kLanes);
+      for (int l = 0; l < kLanes; ++l) rows[l] = Load(from + l * step, kLanes);
     else
-      for (int64_t l = 0; l < lanes; ++l) rows[l] = Load(from + l * d, width);
+      for (int64_t l = 0; l < lanes; ++l) rows[l] = Load(from + l * step, width);
     Transpose(rows);
     for (int k = 0; k < kLanes; ++k) to[k] = rows[k];
   }
@@ -188,12 +217,13 @@ ffi::Error Interact(ffi::ThreadPool pool, Array x, ffi::RemainingArgs args, Resu
   return ffi::Error::Success();
 }
 
-// The derivative; x, z, d_z and d_x are [features, n]:
+// The derivative; with `columns`, x, z, d_z and d_x are [features, n]:
 // d t[i] = Σ_j (g[i, j] + g[j, i]) t[j], with g the pairs' part of d_z; d_x also has the part of
 // d_z for x itself.
 ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::RemainingArgs args,
-                        Result d_x, ffi::RemainingRets d_pooled, bool self_interaction) {
-  auto given = Given(x, args, self_interaction, true);
+                        Result d_x, ffi::RemainingRets d_pooled, bool self_interaction,
+                        bool columns) {
+  auto given = Given(x, args, self_interaction, columns);
   if (!given) return given.error();
   const Vectors& v = *given;
   std::vector<float*> results;
@@ -203,10 +233,9 @@ ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::Remaining
     results.push_back((*result)->typed_data());
   }
   ForExamples(pool, v.n, [&] {
-    std::shared_ptr<Lanes[]> t(new Lanes[v.count() * kLanes]), g(new Lanes[v.pairs()]);
+    std::shared_ptr<Lanes[]> t(new Lanes[v.count() * kLanes]), g(new Lanes[v.pairs() + kLanes]);
     return [&, t, g](int64_t first, int64_t lanes) {
-      const float* from = d_z.typed_data() + v.d * v.n + first;
-      for (int64_t p = 0; p < v.pairs(); ++p, from += v.n) g[p] = Load(from, lanes);
+      v.ReadPairs(d_z.typed_data(), first, lanes, g.get());
       for (int64_t column = 0; column < v.d; column += kLanes) {
         const int64_t width = std::min<int64_t>(kLanes, v.d - column);
         v.Read(first, lanes, column, t.get());
@@ -225,11 +254,7 @@ ffi::Error InteractBack(ffi::ThreadPool pool, Array d_z, Array x, ffi::Remaining
             with += kLanes;
           for (int64_t j = i + 1; j < v.count(); ++j) add(g[v.first_pair(j) + i]);
           if (i == 0) {
-            const int64_t at = column * v.n + first;
-            for (int64_t k = 0; k < width; ++k) {
-              const Lanes straight = Load(d_z.typed_data() + at + k * v.n, lanes);
-              Store(d_x->typed_data() + at + k * v.n, sum[k] + straight, lanes);
-            }
+            v.WriteX(d_z.typed_data(), first, lanes, column, sum, d_x->typed_data());
           } else {
             Transpose(sum);
             float* const to = results[i - 1] + first * v.d + column;
@@ -261,4 +286,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(DlrmJaxInteractBack, InteractBack,
                                   .RemainingArgs()
                                   .Ret<Array>()
                                   .RemainingRets()
-                                  .Attr<bool>("self_interaction"));
+                                  .Attr<bool>("self_interaction")
+                                  .Attr<bool>("columns"));

@@ -40,6 +40,9 @@ TARGETS = {
     "dlrm_jax_rowwise_adagrad": "DlrmJaxRowwiseAdagrad",
     "dlrm_jax_interact": "DlrmJaxInteract",
     "dlrm_jax_interact_back": "DlrmJaxInteractBack",
+    "dlrm_jax_pack": "DlrmJaxPack",
+    "dlrm_jax_mlp": "DlrmJaxMlp",
+    "dlrm_jax_mlp_back": "DlrmJaxMlpBack",
 }
 
 

@@ -137,29 +137,32 @@ def interact(
 
 
 def interact_back(
-    d_z: Float[Array, "W n"],
-    x: Float[Array, "d n"],
+    d_z: Float[Array, "_ _"],
+    x: Float[Array, "_ _"],
     vectors: Sequence[Float[Array, "n d"]],
     self_interaction: bool,
-) -> tuple[Float[Array, "d n"], list[Float[Array, "n d"]]]:
-    """The cotangents of x and of the vectors of `interact` with ``columns``.
+    columns: bool,
+) -> tuple[Float[Array, "_ _"], list[Float[Array, "n d"]]]:
+    """The cotangents of x and of the vectors of `interact`.
 
     Args:
-        d_z: cotangent of the result, [W, n].
+        d_z: cotangent of the result, [n, W], or [W, n] with ``columns``.
         x: dense vector, as for `interact`.
         vectors: pooled vectors, as for `interact`.
         self_interaction: whether the result includes the products of each vector with itself.
+        columns: whether samples are columns in d_z, in x and in its cotangent.
 
     Raises:
         ValueError: the vectors differ in shape, or the cotangent doesn't fit.
     """
-    dim, samples = x.shape
+    samples, dim = x.shape[::-1] if columns else x.shape
     _check_shapes(samples, dim, vectors)
-    shape = (dim + pairs(len(vectors) + 1, self_interaction), samples)
+    width = dim + pairs(len(vectors) + 1, self_interaction)
+    shape = (width, samples) if columns else (samples, width)
     if d_z.shape != shape:
         raise ValueError(f"expected a cotangent of shape {shape}, got {d_z.shape}")
     call = jax.ffi.ffi_call("dlrm_jax_interact_back", [_like(x), *map(_like, vectors)])
-    d_x, *d_vectors = call(d_z, x, *vectors, self_interaction=self_interaction)
+    d_x, *d_vectors = call(d_z, x, *vectors, self_interaction=self_interaction, columns=columns)
     return d_x, d_vectors
 
 
