@@ -18,17 +18,20 @@ from jaxtyping import Float32, Int
 from dlrm_jax.artifact.dense_program import DenseProgram
 from dlrm_jax.artifact.files import check_content, check_present
 from dlrm_jax.artifact.manifest import LayerNote, Manifest
+from dlrm_jax.artifact.native_dense import native_dense
 from dlrm_jax.artifact.row_pooling import RowPooling
 from dlrm_jax.artifact.shared_pooling import SharedPooling
 from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.backend import CPU
 from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
+from dlrm_jax.native.dense_model import DenseModel
 
 # The activations of more examples fall out of a CPU's caches: with the tables and layers of `small`
 # on two busy cores, 8192 examples took 84 ms at once, 26 in chunks of 512 and 33 in those of 128.
 _CPU_CHUNK = 512
 _CHUNK = 8192  # of accelerators
+_NATIVE_CHUNK = 8192
 _ABSENT = -1  # an id that adds nothing
 
 
@@ -42,6 +45,8 @@ class Artifact:
         lookups: lookups in the tables, which are mapped.
         layers: arrays of the dense model by name, on the default device.
         programs: dense model by batch size; under None for any.
+        native: dense model by native kernels, which is used in place of a program; None for a
+            model that they don't have, for accelerators, and where they aren't built.
     """
 
     directory: Path
@@ -49,12 +54,14 @@ class Artifact:
     lookups: RowPooling
     layers: Mapping[str, Any]
     programs: Mapping[int | None, DenseProgram]
+    native: DenseModel | None = None
 
     def __repr__(self) -> str:
         """One line, without the arrays."""
         formats = ", ".join(dict.fromkeys(x.row_format for x in self.manifest.tables))
         tables = len(self.manifest.tables)
-        return f"artifact {self.manifest.name} of {tables} tables in {formats}"
+        native = ", layers by native kernels" if self.native else ""
+        return f"artifact {self.manifest.name} of {tables} tables in {formats}{native}"
 
     @classmethod
     def load(cls, directory: Path | str) -> Artifact:
@@ -79,14 +86,18 @@ class Artifact:
         """Maps and reads the files of a manifest, which are there; see `load`."""
         lookups = map_lookups(directory, manifest.tables, manifest.lookups)
         layers = {note.name: jnp.asarray(read_layer(directory, note)) for note in manifest.layers}
-        return cls(directory, manifest, lookups, layers, read_programs(directory, manifest))
+        programs = read_programs(directory, manifest)
+        native = native_dense(manifest, layers, lookups)
+        return cls(directory, manifest, lookups, layers, programs, native)
 
     @functools.cached_property
     def batch_sizes(self) -> tuple[int, ...]:
         """The numbers of examples that a program is compiled for when it is needed, ascending.
 
-        Powers of two, so that a few examples aren't filled up to many.
+        Powers of two, so that a few examples aren't filled up to many. None if no program is used.
         """
+        if self.native:
+            return ()
         largest = _CPU_CHUNK if jax.default_backend() == CPU.platform else _CHUNK
         if None in self.programs:
             return tuple(2**i for i in range(largest.bit_length()))
@@ -102,7 +113,7 @@ class Artifact:
     ) -> Float32[np.ndarray, "B *_"]:
         """The logits of examples, [B] or [B, H], without the shift.
 
-        Rows of tables are read while the dense model works on the chunk before.
+        Rows of tables are read while a program works on the chunk before.
 
         Args:
             dense: dense features.
@@ -117,6 +128,8 @@ class Artifact:
             labels = self.manifest.outputs
             return np.zeros((0, labels) if labels > 1 else (0,), np.float32)
         lookups, outputs = self._lookups(shared), []
+        if self.native:
+            return self._native_logits(self.native, lookups, dense, ids, id_weights)
         for first in range(0, len(dense), self.batch_sizes[-1]):
             count = min(len(dense) - first, self.batch_sizes[-1])
             size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, count)]
@@ -127,6 +140,23 @@ class Artifact:
             outputs.append(program(self.layers, _filled(dense[own], size, 0), vectors))
         logits = [np.asarray(x) for x in outputs]
         return (logits[0] if len(logits) == 1 else np.concatenate(logits))[: len(dense)]
+
+    def _native_logits(
+        self,
+        native: DenseModel,
+        lookups: RowPooling | SharedPooling,
+        dense: Float32[np.ndarray, "B D"],
+        ids: Int[np.ndarray, "B C"],
+        id_weights: Float32[np.ndarray, "B C"] | None,
+    ) -> Float32[np.ndarray, " B"]:
+        """As `logits`, by native kernels."""
+        logits = np.empty(len(dense), np.float32)
+        for first in range(0, len(dense), _NATIVE_CHUNK):
+            own = slice(first, first + _NATIVE_CHUNK)
+            vectors = lookups(ids[own], None if id_weights is None else id_weights[own])
+            features = np.ascontiguousarray(dense[own], np.float32)
+            native(features, vectors, logits[own], self.lookups.threads)
+        return logits
 
     def _lookups(self, shared: Collection[str]) -> RowPooling | SharedPooling:
         """The lookups, those of shared features once."""
@@ -177,7 +207,7 @@ def read_programs(directory: Path, manifest: Manifest) -> dict[int | None, Dense
         DamagedArtifactError: one can't be read, or isn't a function of the artifact's arrays.
     """
     layers = {note.name: (note.shape, note.dtype) for note in manifest.layers}
-    width = sum(map(math.prod, vector_shapes(manifest).values()))
+    width = sum(map(math.prod, manifest.vector_shapes.values()))
     found = {}
     for note in manifest.programs:
         try:
@@ -188,17 +218,6 @@ def read_programs(directory: Path, manifest: Manifest) -> dict[int | None, Dense
             raise DamagedArtifactError(str(directory), note.file, str(error)) from error
         found[note.batch_size] = program
     return found
-
-
-def vector_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
-    """The shape of an example's vectors by lookup, in the order in which they stand."""
-    dims = {table.name: table.dim for table in manifest.tables}
-    return {
-        note.name: (note.columns[1] - note.columns[0], dims[note.table])
-        if note.pooling == "none"
-        else (dims[note.table],)
-        for note in manifest.lookups
-    }
 
 
 def split_vectors(

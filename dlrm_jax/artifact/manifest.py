@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import xxhash
 
+from dlrm_jax.artifact.dense_note import DenseNote
 from dlrm_jax.artifact.retrieval_note import RetrievalNote
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.embedding import id_maps
@@ -163,6 +164,8 @@ class Manifest:
         baseline: split that the exported model predicted; None if there were no data, and of
             earlier versions.
         retrieval: index of items of two towers; None for a model that predicts rows.
+        dense_layers: what the program computes, where native code may do so, too; None for other
+            models than DLRM, and of earlier versions.
     """
 
     name: str
@@ -183,11 +186,23 @@ class Manifest:
     )
     baseline: BaselineNote | None = None
     retrieval: RetrievalNote | None = None
+    dense_layers: DenseNote | None = None
 
     @property
     def outputs(self) -> int:
         """Numbers of an example that the program gives: logits of the labels, or a vector."""
         return self.retrieval.dim if self.retrieval else len(self.labels)
+
+    @property
+    def vector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of an example's vectors by lookup, in the order in which they stand."""
+        dims = {table.name: table.dim for table in self.tables}
+        return {
+            note.name: (note.columns[1] - note.columns[0], dims[note.table])
+            if note.pooling == "none"
+            else (dims[note.table],)
+            for note in self.lookups
+        }
 
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json``, with its own checksum."""
@@ -257,6 +272,11 @@ class Manifest:
         for item in (*self.tables, *self.layers, *self.programs):
             if item.file not in self.files:
                 raise _InconsistentError(f"files: {item.file!r} isn't among them")
+        if self.dense_layers:
+            shapes = {x.name: x.shape for x in self.layers if x.dtype == "float32"}
+            self.dense_layers.check(self.dense_features, shapes, self.vector_shapes)
+            if self.outputs > 1 or self.retrieval:
+                raise _InconsistentError("dense_layers: expected a model of one label")
         if self.baseline:
             edges, bins = self.baseline.edges, {len(x) for x in self.baseline.scores.values()}
             if list(edges) != sorted({*edges}) or bins - {len(edges) + 1}:

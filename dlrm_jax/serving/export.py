@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from dlrm_jax.artifact.artifact import Artifact, split_vectors, vector_shapes, write_layer
+from dlrm_jax.artifact.artifact import Artifact, split_vectors, write_layer
 from dlrm_jax.artifact.dense_program import export_programs
 from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import (
@@ -37,6 +37,7 @@ from dlrm_jax.inference.artifact_scorer import PREPROCESSING, ArtifactScorer, in
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.probabilities import sigmoid
 from dlrm_jax.serving import golden
+from dlrm_jax.serving.dense_layers import note_dense
 from dlrm_jax.serving.drift import baseline_of
 from dlrm_jax.serving.table_choice import Choice, choose_tables
 from dlrm_jax.serving.table_variants import TableVariants
@@ -90,7 +91,10 @@ def export(
         directory.mkdir()
         tables = TableVariants.write(model, directory, row_format, data is not None)
         manifest = _describe(model, name, tables)
-        manifest = write_dense(model.dense.layers, model.dense.logits, directory, manifest)
+        dense = model.dense
+        manifest = write_dense(dense.layers, dense.logits, directory, manifest)
+        note = note_dense(dense.model(dense.layers))
+        manifest = dataclasses.replace(manifest, dense_layers=note)
         if model.vocabularies:
             copy_vocabularies(model.vocabularies, directory / PREPROCESSING)
         artifact = Artifact.open(directory, manifest)
@@ -180,7 +184,7 @@ def write_dense(
         note = LayerNote(name, array.shape, str(array.dtype), f"layers/{file_name(name)}.npy")
         write_layer(directory / note.file, array)
         layers.append(note)
-    programs, shapes = [], vector_shapes(manifest)
+    programs, shapes = [], manifest.vector_shapes
     width = sum(map(math.prod, shapes.values()))
 
     def logits(layers: Any, dense: Any, vectors: Any) -> Any:

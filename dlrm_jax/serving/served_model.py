@@ -97,15 +97,18 @@ class ServedModel:
         return self._batcher.waiting_rows
 
     def warm_up(self) -> None:
-        """Compiles a program for each batch size, and reads the vocabularies."""
+        """Compiles a program for each batch size, and reads the vocabularies.
+
+        Where native kernels predict, there is nothing to compile.
+        """
         if self.takes_raw_rows:
             _ = self.predictor.row_encoder
         # XLA compiles one program in one thread; the largest take longest.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(self._compile, reversed(self.predictor.batch_sizes)):
+            for _ in pool.map(self._predict_zeros, reversed(self.predictor.batch_sizes or (1,))):
                 pass
 
-    def _compile(self, size: int) -> None:
+    def _predict_zeros(self, size: int) -> None:
         inputs = self.predictor.scorer.inputs
         ids = np.zeros((size, sum(inputs.bag_lengths)), np.int32)
         dense = np.zeros((size, inputs.dense_features), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import socket
 import threading
 from pathlib import Path
@@ -20,6 +21,8 @@ from dlrm_jax.serving.repository import Repository, Version
 from dlrm_jax.serving.request_log import RequestLog
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.server_metrics import DRIFT_ROWS, ServerMetrics
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +136,7 @@ class Server:
         )
         try:
             model.warm_up()
+            _log.info("version %s: %s", version.name, predictor.scorer)
             if self._fading:
                 self._fading.add(version.name, predictor)
         except BaseException:

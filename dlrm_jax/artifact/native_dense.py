@@ -1,0 +1,46 @@
+"""DLRM's dense model by native kernels in place of the program, if they are built.
+
+A program of XLA takes longer to be called than a row takes, and the products of few rows are slower
+in it. `experiments.benchmarks.serving` measures both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from dlrm_jax.artifact.dense_note import LinearNote
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.row_pooling import RowPooling
+from dlrm_jax.backend import CPU
+from dlrm_jax.native import quantized_rows
+from dlrm_jax.native.dense_model import DenseModel, Layer
+
+
+def native_dense(
+    manifest: Manifest, layers: Mapping[str, jax.Array], lookups: RowPooling
+) -> DenseModel | None:
+    """The dense model of an artifact by native kernels.
+
+    Args:
+        manifest: description of the artifact.
+        layers: arrays of the dense model by name.
+        lookups: lookups that give the vectors.
+
+    Returns:
+        None if it isn't DLRM in float32 and plain, if the kernels aren't built, or if predictions
+        run on an accelerator.
+    """
+    note = manifest.dense_layers
+    if note is None or jax.default_backend() != CPU.platform or not quantized_rows.available():
+        return None
+
+    def mlp(notes: tuple[LinearNote, ...]) -> list[Layer]:
+        return [
+            Layer(np.asarray(layers[x.kernel]), np.asarray(layers[x.bias]), x.relu) for x in notes
+        ]
+
+    columns = [lookups.columns[name].start for name in note.vectors]
+    return DenseModel(mlp(note.bottom), mlp(note.top), columns, note.self_interaction)
