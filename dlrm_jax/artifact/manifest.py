@@ -164,7 +164,7 @@ class Manifest:
         baseline: split that the exported model predicted; None if there were no data, and of
             earlier versions.
         retrieval: index of items of two towers; None for a model that predicts rows.
-        dense_layers: what the program computes, where native code may do so, too; None for other
+        dense_layers: layers that native code may run in place of the program; None for other
             models than DLRM, and of earlier versions.
     """
 

@@ -137,16 +137,16 @@ class Split:
     def __post_init__(self) -> None:
         if not self.days:
             raise UserError("a split needs at least one day, got none; it may have no examples.")
-        widths = _widths(self.days[0])
-        for number, day in enumerate(self.days):
-            if _widths(day) != widths:
+        for number, day in enumerate(self.days[1:], 1):
+            first, widths = _widths(self.days[0]), _widths(day)
+            if widths != first:
                 raise UserError(
-                    f"the days of a split need arrays of the same width, got {widths} in the first "
-                    f"and {_widths(day)} in day {number} (from 0); prepare all days alike."
+                    f"the days of a split need arrays of the same width, got {first} in the first "
+                    f"and {widths} in day {number} (from 0); prepare all days alike."
                 )
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return sum(map(len, self.days))
 
     def __repr__(self) -> str:
         """One line, without the days."""
