@@ -31,7 +31,7 @@ from dlrm_jax.native.dense_model import DenseModel
 # on two busy cores, 8192 examples took 84 ms at once, 26 in chunks of 512 and 33 in those of 128.
 _CPU_CHUNK = 512
 _CHUNK = 8192  # of accelerators
-_NATIVE_CHUNK = 8192
+_NATIVE_CHUNK = 8192  # whose vectors are in memory; activations are those of a block
 _ABSENT = -1  # an id that adds nothing
 
 
