@@ -1,7 +1,7 @@
 """DLRM's dense model by native kernels in place of the program, if they are built.
 
 A call of XLA's program takes longer than the layers of a row, the products of few rows are slower
-in it, and there is one to compile for each batch size. `experiments.benchmarks.serving` measures it.
+in it, and there is one to compile for each batch size. `experiments.benchmarks.serving` times both.
 """
 
 from __future__ import annotations

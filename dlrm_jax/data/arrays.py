@@ -54,13 +54,17 @@ class Examples:
         return cls(**others, groups=groups)
 
     def __post_init__(self) -> None:
+        lengths = {}
         for name, array in self._given.items():
+            if array is None:
+                continue
             if isinstance(array, np.ma.MaskedArray):  # as a plain view it would lose its mask
                 raise UserError(
                     f"Examples.{name} must be a plain array, got a masked one; fill it, such as "
                     f"ids.filled(-1) for absent ids"
                 )
-        for name, array in self.arrays.items():
+            if not isinstance(array, np.ndarray | HStacked):
+                array = np.asarray(array)
             dtypes, rank = _ARRAYS.get(name, ([np.int64], 1))
             several = name == "labels" and array.ndim == 2 and array.shape[1] > 1
             if array.dtype not in dtypes or (array.ndim != rank and not several):
@@ -69,7 +73,7 @@ class Examples:
                     f"Examples.{name} must be a {expected} array with {rank} axes, got "
                     f"{array.dtype} of shape {array.shape}; convert it first."
                 )
-        lengths = {name: len(array) for name, array in self.arrays.items()}
+            lengths[name] = len(array)
         if len(set(lengths.values())) > 1:
             raise UserError(
                 "Examples need arrays of the same length, got "

@@ -208,7 +208,10 @@ class Predictor(TrainedParts, RawRowParts):
 
     @functools.cached_property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The numbers of rows that a program is compiled for when it is needed, ascending."""
+        """The numbers of rows that a program is compiled for when it is needed, ascending.
+
+        None if native kernels predict.
+        """
         return self.scorer.batch_sizes(self.batch_size)
 
     def _checked(self, examples: Examples) -> Split:

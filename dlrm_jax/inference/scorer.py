@@ -85,6 +85,8 @@ class Scorer(Protocol):
     def batch_sizes(self, most: int) -> tuple[int, ...]:
         """The numbers of examples that a program is compiled for when it is needed, ascending.
 
+        None if no program is used.
+
         Args:
             most: largest number of examples predicted at a time.
         """
