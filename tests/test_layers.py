@@ -27,7 +27,7 @@ BELOW = {
     "workspaces": {"errors"},
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
-    "native": {"errors", "files", "backend"},
+    "native": {"errors", "files", "backend", "console"},
     "embedding": {
         "errors",
         "backend",
