@@ -228,7 +228,7 @@ def test_ratios_that_differ_between_rounds_are_marked():
 
 def test_the_output_begins_with_the_machine(monkeypatch: pytest.MonkeyPatch):
     lines = {"model name": "Processor 9", "flags": "fpu amx_bf16 avx2 avx512f_other"}
-    monkeypatch.setattr("experiments.benchmarks.processor._line", lines.__getitem__)
+    monkeypatch.setattr("dlrm_jax.processor._line", lines.__getitem__)
     text = report.introduction({"bfloat16": {"ours": "native kernels", "PyTorch": "oneDNN"}})
     first, _, last, empty = text.split("\n")
     assert re.fullmatch(r"processor: Processor 9, \d+ cores, with avx2 amx_bf16", first)

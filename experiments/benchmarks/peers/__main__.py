@@ -47,7 +47,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.native import library
 from dlrm_jax.presets import PRESETS, preset
-from experiments.benchmarks import processor
+from dlrm_jax import processor
 from experiments.benchmarks.peers import lineup, products, report
 from experiments.benchmarks.peers.contestant import Contestant, Worker
 from experiments.benchmarks.peers.drawing import cut, draw_examples, draw_weights, make_problem

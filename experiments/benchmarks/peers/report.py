@@ -11,7 +11,7 @@ from typing import Any
 
 from dlrm_jax.files import write_json
 from dlrm_jax.native import library
-from experiments.benchmarks import processor
+from dlrm_jax import processor
 from experiments.benchmarks.peers.load import QUIET
 from experiments.benchmarks.peers.match import UNSTEADY, Outcome
 

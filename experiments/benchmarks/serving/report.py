@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlrm_jax.native import library
-from experiments.benchmarks import processor
+from dlrm_jax import processor
 from experiments.benchmarks.serving.in_process import UNSTEADY, Figure
 
 HEADER = (
