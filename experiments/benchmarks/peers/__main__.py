@@ -40,6 +40,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
+from dlrm_jax import processor
 from dlrm_jax.cli.flags import FLAGS, check_writable, define_numbers
 from dlrm_jax.cli.run import run
 from dlrm_jax.config import Config
@@ -47,7 +48,6 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.native import library
 from dlrm_jax.presets import PRESETS, preset
-from dlrm_jax import processor
 from experiments.benchmarks.peers import lineup, products, report
 from experiments.benchmarks.peers.contestant import Contestant, Worker
 from experiments.benchmarks.peers.drawing import cut, draw_examples, draw_weights, make_problem

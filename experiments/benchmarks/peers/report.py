@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrm_jax import processor
 from dlrm_jax.files import write_json
 from dlrm_jax.native import library
-from dlrm_jax import processor
 from experiments.benchmarks.peers.load import QUIET
 from experiments.benchmarks.peers.match import UNSTEADY, Outcome
 

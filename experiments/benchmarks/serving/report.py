@@ -8,8 +8,8 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
-from dlrm_jax.native import library
 from dlrm_jax import processor
+from dlrm_jax.native import library
 from experiments.benchmarks.serving.in_process import UNSTEADY, Figure
 
 HEADER = (
