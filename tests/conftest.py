@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config):
     # A shell lets programs in its background ignore it, and some tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("home"))
+    os.environ["DLRM_JAX_BUILD"] = "never"
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes

@@ -23,11 +23,12 @@ BELOW = {
     "mesh": {"errors", "backend"},
     "processes": {"errors"},
     "signals": set(),
+    "processor": set(),
     "models": {"errors"},
     "workspaces": {"errors"},
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
-    "native": {"errors", "files", "backend"},
+    "native": {"errors", "files", "backend", "console"},
     "embedding": {
         "errors",
         "backend",
@@ -77,7 +78,7 @@ BELOW["job"] = {*BELOW["run"], "run", "run_data", "presets"}
 BELOW["retrieval"] = {*BELOW["run_start"], "run_start", "serving"}
 BELOW["search"] = BELOW["daily"] = {*BELOW["job"], "job"}
 BELOW["cli"] = {*BELOW["search"], "search", "daily", "retrieval", "presets", "text_table"}
-BELOW["cli"] |= {"serving", "conversion"}
+BELOW["cli"] |= {"serving", "conversion", "processor"}
 BELOW["__main__"] = {"cli"}
 BELOW["experiments"] = {*BELOW["cli"], "cli"}
 SHARDING_WORDS = ("shard_map", "PartitionSpec")

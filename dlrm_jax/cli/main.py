@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "converts models from and to PyTorch, and to ONNX",
     "plan": "plans the placement of tables, on any machine",
     "compile": "compiles a train step for a large machine, on any machine",
+    "doctor": "says what this machine has, and what it lacks",
 }
 
 _DIRECTORIES = {"verify": "artifact", "serve": "artifact"}

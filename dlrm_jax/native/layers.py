@@ -59,8 +59,8 @@ class Shape:
 
 
 def supports_bfloat16() -> bool:
-    """Whether the library was built for a processor that multiplies bfloat16."""
-    return bool(library.functions().DlrmJaxHasBFloat16())
+    """Whether the library is built, for a processor that multiplies bfloat16."""
+    return library.load() and bool(library.functions().DlrmJaxHasBFloat16())
 
 
 def _filled(numbers: int) -> int:
@@ -89,56 +89,76 @@ def mlp(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mlp(shape: Shape, x: Array, kernels: list[Array], biases: list[Array]) -> Any:
-    return _forward(shape, x, _pack(shape, kernels, False), biases, False, False)[0]
+    return forward(shape, x, pack(shape, kernels), biases)[0]
 
 
 def _mlp_forward(shape: Shape, x: Any, kernels: Any, biases: Any) -> tuple[Array, Any]:
-    kernels, biases = ([x.value for x in each] for each in (kernels, biases))
-    packed = _pack(shape, kernels, True)
-    result, *hidden = _forward(shape, x.value, packed, biases, True, True)
-    return result, (x.value, packed, result, hidden, _Known(x.perturbed))
+    kernels, biases = ([each.value for each in given] for given in (kernels, biases))
+    packed = pack(shape, kernels, both=True)
+    result, *hidden = forward(shape, x.value, packed, biases, both=True, keep=True)
+    return result, (x.value, packed, result, hidden, _Asked(x.perturbed))
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Known:
+class _Asked:
     """Whether the gradient by the input is asked for."""
 
-    d_x: bool
+    by_input: bool
 
 
 def _mlp_backward(shape: Shape, residuals: Any, d_result: Any) -> Any:
-    x, packed, result, hidden, known = residuals
-    sizes = list(itertools.pairwise(shape.widths))
-    f32 = jnp.float32
-    shapes = [jax.ShapeDtypeStruct(size, f32) for size in sizes]
-    shapes += [jax.ShapeDtypeStruct(size[1:], f32) for size in sizes]
-    if known.d_x:
-        shapes.append(jax.ShapeDtypeStruct(x.shape, f32))
+    x, packed, result, hidden, asked = residuals
     if isinstance(d_result, jax.custom_derivatives.SymbolicZero):
-        d_result = jnp.zeros(d_result.aval.shape, f32)
-    call = jax.ffi.ffi_call("dlrm_jax_mlp_back", shapes)
+        d_result = jnp.zeros(result.shape, jnp.float32)
+    sizes = list(itertools.pairwise(shape.widths))
+    shapes = [*sizes, *(size[1:] for size in sizes), *([x.shape] if asked.by_input else [])]
+    arrays = [jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes]
+    call = jax.ffi.ffi_call("dlrm_jax_mlp_back", arrays)
     found = call(x, packed, result, d_result, *hidden, **shape.attributes)
     count = len(sizes)
-    d_x = found[2 * count].astype(x.dtype) if known.d_x else None
+    d_x = found[-1].astype(x.dtype) if asked.by_input else None
     return d_x, list(found[:count]), list(found[count : 2 * count])
 
 
 _mlp.defvjp(_mlp_forward, _mlp_backward, symbolic_zeros=True)
 
 
-def _pack(shape: Shape, kernels: Sequence[Array], both: bool) -> UInt32[Array, " _"]:
-    """Weights as the kernels read them; not for each product anew, but once a step."""
+def pack(
+    shape: Shape, kernels: Sequence[Float[Array, "_ _"]], both: bool = False
+) -> UInt32[Array, " _"]:
+    """Weights as the kernels read them: once for all products of a step.
+
+    Args:
+        shape: shape of the MLP.
+        kernels: weights of each layer.
+        both: whether they are packed for the way back, too.
+    """
     found = jax.ShapeDtypeStruct((shape.packed_words(both),), jnp.uint32)
     return jax.ffi.ffi_call("dlrm_jax_pack", found)(*kernels, **shape.attributes, both=both)
 
 
-def _forward(
-    shape: Shape, x: Array, packed: Array, biases: Sequence[Array], both: bool, keep: bool
-) -> Sequence[Array]:
-    shapes = [jax.ShapeDtypeStruct((len(x), shape.widths[-1]), jnp.float32)]
+def forward(
+    shape: Shape,
+    x: Float[Array, "n in"],
+    packed: UInt32[Array, " _"],
+    biases: Sequence[Float[Array, " _"]],
+    both: bool = False,
+    keep: bool = False,
+) -> Sequence[Float[Array, "n _"]]:
+    """The result, and the hidden activations of each layer if they are kept; see `mlp`.
+
+    Args:
+        shape: shape of the MLP.
+        x: inputs.
+        packed: weights, by `pack`.
+        biases: biases of each layer.
+        both: whether they are packed for the way back, too; see `pack`.
+        keep: whether to keep the hidden activations.
+    """
+    arrays = [jax.ShapeDtypeStruct((len(x), shape.widths[-1]), jnp.float32)]
     if keep:
         hidden = shape.widths[1:-1]
-        shapes += [jax.ShapeDtypeStruct((len(x), width), shape.dtype) for width in hidden]
-    call = jax.ffi.ffi_call("dlrm_jax_mlp", shapes)
+        arrays += [jax.ShapeDtypeStruct((len(x), width), shape.dtype) for width in hidden]
+    call = jax.ffi.ffi_call("dlrm_jax_mlp", arrays)
     return call(x, packed, *biases, **shape.attributes, both=both)

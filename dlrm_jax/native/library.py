@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import functools
 import hashlib
@@ -9,14 +10,16 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 import jax
 
+from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
-from dlrm_jax.files import cache_directory, move_into_place
+from dlrm_jax.files import cache_directory, locked, move_into_place
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))
@@ -29,9 +32,11 @@ _OPTIONS = (
     "-fopenmp-simd",
     "-fno-math-errno",
     "-pthread",
-    "-shared",
     "-fPIC",
 )
+
+SETTING = "DLRM_JAX_BUILD"
+"""The name of the environment variable that forbids to build the library without being asked."""
 
 # The symbol of each function, by its name as a target in XLA.
 TARGETS = {
@@ -63,39 +68,85 @@ def build() -> Path:
     Raises:
         UserError: there is no compiler, or it reports an error.
     """
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
     target = path()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        library = Path(directory) / target.name
+        objects = [Path(directory) / f"{source.stem}.o" for source in _SOURCES]
         # -isystem, not -I: users can't fix warnings of the header.
-        command = [*compiler, *_OPTIONS, "-isystem", jax.ffi.include_dir()]
-        try:
-            subprocess.run(
-                [*command, *map(str, _SOURCES), "-o", str(library)],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-        except FileNotFoundError:
-            raise UserError(
-                f"no C++ compiler named {compiler[0]}; install one, such as g++ or clang++, or "
-                f"name it in CXX"
-            ) from None
-        except subprocess.CalledProcessError as error:
-            raise UserError(f"{shlex.join(command)} failed:\n{error.stderr}") from None
+        include = ("-isystem", jax.ffi.include_dir())
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+            compiled = [
+                threads.submit(_compile, *include, "-c", str(source), "-o", str(made))
+                for source, made in zip(_SOURCES, objects, strict=True)
+            ]
+            for each in compiled:
+                each.result()
+        library = Path(directory) / target.name
+        _compile("-shared", *map(str, objects), "-o", str(library))
         move_into_place(library, target)
     return target
 
 
+def _compile(*arguments: str) -> None:
+    command = [*_compiler(), *_OPTIONS, *arguments]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"no C++ compiler named {command[0]}; install one, such as g++ or clang++, or name it "
+            f"in CXX"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"{shlex.join(command)} failed:\n{error.stderr}") from None
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "c++"))
+
+
+def _built() -> bool:
+    """Whether the library exists, after it has been built if it can be.
+
+    Processes that start together wait for the first one's.
+    """
+    if path().exists():
+        return True
+    setting = os.environ.get(SETTING, "auto")
+    if setting not in ("auto", "never"):
+        raise UserError(f"{SETTING}: expected auto or never, got {setting!r}")
+    if setting == "never":
+        return False
+    try:
+        if shutil.which(_compiler()[0]) is None:
+            raise UserError(f"no C++ compiler named {_compiler()[0]}")
+        path().parent.mkdir(parents=True, exist_ok=True)
+        with locked(path().parent / "build.lock", "a build of the native kernels", wait=True):
+            if not path().exists():
+                status("building the native kernels for this processor, once", error=True)
+                build()
+    except (UserError, OSError) as error:
+        first = str(error).partition("\n")[0]
+        status(
+            f"note: without the native kernels, which make CPUs faster: {first}; "
+            f"python -m dlrm_jax.native says more, {SETTING}=never silences this",
+            error=True,
+        )
+        return False
+    return True
+
+
 @functools.cache
 def load() -> bool:
-    """Registers the functions with XLA and returns whether the library exists.
+    """Registers the functions with XLA and returns whether there are any.
 
-    The answer is cached: a library that is built later counts from the next start on, so that one
-    program doesn't change its formulation half-way.
+    The library is built if it isn't there and ``$DLRM_JAX_BUILD`` isn't ``never``. The answer is
+    cached: a library that is built later counts from the next start on, so that one program doesn't
+    change its formulation half-way.
+
+    Raises:
+        UserError: the setting is neither auto nor never.
     """
-    if not path().exists():
+    if not _built():
         return False
     for target, symbol in TARGETS.items():
         capsule = jax.ffi.pycapsule(getattr(functions(), symbol))

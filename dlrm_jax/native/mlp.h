@@ -262,7 +262,7 @@ void Forward(const std::vector<Layer>& layers, const Packed<Type>& packed,
               const Floats bias = LoadFloats(biases[l] + j, there);
               for (int64_t i = 0; i < count; ++i) {
                 Floats y = LoadFloats(&c[i][half], kTile) + bias;
-                if (layer.relu) y = y < 0 ? Floats{} : y;  // NaN stays
+                if (layer.relu) y = (Floats)((Ints)y & ~(Ints)(y < 0));  // NaN stays
                 if (l == last)
                   Store(result + (first + row + i) * layer.out + j, y, there);
                 else
@@ -406,7 +406,10 @@ void Backward(const std::vector<Layer>& layers, const Packed<Type>& packed, cons
     // Stores 16 columns of a row of gradients, if the activation is positive or there is no ReLU.
     auto store = [&](Floats d, const Layer& layer, const auto* y, int64_t row, int64_t j,
                      uint32_t* block) {
-      if (layer.relu) d = LoadFloats(y + row * layer.out + j, layer.out - j) > 0 ? d : Floats{};
+      if (layer.relu) {
+        const Floats active = LoadFloats(y + row * layer.out + j, layer.out - j);
+        d = (Floats)((Ints)d & (Ints)(active > 0));
+      }
       auto* const numbers = reinterpret_cast<typename Type::Number*>(block);
       Store(numbers + row * FilledUp(layer.out, kPanel) + j, Type::From(d), kTile);
     };

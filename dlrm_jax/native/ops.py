@@ -166,17 +166,6 @@ def interact_back(
     return d_x, d_vectors
 
 
-def interaction_flops(target: str, products: int, dim: int) -> int:
-    """The floating-point operations of a native call; 0 if it isn't an interaction.
-
-    Args:
-        target: name of the called target.
-        products: number of products of pairs, over all samples.
-        dim: width of the vectors.
-    """
-    return {"dlrm_jax_interact": 2, "dlrm_jax_interact_back": 4}.get(target, 0) * dim * products
-
-
 def pairs(vectors: int, self_interaction: bool) -> int:
     """The number of pairs of vectors.
 

@@ -1,6 +1,6 @@
 // Shared by all native kernels: custom calls of XLA's foreign function interface, for operations
 // that its CPU backend lacks or runs slowly. All are optional: each has a formulation in JAX, too,
-// and tests compare the two. `python -m dlrm_jax.native` builds them.
+// and tests compare the two.
 
 #pragma once
 

@@ -8,6 +8,7 @@ overlaps the two perfectly reaches it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,8 +22,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from dlrm_jax.data.batches import Batch
 from dlrm_jax.embedding import EmbeddingCollection, pooling
 from dlrm_jax.embedding.row_optimizer import slot_bytes
-from dlrm_jax.native import ops
-from dlrm_jax.native.ops import interaction_flops
+from dlrm_jax.native import layers, ops
+from dlrm_jax.native.flops import native_flops
 from experiments.benchmarks.timing import fastest_seconds
 
 _SIDE = 2048  # width of the matrices: large enough for the full speed of two cores
@@ -35,7 +36,8 @@ class Machine:
     """Measured limits of a machine.
 
     Attributes:
-        flops: floating-point operations a second, in a float32 matrix product.
+        flops: floating-point operations a second, in the fastest matrix product there is, of
+            operands of the step's type.
         row_bytes: bytes a second, in reading rows at random.
     """
 
@@ -52,7 +54,7 @@ class Work:
     """The work of a step.
 
     Attributes:
-        flops: floating-point operations of its matrix products and of the native interaction.
+        flops: floating-point operations of its matrix products, native ones too.
         row_bytes: bytes of distinct rows of tables and optimizer state, read once for the lookup,
             and read and written once for the update.
     """
@@ -61,25 +63,44 @@ class Work:
     row_bytes: float
 
 
-def measure(dim: int, native: bool) -> Machine:
+def measure(dim: int, native: bool, dtype: str = "float32") -> Machine:
     """Measures the machine's limits, the best of several tries.
 
-    ``dim`` is the width of the float32 rows. Native kernels read faster.
+    Args:
+        dim: width of the float32 rows.
+        native: whether native kernels are used; they read rows faster, and may multiply faster.
+        dtype: type in which the dense model computes, float32 or bfloat16.
     """
-    matrix = jnp.ones((_SIDE, _SIDE))
-    product = jax.jit(jnp.matmul)
     rows = _TABLE_BYTES // (4 * dim)
     table = jnp.ones((rows, dim))
     ids = np.random.default_rng(0).integers(0, rows, (_IDS // 64, 1, 64), dtype=np.int32)
     pool = ops.pool if native else pooling.pool
     read = jax.jit(lambda table, ids: pool(table, ids, None))
-    product_seconds = fastest_seconds(lambda: product(matrix, matrix).block_until_ready())
+    product_seconds = min(_product_seconds(product) for product in _products(native, dtype))
     read_seconds = fastest_seconds(lambda: read(table, ids).block_until_ready())
     return Machine(2 * _SIDE**3 / product_seconds, ids.size * 4 * dim / read_seconds)
 
 
+def _products(native: bool, dtype: str) -> list[Callable[[], Any]]:
+    """The products of two large matrices that the step may use."""
+    left = jnp.ones((_SIDE, _SIDE), dtype)
+    by_xla = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    products: list[Callable[[], Any]] = [lambda: by_xla(left, left)]
+    if native and (dtype == "float32" or layers.supports_bfloat16()):
+        shape = layers.Shape((_SIDE, _SIDE), (False,), dtype == "bfloat16")
+        given = [jnp.ones((_SIDE, _SIDE))], [jnp.zeros(_SIDE)]
+        packed = layers.pack(shape, given[0])
+        layer = jax.jit(functools.partial(layers.forward, shape))
+        products.append(lambda: layer(left, packed, given[1]))
+    return products
+
+
+def _product_seconds(product: Callable[[], Any]) -> float:
+    return fastest_seconds(lambda: jax.block_until_ready(product()))
+
+
 def matrix_flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Floating-point operations of matrix products and native interactions in a function.
+    """Floating-point operations of matrix products and native calls in a function.
 
     They are counted on all devices, in the jaxpr, as XLA counts the body of a loop once. Unused
     results don't count. A product of [m, k] and [k, n] has 2 m n k.
@@ -96,11 +117,9 @@ def _flops(jaxpr: Any) -> float:
             left = eqn.invars[0].aval.shape
             depth = math.prod(left[axis] for axis in contracting)
             total += 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
-        elif eqn.primitive.name == "ffi_call" and "interact" in eqn.params["target_name"]:
-            first, vectors, result = eqn.invars[0].aval, eqn.invars[-1].aval, eqn.outvars[0].aval
-            # One of the two has the dense vectors, the other one also the products.
-            products = abs(result.size - first.size)
-            total += interaction_flops(eqn.params["target_name"], products, vectors.shape[-1])
+        elif eqn.primitive.name == "ffi_call":
+            given, found = ([x.aval.shape for x in each] for each in (eqn.invars, eqn.outvars))
+            total += native_flops(eqn.params["target_name"], given, found)
         times = 1
         if eqn.primitive.name == "scan":
             times = eqn.params["length"]

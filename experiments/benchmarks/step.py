@@ -167,7 +167,9 @@ def main() -> None:
     }
     times = in_turn(runs, FLAGS.rounds)
 
-    machine = roofline.measure(config.embedding_dim, learner.collection.native)
+    machine = roofline.measure(
+        config.embedding_dim, learner.collection.native, config.compute_dtype
+    )
     work = steps.work(learner)
     seconds = statistics.median(times["steps"])
     results = {

@@ -11,7 +11,7 @@ import math
 import re
 from typing import NamedTuple
 
-from dlrm_jax.native.ops import interaction_flops
+from dlrm_jax.native.flops import native_flops
 from experiments.characterize.hlo import Array, Instruction, Program
 
 # One operation per element of the result; moves and comparisons aren't arithmetic.
@@ -106,10 +106,9 @@ def _flops(program: Program, instruction: Instruction) -> float:
         assert found is not None
         return 2.0 * size * math.prod(left[int(axis)] for axis in found[1].split(",") if axis)
     if native := _NATIVE.search(instruction.attributes):
-        operands = program.operands(instruction)
-        first, vectors = operands[0].results[0], operands[-1].results[0]
-        # One of the two has the dense vectors, the other one also the products.
-        return float(interaction_flops(native[1], abs(size - first.size), vectors.shape[-1]))
+        operands = [x.results[0].shape for x in program.operands(instruction)]
+        results = [x.shape for x in instruction.results]
+        return float(native_flops(native[1], operands, results))
     if instruction.opcode in _REDUCTIONS:
         operand = program.operands(instruction)[_REDUCTIONS[instruction.opcode]]
         return float(operand.results[0].size)

@@ -138,7 +138,7 @@ def measure(config: Config, mesh: Mesh, rounds: int, count: int) -> Measured:
         step=statistics.median(found["seconds"]),
         classes=class_seconds(profile, program),
         costs=_costs(program, learner, steps.batches),
-        machine=roofline.measure(dim, native),
+        machine=roofline.measure(dim, native, config.compute_dtype),
         stream_bytes=measure_stream(),
         program=program,
         profile=profile,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlrm_jax.config import Config
 from experiments.benchmarks.peers.drawing import draw_examples, draw_weights, make_problem
-from experiments.benchmarks.peers.problem import Mode, Optimizer, Problem
+from experiments.benchmarks.peers.problem import Mode, Optimizer, Precision, Problem
 
 CONFIG = Config(
     table_rows=(7, 40, 3),
@@ -19,9 +19,16 @@ CONFIG = Config(
 )
 
 
-def draw(directory: Path, mode: Mode, optimizer: Optimizer, full_bags: bool = False) -> Problem:
+def draw(
+    directory: Path,
+    mode: Mode,
+    optimizer: Optimizer,
+    full_bags: bool = False,
+    precision: Precision = "float32",
+) -> Problem:
     """The problem, with its files in the directory."""
-    problem = make_problem(CONFIG, mode, optimizer, directory, directory)
+    config = dataclasses.replace(CONFIG, compute_dtype=precision)
+    problem = make_problem(config, mode, optimizer, directory, directory)
     draw_weights(problem, seed=0)
     draw_examples(CONFIG, directory, full_bags)
     # Much is learnt in few steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -15,10 +16,11 @@ from quick_machine import quickly
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import make_mesh
+from experiments.benchmarks.peers import lineup, products, report
 from experiments.benchmarks.peers.contestant import Contestant, Worker
 from experiments.benchmarks.peers.drawing import cut
-from experiments.benchmarks.peers.match import check_losses, play
-from experiments.benchmarks.peers.problem import Optimizer, Problem, mean_loss
+from experiments.benchmarks.peers.match import Outcome, Round, Side, check_losses, play
+from experiments.benchmarks.peers.problem import Optimizer, Precision, Problem, mean_loss
 from experiments.benchmarks.peers.workers.jax_dense import jax_dense
 from experiments.benchmarks.peers.workers.ours import ours
 
@@ -27,13 +29,20 @@ STEPS = 10
 
 
 @pytest.mark.parametrize(
-    "optimizer", [pytest.param("sgd", marks=pytest.mark.thorough), "rowwise_adagrad"]
+    ("optimizer", "precision"),
+    [
+        pytest.param("sgd", "float32", marks=pytest.mark.thorough),
+        pytest.param("sgd", "bfloat16", marks=pytest.mark.thorough),
+        ("rowwise_adagrad", "float32"),
+    ],
 )
-def test_sparse_and_dense_gradients_give_the_same_losses(tmp_path: Path, optimizer: Optimizer):
-    problem = draw(tmp_path, "train", optimizer)
+def test_sparse_and_dense_gradients_give_the_same_losses(
+    tmp_path: Path, optimizer: Optimizer, precision: Precision
+):
+    problem = draw(tmp_path, "train", optimizer, precision=precision)
     sparse, dense = (make(problem, make_mesh("1x1")) for make in (ours, jax_dense))
     losses = [[float(x.step(i)) for i in range(STEPS)] for x in (sparse, dense)]
-    check_losses("jax_dense", *losses)
+    check_losses("jax_dense", losses[0], losses[1], precision)
     assert min(losses[0]) < losses[0][0] - 0.01, "nothing was learnt that could have gone wrong"
 
 
@@ -48,6 +57,67 @@ def test_predictions_are_those_of_plain_numpy(tmp_path: Path):
     assert mean_loss(expected, labels) == pytest.approx(
         -np.mean(np.where(labels == 1, np.log(p), np.log(1 - p)))
     )
+
+
+def test_bfloat16_is_computed_in_bfloat16(tmp_path: Path):
+    problem = draw(tmp_path, "infer", "sgd", precision="bfloat16")
+    found = np.asarray(ours(problem, make_mesh("1x1")).step(3))
+    distance = np.abs(found - logits(problem, 3)).max()
+    assert 1e-4 < distance < 0.02
+
+
+@pytest.fixture
+def environment() -> Path:
+    """The one that the program makes."""
+    found = Path.home() / ".cache" / "dlrm_jax" / "peers"
+    if not (found / "complete.txt").exists():
+        pytest.skip(f"no PyTorch in {found}: python -m experiments.benchmarks.peers makes it")
+    return found
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["torch_plain", "fbgemm_compiled", "torchrec"])
+def test_pytorch_computes_in_bfloat16_too(tmp_path: Path, environment: Path, name: str):
+    problem = draw(tmp_path, "train", "sgd", precision="bfloat16")
+    # As in matches: at the test's rate, rounding is amplified to twice the tolerance.
+    problem = dataclasses.replace(problem, learning_rate=0.01)
+    own = ours(problem, make_mesh("1x1"))
+    losses = [float(own.step(i)) for i in range(STEPS)]
+    with Contestant(*lineup.peers([name], environment)) as peer:
+        peer.ask("build", problem=problem.to_json())
+        found = peer.ask("losses", steps=STEPS)["losses"]
+    check_losses(name, losses, found, "bfloat16")
+    exact = mean_loss(logits(problem, 0), problem.batch(0).labels)
+    with pytest.raises(UserError, match="computes something else"):
+        check_losses(name, [exact], found[:1], "float32")
+
+
+@pytest.mark.thorough
+def test_pytorch_says_which_library_it_uses(environment: Path):
+    found = products.by_torch(lineup.torch_products(environment))
+    assert found["float32"] == "MKL"
+    assert set(found) == {"float32", "bfloat16"}
+
+
+def test_libraries_are_read_from_what_they_report():
+    found = products.reported(
+        "float32\nMKL_VERBOSE oneMKL 2024.0\nMKL_VERBOSE SGEMM(T,N,256,256,512) 10.95ms\n"
+        "bfloat16\nonednn_verbose,v1,info,cpu,runtime:OpenMP,nthr:2\n"
+        "onednn_verbose,v1,primitive,exec,cpu,matmul,brg_matmul:avx512_core_bf16,undef,src:bf16\n"
+    )
+    assert found == {"float32": "MKL", "bfloat16": "oneDNN (brg_matmul:avx512_core_bf16)"}
+    silent = products.reported("float32\nMKL_VERBOSE oneMKL 2024.0\nbfloat16\n")
+    assert set(silent.values()) == {"neither MKL nor oneDNN"}
+
+
+def test_forms_that_are_of_float32_alone_are_left_out(capsys: pytest.CaptureFixture[str]):
+    names = ["fbgemm_onednn", "fbgemm_compiled", "jax_dense"]
+    assert lineup.suitable(names, "float32") == names
+    assert not capsys.readouterr().err
+    assert lineup.suitable(names, "bfloat16") == names[1:]
+    assert capsys.readouterr().err.startswith("left out fbgemm_onednn: ")
+    with pytest.raises(UserError, match=r"--peers: .*--precision=bfloat16, got fbgemm_onednn: "):
+        lineup.suitable(names[:1], "bfloat16")
 
 
 def logits(problem: Problem, number: int) -> np.ndarray:
@@ -107,7 +177,7 @@ def meet(problem: Problem, ours: list[float], theirs: list[float], endless: bool
             answer = contestant.ask("build", problem=problem.to_json())
             assert answer["numpy"] == np.__version__
         losses = one.ask("losses", steps=3)["losses"]
-        return play(one, losses, other, rounds=2, steps_per_round=1, on_quiet_round=lambda: None)
+        return play(one, losses, other, "float32", 2, 1, on_quiet_round=lambda: None)
 
 
 def test_a_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -129,6 +199,41 @@ def test_a_wrong_loss_is_named(tmp_path: Path):
         meet(problem, [0.7, 0.6, 0.5], [0.7, 0.61, 0.5])
     with pytest.raises(UserError, match=r"at step 2 its loss is nan"):
         meet(problem, [0.7, 0.6, 0.5], [0.7, 0.6, float("nan")])
+
+
+def test_losses_of_bfloat16_may_differ_by_one_rounding():
+    check_losses("peer", [0.7], [0.7 * 1.003], "bfloat16")
+    with pytest.raises(UserError, match=r"at step 0 .* at most 0\.004, got 0\.005"):
+        check_losses("peer", [0.7], [0.7 * 1.005], "bfloat16")
+    with pytest.raises(UserError, match=r"at step 0 .* at most 0\.0001, got 0\.003"):
+        check_losses("peer", [0.7], [0.7 * 1.003], "float32")
+
+
+def test_ratios_that_differ_between_rounds_are_marked():
+    side = Side((0.7,), 1, 2**20)
+
+    def entry(theirs: list[float]) -> report.Entry:
+        outcome = Outcome(side, side, tuple(Round(1.0, x, 0.0, 0.5) for x in theirs), len(theirs))
+        work = ("train", "sgd", "bfloat16")
+        return report.Entry("kaggle", 9, 9, 128, *work, "fbgemm", {}, {}, outcome)
+
+    steady, unsteady = entry([2, 2, 2.1, 2.19, 9]), entry([2, 2, 2.1, 2.22, 2.22])
+    for each, cell in ((steady, "| 2.1 | 2 to 2.19 |"), (unsteady, "| 2.1\\* | 2 to 2.22 |")):
+        assert each.row().startswith("| kaggle | 9 | 128 | train, sgd | bfloat16 | fbgemm | ")
+        assert cell in each.row()
+    assert [x.as_json()["is_unsteady"] for x in (steady, unsteady)] == [False, True]
+    assert report.footnote([steady]) == ""
+    assert "more than 10%" in report.footnote([steady, unsteady])
+
+
+def test_the_output_begins_with_the_machine(monkeypatch: pytest.MonkeyPatch):
+    lines = {"model name": "Processor 9", "flags": "fpu amx_bf16 avx2 avx512f_other"}
+    monkeypatch.setattr("dlrm_jax.processor._line", lines.__getitem__)
+    text = report.introduction({"bfloat16": {"ours": "native kernels", "PyTorch": "oneDNN"}})
+    first, _, last, empty = text.split("\n")
+    assert re.fullmatch(r"processor: Processor 9, \d+ cores, with avx2 amx_bf16", first)
+    assert last == "products of bfloat16: ours by native kernels, PyTorch by oneDNN"
+    assert not empty
 
 
 def test_a_peer_that_dies_is_named_with_its_last_words(tmp_path: Path):
@@ -158,16 +263,23 @@ def test_the_program_from_flags_to_files(tmp_path: Path):
     result = run(
         *("--presets=tiny", "--max_rows=50", "--batch_sizes=16", "--peers=jax_dense"),
         *("--modes=train", "--optimizers=sgd", "--rounds=1", "--steps_per_round=1"),
+        "--precision=float32,bfloat16",
         f"--output={output}",
         program=quickly(PROGRAM[1], TINY),
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    kernels, _, header, rule, row = result.stdout.splitlines()
+    processor, kernels, *libraries, _, header, rule, row, short = result.stdout.splitlines()
+    assert re.match(r"processor: .+, \d+ cores, with ", processor)
     assert re.match("ours has (no )?native kernels", kernels)
     assert len(header.split("|")) == len(rule.split("|")) == len(row.split("|"))
-    assert row.startswith("| tiny | 93 of 113 | 16 | train, sgd | jax_dense | ")
+    assert libraries[0] == "products of float32: ours by XLA"
+    assert libraries[1].startswith("products of bfloat16: ours by ")
+    assert row.startswith("| tiny | 93 of 113 | 16 | train, sgd | float32 | jax_dense | ")
+    assert short.startswith("| tiny | 93 of 113 | 16 | train, sgd | bfloat16 | jax_dense | ")
     content = json.loads(output.read_text())
-    (match,) = content["matches"]
+    match, other = content["matches"]
+    assert [x["precision"] for x in (match, other)] == ["float32", "bfloat16"]
+    assert content["settings"]["products"]["float32"] == {"ours": "XLA"}
     assert len(match["outcome"]["ours"]["losses"]) == STEPS
     assert match["ratio"] > 0
     assert "jax" in match["our_versions"]

@@ -38,7 +38,7 @@ x, *vectors = (jnp.asarray(rng.normal(size=(300, 20)), jnp.float32) for _ in ran
 z = jax.jit(lambda x, vectors: interact(x, vectors, False, columns=True))(x.T, vectors)
 found += [
     z,
-    *jax.tree.leaves(jax.jit(lambda z, x, v: interact_back(z, x, v, False))(z, x.T, vectors)),
+    *jax.tree.leaves(jax.jit(lambda z, x, v: interact_back(z, x, v, False, True))(z, x.T, vectors)),
 ]
 digest = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in found)).hexdigest()
 names = [(path / "comm").read_text() for path in Path("/proc/self/task").iterdir()]

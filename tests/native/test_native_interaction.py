@@ -167,7 +167,7 @@ def test_vectors_of_other_shapes_are_refused(columns: bool):
 
 def test_a_cotangent_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"cotangent of shape \(17, 5\), got \(18, 5\)"):
-        ops.interact_back(jnp.ones((18, 5)), jnp.ones((16, 5)), [jnp.ones((5, 16))], False)
+        ops.interact_back(jnp.ones((18, 5)), jnp.ones((16, 5)), [jnp.ones((5, 16))], False, True)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -35,6 +35,11 @@ class Worker:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def command(worker: Worker) -> list[str | Path]:
+    """The command line of a worker's process."""
+    return [worker.python, "-c", _RUN, _ROOT, worker.module, *worker.flags]
+
+
 class Contestant:
     """The process of a worker; a context manager.
 
@@ -48,7 +53,7 @@ class Contestant:
         self.name = worker.name
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [worker.python, "-c", _RUN, _ROOT, worker.module, *worker.flags],
+            command(worker),
             # The peers are on the CPU, also on machines with an accelerator.
             env={**worker.environment, **os.environ, "JAX_PLATFORMS": "cpu"},
             stdin=subprocess.PIPE,

@@ -46,6 +46,7 @@ def make_problem(
     """The problem for the files of `draw_weights` and `draw_examples`."""
     return Problem(
         mode=mode,
+        precision=config.compute_dtype,
         optimizer=optimizer,
         learning_rate=_LEARNING_RATES[optimizer],
         eps=_EPS,

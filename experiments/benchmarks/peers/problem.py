@@ -14,6 +14,7 @@ import numpy as np
 
 Mode = Literal["train", "infer"]
 Optimizer = Literal["sgd", "rowwise_adagrad"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Arrays(NamedTuple):
@@ -47,6 +48,8 @@ class Problem:
     """DLRM with dot interaction and mean binary cross-entropy, with its initial weights.
 
     Attributes:
+        precision: type that the dense part computes in. Parameters, tables, their optimizers and
+            the loss are float32.
         optimizer: optimizer of the tables. ``"rowwise_adagrad"`` goes with element-wise Adagrad of
             the MLPs.
         eps: eps of Adagrad, outside of the root.
@@ -62,6 +65,7 @@ class Problem:
     """
 
     mode: Mode
+    precision: Precision
     optimizer: Optimizer
     learning_rate: float
     eps: float

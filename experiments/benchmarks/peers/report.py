@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrm_jax import processor
 from dlrm_jax.files import write_json
+from dlrm_jax.native import library
 from experiments.benchmarks.peers.load import QUIET
-from experiments.benchmarks.peers.match import Outcome
+from experiments.benchmarks.peers.match import UNSTEADY, Outcome
 
 COLUMNS = (
-    "preset", "rows", "batch", "work", "peer", "ours, ms", "peer, ms", "peer / ours", "quartiles",
-    "loss distance", "our peak, GiB", "peer's peak, GiB", "load elsewhere", "core to core, µs",
+    "preset", "rows", "batch", "work", "precision", "peer", "ours, ms", "peer, ms", "peer / ours",
+    "quartiles", "loss distance", "our peak, GiB", "peer's peak, GiB", "load elsewhere",
+    "core to core, µs",
 )  # fmt: skip
+
+_MARK = "\\*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Entry:
     batch_size: int
     mode: str
     optimizer: str | None
+    precision: str
     peer: str
     our_versions: dict[str, str]
     peer_versions: dict[str, str]
@@ -45,10 +52,11 @@ class Entry:
                 f"{self.rows:,}{cut}",
                 str(self.batch_size),
                 f"{self.mode}, {self.optimizer}" if self.optimizer else self.mode,
+                self.precision,
                 self.peer,
                 _milliseconds(x.ours for x in rounds),
                 _milliseconds(x.theirs for x in rounds),
-                f"{median:.3g}",
+                f"{median:.3g}{_MARK if self.outcome.is_unsteady else ''}",
                 f"{lower:.3g} to {upper:.3g}",
                 f"{self.outcome.loss_distance:.0e}",
                 f"{ours.peak_bytes / 2**30:.2f}",
@@ -65,15 +73,36 @@ class Entry:
             **dataclasses.asdict(self),
             "ratio": median,
             "ratio_quartiles": [lower, upper],
+            "is_unsteady": self.outcome.is_unsteady,
             "loss_distance": self.outcome.loss_distance,
             "load_elsewhere": self.outcome.elsewhere,
             "core_round_trip_us": self.outcome.core_round_trip_us,
         }
 
 
+def introduction(products: Mapping[str, Mapping[str, str]]) -> str:
+    """What figures depend on: the processor, and libraries of products by precision and side."""
+    sets = " ".join(processor.instruction_sets()) or "unknown"
+    lines = [
+        f"processor: {processor.name()}, {os.cpu_count()} cores, with {sets}",
+        f"ours has {'' if library.path().exists() else 'no '}native kernels; see BUILD.md",
+    ]
+    for precision, sides in products.items():
+        each = (f"{side} by {name}" for side, name in sides.items())
+        lines.append(f"products of {precision}: {', '.join(each)}")
+    return "\n".join([*lines, ""])
+
+
 def header() -> str:
     """The first two lines of the table."""
     return f"{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}"
+
+
+def footnote(entries: Sequence[Entry]) -> str:
+    """What the mark of ratios means, or an empty text if none has one."""
+    if not any(entry.outcome.is_unsteady for entry in entries):
+        return ""
+    return f"\n{_MARK}: the quartiles of the rounds are more than {UNSTEADY:.0%} of the ratio apart"
 
 
 def warning(entries: Sequence[Entry]) -> str:

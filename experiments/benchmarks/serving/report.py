@@ -6,9 +6,9 @@ import dataclasses
 import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from dlrm_jax import processor
 from dlrm_jax.native import library
 from experiments.benchmarks.serving.in_process import UNSTEADY, Figure
 
@@ -16,9 +16,6 @@ HEADER = (
     "| what | format | rows | who | rows/s | p50, ms | p99, ms | ratio |\n"
     "|---|---|---|---|---|---|---|---|"
 )
-
-
-_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,25 +90,14 @@ class Target:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on, besides the versions of libraries."""
-    flags = _of_processor("flags").split()
     return {
-        "processor": _of_processor("model name") or platform.processor() or platform.machine(),
-        "instructions": [x for x in _INSTRUCTIONS if x in flags],
+        "processor": processor.name(),
+        "instructions": processor.instruction_sets(),
         "native_kernels": library.version(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
     }
-
-
-def _of_processor(key: str) -> str:
-    """A line about the first processor; empty where the system doesn't tell."""
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else []:
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
 
 
 FOOTNOTE = f"\\*: two rounds differ by more than {UNSTEADY:.0%}"

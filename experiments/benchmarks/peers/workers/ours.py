@@ -73,6 +73,7 @@ def config_of(problem: Problem) -> Config:
         dense_features=problem.dense_features,
         bottom_mlp=problem.bottom_mlp,
         top_mlp=problem.top_mlp,
+        compute_dtype=problem.precision,
         optimizer=problem.optimizer,
         learning_rate=problem.learning_rate,
         eps=0.0 if problem.optimizer == "sgd" else problem.eps,

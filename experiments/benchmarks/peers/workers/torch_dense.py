@@ -55,6 +55,23 @@ class DenseDLRM(nn.Module):
         return self.top(z)[:, 0]
 
 
+class BFloat16(nn.Module):
+    """A model that computes in bfloat16 what `torch.autocast` chooses; its logits are float32.
+
+    Autocast is inside of what is compiled; around it, it is as fast.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, dense: Tensor, pooled: Any) -> Tensor:
+        """Logits [B]."""
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = self.model(dense, pooled)
+        return logits.float()
+
+
 class DLRMLoss(nn.Module):
     """A model of dense features and pooled vectors, with its loss."""
 
@@ -89,6 +106,7 @@ class TorchContestant:
     def __init__(self, problem: Problem, model: nn.Module, tables: Tables, how: str):
         training = problem.mode == "train"
         self._optimizer = dense_optimizer(problem, model) if training else None
+        model = BFloat16(model) if problem.precision == "bfloat16" else model
         self._dense_part = dense_part(DLRMLoss(model) if training else model, how)
         self._tables = tables
         self._batches = []

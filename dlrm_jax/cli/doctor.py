@@ -1,0 +1,117 @@
+"""Says what this machine has for training and serving, and what it lacks.
+
+    python -m dlrm_jax doctor
+
+Each line names a part, what was found, and what it is good for or what to do. Nothing is changed,
+but native kernels are built if they aren't yet and there is a compiler.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import jax
+
+from dlrm_jax import processor
+from dlrm_jax.console import status
+from dlrm_jax.native import layers, library, quantized_rows
+from dlrm_jax.text_table import text_table
+
+_EXTRAS = {
+    "uvicorn": ("serve", "dlrm_jax serve"),
+    "safetensors": ("torch", "convert of .safetensors files"),
+    "torch": ("torch", "convert of .pt files"),
+    "onnx": ("onnx", "convert --format=onnx"),
+}
+"""The extra that installs a package, and what needs it."""
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+Row = tuple[str, str, str]
+
+
+def main() -> None:
+    """Prints the table."""
+    rows = [*_machine(), *_kernels(), *_memory(), *_packages()]
+    status(text_table(("part", "found", "what it brings, or what to do"), rows, left=(0, 1, 2)))
+
+
+def _machine() -> list[Row]:
+    devices = jax.devices()
+    kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    cpu = devices[0].platform == "cpu"
+    hint = "JAX trains here" + ("; BUILD.md says how to install it for a GPU or TPU" if cpu else "")
+    return [
+        ("processor", processor.name(), f"{quantized_rows.threads()} cores for this program"),
+        ("instructions", " ".join(processor.instruction_sets()) or "unknown", _bfloat16()),
+        ("devices", kinds, hint),
+    ]
+
+
+def _bfloat16() -> str:
+    if layers.supports_bfloat16():
+        return "--compute_dtype=bfloat16 is fast: its MLPs are native"
+    return "--compute_dtype=bfloat16 brings little here: no native products of bfloat16"
+
+
+def _kernels() -> list[Row]:
+    command = shlex.split(os.environ.get("CXX", "c++"))[0]
+    compiler = shutil.which(command)
+    built = library.version()
+    return [
+        (
+            "C++ compiler",
+            compiler or f"no {command}",
+            "builds the native kernels" if compiler else "install g++ or clang++, or set CXX",
+        ),
+        (
+            "native kernels",
+            built or "none",
+            "lookups, updates, interaction, bfloat16 MLPs, serving"
+            if built
+            else "python -m dlrm_jax.native says why; XLA does their work, more slowly",
+        ),
+    ]
+
+
+def _memory() -> list[Row]:
+    tunables = os.environ.get("GLIBC_TUNABLES")
+    pages = _HUGE_PAGES.read_text().strip() if _HUGE_PAGES.exists() else ""
+    mode = pages.partition("[")[2].partition("]")[0]
+    return [
+        (
+            "allocator",
+            tunables or "no GLIBC_TUNABLES",
+            "memory of a step is there for the next"
+            if tunables
+            else "commands set them; in your own loops, see Memory in BUILD.md",
+        ),
+        (
+            "huge pages",
+            mode or "unknown",
+            "rows are read at random with fewer misses"
+            if mode in ("always", "madvise")
+            else f"echo madvise > {_HUGE_PAGES}, as root, makes large tables faster",
+        ),
+    ]
+
+
+def _packages() -> list[Row]:
+    found = [(name, _version(name)) for name in ("jax", "jaxlib", "flax", "optax")]
+    rows = [("packages", ", ".join(f"{name} {version}" for name, version in found), "")]
+    for name, (extra, need) in _EXTRAS.items():
+        version = _version(name)
+        advice = f"for {need}" if version else f"pip install 'dlrm-jax[{extra}]' for {need}"
+        rows.append((name, version or "not installed", advice))
+    return rows
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

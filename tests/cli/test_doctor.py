@@ -1,0 +1,43 @@
+"""``dlrm_jax doctor``: what the machine has, and what to do about the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlrm_jax.cli import doctor
+from dlrm_jax.native import library
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    doctor.main()
+    _, *lines = capsys.readouterr().out.splitlines()
+    return {line[:16].split("  ")[0].strip(): line for line in lines}
+
+
+def test_what_is_missing_comes_with_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "onnx" else "1.2.3")
+    found = rows(capsys)
+    assert "no no-such-compiler" in found["C++ compiler"]
+    assert library.version() is None  # tests do without them
+    assert "python -m dlrm_jax.native says why" in found["native kernels"]
+    assert "brings little here" in found["instructions"]
+    assert "commands set them" in found["allocator"]
+    assert "pip install 'dlrm-jax[onnx]'" in found["onnx"]
+    assert "jax 1.2.3" in found["packages"]
+
+
+def test_what_is_there_says_what_it_is_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    monkeypatch.setattr(library, "version", lambda: "kernels-0123")
+    monkeypatch.setattr(doctor.layers, "supports_bfloat16", lambda: True)
+    found = rows(capsys)
+    assert "lookups, updates" in found["native kernels"]
+    assert "its MLPs are native" in found["instructions"]
+    assert "hugetlb=1" in found["allocator"]
+    assert "8 x cpu" in found["devices"]
