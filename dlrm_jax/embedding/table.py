@@ -43,9 +43,9 @@ def check_whole(name: str, value: object, least: int | None = None) -> None:
     Raises:
         UserError: it is none, or too small.
     """
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if is_whole and (least is None or value >= least):
-        return
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):  # noqa: SIM102
+        if least is None or value >= least:
+            return
     allowed = "" if least is None else f" from {least} on"
     raise UserError(f"{name}: expected an integer{allowed}, got {shown(value)}")
 

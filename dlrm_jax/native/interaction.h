@@ -13,12 +13,13 @@
 #include <memory>
 #include <vector>
 
+#include "transpose.h"
+
 namespace interaction {
 
 // The number of examples, and of columns of their vectors, that one AVX-512 register holds.
 constexpr int kLanes = 16;
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Order __attribute__((vector_size(4 * kLanes)));
 
 // Loads `lanes` numbers, then zeros. The usual case, kLanes numbers, is one instruction.
 inline Lanes Load(const float* from, int64_t lanes) {
@@ -35,32 +36,6 @@ inline void Store(float* to, const Lanes& x, int64_t lanes) {
     std::memcpy(to, &x, sizeof x);
   else
     std::memcpy(to, &x, 4 * lanes);
-}
-
-inline Lanes Pick(const Lanes& a, const Lanes& b, const Order& order) {
-#ifdef __clang__
-  Lanes x;
-  for (int i = 0; i < kLanes; ++i) x[i] = order[i] < kLanes ? a[order[i]] : b[order[i] - kLanes];
-  return x;
-#else
-  return __builtin_shuffle(a, b, order);
-#endif
-}
-
-// Transposes a square matrix: interleaving its halves four times exchanges rows and columns.
-inline void Transpose(Lanes* x) {
-#pragma GCC unroll 4
-  for (int round = 0; round < 4; ++round) {
-    Lanes y[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      const Lanes &a = x[i], &b = x[i + kLanes / 2];
-      y[2 * i] = Pick(a, b, Order{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
-      y[2 * i + 1] = Pick(a, b, Order{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) x[i] = y[i];
-  }
 }
 
 // A vector of each example, [n, d]: rows that are `step` numbers apart.
