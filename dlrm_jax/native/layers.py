@@ -83,7 +83,20 @@ def mlp(
 
     Returns:
         The last layer's activations, float32 [n, out].
+
+    Raises:
+        ValueError: an array has another shape or type.
     """
+    sizes = list(itertools.pairwise(shape.widths))
+    wanted = [*sizes, *(size[1:] for size in sizes)]
+    for array, size in zip([*kernels, *biases], wanted, strict=True):
+        if array.shape != size or array.dtype != jnp.float32:
+            raise ValueError(f"expected float32 of shape {size}, got {array.dtype} {array.shape}")
+    if x.shape != (len(x), shape.widths[0]) or x.dtype not in (jnp.float32, shape.dtype):
+        raise ValueError(
+            f"expected {shape.dtype.__name__} or float32 of shape [n, {shape.widths[0]}], got "
+            f"{x.dtype} {x.shape}"
+        )
     return _mlp(shape, x, list(kernels), list(biases))
 
 

@@ -138,3 +138,18 @@ def test_the_gradient_by_an_input_that_is_given_is_not_computed():
         text = jax.jit(jax.grad(loss, argnums=by)).lower(x, kernels, biases).as_text()
         (line,) = [x for x in text.splitlines() if "@dlrm_jax_mlp_back" in x]
         assert line.split("->")[-1].count("tensor<") == count
+
+
+@pytest.mark.parametrize("wrong", ["x", "kernel", "bias", "dtype"])
+def test_arrays_of_other_shapes_are_refused(wrong):
+    x, kernels, biases, _ = jax.tree.map(jnp.asarray, drawn((5, 8, 2), 7, seed=4))
+    if wrong == "x":
+        x = x[:, :4]
+    elif wrong == "kernel":
+        kernels[1] = kernels[1][:7]
+    elif wrong == "bias":
+        biases[0] = biases[0][:1]
+    else:
+        x = x.astype("bfloat16")
+    with pytest.raises(ValueError, match=r"expected float32.* of shape .*, got "):
+        loss(x, kernels, biases)
