@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -110,9 +111,14 @@ class MLP(nnx.Module):
         """Applies layers with nothing but a ReLU between them."""
         short = jnp.finfo(self.dtype).bits < 32
         for layer, relu in zip(layers, relus, strict=True):
-            y = _short_linear(layer, self.dtype, x) if short else layer(x)
+            y = _short_linear(layer, self.dtype, x) if short and is_plain(layer) else layer(x)
             x = jax.nn.relu(y) if relu else y
         return x
+
+
+def is_plain(layer: nnx.Linear) -> bool:
+    """Whether a layer is ``x @ kernel + bias`` and no more, as `MLP` makes it."""
+    return type(layer) is nnx.Linear and layer.bias is not None
 
 
 def _short_linear(layer: nnx.Linear, dtype: Any, x: Array) -> Array:
@@ -122,9 +128,9 @@ def _short_linear(layer: nnx.Linear, dtype: Any, x: Array) -> Array:
     slower where the processor multiplies the short ones.
     """
     assert layer.bias is not None
-    rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
     y: Any = _product(rows, layer.kernel[...].astype(dtype))
-    return (y + layer.bias[...]).reshape(*x.shape[:-1], -1)
+    return (y + layer.bias[...]).reshape(*x.shape[:-1], layer.out_features)
 
 
 @jax.custom_vjp
@@ -140,7 +146,8 @@ def _product_backward(given: tuple[Array, Array], gradient: Array) -> tuple[Arra
     x, kernel = given
     gradient = gradient.astype(x.dtype)
     d_x = jnp.einsum("bo,io->bi", gradient, kernel, preferred_element_type=jnp.float32)
-    d_kernel = jnp.einsum("bi,bo->io", x, gradient, preferred_element_type=jnp.float32)
+    # XLA has no short form of this product, nor, under vmap, a fallback for it.
+    d_kernel = jnp.einsum("bi,bo->io", x.astype(jnp.float32), gradient.astype(jnp.float32))
     return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)
 
 

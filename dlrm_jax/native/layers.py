@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -75,6 +75,8 @@ def mlp(
 ) -> Float[Array, "n out"]:
     """All layers of an MLP at once: ``x = x @ kernel + bias``, and a ReLU where one follows.
 
+    It has a gradient, but no derivative of that and none in forward mode.
+
     Args:
         shape: shape of the MLP.
         x: inputs, float32 or, with ``shape.bfloat16``, bfloat16.
@@ -87,16 +89,6 @@ def mlp(
     Raises:
         ValueError: an array has another shape or type.
     """
-    sizes = list(itertools.pairwise(shape.widths))
-    wanted = [*sizes, *(size[1:] for size in sizes)]
-    for array, size in zip([*kernels, *biases], wanted, strict=True):
-        if array.shape != size or array.dtype != jnp.float32:
-            raise ValueError(f"expected float32 of shape {size}, got {array.dtype} {array.shape}")
-    if x.shape != (len(x), shape.widths[0]) or x.dtype not in (jnp.float32, shape.dtype):
-        raise ValueError(
-            f"expected {shape.dtype.__name__} or float32 of shape [n, {shape.widths[0]}], got "
-            f"{x.dtype} {x.shape}"
-        )
     return _mlp(shape, x, list(kernels), list(biases))
 
 
@@ -127,7 +119,7 @@ def _mlp_backward(shape: Shape, residuals: Any, d_result: Any) -> Any:
     sizes = list(itertools.pairwise(shape.widths))
     shapes = [*sizes, *(size[1:] for size in sizes), *([x.shape] if asked.by_input else [])]
     arrays = [jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes]
-    call = jax.ffi.ffi_call("dlrm_jax_mlp_back", arrays)
+    call = _call("dlrm_jax_mlp_back", arrays)
     found = call(x, packed, result, d_result, *hidden, **shape.attributes)
     count = len(sizes)
     d_x = found[-1].astype(x.dtype) if asked.by_input else None
@@ -147,8 +139,9 @@ def pack(
         kernels: weights of each layer.
         both: whether they are packed for the way back, too.
     """
+    _check(kernels, list(itertools.pairwise(shape.widths)))
     found = jax.ShapeDtypeStruct((shape.packed_words(both),), jnp.uint32)
-    return jax.ffi.ffi_call("dlrm_jax_pack", found)(*kernels, **shape.attributes, both=both)
+    return _call("dlrm_jax_pack", found)(*kernels, **shape.attributes, both=both)
 
 
 def forward(
@@ -169,9 +162,32 @@ def forward(
         both: whether they are packed for the way back, too; see `pack`.
         keep: whether to keep the hidden activations.
     """
+    _check(biases, [(width,) for width in shape.widths[1:]])
+    if packed.shape != (shape.packed_words(both),):
+        raise ValueError(f"expected {shape.packed_words(both)} packed words, got {packed.shape}")
+    if x.shape != (len(x), shape.widths[0]) or x.dtype not in (jnp.float32, shape.dtype):
+        raise ValueError(
+            f"expected {jnp.dtype(shape.dtype)} or float32 of shape [n, {shape.widths[0]}], got "
+            f"{x.dtype} of shape {x.shape}"
+        )
     arrays = [jax.ShapeDtypeStruct((len(x), shape.widths[-1]), jnp.float32)]
     if keep:
         hidden = shape.widths[1:-1]
         arrays += [jax.ShapeDtypeStruct((len(x), width), shape.dtype) for width in hidden]
-    call = jax.ffi.ffi_call("dlrm_jax_mlp", arrays)
+    call = _call("dlrm_jax_mlp", arrays)
     return call(x, packed, *biases, **shape.attributes, both=both)
+
+
+def _call(target: str, results: Any) -> Callable[..., Any]:
+    return jax.ffi.ffi_call(target, results, vmap_method="sequential")
+
+
+def _check(arrays: Sequence[Array], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Checks weights or biases: the kernels would read beyond others."""
+    if len(arrays) != len(shapes):
+        raise ValueError(f"expected arrays of {len(shapes)} layers, got {len(arrays)}")
+    for array, shape in zip(arrays, shapes, strict=True):
+        if array.shape != shape or array.dtype != jnp.float32:
+            raise ValueError(
+                f"expected float32 of shape {shape}, got {array.dtype} of shape {array.shape}"
+            )

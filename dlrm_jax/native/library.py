@@ -83,6 +83,10 @@ def build() -> Path:
                 each.result()
         library = Path(directory) / target.name
         _compile("-shared", *map(str, objects), "-o", str(library))
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            raise UserError(f"{target.parent}: the library can't be loaded: {error}") from error
         move_into_place(library, target)
     return target
 
@@ -97,11 +101,26 @@ def _compile(*arguments: str) -> None:
             f"in CXX"
         ) from None
     except subprocess.CalledProcessError as error:
-        raise UserError(f"{shlex.join(command)} failed:\n{error.stderr}") from None
+        said = error.stderr.strip() or f"exit code {error.returncode}"
+        raise UserError(f"{shlex.join(command)} failed:\n{said}") from None
 
 
 def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX", "c++"))
+    try:
+        return shlex.split(os.environ.get("CXX") or "c++")
+    except ValueError as error:
+        raise UserError(f"CXX: {error}, got {os.environ['CXX']!r}") from None
+
+
+def _note(error: Exception) -> None:
+    """Says why there are no kernels: a compiler's first error, or else the last line."""
+    lines = str(error).splitlines()
+    reason = next((x for x in lines if "error:" in x), lines[-1])
+    status(
+        f"note: without the native kernels, which make CPUs faster: {reason}; "
+        f"python -m dlrm_jax.native says more, {SETTING}=never silences this",
+        error=True,
+    )
 
 
 def _built() -> bool:
@@ -125,12 +144,7 @@ def _built() -> bool:
                 status("building the native kernels for this processor, once", error=True)
                 build()
     except (UserError, OSError) as error:
-        first = str(error).partition("\n")[0]
-        status(
-            f"note: without the native kernels, which make CPUs faster: {first}; "
-            f"python -m dlrm_jax.native says more, {SETTING}=never silences this",
-            error=True,
-        )
+        _note(error)
         return False
     return True
 
@@ -147,6 +161,11 @@ def load() -> bool:
         UserError: the setting is neither auto nor never.
     """
     if not _built():
+        return False
+    try:
+        functions()
+    except OSError as error:  # another machine with the same processor made it
+        _note(error)
         return False
     for target, symbol in TARGETS.items():
         capsule = jax.ffi.pycapsule(getattr(functions(), symbol))

@@ -2,7 +2,8 @@
 //
 // Samples go through all layers in blocks, whose activations stay in the cache. Weights are packed
 // beforehand: as panels of 32 columns (see products.h), then transposed for the way back. Sums,
-// biases, the result and all gradients of parameters are float32.
+// biases, the result and all gradients of parameters are float32. With bfloat16, the gradients behind
+// an activation are rounded before they are multiplied, or summed for a bias.
 
 #pragma once
 
@@ -82,7 +83,7 @@ void Forward(const std::vector<Layer>& layers, const Packed<Type>& packed,
                 if (l == last)
                   Store(result + (first + row + i) * layer.out + j, y, there);
                 else
-                  Store(block + (row + i) * width + j, Type::From(y), kTile);
+                  Store(block + (row + i) * width + j, Type::From(Some(y, there)), kTile);
               }
             }
           });
@@ -227,6 +228,7 @@ void Backward(const std::vector<Layer>& layers, const Packed<Type>& packed, cons
         d = (Floats)((Ints)d & (Ints)(active > 0));
       }
       auto* const numbers = reinterpret_cast<typename Type::Number*>(block);
+      d = Some(d, layer.out - j);
       Store(numbers + row * FilledUp(layer.out, kPanel) + j, Type::From(d), kTile);
     };
     const Layer& top = layers[last];

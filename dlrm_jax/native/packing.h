@@ -73,6 +73,11 @@ inline Floats LoadFloats(const uint16_t* from, int64_t count) {
   return (Floats)(__builtin_convertvector(LoadSome<Shorts>(from, count), Words) << 16);
 }
 
+// The first `count` numbers, then zeros: what fills up a panel must be nothing, even if infinite.
+inline Floats Some(Floats x, int64_t count) {
+  return count >= kTile ? x : LoadSome<Floats>(reinterpret_cast<const float*>(&x), count);
+}
+
 template <typename Type>
 typename Type::Numbers Load(const float* from, int64_t count) {
   return Type::From(LoadFloats(from, count));

@@ -243,7 +243,8 @@ void Multiply(const Tiles& tiles, Left a, int64_t rows, Right right, int64_t dep
   for (int64_t column = 0; column < columns; column += kPanel, b += right.panel_step) {
     for (int64_t row = 0; row < rows;) {
       const Left from{a.words + row * a.row_step, a.row_step, a.depth_step};
-      const bool in_tiles = Type::kTiles && tiles.granted && rows - row > 4;
+      // Also of few rows, so that a sample's bits don't depend on its place in the batch.
+      const bool in_tiles = Type::kTiles && tiles.granted;
       const int64_t count = std::min<int64_t>(in_tiles ? kMostRows : kRowsAtOnce, rows - row);
 #ifdef __AMX_BF16__
       if (in_tiles)

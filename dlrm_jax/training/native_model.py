@@ -11,6 +11,7 @@ nothing by it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float
 
 from dlrm_jax.models.dlrm import DLRM
 from dlrm_jax.models.fields import Vectors
-from dlrm_jax.models.mlp import MLP
+from dlrm_jax.models.mlp import MLP, is_plain
 from dlrm_jax.native import layers as native
 from dlrm_jax.native import ops
 
@@ -36,6 +37,9 @@ class NativeMLP(MLP):
         self, x: Float[Array, "*B in"], layers: Sequence[nnx.Linear], relus: Sequence[bool]
     ) -> Float[Array, "*B out"]:
         """See `MLP`."""
+        arrays = [x for layer in layers for x in (layer.kernel[...], layer.bias)]
+        if not layers or any(x is None or x.dtype != jnp.float32 for x in arrays):
+            return super().linear(x, layers, relus)
         return native_mlp(x, layers, relus)
 
 
@@ -79,7 +83,7 @@ def use_native_layers(model: nnx.Module, training: bool) -> None:
         training: whether the model will be differentiated.
     """
     for _, layer in nnx.iter_modules(model):
-        if type(layer) is MLP and _is_short(layer) and native.supports_bfloat16():
+        if type(layer) is MLP and _has_short_form(layer) and native.supports_bfloat16():
             layer.__class__ = NativeMLP
         if type(layer) is DLRM and layer.interaction == "dot":
             plain = not (layer.bottom.is_regularized or layer.top.is_regularized)
@@ -98,13 +102,17 @@ def _is_short(mlp: MLP) -> bool:
     return jnp.dtype(mlp.dtype) == jnp.bfloat16 and jnp.dtype(mlp.param_dtype) == jnp.float32
 
 
+def _has_short_form(mlp: MLP) -> bool:
+    return _is_short(mlp) and all(map(is_plain, mlp.layers))
+
+
 def native_mlp(
     x: Float[Array, "*B in"], layers: Sequence[nnx.Linear], relus: Sequence[bool]
 ) -> Float[Array, "*B out"]:
     """Applies layers in bfloat16; see `native.layers.mlp`."""
     widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
     shape = native.Shape(tuple(widths), tuple(relus), bfloat16=True)
-    rows = x.reshape(-1, widths[0])
+    rows = x.reshape(math.prod(x.shape[:-1]), widths[0])
     if rows.dtype != jnp.bfloat16:
         rows = rows.astype(jnp.float32)
     kernels = [layer.kernel[...] for layer in layers]

@@ -107,3 +107,38 @@ def test_dropout_follows_the_hidden_layers_in_training_only():
     assert kept == pytest.approx(750, abs=60)
     mlp.eval()
     assert mlp(jnp.ones((1, 1))).item() == 1000
+
+
+def short_mlp(widths, rngs=None):
+    return MLP(widths, last_relu=False, rngs=rngs or nnx.Rngs(0), dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (2, 3, 4)])
+def test_low_precision_of_any_leading_shape(shape):
+    mlp = short_mlp([shape[-1], 5, 2])
+    expected = MLP([shape[-1], 5, 2], last_relu=False, rngs=nnx.Rngs(0))(jnp.ones(shape))
+    np.testing.assert_allclose(mlp(jnp.ones(shape)), expected, rtol=0.05, atol=0.02)
+    assert mlp(jnp.ones(shape)).shape == (*shape[:-1], 2)
+
+
+def test_low_precision_calls_layers_of_other_kinds():
+    mlp = short_mlp([4, 3, 2])
+    mlp.layers[0] = nnx.Linear(4, 3, use_bias=False, rngs=nnx.Rngs(0))
+    mlp.layers[1] = nnx.LoRALinear(3, 2, lora_rank=2, rngs=nnx.Rngs(0))
+    before = mlp(jnp.ones((1, 4)))
+    mlp.layers[1].lora.lora_b[...] += 1
+    assert not np.array_equal(before, mlp(jnp.ones((1, 4))))
+
+
+def test_low_precision_of_several_weights_at_once():
+    @nnx.vmap
+    def make(key):
+        return short_mlp([4, 3, 1], rngs=nnx.Rngs(key))
+
+    mlps = make(jax.random.split(jax.random.key(0), 2))
+
+    def loss(mlps):
+        return nnx.vmap(lambda mlp, x: mlp(x), in_axes=(0, None))(mlps, jnp.ones((5, 4))).sum()
+
+    gradients = nnx.jit(nnx.grad(loss))(mlps)
+    assert {x.shape[0] for x in jax.tree.leaves(gradients)} == {2}

@@ -32,7 +32,7 @@ def nothing_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("compiler", "said"), [("no-such-compiler", "no C++ compiler named"), ("false", "failed")]
+    ("compiler", "said"), [("no-such-compiler", "no C++ compiler named"), ("false", "exit code 1")]
 )
 def test_without_a_compiler_a_note_says_so_and_jax_takes_over(
     nothing_built: None,

@@ -153,3 +153,33 @@ def test_arrays_of_other_shapes_are_refused(wrong):
         x = x.astype("bfloat16")
     with pytest.raises(ValueError, match=r"expected float32.* of shape .*, got "):
         loss(x, kernels, biases)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_fills_up_is_nothing_beside_an_infinity(bfloat16):
+    if bfloat16 and not layers.supports_bfloat16():
+        return
+    shape = layers.Shape((2, 3, 1), (True, False), bfloat16)
+    x = jnp.asarray([[np.inf, 1.0]] * 3, jnp.float32)
+    kernels = [jnp.asarray([[-1, -2, -3], [1, 1, 1]], "f4"), jnp.ones((3, 1), "f4")]
+    biases = [jnp.zeros(3, "f4"), jnp.asarray([0.5], "f4")]
+    np.testing.assert_array_equal(layers.mlp(shape, x, kernels, biases), np.full((3, 1), 0.5))
+
+
+@pytest.mark.parametrize("count", [1, 17, 33, 60])
+def test_the_bits_of_a_sample_do_not_depend_on_its_place(count):
+    shape = layers.Shape((70, 40, 3), (True, False), layers.supports_bfloat16())
+    x, kernels, biases, _ = jax.tree.map(jnp.asarray, drawn(shape.widths, 100, seed=5))
+    run = jax.jit(lambda x: layers.mlp(shape, x, kernels, biases))
+    np.testing.assert_array_equal(run(x)[40 : 40 + count], run(x[40 : 40 + count]))
+
+
+def test_one_mlp_for_each_of_several_weights():
+    shape = layers.Shape((5, 8, 2), (True, False), layers.supports_bfloat16())
+    given = [drawn(shape.widths, 7, seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *each: np.stack(each), *given)
+    together = jax.jit(jax.vmap(lambda *each: both(shape, *each)))(*stacked)
+    for i, each in enumerate(given):
+        alone = both(shape, *each)
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_array_equal(a[i], b)
