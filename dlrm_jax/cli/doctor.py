@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import shlex
 import shutil
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def _bfloat16() -> str:
 
 
 def _kernels() -> list[Row]:
-    command = shlex.split(os.environ.get("CXX", "c++"))[0]
+    command = library.compiler()[0]
     compiler = shutil.which(command)
     built = library.version()
     return [

@@ -92,7 +92,7 @@ def build() -> Path:
 
 
 def _compile(*arguments: str) -> None:
-    command = [*_compiler(), *_OPTIONS, *arguments]
+    command = [*compiler(), *_OPTIONS, *arguments]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError:
@@ -105,7 +105,12 @@ def _compile(*arguments: str) -> None:
         raise UserError(f"{shlex.join(command)} failed:\n{said}") from None
 
 
-def _compiler() -> list[str]:
+def compiler() -> list[str]:
+    """The command of the C++ compiler: ``$CXX``, or else c++.
+
+    Raises:
+        UserError: ``$CXX`` is no command line.
+    """
     try:
         return shlex.split(os.environ.get("CXX") or "c++")
     except ValueError as error:
@@ -136,8 +141,8 @@ def _built() -> bool:
     if setting == "never":
         return False
     try:
-        if shutil.which(_compiler()[0]) is None:
-            raise UserError(f"no C++ compiler named {_compiler()[0]}")
+        if shutil.which(compiler()[0]) is None:
+            raise UserError(f"no C++ compiler named {compiler()[0]}")
         path().parent.mkdir(parents=True, exist_ok=True)
         with locked(path().parent / "build.lock", "a build of the native kernels", wait=True):
             if not path().exists():
