@@ -124,9 +124,10 @@ def test_low_precision_of_any_leading_shape(shape):
 def test_low_precision_calls_layers_of_other_kinds():
     mlp = short_mlp([4, 3, 2])
     mlp.layers[0] = nnx.Linear(4, 3, use_bias=False, rngs=nnx.Rngs(0))
-    mlp.layers[1] = nnx.LoRALinear(3, 2, lora_rank=2, rngs=nnx.Rngs(0))
+    added = nnx.LoRALinear(3, 2, lora_rank=2, rngs=nnx.Rngs(0))
+    mlp.layers[1] = added
     before = mlp(jnp.ones((1, 4)))
-    mlp.layers[1].lora.lora_b[...] += 1
+    added.lora.lora_b[...] += 1
     assert not np.array_equal(before, mlp(jnp.ones((1, 4))))
 
 
