@@ -122,8 +122,14 @@ class Artifact:
             shared: features whose bags are the same in all examples; they are looked up once.
 
         Raises:
-            UserError: an id isn't a row of its table.
+            UserError: an id isn't a row of its table, or the arrays don't fit.
         """
+        expected = (len(ids), self.manifest.dense_features)
+        if dense.shape != expected or dense.dtype != np.float32:
+            raise UserError(
+                f"dense: expected float32 of shape {expected}, got {dense.dtype} of shape "
+                f"{dense.shape}"
+            )
         if not len(dense):
             labels = self.manifest.outputs
             return np.zeros((0, labels) if labels > 1 else (0,), np.float32)

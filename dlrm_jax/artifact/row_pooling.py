@@ -82,6 +82,8 @@ class RowPooling:
             raise UserError(f"lookups: {repeated[0]!r} is there twice")
         self.lookups = tuple(lookups)
         self.threads = quantized_rows.threads() if threads is None else threads
+        if self.threads < 1:
+            raise UserError(f"threads: expected 1 or more, got {threads}")
         self.id_columns = max(lookup.columns[1] for lookup in lookups)
         """Least number of columns of the ids."""
         ends = np.cumsum([x.vectors * x.table.dim for x in lookups]).tolist()

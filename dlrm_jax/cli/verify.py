@@ -46,6 +46,11 @@ def main() -> None:
         rows = f"{count} golden queries"
     else:
         what, count, difference = "predictions", *found.golden
+        if found.unchecked_layers:
+            status(
+                "note: there are no native kernels here, so predictions by the artifact's layers "
+                "weren't compared; those by its program were"
+            )
         rows = f"{count} golden rows"
     equal = f"differ by at most {difference:.2g}" if difference else "are equal to the last bit"
     status(

@@ -127,6 +127,8 @@ class DenseModel:
         Raises:
             ValueError: an array has another shape or dtype, or isn't contiguous.
         """
+        if threads < 1:
+            raise ValueError(f"threads: expected 1 or more, got {threads}")
         count, width = vectors.shape
         _check("dense", dense, (count, self.dense_features))
         _check("vectors", vectors, (count, max(width, self._width)))
@@ -150,9 +152,12 @@ class DenseModel:
         self._kept += [biases, widths, relus, packed, of_biases]
         pointers = (x.ctypes.data for x in (widths, relus, of_biases, packed))
         found = _Mlp(len(layers), *pointers)
+        # Held until the call has ended: an address keeps no array alive, and other threads run.
+        of_kernels = _addresses(kernels)
         pack = library.functions().DlrmJaxPackLayers
         pack.argtypes, pack.restype = [_POINTER] * 3, None
-        pack(ctypes.addressof(found), _addresses(kernels).ctypes.data, packed.ctypes.data)
+        pack(ctypes.addressof(found), of_kernels.ctypes.data, packed.ctypes.data)
+        del of_kernels
         return found
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dlrm_jax.artifact.dense_note import DenseNote, LinearNote
 from dlrm_jax.models.dlrm import DLRM
-from dlrm_jax.models.mlp import MLP
+from dlrm_jax.models.mlp import MLP, is_plain
 
 
 def note_dense(model: Any) -> DenseNote | None:
@@ -33,7 +33,9 @@ def note_dense(model: Any) -> DenseNote | None:
 
 def _is_plain(mlp: MLP) -> bool:
     types = {jnp.dtype(mlp.dtype), jnp.dtype(mlp.param_dtype)}
-    return type(mlp) is MLP and not mlp.is_regularized and types == {jnp.dtype(jnp.float32)}
+    types |= {jnp.dtype(layer.kernel[...].dtype) for layer in mlp.layers}
+    plain = type(mlp) is MLP and not mlp.is_regularized and all(map(is_plain, mlp.layers))
+    return plain and types == {jnp.dtype(jnp.float32)}
 
 
 def _layers(name: str, mlp: MLP) -> tuple[LinearNote, ...]:
