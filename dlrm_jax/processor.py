@@ -25,7 +25,7 @@ def instruction_sets() -> list[str]:
 def _line(key: str) -> str:
     """A line about the first processor; empty where the system doesn't tell."""
     path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         found, _, value = line.partition(":")
         if found.strip() == key:
             return value.strip()

@@ -79,7 +79,7 @@ def _kernels() -> list[Row]:
 
 def _memory() -> list[Row]:
     tunables = os.environ.get("GLIBC_TUNABLES")
-    pages = _HUGE_PAGES.read_text().strip() if _HUGE_PAGES.exists() else ""
+    pages = _HUGE_PAGES.read_text(encoding="utf-8").strip() if _HUGE_PAGES.exists() else ""
     mode = pages.partition("[")[2].partition("]")[0]
     return [
         (

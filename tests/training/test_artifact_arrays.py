@@ -60,6 +60,6 @@ def test_what_would_mean_something_else(
     dataclasses.replace(manifest, tables=small).write(artifact)
     with pytest.raises(UserError, match=r"table C1 .* has rows in int8, from which training"):
         warm_start(learner, 0, artifact, ["C1"], [model.data])
-    dataclasses.replace(manifest, layers=()).write(artifact)
+    dataclasses.replace(manifest, layers=(), dense_layers=None).write(artifact)
     with pytest.raises(UserError, match=r"has no layer 'top\.layers"):
         warm_start(learner, 0, artifact, ["top"], [model.data])
