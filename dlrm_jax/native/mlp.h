@@ -9,9 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "packing.h"
@@ -44,9 +42,8 @@ inline int64_t BlockRows(int64_t samples, int64_t threads) {
                              2 * kPanel);
 }
 
-// The words of a block of samples with rows of any layer, of numbers of a type or of float32.
-template <typename Type>
-int64_t BlockWords(const std::vector<Layer>& layers, int64_t rows) {
+// The words of a block of samples with rows of any layer, of float32 or shorter numbers.
+inline int64_t BlockWords(const std::vector<Layer>& layers, int64_t rows) {
   int64_t most = FilledUp(layers[0].in, kPanel);
   for (const Layer& layer : layers) most = std::max(most, FilledUp(layer.out, kPanel));
   return most * FilledUp(rows, kPanel);
@@ -63,7 +60,7 @@ void Forward(const std::vector<Layer>& layers, const Packed<Type>& packed,
   parallel((n + size - 1) / size, [&](int64_t task) {
     const Tiles tiles;
     const int64_t first = task * size, rows = std::min(size, n - first);
-    const Scratch one(BlockWords<Type>(layers, rows)), other(BlockWords<Type>(layers, rows));
+    const Scratch one(BlockWords(layers, rows)), other(BlockWords(layers, rows));
     uint32_t *from = one.get(), *to = other.get();
     CopyRows<Type>(x + first * layers[0].in, rows, layers[0].in, from);
     for (int64_t l = 0; l <= last; ++l) {
@@ -217,7 +214,7 @@ void Backward(const std::vector<Layer>& layers, const Packed<Type>& packed, cons
   parallel((n + size - 1) / size, [&](int64_t task) {
     const Tiles tiles;
     const int64_t first = task * size, rows = std::min(size, n - first);
-    const int64_t words = BlockWords<Type>(layers, rows);
+    const int64_t words = BlockWords(layers, rows);
     const Scratch one(words), other(words), third(words);
     uint32_t *from = one.get(), *to = other.get(), *y = third.get();
     // Stores 16 columns of a row of gradients, if the activation is positive or there is no ReLU.
