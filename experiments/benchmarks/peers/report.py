@@ -71,6 +71,8 @@ class Entry:
         lower, median, upper = self.outcome.ratio_quartiles()
         return {
             **dataclasses.asdict(self),
+            "our_seconds": statistics.median(x.ours for x in self.outcome.rounds),
+            "peer_seconds": statistics.median(x.theirs for x in self.outcome.rounds),
             "ratio": median,
             "ratio_quartiles": [lower, upper],
             "is_unsteady": self.outcome.is_unsteady,
