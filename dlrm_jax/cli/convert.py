@@ -29,7 +29,6 @@ from dlrm_jax.cli.flags import FLAGS, check_new, mark_required, refuse, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
-from dlrm_jax.conversion.architecture import Kind
 from dlrm_jax.conversion.exported import Exporter
 from dlrm_jax.conversion.foreign_model import ForeignModel
 from dlrm_jax.conversion.imported import Importer
@@ -121,10 +120,7 @@ def main() -> None:
 def import_model(path: Path, output: Path) -> None:
     """Makes a run of a file of PyTorch's."""
     fields = file_fields(Path(FLAGS.config)) if FLAGS.config else {}
-    interaction = fields.get("interaction", "dot")
-    alike = interaction == "dot" and fields.get("self_interaction", False)
-    asked = Kind(interaction, alike)
-    model = ForeignModel.open(path, FLAGS.format, FLAGS.table_order or (), asked)
+    model = ForeignModel.open(path, FLAGS.format, FLAGS.table_order or (), fields)
     start("1x1")
     config, data = settings_of(model, fields)
     check_file_read([config])
@@ -134,16 +130,36 @@ def import_model(path: Path, output: Path) -> None:
         tensor = model.table(place)
         size, dim = model.shape(tensor)
         rows.append([tensor, column, f"{size:,}", f"{dim}"])
-    settings = ", ".join(f"{x}={_shown(y)}" for x, y in model.architecture.settings().items())
-    status(f"{path}: {model.form}, {settings}")
+    status(f"{path}: {model.form}, {_all_shown(model.architecture.settings())}")
     status(text_table(["table of the file", "column", "rows", "dim"], rows))
-    lengths = config.table_bag_lengths  # one of them if all are equal
-    lengths = lengths if len({*lengths}) > 1 else lengths[:1]
-    status(f"not from the file: bag_lengths={_shown(lengths)}, pooling={config.pooling}")
+    noted = noted_settings(model)
+    found: dict[str, Any] = {"bag_lengths": config.table_bag_lengths, "pooling": config.pooling}
+    kept = {x: y for x, y in noted.items() if found.get(x, getattr(config, x)) == y}
+    if kept:
+        status(f"noted in the file: {_all_shown(kept)}")
+    if replaced := {x: y for x, y in noted.items() if x not in kept}:
+        status(f"--config replaces what is noted in the file: {_all_shown(replaced)}")
+    if others := {x: y for x, y in found.items() if x not in kept}:
+        status(f"not from the file: {_all_shown(others)}")
     for remark in importer.remarks():
         status(remark)
     importer.write(output)
-    status(f"run {output}: give it to predict --checkpoint, export --run or train --warm_start")
+    further = "--continue_from or --warm_start" if data else "--warm_start"
+    status(f"run {output}: give it to predict --checkpoint, export --run or train {further}")
+
+
+def noted_settings(model: ForeignModel) -> dict[str, Any]:
+    """The settings of a config that a file notes and that no tensor tells.
+
+    Bag lengths are the data's if there are any.
+    """
+    if model.note is None:
+        return {}
+    told = model.architecture.settings()
+    noted = {x: y for x, y in model.note.settings.items() if x not in told}
+    if not FLAGS.data:
+        noted["bag_lengths"] = tuple(model.note.bag_lengths[x] for x in model.tables)
+    return noted
 
 
 def settings_of(model: ForeignModel, fields: dict[str, Any]) -> tuple[Config, Dataset | None]:
@@ -156,7 +172,7 @@ def settings_of(model: ForeignModel, fields: dict[str, Any]) -> tuple[Config, Da
     Raises:
         UserError: a setting isn't allowed, or the data can't be read.
     """
-    known = model.architecture.settings()
+    known = model.architecture.settings() | noted_settings(model)
     decided = [name for name in OF_GENERATED if fields.get(name, ()) != ()]
     if FLAGS.data and decided:
         raise UserError(
@@ -191,10 +207,7 @@ def export_model(path: Path, form: Format, output: Path) -> None:
     exporter.write(output)
     for remark in exporter.remarks():
         status(remark)
-    settings = ", ".join(
-        f"{x}={_shown(y)}" for x, y in exporter.model.architecture.settings().items()
-    )
-    status(f"{output}: {form}, {settings}")
+    status(f"{output}: {form}, {_all_shown(exporter.model.architecture.settings())}")
 
 
 def export_onnx(path: Path, output: Path) -> None:
@@ -213,6 +226,12 @@ def export_onnx(path: Path, output: Path) -> None:
         f"{output / MODEL}: predictions of onnxruntime differ by at most {difference:.2g} from "
         f"those here"
     )
+
+
+def _all_shown(settings: dict[str, Any]) -> str:
+    lengths = settings.get("bag_lengths", ())  # one of them if all are equal
+    shorter = settings | {"bag_lengths": lengths[:1]} if len({*lengths}) == 1 else settings
+    return ", ".join(f"{name}={_shown(value)}" for name, value in shorter.items())
 
 
 def _shown(value: Any) -> str:

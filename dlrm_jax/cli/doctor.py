@@ -104,8 +104,8 @@ def _packages() -> list[Row]:
     rows = [("packages", ", ".join(f"{name} {version}" for name, version in found), "")]
     for name, (extra, need) in _EXTRAS.items():
         version = _version(name)
-        advice = f"for {need}" if version else f"pip install 'dlrm-jax[{extra}]' for {need}"
-        rows.append((name, version or "not installed", advice))
+        install = "" if version else f"pip install -e '.[{extra}]' in the checkout, "
+        rows.append((name, version or "not installed", f"{install}for {need}"))
     return rows
 
 

@@ -50,7 +50,8 @@ flags.DEFINE_enum("tables", "float32", [*get_args(RowFormat)], "How rows of tabl
 flags.DEFINE_string(
     "data",
     None,
-    "Directory or raw file that the run was trained on, for metrics; such as criteo.",
+    "Directory or raw file that the run was trained on, for metrics, and for the items of two "
+    "towers; such as criteo.",
 )
 flags.DEFINE_float(
     "max_auc_loss",

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from dlrm_jax.artifact.manifest import Manifest
-from dlrm_jax.cli.flags import FLAGS, refuse, require
+from dlrm_jax.cli.flags import FLAGS, refuse
 from dlrm_jax.config import Config
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
@@ -43,7 +43,11 @@ def main(checkpoint: Path, name: str) -> None:
     refuse(["max_auc_loss", "model"], "with two towers")
     if FLAGS.index == "flat":
         refuse(["cells", "probes"], "without --index=ivf")
-    require("data")
+    if not FLAGS.data:
+        raise UserError(
+            "--data is missing: the items of two towers and their columns are read from the rows "
+            "that the run was trained on; give their directory or file, such as --data=log"
+        )
     if checkpoint != Path(FLAGS.run):
         status(f"checkpoint {checkpoint}")
     _, data = load_data(Config(labels=labels_of(checkpoint)), Path(FLAGS.data))

@@ -11,6 +11,7 @@ import numpy as np
 
 from dlrm_jax.conversion.architecture import DIFFERENT
 from dlrm_jax.conversion.correspondence import Correspondence
+from dlrm_jax.conversion.model_note import ModelNote
 from dlrm_jax.conversion.own_model import OwnModel
 from dlrm_jax.conversion.table_order import table_names
 from dlrm_jax.conversion.tensor_files import write_tensors
@@ -71,7 +72,7 @@ class Exporter:
                 yield f"table {table} is written {len(features)} times: for {', '.join(features)}"
         if means := [x.feature for x in model.reads if x.pooling == "mean" and x.max_ids > 1]:
             yield f"give pooling=PoolingType.MEAN to the EmbeddingBagConfigs of {', '.join(means)}"
-        if model.compute_dtype != "float32":
+        if model.compute_dtype not in ("", "float32"):
             yield (
                 f"predictions here are computed in {model.compute_dtype}: PyTorch's differ, unless "
                 f"it does so, too"
@@ -93,11 +94,12 @@ class Exporter:
         # What the reference reads beside the tensors; --inference-only uses no more than steps.
         step, unknown = self.model.step, dict.fromkeys(_METRICS, math.nan)
         counts = {"iter": step, "epoch": 0, "nepochs": 1, "nbatches": step, "nbatches_test": 0}
-        notes = {**counts, **unknown} if self.form == "dlrm" else {}
+        beside = {**counts, **unknown} if self.form == "dlrm" else {}
+        note = ModelNote.of(self.model, self._tables)
         with creating(output) as written:
             of_layers = {name: array.shape for name, array in layers.items()}
             of_all = dict(zip(self.tables, shapes, strict=True)) | of_layers
-            write_tensors(written, of_all, found, self._tables, notes)
+            write_tensors(written, of_all, found, self._tables, note.text, beside)
 
     def _table_tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields the tensors of tables; those of one table after another."""

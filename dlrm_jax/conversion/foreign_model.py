@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,6 +18,7 @@ from dlrm_jax.conversion.architecture import (
     Kind,
     architecture_of,
 )
+from dlrm_jax.conversion.model_note import ModelNote
 from dlrm_jax.conversion.table_order import tables_of
 from dlrm_jax.conversion.tensor_files import TensorFile, open_tensors
 from dlrm_jax.conversion.tensor_names import (
@@ -48,6 +51,7 @@ class ForeignModel:
         wrapper: prefix of each name.
         tables: tables, in the order in which the model reads them.
         architecture: the widths.
+        note: note of the model, if this program wrote the file.
     """
 
     file: TensorFile
@@ -55,6 +59,7 @@ class ForeignModel:
     wrapper: str
     tables: tuple[str, ...]
     architecture: Architecture
+    note: ModelNote | None = None
 
     @classmethod
     def open(
@@ -62,7 +67,7 @@ class ForeignModel:
         path: Path,
         form: Format | None = None,
         table_order: Sequence[str] = (),
-        asked: Kind = DIFFERENT,
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> ForeignModel:
         """Reads the names and shapes of a file.
 
@@ -70,7 +75,8 @@ class ForeignModel:
             path: the file.
             form: format that is expected; None for that which the names have.
             table_order: tables in the order of the model; none to find it, see `tables_of`.
-            asked: interaction of the reference's model where the widths fit several. As many
+            settings: fields of a config, which count more than those of the file's note. They say
+                the interaction of the reference's model where the widths fit several. As many
                 numbers come from a table less and pairs of vectors with themselves, too: these
                 must be asked for.
 
@@ -105,9 +111,13 @@ class ForeignModel:
                     f"{path}: table {table}: expected {dim} columns, as table {tables[0]} has, got "
                     f"shape {shape}"
                 )
+        note = None if file.note is None else ModelNote.read(str(path), file.note, tables)
+        said = {**(note.settings if note else {}), **settings}
+        interaction = said.get("interaction", "dot")
+        asked = Kind(interaction, interaction == "dot" and said.get("self_interaction", False))
         kinds = (asked, DIFFERENT, BESIDE) if found == "dlrm" else (DIFFERENT,)
         architecture, _ = architecture_of(str(path), shapes, of_tables, kinds)
-        return cls(file, found, wrapper, tuple(tables), architecture)
+        return cls(file, found, wrapper, tuple(tables), architecture, note)
 
     def tensor(self, name: str) -> str:
         """The name in the file of a tensor."""

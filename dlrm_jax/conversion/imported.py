@@ -126,12 +126,24 @@ class Importer:
         if self._data is None:
             yield "no --data: a row of a table is the id of its number, and no raw value is known"
         if correction := correction_of(self.config, self._kept):
-            yield f"of the data, {correction}; logits are those of the file"
+            whose = "as the file notes" if self.model.note else "of the data"
+            yield f"{whose}, {correction}; logits are those of the file"
+
+        if self.model.note and self._of_data not in (1, self._kept):
+            yield (
+                f"of the data, {self._of_data:.4g} of the negative training examples were kept; "
+                f"predictions are corrected for {self._kept:.4g}, which the file notes"
+            )
+
+    @property
+    def _of_data(self) -> float:
+        """The share of the negative training examples that preparation has kept."""
+        return self._data.kept_negatives.get("train", 1.0) if self._data else 1.0
 
     @property
     def _kept(self) -> float:
-        """The share of the negative training examples that preparation has kept."""
-        return self._data.kept_negatives.get("train", 1.0) if self._data else 1.0
+        """The share that predictions are corrected for: that of the file, else of the data."""
+        return self.model.note.kept_negatives if self.model.note else self._of_data
 
     def write(self, output: Path) -> None:
         """Writes the workdir of a run that has done no step, completely or not at all.

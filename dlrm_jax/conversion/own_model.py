@@ -64,7 +64,8 @@ class OwnModel:
         interactions: interactions of DLRM that have these widths; one if it is known.
         shapes: rows and numbers of a row of each table by name.
         tables: function that yields each table with its rows, one after the other.
-        compute_dtype: type that predictions are computed in; an artifact doesn't say it.
+        compute_dtype: type that predictions are computed in; empty for an artifact, which doesn't
+            say it.
     """
 
     path: Path
@@ -76,7 +77,7 @@ class OwnModel:
     interactions: tuple[Kind, ...]
     shapes: Mapping[str, tuple[int, int]]
     tables: Callable[[], Iterator[tuple[str, np.ndarray]]]
-    compute_dtype: str = "float32"
+    compute_dtype: str = ""
 
     @classmethod
     def open(cls, path: Path) -> OwnModel:

@@ -19,8 +19,9 @@ from dlrm_jax.conversion.torch_files import read_state_dict, write_torch
 from dlrm_jax.errors import UserError
 
 _FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-_TABLES = "tables"
-"""Key of the order of tables in the metadata of a safetensors file, which sorts its tensors."""
+_TABLES, _NOTE = "tables", "dlrm_jax"
+"""Keys in the metadata of a safetensors file: the order of tables, since the file sorts its
+tensors, and the note of the model."""
 
 
 class TensorFile(abc.ABC):
@@ -32,6 +33,7 @@ class TensorFile(abc.ABC):
         dtypes: types of the numbers by name, such as ``"float16"``.
         is_ordered: whether the tensors are in the order in which the model has them.
         order: names of the tables in the order of the model; None if the file doesn't note it.
+        note: text of a `ModelNote`, if this program wrote the file.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class TensorFile(abc.ABC):
     dtypes: Mapping[str, str]
     is_ordered: bool
     order: Sequence[str] | None
+    note: str | None
 
     def read(self, name: str) -> Float32[np.ndarray, "*_"]:
         """The numbers of a tensor as float32, which rounds those of float64 alone.
@@ -80,7 +83,8 @@ class _Safetensors(TensorFile):
         types = {name: str(x.get_dtype()) for name, x in slices.items()}
         self.dtypes = {name: _FLOATS.get(x, x) for name, x in types.items()}
         self.is_ordered = False  # they are sorted
-        self.order = _noted_order(path, self._file.metadata() or {})
+        metadata = self._file.metadata() or {}
+        self.order, self.note = _noted_order(path, metadata), metadata.get(_NOTE)
 
     def _read(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
@@ -101,7 +105,7 @@ def _noted_order(path: Path, metadata: Mapping[str, str]) -> list[str] | None:
 class _Torch(TensorFile):
     def __init__(self, path: Path):
         self.path = path
-        self._tensors = read_state_dict(path)
+        self._tensors, self.note = read_state_dict(path)
         self.shapes = {name: tuple(x.shape) for name, x in self._tensors.items()}
         self.dtypes = {
             name: str(x.dtype).removeprefix("torch.") for name, x in self._tensors.items()
@@ -153,7 +157,8 @@ def write_tensors(
     shapes: Mapping[str, Sequence[int]],
     tensors: Iterable[tuple[str, Float32[np.ndarray, "*_"]]],
     tables: Sequence[str],
-    notes: Mapping[str, Any],
+    note: str,
+    beside: Mapping[str, Any],
 ) -> None:
     """Writes a file of the kind that its name says.
 
@@ -164,13 +169,15 @@ def write_tensors(
         shapes: shape of each tensor by name, in the order of the model.
         tensors: all of them with their names, in any order.
         tables: names of the tables, in their order.
-        notes: entries beside the tensors in a file of torch.save; none for tensors alone.
+        note: text of the note of the model.
+        beside: entries beside the tensors in a file of torch.save; none for tensors alone.
     """
     if path.suffix == ".safetensors":
-        write_safetensors(path, shapes, tensors, {_TABLES: json.dumps([*tables])})
+        metadata = {_TABLES: json.dumps([*tables]), _NOTE: note}
+        write_safetensors(path, shapes, tensors, metadata)
     else:
         found = dict(tensors)
-        write_torch(path, {name: found[name] for name in shapes}, notes)
+        write_torch(path, {name: found[name] for name in shapes}, note, beside)
 
 
 def _library(name: str, path: Path) -> Any:

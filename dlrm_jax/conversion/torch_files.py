@@ -6,6 +6,7 @@ import importlib
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ _INSIDE = ("state_dict", "model_state_dict", "model")
 
 _DEEPEST = 3
 """Levels at which a state dict may be; a dict may be in itself."""
+
+_METADATA, _NOTE = "_metadata", "dlrm_jax"
+"""Attribute of a state dict with a dict for each module, which `load_state_dict` gives to it; and
+the name of the note there, which no module has."""
 
 _SHARDED = ("sharded_tensor", "DTensor")
 
@@ -38,8 +43,8 @@ def torch_library(path: Path) -> Any:
         ) from error
 
 
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """The tensors of a file by name; those of a zip file are mapped.
+def read_state_dict(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The tensors of a file by name, and its note; tensors of a zip file are mapped.
 
     Raises:
         UserError: the file is damaged, holds other objects than tensors and numbers, which would
@@ -73,7 +78,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
                 f"{path}: tensor {name} isn't dense numbers ({tensor.layout}, {tensor.dtype}, "
                 f"{tensor.device}); convert it first"
             )
-    return found
+    return found, _note_of(found)
 
 
 def _find(torch: Any, content: Any, depth: int = 0) -> dict[str, Any] | None:
@@ -83,11 +88,19 @@ def _find(torch: Any, content: Any, depth: int = 0) -> dict[str, Any] | None:
         name: x for name, x in content.items() if isinstance(name, str) and torch.is_tensor(x)
     }
     if tensors and len(tensors) == len(content):
-        return tensors
+        return content
     for key in _INSIDE:
         if (found := _find(torch, content.get(key), depth + 1)) is not None:
             return found
     return None
+
+
+def _note_of(state: dict[str, Any]) -> str | None:
+    """The note of `write_torch`; None in other files."""
+    found: Any = getattr(state, _METADATA, None)
+    for _ in range(2):
+        found = found.get(_NOTE) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _is_dict(content: Any) -> bool:
@@ -129,10 +142,16 @@ def _line(error: Exception) -> str:
     return text.splitlines()[0].split(". ")[0][:200]
 
 
-def write_torch(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> None:
-    """Writes a state dict with torch.save, under ``"state_dict"`` if there are notes beside it."""
+def write_torch(
+    path: Path, tensors: Mapping[str, np.ndarray], note: str, beside: Mapping[str, Any]
+) -> None:
+    """Writes a state dict with torch.save, and a note where modules have metadata of their own.
+
+    It is under ``"state_dict"`` if there are entries beside it.
+    """
     torch = torch_library(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they aren't copied, and may be read-only; torch reads
-        state = {name: torch.from_numpy(array) for name, array in tensors.items()}
-    torch.save({**notes, "state_dict": state} if notes else state, path)
+        state = OrderedDict((name, torch.from_numpy(array)) for name, array in tensors.items())
+    setattr(state, _METADATA, OrderedDict({_NOTE: {_NOTE: note}}))
+    torch.save({**beside, "state_dict": state} if beside else state, path)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.formats.npy import map_npy, map_npz
@@ -24,6 +25,7 @@ class DayFiles:
     | ``day_i_labels.npy`` | int32 or float32, [N, 1] or [N]; of several, float32 [N, H] |
     | ``day_i_weights.npy`` (optional) | float32 [N] |
     | ``day_i_group_j.npy`` (for each of the groups) | int64 [N] |
+    | ``day_i_rows.npy`` (optional, see `row_numbers`) | int64 [N] |
     | ``day_i_sparse.npy`` | int32 [N, C] |
     | ``day_i_sparse_multi_hot.npz`` | uncompressed ``0.npy``, ``1.npy``, …, each int32 [N, L] |
 
@@ -93,6 +95,31 @@ class DayFiles:
                 f"{self.path}: expected arrays of {str(expected)[1:-1]} ids an example, as "
                 f"{source} says, got {str(widths)[1:-1]}; prepare all days alike"
             )
+
+
+def row_numbers(directory: Path, number: int, rows: int) -> Int64[np.ndarray, " N"] | None:
+    """The numbers of a day's rows, which ascend in the order of the log.
+
+    Days whose rows lie split by split have them, unless an earlier version made them.
+
+    Args:
+        directory: directory of the arrays.
+        number: number of the day.
+        rows: number of its rows, N.
+
+    Raises:
+        UserError: they are cut short, or those of other rows.
+    """
+    path = directory / f"day_{number}_rows.npy"
+    if not path.exists():
+        return None
+    try:
+        found = _map_npy(path)
+        if found.dtype != np.int64 or found.shape != (rows,):
+            raise ValueError(f"expected int64 [{rows}], got {found.dtype} {[*found.shape]}")
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}); prepare the data again") from error
+    return found
 
 
 def _members(path: Path) -> list[np.ndarray]:

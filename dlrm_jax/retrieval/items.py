@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from dlrm_jax.data.arrays import Split
+from dlrm_jax.data.log_order import Log
 from dlrm_jax.errors import UserError
 from dlrm_jax.retrieval.columns import Side
 from dlrm_jax.retrieval.log_rows import chunks, is_positive, last_rows, take
@@ -72,7 +73,7 @@ def find_items(train: Split, side: Side, rows: int, known: Int64[np.ndarray, " k
     Raises:
         UserError: no row has a label of 1 and an item.
     """
-    last = last_rows([train], side, rows)
+    last = last_rows(Log.following(train.days), side, rows)
     if known is not None:
         is_known = np.zeros(rows, bool)
         is_known[known] = True
@@ -91,7 +92,7 @@ def find_items(train: Split, side: Side, rows: int, known: Int64[np.ndarray, " k
         )
     # Ascending rows are read; then the items come back into the order of their ids.
     order = np.argsort(last[keys], kind="stable")
-    parts = list(take([train], last[keys][order]))
+    parts = list(take(train, last[keys][order]))
     ids = np.concatenate([side.ids(part) for part in parts])
     dense = np.concatenate([side.dense_of(part) for part in parts])
     back = np.argsort(order, kind="stable")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
 from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.data.log_order import Log
 from dlrm_jax.retrieval.columns import Side
 
 _CHUNK = 1 << 16
@@ -27,31 +28,26 @@ def is_positive(examples: Examples) -> Bool[np.ndarray, " n"]:
     return np.asarray(examples.labels).reshape(len(examples), -1)[:, 0] == 1
 
 
-def last_rows(splits: Sequence[Split], side: Side, rows: int) -> Int64[np.ndarray, " R"]:
-    """The last row of each key in the splits, which are numbered on; -1 for keys without one.
+def last_rows(log: Log, side: Side, rows: int) -> Int64[np.ndarray, " R"]:
+    """The place among the stored rows of each key's last row in a log; -1 for keys without one.
 
     Args:
-        splits: splits to look through.
+        log: rows to look through.
         side: side with the key.
         rows: number R of ids that the key may have.
     """
-    last = np.full(rows, -1, np.int64)
-    before = 0
-    for split in splits:
-        for first, examples in chunks(split):
-            keys = side.keys(side.ids(examples))
-            there = np.flatnonzero(keys >= 0)
-            # Of equal keys, the last one stays.
-            last[keys[there]] = before + first + there
-        before += len(split)
+    last, latest = np.full(rows, -1, np.int64), np.full(rows, -1, np.int64)
+    for first, numbers, examples in log.chunks():
+        keys = side.keys(side.ids(examples))
+        # Some may be earlier in the log than rows of another split, which are stored before.
+        there = np.flatnonzero((keys >= 0) & (numbers > latest[np.maximum(keys, 0)]))
+        # Of equal keys, the last one stays.
+        latest[keys[there]] = numbers[there]
+        last[keys[there]] = first + there
     return last
 
 
-def take(splits: Sequence[Split], rows: Int[np.ndarray, " n"]) -> Iterator[Examples]:
-    """The examples of ascending rows, split after split; `last_rows` numbers them."""
-    before = 0
-    for split in splits:
-        own = rows[(rows >= before) & (rows < before + len(split))]
-        for start in range(0, len(own), _CHUNK):
-            yield split.take(own[start : start + _CHUNK] - before)
-        before += len(split)
+def take(split: Split, rows: Int[np.ndarray, " n"]) -> Iterator[Examples]:
+    """The examples of rows, in their order, some at a time."""
+    for start in range(0, len(rows), _CHUNK):
+        yield split.take(rows[start : start + _CHUNK])

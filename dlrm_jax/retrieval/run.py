@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.log_order import Log, log_of
 from dlrm_jax.files import write_text
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.retrieval import files
@@ -122,7 +123,13 @@ def run(
     """
     settings, data = task.settings, task.data
     batches = RetrievalBatches(task, config, learner.axes.device_count)
-    retrieval = Retrieval(task, config, learner)
+    retrieval, log = Retrieval(task, config, learner), log_of(data)
+    if task.user.key is not None and not log.is_ordered:
+        say(
+            f"{files.USERS}: {data.directory} was prepared by an earlier version, which kept the "
+            f"rows of a day by split: of a user's rows of one day, those of test count as the last "
+            f"ones, then those of validation; prepare the data again for the order of the log"
+        )
     fixed = {x: y for x, y in dataclasses.asdict(settings).items() if x not in _MAY_CHANGE}
     checkpoints = Checkpoints(
         workdir / "checkpoints",
@@ -206,7 +213,7 @@ def run(
             **results,
         }
         vectors = retrieval.items(state)
-        _write_files(task, retrieval.users(state), vectors, workdir, index)
+        _write_files(task, log, retrieval.users(state), vectors, workdir, index)
         write_text(workdir / files.SUMMARY, to_json(summary, indent=1))
         return Outcome(summary, vectors, retrieval)
 
@@ -221,6 +228,7 @@ def of_columns(fingerprint: str) -> str:
 
 def _write_files(
     task: Task,
+    log: Log,
     users: VectorsOf,
     items: Float32[np.ndarray, "I d"],
     workdir: Path,
@@ -235,17 +243,17 @@ def _write_files(
     if index == "usearch":
         files.write_index(workdir / files.USEARCH, items)
     if task.user.key is not None:
-        files.write_vectors(workdir / files.USERS, _user_frames(task, users))
+        files.write_vectors(workdir / files.USERS, _user_frames(task, log, users))
 
 
-def _user_frames(task: Task, users: VectorsOf) -> Iterator[pl.DataFrame]:
-    """Each user as in its last row of all splits."""
-    side, splits = task.user, list(task.data.splits.values())
+def _user_frames(task: Task, log: Log, users: VectorsOf) -> Iterator[pl.DataFrame]:
+    """Each user as in its last row of the log."""
+    side = task.user
     feature = side.key_feature
     assert feature is not None
-    last = last_rows(splits, side, task.data.table_rows[feature])
+    last = last_rows(log, side, task.data.table_rows[feature])
     known = task.values.known(feature)
     if known is not None:
         last = last[known]
-    for rows in take(splits, np.sort(last[last >= 0])):
+    for rows in take(log.rows, np.sort(last[last >= 0])):
         yield files.frame(task.data, task.values, side, side.ids(rows), users(rows))

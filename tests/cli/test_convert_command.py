@@ -37,7 +37,9 @@ def test_out_and_in_again(command, tmp_path: Path, capsys: pytest.CaptureFixture
         f"{file}: torchrec, embedding_dim=4, dense_features=1, bottom_mlp=4, top_mlp=4,1" in printed
     )
     assert "embedding_bags.t_C3.weight    word    14    4" in printed
-    assert "not from the file: bag_lengths=1, pooling=sum" in printed
+    assert "noted in the file: compute_dtype=float32, pooling=sum\n" in printed
+    assert "not from the file: bag_lengths=1\n" in printed
+    assert printed.endswith("export --run or train --continue_from or --warm_start\n")
     assert "put into the order of pairs here" in printed
     predictor = Predictor.load(run)
     found = predictor.predict(PREVIOUS / "raw.csv")  # the vocabularies are there, too
@@ -68,7 +70,11 @@ def test_a_model_without_data(command, tmp_path: Path, capsys: pytest.CaptureFix
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps({"bag_lengths": [2, 1, 2], "optimizer": "sgd"}))
     command("convert", f"--checkpoint={file}", f"--config={settings}", f"--output={run}")
-    assert "not from the file: bag_lengths=2,1,2, pooling=sum" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "noted in the file: compute_dtype=float32, pooling=sum\n" in printed
+    assert "--config replaces what is noted in the file: bag_lengths=1\n" in printed
+    assert "not from the file: bag_lengths=2,1,2\n" in printed
+    assert printed.endswith("export --run or train --warm_start\n")
     checkpoint = find_checkpoint(run)
     config = trained_config(checkpoint, read_metadata(checkpoint))
     assert (config.table_rows, config.bag_lengths) == ((42, 6, 14), (2, 1, 2))

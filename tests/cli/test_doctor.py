@@ -26,7 +26,7 @@ def test_what_is_missing_comes_with_what_to_do(
     assert "python -m dlrm_jax.native says why" in found["native kernels"]
     assert "brings little here" in found["instructions"]
     assert "commands set them" in found["allocator"]
-    assert "pip install 'dlrm-jax[onnx]'" in found["onnx"]
+    assert "pip install -e '.[onnx]' in the checkout, for convert" in found["onnx"]
     assert "jax 1.2.3" in found["packages"]
 
 

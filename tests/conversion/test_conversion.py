@@ -13,6 +13,7 @@ import pytest
 from converted import DCN, DLRM, TABLE, predictions
 from in_memory import InMemory
 from ml_dtypes import bfloat16
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from saved_run import examples
 
@@ -79,10 +80,24 @@ def test_out_and_in_again_is_equal_to_the_last_bit(kind: str, models, files, tmp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_is_that_of_the_library(kind: str, models, files, tmp_path: Path):
-    """Whose header has the tensors in the order of their names."""
-    order = json.dumps(Exporter(OwnModel.of(models[kind]), KINDS[kind][1])._tables)
-    save_file(load_file(files[kind]), tmp_path / "x.safetensors", {"tables": order})
-    assert (tmp_path / "x.safetensors").read_bytes() == files[kind].read_bytes()
+    """Whose header has the tensors in the order of their names, and keys in any order."""
+    with safe_open(files[kind], "numpy") as file:
+        metadata = file.metadata()
+    assert (
+        json.loads(metadata["tables"])
+        == Exporter(OwnModel.of(models[kind]), KINDS[kind][1])._tables
+    )
+    save_file(load_file(files[kind]), tmp_path / "x.safetensors", metadata)
+    ours, theirs = map(parts_of, (files[kind], tmp_path / "x.safetensors"))
+    assert ours == theirs
+    assert [*ours[0]] == [*theirs[0]]
+
+
+def parts_of(path: Path) -> tuple[dict, int, bytes]:
+    """The header of a safetensors file, its length, and the rest."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), length, content[8 + length :]
 
 
 def test_a_table_at_a_time_is_in_memory(models, tmp_path: Path):
@@ -290,9 +305,15 @@ def test_another_interaction_of_the_same_widths(files, tmp_path: Path):
 
 def test_data_without_some_negatives_change_probabilities(files):
     data = dataclasses.replace(load_directory(DATA), kept_negatives={"train": 0.25})
-    assert [*Importer(ForeignModel.open(files["dlrm"]), DLRM, data).remarks()] == [
+    model = ForeignModel.open(files["dlrm"])
+    foreign = dataclasses.replace(model, note=None)
+    assert [*Importer(foreign, DLRM, data).remarks()] == [
         "of the data, 0.25 of the negative training examples were kept; predictions and metrics "
         "are corrected to all of them, AUC as it is; logits are those of the file"
+    ]
+    assert [*Importer(model, DLRM, data).remarks()] == [
+        "of the data, 0.25 of the negative training examples were kept; predictions are corrected "
+        "for 1, which the file notes"
     ]
 
 

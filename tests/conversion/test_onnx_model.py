@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from converted import DCN, DLRM
+from documents import ROOT, blocks
 from in_memory import InMemory
+from saved_run import examples
 
 from dlrm_jax.conversion.onnx_model import write_onnx
+from dlrm_jax.data.arrays import Split
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.export import export
 
@@ -25,16 +27,13 @@ THOROUGH = {
 
 
 def predicted(directory: Path) -> np.ndarray:
-    """What a stranger's program makes of the files alone."""
-    dense, ids = (np.load(directory / f"golden/{name}.npy") for name in ("dense", "ids"))
-    vectors = []
-    for lookup in json.loads((directory / "lookups.json").read_text())["lookups"]:
-        bags, table = ids[:, slice(*lookup["columns"])], np.load(directory / lookup["file"])
-        assert lookup["pooling"] == "sum"
-        vectors.append(np.where(bags[:, :, None] < 0, 0, table[np.maximum(bags, 0)]).sum(axis=1))
-    session = onnxruntime.InferenceSession(directory / "model.onnx")
-    inputs = {"dense": dense, "vectors": np.concatenate(vectors, axis=1).astype(np.float32)}
-    return np.asarray(session.run(["probability"], inputs)[0])
+    """What the documentation's program makes of the files alone."""
+    text = (ROOT / "docs" / "convert.md").read_text(encoding="utf-8")
+    (code,) = (x for language, x in blocks(text) if language == "py" and "onnxruntime" in x)
+    assert '"theirs-onnx"' in code
+    found: dict[str, Any] = {}
+    exec(code.replace('"theirs-onnx"', repr(str(directory))), found)
+    return found["probability"]
 
 
 def test_an_artifact_as_onnx(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -48,6 +47,23 @@ def test_an_artifact_as_onnx(artifact: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=r"onnx isn't installed; run pip install -e '.\[onnx\]'"):
         write_onnx(artifact, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_bags_that_are_averaged_or_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = InMemory.of(dataclasses.replace(DLRM, pooling="mean"))
+    export(model, tmp_path / "artifact", "mean", "float32")
+    assert write_onnx(tmp_path / "artifact", tmp_path / "onnx") < 1e-6
+    rows = examples(50, seed=5, config=DLRM).days[0]
+    ids = np.array(rows.ids)
+    ids[:10, 1:4] = -1
+    ids[10:20, 2:4] = -1
+    ids[10:20, 1] = 7
+    expected = model.predictor().predict(Split((dataclasses.replace(rows, ids=ids),)))
+    found = {"dense": rows.dense, "ids": ids, "probabilities": expected}
+    for name, array in found.items():
+        np.save(tmp_path / "onnx" / "golden" / f"{name}.npy", array)
+    np.testing.assert_allclose(predicted(tmp_path / "onnx"), expected, rtol=0, atol=1e-6)
+    assert capsys.readouterr().out.endswith("True\n")
 
 
 @pytest.mark.thorough

@@ -22,10 +22,10 @@ from in_memory import InMemory
 from saved_run import examples
 
 from dlrm_jax.config import Config
-from dlrm_jax.conversion.architecture import Kind
 from dlrm_jax.conversion.exported import Exporter
 from dlrm_jax.conversion.foreign_model import ForeignModel
 from dlrm_jax.conversion.imported import Importer
+from dlrm_jax.conversion.model_note import ModelNote
 from dlrm_jax.conversion.own_model import OwnModel
 from dlrm_jax.conversion.tensor_files import open_tensors
 from dlrm_jax.errors import UserError
@@ -74,16 +74,19 @@ def test_both_ways(kind: str, torch: Any, tmp_path: Path):
 
     theirs, ours = tmp_path / "theirs.pt", tmp_path / "ours.pt"
     expected = pytorch("make", theirs)
-    asked = Kind(config.interaction, config.self_interaction)
-    model = ForeignModel.open(theirs, asked=asked)
+    asked = {"interaction": config.interaction, "self_interaction": config.self_interaction}
+    model = ForeignModel.open(theirs, settings=asked)
     assert model.form == form
     Importer(model, config, None).write(tmp_path / "run")
     found = Predictor.load(tmp_path / "run", batch_size=64).predict(rows)
     assert np.ptp(expected) > 0.01, "nothing to compare"
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    Exporter(OwnModel.open(tmp_path / "run"), form).write(ours)
+    exporter = Exporter(OwnModel.open(tmp_path / "run"), form)
+    exporter.write(ours)
+    noted = exporter.model, exporter._tables
     assert np.array_equal(pytorch("load", ours), expected)
     first, second = open_tensors(theirs), open_tensors(ours)
+    assert (first.note, ForeignModel.open(ours).note) == (None, ModelNote.of(*noted))
     for name in first.shapes:
         again = name.removeprefix(model.wrapper)
         assert np.array_equal(first.read(name), second.read(again)), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,13 @@ def prepared(directory: Path) -> Task:
     return make_task(load_directory(directory / "data"), SETTINGS)
 
 
-def trained(task: Task, workdir: Path, steps: int, **changes: object) -> Outcome:
+def trained(
+    task: Task,
+    workdir: Path,
+    steps: int,
+    say: Callable[[str], None] = lambda text: None,
+    **changes: object,
+) -> Outcome:
     base = Config(
         model=MODEL,
         pooling="mean",
@@ -81,4 +88,4 @@ def trained(task: Task, workdir: Path, steps: int, **changes: object) -> Outcome
     config = config_of(base, task.settings, task.data, task.user, task.item)
     config = dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType]
     learner = make_learner(config, make_mesh("1x1"))
-    return run(task, config, learner, workdir, INDEX, lambda text: None)
+    return run(task, config, learner, workdir, INDEX, say)

@@ -236,7 +236,10 @@ def test_the_commands(
     made, data = tmp_path / "made", task.data.directory
     given = [f"--run={workdir}", f"--output={made}", f"--data={data}", "--name=items"]
     for flags, message in (
-        (given[:2], "--data is missing"),
+        (
+            given[:2],
+            "--data is missing: the items of two towers and their columns are read from the rows",
+        ),
         ([*given, "--cells=3"], "--cells has no effect without --index=ivf"),
         ([*given, "--index=ivf", "--cells=10"], "--cells: expected at most the 9 items, got 10"),
         ([*given, "--max_auc_loss=0.1"], "--max_auc_loss has no effect with two towers"),

@@ -37,7 +37,8 @@ def write_day(
 
     ``day_NUMBER_dense.npy`` float32 [N, D], ``…_labels.npy`` int32 [N, 1] or, of several labels,
     float32 [N, H] with NaN for missing ones, with a weight ``…_weights.npy`` float32 [N], for each
-    of the groups ``…_group_0.npy`` and so on, int64 [N], and ``…_sparse.npy`` int32 [N, C] or, if a
+    of the groups ``…_group_0.npy`` and so on, int64 [N], of a day that is stored split by split
+    ``…_rows.npy`` int64 [N], see `Staged.parts`, and ``…_sparse.npy`` int32 [N, C] or, if a
     bag has several places, ``…_sparse_multi_hot.npz``: ``0.npy``, ``1.npy``, … int32 [N, L]. There
     is an encoder for each range of the day's rows. Expansions are the files of `synthetic_tables`,
     if an id becomes several. Scales are those of the dense columns that are standardized.
@@ -93,6 +94,8 @@ def write_day(
         arrays.append(("weights", (len(day),), np.float32, column("weight")))
     for i in range(len(schema.groups)):
         arrays.append((f"group_{i}", (len(day),), np.int64, column(f"group{i}")))
+    if staged.parts:
+        arrays.append(("rows", (len(day),), np.int64, column("row")))
     for name, shape, dtype, read in arrays:
         path = directory / f"day_{number}_{name}.npy"
         if not path.exists():

@@ -21,7 +21,7 @@ TEMPORARY = ("columns", "expansions")
 # Earlier versions wrote to NAME.partial, then renamed.
 _OWN = re.compile(
     rf"({'|'.join(map(re.escape, (METADATA, BEGUN, *TEMPORARY)))}|{VOCABULARIES}/[^/]+\.parquet"
-    r"|day_\d+_((dense|labels|weights|group_\d+|sparse)\.npy|sparse_multi_hot\.npz))(\.partial)?"
+    r"|day_\d+_((dense|labels|weights|rows|group_\d+|sparse)\.npy|sparse_multi_hot\.npz))(\.partial)?"
 )
 
 

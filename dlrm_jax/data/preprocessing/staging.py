@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from dlrm_jax.data.formats.parquet import writing
@@ -38,8 +39,8 @@ class Staged:
         missing: number of rows without a value, by column.
         smallest: smallest number in the dense columns; nulls count as 0.
         parts: number of rows of each split, if each row says what it is for: those for training
-            come first, then validation, then test, each in the order of the file. Empty if rows
-            are in the order of the file.
+            come first, then validation, then test, each in the order of the file; the column
+            ``row`` has the row of the file. Empty if rows are in the order of the file.
     """
 
     directory: Path
@@ -75,7 +76,7 @@ def stage(source: Source, directory: Path) -> Staged:
     """
     if staged := finished(directory):
         return staged
-    number, skipped, dropped, kept = 0, 0, 0, True
+    number, first, skipped, dropped, kept = 0, 0, 0, 0, True
     for number, (rows, parse) in enumerate(source.chunks()):
         prefixes = [f"{part}-" for part in range(len(PARTS))] if source.row_split else [""]
         paths = [directory / f"{prefix}{number:06d}.arrow" for prefix in prefixes]
@@ -88,10 +89,12 @@ def stage(source: Source, directory: Path) -> Staged:
             chunk = parse()
             counts = {"skipped": chunk.skipped, "dropped": chunk.dropped}
             write_json(note, counts)
-            for path, frame in zip(paths, _parts(chunk.frame, len(paths)), strict=True):
+            parts = _parts(chunk.frame, first) if source.row_split else [chunk.frame]
+            for path, frame in zip(paths, parts, strict=True):
                 with replacing(path) as temporary, writing(path):
                     frame.write_ipc(temporary)
         skipped, dropped = skipped + counts["skipped"], dropped + counts["dropped"]
+        first += rows
     _delete_from(directory, number + 1)
     counts = {"skipped": skipped, "dropped": dropped, "content_hash": source.content_hash}
     rows = pl.scan_ipc(_chunks(directory), glob=False)
@@ -109,7 +112,7 @@ def finished(directory: Path) -> Staged | None:
         return None
     try:
         staged = Staged(directory, **read_json(done))
-        if _rows(staged.chunks()) == staged.rows:
+        if _rows(staged.chunks(), bool(staged.parts)) == staged.rows:
             return staged
     except _DAMAGED:
         pass
@@ -117,11 +120,11 @@ def finished(directory: Path) -> Staged | None:
     return None
 
 
-def _parts(frame: pl.DataFrame, parts: int) -> list[pl.DataFrame]:
-    """The rows of each split, or all of them if there is one part."""
-    if parts == 1:
-        return [frame]
-    return [frame.filter(pl.col("split") == part).drop("split") for part in range(parts)]
+def _parts(frame: pl.DataFrame, first: int) -> list[pl.DataFrame]:
+    """The rows of each split, numbered in the order of the file from a number on."""
+    numbers = pl.Series("row", np.arange(first, first + len(frame)))
+    frame = frame.with_columns(numbers)
+    return [frame.filter(pl.col("split") == part).drop("split") for part in range(len(PARTS))]
 
 
 def _counts(note: Path, paths: list[Path], rows: int) -> dict[str, Any] | None:
@@ -129,7 +132,7 @@ def _counts(note: Path, paths: list[Path], rows: int) -> dict[str, Any] | None:
     try:
         counts = read_json(note)
         left = rows - counts["skipped"] - counts["dropped"]
-        return counts if _rows(paths) == left else None
+        return counts if _rows(paths, len(paths) > 1) == left else None
     except _DAMAGED:
         return None
 
@@ -147,8 +150,10 @@ def _chunks(directory: Path, prefix: str = "") -> list[Path]:
     return sorted(directory.glob(f"{prefix}*.arrow"))  # a part behind the other
 
 
-def _rows(chunks: list[Path]) -> int:
-    return pl.scan_ipc(chunks, glob=False).select(pl.len()).collect().item()
+def _rows(chunks: list[Path], numbered: bool = False) -> int:
+    """The number of rows; where they have numbers, those of earlier versions are damaged."""
+    count = pl.col("row").len() if numbered else pl.len()
+    return pl.scan_ipc(chunks, glob=False).select(count).collect().item()
 
 
 def _summary(rows: pl.LazyFrame) -> dict[str, Any]:
