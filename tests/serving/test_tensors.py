@@ -138,7 +138,5 @@ def test_null_of_json_ends_lists_of_integers(tmp_path: Path):
     ids = np.asarray(missing.ids).tolist()
     assert [row[:4] for row in ask(*none, price)] == ids * 3
     assert ask(kind, tensor("seen", "INT64", [3, 1], [-1] * 3), price)[0][1] == expected[0][2]
-    with pytest.raises(
-        UserError, match="row 0, column seen: expected a list in each row, as in"
-    ):
+    with pytest.raises(UserError, match="row 0, column seen: expected a list in each row, as in"):
         model.predictor.row_encoder.rows([raw[0] | {"seen": 5}])
