@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 import shlex
@@ -61,11 +62,22 @@ def test_as_a_script(tmp_path: Path):
     assert ended.stderr.splitlines()[-1] == "stopped by SIGTERM"
 
 
+def client(title: str, port: str) -> str:
+    """The program of a section, as it asks another port."""
+    text = (ROOT / "docs" / "serving.md").read_text()
+    section = text.partition(f"### {title}\n")[2].partition("\n### ")[0]
+    ((language, code),) = (x for x in blocks(section) if x[0])
+    assert (language, code.count(PORT)) == ("py", 1)
+    return code.replace(PORT, port)
+
+
 def test_each_command(tmp_path: Path):
     """Python runs in forks of a process that has imported JAX, see `main_job`."""
+    commands = documented()
+    port = commands[-1].partition("localhost:")[2].partition("/")[0]
     with contextlib.ExitStack() as stack:
         server: Program | None = None
-        for line in documented():
+        for line in commands:
             python = re.fullmatch(r"python (-m dlrm_jax .*?)( &)?", line)
             if python is None:
                 answer = subprocess.run(
@@ -86,4 +98,14 @@ def test_each_command(tmp_path: Path):
                 ended = run(*flags, **given)
                 assert ended.returncode == 0, f"{line}: {ended.stderr[-2000:]}"
         assert server is not None
+
+        def printed(title: str) -> str:
+            ended = run(cwd=tmp_path, program=("-c", client(title, port)))
+            assert ended.returncode == 0, ended.stderr[-2000:]
+            return ended.stdout
+
+        (found,) = re.findall(r"b'(.*)'", printed("Rows as Arrow"))
+        assert len(json.loads(found)["predictions"]) == 100
+        if importlib.util.find_spec("tritonclient"):
+            assert len(re.findall(r"0\.\d+", printed("A client of Triton"))) == 3
         assert server.end(signal.SIGTERM).stdout.endswith("all requests are answered\n")

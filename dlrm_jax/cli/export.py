@@ -61,7 +61,10 @@ flags.DEFINE_float(
     0,
 )
 flags.DEFINE_string(
-    "name", None, "Name of the model; without it, that of the run's directory; such as kaggle."
+    "name",
+    None,
+    "Name of the model in its manifest and in messages; in paths, 'serve' has one of its own; "
+    "without it, that of the run's directory; such as kaggle.",
 )
 flags.DEFINE_string(
     "model",
@@ -98,7 +101,7 @@ def main() -> None:
 def chosen_name(name_of_run: str) -> str:
     """The name of the model: that of the flag, or that of the run."""
     name = FLAGS.name or name_of_run
-    if not re.fullmatch(r"[\w.-]+", name):  # it will be a part of addresses
+    if not re.fullmatch(r"[\w.-]+", name):  # it will be a part of messages
         raise UserError(
             f"--name: expected letters, digits, dots, dashes and underscores, got "
             f"{shortened(name)!r}; such as --name=kaggle"

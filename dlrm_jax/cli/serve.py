@@ -5,8 +5,8 @@
     python -m dlrm_jax serve models --watch=10 --versions=2 --token_file=token
 
 The directory is an artifact of ``dlrm_jax export``, or holds artifacts named by numbers, of which
-the newest are served. ``POST /predict`` takes raw rows as JSON, and maps them by the code of
-preprocessing. ``/v2/…`` is the Open Inference Protocol, with its binary extension;
+the newest are served. ``POST /predict`` takes raw rows as JSON or Arrow, and maps them by the code
+of preprocessing. ``/v2/…`` is the Open Inference Protocol, with its binary extension;
 ``/metrics`` is for Prometheus.
 
 Requests that come while the model works are answered together. Beyond ``--queue_rows`` a request
@@ -39,7 +39,10 @@ flags.DEFINE_string(
     "Directory of an artifact, or of artifacts named by numbers; such as kaggle.",
 )
 flags.DEFINE_string(
-    "name", None, "Name of the model in paths; without it, that of the directory; such as ctr."
+    "name",
+    None,
+    "Name of the model in paths, whatever 'export' called it; without it, that of the directory; "
+    "such as ctr.",
 )
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; such as 0.0.0.0 for all.")
 flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for a free one; such as 80.", 0, 65535)

@@ -3,9 +3,9 @@
     python -m dlrm_jax verify kaggle
 
 All files are read and compared with their checksums. Then the artifact's 100 golden rows are
-predicted; of two towers, 100 golden queries are asked. Another processor may give other last
-digits; the largest difference is printed. The exit code is 1 if a file is missing or differs, and
-the message names it.
+predicted, by native layers if there are kernels for them and by the program; of two towers, 100
+golden queries are asked. Another processor may give other last digits; the largest difference is
+printed. The exit code is 1 if a file is missing or differs, and the message names it.
 """
 
 from __future__ import annotations
@@ -42,18 +42,21 @@ def main() -> None:
         status(f"note: {name} isn't part of the artifact")
     size = sum(note.bytes for note in found.manifest.files.values())
     if isinstance(found, golden_queries.Verified):
-        what, count, difference = "vectors", found.queries, found.difference
-        rows = f"{count} golden queries"
+        compared = f"vectors of {found.queries} golden queries {_said(found.difference)}"
     else:
-        what, count, difference = "predictions", *found.golden
         if found.unchecked_layers:
             status(
                 "note: there are no native kernels here, so predictions by the artifact's layers "
                 "weren't compared; those by its program were"
             )
-        rows = f"{count} golden rows"
-    equal = f"differ by at most {difference:.2g}" if difference else "are equal to the last bit"
+        (count,) = {golden.rows for golden in found.golden.values()}
+        ways = [f"by {name} {_said(golden.difference)}" for name, golden in found.golden.items()]
+        compared = f"predictions of {count} golden rows {', '.join(ways)}"
     status(
         f"{found.manifest.name}: {len(found.manifest.files)} files, {size:,} bytes, as they were "
-        f"written; {what} of {rows} {equal}"
+        f"written; {compared}"
     )
+
+
+def _said(difference: float) -> str:
+    return f"differ by at most {difference:.2g}" if difference else "are equal to the last bit"

@@ -57,10 +57,10 @@ def as_frame(rows: Any, columns: Sequence[str], numbers: Sequence[str] = ()) -> 
             )
         for name in columns:
             if name not in row:
+                others = f"only {cut(', '.join(map(str, row)), 1000)}" if row else "nor any other"
                 raise UserError(
-                    f"{NAME} (from 0), row {number}: it has no column {name!r}, only "
-                    f"{cut(', '.join(map(str, row)), 1000) or 'none'}; a missing value is "
-                    f"None, null in JSON"
+                    f"{NAME} (from 0), row {number}: it has no column {name!r}, {others}; a "
+                    f"missing value is None, null in JSON"
                 )
     return frame_of({name: [row[name] for row in rows] for name in columns}, numbers)
 

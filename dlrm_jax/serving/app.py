@@ -1,4 +1,4 @@
-"""The server's HTTP interface: the Open Inference Protocol, and raw rows as JSON."""
+"""The HTTP interface of the server: the Open Inference Protocol, and raw rows as JSON or Arrow."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import time
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dlrm_jax.errors import UserError, cut
-from dlrm_jax.serving.http_messages import HttpError, Limits, json_response, read_body
+from dlrm_jax.errors import UserError, shown
+from dlrm_jax.serving.http_messages import (
+    HttpError,
+    Limits,
+    error_response,
+    json_response,
+    read_body,
+)
 from dlrm_jax.serving.live_fading import LiveFading
 from dlrm_jax.serving.open_inference import EXTENSIONS
 from dlrm_jax.serving.prediction import Predictions
@@ -30,7 +37,7 @@ PROTOCOL_VERSION = "2"
 attacker which faults it has.
 """
 
-_LONGEST = 2000  # characters of a message
+_UNKNOWN = "unknown"  # what metrics and log call a path that there isn't
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -69,54 +76,72 @@ class App:
     def routes(self) -> Starlette:
         """The application."""
         model, version = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
-        return Starlette(
-            routes=[  # tried in this order
-                self._route("/predict", self._predictions.predict, "POST"),
-                self._route(f"{model}/infer", self._predictions.infer, "POST"),
-                self._route(f"{version}/infer", self._predictions.infer, "POST"),
-                self._route("/v2", self._server),
-                self._route("/v2/health/live", self._live, is_open=True),
-                self._route("/v2/health/ready", self._ready, is_open=True),
-                self._route("/metrics", self._prometheus),
-                *(
-                    route
-                    for path in (model, version)
-                    for route in (
-                        self._route(path, self._model),
-                        self._route(f"{path}/ready", self._model_ready),
-                    )
-                ),
-                self._route("/v2/repository/index", self._index, "POST"),
-                self._route("/v2/repository/models/{name}/load", self._load, "POST"),
-            ]
-        )
+        routes = [  # tried in this order
+            self._route("/predict", self._predictions.predict, "POST"),
+            self._route(f"{model}/infer", self._predictions.infer, "POST"),
+            self._route(f"{version}/infer", self._predictions.infer, "POST"),
+            self._route("/v2", self._server),
+            self._route("/v2/health/live", self._live, is_open=True),
+            self._route("/v2/health/ready", self._ready, is_open=True),
+            self._route("/metrics", self._prometheus),
+            *(
+                route
+                for path in (model, version)
+                for route in (
+                    self._route(path, self._model),
+                    self._route(f"{path}/ready", self._model_ready, is_open=True),
+                )
+            ),
+            self._route("/v2/repository/index", self._index, "POST"),
+            self._route("/v2/repository/models/{name}/load", self._load, "POST"),
+        ]
+        there = ", ".join(route.path for route in routes)
+
+        async def no_route(request: Request, error: Exception) -> Response:
+            assert isinstance(error, HTTPException)
+            path, headers = request.url.path, dict(error.headers or {})
+            if error.status_code == 405:
+                message = f"expected {headers.get('Allow')} of {shown(path)}, got {request.method}"
+            else:
+                message = f"there is no path {shown(path)}, only {there}"
+            failed = HttpError(error.status_code, message, **headers)
+            return await self._answered(request, _UNKNOWN, _raising(failed))
+
+        return Starlette(routes=routes, exception_handlers={HTTPException: no_route})
 
     def _route(
         self, path: str, handler: Handler, method: str = "GET", is_open: bool = False
     ) -> Route:
+        async def checked(request: Request) -> Response:
+            if not is_open:
+                self._check_token(request)
+            return await handler(request)
+
         async def answer(request: Request) -> Response:
-            begun = time.perf_counter()
-            RequestNotes.of(request)  # they begin
-            try:
-                if not is_open:
-                    self._check_token(request)
-                response = await handler(request)
-            except HttpError as error:
-                response = _error(error.message, error.status, error.headers)
-            except UserError as error:
-                response = _error(str(error), 400)
-            except ClientDisconnect:
-                response = Response(status_code=499)  # nobody reads it
-            except Exception:
-                _log.exception("%s %s", method, path)
-                response = _error("an error of the server; see its log", 500)
-            self._metrics.requests.labels(path, response.status_code).inc()
-            seconds = time.perf_counter() - begun
-            self._metrics.request_seconds.labels(path).observe(seconds)
-            self._log.write(request, path, response.status_code, seconds)
-            return response
+            return await self._answered(request, path, checked)
 
         return Route(path, answer, methods=[method])
+
+    async def _answered(self, request: Request, path: str, handler: Handler) -> Response:
+        """The response of a handler, or of its error, which is counted and logged."""
+        begun = time.perf_counter()
+        RequestNotes.of(request)  # they begin
+        try:
+            response = await handler(request)
+        except HttpError as error:
+            response = error_response(error)
+        except UserError as error:
+            response = error_response(HttpError(400, str(error)))
+        except ClientDisconnect:
+            response = Response(status_code=499)  # nobody reads it
+        except Exception:
+            _log.exception("%s %s", request.method, path)
+            response = error_response(HttpError(500, "an error of the server; see its log"))
+        self._metrics.requests.labels(path, response.status_code).inc()
+        seconds = time.perf_counter() - begun
+        self._metrics.request_seconds.labels(path).observe(seconds)
+        self._log.write(request, path, response.status_code, seconds)
+        return response
 
     def _check_token(self, request: Request) -> None:
         given = request.headers.get("authorization", "")
@@ -146,7 +171,10 @@ class App:
         return json_response(model_metadata(self._name, self._repository.versions, model))
 
     async def _model_ready(self, request: Request) -> Response:
-        self._predictions.model(request)
+        try:
+            self._predictions.model(request)
+        except HttpError:  # without a token, nobody is told which there are
+            raise HttpError(404, "there is no such model, or no such version of it") from None
         return await self._ready(request)
 
     async def _index(self, _: Request) -> Response:
@@ -170,5 +198,8 @@ class App:
         return json_response({"loaded": new, "versions": self._repository.versions})
 
 
-def _error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    return json_response({"error": cut(message, _LONGEST)}, status, headers)
+def _raising(error: HttpError) -> Handler:
+    async def fail(_: Request) -> Response:
+        raise error
+
+    return fail

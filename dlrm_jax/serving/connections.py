@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sized
 from typing import Any
 
+import msgspec
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -16,18 +17,20 @@ _LONGEST_HEAD = 1 << 16
 """Bytes of a request before its body; the parser's time grows by the square of one header's."""
 
 
-def _refusal(head: bytes, message: bytes) -> bytes:
-    return (
-        b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-type: text/plain\r\n"
-        b"content-length: %d\r\n\r\n%s" % (head, len(message), message)
+def _refusal(head: str, message: str) -> bytes:
+    body = msgspec.json.encode({"error": message})
+    head = (
+        f"HTTP/1.1 {head}\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
     )
+    return head.encode() + body
 
 
 _TOO_MANY = _refusal(
-    b"503 Service Unavailable\r\nretry-after: 1", b"expected fewer connections; try again later"
+    "503 Service Unavailable\r\nretry-after: 1", "expected fewer connections; try again later"
 )
 _TOO_LONG = _refusal(
-    b"431 Request Header Fields Too Large", b"expected headers of at most %d bytes" % _LONGEST_HEAD
+    "431 Request Header Fields Too Large", f"expected headers of at most {_LONGEST_HEAD} bytes"
 )
 
 
@@ -152,6 +155,11 @@ class Connection(HttpToolsProtocol):
         self.cycle.transport = _Ending(self)  # pyright: ignore[reportAttributeAccessIssue]
         if self._is_ending:
             self.cycle.keep_alive = False
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what isn't HTTP."""
+        self.transport.write(_refusal("400 Bad Request", msg))
+        self.transport.close()
 
     def read_out(self) -> None:
         """Answers nothing more, and ends when the client does, or in time."""

@@ -10,6 +10,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dlrm_jax.errors import cut, shown
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -40,6 +42,15 @@ class HttpError(Exception):
         self.status, self.message, self.headers = status, message, headers
 
 
+_LONGEST = 2000  # characters of a message
+
+
+def error_response(error: HttpError) -> Response:
+    """The response of an error."""
+    content = {"error": cut(error.message, _LONGEST)}
+    return json_response(content, error.status, error.headers)
+
+
 def too_late(limits: Limits) -> HttpError:
     """The error of a request that is given up."""
     return HttpError(504, f"no answer within {limits.seconds:g} s, the deadline")
@@ -54,8 +65,17 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """The body of a request.
 
     Raises:
-        HttpError: it has more bytes than the limit, or says so; or it doesn't come in time.
+        HttpError: it has more bytes than the limit, or says so; it is compressed; or it doesn't
+            come in time.
     """
+    encoding = request.headers.get("content-encoding", "")
+    if encoding.lower() not in ("", "identity"):  # a few bytes may stand for any number of them
+        raise HttpError(
+            415,
+            f"expected a body without Content-Encoding, got {shown(encoding)}; send it as it is, "
+            f"uncompressed",
+            **{"accept-encoding": "identity", "connection": "close"},
+        )
     if int(request.headers.get("content-length", 0)) > limits.body_bytes:  # they are digits
         raise _too_long(limits)
     parts: list[bytes] = []

@@ -56,7 +56,8 @@ class InferRequest(NamedTuple):
 
     Attributes:
         id: identifier that the client gave; empty if none.
-        tensors: inputs by name; those of text are lists of `str` within an object array.
+        tensors: inputs by name; those of text are `str` or None within an object array. Where JSON
+            has null, floats are NaN, integers and booleans masked.
         outputs: names of the outputs that are asked for, and whether each is wanted in binary;
             None for all.
         binary: whether outputs that aren't named are wanted in binary.
@@ -185,13 +186,17 @@ def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
             f"{len(flat)}"
         )
     if given.datatype == _BYTES:
-        _check_types(given, flat, (str, type(None)), "text")
+        _check_types(given, flat, (str,), "text")
         return np.array(flat, object).reshape(given.shape)
     dtype = np.dtype(_DTYPES[given.datatype])
     kinds = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
     _check_types(given, flat, kinds, given.datatype)
     try:
-        return np.array(flat, dtype).reshape(given.shape)
+        if dtype.kind == "f" or None not in flat:
+            return np.array(flat, dtype).reshape(given.shape)
+        mask = [x is None for x in flat]
+        values = np.array([0 if x is None else x for x in flat], dtype)
+        return np.ma.array(values, mask=mask).reshape(given.shape)
     except OverflowError as error:
         raise UserError(f"input {cut(given.name)}: {error}") from error
 
@@ -200,11 +205,11 @@ def _check_types(
     given: _Input, values: Sequence[Any], kinds: Sequence[type], expected: str
 ) -> None:
     for place, value in enumerate(values):
-        if type(value) not in kinds:
+        if value is not None and type(value) not in kinds:
             row = place * given.shape[0] // len(values)
             raise UserError(
-                f"input {cut(given.name)}, row {row} (from 0): expected {expected}, got "
-                f"{shown(value)}"
+                f"input {cut(given.name)}, row {row} (from 0): expected {expected} or null, "
+                f"got {shown(value)}"
             )
 
 

@@ -95,8 +95,9 @@ class Predictions:
         """Answers a request of raw rows."""
         body = await read_body(request, self._limits)
         RequestNotes.of(request).ended("read")
-        given = await _off_loop(len(body), read_rows, body)
-        self._check_rows(given.rows)
+        content_type = request.headers.get("content-type", "")
+        given = await _off_loop(len(body), read_rows, body, content_type)
+        self._check_rows(given)
         _, probabilities = await self._answer(
             request, lambda model, known_only: encoded(model, given, known_only), len(body)
         )

@@ -1,4 +1,4 @@
-"""Raw rows as JSON: all values of each row, or those that all rows share once."""
+"""Raw rows as JSON, all values of each row or those that all rows share once; or as Arrow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from dlrm_jax.errors import UserError, cut
+from dlrm_jax.serving.arrow_rows import MEDIA_TYPE, ArrowRows
+from dlrm_jax.serving.column_rows import rows_of_columns
 from dlrm_jax.serving.served_model import Rows, ServedModel
 
 
@@ -21,13 +23,22 @@ class RawRows(msgspec.Struct, forbid_unknown_fields=True):
     rows: list[dict[str, Any]]
     shared: dict[str, Any] = {}
 
+    def __len__(self) -> int:
+        return len(self.rows)
 
-def read_rows(body: bytes) -> RawRows:
+
+def read_rows(body: bytes, content_type: str) -> RawRows | ArrowRows:
     """Reads a request.
+
+    Args:
+        body: body of the HTTP request.
+        content_type: its Content-Type: `arrow_rows.MEDIA_TYPE`, or anything else for JSON.
 
     Raises:
         UserError: it isn't one.
     """
+    if content_type.partition(";")[0].strip().lower() == MEDIA_TYPE:
+        return ArrowRows(body)
     try:
         return msgspec.json.decode(body, type=RawRows)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -37,7 +48,9 @@ def read_rows(body: bytes) -> RawRows:
         ) from error
 
 
-def encoded(model: ServedModel, given: RawRows, known_only: bool = False) -> Rows | None:
+def encoded(
+    model: ServedModel, given: RawRows | ArrowRows, known_only: bool = False
+) -> Rows | None:
     """The rows of a request with ids.
 
     Args:
@@ -47,13 +60,21 @@ def encoded(model: ServedModel, given: RawRows, known_only: bool = False) -> Row
             takes milliseconds.
 
     Raises:
-        UserError: a row is malformed, or the model has no vocabularies.
+        UserError: a row is malformed, a column is missing, or the model has no vocabularies.
     """
     if not model.takes_raw_rows:
         raise UserError(
             "the model has no vocabularies, so it can't map raw rows to ids; send ids in the Open "
             "Inference Protocol"
         )
+    if isinstance(given, ArrowRows):
+        names = model.predictor.encoder.columns
+        if missing := [name for name in names if name not in given.columns]:
+            raise UserError(
+                f"rows: there is no column {missing[0]!r}, only "
+                f"{cut(', '.join(given.columns), 1000) or 'none'}; a missing value is null"
+            )
+        return rows_of_columns(model, given.columns, len(given), known_only)
     encoder = model.predictor.row_encoder
     if known_only:
         columns = encoder.columns_of(given.rows, given.shared)

@@ -15,6 +15,7 @@ from dlrm_jax.console import once
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.table_files import TableFiles
+from dlrm_jax.serving.tensors import model_inputs
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +140,8 @@ class Repository:
                 self._forget(wanted)
                 raise
             self._loaded = {version: before.get(version) or new[version] for version in wanted}
+            if before and wanted[-1] in new:
+                _compare_columns(next(reversed(before.values())), new[wanted[-1]])
             self._files = {version: files[version] for version in wanted}
             self._look_for_changes()
         _close(model for version, model in before.items() if version not in self._loaded)
@@ -180,6 +183,29 @@ class Repository:
     def close(self) -> None:
         """Answers what waits, and takes no more."""
         _close(self._loaded.values())
+
+
+def _compare_columns(old: ServedModel, new: ServedModel) -> None:
+    """Logs which columns a new version wants otherwise than the one whose place it takes."""
+    before, after = (
+        {x["name"]: f"{x['datatype']} {x['shape']}" for x in model_inputs(model)}
+        for model in (old, new)
+    )
+    changes = [f"{name!r} is new" for name in after if name not in before]
+    changes += [f"{name!r} is gone" for name in before if name not in after]
+    changes += [
+        f"{name!r} is {after[name]}, was {kind}"
+        for name, kind in before.items()
+        if after.get(name, kind) != kind
+    ]
+    if changes:
+        _log.warning(
+            "version %s takes other columns than version %s: %s; requests for the old ones may get "
+            "400",
+            new.version,
+            old.version,
+            ", ".join(changes),
+        )
 
 
 def _close(models: Iterable[ServedModel]) -> None:

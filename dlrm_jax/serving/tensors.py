@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
-from dlrm_jax.data.arrays import Examples, Split
+from dlrm_jax.data.arrays import ABSENT, Examples, Split
 from dlrm_jax.errors import UserError, cut, shown
 from dlrm_jax.inference.probabilities import probability_columns
-from dlrm_jax.inference.rows import NAME
+from dlrm_jax.serving.column_rows import rows_of_columns
 from dlrm_jax.serving.open_inference import datatype
 from dlrm_jax.serving.served_model import Rows, ServedModel, examples_of
 
@@ -30,12 +30,13 @@ def model_metadata(name: str, versions: list[str], model: ServedModel) -> dict[s
         "name": name,
         "versions": versions,
         "platform": "dlrm_jax",
-        "inputs": _inputs(model),
+        "inputs": model_inputs(model),
         "outputs": [_tensor(x, datatype(np.dtype(np.float64)), -1) for x in outputs],
     }
 
 
-def _inputs(model: ServedModel) -> list[dict[str, Any]]:
+def model_inputs(model: ServedModel) -> list[dict[str, Any]]:
+    """What the protocol says about the inputs of a model."""
     inputs = model.predictor.scorer.inputs
     if not model.takes_raw_rows:
         dense = [_tensor(DENSE, "FP32", -1, inputs.dense_features)] if inputs.dense_features else []
@@ -65,7 +66,7 @@ def rows_of(
         model: model that they are for.
         tensors: ``dense`` [N, D] and ``ids`` [N, C], which negative numbers are absent of; or for a
             model with vocabularies a tensor [N] for each column, and [N, L] for bags, or [1] and
-            [1, L] for what all rows share. NaN and empty text are missing values.
+            [1, L] for what all rows share. NaN, empty text and masked ones are missing values.
         known_only: whether to give None for values whose ids must be looked for, which
             takes milliseconds.
 
@@ -92,15 +93,7 @@ def rows_of(
         if tensors[name].dtype == np.bool_:
             raise UserError(f"input {name}: expected numbers, such as FP32, got BOOL")
     columns = {name: _column(name, tensors[name], name in bags) for name in names}
-    shared = model.predictor.features_of([x for x in names if counts[x] < count])
-    found = None
-    if all(tensors[name].dtype.kind in "Oiu" for name in schema.categorical):
-        lists = {name: column.to_list() for name, column in columns.items()}
-        found = model.predictor.row_encoder.columns(lists, count, known_only)
-    if found is None and not known_only:
-        whole = [x if len(x) == count else x.new_from_index(0, count) for x in columns.values()]
-        found = encoder.rows(pl.DataFrame(whole), NAME)
-    return None if found is None else Rows(found, shared)
+    return rows_of_columns(model, columns, count, known_only)
 
 
 def outputs_of(
@@ -116,7 +109,7 @@ def _encoded(model: ServedModel, tensors: Mapping[str, np.ndarray]) -> Examples:
     inputs = model.predictor.scorer.inputs
     names = [DENSE, IDS] if inputs.dense_features else [IDS]
     _check_names(tensors, names)
-    ids = tensors[IDS]
+    ids = np.ma.filled(tensors[IDS], ABSENT)
     width = sum(inputs.bag_lengths)
     if ids.dtype not in (np.int32, np.int64) or ids.ndim != 2 or ids.shape[1] != width:
         raise UserError(
@@ -158,14 +151,15 @@ def _column(name: str, array: np.ndarray, is_bag: bool) -> pl.Series:
         array = array.copy()
         array[array == ""] = None
     flat = array.reshape(-1)
-    if flat.dtype == object:  # a column of numbers may have no value, too
-        kind: Any = pl.String() if any(x is not None for x in flat) else pl.Null()
+    has_none = flat.dtype == object or np.ma.is_masked(flat)
+    if has_none and all(x is None for x in flat.tolist()):  # then any column may have it
+        kind: Any = pl.Null()
     else:
-        kind = pl.Series(flat[:0]).dtype
+        kind = pl.String() if flat.dtype == object else pl.Series(flat[:0]).dtype
     if is_bag:
         bags = array if array.ndim == 2 else array[:, None]
         return pl.Series(name, map(_without_padding, bags.tolist()), pl.List(kind))
-    if flat.dtype == object:
+    if has_none:
         return pl.Series(name, flat.tolist(), kind)
     return pl.Series(name, flat, nan_to_null=flat.dtype.kind == "f")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from dlrm_jax.artifact.files import check_content, check_present, files_of_others
@@ -13,6 +13,8 @@ from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving import golden
 
+NATIVE, PROGRAM = "native layers", "the program"
+
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
@@ -20,13 +22,14 @@ class Verified:
 
     Attributes:
         manifest: description.
-        golden: comparison of the golden rows, by the program and by native layers if there are any.
+        golden: comparison of the golden rows by what predicts them: `NATIVE`, if this machine has
+            kernels for the layers, and `PROGRAM`, which other machines run.
         unchecked_layers: whether the artifact has native layers, but this machine no kernels.
         others: files in the directory that aren't part of it.
     """
 
     manifest: Manifest
-    golden: golden.Compared
+    golden: Mapping[str, golden.Compared]
     unchecked_layers: bool
     others: list[str]
 
@@ -45,12 +48,12 @@ def verify(directory: Path) -> Verified:
     programs = artifact.programs.values()
     is_float32 = all(program.is_float32 for program in programs)
     tolerance = golden.TOLERANCE if is_float32 else golden.SHORT_TOLERANCE
-    compared = golden.compare(directory, predictor, tolerance)
-    if artifact.native:  # other machines run the program
-        by_program = ArtifactScorer(dataclasses.replace(artifact, native=None))
-        other = dataclasses.replace(predictor, scorer=by_program)
-        again = golden.compare(directory, other, tolerance)
-        compared = compared._replace(difference=max(compared.difference, again.difference))
+    ways = {NATIVE: artifact} if artifact.native else {}
+    ways[PROGRAM] = dataclasses.replace(artifact, native=None)
+    compared = {}
+    for name, way in ways.items():
+        by_way = dataclasses.replace(predictor, scorer=ArtifactScorer(way))
+        compared[name] = golden.compare(directory, by_way, tolerance)
     unchecked = manifest.dense_layers is not None and not artifact.native
     others = files_of_others(directory, manifest.files)
     return Verified(manifest, compared, unchecked, others)

@@ -23,7 +23,7 @@ def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.Captu
     assert re.search(r"validation AUC changes by [+-]\d\.\d{6} with all tables as int8\n", printed)
     assert f"artifact run_of_format_3: see {artifact}/manifest.json" in printed
     command("verify", artifact)
-    assert "golden rows are equal to the last bit" in capsys.readouterr().out
+    assert "35 golden rows by the program are equal to the last bit" in capsys.readouterr().out
     with pytest.raises(UserError, match="artifact is not a checkpoint: it is an artifact"):
         command("export", f"--run={artifact}", f"--output={tmp_path / 'again'}")
     output = tmp_path / "p.csv"

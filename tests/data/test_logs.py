@@ -74,7 +74,7 @@ def test_a_users_own_log(tmp_path):
         ({"weight": "tiny"}, "row 3, column tiny: expected .* from 1.2e-38 on, got 1e-39"),
         ({"categorical": ["nested"]}, "column nested: expected a list of values"),
         ({"categorical": ["bag"]}, "column bag holds lists: the schema's bag_lengths"),
-        ({"bag_lengths": {"shop": 3}}, "column shop: the schema gives a bag length"),
+        ({"bag_lengths": {"shop": 3}}, "column shop: expected lists, as the schema gives a bag"),
         ({"dense": ["day"]}, "column day: expected numbers, got Date"),
         ({"dense": ["bag"]}, r"column bag: expected numbers, got List"),
         ({"timestamp": "clock"}, "column clock: expected dates, times or seconds since 1970"),

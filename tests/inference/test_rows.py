@@ -78,13 +78,15 @@ ONE = {"age": 3, "page": "p1", "city": "c3", "word": None}
 BAD: dict[str, Any] = {
     "row 1: it has no column 'page', only age; a missing value is None, null in JSON": [
         ONE, {"age": 1}],
+    "row 1: it has no column 'age', nor any other; a missing value is None, null in JSON": [
+        ONE, {}],
     "rows (from 0), row 1, column page: expected the type str as in row 0, got 7 of type int": [
         ONE, ONE | {"page": 7}],
     "rows (from 0), row 1, column age: expected a finite number or nothing, got 'old'": [
         ONE | {"age": "2"}, ONE | {"age": "old"}],
     "rows (from 0), row 1, column age: expected a number or None, got True; give 1 or 0": [
         ONE, ONE | {"age": np.True_}],
-    "row 1, column page: expected values of type String, as in training, got Int64": [
+    "row 1, column page: expected values of type String, as in training, got Int64; give": [
         ONE | {"page": None}, ONE | {"page": 7}],
     "has no column 'word' that the schema names": pl.DataFrame(ONE).drop("word"),
     "row 0, column city holds lists: expected one value in each row": [ONE | {"city": ["c3"]}],

@@ -26,7 +26,7 @@ from dlrm_jax.native import quantized_rows
 from dlrm_jax.native.dense_model import DenseModel, Layer
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.served_model import Observer, Rows, ServedModel, examples_of
-from dlrm_jax.serving.verify import verify
+from dlrm_jax.serving.verify import NATIVE, PROGRAM, verify
 
 ROWS = (0, 1, 2, 63, 64, 65, 513)
 
@@ -183,13 +183,17 @@ def test_an_artifact_predicts_what_its_program_does(
 ):
     native = Artifact.load(exported)
     assert repr(native) == "artifact native of 3 tables in float32, layers by native kernels"
-    assert 0 < verify(exported).golden.difference < 1e-6  # the program's
+    found = verify(exported).golden
+    assert [*found] == [NATIVE, PROGRAM]
+    assert found[NATIVE].difference == 0 < found[PROGRAM].difference < 1e-6
     without = dataclasses.replace(native.manifest, dense_layers=None)  # of earlier versions
     assert Artifact.open(exported, without).native is None
     monkeypatch.setattr(quantized_rows, "available", lambda: False)
     program = Artifact.load(exported)
     assert repr(program) == "artifact native of 3 tables in float32"
-    assert verify(exported).golden.difference < 1e-6
+    found = verify(exported).golden
+    assert [*found] == [PROGRAM]
+    assert found[PROGRAM].difference < 1e-6
     day = examples(40, config=CONFIG).days[0]
     dense, ids = day.dense, np.array(day.ids)
     ids[:, 1:4] = ids[0, 1:4]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.row_encoder import RowEncoder
+from dlrm_jax.serving.open_inference import read_request
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.tensors import rows_of
 
@@ -39,13 +42,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("tensors")
     frame.write_parquet(directory / "log.parquet")
     preprocess([directory / "log.parquet"], directory / "out", Options(SCHEMA))
-    encoder = encoder_of(directory / "out")
+    return model_of(directory / "out")
+
+
+def model_of(directory: Path) -> Any:
+    encoder = encoder_of(directory)
     model: Any = ServedModel.__new__(ServedModel)  # without a queue, and a model to answer it
     model.predictor = SimpleNamespace(
         encoder=encoder,
         row_encoder=RowEncoder(encoder),
         scorer=SimpleNamespace(inputs=None),
-        vocabularies=directory / "out",
+        vocabularies=directory,
         features_of=lambda columns: frozenset(columns),
     )
     return model
@@ -92,3 +99,44 @@ def test_no_rows(model: Any):
         found = rows_of(model, each)
         assert found is not None
         assert len(found) == 0
+
+
+def test_null_of_json_ends_lists_of_integers(tmp_path: Path):
+    """As missing values do: -1 is a value like any other."""
+    schema = Schema("y", ("kind", "seen"), ("price",), {"seen": 3})
+    rows = [
+        {"y": i % 2, "kind": i % 3 - 1, "seen": [-1, i % 5, 7], "price": 1.0} for i in range(40)
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "log.parquet")
+    preprocess([tmp_path / "log.parquet"], tmp_path / "out", Options(schema))
+    model = model_of(tmp_path / "out")
+
+    def tensor(name: str, kind: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
+        return {"name": name, "datatype": kind, "shape": shape, "data": data}
+
+    def ask(*inputs: dict[str, Any]) -> list[list[float]]:
+        asked = read_request(json.dumps({"inputs": inputs}).encode(), None)
+        found = rows_of(model, asked.tensors)
+        assert found is not None
+        examples = found.examples
+        return np.concatenate([np.asarray(examples.ids), examples.dense], axis=1).tolist()
+
+    raw = [
+        {"kind": -1, "seen": [3, -1], "price": None},
+        {"kind": None, "seen": [], "price": 2.5},
+        {"kind": 1, "seen": [None, 7], "price": 1.0},
+    ]
+    examples = model.predictor.row_encoder.rows(raw)
+    expected = np.concatenate([np.asarray(examples.ids), examples.dense], axis=1).tolist()
+    kind = tensor("kind", "INT16", [3], [-1, None, 1])
+    seen = tensor("seen", "INT64", [3, 3], [[3, -1, None], [None] * 3, [None, 7, None]])
+    price = tensor("price", "FP32", [3], [None, 2.5, 1])
+    for given in (kind, tensor("kind", "BYTES", [3], ["-1", None, "1"])):
+        assert ask(given, seen, price) == expected
+    none = tensor("kind", "BOOL", [1], [None]), tensor("seen", "UINT8", [1, 2], [None] * 2)
+    missing = model.predictor.row_encoder.rows([{"kind": None, "seen": [], "price": 1}])
+    ids = np.asarray(missing.ids).tolist()
+    assert [row[:4] for row in ask(*none, price)] == ids * 3
+    assert ask(kind, tensor("seen", "INT64", [3, 1], [-1] * 3), price)[0][1] == expected[0][2]
+    with pytest.raises(UserError, match="row 0, column seen: expected a list in each row, as in"):
+        model.predictor.row_encoder.rows([raw[0] | {"seen": 5}])

@@ -19,7 +19,7 @@ from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import MANIFEST, Manifest
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.serving.verify import verify
+from dlrm_jax.serving.verify import PROGRAM, verify
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def rewritten(directory: Path, **changes: Any) -> None:
 def test_what_was_written(copy: Path):
     (copy / "notes.txt").touch()
     found = verify(copy)
-    assert found.golden == (35, 0.0)
+    assert found.golden == {PROGRAM: (35, 0.0)}
     assert found.others == ["notes.txt"]
 
 
@@ -99,7 +99,7 @@ def test_other_predictions_are_found(copy: Path, monkeypatch: pytest.MonkeyPatch
         verify(copy)
     # Other machines round bfloat16's 8 bits in other places.
     monkeypatch.setattr(DenseProgram, "is_float32", False)
-    assert verify(copy).golden.difference == pytest.approx(1e-5)
+    assert verify(copy).golden[PROGRAM].difference == pytest.approx(1e-5)
     np.save(path, expected + np.eye(1, 35)[0] * 0.02)
     rewritten(copy, files=note_files(copy))
     with pytest.raises(DamagedArtifactError, match=r"to within 0\.01, they differ by 0\.02"):

@@ -81,17 +81,17 @@ def check_columns(
         if is_list and isinstance(kind.inner, pl.List | pl.Array):
             raise UserError(f"{place(name)}: expected a list of values, got {kind}")
         if name in schema.bag_lengths and not is_list and kind != pl.Null:
-            hint = (
-                "give each row a list of values"
+            expected = (
+                f"expected a list in each row, as in training, got {kind}; give a value alone as a "
+                f"list of one"
                 if in_memory
-                else "CSV has no lists: write the log as Parquet with a list column"
+                else f"expected lists, as the schema gives a bag length, got {kind}; CSV has no "
+                f"lists: write the log as Parquet with a list column"
             )
-            raise UserError(
-                f"{place(name)}: the schema gives a bag length, expected lists, got {kind}; {hint}"
-            )
+            raise UserError(f"{place(name)}: {expected}")
         if is_list and name not in schema.bag_lengths:
             hint = (
-                "expected one value in each row, as the schema gives no bag length"
+                "expected one value in each row, as in training"
                 if in_memory
                 else "the schema's bag_lengths must say how many values of each are kept"
             )

@@ -33,8 +33,8 @@ def cast_values(values: pl.Series, known: Any) -> pl.Series:
         same = (cast.cast(dtype, strict=False) == values).fill_null(False)
         return cast.to_frame("x").select(pl.when(same).then("x"))["x"]
     raise UserError(
-        f"expected values of type {known}, as in training, got {dtype}; write the column of the "
-        f"log in that type"
+        f"expected values of type {known}, as in training, got {dtype}; give the column's "
+        f"values in that type"
     )
 
 
