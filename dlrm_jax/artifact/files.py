@@ -6,9 +6,12 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from dlrm_jax.artifact.manifest import MANIFEST, FileNote
 from dlrm_jax.data.formats.compression import file_hash
-from dlrm_jax.errors import DamagedArtifactError
+from dlrm_jax.data.formats.npy import map_npy
+from dlrm_jax.errors import DamagedArtifactError, UserError
 
 
 def note_files(directory: Path) -> dict[str, FileNote]:
@@ -64,6 +67,38 @@ def check_content(directory: Path, name: str, note: FileNote) -> None:
         raise DamagedArtifactError(
             str(directory), name, f"expected the checksum {note.xxh3_128}, its bytes have {found}"
         )
+
+
+def read_array(
+    directory: Path, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
+) -> np.ndarray:
+    """The array of a file, mapped.
+
+    Args:
+        directory: directory of the artifact.
+        name: name of the file.
+        dtype: type of the numbers.
+        shape: shape; None for an axis of any length.
+
+    Raises:
+        DamagedArtifactError: the file can't be read, or has another array.
+    """
+    try:
+        array = map_npy(directory / name)
+    except UserError as error:
+        raise DamagedArtifactError(str(directory), name, str(error)) from error
+    fits = len(shape) == array.ndim and all(
+        length in (None, found) for length, found in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        lengths = ", ".join("any" if length is None else str(length) for length in shape)
+        raise DamagedArtifactError(
+            str(directory),
+            name,
+            f"expected {np.dtype(dtype)} of shape [{lengths}], it has {array.dtype} of shape "
+            f"{[*array.shape]}",
+        )
+    return array
 
 
 def files_of_others(directory: Path, files: Mapping[str, FileNote]) -> list[str]:

@@ -10,20 +10,21 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
-from dlrm_jax.artifact.files import files_of_others
+from dlrm_jax.artifact.files import files_of_others, read_array
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.data.arrays import Examples
-from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.retrieval.index import index_files
 from dlrm_jax.retrieval.retriever import Retriever
+from dlrm_jax.serving.sensitivity import FLOAT32, Tolerance
 from dlrm_jax.serving.verify import read_whole
 
 QUERIES = 100
 _ITEMS = 10
-TOLERANCE = 1e-5
-"""Largest difference of a number of a vector, whose length is 1."""
+TOLERANCE = Tolerance(1e-5, FLOAT32)
+"""Differences of a number of a vector, whose length is 1."""
 
 _DIRECTORY = "golden"
 _DENSE, _IDS, _VECTORS, _FOUND, _SCORES = _FILES = tuple(
@@ -74,23 +75,36 @@ def verify(directory: Path) -> Verified:
     manifest = read_whole(directory, (*_FILES, index_files.ITEMS))
     retriever = Retriever.load(directory)
     _ = retriever.items
+    users, expected = _users(directory, manifest)
+    items = read_array(directory, _FOUND, np.int64, (len(users), None))
+    scores = read_array(directory, _SCORES, np.float32, items.shape)
     try:
-        dense, ids, expected, items, scores = (map_npy(directory / name) for name in _FILES)
-        users = Examples(dense, ids, np.zeros(len(ids), np.float32))
         vectors = retriever.vectors(users)
-        difference = float(np.abs(vectors - expected).max(initial=0.0))
         found = retriever.index.search(np.array(expected), items.shape[1])
-    except (UserError, ValueError, IndexError, TypeError) as error:
+    except UserError as error:
         raise DamagedArtifactError(str(directory), _VECTORS, str(error)) from error
-    if not difference <= TOLERANCE:  # NaN isn't, either
+    difference = float(np.abs(vectors - expected).max())
+    allowed = TOLERANCE.of(difference, retriever.artifact, users, np.asarray)
+    if not difference <= allowed:  # NaN isn't, either
         raise DamagedArtifactError(
             str(directory),
             _VECTORS,
-            f"expected its vectors to within {TOLERANCE:g}, they differ by {difference:.2g}",
+            f"expected its vectors to within {allowed:.2g}, they differ by {difference:.2g}",
         )
     if not (np.array_equal(found.items, items) and np.array_equal(found.scores, scores)):
         raise DamagedArtifactError(
             str(directory), _FOUND, "the index gives other items for the golden vectors"
         )
     others = files_of_others(directory, manifest.files)
-    return Verified(manifest, len(ids), difference, others)
+    return Verified(manifest, len(users), difference, others)
+
+
+def _users(directory: Path, manifest: Manifest) -> tuple[Examples, Float32[np.ndarray, "N d"]]:
+    """The users and their vectors."""
+    columns, dim = sum(feature.max_ids for feature in manifest.features), manifest.outputs
+    dense = read_array(directory, _DENSE, np.float32, (None, manifest.dense_features))
+    if not len(dense):
+        raise DamagedArtifactError(str(directory), _DENSE, "expected golden queries, it has none")
+    ids = read_array(directory, _IDS, np.int32, (len(dense), columns))
+    vectors = read_array(directory, _VECTORS, np.float32, (len(dense), dim))
+    return Examples(dense, ids, np.zeros(len(dense), np.float32)), vectors

@@ -8,17 +8,22 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from dlrm_jax.data.arrays import Dataset, Examples, Split
-from dlrm_jax.data.formats.npy import map_npy
+from dlrm_jax.artifact.artifact import Artifact
+from dlrm_jax.artifact.files import read_array
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.data.arrays import Dataset, Examples
 from dlrm_jax.errors import DamagedArtifactError, UserError
+from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.inference.probabilities import sigmoid
 from dlrm_jax.inference.scored_rows import evenly_spaced_rows
 from dlrm_jax.inference.scorer import Inputs
+from dlrm_jax.serving.sensitivity import BFLOAT16, FLOAT32, Tolerance
 
 ROWS = 100
-TOLERANCE = 1e-6
-"""Largest difference of a probability: another processor may sum in another order."""
-SHORT_TOLERANCE = 1e-2
+TOLERANCE = Tolerance(1e-6, FLOAT32)
+"""Differences of a probability: another processor may sum in another order."""
+SHORT_TOLERANCE = Tolerance(1e-2, BFLOAT16)
 """The same for a model that computes in bfloat16, which has 8 bits."""
 
 _DIRECTORY = "golden"
@@ -69,7 +74,40 @@ def write(directory: Path, predictor: Predictor, examples: Examples) -> None:
     np.save(directory / _PREDICTIONS, predictor.predict(examples))
 
 
-def compare(directory: Path, predictor: Predictor, tolerance: float = TOLERANCE) -> Compared:
+class Golden(NamedTuple):
+    """The golden rows of an artifact.
+
+    Attributes:
+        examples: examples, one or more.
+        probabilities: their predictions, [N] or [N, H].
+    """
+
+    examples: Examples
+    probabilities: Float64[np.ndarray, "N *_"]
+
+    @classmethod
+    def read(cls, directory: Path, manifest: Manifest) -> Golden:
+        """Maps the golden rows of an artifact, whose files are there.
+
+        Raises:
+            DamagedArtifactError: there are none, or the arrays don't fit the model.
+        """
+        columns = sum(feature.max_ids for feature in manifest.features)
+        labels = (manifest.outputs,) if manifest.outputs > 1 else ()
+        dense = read_array(directory, _DENSE, np.float32, (None, manifest.dense_features))
+        if not len(dense):
+            raise DamagedArtifactError(str(directory), _DENSE, "expected golden rows, it has none")
+        ids = read_array(directory, _IDS, np.int32, (len(dense), columns))
+        found = read_array(directory, _PREDICTIONS, np.float64, (len(dense), *labels))
+        return cls(Examples(dense, ids, np.zeros(len(dense), np.float32)), found)
+
+    def allowed(self, difference: float, artifact: Artifact, tolerance: Tolerance) -> float:
+        """The largest difference of a probability that an artifact may have, see `Tolerance`."""
+        shift = artifact.manifest.shift
+        return tolerance.of(difference, artifact, self.examples, lambda x: sigmoid(x, shift))
+
+
+def compare(directory: Path, predictor: Predictor, tolerance: Tolerance = TOLERANCE) -> Compared:
     """Predicts the golden rows of an artifact again.
 
     Args:
@@ -80,25 +118,19 @@ def compare(directory: Path, predictor: Predictor, tolerance: float = TOLERANCE)
     Raises:
         DamagedArtifactError: the predictions are others.
     """
+    assert isinstance(predictor.scorer, ArtifactScorer)
+    artifact = predictor.scorer.artifact
+    rows = Golden.read(directory, artifact.manifest)
     try:
-        dense, ids, expected = (map_npy(directory / name) for name in FILES)
-        examples = Examples(dense, ids, np.zeros(len(dense), np.float32))
-        found = predictor.predict(Split((examples,)))
-        difference = _largest_difference(found, expected)
-    except (UserError, ValueError) as error:
+        found = predictor.predict(rows.examples)
+    except UserError as error:
         raise DamagedArtifactError(str(directory), _PREDICTIONS, str(error)) from error
-    if not difference <= tolerance:  # NaN isn't, either
+    difference = float(np.max(np.abs(found - rows.probabilities)))
+    allowed = rows.allowed(difference, artifact, tolerance)
+    if not difference <= allowed:  # NaN isn't, either
         raise DamagedArtifactError(
             str(directory),
             _PREDICTIONS,
-            f"expected its predictions to within {tolerance:g}, they differ by {difference:.2g}",
+            f"expected its predictions to within {allowed:.2g}, they differ by {difference:.2g}",
         )
     return Compared(len(found), difference)
-
-
-def _largest_difference(
-    found: Float64[np.ndarray, "N *_"], expected: Float64[np.ndarray, "N *_"]
-) -> float:
-    if found.shape != expected.shape:
-        raise ValueError(f"expected shape {expected.shape}, got {found.shape}")
-    return float(np.max(np.abs(found - expected), initial=0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import pytest
 from converted import DCN, DLRM
 from documents import ROOT, blocks
 from in_memory import InMemory
+from large_sums import predict_in_another_order, write_large_sums
 from saved_run import examples
 
+from dlrm_jax.artifact.files import note_files
+from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.conversion.onnx_model import write_onnx
 from dlrm_jax.data.arrays import Split
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.serving.export import export
+from dlrm_jax.serving.sensitivity import Tolerance
 
 THOROUGH = {
     "dcn": DCN,
@@ -40,7 +45,7 @@ def test_an_artifact_as_onnx(artifact: Path, tmp_path: Path, monkeypatch: pytest
     assert write_onnx(artifact, tmp_path / "onnx") < 1e-6
     expected = np.load(artifact / "golden" / "probabilities.npy")
     np.testing.assert_allclose(predicted(tmp_path / "onnx"), expected, rtol=0, atol=1e-6)
-    monkeypatch.setattr("dlrm_jax.conversion.onnx_model.TOLERANCE", -1)
+    monkeypatch.setattr("dlrm_jax.conversion.onnx_model.TOLERANCE", Tolerance(-1, 0))
     with pytest.raises(UserError, match="predictions of onnxruntime differ by"):
         write_onnx(artifact, tmp_path / "again")
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -64,6 +69,30 @@ def test_bags_that_are_averaged_or_empty(tmp_path: Path, capsys: pytest.CaptureF
         np.save(tmp_path / "onnx" / "golden" / f"{name}.npy", array)
     np.testing.assert_allclose(predicted(tmp_path / "onnx"), expected, rtol=0, atol=1e-6)
     assert capsys.readouterr().out.endswith("True\n")
+
+
+def test_another_order_of_large_sums(tmp_path: Path):
+    write_large_sums(tmp_path / "artifact")
+    predict_in_another_order(tmp_path / "artifact")
+    assert write_onnx(tmp_path / "artifact", tmp_path / "onnx") < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dense", lambda x: x[0, 0], r"expected float32 of shape \[any, 1\], it has .* shape \[\]"),
+        ("probabilities", lambda x: x.astype(str), "expected float64 of shape .*, it has <U"),
+        ("ids", lambda x: x[:0], r"expected int32 of shape \[35, 3\], .* shape \[0, 3\]"),
+    ],
+)
+def test_golden_rows_of_another_kind(artifact: Path, tmp_path: Path, name: str, change, message):
+    copy = shutil.copytree(artifact, tmp_path / "copy")
+    path = copy / "golden" / f"{name}.npy"
+    np.save(path, change(np.load(path)))
+    manifest = Manifest.read(copy)
+    dataclasses.replace(manifest, files=note_files(copy)).write(copy)
+    with pytest.raises(DamagedArtifactError, match=rf"golden/{name}\.npy: {message}"):
+        write_onnx(copy, tmp_path / "onnx")
 
 
 @pytest.mark.thorough

@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from in_memory import InMemory
+from large_sums import predict_in_another_order, write_large_sums
 from saved_run import examples
 
 from dlrm_jax.artifact.artifact import Artifact
@@ -254,3 +255,11 @@ def test_no_threads_are_refused():
     model, array = DenseModel([one], [one], [], False), np.ones((1, 1), np.float32)
     with pytest.raises(ValueError, match="threads: expected 1 or more, got 0"):
         model(array, array, array[0], 0)
+
+
+def test_an_artifact_of_large_sums_is_whole(tmp_path: Path):
+    """Kernels and program sum in different orders, and the sums are much larger than a logit."""
+    write_large_sums(directory := tmp_path / "artifact")
+    predict_in_another_order(directory)
+    assert Artifact.load(directory).native, "nothing to compare"
+    verify(directory)

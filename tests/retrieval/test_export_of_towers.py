@@ -141,6 +141,32 @@ def test_golden_queries(directory: Path, copy: Path):
 
 
 @pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dense", lambda x: x[:0], "expected golden queries, it has none"),
+        (
+            "ids",
+            lambda x: x[:, 0],
+            r"expected int32 of shape \[30, 4\], it has int32",
+        ),
+        ("vectors", lambda x: x.astype(str), r"expected float32 of shape \[30, 4\], it has <U"),
+        ("items", lambda x: x[0], r"expected int64 of shape \[30, any\], it has .* shape \[10\]"),
+        (
+            "scores",
+            lambda x: x.astype("f8"),
+            r"expected float32 of shape \[30, 10\], it has float",
+        ),
+    ],
+)
+def test_golden_queries_of_another_kind(copy: Path, name: str, change, message: str):
+    path = copy / "golden" / f"{name}.npy"
+    np.save(path, change(np.load(path)))
+    rewritten(copy)
+    with pytest.raises(DamagedArtifactError, match=rf"golden/{name}\.npy: {message}"):
+        golden_queries.verify(copy)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda items: items.head(8), "expected a row for each of 9 items, it has 8"),

@@ -144,3 +144,31 @@ def test_layers_and_tables_that_do_not_fit_the_manifest(copy: Path):
         DamagedArtifactError, match=r"C1\.rows: .*, 9 rows of 4 numbers .*, got 672"
     ):
         Predictor.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dense", lambda x: x[0, 0], r"expected float32 of shape \[any, 1\], it has .* shape \[\]"),
+        ("dense", lambda x: x.astype(np.float64), "expected float32 of .*, it has float64"),
+        ("dense", lambda x: x[:0], "expected golden rows, it has none"),
+        ("ids", lambda x: x.astype(str), "expected int32 of shape .*, it has <U"),
+        ("ids", lambda x: x[1:], r"expected int32 of shape \[35, 3\]"),
+        ("probabilities", lambda x: x.astype(str), "expected float64 of shape .*, it has <U"),
+        ("probabilities", lambda x: x[:, None], r"expected float64 of shape \[35\]"),
+        ("probabilities", lambda x: x * 1j, "expected float64 of shape .*, it has complex"),
+    ],
+)
+def test_golden_rows_of_another_kind(copy: Path, name: str, change, message: str):
+    path = copy / "golden" / f"{name}.npy"
+    np.save(path, change(np.load(path)))
+    rewritten(copy, files=note_files(copy))
+    with pytest.raises(DamagedArtifactError, match=rf"golden/{name}\.npy: {message}"):
+        verify(copy)
+
+
+def test_golden_rows_may_lie_column_by_column(copy: Path):
+    path = copy / "golden" / "ids.npy"
+    np.save(path, np.asfortranarray(np.load(path)))
+    rewritten(copy, files=note_files(copy))
+    assert verify(copy).others == []

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from dlrm_jax.artifact.files import read_array
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.retrieval_note import AttributeNote, RetrievalNote
 from dlrm_jax.data.formats import parquet
-from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.feature_names import file_name, listed
 from dlrm_jax.native.item_scan import BLOCK
@@ -80,9 +80,11 @@ def read_index(directory: Path, manifest: Manifest) -> ItemIndex:
     note = manifest.retrieval
     assert note is not None
     read = _Reader(directory, manifest.files)
-    blocks, groups = len(read.array(_VECTORS, np.int8, 4)), -(-note.dim // 4)
+    groups = -(-note.dim // 4)
+    stored = read.array(_VECTORS, np.int8, (None, groups, BLOCK, 4))
+    blocks = len(stored)
     vectors = ItemVectors(
-        read.array(_VECTORS, np.int8, (blocks, groups, BLOCK, 4)),
+        stored,
         read.scales(_SCALES, blocks * BLOCK),
         read.array(_NUMBERS, np.int32, (blocks * BLOCK,)),
         note.dim,
@@ -144,21 +146,14 @@ class _Reader:
     def damage(self, name: str, reason: str) -> DamagedArtifactError:
         return DamagedArtifactError(str(self._directory), name, reason)
 
-    def array(self, name: str, dtype: type, shape: tuple[int, ...] | int) -> np.ndarray:
-        """An array of a shape, or of so many dimensions."""
+    def array(
+        self, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
+    ) -> np.ndarray:
+        """See `read_array`; row by row, as the kernel reads it."""
         self._check(name)
-        try:
-            array = map_npy(self._directory / name)
-        except UserError as error:
-            raise self.damage(name, str(error)) from error
-        fits = array.ndim == shape if isinstance(shape, int) else array.shape == shape
-        if array.dtype != dtype or not fits or not array.flags.c_contiguous:
-            expected = f"{shape} dimensions" if isinstance(shape, int) else f"shape {[*shape]}"
-            raise self.damage(
-                name,
-                f"expected {np.dtype(dtype)} of {expected}, it has {array.dtype} of shape "
-                f"{[*array.shape]}",
-            )
+        array = read_array(self._directory, name, dtype, shape)
+        if not array.flags.c_contiguous:
+            raise self.damage(name, "expected an array in C order, it has Fortran's")
         return array
 
     def scales(self, name: str, count: int) -> np.ndarray:
