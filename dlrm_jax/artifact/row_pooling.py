@@ -13,6 +13,7 @@ from dlrm_jax.artifact.row_formats import decode
 from dlrm_jax.artifact.stored_tables import StoredTable
 from dlrm_jax.errors import UserError
 from dlrm_jax.native import quantized_rows, stored_rows
+from dlrm_jax.native.thread_count import most_threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +82,7 @@ class RowPooling:
         if repeated := sorted({x for x in names if names.count(x) > 1}):
             raise UserError(f"lookups: {repeated[0]!r} is there twice")
         self.lookups = tuple(lookups)
-        self.threads = quantized_rows.threads() if threads is None else threads
-        if self.threads < 1:
-            raise UserError(f"threads: expected 1 or more, got {threads}")
+        self.threads = most_threads(threads)
         self.id_columns = max(lookup.columns[1] for lookup in lookups)
         """Least number of columns of the ids."""
         ends = np.cumsum([x.vectors * x.table.dim for x in lookups]).tolist()

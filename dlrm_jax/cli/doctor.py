@@ -17,7 +17,8 @@ import jax
 
 from dlrm_jax import processor
 from dlrm_jax.console import status
-from dlrm_jax.native import layers, library, quantized_rows
+from dlrm_jax.native import layers, library
+from dlrm_jax.native.thread_count import processors
 from dlrm_jax.text_table import text_table
 
 _EXTRAS = {
@@ -45,7 +46,7 @@ def _machine() -> list[Row]:
     cpu = devices[0].platform == "cpu"
     hint = "JAX trains here" + ("; BUILD.md says how to install it for a GPU or TPU" if cpu else "")
     return [
-        ("processor", processor.name(), f"{quantized_rows.threads()} cores for this program"),
+        ("processor", processor.name(), f"{processors()} cores for this program"),
         ("instructions", " ".join(processor.instruction_sets()) or "unknown", _bfloat16()),
         ("devices", kinds, hint),
     ]

@@ -12,6 +12,7 @@ from jaxtyping import Float32
 
 from dlrm_jax.native import library, ops
 from dlrm_jax.native.layers import Shape
+from dlrm_jax.native.thread_count import most_threads
 
 _INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
@@ -125,10 +126,10 @@ class DenseModel:
             threads: most threads to use, this one included; few samples use one.
 
         Raises:
-            ValueError: an array has another shape or dtype, or isn't contiguous.
+            ValueError: an array has another shape or dtype, or isn't contiguous; or there are no
+                threads.
         """
-        if threads < 1:
-            raise ValueError(f"threads: expected 1 or more, got {threads}")
+        threads = most_threads(threads)
         count, width = vectors.shape
         _check("dense", dense, (count, self.dense_features))
         _check("vectors", vectors, (count, max(width, self._width)))

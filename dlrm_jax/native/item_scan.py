@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dlrm_jax.native import library
+from dlrm_jax.native.thread_count import most_threads
 
 BLOCK = 32
 """Items of a block of vectors, and bits of a word of their Bloom filters."""
@@ -46,15 +47,16 @@ def address(array: np.ndarray | None) -> int | None:
     return array.__array_interface__["data"][0]  # much quicker than its ctypes
 
 
-def find(index: Index, queries: Queries, threads: int) -> None:
+def find(index: Index, queries: Queries, threads: int | None) -> None:
     """Finds the best items; Python's other threads run meanwhile.
 
     Args:
         index: items.
         queries: queries, and the arrays that get the answers.
-        threads: most threads to use, this one included; a small search uses one.
+        threads: most threads to use, this one included; a small search uses one. None for one on
+            each processor.
     """
-    _function()(ctypes.byref(index), ctypes.byref(queries), threads)
+    _function()(ctypes.byref(index), ctypes.byref(queries), most_threads(threads))
 
 
 def _function() -> Any:

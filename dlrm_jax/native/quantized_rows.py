@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from dlrm_jax.native import library
+from dlrm_jax.native.thread_count import processors
 
 
 def available() -> bool:
     """Whether the library is built."""
     return library.load()
-
-
-def threads() -> int:
-    """The number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def quantize(rows: Float32[np.ndarray, "n d"], bits: int) -> UInt8[np.ndarray, "n b"]:
@@ -44,5 +37,6 @@ def quantize(rows: Float32[np.ndarray, "n d"], bits: int) -> UInt8[np.ndarray, "
         ctypes.c_int64,
     ]
     function.restype = None
-    function(rows.ctypes.data, count, dim, bits, stored.ctypes.data, stored.shape[1], threads())
+    threads = processors()
+    function(rows.ctypes.data, count, dim, bits, stored.ctypes.data, stored.shape[1], threads)
     return stored

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
 from dlrm_jax.native import library
+from dlrm_jax.native.thread_count import most_threads
 
 LOOKUP = np.dtype(
     [
@@ -70,7 +71,7 @@ def pool(
         out.ctypes.data,
         *ids.shape,
         out.shape[1],
-        threads,
+        most_threads(threads),
     )
     return None if wrong < 0 else divmod(wrong, len(lookups))
 

@@ -189,7 +189,8 @@ def _measured(task: Task, retriever: Retriever, questions: Questions) -> dict[st
     for first in range(0, len(questions), _ROWS):
         part = slice(first, first + _ROWS)
         users = _users(task, questions.split, questions.rows[part])
-        found = retriever.search(users, most).items == questions.chosen[part, None]
+        k = min(most, retriever.index.items)
+        found = retriever.search(users, k).items == questions.chosen[part, None]
         places.append(np.where(found.any(axis=1), found.argmax(axis=1), most))
         if users.sample_weights is not None:
             weights.append(users.sample_weights.astype(np.float64))

@@ -35,7 +35,7 @@ from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory
 from dlrm_jax.native import library
-from dlrm_jax.native.quantized_rows import threads
+from dlrm_jax.native.thread_count import processors
 from dlrm_jax.retrieval.index.cells import default_cells
 from dlrm_jax.retrieval.index.item_index import ItemIndex
 from experiments.benchmarks import peers
@@ -117,7 +117,7 @@ class Faiss:
             "build",
             **{name: str(directory / f"{name}.npy") for name in names},
             cells=cells,
-            threads=FLAGS.threads or threads(),
+            threads=FLAGS.threads or processors(),
             names=FAISS,
         )
         self.version, self.seconds = answer["version"], answer["seconds"]
@@ -233,7 +233,7 @@ def main() -> None:
             path = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "faiss"
             files = [Path(peers.__file__).with_name("faiss.txt")]
             python = environment.ready(path, files, "Faiss")
-            count = str(FLAGS.threads or threads())
+            count = str(FLAGS.threads or processors())
             module = "experiments.benchmarks.peers.workers.faiss_index"
             worker = Worker("Faiss", python, module, environment={"OMP_NUM_THREADS": count})
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -243,7 +243,7 @@ def main() -> None:
             f"{FLAGS.items:,} items of {FLAGS.dim} numbers in {cells:,} cells, {FLAGS.queries} "
             f"users, {drawn.passing().mean():.1%} of the items pass the filter; native kernels: "
             f"{library.version()}; Faiss {faiss.version if faiss else 'left out'}; threads "
-            f"{FLAGS.threads or threads()}; load average {os.getloadavg()[0]:.1f}; seconds to "
+            f"{FLAGS.threads or processors()}; load average {os.getloadavg()[0]:.1f}; seconds to "
             f"build: {', '.join(f'{name} {x:.1f}' for name, x in built.items())}\n"
         )
         status(

@@ -111,7 +111,7 @@ def test_logits(bottom: tuple[int, ...], top: tuple[int, ...], vectors: int, own
     expected = drawn.expected(dense, given)
     assert np.ptp(expected) > 0.1, "nothing to compare"
     np.testing.assert_allclose(whole, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
-    for count, threads in itertools.product(ROWS, (1, 2)):
+    for count, threads in itertools.product(ROWS, (1, 2, 2**64)):
         found = logits_of(model, dense[:count], given[:count], threads)
         assert np.array_equal(found, whole[:count]), "the same bits in any batch, by any threads"
 

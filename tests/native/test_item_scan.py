@@ -54,7 +54,7 @@ def large() -> tuple[ItemIndex, np.ndarray]:
 def test_threads_change_nothing(large: tuple[ItemIndex, np.ndarray], queries: int, probes: int):
     index, vectors = large
     wanted = index.search(vectors[:queries], 100, probes=probes, threads=1)
-    for threads in (2, 5):
+    for threads in (2, 5, 2**63, 2**64):  # the last two are no number of 64 bits
         found = index.search(vectors[:queries], 100, probes=probes, threads=threads)
         np.testing.assert_array_equal(found.items, wanted.items)
         np.testing.assert_array_equal(found.scores, wanted.scores)

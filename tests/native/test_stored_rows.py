@@ -72,6 +72,8 @@ def test_threads_change_nothing():
     with ThreadPoolExecutor(4) as threads:
         for found in threads.map(pool, [ids] * 8):
             assert np.array_equal(found, wanted)
+    for most in (2**63, 2**64):  # no number of 64 bits
+        assert np.array_equal(RowPooling(lookups, threads=most)(ids), wanted)
 
 
 def test_large_results_are_the_same_bits():

@@ -132,6 +132,9 @@ def test_bad_questions():
         index.search(query, 1, probes=0)
     with pytest.raises(UserError, match="threads: expected an integer from 1 on, got 0"):
         index.search(query, 1, threads=0)
+    for k in (65_537, 2**40, 2**63, 2**64):
+        with pytest.raises(UserError, match="k: expected at most 65,536 of an index of 5 items"):
+            index.search(query, k)
     found = inspect.unwrap(ItemIndex.search)(index, query, np.int64(2)).items  # pyright: ignore[reportArgumentType]
     np.testing.assert_array_equal(found, index.search(query, 2).items)
     with pytest.raises(UserError, match="vectors: expected one or more"):

@@ -24,6 +24,8 @@ from dlrm_jax.retrieval.index.vectors import ItemVectors, in_cells, in_order, qu
 Kind = Literal["flat", "ivf"]
 """Kind of an index: every query reads all items, or those of the cells that are nearest to it."""
 
+_MOST_PLACES = 1 << 16  # those without an item are memory, too
+
 Filters = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
 """One filter for all queries, or one for each, see `Attributes.filter`."""
 
@@ -164,7 +166,8 @@ class ItemIndex:
 
         Args:
             queries: vectors of users.
-            k: number of items; there are places without an item if fewer pass the filter.
+            k: number of items; there are places without an item if fewer pass the filter. It may
+                be more than the items have, up to 65,536.
             filters: filters, see `Filters`.
             probes: cells that each query reads; None for that of the index, all of them for an
                 answer among all items.
@@ -176,6 +179,10 @@ class ItemIndex:
         for name, number in (("k", k), ("probes", probes), ("threads", threads)):
             if number is not None or name == "k":
                 check_whole(name, number, 1)
+        if k > (most := max(self.items, _MOST_PLACES)):
+            raise UserError(
+                f"k: expected at most {most:,} of an index of {self.items:,} items, got {shown(k)}"
+            )
         if not (filters is None or isinstance(filters, Mapping | Sequence)):
             raise UserError(
                 f"filters: expected attributes by name, or a list with those of each query, got "

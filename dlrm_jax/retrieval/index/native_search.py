@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32, Int8, Int32, Int64
 
-from dlrm_jax.native import item_scan, quantized_rows
+from dlrm_jax.native import item_scan
 from dlrm_jax.native.item_scan import address
 from dlrm_jax.retrieval.index import bloom
 from dlrm_jax.retrieval.index.attributes import Clause
@@ -52,7 +52,7 @@ def find(
             address(found),
             address(scores),
         ),
-        quantized_rows.threads() if threads is None else threads,
+        threads,
     )
     return found, scores
 
