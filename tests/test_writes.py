@@ -36,6 +36,7 @@ ALLOWED = {
     "data/preprocessing/serving.py: _measured": "it replaces values",
     "inference/frame_file.py: write_frames": "files of a scratch directory",
     "inference/table_files.py: write_table": "its caller's directory is that of `creating`",
+    "native/library.py: build": "the file gets its name by `move_into_place`, which flushes it",
     "retrieval/golden_queries.py: write": "its caller's directory is that of `creating`",
     "retrieval/index/index_files.py: write_index": "its caller's directory is that of `creating`",
     "serving/export.py: copy_vocabularies": "its caller's directory is that of `creating`",

@@ -1,17 +1,14 @@
-"""Builds and loads the shared library of the C++ files in this directory."""
+"""The shared library of the C++ files in this directory: where it is, and its functions."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import ctypes
 import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
-import shlex
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -20,23 +17,12 @@ import jax
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import cache_directory, locked, move_into_place
-
-_SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
-_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
-
-# Not -ffast-math: it makes a library change the rounding of tiny numbers in its whole process.
-_OPTIONS = (
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-fopenmp-simd",
-    "-fno-math-errno",
-    "-pthread",
-    "-fPIC",
-)
+from dlrm_jax.native.compiler import HEADERS, OPTIONS, SOURCES, command, compile_library, compiler
 
 SETTING = "DLRM_JAX_BUILD"
 """The name of the environment variable that forbids to build the library without being asked."""
+USE = "DLRM_JAX_KERNELS"
+"""The name of the environment variable that forbids to use it, built or not."""
 
 # The symbol of each function, by its name as a target in XLA.
 TARGETS = {
@@ -52,11 +38,34 @@ TARGETS = {
 
 
 def path() -> Path:
-    """The path of the built library, with a hash of its sources and build settings in the name."""
-    sources = [file.read_text(encoding="utf-8") for file in (*_SOURCES, *_HEADERS)]
-    made_of = (sources, importlib.metadata.version("jaxlib"), _OPTIONS, _processor())
+    """The path of the built library, with a hash of its sources and build settings in the name.
+
+    The compiler counts by its command alone: where the library is used, there may be none.
+    """
+    sources = [file.read_text(encoding="utf-8") for file in (*SOURCES, *HEADERS)]
+    made_of = (sources, importlib.metadata.version("jaxlib"), command(), OPTIONS, _processor())
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     return cache_directory() / "native" / f"kernels-{digest}.so"
+
+
+def is_built() -> bool:
+    """Whether the library is there, as it was built.
+
+    One that is cut off, such as by a copy of the cache that wasn't finished, would end the process
+    when it is loaded. A checksum lies beside it.
+    """
+    try:
+        return _sum_file(path()).read_text(encoding="ascii") == _checksum(path())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _sum_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _checksum(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def build() -> Path:
@@ -71,50 +80,25 @@ def build() -> Path:
     target = path()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        objects = [Path(directory) / f"{source.stem}.o" for source in _SOURCES]
-        # -isystem, not -I: users can't fix warnings of the header.
-        include = ("-isystem", jax.ffi.include_dir())
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-            compiled = [
-                threads.submit(_compile, *include, "-c", str(source), "-o", str(made))
-                for source, made in zip(_SOURCES, objects, strict=True)
-            ]
-            for each in compiled:
-                each.result()
         library = Path(directory) / target.name
-        _compile("-shared", *map(str, objects), "-o", str(library))
+        compile_library(library)
         try:
             ctypes.CDLL(str(library))
         except OSError as error:
             raise UserError(f"{target.parent}: the library can't be loaded: {error}") from error
+        noted = _sum_file(library)
+        noted.write_text(_checksum(library), encoding="ascii")
+        move_into_place(noted, _sum_file(target))
         move_into_place(library, target)
     return target
 
 
-def _compile(*arguments: str) -> None:
-    command = [*compiler(), *_OPTIONS, *arguments]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise UserError(
-            f"no C++ compiler named {command[0]}; install one, such as g++ or clang++, or name it "
-            f"in CXX"
-        ) from None
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.strip() or f"exit code {error.returncode}"
-        raise UserError(f"{shlex.join(command)} failed:\n{said}") from None
-
-
-def compiler() -> list[str]:
-    """The command of the C++ compiler: ``$CXX``, or else c++.
-
-    Raises:
-        UserError: ``$CXX`` is no command line.
-    """
-    try:
-        return shlex.split(os.environ.get("CXX") or "c++")
-    except ValueError as error:
-        raise UserError(f"CXX: {error}, got {os.environ['CXX']!r}") from None
+def _setting(name: str, *allowed: str) -> str:
+    """The value of an environment variable; the first of those allowed if it isn't set."""
+    found = os.environ.get(name, allowed[0])
+    if found not in allowed:
+        raise UserError(f"{name}: expected {' or '.join(allowed)}, got {found!r}")
+    return found
 
 
 def _note(error: Exception) -> None:
@@ -133,20 +117,26 @@ def _built() -> bool:
 
     Processes that start together wait for the first one's.
     """
-    if path().exists():
+    if is_built():
         return True
-    setting = os.environ.get(SETTING, "auto")
-    if setting not in ("auto", "never"):
-        raise UserError(f"{SETTING}: expected auto or never, got {setting!r}")
-    if setting == "never":
+    target = path()
+    damaged = f"{target} isn't as it was built, or {_sum_file(target).name} beside it is missing"
+    if _setting(SETTING, "auto", "never") == "never":
+        if target.exists():
+            status(
+                f"note: without the native kernels: {damaged}; python -m dlrm_jax.native builds it "
+                f"again",
+                error=True,
+            )
         return False
     try:
         if shutil.which(compiler()[0]) is None:
             raise UserError(f"no C++ compiler named {compiler()[0]}")
-        path().parent.mkdir(parents=True, exist_ok=True)
-        with locked(path().parent / "build.lock", "a build of the native kernels", wait=True):
-            if not path().exists():
-                status("building the native kernels for this processor, once", error=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.parent / "build.lock", "a build of the native kernels", wait=True):
+            if not is_built():
+                why = f"again: {damaged}" if target.exists() else "once"
+                status(f"building the native kernels for this processor, {why}", error=True)
                 build()
     except (UserError, OSError) as error:
         _note(error)
@@ -158,29 +148,44 @@ def _built() -> bool:
 def load() -> bool:
     """Registers the functions with XLA and returns whether there are any.
 
-    The library is built if it isn't there and ``$DLRM_JAX_BUILD`` isn't ``never``. The answer is
-    cached: a library that is built later counts from the next start on, so that one program doesn't
-    change its formulation half-way.
+    The library is built if it isn't there and ``$DLRM_JAX_BUILD`` isn't ``never``; with
+    ``$DLRM_JAX_KERNELS`` as ``jax``, there are none. The answer is cached: a library that is built
+    later counts from the next start on, so that one program doesn't change its formulation
+    half-way.
 
     Raises:
-        UserError: the setting is neither auto nor never.
+        UserError: a setting has another value.
     """
-    if not _built():
+    if _setting(USE, "auto", "jax") == "jax" or not _built():
         return False
     try:
-        functions()
+        library = _library()
     except OSError as error:  # another machine with the same processor made it
         _note(error)
         return False
     for target, symbol in TARGETS.items():
-        capsule = jax.ffi.pycapsule(getattr(functions(), symbol))
+        capsule = jax.ffi.pycapsule(getattr(library, symbol))
         jax.ffi.register_ffi_target(target, capsule, platform="cpu")
     return True
 
 
-@functools.cache
 def functions() -> ctypes.CDLL:
-    """The library's functions, those that are called outside of XLA among them; see `load`."""
+    """The library's functions, those that are called outside of XLA among them; see `load`.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not load():
+        raise UserError(
+            f"native kernels: expected them on this machine, found none; build them by python -m "
+            f"dlrm_jax.native (without {USE}=jax), or load the artifact here, in place of what was "
+            f"pickled where they are: it runs without them"
+        )
+    return _library()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(path()))
 
 

@@ -36,8 +36,8 @@ def available(kernels: str, backend: Backend) -> bool:
     found = backend.native_kernels and library.load()
     if kernels == "native" and not found:
         raise UserError(
-            "kernels: the native ones are not built for this machine and version of jaxlib; run "
-            "python -m dlrm_jax.native"
+            f"kernels: the native ones are not built for this machine and version of jaxlib; run "
+            f"python -m dlrm_jax.native, without {library.USE}=jax"
             if backend.native_kernels
             else f"kernels: the native ones are for CPUs, the mesh is of {backend.platform}"
         )

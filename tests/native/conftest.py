@@ -27,7 +27,7 @@ def built(cache: Path) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         cache.mkdir(exist_ok=True)
         with FileLock(cache / "lock"):
-            if not library.path().exists():
+            if not library.is_built():
                 library.build()
         library.load.cache_clear()
         assert library.load()

@@ -142,7 +142,7 @@ def settings(by_precision: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
         "loss_tolerance": {x: TOLERANCES[x] for x in PRECISIONS if x in by_precision},
         "unsteady": UNSTEADY,
         "allocator": os.environ.get("GLIBC_TUNABLES"),
-        "native_kernels": library.path().exists(),
+        "native_kernels": library.is_built(),
         "products": by_precision,
         "device": processor.name(),
         "instruction_sets": processor.instruction_sets(),

@@ -87,7 +87,7 @@ def introduction(products: Mapping[str, Mapping[str, str]]) -> str:
     sets = " ".join(processor.instruction_sets()) or "unknown"
     lines = [
         f"processor: {processor.name()}, {os.cpu_count()} cores, with {sets}",
-        f"ours has {'' if library.path().exists() else 'no '}native kernels; see BUILD.md",
+        f"ours has {'' if library.is_built() else 'no '}native kernels; see BUILD.md",
     ]
     for precision, sides in products.items():
         each = (f"{side} by {name}" for side, name in sides.items())
