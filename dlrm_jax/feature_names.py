@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import UserError, shown
 
 _LISTED = 30
 
@@ -30,6 +30,21 @@ def check_names(field: str, names: Sequence[str], count: int) -> None:
             raise UserError(f"{field}: expected names of printable characters, got {name!r}")
         if names.count(name) > 1:
             raise UserError(f"{field}: {name!r} is there twice; name each once")
+
+
+def check_encodable(field: str, texts: Iterable[str]) -> None:
+    """Checks that texts can be written in UTF-8, which Polars needs; JSON may have half characters.
+
+    Raises:
+        UserError: one can't; the message begins with the field.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{field}: expected text of whole characters, got {shown(text)}"
+            ) from error
 
 
 def check_no_pattern(field: str, names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import polars as pl
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.metadata import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.preprocessing.encoding import special_ids
+from dlrm_jax.data.preprocessing.vocabulary import check_types
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 from dlrm_jax.processes import on_process_0
@@ -119,6 +120,7 @@ def read_values(directory: Path, table: int) -> pl.DataFrame:
     path = _file(directory, metadata, table)
     with parquet.reading(f"the vocabulary {path}"):
         values = pl.read_parquet(path, columns=["value", "id"], glob=False)
+    check_types(values.schema, path)
     special = special_ids(metadata.made_from["options"].get("compatible", ""))
     others = pl.DataFrame(
         {"value": None, "meaning": list(special), "id": list(special.values())},
@@ -148,8 +150,9 @@ def names_of(directory: Path, table: int, ids: Collection[int]) -> dict[int, str
     metadata = Metadata.read(directory)
     path = _file(directory, metadata, table)
     with parquet.reading(f"the vocabulary {path}"):
-        lines = pl.scan_parquet(path, glob=False).filter(pl.col("id").is_in(list(ids)))
-        values = lines.select("value", "id").collect()
+        lines = pl.scan_parquet(path, glob=False).select("value", "id")
+        check_types(lines.collect_schema(), path)
+        values = lines.filter(pl.col("id").is_in(list(ids))).collect()
     special = special_ids(metadata.made_from["options"].get("compatible", ""))
     names = dict.fromkeys(ids, "(unused)") | {
         number: f"({meaning})" for meaning, number in special.items() if number in ids

@@ -143,6 +143,19 @@ def test_logs_that_do_not_fit_their_schema(tmp_path, change, message):
         ),
         ({"label": "y", "categorical": ["a"], "weight": ""}, "weight: expected one name, got ''"),
         ({"label": "y", "categorical": ["a"], "timestamp": ""}, "timestamp: .* one name, got ''"),
+        *(
+            ({"label": "y", "categorical": ["a"], field: value}, r"whole characters, got .*ud800")
+            for field, value in (
+                ("label", "\ud800"),
+                ("categorical", ["a", "\ud800"]),
+                ("dense", ["b\ud800"]),
+                ("weight", "\ud800"),
+                ("timestamp", "\ud800"),
+                ("groups", ["\ud800"]),
+                ("separator", "\ud800"),
+                ("header", ["y", "a", "\ud800"]),
+            )
+        ),
         (None, "expected an object with label and categorical"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import check_encodable
 
 STAND_IN = "\x1f"
 """The character that stands for a longer separator: ASCII's unit separator, hardly in any text."""
@@ -34,6 +35,8 @@ class Dialect:
 
     def __post_init__(self) -> None:
         separator, header = self.separator, self.header
+        check_encodable("schema: separator", [separator])
+        check_encodable("schema: header", header)
         if not separator:
             raise UserError(f"schema: {_SEPARATOR}, got {separator!r}")
         for character in _NOT_IN_SEPARATORS + STAND_IN * (len(separator) > 1):

@@ -13,6 +13,7 @@ from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.data.preprocessing.split_rule import SplitRule, parse_rule
 from dlrm_jax.errors import UserError
+from dlrm_jax.feature_names import check_encodable
 
 Compatible = Literal["", "reference", "torchrec"]
 
@@ -84,6 +85,7 @@ class Options:
                 raise UserError(
                     f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}"
                 )
+        check_encodable("csv_missing", self.csv_missing)
         if self.drop_negatives and len(self.schema.labels) > 1:
             raise UserError(
                 f"drop_negatives: it is for logs of one label, got {self.drop_negatives} and "

@@ -11,7 +11,7 @@ from dlrm_jax.data.formats.criteo_text import CATEGORICALS, INTEGERS
 from dlrm_jax.data.formats.dialect import Dialect
 from dlrm_jax.data.preprocessing.label_threshold import thresholds_of
 from dlrm_jax.errors import UserError
-from dlrm_jax.feature_names import check_names, check_no_pattern
+from dlrm_jax.feature_names import check_encodable, check_names, check_no_pattern
 from dlrm_jax.files import read_json
 
 TRANSFORMS = ("log", "none", "standardize", "log_standardize")
@@ -87,6 +87,7 @@ class Schema:
         for field in ("weight", "timestamp"):
             if getattr(self, field) == "":
                 raise UserError(f"schema: {field}: expected one name, got ''")
+        check_encodable("schema", [*self.columns, *self.groups])
         check_no_pattern("schema", [*self.columns, *self.groups])
         names = self.columns
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -7,7 +7,7 @@ stored as Parquet beside the arrays.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ MISSING = 1
 FIRST_VALUE = 2
 """The id of the most frequent value."""
 
+_NO_VALUES = (pl.List, pl.Array, pl.Categorical, pl.Enum, pl.Object)
 _COUNT = pl.Int64()  # those of days add up
 _DISTINCT_PER_PASS = 1 << 24
 _LARGE = 1 << 22
@@ -159,13 +160,36 @@ def rows_needed(vocabulary: pl.LazyFrame) -> int:
 
 
 def read_whole(path: Path) -> pl.DataFrame:
-    """Reads a stored vocabulary."""
+    """Reads a stored vocabulary.
+
+    Raises:
+        UserError: it can't be read, has columns of other types, an id that is none, or a value
+            twice.
+    """
     with parquet.reading(f"the vocabulary {path}"):
         vocabulary = pl.read_parquet(path, glob=False).select("value", "count", "id")
+    check_types(vocabulary.schema, path)
+    wrong = vocabulary["id"].filter(vocabulary["id"].is_null() | (vocabulary["id"] < 0))
+    if len(wrong):
+        raise UserError(_damaged(f"the vocabulary {path}", f"the id {wrong[0]}"))
     if vocabulary["value"].n_unique() < len(vocabulary):
         twice = vocabulary["value"].filter(vocabulary["value"].is_duplicated())[0]
-        raise UserError(_damaged(f"the vocabulary {path}", twice))
+        raise UserError(_damaged(f"the vocabulary {path}", f"the value {twice!r} twice"))
     return vocabulary
+
+
+def check_types(types: Mapping[str, Any], path: Path) -> None:
+    """Checks the types of a stored vocabulary's columns.
+
+    Raises:
+        UserError: ids or counts aren't integers, or values are lists, or numbers of categories.
+    """
+    wrong = [x for x in ("count", "id") if x in types and not types[x].is_integer()]
+    if isinstance(types["value"], _NO_VALUES):
+        wrong.append("value")
+    if wrong:
+        name = wrong[0]
+        raise UserError(_damaged(f"the vocabulary {path}", f"{name} of type {types[name]}"))
 
 
 def read_entries(values: pl.Series, path: Path) -> pl.DataFrame:
@@ -176,6 +200,7 @@ def read_entries(values: pl.Series, path: Path) -> pl.DataFrame:
     """
     with parquet.reading(f"the vocabulary {path}"):
         vocabulary = pl.scan_parquet(path, glob=False).select("value", "id")
+        check_types(vocabulary.collect_schema(), path)
         if vocabulary.select(pl.len()).collect().item() > _LARGE:
             flat = values.explode() if isinstance(values.dtype, pl.List) else values
             known = vocabulary.collect_schema()["value"]
@@ -210,10 +235,10 @@ def encode(
     return bags
 
 
-def _damaged(vocabulary: str, twice: Any) -> str:
+def _damaged(vocabulary: str, found: str) -> str:
     return (
-        f"{vocabulary} is damaged: it has the value {twice!r} twice; restore vocabularies/ from a "
-        f"copy, or prepare the data again"
+        f"{vocabulary} is damaged: it has {found}; restore vocabularies/ from a copy, or prepare "
+        f"the data again"
     )
 
 
@@ -251,7 +276,7 @@ def _looked_up(values: pl.Series, known: pl.DataFrame) -> pl.Series:
         ids = joined["id"]
     if is_twice:  # the ids of all rows behind it would be another row's
         twice = known["value"].filter(known["value"].is_duplicated())[0]
-        raise UserError(_damaged("its vocabulary", twice))
+        raise UserError(_damaged("its vocabulary", f"the value {twice!r} twice"))
     return ids
 
 
