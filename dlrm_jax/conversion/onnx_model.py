@@ -21,6 +21,7 @@ from jaxtyping import Float64
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.conversion.onnx_graph import dense_graph
 from dlrm_jax.conversion.own_model import OwnModel
+from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.files import creating
@@ -93,7 +94,7 @@ def _write_tables(model: OwnModel, artifact: Artifact, directory: Path) -> None:
     files = {}
     for table, rows in model.tables():
         files[table] = f"tables/{file_name(table)}.npy"
-        np.save(directory / files[table], rows)
+        write_npy(directory / files[table], rows)
     lookups = [
         {
             "feature": note.feature,

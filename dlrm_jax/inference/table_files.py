@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32
 
+from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.inference.frame_file import write_frames
@@ -58,7 +59,7 @@ def write_table(
         write_frames(_with_vectors(lines, vectors), path, ".parquet")
         return [path]
     paths = [directory / f"{file_name(table)}.npy"]
-    np.save(paths[0], vectors)
+    write_npy(paths[0], vectors)
     if values is not None:
         paths.append(directory / f"{file_name(table)}.values.parquet")
         write_frames([lines], paths[1], ".parquet")

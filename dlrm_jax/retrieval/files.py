@@ -12,6 +12,7 @@ import polars as pl
 from jaxtyping import Float32, Int32, Int64
 
 from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import replacing
 from dlrm_jax.inference.frame_file import write_frames
@@ -92,8 +93,8 @@ def write_vectors(path: Path, frames: Iterable[pl.DataFrame]) -> None:
 
 def write_array(path: Path, vectors: Float32[np.ndarray, "I d"]) -> None:
     """Writes vectors as ``.npy``, which Faiss adds to an index as they are."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, np.ascontiguousarray(vectors))
+    with replacing(path) as temporary:
+        write_npy(temporary, vectors)
 
 
 def check_free(workdir: Path) -> None:

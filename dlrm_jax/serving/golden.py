@@ -12,6 +12,7 @@ from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.files import read_array
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.data.arrays import Dataset, Examples
+from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
@@ -69,9 +70,9 @@ def write(directory: Path, predictor: Predictor, examples: Examples) -> None:
         UserError: a prediction isn't finite.
     """
     (directory / _DIRECTORY).mkdir()
-    np.save(directory / _DENSE, examples.dense)
-    np.save(directory / _IDS, np.asarray(examples.ids))
-    np.save(directory / _PREDICTIONS, predictor.predict(examples))
+    write_npy(directory / _DENSE, examples.dense)
+    write_npy(directory / _IDS, np.asarray(examples.ids))
+    write_npy(directory / _PREDICTIONS, predictor.predict(examples))
 
 
 class Golden(NamedTuple):

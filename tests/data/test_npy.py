@@ -1,13 +1,16 @@
 """NumPy files that are written chunk by chunk and mapped."""
 
+import errno
+import math
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
+from full_disk import largest_file
 
-from dlrm_jax.data.formats.npy import ArrayWriter, NpzWriter, map_npy, map_npz
+from dlrm_jax.data.formats.npy import ArrayWriter, NpzWriter, map_npy, map_npz, write_npy
 from dlrm_jax.errors import UserError
 
 
@@ -65,6 +68,17 @@ def test_an_array_has_the_bytes_that_save_writes(tmp_path, arrays):
             writer.append(array[2:])
         np.save(tmp_path / "b.npy", array)
         assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes(), name
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 4), (2, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int64])
+def test_a_whole_array_is_written(tmp_path, shape, dtype):
+    array = np.arange(math.prod(shape), dtype=dtype).reshape(shape)
+    for given in (array, np.asfortranarray(array), array[::-1] if shape else array):
+        write_npy(tmp_path / "a.npy", given)
+        found = np.load(tmp_path / "a.npy")
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, given)
 
 
 def compressed(path, arrays):
@@ -134,6 +148,12 @@ try:
 except OSError as error:
     print(type(error).__name__, error)
 """
+
+
+def test_a_full_disk_is_named(tmp_path):
+    with largest_file(1000), pytest.raises(OSError, match="File too large") as raised:
+        write_npy(tmp_path / "a.npy", np.zeros(1000, np.float32))
+    assert raised.value.errno == errno.EFBIG
 
 
 def test_a_full_disk_raises_and_does_not_kill(tmp_path):

@@ -65,6 +65,16 @@ class ArrayWriter:
         self._file.close()
 
 
+def write_npy(path: Path, array: Shaped[np.ndarray, "..."]) -> None:
+    """Writes an array as `np.save` does, whose error of a full disk doesn't say that it is full.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    with ArrayWriter(path, array.shape, array.dtype.type) as writer:
+        writer.append(np.atleast_1d(array))
+
+
 class NpzWriter(zipfile.ZipFile):
     """Writer of an .npz file with the same bytes as `np.savez`; a context manager.
 
