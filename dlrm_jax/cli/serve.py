@@ -54,10 +54,12 @@ flags.DEFINE_integer("batch_size", 1024, "Most rows of a batch; such as 8192.", 
 flags.DEFINE_integer("queue_rows", 16384, "Most rows that wait; such as 4096.", 1)
 flags.DEFINE_integer("max_rows", 8192, "Most rows of a request; such as 1000.", 1)
 flags.DEFINE_float("max_mib", 16, "Most MiB of a request; such as 1.", 0.001, 1e9)
-flags.DEFINE_float("timeout", 10, "Seconds after which a request is given up; such as 0.1.", 0.001)
+flags.DEFINE_float(
+    "timeout", 10, "Seconds after which a request is given up; such as 0.1.", 0.001, 1e9
+)
 flags.DEFINE_integer("connections", 1000, "Most connections of clients; such as 100.", 1)
 flags.DEFINE_integer(
-    "keep_alive", 60, "Seconds after which a silent connection is closed; such as 5.", 1
+    "keep_alive", 60, "Seconds after which a silent connection is closed; such as 5.", 1, 10**9
 )
 flags.DEFINE_string("token_file", None, "File of a token that requests must bear; such as token.")
 flags.DEFINE_string(

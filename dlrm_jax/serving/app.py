@@ -144,9 +144,9 @@ class App:
         return response
 
     def _check_token(self, request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        expected = f"Bearer {self._token}"
-        if self._token and not hmac.compare_digest(given.encode(), expected.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        is_same = hmac.compare_digest(given.lstrip(" ").encode(), self._token.encode())
+        if self._token and not (is_same and scheme.lower() == "bearer"):
             raise HttpError(401, "expected the bearer token", **{"www-authenticate": "Bearer"})
 
     # -- What the server and the model are ---------------------------------------------
@@ -186,15 +186,13 @@ class App:
     async def _load(self, request: Request) -> Response:
         self._predictions.check_name(request)
         await read_body(request, self._limits)
-        try:
-            new = await asyncio.to_thread(self._repository.refresh)
-        except (UserError, OSError) as error:  # it names files
-            _log.error("the versions that are served stay: %s", error)
+        new = await asyncio.to_thread(self._repository.try_refresh)
+        if new is None:  # the reason names files
             raise HttpError(
                 400,
                 f"the newest version can't be loaded, the server's log says why; served are "
                 f"{', '.join(self._repository.versions)}",
-            ) from None
+            )
         return json_response({"loaded": new, "versions": self._repository.versions})
 
 

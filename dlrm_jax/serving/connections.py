@@ -34,6 +34,10 @@ _TOO_LONG = _refusal(
 )
 
 
+class _TooLongError(Exception):
+    """Ends the parser, which answers a head that is too long as it does one that is none."""
+
+
 class _Flow(FlowControl):
     """Reads nothing more from a client while requests wait that it has sent without an answer.
 
@@ -88,7 +92,7 @@ class Connection(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _taken: asyncio.TimerHandle | None = None  # by which something of the answers must be
-    _head = 0  # bytes of headers that aren't complete
+    _unused = 0  # bytes since the last that completed a head, or were of a body
     _is_ending = False
     _is_unread = False  # what still comes
 
@@ -115,16 +119,14 @@ class Connection(HttpToolsProtocol):
         """Some bytes have come."""
         if self._is_unread:
             return
-        silent, was_head = self.timeout_keep_alive_task, self._deadline is not None
+        silent = self.timeout_keep_alive_task
+        self._unused += len(data)
         super().data_received(data)
         if self.transport.is_closing():
             return
-        is_head = self._deadline is not None
-        self._head = self._head + len(data) if was_head and is_head else 0
-        if self._head > _LONGEST_HEAD:
-            self.transport.write(_TOO_LONG)
-            self.transport.close()
-        elif silent and not is_head and self.cycle.response_complete:
+        if self._unused > _LONGEST_HEAD:
+            self._refuse_head()
+        elif silent and self._deadline is None and self.cycle.response_complete:
             # Line breaks, or the rest of a body that nobody reads: no request has begun.
             self.timeout_keep_alive_task = self.loop.call_at(
                 silent.when(), self.timeout_keep_alive_handler
@@ -148,18 +150,53 @@ class Connection(HttpToolsProtocol):
         if self._deadline is None:
             self._start_deadline()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header has come. Those behind a body, which nobody reads, aren't kept."""
+        if self._deadline:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The body is next, which has a deadline of its own."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > _LONGEST_HEAD:
+            self._unused = size
+            raise _TooLongError
         self._end_deadline()
+        self._unused = 0
         super().on_headers_complete()
         self.cycle.transport = _Ending(self)  # pyright: ignore[reportAttributeAccessIssue]
         if self._is_ending:
             self.cycle.keep_alive = False
 
+    def on_body(self, body: bytes) -> None:
+        """A part of the body has come."""
+        self._unused = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request has come."""
+        self._unused = 0
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
-        """Refuses what isn't HTTP."""
-        self.transport.write(_refusal("400 Bad Request", msg))
-        self.transport.close()
+        """Refuses what isn't HTTP, or what a callback of the parser has refused."""
+        if self._unused > _LONGEST_HEAD:
+            self._refuse_head()
+        else:
+            self.transport.write(_refusal("400 Bad Request", msg))
+            self.transport.close()
+
+    def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The client sends nothing more; what it has asked for is answered first, if that is whole.
+
+        Returns:
+            Whether the connection stays open for the answer.
+        """
+        cycle = self.cycle
+        if self._is_unread or cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        cycle.keep_alive = False  # of the last request, behind which nothing comes
+        return True
 
     def read_out(self) -> None:
         """Answers nothing more, and ends when the client does, or in time."""
@@ -184,6 +221,12 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._taken = self.loop.call_later(self.seconds, self._watch_taken, waiting)
+
+    def _refuse_head(self) -> None:
+        """Refuses headers that are too long; silently, if there is an answer before that one."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_TOO_LONG)
+        self.transport.close()
 
     def _start_deadline(self) -> None:
         self._deadline = self.loop.call_later(self.seconds, self.transport.close)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import polars as pl
 import xxhash
 
 from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
@@ -18,6 +19,8 @@ from dlrm_jax.serving.table_files import TableFiles
 from dlrm_jax.serving.tensors import model_inputs
 
 _log = logging.getLogger(__name__)
+
+_FAILURES = (Exception, pl.exceptions.PanicException)  # Polars' panics are no Exception
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Repository:
         self._loaded: dict[Version, ServedModel] = {}  # the newest last; replaced as a whole
         self._files: dict[Version, TableFiles] = {}
         self._complain = once(_log.error)
+        self._failure = ""  # why the newest versions aren't loaded
         self.refresh()
 
     @property
@@ -162,23 +166,35 @@ class Repository:
                     f"may be wrong; export to a new directory instead, and start the server again"
                 )
 
+    def try_refresh(self) -> list[str] | None:
+        """As `refresh`; None if versions can't be loaded, for whatever reason, which is logged."""
+        try:
+            new = self.refresh()
+        except _FAILURES as error:
+            self._log_failure(error)
+            return None
+        self._failure = ""
+        return new
+
+    def _log_failure(self, error: BaseException) -> None:
+        """Logs why versions can't be loaded: once, and where if no check foresaw it."""
+        is_foreseen = isinstance(error, UserError | OSError)
+        reason = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+        if reason != self._failure:
+            self._failure = reason
+            trace = None if is_foreseen else error
+            _log.error("the versions that are served stay: %s", reason, exc_info=trace)
+
     def watch(self, seconds: float, ended: threading.Event) -> None:
-        """Looks for new versions from time to time, until the event; a bad one is logged once.
+        """Looks for new versions from time to time, until the event; bad ones don't end it.
 
         Args:
             seconds: time between two looks.
             ended: event that ends it.
         """
-        complaint = ""
         while not ended.wait(seconds):
-            try:
-                if new := self.refresh():
-                    _log.info("serving version %s", ", ".join(new))
-                complaint = ""
-            except (UserError, OSError) as error:
-                if str(error) != complaint:
-                    complaint = str(error)
-                    _log.error("the versions that are served stay: %s", complaint)
+            if new := self.try_refresh():
+                _log.info("serving version %s", ", ".join(new))
 
     def close(self) -> None:
         """Answers what waits, and takes no more."""

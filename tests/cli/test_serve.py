@@ -74,7 +74,10 @@ def test_what_it_refuses(artifact: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("program", ["dlrm_jax.cli.serve"], indirect=True)
-@pytest.mark.parametrize("flag", ["--watch=1e300", "--max_mib=1e308"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--watch=1e300", "--max_mib=1e308", "--timeout=1e300", f"--keep_alive={10**30}"],
+)
 def test_numbers_that_no_clock_and_no_memory_has(program: ModuleType, flag: str):
     with pytest.raises(IllegalFlagValueError, match="in the range"):
         FLAGS([program.__name__, flag])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import socket
 import time
@@ -63,7 +64,7 @@ def test_nothing_but_a_request_keeps_a_connection(artifact: Path):
         assert all(is_refused(connection, b"") for connection in kept)
 
 
-@pytest.mark.parametrize("part", [b"a: b\r\n", b"x" * 6])
+@pytest.mark.parametrize("part", [b"a: %s\r\n" % (b"b" * 100), b"x" * 6])
 def test_headers_without_end_are_refused(artifact: Path, part: bytes):
     with serving(artifact) as client, contextlib.ExitStack() as stack:
         connection = connected(stack, client)
@@ -72,6 +73,56 @@ def test_headers_without_end_are_refused(artifact: Path, part: bytes):
             for _ in range(100):
                 connection.sendall(part * 2000)
         assert is_refused(connection, b" 431 ")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"a: %s\r\n" % (b"x" * 65_000),
+        b"a: %s\r\n" % (b"b" * 100) * 700,
+        b"%s: b\r\n" % (b"x" * 70_000),
+    ],
+)
+def test_headers_that_come_at_once_are_refused(artifact: Path, head: bytes):
+    with serving(artifact) as client, contextlib.ExitStack() as stack:
+        connection = connected(stack, client)
+        connection.sendall(
+            b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n%sx: %s\r\n\r\n" % (head, b"x" * 1000)
+        )
+        assert is_refused(connection, b" 431 ")
+        assert client.ask("GET", "/v2/health/live", headers={"a": "x" * 64_000})[0] == 200
+
+
+@pytest.mark.parametrize("trailer", [b"a: %s\r\n" % (b"b" * 100) * 300, b"a" * 30_000])
+def test_what_follows_a_body_without_end_is_refused(artifact: Path, trailer: bytes):
+    head = b"POST /v2/repository/index HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
+    with serving(artifact) as client, contextlib.ExitStack() as stack:
+        connection = connected(stack, client)
+        connection.sendall(head)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                connection.sendall(trailer)
+        assert is_refused(connection, b" 200 ")
+
+
+def test_a_client_that_sends_nothing_more_is_answered(artifact: Path):
+    line = b"GET /v2/health/live HTTP/1.1\r\n"
+    post = b"POST /predict HTTP/1.1\r\ncontent-length: 2\r\n\r\n"
+    with serving(artifact) as client, contextlib.ExitStack() as stack:
+        for sent, answers in (
+            (line + b"\r\n", [b" 200 "]),
+            (post + b"{}", [b" 400 "]),
+            (post + b"{}" + line + b"\r\n" + post + b"{}", [b" 400 ", b" 200 ", b" 400 "]),
+            (line + b"\r\n" + line, [b" 200 "]),
+            (line, []),
+            (post + b"{", []),
+            (b"", []),
+        ):
+            connection = connected(stack, client)
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            found = b"".join(iter(functools.partial(connection.recv, 1 << 16), b""))
+            assert [x[:5] for x in found.split(b"HTTP/1.1")[1:]] == answers, sent
 
 
 def test_a_client_that_reads_nothing_is_given_up(artifact: Path):

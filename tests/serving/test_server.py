@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ import polars as pl
 import pytest
 from clients import Client, serving
 
+from dlrm_jax.errors import UserError
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.http_messages import Limits
-from dlrm_jax.serving.server import listen
+from dlrm_jax.serving.repository import Version
+from dlrm_jax.serving.served_model import ServedModel
+from dlrm_jax.serving.server import Server, listen
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +212,16 @@ def test_a_body_that_is_too_long_is_refused_before_all_of_it_has_come(
 def test_a_token_is_asked_for(artifact: Path):
     with serving(artifact, token="secret") as client:
         assert client.ask("GET", "/v2/health/ready")[0] == 200
-        for headers in ({}, {"authorization": "Bearer secre"}, {"authorization": "Bearer sécret"}):
+        for headers in (
+            {},
+            {"authorization": "Bearer secre"},
+            {"authorization": "Bearer sécret"},
+            {"authorization": "Basic secret"},
+        ):
             assert client.ask("GET", "/v2/models/small", headers=headers)[0] == 401
-        assert client.ask("GET", "/v2", headers={"authorization": "Bearer secret"})[0] == 200
+        for scheme in ("Bearer", "bearer", "BEARER "):
+            headers = {"authorization": f"{scheme} secret"}
+            assert client.ask("GET", "/v2", headers=headers)[0] == 200
 
 
 def programs_of(client: Client) -> Any:
@@ -253,6 +264,57 @@ def test_versions_are_replaced_under_load(
                 thread.join()
     assert {status for status, _ in answers} == {200}
     assert len({json.dumps(answer) for _, answer in answers}) <= 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (OverflowError("too large"), "OverflowError: too large"),
+        (pl.exceptions.PanicException("index out of bounds"), "PanicException: index out"),
+        (UserError("no model"), "no model"),
+    ],
+)
+def test_no_failure_of_a_version_ends_watching(
+    artifact: Path,
+    tmp_path: Path,
+    failure: BaseException,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """It is logged once, and answered as JSON, and the next version is served."""
+    load = Server._load
+
+    def fail(server: Server, version: Version) -> ServedModel:
+        if version.name == "2":
+            raise failure
+        return load(server, version)
+
+    def tried() -> list[logging.LogRecord]:
+        return [x for x in caplog.records if "versions that are served stay" in x.getMessage()]
+
+    monkeypatch.setattr(Server, "_load", fail)
+    shutil.copytree(artifact, tmp_path / "models" / "1")
+    with serving(tmp_path / "models", watch_seconds=0.02) as client:
+        shutil.copytree(artifact, tmp_path / "2")
+        (tmp_path / "2").rename(tmp_path / "models" / "2")
+        waited(lambda: bool(tried()))
+        status, found, _ = client.ask("POST", "/v2/repository/models/small/load")
+        assert (status, found["error"][-12:]) == (400, "served are 1")
+        (record,) = tried()
+        assert message in record.getMessage()
+        assert bool(record.exc_info) == (not isinstance(failure, UserError))
+        shutil.copytree(artifact, tmp_path / "3")
+        (tmp_path / "3").rename(tmp_path / "models" / "3")
+        waited(lambda: client.server.repository.versions == ["3"])
+
+
+def waited(until: Callable[[], bool]) -> None:
+    """Waits until something is so; the test fails if it never is."""
+    end = time.monotonic() + 20
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_ports_that_are_taken():
