@@ -16,14 +16,15 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from dlrm_jax.artifact.dense_program import DenseProgram
-from dlrm_jax.artifact.files import check_content, check_present
-from dlrm_jax.artifact.manifest import LayerNote, Manifest
+from dlrm_jax.artifact.files import as_damage, check_content, check_present
+from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.native_dense import native_dense
+from dlrm_jax.artifact.notes import LayerNote
 from dlrm_jax.artifact.row_pooling import RowPooling
 from dlrm_jax.artifact.shared_pooling import SharedPooling
 from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.backend import CPU
-from dlrm_jax.data.formats.npy import map_npy
+from dlrm_jax.data.formats.npy import map_npy, write_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.native.dense_model import DenseModel
 
@@ -79,7 +80,8 @@ class Artifact:
         check_present(directory, manifest.files)
         for note in (*manifest.layers, *manifest.programs):
             check_content(directory, note.file, manifest.files[note.file])
-        return cls.open(directory, manifest)
+        with as_damage(directory):
+            return cls.open(directory, manifest)
 
     @classmethod
     def open(cls, directory: Path, manifest: Manifest) -> Artifact:
@@ -203,7 +205,7 @@ def read_layer(directory: Path, note: LayerNote) -> np.ndarray:
 
 def write_layer(path: Path, array: np.ndarray) -> None:
     """Writes an array of the dense model; bfloat16, which NumPy doesn't know, as its bits."""
-    np.save(path, array.view(np.uint16) if array.dtype == jnp.bfloat16 else array)
+    write_npy(path, array.view(np.uint16) if array.dtype == jnp.bfloat16 else array)
 
 
 def read_programs(directory: Path, manifest: Manifest) -> dict[int | None, DenseProgram]:

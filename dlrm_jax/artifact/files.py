@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import polars as pl
 
-from dlrm_jax.artifact.manifest import MANIFEST, FileNote
+from dlrm_jax.artifact.manifest import MANIFEST
+from dlrm_jax.artifact.notes import FileNote
 from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.formats.npy import map_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
+
+# What reading raises if values don't fit each other; not what a machine or a library lacks.
+_UNFIT = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
 def note_files(directory: Path) -> dict[str, FileNote]:
@@ -27,12 +33,17 @@ def check_present(directory: Path, files: Mapping[str, FileNote]) -> None:
     """Checks that all files are there, in the directory, and as long as they were.
 
     Raises:
-        DamagedArtifactError: one isn't; or its name, or any link, leads out of the directory.
+        DamagedArtifactError: one isn't; or its name, or any link, leads out of the directory; or
+            something else is there that is neither a file nor a directory, such as a pipe.
     """
     for path in directory.rglob("*"):
+        name = str(path.relative_to(directory))
         if path.is_symlink():
-            name = str(path.relative_to(directory))
             raise DamagedArtifactError(str(directory), name, "expected no link, found one")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DamagedArtifactError(
+                str(directory), name, "expected a file or a directory, found none"
+            )
     for name, note in files.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name or str(path) != name:
@@ -99,6 +110,22 @@ def read_array(
             f"{[*array.shape]}",
         )
     return array
+
+
+@contextmanager
+def as_damage(directory: Path) -> Iterator[None]:
+    """Context in which an artifact is read; values that no check foresaw are damage, too.
+
+    Raises:
+        DamagedArtifactError: the body has failed by a value.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (*_UNFIT, pl.exceptions.PolarsError) as error:
+        reason = f"what it describes can't be read: {type(error).__name__}: {error}"
+        raise DamagedArtifactError(str(directory), MANIFEST, reason) from error
 
 
 def files_of_others(directory: Path, files: Mapping[str, FileNote]) -> list[str]:

@@ -11,9 +11,18 @@ import msgspec
 import xxhash
 
 from dlrm_jax.artifact.dense_note import DenseNote
+from dlrm_jax.artifact.notes import (
+    BaselineNote,
+    Count,
+    FeatureNote,
+    FileNote,
+    LayerNote,
+    LongCount,
+    LookupNote,
+    ProgramNote,
+    TableNote,
+)
 from dlrm_jax.artifact.retrieval_note import RetrievalNote
-from dlrm_jax.artifact.row_formats import RowFormat
-from dlrm_jax.embedding import id_maps
 from dlrm_jax.errors import DamagedArtifactError, UserError
 
 FORMAT = 1
@@ -21,125 +30,8 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
 _Metrics = dict[str, float | None]
 _CHECKSUM = "checksum"
-
-
-@dataclasses.dataclass(frozen=True)
-class FileNote:
-    """A file of the artifact.
-
-    Attributes:
-        bytes: size.
-        xxh3_128: checksum of its bytes, in hexadecimal digits.
-    """
-
-    bytes: _Count
-    xxh3_128: str
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureNote:
-    """A categorical feature.
-
-    Attributes:
-        name: name, as in the log.
-        rows: number of its ids, which are 0 to rows - 1.
-        max_ids: number of its columns in the array of ids.
-    """
-
-    name: str
-    rows: _Positive
-    max_ids: _Positive
-
-
-@dataclasses.dataclass(frozen=True)
-class TableNote:
-    """A table.
-
-    Attributes:
-        name: name, as in checkpoints.
-        rows: number of rows.
-        dim: numbers of a row.
-        row_format: row format.
-        file: file of its rows, one after the other without padding.
-    """
-
-    name: str
-    rows: _Positive
-    dim: _Positive
-    row_format: RowFormat
-    file: str
-
-
-@dataclasses.dataclass(frozen=True)
-class LookupNote:
-    """A read of a table by a feature.
-
-    Attributes:
-        name: name of its vectors, which the program is given side by side in this order.
-        feature: name of the feature.
-        table: name of the table.
-        pooling: kind of pooling of a bag, see `dlrm_jax.embedding.Lookup`.
-        columns: first column of the feature in the array of ids, and the one after the last.
-        id_map: name and number of the map of the ids, such as ``{"floor_divide": 4}``.
-    """
-
-    name: str
-    feature: str
-    table: str
-    pooling: Literal["sum", "mean", "none"]
-    columns: tuple[_Count, _Count]
-    id_map: dict[id_maps.Name, _Positive] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerNote:
-    """An array of the dense model: a parameter, or a statistic.
-
-    Attributes:
-        name: name, as warm starts read it.
-        shape: shape.
-        dtype: type of the numbers.
-        file: file of the array; that of bfloat16 has its bits as uint16.
-    """
-
-    name: str
-    shape: tuple[_Count, ...]
-    dtype: str
-    file: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ProgramNote:
-    """A program: (layers, dense features, vectors) -> logits.
-
-    Attributes:
-        batch_size: number of examples; None for any.
-        file: StableHLO as `jax.export` serializes it.
-    """
-
-    batch_size: _Positive | None
-    file: str
-
-
-@dataclasses.dataclass(frozen=True)
-class BaselineNote:
-    """A split that the model predicted when it was exported, to compare what is served with.
-
-    Attributes:
-        split: name of the split.
-        edges: upper edges of the bins of probabilities, ascending; one more bin is above.
-        scores: number of rows in each bin, by label.
-        unseen: share of the values that training hadn't, or too rarely, by column.
-    """
-
-    split: str
-    edges: tuple[float, ...]
-    scores: dict[str, tuple[_Count, ...]]
-    unseen: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +61,10 @@ class Manifest:
     """
 
     name: str
-    step: _Count
+    step: LongCount
     made_by: dict[str, str]
     data: str
-    dense_features: _Count
+    dense_features: Count
     features: tuple[FeatureNote, ...]
     labels: tuple[str, ...]
     shift: float
@@ -219,6 +111,8 @@ class Manifest:
         """
         path = directory / MANIFEST
         try:
+            if path.exists() and not path.is_file():  # a pipe would wait for ever
+                raise OSError("expected a file, found none")
             content = path.read_bytes()
             text = content.decode()
             number = msgspec.json.decode(content, type=_Format).format
@@ -260,7 +154,8 @@ class Manifest:
         first = 0
         for feature in self.features:
             starts[feature.name] = (first, first := first + feature.max_ids)
-        tables = {table.name for table in self.tables}
+        tables = {table.name: table.rows for table in self.tables}
+        rows = {feature.name: feature.rows for feature in self.features}
         for lookup in self.lookups:
             if lookup.table not in tables:
                 raise _InconsistentError(f"lookup {lookup.name!r}: no table {lookup.table!r}")
@@ -268,6 +163,12 @@ class Manifest:
                 raise _InconsistentError(
                     f"lookup {lookup.name!r}: columns {[*lookup.columns]} and id_map "
                     f"{lookup.id_map} don't fit feature {lookup.feature!r}"
+                )
+            needed, there = lookup.rows_read(rows[lookup.feature]), tables[lookup.table]
+            if needed > there:
+                raise _InconsistentError(
+                    f"lookup {lookup.name!r}: ids of feature {lookup.feature!r} need {needed:,} "
+                    f"rows, table {lookup.table!r} has {there:,}"
                 )
         for item in (*self.tables, *self.layers, *self.programs):
             if item.file not in self.files:

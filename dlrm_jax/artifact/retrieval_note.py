@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
-
+from dlrm_jax.artifact.notes import Count, Positive
 from dlrm_jax.errors import UserError
-
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +20,7 @@ class AttributeNote:
     """
 
     name: str
-    columns: tuple[_Count, _Count]
+    columns: tuple[Count, Count]
     file: str
 
 
@@ -46,11 +41,11 @@ class RetrievalNote:
 
     dense: tuple[str, ...]
     item: str
-    items: _Positive
-    dim: _Positive
-    cells: _Positive
-    probes: _Positive
-    bloom_bits: _Count
+    items: Positive
+    dim: Positive
+    cells: Positive
+    probes: Positive
+    bloom_bits: Count
     attributes: tuple[AttributeNote, ...]
 
 

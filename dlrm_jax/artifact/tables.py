@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlrm_jax.artifact.manifest import LookupNote, TableNote
+from dlrm_jax.artifact.notes import LookupNote, TableNote
 from dlrm_jax.artifact.row_formats import RowFormat, encode
 from dlrm_jax.artifact.row_pooling import RowPooling, StoredLookup
 from dlrm_jax.artifact.stored_tables import StoredTable, map_table

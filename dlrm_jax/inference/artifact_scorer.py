@@ -17,9 +17,10 @@ from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.data.arrays import Split
-from dlrm_jax.data.metadata import METADATA
+from dlrm_jax.data.metadata import METADATA, Metadata
+from dlrm_jax.data.preprocessing.serving import files_of
 from dlrm_jax.embedding.table import check_whole
-from dlrm_jax.errors import UserError
+from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.inference.scorer import Inputs
 from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.mesh import parse_mesh
@@ -86,8 +87,24 @@ def inputs_of(manifest: Manifest) -> Inputs:
 
 
 def kept_by(directory: Path, manifest: Manifest) -> Path | None:
-    """The directory of an artifact that maps raw values to ids; None if it has none."""
-    return directory / PREPROCESSING if f"{PREPROCESSING}/{METADATA}" in manifest.files else None
+    """The directory of an artifact that maps raw values to ids; None if it has none.
+
+    Raises:
+        DamagedArtifactError: its description can't be read, or the manifest doesn't name all of its
+            files.
+    """
+    description = f"{PREPROCESSING}/{METADATA}"
+    if description not in manifest.files:
+        return None
+    kept = directory / PREPROCESSING
+    try:
+        needed = files_of(Metadata.read(kept))
+    except UserError as error:
+        raise DamagedArtifactError(str(directory), description, str(error)) from error
+    for name in (f"{PREPROCESSING}/{file}" for file in needed):
+        if name not in manifest.files:
+            raise DamagedArtifactError(str(directory), name, "the manifest doesn't name it")
+    return kept
 
 
 class Loaded(NamedTuple):

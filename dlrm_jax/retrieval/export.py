@@ -13,7 +13,8 @@ from jaxtyping import Int64
 
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.files import note_files
-from dlrm_jax.artifact.manifest import FeatureNote, Manifest, TableNote
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.notes import FeatureNote, TableNote
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.artifact.tables import write_rows
 from dlrm_jax.data.arrays import Examples, Split

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from dlrm_jax.artifact.files import files_of_others, read_array
+from dlrm_jax.artifact.files import as_damage, files_of_others, read_array
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.data.arrays import Examples
+from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
+from dlrm_jax.inference.artifact_scorer import kept_by
 from dlrm_jax.retrieval.index import index_files
 from dlrm_jax.retrieval.retriever import Retriever
 from dlrm_jax.serving.sensitivity import FLOAT32, Tolerance
@@ -62,7 +64,7 @@ def write(directory: Path, retriever: Retriever, users: Examples) -> None:
     found = retriever.index.search(vectors, _ITEMS)
     arrays = (users.dense, np.asarray(users.ids), vectors, found.items, found.scores)
     for name, array in zip(_FILES, arrays, strict=True):
-        np.save(directory / name, array)
+        write_npy(directory / name, array)
 
 
 def verify(directory: Path) -> Verified:
@@ -75,6 +77,9 @@ def verify(directory: Path) -> Verified:
     manifest = read_whole(directory, (*_FILES, index_files.ITEMS))
     retriever = Retriever.load(directory)
     _ = retriever.items
+    if kept_by(directory, manifest):
+        with as_damage(directory):
+            _ = retriever.encoder
     users, expected = _users(directory, manifest)
     items = read_array(directory, _FOUND, np.int64, (len(users), None))
     scores = read_array(directory, _SCORES, np.float32, items.shape)

@@ -11,6 +11,7 @@ import polars as pl
 from jaxtyping import Float32, Int32
 
 from dlrm_jax.artifact.artifact import Artifact
+from dlrm_jax.artifact.files import as_damage
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.retrieval_note import RetrievalNote
 from dlrm_jax.data.arrays import Examples
@@ -60,7 +61,8 @@ class Retriever:
                 f"expected an artifact of two towers, but {directory} is one of a click model; "
                 f"load it by dlrm_jax.inference.predictor.Predictor"
             )
-        return cls(artifact, read_index(directory, artifact.manifest))
+        with as_damage(directory):
+            return cls(artifact, read_index(directory, artifact.manifest))
 
     @property
     def note(self) -> RetrievalNote:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from dlrm_jax.artifact.manifest import BaselineNote
+from dlrm_jax.artifact.notes import BaselineNote
 from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues

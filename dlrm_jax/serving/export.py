@@ -16,14 +16,8 @@ from jaxtyping import Float32
 from dlrm_jax.artifact.artifact import Artifact, split_vectors, write_layer
 from dlrm_jax.artifact.dense_program import export_programs
 from dlrm_jax.artifact.files import note_files
-from dlrm_jax.artifact.manifest import (
-    BaselineNote,
-    FeatureNote,
-    LayerNote,
-    LookupNote,
-    Manifest,
-    ProgramNote,
-)
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.notes import BaselineNote, FeatureNote, LayerNote, LookupNote, ProgramNote
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.artifact.tables import map_lookups
 from dlrm_jax.data.arrays import Dataset

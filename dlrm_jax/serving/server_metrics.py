@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from dlrm_jax.artifact.manifest import BaselineNote
+from dlrm_jax.artifact.notes import BaselineNote
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from dlrm_jax.artifact.manifest import TableNote
+from dlrm_jax.artifact.notes import TableNote
 from dlrm_jax.artifact.row_formats import RowFormat, row_bytes
 from dlrm_jax.artifact.tables import write_rows
 from dlrm_jax.feature_names import file_name

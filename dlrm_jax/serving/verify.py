@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from dlrm_jax.artifact.files import check_content, check_present, files_of_others
+from dlrm_jax.artifact.files import as_damage, check_content, check_present, files_of_others
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.errors import DamagedArtifactError
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer
@@ -43,6 +43,9 @@ def verify(directory: Path) -> Verified:
     """
     manifest = read_whole(directory, golden.FILES)
     predictor = Predictor.load(directory)
+    if predictor.vocabularies:
+        with as_damage(directory):
+            _ = predictor.row_encoder
     assert isinstance(predictor.scorer, ArtifactScorer)
     artifact = predictor.scorer.artifact
     programs = artifact.programs.values()

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from dlrm_jax.artifact.dense_note import DenseNote, LinearNote
-from dlrm_jax.artifact.manifest import (
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.notes import (
     FeatureNote,
     FileNote,
     LayerNote,
     LookupNote,
-    Manifest,
     ProgramNote,
     TableNote,
 )

@@ -11,17 +11,14 @@ from typing import Any
 
 import pytest
 
-from dlrm_jax.artifact.manifest import (
-    MANIFEST,
+from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact, signed_text
+from dlrm_jax.artifact.notes import (
     FeatureNote,
     FileNote,
     LayerNote,
     LookupNote,
-    Manifest,
     ProgramNote,
     TableNote,
-    is_artifact,
-    signed_text,
 )
 from dlrm_jax.errors import DamagedArtifactError
 
@@ -71,6 +68,23 @@ def test_round_trip(tmp_path: Path):
         ("lookups.1.id_map.floor_divide", 0, r"Expected `int` >= 1"),
         ("lookups.1.id_map.remainder", 2, "don't fit feature 'b'"),
         ("files", {}, "files: 'tables/a.rows' isn't among them"),
+        *(
+            (place, 2**31, r"Expected `int` <= 2147483647")
+            for place in (
+                "features.0.rows",
+                "features.0.max_ids",
+                "tables.0.rows",
+                "tables.0.dim",
+                "dense_features",
+                "lookups.0.columns.1",
+                "lookups.1.id_map.floor_divide",
+                "programs.1.batch_size",
+            )
+        ),
+        ("step", 2**63, "Expected `int`"),
+        ("features.0.rows", 8, "'a': ids of feature 'a' need 8 rows, table 'a' has 7"),
+        ("features.1.rows", 13, "'b.quotient': ids of feature 'b' need 4 rows, table 'b' has 3"),
+        ("lookups.1.id_map", {"remainder": 4}, "ids of feature 'b' need 4 rows, table 'b' has 3"),
     ],
 )
 def test_a_damaged_field_is_named(place: str, value: Any, message: str, tmp_path: Path):

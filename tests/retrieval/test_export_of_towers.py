@@ -223,6 +223,24 @@ def test_files_that_do_not_fit_are_refused(copy: Path, name: str, change, messag
         Retriever.load(copy)
 
 
+def test_more_items_than_memory_holds(copy: Path):
+    """The numbers of so many would take 16 GiB."""
+    manifest = Manifest.read(copy)
+    assert manifest.retrieval
+    many = dataclasses.replace(manifest.retrieval, items=2**31 - 1)
+    dataclasses.replace(manifest, retrieval=many).write(copy)
+    with pytest.raises(DamagedArtifactError, match=r"expected each of 2,147,483,647 items once"):
+        Retriever.load(copy)
+
+
+def test_vocabularies_of_other_types(copy: Path):
+    path = copy / "preprocessing" / "vocabularies" / "0.parquet"
+    pl.read_parquet(path).with_columns(pl.col("id").cast(pl.Float64)).write_parquet(path)
+    rewritten(copy)
+    with pytest.raises(UserError, match="it has id of type Float64"):
+        golden_queries.verify(copy)
+
+
 @pytest.mark.parametrize("number", [None, -1])
 def test_values_without_an_id_are_refused(copy: Path, number: int | None):
     path = copy / "index" / "values_shop.parquet"

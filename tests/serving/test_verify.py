@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from dlrm_jax.artifact.dense_program import DenseProgram
@@ -90,6 +91,68 @@ def test_links_do_not_lead_elsewhere(copy: Path, name: str):
         Predictor.load(copy)
 
 
+@pytest.mark.parametrize("name", ["0.parquet", "more", "../../pipe"])
+def test_pipes_are_refused_that_nobody_names(copy: Path, name: str):
+    """Whatever reads one would wait for ever."""
+    name = f"preprocessing/vocabularies/{name}"
+    noted = Manifest.read(copy).files
+    rewritten(copy, files={x: y for x, y in noted.items() if x != name})
+    (copy / name).unlink(missing_ok=True)
+    os.mkfifo(copy / name)
+    for read in (verify, Predictor.load):
+        with pytest.raises(DamagedArtifactError, match="expected a file or a directory, found non"):
+            read(copy)
+
+
+def test_a_pipe_is_no_manifest(copy: Path):
+    (copy / MANIFEST).unlink()
+    os.mkfifo(copy / MANIFEST)
+    with pytest.raises(UserError, match=r"is no artifact: cannot read .*: expected a file"):
+        verify(copy)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_vocabularies_must_be_named(copy: Path, is_there: bool):
+    name = "preprocessing/vocabularies/1.parquet"
+    noted = Manifest.read(copy).files
+    rewritten(copy, files={x: y for x, y in noted.items() if x != name})
+    if not is_there:
+        (copy / name).unlink()
+    for read in (verify, Predictor.load):
+        with pytest.raises(DamagedArtifactError, match=rf"{name}: the manifest doesn't name it"):
+            read(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (pl.col("id").cast(pl.String).cast(pl.Categorical), "id of type Categorical"),
+        (pl.col("id").cast(pl.String).cast(pl.Binary), "id of type Binary"),
+        (pl.col("value").cast(pl.String).cast(pl.Categorical), "value of type Categorical"),
+        (pl.concat_list("value"), r"value of type List\(String\)"),
+        (pl.lit(-7, pl.Int32).alias("id"), "the id -7"),
+        (pl.lit(None, pl.Int32).alias("id"), "the id None"),
+        (pl.lit("a").alias("value"), "the value 'a' twice"),
+    ],
+)
+def test_vocabularies_of_other_types(copy: Path, change: pl.Expr, message: str):
+    path = copy / "preprocessing" / "vocabularies" / "1.parquet"
+    pl.read_parquet(path).with_columns(change).write_parquet(path)
+    rewritten(copy, files=note_files(copy))
+    with pytest.raises(UserError, match=rf"1\.parquet is damaged: it has {message}; restore"):
+        verify(copy)
+
+
+def test_values_that_no_check_foresaw_are_damage(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    def too_large(*_: object) -> None:
+        raise OverflowError("too large")
+
+    monkeypatch.setattr("dlrm_jax.artifact.artifact.read_programs", too_large)
+    with pytest.raises(DamagedArtifactError, match=r"OverflowError: too large") as raised:
+        Predictor.load(copy)
+    assert isinstance(raised.value.__cause__, OverflowError)
+
+
 def test_other_predictions_are_found(copy: Path, monkeypatch: pytest.MonkeyPatch):
     path = copy / "golden" / "probabilities.npy"
     expected = np.load(path)
@@ -139,9 +202,9 @@ def test_layers_and_tables_that_do_not_fit_the_manifest(copy: Path):
     with pytest.raises(DamagedArtifactError, match=r"expected float32 of shape \[2, 2\], it has"):
         Predictor.load(copy)
     (table, *rest) = manifest.tables
-    rewritten(copy, layers=manifest.layers, tables=(dataclasses.replace(table, rows=9), *rest))
+    rewritten(copy, layers=manifest.layers, tables=(dataclasses.replace(table, rows=99), *rest))
     with pytest.raises(
-        DamagedArtifactError, match=r"C1\.rows: .*, 9 rows of 4 numbers .*, got 672"
+        DamagedArtifactError, match=r"C1\.rows: .*, 99 rows of 4 numbers .*, got 672"
     ):
         Predictor.load(copy)
 

@@ -27,7 +27,7 @@ from dlrm_jax.data.preprocessing.loaded_vocabulary import LoadedVocabulary
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.sources import Source
-from dlrm_jax.data.preprocessing.standardization import Scales, read_scales
+from dlrm_jax.data.preprocessing.standardization import SCALES, Scales, read_scales
 from dlrm_jax.errors import UserError
 
 _PLACES = 1 << 24  # of bags that are encoded at a time, 4 bytes each
@@ -225,6 +225,17 @@ class LogEncoder:
             bags = [expand(ids[:, 0], table) for ids, table in pairs]
         labels = label_arrays(rows, self.options.schema)
         return Examples(np.ascontiguousarray(dense), np.concatenate(bags, axis=1), labels)
+
+
+def files_of(metadata: Metadata) -> list[str]:
+    """Names of the files that a `LogEncoder` reads beside the description.
+
+    Raises:
+        UserError: the description isn't one.
+    """
+    schema = serving_options(metadata).schema
+    names = [f"{VOCABULARIES}/{owner}.parquet" for owner in sorted({*schema.owners})]
+    return [*names, SCALES] if schema.standardized else names
 
 
 def serving_options(metadata: Metadata) -> Options:

@@ -17,7 +17,8 @@ from dlrm_jax.files import replacing
 
 _log = logging.getLogger(__name__)
 
-_FILE = f"{VOCABULARIES}/dense.parquet"
+SCALES = f"{VOCABULARIES}/dense.parquet"
+"""Name of the file of the scales."""
 
 _ROUNDING = 1e-12
 """The deviation, relative to the mean, up to which it is of rounding.
@@ -69,7 +70,7 @@ def learn_scales(
         known: directory whose scales are kept, for data that grow; None to learn them.
     """
     names = schema.standardized
-    path = directory / _FILE
+    path = directory / SCALES
     if not names or path.exists():
         return
     if known:
@@ -106,7 +107,7 @@ def read_scales(directory: Path, schema: Schema) -> Scales:
                 "%s: column %s has the one number %.10g in training, and its deviation %.3g is of "
                 "rounding: it counts as 1. A model of these data may have been trained on other "
                 "numbers of this column; to correct both, prepare the data and train again",
-                directory / _FILE, name, mean, deviation,
+                directory / SCALES, name, mean, deviation,
             )  # fmt: skip
     return Scales(scales)
 
@@ -117,7 +118,7 @@ def _unit(mean: float, deviation: float) -> float:
 
 
 def _read(directory: Path, schema: Schema) -> pl.DataFrame:
-    path = directory / _FILE
+    path = directory / SCALES
     with parquet.reading(f"the scales {path}"):
         found = pl.read_parquet(path, glob=False).select("column", "mean", "deviation")
     if tuple(found["column"]) != schema.standardized:

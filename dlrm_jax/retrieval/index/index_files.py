@@ -12,6 +12,7 @@ from dlrm_jax.artifact.files import read_array
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.retrieval_note import AttributeNote, RetrievalNote
 from dlrm_jax.data.formats import parquet
+from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.feature_names import file_name, listed
 from dlrm_jax.native.item_scan import BLOCK
@@ -61,7 +62,7 @@ def write_index(
             attribute.values.write_parquet(directory / file)
             notes.append(AttributeNote(attribute.name, attribute.columns, file))
     for name, array in arrays.items():
-        np.save(directory / name, array)
+        write_npy(directory / name, array)
     items.write_parquet(directory / ITEMS)
     bits = 0 if index.bits is None else index.bits.shape[1]
     shape = len(items), index.vectors.dim, index.cells, index.probes
@@ -90,13 +91,13 @@ def read_index(directory: Path, manifest: Manifest) -> ItemIndex:
         note.dim,
     )
     there = np.sort(vectors.numbers[vectors.numbers != -1])
-    if not np.array_equal(there, np.arange(note.items)):
+    if len(there) != note.items or not np.array_equal(there, np.arange(note.items)):
         raise read.damage(_NUMBERS, f"expected each of {note.items:,} items once")
     starts = np.array(read.array(_STARTS, np.int64, (note.cells + 1,)))
     if starts[0] != 0 or starts[-1] != blocks or (starts[1:] < starts[:-1]).any():
         raise read.damage(_STARTS, f"expected ascending numbers from 0 to {blocks:,}")
     centroids = None
-    if note.cells > 1:
+    if note.cells > 1:  # as many as there are starts, so no more than fit into memory
         numbers = in_order(note.cells)
         centroids = ItemVectors(
             read.array(_CENTROIDS, np.int8, (len(numbers) // BLOCK, groups, BLOCK, 4)),
