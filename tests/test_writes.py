@@ -21,7 +21,6 @@ OF_MODULES = {"np.save", "np.savez", "os.rename", "os.replace", "shutil.move", "
 
 # Functions that write outside of a `with replacing(…)` or `creating(…)`, and why they may.
 ALLOWED = {
-    "artifact/artifact.py: write_layer": "its caller's directory is that of `creating`",
     "artifact/manifest.py: write": "its caller's directory is that of `creating`",
     "artifact/tables.py: write_rows": "its caller's directory is that of `creating`",
     "cli/generate.py: write_log": "its caller's directory is that of `creating`",
@@ -35,13 +34,10 @@ ALLOWED = {
     "data/movielens/formats.py: _ratings_with_header": "it renames columns",
     "data/preprocessing/serving.py: _measured": "it replaces values",
     "inference/frame_file.py: write_frames": "files of a scratch directory",
-    "inference/table_files.py: write_table": "its caller's directory is that of `creating`",
     "native/library.py: build": "the file gets its name by `move_into_place`, which flushes it",
-    "retrieval/golden_queries.py: write": "its caller's directory is that of `creating`",
     "retrieval/index/index_files.py: write_index": "its caller's directory is that of `creating`",
     "serving/export.py: copy_vocabularies": "its caller's directory is that of `creating`",
     "serving/export.py: write_dense": "its caller's directory is that of `creating`",
-    "serving/golden.py: write": "its caller's directory is that of `creating`",
     "serving/table_variants.py: keep": "files within that directory get their last names",
     "training/metadata.py: write_metadata": "the checkpoint is flushed when it is complete",
     "training/record.py: _open": "lines are appended, and flushed before each checkpoint",
