@@ -47,15 +47,19 @@ define_run_flags(
 )
 flags.DEFINE_list("meshes", ["2x4", "1x8"], "Meshes to compare with 1x1; such as 2x4,1x8.")
 define_numbers("batch_sizes", (2048, 8192), "Batch sizes; such as 2048,8192.", low=1)
-flags.DEFINE_list("optimizers", ["sgd", "rowwise_adagrad"], "Optimizers of the tables.")
-flags.DEFINE_list("compute_dtypes", ["float32", "bfloat16"], "Types of the dense model's products.")
+flags.DEFINE_list("optimizers", ["sgd", "rowwise_adagrad"], "Optimizers; such as adam.")
+flags.DEFINE_list(
+    "compute_dtypes",
+    ["float32", "bfloat16"],
+    "Types of products; such as float32.",
+)
 flags.DEFINE_integer("rounds", 7, "Rounds in which each step is timed; such as 30.", 1)
 flags.DEFINE_integer("samples_per_round", 16384, "Samples of a step's turn; such as 65536.", 1)
 flags.DEFINE_bool("json", False, "Prints a list of JSON objects.")
 
 
 def compare(config: Config, meshes: Sequence[str]) -> list[dict[str, Any]]:
-    """Times the steps of a config on one device and on each of the meshes, and says how they did."""
+    """The times of a config on one device and on each of the meshes."""
     steps = {name: Steps(config, make_learner(config, make_mesh(name))) for name in (_ONE, *meshes)}
     for each in steps.values():
         each.run(BATCHES)
@@ -105,7 +109,7 @@ def main() -> None:
     if FLAGS.json:
         print(json.dumps(found, indent=1))
     else:
-        print(text_table(found[0], [[_short(value) for value in row.values()] for row in found]))
+        print(text_table(list(found[0]), [[*map(_short, row.values())] for row in found]))
 
 
 def _short(value: Any) -> str:
