@@ -196,7 +196,7 @@ def _layer_forward(
 def _transposed(kernel: Float[Array, "in out"]) -> Float[Array, "out in"]:
     """A transposed copy of weights, which XLA moves out of a loop over samples.
 
-    XLA's own copy took 7 % of a step of 2048 on 2x4, where each device makes one.
+    XLA's own copies, one on each of 8 emulated devices, took 3.2 of some 75 ms of processor time.
     """
     if kernel.dtype == jnp.float32 and library.load():
         return ops.transposed(kernel)

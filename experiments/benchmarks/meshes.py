@@ -3,9 +3,12 @@
     python -m experiments.benchmarks.meshes --preset=kaggle
 
 For each batch size, optimizer of the tables and type of the dense model's products, a line a mesh:
-the median step, the median of the rounds' ratios to one device, the quartiles of these, and the
-latency from core to core (see `experiments.benchmarks.cores`). The one device is the first of as
-many as the largest mesh has; the others idle. ``--json`` prints a list of objects.
+the median step, the median of the rounds' ratios to one device and the quartiles of these; the
+processor time of a step, of all threads, and its ratio; and the latency from core to core (see
+`experiments.benchmarks.cores`). The ratio of processor times is that of the work: it leaves out
+how long devices wait for each other, and means something beside other programs, too. The one device
+is the first of as many as the largest mesh has; the others idle. ``--json`` prints a list of
+objects.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import gc
 import itertools
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -68,11 +72,14 @@ def compare(config: Config, meshes: Sequence[str]) -> list[dict[str, Any]]:
     for name, each in steps.items():
         # The first step after another program isn't timed.
         runs[f"{name} first"] = partial(each.run, 1)
-        runs[name] = partial(each.run, count)
-    times = in_turn(runs, FLAGS.rounds)
+        runs[name] = partial(_wall_and_processor, each, count)
+    rounds = in_turn(runs, FLAGS.rounds)
     found = []
+    times = {name: [wall for wall, _ in rounds[name]] for name in steps}
+    processor = {name: [used for _, used in rounds[name]] for name in steps}
     for name in steps:
         lower, ratio, upper = ratio_quartiles(times[name], times[_ONE])
+        _, processor_ratio, _ = ratio_quartiles(processor[name], processor[_ONE])
         found.append(
             {
                 "batch_size": config.batch_size,
@@ -82,10 +89,19 @@ def compare(config: Config, meshes: Sequence[str]) -> list[dict[str, Any]]:
                 "median_ms": 1e3 * statistics.median(times[name]),
                 "ratio": ratio,
                 "ratio_quartiles": [lower, upper],
-                "core_round_trip_us": extremes(times["round_trips"]),
+                "processor_ms": 1e3 * statistics.median(processor[name]),
+                "processor_ratio": processor_ratio,
+                "core_round_trip_us": extremes(rounds["round_trips"]),
             }
         )
     return found
+
+
+def _wall_and_processor(steps: Steps, count: int) -> tuple[float, float]:
+    """Seconds of a step, and processor seconds of all threads."""
+    begun = time.process_time()
+    seconds = steps.run(count)
+    return seconds, (time.process_time() - begun) / count
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ def test_each_mesh_beside_one_device():
     for one, two in zip(found[::2], found[1::2], strict=True):
         assert one["ratio"] == 1
         assert two["ratio"] == pytest.approx(two["median_ms"] / one["median_ms"])  # of one round
+        assert two["processor_ratio"] == pytest.approx(two["processor_ms"] / one["processor_ms"])
         assert two["core_round_trip_us"] == {"min": 0.5, "max": 0.5}
 
 
