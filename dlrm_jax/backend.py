@@ -30,8 +30,6 @@ class Backend:
             goes from one to the next without waiting for the host; not many, because the batches
             of all are in memory. None on emulated devices, where two programs at once can hang,
             see `mesh.emulate_devices`.
-        one_thread: whether XLA computes on one thread of each device. Threads of several for each
-            operation, on fewer cores, only take each other's caches.
         native_kernels: whether `dlrm_jax.native` has kernels for it, if they are built.
         host_memory: whether all devices share the memory of the machine.
         widens_short_floats: whether XLA makes a float32 copy of a whole array of shorter floats
@@ -47,16 +45,10 @@ class Backend:
     flat_all_reduce: bool = False
     unroll_micro_batches: bool = False
     programs_ahead: int = 2
-    one_thread: bool = False
     native_kernels: bool = False
     host_memory: bool = False
     widens_short_floats: bool = False
     atomic_scatters: bool = False
-
-    @property
-    def compiler_options(self) -> dict[str, bool]:
-        """The options of XLA for programs on this backend."""
-        return {"xla_cpu_multi_thread_eigen": False} if self.one_thread else {}
 
 
 CPU = Backend(
@@ -87,10 +79,10 @@ def backend_of(mesh: Mesh) -> Backend:
     platform = mesh.devices.flat[0].platform
     if is_accelerator(platform):
         return backend_named(platform)
-    if mesh.size == 1:
-        return CPU
-    crowded = len(mesh.local_devices) >= (os.cpu_count() or 1)
-    return dataclasses.replace(CPU, emulated=True, one_thread=crowded, programs_ahead=0)
+    emulated = mesh.size > 1
+    return dataclasses.replace(
+        CPU, emulated=emulated, programs_ahead=0 if emulated else CPU.programs_ahead
+    )
 
 
 def scatters_vary(mesh: Mesh) -> bool:

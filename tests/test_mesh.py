@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
-from dlrm_jax.backend import backend_of, scatters_vary
+from dlrm_jax.backend import scatters_vary
 from dlrm_jax.errors import UserError
 from dlrm_jax.mesh import (
     batch_sharding,
@@ -96,15 +96,6 @@ def test_gpus_sum_scatters_alike_only_with_a_flag(monkeypatch):
     assert not scatters_vary(make_mesh("1x2"))
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops=true")
     assert not scatters_vary(gpus)
-
-
-@pytest.mark.parametrize(
-    ("cores", "options"), [(2, {"xla_cpu_multi_thread_eigen": False}), (64, {})]
-)
-def test_emulated_devices_that_fill_the_cores_have_one_thread_each(cores, options, monkeypatch):
-    monkeypatch.setattr("dlrm_jax.backend.os.cpu_count", lambda: cores)
-    assert backend_of(make_mesh("2x4")).compiler_options == options
-    assert backend_of(make_mesh("1x1")).compiler_options == {}
 
 
 def test_devices_are_shared_out_among_processes(monkeypatch):

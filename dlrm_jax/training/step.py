@@ -74,8 +74,7 @@ def make_train_step(learner: Learner) -> TrainStep:
         state = TrainState(state.step + 1, params, optimizer, embedding, model_state)
         return state, loss / total
 
-    options = learner.backend.compiler_options
-    return jax.jit(train_step, donate_argnames="state", compiler_options=options)
+    return jax.jit(train_step, donate_argnames="state")
 
 
 def make_predict(learner: Learner) -> Predict:
