@@ -17,7 +17,7 @@ template <typename MakeWork>
 void ForExamples(ffi::ThreadPool pool, int64_t n, const MakeWork& make_work) {
   const int64_t chunks = (n + kLanes - 1) / kLanes;
   // Several tasks for each thread, as threads may differ in speed.
-  const int64_t tasks = std::clamp<int64_t>(chunks / 2, 1, 4 * pool.num_threads() + 1);
+  const int64_t tasks = std::clamp<int64_t>(chunks / 2, 1, 4 * Threads(pool) + 1);
   Parallel(pool, tasks, [&](int64_t task) {
     auto work = make_work();
     for (int64_t i = chunks * task / tasks; i < chunks * (task + 1) / tasks; ++i)

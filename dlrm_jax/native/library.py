@@ -34,6 +34,7 @@ TARGETS = {
     "dlrm_jax_pack": "DlrmJaxPack",
     "dlrm_jax_mlp": "DlrmJaxMlp",
     "dlrm_jax_mlp_back": "DlrmJaxMlpBack",
+    "dlrm_jax_transposed": "DlrmJaxTransposed",
 }
 
 

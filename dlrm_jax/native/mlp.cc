@@ -20,7 +20,7 @@ std::vector<Layer> Layers(ffi::Span<const int64_t> widths, ffi::Span<const int64
   return layers;
 }
 
-auto Threads(ffi::ThreadPool& pool) {
+auto OnPool(ffi::ThreadPool& pool) {
   return [&pool](int64_t tasks, const auto& work) { Parallel(pool, tasks, work); };
 }
 
@@ -29,7 +29,7 @@ ffi::Error PackAs(ffi::ThreadPool& pool, const std::vector<Layer>& layers, ffi::
                   bool both, uint32_t* packed) {
   std::vector<const float*> kernels;
   for (size_t i = 0; i < args.size(); ++i) kernels.push_back(args.get<Array>(i)->typed_data());
-  mlp::Pack<Type>(layers, kernels, packed, both, Threads(pool));
+  mlp::Pack<Type>(layers, kernels, packed, both, OnPool(pool));
   return ffi::Error::Success();
 }
 
@@ -52,7 +52,7 @@ ffi::Error ForwardAs(ffi::ThreadPool& pool, const std::vector<Layer>& layers, ff
     hidden.push_back(static_cast<typename Type::Number*>((*rets.get<ffi::AnyBuffer>(i))->untyped_data()));
   mlp::Forward<Type>(layers, mlp::Packed<Type>(layers, packed, both), biases,
                      static_cast<const Number*>(x.untyped_data()), x.dimensions()[0], hidden,
-                     result, pool.num_threads(), Threads(pool));
+                     result, Threads(pool), OnPool(pool));
   return ffi::Error::Success();
 }
 
@@ -83,7 +83,7 @@ ffi::Error BackwardAs(ffi::ThreadPool& pool, const std::vector<Layer>& layers, f
   float* const d_x = rets.size() > 2 * count ? (*rets.get<Array>(2 * count))->typed_data() : nullptr;
   mlp::Backward<Type>(layers, mlp::Packed<Type>(layers, packed, true),
                       static_cast<const Number*>(x.untyped_data()), hidden, result, d_result,
-                      x.dimensions()[0], d_x, d_kernels, d_biases, pool.num_threads(), Threads(pool));
+                      x.dimensions()[0], d_x, d_kernels, d_biases, Threads(pool), OnPool(pool));
   return ffi::Error::Success();
 }
 

@@ -166,6 +166,16 @@ def interact_back(
     return d_x, d_vectors
 
 
+def transposed(x: Float[Array, "n m"]) -> Float[Array, "m n"]:
+    """The transpose of a matrix, as an array of its own.
+
+    Args:
+        x: matrix, float32.
+    """
+    shape = jax.ShapeDtypeStruct(x.shape[::-1], x.dtype)
+    return jax.ffi.ffi_call("dlrm_jax_transposed", shape)(x)
+
+
 def pairs(vectors: int, self_interaction: bool) -> int:
     """The number of pairs of vectors.
 

@@ -10,13 +10,34 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
-// Runs work(0) ... work(tasks - 1), some of them on XLA's threads, and waits for all. The caller
-// takes tasks as well and waits for begun ones alone, so that callers that fill the whole pool
+// The threads that run at once: XLA's pool has one for each device that a CPU emulates, and more
+// than there are cores only take each other's caches.
+inline int64_t Threads(ffi::ThreadPool pool) {
+  static const int64_t cores = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  return std::clamp<int64_t>(pool.num_threads(), 1, cores);
+}
+
+// Counts the kernels that run. Emulated devices call them at once, each from a thread of its own.
+class Running {
+ public:
+  Running() : number_(running_.fetch_add(1) + 1) {}
+  ~Running() { running_.fetch_sub(1); }
+  Running(const Running&) = delete;
+  int64_t number() const { return number_; }  // of kernels when this one began, itself included
+
+ private:
+  static inline std::atomic<int64_t> running_{0};
+  const int64_t number_;
+};
+
+// Runs work(0) ... work(tasks - 1), on this kernel's share of the cores, and waits for all. The
+// caller takes tasks as well and waits for begun ones alone, so that callers that fill the whole pool
 // can't wait for each other.
 template <typename Work>
 void Parallel(ffi::ThreadPool pool, int64_t tasks, const Work& work) {
@@ -34,7 +55,8 @@ void Parallel(ffi::ThreadPool pool, int64_t tasks, const Work& work) {
     std::lock_guard<std::mutex> lock(shared->mutex);
     if ((shared->done += finished) == tasks) shared->changed.notify_all();
   };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), tasks) - 1;
+  const Running running;
+  const int64_t helpers = std::min(Threads(pool) / running.number(), tasks) - 1;
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule([take] { take(); });
   take();
   std::unique_lock<std::mutex> lock(shared->mutex);

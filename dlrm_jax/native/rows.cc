@@ -58,7 +58,7 @@ struct Occurrences {
 
   // Starting a thread pays off from some thousand rows on.
   int64_t tasks(ffi::ThreadPool pool) const {
-    return std::clamp<int64_t>(count() / 8192, 1, std::max<int64_t>(1, pool.num_threads()));
+    return std::clamp<int64_t>(count() / 8192, 1, Threads(pool));
   }
 
   // sum += weight · gradient of an occurrence.
@@ -172,7 +172,7 @@ ffi::Error Pool(ffi::ThreadPool pool, Array table, ffi::Buffer<ffi::S32> rows,
   const float* const from = table.typed_data();
   const int64_t limit = table.dimensions()[0], d = table.dimensions()[1];
   // Several tasks for each thread, as threads may differ in speed.
-  const int64_t tasks = std::clamp<int64_t>(count / 2048, 1, 4 * pool.num_threads() + 1);
+  const int64_t tasks = std::clamp<int64_t>(count / 2048, 1, 4 * Threads(pool) + 1);
   Parallel(pool, tasks, [&](int64_t task) {
     const int64_t end = bags.bags * (task + 1) / tasks;
     for (int64_t bag = bags.bags * task / tasks; bag < end; ++bag) {

@@ -41,22 +41,15 @@ from dlrm_jax.config import FIELD_TYPES, Config
 from dlrm_jax.mesh import check_batch_size, make_mesh, parse_mesh
 from dlrm_jax.presets import preset
 from dlrm_jax.text_table import text_table
-from dlrm_jax.training.build import generated_batches, make_learner
+from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.checkpoint import Checkpoints
-from dlrm_jax.training.evaluation import read_behind
 from dlrm_jax.training.learner import Learner
 from dlrm_jax.training.record import versions
-from dlrm_jax.training.step import make_predict, make_train_step
 from experiments.benchmarks import roofline
 from experiments.benchmarks.cores import extremes, round_trip_us
 from experiments.benchmarks.first_step import seconds_to_first_step
-from experiments.benchmarks.timing import (
-    in_turn,
-    mean_seconds,
-    peak_bytes,
-    ratio_quartiles,
-    summary,
-)
+from experiments.benchmarks.steps import BATCHES, Steps
+from experiments.benchmarks.timing import in_turn, peak_bytes, ratio_quartiles, summary
 
 define_run_flags("kaggle", dict.fromkeys(OF_WHOLE_RUNS, "steps on generated batches are timed"))
 flags.DEFINE_enum("mode", "train", ["train", "infer"], "Train steps or predictions.")
@@ -67,39 +60,7 @@ flags.DEFINE_integer("steps_per_round", 10, "Steps timed together; such as 100."
 flags.DEFINE_bool("first_step", True, "Also times `dlrm_jax train` up to its first step.")
 flags.DEFINE_bool("json", False, "Prints one JSON object.")
 
-# Several batches, so that the cache doesn't contain the rows of the next one.
-_BATCHES = 20
 _FEWER = 100
-
-
-class Steps:
-    """A state, and training or prediction steps from it, on batches kept in memory."""
-
-    def __init__(self, config: Config, learner: Learner):
-        self._batches = [learner.put(batch) for batch in generated_batches(config, _BATCHES)]
-        self._ahead = learner.backend.programs_ahead
-        self._train = make_train_step(learner)
-        self._predict = make_predict(learner)
-        self.state = learner.init(config.seed)
-
-    def run(self, count: int) -> float:
-        """Runs ``count`` steps and returns the mean seconds of one."""
-        return mean_seconds(read_behind(map(self._step, range(count)), self._ahead), count)
-
-    def _step(self, number: int) -> jax.Array:
-        batch = self._batches[number % _BATCHES]
-        if FLAGS.mode == "infer":
-            return self._predict(self.state, batch)
-        self.state, loss = self._train(self.state, batch)
-        return loss
-
-    def work(self, learner: Learner) -> roofline.Work:
-        """The work of one step."""
-        function = self._predict if FLAGS.mode == "infer" else self._train
-        return roofline.Work(
-            roofline.matrix_flops(function, self.state, self._batches[0]),
-            roofline.row_bytes(learner.collection, self._batches, FLAGS.mode == "train"),
-        )
 
 
 def save_and_restore(learner: Learner, steps: Steps) -> None:
@@ -123,7 +84,7 @@ def with_fewer_rows(config: Config, learner: Learner) -> Steps:
             placements=(),
             plan=str(plan),
         )
-        return Steps(fewer, make_learner(fewer, learner.mesh))
+        return Steps(fewer, make_learner(fewer, learner.mesh), FLAGS.mode == "train")
 
 
 def config_of_flags() -> Config:
@@ -148,8 +109,8 @@ def main() -> None:
     first_step = seconds_to_first_step(run_flags) if FLAGS.first_step else None
 
     learner = make_learner(config, mesh)
-    steps = Steps(config, learner)
-    steps.run(_BATCHES)
+    steps = Steps(config, learner, FLAGS.mode == "train")
+    steps.run(BATCHES)
     if FLAGS.mode == "train":
         save_and_restore(learner, steps)
     peak = peak_bytes()
@@ -157,9 +118,10 @@ def main() -> None:
 
     compared = {"steps": steps, "fewer_rows": with_fewer_rows(config, learner)}
     if FLAGS.against:
-        compared["against"] = Steps(config, make_learner(config, make_mesh(FLAGS.against)))
+        learner_against = make_learner(config, make_mesh(FLAGS.against))
+        compared["against"] = Steps(config, learner_against, FLAGS.mode == "train")
     for each in compared.values():
-        each.run(_BATCHES)
+        each.run(BATCHES)
     runs: dict[str, Callable[[], Any]] = {
         "round_trips": round_trip_us,
         "first": lambda: steps.run(1),  # the first round after another program isn't timed

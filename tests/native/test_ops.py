@@ -217,3 +217,9 @@ def test_compilers_that_fail(
     with pytest.raises(UserError, match=message):
         library.build()
     assert not list((tmp_path / "dlrm_jax" / "native").iterdir())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (13, 512), (367, 50), (16, 32), (33, 17)])
+def test_transposed(shape: tuple[int, int]):
+    x = np.random.default_rng(0).normal(size=shape).astype("f4")
+    np.testing.assert_array_equal(jax.jit(ops.transposed)(x), x.T)
