@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int
 
+from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.dense_program import DenseProgram
 from dlrm_jax.artifact.files import as_damage, check_content, check_present
 from dlrm_jax.artifact.manifest import Manifest
@@ -61,8 +62,17 @@ class Artifact:
         """One line, without the arrays."""
         formats = ", ".join(dict.fromkeys(x.row_format for x in self.manifest.tables))
         tables = len(self.manifest.tables)
-        native = ", layers by native kernels" if self.native else ""
-        return f"artifact {self.manifest.name} of {tables} tables in {formats}{native}"
+        precision = self.precision
+        layers = "" if precision == "float32" else f" in {precision}"
+        layers += " by native kernels" if self.native else ""
+        layers = layers and f", layers{layers}"
+        return f"artifact {self.manifest.name} of {tables} tables in {formats}{layers}"
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the layers; float32 for models without a note of them."""
+        note = self.manifest.dense_layers
+        return note.precision if note else "float32"
 
     @classmethod
     def load(cls, directory: Path | str) -> Artifact:
@@ -87,7 +97,9 @@ class Artifact:
     def open(cls, directory: Path, manifest: Manifest) -> Artifact:
         """Maps and reads the files of a manifest, which are there; see `load`."""
         lookups = map_lookups(directory, manifest.tables, manifest.lookups)
-        layers = {note.name: jnp.asarray(read_layer(directory, note)) for note in manifest.layers}
+        arrays = {note.name: read_layer(directory, note) for note in manifest.layers}
+        check_quantizations(directory, manifest, arrays)
+        layers = {name: jnp.asarray(array) for name, array in arrays.items()}
         programs = read_programs(directory, manifest)
         native = native_dense(manifest, layers, lookups)
         return cls(directory, manifest, lookups, layers, programs, native)
@@ -201,6 +213,30 @@ def read_layer(directory: Path, note: LayerNote) -> np.ndarray:
             f"{[*array.shape]}",
         )
     return np.array(array)
+
+
+def check_quantizations(
+    directory: Path, manifest: Manifest, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Checks the numbers by which layers in int8 compute.
+
+    Raises:
+        DamagedArtifactError: they aren't scales, levels and zero points.
+    """
+    files = {note.name: note.file for note in manifest.layers}
+    for own in manifest.dense_layers.quantizations if manifest.dense_layers else ():
+        for name in (own.scale, own.levels):
+            found = arrays[name]
+            if not np.all(np.isfinite(found) & (found > 0)):
+                raise DamagedArtifactError(
+                    str(directory), files[name], "expected finite numbers above 0"
+                )
+        if not -128 <= (zero := int(arrays[own.zero][0])) <= 127:
+            raise DamagedArtifactError(
+                str(directory),
+                files[own.zero],
+                f"expected a number from -128 to 127, it has {zero}",
+            )
 
 
 def write_layer(path: Path, array: np.ndarray) -> None:

@@ -150,8 +150,8 @@ class DenseProgram:
 
     @property
     def is_float32(self) -> bool:
-        """Whether no number of it is rounded to a shorter float, such as bfloat16."""
-        return not re.search(r"[x<](?:bf16|f16|f8\w+)>", self._exported.mlir_module())
+        """Whether no number of it is rounded to a shorter one, such as bfloat16 or int8."""
+        return not re.search(r"[x<](?:bf16|f16|f8\w+|u?i8)>", self._exported.mlir_module())
 
     def check(
         self,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
-import xxhash
 
-from dlrm_jax.artifact.dense_note import DenseNote
+from dlrm_jax.artifact.dense_note import DenseNote, noted_fields
 from dlrm_jax.artifact.notes import (
     BaselineNote,
     Count,
@@ -23,6 +21,7 @@ from dlrm_jax.artifact.notes import (
     TableNote,
 )
 from dlrm_jax.artifact.retrieval_note import RetrievalNote
+from dlrm_jax.artifact.signed_text import is_signed, signed_text
 from dlrm_jax.errors import DamagedArtifactError, UserError
 
 FORMAT = 1
@@ -31,7 +30,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 _Metrics = dict[str, float | None]
-_CHECKSUM = "checksum"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +96,8 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Writes ``manifest.json``, with its own checksum."""
-        text = signed_text({"format": FORMAT, **dataclasses.asdict(self)})
+        fields = dataclasses.asdict(self, dict_factory=noted_fields)
+        text = signed_text({"format": FORMAT, **fields})
         (directory / MANIFEST).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -123,9 +122,7 @@ class Manifest:
                 )
             if number != FORMAT:
                 raise DamagedArtifactError(str(directory), MANIFEST, f"it has format {number}")
-            noted = msgspec.json.decode(content, type=_Checksum).checksum
-            begin, _, end = text.rpartition(f'"{noted}"')
-            if noted != _hash(f'{begin}""{end}'):
+            if not is_signed(text):
                 raise DamagedArtifactError(
                     str(directory), MANIFEST, "its bytes aren't those that were written"
                 )
@@ -174,22 +171,14 @@ class Manifest:
             if item.file not in self.files:
                 raise _InconsistentError(f"files: {item.file!r} isn't among them")
         if self.dense_layers:
-            shapes = {x.name: x.shape for x in self.layers if x.dtype == "float32"}
-            self.dense_layers.check(self.dense_features, shapes, self.vector_shapes)
+            arrays = {x.name: (x.shape, x.dtype) for x in self.layers}
+            self.dense_layers.check(self.dense_features, arrays, self.vector_shapes)
             if self.outputs > 1 or self.retrieval:
                 raise _InconsistentError("dense_layers: expected a model of one label")
         if self.baseline:
             edges, bins = self.baseline.edges, {len(x) for x in self.baseline.scores.values()}
             if list(edges) != sorted({*edges}) or bins - {len(edges) + 1}:
                 raise _InconsistentError("baseline: its bins aren't between ascending edges")
-
-
-def signed_text(content: dict[str, Any]) -> str:
-    """The text of a manifest: JSON that ends with the checksum of all its other bytes."""
-    text = json.dumps({**content, _CHECKSUM: ""}, indent=1, allow_nan=False) + "\n"
-    line = f'"{_CHECKSUM}": "'
-    before, _, after = text.rpartition(line)
-    return f"{before}{line}{_hash(text)}{after}"
 
 
 def is_artifact(directory: Path) -> bool:
@@ -204,12 +193,3 @@ class _InconsistentError(Exception):
 @dataclasses.dataclass(frozen=True)
 class _Format:
     format: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Checksum:
-    checksum: str
-
-
-def _hash(text: str) -> str:
-    return xxhash.xxh3_128(text.encode()).hexdigest()

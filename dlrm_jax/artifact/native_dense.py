@@ -16,7 +16,7 @@ from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.row_pooling import RowPooling
 from dlrm_jax.backend import CPU
 from dlrm_jax.native import quantized_rows
-from dlrm_jax.native.dense_model import DenseModel, Layer
+from dlrm_jax.native.dense_model import DenseModel, Layer, Quantization
 
 
 def native_dense(
@@ -30,17 +30,21 @@ def native_dense(
         lookups: lookups that give the vectors.
 
     Returns:
-        None if it isn't DLRM in float32 and plain, if the kernels aren't built, or if predictions
+        None if the manifest notes no layers, if the kernels aren't built, or if predictions
         run on an accelerator.
     """
     note = manifest.dense_layers
     if note is None or jax.default_backend() != CPU.platform or not quantized_rows.available():
         return None
 
-    def mlp(notes: tuple[LinearNote, ...]) -> list[Layer]:
-        return [
-            Layer(np.asarray(layers[x.kernel]), np.asarray(layers[x.bias]), x.relu) for x in notes
-        ]
+    def layer(own: LinearNote) -> Layer:
+        kernel, bias, *rest = (np.asarray(layers[name]) for name in own.arrays)
+        quantization = None
+        if rest:
+            scale, levels, zero = rest
+            quantization = Quantization(scale, float(levels[0]), int(zero[0]))
+        return Layer(kernel, bias, own.relu, quantization)
 
+    bottom, top = ([layer(x) for x in notes] for notes in (note.bottom, note.top))
     columns = [lookups.columns[name].start for name in note.vectors]
-    return DenseModel(mlp(note.bottom), mlp(note.top), columns, note.self_interaction)
+    return DenseModel(bottom, top, columns, note.self_interaction)

@@ -3,7 +3,7 @@ r"""Makes an artifact: one directory that is a trained model, for serving anywhe
     python -m dlrm_jax export --run=runs/kaggle --output=kaggle
     python -m dlrm_jax export --run=runs/kaggle --output=kaggle --data=criteo --tables=int8
     python -m dlrm_jax export --run=runs/kaggle --output=kaggle --data=criteo --tables=int4 \
-      --max_auc_loss=0.0005
+      --layers=int8 --max_auc_loss=0.0005
 
 An artifact has the tables as files that are mapped, the dense model as StableHLO for CPUs, GPUs and
 TPUs, the vocabularies, checksums of all files and 100 rows with their predictions. Who loads it
@@ -27,6 +27,7 @@ from typing import get_args
 
 from absl import flags
 
+from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.cli import export_towers
 from dlrm_jax.cli.data_of_run import data_of_run
@@ -36,6 +37,7 @@ from dlrm_jax.console import status
 from dlrm_jax.errors import UserError, shortened
 from dlrm_jax.retrieval.trained_towers import find_towers
 from dlrm_jax.serving.export import Exported, export
+from dlrm_jax.serving.layer_choice import LayerChoice
 from dlrm_jax.serving.trained_model import TrainedModel
 from dlrm_jax.text_table import text_table
 
@@ -47,6 +49,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("output", None, "Directory to make; such as kaggle.")
 flags.DEFINE_enum("tables", "float32", [*get_args(RowFormat)], "How rows of tables are stored.")
+flags.DEFINE_enum(
+    "layers",
+    "float32",
+    [*get_args(Precision)],
+    "Type in which the MLPs of DLRM compute; int8 is calibrated on the data of the run.",
+)
 flags.DEFINE_string(
     "data",
     None,
@@ -56,8 +64,9 @@ flags.DEFINE_string(
 flags.DEFINE_float(
     "max_auc_loss",
     None,
-    "Most AUC on the validation split that stored rows may cost; tables that cost more keep the "
-    "rows of training; without it, all are stored alike; such as 0.0005.",
+    "Most AUC on the validation split that stored rows and short layers may cost; tables that cost "
+    "more keep the rows of training, then layers a longer type; without it, all are as asked for; "
+    "such as 0.0005.",
     0,
 )
 flags.DEFINE_string(
@@ -92,10 +101,10 @@ def main() -> None:
     data = data_of_run(model.config, model.data, source, model.checkpoint)
     if FLAGS.max_auc_loss is not None and data is None:
         raise UserError("--max_auc_loss: it is measured on validation examples; give --data, too")
-    name = chosen_name(model.run_name)
-    done = export(model, Path(FLAGS.output), name, FLAGS.tables, data, FLAGS.max_auc_loss)
+    name, output = chosen_name(model.run_name), Path(FLAGS.output)
+    done = export(model, output, name, FLAGS.tables, data, FLAGS.max_auc_loss, FLAGS.layers)
     show(done)
-    status(f"artifact {name}: see {Path(FLAGS.output) / 'manifest.json'}")
+    status(f"artifact {name}: see {output / 'manifest.json'}")
 
 
 def chosen_name(name_of_run: str) -> str:
@@ -127,6 +136,8 @@ def show(done: Exported) -> None:
         if kept := len(manifest.tables) - len(choice.quantized):
             line += f", by {0 - choice.loss:+.6f} with {kept} of them as they were trained"
         status(line)
+    if done.layers:
+        show_layers(done.layers)
     lines = []
     for split, of_split in manifest.metrics.items():
         for which, metrics in of_split.items():
@@ -137,3 +148,15 @@ def show(done: Exported) -> None:
         status(text_table(["", "auc", "log_loss"], lines))
     else:
         status("no metrics: give --data, what the run was trained on")
+
+
+def show_layers(choice: LayerChoice) -> None:
+    """Prints what layers cost, and which precision they have."""
+    for precision, loss in choice.losses.items():
+        line = f"validation AUC changes by {0 - loss:+.6f} with these tables and layers in "
+        status(f"{line}{precision}")
+    if choice.precision != FLAGS.layers:
+        status(
+            f"the layers are in {choice.precision}: in {FLAGS.layers}, they would cost more than "
+            f"--max_auc_loss={FLAGS.max_auc_loss:g}"
+        )

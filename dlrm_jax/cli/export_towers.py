@@ -40,7 +40,7 @@ def run_name(checkpoint: Path) -> str:
 
 def main(checkpoint: Path, name: str) -> None:
     """Writes the artifact, and prints what it has."""
-    refuse(["max_auc_loss", "model"], "with two towers")
+    refuse(["layers", "max_auc_loss", "model"], "with two towers")
     if FLAGS.index == "flat":
         refuse(["cells", "probes"], "without --index=ivf")
     if not FLAGS.data:

@@ -8,103 +8,69 @@
 #include <cstdint>
 #include <vector>
 
+#include "dense_layers.h"
 #include "interaction.h"
-#include "mlp.h"
 #include "threads.h"
 
 namespace {
 
-using mlp::Float32;
-using mlp::Layer;
-using mlp::Scratch;
+using dense_layers::Linear;
+using packing::Scratch;
 
 // As `native.dense_model` describes it to ctypes.
-struct Mlp {
-  int64_t layers;
-  const int64_t* widths;  // of the input, then of each layer
-  const int64_t* relus;   // whether one follows each layer
-  const float* const* biases;
-  const uint32_t* packed;
-};
-
 struct Model {
-  Mlp bottom, top;
+  int64_t bottoms, tops;  // layers of each MLP
+  const Linear* bottom;
+  const Linear* top;
   int64_t vectors;         // that interact with the bottom MLP's
   const int64_t* columns;  // first of each vector
   int64_t self_interaction;
 };
 
-struct Samples {
-  const float* dense;    // [n, D]
-  const float* vectors;  // [n, columns]
-  int64_t n, columns;
-};
-
 // Starting a thread pays off from some samples on: its core also reads all weights.
 constexpr int64_t kSamplesPerThread = 64;
 
-// Runs tasks on the calling thread.
-struct Here {
-  template <typename Work>
-  void operator()(int64_t tasks, const Work& work) const {
-    for (int64_t i = 0; i < tasks; ++i) work(i);
-  }
-};
-
-std::vector<Layer> LayersOf(const Mlp& mlp) {
-  std::vector<Layer> layers;
-  for (int64_t i = 0; i < mlp.layers; ++i)
-    layers.push_back({mlp.widths[i], mlp.widths[i + 1], mlp.relus[i] != 0});
-  return layers;
+// Samples of a block: fewer can't fill the threads, the activations of more fall out of the cache.
+int64_t BlockRows(int64_t samples, int64_t threads) {
+  using packing::kPanel;
+  const int64_t each = packing::FilledUp((samples + threads - 1) / threads, kPanel);
+  return std::clamp<int64_t>(each, kPanel, 2 * kPanel);
 }
-
-// An MLP that is ready to run.
-struct Layers {
-  const std::vector<Layer> layers;
-  const mlp::Packed<Float32> packed;
-  const std::vector<const float*> biases;
-
-  explicit Layers(const Mlp& mlp)
-      : layers(LayersOf(mlp)), packed(layers, mlp.packed, false),
-        biases(mlp.biases, mlp.biases + mlp.layers) {}
-
-  int64_t in() const { return layers.front().in; }
-  int64_t out() const { return layers.back().out; }
-
-  void Run(const float* x, int64_t n, float* result) const {
-    mlp::Forward<Float32>(layers, packed, biases, x, n, {}, result, 1, Here());
-  }
-};
 
 }  // namespace
 
-// Packs the kernels of an MLP; `packed` has room for `Packed::words`.
-extern "C" void DlrmJaxPackLayers(const void* described, const float* const* kernels,
-                                  uint32_t* packed) {
-  const Mlp& given = *static_cast<const Mlp*>(described);
-  mlp::Pack<Float32>(LayersOf(given), {kernels, kernels + given.layers}, packed, false, Here());
+// The words of a layer's packed weights.
+extern "C" int64_t DlrmJaxPackedWords(const void* layer) {
+  return dense_layers::PackedWords(*static_cast<const Linear*>(layer));
 }
 
-// The logits of n samples. The top MLP has one output, and an input for the bottom MLP's vector and
-// all pairs.
+// Packs a layer's kernel into its `packed`; the kernel isn't read again.
+extern "C" void DlrmJaxPackLayer(const void* layer) {
+  dense_layers::Pack(*static_cast<const Linear*>(layer));
+}
+
+// The logits of n samples: dense [n, D] and vectors [n, columns]. The top MLP has one output, and an
+// input for the bottom MLP's vector and all pairs.
 extern "C" void DlrmJaxDenseModel(const void* described, const float* dense, const float* vectors,
                                   int64_t n, int64_t columns, float* logits, int64_t threads) {
   const Model& model = *static_cast<const Model*>(described);
-  const Layers bottom(model.bottom), top(model.top);
+  const std::vector<Linear> bottom(model.bottom, model.bottom + model.bottoms);
+  const std::vector<Linear> top(model.top, model.top + model.tops);
+  const int64_t in = bottom.front().in, dim = bottom.back().out, width = top.front().in;
   threads = std::clamp<int64_t>(n / kSamplesPerThread, 1, threads);
-  const int64_t size = mlp::BlockRows(n, threads);
+  const int64_t size = BlockRows(n, threads);
   OnThreads(threads, (n + size - 1) / size, [&](int64_t block) {
     const int64_t begin = block * size, rows = std::min(size, n - begin);
-    const Scratch x(rows * bottom.out()), z(rows * top.in());
+    const Scratch x(rows * dim), z(rows * width);
     float* const from = reinterpret_cast<float*>(x.get());
     float* const to = reinterpret_cast<float*>(z.get());
-    bottom.Run(dense + begin * bottom.in(), rows, from);
-    interaction::Vectors given{from, {}, rows, bottom.out(), model.self_interaction != 0, false};
+    dense_layers::Forward(bottom, dense + begin * in, rows, from);
+    interaction::Vectors given{from, {}, rows, dim, model.self_interaction != 0, false};
     for (int64_t i = 0; i < model.vectors; ++i)
       given.pooled.push_back({vectors + begin * columns + model.columns[i], columns});
     const interaction::Interaction interact(given);
     for (int64_t i = 0; i < rows; i += interaction::kLanes)
       interact(i, std::min<int64_t>(interaction::kLanes, rows - i), to);
-    top.Run(to, rows, logits + begin);
+    dense_layers::Forward(top, to, rows, logits + begin);
   });
 }

@@ -7,38 +7,56 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from dlrm_jax.native import library, ops
-from dlrm_jax.native.layers import Shape
 from dlrm_jax.native.thread_count import most_threads
 
 _INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
+_PRECISIONS = {jnp.dtype(x): i for i, x in enumerate((np.float32, jnp.bfloat16, np.int8))}
+"""The numbers of dense_layers.h by the type of the weights."""
+
+
+class Quantization(NamedTuple):
+    """What a layer in int8 has besides weights and biases; see `artifact.dense_note`.
+
+    Attributes:
+        scale: value of a 1 of the integers, by output.
+        levels: levels of a 1 of the inputs.
+        zero: level of an input of 0, from -128 to 127.
+    """
+
+    scale: Float32[np.ndarray, " out"]
+    levels: float
+    zero: int
 
 
 class Layer(NamedTuple):
     """A linear layer, with a ReLU behind it or without.
 
     Attributes:
-        kernel: weights, [in, out].
-        bias: biases, [out].
+        kernel: weights, [in, out], of float32, bfloat16 or int8.
+        bias: biases, [out], of float32, or int32 beside weights of int8.
         relu: whether a ReLU follows.
+        quantization: scale, levels and zero point of int8; None for floats.
     """
 
-    kernel: Float32[np.ndarray, "in out"]
-    bias: Float32[np.ndarray, " out"]
+    kernel: np.ndarray
+    bias: Float32[np.ndarray, " out"] | Int32[np.ndarray, " out"]
     relu: bool
+    quantization: Quantization | None = None
 
 
-class _Mlp(ctypes.Structure):
-    """``Mlp`` of dense_model.cc."""
+class _Linear(ctypes.Structure):
+    """``Linear`` of dense_layers.h."""
 
     _fields_ = (
-        ("layers", _INTEGER),
-        ("widths", _POINTER),
-        ("relus", _POINTER),
-        ("biases", _POINTER),
+        *((name, _INTEGER) for name in ("fan_in", "out", "relu", "precision")),
+        *((name, _POINTER) for name in ("kernel", "bias", "scale")),
+        ("levels", ctypes.c_float),
+        ("zero", ctypes.c_int32),
         ("packed", _POINTER),
     )
 
@@ -47,8 +65,10 @@ class _Model(ctypes.Structure):
     """``Model`` of dense_model.cc."""
 
     _fields_ = (
-        ("bottom", _Mlp),
-        ("top", _Mlp),
+        ("bottoms", _INTEGER),
+        ("tops", _INTEGER),
+        ("bottom", _POINTER),
+        ("top", _POINTER),
         ("vectors", _INTEGER),
         ("columns", _POINTER),
         ("self_interaction", _INTEGER),
@@ -68,7 +88,7 @@ class DenseModel:
         self_interaction: whether to include the product of each vector with itself.
 
     Raises:
-        ValueError: arrays aren't float32, or their shapes don't fit each other.
+        ValueError: arrays have other types, or their shapes don't fit each other.
     """
 
     def __init__(
@@ -79,16 +99,15 @@ class DenseModel:
         self_interaction: bool,
     ):
         self._given = tuple(bottom), tuple(top), tuple(columns), self_interaction
-        bottoms, tops = _shape(bottom), _shape(top)
-        self.dim = bottoms.widths[-1]
+        bottoms, tops = _widths(bottom), _widths(top)
+        self.dim = bottoms[-1]
         """Numbers of a vector that interacts."""
-        self.dense_features = bottoms.widths[0]
+        self.dense_features = bottoms[0]
         """Number of dense features."""
         width = self.dim + ops.pairs(len(columns) + 1, self_interaction)
-        if tops.widths[0] != width or tops.widths[-1] != 1:
+        if tops[0] != width or tops[-1] != 1:
             raise ValueError(
-                f"expected a top MLP of {width} inputs and 1 output, got {tops.widths[0]} and "
-                f"{tops.widths[-1]}"
+                f"expected a top MLP of {width} inputs and 1 output, got {tops[0]} and {tops[-1]}"
             )
         if min(columns, default=0) < 0:
             raise ValueError(f"expected columns from 0 on, got {[*columns]}")
@@ -96,8 +115,10 @@ class DenseModel:
         self._width = max(columns, default=-self.dim) + self.dim
         self._kept: list[Any] = []  # what the description has the addresses of
         self._model = _Model(
-            self._described(bottom, bottoms),
-            self._described(top, tops),
+            len(bottom),
+            len(top),
+            self._described(bottom),
+            self._described(top),
             len(columns),
             self._columns.ctypes.data,
             self_interaction,
@@ -144,48 +165,72 @@ class DenseModel:
             threads,
         )
 
-    def _described(self, layers: Sequence[Layer], shape: Shape) -> _Mlp:
-        """The description of an MLP, the weights of which are packed."""
-        kernels = [np.ascontiguousarray(layer.kernel) for layer in layers]
-        biases = [np.array(layer.bias) for layer in layers]
-        widths, relus = np.asarray(shape.widths, np.int64), np.asarray(shape.relus, np.int64)
-        packed, of_biases = _lines(shape.packed_words(both=False)), _addresses(biases)
-        self._kept += [biases, widths, relus, packed, of_biases]
-        pointers = (x.ctypes.data for x in (widths, relus, of_biases, packed))
-        found = _Mlp(len(layers), *pointers)
-        # Held until the call has ended: an address keeps no array alive, and other threads run.
-        of_kernels = _addresses(kernels)
-        pack = library.functions().DlrmJaxPackLayers
-        pack.argtypes, pack.restype = [_POINTER] * 3, None
-        pack(ctypes.addressof(found), of_kernels.ctypes.data, packed.ctypes.data)
-        del of_kernels
+    def _described(self, layers: Sequence[Layer]) -> int:
+        """The address of the description of an MLP, the weights of which are packed."""
+        found = (_Linear * len(layers))(*map(self._packed, layers))
+        self._kept.append(found)
+        return ctypes.addressof(found)
+
+    def _packed(self, layer: Layer) -> _Linear:
+        """The description of a layer, the weights of which are packed."""
+        precision = _PRECISIONS[layer.kernel.dtype]
+        kernel = np.ascontiguousarray(layer.kernel)
+        if kernel.dtype == jnp.bfloat16:
+            kernel = kernel.astype(np.float32)
+        bias, own = np.array(layer.bias), layer.quantization
+        scale = np.array(own.scale) if own else np.zeros(0, np.float32)
+        if own:  # inputs are 128 larger there: unsigned bytes, which processors multiply
+            bias -= 128 * kernel.sum(axis=0, dtype=np.int32)
+        found = _Linear(*kernel.shape, layer.relu, precision, kernel.ctypes.data, bias.ctypes.data)
+        found.scale = scale.ctypes.data
+        found.levels, found.zero = (own.levels, own.zero) if own else (1, 0)
+        words, pack = library.functions().DlrmJaxPackedWords, library.functions().DlrmJaxPackLayer
+        words.argtypes, words.restype = [_POINTER], _INTEGER
+        pack.argtypes, pack.restype = [_POINTER], None
+        packed = _lines(words(ctypes.addressof(found)))
+        self._kept += [bias, scale, packed]
+        found.packed = packed.ctypes.data
+        pack(ctypes.addressof(found))
+        found.kernel = None  # it isn't read again
         return found
 
 
-def _shape(layers: Sequence[Layer]) -> Shape:
-    """The shape of an MLP whose layers fit each other."""
+def _widths(layers: Sequence[Layer]) -> list[int]:
+    """The width of an MLP's input and of each layer, which fit each other."""
     if not layers:
         raise ValueError("expected at least one layer, got none")
     for layer in layers:
-        for array, axes in ((layer.kernel, 2), (layer.bias, 1)):
-            if array.dtype != np.float32 or array.ndim != axes:
-                raise ValueError(
-                    f"expected kernels [in, out] and biases [out] of float32, got {array.dtype} of "
-                    f"shape {array.shape}"
-                )
-        if layer.bias.shape != layer.kernel.shape[1:] or not len(layer.bias):
-            raise ValueError(
-                f"expected a bias for each output, got a kernel of shape {layer.kernel.shape} and "
-                f"a bias of shape {layer.bias.shape}"
-            )
+        _check_layer(layer)
     for before, after in itertools.pairwise(layers):
         if before.kernel.shape[1] != after.kernel.shape[0]:
             raise ValueError(
                 f"expected layers that fit each other, got kernels of shape "
                 f"{before.kernel.shape} and {after.kernel.shape}"
             )
-    widths = (layers[0].kernel.shape[0], *(len(layer.bias) for layer in layers))
-    return Shape(widths, tuple(layer.relu for layer in layers), bfloat16=False)
+    return [layers[0].kernel.shape[0], *(len(layer.bias) for layer in layers)]
+
+
+def _check_layer(layer: Layer) -> None:
+    """Checks types and shapes of a layer's arrays."""
+    kernel, bias, own = layer.kernel, layer.bias, layer.quantization
+    type_of_bias = np.int32 if own else np.float32
+    is_known = kernel.dtype in _PRECISIONS and (kernel.dtype == np.int8) == (own is not None)
+    if not is_known or bias.dtype != type_of_bias or kernel.ndim != 2 or bias.ndim != 1:
+        raise ValueError(
+            f"expected kernels [in, out] and biases [out] of float32, or kernels of bfloat16, or "
+            f"of int8 with biases of int32 and a quantization, got {kernel.dtype} of shape "
+            f"{kernel.shape} and {bias.dtype} of shape {bias.shape}"
+        )
+    if bias.shape != kernel.shape[1:] or not len(bias):
+        raise ValueError(
+            f"expected a bias for each output, got a kernel of shape {kernel.shape} and a bias of "
+            f"shape {bias.shape}"
+        )
+    if own and (own.scale.shape != bias.shape or own.scale.dtype != np.float32):
+        raise ValueError(
+            f"expected a float32 scale for each output, got {own.scale.dtype} of shape "
+            f"{own.scale.shape} and a bias of shape {bias.shape}"
+        )
 
 
 def _check(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -202,7 +247,3 @@ def _lines(words: int) -> np.ndarray:
     memory = np.empty(words + 16, np.uint32)
     begin = -memory.ctypes.data % 64 // 4
     return memory[begin : begin + words]
-
-
-def _addresses(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.asarray([array.ctypes.data for array in arrays], np.uint64)

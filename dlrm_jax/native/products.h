@@ -1,10 +1,10 @@
-// Products of matrices in float32 and bfloat16, 32 columns at a time.
+// Products of matrices in float32, bfloat16 and int8, 32 columns at a time.
 //
-// Both are seen as matrices of 32-bit words: a word is one float32, or two bfloat16 that are
-// neighbours along the sum ("depth"). So one loop serves both: it multiplies a word of the left
-// matrix with 32 words of the right one and adds up in float32, in the order of the depth. Results
-// don't depend on the number of threads. Where the processor has tiles (AMX), they take over for 16
-// rows and more.
+// All are seen as matrices of 32-bit words: a word is one float32, or two bfloat16 or four 8-bit
+// integers that are neighbours along the sum ("depth"). So one loop serves all: it multiplies a word
+// of the left matrix with 32 words of the right one and adds up in 32 bits, in the order of the
+// depth. Results don't depend on the number of threads. Where the processor has tiles (AMX, see
+// tiles.h), they take over for the short numbers.
 
 #pragma once
 
@@ -12,19 +12,13 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512F__
+#include "tiles.h"
+
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
-#endif
-#ifdef __AMX_BF16__
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace products {
-
-constexpr int64_t kPanel = 32;      // columns of the right matrix that lie together
-constexpr int64_t kTile = 16;       // rows, and words of a row, of a tile
-constexpr int64_t kMostRows = 32;   // of a block of results
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
@@ -37,7 +31,10 @@ inline int64_t FilledUp(int64_t count, int64_t to) { return (count + to - 1) / t
 // A float32 is a word of its own.
 struct Float32 {
   using Number = float;
+  using Sum = float;
+  using Sums = Floats;
   static constexpr int64_t kPerWord = 1;
+  static constexpr int64_t kDepthStep = 1;
   static constexpr bool kTiles = false;
   static constexpr bool kAvailable = true;
 
@@ -56,12 +53,11 @@ struct Float32 {
 // Two bfloat16 are a word, the first in its lower half.
 struct BFloat16 {
   using Number = uint16_t;
+  using Sum = float;
+  using Sums = Floats;
   static constexpr int64_t kPerWord = 2;
-#ifdef __AMX_BF16__
-  static constexpr bool kTiles = true;
-#else
-  static constexpr bool kTiles = false;
-#endif
+  static constexpr int64_t kDepthStep = kTile;
+  static constexpr bool kTiles = kHasTiles;
 #ifdef __AVX512BF16__
   static constexpr bool kAvailable = true;
   static inline Floats Add(Floats sum, uint32_t left, const Words& right) {
@@ -88,11 +84,64 @@ struct BFloat16 {
   }
 };
 
+// bfloat16 for processors that don't multiply it: each number is a float32 of 8 bits.
+struct RoundedFloat32 : Float32 {
+  static inline Numbers From(Floats x) {
+    return (Floats)(__builtin_convertvector(BFloat16::From(x), Words) << 16);
+  }
+};
+
+// Four 8-bit integers are a word, the first in its lowest byte: unsigned ones on the left, signed
+// ones on the right. Sums are 32-bit integers, the same on every processor.
+struct Int8 {
+  using Number = uint8_t;
+  using Sum = int32_t;
+  using Sums = Ints;
+  static constexpr int64_t kPerWord = 4;
+  static constexpr int64_t kDepthStep = kHasTiles ? kTile : 1;
+  static constexpr bool kTiles = kHasTiles;
+
+#if defined(__AVX512VNNI__)
+  static inline Ints Add(Ints sum, uint32_t left, const Words& right) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(left), (__m512i)right);
+  }
+#elif defined(__AVX2__)
+  // The low half of a vector, then the high one.
+  static inline Ints Add(Ints sum, uint32_t left, const Words& right) {
+    __m256i sums[2], rights[2];
+    std::memcpy(sums, &sum, 64);
+    std::memcpy(rights, &right, 64);
+    const __m256i lefts = _mm256_set1_epi32(left);
+    for (int i = 0; i < 2; ++i) sums[i] = AddHalf(sums[i], lefts, rights[i]);
+    std::memcpy(&sum, sums, 64);
+    return sum;
+  }
+  static inline __m256i AddHalf(__m256i sum, __m256i left, __m256i right) {
+#ifdef __AVXVNNI__
+    return _mm256_dpbusd_avx_epi32(sum, left, right);
+#else
+    // Not maddubs, which saturates sums of two products at 16 bits.
+    const __m256i low = _mm256_set1_epi16(0xff);
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(left, low),
+                                           _mm256_srai_epi16(_mm256_slli_epi16(right, 8), 8));
+    const __m256i odd =
+        _mm256_madd_epi16(_mm256_srli_epi16(left, 8), _mm256_srai_epi16(right, 8));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+#endif
+  }
+#else
+  static inline Ints Add(Ints sum, uint32_t left, const Words& right) {
+    for (int byte = 0; byte < 4; ++byte)
+      sum += static_cast<int32_t>(left >> 8 * byte & 0xff) * ((Ints)(right << (24 - 8 * byte)) >> 24);
+    return sum;
+  }
+#endif
+};
+
 // The words along the sum: a multiple of a tile's for numbers that may go through tiles.
 template <typename Type>
 inline int64_t Depth(int64_t numbers) {
-  if (Type::kPerWord == 1) return numbers;
-  return FilledUp((numbers + Type::kPerWord - 1) / Type::kPerWord, kTile);
+  return FilledUp((numbers + Type::kPerWord - 1) / Type::kPerWord, Type::kDepthStep);
 }
 
 // The left matrix: word (row, depth) is words[row * row_step + depth * depth_step].
@@ -113,8 +162,8 @@ inline Right Panels(const uint32_t* words, int64_t depth) { return {words, depth
 
 // c[row][column] = the sum over the depth, for kRows rows and the 32 columns of a panel.
 template <typename Type, int kRows>
-void Rows(Left a, const uint32_t* b, int64_t depth, float (*c)[kPanel]) {
-  Floats sums[kRows][2] = {};
+void Rows(Left a, const uint32_t* b, int64_t depth, typename Type::Sum (*c)[kPanel]) {
+  typename Type::Sums sums[kRows][2] = {};
   for (int64_t k = 0; k < depth; ++k, b += kPanel) {
     Words low, high;
     std::memcpy(&low, b, 64);
@@ -137,7 +186,7 @@ constexpr int kRowsAtOnce = 2;  // a vector is two or four registers, of 16
 
 template <typename Type>
 void SomeRows(int64_t rows, Left a, const uint32_t* b, int64_t depth,
-              float (*c)[kPanel]) {
+              typename Type::Sum (*c)[kPanel]) {
   switch (rows) {
     case 1: return Rows<Type, 1>(a, b, depth, c);
     case 2: return Rows<Type, 2>(a, b, depth, c);
@@ -156,89 +205,15 @@ void SomeRows(int64_t rows, Left a, const uint32_t* b, int64_t depth,
   }
 }
 
-#ifdef __AMX_BF16__
-
-// Whether this process may use tiles; Linux wants to be asked.
-inline bool HasTiles() {
-  static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM
-  return granted;
-}
-
-// Tiles of a thread while it exists: 0-3 for sums, 4 and 5 of the left matrix, 6 and 7 of the right.
-struct Tiles {
-  const bool granted = HasTiles();
-  Tiles() {
-    if (!granted) return;
-    struct alignas(64) { uint8_t palette = 1, zero[15] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } set;
-    for (int i = 0; i < 8; ++i) set.bytes[i] = 64, set.rows[i] = kTile;
-    _tile_loadconfig(&set);
-  }
-  ~Tiles() { if (granted) _tile_release(); }
-};
-
-// GCC doesn't know that tiles are loaded from memory.
-inline void Memory() { __asm__ volatile("" ::: "memory"); }
-
-// 32 rows and 32 columns; rows beyond the matrix must be readable.
-inline void TileRows(Left a, const uint32_t* b, int64_t depth, float (*c)[kPanel]) {
-  const int64_t step = 4 * a.row_step;
-  const uint32_t* const second = a.words + kTile * a.row_step;
-  Memory();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t k = 0; k < depth; k += kTile, b += kTile * kPanel) {
-    _tile_loadd(6, b, 4 * kPanel);
-    _tile_loadd(4, a.words + k, step);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b + kTile, 4 * kPanel);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, second + k, step);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-  _tile_stored(0, c, 4 * kPanel);
-  _tile_stored(1, &c[0][kTile], 4 * kPanel);
-  _tile_stored(2, c[kTile], 4 * kPanel);
-  _tile_stored(3, &c[kTile][kTile], 4 * kPanel);
-  Memory();
-}
-
-inline void TileRows16(Left a, const uint32_t* b, int64_t depth, float (*c)[kPanel]) {
-  Memory();
-  _tile_zero(0);
-  _tile_zero(1);
-  for (int64_t k = 0; k < depth; k += kTile, b += kTile * kPanel) {
-    _tile_loadd(6, b, 4 * kPanel);
-    _tile_loadd(4, a.words + k, 4 * a.row_step);
-    _tile_loadd(7, b + kTile, 4 * kPanel);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-  }
-  _tile_stored(0, c, 4 * kPanel);
-  _tile_stored(1, &c[0][kTile], 4 * kPanel);
-  Memory();
-}
-
-#else
-
-struct Tiles {
-  const bool granted = false;
-  Tiles() {}  // not an aggregate, so that unused ones are no warning
-};
-
-#endif
-
 // Multiplies `rows` rows with all panels of the right matrix, and calls
 // use(first_row, rows, first_column, c) with each block of results, c[rows][32].
 //
-// For bfloat16 the depth_step of the left matrix is 1, and its rows up to a multiple of 16 are
-// readable.
+// For numbers that may go through tiles the depth_step of the left matrix is 1, and its rows up to a
+// multiple of 16 are readable.
 template <typename Type, typename Use>
 void Multiply(const Tiles& tiles, Left a, int64_t rows, Right right, int64_t depth,
               int64_t columns, const Use& use) {
-  alignas(64) float c[kMostRows][kPanel];
+  alignas(64) typename Type::Sum c[kMostRows][kPanel];
   const uint32_t* b = right.words;
   for (int64_t column = 0; column < columns; column += kPanel, b += right.panel_step) {
     for (int64_t row = 0; row < rows;) {
@@ -246,11 +221,9 @@ void Multiply(const Tiles& tiles, Left a, int64_t rows, Right right, int64_t dep
       // Also of few rows, so that a sample's bits don't depend on its place in the batch.
       const bool in_tiles = Type::kTiles && tiles.granted;
       const int64_t count = std::min<int64_t>(in_tiles ? kMostRows : kRowsAtOnce, rows - row);
-#ifdef __AMX_BF16__
       if (in_tiles)
-        count > kTile ? TileRows(from, b, depth, c) : TileRows16(from, b, depth, c);
+        tiles::Rows<Type>(from.words, from.row_step, b, depth, count, c);
       else
-#endif
         SomeRows<Type>(count, from, b, depth, c);
       use(row, count, column, c);
       row += count;

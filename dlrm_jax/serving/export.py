@@ -6,22 +6,21 @@ import dataclasses
 import importlib.metadata
 import math
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 
 from dlrm_jax.artifact.artifact import Artifact, split_vectors, write_layer
+from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.dense_program import export_programs
 from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import Manifest
-from dlrm_jax.artifact.notes import BaselineNote, FeatureNote, LayerNote, LookupNote, ProgramNote
+from dlrm_jax.artifact.notes import FeatureNote, LayerNote, LookupNote, ProgramNote
 from dlrm_jax.artifact.row_formats import RowFormat
-from dlrm_jax.artifact.tables import map_lookups
-from dlrm_jax.data.arrays import Dataset
-from dlrm_jax.data.metadata import METADATA, VOCABULARIES, Metadata
+from dlrm_jax.data.arrays import Dataset, Split
+from dlrm_jax.data.metadata import METADATA, VOCABULARIES
 from dlrm_jax.embedding import Lookup
 from dlrm_jax.embedding.id_maps import note_of
 from dlrm_jax.errors import UserError
@@ -29,18 +28,18 @@ from dlrm_jax.feature_names import file_name
 from dlrm_jax.files import creating
 from dlrm_jax.inference.artifact_scorer import PREPROCESSING, ArtifactScorer, inputs_of
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.inference.probabilities import sigmoid
 from dlrm_jax.serving import golden
-from dlrm_jax.serving.dense_layers import note_dense
-from dlrm_jax.serving.drift import baseline_of
+from dlrm_jax.serving.calibration import Calibration, calibration_split
+from dlrm_jax.serving.exported_metrics import ExportedMetrics
+from dlrm_jax.serving.layer_choice import LayerChoice, choose_layers
+from dlrm_jax.serving.quantized_layers import DenseLayers, check_quantizable
 from dlrm_jax.serving.table_choice import Choice, choose_tables
 from dlrm_jax.serving.table_variants import TableVariants
 from dlrm_jax.serving.trained_model import TrainedModel
-from dlrm_jax.training.measures import measures_of
 
 _LIBRARIES = ("dlrm-jax", "jax", "jaxlib", "flax", "numpy")
 _BATCH = 8192
-_MEASURED = ("validation", "test")
+_LAYERS, _PROGRAMS = "layers", "programs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +49,12 @@ class Exported:
     Attributes:
         manifest: description of the artifact.
         choice: tables that are quantized; None if no loss was to be limited.
+        layers: precision of the layers, and its loss; None if no loss was to be limited.
     """
 
     manifest: Manifest
     choice: Choice | None
+    layers: LayerChoice | None = None
 
 
 def export(
@@ -63,6 +64,8 @@ def export(
     row_format: RowFormat,
     data: Dataset | None = None,
     max_auc_loss: float | None = None,
+    layers: Precision = "float32",
+    calibration: Split | None = None,
 ) -> Exported:
     """Writes an artifact, completely or not at all.
 
@@ -73,40 +76,73 @@ def export(
         row_format: row format of the tables.
         data: data of the run, for metrics and golden rows; None if they aren't there.
         max_auc_loss: AUC on the validation split that may be lost; tables that would lose more
-            keep the rows of training. None stores all tables in the row format.
+            keep the rows of training, and then layers a longer type. None stores all tables in the
+            row format, and the layers in their precision.
+        layers: precision of the layers, which needs DLRM if it isn't float32.
+        calibration: examples for int8; None for those of validation, or else of training.
 
     Raises:
-        UserError: the directory exists or can't be written, the checkpoint can't be read, or there
-            are no validation examples to measure a loss with.
+        UserError: the directory exists or can't be written, the checkpoint can't be read, there
+            are no validation examples to measure a loss with, or none to calibrate int8 on, or
+            layers of the model can't have another precision.
     """
     if max_auc_loss is not None and (data is None or not len(data.validation)):
         raise UserError("max_auc_loss: expected data with a validation split, got none; give them")
+    trained = DenseLayers.of(model)
+    check_quantizable(model, trained, layers)
+    if layers == "int8" and calibration is None:
+        calibration = calibration_split(data)
     with creating(output) as directory:
         directory.mkdir()
         tables = TableVariants.write(model, directory, row_format, data is not None)
-        manifest = _describe(model, name, tables)
-        dense = model.dense
-        manifest = write_dense(dense.layers, dense.logits, directory, manifest)
-        note = note_dense(dense.model(dense.layers))
-        manifest = dataclasses.replace(manifest, dense_layers=note)
+        described = _describe(model, name, tables)
         if model.vocabularies:
             copy_vocabularies(model.vocabularies, directory / PREPROCESSING)
-        artifact = Artifact.open(directory, manifest)
-        quantized, choice, metrics, baseline = tables.names, None, {}, None
-        if data is not None:
-            measure = _Measure(artifact, tables, model, data)
-            if max_auc_loss is not None:
-                choice = choose_tables(quantized, measure.auc, max_auc_loss)
-                quantized = choice.quantized
-            metrics, baseline = measure.summary(quantized)
+        artifact = exported = _written(trained, directory, described)
+        quantized, choice, chosen, metrics, baseline = tables.names, None, None, {}, None
+        measure = ExportedMetrics(artifact, tables, model, data) if data is not None else None
+        if measure and max_auc_loss is not None:
+            choice = choose_tables(quantized, measure.auc, max_auc_loss)
+            quantized = choice.quantized
+        if layers != "float32":
+            seen = (
+                Calibration.of(tables.read_by(artifact, quantized), calibration)
+                if calibration
+                else None
+            )
+
+            def written(precision: Precision) -> Artifact:
+                return _written(trained.in_precision(precision, seen), directory, described)
+
+            if measure and max_auc_loss is not None:
+                chosen = choose_layers(
+                    layers,
+                    measure.auc(()),
+                    lambda precision: measure.auc(quantized, written(precision)),
+                    max_auc_loss,
+                )
+                layers = chosen.precision
+            exported = written(layers)
+        if measure:
+            metrics, baseline = measure.summary(quantized, exported)
         notes = tables.keep(quantized)
-        manifest = dataclasses.replace(manifest, tables=notes, metrics=metrics, baseline=baseline)
+        manifest = dataclasses.replace(
+            exported.manifest, tables=notes, metrics=metrics, baseline=baseline
+        )
         scorer = ArtifactScorer(Artifact.open(directory, manifest))
         predictor = Predictor(scorer, _BATCH, shift=manifest.shift)
         golden.write(directory, predictor, golden.choose(inputs_of(manifest), data))
         manifest = dataclasses.replace(manifest, files=note_files(directory))
         manifest.write(directory)
-    return Exported(manifest, choice)
+    return Exported(manifest, choice, chosen)
+
+
+def _written(layers: DenseLayers, directory: Path, described: Manifest) -> Artifact:
+    """The artifact with some layers, which take the place of those that are there."""
+    for name in (_LAYERS, _PROGRAMS):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    manifest = write_dense(layers.arrays, layers.logits, directory, described)
+    return Artifact.open(directory, dataclasses.replace(manifest, dense_layers=layers.note))
 
 
 def _describe(model: TrainedModel, name: str, tables: TableVariants) -> Manifest:
@@ -171,11 +207,11 @@ def write_dense(
         directory: directory of the artifact.
         manifest: manifest without them.
     """
-    (directory / "layers").mkdir()
-    (directory / "programs").mkdir()
+    (directory / _LAYERS).mkdir()
+    (directory / _PROGRAMS).mkdir()
     layers = []
     for name, array in arrays.items():
-        note = LayerNote(name, array.shape, str(array.dtype), f"layers/{file_name(name)}.npy")
+        note = LayerNote(name, array.shape, str(array.dtype), f"{_LAYERS}/{file_name(name)}.npy")
         write_layer(directory / note.file, array)
         layers.append(note)
     programs, shapes = [], manifest.vector_shapes
@@ -186,7 +222,7 @@ def write_dense(
 
     made = export_programs(logits, arrays, manifest.dense_features, width)
     for size, content in made.items():
-        note = ProgramNote(size, f"programs/{size or 'any'}.jax_export")
+        note = ProgramNote(size, f"{_PROGRAMS}/{size or 'any'}.jax_export")
         (directory / note.file).write_bytes(content)
         programs.append(note)
     return dataclasses.replace(manifest, layers=tuple(layers), programs=tuple(programs))
@@ -197,71 +233,3 @@ def copy_vocabularies(vocabularies: Path, copy: Path) -> None:
     copy.mkdir()
     shutil.copytree(vocabularies / VOCABULARIES, copy / VOCABULARIES)
     shutil.copy2(vocabularies / METADATA, copy / METADATA)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Measure:
-    """Metrics of an artifact some of whose tables are quantized."""
-
-    artifact: Artifact
-    tables: TableVariants
-    model: TrainedModel
-    data: Dataset
-
-    def auc(self, quantized: Collection[str]) -> float:
-        """The AUC of the main label on the validation split.
-
-        Raises:
-            UserError: the split has labels of one kind alone.
-        """
-        logits = self._logits("validation", quantized)
-        found = float(self._metrics("validation", logits)["auc"])
-        if math.isnan(found):
-            raise UserError(
-                "max_auc_loss: expected validation examples of both labels, got one kind alone"
-            )
-        return found
-
-    def summary(
-        self, quantized: Collection[str]
-    ) -> tuple[dict[str, dict[str, dict[str, float | None]]], BaselineNote | None]:
-        """The metrics of each split that has examples, of the trained and the exported model.
-
-        With what the last of them is like, as the exported model predicts it.
-        """
-        found, baseline = {}, None
-        for split in _MEASURED:
-            if len(self.data.splits[split]):
-                logits = self._logits(split, quantized)
-                exported = trained = self._metrics(split, logits)
-                baseline = self._baseline(split, logits)
-                if quantized:
-                    trained = self._metrics(split, self._logits(split, ()))
-                found[split] = {"trained": _plain(trained), "exported": _plain(exported)}
-        return found, baseline
-
-    def _logits(self, split: str, quantized: Collection[str]) -> Float32[np.ndarray, "N *_"]:
-        notes = self.tables.notes(quantized)
-        lookups = map_lookups(self.artifact.directory, notes, self.artifact.manifest.lookups)
-        scorer = ArtifactScorer(dataclasses.replace(self.artifact, lookups=lookups))
-        return np.concatenate([*scorer.logits(self.data.splits[split], _BATCH)])
-
-    def _metrics(self, split: str, logits: Float32[np.ndarray, "N *_"]) -> dict[str, float | int]:
-        # Its own metrics may be functions that would be imported.
-        measures = measures_of(dataclasses.replace(self.model.config, metrics=()), self.data)
-        kept = self.data.kept_negatives.get(split, 1.0)
-        return measures(logits, self.data.splits[split], kept)
-
-    def _baseline(self, split: str, logits: Float32[np.ndarray, "N *_"]) -> BaselineNote | None:
-        if self.data.kept_negatives.get(split, 1.0) != 1:  # requests have the others, too
-            return None
-        labels = inputs_of(self.artifact.manifest).outputs
-        vocabularies = self.model.vocabularies
-        metadata = Metadata.read(vocabularies) if vocabularies else None
-        probabilities = sigmoid(logits, self.model.shift)
-        return baseline_of(split, self.data.splits[split], probabilities, labels, metadata)
-
-
-def _plain(metrics: dict[str, float | int]) -> dict[str, float | None]:
-    """Metrics as JSON has them, without NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -25,7 +25,7 @@ ROWS = 100
 TOLERANCE = Tolerance(1e-6, FLOAT32)
 """Differences of a probability: another processor may sum in another order."""
 SHORT_TOLERANCE = Tolerance(1e-2, BFLOAT16)
-"""The same for a model that computes in bfloat16, which has 8 bits."""
+"""The same for a model that computes in bfloat16 or int8, which have 8 bits."""
 
 _DIRECTORY = "golden"
 _DENSE, _IDS, _PREDICTIONS = FILES = tuple(

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.artifact.notes import TableNote
 from dlrm_jax.artifact.row_formats import RowFormat, row_bytes
-from dlrm_jax.artifact.tables import write_rows
+from dlrm_jax.artifact.tables import map_lookups, write_rows
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.serving.trained_model import TrainedModel
 
@@ -73,6 +74,11 @@ class TableVariants:
         """The tables of which some are in the row format, and the others as they were trained."""
         pairs = zip(self.exported, self.trained, strict=True)
         return tuple(own if own.name in quantized else before for own, before in pairs)
+
+    def read_by(self, artifact: Artifact, quantized: Collection[str]) -> Artifact:
+        """An artifact of which some tables are in the row format, and the others as trained."""
+        notes, lookups = self.notes(quantized), artifact.manifest.lookups
+        return dataclasses.replace(artifact, lookups=map_lookups(self.directory, notes, lookups))
 
     def keep(self, quantized: Collection[str]) -> tuple[TableNote, ...]:
         """Deletes all rows but those of `notes`, which get the names that they have for good."""

@@ -37,6 +37,8 @@ class ArtifactArrays:
         check_present(source, manifest.files)
         self._source = source
         self._tables = {note.name: note for note in manifest.tables}
+        noted = manifest.dense_layers
+        self._precision = noted.precision if noted else "float32"
         self._layers = {note.name: note for note in manifest.layers}
         self.metadata: Mapping[str, Any] = {
             "format": 3,
@@ -67,11 +69,16 @@ class ArtifactArrays:
         """An array of the dense model.
 
         Raises:
-            UserError: there is none of this name.
+            UserError: there is none of this name, or the layers are rounded to integers.
         """
         note = self._layers.get(name)
         if note is None:
             raise self._unknown("layer", name, self._layers)
+        if self._precision == "int8":
+            raise UserError(
+                f"warm start: the layers of {self._source} are in int8, from which training would "
+                f"start worse; give the run, or export it with --layers=float32"
+            )
         check_content(self._source, note.file, self._manifest.files[note.file])
         return read_layer(self._source, note)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlrm_jax.artifact.dense_note import DenseNote, LinearNote
-from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.artifact.dense_note import DenseNote, LinearNote, QuantizationNote
+from dlrm_jax.artifact.manifest import MANIFEST, Manifest
 from dlrm_jax.artifact.notes import (
     FeatureNote,
     FileNote,
@@ -18,6 +19,7 @@ from dlrm_jax.artifact.notes import (
     ProgramNote,
     TableNote,
 )
+from dlrm_jax.artifact.signed_text import signed_text
 from dlrm_jax.errors import DamagedArtifactError
 
 SHAPES = {"k0": (2, 4), "b0": (4,), "k1": (6, 1), "b1": (1,), "b2": (2,), "k2": (6, 2)}
@@ -61,17 +63,20 @@ def test_what_fits(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, r"'k1' of shape \[7, n\] and 'b1' of shape \[n\], got shapes \[6, 1\] and \[1\]"),
-        ({"self_interaction": False, "vectors": ("l0", "l0")}, r"'k1' of shape \[7, n\]"),
+        (
+            {},
+            r"'k1' of float32\[7, n\] and 'b1' .*, got float32\[6, 1\] and float32\[1\]",
+        ),
+        ({"self_interaction": False, "vectors": ("l0", "l0")}, r"'k1' of float32\[7, n\]"),
         ({"bottom": ()}, "layers of the bottom MLP, got none"),
-        ({"bottom": (BOTTOM, BOTTOM)}, r"'k0' of shape \[4, n\] .*, got shapes \[2, 4\]"),
-        ({"bottom": (LinearNote("k0", "b1", True),)}, r"got shapes \[2, 4\] and \[1\]"),
-        ({"bottom": (LinearNote("k0", "none", True),)}, r"got shapes \[2, 4\] and \[\]"),
-        ({"bottom": (LinearNote("b0", "b0", True),)}, r"got shapes \[4\] and \[4\]"),
+        ({"bottom": (BOTTOM, BOTTOM)}, r"'k0' of float32\[4, n\] .*, got float32\[2, 4\]"),
+        ({"bottom": (LinearNote("k0", "b1", True),)}, r"got float32\[2, 4\] and float32\[1\]"),
+        ({"bottom": (LinearNote("k0", "none", True),)}, r"got float32\[2, 4\] and none"),
+        ({"bottom": (LinearNote("b0", "b0", True),)}, r"got float32\[4\] and float32\[4\]"),
         ({"vectors": ("l1",)}, "a lookup 'l1' of one vector of 4 numbers"),
         ({"vectors": ("l2",)}, "a lookup 'l2' of one vector"),
         ({"vectors": ("none",)}, "a lookup 'none'"),
-        ({"vectors": (), "top": (LinearNote("k2", "b2", True),)}, r"'k2' of shape \[5, n\]"),
+        ({"vectors": (), "top": (LinearNote("k2", "b2", True),)}, r"'k2' of float32\[5, n\]"),
     ],
 )
 def test_what_does_not_fit(changes: dict[str, Any], message: str, tmp_path: Path):
@@ -95,5 +100,70 @@ def test_what_has_more_than_one_output(tmp_path: Path):
     with pytest.raises(DamagedArtifactError, match="expected a model of one label"):
         written(tmp_path, fits, layers=single, labels=("clicked", "bought"))
     bfloat16 = (dataclasses.replace(single[0], dtype="bfloat16"), *single[1:])
-    with pytest.raises(DamagedArtifactError, match=r"expected float32 layers 'k0'"):
+    with pytest.raises(
+        DamagedArtifactError, match=r"'k0' of float32\[2, n\] and .*, got bfloat16\[2, 4\]"
+    ):
         written(tmp_path, fits, layers=bfloat16)
+
+
+OWN = QuantizationNote("s", "l", "z")
+INT8 = LinearNote("k", "b", True, "int8", OWN)
+ARRAYS = {
+    "k": ((2, 4), "int8"), "b": ((4,), "int32"), "s": ((4,), "float32"), "l": ((1,), "float32"),
+    "z": ((1,), "int32"), "k1": ((7, 1), "bfloat16"), "b1": ((1,), "float32"),
+}  # fmt: skip
+SHORT = DenseNote((INT8,), (LinearNote("k1", "b1", False, "bfloat16"),), ("l0",), True)
+
+
+def short(directory: Path, note: DenseNote, **changes: Any) -> Manifest:
+    arrays = {**ARRAYS, **changes}
+    layers = tuple(LayerNote(name, shape, dtype, "k0") for name, (shape, dtype) in arrays.items())
+    return written(directory, note, layers=layers, dense_features=arrays["k"][0][0])
+
+
+def test_layers_of_several_precisions(tmp_path: Path):
+    found = short(tmp_path, SHORT).dense_layers
+    assert found is not None
+    assert found == SHORT
+    assert found.precision == "int8"
+    assert found.quantizations == (OWN,)
+    assert dataclasses.replace(SHORT, bottom=SHORT.top).precision == "bfloat16"
+    assert NOTE.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("layer", "changes", "message"),
+    [
+        ({"quantization": None}, {}, "of layers in int8 alone, 'k' in int8 has None"),
+        ({"precision": "float32"}, {}, r"layers 'k' of float32\[2, n\] and 'b' of float32\[n\]"),
+        ({}, {"b": ((4,), "float32")}, r"'b' of int32\[n\], got int8\[2, 4\] and float32\[4\]"),
+        ({}, {"s": ((3,), "float32")}, r"a layer 's' of float32\[4\], got float32\[3\]"),
+        ({}, {"l": ((), "float32")}, r"a layer 'l' of float32\[1\], got float32\[\]"),
+        ({}, {"z": ((1,), "int8")}, r"a layer 'z' of int32\[1\], got int8\[1\]"),
+        ({"quantization": QuantizationNote("s", "l", "x")}, {}, r"'x' of int32\[1\], got none"),
+    ],
+)
+def test_int8_that_does_not_fit(
+    layer: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
+):
+    note = dataclasses.replace(SHORT, bottom=(dataclasses.replace(INT8, **layer),))
+    with pytest.raises(DamagedArtifactError, match=rf"manifest\.json: dense_layers: .*{message}"):
+        short(tmp_path, note, **changes)
+
+
+def test_int8_of_floats_and_unknown_precisions(tmp_path: Path):
+    floats = LinearNote("k1", "b1", False, "bfloat16", OWN)
+    with pytest.raises(DamagedArtifactError, match="of layers in int8 alone, 'k1' in bfloat16 has"):
+        short(tmp_path, dataclasses.replace(SHORT, top=(floats,)))
+    short(tmp_path, SHORT)
+    path = tmp_path / MANIFEST
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["dense_layers"]["bottom"][0]["precision"] = "int2"
+    path.write_text(signed_text(content), encoding="utf-8")
+    with pytest.raises(DamagedArtifactError, match="Invalid enum value 'int2'"):
+        Manifest.read(tmp_path)
+
+
+def test_int8_with_too_many_inputs(tmp_path: Path):
+    with pytest.raises(DamagedArtifactError, match="at most 32,768 inputs of a layer in int8, 'k'"):
+        short(tmp_path, SHORT, k=((2**15 + 1, 4), "int8"))

@@ -20,6 +20,7 @@ from dlrm_jax.artifact.notes import (
     ProgramNote,
     TableNote,
 )
+from dlrm_jax.artifact.signed_text import signed_text
 from dlrm_jax.errors import DamagedArtifactError
 
 EXAMPLE = Manifest(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from dlrm_jax.artifact.manifest import FORMAT, MANIFEST, Manifest, signed_text
+from dlrm_jax.artifact.manifest import FORMAT, MANIFEST, Manifest
+from dlrm_jax.artifact.signed_text import signed_text
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.counted_histogram import CountedHistogram

@@ -4,7 +4,9 @@
     python -m experiments.benchmarks.serving --rows=33800000 --output=serving.json
 
 The artifact has a preset's shape and drawn numbers; it is made once and kept in the cache.
-Both programs load its rows, and must give its golden predictions to 1e-5 before they are timed.
+Both programs load its rows, and must give its golden predictions to 1e-5 before they are timed, to
+0.02 of short layers. PyTorch's layers are in the precision that ``--layers`` names, too: cast to
+bfloat16, or quantized by the artifact's scales.
 
 In process, `Predictor.predict` on arrays, with all its checks, is timed in turn with FBGEMM's
 operator for inference and PyTorch's dense layers: eager, compiled or through oneDNN, whichever is
@@ -35,6 +37,7 @@ from typing import get_args
 import numpy as np
 from absl import flags
 
+from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.row_formats import RowFormat, as_row_format
 from dlrm_jax.cli.flags import FLAGS, check_writable, define_numbers
 from dlrm_jax.cli.run import run
@@ -51,6 +54,9 @@ flags.DEFINE_string("preset", "kaggle", "Preset with the shape of the model, a D
 flags.DEFINE_integer("rows", 100_000, "Most rows of a table; such as 33800000 for all.", 1)
 flags.DEFINE_list(
     "formats", ["int8", "float32"], f"Row formats of {', '.join(get_args(RowFormat))}."
+)
+flags.DEFINE_enum(
+    "layers", "float32", [*get_args(Precision)], "Precision of the dense layers of both programs."
 )
 define_numbers(
     "batch_sizes", (1, 8, 64, 512, 2048, 8192), "Rows of a batch in process; such as 1,8.", low=1
@@ -83,14 +89,16 @@ def main() -> None:
     formats: list[RowFormat] = [as_row_format(x) for x in FLAGS.formats]
     http_formats = [x for x in formats if x in FLAGS.http_formats] if "http" in FLAGS.only else []
     name = f"{FLAGS.preset}-{max(rows)}"
-    found = artifacts(config, name, formats, cache_directory() / "serving", FLAGS.fresh)
+    cache = cache_directory() / "serving"
+    found = artifacts(config, name, formats, cache, FLAGS.fresh, FLAGS.layers)
     directory = Path(FLAGS.environment) if FLAGS.environment else cache_directory() / "peers"
     python = environment.ready(directory)
     settings = measures.Settings(
         python, FLAGS.part, FLAGS.batch_sizes, FLAGS.request_rows, FLAGS.rounds, FLAGS.seconds
     )
     machine = report.machine()
-    print(f"{sum(rows):,} rows of {config.embedding_dim} numbers, ids {FLAGS.ids}; {machine}")
+    shape = f"{sum(rows):,} rows of {config.embedding_dim} numbers"
+    print(f"{shape}, layers in {FLAGS.layers}, ids {FLAGS.ids}; {machine}")
     results = measures.Results()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dlrm_jax.artifact.dense_note import Precision
 from dlrm_jax.artifact.manifest import is_artifact
 from dlrm_jax.artifact.row_formats import RowFormat
 from dlrm_jax.config import Config
+from dlrm_jax.data.arrays import Examples, Split
 from dlrm_jax.embedding import Table
 from dlrm_jax.files import locked
 from dlrm_jax.inference.loading import for_prediction
@@ -26,6 +28,7 @@ from dlrm_jax.training.build import make_learner
 
 _CHUNK = 2**20
 _DEVIATION = 0.2
+_EXAMPLES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +58,22 @@ class DrawnModel(TrainedModel):
             yield table, np.resize(chunk, (table.rows, table.dim))
 
 
+def drawn_examples(config: Config) -> Split:
+    """Examples to calibrate layers on, drawn as the benchmark's are."""
+    rng = np.random.default_rng(config.seed)
+    dense = rng.standard_normal((_EXAMPLES, config.dense_features), np.float32)
+    limits = np.repeat(config.table_rows, config.table_bag_lengths)
+    ids = rng.integers(0, limits, (_EXAMPLES, len(limits))).astype(np.int32)
+    return Split((Examples(dense, ids, np.zeros(_EXAMPLES, np.float32)),))
+
+
 def artifacts(
-    config: Config, name: str, formats: Sequence[RowFormat], directory: Path, fresh: bool
+    config: Config,
+    name: str,
+    formats: Sequence[RowFormat],
+    directory: Path,
+    fresh: bool,
+    layers: Precision = "float32",
 ) -> dict[str, Path]:
     """The artifacts of a config in some row formats; they are made once and kept.
 
@@ -66,15 +83,18 @@ def artifacts(
         formats: row formats.
         directory: directory that they are kept in.
         fresh: whether to make those again that are there.
+        layers: precision of the layers.
     """
+    suffix = "" if layers == "float32" else f"-layers-{layers}"
     found = {}
     with locked(directory / ".lock", f"artifacts {directory}", wait=True):
         for row_format in formats:
-            path = directory / f"{name}-{row_format}"
+            path = directory / f"{name}-{row_format}{suffix}"
             if fresh and path.exists():
                 shutil.rmtree(path)
             if not is_artifact(path):
                 print(f"making {path}", flush=True)
-                export(DrawnModel.of(config, config.seed), path, name, row_format)
+                model, rows = DrawnModel.of(config, config.seed), drawn_examples(config)
+                export(model, path, name, row_format, layers=layers, calibration=rows)
             found[row_format] = path
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.peers.contestant import Contestant, Worker
-from experiments.benchmarks.serving.in_process import Figure, Rows, checked
+from experiments.benchmarks.serving.in_process import Figure, Rows, checked, tolerance_of
 from experiments.benchmarks.serving.servers import Server
 from experiments.benchmarks.timing import in_turn
 
@@ -61,7 +61,7 @@ def check(target: Target, artifact: Path, directory: Path) -> float:
     output = directory / "probabilities.npy"
     target.ask("check", output=str(output))
     expected = np.load(artifact / "golden" / "probabilities.npy")
-    return checked(target.name, np.load(output), expected)
+    return checked(target.name, np.load(output), expected, tolerance_of(artifact))
 
 
 def closed(

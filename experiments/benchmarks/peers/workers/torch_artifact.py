@@ -3,7 +3,7 @@
 Tables are in the operator's memory, and indices aren't checked. ``--part`` is the form of the
 dense part: ``eager``, ``compiled`` (`torch.compile`, once for each batch size), ``onednn``, or
 ``fastest``, which is the fastest of them for each batch size. Batch sizes other than powers of two
-are never compiled.
+are never compiled. Layers in int8 have engines in place of forms, the fastest of which counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.benchmarks.peers.workers.predicting import serve
-from experiments.benchmarks.peers.workers.torch_dense import dense_part, set_linear
+from experiments.benchmarks.peers.workers.torch_dense import dense_part
+from experiments.benchmarks.peers.workers.torch_layers import ENGINES, ArtifactLayers
 from experiments.benchmarks.peers.workers.torch_operator import StoredRows, stored_operator
 from experiments.benchmarks.timing import fastest_seconds
 
@@ -31,10 +32,10 @@ _COMPILED = {2**i for i in range(14)}  # batch sizes; compilation takes seconds 
 class Dense(nn.Module):
     """Dense features and pooled vectors to probabilities."""
 
-    def __init__(self, layers: dict[str, np.ndarray], tables: int, shift: float):
+    def __init__(self, layers: ArtifactLayers, tables: int, shift: float):
         super().__init__()
-        self.bottom = _mlp(layers, "bottom", last_relu=True)
-        self.top = _mlp(layers, "top", last_relu=False)
+        self.bottom = layers.mlp("bottom")
+        self.top = layers.mlp("top")
         row, column = np.tril_indices(tables + 1, -1)
         self.register_buffer("pairs", torch.from_numpy(row * (tables + 1) + column))
         self._shift = shift
@@ -46,17 +47,6 @@ class Dense(nn.Module):
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
         z = torch.cat([x, products.index_select(1, self.pairs)], dim=1)
         return torch.sigmoid(self.top(z)[:, 0] + self._shift)
-
-
-def _mlp(layers: dict[str, np.ndarray], name: str, last_relu: bool) -> nn.Sequential:
-    count = sum(x.startswith(f"{name}.") and x.endswith(".kernel") for x in layers)
-    modules: list[nn.Module] = []
-    for i in range(count):
-        kernel, bias = (layers[f"{name}.layers.{i}.{x}"] for x in ("kernel", "bias"))
-        linear = nn.Linear(*kernel.shape)
-        set_linear(linear, np.ascontiguousarray(kernel.T), bias)
-        modules += [linear, nn.ReLU()]
-    return nn.Sequential(*(modules if last_relu else modules[:-1]))
 
 
 class Model:
@@ -71,16 +61,23 @@ class Model:
             [StoredRows(artifact / x["file"], x["rows"], x["dim"], x["row_format"]) for x in tables]
         )
         self._part, self._dense_features = part, manifest["dense_features"]
-        layers = {x["name"]: np.load(artifact / x["file"]) for x in manifest["layers"]}
+        layers = ArtifactLayers(artifact)
         self._shape = (-1, len(tables), tables[0]["dim"])
 
         def made(how: str) -> Callable[..., Tensor]:
+            if how in ENGINES:
+                torch.backends.quantized.engine = how
             module = Dense(layers, len(tables), manifest["shift"]).eval()
             if how == "compiled":
                 return torch.compile(module, fullgraph=True, dynamic=False)
             return dense_part(module, how)
 
-        self._parts = {x: made(x) for x in (_PARTS if part == "fastest" else {"eager", part})}
+        forms = _PARTS if part == "fastest" else ("eager", part)
+        if layers.precision == "int8":
+            forms = ENGINES
+        elif layers.precision == "bfloat16":
+            forms = [x for x in forms if x != "onednn"]
+        self._parts = {x: made(x) for x in forms}
         self.chosen: dict[int, str] = {}
 
     @functools.cache  # noqa: B019 (there is one model)

@@ -1,0 +1,172 @@
+"""Artifacts of DLRM with layers in bfloat16 and int8, and how their precision is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_memory import InMemory
+from saved_run import examples
+
+from dlrm_jax.artifact.artifact import Artifact
+from dlrm_jax.artifact.dense_note import MOST_INPUTS, LinearNote, Precision
+from dlrm_jax.artifact.files import note_files
+from dlrm_jax.artifact.manifest import Manifest
+from dlrm_jax.config import Config
+from dlrm_jax.conversion.own_model import OwnModel
+from dlrm_jax.data.directory import load_directory
+from dlrm_jax.errors import DamagedArtifactError, UserError
+from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.mesh import make_mesh
+from dlrm_jax.serving.export import export
+from dlrm_jax.serving.layer_choice import LayerChoice, choose_layers
+from dlrm_jax.serving.layer_quantization import Levels
+from dlrm_jax.serving.quantized_layers import int8_arrays
+from dlrm_jax.serving.trained_model import TrainedModel
+from dlrm_jax.serving.verify import PROGRAM, verify
+from dlrm_jax.training.build import make_learner
+from dlrm_jax.training.warm_start import warm_start
+
+RUN = Path(__file__).parents[1] / "previous" / "run_of_format_3"
+DATA = RUN.parent / "data"
+CONFIG = Config(
+    table_rows=(9, 30, 30),
+    bag_lengths=(1, 3, 2),
+    embedding_dim=13,
+    dense_features=3,
+    bottom_mlp=(17, 13),
+    top_mlp=(33, 1),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """Artifacts of one model."""
+    directory = tmp_path_factory.mktemp("made")
+    found: dict[Precision, Path] = {}
+    for precision in ("float32", "bfloat16", "int8"):
+        found[precision] = directory / precision
+        rows = examples(300, config=CONFIG)
+        model = InMemory.of(CONFIG)
+        export(model, found[precision], precision, "float32", layers=precision, calibration=rows)
+    return found
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.01), ("int8", 0.03)])
+def test_they_predict_what_float32_does(
+    made: dict[Precision, Path], precision: Precision, tolerance: float
+):
+    split = examples(100, seed=1, config=CONFIG)
+    expected = Predictor.load(made["float32"]).predict(split)
+    predictor = Predictor.load(made[precision])
+    assert str(predictor) == (
+        f"Predictor(artifact {precision} of 3 tables in float32, layers in {precision})"
+    )
+    found = predictor.predict(split)
+    assert np.ptp(expected) > 0.1, "nothing to compare"
+    assert 1e-6 < np.abs(found - expected).max() < tolerance
+    assert verify(made[precision]).golden[PROGRAM].difference == 0
+    found = Manifest.read(made[precision])
+    assert found.dense_layers
+    assert found.dense_layers.precision == precision
+    assert {x.dtype for x in found.layers if x.name.endswith("kernel")} == {precision}
+    sizes = [
+        sum(x.stat().st_size - 128 for x in (path / "layers").glob("*.kernel.npy"))
+        for path in (made["float32"], made[precision])
+    ]
+    assert sizes[0] == sizes[1] * (4 if precision == "int8" else 2)
+
+
+def test_float32_is_noted_as_before(made: dict[Precision, Path]):
+    text = (made["float32"] / "manifest.json").read_text(encoding="utf-8")
+    assert '"relu": true' in text
+    assert "precision" not in text
+    assert "quantization" not in text
+
+
+def test_integers_cannot_be_nan(made: dict[Precision, Path]):
+    rows = examples(20, config=CONFIG).take(np.arange(20))
+    dense, ids = np.array(rows.dense), np.asarray(rows.ids)
+    dense[7, 1], dense[9, 0] = np.nan, np.inf
+    for precision in ("int8", "bfloat16"):
+        logits = Artifact.load(made[precision]).logits(dense, ids)
+        assert np.isnan(logits[7])
+    logits = Artifact.load(made["int8"]).logits(dense, ids)
+    assert np.flatnonzero(~np.isfinite(logits)).tolist() == [7, 9]
+
+
+def test_numbers_that_are_no_quantization(made: dict[Precision, Path], tmp_path: Path):
+    damaged = shutil.copytree(made["int8"], tmp_path / "damaged")
+    for name, value, message in (
+        ("scale", np.zeros(17, np.float32), "expected finite numbers above 0"),
+        ("levels", np.full(1, np.nan, np.float32), "expected finite numbers above 0"),
+        ("zero", np.full(1, 128, np.int32), "expected a number from -128 to 127, it has 128"),
+    ):
+        path = damaged / "layers" / f"bottom.layers.0.{name}.npy"
+        written = path.read_bytes()
+        np.save(path, value)
+        dataclasses.replace(Manifest.read(damaged), files=note_files(damaged)).write(damaged)
+        with pytest.raises(DamagedArtifactError, match=rf"{path.name}: {message}"):
+            Artifact.load(damaged)
+        path.write_bytes(written)
+
+
+def test_training_and_conversion_start_from_no_integers(made: dict[Precision, Path]):
+    learner = make_learner(CONFIG, make_mesh("1x1"))
+    with pytest.raises(UserError, match=r"layers of .*int8 are in int8.*--layers=float32"):
+        warm_start(learner, 0, made["int8"], ["top"], ["x"])
+    with pytest.raises(UserError, match=r"its layers are in int8; .*--layers=float32"):
+        OwnModel.open(made["int8"])
+    warm_start(learner, 0, made["bfloat16"], ["top"], ["x"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "dcn"}, "the run is a model dcn; leave it out"),
+        ({"normalization": "layer"}, "a model dlrm with another interaction, normalization"),
+    ],
+)
+def test_other_models(changes: dict[str, str], message: str, tmp_path: Path):
+    model = InMemory.of(dataclasses.replace(CONFIG, **changes))
+    with pytest.raises(UserError, match=message):
+        export(model, tmp_path / "x", "x", "float32", layers="bfloat16")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_int8_needs_examples_and_few_inputs(tmp_path: Path):
+    with pytest.raises(UserError, match="int8 is calibrated on examples of the run; give their"):
+        export(InMemory.of(CONFIG), tmp_path / "x", "x", "float32", layers="int8")
+    arrays = {"k": np.zeros((MOST_INPUTS + 1, 1), np.float32), "b": np.zeros(1, np.float32)}
+    with pytest.raises(UserError, match="at most 32,768 inputs of a layer in int8, k has 32,769"):
+        int8_arrays(LinearNote("k", "b", True), arrays, Levels.of_range(0, 1))
+
+
+def test_the_choice_is_the_shortest_that_is_tolerated():
+    aucs: dict[Precision, float] = {"int8": 0.8, "bfloat16": 0.89}
+    for most, precision in ((0.2, "int8"), (0.05, "bfloat16"), (0.001, "float32")):
+        found = choose_layers("int8", 0.9, aucs.__getitem__, most)
+        assert found.precision == precision
+        assert found.losses["int8"] == pytest.approx(0.1)
+    found = choose_layers("bfloat16", 0.9, aucs.__getitem__, 0.5)
+    assert found == LayerChoice("bfloat16", {"bfloat16": 0.9 - 0.89})
+
+
+def test_layers_that_cost_too_much_are_as_trained(tmp_path: Path):
+    model, data = TrainedModel.read(RUN), load_directory(DATA)
+    done = export(model, tmp_path / "a", "a", "float32", data, 1.0, "int8")
+    assert done.layers is not None
+    assert done.layers.precision == "int8"
+    of_test = done.manifest.metrics["test"]
+    assert of_test["exported"] != of_test["trained"]
+    kept = export(model, tmp_path / "b", "b", "int8", data, -1.0, "int8")
+    assert kept.layers is not None
+    assert kept.layers.precision == "float32"
+    assert kept.layers.losses.keys() == {"int8", "bfloat16"}
+    export(model, tmp_path / "c", "b", "int8", data, -1.0)
+    for name, note in note_files(tmp_path / "c").items():
+        if not name.startswith("programs/"):  # which name the lines that they were made by
+            assert note_files(tmp_path / "b")[name] == note, name
