@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from dlrm_jax.errors import UserError
+from dlrm_jax.serving.layer_choice import LayerChoice
 
 PREVIOUS = Path(__file__).parents[1] / "previous"
 RUN = f"--run={PREVIOUS / 'run_of_format_3'}"
@@ -49,6 +50,23 @@ def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.Captu
         command("verify", f"--artifact={artifact}")
     assert "error: artifact " in (error := capsys.readouterr().err)
     assert "tables/C2.rows: expected 48 bytes, it has 0" in error
+
+
+def test_layers_in_int8(
+    command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    flags = [f"--data={PREVIOUS / 'data'}", "--layers=int8", "--max_auc_loss=1"]
+    command("export", RUN, f"--output={tmp_path / 'a'}", *flags)
+    printed = capsys.readouterr().out
+    line = r"validation AUC changes by [+-]\d\.\d{6} with these tables and layers in int8\n"
+    assert re.search(line, printed)
+    assert "the layers are in" not in printed
+    choice = LayerChoice("float32", {"int8": 3.0, "bfloat16": 2.0})
+    monkeypatch.setattr("dlrm_jax.serving.export.choose_layers", lambda *_: choice)
+    command("export", RUN, f"--output={tmp_path / 'b'}", *flags)
+    printed = capsys.readouterr().out
+    assert "AUC changes by -2.000000 with these tables and layers in bfloat16\n" in printed
+    assert "in float32: in int8, they would cost more than --max_auc_loss=1\n" in printed
 
 
 @pytest.mark.parametrize(
