@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact, signed_text
+from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
 from dlrm_jax.artifact.notes import (
     FeatureNote,
     FileNote,
