@@ -130,7 +130,7 @@ def show(done: Exported) -> None:
         of_table = [f"{table.rows:,}", f"{table.dim}", table.row_format, f"{size:,}"]
         rows.append([table.name, *of_table, *cost])
     status(text_table(header, rows))
-    if choice:
+    if choice and (choice.quantized or choice.gains):  # or no table could be stored otherwise
         line = f"validation AUC changes by {0 - choice.loss_of_all:+.6f} with all tables as "
         line += FLAGS.tables
         if kept := len(manifest.tables) - len(choice.quantized):
