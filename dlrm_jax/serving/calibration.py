@@ -23,7 +23,11 @@ ROWS = 8192
 
 _NUMBERS = 2**18
 _PARTS = 2.0 ** (-np.arange(25) / 8)
-"""Parts of the range of all inputs; what is beyond is clipped."""
+"""Parts of the range of inputs; what is beyond is clipped."""
+
+_OUTLIERS = 1000
+"""One row of so many may be left out, those with the largest inputs: levels that hold a single
+wrong number of a log leave few for all others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,22 +69,25 @@ class Calibration:
         layer in float32 it is the same to 0.00001.
         """
         x = self.inputs[layer.kernel]
-        finite = x[np.isfinite(x)]
-        low, high = float(np.min(finite, initial=0.0)), float(np.max(finite, initial=0.0))
-        some = x[:: x.size // _NUMBERS + 1]
-        some = some[np.isfinite(some)]
+        x = x[np.isfinite(x).all(axis=1)]
+        largest = np.max(np.abs(x), axis=1, initial=0.0)
+        x = x[np.argsort(largest)[: len(x) - len(x) // _OUTLIERS]]
+        low, high = float(np.min(x, initial=0.0)), float(np.max(x, initial=0.0))
+        some = x.ravel()[:: x.size // _NUMBERS + 1]
         tried = [Levels.of_range(low * part, high * part) for part in _PARTS]
         return min(tried, key=lambda levels: levels.squared_error(some))
 
 
 def calibration_split(data: Dataset | None) -> Split:
-    """The examples that layers are calibrated on: of validation, or else of training.
+    """The examples that layers are calibrated on: of training, or else of validation.
+
+    So those by which ``--max_auc_loss`` judges weren't seen before.
 
     Raises:
         UserError: there are none.
     """
     if data is not None:
-        for name in ("validation", "train"):
+        for name in ("train", "validation"):
             if len(data.splits[name]):
                 return data.splits[name]
     raise UserError(

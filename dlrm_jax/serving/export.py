@@ -79,7 +79,7 @@ def export(
             keep the rows of training, and then layers a longer type. None stores all tables in the
             row format, and the layers in their precision.
         layers: precision of the layers, which needs DLRM if it isn't float32.
-        calibration: examples for int8; None for those of validation, or else of training.
+        calibration: examples for int8; None for those of training, or else of validation.
 
     Raises:
         UserError: the directory exists or can't be written, the checkpoint can't be read, there

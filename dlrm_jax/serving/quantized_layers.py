@@ -47,6 +47,9 @@ class DenseLayers:
     def in_precision(self, precision: Precision, calibration: Calibration | None) -> DenseLayers:
         """The layers in a precision.
 
+        With int8, the first layer of the bottom MLP is in bfloat16: dense features may have units
+        of their own each, which one scale doesn't fit. It has few inputs, so this costs little.
+
         Args:
             precision: type of the products.
             calibration: inputs of the layers, for int8.
@@ -67,7 +70,9 @@ class DenseLayers:
             return found
 
         change = in_int8 if precision == "int8" else in_bfloat16
-        bottom, top = (tuple(map(change, x)) for x in (self.note.bottom, self.note.top))
+        first, *others = self.note.bottom
+        bottom = in_bfloat16(first), *map(change, others)
+        top = tuple(map(change, self.note.top))
         note = dataclasses.replace(self.note, bottom=bottom, top=top)
 
         def logits(layers: Any, dense: Any, vectors: Mapping[str, Any]) -> Any:

@@ -80,7 +80,7 @@ def test_one_row_of_a_users_log(tmp_path):
     encoder = encoder_of(tmp_path / "out")
     np.testing.assert_array_equal(encoder.rows(new, "rows").ids, found.ids)
     assert encoder.rows(new[:0], "rows").ids.shape == (0, 3)
-    with pytest.raises(UserError, match="got Int64; give each row a list") as bad:
+    with pytest.raises(UserError, match="got Int64; give a value alone as a list of one") as bad:
         encoder.rows(new.with_columns(seen=pl.lit(3, pl.Int64)), "rows")
     assert "Parquet" not in str(bad.value)
     # Those of training, from memory: with categories, and arrays of one length.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from in_memory import InMemory
@@ -17,10 +19,12 @@ from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.config import Config
 from dlrm_jax.conversion.own_model import OwnModel
+from dlrm_jax.data.arrays import Split
 from dlrm_jax.data.directory import load_directory
 from dlrm_jax.errors import DamagedArtifactError, UserError
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.mesh import make_mesh
+from dlrm_jax.serving.calibration import Calibration
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.layer_choice import LayerChoice, choose_layers
 from dlrm_jax.serving.layer_quantization import Levels
@@ -72,12 +76,48 @@ def test_they_predict_what_float32_does(
     found = Manifest.read(made[precision])
     assert found.dense_layers
     assert found.dense_layers.precision == precision
-    assert {x.dtype for x in found.layers if x.name.endswith("kernel")} == {precision}
+    types = {x.name: x.dtype for x in found.layers if x.name.endswith("kernel")}
+    assert types.pop("bottom.layers.0.kernel") == "bfloat16"
+    assert set(types.values()) == {precision}
     sizes = [
-        sum(x.stat().st_size - 128 for x in (path / "layers").glob("*.kernel.npy"))
+        sum((path / "layers" / f"{name}.npy").stat().st_size - 128 for name in types)
         for path in (made["float32"], made[precision])
     ]
     assert sizes[0] == sizes[1] * (4 if precision == "int8" else 2)
+
+
+def test_dense_features_in_units_of_their_own(tmp_path: Path):
+    """A single scale for all of them would leave the small ones a level or two."""
+    rows = examples(300, config=CONFIG)
+    units = np.array([1, 30_000, 1e-3], np.float32)
+
+    def scaled(path: Any, x: Any) -> Any:
+        first = jax.tree_util.keystr(path, simple=True, separator=".") == "bottom.layers.0.kernel"
+        return np.asarray(x) / units[:, None] if first else x
+
+    model = InMemory.of(CONFIG)
+    params = jax.tree_util.tree_map_with_path(scaled, model.state.params)
+    model = dataclasses.replace(model, state=dataclasses.replace(model.state, params=params))
+    days = (dataclasses.replace(x, dense=np.asarray(x.dense) * units) for x in rows.days)
+    rows = Split(tuple(days))
+    found = {}
+    for precision in ("float32", "int8"):
+        path = tmp_path / precision
+        export(model, path, precision, "float32", layers=precision, calibration=rows)
+        found[precision] = Predictor.load(path).predict(rows)
+    assert np.ptp(found["float32"]) > 0.1, "nothing to compare"
+    assert np.abs(found["int8"] - found["float32"]).max() < 0.05
+
+
+@pytest.mark.parametrize("outlier", [10.0, 1e3, 1e6])
+def test_a_single_outlier_leaves_levels_for_all_others(outlier: float):
+    x = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
+    layer = LinearNote("a.kernel", "a.bias", relu=True)
+    without = Calibration({"a.kernel": x}).levels(layer)
+    x[7, 1] = outlier
+    found = Calibration({"a.kernel": x}).levels(layer)
+    assert found.levels == pytest.approx(without.levels, rel=0.2)
+    assert Calibration({"a.kernel": x[:20]}).levels(layer).levels <= 255 / outlier * 9
 
 
 def test_float32_is_noted_as_before(made: dict[Precision, Path]):
@@ -101,11 +141,11 @@ def test_integers_cannot_be_nan(made: dict[Precision, Path]):
 def test_numbers_that_are_no_quantization(made: dict[Precision, Path], tmp_path: Path):
     damaged = shutil.copytree(made["int8"], tmp_path / "damaged")
     for name, value, message in (
-        ("scale", np.zeros(17, np.float32), "expected finite numbers above 0"),
+        ("scale", np.zeros(33, np.float32), "expected finite numbers above 0"),
         ("levels", np.full(1, np.nan, np.float32), "expected finite numbers above 0"),
         ("zero", np.full(1, 128, np.int32), "expected a number from -128 to 127, it has 128"),
     ):
-        path = damaged / "layers" / f"bottom.layers.0.{name}.npy"
+        path = damaged / "layers" / f"top.layers.0.{name}.npy"
         written = path.read_bytes()
         np.save(path, value)
         dataclasses.replace(Manifest.read(damaged), files=note_files(damaged)).write(damaged)
