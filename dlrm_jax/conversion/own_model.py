@@ -126,9 +126,11 @@ def _of_artifact(path: Path) -> OwnModel:
             f"{path}: table {rounded[0]} has rows in integers; give the run, or export it with "
             f"--tables=float32"
         )
-    if manifest.dense_layers and manifest.dense_layers.precision == "int8":
+    dense = manifest.dense_layers
+    if dense and dense.precision != "float32":
         raise UserError(
-            f"{path}: its layers are in int8; give the run, or export it with --layers=float32"
+            f"{path}: its layers are in {dense.precision}; give the run, or export it with "
+            f"--layers=float32"
         )
     if any(x.id_map or x.name != x.feature for x in manifest.lookups) or len(manifest.labels) > 1:
         raise UserError(
