@@ -106,9 +106,14 @@ def check_quantizable(model: TrainedModel, layers: DenseLayers, precision: Preci
     """Checks that a dense model may have layers in a precision.
 
     Raises:
-        UserError: it isn't DLRM, or has parts that native code doesn't run.
+        UserError: it isn't DLRM, has parts that native code doesn't run, or numbers that int8
+            hasn't.
     """
-    if precision == "float32" or layers.note is not None:
+    if precision == "float32":
+        return
+    if layers.note is not None:
+        if precision == "int8":
+            _check_finite(layers.note, layers.arrays)
         return
     name = model.config.model
     if name == "dlrm":
@@ -117,3 +122,13 @@ def check_quantizable(model: TrainedModel, layers: DenseLayers, precision: Preci
         f"layers: {precision} is for DLRM with dot products, in float32, without normalization and "
         f"dropout; the run is a model {name}; leave it out"
     )
+
+
+def _check_finite(note: DenseNote, arrays: Mapping[str, np.ndarray]) -> None:
+    for layer in (*note.bottom, *note.top):
+        for name in layer.arrays:
+            if not np.isfinite(arrays[name]).all():
+                raise UserError(
+                    f"layers: expected finite numbers for int8, {name} has NaN or infinity; export "
+                    f"a checkpoint from before the run diverged"
+                )

@@ -28,7 +28,7 @@ from dlrm_jax.serving.calibration import Calibration
 from dlrm_jax.serving.export import export
 from dlrm_jax.serving.layer_choice import LayerChoice, choose_layers
 from dlrm_jax.serving.layer_quantization import Levels
-from dlrm_jax.serving.quantized_layers import int8_arrays
+from dlrm_jax.serving.quantized_layers import DenseLayers, check_quantizable, int8_arrays
 from dlrm_jax.serving.trained_model import TrainedModel
 from dlrm_jax.serving.verify import PROGRAM, verify
 from dlrm_jax.training.build import make_learner
@@ -138,6 +138,19 @@ def test_integers_cannot_be_nan(made: dict[Precision, Path]):
     assert np.flatnonzero(~np.isfinite(logits)).tolist() == [7, 9]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["bottom.layers.1.kernel", "top.layers.0.bias"])
+def test_weights_that_int8_has_not(name: str, value: float, tmp_path: Path):
+    """They would become integers, and predictions finite."""
+    model = InMemory.of(CONFIG)
+    arrays = {x: np.array(y) for x, y in model.dense.layers.items()}
+    arrays[name].flat[3] = value
+    layers = dataclasses.replace(DenseLayers.of(model), arrays=arrays)
+    check_quantizable(model, layers, "bfloat16")
+    with pytest.raises(UserError, match=f"finite numbers for int8, {name} has NaN or infinity"):
+        check_quantizable(model, layers, "int8")
+
+
 def test_numbers_that_are_no_quantization(made: dict[Precision, Path], tmp_path: Path):
     damaged = shutil.copytree(made["int8"], tmp_path / "damaged")
     for name, value, message in (
@@ -154,12 +167,15 @@ def test_numbers_that_are_no_quantization(made: dict[Precision, Path], tmp_path:
         path.write_bytes(written)
 
 
-def test_training_and_conversion_start_from_no_integers(made: dict[Precision, Path]):
+def test_what_training_and_conversion_refuse(made: dict[Precision, Path]):
     learner = make_learner(CONFIG, make_mesh("1x1"))
     with pytest.raises(UserError, match=r"layers of .*int8 are in int8.*--layers=float32"):
         warm_start(learner, 0, made["int8"], ["top"], ["x"])
-    with pytest.raises(UserError, match=r"its layers are in int8; .*--layers=float32"):
-        OwnModel.open(made["int8"])
+    for precision in ("int8", "bfloat16"):
+        message = rf"its layers are in {precision}; give the run, .*--layers=float32"
+        with pytest.raises(UserError, match=message):
+            OwnModel.open(made[precision])
+    assert OwnModel.open(made["float32"]).layers
     warm_start(learner, 0, made["bfloat16"], ["top"], ["x"])
 
 
