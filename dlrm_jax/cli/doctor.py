@@ -62,19 +62,19 @@ def _kernels() -> list[Row]:
     command = library.compiler()[0]
     compiler = shutil.which(command)
     built = library.version()
+    if built:
+        hint = "lookups, updates, interaction, bfloat16 MLPs, serving"
+    elif setting := library.forbidden():
+        hint = f"not used: {setting}; XLA does their work, more slowly"
+    else:
+        hint = "python -m dlrm_jax.native says why; XLA does their work, more slowly"
     return [
         (
             "C++ compiler",
             compiler or f"no {command}",
             "builds the native kernels" if compiler else "install g++ or clang++, or set CXX",
         ),
-        (
-            "native kernels",
-            built or "none",
-            "lookups, updates, interaction, bfloat16 MLPs, serving"
-            if built
-            else "python -m dlrm_jax.native says why; XLA does their work, more slowly",
-        ),
+        ("native kernels", built or "none", hint),
     ]
 
 

@@ -20,6 +20,7 @@ from dlrm_jax.cli.flags import FLAGS, mark_required, require
 from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.errors import DamagedArtifactError
+from dlrm_jax.native import library
 from dlrm_jax.retrieval import golden_queries
 from dlrm_jax.serving.verify import verify
 
@@ -45,9 +46,11 @@ def main() -> None:
         compared = f"vectors of {found.queries} golden queries {_said(found.difference)}"
     else:
         if found.unchecked_layers:
+            setting = library.forbidden()
+            why = f"native kernels are not used: {setting}" if setting else "no native kernels here"
             status(
-                "note: there are no native kernels here, so predictions by the artifact's layers "
-                "weren't compared; those by its program were"
+                f"note: {why}, so predictions by the artifact's layers weren't compared; those by "
+                f"its program were"
             )
         (count,) = {golden.rows for golden in found.golden.values()}
         ways = [f"by {name} {_said(golden.difference)}" for name, golden in found.golden.items()]

@@ -95,8 +95,8 @@ def build() -> Path:
 
 
 def _setting(name: str, *allowed: str) -> str:
-    """The value of an environment variable; the first of those allowed if it isn't set."""
-    found = os.environ.get(name, allowed[0])
+    """The value of an environment variable; the first of those allowed if it isn't set or empty."""
+    found = os.environ.get(name) or allowed[0]
     if found not in allowed:
         raise UserError(f"{name}: expected {' or '.join(allowed)}, got {found!r}")
     return found
@@ -145,6 +145,15 @@ def _built() -> bool:
     return True
 
 
+def forbidden() -> str | None:
+    """The setting that forbids to use the library, for messages; None if none does.
+
+    Raises:
+        UserError: it has another value.
+    """
+    return f"{USE}=jax" if _setting(USE, "auto", "jax") == "jax" else None
+
+
 @functools.cache
 def load() -> bool:
     """Registers the functions with XLA and returns whether there are any.
@@ -157,7 +166,7 @@ def load() -> bool:
     Raises:
         UserError: a setting has another value.
     """
-    if _setting(USE, "auto", "jax") == "jax" or not _built():
+    if forbidden() or not _built():
         return False
     try:
         library = _library()

@@ -15,7 +15,9 @@ PREVIOUS = Path(__file__).parents[1] / "previous"
 RUN = f"--run={PREVIOUS / 'run_of_format_3'}"
 
 
-def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_from_a_run_to_predictions(
+    command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     artifact, data = tmp_path / "artifact", f"--data={PREVIOUS / 'data'}"
     command("export", RUN, f"--output={artifact}", data, "--tables=int8", "--max_auc_loss=-0.0")
     printed = capsys.readouterr().out
@@ -24,7 +26,13 @@ def test_from_a_run_to_predictions(command, tmp_path: Path, capsys: pytest.Captu
     assert re.search(r"validation AUC changes by [+-]\d\.\d{6} with all tables as int8\n", printed)
     assert f"artifact run_of_format_3: see {artifact}/manifest.json" in printed
     command("verify", artifact)
-    assert "35 golden rows by the program are equal to the last bit" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note: no native kernels here, so predictions by the artifact's layers weren't" in said
+    assert "35 golden rows by the program are equal to the last bit" in said
+    with monkeypatch.context() as patched:
+        patched.setenv("DLRM_JAX_KERNELS", "jax")
+        command("verify", artifact)
+    assert "note: native kernels are not used: DLRM_JAX_KERNELS=jax, so" in capsys.readouterr().out
     with pytest.raises(UserError, match="artifact is not a checkpoint: it is an artifact"):
         command("export", f"--run={artifact}", f"--output={tmp_path / 'again'}")
     output = tmp_path / "p.csv"

@@ -112,7 +112,9 @@ def test_a_library_that_is_cut_off_is_built_again(
 
 
 def test_the_setting_that_forbids_to_use_them(copied: Path, monkeypatch: pytest.MonkeyPatch):
-    assert "python -m dlrm_jax.native says why" in doctor(copied, "jax")
+    assert "none  " in (said := doctor(copied, "jax"))
+    assert "not used: DLRM_JAX_KERNELS=jax" in said
+    assert copied.stem in doctor(copied, "")
     monkeypatch.setenv(library.USE, "off")
     with pytest.raises(UserError, match="DLRM_JAX_KERNELS: expected auto or jax, got 'off'"):
         library.load()
