@@ -52,6 +52,11 @@ def check_finite(
     if not len(dense):
         raise UserError(f"{message}: the tables or the parameters of the model are damaged")
     column = np.argmax(np.nan_to_num(np.abs(dense), nan=np.inf))
+    if np.isnan(dense[column]):
+        raise UserError(
+            f"{message}: dense feature number {column} (from 0) is NaN, or null in JSON; encoded "
+            f"features have no missing values, give a number"
+        )
     raise UserError(
         f"{message}: the largest of its dense features is number {column} (from 0), "
         f"{dense[column]}; correct it if it is out of range"

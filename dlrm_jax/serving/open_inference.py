@@ -198,7 +198,11 @@ def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
         values = np.array([0 if x is None else x for x in flat], dtype)
         return np.ma.array(values, mask=mask).reshape(given.shape)
     except OverflowError as error:
-        raise UserError(f"input {cut(given.name)}: {error}") from error
+        limits = np.finfo(np.float64) if dtype.kind == "f" else np.iinfo(dtype)
+        kind = float if dtype.kind == "f" else int
+        low, high = kind(limits.min), kind(limits.max)
+        wrong = (i for i, x in enumerate(flat) if x is not None and not low <= x <= high)
+        raise _unexpected(given, flat, next(wrong), given.datatype) from error
 
 
 def _check_types(
@@ -206,11 +210,15 @@ def _check_types(
 ) -> None:
     for place, value in enumerate(values):
         if value is not None and type(value) not in kinds:
-            row = place * given.shape[0] // len(values)
-            raise UserError(
-                f"input {cut(given.name)}, row {row} (from 0): expected {expected} or null, "
-                f"got {shown(value)}"
-            )
+            raise _unexpected(given, values, place, expected)
+
+
+def _unexpected(given: _Input, values: Sequence[Any], place: int, expected: str) -> UserError:
+    row = place * given.shape[0] // len(values)
+    return UserError(
+        f"input {cut(given.name)}, row {row} (from 0): expected {expected} or null, got "
+        f"{shown(values[place])}"
+    )
 
 
 def _flat(given: _Input, data: Sequence[Any]) -> list[Any]:

@@ -88,7 +88,7 @@ def test_bad_rows_are_named(trained: tuple[Path, np.ndarray]):
     dense = second.dense.copy()
     dense[100 - len(first), 1] = np.nan
     bad = Split((first, Examples(dense, second.arrays["ids"], second.labels)))
-    with pytest.raises(UserError, match=r"row 100 .*isn't finite.* number 1 \(from 0\), nan"):
+    with pytest.raises(UserError, match=r"row 100 .*isn't finite.* number 1 \(from 0\) is NaN"):
         list(model.probabilities(bad))
     other = examples(10, config=dataclasses.replace(CONFIG, dense_features=4))
     with pytest.raises(UserError, match="with 3 dense features, got examples with 4"):

@@ -46,6 +46,16 @@ def test_other_paths_and_methods(client: Client, caplog: pytest.LogCaptureFixtur
     assert [x["path"] for x in fields].count("unknown") == 4
 
 
+def test_null_among_encoded_features(client: Client):
+    dense = {"name": "dense", "datatype": "FP32", "shape": [2, 1], "data": [[1.0], [None]]}
+    ids = {"name": "ids", "datatype": "INT32", "shape": [2, 3], "data": [[1, None, 1]] * 2}
+    status, found, _ = client.ask("POST", "/v2/models/small/infer", {"inputs": [dense, ids]})
+    assert status == 400
+    assert "row 1 (from 0) isn't finite: dense feature number 0 (from 0) is NaN" in found["error"]
+    dense["data"] = [1.0, 2.0]
+    assert client.ask("POST", "/v2/models/small/infer", {"inputs": [dense, ids]})[0] == 200
+
+
 @pytest.mark.parametrize("path", ["predict", "v2/models/small/infer"])
 def test_compressed_bodies(client: Client, path: str):
     bodies = {"gzip": gzip.compress(BODY), "deflate": zlib.compress(BODY), "GZIP, br": b"x"}

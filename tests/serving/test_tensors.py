@@ -140,3 +140,22 @@ def test_null_of_json_ends_lists_of_integers(tmp_path: Path):
     assert ask(kind, tensor("seen", "INT64", [3, 1], [-1] * 3), price)[0][1] == expected[0][2]
     with pytest.raises(UserError, match="row 0, column seen: expected a list in each row, as in"):
         model.predictor.row_encoder.rows([raw[0] | {"seen": 5}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("INT64", 2**70),
+        ("INT8", 300),
+        ("INT8", -129),
+        ("UINT64", -1),
+        ("FP32", 10**400),
+        ("FP64", -(10**400)),
+    ],
+)
+def test_numbers_that_a_type_has_not(kind: str, value: int):
+    tensor = {"name": "day", "datatype": kind, "shape": [3, 2], "data": [1, 2, 3, None, 5, value]}
+    with pytest.raises(UserError) as raised:
+        read_request(json.dumps({"inputs": [tensor]}).encode(), None)
+    start = f"input day, row 2 (from 0): expected {kind} or null, got {str(value)[:90]}"
+    assert str(raised.value).startswith(start)
