@@ -23,6 +23,17 @@ from dlrm_jax.serving.dense_layers import note_dense
 from dlrm_jax.serving.layer_quantization import Levels, quantize_layer
 from dlrm_jax.serving.trained_model import TrainedModel
 
+_NATIVE: Mapping[str, tuple[Any, ...]] = {
+    "interaction": ("dot",),
+    "normalization": ("none",),
+    "dropout": (0,),
+    "compute_dtype": ("float32",),
+    "pooling": ("sum", "mean"),
+    "compression": ("none",),
+    "numeric_embedding": ("none",),
+}
+"""What DLRM's settings may be so that its layers have a note."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DenseLayers:
@@ -115,9 +126,10 @@ def check_quantizable(model: TrainedModel, layers: DenseLayers, precision: Preci
         if precision == "int8":
             _check_finite(layers.note, layers.arrays)
         return
-    name = model.config.model
+    name, config = model.config.model, model.config
     if name == "dlrm":
-        name += " with another interaction, normalization, dropout, compute_dtype or pooling"
+        values = {x: getattr(config, x) for x in _NATIVE}
+        name += " with " + ", ".join(f"{x}={y}" for x, y in values.items() if y not in _NATIVE[x])
     raise UserError(
         f"layers: {precision} is for DLRM with dot products, in float32, without normalization and "
         f"dropout; the run is a model {name}; leave it out"

@@ -183,10 +183,18 @@ def test_what_training_and_conversion_refuse(made: dict[Precision, Path]):
     ("changes", "message"),
     [
         ({"model": "dcn"}, "the run is a model dcn; leave it out"),
-        ({"normalization": "layer"}, "a model dlrm with another interaction, normalization"),
+        ({"interaction": "cat"}, "a model dlrm with interaction=cat; leave it out"),
+        ({"normalization": "layer", "dropout": 0.5}, "with normalization=layer, dropout=0.5; "),
+        ({"compute_dtype": "bfloat16"}, "a model dlrm with compute_dtype=bfloat16; "),
+        ({"pooling": "learned"}, "a model dlrm with pooling=learned; "),
+        (
+            {"compression": "quotient_remainder", "compress_above": 20},
+            "a model dlrm with compression=quotient_remainder; ",
+        ),
+        ({"numeric_embedding": "linear"}, "a model dlrm with numeric_embedding=linear; "),
     ],
 )
-def test_other_models(changes: dict[str, str], message: str, tmp_path: Path):
+def test_other_models(changes: dict[str, Any], message: str, tmp_path: Path):
     model = InMemory.of(dataclasses.replace(CONFIG, **changes))
     with pytest.raises(UserError, match=message):
         export(model, tmp_path / "x", "x", "float32", layers="bfloat16")
