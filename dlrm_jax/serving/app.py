@@ -107,7 +107,9 @@ class App:
             failed = HttpError(error.status_code, message, **headers)
             return await self._answered(request, _UNKNOWN, _raising(failed))
 
-        return Starlette(routes=routes, exception_handlers={HTTPException: no_route})
+        app = Starlette(routes=routes, exception_handlers={HTTPException: no_route})
+        app.router.redirect_slashes = False  # a redirect would be no JSON
+        return app
 
     def _route(
         self, path: str, handler: Handler, method: str = "GET", is_open: bool = False

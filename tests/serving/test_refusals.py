@@ -33,6 +33,7 @@ def test_other_paths_and_methods(client: Client, caplog: pytest.LogCaptureFixtur
         ("GET", "/v2/models/small/config", 404, "there is no path '/v2/models/small/config', only"),
         ("GET", "/v2/models/stats", 404, "there is no model 'stats', only 'small'"),
         ("GET", "/v2/models/small/versions/6/stats", 404, "there is no path '/v2/models/small/ver"),
+        ("POST", "/predict/", 404, "there is no path '/predict/', only /predict, /v2/models/{name}"),
         ("GET", "/predict", 405, "expected POST of '/predict', got GET"),
         ("PUT", "/v2/models/small/infer", 405, "expected POST of '/v2/models/small/infer', got"),
     ):
@@ -40,10 +41,10 @@ def test_other_paths_and_methods(client: Client, caplog: pytest.LogCaptureFixtur
         assert (got, message in found["error"]) == (status, True), found
         assert status == 404 or headers["allow"] == "POST"
     text = client.ask("GET", "/metrics")[1].decode()
-    for status, count in (("404", 2), ("405", 2)):
+    for status, count in (("404", 3), ("405", 2)):
         assert f'dlrm_jax_requests_total{{path="unknown",status="{status}"}} {count}.0' in text
     fields = [x.__dict__["fields"] for x in caplog.records if x.name == "dlrm_jax.requests"]
-    assert [x["path"] for x in fields].count("unknown") == 4
+    assert [x["path"] for x in fields].count("unknown") == 5
 
 
 def test_null_among_encoded_features(client: Client):
