@@ -69,12 +69,12 @@ def encoded(
         )
     if isinstance(given, ArrowRows):
         names = model.predictor.encoder.columns
-        if missing := [name for name in names if name not in given.columns]:
+        if missing := [name for name in names if name not in given.names]:
             raise UserError(
                 f"rows: there is no column {missing[0]!r}, only "
-                f"{cut(', '.join(given.columns), 1000) or 'none'}; a missing value is null"
+                f"{cut(', '.join(given.names), 1000) or 'none'}; a missing value is null"
             )
-        return rows_of_columns(model, given.columns, len(given), known_only)
+        return rows_of_columns(model, given.columns(names), len(given), known_only)
     encoder = model.predictor.row_encoder
     if known_only:
         columns = encoder.columns_of(given.rows, given.shared)

@@ -33,7 +33,12 @@ def test_other_paths_and_methods(client: Client, caplog: pytest.LogCaptureFixtur
         ("GET", "/v2/models/small/config", 404, "there is no path '/v2/models/small/config', only"),
         ("GET", "/v2/models/stats", 404, "there is no model 'stats', only 'small'"),
         ("GET", "/v2/models/small/versions/6/stats", 404, "there is no path '/v2/models/small/ver"),
-        ("POST", "/predict/", 404, "there is no path '/predict/', only /predict, /v2/models/{name}"),
+        (
+            "POST",
+            "/predict/",
+            404,
+            "there is no path '/predict/', only /predict, /v2/models/{name}",
+        ),
         ("GET", "/predict", 405, "expected POST of '/predict', got GET"),
         ("PUT", "/v2/models/small/infer", 405, "expected POST of '/v2/models/small/infer', got"),
     ):
