@@ -188,14 +188,16 @@ class App:
     async def _load(self, request: Request) -> Response:
         self._predictions.check_name(request)
         await read_body(request, self._limits)
-        new = await asyncio.to_thread(self._repository.try_refresh)
-        if new is None:  # the reason names files
+        found = await asyncio.to_thread(self._repository.try_refresh)
+        versions = self._repository.versions
+        if found is None or found.failed:  # the reason names files
+            what = "the directory of the versions can't be read"
+            if found:
+                what = f"version {', '.join(found.failed)} can't be loaded"
             raise HttpError(
-                400,
-                f"the newest version can't be loaded, the server's log says why; served are "
-                f"{', '.join(self._repository.versions)}",
+                400, f"{what}, the server's log says why; served are {', '.join(versions)}"
             )
-        return json_response({"loaded": new, "versions": self._repository.versions})
+        return json_response({"loaded": found.loaded, "versions": versions})
 
 
 def _raising(error: HttpError) -> Handler:

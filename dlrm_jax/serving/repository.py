@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 import xxhash
@@ -60,12 +61,42 @@ def versions_in(directory: Path) -> list[Version]:
             f"expected an artifact of dlrm_jax export, which has a {MANIFEST}, or a directory of "
             f"artifacts named by numbers, such as {directory / '1'}; {directory} is none of them"
         )
-    return [_version(x.name, x) for x in sorted(numbered, key=lambda x: int(x.name))]
+    return sorted((_version(x.name, x) for x in numbered), key=_number)
+
+
+def _number(version: Version) -> int:
+    return int(version.name)
 
 
 def _version(name: str, directory: Path) -> Version:
     content = (directory / MANIFEST).read_bytes()
     return Version(name, directory, xxhash.xxh3_128(content).hexdigest())
+
+
+class Refreshed(NamedTuple):
+    """What a look for new versions has found.
+
+    Attributes:
+        loaded: names of the versions that were loaded, the newest last.
+        failed: names of the versions that can't be loaded, and would be the newest that is served.
+    """
+
+    loaded: list[str]
+    failed: list[str]
+
+
+class _Newest(NamedTuple):
+    """The newest versions.
+
+    Attributes:
+        loadable: versions to serve, the newest last.
+        new: those of them that have just been loaded.
+        failed: versions that can't be loaded, the newest first.
+    """
+
+    loadable: list[Version]
+    new: dict[Version, tuple[ServedModel, TableFiles]]
+    failed: dict[Version, BaseException]
 
 
 class Repository:
@@ -74,11 +105,11 @@ class Repository:
     Args:
         directory: artifact, or directory of artifacts named by numbers.
         load: function that loads a version and warms it up.
-        keep: number of the newest versions that are loaded.
+        keep: number of versions that are served: the newest that can be loaded.
         gone: called with the name of a version that isn't served any more, or couldn't be loaded.
 
     Raises:
-        UserError: the newest version can't be loaded.
+        UserError: no version can be loaded.
     """
 
     def __init__(
@@ -93,7 +124,7 @@ class Repository:
         self._loaded: dict[Version, ServedModel] = {}  # the newest last; replaced as a whole
         self._files: dict[Version, TableFiles] = {}
         self._complain = once(_log.error)
-        self._failure = ""  # why the newest versions aren't loaded
+        self._reasons: dict[str, str] = {}  # of what failed in the last look
         self.refresh()
 
     @property
@@ -118,39 +149,64 @@ class Repository:
         for model in self._loaded.values():
             model.observe()
 
-    def refresh(self) -> list[str]:
+    def refresh(self) -> Refreshed:
         """Loads new versions and replaces the old ones; requests are answered all the while.
 
-        Requests that an old version has taken are answered by it.
-
-        Returns:
-            The names of the versions that were loaded.
+        Requests that an old version has taken are answered by it. A version that can't be loaded is
+        logged, and an older one is served in its place: one that is served already, or the next.
 
         Raises:
-            UserError: the newest version can't be loaded; then all stays as it is.
+            UserError: there is none, or no version can be loaded and none is served.
         """
         with self._changing:
-            wanted = versions_in(self._directory)[-self._keep :]
-            before = self._loaded
-            new: dict[Version, ServedModel] = {}
-            files = dict(self._files)
-            try:
-                for version in wanted:
-                    if version not in before:
-                        files[version] = TableFiles(version.directory)
-                        new[version] = self._load(version)
-            except BaseException:
-                _close(new.values())
-                self._forget(wanted)
-                raise
-            self._loaded = {version: before.get(version) or new[version] for version in wanted}
-            if before and wanted[-1] in new:
-                _compare_columns(next(reversed(before.values())), new[wanted[-1]])
-            self._files = {version: files[version] for version in wanted}
+            there, before = versions_in(self._directory), self._loaded
+            loadable, new, failed = self._load_newest(there)
+            if not (loadable or before):
+                newest = failed.pop(there[-1])
+                self._log_failures(failed.items())
+                self._forget(there)
+                raise newest
+            served = loadable or [*before]
+            self._loaded = {x: before.get(x) or new[x][0] for x in served}
+            self._files = {x: self._files.get(x) or new[x][1] for x in served}
+            self._log_failures(failed.items())
+            if before and served[-1] in new:
+                _compare_columns(next(reversed(before.values())), new[served[-1]][0])
             self._look_for_changes()
         _close(model for version, model in before.items() if version not in self._loaded)
-        self._forget(before)
-        return [version.name for version in new]
+        self._forget([*before, *failed])
+        return Refreshed(
+            [x.name for x in served if x in new],
+            [x.name for x in failed if not loadable or _number(x) >= _number(served[-1])],
+        )
+
+    def _load_newest(self, there: Sequence[Version]) -> _Newest:
+        """Loads the newest of the versions on disk, as far as they aren't loaded."""
+        loadable: list[Version] = []
+        new: dict[Version, tuple[ServedModel, TableFiles]] = {}
+        failed: dict[Version, BaseException] = {}
+        gone = [version for version in self._loaded if version not in there]
+        # Of two versions of one name, the one on disk is looked at before the one it replaces.
+        for version in sorted([*gone, *there], key=_number)[::-1]:
+            if len(loadable) == self._keep:
+                break
+            if version in gone:  # it stays in the place of one that can't be loaded
+                if failed and version.name not in {x.name for x in loadable}:
+                    loadable.insert(0, version)
+                continue
+            if version not in self._loaded:
+                try:
+                    files = TableFiles(version.directory)
+                    new[version] = self._load(version), files
+                except _FAILURES as error:
+                    failed[version] = error
+                    continue
+                except BaseException:
+                    _close(model for model, _ in new.values())
+                    self._forget(there)
+                    raise
+            loadable.insert(0, version)
+        return _Newest(loadable, new, failed)
 
     def _forget(self, versions: Iterable[Version]) -> None:
         """Tells of versions whose names aren't served."""
@@ -166,24 +222,26 @@ class Repository:
                     f"may be wrong; export to a new directory instead, and start the server again"
                 )
 
-    def try_refresh(self) -> list[str] | None:
-        """As `refresh`; None if versions can't be loaded, for whatever reason, which is logged."""
+    def try_refresh(self) -> Refreshed | None:
+        """As `refresh`; None if there are no versions to be looked at, which is logged."""
         try:
-            new = self.refresh()
+            return self.refresh()
         except _FAILURES as error:
-            self._log_failure(error)
+            self._log_failures([(None, error)])
             return None
-        self._failure = ""
-        return new
 
-    def _log_failure(self, error: BaseException) -> None:
-        """Logs why versions can't be loaded: once, and where if no check foresaw it."""
-        is_foreseen = isinstance(error, UserError | OSError)
-        reason = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
-        if reason != self._failure:
-            self._failure = reason
-            trace = None if is_foreseen else error
-            _log.error("the versions that are served stay: %s", reason, exc_info=trace)
+    def _log_failures(self, failures: Iterable[tuple[Version | None, BaseException]]) -> None:
+        """Logs why versions can't be loaded, or found: once, and where if no check foresaw it."""
+        reasons: dict[str, str] = {}
+        for version, error in failures:
+            what = "the versions that are served stay"
+            if version:
+                what = f"version {version.name} can't be loaded"
+            is_foreseen = isinstance(error, UserError | OSError)
+            reasons[what] = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+            if self._reasons.get(what) != reasons[what]:
+                _log.error("%s: %s", what, reasons[what], exc_info=None if is_foreseen else error)
+        self._reasons = reasons
 
     def watch(self, seconds: float, ended: threading.Event) -> None:
         """Looks for new versions from time to time, until the event; bad ones don't end it.
@@ -193,8 +251,8 @@ class Repository:
             ended: event that ends it.
         """
         while not ended.wait(seconds):
-            if new := self.try_refresh():
-                _log.info("serving version %s", ", ".join(new))
+            if (found := self.try_refresh()) and found.loaded:
+                _log.info("serving version %s", ", ".join(found.loaded))
 
     def close(self) -> None:
         """Answers what waits, and takes no more."""

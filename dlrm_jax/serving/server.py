@@ -31,7 +31,7 @@ class Options:
 
     Attributes:
         name: name of the model in paths.
-        versions: number of the newest versions that are served.
+        versions: number of versions that are served: the newest that can be loaded.
         watch_seconds: seconds between two looks for new versions; 0 for none.
         batch_size: most rows of a batch.
         queued_rows: most rows that wait.
@@ -66,7 +66,7 @@ class Server:
         options: settings of the server.
 
     Raises:
-        UserError: there is no artifact, or the newest can't be loaded; the schedule is none, or
+        UserError: there is no artifact, or none can be loaded; the schedule is none, or
             names a feature that the model doesn't have.
     """
 

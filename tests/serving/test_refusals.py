@@ -104,10 +104,10 @@ def test_columns_of_another_version_are_told(
         caplog.set_level(logging.WARNING)
         refresh = client.server.repository.refresh
         shutil.copytree(artifact, tmp_path / "2")
-        assert refresh() == ["2"]
+        assert refresh().loaded == ["2"]
         assert caplog.messages == []
         export(InMemory.of(config_of("dlrm")), tmp_path / "3", "small", "float32")
-        assert refresh() == ["3"]
+        assert refresh().loaded == ["3"]
         (message,) = caplog.messages
         assert message == (
             "version 3 takes other columns than version 2: 'dense' is new, 'ids' is new, 'age' is "

@@ -1,4 +1,4 @@
-"""Tables that change while they are served are told of."""
+"""Versions that can't be loaded, and tables that change while they are served, are told of."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dlrm_jax.serving.repository import Repository
+from dlrm_jax.errors import UserError
+from dlrm_jax.serving.repository import Repository, Version
 
 
 def no_model(_: object) -> Any:
@@ -30,7 +31,87 @@ def test_tables_that_are_written_into_while_they_are_served(
     repository.refresh()
     assert caplog.messages == []
     path.write_bytes(bytes(len(content)))
-    assert repository.refresh() == []
+    assert repository.refresh().loaded == []
     repository.refresh()
     (message,) = caplog.messages
     assert f"version 6: {path} was changed while it is served" in message
+
+
+class Models:
+    """A directory of versions, some of which can't be loaded."""
+
+    def __init__(self, artifact: Path, directory: Path, bad: set[str], keep: int = 2):
+        self.artifact, self.directory, self.bad = artifact, directory, bad
+        self.ended: list[str] = []
+        self.gone: list[str] = []
+        self.add("1")
+        self.repository = Repository(directory, self.load, keep, self.gone.append)
+
+    def add(self, *names: str) -> None:
+        for name in names:
+            shutil.copytree(self.artifact, self.directory / name)
+
+    def load(self, version: Version) -> Any:
+        if version.name in self.bad:
+            raise UserError(f"{version.name} is bad")
+        return SimpleNamespace(close=lambda: self.ended.append(version.name))
+
+    def look(self) -> tuple[list[str], list[str], list[str]]:
+        """What was loaded, what failed, and what is served."""
+        found = self.repository.try_refresh()
+        assert found
+        return found.loaded, found.failed, self.repository.versions
+
+
+@pytest.fixture(autouse=True)
+def same_columns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dlrm_jax.serving.repository._compare_columns", lambda *_: None)
+
+
+def test_a_version_that_cannot_be_loaded_blocks_no_other(
+    artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    models = Models(artifact, tmp_path, {"2", "4", "6"})
+    models.add("2")
+    assert models.look() == ([], ["2"], ["1"])
+    models.add("3")
+    assert models.look() == (["3"], [], ["1", "3"])
+    models.add("4")
+    for _ in range(2):
+        assert models.look() == ([], ["4"], ["1", "3"])
+    models.add("5", "6")
+    assert models.look() == (["5"], ["6"], ["3", "5"])
+    assert models.ended == ["1"]
+    assert [x for x in models.gone if x not in models.bad] == ["1"]
+    models.bad.remove("6")
+    assert models.look() == (["6"], [], ["5", "6"])
+    assert caplog.messages == [f"version {x} can't be loaded: {x} is bad" for x in "246"]
+
+
+def test_what_is_served_stays_if_what_replaces_it_cannot_be_loaded(artifact: Path, tmp_path: Path):
+    models = Models(artifact, tmp_path, {"0", "4"}, keep=1)
+    models.add("0")
+    with (tmp_path / "1" / "manifest.json").open("a", encoding="utf-8") as file:
+        file.write(" ")  # other content
+    models.bad.add("1")
+    assert models.look() == ([], ["1"], ["1"])
+    shutil.rmtree(tmp_path / "1")
+    assert models.look() == ([], ["0"], ["1"])  # nothing else can be loaded
+    models.add("4")
+    assert models.look() == ([], ["4"], ["1"])
+    assert models.ended == []
+    models.bad.clear()
+    assert models.look() == (["4"], [], ["4"])
+    assert models.ended == ["1"]
+    shutil.rmtree(tmp_path / "4")  # taken back
+    assert models.look() == (["0"], [], ["0"])
+
+
+def test_versions_at_the_start(artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    shutil.copytree(artifact, tmp_path / "2")
+    assert Models(artifact, tmp_path, {"2"}).repository.versions == ["1"]
+    assert caplog.messages == ["version 2 can't be loaded: 2 is bad"]
+    shutil.rmtree(tmp_path / "1")
+    with pytest.raises(UserError, match="2 is bad"):
+        Models(artifact, tmp_path, {"1", "2"})
+    assert caplog.messages[1:] == ["version 1 can't be loaded: 1 is bad"]

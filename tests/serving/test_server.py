@@ -255,7 +255,9 @@ def test_versions_are_replaced_under_load(
             (tmp_path / "3" / "manifest.json").write_text("{")
             status, found, _ = client.ask("POST", path)
             assert status == 400
-            assert found["error"].endswith("served are 2")
+            assert found["error"] == (
+                "version 3 can't be loaded, the server's log says why; served are 2"
+            )
             assert str(tmp_path) not in found["error"]
             time.sleep(0.2)
         finally:
@@ -291,7 +293,7 @@ def test_no_failure_of_a_version_ends_watching(
         return load(server, version)
 
     def tried() -> list[logging.LogRecord]:
-        return [x for x in caplog.records if "versions that are served stay" in x.getMessage()]
+        return [x for x in caplog.records if "version 2 can't be loaded" in x.getMessage()]
 
     monkeypatch.setattr(Server, "_load", fail)
     shutil.copytree(artifact, tmp_path / "models" / "1")

@@ -149,7 +149,7 @@ def test_versions_answer_with_the_order_of_their_own_labels(tmp_path: Path):
         repository = client.server.repository
         check(old := repository.newest)
         (tmp_path / "2.new").rename(tmp_path / "2")
-        assert repository.refresh() == ["2"]
+        assert repository.refresh().loaded == ["2"]
         check(repository.newest)
         assert old.predictor.labels == of_version["1"]  # of an answer that is still to be written
 
