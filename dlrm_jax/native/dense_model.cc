@@ -28,7 +28,7 @@ struct Model {
 };
 
 // Starting a thread pays off from some samples on: its core also reads all weights.
-constexpr int64_t kSamplesPerThread = 64;
+constexpr int64_t kSamplesPerThread = 32;
 
 // Samples of a block: fewer can't fill the threads, the activations of more fall out of the cache.
 int64_t BlockRows(int64_t samples, int64_t threads) {
