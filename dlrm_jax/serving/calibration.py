@@ -22,6 +22,8 @@ ROWS = 8192
 """Rows of a calibration."""
 
 _NUMBERS = 2**18
+"""Most inputs that levels are tried on."""
+
 _PARTS = 2.0 ** (-np.arange(25) / 8)
 """Parts of the range of inputs; what is beyond is clipped."""
 
@@ -64,16 +66,16 @@ class Calibration:
     def levels(self, layer: LinearNote) -> Levels:
         """The levels of a layer's inputs, of least squared error.
 
-        On the job of ``dlrm_jax train``, all layers in int8 cost an AUC of 0.00005 so, 0.0001 with
-        levels that hold all inputs, and 0.0005 with those that hold 99.8 % of them. With the last
-        layer in float32 it is the same to 0.00001.
+        On the job of ``dlrm_jax train``, layers in int8 cost a validation AUC of 0.00003 so,
+        0.00007 with levels that hold all inputs, and 0.0006 with those that hold 99.8 % of them; of
+        the test AUC 0.00005, 0.00001 and 0.0005.
         """
         x = self.inputs[layer.kernel]
         x = x[np.isfinite(x).all(axis=1)]
         largest = np.max(np.abs(x), axis=1, initial=0.0)
         x = x[np.argsort(largest)[: len(x) - len(x) // _OUTLIERS]]
         low, high = float(np.min(x, initial=0.0)), float(np.max(x, initial=0.0))
-        some = x.ravel()[:: x.size // _NUMBERS + 1]
+        some = x[:: x.size // _NUMBERS + 1]  # whole rows: every unit counts, whatever the width
         tried = [Levels.of_range(low * part, high * part) for part in _PARTS]
         return min(tried, key=lambda levels: levels.squared_error(some))
 

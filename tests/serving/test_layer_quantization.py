@@ -87,3 +87,14 @@ def test_calibration_clips_what_is_rare():
     assert found.squared_error(x[8:]) < everything.squared_error(x[8:]) / 10
     x[2, 1] = np.nan
     assert Calibration({"k": x}).levels(NOTE) == found
+
+
+@pytest.mark.parametrize("width", [64, 512])
+def test_levels_do_not_depend_on_the_order_of_units(width: int):
+    """A step over all numbers would meet the same units in each row."""
+    x = np.random.default_rng(0).random((8192, width)).astype(np.float32)
+    x[:, 1::2] *= 8
+    found = Calibration({"k": x}).levels(NOTE)
+    assert 255 / found.levels > 6, "the larger half isn't clipped"
+    assert found == Calibration({"k": x[:, ::-1]}).levels(NOTE)
+    assert found == Calibration({"k": x[:, np.arange(width) ^ 1]}).levels(NOTE)
