@@ -31,7 +31,7 @@ from dlrm_jax.cli.start import start
 from dlrm_jax.console import status
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving import log_format
-from dlrm_jax.serving.repository import versions_in
+from dlrm_jax.serving.versions import versions_in
 
 flags.DEFINE_string(
     "artifact",

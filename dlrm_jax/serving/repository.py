@@ -2,75 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
-import xxhash
 
-from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
 from dlrm_jax.console import once
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.table_files import TableFiles
 from dlrm_jax.serving.tensors import model_inputs
+from dlrm_jax.serving.versions import Version, versions_in
 
 _log = logging.getLogger(__name__)
 
 _FAILURES = (Exception, pl.exceptions.PanicException)  # Polars' panics are no Exception
-
-
-@dataclasses.dataclass(frozen=True)
-class Version:
-    """An artifact on disk.
-
-    Attributes:
-        name: name of the version: that of its directory, or the step of a lone artifact.
-        directory: directory of the artifact.
-        content: hash of its manifest, which has the checksums of all its files.
-    """
-
-    name: str
-    directory: Path
-    content: str
-
-
-def versions_in(directory: Path) -> list[Version]:
-    """The versions in a directory, the newest last.
-
-    Args:
-        directory: an artifact, or a directory of artifacts whose names are numbers.
-
-    Raises:
-        UserError: there is none, or a manifest can't be read.
-    """
-    if is_artifact(directory):
-        step = Manifest.read(directory).step
-        return [_version(str(step), directory)]
-    if not directory.is_dir():
-        raise UserError(
-            f"expected an artifact or a directory of artifacts, there is no {directory}"
-        )
-    numbered = [x for x in directory.iterdir() if x.name.isdecimal() and is_artifact(x)]
-    if not numbered:
-        raise UserError(
-            f"expected an artifact of dlrm_jax export, which has a {MANIFEST}, or a directory of "
-            f"artifacts named by numbers, such as {directory / '1'}; {directory} is none of them"
-        )
-    return sorted((_version(x.name, x) for x in numbered), key=_number)
-
-
-def _number(version: Version) -> int:
-    return int(version.name)
-
-
-def _version(name: str, directory: Path) -> Version:
-    content = (directory / MANIFEST).read_bytes()
-    return Version(name, directory, xxhash.xxh3_128(content).hexdigest())
+_NO_OTHER = UserError("no version that is there can be loaded")
 
 
 class Refreshed(NamedTuple):
@@ -153,7 +103,8 @@ class Repository:
         """Loads new versions and replaces the old ones; requests are answered all the while.
 
         Requests that an old version has taken are answered by it. A version that can't be loaded is
-        logged, and an older one is served in its place: one that is served already, or the next.
+        logged, and the next older one that is there is served in its place. One that isn't there
+        any more goes, unless what took its name, or all that is there, can't be loaded.
 
         Raises:
             UserError: there is none, or no version can be loaded and none is served.
@@ -163,13 +114,18 @@ class Repository:
             loadable, new, failed = self._load_newest(there)
             if not (loadable or before):
                 newest = failed.pop(there[-1])
-                self._log_failures(failed.items())
+                self._log_failures(_reasons(failed))
                 self._forget(there)
                 raise newest
             served = loadable or [*before]
             self._loaded = {x: before.get(x) or new[x][0] for x in served}
             self._files = {x: self._files.get(x) or new[x][1] for x in served}
-            self._log_failures(failed.items())
+            stay = {
+                f"version {x.name} is served although it isn't there any more": _NO_OTHER
+                for x in served
+                if x.name not in {y.name for y in there}
+            }
+            self._log_failures(_reasons(failed) | stay)
             if before and served[-1] in new:
                 _compare_columns(next(reversed(before.values())), new[served[-1]][0])
             self._look_for_changes()
@@ -177,7 +133,7 @@ class Repository:
         self._forget([*before, *failed])
         return Refreshed(
             [x.name for x in served if x in new],
-            [x.name for x in failed if not loadable or _number(x) >= _number(served[-1])],
+            [x.name for x in failed if not loadable or x.number >= served[-1].number],
         )
 
     def _load_newest(self, there: Sequence[Version]) -> _Newest:
@@ -185,21 +141,18 @@ class Repository:
         loadable: list[Version] = []
         new: dict[Version, tuple[ServedModel, TableFiles]] = {}
         failed: dict[Version, BaseException] = {}
-        gone = [version for version in self._loaded if version not in there]
-        # Of two versions of one name, the one on disk is looked at before the one it replaces.
-        for version in sorted([*gone, *there], key=_number)[::-1]:
+        gone = {version.name: version for version in self._loaded if version not in there}
+        for version in reversed(there):
             if len(loadable) == self._keep:
                 break
-            if version in gone:  # it stays in the place of one that can't be loaded
-                if failed and version.name not in {x.name for x in loadable}:
-                    loadable.insert(0, version)
-                continue
             if version not in self._loaded:
                 try:
                     files = TableFiles(version.directory)
                     new[version] = self._load(version), files
                 except _FAILURES as error:
                     failed[version] = error
+                    if version.name in gone:  # which this would replace
+                        loadable.insert(0, gone[version.name])
                     continue
                 except BaseException:
                     _close(model for model, _ in new.values())
@@ -227,16 +180,13 @@ class Repository:
         try:
             return self.refresh()
         except _FAILURES as error:
-            self._log_failures([(None, error)])
+            self._log_failures({"the versions that are served stay": error})
             return None
 
-    def _log_failures(self, failures: Iterable[tuple[Version | None, BaseException]]) -> None:
-        """Logs why versions can't be loaded, or found: once, and where if no check foresaw it."""
+    def _log_failures(self, failures: Mapping[str, BaseException]) -> None:
+        """Logs what is wrong, and why: once, and where if no check foresaw it."""
         reasons: dict[str, str] = {}
-        for version, error in failures:
-            what = "the versions that are served stay"
-            if version:
-                what = f"version {version.name} can't be loaded"
+        for what, error in failures.items():
             is_foreseen = isinstance(error, UserError | OSError)
             reasons[what] = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
             if self._reasons.get(what) != reasons[what]:
@@ -257,6 +207,10 @@ class Repository:
     def close(self) -> None:
         """Answers what waits, and takes no more."""
         _close(self._loaded.values())
+
+
+def _reasons(failed: Mapping[Version, BaseException]) -> dict[str, BaseException]:
+    return {f"version {x.name} can't be loaded": error for x, error in failed.items()}
 
 
 def _compare_columns(old: ServedModel, new: ServedModel) -> None:

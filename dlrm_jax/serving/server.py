@@ -17,10 +17,11 @@ from dlrm_jax.serving.app import App
 from dlrm_jax.serving.connections import with_limits
 from dlrm_jax.serving.http_messages import Limits
 from dlrm_jax.serving.live_fading import LiveFading
-from dlrm_jax.serving.repository import Repository, Version
+from dlrm_jax.serving.repository import Repository
 from dlrm_jax.serving.request_log import RequestLog
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.server_metrics import DRIFT_ROWS, ServerMetrics
+from dlrm_jax.serving.versions import Version
 
 _log = logging.getLogger(__name__)
 

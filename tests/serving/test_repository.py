@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dlrm_jax.errors import UserError
-from dlrm_jax.serving.repository import Repository, Version
+from dlrm_jax.serving.repository import Repository
+from dlrm_jax.serving.versions import Version
 
 
 def no_model(_: object) -> Any:
@@ -98,13 +99,47 @@ def test_what_is_served_stays_if_what_replaces_it_cannot_be_loaded(artifact: Pat
     shutil.rmtree(tmp_path / "1")
     assert models.look() == ([], ["0"], ["1"])  # nothing else can be loaded
     models.add("4")
-    assert models.look() == ([], ["4"], ["1"])
+    assert models.look() == ([], ["4", "0"], ["1"])
     assert models.ended == []
     models.bad.clear()
     assert models.look() == (["4"], [], ["4"])
     assert models.ended == ["1"]
     shutil.rmtree(tmp_path / "4")  # taken back
     assert models.look() == (["0"], [], ["0"])
+
+
+def test_a_version_that_is_taken_back_goes(
+    artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Also while a newer one can't be loaded: a fresh start would serve the same."""
+    models = Models(artifact, tmp_path, {"3"}, keep=1)
+    models.add("2")
+    assert models.look() == (["2"], [], ["2"])
+    models.add("3")
+    assert models.look() == ([], ["3"], ["2"])
+    shutil.rmtree(tmp_path / "2")
+    assert models.look() == (["1"], ["3"], ["1"])
+    assert models.ended == ["1", "2"]
+    shutil.rmtree(tmp_path / "1")
+    for _ in range(2):
+        assert models.look() == ([], ["3"], ["1"])
+    assert caplog.messages == [
+        "version 3 can't be loaded: 3 is bad",
+        "version 1 is served although it isn't there any more: no version that is there can be "
+        "loaded",
+    ]
+
+
+def test_of_several_versions_those_that_are_there_are_served(artifact: Path, tmp_path: Path):
+    models = Models(artifact, tmp_path, {"5"})
+    models.add("2", "3", "4", "5")
+    assert models.look() == (["3", "4"], ["5"], ["3", "4"])
+    shutil.rmtree(tmp_path / "3")
+    assert models.look() == (["2"], ["5"], ["2", "4"])
+    shutil.rmtree(tmp_path / "4")
+    assert models.look() == (["1"], ["5"], ["1", "2"])
+    shutil.rmtree(tmp_path / "2")
+    assert models.look() == ([], ["5"], ["1"])
 
 
 def test_versions_at_the_start(artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -22,9 +22,9 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.artifact_scorer import ArtifactScorer
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.serving.http_messages import Limits
-from dlrm_jax.serving.repository import Version
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.server import Server, listen
+from dlrm_jax.serving.versions import Version
 
 
 @pytest.fixture(scope="module")

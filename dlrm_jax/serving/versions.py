@@ -1,0 +1,66 @@
+"""The versions of a model on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import xxhash
+
+from dlrm_jax.artifact.manifest import MANIFEST, Manifest, is_artifact
+from dlrm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """An artifact on disk.
+
+    Attributes:
+        name: name of the version: that of its directory, or the step of a lone artifact.
+        directory: directory of the artifact.
+        content: hash of its manifest, which has the checksums of all its files.
+    """
+
+    name: str
+    directory: Path
+    content: str
+
+    @property
+    def number(self) -> int:
+        """The number that the name is; the larger one is newer."""
+        return int(self.name)
+
+
+def versions_in(directory: Path) -> list[Version]:
+    """The versions in a directory, the newest last.
+
+    Args:
+        directory: an artifact, or a directory of artifacts whose names are numbers.
+
+    Raises:
+        UserError: there is none, or a manifest can't be read.
+    """
+    if is_artifact(directory):
+        named = {str(Manifest.read(directory).step): directory}
+    elif directory.is_dir():
+        named = {x.name: x for x in directory.iterdir() if x.name.isdecimal()}
+    else:
+        raise UserError(
+            f"expected an artifact or a directory of artifacts, there is no {directory}"
+        )
+    versions = (_version(name, x) for name, x in named.items())
+    found = sorted((x for x in versions if x), key=lambda x: (x.number, x.name))
+    if not found:
+        raise UserError(
+            f"expected an artifact of dlrm_jax export, which has a {MANIFEST}, or a directory of "
+            f"artifacts named by numbers, such as {directory / '1'}; {directory} is none of them"
+        )
+    return found
+
+
+def _version(name: str, directory: Path) -> Version | None:
+    """The version in a directory; None if there is no manifest."""
+    if not is_artifact(directory):
+        return None
+    content = (directory / MANIFEST).read_bytes()
+    return Version(name, directory, xxhash.xxh3_128(content).hexdigest())
