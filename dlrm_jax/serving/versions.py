@@ -18,7 +18,8 @@ class Version:
     Attributes:
         name: name of the version: that of its directory, or the step of a lone artifact.
         directory: directory of the artifact.
-        content: hash of its manifest, which has the checksums of all its files.
+        content: hash of its manifest, which has the checksums of all its files; empty if it can't
+            be read.
     """
 
     name: str
@@ -34,11 +35,13 @@ class Version:
 def versions_in(directory: Path) -> list[Version]:
     """The versions in a directory, the newest last.
 
+    One whose manifest can't be read is among them: whoever loads it learns why.
+
     Args:
         directory: an artifact, or a directory of artifacts whose names are numbers.
 
     Raises:
-        UserError: there is none, or a manifest can't be read.
+        UserError: there is none, or the manifest of a lone artifact can't be read.
     """
     if is_artifact(directory):
         named = {str(Manifest.read(directory).step): directory}
@@ -59,8 +62,14 @@ def versions_in(directory: Path) -> list[Version]:
 
 
 def _version(name: str, directory: Path) -> Version | None:
-    """The version in a directory; None if there is no manifest."""
-    if not is_artifact(directory):
+    """The version in a directory; None if there is no manifest, or none any more."""
+    path = directory / MANIFEST
+    try:
+        if not path.is_file():
+            return None
+        content = xxhash.xxh3_128(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
         return None
-    content = (directory / MANIFEST).read_bytes()
-    return Version(name, directory, xxhash.xxh3_128(content).hexdigest())
+    except OSError:
+        content = ""
+    return Version(name, directory, content)

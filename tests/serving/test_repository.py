@@ -142,6 +142,31 @@ def test_of_several_versions_those_that_are_there_are_served(artifact: Path, tmp
     assert models.look() == ([], ["5"], ["1"])
 
 
+def test_manifests_that_cannot_be_read_block_no_other(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+):
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.parent.name == "2":
+            raise PermissionError(13, "Permission denied", str(path))
+        if path.parent.name == "4":  # it is deleted between two looks
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    shutil.copytree(artifact, tmp_path / "2")
+    models = Models(artifact, tmp_path, set())
+    assert models.repository.versions == ["1"]
+    models.add("3", "4")
+    assert models.look() == (["3"], [], ["1", "3"])
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert models.look() == (["4"], [], ["3", "4"])
+    (message,) = caplog.messages
+    assert message.startswith("version 2 can't be loaded: ")
+    assert "Permission denied" in message
+
+
 def test_versions_at_the_start(artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     shutil.copytree(artifact, tmp_path / "2")
     assert Models(artifact, tmp_path, {"2"}).repository.versions == ["1"]
