@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import xxhash
@@ -41,7 +42,8 @@ def versions_in(directory: Path) -> list[Version]:
         directory: an artifact, or a directory of artifacts whose names are numbers.
 
     Raises:
-        UserError: there is none, or the manifest of a lone artifact can't be read.
+        UserError: there is none, the manifest of a lone artifact can't be read, or two names are
+            the same number.
     """
     if is_artifact(directory):
         named = {str(Manifest.read(directory).step): directory}
@@ -58,6 +60,12 @@ def versions_in(directory: Path) -> list[Version]:
             f"expected an artifact of dlrm_jax export, which has a {MANIFEST}, or a directory of "
             f"artifacts named by numbers, such as {directory / '1'}; {directory} is none of them"
         )
+    for older, newer in itertools.pairwise(found):
+        if older.number == newer.number:
+            raise UserError(
+                f"expected one version of each number, {older.directory} and {newer.directory} "
+                f"have the same; rename one"
+            )
     return found
 
 

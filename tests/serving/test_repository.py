@@ -12,7 +12,7 @@ import pytest
 
 from dlrm_jax.errors import UserError
 from dlrm_jax.serving.repository import Repository
-from dlrm_jax.serving.versions import Version
+from dlrm_jax.serving.versions import Version, versions_in
 
 
 def no_model(_: object) -> Any:
@@ -165,6 +165,16 @@ def test_manifests_that_cannot_be_read_block_no_other(
     (message,) = caplog.messages
     assert message.startswith("version 2 can't be loaded: ")
     assert "Permission denied" in message
+
+
+def test_two_names_of_one_number_are_refused(artifact: Path, tmp_path: Path):
+    models = Models(artifact, tmp_path, set())
+    models.add("01", "2")
+    with pytest.raises(UserError, match=r"one version of each number, .*/01 and .*/1 have the sam"):
+        models.repository.refresh()
+    (tmp_path / "01").rename(tmp_path / "03")
+    assert models.look() == (["2", "03"], [], ["2", "03"])
+    assert [x.name for x in versions_in(tmp_path)] == ["1", "2", "03"]
 
 
 def test_versions_at_the_start(artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
