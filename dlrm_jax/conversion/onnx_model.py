@@ -25,7 +25,12 @@ from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.files import creating
-from dlrm_jax.serving.golden import TOLERANCE, Golden
+from dlrm_jax.inference.probabilities import sigmoid
+from dlrm_jax.serving.golden import Golden
+from dlrm_jax.serving.sensitivity import FLOAT32, Tolerance
+
+TOLERANCE = Tolerance(1e-6, FLOAT32)
+"""Differences of a probability, which the graph gives in float32."""
 
 MODEL = "model.onnx"
 
@@ -74,7 +79,8 @@ def write_onnx(artifact: Path, output: Path) -> float:
     best = int(np.argmin(differences))
     difference, allowed = differences[best], TOLERANCE.least
     if all(program.is_float32 for program in loaded.programs.values()):
-        allowed = rows.allowed(difference, loaded, TOLERANCE)
+        shift = loaded.manifest.shift
+        allowed = TOLERANCE.of(difference, loaded, rows.examples, lambda x: sigmoid(x, shift))
     if not difference <= allowed:
         raise UserError(
             f"{artifact}: predictions of onnxruntime differ by {difference:.2g} from its "

@@ -19,13 +19,17 @@ from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.probabilities import sigmoid
 from dlrm_jax.inference.scored_rows import evenly_spaced_rows
 from dlrm_jax.inference.scorer import Inputs
-from dlrm_jax.serving.sensitivity import BFLOAT16, FLOAT32, Tolerance
+from dlrm_jax.serving.sensitivity import BFLOAT16, FLOAT32, Outputs, Tolerance
 
 ROWS = 100
-TOLERANCE = Tolerance(1e-6, FLOAT32)
-"""Differences of a probability: another processor may sum in another order."""
-SHORT_TOLERANCE = Tolerance(1e-2, BFLOAT16)
+TOLERANCE = Tolerance(4e-6, FLOAT32)
+"""Differences of a logit: another processor may sum in another order. A probability near one half
+differs by a quarter of it, a rare one by less."""
+SHORT_TOLERANCE = Tolerance(4e-2, BFLOAT16)
 """The same for a model that computes in bfloat16 or int8, which have 8 bits."""
+
+_LEAST_SPREAD = 1e-6
+"""Least p(1-p) that differences are divided by: of what is close to 1, float64 has few digits."""
 
 _DIRECTORY = "golden"
 _DENSE, _IDS, _PREDICTIONS = FILES = tuple(
@@ -102,10 +106,22 @@ class Golden(NamedTuple):
         found = read_array(directory, _PREDICTIONS, np.float64, (len(dense), *labels))
         return cls(Examples(dense, ids, np.zeros(len(dense), np.float32)), found)
 
+    def difference(self, found: Float64[np.ndarray, "N *_"]) -> float:
+        """The largest difference of a logit: that of the probability p, divided by p(1-p)."""
+        return float(np.max(np.abs(found - self.probabilities) / self._spread))
+
     def allowed(self, difference: float, artifact: Artifact, tolerance: Tolerance) -> float:
-        """The largest difference of a probability that an artifact may have, see `Tolerance`."""
+        """The largest difference of a logit that an artifact may have, see `Tolerance`."""
         shift = artifact.manifest.shift
-        return tolerance.of(difference, artifact, self.examples, lambda x: sigmoid(x, shift))
+
+        def result(outputs: Outputs) -> Outputs:
+            return sigmoid(outputs, shift) / self._spread
+
+        return tolerance.of(difference, artifact, self.examples, result)
+
+    @property
+    def _spread(self) -> Float64[np.ndarray, "N *_"]:
+        return np.maximum(self.probabilities * (1 - self.probabilities), _LEAST_SPREAD)
 
 
 def compare(directory: Path, predictor: Predictor, tolerance: Tolerance = TOLERANCE) -> Compared:
@@ -114,7 +130,7 @@ def compare(directory: Path, predictor: Predictor, tolerance: Tolerance = TOLERA
     Args:
         directory: directory of the artifact.
         predictor: model of the artifact.
-        tolerance: largest difference of a probability.
+        tolerance: largest difference of a logit.
 
     Raises:
         DamagedArtifactError: the predictions are others.
@@ -126,12 +142,12 @@ def compare(directory: Path, predictor: Predictor, tolerance: Tolerance = TOLERA
         found = predictor.predict(rows.examples)
     except UserError as error:
         raise DamagedArtifactError(str(directory), _PREDICTIONS, str(error)) from error
-    difference = float(np.max(np.abs(found - rows.probabilities)))
+    difference = rows.difference(found)
     allowed = rows.allowed(difference, artifact, tolerance)
     if not difference <= allowed:  # NaN isn't, either
         raise DamagedArtifactError(
             str(directory),
             _PREDICTIONS,
-            f"expected its predictions to within {allowed:.2g}, they differ by {difference:.2g}",
+            f"expected its logits to within {allowed:.2g}, they differ by {difference:.2g}",
         )
-    return Compared(len(found), difference)
+    return Compared(len(found), float(np.max(np.abs(found - rows.probabilities))))
