@@ -142,32 +142,44 @@ inline int64_t BlockWords(const std::vector<Linear>& layers, int64_t rows) {
   return most * FilledUp(rows, kPanel);
 }
 
-// Whether each row has numbers that aren't finite, which integers can't be; those of its result
-// become NaN.
-inline std::vector<bool> NotFinite(const float* x, int64_t rows, int64_t numbers) {
-  std::vector<bool> found(rows);
-  for (int64_t row = 0; row < rows; ++row, x += numbers) {
-    Floats sum = {};
-    for (int64_t j = 0; j < numbers; j += kTile) {
-      const Floats some = LoadFloats(x + j, numbers - j);
-      sum += some - some;
-    }
-    for (int64_t lane = 0; lane < kTile; ++lane) found[row] = found[row] || sum[lane] != 0;
+// Rows with numbers that integers can't be: infinite ones and NaN. Their results become NaN.
+class Lost {
+ public:
+  explicit Lost(int64_t rows) : found_(rows) {}
+
+  // Numbers of a row; those of `limit` and more count as infinite.
+  void Look(int64_t row, Floats y, float limit = __builtin_inff()) {
+    found_[row] |= ~((y < limit) & (y > -limit));
   }
-  return found;
-}
+
+  bool Has(int64_t row) const {
+    int32_t any = 0;
+    for (int64_t lane = 0; lane < kTile; ++lane) any |= found_[row][lane];
+    return any;
+  }
+
+ private:
+  std::vector<Ints> found_;
+};
+
+constexpr float kBeyondBFloat16 = 0x1.ffp127f;  // what is rounded to infinity, and more
 
 // Args: x [rows, in] and result [rows, out]; layers are packed.
 inline void Forward(const std::vector<Linear>& layers, const float* x, int64_t rows, float* result) {
   const Tiles tiles;
   const Scratch one(BlockWords(layers, rows)), other(BlockWords(layers, rows));
   uint32_t *from = one.get(), *to = other.get();
+  Lost lost(rows);
   WithType(layers[0], [&](auto type) {
     using Type = decltype(type);
     const int64_t in = layers[0].in, words = InputWords<Type>(in);
+    const float limit = std::is_same_v<Type, Short> ? kBeyondBFloat16 : __builtin_inff();
     for (int64_t row = 0; row < rows; ++row)
-      for (int64_t j = 0; j < FilledUp(in, kPanel); j += kTile)
-        StoreInputs<Type>(layers[0], from + row * words, j, LoadFloats(x + row * in + j, in - j));
+      for (int64_t j = 0; j < FilledUp(in, kPanel); j += kTile) {
+        const Floats y = LoadFloats(x + row * in + j, in - j);
+        lost.Look(row, y, limit);
+        StoreInputs<Type>(layers[0], from + row * words, j, y);
+      }
   });
   bool has_integers = false;
   for (size_t l = 0; l < layers.size(); ++l) {
@@ -184,16 +196,18 @@ inline void Forward(const std::vector<Linear>& layers, const float* x, int64_t r
         using Next = decltype(type_of_next);
         const int64_t words = InputWords<Next>(next.in);
         RunLayer<Type>(tiles, layer, from, rows, [&](int64_t row, int64_t j, Floats y) {
-          StoreInputs<Next>(next, to + row * words, j, Some(y, layer.out - j));
+          const Floats some = Some(y, layer.out - j);
+          if constexpr (std::is_same_v<Next, Int8> && !std::is_same_v<Type, Int8>) lost.Look(row, some);
+          StoreInputs<Next>(next, to + row * words, j, some);
         });
       });
     });
     std::swap(from, to);
   }
   if (!has_integers) return;
-  const std::vector<bool> lost = NotFinite(x, rows, layers[0].in);
   for (int64_t row = 0; row < rows; ++row)
-    if (lost[row]) std::fill_n(result + row * layers.back().out, layers.back().out, __builtin_nanf(""));
+    if (lost.Has(row))
+      std::fill_n(result + row * layers.back().out, layers.back().out, __builtin_nanf(""));
 }
 
 }  // namespace dense_layers

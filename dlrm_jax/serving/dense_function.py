@@ -48,13 +48,17 @@ def dense_logits(
 def _mlp(
     notes: tuple[LinearNote, ...], layers: Arrays, x: Float[Array, "B in"], seen: Seen | None
 ) -> Float[Array, "B out"]:
-    y = x
-    for note in notes:
+    first, y = notes[0], x
+    rounded = x if first.quantization else x.astype(layers[first.kernel].dtype)
+    finite = jnp.isfinite(rounded).all(axis=1)
+    for before, note in zip((first, *notes), notes, strict=False):
         if seen:
             seen(note, y)
+        if note.quantization and not before.quantization:
+            finite &= jnp.isfinite(y).all(axis=1)
         y = linear(note, layers, y)
     if any(note.quantization for note in notes):  # integers can't be NaN or infinite
-        y = jnp.where(jnp.isfinite(x).all(axis=1, keepdims=True), y, jnp.nan)
+        y = jnp.where(finite[:, None], y, jnp.nan)
     return y
 
 
