@@ -193,12 +193,13 @@ def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
     _check_types(given, flat, kinds, given.datatype)
     try:
         if dtype.kind == "f" or None not in flat:
-            return np.array(flat, dtype).reshape(given.shape)
+            with np.errstate(over="raise"):  # otherwise it is infinite, and a warning
+                return np.array(flat, dtype).reshape(given.shape)
         mask = [x is None for x in flat]
         values = np.array([0 if x is None else x for x in flat], dtype)
         return np.ma.array(values, mask=mask).reshape(given.shape)
-    except OverflowError as error:
-        limits = np.finfo(np.float64) if dtype.kind == "f" else np.iinfo(dtype)
+    except (OverflowError, FloatingPointError) as error:
+        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
         kind = float if dtype.kind == "f" else int
         low, high = kind(limits.min), kind(limits.max)
         wrong = (i for i, x in enumerate(flat) if x is not None and not low <= x <= high)

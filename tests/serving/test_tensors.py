@@ -151,9 +151,12 @@ def test_null_of_json_ends_lists_of_integers(tmp_path: Path):
         ("UINT64", -1),
         ("FP32", 10**400),
         ("FP64", -(10**400)),
+        ("FP32", 1e300),
+        ("FP16", 70_000),
+        ("FP16", -65_520.0),
     ],
 )
-def test_numbers_that_a_type_has_not(kind: str, value: int):
+def test_numbers_that_a_type_has_not(kind: str, value: float):
     tensor = {"name": "day", "datatype": kind, "shape": [3, 2], "data": [1, 2, 3, None, 5, value]}
     with pytest.raises(UserError) as raised:
         read_request(json.dumps({"inputs": [tensor]}).encode(), None)
