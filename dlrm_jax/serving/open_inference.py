@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -69,12 +69,16 @@ class InferRequest(NamedTuple):
     binary: bool
 
 
-def read_request(body: bytes, header_length: str | None) -> InferRequest:
+def read_request(
+    body: bytes, header_length: str | None, check_rows: Callable[[int], None]
+) -> InferRequest:
     """Reads a request.
 
     Args:
         body: body of the HTTP request.
         header_length: value of `HEADER_LENGTH`; None without the header.
+        check_rows: function that is called with the rows of each tensor before it is read; it
+            raises for too many, which would take time and memory.
 
     Raises:
         UserError: it isn't one; the message names the input.
@@ -99,6 +103,8 @@ def read_request(body: bytes, header_length: str | None) -> InferRequest:
     for given in found.inputs:
         if given.name in tensors:
             raise UserError(f"inputs: {shown(given.name)} is there twice")
+        _check_kind(given)
+        check_rows(given.shape[0])
         size = given.parameters.get("binary_data_size")
         if size is not None:
             if type(size) is not int or not 0 <= size <= len(rest):
@@ -178,7 +184,7 @@ def datatype(dtype: np.dtype) -> str:
 
 
 def _from_json(given: _Input, data: Sequence[Any]) -> np.ndarray:
-    count = _count(given)
+    count = math.prod(given.shape)
     flat = _flat(given, data)
     if len(flat) != count:
         raise UserError(
@@ -236,7 +242,7 @@ def _flat(given: _Input, data: Sequence[Any]) -> list[Any]:
 
 
 def _from_bytes(given: _Input, data: memoryview) -> np.ndarray:
-    count = _count(given)
+    count = math.prod(given.shape)
     if given.datatype == _BYTES:
         return np.array(_texts(given.name, data, count), object).reshape(given.shape)
     dtype = np.dtype(_DTYPES[given.datatype]).newbyteorder("<")
@@ -251,7 +257,7 @@ def _from_bytes(given: _Input, data: memoryview) -> np.ndarray:
 def _texts(name: str, data: memoryview, count: int) -> list[str]:
     """Texts that each follow their length as 4 bytes."""
     found = []
-    while len(data):
+    while len(data) and len(found) <= count:
         if len(data) < 4 or len(data) - 4 < (size := struct.unpack_from("<I", data)[0]):
             raise UserError(f"input {cut(name)}: text {len(found)} (from 0) is cut short")
         try:
@@ -260,11 +266,12 @@ def _texts(name: str, data: memoryview, count: int) -> list[str]:
             raise UserError(f"input {cut(name)}: text {len(found)} (from 0): {error}") from error
         data = data[4 + size :]
     if len(found) != count:
-        raise UserError(f"input {cut(name)}: expected {count} texts, got {len(found)}")
+        more = "more" if len(data) else len(found)
+        raise UserError(f"input {cut(name)}: expected {count} texts, got {more}")
     return found
 
 
-def _count(given: _Input) -> int:
+def _check_kind(given: _Input) -> None:
     if given.datatype not in (*_DTYPES, _BYTES):
         raise UserError(
             f"input {cut(given.name)}: expected a datatype of {', '.join((*_DTYPES, _BYTES))}, got "
@@ -272,4 +279,3 @@ def _count(given: _Input) -> int:
         )
     if not 1 <= len(given.shape) <= 2 or not all(0 <= x < 2**31 for x in given.shape):
         raise UserError(f"input {cut(given.name)}: expected a shape such as [1] or [1, 8]")
-    return math.prod(given.shape)

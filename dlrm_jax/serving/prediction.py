@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -79,11 +79,9 @@ class Predictions:
         notes = RequestNotes.of(request)
         notes.ended("read")
         length = request.headers.get(HEADER_LENGTH)
-        asked = await _off_loop(len(body), read_request, body, length)
+        asked = await _off_loop(len(body), read_request, body, length, self._check_rows)
         if asked.id:
             notes.id = asked.id
-        for tensor in asked.tensors.values():  # before each row takes room: one may have no bytes
-            self._check_rows(tensor)
         model, probabilities = await self._answer(
             request, lambda model, known_only: rows_of(model, asked.tensors, known_only), len(body)
         )
@@ -97,7 +95,7 @@ class Predictions:
         RequestNotes.of(request).ended("read")
         content_type = request.headers.get("content-type", "")
         given = await _off_loop(len(body), read_rows, body, content_type)
-        self._check_rows(given)
+        self._check_rows(len(given))
         _, probabilities = await self._answer(
             request, lambda model, known_only: encoded(model, given, known_only), len(body)
         )
@@ -170,7 +168,7 @@ class Predictions:
             if rows is None:
                 raise TypeError("rows without ids")
             notes.rows, notes.version = len(rows), model.version
-            self._check_rows(rows)
+            self._check_rows(len(rows))
             notes.ended("prepare")
             try:
                 return model, model.submit(rows, self._limits.seconds)
@@ -180,10 +178,10 @@ class Predictions:
             except ClosedError:
                 tried = model
 
-    def _check_rows(self, rows: Sized) -> None:
-        if len(rows) > self._limits.rows:
-            raise HttpError(413, f"expected at most {self._limits.rows} rows, got {len(rows)}")
-        if not len(rows):
+    def _check_rows(self, count: int) -> None:
+        if count > self._limits.rows:
+            raise HttpError(413, f"expected at most {self._limits.rows} rows, got {count}")
+        if not count:
             raise UserError("expected at least one row, got none")
 
 

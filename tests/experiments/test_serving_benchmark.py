@@ -26,7 +26,7 @@ def test_requests_are_what_the_server_reads(form: str):
     head, _, body = post(form, DENSE, IDS).partition(b"\r\n\r\n")
     headers = dict(x.lower().split(": ") for x in head.decode().split("\r\n")[1:])
     assert int(headers["content-length"]) == len(body)
-    found = read_request(body, headers.get(HEADER_LENGTH))
+    found = read_request(body, headers.get(HEADER_LENGTH), lambda _: None)
     np.testing.assert_array_equal(found.tensors["dense"], DENSE)
     np.testing.assert_array_equal(found.tensors["ids"], IDS)
     assert found.binary == (form == "binary")

@@ -101,6 +101,32 @@ def test_no_rows(model: Any):
         assert len(found) == 0
 
 
+def any_rows(_: int) -> None:
+    """No limit."""
+
+
+def test_rows_are_counted_before_they_are_read():
+    """And no more values are than the shape has."""
+
+    def few(count: int) -> None:
+        if count > 40:
+            raise UserError(f"{count} rows")
+
+    def ask(rows: int, texts: bytes) -> None:
+        given = {"name": "x", "datatype": "BYTES", "shape": [rows]}
+        given["parameters"] = {"binary_data_size": len(texts)}
+        head = json.dumps({"inputs": [given]}).encode()
+        read_request(head + texts, str(len(head)), few)
+
+    unreadable = b"\1\0\0\0\xff"
+    with pytest.raises(UserError, match="41 rows"):
+        ask(41, unreadable)
+    with pytest.raises(UserError, match="expected 2 texts, got more"):
+        ask(2, bytes(12) + unreadable)
+    with pytest.raises(UserError, match="expected 2 texts, got 3"):
+        ask(2, bytes(12))
+
+
 def test_null_of_json_ends_lists_of_integers(tmp_path: Path):
     """As missing values do: -1 is a value like any other."""
     schema = Schema("y", ("kind", "seen"), ("price",), {"seen": 3})
@@ -115,7 +141,7 @@ def test_null_of_json_ends_lists_of_integers(tmp_path: Path):
         return {"name": name, "datatype": kind, "shape": shape, "data": data}
 
     def ask(*inputs: dict[str, Any]) -> list[list[float]]:
-        asked = read_request(json.dumps({"inputs": inputs}).encode(), None)
+        asked = read_request(json.dumps({"inputs": inputs}).encode(), None, any_rows)
         found = rows_of(model, asked.tensors)
         assert found is not None
         examples = found.examples
@@ -159,6 +185,6 @@ def test_null_of_json_ends_lists_of_integers(tmp_path: Path):
 def test_numbers_that_a_type_has_not(kind: str, value: float):
     tensor = {"name": "day", "datatype": kind, "shape": [3, 2], "data": [1, 2, 3, None, 5, value]}
     with pytest.raises(UserError) as raised:
-        read_request(json.dumps({"inputs": [tensor]}).encode(), None)
+        read_request(json.dumps({"inputs": [tensor]}).encode(), None, any_rows)
     start = f"input day, row 2 (from 0): expected {kind} or null, got {str(value)[:90]}"
     assert str(raised.value).startswith(start)
