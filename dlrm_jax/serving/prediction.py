@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -79,12 +80,15 @@ class Predictions:
         notes = RequestNotes.of(request)
         notes.ended("read")
         length = request.headers.get(HEADER_LENGTH)
-        asked = await _off_loop(len(body), read_request, body, length, self._check_rows)
-        if asked.id:
-            notes.id = asked.id
-        model, probabilities = await self._answer(
-            request, lambda model, known_only: rows_of(model, asked.tensors, known_only), len(body)
-        )
+        async with self._in_time():
+            asked = await _off_loop(len(body), read_request, body, length, self._check_rows)
+            if asked.id:
+                notes.id = asked.id
+            model, probabilities = await self._answer(
+                request,
+                lambda model, known_only: rows_of(model, asked.tensors, known_only),
+                len(body),
+            )
         tensors = outputs_of(model, probabilities)
         content, headers = write_response(self._name, model.version, asked, tensors)
         return Response(content, headers=headers)
@@ -94,11 +98,12 @@ class Predictions:
         body = await read_body(request, self._limits)
         RequestNotes.of(request).ended("read")
         content_type = request.headers.get("content-type", "")
-        given = await _off_loop(len(body), read_rows, body, content_type)
-        self._check_rows(len(given))
-        _, probabilities = await self._answer(
-            request, lambda model, known_only: encoded(model, given, known_only), len(body)
-        )
+        async with self._in_time():
+            given = await _off_loop(len(body), read_rows, body, content_type)
+            self._check_rows(len(given))
+            _, probabilities = await self._answer(
+                request, lambda model, known_only: encoded(model, given, known_only), len(body)
+            )
         return json_response({"predictions": probabilities.tolist()})
 
     async def _answer(
@@ -136,16 +141,12 @@ class Predictions:
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(request.receive())  # ends when the client does
         try:
-            await asyncio.wait(
-                (answer, gone), timeout=self._limits.seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 stages = RequestNotes.of(request).stages
                 stages["queue"], stages["compute"] = 1000 * future.waited, 1000 * future.computed
                 return model, answer.result()
-            if gone.done():
-                raise ClientDisconnect
-            raise DeadlineError
+            raise ClientDisconnect
         except DeadlineError:
             raise too_late(self._limits) from None
         finally:
@@ -177,6 +178,18 @@ class Predictions:
                 raise HttpError(503, str(error), **{"retry-after": seconds}) from None
             except ClosedError:
                 tried = model
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Gives up what takes longer than a request may: to read its rows, map and predict them."""
+        timeout = asyncio.timeout(self._limits.seconds)
+        try:
+            async with timeout:
+                yield
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise too_late(self._limits) from None
 
     def _check_rows(self, count: int) -> None:
         if count > self._limits.rows:

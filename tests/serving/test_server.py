@@ -171,16 +171,6 @@ def test_requests_of_another_shape_are_refused_alone(client: Client):
     assert client.ask("POST", "/v2/models/small/infer", body)[0] == 400
 
 
-def test_a_body_that_does_not_come_is_given_up(artifact: Path):
-    with serving(artifact, limits=Limits(seconds=0.3)) as client:
-        connection = HTTPConnection("127.0.0.1", client.port, timeout=20)
-        with contextlib.closing(connection):
-            connection.putrequest("POST", "/predict")
-            connection.putheader("content-length", "100")
-            connection.endheaders(b"{")
-            assert connection.getresponse().status == 504
-
-
 @pytest.mark.parametrize(
     ("path", "header", "body"),
     [
