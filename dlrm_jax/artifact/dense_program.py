@@ -116,7 +116,7 @@ class DenseProgram:
         content: the program, as `export_programs` gives it.
 
     Raises:
-        UserError: it isn't one, or calls functions of this machine.
+        UserError: it isn't one, is for other devices, or calls functions of this machine.
     """
 
     def __init__(self, content: bytes):
@@ -125,6 +125,12 @@ class DenseProgram:
         except Exception as error:  # a parser's of damaged bytes
             raise UserError(f"it is no program: {shortened(str(error))}") from error
         check_calls(exported.mlir_module())
+        lacks = [x for x in PLATFORMS if x not in exported.platforms]
+        if lacks or exported.nr_devices != 1:
+            raise UserError(
+                f"expected a program for one device of {', '.join(PLATFORMS)}, it is for "
+                f"{exported.nr_devices} of {', '.join(exported.platforms)}"
+            )
         self._exported = exported
         self._call = jax.jit(exported.call)
 

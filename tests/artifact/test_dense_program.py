@@ -46,6 +46,20 @@ def test_one_program_for_any_batch_size():
     assert all("precision = [HIGHEST, HIGHEST]" in x for x in products), "float32 anywhere"
 
 
+def test_programs_for_other_devices(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dlrm_jax.artifact.dense_program.PLATFORMS", ("tpu",))
+    content = export_programs(plain, LAYERS, 2, WIDTH)[None]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="one device of cpu, cuda, tpu, it is for 1 of tpu"):
+        DenseProgram(content)
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    made = jax.export.export(jax.jit(lambda x: x, in_shardings=split), platforms=PLATFORMS)
+    content = bytes(made(np.zeros(2, np.float32)).serialize())
+    with pytest.raises(UserError, match="it is for 2 of cpu, cuda, tpu"):
+        DenseProgram(content)
+
+
 def test_the_same_bytes_are_one_program_while_somebody_has_it():
     content = export_programs(plain, LAYERS, 2, WIDTH)[None]
     of_one_version = DenseProgram.read(content)
