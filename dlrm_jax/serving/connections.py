@@ -214,6 +214,9 @@ class Connection(HttpToolsProtocol):
         else:
             super().shutdown()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Says nothing: a request to upgrade is answered as if it hadn't asked, as HTTP allows."""
+
     def _watch_taken(self, before: int | None = None) -> None:
         """Ends the connection if nothing of the answers is taken in time."""
         waiting = self.transport.get_write_buffer_size()

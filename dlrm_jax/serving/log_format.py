@@ -7,9 +7,11 @@ import json
 import logging
 from typing import Any
 
+from dlrm_jax.serving.line_limit import LineLimit
+
 FORMATS = ("text", "json")
 
-_LIBRARIES = ("uvicorn",)
+_LIBRARIES = ("uvicorn", "py.warnings")
 
 
 class JsonFormatter(logging.Formatter):
@@ -45,15 +47,21 @@ class TextFormatter(logging.Formatter):
 def configure(kind: str) -> None:
     """Writes the logs of this package and of the server's libraries to standard error.
 
+    Clients can have the libraries say something with each request, so their lines are limited.
+
     Args:
         kind: one of `FORMATS`.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
+    logging.captureWarnings(True)
     for name in ("dlrm_jax", *_LIBRARIES):
+        handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.WARNING if name in _LIBRARIES else logging.INFO)
+        logger.setLevel(logging.INFO)
+        if name in _LIBRARIES:
+            logger.setLevel(logging.WARNING)
+            handler.addFilter(LineLimit())
 
 
 def _time_of(record: logging.LogRecord) -> str:

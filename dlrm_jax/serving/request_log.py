@@ -12,6 +12,8 @@ from typing import Any
 
 from starlette.requests import Request
 
+from dlrm_jax.serving.line_limit import LineLimit
+
 REQUEST_ID = "x-request-id"
 """The HTTP header with the id of a request."""
 
@@ -19,7 +21,6 @@ _log = logging.getLogger("dlrm_jax.requests")
 
 _KEY = "dlrm_jax.notes"
 _LONGEST_ID = 128
-_MOST_LINES = 100  # of errors a second
 
 
 class RequestNotes:
@@ -69,8 +70,7 @@ class RequestLog:
     """
 
     def __init__(self, share: float = 0.0, clock: Callable[[], float] = time.monotonic):
-        self._share, self._clock = share, clock
-        self._second = self._written = self._left_out = 0
+        self._share, self._limit = share, LineLimit(clock)
 
     def write(self, request: Request, path: str, status: int, seconds: float) -> None:
         """Writes a line about an answered request.
@@ -82,8 +82,7 @@ class RequestLog:
             seconds: seconds that it took.
         """
         failed = status >= 400
-        if failed and not self._has_room():
-            self._left_out += 1
+        if failed and not self._limit.has_room():
             return
         if not failed and (not self._share or random.random() >= self._share):
             return
@@ -97,15 +96,7 @@ class RequestLog:
             "version": notes.version,
             "ms": {x: round(ms, 3) for x, ms in (*notes.stages.items(), ("total", 1000 * seconds))},
         }
-        if self._left_out:
-            fields["left_out"], self._left_out = self._left_out, 0
+        fields |= self._limit.left_out()
         level = logging.ERROR if status >= 500 else logging.WARNING if failed else logging.INFO
         known = {name: value for name, value in fields.items() if value is not None}
         _log.log(level, "request", extra={"fields": known})
-
-    def _has_room(self) -> bool:
-        second = int(self._clock())
-        if second != self._second:
-            self._second, self._written = second, 0
-        self._written += 1
-        return self._written <= _MOST_LINES

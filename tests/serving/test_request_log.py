@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import random
+import socket
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from starlette.requests import Request
 from test_server import serving
 
 from dlrm_jax.inference.predictor import Predictor
+from dlrm_jax.serving import log_format
 from dlrm_jax.serving.log_format import JsonFormatter, TextFormatter
 from dlrm_jax.serving.request_log import RequestLog
 
@@ -97,3 +101,35 @@ def test_lines_as_json_and_as_text(caplog: pytest.LogCaptureFixture):
         {"msg": "serving version %s", "args": ("2",), "levelname": "INFO"}
     )
     assert TextFormatter().format(plain).endswith("Z info serving version 2")
+
+
+def test_clients_cannot_fill_the_log(artifact: Path, capsys: pytest.CaptureFixture[str]):
+    """With what is no HTTP, and what asks for another protocol."""
+    with serving(artifact) as client:
+        loggers = [logging.getLogger(x) for x in ("dlrm_jax", "uvicorn", "py.warnings")]
+        before = [(x, [*x.handlers], x.propagate, x.level) for x in loggers]
+        try:
+            log_format.configure("json")
+            upgrade = {"connection": "upgrade", "upgrade": "websocket"}
+            assert client.ask("GET", "/v2", headers=upgrade)[0] == 200
+            started, asked = time.monotonic(), 250
+            for _ in range(asked):
+                with socket.create_connection(("127.0.0.1", client.port)) as bad:
+                    bad.sendall(b"x\r\n\r\n")
+                    assert bad.recv(20).startswith(b"HTTP/1.1 400")
+            seconds = time.monotonic() - started
+            time.sleep(1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.warn("of a library", RuntimeWarning, stacklevel=1)
+            logging.getLogger("uvicorn.error").warning("the last")
+        finally:
+            logging.captureWarnings(False)
+            for logger, handlers, propagate, level in before:
+                logger.handlers, logger.propagate = handlers, propagate
+                logger.setLevel(level)
+    *lines, warning, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert {x["message"] for x in lines} == {"Invalid HTTP request received."}
+    assert len(lines) <= 100 * (int(seconds) + 2)
+    assert len(lines) + sum(x.get("left_out", 0) for x in (*lines, last)) == asked
+    assert "RuntimeWarning: of a library" in warning["message"]
