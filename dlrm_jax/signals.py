@@ -159,10 +159,20 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _say(f"{signal.Signals(number).name}: stopping after this computation; again: at once")
 
 
+def end_process(number: int, more: str = "") -> NoReturn:
+    """Ends the process with one line.
+
+    Args:
+        number: number of the signal that asks for it.
+        more: what the line says besides.
+    """
+    _say(f"stopped by {signal.Signals(number).name}{more}")
+    os._exit(128 + number)
+
+
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     del frame
-    _say(f"stopped by {signal.Signals(number).name}")
-    os._exit(128 + number)
+    end_process(number)
 
 
 def _say(line: str) -> None:

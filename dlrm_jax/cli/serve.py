@@ -135,7 +135,8 @@ def main() -> None:
         try:
             server.run(listener)
         finally:  # the signal that ended it is raised again
-            status("all requests are answered")
+            lost = server.unanswered
+            status(f"{lost} requests weren't answered" if lost else "all requests are answered")
 
 
 def _prefer_latency() -> None:

@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -22,6 +23,7 @@ from dlrm_jax.serving.request_log import RequestLog
 from dlrm_jax.serving.served_model import ServedModel
 from dlrm_jax.serving.server_metrics import DRIFT_ROWS, ServerMetrics
 from dlrm_jax.serving.versions import Version
+from dlrm_jax.signals import end_process
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,24 @@ class Options:
     log_requests: float = 0.0
 
 
+class _Uvicorn(uvicorn.Server):
+    """A server of HTTP that the second signal ends at once."""
+
+    unanswered = 0  # requests, when it has ended
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins to end at the first signal."""
+        if self._captured_signals:
+            count = len(self.server_state.tasks)
+            end_process(sig, f"; {count} requests weren't answered" if count else "")
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers what has come, in time."""
+        await super().shutdown(sockets)
+        self.unanswered = len(self.server_state.tasks)
+
+
 class Server:
     """Loads the newest versions in a directory, and answers requests.
 
@@ -92,7 +112,7 @@ class Server:
             RequestLog(options.log_requests),
         )
         self._ended = threading.Event()
-        self._uvicorn = uvicorn.Server(
+        self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app.routes(),
                 log_config=None,
@@ -120,6 +140,11 @@ class Server:
         finally:
             self._ended.set()
             self.repository.close()
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests that weren't answered when `run` ended."""
+        return self._uvicorn.unanswered
 
     def stop(self) -> None:
         """Ends `run` from another thread."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import socket
 import sys
 import time
 import urllib.request
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from absl.flags import IllegalFlagValueError
@@ -33,6 +36,16 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def address(server: Any) -> str:
+    """Where a server listens, when it does."""
+    deadline = time.monotonic() + 100
+    while not (found := re.search(r"http://\S+:\d+", server.stdout)):
+        assert server.returncode is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found[0]
+
+
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
@@ -42,12 +55,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_from_its_start_to_a_signal(artifact: Path, number: signal.Signals, code: int, said: str):
     with in_background(str(artifact), "--port=0", "--batch_size=16", program=SERVE) as server:
-        deadline = time.monotonic() + 100
-        while not (found := re.search(r"http://\S+:\d+", server.stdout)):
-            assert server.returncode is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        with urllib.request.urlopen(f"{found[0]}/v2/models/small", timeout=20) as response:
+        with urllib.request.urlopen(f"{address(server)}/v2/models/small", timeout=20) as response:
             assert json.load(response)["name"] == "small"
         ended = server.end(number)
     assert ended.returncode == code
@@ -55,6 +63,25 @@ def test_from_its_start_to_a_signal(artifact: Path, number: signal.Signals, code
     assert "artifact small of 3 tables in float32" in loaded
     assert "".join(rest) == said
     assert ended.stdout.splitlines()[-1] == "all requests are answered"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_second_signal_ends_it_at_once(artifact: Path, number: signal.Signals):
+    with in_background(str(artifact), "--port=0", "--batch_size=16", program=SERVE) as server:
+        host, port = address(server).removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx")
+            time.sleep(0.3)
+            os.kill(server.pid, number)
+            time.sleep(0.5)
+            assert server.returncode is None
+            started = time.monotonic()
+            ended = server.end(number)
+    assert time.monotonic() - started < 5
+    assert ended.returncode == 128 + number
+    _, *rest = ended.stderr.splitlines()
+    assert rest == [f"stopped by {number.name}; 1 requests weren't answered"]
+    assert "all requests are answered" not in ended.stdout
 
 
 def test_what_it_refuses(artifact: Path, tmp_path: Path):
