@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -36,7 +37,8 @@ class Version:
 def versions_in(directory: Path) -> list[Version]:
     """The versions in a directory, the newest last.
 
-    One whose manifest can't be read is among them: whoever loads it learns why.
+    A numbered directory whose manifest is missing or can't be read is among them: it may be what is
+    left of a copy, and whoever loads it learns why it can't be served.
 
     Args:
         directory: an artifact, or a directory of artifacts whose names are numbers.
@@ -70,14 +72,9 @@ def versions_in(directory: Path) -> list[Version]:
 
 
 def _version(name: str, directory: Path) -> Version | None:
-    """The version in a directory; None if there is no manifest, or none any more."""
-    path = directory / MANIFEST
-    try:
-        if not path.is_file():
-            return None
-        content = xxhash.xxh3_128(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return None
-    except OSError:
-        content = ""
-    return Version(name, directory, content)
+    """The version in a directory; None if there is no directory, or none any more."""
+    path, content = directory / MANIFEST, ""
+    with contextlib.suppress(OSError):  # whoever loads it learns why
+        if path.is_file():  # a pipe would wait for ever
+            content = xxhash.xxh3_128(path.read_bytes()).hexdigest()
+    return Version(name, directory, content) if content or directory.is_dir() else None

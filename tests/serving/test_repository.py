@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,8 +151,8 @@ def test_manifests_that_cannot_be_read_block_no_other(
     def read(path: Path) -> bytes:
         if path.parent.name == "2":
             raise PermissionError(13, "Permission denied", str(path))
-        if path.parent.name == "4":  # it is deleted between two looks
-            raise FileNotFoundError(2, "No such file or directory", str(path))
+        if path.parent.name == "4":  # somebody deletes it just now
+            shutil.rmtree(path.parent)
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", read)
@@ -160,11 +161,33 @@ def test_manifests_that_cannot_be_read_block_no_other(
     assert models.repository.versions == ["1"]
     models.add("3", "4")
     assert models.look() == (["3"], [], ["1", "3"])
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    assert models.look() == (["4"], [], ["3", "4"])
     (message,) = caplog.messages
     assert message.startswith("version 2 can't be loaded: ")
     assert "Permission denied" in message
+
+
+@pytest.mark.parametrize("kind", ["nothing", "pipe", "directory", "dead link"])
+def test_directories_without_a_manifest_are_told_of(
+    artifact: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+):
+    """As a copy that was cut off leaves one; a deployment would seem to have gone well."""
+    models = Models(artifact, tmp_path, set())
+    path = tmp_path / "2" / "manifest.json"
+    path.parent.mkdir()
+    (tmp_path / "3").touch()  # no directory
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "dead link":
+        path.symlink_to("nowhere")
+    for _ in range(2):
+        assert models.look() == ([], ["2"], ["1"])
+    (message,) = caplog.messages
+    assert message.startswith(f"version 2 can't be loaded: {path.parent} is no artifact: cannot re")
+    shutil.rmtree(path.parent)
+    models.add("2")
+    assert models.look() == (["2"], [], ["1", "2"])
 
 
 def test_two_names_of_one_number_are_refused(artifact: Path, tmp_path: Path):
