@@ -164,7 +164,7 @@ def end_process(number: int, more: str = "") -> NoReturn:
 
     Args:
         number: number of the signal that asks for it.
-        more: what the line says besides.
+        more: end of the line.
     """
     _say(f"stopped by {signal.Signals(number).name}{more}")
     os._exit(128 + number)
