@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import polars as pl
 
 from dlrm_jax.errors import UserError, cut
 from dlrm_jax.serving.arrow_rows import MEDIA_TYPE, ArrowRows
@@ -74,7 +75,11 @@ def encoded(
                 f"rows: there is no column {missing[0]!r}, only "
                 f"{cut(', '.join(given.names), 1000) or 'none'}; a missing value is null"
             )
-        return rows_of_columns(model, given.columns(names), len(given), known_only)
+        columns = given.columns(names)
+        for name in model.predictor.encoder.options.schema.numbers:
+            if columns[name].dtype == pl.Boolean:  # as in JSON and in tensors
+                raise UserError(f"column {name}: expected numbers, got booleans; give 1 and 0")
+        return rows_of_columns(model, columns, len(given), known_only)
     encoder = model.predictor.row_encoder
     if known_only:
         columns = encoder.columns_of(given.rows, given.shared)

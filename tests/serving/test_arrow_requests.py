@@ -103,6 +103,11 @@ def test_what_is_refused(client: Client):
         (stream(FRAME.with_columns(page=1)), 400, "row 0, column page: expected values of type St"),
         (stream(FRAME.with_columns(age=pl.lit("x"))), 400, "row 0, column age: expected a finite"),
         (stream(FRAME.with_columns(age=datetime.date(2026, 1, 1))), 400, "column age: expected nu"),
+        (
+            stream(FRAME.with_columns(age=True)),
+            400,
+            "column age: expected numbers, got booleans; g",
+        ),
         (stream(FRAME.with_columns(cities)), 400, "row 0, column city holds lists"),
         (stream(FRAME.with_columns(category)), 400, "column 'city' is a dictionary; send its valu"),
         (stream(FRAME.with_columns(page=pl.struct("age"))), 400, "column 'page': expected numbers"),
