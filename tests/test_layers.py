@@ -26,6 +26,7 @@ BELOW = {
     "processor": set(),
     "models": {"errors"},
     "workspaces": {"errors"},
+    "copied_files": set(),
     "files": {"errors", "workspaces"},
     "data": {"errors", "files", "workspaces", "feature_names"},
     "native": {"errors", "files", "backend", "console"},
@@ -68,7 +69,7 @@ BELOW = {
         "artifact",
     },
 }
-BELOW["inference"] = {*BELOW["training"], "training"}
+BELOW["inference"] = {*BELOW["training"], "training", "copied_files"}
 BELOW["serving"] = {*BELOW["inference"], "inference"}
 BELOW["conversion"] = {*BELOW["serving"], "serving", "run_start", "run_continued"}
 BELOW["run_continued"] = BELOW["run_data"] = {*BELOW["inference"], "inference"}

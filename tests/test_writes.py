@@ -17,7 +17,16 @@ WRITERS = {
     "rename",
     "replace",
 }
-OF_MODULES = {"np.save", "np.savez", "os.rename", "os.replace", "shutil.move", "shutil.copytree"}
+OF_MODULES = {
+    "np.save",
+    "np.savez",
+    "os.rename",
+    "os.replace",
+    "shutil.move",
+    "shutil.copytree",
+    "shutil.copy2",
+    "copy_directory",
+}
 
 # Functions that write outside of a `with replacing(…)` or `creating(…)`, and why they may.
 ALLOWED = {
@@ -27,6 +36,7 @@ ALLOWED = {
     "cli/page.py: picture": "the picture is made in memory",
     "conversion/onnx_model.py: _write_tables": "its caller's directory is that of `creating`",
     "conversion/safetensors_file.py: write_safetensors": "its caller's path is that of `creating`",
+    "copied_files.py: copy_directory": "its caller's directory is that of one of the two",
     "data/formats/npy.py: __init__": "its callers give it a path of `replacing` or `creating`",
     "data/formats/npy.py: member": "a part of such a file",
     "data/generated/example_files.py: write_raw": "its caller's path is that of `creating`",

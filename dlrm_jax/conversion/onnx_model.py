@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from jaxtyping import Float64
 from dlrm_jax.artifact.artifact import Artifact
 from dlrm_jax.conversion.onnx_graph import dense_graph
 from dlrm_jax.conversion.own_model import OwnModel
+from dlrm_jax.copied_files import copy_directory
 from dlrm_jax.data.formats.npy import write_npy
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import file_name
@@ -91,7 +91,7 @@ def write_onnx(artifact: Path, output: Path) -> float:
         directory.mkdir()
         onnx.save(graphs[best], directory / MODEL)
         _write_tables(model, loaded, directory)
-        shutil.copytree(artifact / "golden", directory / "golden")
+        copy_directory(artifact / "golden", directory / "golden")
     return difference
 
 

@@ -120,17 +120,17 @@ def _of_artifact(path: Path) -> OwnModel:
     manifest = Manifest.read(path)
     check_click_model(path, manifest.retrieval)
     check_present(path, manifest.files)
-    rounded = [x.name for x in manifest.tables if x.row_format not in _TRAINED]
-    if rounded:
-        raise UserError(
-            f"{path}: table {rounded[0]} has rows in integers; give the run, or export it with "
-            f"--tables=float32"
-        )
+    lost, flags = [], []
+    if rounded := [x.name for x in manifest.tables if x.row_format not in _TRAINED]:
+        lost.append(f"table {rounded[0]} has rows in integers")
+        flags.append("--tables=float32")
     dense = manifest.dense_layers
     if dense and dense.precision != "float32":
+        lost.append(f"its layers are in {dense.precision}")
+        flags.append("--layers=float32")
+    if lost:
         raise UserError(
-            f"{path}: its layers are in {dense.precision}; give the run, or export it with "
-            f"--layers=float32"
+            f"{path}: {', and '.join(lost)}; give the run, or export it with {' '.join(flags)}"
         )
     if any(x.id_map or x.name != x.feature for x in manifest.lookups) or len(manifest.labels) > 1:
         raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from dlrm_jax.copied_files import copy_directory
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.metadata import METADATA, VOCABULARIES, Metadata, check_unchanged
 from dlrm_jax.data.preprocessing.encoding import special_ids
@@ -44,10 +45,10 @@ def _keep(directory: Path, fingerprint: str, copy: Path) -> None:
         with replacing(copy) as temporary:
             temporary.mkdir()
             # No hard links: a change of the data's files would change the run's, too.
-            shutil.copytree(directory / VOCABULARIES, temporary / VOCABULARIES)
+            copy_directory(directory / VOCABULARIES, temporary / VOCABULARIES)
             shutil.copy2(directory / METADATA, temporary / METADATA)
             check_unchanged(directory, fingerprint)
-    except (OSError, shutil.Error) as error:
+    except OSError as error:
         raise UserError(
             f"cannot keep the vocabularies of {directory} in {copy.parent}: {error}; check that "
             f"they exist and that the disk is large enough"

@@ -19,6 +19,7 @@ from dlrm_jax.artifact.files import note_files
 from dlrm_jax.artifact.manifest import Manifest
 from dlrm_jax.artifact.notes import FeatureNote, LayerNote, LookupNote, ProgramNote
 from dlrm_jax.artifact.row_formats import RowFormat
+from dlrm_jax.copied_files import copy_directory
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.metadata import METADATA, VOCABULARIES
 from dlrm_jax.embedding import Lookup
@@ -231,5 +232,5 @@ def write_dense(
 def copy_vocabularies(vocabularies: Path, copy: Path) -> None:
     """Copies what maps raw values to ids to a new directory."""
     copy.mkdir()
-    shutil.copytree(vocabularies / VOCABULARIES, copy / VOCABULARIES)
+    copy_directory(vocabularies / VOCABULARIES, copy / VOCABULARIES)
     shutil.copy2(vocabularies / METADATA, copy / METADATA)

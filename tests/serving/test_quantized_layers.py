@@ -170,7 +170,7 @@ def test_numbers_that_are_no_quantization(made: dict[Precision, Path], tmp_path:
         path.write_bytes(written)
 
 
-def test_what_training_and_conversion_refuse(made: dict[Precision, Path]):
+def test_what_training_and_conversion_refuse(made: dict[Precision, Path], tmp_path: Path):
     learner = make_learner(CONFIG, make_mesh("1x1"))
     with pytest.raises(UserError, match=r"layers of .*int8 are in int8.*--layers=float32"):
         warm_start(learner, 0, made["int8"], ["top"], ["x"])
@@ -178,6 +178,10 @@ def test_what_training_and_conversion_refuse(made: dict[Precision, Path]):
         message = rf"its layers are in {precision}; give the run, .*--layers=float32"
         with pytest.raises(UserError, match=message):
             OwnModel.open(made[precision])
+    export(InMemory.of(CONFIG), tmp_path / "both", "both", "int4", layers="bfloat16")
+    message = r"has rows in integers, and its layers are in bfloat16; .*=float32 --layers=float32$"
+    with pytest.raises(UserError, match=message):
+        OwnModel.open(tmp_path / "both")
     assert OwnModel.open(made["float32"]).layers
     warm_start(learner, 0, made["bfloat16"], ["top"], ["x"])
 
