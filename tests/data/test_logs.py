@@ -68,8 +68,14 @@ def test_a_users_own_log(tmp_path):
     [
         ({"label": "nothing"}, "has no column 'nothing' that the schema names"),
         ({"label": "shop"}, "row 1, column shop: expected 0 or 1, got 'a'"),
-        ({"dense": ["shop2"]}, "row 1, column shop2: expected a finite number or nothing, got 'a'"),
-        ({"dense": ["big"]}, "row 3, column big: expected a finite number or nothing, got inf"),
+        (
+            {"dense": ["shop2"]},
+            "row 1, column shop2: expected a finite number of float32 or nothing, got 'a'",
+        ),
+        (
+            {"dense": ["big"]},
+            "row 3, column big: expected a finite number of float32 or nothing, got inf",
+        ),
         ({"weight": "debt"}, "row 2, column debt: expected 0 or a number of float32, .* got -1.0"),
         ({"weight": "tiny"}, "row 3, column tiny: expected .* from 1.2e-38 on, got 1e-39"),
         ({"categorical": ["nested"]}, "column nested: expected a list of values"),

@@ -229,7 +229,7 @@ def test_missing_values_in_csv_for_data_of_parquet(prepared):
 
 
 def test_bad_numbers_are_named(prepared):
-    message = "new.csv, row 2, column x: expected a finite number or nothing, got '{}'"
+    message = "new.csv, row 2, column x: expected a finite number of float32 or nothing, got '{}'"
     for value in ("inf", "1e39", "2;5", "NULL", "null"):
         with pytest.raises(UserError, match=message.format(value)):
             serve_csv(prepared, "2,a,1", f"2,a,{value}")

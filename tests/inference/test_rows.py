@@ -82,7 +82,7 @@ BAD: dict[str, Any] = {
         ONE, {}],
     "rows (from 0), row 1, column page: expected the type str as in row 0, got 7 of type int": [
         ONE, ONE | {"page": 7}],
-    "rows (from 0), row 1, column age: expected a finite number or nothing, got 'old'": [
+    "rows (from 0), row 1, column age: expected a finite number of float32 or nothing, got 'old'": [
         ONE | {"age": "2"}, ONE | {"age": "old"}],
     "rows (from 0), row 1, column age: expected a number or None, got True; give 1 or 0": [
         ONE, ONE | {"age": np.True_}],

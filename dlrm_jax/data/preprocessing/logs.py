@@ -202,7 +202,11 @@ def valid_rows(
     rules: list[tuple[str, str, Callable[[pl.Expr], pl.Expr]]] = [
         *label_rules(schema, batch.schema),
         *(
-            (name, "a finite number or nothing", lambda x: x.is_null() | (x.abs() <= _LARGEST))
+            (
+                name,
+                "a finite number of float32 or nothing",
+                lambda x: x.is_null() | (x.abs() <= _LARGEST),
+            )
             for name in (*schema.dense, *schema.bins)
         ),
     ]
