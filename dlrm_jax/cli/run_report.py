@@ -26,6 +26,7 @@ from dlrm_jax.inference.value_names import ValueNames
 from dlrm_jax.inference.vocabularies import check_same_data
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.metadata import read_metadata
+from dlrm_jax.training.metrics import score
 from dlrm_jax.training.record import to_json
 
 _GENERATOR = "dlrm_jax report"
@@ -107,14 +108,14 @@ def write_run_report(
 
 def _of_run(run: Path, config: Config, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What the files of the run, and its checkpoint, say about it."""
-    has_validation = metadata.get("validation") is not None
+    is_best = score(metadata.get("validation"), config.best_metric) is not None
     return {
         "summary": read_summary(run),
         "record": read_lines(run),
-        "best_step": metadata["step"] if has_validation else None,
+        "best_step": metadata["step"] if is_best else None,
         "why_this_step": f"the best {config.best_metric} in validation"
-        if has_validation
-        else "the latest, as none was validated",
+        if is_best
+        else f"the latest, as none was validated by {config.best_metric}",
         "config": dataclasses.asdict(config),
         "defaults": dataclasses.asdict(Config()),
         "mesh": metadata.get("mesh", "unknown"),

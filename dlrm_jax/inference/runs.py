@@ -16,6 +16,8 @@ from dlrm_jax.training.retention import Retention
 def find_checkpoint(run_or_checkpoint: Path) -> Path:
     """A checkpoint as it is; of a run its best one, or the latest if none was validated.
 
+    This is the one rule by which commands choose a checkpoint, of click models and of two towers.
+
     Damaged checkpoints of a run count for nothing. What is neither is returned as it is, too: it
     may be a directory of arrays.
 
@@ -38,15 +40,27 @@ def find_checkpoint(run_or_checkpoint: Path) -> Path:
     for step in reversed(steps):
         latest = run.path(step)
         try:
-            metric = trained_config(latest, read_metadata(latest)).best_metric
+            metadata = read_metadata(latest)
+            config = trained_config(latest, metadata)
         except DamagedCheckpointError as error:
             failure = failure or error
             continue
+        is_towers = "retrieval" in metadata["identity"]
+        metric = _first_recall(run) if is_towers else config.best_metric
         best = dataclasses.replace(run, best_metric=metric).best()
         return latest if best is None else run.path(best)
     raise failure or UserError(
         f"{run_or_checkpoint} has no checkpoint in checkpoints/; train it first"
     )
+
+
+def _first_recall(run: Retention) -> str:
+    """The metric that decides which checkpoint of two towers is best: their first recall.
+
+    Checkpoints note no k but in their metrics. The latest counts: a run may resume with another.
+    """
+    found = reversed(run.validations().values())
+    return next((name for each in found for name in each if name.startswith("recall@")), "recall")
 
 
 @contextlib.contextmanager

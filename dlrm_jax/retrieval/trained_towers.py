@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from dlrm_jax.serving.trained_model import TrainedModel
 from dlrm_jax.training.build import make_learner
 from dlrm_jax.training.learner import TrainState
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.retention import Retention
 
 _BATCH = 8192
 _RECALL_AT = (10, 100)
@@ -82,29 +80,15 @@ def find_towers(run_or_checkpoint: Path) -> Path | None:
     """The checkpoint of a run of two towers; None if it is no such run.
 
     Args:
-        run_or_checkpoint: workdir of a run, of which the checkpoint with the best recall of
-            validation counts, or the latest if none was validated; or a checkpoint.
+        run_or_checkpoint: workdir of a run, or a checkpoint, see `find_checkpoint`.
 
     Raises:
         UserError: there is no checkpoint.
     """
     checkpoint = find_checkpoint(run_or_checkpoint)
-    metadata = read_metadata(checkpoint)
-    if "retrieval" not in metadata["identity"]:
-        return None
-    if checkpoint == run_or_checkpoint:
-        return checkpoint
-    found = Retention(checkpoint.parent, 1, _first_recall(metadata))
-    best = found.best()
-    return checkpoint if best is None else found.path(best)
+    return checkpoint if "retrieval" in read_metadata(checkpoint)["identity"] else None
 
 
 def labels_of(checkpoint: Path) -> tuple[str, ...]:
     """The label of choices that a checkpoint was trained with; empty for data with one label."""
     return trained_config(checkpoint, read_metadata(checkpoint)).labels
-
-
-def _first_recall(metadata: Mapping[str, Any]) -> str:
-    """The recall that decides which checkpoint is best: the first one of validation."""
-    names = metadata.get("validation") or {}
-    return next((name for name in names if name.startswith("recall@")), "recall@10")

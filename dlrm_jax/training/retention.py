@@ -77,6 +77,11 @@ class Retention:
         """The step of the whole checkpoint with the best validation metric, if any has one."""
         return _highest(self._scores(self._read()[0]))
 
+    def validations(self) -> dict[int, Mapping[str, Any]]:
+        """The validation metrics of each whole checkpoint that has some, by its step, ascending."""
+        whole, _ = self._read()
+        return {step: each["validation"] for step, each in whole.items() if each["validation"]}
+
     def improves(self, validation: Mapping[str, Any] | None) -> bool:
         """Whether these metrics are better than those of all whole checkpoints."""
         new = score(validation, self.best_metric)

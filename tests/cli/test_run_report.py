@@ -122,6 +122,21 @@ def test_predictions_of_a_ranking_loss_are_no_probabilities(run: Run, tmp_path: 
     assert [row[2:] for row in headers] == [["rows", "label 1", "AUC"]] * 2
 
 
+def test_a_run_whose_metric_is_not_finite_has_no_best_step(run: Run, tmp_path: Path):
+    """Of examples of one class, say, which have no AUC: the latest is read, and isn't the best."""
+    workdir = shutil.copytree(run.workdir, tmp_path / "run")
+    for path in (workdir / "checkpoints").glob("*/metadata.json"):
+        metadata = json.loads(path.read_text())
+        if metadata["validation"]:
+            metadata["validation"]["auc"] = None
+            path.write_text(json.dumps(metadata))
+    write(workdir, None)
+    numbers = json.loads((workdir / "report.json").read_text())
+    assert numbers["best_step"] is None
+    assert numbers["why_this_step"] == "the latest, as none was validated by auc"
+    assert numbers["step"] == run.model.summary["steps"]
+
+
 def test_the_numbers_are_those_of_the_run(run: Run):
     numbers, summary = run.numbers, run.model.summary
     assert numbers["summary"] == json.loads((run.workdir / "summary.json").read_text())

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from small_run import INDEX, SETTINGS, log, trained
 
+from dlrm_jax.cli.predicting_model import find_model
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.loading import load_trained
 from dlrm_jax.inference.runs import find_checkpoint
@@ -22,6 +23,7 @@ from dlrm_jax.retrieval.model import MODEL
 from dlrm_jax.retrieval.run import _MAY_CHANGE
 from dlrm_jax.retrieval.settings import _ADDED, RetrievalSettings
 from dlrm_jax.retrieval.task import Task
+from dlrm_jax.retrieval.trained_towers import find_towers
 
 
 def test_a_run_learns_and_goes_on_as_if_unbroken(task: Task, workdir: Path, tmp_path: Path):
@@ -114,6 +116,25 @@ def test_it_is_no_click_model(workdir: Path):
     for model in (None, MODEL):
         with pytest.raises(UserError, match=r"one of two towers .*see items\.parquet and users"):
             load_trained(find_checkpoint(workdir), make_mesh("1x1"), 64, model)
+
+
+@pytest.mark.parametrize("k", [100, 10])
+def test_a_workdir_is_its_checkpoint_of_the_best_recall(workdir: Path, tmp_path: Path, k: int):
+    """The first recall decides, whichever command reads the run, and whatever the latest has."""
+    copy = shutil.copytree(workdir, tmp_path / "a")
+    best, last = (copy / "checkpoints" / f"{step:08d}" for step in (30, 60))
+    found = {100: {"recall@100": 0.9, "recall@10": 0.1}, 10: {"recall@10": 0.9, "recall@100": 0.1}}
+    worse: dict[str, float] = dict.fromkeys(found[k], 0.5)
+    unvalidated = shutil.copytree(last, last.with_name("00000090"))
+    for path, validation in ((best, found[k]), (last, worse), (unvalidated, None)):
+        metadata = json.loads((path / "metadata.json").read_text())
+        metadata |= {"step": int(path.name), "validation": validation}
+        (path / "metadata.json").write_text(json.dumps(metadata))
+    assert find_checkpoint(copy) == find_towers(copy) == find_model(copy, None).path == best
+    shutil.rmtree(best)
+    assert find_checkpoint(copy) == last
+    shutil.rmtree(last)
+    assert find_checkpoint(copy) == unvalidated
 
 
 def test_users_are_near_to_items_of_their_parity(workdir: Path):
