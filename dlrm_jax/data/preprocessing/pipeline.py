@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from dlrm_jax.data.formats.compression import file_hash
 from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.preprocessing import freshness, headers, own_files, splits
 from dlrm_jax.data.preprocessing.conversion import Conversion
+from dlrm_jax.data.preprocessing.growth import check_growth
 from dlrm_jax.data.preprocessing.missing_values import check_missing_values
 from dlrm_jax.data.preprocessing.options import ONLY_EMPTY, Options
 from dlrm_jax.data.preprocessing.row_split import RowSplit
@@ -79,8 +79,9 @@ def preprocess(
     partial = output.with_name(f"{output.name}{_PARTIAL}")
     own_files.check_outside(files, (output, partial))
     options = with_split(options, len(held_out), (output, partial))
-    _check(files, len(held_out), options, grown)
+    _check(files, len(held_out), options)
     if grown:
+        check_growth(options, grown)
         before = Options.from_json(grown.made_from["options"])
         options = dataclasses.replace(options, csv_missing=before.csv_missing)
     recipe = _recipe(files, options, len(held_out), grown)
@@ -145,7 +146,7 @@ def _given_split(options: Options) -> str:
         ) from error
 
 
-def _check(files: list[Path], held_out: int, options: Options, grown: Metadata | None) -> None:
+def _check(files: list[Path], held_out: int, options: Options) -> None:
     logs = len(files) - held_out
     if not logs or held_out > 2:
         raise UserError(
@@ -167,47 +168,6 @@ def _check(files: list[Path], held_out: int, options: Options, grown: Metadata |
             "drop_negatives: validation and test must keep all examples; give days as several "
             "files, or files for validation and test, or --split=user=COLUMN or fraction"
         )
-    if grown is None:
-        return
-    columns = list(options.schema.categorical)
-    if grown.columns != columns:
-        raise UserError(
-            f"grow: the data that grow have the columns {grown.columns}, the schema has {columns}; "
-            f"give the same columns in the same order"
-        )
-    if grown.shared != options.schema.shared:
-        raise UserError(
-            f"grow: the data that grow share the vocabularies {json.dumps(grown.shared)}, the "
-            f"schema {json.dumps(dict(options.schema.shared))}; share the same ones"
-        )
-    _check_numbers_that_grow(options, Options.from_json(grown.made_from["options"]))
-    before = grown.made_from["options"]
-    for option in ("compatible", "multi_hot_sizes"):
-        if option not in before:
-            raise UserError(f"grow: {METADATA} is damaged, it lacks the option {option}")
-        if getattr(options, option) or before[option]:
-            raise UserError(f"grow: the ids of data with the option {option} can't grow")
-    earlier = Options.from_json(before)
-    same = (options.rule, options.seed) == (earlier.rule, earlier.seed)
-    if options.rule.kind == "user" and not same:
-        raise UserError(
-            f"grow: the data that grow have --split={earlier.rule} --seed={earlier.seed}, and "
-            f"--split={options.rule} --seed={options.seed} would test by values of "
-            f"{options.rule.column} that have trained; give the same, or another kind of split"
-        )
-
-
-def _check_numbers_that_grow(options: Options, earlier: Options) -> None:
-    """Checks that numbers mean the same as in the data that grow: bins and scales are kept."""
-    for what, before, now in (
-        ("bins", dict(earlier.schema.bins), dict(options.schema.bins)),
-        ("columns to standardize", earlier.schema.standardized, options.schema.standardized),
-    ):
-        if before != now:
-            raise UserError(
-                f"grow: expected the {what} of the data that grow, {json.dumps(before)}, got "
-                f"{json.dumps(now)}"
-            )
 
 
 def _is_finished(output: Path, recipe: dict[str, Any], replace: bool) -> bool:
