@@ -141,6 +141,11 @@ def _check_names(tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
 
 
 def _column(name: str, array: np.ndarray, is_bag: bool) -> pl.Series:
+    if is_bag and array.ndim != 2:  # [2] could be two rows or one list
+        raise UserError(
+            f"input {name}: expected a list for each row, [N, L], or [1, L] for what all rows "
+            f"share, got the shape {list(array.shape)}"
+        )
     if array.ndim > 2 or (array.ndim == 2 and array.shape[1] != 1 and not is_bag):
         raise UserError(
             f"input {name}: expected a value for each row, got the shape {list(array.shape)}"
@@ -157,8 +162,7 @@ def _column(name: str, array: np.ndarray, is_bag: bool) -> pl.Series:
     else:
         kind = pl.String() if flat.dtype == object else pl.Series(flat[:0]).dtype
     if is_bag:
-        bags = array if array.ndim == 2 else array[:, None]
-        return pl.Series(name, map(_without_padding, bags.tolist()), pl.List(kind))
+        return pl.Series(name, map(_without_padding, array.tolist()), pl.List(kind))
     if has_none:
         return pl.Series(name, flat.tolist(), kind)
     return pl.Series(name, flat, nan_to_null=flat.dtype.kind == "f")

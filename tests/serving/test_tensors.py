@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,10 +96,22 @@ def test_no_rows(model: Any):
     none = {
         x: np.zeros((0, 2) if x in SCHEMA.bag_lengths else 0, object) for x in SCHEMA.categorical
     }
-    for each in (none, none | {"days": none["day"]}):
-        found = rows_of(model, each)
-        assert found is not None
-        assert len(found) == 0
+    found = rows_of(model, none)
+    assert found is not None
+    assert len(found) == 0
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (1, 2, 1)])
+def test_lists_of_another_shape_are_refused(model: Any, shape: tuple[int, ...]):
+    """A list [2] beside columns [1] would else be two rows."""
+    tensors = {x: np.array([""], object) for x in SCHEMA.categorical}
+    tensors |= {x: np.array([["", ""]], object) for x in SCHEMA.bag_lengths}
+    tensors["shares"] = np.full(shape, 0.2)
+    message = r"expected a list for each row, \[N, L\], .* got the shape " + re.escape(
+        str(list(shape))
+    )
+    with pytest.raises(UserError, match=f"^input shares: {message}$"):
+        rows_of(model, tensors)
 
 
 def any_rows(_: int) -> None:
