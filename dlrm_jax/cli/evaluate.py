@@ -44,7 +44,7 @@ from dlrm_jax.inference.fade_schedule import FadeSchedule
 from dlrm_jax.inference.faded_metrics import FadedMetrics
 from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.predictor import Predictor
-from dlrm_jax.inference.vocabularies import check_same_data
+from dlrm_jax.inference.vocabularies import check_same_data, no_vocabularies
 from dlrm_jax.mesh import check_batch_size
 from dlrm_jax.text_table import text_table
 from dlrm_jax.training.metrics import METRICS
@@ -85,10 +85,8 @@ def main() -> None:
     check_class(model, FLAGS.model)
     if not model.vocabularies and (schedule or not is_directory):
         raise UserError(
-            f"--{'fade' if is_directory else 'data'}: {model.path} was trained on data without "
-            f"vocabularies, or isn't in its workdir any more, so what a missing value is isn't "
-            f"known, nor what the ids of raw values are. Give the directory of arrays that has "
-            f"them as --preprocessing"
+            f"--{'fade' if is_directory else 'data'}: it isn't known what a missing value is, nor "
+            f"what the ids of raw values are: {no_vocabularies(model.path, model.fingerprint)}"
         )
     mesh = start(FLAGS.mesh)
     check_batch_size(mesh, "--batch_size", FLAGS.batch_size)

@@ -65,7 +65,7 @@ from dlrm_jax.inference.part import Part
 from dlrm_jax.inference.predictor import Predictor
 from dlrm_jax.inference.probabilities import PROBABILITY, probability_columns
 from dlrm_jax.inference.table_files import write_table
-from dlrm_jax.inference.vocabularies import check_same_data, read_values
+from dlrm_jax.inference.vocabularies import check_same_data, no_vocabularies, read_values
 from dlrm_jax.mesh import check_batch_size
 
 flags.DEFINE_string(
@@ -193,11 +193,8 @@ def check_logs(model: PredictingModel) -> None:
     if logs[0].is_dir():
         return
     if not model.vocabularies:
-        raise UserError(
-            f"raw logs can't be mapped to ids: {model.path} was trained on data without "
-            f"vocabularies, or isn't in its workdir any more. Give the directory of arrays that "
-            f"has them as --preprocessing, or arrays as --data"
-        )
+        why = no_vocabularies(model.path, model.fingerprint)
+        raise UserError(f"raw logs can't be mapped to ids: {why}; or give arrays of ids as --data")
     options = serving_options(Metadata.read(model.vocabularies))
     check_keys(probability_columns(model.inputs.labels))
     types = check_headers(logs, options, FLAGS.keys)

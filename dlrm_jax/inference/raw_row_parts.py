@@ -11,6 +11,7 @@ from dlrm_jax.errors import UserError
 from dlrm_jax.inference.fading import Fading
 from dlrm_jax.inference.row_encoder import RowEncoder
 from dlrm_jax.inference.scorer import Scorer
+from dlrm_jax.inference.vocabularies import no_vocabularies
 
 
 class RawRowParts:
@@ -28,11 +29,8 @@ class RawRowParts:
             UserError: there are no vocabularies, or they can't be read or have been replaced.
         """
         if not self.vocabularies:
-            raise UserError(
-                "raw rows can't be mapped to ids: the model was trained on data without "
-                "vocabularies, or its checkpoint isn't in its workdir any more. Give the directory "
-                "of arrays that has them as preprocessing, or Examples"
-            )
+            why = no_vocabularies("the model", self.fingerprint)
+            raise UserError(f"raw rows can't be mapped to ids: {why}; or give Examples")
         return LogEncoder(self.vocabularies, self.fingerprint)
 
     @functools.cached_property

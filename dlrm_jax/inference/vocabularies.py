@@ -82,6 +82,26 @@ def find_kept(checkpoint: Path) -> Path | None:
     return None
 
 
+def no_vocabularies(model: Path | str, fingerprint: str) -> str:
+    """Why a model has no vocabularies, and what the user can do.
+
+    Args:
+        model: directory of the model, or words for it.
+        fingerprint: fingerprint of the data that it was trained on; empty if it was converted
+            without data.
+    """
+    if not fingerprint:
+        return (
+            f"{model} was converted without data, so it isn't known what its ids mean. Convert it "
+            f"again with --data=DIR, where DIR is prepared data whose ids are the rows of its "
+            f"tables. Without, it takes only arrays of ids that have no {METADATA}"
+        )
+    return (
+        f"{model} was trained on data without vocabularies, or isn't in its workdir any more. Give "
+        f"the directory of arrays that has them as --preprocessing"
+    )
+
+
 def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Metadata:
     """Reads the description of a directory and checks that its ids are those of a checkpoint.
 
@@ -91,9 +111,11 @@ def check_same_data(directory: Path, checkpoint: Path, fingerprint: str) -> Meta
         fingerprint: fingerprint of the data that the checkpoint was trained on.
 
     Raises:
-        UserError: the directory contains other data.
+        UserError: the directory contains other data, or it isn't known which the model needs.
     """
     metadata = Metadata.read(directory)
+    if not fingerprint:
+        raise UserError(no_vocabularies(checkpoint, fingerprint))
     if metadata.fingerprint != fingerprint:
         raise UserError(
             f"{directory} isn't the data that {checkpoint} was trained on: its ids mean other "

@@ -83,6 +83,18 @@ def test_a_model_without_data(command, tmp_path: Path, capsys: pytest.CaptureFix
     assert np.array_equal(tables_of(learner.collection, state)["C2"], original("C2"))
     with pytest.raises(UserError, match=f"convert it again with --data={DATA}"):
         start_from(run, learner, 0, DATA)
+    raw, predicted = PREVIOUS / "raw.csv", f"--output={tmp_path / 'p.csv'}"
+    for name, *arguments in (  # each used to send the user to another one
+        ("predict", f"--data={raw}", predicted),
+        ("predict", f"--data={raw}", predicted, f"--preprocessing={DATA}"),
+        ("predict", f"--data={DATA}", predicted),
+        ("evaluate", f"--data={raw}"),
+        ("evaluate", f"--data={DATA}"),
+    ):
+        with pytest.raises(UserError, match=r"00000000 was converted without .*with --data=DIR"):
+            command(name, f"--checkpoint={run}", *arguments)
+    with pytest.raises(UserError, match="the model was converted without data"):
+        Predictor.load(run).predict(raw)
     output = f"--output={tmp_path / 'new'}"
     for arguments, message in (
         ([f"--checkpoint={file}", output, "--format=torchrec"], "expected 'torchrec', got 'dlrm'"),
