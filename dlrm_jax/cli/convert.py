@@ -139,6 +139,8 @@ def import_model(path: Path, output: Path) -> None:
         status(f"noted in the file: {_all_shown(kept)}")
     if replaced := {x: y for x, y in noted.items() if x not in kept}:
         status(f"--config replaces what is noted in the file: {_all_shown(replaced)}")
+    if data:
+        status(f"from the data: {_all_shown({'bag_lengths': found.pop('bag_lengths')})}")
     if others := {x: y for x, y in found.items() if x not in kept}:
         status(f"not from the file: {_all_shown(others)}")
     for remark in importer.remarks():

@@ -38,7 +38,8 @@ def test_out_and_in_again(command, tmp_path: Path, capsys: pytest.CaptureFixture
     )
     assert "embedding_bags.t_C3.weight    word    14    4" in printed
     assert "noted in the file: compute_dtype=float32, pooling=sum\n" in printed
-    assert "not from the file: bag_lengths=1\n" in printed
+    assert "\nfrom the data: bag_lengths=1\n" in printed
+    assert "not from the file" not in printed
     assert printed.endswith("export --run or train --continue_from or --warm_start\n")
     assert "put into the order of pairs here" in printed
     predictor = Predictor.load(run)
