@@ -13,6 +13,7 @@ from dlrm_jax.data.metadata import METADATA, Metadata
 from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.unseen_ids import EarlierIds
 from dlrm_jax.errors import UserError
+from dlrm_jax.inference.loading import check_click_model
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.inference.vocabularies import find_kept
 from dlrm_jax.processes import on_process_0
@@ -98,8 +99,9 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
         metadata: metadata of the checkpoint.
 
     Raises:
-        UserError: they don't; the message says how to prepare them.
+        UserError: they don't; the message says how to prepare them. Or it is one of two towers.
     """
+    check_click_model(checkpoint, metadata)
     kept = find_kept(checkpoint)
     grow = kept or "the data of that run"
     how = f"prepare them with python -m dlrm_jax preprocess --grow={grow}"

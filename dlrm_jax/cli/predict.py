@@ -260,10 +260,13 @@ def dump(model: PredictingModel, names: Sequence[str], output: Path) -> None:
     """Writes tables one after the other, and prints their files."""
     assert model.trained
     (metadata, config), vocabularies = model.trained, model.vocabularies
+    places = config.table_names  # where the columns of the data are
+    if vocabularies and "retrieval" in metadata["identity"]:  # it reads some, in another order
+        places = Metadata.read(vocabularies).columns
     output.mkdir()
     for name in names:
         table = config.table_names.index(name)
-        values = read_values(vocabularies, table) if vocabularies else None
+        values = read_values(vocabularies, places.index(name)) if vocabularies else None
         written = write_table(model.path, metadata, name, values, output, FLAGS.tables_format)
         files = ", ".join(str(Path(FLAGS.tables_output) / path.name) for path in written)
         others = [x for x, owner in config.table_of.items() if owner == name != x]
@@ -272,4 +275,7 @@ def dump(model: PredictingModel, names: Sequence[str], output: Path) -> None:
     if vocabularies:
         check_unchanged(vocabularies, model.fingerprint)
     else:
-        status("the run keeps no vocabularies: the values of the rows are unknown")
+        status(
+            "the run keeps no vocabularies: the values of the rows are unknown; give the directory "
+            "of the training data as --preprocessing"
+        )

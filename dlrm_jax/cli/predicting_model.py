@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dlrm_jax.artifact.manifest import Manifest, is_artifact
 from dlrm_jax.artifact.retrieval_note import check_click_model
 from dlrm_jax.config import Config
-from dlrm_jax.data.metadata import Metadata
+from dlrm_jax.data.metadata import Metadata, of_data
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.artifact_scorer import inputs_of, kept_by
 from dlrm_jax.inference.checkpoint_scorer import inputs_of_config
@@ -36,7 +36,7 @@ class PredictingModel(NamedTuple):
     Attributes:
         path: directory of the checkpoint or of the artifact.
         inputs: features and labels that the model expects of examples.
-        fingerprint: fingerprint of the data of training.
+        fingerprint: fingerprint of the data of training, whose ids the tables have.
         shift: number that probabilities add to the logits.
         correction: change of predictions, in words; None for none.
         metrics: metrics of training besides the usual ones.
@@ -90,7 +90,7 @@ def _of_checkpoint(path: Path) -> PredictingModel:
     return PredictingModel(
         path,
         inputs_of_config(config),
-        metadata["identity"]["data"],
+        of_data(metadata["identity"]["data"]),
         noted_shift(config, metadata),
         noted_correction(config, metadata),
         config.metrics,
@@ -124,7 +124,9 @@ def table_names(model: PredictingModel, asked: list[str]) -> list[str]:
         )
     config = model.trained.config
     tables = config.table_names
-    columns = Metadata.read(model.vocabularies).columns if model.vocabularies else tables
+    columns = tables  # as two towers have them, which read some columns by name
+    if model.vocabularies and "retrieval" not in model.trained.metadata["identity"]:
+        columns = Metadata.read(model.vocabularies).columns
     found = []
     for name in asked:
         named = zip(tables, columns, strict=True)

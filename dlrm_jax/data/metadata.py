@@ -162,6 +162,22 @@ class Metadata:
                     raise ValueError(f"split {name}: there are no rows {rows}")
 
 
+_COLUMNS_OF = "columns of "
+
+
+def of_columns(fingerprint: str) -> str:
+    """The fingerprint of a data set's columns as two towers read them.
+
+    Predictions would read all columns in the order of the data, so they must see other data.
+    """
+    return f"{_COLUMNS_OF}{fingerprint}"
+
+
+def of_data(fingerprint: str) -> str:
+    """The fingerprint of the data whose ids a model's tables have, also where it reads columns."""
+    return fingerprint.removeprefix(_COLUMNS_OF)
+
+
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether a JSON value is of a type."""
     inner = get_args(kind)

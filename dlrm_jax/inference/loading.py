@@ -83,12 +83,8 @@ def check_model(checkpoint: Path, config: Config, model: str | None) -> None:
         UserError: the checkpoint names a class of its own and ``model`` is None, or another one;
             or it is one of two towers.
     """
-    if ":" in config.model and "retrieval" in read_metadata(checkpoint)["identity"]:
-        raise UserError(
-            f"expected a checkpoint of a click model, but {checkpoint} is one of two towers "
-            f"(retrieval), which rank items instead of rows; see items.parquet and users.parquet "
-            f"in {checkpoint.parent.parent}"
-        )
+    if ":" in config.model:
+        check_click_model(checkpoint, read_metadata(checkpoint))
     if model is None and ":" in config.model:
         raise UserError(
             f"checkpoint {checkpoint} names {config.model} as the class of its model. Importing it "
@@ -96,6 +92,20 @@ def check_model(checkpoint: Path, config: Config, model: str | None) -> None:
         )
     if model not in (None, config.model):
         raise UserError(f"model: checkpoint {checkpoint} names {config.model!r}, got {model!r}")
+
+
+def check_click_model(checkpoint: Path, metadata: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint isn't one of two towers.
+
+    Raises:
+        UserError: it is.
+    """
+    if "retrieval" in metadata["identity"]:
+        raise UserError(
+            f"expected a checkpoint of a click model, but {checkpoint} is one of two towers "
+            f"(retrieval), which rank items instead of rows; see items.parquet and users.parquet "
+            f"in {checkpoint.parent.parent}"
+        )
 
 
 def check_functions(

@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Examples
 from dlrm_jax.data.log_order import Log, log_of
+from dlrm_jax.data.metadata import of_columns
 from dlrm_jax.files import write_text
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.retrieval import files
@@ -216,14 +217,6 @@ def run(
         _write_files(task, log, retrieval.users(state), vectors, workdir, index)
         write_text(workdir / files.SUMMARY, to_json(summary, indent=1))
         return Outcome(summary, vectors, retrieval)
-
-
-def of_columns(fingerprint: str) -> str:
-    """The fingerprint of a data set's columns as two towers read them.
-
-    `dlrm_jax predict` would read all columns in the order of the data, so it must see other data.
-    """
-    return f"columns of {fingerprint}"
 
 
 def _write_files(

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.arrays import Dataset
+from dlrm_jax.data.metadata import of_columns
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.loading import for_prediction, load_checked
 from dlrm_jax.inference.runs import find_checkpoint
 from dlrm_jax.mesh import make_mesh
 from dlrm_jax.retrieval.model import MODEL
-from dlrm_jax.retrieval.run import Retrieval, of_columns
+from dlrm_jax.retrieval.run import Retrieval
 from dlrm_jax.retrieval.settings import RetrievalSettings, saved_settings
 from dlrm_jax.retrieval.task import Task, make_task
 from dlrm_jax.saved_config import trained_config

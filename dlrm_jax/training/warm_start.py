@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from dlrm_jax.artifact.manifest import is_artifact
 from dlrm_jax.data.formats.npy import map_npy
+from dlrm_jax.data.metadata import of_data
 from dlrm_jax.embedding import Table
 from dlrm_jax.embedding.initial_values import initial_values
 from dlrm_jax.embedding.table_io import check_array
@@ -34,6 +35,7 @@ from dlrm_jax.training.warm_start_checks import (
     check_collisions,
     check_labels,
     check_not_shared,
+    check_only_tables,
     saved_rows,
 )
 
@@ -70,7 +72,8 @@ def warm_start(
 
     Raises:
         UserError: a name is unknown here or there, the shapes differ, an array has no real
-            numbers, or ids or labels don't mean the same as in the checkpoint.
+            numbers, ids or labels don't mean the same as in the checkpoint, or layers are those
+            of two towers.
     """
     if not source.is_dir():
         raise UserError(f"warm start: expected a directory, {source} is none")
@@ -96,6 +99,7 @@ def warm_start(
             )
     if (source / "metadata.json").exists():
         metadata = read_metadata(source)
+        check_only_tables(source, metadata, params)
         check_labels(labels, source, metadata, names, params)
         sums = LoadedSums(source, metadata)
 
@@ -226,9 +230,10 @@ def _has_same_ids(
     Raises:
         UserError: they don't.
     """
-    if metadata["identity"].get("data") == "":  # a model of others, as arrays of others
+    noted = metadata["identity"].get("data")
+    if noted == "":  # a model of others, as arrays of others
         return False
-    known = same_ids is not None and metadata["identity"].get("data") in same_ids
+    known = same_ids is not None and of_data(str(noted)) in same_ids
     if same_ids is not None and not known:
         raise UserError(
             f"warm start: the ids of these data aren't those of {source}, and don't continue "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,27 @@ def check_labels(
             f"{', '.join(here)}: layers of a label ({', '.join(of_labels or _OF_LABELS)}) would be "
             f"those of another; give --labels in the order of the checkpoint, or leave these "
             f"layers out of --warm_start_names"
+        )
+
+
+def check_only_tables(
+    source: Path, metadata: Mapping[str, Any], layers: Collection[ParameterPath]
+) -> None:
+    """Checks that no layers are taken from two towers, whose layers are those of no other model.
+
+    Args:
+        source: checkpoint, for messages.
+        metadata: metadata of the checkpoint.
+        layers: paths of the parameters that are taken.
+
+    Raises:
+        UserError: some are; the message names the tables there.
+    """
+    if layers and "retrieval" in metadata["identity"]:
+        tables = ",".join(dict.fromkeys(x.rpartition("/")[0] for x in metadata["arrays"]))
+        raise UserError(
+            f"warm start: {source} is one of two towers (retrieval), whose layers no other model "
+            f"has; take tables alone, by --warm_start_names={tables} or some of these"
         )
 
 
