@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from dlrm_jax.errors import UserError, shown
 from dlrm_jax.serving.http_messages import (
@@ -100,12 +100,13 @@ class App:
         async def no_route(request: Request, error: Exception) -> Response:
             assert isinstance(error, HTTPException)
             path, headers = request.url.path, dict(error.headers or {})
+            of_path = [x.path for x in routes if x.matches(request.scope)[0] != Match.NONE]
             if error.status_code == 405:
                 message = f"expected {headers.get('Allow')} of {shown(path)}, got {request.method}"
             else:
                 message = f"there is no path {shown(path)}, only {there}"
             failed = HttpError(error.status_code, message, **headers)
-            return await self._answered(request, _UNKNOWN, _raising(failed))
+            return await self._answered(request, (*of_path, _UNKNOWN)[0], _raising(failed))
 
         app = Starlette(routes=routes, exception_handlers={HTTPException: no_route})
         app.router.redirect_slashes = False  # a redirect would be no JSON

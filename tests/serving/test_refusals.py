@@ -46,10 +46,15 @@ def test_other_paths_and_methods(client: Client, caplog: pytest.LogCaptureFixtur
         assert (got, message in found["error"]) == (status, True), found
         assert status == 404 or headers["allow"] == "POST"
     text = client.ask("GET", "/metrics")[1].decode()
-    for status, count in (("404", 3), ("405", 2)):
-        assert f'dlrm_jax_requests_total{{path="unknown",status="{status}"}} {count}.0' in text
+    for path, status, count in (
+        ("unknown", 404, 3),
+        ("/predict", 405, 1),
+        ("/v2/models/{name}/infer", 405, 1),
+    ):
+        assert f'requests_total{{path="{path}",status="{status}"}} {count}.0' in text
+    assert 'path="unknown",status="405"' not in text
     fields = [x.__dict__["fields"] for x in caplog.records if x.name == "dlrm_jax.requests"]
-    assert [x["path"] for x in fields].count("unknown") == 5
+    assert [x["path"] for x in fields].count("unknown") == 3
 
 
 def test_null_among_encoded_features(client: Client):
