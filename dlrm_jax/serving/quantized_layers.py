@@ -131,8 +131,9 @@ def check_quantizable(model: TrainedModel, layers: DenseLayers, precision: Preci
         values = {x: getattr(config, x) for x in _NATIVE}
         name += " with " + ", ".join(f"{x}={y}" for x, y in values.items() if y not in _NATIVE[x])
     raise UserError(
-        f"layers: {precision} is for DLRM with dot products, in float32, without normalization and "
-        f"dropout; the run is a model {name}; leave it out"
+        f"layers: {precision} is for DLRM with dot products, in float32, without normalization, "
+        f"dropout, compressed tables, pooling=learned and numeric_embedding; the run is a model "
+        f"{name}; leave it out"
     )
 
 
