@@ -252,6 +252,14 @@ def test_output_of_the_first_command():
     assert output.splitlines()[-1].partition(":")[0] in train
 
 
+def test_the_checkout_is_installed_in_one_way():
+    """In the messages of commands, too."""
+    known = r"pip install -e [\"']\.\[(\{extra\}|serve|torch|onnx|retrieval)\][\"']"
+    for path in [*PAGES, *(ROOT / "dlrm_jax").rglob("*.py")]:
+        for found in re.findall(r"pip install .{0,4}\.\[.*", path.read_text()):
+            assert re.match(known, found), f"{found} in {name_of(path)}"
+
+
 def test_prose_uses_the_words():
     """Words that mean something else in the field, or that were renamed."""
     for path in PAGES:
