@@ -20,6 +20,7 @@ from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.copies import check_copies, of_tables
 from dlrm_jax.errors import UserError
+from dlrm_jax.native import threefry
 from dlrm_jax.training.batch_layers import (
     check_keys,
     keys_of,
@@ -179,7 +180,9 @@ class Learner:
 
     def init_model(self, seed: int) -> tuple[Any, dict[str, Any]]:
         """Initial parameters of the model, as nested dicts, and its other state."""
-        params, rngs, statistics = split_model(self._make_model(nnx.Rngs(seed)))
+        native = self.collection.native and threefry.is_default()
+        key = threefry.key(seed) if native else jax.random.key(seed)
+        params, rngs, statistics = split_model(self._make_model(nnx.Rngs(key)))
         parts = {"rngs": raw_keys(rngs), "statistics": statistics}
         return params, {name: part for name, part in parts.items() if part}
 
@@ -195,9 +198,11 @@ class Learner:
         """
         specs = dataclasses.replace(self.state_specs(), embedding=None)
         check_memory("the dense model", specs, self.mesh, "use narrower layers")
+        # The tables first: native kernels go on with them while the rest is compiled.
+        embedding = embedding or self.collection.init(seed)
         # Placed like the result of a step: otherwise the second step is compiled anew.
         dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=self.replicated)(seed)
-        return dataclasses.replace(dense, embedding=embedding or self.collection.init(seed))
+        return dataclasses.replace(dense, embedding=embedding)
 
     def state_specs(self) -> TrainState:
         """Shapes, dtypes and shardings of a state's arrays; no array is made."""
