@@ -198,11 +198,10 @@ class Learner:
         """
         specs = dataclasses.replace(self.state_specs(), embedding=None)
         check_memory("the dense model", specs, self.mesh, "use narrower layers")
-        # The tables first: native kernels go on with them while the rest is compiled.
-        embedding = embedding or self.collection.init(seed)
         # Placed like the result of a step: otherwise the second step is compiled anew.
         dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=self.replicated)(seed)
-        return dataclasses.replace(dense, embedding=embedding)
+        # The tables last: native kernels go on with them while the step is compiled.
+        return dataclasses.replace(dense, embedding=embedding or self.collection.init(seed))
 
     def state_specs(self) -> TrainState:
         """Shapes, dtypes and shardings of a state's arrays; no array is made."""
