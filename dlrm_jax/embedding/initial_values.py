@@ -75,7 +75,7 @@ def native_initial_slab(
         pieces = pieces[0]
         values = ops.uniform_rows(key, pieces, slab.rows, slab.width, slab.dim, INITIAL_ROWS)
         arrays = {"table": values}
-        if slab.optimizer:
+        if slab.optimizer:  # its slots of padding are zeros, as those of `reshard.pack` are
             end = jnp.max(pieces[:, 1] + pieces[:, 2])
             used = jnp.arange(slab.rows, dtype=end.dtype) < end
             for name, slot in slab.optimizer.initial_slots(values).items():
