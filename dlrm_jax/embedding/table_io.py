@@ -42,16 +42,17 @@ def from_arrays(
     _check_memory(axes, layout)
     found, auto = {}, axes.auto
     scalars: Scalars = {}
-    # The largest first: it is in memory twice for a moment, while the others aren't there yet.
+    # The largest first: unless a kernel writes its rows in place, it is in memory twice for a
+    # moment, while the others aren't there yet.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
         given = {name: _given(auto, slab, table, source) for name, table in slab.tables.items()}
         _check_scalars(slab, given, scalars)
-        alone = native and has_native_initial_values(slab) and not any(given.values())
-        make = functools.partial(native_initial_slab if alone else _make_slab, auto, slab, seed)
+        in_place = native and has_native_initial_values(slab) and not any(given.values())
+        make = functools.partial(native_initial_slab if in_place else _make_slab, auto, slab, seed)
         with auto.current():
             leaves = jax.jit(make, out_shardings=_shardings(auto, slab))(given)
         del given
-        if not alone:  # one that is takes no memory but its own
+        if not in_place:
             jax.block_until_ready(leaves)
         if axes.explicit:
             leaves = jax.device_put(leaves, _shardings(axes, slab))
