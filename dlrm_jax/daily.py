@@ -28,7 +28,7 @@ from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.row_counts import count_rows
 from dlrm_jax.data.preprocessing.unseen_values import UnseenValues
-from dlrm_jax.data.preprocessing.vocabulary import MISSING
+from dlrm_jax.data.special_ids import MISSING
 from dlrm_jax.errors import UserError
 from dlrm_jax.files import read_json, write_text
 from dlrm_jax.inference.predictor import Predictor

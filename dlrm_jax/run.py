@@ -17,7 +17,6 @@ from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.sample import evenly_spaced
 from dlrm_jax.embedding.kernel_dispatch import check_processes
 from dlrm_jax.files import write_text
-from dlrm_jax.inference import vocabularies
 from dlrm_jax.processes import is_process_0
 from dlrm_jax.run_continued import Continued, ids_before, noted_continuation, shift_before
 from dlrm_jax.run_data import is_new
@@ -101,6 +100,8 @@ def run(
         )
         if workdir and training and not options.watch:
             if data.directory:
+                from dlrm_jax.inference import vocabularies  # with Polars, as in `run_data`
+
                 vocabularies.keep(data.directory, data.fingerprint, workdir)
             if is_process_0():
                 _leave_config(workdir / "config.json", config_text(config, data), say)

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dlrm_jax.data.metadata import METADATA, Metadata
-from dlrm_jax.data.preprocessing.options import Options as Preparation
 from dlrm_jax.data.unseen_ids import EarlierIds
 from dlrm_jax.errors import UserError
 from dlrm_jax.inference.loading import check_click_model
 from dlrm_jax.inference.runs import find_checkpoint
-from dlrm_jax.inference.vocabularies import find_kept
 from dlrm_jax.processes import on_process_0
 from dlrm_jax.saved_config import trained_config
 from dlrm_jax.training.continuing import continued_state
@@ -101,6 +99,10 @@ def check_data(directory: Path | None, checkpoint: Path, metadata: Mapping[str, 
     Raises:
         UserError: they don't; the message says how to prepare them. Or it is one of two towers.
     """
+    # Here, since Polars comes with them, which a run on generated examples does without.
+    from dlrm_jax.data.preprocessing.options import Options as Preparation
+    from dlrm_jax.inference.vocabularies import find_kept
+
     check_click_model(checkpoint, metadata)
     kept = find_kept(checkpoint)
     grow = kept or "the data of that run"

@@ -10,7 +10,6 @@ from dlrm_jax.config import Config
 from dlrm_jax.data.arrays import Dataset, Split
 from dlrm_jax.data.check import check_ids, check_labels
 from dlrm_jax.data.chosen_labels import with_labels
-from dlrm_jax.data.dataset import load_dataset
 from dlrm_jax.data.directory import Findings, load_directory
 from dlrm_jax.data.unseen_ids import unseen_ids
 from dlrm_jax.errors import UserError
@@ -136,4 +135,6 @@ def _read(path: Path, min_count: int, rule: str) -> Dataset:
         # All files of a directory may have to be read: by one process for all of them.
         findings = on_process_0(lambda: Findings.of(load_directory(path)))
         return load_directory(path, Findings(*findings))
+    from dlrm_jax.data.dataset import load_dataset  # with what reads raw files, such as Polars
+
     return load_dataset(path, cache_directory() / "criteo", min_count, rule)

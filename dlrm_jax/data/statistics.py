@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from dlrm_jax.data.arrays import ABSENT, Dataset, Examples
 from dlrm_jax.data.check import check_ids, check_labels
 from dlrm_jax.data.metadata import Metadata
-from dlrm_jax.data.preprocessing.vocabulary import UNSEEN
+from dlrm_jax.data.special_ids import UNSEEN
 
 _CHUNK_ROWS = 1 << 16
 

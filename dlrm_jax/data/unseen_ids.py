@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int32
 
 from dlrm_jax.data.arrays import ABSENT, Dataset
 from dlrm_jax.data.metadata import Metadata
-from dlrm_jax.data.preprocessing.vocabulary import FIRST_VALUE, UNSEEN
+from dlrm_jax.data.special_ids import FIRST_VALUE, UNSEEN
 from dlrm_jax.errors import UserError
 
 _STREAM = 0x756E  # apart from other numbers that are drawn from the seed

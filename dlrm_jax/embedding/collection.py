@@ -330,8 +330,10 @@ class EmbeddingCollection:
             UserError: an array has another shape or an unknown name, or a number of it doesn't fit
                 into the table's dtype, or processes have different kernels.
         """
-        kernel_dispatch.check_processes(self.mesh, self.kernels_in_use)
-        return table_io.from_arrays(self.axes, self.layout, source, seed)
+        initial = kernel_dispatch.initial_values_in_use(self.layout, self.native)
+        used = self.kernels_in_use | {"initial values": initial}
+        kernel_dispatch.check_processes(self.mesh, used)
+        return table_io.from_arrays(self.axes, self.layout, source, seed, self.native)
 
     def iter_arrays(self, state: EmbeddingState) -> Iterator[tuple[Table, str, Array]]:
         """Yields whole arrays, table by table: the ``"table"``, then the optimizer slots by name.

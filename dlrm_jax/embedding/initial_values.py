@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, UInt32
 
+from dlrm_jax.embedding import reshard
+from dlrm_jax.embedding.mesh_axes import MeshAxes
+from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.embedding.table import Table
+from dlrm_jax.native import ops
 
 # Rows that one call of an initializer makes; they decide the initial values. One call for a whole
 # table would peak at four times its size.
@@ -47,4 +52,64 @@ def initial_values(tables: Sequence[Table], seed: int) -> dict[str, Float[Array,
         for table, count in zip(alike, chunks, strict=True):
             found[table.name] = drawn[start : start + table.rows]
             start += count * INITIAL_ROWS
+    return found
+
+
+def native_initial_slab(
+    axes: MeshAxes, slab: Slab, seed: int, given: Mapping[str, object]
+) -> dict[str, Array]:
+    """A slab's table and optimizer slots, by a native kernel that makes the same values.
+
+    Each device makes its own rows, where they belong. Call under `jax.jit`.
+
+    Args:
+        axes: axes of the mesh.
+        slab: slab that `kernel_dispatch.has_native_initial_values`.
+        seed: seed of all random numbers.
+        given: arrays of each table that are given: none.
+    """
+    assert not any(given.values())
+    key = jax.random.key_data(jax.random.key(seed))
+
+    def run(key: Array, pieces: Array) -> dict[str, Array]:
+        pieces = pieces[0]
+        values = ops.uniform_rows(key, pieces, slab.rows, slab.width, slab.dim, INITIAL_ROWS)
+        arrays = {"table": values}
+        if slab.optimizer:  # its slots of padding are zeros, as those of `reshard.pack` are
+            end = jnp.max(pieces[:, 1] + pieces[:, 2])
+            used = jnp.arange(slab.rows, dtype=end.dtype) < end
+            for name, slot in slab.optimizer.initial_slots(values).items():
+                in_use = used.reshape(-1, *[1] * (slot.ndim - 1))
+                arrays[name] = jnp.where(in_use, slot, 0) if slot.ndim else slot
+        return arrays
+
+    ndims = {"table": 2, **reshard.slot_ndims(slab)}
+    return jax.shard_map(
+        run,
+        mesh=axes.mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(axes.model) if slab.sharded else PartitionSpec()),
+        out_specs={name: reshard.slab_spec(slab, axes.model, n) for name, n in ndims.items()},
+        check_vma=False,  # it can't know what the kernel does
+    )(key, jnp.asarray(_pieces(axes, slab)))
+
+
+def _pieces(axes: MeshAxes, slab: Slab) -> UInt32[np.ndarray, "M P 7"]:
+    """The pieces of each shard as `native.ops.uniform_rows` takes them, padded with empty ones."""
+    on_shard = [
+        [placed for placed in slab.pieces if (placed[0].shard or 0) == shard]
+        for shard in range(axes.shards if slab.sharded else 1)
+    ]
+    found = np.zeros((len(on_shard), max(map(len, on_shard)), 7), np.uint32)
+    for shard, pieces in enumerate(on_shard):
+        for number, (piece, first) in enumerate(pieces):
+            table = slab.tables[piece.table]
+            found[shard, number] = (
+                zlib.crc32(table.name.encode()),
+                first,
+                piece.rows(table.rows),
+                piece.modulus,
+                piece.residue,
+                piece.split * slab.width,
+                np.float32(table.initial_bound).view(np.uint32),
+            )
     return found

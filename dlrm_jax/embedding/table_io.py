@@ -15,7 +15,8 @@ from jaxtyping import Array
 from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import reshard
 from dlrm_jax.embedding.by_value import optimizer_key
-from dlrm_jax.embedding.initial_values import initial_values
+from dlrm_jax.embedding.initial_values import initial_values, native_initial_slab
+from dlrm_jax.embedding.kernel_dispatch import has_native_initial_values
 from dlrm_jax.embedding.layout import Layout
 from dlrm_jax.embedding.mesh_axes import MeshAxes
 from dlrm_jax.embedding.row_optimizer import slot_shapes
@@ -34,20 +35,25 @@ Scalars = dict[Hashable, tuple[str, Mapping[str, np.ndarray]]]
 """The first table with each optimizer and its scalar slots, by optimizer key."""
 
 
-def from_arrays(axes: MeshAxes, layout: Layout, source: Source, seed: int) -> EmbeddingState:
+def from_arrays(
+    axes: MeshAxes, layout: Layout, source: Source, seed: int, native: bool
+) -> EmbeddingState:
     """See `EmbeddingCollection.from_arrays`."""
     _check_memory(axes, layout)
     found, auto = {}, axes.auto
     scalars: Scalars = {}
-    # The largest first: it is in memory twice for a moment, while the others aren't there yet.
+    # The largest first: unless a kernel writes its rows in place, it is in memory twice for a
+    # moment, while the others aren't there yet.
     for slab in sorted(layout.slabs, key=lambda slab: -slab.rows):
         given = {name: _given(auto, slab, table, source) for name, table in slab.tables.items()}
         _check_scalars(slab, given, scalars)
-        make = functools.partial(_make_slab, auto, slab, seed)
+        in_place = native and has_native_initial_values(slab) and not any(given.values())
+        make = functools.partial(native_initial_slab if in_place else _make_slab, auto, slab, seed)
         with auto.current():
             leaves = jax.jit(make, out_shardings=_shardings(auto, slab))(given)
         del given
-        jax.block_until_ready(leaves)
+        if not in_place:
+            jax.block_until_ready(leaves)
         if axes.explicit:
             leaves = jax.device_put(leaves, _shardings(axes, slab))
         found[slab.name] = leaves

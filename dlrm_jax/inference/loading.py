@@ -18,8 +18,8 @@ from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.extra_metrics import extra_metrics
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.losses import own_function
+from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import read_metadata
-from dlrm_jax.training.orbax_io import release_memory
 from dlrm_jax.training.sampling import noted_shift
 from dlrm_jax.training.serialization import load_model, load_table
 

@@ -35,6 +35,8 @@ TARGETS = {
     "dlrm_jax_mlp": "DlrmJaxMlp",
     "dlrm_jax_mlp_back": "DlrmJaxMlpBack",
     "dlrm_jax_transposed": "DlrmJaxTransposed",
+    "dlrm_jax_uniform_rows": "DlrmJaxUniformRows",
+    "dlrm_jax_threefry": "DlrmJaxThreefry",
 }
 
 

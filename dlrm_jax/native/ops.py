@@ -1,4 +1,4 @@
-"""The native lookups, row updates and interaction as JAX functions."""
+"""The native lookups, row updates, initial rows and interaction as JAX functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from dlrm_jax.backend import Backend
 from dlrm_jax.errors import UserError
@@ -106,6 +106,30 @@ def rowwise_adagrad(
         eps=np.float32(eps),
     )
     return table, accumulator
+
+
+def uniform_rows(
+    key: UInt32[Array, "2"],
+    pieces: UInt32[Array, "P 7"],
+    rows: int,
+    width: int,
+    dim: int,
+    chunk: int,
+) -> Float[Array, "R w"]:
+    """Initial rows of one device, U(±bound); `embedding.initial_values.initial_values`.
+
+    Args:
+        key: data of the key of the seed, of JAX's generator threefry2x32.
+        pieces: pieces of tables, one after the other: checksum of the table's name, first row in
+            the result, number of rows, modulus, residue, first column, and the bits of the bound,
+            a float32. See `embedding.row_split` for modulus and residue. Other rows are zeros.
+        rows: number R of rows of the result.
+        width: number w of columns of the result.
+        dim: width of the tables.
+        chunk: number of rows of a table that share a key.
+    """
+    shape = jax.ShapeDtypeStruct((rows, width), np.float32)
+    return jax.ffi.ffi_call("dlrm_jax_uniform_rows", shape)(key, pieces, dim=dim, chunk=chunk)
 
 
 def interact(

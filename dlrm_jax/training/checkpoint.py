@@ -31,8 +31,8 @@ from dlrm_jax.processes import is_distributed, on_process_0
 from dlrm_jax.saved_config import check_version, saved_fields
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import read_metadata, write_metadata
-from dlrm_jax.training.orbax_io import release_memory
 from dlrm_jax.training.retention import Retention, check_path
 from dlrm_jax.training.serialization import (
     NOT_FINITE,

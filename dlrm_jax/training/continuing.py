@@ -21,7 +21,7 @@ from dlrm_jax.embedding.slab import Slab
 from dlrm_jax.errors import UserError
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
-from dlrm_jax.training.orbax_io import release_memory
+from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.serialization import array_name, load_state, load_table
 
 

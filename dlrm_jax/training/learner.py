@@ -20,6 +20,7 @@ from dlrm_jax.device_memory import check_memory
 from dlrm_jax.embedding import EmbeddingCollection, EmbeddingState
 from dlrm_jax.embedding.copies import check_copies, of_tables
 from dlrm_jax.errors import UserError
+from dlrm_jax.native import threefry
 from dlrm_jax.training.batch_layers import (
     check_keys,
     keys_of,
@@ -179,7 +180,9 @@ class Learner:
 
     def init_model(self, seed: int) -> tuple[Any, dict[str, Any]]:
         """Initial parameters of the model, as nested dicts, and its other state."""
-        params, rngs, statistics = split_model(self._make_model(nnx.Rngs(seed)))
+        native = self.collection.native and threefry.is_default()
+        key = threefry.key(seed) if native else jax.random.key(seed)
+        params, rngs, statistics = split_model(self._make_model(nnx.Rngs(key)))
         parts = {"rngs": raw_keys(rngs), "statistics": statistics}
         return params, {name: part for name, part in parts.items() if part}
 
@@ -197,6 +200,7 @@ class Learner:
         check_memory("the dense model", specs, self.mesh, "use narrower layers")
         # Placed like the result of a step: otherwise the second step is compiled anew.
         dense = jax.jit(self._init_dense, static_argnums=0, out_shardings=self.replicated)(seed)
+        # The tables last: native kernels go on with them while the step is compiled.
         return dataclasses.replace(dense, embedding=embedding or self.collection.init(seed))
 
     def state_specs(self) -> TrainState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -19,8 +20,8 @@ from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.mesh import put_whole
 from dlrm_jax.training.checksums import LoadedSums, SavedSums
 from dlrm_jax.training.learner import Learner, TrainState
+from dlrm_jax.training.memory import release_memory
 from dlrm_jax.training.metadata import FORMATS
-from dlrm_jax.training.orbax_io import load, release_memory, save
 
 # Arrays are collected until they take as many bytes, then written together: one write for each
 # of many small tables would take longer than their bytes.
@@ -34,6 +35,13 @@ NOT_FINITE = (
     "checkpoints are intact"
 )
 """End of the sentence that refuses to save numbers."""
+
+
+def _orbax() -> ModuleType:
+    """`orbax_io`, imported here: it takes a third of a second, and a run saves nothing at first."""
+    from dlrm_jax.training import orbax_io
+
+    return orbax_io
 
 
 def array_name(metadata: Mapping[str, Any], key: str) -> str:
@@ -76,7 +84,8 @@ def load_table(
             release_memory()  # of the table before
         name = f"tables/{table}/{stored}"
         saved = _as_saved(abstract, sums.dtype(name, abstract.dtype))
-        item = load(path / "tables" / entry["item"], {table: {stored: saved}}, partial=True)
+        wanted_of_item = {table: {stored: saved}}
+        item = _orbax().load(path / "tables" / entry["item"], wanted_of_item, partial=True)
         sums.add(name, item[table][stored])
         arrays[key] = _as_wanted(item.pop(table).pop(stored), abstract)
     return arrays
@@ -151,7 +160,7 @@ def load_dense(path: Path, wanted: Any, sums: LoadedSums, partial: bool = False)
         lambda keys, leaf: _on_host(leaf, sums.dtype(_dense_name(keys), leaf.dtype)),
         _without_empty(wanted),
     )
-    loaded = load(path / "dense", saved, partial) if saved else {}
+    loaded = _orbax().load(path / "dense", saved, partial) if saved else {}
     for keys, array in jax.tree.leaves_with_path(loaded):
         sums.add(_dense_name(keys), np.asarray(array))
     return _completed(wanted, loaded)
@@ -187,7 +196,7 @@ def save_dense(path: Path, state: TrainState, sums: SavedSums) -> None:
     items = _without_empty(dense_items(state))
     for keys, array in jax.tree.leaves_with_path(items):
         sums.add(_dense_name(keys), array)
-    save(path / "dense", items)
+    _orbax().save(path / "dense", items)
 
 
 def load_model(
@@ -252,7 +261,7 @@ def save_tables(
     def flush() -> None:
         nonlocal items
         if pending:
-            save(directory / str(items), pending)
+            _orbax().save(directory / str(items), pending)
             pending.clear()
             release_memory()
             items += 1

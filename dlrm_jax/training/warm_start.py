@@ -23,7 +23,6 @@ from dlrm_jax.embedding.table_io import check_array
 from dlrm_jax.errors import OtherShapeError, UserError
 from dlrm_jax.feature_names import file_name
 from dlrm_jax.mesh import put_whole
-from dlrm_jax.training.artifact_arrays import ArtifactArrays
 from dlrm_jax.training.checksums import LoadedSums
 from dlrm_jax.training.learner import Learner, TrainState
 from dlrm_jax.training.metadata import read_metadata
@@ -118,6 +117,8 @@ def warm_start(
         loaded = {path: by_path[of[path]] for path in params}
         loaded |= _by_path(other.get("statistics", {}))
     elif is_artifact(source):
+        from dlrm_jax.training.artifact_arrays import ArtifactArrays  # with Polars
+
         arrays, sums = ArtifactArrays(source), LoadedSums(source, {})  # it has its own checksums
         check_labels(labels, source, arrays.metadata, names, params)
 

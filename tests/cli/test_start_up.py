@@ -1,4 +1,4 @@
-"""A signal that comes while a program still imports."""
+"""The imports of a program: which there are, and a signal that comes meanwhile."""
 
 from __future__ import annotations
 
@@ -62,6 +62,16 @@ def test_a_library_has_no_handlers():
         "import signal, dlrm_jax, dlrm_jax.signals, dlrm_jax.cli.main, experiments\n"
         "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
         "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
+
+
+def test_training_imports_no_library_that_it_may_never_use():
+    """Orbax comes with the first checkpoint, Polars with a raw file; each takes long to import."""
+    check = (
+        "import sys, dlrm_jax.cli.train\n"
+        "found = {'orbax', 'polars', 'pyarrow', 'torch', 'onnx'} & sys.modules.keys()\n"
+        "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
 

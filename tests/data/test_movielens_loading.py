@@ -11,7 +11,7 @@ from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.check import check_ids
 from dlrm_jax.data.movielens.loading import load_movielens, load_ranking
 from dlrm_jax.data.movielens.splits import split_rows
-from dlrm_jax.data.preprocessing.vocabulary import FIRST_VALUE, MISSING, UNSEEN
+from dlrm_jax.data.special_ids import FIRST_VALUE, MISSING, UNSEEN
 from dlrm_jax.errors import UserError
 
 FEATURES = ("user", "gender", "age_group", "occupation", "zip", "item", "year", "genres")

@@ -22,7 +22,7 @@ from dlrm_jax.data.preprocessing.pipeline import preprocess
 from dlrm_jax.data.preprocessing.row_split import Place, RowSplit
 from dlrm_jax.data.preprocessing.schema import Schema
 from dlrm_jax.data.preprocessing.split_rule import PARTS, parse_rule
-from dlrm_jax.data.preprocessing.vocabulary import UNSEEN
+from dlrm_jax.data.special_ids import UNSEEN
 from dlrm_jax.errors import UserError
 
 ROWS = 120

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrm_jax.data.preprocessing import vocabulary
-from dlrm_jax.data.preprocessing.vocabulary import FIRST_VALUE, MISSING, UNSEEN
+from dlrm_jax.data.special_ids import FIRST_VALUE, MISSING, UNSEEN
 from dlrm_jax.errors import UserError
 
 VALUES = st.lists(st.none() | st.integers(0, 20), max_size=60)

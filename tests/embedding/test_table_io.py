@@ -210,4 +210,4 @@ def test_a_source_gives_arrays_by_name():
     tables = collection()
     given = table_io.from_arrays
     with pytest.raises(UserError, match=r"source: expected arrays of table . by name, .* NoneType"):
-        inspect.unwrap(given)(tables.axes, tables.layout, lambda table: None, 0)
+        inspect.unwrap(given)(tables.axes, tables.layout, lambda table: None, 0, False)

@@ -60,4 +60,5 @@ def test_a_state_is_made_after_the_comparison(compared: list[dict[str, Any]]):
     )
     assert not compared
     tables.init(0)
-    assert compared == [{"kernels of lookups": "jax", "kernels of updates": "jax"}]
+    kinds = ("lookups", "updates", "initial values")
+    assert compared == [{f"kernels of {kind}": "jax" for kind in kinds}]

@@ -7,10 +7,11 @@ features: a model without interactions has a visibly lower AUC.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from jaxtyping import Float32
 
 from dlrm_jax.data.arrays import Dataset, Examples, Split
 from dlrm_jax.data.auc import auc
@@ -97,8 +98,39 @@ def generate(
             f"{examples:,} generated examples, {len(table_rows)} tables with "
             f"{sum(table_rows):,} rows, Zipf exponent {zipf_exponent:g}, seed {seed}"
         ),
-        teacher_auc={name: auc(logits[s], labels[s]) for name, s in bounds.items()},
+        teacher_auc=_TeacherAuc(logits, labels, bounds),
     )
+
+
+class _TeacherAuc(Mapping[str, float]):
+    """The AUC of each split, computed when it is read: a run reads one, at its end.
+
+    Args:
+        logits: true log odds of label 1 of all examples.
+        labels: labels of all examples.
+        bounds: examples of each split.
+    """
+
+    def __init__(
+        self,
+        logits: Float32[np.ndarray, " N"],
+        labels: Float32[np.ndarray, " N"],
+        bounds: Mapping[str, slice],
+    ):
+        self._logits, self._labels, self._bounds = logits, labels, bounds
+        self._found: dict[str, float] = {}
+
+    def __getitem__(self, split: str) -> float:
+        if split not in self._found:
+            examples = self._bounds[split]
+            self._found[split] = auc(self._logits[examples], self._labels[examples])
+        return self._found[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bounds)
+
+    def __len__(self) -> int:
+        return len(self._bounds)
 
 
 def fingerprint(

@@ -194,13 +194,13 @@ class Teacher:
         terms = np.zeros((2, len(ids)), np.float32)
         vectors = {}
         for feature, (bag, effects) in enumerate(zip(self._bags(ids), self.effects, strict=True)):
-            index = effects.index(bag)
             if self.bag_lengths[feature] == 1:
-                index = index[:, 0]
+                index = effects.index(bag[:, 0].copy())  # which is read several times
                 terms[1] += effects.main[index]
-                if effects.vectors is not None:
-                    vectors[feature] = effects.vectors[index]
+                if effects.vectors is not None:  # [index] takes 15 times as long
+                    vectors[feature] = effects.vectors.take(index, axis=0)
                 continue
+            index = effects.index(bag)
             present = (bag != ABSENT).astype(np.float32)
             terms[1] += np.einsum("nl,nl->n", effects.main[index], present)
             if effects.vectors is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int32
 
-from dlrm_jax.data.preprocessing.vocabulary import FIRST_VALUE, MISSING
+from dlrm_jax.data.special_ids import FIRST_VALUE, MISSING
 
 _SAMPLE = 1 << 22  # rows in memory; quantiles of so many are right to a twentieth of a percent
 

@@ -17,6 +17,7 @@ from dlrm_jax.data.preprocessing import bins, vocabulary
 from dlrm_jax.data.preprocessing.logs import first_place
 from dlrm_jax.data.preprocessing.options import Options
 from dlrm_jax.data.preprocessing.staging import Staged
+from dlrm_jax.data.special_ids import MISSING, UNSEEN
 from dlrm_jax.errors import UserError
 
 # Bag places encoded at a time, 4 bytes each, and rows, 40 bytes each while a column is joined.
@@ -26,7 +27,7 @@ _ROWS_IN_CACHE = 1 << 12
 
 _log = logging.getLogger(__name__)
 
-_UNSEEN = {"": vocabulary.UNSEEN, "reference": None, "torchrec": 1}
+_UNSEEN = {"": UNSEEN, "reference": None, "torchrec": 1}
 
 
 def special_ids(compatible: str) -> dict[str, int]:
@@ -36,7 +37,7 @@ def special_ids(compatible: str) -> dict[str, int]:
         compatible: implementation whose ids they are, see `Options`; other ones number a missing
             value as 0 is.
     """
-    found = {"unseen": _UNSEEN[compatible], "missing": None if compatible else vocabulary.MISSING}
+    found = {"unseen": _UNSEEN[compatible], "missing": None if compatible else MISSING}
     return {name: number for name, number in found.items() if number is not None}
 
 

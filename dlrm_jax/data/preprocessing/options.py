@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 from dlrm_jax.data.formats.csv_text import MISSING
 from dlrm_jax.data.formats.lines import OnBadLine
-from dlrm_jax.data.preprocessing import vocabulary
 from dlrm_jax.data.preprocessing.schema import CRITEO, Schema
 from dlrm_jax.data.preprocessing.split_rule import SplitRule, parse_rule
+from dlrm_jax.data.special_ids import FIRST_VALUE
 from dlrm_jax.errors import UserError
 from dlrm_jax.feature_names import check_encodable
 
@@ -69,7 +69,7 @@ class Options:
     split: str = ""
 
     def __post_init__(self) -> None:
-        least = 2 * vocabulary.FIRST_VALUE
+        least = 2 * FIRST_VALUE
         for name, good, expected in (
             ("min_count", self.min_count >= 1, "at least 1 (1 keeps every value)"),
             ("max_rows", not self.max_rows or self.max_rows >= least, f"at least {least}, or 0"),

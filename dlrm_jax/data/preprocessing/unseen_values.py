@@ -7,7 +7,7 @@ from jaxtyping import Int32
 
 from dlrm_jax.data.metadata import Metadata
 from dlrm_jax.data.preprocessing.options import Options
-from dlrm_jax.data.preprocessing.vocabulary import MISSING, UNSEEN
+from dlrm_jax.data.special_ids import MISSING, UNSEEN
 
 _MANY = 0.9
 

@@ -18,14 +18,8 @@ from jaxtyping import Int32
 from dlrm_jax.data.arrays import ABSENT
 from dlrm_jax.data.formats import parquet
 from dlrm_jax.data.preprocessing.value_types import cast_values, cast_whole
+from dlrm_jax.data.special_ids import FIRST_VALUE, MISSING, UNSEEN
 from dlrm_jax.errors import UserError, shown
-
-UNSEEN = 0
-"""The id of values that aren't in the vocabulary, rare ones included."""
-MISSING = 1
-"""The id of missing values."""
-FIRST_VALUE = 2
-"""The id of the most frequent value."""
 
 _NO_VALUES = (pl.List, pl.Array, pl.Categorical, pl.Enum, pl.Object)
 _COUNT = pl.Int64()  # those of days add up
